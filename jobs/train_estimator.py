@@ -1,0 +1,143 @@
+"""Trains the entropy estimation model on documents, in windows of every length up to the context.
+
+Every length must be seen in training, since an exact label is the difference of the code lengths of two
+prefixes (paper section 3). Held-out loss is measured on windows of the whole context.
+"""
+
+import math
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import cyclopts
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.command_line import run
+from pipeline.data.corpus import Corpus, read_corpus
+from pipeline.data.documents import find_files
+from pipeline.data.tokenizer import token_source
+from pipeline.models.card import command_line, model_card
+from pipeline.models.checkpoint import save_checkpoint
+from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
+from pipeline.training.batches import Batch, Cut, endless_batches
+from pipeline.training.evaluation import bits_per_byte, held_out_batches, mean_over_tokens
+from pipeline.training.loop import Figures, TrainingConfig, train
+
+BITS_OF_A_BOTTLENECK_VALUE = 32  # the embedding is counted as it is computed: float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The model."""
+
+    context: int = 256
+    """Longest window, in tokens."""
+    encoder_width: int = 64
+    """Hidden size of the encoder."""
+    encoder_layers: int = 3
+    """Blocks of the encoder."""
+    encoder_heads: int = 2
+    """Attention heads of the encoder."""
+    bottleneck_width: int = 4
+    """Numbers that the window's embedding has; fewer make less noisy labels."""
+    decoder_width: int = 192
+    """Hidden size of the decoder."""
+    decoder_layers: int = 4
+    """Blocks of the decoder."""
+    decoder_heads: int = 6
+    """Attention heads of the decoder."""
+
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to train on, what to train, where to write."""
+
+    input: tuple[str, ...]
+    """Parquet files, folders or globs with a column `text` (or `input_ids`, with --tokenizer none)."""
+    tokenizer: str
+    """Folder of the tokenizer, or `none` for documents tokenized already."""
+    output: Path
+    """Folder to write the checkpoint to."""
+    vocabulary: int | None = None
+    """Number of token ids, with --tokenizer none."""
+    limit: int | None = None
+    """Documents to read at the most."""
+    held_out: int | None = None
+    """Last documents to evaluate on and never train on; one in twenty, 500 at the most, by default."""
+    model: Sizes = field(default_factory=Sizes)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def train_estimator(config: Config) -> None:
+    """Train an entropy estimation model on documents."""
+    source = token_source(config.tokenizer, config.vocabulary)
+    files = find_files(config.input)
+    corpus = read_corpus(files, tokenizer=source.tokenizer, vocabulary=source.vocabulary, limit=config.limit)
+    seen, held_out = corpus.held_out(config.held_out)
+    torch.manual_seed(config.training.seed)
+    model = EntropyEstimator(EstimatorConfig(vocab_size=source.vocabulary, **asdict(config.model)))
+    config.output.mkdir(parents=True, exist_ok=True)
+    varied = Cut(config.model.context, config.training.tokens_per_batch, varied=True)
+    figures = train(
+        model,
+        endless_batches(seen, varied, config.training.seed),
+        mean_loss,
+        lambda trained: held_out_figures(trained, held_out, config),
+        config.training,
+        config.output,
+    )
+    save_checkpoint(
+        model,
+        config.output,
+        dtype=config.training.save_as,
+        tokenizer_folder=source.folder,
+        card=card(model, seen, held_out, figures, config),
+    )
+    print(f"{config.output}: held-out loss {figures['held_out_loss']:.3f} nats a token")
+
+
+def mean_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Nats a real token; padding has loss 0."""
+    losses_BT: Tensor = model(batch.input_ids_BT, batch.lengths_B)
+    return losses_BT.sum() / batch.lengths_B.sum()
+
+
+def held_out_figures(model: EntropyEstimator, held_out: Corpus, config: Config) -> Figures:
+    """Loss in nats a token, the same with the embedding's cost spread over its window, and that in bits a byte."""
+    context = config.model.context
+    batches = held_out_batches(held_out, Cut(context, config.training.tokens_per_batch), model.device)
+    loss = mean_over_tokens(batches, lambda batch: model.token_losses(batch.input_ids_BT, batch.lengths_B))
+    windows = int(np.ceil(np.diff(held_out.offsets) / context).sum())
+    embedding_nats = config.model.bottleneck_width * BITS_OF_A_BOTTLENECK_VALUE * math.log(2)
+    normalized = loss + embedding_nats * windows / len(held_out.tokens_N)
+    figures = {"held_out_loss": loss, "normalized_loss": normalized}
+    return figures | bits_per_byte(normalized, held_out)
+
+
+def card(model: EntropyEstimator, seen: Corpus, held_out: Corpus, figures: Figures, config: Config) -> str:
+    """The checkpoint's model card."""
+    training = config.training
+    return model_card(
+        "Entropy estimation model",
+        "An encoder-augmented causal decoder. The difference of the code lengths it gives to two prefixes is the "
+        "entropy of the token between them (arXiv 2511.10618).",
+        {
+            "trained on": f"{len(seen):,} documents, {len(seen.tokens_N):,} tokens",
+            "steps": f"{training.steps:,} of up to {training.tokens_per_batch:,} tokens",
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "held out": f"the last {len(held_out):,} documents, {len(held_out.tokens_N):,} tokens, never trained on",
+            "held-out loss, nats a token": figures["held_out_loss"],
+            "with the embedding's cost (float32)": figures["normalized_loss"],
+            "bits a byte, that cost included": figures.get("bits_per_byte", "unknown: documents came as tokens"),
+        },
+        command=command_line("jobs.train_estimator", sys.argv[1:]),
+        tags=["entropy-estimation"],
+        usage="python -m pipeline.annotate --method exact --estimator THIS_FOLDER --input FILES --output DIR",
+    )
+
+
+if __name__ == "__main__":
+    run(train_estimator, "jobs.train_estimator")

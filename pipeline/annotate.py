@@ -1,0 +1,168 @@
+"""The main job: documents in, an annotated dataset out.
+
+    python -m pipeline.annotate                                          # built-in sample documents
+    python -m pipeline.annotate --input fineweb/*.parquet --output DIR   # your own
+    ray job submit --working-dir . -- python -m pipeline.annotate ...    # on a cluster
+
+Everything is checked before anything is written. The same command again goes on where a run stopped.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cyclopts
+from tqdm import tqdm
+
+from pipeline.command_line import run
+from pipeline.data.dataset_card import dataset_card
+from pipeline.data.documents import find_files
+from pipeline.data.sample import SAMPLE_NAME, write_sample
+from pipeline.data.shards import write_text
+from pipeline.data.tokenizer import TOKENIZED_ALREADY, token_source, tokenizer_sha256
+from pipeline.engine import driver
+from pipeline.engine.annotation import Run
+from pipeline.engine.ledger import Receipt, open_run
+from pipeline.engine.plan import Source, Unit, default_rows_per_unit, inspect, plan_units
+from pipeline.models.checkpoint import SHIPPED, checkpoint_sha256, context_and_vocabulary, copy_tokenizer, require_kind
+from pipeline.summary import Summary, print_examples, print_summary
+from schemas.annotations import Method, Provenance, annotated_schema
+
+KIND_OF_METHOD = {"second-order": "second-order", "exact": "estimator", "causal": "causal"}
+
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to label, with what, and where to write it."""
+
+    input: tuple[str, ...] = ()
+    """Parquet files, folders or globs with a column `text`; built-in sample documents by default."""
+    output: Path = Path("annotated")
+    """Folder for the dataset."""
+    method: Method = "second-order"
+    """second-order: one pass, needs a second-order checkpoint. exact: differences of code lengths, a few hundred
+    times dearer, needs an estimator. causal: the loss of a causal language model."""
+    estimator: Path | None = None
+    """Checkpoint folder for the method; the one that comes with the project by default."""
+    tokenizer: str | None = None
+    """Tokenizer folder, or `none` for an input column `input_ids` in place of `text`; the checkpoint's by default."""
+    vocabulary: int | None = None
+    """Number of token ids, with --tokenizer none; the checkpoint's by default."""
+    window: int | None = None
+    """Tokens labelled in one pass; the checkpoint's context by default."""
+    overlap: int | None = None
+    """Tokens that a window shares with the next in longer documents; half the window by default."""
+    share: float = 1.0
+    """Share of the tokens to label, in random runs of eight; the rest is null; exact labels cost in proportion."""
+    workers: int | None = None
+    """Worker processes; one a GPU, or one a CPU where there is none, by default."""
+    limit: int | None = None
+    """Rows to label at the most, from the first on."""
+    rows_per_unit: int | None = None
+    """Rows in a shard; a sixteenth of the rows, from 8 to 65,536, by default."""
+    keep_text: bool = False
+    """Keep the column `text`."""
+    source_seen_by_estimator: Literal["yes", "no", "unknown"] = "unknown"
+    """Whether the checkpoint was trained on these documents; written into the provenance."""
+    address: str | None = None
+    """Ray cluster to join; inside `ray job submit` that job's cluster, else a local one, by default."""
+
+
+def annotate(config: Config = Config()) -> None:
+    """Label every token of every document with its entropy, in nats, and write an annotated dataset."""
+    with tempfile.TemporaryDirectory() as scratch:
+        sample = Path(scratch) / "sample.parquet"
+        if not config.input:
+            write_sample(sample)
+        source = inspect(find_files(config.input or [str(sample)]), tokenized=config.tokenizer == TOKENIZED_ALREADY)
+        job, units = prepare(config, source)
+        receipts = open_run(job.output, job.provenance, units)
+        started = time.monotonic()
+        fresh = label([unit for unit in units if unit.index not in receipts], job, config)
+    seconds = time.monotonic() - started
+    receipts |= {receipt.unit: receipt for receipt in fresh}
+    summary = Summary.of(receipts.values())
+    card = dataset_card(
+        job.provenance, documents=summary.documents, tokens=summary.tokens, mean_entropy=summary.mean_entropy
+    )
+    write_text(job.output / "README.md", card)
+    print_summary(job.output, summary, new_tokens=sum(receipt.tokens for receipt in fresh), seconds=seconds)
+    print_examples(job.output)
+
+
+def prepare(config: Config, source: Source) -> tuple[Run, list[Unit]]:
+    """Checks every setting and returns what workers need; writes nothing.
+
+    Raises:
+        ValueError: if the settings do not fit together.
+    """
+    checkpoint = checkpoint_folder(config)
+    require_kind(checkpoint, KIND_OF_METHOD[config.method])
+    context, model_vocabulary = context_and_vocabulary(checkpoint)
+    tokens = token_source(config.tokenizer or str(checkpoint), config.vocabulary or model_vocabulary)
+    if tokens.vocabulary > model_vocabulary:
+        raise ValueError(f"{tokens.vocabulary} token ids do not fit the {model_vocabulary} that {checkpoint} knows")
+    window = config.window if config.window is not None else context
+    overlap = config.overlap if config.overlap is not None else window // 2
+    if not 0 <= overlap < window <= context:
+        raise ValueError(f"needs 0 <= overlap < window <= {context}, not overlap {overlap} and window {window}")
+    if not 0 < config.share <= 1:
+        raise ValueError(f"--share must be above 0 and at most 1, not {config.share}")
+    rows = min(sum(source.rows), config.limit if config.limit is not None else sum(source.rows))
+    provenance = Provenance(
+        method=config.method,
+        checkpoint_sha256=checkpoint_sha256(checkpoint),
+        tokenizer_sha256=tokenizer_sha256(tokens.folder) if tokens.folder else None,
+        vocabulary=tokens.vocabulary,
+        window=window,
+        overlap=overlap,
+        share=config.share,
+        keep_text=config.keep_text,
+        source=config.input or (SAMPLE_NAME,),
+        source_sha256=source.sha256,
+        source_rows=rows,
+        rows_per_unit=config.rows_per_unit or default_rows_per_unit(rows),
+        source_seen_by_estimator=config.source_seen_by_estimator,
+    )
+    annotated_schema(source.schema, provenance)
+    units = plan_units(source, rows_per_unit=provenance.rows_per_unit, limit=config.limit)
+    folder = tokens.folder.resolve() if tokens.folder else None
+    return Run(config.output.resolve(), checkpoint.resolve(), folder, provenance, len(units)), units
+
+
+def checkpoint_folder(config: Config) -> Path:
+    """The checkpoint that was named, or the shipped one for the method."""
+    if config.estimator is not None:
+        return config.estimator
+    if config.method == "causal":
+        raise ValueError("--method causal needs --estimator, the folder of a causal language model")
+    return SHIPPED / KIND_OF_METHOD[config.method]
+
+
+def label(units: Sequence[Unit], job: Run, config: Config) -> list[Receipt]:
+    """Labels the units on Ray, with a progress bar; does not start Ray where there are none."""
+    if job.tokenizer is not None:
+        copy_tokenizer(job.tokenizer, job.output / "tokenizer")
+    if not units:
+        return []
+    receipts: list[Receipt] = []
+    with driver.cluster(config.address or os.environ.get("RAY_ADDRESS") or "local"):
+        workers = config.workers or driver.default_workers()
+        with tqdm(
+            total=sum(unit.stop - unit.start for unit in units), desc="annotating", unit=" documents"
+        ) as progress:
+            for receipt in driver.annotate_units(job, units, workers):
+                receipts.append(receipt)
+                progress.update(receipt.rows)
+                tokens = sum(receipt.tokens for receipt in receipts)
+                progress.set_postfix_str(f"{tokens / progress.format_dict['elapsed']:,.0f} tokens/s")
+    return receipts
+
+
+if __name__ == "__main__":
+    run(annotate, "pipeline.annotate")

@@ -1,0 +1,73 @@
+"""The command line of every job: a typed dataclass becomes flags, `--config` a YAML file beneath them.
+
+A mistake of the user's ends in one line on standard error and exit code 1.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import cyclopts
+import yaml
+from cyclopts.config import Yaml
+from transformers.utils import logging
+
+COMMON_FLAGS = """\
+Also, for every command: --config FILE reads a YAML file of the flags above (input: [a, b], training: {steps: 9}),
+which flags on the command line override; --debug shows the traceback of an error."""
+
+
+def run(command: Callable[..., int | None], module: str) -> NoReturn:
+    """Parses the arguments into `command`'s dataclass, calls it and exits with what it returns (None is 0)."""
+    logging.disable_progress_bar()
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    try:
+        sys.exit(_parser(command, module, arguments)(arguments, exit_on_error=False, print_error=False))
+    except (ValueError, cyclopts.CycloptsError) as error:
+        if debug:
+            raise
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run the same command again to go on")
+
+
+def _parser(command: Callable[..., int | None], module: str, arguments: list[str]) -> cyclopts.App:
+    """The parser for `command`; takes the flags that every command shares out of `arguments`."""
+    if "--debug" in arguments:
+        arguments.remove("--debug")
+    return cyclopts.App(
+        name=f"python -m {module}",
+        default_command=command,
+        default_parameter=cyclopts.Parameter(consume_multiple=True, negative=()),
+        config=_config_files(arguments),
+        help_epilogue=COMMON_FLAGS,
+        help_format="plaintext",
+        version_flags=(),
+        result_action="return_value",
+    )
+
+
+def _config_files(arguments: list[str]) -> list[Yaml]:
+    files: list[Yaml] = []
+    while "--config" in arguments:
+        at = arguments.index("--config")
+        if at + 1 == len(arguments):
+            raise ValueError("--config needs a YAML file")
+        file = Path(arguments[at + 1])
+        del arguments[at : at + 2]
+        _check_yaml(file)
+        files.append(Yaml(file.resolve(), must_exist=True))
+    return files
+
+
+def _check_yaml(file: Path) -> None:
+    if not file.is_file():
+        raise ValueError(f"no file at --config {file}")
+    try:
+        content = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must map flag names to values, as in `limit: 100`")

@@ -1,0 +1,61 @@
+"""Reading an annotated dataset back: tokens and labels as a corpus, and where they came from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.data.corpus import Corpus
+from pipeline.data.tokenizer import TOKENIZER_FILE
+from schemas.annotations import ENTROPY, INPUT_IDS, PROVENANCE_KEY, Provenance
+
+
+@dataclass(frozen=True)
+class AnnotatedDataset:
+    """Documents with labels (NaN where a token has none), their provenance, and the tokenizer's folder, if any."""
+
+    corpus: Corpus
+    provenance: Provenance
+    tokenizer: Path | None
+
+
+def read_annotations(folder: Path, limit: int | None = None) -> AnnotatedDataset:
+    """Every row of an annotated dataset on disk, in order, `limit` rows at the most.
+
+    Raises:
+        ValueError: if the folder is not an annotated dataset, or a label is not finite.
+    """
+    shards = sorted((folder / "data").glob("*.parquet"))
+    if not shards:
+        raise ValueError(f"{folder} is not an annotated dataset: no data/*.parquet; make one with pipeline.annotate")
+    schema = pq.read_schema(shards[0])
+    missing = {INPUT_IDS, ENTROPY} - set(schema.names)
+    if missing or PROVENANCE_KEY not in (schema.metadata or {}):
+        raise ValueError(f"{shards[0]} was not written by pipeline.annotate: it lacks labels or their provenance")
+    tables = [pq.read_table(shard, columns=[INPUT_IDS, ENTROPY]) for shard in shards]
+    rows = pa.concat_tables(tables).slice(0, limit).combine_chunks()
+    tokenizer = folder / "tokenizer"
+    return AnnotatedDataset(
+        _corpus(rows, folder),
+        Provenance.from_json(schema.metadata[PROVENANCE_KEY].decode()),
+        tokenizer if (tokenizer / TOKENIZER_FILE).is_file() else None,
+    )
+
+
+def _corpus(rows: pa.Table, folder: Path) -> Corpus:
+    tokens = rows.column(INPUT_IDS).combine_chunks()
+    labels = rows.column(ENTROPY).combine_chunks().flatten()
+    if not np.isfinite(labels.drop_null().to_numpy()).all():
+        raise ValueError(
+            f"{folder} has entropies that are not finite; annotate it again (a token without a label is null)"
+        )
+    lengths = tokens.value_lengths().to_numpy()
+    if len(labels) != lengths.sum():
+        raise ValueError(f"{folder} has {len(labels)} entropies for {lengths.sum()} tokens")
+    return Corpus(
+        tokens_N=tokens.flatten().to_numpy(),
+        offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+        labels_N=labels.to_numpy(zero_copy_only=False).astype(np.float32),
+    )

@@ -1,0 +1,91 @@
+"""Tokenized documents end to end in memory, with the label of every token where there are labels.
+
+N tokens, M documents.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from pipeline.data.documents import document_tokens, iterate_rows
+from schemas.documents import TEXT_COLUMN
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """`tokens[offsets[m] : offsets[m + 1]]` is document m; `labels` are nats, NaN where a token has none."""
+
+    tokens_N: np.ndarray
+    offsets: np.ndarray
+    labels_N: np.ndarray | None = None
+    text_bytes_M: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @classmethod
+    def of(
+        cls,
+        documents: Sequence[np.ndarray],
+        labels: Sequence[np.ndarray] | None = None,
+        text_bytes: Sequence[int] | None = None,
+    ) -> "Corpus":
+        """One corpus of token arrays, and of label arrays of the same lengths."""
+        offsets = np.cumsum([0, *(len(document) for document in documents)], dtype=np.int64)
+        return cls(
+            tokens_N=np.concatenate([np.empty(0, np.int32), *documents]),
+            offsets=offsets,
+            labels_N=None if labels is None else np.concatenate([np.empty(0, np.float32), *labels]),
+            text_bytes_M=None if text_bytes is None else np.array(text_bytes, dtype=np.int64),
+        )
+
+    def documents(self, start: int, stop: int) -> "Corpus":
+        """The documents `start` to `stop`, without the last."""
+        tokens = slice(int(self.offsets[start]), int(self.offsets[stop]))
+        return replace(
+            self,
+            tokens_N=self.tokens_N[tokens],
+            offsets=self.offsets[start : stop + 1] - self.offsets[start],
+            labels_N=None if self.labels_N is None else self.labels_N[tokens],
+            text_bytes_M=None if self.text_bytes_M is None else self.text_bytes_M[start:stop],
+        )
+
+    def held_out(self, documents: int | None) -> tuple["Corpus", "Corpus"]:
+        """Training documents and, apart from them, the last `documents` (one in twenty, 500 at the most, if None).
+
+        Raises:
+            ValueError: if that leaves nothing to train on.
+        """
+        if documents is None:
+            documents = min(500, max(1, len(self) // 20))
+        if not 0 < documents < len(self):
+            raise ValueError(f"cannot hold out {documents} of {len(self)} documents; choose fewer with --held-out")
+        return self.documents(0, len(self) - documents), self.documents(len(self) - documents, len(self))
+
+    @property
+    def tokens_per_byte(self) -> float | None:
+        """Tokens to UTF-8 bytes of text; None for documents that came as tokens."""
+        return None if self.text_bytes_M is None else len(self.tokens_N) / float(self.text_bytes_M.sum())
+
+    def packed(self, separator: int) -> "Corpus":
+        """All documents as a single one, a separator without a label before each."""
+        starts = self.offsets[:-1]
+        labels_N = None if self.labels_N is None else np.insert(self.labels_N, starts, np.float32("nan"))
+        tokens_N = np.insert(self.tokens_N, starts, np.int32(separator))
+        return replace(self, tokens_N=tokens_N, labels_N=labels_N, offsets=np.array([0, len(tokens_N)]))
+
+
+def read_corpus(
+    files: Iterable[Path], *, tokenizer: Tokenizer | None, vocabulary: int, limit: int | None = None
+) -> Corpus:
+    """Every document of the files, tokenized."""
+    documents: list[np.ndarray] = []
+    text_bytes: list[int] = []
+    for rows in iterate_rows(list(files), tokenized=tokenizer is None, limit=limit):
+        documents += document_tokens(rows, tokenizer, vocabulary)
+        if tokenizer is not None:
+            text_bytes += [len((text or "").encode()) for text in rows.column(TEXT_COLUMN).to_pylist()]
+    return Corpus.of(documents, text_bytes=None if tokenizer is None else text_bytes)

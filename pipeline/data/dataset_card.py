@@ -1,0 +1,45 @@
+"""The README.md of an annotated dataset: how `load_dataset` finds its files, what a label means, where it came from."""
+
+from dataclasses import asdict
+
+from huggingface_hub import DatasetCardData
+
+from schemas.annotations import DESCRIPTIONS, EXPECTED_ENTROPY, Provenance
+
+HEADER = "Per-token entropy labels"
+
+
+def dataset_card(provenance: Provenance, *, documents: int, tokens: int, mean_entropy: float) -> str:
+    """Markdown with the front matter that `datasets` and the Hugging Face Hub read."""
+    front_matter = DatasetCardData(
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
+        tags=["token-entropy"],
+    ).to_yaml()
+    columns = [name for name in DESCRIPTIONS if provenance.method == "second-order" or name != EXPECTED_ENTROPY]
+    described = "\n".join(f"- `{name}`: {DESCRIPTIONS[name]}" for name in columns)
+    origin = "\n".join(f"| {name} | {_shown(value)} |" for name, value in asdict(provenance).items())
+    return f"""---
+{front_matter}
+---
+# {HEADER}
+
+{documents:,} documents, {tokens:,} tokens, {mean_entropy:.3f} nats a labelled token.
+
+{described}
+
+Labels are rounded to 1/128 nat. `entropy[i]` speaks of `input_ids[i]`; no special tokens were added. Exact labels
+are differences of code lengths and may be negative: they are kept as they are. The other columns are the source's.
+
+```python
+from datasets import load_dataset
+dataset = load_dataset(THIS_FOLDER, split="train")
+```
+
+| provenance | |
+|---|---|
+{origin}
+"""
+
+
+def _shown(value: object) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)

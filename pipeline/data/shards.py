@@ -1,0 +1,117 @@
+"""Annotated shards: rows with their labels as Arrow, and the Parquet file they end in.
+
+A shard appears under its name only when it is whole: it is written beside it, synced and then renamed.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS, ROUNDING_NATS
+
+ROW_GROUP_BYTES = 100_000_000
+ENTROPY_COLUMNS = (ENTROPY, EXPECTED_ENTROPY)
+
+
+def annotated_rows(
+    source: pa.RecordBatch,
+    tokens: Sequence[np.ndarray],
+    entropies: Mapping[str, Sequence[np.ndarray]],
+    schema: pa.Schema,
+) -> pa.Table:
+    """One row a source row, in order, with the columns of `schema`. NaN in an entropy becomes null."""
+    labels = {name: _entropy_lists(arrays) for name, arrays in entropies.items()}
+    lengths = np.array([len(ids) for ids in tokens], dtype=np.int32)
+    columns = {
+        **{name: source.column(name) for name in source.schema.names},
+        **labels,
+        INPUT_IDS: _lists(pa.array(_joined(tokens, np.int32)), lengths),
+        NUM_TOKENS: pa.array(lengths),
+        MEAN_ENTROPY: pa.array([_mean(row) for row in labels[ENTROPY]], pa.float32()),
+    }
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def write_shard(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> str:
+    """Writes the tables as one Parquet file and returns its sha256.
+
+    Entropies are dictionary-encoded: rounded to 1/128 nat there are a few thousand values.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    lists = [name for name in schema.names if name in ENTROPY_COLUMNS]
+    scalars = [name for name in schema.names if name not in (*ENTROPY_COLUMNS, INPUT_IDS)]
+    with pq.ParquetWriter(
+        unfinished,
+        schema,
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=[*scalars, *(f"{name}.list.element" for name in lists)],
+        use_content_defined_chunking=True,
+        write_page_index=True,
+        write_page_checksum=True,
+    ) as writer:
+        for table in _row_groups(tables):
+            writer.write_table(table)
+    return commit(unfinished, path)
+
+
+def commit(unfinished: Path, path: Path) -> str:
+    """Syncs a finished file, gives it its name and returns its sha256."""
+    with unfinished.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    _sync_folder(path.parent)
+    return digest
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text)
+    commit(unfinished, path)
+
+
+def _row_groups(tables: Iterable[pa.Table]) -> Iterable[pa.Table]:
+    held: list[pa.Table] = []
+    for table in tables:
+        if held and sum(part.nbytes for part in held) + table.nbytes > ROW_GROUP_BYTES:
+            yield pa.concat_tables(held)
+            held = []
+        held.append(table)
+    yield pa.concat_tables(held)
+
+
+def _entropy_lists(arrays: Sequence[np.ndarray]) -> pa.ListArray:
+    rounded = np.round(_joined(arrays, np.float32) / ROUNDING_NATS) * np.float32(ROUNDING_NATS)
+    lengths = np.array([len(array) for array in arrays], dtype=np.int32)
+    return _lists(pa.array(rounded.astype(np.float32), mask=np.isnan(rounded)), lengths)
+
+
+def _lists(values: pa.Array, lengths: np.ndarray) -> pa.ListArray:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype), *arrays])
+
+
+def _mean(entropies: pa.ListScalar) -> float | None:
+    values = entropies.values.drop_null().to_numpy()
+    return float(values.mean(dtype=np.float64)) if len(values) else None
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,89 @@
+"""Text to token ids, with the `tokenizer.json` that every fast Hugging Face tokenizer carries.
+
+Annotation never adds special tokens and never reads any: a document that contains the characters
+`<|endoftext|>` has them encoded as ordinary text.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZED_ALREADY = "none"
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer kept in `folder`.
+
+    Raises:
+        ValueError: if the folder has no readable `tokenizer.json`.
+    """
+    file = folder / TOKENIZER_FILE
+    if not file.is_file():
+        raise ValueError(f"{folder} has no {TOKENIZER_FILE}; make one with `python -m jobs.train_tokenizer`")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception for a malformed file
+        raise ValueError(f"{file} is not a tokenizer: {error}") from error
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of each text, int32, without special tokens."""
+    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """Digest of the file that decides every token id."""
+    return hashlib.sha256((folder / TOKENIZER_FILE).read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class TokenSource:
+    """Where token ids come from: a tokenizer and its folder, or neither for documents tokenized already."""
+
+    vocabulary: int
+    tokenizer: Tokenizer | None = None
+    folder: Path | None = None
+
+
+def token_source(tokenizer: str, vocabulary: int | None) -> TokenSource:
+    """What `--tokenizer DIR` or `--tokenizer none --vocabulary N` means.
+
+    Raises:
+        ValueError: if `none` comes without a vocabulary, or the vocabulary is not the tokenizer's.
+    """
+    if tokenizer == TOKENIZED_ALREADY:
+        if vocabulary is None or vocabulary < 1:
+            raise ValueError("--tokenizer none needs --vocabulary N, the number of token ids in use")
+        return TokenSource(vocabulary)
+    loaded = load_tokenizer(Path(tokenizer))
+    if vocabulary not in (None, loaded.get_vocab_size()):
+        raise ValueError(f"--vocabulary {vocabulary} is not the {loaded.get_vocab_size()} of {tokenizer}; leave it out")
+    return TokenSource(loaded.get_vocab_size(), loaded, Path(tokenizer))
+
+
+def beginning_token(folder: Path) -> int:
+    """Id of the token that stands before a document when a language model is trained.
+
+    Raises:
+        ValueError: if the tokenizer declares neither a beginning nor an end of sequence.
+    """
+    file = folder / "tokenizer_config.json"
+    declared = json.loads(file.read_text()) if file.is_file() else {}
+    for name in ("bos_token", "eos_token"):
+        token = declared.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        found = load_tokenizer(folder).token_to_id(content) if content else None
+        if found is not None:
+            return found
+    raise ValueError(f"{file} declares no bos_token and no eos_token to put between documents")

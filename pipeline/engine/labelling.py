@@ -1,0 +1,91 @@
+"""Documents to labels: windows, batches of neighbouring lengths, a label method, and the pieces put together.
+
+B rows, T tokens of the longest row.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.windows import Window, cover
+from pipeline.labels import causal, exact, second_order
+from pipeline.models.checkpoint import load_causal, load_estimator, load_second_order
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Method
+
+BATCH_TOKENS = 16384
+
+LabelWindows = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """A loaded label method: (input_ids [B, T], lengths [B], wanted positions [B, T]) to columns of nats [B, T]."""
+
+    columns: tuple[str, ...]
+    label: LabelWindows
+    device: torch.device
+
+
+def load_labeller(method: Method, checkpoint: Path, device: torch.device) -> Labeller:
+    """The method with its checkpoint on the device."""
+    if method == "exact":
+        estimator = load_estimator(checkpoint).to(device)
+        return Labeller((ENTROPY,), lambda *batch: {ENTROPY: exact.token_entropies(estimator, *batch)}, device)
+    if method == "second-order":
+        model = load_second_order(checkpoint).to(device)
+        columns = (ENTROPY, EXPECTED_ENTROPY)
+        return Labeller(
+            columns, lambda ids, *_: dict(zip(columns, second_order.token_entropies(model, ids), strict=True)), device
+        )
+    language_model = load_causal(checkpoint).to(device)
+    return Labeller((ENTROPY,), lambda ids, *_: {ENTROPY: causal.token_entropies(language_model, ids)}, device)
+
+
+def label_documents(
+    documents: Sequence[np.ndarray], wanted: Sequence[np.ndarray], labeller: Labeller, *, window: int, overlap: int
+) -> dict[str, list[np.ndarray]]:
+    """A float32 array a document for every column, NaN where `wanted` (bool, a document each) is False."""
+    results = {name: [np.full(len(ids), np.nan, np.float32) for ids in documents] for name in labeller.columns}
+    windows = [
+        piece
+        for index, ids in enumerate(documents)
+        for piece in cover(index, len(ids), window=window, overlap=overlap)
+        if wanted[index][piece.label_from : piece.stop].any()
+    ]
+    for batch in _batches(windows):
+        ids_BT, lengths_B, wanted_BT = _padded(documents, wanted, batch)
+        moved = (array.to(labeller.device) for array in (ids_BT, lengths_B, wanted_BT))
+        for name, values_BT in labeller.label(*moved).items():
+            labels_BT = torch.where(wanted_BT, values_BT.cpu(), torch.nan).numpy()
+            for row, piece in enumerate(batch):
+                results[name][piece.document][piece.label_from : piece.stop] = labels_BT[
+                    row, piece.label_from - piece.start : len(piece)
+                ]
+    return results
+
+
+def _batches(windows: list[Window]) -> Iterator[list[Window]]:
+    """Windows of neighbouring lengths, longest first, within the token budget when padded."""
+    ordered = sorted(windows, key=len, reverse=True)
+    start = 0
+    while start < len(ordered):
+        stop = start + max(1, BATCH_TOKENS // len(ordered[start]))
+        yield ordered[start:stop]
+        start = stop
+
+
+def _padded(
+    documents: Sequence[np.ndarray], wanted: Sequence[np.ndarray], batch: list[Window]
+) -> tuple[Tensor, Tensor, Tensor]:
+    lengths_B = torch.tensor([len(piece) for piece in batch])
+    ids_BT = torch.zeros(len(batch), int(lengths_B.max()), dtype=torch.long)
+    wanted_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
+    for row, piece in enumerate(batch):
+        ids_BT[row, : len(piece)] = torch.from_numpy(documents[piece.document][piece.start : piece.stop])
+        labelled = wanted[piece.document][piece.label_from : piece.stop]
+        wanted_BT[row, piece.label_from - piece.start : len(piece)] = torch.from_numpy(labelled)
+    return ids_BT, lengths_B, wanted_BT

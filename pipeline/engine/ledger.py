@@ -1,0 +1,76 @@
+"""The ledger of a run: its plan and a receipt for every committed shard, in `_ledger/` beside the data.
+
+A receipt is written after its shard is in place, so a unit with a receipt never needs doing again: to
+resume a run is to give the same command. `datasets` does not read folders that begin with an underscore.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from pipeline.data.shards import write_text
+from pipeline.engine.plan import Unit
+from schemas.annotations import Provenance
+
+LEDGER = "_ledger"
+DATA = "data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What a committed shard holds; `nats` is the sum of its entropies."""
+
+    unit: int
+    shard: str
+    sha256: str
+    rows: int
+    tokens: int
+    labelled_tokens: int
+    text_bytes: int
+    nats: float
+
+
+def open_run(output: Path, provenance: Provenance, units: Sequence[Unit]) -> dict[int, Receipt]:
+    """Begins a run in an empty folder or goes on with the same one; returns the receipts of finished units.
+
+    Raises:
+        ValueError: if the folder holds anything else, another run's dataset among them. Nothing is written then.
+    """
+    plan_file = output / LEDGER / "plan.json"
+    if plan_file.is_file():
+        _require_same(output, provenance, Provenance.from_json(json.dumps(json.loads(plan_file.read_text())["run"])))
+        _sweep(output)
+        return read_receipts(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--output {output} is not empty and holds no annotation run; choose another folder")
+    plan = {"run": asdict(provenance), "units": [asdict(unit) for unit in units]}
+    write_text(plan_file, json.dumps(plan, indent=1))
+    return {}
+
+
+def record(output: Path, receipt: Receipt) -> None:
+    """Writes a unit's receipt; its shard must be in place."""
+    write_text(output / LEDGER / "receipts" / f"{receipt.unit:06d}.json", json.dumps(asdict(receipt)))
+
+
+def read_receipts(output: Path) -> dict[int, Receipt]:
+    """The receipts of units whose shards are in place, by unit."""
+    found = (json.loads(file.read_text()) for file in sorted((output / LEDGER / "receipts").glob("*.json")))
+    receipts = (Receipt(**values) for values in found)
+    return {receipt.unit: receipt for receipt in receipts if (output / DATA / receipt.shard).is_file()}
+
+
+def _require_same(output: Path, wanted: Provenance, there: Provenance) -> None:
+    differing = [
+        field.name for field in fields(Provenance) if getattr(wanted, field.name) != getattr(there, field.name)
+    ]
+    if differing:
+        shown = "; ".join(f"{name} {getattr(there, name)} there, {getattr(wanted, name)} now" for name in differing)
+        raise ValueError(f"--output {output} holds another run's dataset ({shown}); choose another folder")
+
+
+def _sweep(output: Path) -> None:
+    """Removes what an interrupted run left half written."""
+    for orphan in output.glob("**/.*.unfinished"):
+        orphan.unlink()

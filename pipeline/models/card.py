@@ -1,0 +1,42 @@
+"""Model cards: what a checkpoint was trained on, how well it does, and the command that made it."""
+
+import shlex
+from collections.abc import Mapping
+
+from huggingface_hub import ModelCardData
+
+
+def model_card(
+    title: str, description: str, facts: Mapping[str, object], *, command: str, tags: list[str], usage: str
+) -> str:
+    """Markdown with the front matter that the Hugging Face Hub reads; `facts` become a table in their order."""
+    front_matter = ModelCardData(library_name="transformers", license="apache-2.0", language="en", tags=tags).to_yaml()
+    table = "\n".join(f"| {name} | {_shown(value)} |" for name, value in facts.items())
+    return f"""---
+{front_matter}
+---
+# {title}
+
+{description}
+
+| | |
+|---|---|
+{table}
+
+Made by
+
+    {command}
+
+Used by
+
+    {usage}
+"""
+
+
+def command_line(module: str, arguments: list[str]) -> str:
+    """The command as one would type it again."""
+    return f"python -m {module} {shlex.join(arguments)}"
+
+
+def _shown(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,136 @@
+"""Checkpoint folders: `config.json`, safetensors weights, the tokenizer's files and a model card.
+
+Weights are read from safetensors alone, never from a pickle, which can run code when it is loaded.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from pipeline.models.estimator import EntropyEstimator
+from pipeline.models.language_model import require_plain_head
+from pipeline.models.second_order import SecondOrderModel
+
+Kind = Literal["estimator", "second-order", "causal"]
+WeightType = Literal["float32", "bfloat16"]
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+
+SHIPPED = Path(__file__).parents[1] / "checkpoints"
+"""Folders `tokenizer`, `estimator` and `second-order`, which come with the project."""
+
+CARD_FILE = "README.md"
+CONFIG_FILE = "config.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def checkpoint_kind(folder: Path) -> Kind:
+    """What a folder holds, from its configuration alone.
+
+    Raises:
+        ValueError: if it is not a checkpoint.
+    """
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise ValueError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}")
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if config.get("model_type") == EntropyEstimator.config_class.model_type:
+        return "estimator"
+    if config.get("model_type") == SecondOrderModel.config_class.model_type:
+        return "second-order"
+    if any(name.endswith("ForCausalLM") for name in config.get("architectures") or ()):
+        return "causal"
+    raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}, which this project does not know")
+
+
+def load_estimator(folder: Path) -> EntropyEstimator:
+    """An entropy estimation model in float32, ready to evaluate."""
+    require_kind(folder, "estimator")
+    return _ready(EntropyEstimator.from_pretrained(folder, use_safetensors=True, dtype=torch.float32))
+
+
+def load_second_order(folder: Path) -> SecondOrderModel:
+    """A second-order model in float32, ready to evaluate."""
+    require_kind(folder, "second-order")
+    return _ready(SecondOrderModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32))
+
+
+def load_causal(folder: Path) -> PreTrainedModel:
+    """A causal language model in float32, ready to evaluate."""
+    require_kind(folder, "causal")
+    model = _ready(AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32))
+    require_plain_head(model)
+    return model
+
+
+def require_kind(folder: Path, expected: Kind) -> None:
+    """Checks, without loading them, that the folder holds safetensors weights of the expected kind.
+
+    Raises:
+        ValueError: if it does not; nothing of a pickle is read.
+    """
+    kind = checkpoint_kind(folder)
+    if kind != expected:
+        raise ValueError(f"{folder} holds a {kind} checkpoint; this needs a checkpoint of kind {expected}")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+        reason = (
+            f"only pickled ones ({', '.join(pickles)}), which can run code when loaded" if pickles else "none at all"
+        )
+        raise ValueError(f"{folder} has no safetensors weights, {reason}; save it with `save_pretrained`")
+    for file in weights:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{file} is not a safetensors file: {error}") from error
+
+
+def context_and_vocabulary(folder: Path) -> tuple[int, int]:
+    """Longest window in tokens and number of token ids, from the configuration alone.
+
+    A causal language model keeps one position for the token that stands before the first.
+    """
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    context = config["context"] if "context" in config else config["max_position_embeddings"] - 1
+    return context, config["vocab_size"]
+
+
+def checkpoint_sha256(folder: Path) -> str:
+    """Digest of configuration and weights: what a label depends on."""
+    digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def save_checkpoint(
+    model: PreTrainedModel, folder: Path, *, dtype: WeightType, tokenizer_folder: Path | None, card: str
+) -> None:
+    """Writes weights in `dtype`, configuration, the tokenizer it was trained with, if any, and its card."""
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    if tokenizer_folder is not None:
+        copy_tokenizer(tokenizer_folder, folder)
+    (folder / CARD_FILE).write_text(card)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies a tokenizer's files, so that a checkpoint or dataset is complete by itself."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _ready(model: ModelT) -> ModelT:
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,40 @@
+"""The one causal transformer that every model here is built from: Llama blocks of `transformers`.
+
+Callers hand in embeddings and never an attention mask or position ids. Right padding needs none, since
+no position sees what comes after it; and position ids that jump, given without a mask, are read by
+transformers 5 as packed sequences, which silently hides a prepended embedding from the tokens.
+
+B rows, T positions, D width.
+"""
+
+from torch import Tensor
+from transformers import LlamaConfig, LlamaModel
+
+FEED_FORWARD_MULTIPLE = 64
+
+
+def llama_config(*, vocab_size: int, width: int, layers: int, heads: int, context: int) -> LlamaConfig:
+    """Configuration of a Llama stack whose gated feed-forward has the parameters of a plain one of 4 x width.
+
+    Raises:
+        ValueError: if `width` is not a multiple of `heads`.
+    """
+    if width % heads:
+        raise ValueError(f"width {width} is not a multiple of {heads} heads; choose a width that is")
+    multiples = round(8 * width / 3 / FEED_FORWARD_MULTIPLE)
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=FEED_FORWARD_MULTIPLE * max(1, multiples),
+        max_position_embeddings=context + 1,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+
+
+def causal_hidden(transformer: LlamaModel, embeddings_BTD: Tensor) -> Tensor:
+    """Hidden states [B, T, D] of a causal pass; position i has seen the embeddings 0..i."""
+    hidden_BTD: Tensor = transformer(inputs_embeds=embeddings_BTD).last_hidden_state
+    return hidden_BTD

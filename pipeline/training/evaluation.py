@@ -1,0 +1,42 @@
+"""Held-out figures: one number a token over a whole corpus, summed in float64.
+
+B rows, T tokens of the longest row.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.corpus import Corpus
+from pipeline.training.batches import Batch, Cut, epoch_batches
+
+
+def held_out_batches(corpus: Corpus, cut: Cut, device: torch.device) -> Iterator[Batch]:
+    """Every token of the corpus once, in an order that is always the same."""
+    for batch in epoch_batches(corpus, cut, np.random.default_rng(0)):
+        yield batch.to(device)
+
+
+def mean_over_tokens(batches: Iterator[Batch], losses: Callable[[Batch], Tensor]) -> float:
+    """Mean of `losses(batch)` [B, T] over the real tokens of all batches."""
+    total, tokens = 0.0, 0
+    for batch in batches:
+        total += losses(batch)[batch.real_BT].double().sum().item()
+        tokens += int(batch.lengths_B.sum())
+    return total / tokens
+
+
+def bits_per_byte(nats_per_token: float, corpus: Corpus) -> dict[str, float]:
+    """As a figure, from the corpus's own counts of tokens and UTF-8 bytes; none for documents that came as tokens."""
+    if corpus.tokens_per_byte is None:
+        return {}
+    return {"bits_per_byte": nats_per_token / math.log(2) * corpus.tokens_per_byte}
+
+
+def r_squared(estimates_N: Tensor, truth_N: Tensor) -> float:
+    """1 - mean squared error / variance of the truth, in float64: 0 for its mean, 1 for the truth itself."""
+    estimates_N, truth_N = estimates_N.double(), truth_N.double()
+    return 1 - ((estimates_N - truth_N).square().mean() / truth_N.var(correction=0)).item()

@@ -1,0 +1,85 @@
+"""The annotated dataset: its columns, their units, the alignment rule and the provenance in every file.
+
+The one alignment rule: `entropy[i]` speaks of `input_ids[i]`. No shift, no special tokens, equal lengths.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+PROVENANCE_KEY = b"token_entropy.provenance"
+
+INPUT_IDS = "input_ids"
+ENTROPY = "entropy"
+EXPECTED_ENTROPY = "expected_entropy"
+NUM_TOKENS = "num_tokens"
+MEAN_ENTROPY = "mean_entropy"
+
+ROUNDING_NATS = 1 / 128
+
+Method = Literal["second-order", "exact", "causal"]
+
+DESCRIPTIONS = {
+    INPUT_IDS: "the tokenizer's encoding of the source's `text`, without special tokens",
+    ENTROPY: "nats that token i carries given the tokens before it, an estimate of -ln p; at the index of its token",
+    EXPECTED_ENTROPY: "nats expected of token i before it is seen",
+    NUM_TOKENS: "length of the three lists",
+    MEAN_ENTROPY: "mean of `entropy` over the labelled tokens; null where there are none",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What every label of a dataset depends on. Two runs that differ in any of it make different datasets."""
+
+    method: Method
+    checkpoint_sha256: str
+    tokenizer_sha256: str | None
+    """None where the source came tokenized."""
+    vocabulary: int
+    window: int
+    overlap: int
+    share: float
+    """Share of the tokens that is labelled; below 1 the rest is null."""
+    keep_text: bool
+    source: tuple[str, ...]
+    source_sha256: str
+    """Digest of the source files' names, sizes and Parquet footers."""
+    source_rows: int
+    rows_per_unit: int
+    source_seen_by_estimator: Literal["yes", "no", "unknown"]
+    dtype: str = "float32"
+    rounding_nats: float = ROUNDING_NATS
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Provenance":
+        values = json.loads(text)
+        return cls(**{**values, "source": tuple(values["source"])})
+
+
+def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:
+    """The source's columns that are passed on, then ours.
+
+    Raises:
+        ValueError: if the source has a column of one of our names.
+    """
+    dropped = {INPUT_IDS} if provenance.keep_text else {INPUT_IDS, "text"}
+    passed = [field.remove_metadata() for field in source if field.name not in dropped]
+    ours = [
+        pa.field(INPUT_IDS, pa.list_(pa.int32())),
+        pa.field(ENTROPY, pa.list_(pa.float32())),
+        *([pa.field(EXPECTED_ENTROPY, pa.list_(pa.float32()))] if provenance.method == "second-order" else []),
+        pa.field(NUM_TOKENS, pa.int32()),
+        pa.field(MEAN_ENTROPY, pa.float32()),
+    ]
+    taken = {field.name for field in passed} & {field.name for field in ours}
+    if taken:
+        raise ValueError(f"the source has columns that annotation writes: {', '.join(sorted(taken))}; rename them")
+    return pa.schema([*passed, *ours], metadata={PROVENANCE_KEY: provenance.to_json().encode()})

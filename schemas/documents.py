@@ -1,0 +1,35 @@
+"""The rows this project reads: FineWeb's columns, of which only `text` is required.
+
+A file may be tokenized already: then it has `input_ids` in place of `text`. Every other column is
+passed on to the annotated dataset as it is.
+"""
+
+import pyarrow as pa
+
+TEXT_COLUMN = "text"
+TOKENS_COLUMN = "input_ids"
+
+FINEWEB = pa.schema(
+    [
+        (TEXT_COLUMN, pa.string()),
+        ("id", pa.string()),
+        ("dump", pa.string()),
+        ("url", pa.string()),
+        ("date", pa.string()),
+        ("file_path", pa.string()),
+        ("language", pa.string()),
+        ("language_score", pa.float64()),
+        ("token_count", pa.int64()),
+    ]
+)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """True for the Arrow types that hold UTF-8 text."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_token_list(kind: pa.DataType) -> bool:
+    """True for lists of integers of any width."""
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return listed and pa.types.is_integer(kind.value_type)

@@ -1,0 +1,1 @@
+"""Tests mirror the code: tests/data for pipeline/data and so on."""
