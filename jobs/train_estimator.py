@@ -12,7 +12,7 @@ from pathlib import Path
 import cyclopts
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.command_line import run
 from pipeline.data.corpus import Corpus, read_corpus
@@ -99,7 +99,7 @@ def train_estimator(config: Config) -> None:
     print(f"{config.output}: held-out loss {figures['held_out_loss']:.3f} nats a token")
 
 
-def mean_loss(model: nn.Module, batch: Batch) -> Tensor:
+def mean_loss(model: EntropyEstimator, batch: Batch) -> Tensor:
     """Nats a real token; padding has loss 0."""
     losses_BT: Tensor = model(batch.input_ids_BT, batch.lengths_B)
     return losses_BT.sum() / batch.lengths_B.sum()

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import cyclopts
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from pipeline.command_line import run
@@ -70,7 +69,7 @@ def train_language_model(config: Config) -> None:
     seen, held_out = dataset.corpus.held_out(config.held_out)
     torch.manual_seed(config.training.seed)
     model, separator = initial_model(config.model, dataset)
-    threshold = config.threshold if config.threshold is not None else float(np.nanmean(seen.labels_N))
+    threshold = config.threshold if config.threshold is not None else float(seen.given_labels.mean())
     objective = objective_function(config.objective, threshold=threshold)
     cut = Cut(config.model.context + 1, config.training.tokens_per_batch)
     config.output.mkdir(parents=True, exist_ok=True)
@@ -100,12 +99,12 @@ def initial_model(sizes: Sizes, dataset: AnnotatedDataset) -> tuple[LlamaForCaus
     return new_language_model(config, separator), separator
 
 
-def token_losses(model: nn.Module, batch: Batch) -> Tensor:
+def token_losses(model: LlamaForCausalLM, batch: Batch) -> Tensor:
     """Losses [B, T - 1] of each window's tokens from the second on; the first has nothing before it."""
     return next_token_losses(model, batch.input_ids_BT[:, :-1], batch.input_ids_BT[:, 1:])
 
 
-def objective_loss(model: nn.Module, batch: Batch, objective: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def objective_loss(model: LlamaForCausalLM, batch: Batch, objective: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """The objective's mean over real tokens."""
     assert batch.labels_BT is not None
     values_BT = objective(token_losses(model, batch), batch.labels_BT[:, 1:])

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import cyclopts
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.command_line import run
 from pipeline.data.annotations import AnnotatedDataset, read_annotations
@@ -91,8 +90,7 @@ def initial_model(config: Config, dataset: AnnotatedDataset, seen: Corpus) -> Se
     Raises:
         ValueError: if nothing is labelled, or the estimator has another vocabulary.
     """
-    assert seen.labels_N is not None
-    labels = seen.labels_N[~np.isnan(seen.labels_N)]
+    labels = seen.given_labels
     if len(labels) < 2:
         raise ValueError(
             f"{config.labels} has {len(labels)} labels to train on; annotate more rows or a larger --share"
@@ -112,7 +110,7 @@ def initial_model(config: Config, dataset: AnnotatedDataset, seen: Corpus) -> Se
     return SecondOrderModel.from_estimator(estimator, label_mean=mean, label_deviation=deviation).requires_grad_(True)
 
 
-def squared_error(model: nn.Module, batch: Batch, deviation: float) -> Tensor:
+def squared_error(model: SecondOrderModel, batch: Batch, deviation: float) -> Tensor:
     """Mean squared error of both outputs over labelled tokens, in units of the labels' variance."""
     assert batch.labels_BT is not None
     labelled_BT = ~batch.labels_BT.isnan()
@@ -140,18 +138,16 @@ def card(
 ) -> str:
     """The checkpoint's model card."""
     training, origin = config.training, dataset.provenance
-    assert seen.labels_N is not None and held_out.labels_N is not None
-    seen_labels, held_out_labels = (int((~np.isnan(part.labels_N)).sum()) for part in (seen, held_out))
     return model_card(
         "Second-order entropy model",
         "Estimates every token's entropy in one causal pass, after seeing the token and before (arXiv 2511.10618).",
         {
-            "trained on": f"{seen_labels:,} {origin.method} labels in {len(seen):,} documents",
+            "trained on": f"{len(seen.given_labels):,} {origin.method} labels in {len(seen):,} documents",
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
             "steps": f"{training.steps:,} of up to {training.tokens_per_batch:,} tokens",
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "started from": "the estimator's decoder" if config.init_from else "random weights",
-            "held out": f"{held_out_labels:,} labels in the last {len(held_out):,} documents, never trained on",
+            "held out": f"{len(held_out.given_labels):,} labels in the last {len(held_out):,} documents",
             "held-out R² against labels, seeing": figures["r2_seeing"],
             "held-out R² against labels, expecting": figures["r2_expecting"],
         },

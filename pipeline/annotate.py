@@ -28,11 +28,18 @@ from pipeline.engine import driver
 from pipeline.engine.annotation import Run
 from pipeline.engine.ledger import Receipt, open_run
 from pipeline.engine.plan import Source, Unit, default_rows_per_unit, inspect, plan_units
-from pipeline.models.checkpoint import SHIPPED, checkpoint_sha256, context_and_vocabulary, copy_tokenizer, require_kind
+from pipeline.models.checkpoint import (
+    SHIPPED,
+    Kind,
+    checkpoint_sha256,
+    context_and_vocabulary,
+    copy_tokenizer,
+    require_kind,
+)
 from pipeline.summary import Summary, print_examples, print_summary
 from schemas.annotations import Method, Provenance, annotated_schema
 
-KIND_OF_METHOD = {"second-order": "second-order", "exact": "estimator", "causal": "causal"}
+KIND_OF_METHOD: dict[Method, Kind] = {"second-order": "second-order", "exact": "estimator", "causal": "causal"}
 
 
 @cyclopts.Parameter(name="*")

@@ -26,10 +26,10 @@ FINEWEB = pa.schema(
 
 def is_text(kind: pa.DataType) -> bool:
     """True for the Arrow types that hold UTF-8 text."""
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
 def is_token_list(kind: pa.DataType) -> bool:
     """True for lists of integers of any width."""
-    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return listed and pa.types.is_integer(kind.value_type)
+    listed = any(is_kind(kind) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+    return listed and bool(pa.types.is_integer(kind.value_type))

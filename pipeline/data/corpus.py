@@ -66,6 +66,13 @@ class Corpus:
         return self.documents(0, len(self) - documents), self.documents(len(self) - documents, len(self))
 
     @property
+    def given_labels(self) -> np.ndarray:
+        """The labels there are, in nats; none of a corpus that has none."""
+        labels_N: np.ndarray = np.empty(0, np.float32) if self.labels_N is None else self.labels_N
+        given: np.ndarray = labels_N[~np.isnan(labels_N)]
+        return given
+
+    @property
     def tokens_per_byte(self) -> float | None:
         """Tokens to UTF-8 bytes of text; None for documents that came as tokens."""
         return None if self.text_bytes_M is None else len(self.tokens_N) / float(self.text_bytes_M.sum())

@@ -3,8 +3,10 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from pipeline.engine.annotation import Run
@@ -21,7 +23,7 @@ def cluster(address: str) -> Iterator[None]:
 
     A bare `ray.init()` would join whatever cluster it finds; this never does.
     """
-    ours = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
+    ours: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **ours)
     try:
         yield
@@ -31,7 +33,7 @@ def cluster(address: str) -> Iterator[None]:
 
 def default_workers() -> int:
     """One worker a GPU of the cluster, or one a CPU where it has none."""
-    return max(1, int(ray.cluster_resources().get("GPU", 0) or ray.cluster_resources()["CPU"]))
+    return max(1, int(_cluster_total("GPU") or _cluster_total("CPU")))
 
 
 def annotate_units(run: Run, units: Sequence[Unit], workers: int) -> Iterator[Receipt]:
@@ -42,10 +44,11 @@ def annotate_units(run: Run, units: Sequence[Unit], workers: int) -> Iterator[Re
     Raises:
         ValueError: if a unit fails, or its worker dies three times.
     """
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    gpus = 1 if _cluster_total("GPU") else 0
     waiting = list(reversed(units))
-    idle = [Worker.options(num_cpus=1, num_gpus=gpus).remote(run) for _ in range(min(workers, len(units)))]
-    running: dict[ray.ObjectRef, tuple[ray.actor.ActorHandle, Unit]] = {}
+    actor: Any = Worker  # ray.remote made an actor class of it, which the type does not show
+    idle = [actor.options(num_cpus=1, num_gpus=gpus).remote(run) for _ in range(min(workers, len(units)))]
+    running: dict[ray.ObjectRef[Receipt], tuple[ActorHandle[Worker], Unit]] = {}
     deaths: dict[int, int] = {}
     while waiting or running:
         while waiting and idle:
@@ -65,3 +68,7 @@ def annotate_units(run: Run, units: Sequence[Unit], workers: int) -> Iterator[Re
                     f"rows {unit.start} to {unit.stop} of {unit.file} killed their worker thrice"
                 ) from error
             waiting.append(unit)
+
+
+def _cluster_total(resource: str) -> float:
+    return float(ray.cluster_resources().get(resource, 0))

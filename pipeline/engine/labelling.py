@@ -27,21 +27,21 @@ class Labeller:
 
     columns: tuple[str, ...]
     label: LabelWindows
-    device: torch.device
+    device: str
 
 
-def load_labeller(method: Method, checkpoint: Path, device: torch.device) -> Labeller:
+def load_labeller(method: Method, checkpoint: Path, device: str) -> Labeller:
     """The method with its checkpoint on the device."""
     if method == "exact":
-        estimator = load_estimator(checkpoint).to(device)
+        estimator = load_estimator(checkpoint, device)
         return Labeller((ENTROPY,), lambda *batch: {ENTROPY: exact.token_entropies(estimator, *batch)}, device)
     if method == "second-order":
-        model = load_second_order(checkpoint).to(device)
+        model = load_second_order(checkpoint, device)
         columns = (ENTROPY, EXPECTED_ENTROPY)
         return Labeller(
             columns, lambda ids, *_: dict(zip(columns, second_order.token_entropies(model, ids), strict=True)), device
         )
-    language_model = load_causal(checkpoint).to(device)
+    language_model = load_causal(checkpoint, device)
     return Labeller((ENTROPY,), lambda ids, *_: {ENTROPY: causal.token_entropies(language_model, ids)}, device)
 
 

@@ -26,7 +26,7 @@ class Worker:
 
     def _load(self) -> None:
         torch.set_num_threads(1)  # a label must not depend on how many cores a worker happens to have
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         self.labeller = load_labeller(self.run.provenance.method, self.run.checkpoint, device)
         self.tokenizer = load_tokenizer(self.run.tokenizer) if self.run.tokenizer else None
         self.loaded = True

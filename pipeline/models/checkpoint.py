@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.models.estimator import EntropyEstimator
@@ -52,22 +53,22 @@ def checkpoint_kind(folder: Path) -> Kind:
     raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}, which this project does not know")
 
 
-def load_estimator(folder: Path) -> EntropyEstimator:
-    """An entropy estimation model in float32, ready to evaluate."""
+def load_estimator(folder: Path, device: str = "cpu") -> EntropyEstimator:
+    """An entropy estimation model in float32 on the device, ready to evaluate."""
     require_kind(folder, "estimator")
-    return _ready(EntropyEstimator.from_pretrained(folder, use_safetensors=True, dtype=torch.float32))
+    return _ready(EntropyEstimator.from_pretrained(folder, use_safetensors=True, dtype=torch.float32), device)
 
 
-def load_second_order(folder: Path) -> SecondOrderModel:
-    """A second-order model in float32, ready to evaluate."""
+def load_second_order(folder: Path, device: str = "cpu") -> SecondOrderModel:
+    """A second-order model in float32 on the device, ready to evaluate."""
     require_kind(folder, "second-order")
-    return _ready(SecondOrderModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32))
+    return _ready(SecondOrderModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32), device)
 
 
-def load_causal(folder: Path) -> PreTrainedModel:
-    """A causal language model in float32, ready to evaluate."""
+def load_causal(folder: Path, device: str = "cpu") -> PreTrainedModel:
+    """A causal language model in float32 on the device, ready to evaluate."""
     require_kind(folder, "causal")
-    model = _ready(AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32))
+    model = _ready(AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32), device)
     require_plain_head(model)
     return model
 
@@ -80,7 +81,7 @@ def require_kind(folder: Path, expected: Kind) -> None:
     """
     kind = checkpoint_kind(folder)
     if kind != expected:
-        raise ValueError(f"{folder} holds a {kind} checkpoint; this needs a checkpoint of kind {expected}")
+        raise ValueError(f"{folder} holds a checkpoint of kind {kind}; this needs one of kind {expected}")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
@@ -132,5 +133,8 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _ready(model: ModelT) -> ModelT:
-    return model.eval().requires_grad_(False)
+def _ready(model: ModelT, device: str) -> ModelT:
+    nn.Module.to(model, device)
+    model.eval()  # type: ignore[no-untyped-call]
+    model.requires_grad_(False)
+    return model

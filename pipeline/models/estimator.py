@@ -50,7 +50,7 @@ class EntropyEstimator(PreTrainedModel):
         self.down = nn.Linear(config.encoder_width, config.bottleneck_width)
         self.up = nn.Linear(config.bottleneck_width, config.encoder_width)
         self.introduce = nn.Linear(config.encoder_width, config.decoder_width)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @property
     def head_VD(self) -> Tensor:

@@ -59,7 +59,7 @@ class SecondOrderModel(PreTrainedModel):
         self.start = nn.Embedding(1, config.width)
         self.seeing = nn.Linear(config.width, 1)
         self.expecting = nn.Linear(config.width, 1)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_estimator(cls, estimator: EntropyEstimator, *, label_mean: float, label_deviation: float) -> Self:

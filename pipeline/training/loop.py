@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from pipeline.training.batches import Batch
 
 Figures = dict[str, float]
+ModelT = TypeVar("ModelT", bound=nn.Module)
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -58,10 +59,10 @@ class TrainingConfig:
 
 
 def train(
-    model: nn.Module,
+    model: ModelT,
     batches: Iterator[Batch],
-    loss: Callable[[nn.Module, Batch], Tensor],
-    evaluate: Callable[[nn.Module], Figures],
+    loss: Callable[[ModelT, Batch], Tensor],
+    evaluate: Callable[[ModelT], Figures],
     config: TrainingConfig,
     output: Path,
 ) -> Figures:
@@ -96,9 +97,8 @@ def train(
             figures = _evaluated(model, evaluate)
             record = {"step": step, "tokens": tokens, "seconds": round(time.monotonic() - started, 1), **figures}
             _append(output / METRICS_FILE, record)
-        progress.set_postfix(
-            loss=f"{loss_value.item():.3f}", **{name: f"{value:.3f}" for name, value in figures.items()}
-        )
+        shown = {"loss": loss_value.item(), **figures}
+        progress.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
     return figures
 
 
@@ -114,7 +114,7 @@ def _round_weights(model: nn.Module, dtype: torch.dtype) -> None:
             parameter.copy_(parameter.to(dtype))
 
 
-def _evaluated(model: nn.Module, evaluate: Callable[[nn.Module], Figures]) -> Figures:
+def _evaluated(model: ModelT, evaluate: Callable[[ModelT], Figures]) -> Figures:
     model.eval()
     with torch.no_grad():
         figures = evaluate(model)

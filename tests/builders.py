@@ -1,0 +1,64 @@
+"""Tiny models, tokenizers and files, made by hand in a moment."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from pipeline.data.sample import sample_documents
+from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
+from pipeline.models.second_order import SecondOrderConfig, SecondOrderModel
+
+VOCABULARY = 97
+
+
+def tiny_estimator(*, context: int = 32, vocabulary: int = VOCABULARY) -> EntropyEstimator:
+    """Weights ten times the usual size, so that every part of the model shows in its losses."""
+    torch.manual_seed(0)
+    config = EstimatorConfig(
+        vocab_size=vocabulary,
+        context=context,
+        encoder_width=16,
+        encoder_layers=2,
+        encoder_heads=2,
+        decoder_width=24,
+        decoder_layers=2,
+        decoder_heads=2,
+        bottleneck_width=3,
+        initializer_range=0.2,
+    )
+    return EntropyEstimator(config).eval().requires_grad_(False)
+
+
+def tiny_second_order(*, context: int = 32, vocabulary: int = VOCABULARY) -> SecondOrderModel:
+    torch.manual_seed(0)
+    config = SecondOrderConfig(
+        vocab_size=vocabulary,
+        context=context,
+        width=24,
+        layers=2,
+        heads=2,
+        label_mean=3.0,
+        label_deviation=2.0,
+        initializer_range=0.2,
+    )
+    return SecondOrderModel(config).eval().requires_grad_(False)
+
+
+def random_tokens(rows: int, tokens: int, *, vocabulary: int = VOCABULARY, seed: int = 0) -> Tensor:
+    return torch.randint(vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def write_documents(file: Path, texts: Sequence[str | None], **columns: Sequence[object]) -> Path:
+    """A Parquet file of documents."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"text": pa.array(texts, pa.string()), **columns}), file)
+    return file
+
+
+def sample_texts(count: int, characters: int = 1500) -> list[str]:
+    """The first sample documents, cut short."""
+    return [text[:characters] for text in sample_documents().column("text").to_pylist()[:count]]

@@ -1,0 +1,109 @@
+"""Reading an annotated dataset back as a corpus."""
+
+import math
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.data.annotations import read_annotations
+from pipeline.data.shards import annotated_rows, write_shard
+from schemas.annotations import Provenance, annotated_schema
+
+PROVENANCE = Provenance(
+    method="exact",
+    checkpoint_sha256="c" * 64,
+    tokenizer_sha256="t" * 64,
+    vocabulary=100,
+    window=8,
+    overlap=4,
+    share=1.0,
+    keep_text=False,
+    source=("a.parquet",),
+    source_sha256="s" * 64,
+    source_rows=4,
+    rows_per_unit=2,
+    source_seen_by_estimator="no",
+)
+SOURCE = pa.schema([("text", pa.string())])
+TOKENS = [[3, 1, 4], [], [1, 5, 9, 2], [6]]
+LABELS = [[0.5, math.nan, 2.0], [], [-0.25, 1.0, math.nan, math.nan], [8.0]]
+
+
+def write(folder: Path, index: int, tokens: Sequence[list[int]], labels: Sequence[list[float]]) -> None:
+    schema = annotated_schema(SOURCE, PROVENANCE)
+    source = pa.RecordBatch.from_pylist([{"text": "text"}] * len(tokens), schema=SOURCE)
+    ids = [np.array(document, dtype=np.int32) for document in tokens]
+    table = annotated_rows(source, ids, {"entropy": [np.array(row, dtype=np.float32) for row in labels]}, schema)
+    write_shard(folder / "data" / f"train-{index:05d}-of-00002.parquet", [table], schema)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    write(tmp_path, 1, TOKENS[2:], LABELS[2:])
+    write(tmp_path, 0, TOKENS[:2], LABELS[:2])
+    return tmp_path
+
+
+def test_shards_read_back_as_one_corpus_in_order(dataset: Path) -> None:
+    corpus = read_annotations(dataset).corpus
+    assert corpus.offsets.tolist() == [0, 3, 3, 7, 8]
+    assert corpus.tokens_N.tolist() == [*chain(*TOKENS)]
+    assert corpus.labels_N is not None and corpus.labels_N.dtype == np.float32
+    np.testing.assert_array_equal(corpus.labels_N, np.array([*chain(*LABELS)], dtype=np.float32))
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 4, 9])
+def test_a_limit_keeps_the_first_rows(dataset: Path, limit: int) -> None:
+    corpus = read_annotations(dataset, limit).corpus
+    assert len(corpus) == min(limit, 4)
+    assert corpus.tokens_N.tolist() == [*chain(*TOKENS[:limit])]
+    assert corpus.labels_N is not None
+    np.testing.assert_array_equal(corpus.labels_N, np.array([*chain(*LABELS[:limit])], dtype=np.float32))
+
+
+def test_provenance_is_read_from_the_shards(dataset: Path) -> None:
+    assert read_annotations(dataset).provenance == PROVENANCE
+
+
+def test_the_tokenizer_is_found_where_there_is_one(dataset: Path) -> None:
+    assert read_annotations(dataset).tokenizer is None
+    (dataset / "tokenizer").mkdir()
+    (dataset / "tokenizer" / "tokenizer.json").write_text("{}")
+    assert read_annotations(dataset).tokenizer == dataset / "tokenizer"
+
+
+def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not an annotated dataset"):
+        read_annotations(tmp_path)
+
+
+@pytest.mark.parametrize("columns", [["text"], ["input_ids"], ["input_ids", "entropy"]])
+def test_parquet_without_labels_or_provenance_is_refused(tmp_path: Path, columns: list[str]) -> None:
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({name: [[1]] for name in columns}), tmp_path / "data" / "a.parquet")
+    with pytest.raises(ValueError, match="lacks labels or their provenance"):
+        read_annotations(tmp_path)
+
+
+@pytest.mark.parametrize("label", [math.inf, -math.inf])
+def test_an_infinite_label_is_refused(tmp_path: Path, label: float) -> None:
+    write(tmp_path, 0, [[1, 2]], [[label, 1.0]])
+    with pytest.raises(ValueError, match="entropies that are not finite"):
+        read_annotations(tmp_path)
+
+
+def test_labels_that_are_not_one_a_token_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, 0, [[1, 2], [3]], [[1.0], [1.0]])
+    with pytest.raises(ValueError, match="2 entropies for 3 tokens"):
+        read_annotations(tmp_path)
+
+
+def test_labels_that_fit_the_sum_but_not_each_document_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, 0, [[1, 2], [3]], [[1.0], [1.0, 2.0]])
+    with pytest.raises(ValueError, match="entropies"):
+        read_annotations(tmp_path)

@@ -1,0 +1,124 @@
+"""Text to token ids and back, with a byte-level BPE trained here."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from pipeline.data.tokenizer import beginning_token, encode, load_tokenizer, token_source, tokenizer_sha256
+
+SEPARATOR = "<|endoftext|>"
+VOCABULARY = 280
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[SEPARATOR],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the rain in Spain stays mainly in the plain, the end of the text"] * 4, trainer)
+    # what a saved tokenizer may carry and annotation must not obey
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=16)
+    path = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(str(path / "tokenizer.json"))
+    return path
+
+
+def declare(folder: Path, target: Path, **config: object) -> Path:
+    (target / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    (target / "tokenizer_config.json").write_text(json.dumps(config))
+    return target
+
+
+def test_a_special_token_in_a_text_is_ordinary_text(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.token_to_id(SEPARATOR) == 0
+    text = f"the end{SEPARATOR}{SEPARATOR} of the text"
+    (ids,) = encode(tokenizer, [text])
+    assert 0 not in ids and tokenizer.decode(ids.tolist()) == text
+
+
+@settings(max_examples=50, deadline=None)
+@given(texts=st.lists(st.text(max_size=60) | st.just(SEPARATOR), max_size=4))
+def test_any_text_comes_back_from_its_tokens(folder: Path, texts: list[str]) -> None:
+    tokenizer = load_tokenizer(folder)
+    encoded = encode(tokenizer, texts)
+    assert [tokenizer.decode(ids.tolist()) for ids in encoded] == texts
+    assert all(ids.dtype == np.int32 and 0 not in ids for ids in encoded)
+
+
+def test_saved_truncation_and_padding_are_not_obeyed(folder: Path) -> None:
+    long, short = encode(load_tokenizer(folder), ["qzx" * 100, "q"])
+    assert len(long) == 300 and len(short) == 1
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere has no tokenizer\.json"):
+        load_tokenizer(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", '{"model": {"type": "BPE"}}'])
+def test_a_malformed_tokenizer_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match="is not a tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_the_digest_changes_with_the_tokenizer(folder: Path, tmp_path: Path) -> None:
+    copy = declare(folder, tmp_path)
+    assert tokenizer_sha256(copy) == tokenizer_sha256(folder)
+    with (copy / "tokenizer.json").open("a") as file:
+        file.write("\n")
+    assert tokenizer_sha256(copy) != tokenizer_sha256(folder)
+
+
+@pytest.mark.parametrize("vocabulary", [None, 0, -1])
+def test_tokenized_documents_need_a_vocabulary(vocabulary: int | None) -> None:
+    with pytest.raises(ValueError, match="--tokenizer none needs --vocabulary"):
+        token_source("none", vocabulary)
+
+
+def test_tokenized_documents_have_no_tokenizer() -> None:
+    source = token_source("none", 7)
+    assert (source.vocabulary, source.tokenizer, source.folder) == (7, None, None)
+
+
+@pytest.mark.parametrize("vocabulary", [None, VOCABULARY])
+def test_the_vocabulary_is_the_tokenizers(folder: Path, vocabulary: int | None) -> None:
+    source = token_source(str(folder), vocabulary)
+    assert (source.vocabulary, source.folder) == (VOCABULARY, folder)
+    assert source.tokenizer is not None
+
+
+@pytest.mark.parametrize("vocabulary", [0, VOCABULARY - 1, VOCABULARY + 1])
+def test_a_vocabulary_that_disagrees_is_refused(folder: Path, vocabulary: int) -> None:
+    with pytest.raises(ValueError, match=f"--vocabulary {vocabulary} is not the {VOCABULARY}"):
+        token_source(str(folder), vocabulary)
+
+
+def test_a_document_begins_with_bos_where_there_is_one(folder: Path, tmp_path: Path) -> None:
+    letter = load_tokenizer(folder).token_to_id("q")
+    assert beginning_token(declare(folder, tmp_path, bos_token="q", eos_token=SEPARATOR)) == letter
+    assert beginning_token(declare(folder, tmp_path, bos_token={"content": "q"}, eos_token=SEPARATOR)) == letter
+
+
+@pytest.mark.parametrize("bos", [None, "unknown to the vocabulary"])
+def test_a_document_begins_with_eos_where_there_is_no_bos(folder: Path, tmp_path: Path, bos: str | None) -> None:
+    assert beginning_token(declare(folder, tmp_path, bos_token=bos, eos_token=SEPARATOR)) == 0
+
+
+def test_a_tokenizer_without_bos_and_eos_is_refused(folder: Path, tmp_path: Path) -> None:
+    for path in (folder, declare(folder, tmp_path, bos_token=None)):
+        with pytest.raises(ValueError, match="declares no bos_token and no eos_token"):
+            beginning_token(path)

@@ -1,0 +1,125 @@
+"""Windows of a corpus and the batches they are put into."""
+
+from itertools import chain, islice
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.corpus import Corpus
+from pipeline.training.batches import Batch, Cut, cut_windows, endless_batches, epoch_batches
+
+LENGTHS = st.lists(st.integers(0, 25), max_size=10)
+CUTS = st.builds(Cut, window=st.integers(1, 12), tokens_per_batch=st.integers(1, 60), varied=st.booleans())
+SEEDS = st.integers(0, 2**32)
+
+
+def label_of(tokens_N: np.ndarray) -> np.ndarray:
+    return np.where(tokens_N % 7 < 4, np.nan, tokens_N / 2).astype(np.float32)
+
+
+def corpus_of(lengths: list[int], *, labels: bool = True) -> Corpus:
+    """Every token of the corpus has an id of its own: its position."""
+    tokens_N = np.arange(sum(lengths), dtype=np.int32)
+    return Corpus(tokens_N, np.cumsum([0, *lengths]), label_of(tokens_N) if labels else None)
+
+
+def rows_of(batch: Batch) -> list[tuple[int, ...]]:
+    return [
+        tuple(row[:length].tolist()) for row, length in zip(batch.input_ids_BT, batch.lengths_B.tolist(), strict=True)
+    ]
+
+
+def epoch(corpus: Corpus, cut: Cut, seed: int) -> list[Batch]:
+    return list(epoch_batches(corpus, cut, np.random.default_rng(seed)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(LENGTHS, CUTS, SEEDS)
+def test_an_epoch_holds_every_token_once(lengths: list[int], cut: Cut, seed: int) -> None:
+    batches = epoch(corpus_of(lengths), cut, seed)
+    tokens = sorted(token for batch in batches for row in rows_of(batch) for token in row)
+    assert tokens == list(range(sum(lengths)))
+    real = [batch.input_ids_BT[batch.real_BT].tolist() for batch in batches]
+    assert real == [[token for row in rows_of(batch) for token in row] for batch in batches]
+
+
+@settings(max_examples=50, deadline=None)
+@given(LENGTHS, CUTS, SEEDS)
+def test_a_window_is_a_stretch_of_one_document(lengths: list[int], cut: Cut, seed: int) -> None:
+    corpus = corpus_of(lengths)
+    document_N = np.repeat(np.arange(len(lengths)), lengths)
+    for batch in epoch(corpus, cut, seed):
+        for row in rows_of(batch):
+            assert 1 <= len(row) <= cut.window
+            assert row == tuple(range(row[0], row[0] + len(row)))
+            assert len(set(document_N[list(row)].tolist())) == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(LENGTHS, CUTS, SEEDS)
+def test_a_padded_batch_stays_within_the_budget(lengths: list[int], cut: Cut, seed: int) -> None:
+    for batch in epoch(corpus_of(lengths), cut, seed):
+        rows, longest = batch.input_ids_BT.shape
+        assert longest == int(batch.lengths_B.max())
+        assert rows == 1 or rows * longest <= cut.tokens_per_batch
+
+
+@settings(max_examples=50, deadline=None)
+@given(LENGTHS, CUTS, SEEDS)
+def test_labels_stay_at_their_tokens_and_padding_has_none(lengths: list[int], cut: Cut, seed: int) -> None:
+    for batch in epoch(corpus_of(lengths), cut, seed):
+        assert batch.labels_BT is not None and batch.labels_BT.dtype == torch.float32
+        expected = np.where(batch.real_BT.numpy(), label_of(batch.input_ids_BT.numpy()), np.nan)
+        np.testing.assert_array_equal(batch.labels_BT.numpy(), expected)
+
+
+def test_a_corpus_without_labels_makes_batches_without() -> None:
+    assert all(batch.labels_BT is None for batch in epoch(corpus_of([5, 9], labels=False), Cut(4, 8), 0))
+
+
+def test_fixed_windows_are_as_long_as_the_document_allows() -> None:
+    pieces_P2 = cut_windows(np.array([0, 10, 10, 13]), Cut(4, 8), np.random.default_rng(0))
+    assert pieces_P2.tolist() == [[0, 4], [4, 4], [8, 2], [10, 3]]
+
+
+def test_varied_windows_have_every_length_equally_often() -> None:
+    window = 8
+    offsets = np.array([0, 80_000])
+    pieces_P2 = cut_windows(offsets, Cut(window, 8, varied=True), np.random.default_rng(0))
+    counts = np.bincount(pieces_P2[:, 1], minlength=window + 1)[1:]
+    expected = len(pieces_P2) / window
+    assert counts.shape == (window,)
+    assert (np.abs(counts - expected) < 4.5 * np.sqrt(expected)).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(LENGTHS, CUTS, SEEDS)
+def test_labelled_only_leaves_out_the_windows_without_a_label(lengths: list[int], cut: Cut, seed: int) -> None:
+    corpus = corpus_of(lengths)
+    chosen = Cut(cut.window, cut.tokens_per_batch, cut.varied, labelled_only=True)
+    everything = sorted(row for batch in epoch(corpus, cut, seed) for row in rows_of(batch))
+    kept = sorted(row for batch in epoch(corpus, chosen, seed) for row in rows_of(batch))
+    assert kept == [row for row in everything if not np.isnan(label_of(np.array(row))).all()]
+
+
+@pytest.mark.parametrize("varied", [False, True])
+def test_the_seed_decides_the_order_of_batches(varied: bool) -> None:
+    corpus, cut = corpus_of([30, 0, 17, 40]), Cut(8, 24, varied)
+
+    def order(seed: int) -> list[list[tuple[int, ...]]]:
+        return [rows_of(batch) for batch in islice(endless_batches(corpus, cut, seed), 40)]
+
+    assert order(5) == order(5)
+    assert order(5) != order(6)
+
+
+def test_another_epoch_has_the_same_tokens_in_another_order() -> None:
+    corpus, cut = corpus_of([32, 0, 16, 40]), Cut(8, 24)
+    per_epoch = len(epoch(corpus, cut, 0))
+    rows = [rows_of(batch) for batch in islice(endless_batches(corpus, cut, 0), 2 * per_epoch)]
+    first, second = rows[:per_epoch], rows[per_epoch:]
+    assert first != second
+    assert sorted(chain(*first)) == sorted(chain(*second))
