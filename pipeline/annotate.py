@@ -79,8 +79,19 @@ class Config:
     address: str | None = None
     """Ray cluster to join; inside `ray job submit` that job's cluster, else a local one, by default."""
 
+    def __post_init__(self) -> None:
+        for name in ("limit", "workers", "rows_per_unit", "window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"--share must be above 0 and at most 1, not {self.share}")
 
-def annotate(config: Config = Config()) -> None:
+
+DEFAULTS = Config()
+
+
+def annotate(config: Config = DEFAULTS) -> None:
     """Label every token of every document with its entropy, in nats, and write an annotated dataset."""
     with tempfile.TemporaryDirectory() as scratch:
         sample = Path(scratch) / "sample.parquet"
@@ -111,16 +122,18 @@ def prepare(config: Config, source: Source) -> tuple[Run, list[Unit]]:
     checkpoint = checkpoint_folder(config)
     require_kind(checkpoint, KIND_OF_METHOD[config.method])
     context, model_vocabulary = context_and_vocabulary(checkpoint)
-    tokens = token_source(config.tokenizer or str(checkpoint), config.vocabulary or model_vocabulary)
+    named = config.tokenizer or str(checkpoint)
+    implied = model_vocabulary if named == TOKENIZED_ALREADY else None
+    tokens = token_source(named, config.vocabulary or implied)
     if tokens.vocabulary > model_vocabulary:
         raise ValueError(f"{tokens.vocabulary} token ids do not fit the {model_vocabulary} that {checkpoint} knows")
     window = config.window if config.window is not None else context
     overlap = config.overlap if config.overlap is not None else window // 2
     if not 0 <= overlap < window <= context:
         raise ValueError(f"needs 0 <= overlap < window <= {context}, not overlap {overlap} and window {window}")
-    if not 0 < config.share <= 1:
-        raise ValueError(f"--share must be above 0 and at most 1, not {config.share}")
-    rows = min(sum(source.rows), config.limit if config.limit is not None else sum(source.rows))
+    rows = min(sum(source.rows), config.limit or sum(source.rows))
+    if rows == 0:
+        raise ValueError("the input has no rows")
     provenance = Provenance(
         method=config.method,
         checkpoint_sha256=checkpoint_sha256(checkpoint),

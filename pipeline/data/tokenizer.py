@@ -25,7 +25,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     file = folder / TOKENIZER_FILE
     if not file.is_file():
-        raise ValueError(f"{folder} has no {TOKENIZER_FILE}; make one with `python -m jobs.train_tokenizer`")
+        raise ValueError(f"{folder} has no {TOKENIZER_FILE}; name a folder that has one with --tokenizer")
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception for a malformed file

@@ -21,8 +21,12 @@ ATTEMPTS = 3
 def cluster(address: str) -> Iterator[None]:
     """Starts a Ray of our own on loopback (`local`), or joins the cluster at an address, and leaves it in the end.
 
-    A bare `ray.init()` would join whatever cluster it finds; this never does.
+    A bare `ray.init()` would join whatever cluster it finds; this never does. A caller who is connected already
+    stays connected.
     """
+    if ray.is_initialized():
+        yield
+        return
     ours: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **ours)
     try:

@@ -61,7 +61,7 @@ def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list
         rows = min(rows, left)
         left -= rows
         for start in range(0, rows, rows_per_unit):
-            units.append(Unit(len(units), str(file), start, min(start + rows_per_unit, rows)))
+            units.append(Unit(len(units), str(file.resolve()), start, min(start + rows_per_unit, rows)))
     return units
 
 

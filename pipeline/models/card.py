@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 from huggingface_hub import ModelCardData
 
+CARD_FILE = "README.md"
+
 
 def model_card(
     title: str, description: str, facts: Mapping[str, object], *, command: str, tags: list[str], usage: str

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from pipeline.models.card import CARD_FILE
 from pipeline.models.estimator import EntropyEstimator
 from pipeline.models.language_model import require_plain_head
 from pipeline.models.second_order import SecondOrderModel
@@ -25,7 +26,6 @@ ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 """Folders `tokenizer`, `estimator` and `second-order`, which come with the project."""
 
-CARD_FILE = "README.md"
 CONFIG_FILE = "config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

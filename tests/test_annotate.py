@@ -1,0 +1,195 @@
+"""The main job as a user runs it, on a real local Ray."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+
+from pipeline.data.tokenizer import encode, load_tokenizer
+from pipeline.models.checkpoint import SHIPPED
+from schemas.annotations import PROVENANCE_KEY, Provenance
+from tests.builders import sample_texts, tiny_estimator, tiny_second_order, write_documents
+from tests.conftest import RunCommand
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def shard_rows(output: Path) -> pa.Table:
+    return pa.concat_tables([pq.read_table(file) for file in sorted((output / "data").glob("*.parquet"))])
+
+
+def test_no_arguments_label_the_sample(
+    run_command: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command("pipeline.annotate") == 0
+    printed = capsys.readouterr().out
+    for line in ("documents", "tokens", "tokens/s", "mean entropy", "bits per byte", "dataset", "load_dataset"):
+        assert line in printed
+    rows = shard_rows(tmp_path / "annotated").to_pylist()
+    assert {"id", "dump", "url", "token_count"} <= set(rows[0]) and "text" not in rows[0]
+    for row in rows:
+        assert len(row["entropy"]) == len(row["expected_entropy"]) == len(row["input_ids"]) == row["num_tokens"]
+        assert np.isfinite(row["entropy"]).all() and np.isfinite(row["expected_entropy"]).all()
+
+
+def test_rows_keep_their_order_and_their_text_is_what_was_tokenized(run_command: RunCommand, tmp_path: Path) -> None:
+    texts: Sequence[str | None] = [*sample_texts(9), None, "", "<|endoftext|> is text here 🙂"]
+    file = write_documents(tmp_path / "in.parquet", texts, id=list(range(12)))
+    output = tmp_path / "out"
+    assert (
+        run_command("pipeline.annotate", "--input", file, "--output", output, "--rows-per-unit", 5, "--keep-text") == 0
+    )
+    rows = shard_rows(output).to_pylist()
+    assert [row["id"] for row in rows] == list(range(12))
+    assert [row["text"] for row in rows] == texts
+    tokenizer = load_tokenizer(output / "tokenizer")
+    for row, ids in zip(rows, encode(tokenizer, [text or "" for text in texts]), strict=True):
+        assert row["input_ids"] == ids.tolist()
+    assert [row["mean_entropy"] is None for row in rows] == [False] * 9 + [True, True, False]
+
+
+def test_load_dataset_reads_what_was_written_and_streams_it(run_command: RunCommand, tmp_path: Path) -> None:
+    file = write_documents(tmp_path / "in.parquet", sample_texts(20))
+    output = tmp_path / "out"
+    assert run_command("pipeline.annotate", "--input", file, "--output", output, "--workers", 1) == 0
+    loaded = load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"))
+    streamed = list(load_dataset(str(output), split="train", streaming=True))
+    assert [dict(row) for row in loaded] == streamed == shard_rows(output).to_pylist()
+    assert len(list((output / "data").iterdir())) == 3
+    card = (output / "README.md").read_text()
+    metadata = pq.read_schema(next((output / "data").iterdir())).metadata
+    provenance = Provenance.from_json(metadata[PROVENANCE_KEY].decode())
+    assert provenance.checkpoint_sha256 in card and provenance.method == "second-order"
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(run_command: RunCommand, tmp_path: Path) -> None:
+    file = write_documents(tmp_path / "in.parquet", sample_texts(12))
+    arguments = ("pipeline.annotate", "--input", file, "--rows-per-unit", 4, "--output", tmp_path / "out")
+    assert run_command(*arguments) == 0
+    shards = {shard.name: shard.read_bytes() for shard in (tmp_path / "out" / "data").iterdir()}
+    kept, *lost = sorted((tmp_path / "out" / "_ledger" / "receipts").iterdir())
+    for receipt in lost:
+        (tmp_path / "out" / "data" / json.loads(receipt.read_text())["shard"]).unlink()
+    (tmp_path / "out" / "data" / ".train-00001-of-00003.parquet.unfinished").write_text("cut off")
+    untouched = (tmp_path / "out" / "data" / json.loads(kept.read_text())["shard"]).stat().st_mtime_ns
+    assert run_command(*arguments) == 0
+    assert {shard.name: shard.read_bytes() for shard in (tmp_path / "out" / "data").iterdir()} == shards
+    assert (tmp_path / "out" / "data" / json.loads(kept.read_text())["shard"]).stat().st_mtime_ns == untouched
+
+
+def test_shards_do_not_depend_on_the_number_of_workers(run_command: RunCommand, tmp_path: Path) -> None:
+    file = write_documents(tmp_path / "in.parquet", sample_texts(12))
+    shards = []
+    for workers in (1, 2):
+        output = tmp_path / str(workers)
+        arguments = ("--input", file, "--output", output, "--workers", workers, "--rows-per-unit", 3)
+        assert run_command("pipeline.annotate", *arguments) == 0
+        shards.append([shard.read_bytes() for shard in sorted((output / "data").iterdir())])
+    assert len(shards[0]) == 4
+    assert shards[0] == shards[1]
+
+
+def test_documents_tokenized_already_are_labelled_by_a_model_of_their_vocabulary(
+    run_command: RunCommand, tmp_path: Path
+) -> None:
+    tiny_estimator().save_pretrained(tmp_path / "estimator")
+    ids = [[5, 96, 0, 7] * 20, [], [1]]
+    pq.write_table(
+        pa.table({"input_ids": pa.array(ids, pa.list_(pa.int64())), "id": [0, 1, 2]}), tmp_path / "in.parquet"
+    )
+    tokenized = ("--input", tmp_path / "in.parquet", "--tokenizer", "none", "--vocabulary", 97)
+    exact = ("--method", "exact", "--estimator", tmp_path / "estimator", "--output", tmp_path / "out")
+    assert run_command("pipeline.annotate", *tokenized, *exact) == 0
+    rows = shard_rows(tmp_path / "out").to_pylist()
+    assert [row["input_ids"] for row in rows] == ids
+    assert [len(row["entropy"]) for row in rows] == [80, 0, 1]
+
+
+@pytest.mark.fineweb
+def test_two_hundred_fineweb_rows_have_finite_labels_in_source_order(run_command: RunCommand, tmp_path: Path) -> None:
+    assert run_command("pipeline.annotate", "--input", os.environ["FINEWEB"], "--output", tmp_path / "out") == 0
+    rows = shard_rows(tmp_path / "out").to_pylist()
+    assert [row["id"] for row in rows] == pq.read_table(os.environ["FINEWEB"]).column("id").to_pylist()
+    assert len(rows) == 200
+    for row in rows:
+        assert len(row["entropy"]) == len(row["input_ids"])
+        assert np.isfinite(row["entropy"]).all()
+
+
+@pytest.fixture
+def mistakes(tmp_path: Path) -> dict[str, list[object]]:
+    """Arguments of a mistake by the words that must be in its message."""
+    good = write_documents(tmp_path / "good.parquet", sample_texts(2))
+    pq.write_table(pa.table({"body": ["a"]}), tmp_path / "no_text.parquet")
+    pq.write_table(pa.table({"text": ["a"], "entropy": [1.0]}), tmp_path / "clash.parquet")
+    (tmp_path / "truncated.parquet").write_bytes(good.read_bytes()[:-20])
+    write_documents(tmp_path / "other" / "run.txt", ["x"])
+    tiny_second_order().save_pretrained(tmp_path / "no-tokenizer")
+    (tmp_path / "pickle").mkdir()
+    (tmp_path / "pickle" / "config.json").write_text('{"model_type": "second-order-entropy"}')
+    (tmp_path / "pickle" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    return {
+        "no Parquet file at": ["--input", tmp_path / "absent.parquet"],
+        "has no column `text`; it has body": ["--input", tmp_path / "no_text.parquet"],
+        "not a readable Parquet file": ["--input", tmp_path / "truncated.parquet"],
+        "columns that annotation writes: entropy": ["--input", tmp_path / "clash.parquet"],
+        "has other columns than": ["--input", good, tmp_path / "no_text2.parquet"],
+        "Invalid value": ["--input", good, "--method", "guess"],
+        "is not empty and holds no annotation run": ["--input", good, "--output", tmp_path / "other"],
+        "this needs one of kind estimator": [
+            "--input",
+            good,
+            "--method",
+            "exact",
+            "--estimator",
+            SHIPPED / "second-order",
+        ],
+        "only pickled ones": ["--input", good, "--estimator", tmp_path / "pickle"],
+        "has no tokenizer.json": ["--input", good, "--estimator", tmp_path / "no-tokenizer"],
+        "8192 token ids do not fit the 97": [
+            "--input",
+            good,
+            "--estimator",
+            tmp_path / "no-tokenizer",
+            "--tokenizer",
+            SHIPPED / "tokenizer",
+        ],
+        "--method causal needs --estimator": ["--input", good, "--method", "causal"],
+        "needs 0 <= overlap < window": ["--input", good, "--window", 9999],
+        "--share must be above 0": ["--input", good, "--share", 0],
+        "--limit must be at least 1": ["--input", good, "--limit", 0],
+    }
+
+
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(
+    run_command: RunCommand, tmp_path: Path, mistakes: dict[str, list[object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(pa.table({"text": ["a"], "more": [1]}), tmp_path / "no_text2.parquet")
+    for message, arguments in mistakes.items():
+        output = [] if "--output" in arguments else ["--output", tmp_path / "out"]
+        assert run_command("pipeline.annotate", *arguments, *output) == 1, message
+        error = capsys.readouterr().err.strip()
+        assert message in error and error.startswith("error: ") and "\n" not in error, error
+        assert not (tmp_path / "out").exists(), message
+    assert [file.name for file in (tmp_path / "other").iterdir()] == ["run.txt"]
+
+
+def test_the_output_of_another_run_is_refused_and_kept(
+    run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_documents(tmp_path / "in.parquet", sample_texts(3))
+    output = tmp_path / "out"
+    assert run_command("pipeline.annotate", "--input", file, "--output", output) == 0
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    capsys.readouterr()
+    assert run_command("pipeline.annotate", "--input", file, "--output", output, "--limit", 2) == 1
+    error = capsys.readouterr().err
+    assert "holds another run's dataset (source_rows 3 there, 2 now" in error
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
