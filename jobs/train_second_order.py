@@ -143,6 +143,8 @@ def card(
         "Estimates every token's entropy in one causal pass, after seeing the token and before (arXiv 2511.10618).",
         {
             "trained on": f"{len(seen.given_labels):,} {origin.method} labels in {len(seen):,} documents",
+            "labels made by": f"python -m pipeline.annotate --method {origin.method} --share {origin.share} "
+            f"--window {origin.window} --overlap {origin.overlap}",
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
             "steps": f"{training.steps:,} of up to {training.tokens_per_batch:,} tokens",
             "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -60,7 +60,14 @@ class Provenance:
 
     @classmethod
     def from_json(cls, text: str) -> "Provenance":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: if another version of the schema wrote it.
+        """
         values = json.loads(text)
+        if values.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(f"labels of schema version {values.get('schema_version')}; this reads {SCHEMA_VERSION}")
         return cls(**{**values, "source": tuple(values["source"])})
 
 

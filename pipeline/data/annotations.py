@@ -52,8 +52,10 @@ def _corpus(rows: pa.Table, folder: Path) -> Corpus:
             f"{folder} has entropies that are not finite; annotate it again (a token without a label is null)"
         )
     lengths = tokens.value_lengths().to_numpy()
-    if len(labels) != lengths.sum():
-        raise ValueError(f"{folder} has {len(labels)} entropies for {lengths.sum()} tokens")
+    label_lengths = rows.column(ENTROPY).combine_chunks().value_lengths().to_numpy()
+    if not np.array_equal(lengths, label_lengths):
+        row = int(np.argmax(lengths != label_lengths))
+        raise ValueError(f"row {row} of {folder} has {label_lengths[row]} entropies for {lengths[row]} tokens")
     return Corpus(
         tokens_N=tokens.flatten().to_numpy(),
         offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),

@@ -82,7 +82,7 @@ class Corpus:
         starts = self.offsets[:-1]
         labels_N = None if self.labels_N is None else np.insert(self.labels_N, starts, np.float32("nan"))
         tokens_N = np.insert(self.tokens_N, starts, np.int32(separator))
-        return replace(self, tokens_N=tokens_N, labels_N=labels_N, offsets=np.array([0, len(tokens_N)]))
+        return Corpus(tokens_N, np.array([0, len(tokens_N)]), labels_N)
 
 
 def read_corpus(

@@ -1,6 +1,7 @@
 """Input files: finding them, checking them before any work starts, and reading their rows as tokens."""
 
 import glob
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,14 +24,16 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
     """
     files: list[Path] = []
     for named in inputs:
-        pattern = str(Path(named) / "**" / "*.parquet") if Path(named).is_dir() else named
-        found = [Path(named)] if Path(named).is_file() else [Path(p) for p in glob.glob(pattern, recursive=True)]
+        pattern = str(Path(glob.escape(named)) / "**" / "*.parquet") if Path(named).is_dir() else named
+        matches = [named] if Path(named).is_file() else sorted(glob.glob(pattern, recursive=True))
+        found = [Path(match) for match in matches if Path(match).is_file()]
         if not found:
             raise ValueError(f"no Parquet file at {named}")
-        files += sorted(found)
-    repeated = {str(file) for file in files if files.count(file) > 1}
+        files += found
+    named_by_path = Counter(file.resolve() for file in files)
+    repeated = [str(path) for path, times in named_by_path.items() if times > 1]
     if repeated:
-        raise ValueError(f"named more than once in the input: {', '.join(sorted(repeated))}")
+        raise ValueError(f"named more than once in the input: {', '.join(repeated)}")
     return files
 
 
@@ -59,11 +62,14 @@ def document_tokens(rows: pa.RecordBatch | pa.Table, tokenizer: Tokenizer | None
     A row without text or tokens is a document of none.
 
     Raises:
-        ValueError: if an id is outside the vocabulary.
+        ValueError: if an id is null or outside the vocabulary.
     """
     if tokenizer is not None:
         return encode(tokenizer, [text or "" for text in rows.column(TEXT_COLUMN).to_pylist()])
-    documents = [np.array(ids or [], dtype=np.int64) for ids in rows.column(TOKENS_COLUMN).to_pylist()]
+    try:
+        documents = [np.array(ids or [], dtype=np.int64) for ids in rows.column(TOKENS_COLUMN).to_pylist()]
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"`{TOKENS_COLUMN}` holds something that is no token id: {error}") from error
     for ids in documents:
         if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
             raise ValueError(f"token ids from {ids.min()} to {ids.max()} do not fit a vocabulary of {vocabulary}")

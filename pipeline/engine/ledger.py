@@ -42,7 +42,7 @@ def open_run(output: Path, provenance: Provenance, units: Sequence[Unit]) -> dic
         _require_same(output, provenance, Provenance.from_json(json.dumps(json.loads(plan_file.read_text())["run"])))
         _sweep(output)
         return read_receipts(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.is_file() or any(file.is_file() and not _unfinished(file) for file in output.rglob("*")):
         raise ValueError(f"--output {output} is not empty and holds no annotation run; choose another folder")
     plan = {"run": asdict(provenance), "units": [asdict(unit) for unit in units]}
     write_text(plan_file, json.dumps(plan, indent=1))
@@ -70,7 +70,12 @@ def _require_same(output: Path, wanted: Provenance, there: Provenance) -> None:
         raise ValueError(f"--output {output} holds another run's dataset ({shown}); choose another folder")
 
 
+def _unfinished(file: Path) -> bool:
+    return file.name.startswith(".") and file.suffix == ".unfinished"
+
+
 def _sweep(output: Path) -> None:
     """Removes what an interrupted run left half written."""
-    for orphan in output.glob("**/.*.unfinished"):
-        orphan.unlink()
+    for file in output.rglob("*"):
+        if _unfinished(file):
+            file.unlink()

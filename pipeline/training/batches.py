@@ -5,6 +5,7 @@ Every epoch cuts and shuffles anew from (seed, epoch), so the order is a functio
 B rows, T tokens of the longest row, N tokens of the corpus, P pieces.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -47,11 +48,18 @@ class Cut:
 
 
 def endless_batches(corpus: Corpus, cut: Cut, seed: int) -> Iterator[Batch]:
-    """Epoch after epoch of the corpus, each of its windows once an epoch."""
-    epoch = 0
-    while True:
-        yield from epoch_batches(corpus, cut, np.random.default_rng([seed, epoch]))
-        epoch += 1
+    """Epoch after epoch of the corpus, each of its windows once an epoch.
+
+    Raises:
+        ValueError: if it has no window to train on.
+    """
+    for epoch in itertools.count():
+        batches = epoch_batches(corpus, cut, np.random.default_rng([seed, epoch]))
+        first = next(batches, None)
+        if first is None:
+            raise ValueError("there is nothing to train on: every document is empty or without a label")
+        yield first
+        yield from batches
 
 
 def epoch_batches(corpus: Corpus, cut: Cut, random: np.random.Generator) -> Iterator[Batch]:

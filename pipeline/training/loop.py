@@ -5,6 +5,7 @@ of figures. Figures go to the progress bar and, a JSON line an evaluation, to `m
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from pipeline.training.batches import Batch
@@ -73,9 +74,7 @@ def train(
     """
     accelerator = Accelerator(mixed_precision=config.precision)
     optimizer = AdamW(_parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95))
-    schedule = OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.steps + 1, pct_start=config.warmup, cycle_momentum=False
-    )
+    schedule = LambdaLR(optimizer, lambda step: learning_rate_share((step + 1) / (config.steps + 1), config.warmup))
     model, optimizer = accelerator.prepare(model, optimizer)
     started, tokens, figures = time.monotonic(), 0, Figures()
     progress = tqdm(range(1, config.steps + 1), desc=f"training {output.name}", unit="step", mininterval=1.0)
@@ -100,6 +99,13 @@ def train(
         shown = {"loss": loss_value.item(), **figures}
         progress.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
     return figures
+
+
+def learning_rate_share(progress: float, warmup: float) -> float:
+    """Share of the peak rate at a share of the training: linear up to `warmup`, then a cosine to zero."""
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (1 - warmup))
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
