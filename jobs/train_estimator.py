@@ -18,7 +18,7 @@ from pipeline.command_line import run
 from pipeline.data.corpus import Corpus, read_corpus
 from pipeline.data.documents import find_files
 from pipeline.data.tokenizer import token_source
-from pipeline.models.card import command_line, model_card
+from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.checkpoint import save_checkpoint
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.training.batches import Batch, Cut, endless_batches
@@ -94,7 +94,7 @@ def train_estimator(config: Config) -> None:
         config.output,
         dtype=config.training.save_as,
         tokenizer_folder=source.folder,
-        card=card(model, seen, held_out, figures, config),
+        card=card(model, seen, held_out, figures),
     )
     print(f"{config.output}: held-out loss {figures['held_out_loss']:.3f} nats a token")
 
@@ -117,16 +117,15 @@ def held_out_figures(model: EntropyEstimator, held_out: Corpus, config: Config) 
     return figures | bits_per_byte(normalized, held_out)
 
 
-def card(model: EntropyEstimator, seen: Corpus, held_out: Corpus, figures: Figures, config: Config) -> str:
+def card(model: EntropyEstimator, seen: Corpus, held_out: Corpus, figures: Figures) -> str:
     """The checkpoint's model card."""
-    training = config.training
     return model_card(
         "Entropy estimation model",
         "An encoder-augmented causal decoder. The difference of the code lengths it gives to two prefixes is the "
         "entropy of the token between them (arXiv 2511.10618).",
         {
             "trained on": f"{len(seen):,} documents, {len(seen.tokens_N):,} tokens",
-            "steps": f"{training.steps:,} of up to {training.tokens_per_batch:,} tokens",
+            "training": training_length(figures),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "held out": f"the last {len(held_out):,} documents, {len(held_out.tokens_N):,} tokens, never trained on",
             "held-out loss, nats a token": figures["held_out_loss"],

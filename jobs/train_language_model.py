@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 from pipeline.command_line import run
 from pipeline.data.annotations import AnnotatedDataset, read_annotations
 from pipeline.data.tokenizer import beginning_token
-from pipeline.models.card import command_line, model_card
+from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.checkpoint import save_checkpoint
 from pipeline.models.language_model import new_language_model, next_token_losses
 from pipeline.models.transformer import llama_config
@@ -122,14 +122,14 @@ def held_out_figures(model: LlamaForCausalLM, batches: Iterator[Batch]) -> Figur
 
 def card(model: LlamaForCausalLM, dataset: AnnotatedDataset, figures: Figures, config: Config) -> str:
     """The model's card."""
-    training, origin = config.training, dataset.provenance
+    origin = dataset.provenance
     return model_card(
         "Causal language model",
         f"A Llama trained with the objective `{config.objective}` on per-token entropy labels (arXiv 2511.10618).",
         {
             "trained on": f"{len(dataset.corpus):,} documents with {origin.method} labels, the last of them held out",
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
-            "steps": f"{training.steps:,} of up to {training.tokens_per_batch:,} tokens",
+            "training": training_length(figures),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "held-out cross-entropy, nats a token": figures["held_out_loss"],
         },

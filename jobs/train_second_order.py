@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.command_line import run
 from pipeline.data.annotations import AnnotatedDataset, read_annotations
 from pipeline.data.corpus import Corpus
-from pipeline.models.card import command_line, model_card
+from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.checkpoint import load_estimator, save_checkpoint
 from pipeline.models.second_order import Entropies, SecondOrderConfig, SecondOrderModel
 from pipeline.training.batches import Batch, Cut, endless_batches
@@ -137,7 +137,7 @@ def card(
     model: SecondOrderModel, dataset: AnnotatedDataset, seen: Corpus, held_out: Corpus, figures: Figures, config: Config
 ) -> str:
     """The checkpoint's model card."""
-    training, origin = config.training, dataset.provenance
+    origin = dataset.provenance
     return model_card(
         "Second-order entropy model",
         "Estimates every token's entropy in one causal pass, after seeing the token and before (arXiv 2511.10618).",
@@ -146,7 +146,7 @@ def card(
             "labels made by": f"python -m pipeline.annotate --method {origin.method} --share {origin.share} "
             f"--window {origin.window} --overlap {origin.overlap}",
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
-            "steps": f"{training.steps:,} of up to {training.tokens_per_batch:,} tokens",
+            "training": training_length(figures),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "started from": "the estimator's decoder" if config.init_from else "random weights",
             "held out": f"{len(held_out.given_labels):,} labels in the last {len(held_out):,} documents",

@@ -50,7 +50,7 @@ def inspect(files: Sequence[Path], *, tokenized: bool) -> Source:
         rows.append(parquet.metadata.num_rows)
         digest.update(f"{file.name} {file.stat().st_size}\n".encode() + _footer(file))
     assert schema is not None
-    return Source(tuple(files), tuple(rows), schema, digest.hexdigest())
+    return Source(tuple(file.resolve() for file in files), tuple(rows), schema, digest.hexdigest())
 
 
 def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list[Unit]:
@@ -61,7 +61,7 @@ def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list
         rows = min(rows, left)
         left -= rows
         for start in range(0, rows, rows_per_unit):
-            units.append(Unit(len(units), str(file.resolve()), start, min(start + rows_per_unit, rows)))
+            units.append(Unit(len(units), str(file), start, min(start + rows_per_unit, rows)))
     return units
 
 

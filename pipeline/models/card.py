@@ -35,6 +35,11 @@ Used by
 """
 
 
+def training_length(metrics: Mapping[str, float]) -> str:
+    """Steps, tokens and minutes from the last line of a training's metrics."""
+    return f"{metrics['step']:,} steps, {metrics['tokens']:,} tokens, {metrics['seconds'] / 60:,.0f} minutes"
+
+
 def command_line(module: str, arguments: list[str]) -> str:
     """The command as one would type it again."""
     return f"python -m {module} {shlex.join(arguments)}"

@@ -67,7 +67,7 @@ def train(
     config: TrainingConfig,
     output: Path,
 ) -> Figures:
-    """Trains `model` in place and returns the figures of the last evaluation.
+    """Trains `model` in place and returns the last line of metrics: step, tokens, seconds, held-out figures.
 
     Raises:
         ValueError: if the loss is not finite, with the step.
@@ -76,7 +76,7 @@ def train(
     optimizer = AdamW(_parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95))
     schedule = LambdaLR(optimizer, lambda step: learning_rate_share((step + 1) / (config.steps + 1), config.warmup))
     model, optimizer = accelerator.prepare(model, optimizer)
-    started, tokens, figures = time.monotonic(), 0, Figures()
+    started, tokens, held_out, record = time.monotonic(), 0, Figures(), Figures()
     progress = tqdm(range(1, config.steps + 1), desc=f"training {output.name}", unit="step", mininterval=1.0)
     for step in progress:
         batch = next(batches).to(accelerator.device)
@@ -93,12 +93,12 @@ def train(
         if step == config.steps:
             _round_weights(model, getattr(torch, config.save_as))
         if step % config.evaluate_every == 0 or step == config.steps:
-            figures = _evaluated(model, evaluate)
-            record = {"step": step, "tokens": tokens, "seconds": round(time.monotonic() - started, 1), **figures}
+            held_out = _evaluated(model, evaluate)
+            record = {"step": step, "tokens": tokens, "seconds": round(time.monotonic() - started, 1), **held_out}
             _append(output / METRICS_FILE, record)
-        shown = {"loss": loss_value.item(), **figures}
+        shown = {"loss": loss_value.item(), **held_out}
         progress.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
-    return figures
+    return record
 
 
 def learning_rate_share(progress: float, warmup: float) -> float:
