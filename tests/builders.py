@@ -2,17 +2,26 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from pipeline.data.sample import sample_documents
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.second_order import SecondOrderConfig, SecondOrderModel
 
 VOCABULARY = 97
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+
+
+def frozen(model: ModelT) -> ModelT:
+    model.eval()  # type: ignore[no-untyped-call]
+    model.requires_grad_(False)
+    return model
 
 
 def tiny_estimator(*, context: int = 32, vocabulary: int = VOCABULARY) -> EntropyEstimator:
@@ -30,7 +39,7 @@ def tiny_estimator(*, context: int = 32, vocabulary: int = VOCABULARY) -> Entrop
         bottleneck_width=3,
         initializer_range=0.2,
     )
-    return EntropyEstimator(config).eval().requires_grad_(False)
+    return frozen(EntropyEstimator(config))
 
 
 def tiny_second_order(*, context: int = 32, vocabulary: int = VOCABULARY) -> SecondOrderModel:
@@ -45,7 +54,7 @@ def tiny_second_order(*, context: int = 32, vocabulary: int = VOCABULARY) -> Sec
         label_deviation=2.0,
         initializer_range=0.2,
     )
-    return SecondOrderModel(config).eval().requires_grad_(False)
+    return frozen(SecondOrderModel(config))
 
 
 def random_tokens(rows: int, tokens: int, *, vocabulary: int = VOCABULARY, seed: int = 0) -> Tensor:

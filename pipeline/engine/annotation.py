@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from pipeline.data.documents import document_tokens, open_documents, read_rows
@@ -50,38 +51,35 @@ class Totals:
             self.text_bytes += pc.sum(pc.binary_length(rows.column(TEXT_COLUMN))).as_py() or 0
 
 
-def annotate_unit(unit: Unit, run: Run, labeller: Labeller, tokenizer: Tokenizer | None) -> Receipt:
-    """Labels the unit's rows, commits their shard and its receipt.
+@dataclass(frozen=True)
+class Annotator:
+    """A run with its label method and tokenizer loaded; the tokenizer is None for documents tokenized already."""
 
-    Row groups go to disk as they fill, so memory does not grow with the unit.
-    """
-    shard = f"train-{unit.index:05d}-of-{run.units:05d}.parquet"
-    totals = Totals()
-    parquet = open_documents(Path(unit.file), tokenized=tokenizer is None)
-    schema = annotated_schema(parquet.schema_arrow, run.provenance)
-    batches = read_rows(parquet, unit.start, unit.stop)
-    tables = _annotated(unit, batches, run, labeller, tokenizer, schema, totals)
-    digest = write_shard(run.output / DATA / shard, tables, schema)
-    receipt = Receipt(unit=unit.index, shard=shard, sha256=digest, **vars(totals))
-    record(run.output, receipt)
-    return receipt
+    run: Run
+    labeller: Labeller
+    tokenizer: Tokenizer | None
 
+    def annotate(self, unit: Unit) -> Receipt:
+        """Labels the unit's rows, commits their shard and then its receipt.
 
-def _annotated(
-    unit: Unit,
-    batches: Iterator[pa.RecordBatch],
-    run: Run,
-    labeller: Labeller,
-    tokenizer: Tokenizer | None,
-    schema: pa.Schema,
-    totals: Totals,
-) -> Iterator[pa.Table]:
-    random = np.random.default_rng(unit.index)
-    settings = run.provenance
-    for rows in batches:
-        documents = document_tokens(rows, tokenizer, settings.vocabulary)
-        wanted = [sample_positions(len(ids), settings.share, random) for ids in documents]
-        labels = label_documents(documents, wanted, labeller, window=settings.window, overlap=settings.overlap)
-        table = annotated_rows(rows, documents, labels, schema)
-        totals.add(rows, table)
-        yield table
+        Row groups go to disk as they fill, so memory does not grow with the unit.
+        """
+        shard = f"train-{unit.index:05d}-of-{self.run.units:05d}.parquet"
+        parquet = open_documents(Path(unit.file), tokenized=self.tokenizer is None)
+        schema = annotated_schema(parquet.schema_arrow, self.run.provenance)
+        totals = Totals()
+        digest = write_shard(self.run.output / DATA / shard, self._tables(unit, parquet, schema, totals), schema)
+        receipt = Receipt(unit=unit.index, shard=shard, sha256=digest, **vars(totals))
+        record(self.run.output, receipt)
+        return receipt
+
+    def _tables(self, unit: Unit, parquet: pq.ParquetFile, schema: pa.Schema, totals: Totals) -> Iterator[pa.Table]:
+        settings = self.run.provenance
+        random = np.random.default_rng(unit.index)
+        for rows in read_rows(parquet, unit.start, unit.stop):
+            documents = document_tokens(rows, self.tokenizer, settings.vocabulary)
+            wanted = [sample_positions(len(ids), settings.share, random) for ids in documents]
+            labels = label_documents(documents, wanted, self.labeller, window=settings.window, overlap=settings.overlap)
+            table = annotated_rows(rows, documents, labels, schema)
+            totals.add(rows, table)
+            yield table

@@ -4,7 +4,7 @@ import ray
 import torch
 
 from pipeline.data.tokenizer import load_tokenizer
-from pipeline.engine.annotation import Run, annotate_unit
+from pipeline.engine.annotation import Annotator, Run
 from pipeline.engine.labelling import load_labeller
 from pipeline.engine.ledger import Receipt
 from pipeline.engine.plan import Unit
@@ -16,17 +16,18 @@ class Worker:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.loaded = False
+        self.annotator: Annotator | None = None
 
     def annotate(self, unit: Unit) -> Receipt:
-        """Labels a unit and returns its receipt, after the shard is committed."""
-        if not self.loaded:
-            self._load()
-        return annotate_unit(unit, self.run, self.labeller, self.tokenizer)
+        """Labels a unit and returns its receipt, after the shard is committed; the first call loads the model."""
+        if self.annotator is None:
+            self.annotator = load_annotator(self.run)
+        return self.annotator.annotate(unit)
 
-    def _load(self) -> None:
-        torch.set_num_threads(1)  # a label must not depend on how many cores a worker happens to have
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.labeller = load_labeller(self.run.provenance.method, self.run.checkpoint, device)
-        self.tokenizer = load_tokenizer(self.run.tokenizer) if self.run.tokenizer else None
-        self.loaded = True
+
+def load_annotator(run: Run) -> Annotator:
+    """The run's checkpoint on this worker's GPU, or on one core: a label must not depend on how many there are."""
+    torch.set_num_threads(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    labeller = load_labeller(run.provenance.method, run.checkpoint, device)
+    return Annotator(run, labeller, load_tokenizer(run.tokenizer) if run.tokenizer else None)

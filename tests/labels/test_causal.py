@@ -8,14 +8,14 @@ from transformers import LlamaForCausalLM
 from pipeline.labels.causal import token_entropies
 from pipeline.models.language_model import new_language_model, require_plain_head, start_token
 from pipeline.models.transformer import llama_config
-from tests.builders import random_tokens
+from tests.builders import frozen, random_tokens
 
 
 def language_model() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = llama_config(vocab_size=97, width=24, layers=2, heads=2, context=32)
     config.initializer_range = 0.2
-    return new_language_model(config, start=5).eval().requires_grad_(False)
+    return frozen(new_language_model(config, start=5))
 
 
 def test_labels_equal_the_losses_of_the_logits() -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pipeline.labels.exact import token_entropies
 from pipeline.models.estimator import EntropyEstimator
-from tests.builders import random_tokens, tiny_estimator
+from tests.builders import frozen, random_tokens, tiny_estimator
 
 
 def slow_entropies(estimator: EntropyEstimator, tokens_T: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def test_a_document_of_a_larger_model_keeps_within_a_thousandth_of_a_nat() -> No
     torch.manual_seed(0)
     config = tiny_estimator(vocabulary=4096).config
     config.decoder_width, config.decoder_heads, config.encoder_width, config.context = 128, 4, 64, 160
-    estimator = EntropyEstimator(config).eval().requires_grad_(False)
+    estimator = frozen(EntropyEstimator(config))
     input_ids_BT = random_tokens(1, 160, vocabulary=4096)
     slow_T = slow_entropies(estimator, input_ids_BT[0])
     assert slow_T.abs().mean() > 1, "labels too small to tell anything"
@@ -70,11 +70,12 @@ def test_a_sample_costs_one_code_length_a_position_and_one_more_a_run(monkeypatc
     estimator, input_ids_BT = tiny_estimator(), random_tokens(1, 30)
     prefixes: list[int] = []
     decode = EntropyEstimator.decode
-    monkeypatch.setattr(
-        EntropyEstimator,
-        "decode",
-        lambda self, embedding_BD, ids_BT: prefixes.append(len(ids_BT)) or decode(self, embedding_BD, ids_BT),
-    )
+
+    def counted(self: EntropyEstimator, embedding_BD: Tensor, ids_BT: Tensor) -> Tensor:
+        prefixes.append(len(ids_BT))
+        return decode(self, embedding_BD, ids_BT)
+
+    monkeypatch.setattr(EntropyEstimator, "decode", counted)
     positions_BT = torch.zeros(1, 30, dtype=torch.bool)
     positions_BT[0, [5, 6, 7, 8, 20]] = True
     token_entropies(estimator, input_ids_BT, positions_BT=positions_BT)
