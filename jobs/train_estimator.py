@@ -19,10 +19,10 @@ from pipeline.data.corpus import Corpus, read_corpus
 from pipeline.data.documents import find_files
 from pipeline.data.tokenizer import token_source
 from pipeline.models.card import command_line, model_card, training_length
-from pipeline.models.checkpoint import save_checkpoint
+from pipeline.models.checkpoint import require_new_folder, save_checkpoint
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.training.batches import Batch, Cut, endless_batches
-from pipeline.training.evaluation import bits_per_byte, held_out_batches, mean_over_tokens
+from pipeline.training.evaluation import bits_per_byte, held_out_batches, mean_of
 from pipeline.training.loop import Figures, TrainingConfig, train
 
 BITS_OF_A_BOTTLENECK_VALUE = 32  # the embedding is counted as it is computed: float32
@@ -73,6 +73,7 @@ class Config:
 
 def train_estimator(config: Config) -> None:
     """Train an entropy estimation model on documents."""
+    require_new_folder(config.output)
     source = token_source(config.tokenizer, config.vocabulary)
     files = find_files(config.input)
     corpus = read_corpus(files, tokenizer=source.tokenizer, vocabulary=source.vocabulary, limit=config.limit)
@@ -109,7 +110,7 @@ def held_out_figures(model: EntropyEstimator, held_out: Corpus, config: Config) 
     """Loss in nats a token, the same with the embedding's cost spread over its window, and that in bits a byte."""
     context = config.model.context
     batches = held_out_batches(held_out, Cut(context, config.training.tokens_per_batch), model.device)
-    loss = mean_over_tokens(batches, lambda batch: model.token_losses(batch.input_ids_BT, batch.lengths_B))
+    loss = mean_of(model.token_losses(batch.input_ids_BT, batch.lengths_B)[batch.real_BT] for batch in batches)
     windows = int(np.ceil(np.diff(held_out.offsets) / context).sum())
     embedding_nats = config.model.bottleneck_width * BITS_OF_A_BOTTLENECK_VALUE * math.log(2)
     normalized = loss + embedding_nats * windows / len(held_out.tokens_N)

@@ -16,13 +16,14 @@ from transformers import LlamaForCausalLM
 
 from pipeline.command_line import run
 from pipeline.data.annotations import AnnotatedDataset, read_annotations
+from pipeline.data.corpus import Corpus
 from pipeline.data.tokenizer import beginning_token
 from pipeline.models.card import command_line, model_card, training_length
-from pipeline.models.checkpoint import save_checkpoint
+from pipeline.models.checkpoint import require_new_folder, save_checkpoint
 from pipeline.models.language_model import new_language_model, next_token_losses
 from pipeline.models.transformer import llama_config
 from pipeline.training.batches import Batch, Cut, endless_batches
-from pipeline.training.evaluation import held_out_batches
+from pipeline.training.evaluation import held_out_batches, mean_of
 from pipeline.training.loop import Figures, TrainingConfig, train
 from pipeline.training.objectives import Objective, objective_function
 
@@ -65,13 +66,16 @@ class Config:
 
 def train_language_model(config: Config) -> None:
     """Train a causal language model on an annotated dataset with an entropy-floored loss."""
+    require_new_folder(config.output)
     dataset = read_annotations(config.labels, config.limit)
     seen, held_out = dataset.corpus.held_out(config.held_out)
+    if config.objective != "cross-entropy" and not len(seen.given_labels):
+        raise ValueError(f"{config.labels} has no labels for --objective {config.objective}; annotate it first")
     torch.manual_seed(config.training.seed)
     model, separator = initial_model(config.model, dataset)
-    threshold = config.threshold if config.threshold is not None else float(seen.given_labels.mean())
+    threshold = config.threshold if config.threshold is not None else mean_label(seen)
     objective = objective_function(config.objective, threshold=threshold)
-    cut = Cut(config.model.context + 1, config.training.tokens_per_batch)
+    cut = Cut(config.model.context + 1, config.training.tokens_per_batch, overlap=1)
     config.output.mkdir(parents=True, exist_ok=True)
     figures = train(
         model,
@@ -99,8 +103,13 @@ def initial_model(sizes: Sizes, dataset: AnnotatedDataset) -> tuple[LlamaForCaus
     return new_language_model(config, separator), separator
 
 
+def mean_label(corpus: Corpus) -> float:
+    """Mean of the labels there are, in nats; 0 where there are none."""
+    return float(corpus.given_labels.mean()) if len(corpus.given_labels) else 0.0
+
+
 def token_losses(model: LlamaForCausalLM, batch: Batch) -> Tensor:
-    """Losses [B, T - 1] of each window's tokens from the second on; the first has nothing before it."""
+    """Losses [B, T - 1] of each window's tokens from the second on; the first is the last of the window before."""
     return next_token_losses(model, batch.input_ids_BT[:, :-1], batch.input_ids_BT[:, 1:])
 
 
@@ -113,11 +122,7 @@ def objective_loss(model: LlamaForCausalLM, batch: Batch, objective: Callable[[T
 
 def held_out_figures(model: LlamaForCausalLM, batches: Iterator[Batch]) -> Figures:
     """Plain cross-entropy in nats a token, whatever the objective."""
-    total, tokens = 0.0, 0
-    for batch in batches:
-        losses_N = token_losses(model, batch)[batch.real_BT[:, 1:]]
-        total, tokens = total + losses_N.double().sum().item(), tokens + len(losses_N)
-    return {"held_out_loss": total / tokens}
+    return {"held_out_loss": mean_of(token_losses(model, batch)[batch.real_BT[:, 1:]] for batch in batches)}
 
 
 def card(model: LlamaForCausalLM, dataset: AnnotatedDataset, figures: Figures, config: Config) -> str:

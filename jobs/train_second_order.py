@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import cyclopts
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.command_line import run
 from pipeline.data.annotations import AnnotatedDataset, read_annotations
 from pipeline.data.corpus import Corpus
+from pipeline.data.tokenizer import tokenizer_sha256
 from pipeline.models.card import command_line, model_card, training_length
-from pipeline.models.checkpoint import load_estimator, save_checkpoint
+from pipeline.models.checkpoint import load_estimator, require_new_folder, save_checkpoint
 from pipeline.models.second_order import Entropies, SecondOrderConfig, SecondOrderModel
 from pipeline.training.batches import Batch, Cut, endless_batches
 from pipeline.training.evaluation import held_out_batches, r_squared
@@ -60,11 +62,16 @@ class Config:
 
 def train_second_order(config: Config) -> None:
     """Train a second-order model on the labels of an annotated dataset."""
+    require_new_folder(config.output)
     dataset = read_annotations(config.labels, config.limit)
     seen, held_out = dataset.corpus.held_out(config.held_out)
+    for part in (seen, held_out):
+        if len(part.given_labels) < 2:
+            raise ValueError(f"{config.labels} has too few labels to train and evaluate on; choose a larger --share")
     torch.manual_seed(config.training.seed)
-    model = initial_model(config, dataset, seen)
-    cut = Cut(model.config.context, config.training.tokens_per_batch, labelled_only=True)
+    model = initial_model(config, dataset, seen.given_labels)
+    context = model.config.context
+    cut = Cut(context, config.training.tokens_per_batch, overlap=context // 2, labelled_only=True)
     config.output.mkdir(parents=True, exist_ok=True)
     figures = train(
         model,
@@ -84,17 +91,12 @@ def train_second_order(config: Config) -> None:
     print(f"{config.output}: held-out R² {figures['r2_seeing']:.3f} seeing, {figures['r2_expecting']:.3f} expecting")
 
 
-def initial_model(config: Config, dataset: AnnotatedDataset, seen: Corpus) -> SecondOrderModel:
+def initial_model(config: Config, dataset: AnnotatedDataset, labels: np.ndarray) -> SecondOrderModel:
     """A fresh model, or one that starts as an estimator's decoder; its outputs are scaled to the labels.
 
     Raises:
-        ValueError: if nothing is labelled, or the estimator has another vocabulary.
+        ValueError: if the estimator has another vocabulary or tokenizer than the labels.
     """
-    labels = seen.given_labels
-    if len(labels) < 2:
-        raise ValueError(
-            f"{config.labels} has {len(labels)} labels to train on; annotate more rows or a larger --share"
-        )
     mean, deviation = float(labels.mean()), max(float(labels.std()), 1e-3)
     vocabulary = dataset.provenance.vocabulary
     if config.init_from is None:
@@ -103,11 +105,10 @@ def initial_model(config: Config, dataset: AnnotatedDataset, seen: Corpus) -> Se
             SecondOrderConfig(vocab_size=vocabulary, label_mean=mean, label_deviation=deviation, **sizes)
         )
     estimator = load_estimator(config.init_from)
-    if estimator.config.vocab_size != vocabulary:
-        raise ValueError(
-            f"{config.init_from} has {estimator.config.vocab_size} token ids, the labels have {vocabulary}"
-        )
-    return SecondOrderModel.from_estimator(estimator, label_mean=mean, label_deviation=deviation).requires_grad_(True)
+    digests = tokenizer_sha256(config.init_from), dataset.provenance.tokenizer_sha256
+    if estimator.config.vocab_size != vocabulary or digests[0] != digests[1]:
+        raise ValueError(f"{config.init_from} has another tokenizer than the labels of {config.labels}")
+    return SecondOrderModel.from_estimator(estimator, label_mean=mean, label_deviation=deviation)
 
 
 def squared_error(model: SecondOrderModel, batch: Batch, deviation: float) -> Tensor:

@@ -18,6 +18,7 @@ from pipeline.command_line import run
 from pipeline.data.documents import find_files, iterate_rows
 from pipeline.data.tokenizer import TOKENIZER_FILE
 from pipeline.models.card import CARD_FILE, command_line, model_card
+from pipeline.models.checkpoint import require_new_folder
 from schemas.documents import TEXT_COLUMN
 
 SEPARATOR = "<|endoftext|>"
@@ -44,6 +45,7 @@ def train_tokenizer(config: Config) -> None:
     """Train a byte-level BPE tokenizer on documents."""
     if config.vocabulary <= BYTES:
         raise ValueError(f"--vocabulary must be above {BYTES}, the bytes and the separator, not {config.vocabulary}")
+    require_new_folder(config.output)
     files = find_files(config.input)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -4,7 +4,7 @@
     python -m pipeline.annotate --input fineweb/*.parquet --output DIR   # your own
     ray job submit --working-dir . -- python -m pipeline.annotate ...    # on a cluster
 
-Everything is checked before anything is written. The same command again goes on where a run stopped.
+Input and settings are checked before anything is written. The same command again goes on where a run stopped.
 """
 
 import os
@@ -26,7 +26,7 @@ from pipeline.data.shards import write_text
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, token_source, tokenizer_sha256
 from pipeline.engine import driver
 from pipeline.engine.annotation import Run
-from pipeline.engine.ledger import Receipt, open_run
+from pipeline.engine.ledger import Receipt, open_run, total
 from pipeline.engine.plan import Source, Unit, default_rows_per_unit, inspect, plan_units
 from pipeline.models.checkpoint import (
     SHIPPED,
@@ -36,8 +36,8 @@ from pipeline.models.checkpoint import (
     copy_tokenizer,
     require_kind,
 )
-from pipeline.summary import Summary, print_examples, print_summary
-from schemas.annotations import Method, Provenance, annotated_schema
+from pipeline.summary import print_examples, print_summary
+from schemas.annotations import CARD_FILE, TOKENIZER_FOLDER, Method, Provenance, annotated_schema
 
 KIND_OF_METHOD: dict[Method, Kind] = {"second-order": "second-order", "exact": "estimator", "causal": "causal"}
 
@@ -49,8 +49,8 @@ class Config:
 
     input: tuple[str, ...] = ()
     """Parquet files, folders or globs with a column `text`; built-in sample documents by default."""
-    output: Path = Path("annotated")
-    """Folder for the dataset."""
+    output: Path | None = None
+    """Folder for the dataset; `annotated`, or `annotated-sample` for the built-in documents, by default."""
     method: Method = "second-order"
     """second-order: one pass, needs a second-order checkpoint. exact: differences of code lengths, a few hundred
     times dearer, needs an estimator. causal: the loss of a causal language model."""
@@ -71,7 +71,7 @@ class Config:
     limit: int | None = None
     """Rows to label at the most, from the first on."""
     rows_per_unit: int | None = None
-    """Rows in a shard; a sixteenth of the rows, from 8 to 65,536, by default."""
+    """Rows in a shard; a sixteenth of the rows, from 8 to 4,096, by default."""
     keep_text: bool = False
     """Keep the column `text`."""
     source_seen_by_estimator: Literal["yes", "no", "unknown"] = "unknown"
@@ -100,16 +100,14 @@ def annotate(config: Config = DEFAULTS) -> None:
         source = inspect(find_files(config.input or [str(sample)]), tokenized=config.tokenizer == TOKENIZED_ALREADY)
         job, units = prepare(config, source)
         receipts = open_run(job.output, job.provenance, units)
+        if job.tokenizer is not None:
+            copy_tokenizer(job.tokenizer, job.output / TOKENIZER_FOLDER)
         started = time.monotonic()
         fresh = label([unit for unit in units if unit.index not in receipts], job, config)
     seconds = time.monotonic() - started
-    receipts |= {receipt.unit: receipt for receipt in fresh}
-    summary = Summary.of(receipts.values())
-    card = dataset_card(
-        job.provenance, documents=summary.documents, tokens=summary.tokens, mean_entropy=summary.mean_entropy
-    )
-    write_text(job.output / "README.md", card)
-    print_summary(job.output, summary, new_tokens=sum(receipt.tokens for receipt in fresh), seconds=seconds)
+    counts = total([*receipts.values(), *fresh])
+    write_text(job.output / CARD_FILE, dataset_card(job.provenance, counts.rows, counts.tokens, counts.mean_entropy))
+    print_summary(job.output, counts, new_tokens=total(fresh).tokens, seconds=seconds)
     print_examples(job.output)
 
 
@@ -124,7 +122,9 @@ def prepare(config: Config, source: Source) -> tuple[Run, list[Unit]]:
     context, model_vocabulary = context_and_vocabulary(checkpoint)
     named = config.tokenizer or str(checkpoint)
     implied = model_vocabulary if named == TOKENIZED_ALREADY else None
-    tokens = token_source(named, config.vocabulary or implied)
+    tokens = token_source(named, implied if config.vocabulary is None else config.vocabulary)
+    if tokens.folder and tokenizer_sha256(checkpoint) not in (None, tokenizer_sha256(tokens.folder)):
+        raise ValueError(f"{checkpoint} was trained with its own tokenizer, not with {tokens.folder}; leave it out")
     if tokens.vocabulary > model_vocabulary:
         raise ValueError(f"{tokens.vocabulary} token ids do not fit the {model_vocabulary} that {checkpoint} knows")
     window = config.window if config.window is not None else context
@@ -152,7 +152,8 @@ def prepare(config: Config, source: Source) -> tuple[Run, list[Unit]]:
     annotated_schema(source.schema, provenance)
     units = plan_units(source, rows_per_unit=provenance.rows_per_unit, limit=config.limit)
     folder = tokens.folder.resolve() if tokens.folder else None
-    return Run(config.output.resolve(), checkpoint.resolve(), folder, provenance, len(units)), units
+    output = config.output or Path("annotated" if config.input else "annotated-sample")
+    return Run(output.resolve(), checkpoint.resolve(), folder, provenance, len(units)), units
 
 
 def checkpoint_folder(config: Config) -> Path:
@@ -166,8 +167,6 @@ def checkpoint_folder(config: Config) -> Path:
 
 def label(units: Sequence[Unit], job: Run, config: Config) -> list[Receipt]:
     """Labels the units on Ray, with a progress bar; does not start Ray where there are none."""
-    if job.tokenizer is not None:
-        copy_tokenizer(job.tokenizer, job.output / "tokenizer")
     if not units:
         return []
     receipts: list[Receipt] = []
@@ -178,9 +177,9 @@ def label(units: Sequence[Unit], job: Run, config: Config) -> list[Receipt]:
         ) as progress:
             for receipt in driver.annotate_units(job, units, workers):
                 receipts.append(receipt)
-                progress.update(receipt.rows)
-                tokens = sum(receipt.tokens for receipt in receipts)
-                progress.set_postfix_str(f"{tokens / progress.format_dict['elapsed']:,.0f} tokens/s")
+                progress.update(receipt.counts.rows)
+                tokens_per_second = total(receipts).tokens / progress.format_dict["elapsed"]
+                progress.set_postfix_str(f"{tokens_per_second:,.0f} tokens/s")
     return receipts
 
 

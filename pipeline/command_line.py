@@ -21,16 +21,16 @@ which flags on the command line override; --debug shows the traceback of an erro
 def run(command: Callable[..., int | None], module: str) -> NoReturn:
     """Parses the arguments into `command`'s dataclass, calls it and exits with what it returns (None is 0)."""
     logging.disable_progress_bar()
-    arguments = sys.argv[1:]
+    arguments = [part for argument in sys.argv[1:] for part in _split(argument)]
     debug = "--debug" in arguments
     try:
         sys.exit(_parser(command, module, arguments)(arguments, exit_on_error=False, print_error=False))
-    except (ValueError, cyclopts.CycloptsError) as error:
+    except (ValueError, OSError, cyclopts.CycloptsError) as error:
         if debug:
             raise
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; run the same command again to go on")
+        sys.exit("interrupted")
 
 
 def _parser(command: Callable[..., int | None], module: str, arguments: list[str]) -> cyclopts.App:
@@ -47,6 +47,11 @@ def _parser(command: Callable[..., int | None], module: str, arguments: list[str
         version_flags=(),
         result_action="return_value",
     )
+
+
+def _split(argument: str) -> list[str]:
+    """`--config=FILE` as the two words that the other spelling has."""
+    return argument.split("=", 1) if argument.startswith("--config=") else [argument]
 
 
 def _config_files(arguments: list[str]) -> list[Yaml]:

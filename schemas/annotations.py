@@ -12,6 +12,11 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 PROVENANCE_KEY = b"token_entropy.provenance"
 
+DATA_FOLDER = "data"
+TOKENIZER_FOLDER = "tokenizer"
+LEDGER_FOLDER = "_ledger"
+CARD_FILE = "README.md"
+
 INPUT_IDS = "input_ids"
 ENTROPY = "entropy"
 EXPECTED_ENTROPY = "expected_entropy"
@@ -23,12 +28,17 @@ ROUNDING_NATS = 1 / 128
 Method = Literal["second-order", "exact", "causal"]
 
 DESCRIPTIONS = {
-    INPUT_IDS: "the tokenizer's encoding of the source's `text`, without special tokens",
+    INPUT_IDS: "the encoding of the source's `text`, without special tokens, or the source's own `input_ids`",
     ENTROPY: "nats that token i carries given the tokens before it, an estimate of -ln p; at the index of its token",
     EXPECTED_ENTROPY: "nats expected of token i before it is seen",
-    NUM_TOKENS: "length of the three lists",
+    NUM_TOKENS: "length of each list",
     MEAN_ENTROPY: "mean of `entropy` over the labelled tokens; null where there are none",
 }
+
+
+def shard_name(index: int, shards: int) -> str:
+    """File name of a shard; names sort in the order of the source's rows."""
+    return f"train-{index:05d}-of-{shards:05d}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)

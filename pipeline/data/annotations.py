@@ -9,7 +9,15 @@ import pyarrow.parquet as pq
 
 from pipeline.data.corpus import Corpus
 from pipeline.data.tokenizer import TOKENIZER_FILE
-from schemas.annotations import ENTROPY, INPUT_IDS, PROVENANCE_KEY, Provenance
+from schemas.annotations import (
+    DATA_FOLDER,
+    ENTROPY,
+    INPUT_IDS,
+    PROVENANCE_KEY,
+    TOKENIZER_FOLDER,
+    Provenance,
+    shard_name,
+)
 
 
 @dataclass(frozen=True)
@@ -25,23 +33,35 @@ def read_annotations(folder: Path, limit: int | None = None) -> AnnotatedDataset
     """Every row of an annotated dataset on disk, in order, `limit` rows at the most.
 
     Raises:
-        ValueError: if the folder is not an annotated dataset, or a label is not finite.
+        ValueError: if the folder is not an annotated dataset, an unfinished one, or a label is not finite.
     """
-    shards = sorted((folder / "data").glob("*.parquet"))
+    shards = sorted((folder / DATA_FOLDER).glob("*.parquet"))
     if not shards:
         raise ValueError(f"{folder} is not an annotated dataset: no data/*.parquet; make one with pipeline.annotate")
-    schema = pq.read_schema(shards[0])
-    missing = {INPUT_IDS, ENTROPY} - set(schema.names)
-    if missing or PROVENANCE_KEY not in (schema.metadata or {}):
-        raise ValueError(f"{shards[0]} was not written by pipeline.annotate: it lacks labels or their provenance")
-    tables = [pq.read_table(shard, columns=[INPUT_IDS, ENTROPY]) for shard in shards]
-    rows = pa.concat_tables(tables).slice(0, limit).combine_chunks()
-    tokenizer = folder / "tokenizer"
+    provenance = _shared_provenance(shards)
+    tables: list[pa.Table] = []
+    for shard in shards:
+        if not tables or limit is None or sum(map(len, tables)) < limit:
+            tables.append(pq.read_table(shard, columns=[INPUT_IDS, ENTROPY]))
+    rows = pa.concat_tables(tables).slice(0, limit)
+    tokenizer = folder / TOKENIZER_FOLDER
     return AnnotatedDataset(
-        _corpus(rows, folder),
-        Provenance.from_json(schema.metadata[PROVENANCE_KEY].decode()),
-        tokenizer if (tokenizer / TOKENIZER_FILE).is_file() else None,
+        _corpus(rows, folder), provenance, tokenizer if (tokenizer / TOKENIZER_FILE).is_file() else None
     )
+
+
+def _shared_provenance(shards: list[Path]) -> Provenance:
+    """The provenance of all shards, which must be of one finished run."""
+    found: set[bytes] = set()
+    for shard in shards:
+        schema = pq.read_schema(shard)
+        if not {INPUT_IDS, ENTROPY} <= set(schema.names) or PROVENANCE_KEY not in (schema.metadata or {}):
+            raise ValueError(f"{shard} was not written by pipeline.annotate: it lacks labels or their provenance")
+        found.add(schema.metadata[PROVENANCE_KEY])
+    expected = {shard_name(index, len(shards)) for index in range(len(shards))}
+    if len(found) > 1 or {shard.name for shard in shards} != expected:
+        raise ValueError(f"{shards[0].parent} does not hold one finished run; give the same annotate command again")
+    return Provenance.from_json(found.pop().decode())
 
 
 def _corpus(rows: pa.Table, folder: Path) -> Corpus:

@@ -57,13 +57,16 @@ class Corpus:
         """Training documents and, apart from them, the last `documents` (one in twenty, 500 at the most, if None).
 
         Raises:
-            ValueError: if that leaves nothing to train on.
+            ValueError: if that leaves nothing to train or to evaluate on.
         """
         if documents is None:
             documents = min(500, max(1, len(self) // 20))
         if not 0 < documents < len(self):
             raise ValueError(f"cannot hold out {documents} of {len(self)} documents; choose fewer with --held-out")
-        return self.documents(0, len(self) - documents), self.documents(len(self) - documents, len(self))
+        seen, held_out = self.documents(0, len(self) - documents), self.documents(len(self) - documents, len(self))
+        if not len(held_out.tokens_N):
+            raise ValueError(f"the last {documents} documents are empty; hold out more with --held-out")
+        return seen, held_out
 
     @property
     def given_labels(self) -> np.ndarray:

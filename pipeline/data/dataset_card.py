@@ -9,7 +9,7 @@ from schemas.annotations import DESCRIPTIONS, EXPECTED_ENTROPY, Provenance
 HEADER = "Per-token entropy labels"
 
 
-def dataset_card(provenance: Provenance, *, documents: int, tokens: int, mean_entropy: float) -> str:
+def dataset_card(provenance: Provenance, documents: int, tokens: int, mean_entropy: float) -> str:
     """Markdown with the front matter that `datasets` and the Hugging Face Hub read."""
     front_matter = DatasetCardData(
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],

@@ -5,6 +5,7 @@ A shard appears under its name only when it is whole: it is written beside it, s
 
 import hashlib
 import os
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS, ROUNDING_NATS
 
 ROW_GROUP_BYTES = 100_000_000
+UNFINISHED = ".unfinished"
 ENTROPY_COLUMNS = (ENTROPY, EXPECTED_ENTROPY)
 
 
@@ -43,7 +45,7 @@ def write_shard(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> st
     Entropies are dictionary-encoded: rounded to 1/128 nat there are a few thousand values.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = unfinished_name(path)
     lists = [name for name in schema.names if name in ENTROPY_COLUMNS]
     scalars = [name for name in schema.names if name not in (*ENTROPY_COLUMNS, INPUT_IDS)]
     with pq.ParquetWriter(
@@ -61,6 +63,11 @@ def write_shard(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> st
     return commit(unfinished, path)
 
 
+def unfinished_name(path: Path) -> Path:
+    """Where a file is written before it has its name; another one each time, should two workers write the same."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
+
+
 def commit(unfinished: Path, path: Path) -> str:
     """Syncs a finished file, gives it its name and returns its sha256."""
     with unfinished.open("rb") as file:
@@ -74,19 +81,26 @@ def commit(unfinished: Path, path: Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """Writes a small file so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = unfinished_name(path)
     unfinished.write_text(text)
     commit(unfinished, path)
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterable[pa.Table]:
     held: list[pa.Table] = []
-    for table in tables:
+    for table in (part for whole in tables for part in _parts(whole)):
         if held and sum(part.nbytes for part in held) + table.nbytes > ROW_GROUP_BYTES:
             yield pa.concat_tables(held)
             held = []
         held.append(table)
-    yield pa.concat_tables(held)
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _parts(table: pa.Table) -> Iterable[pa.Table]:
+    """The table in runs of rows that fit a row group, as far as single rows do."""
+    rows = max(1, len(table) * ROW_GROUP_BYTES // max(1, table.nbytes))
+    return (table.slice(start, rows) for start in range(0, len(table), rows))
 
 
 def _entropy_lists(arrays: Sequence[np.ndarray]) -> pa.ListArray:

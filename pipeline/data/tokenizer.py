@@ -42,9 +42,10 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 
-def tokenizer_sha256(folder: Path) -> str:
-    """Digest of the file that decides every token id."""
-    return hashlib.sha256((folder / TOKENIZER_FILE).read_bytes()).hexdigest()
+def tokenizer_sha256(folder: Path) -> str | None:
+    """Digest of the file that decides every token id; None for a folder without one."""
+    file = folder / TOKENIZER_FILE
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 @dataclass(frozen=True)

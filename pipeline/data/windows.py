@@ -1,6 +1,6 @@
 """How a document longer than the model's context is covered, and which of its tokens are labelled."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,18 @@ def cover(document: int, tokens: int, *, window: int, overlap: int) -> Iterator[
         stop = min(start + window, tokens)
         yield Window(document, start, stop, label_from)
         start, label_from = start + window - overlap, stop
+
+
+def budget_groups(lengths: Sequence[int], budget: int) -> Iterator[slice]:
+    """Consecutive groups of lengths, longest first, that stay within the budget when padded to their longest.
+
+    A length beyond the budget is a group by itself.
+    """
+    start = 0
+    while start < len(lengths):
+        stop = start + max(1, budget // lengths[start])
+        yield slice(start, min(stop, len(lengths)))
+        start = stop
 
 
 def sample_positions(tokens: int, share: float, random: np.random.Generator) -> np.ndarray:

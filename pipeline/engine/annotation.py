@@ -14,9 +14,9 @@ from pipeline.data.documents import document_tokens, open_documents, read_rows
 from pipeline.data.shards import annotated_rows, write_shard
 from pipeline.data.windows import sample_positions
 from pipeline.engine.labelling import Labeller, label_documents
-from pipeline.engine.ledger import DATA, Receipt, record
+from pipeline.engine.ledger import Counts, Receipt, record
 from pipeline.engine.plan import Unit
-from schemas.annotations import ENTROPY, NUM_TOKENS, Provenance, annotated_schema
+from schemas.annotations import DATA_FOLDER, ENTROPY, NUM_TOKENS, Provenance, annotated_schema, shard_name
 from schemas.documents import TEXT_COLUMN
 
 
@@ -29,26 +29,6 @@ class Run:
     tokenizer: Path | None
     provenance: Provenance
     units: int
-
-
-@dataclass
-class Totals:
-    """Counts that grow while a unit is labelled."""
-
-    rows: int = 0
-    tokens: int = 0
-    labelled_tokens: int = 0
-    text_bytes: int = 0
-    nats: float = 0.0
-
-    def add(self, rows: pa.RecordBatch, table: pa.Table) -> None:
-        entropies = pc.list_flatten(table.column(ENTROPY)).drop_null().to_numpy()
-        self.rows += len(rows)
-        self.tokens += pc.sum(table.column(NUM_TOKENS)).as_py() or 0
-        self.labelled_tokens += len(entropies)
-        self.nats += float(entropies.sum(dtype=np.float64))
-        if TEXT_COLUMN in rows.schema.names:
-            self.text_bytes += pc.sum(pc.binary_length(rows.column(TEXT_COLUMN))).as_py() or 0
 
 
 @dataclass(frozen=True)
@@ -64,16 +44,19 @@ class Annotator:
 
         Row groups go to disk as they fill, so memory does not grow with the unit.
         """
-        shard = f"train-{unit.index:05d}-of-{self.run.units:05d}.parquet"
+        shard = shard_name(unit.index, self.run.units)
         parquet = open_documents(Path(unit.file), tokenized=self.tokenizer is None)
         schema = annotated_schema(parquet.schema_arrow, self.run.provenance)
-        totals = Totals()
-        digest = write_shard(self.run.output / DATA / shard, self._tables(unit, parquet, schema, totals), schema)
-        receipt = Receipt(unit=unit.index, shard=shard, sha256=digest, **vars(totals))
+        counts: list[Counts] = []
+        tables = self._tables(unit, parquet, schema, counts)
+        digest = write_shard(self.run.output / DATA_FOLDER / shard, tables, schema)
+        receipt = Receipt(unit=unit.index, shard=shard, sha256=digest, counts=sum(counts, start=Counts()))
         record(self.run.output, receipt)
         return receipt
 
-    def _tables(self, unit: Unit, parquet: pq.ParquetFile, schema: pa.Schema, totals: Totals) -> Iterator[pa.Table]:
+    def _tables(
+        self, unit: Unit, parquet: pq.ParquetFile, schema: pa.Schema, counts: list[Counts]
+    ) -> Iterator[pa.Table]:
         settings = self.run.provenance
         random = np.random.default_rng(unit.index)
         for rows in read_rows(parquet, unit.start, unit.stop):
@@ -81,5 +64,20 @@ class Annotator:
             wanted = [sample_positions(len(ids), settings.share, random) for ids in documents]
             labels = label_documents(documents, wanted, self.labeller, window=settings.window, overlap=settings.overlap)
             table = annotated_rows(rows, documents, labels, schema)
-            totals.add(rows, table)
+            counts.append(count(rows, table))
             yield table
+
+
+def count(source: pa.RecordBatch, annotated: pa.Table) -> Counts:
+    """Counts of some rows, before and after annotation."""
+    entropies = pc.list_flatten(annotated.column(ENTROPY)).drop_null().to_numpy()
+    text_bytes = 0
+    if TEXT_COLUMN in source.schema.names:
+        text_bytes = pc.sum(pc.binary_length(source.column(TEXT_COLUMN))).as_py() or 0
+    return Counts(
+        rows=len(source),
+        tokens=pc.sum(annotated.column(NUM_TOKENS)).as_py() or 0,
+        labelled_tokens=len(entropies),
+        text_bytes=text_bytes,
+        nats=float(entropies.sum(dtype=np.float64)),
+    )

@@ -3,7 +3,7 @@
 B rows, T tokens of the longest row.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.windows import Window, cover
+from pipeline.data.windows import Window, budget_groups, cover
 from pipeline.labels import causal, exact, second_order
 from pipeline.models.checkpoint import load_causal, load_estimator, load_second_order
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Method
@@ -48,7 +48,11 @@ def load_labeller(method: Method, checkpoint: Path, device: str) -> Labeller:
 def label_documents(
     documents: Sequence[np.ndarray], wanted: Sequence[np.ndarray], labeller: Labeller, *, window: int, overlap: int
 ) -> dict[str, list[np.ndarray]]:
-    """A float32 array a document for every column, NaN where `wanted` (bool, a document each) is False."""
+    """A float32 array a document for every column, NaN where `wanted` (bool, a document each) is False.
+
+    Raises:
+        ValueError: if a wanted label is not finite.
+    """
     results = {name: [np.full(len(ids), np.nan, np.float32) for ids in documents] for name in labeller.columns}
     windows = [
         piece
@@ -56,26 +60,20 @@ def label_documents(
         for piece in cover(index, len(ids), window=window, overlap=overlap)
         if wanted[index][piece.label_from : piece.stop].any()
     ]
-    for batch in _batches(windows):
+    windows.sort(key=len, reverse=True)
+    for group in budget_groups([len(piece) for piece in windows], BATCH_TOKENS):
+        batch = windows[group]
         ids_BT, lengths_B, wanted_BT = _padded(documents, wanted, batch)
         moved = (array.to(labeller.device) for array in (ids_BT, lengths_B, wanted_BT))
         for name, values_BT in labeller.label(*moved).items():
+            if not values_BT.cpu()[wanted_BT].isfinite().all():
+                raise ValueError(f"the checkpoint gives {name} that is not finite; it is broken or was not trained")
             labels_BT = torch.where(wanted_BT, values_BT.cpu(), torch.nan).numpy()
             for row, piece in enumerate(batch):
                 results[name][piece.document][piece.label_from : piece.stop] = labels_BT[
                     row, piece.label_from - piece.start : len(piece)
                 ]
     return results
-
-
-def _batches(windows: list[Window]) -> Iterator[list[Window]]:
-    """Windows of neighbouring lengths, longest first, within the token budget when padded."""
-    ordered = sorted(windows, key=len, reverse=True)
-    start = 0
-    while start < len(ordered):
-        stop = start + max(1, BATCH_TOKENS // len(ordered[start]))
-        yield ordered[start:stop]
-        start = stop
 
 
 def _padded(

@@ -5,30 +5,47 @@ resume a run is to give the same command. `datasets` does not read folders that 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from pipeline.data.shards import write_text
+from pipeline.data.shards import UNFINISHED, write_text
 from pipeline.engine.plan import Unit
-from schemas.annotations import Provenance
+from schemas.annotations import DATA_FOLDER, LEDGER_FOLDER, Provenance
 
-LEDGER = "_ledger"
-DATA = "data"
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What a shard, or a whole dataset, holds; `nats` is the sum of its entropies."""
+
+    rows: int = 0
+    tokens: int = 0
+    labelled_tokens: int = 0
+    text_bytes: int = 0
+    nats: float = 0.0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+    @property
+    def mean_entropy(self) -> float:
+        """Nats a labelled token."""
+        return self.nats / max(1, self.labelled_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """What a committed shard holds; `nats` is the sum of its entropies."""
+    """A committed shard."""
 
     unit: int
     shard: str
     sha256: str
-    rows: int
-    tokens: int
-    labelled_tokens: int
-    text_bytes: int
-    nats: float
+    counts: Counts
+
+
+def total(receipts: Iterable[Receipt]) -> Counts:
+    """The counts of all receipts, added in the order of their units, so that the sum of nats is always the same."""
+    return sum((receipt.counts for receipt in sorted(receipts, key=lambda receipt: receipt.unit)), start=Counts())
 
 
 def open_run(output: Path, provenance: Provenance, units: Sequence[Unit]) -> dict[int, Receipt]:
@@ -37,7 +54,7 @@ def open_run(output: Path, provenance: Provenance, units: Sequence[Unit]) -> dic
     Raises:
         ValueError: if the folder holds anything else, another run's dataset among them. Nothing is written then.
     """
-    plan_file = output / LEDGER / "plan.json"
+    plan_file = output / LEDGER_FOLDER / "plan.json"
     if plan_file.is_file():
         _require_same(output, provenance, Provenance.from_json(json.dumps(json.loads(plan_file.read_text())["run"])))
         _sweep(output)
@@ -51,14 +68,14 @@ def open_run(output: Path, provenance: Provenance, units: Sequence[Unit]) -> dic
 
 def record(output: Path, receipt: Receipt) -> None:
     """Writes a unit's receipt; its shard must be in place."""
-    write_text(output / LEDGER / "receipts" / f"{receipt.unit:06d}.json", json.dumps(asdict(receipt)))
+    write_text(output / LEDGER_FOLDER / "receipts" / f"{receipt.unit:06d}.json", json.dumps(asdict(receipt)))
 
 
 def read_receipts(output: Path) -> dict[int, Receipt]:
     """The receipts of units whose shards are in place, by unit."""
-    found = (json.loads(file.read_text()) for file in sorted((output / LEDGER / "receipts").glob("*.json")))
-    receipts = (Receipt(**values) for values in found)
-    return {receipt.unit: receipt for receipt in receipts if (output / DATA / receipt.shard).is_file()}
+    found = [json.loads(file.read_text()) for file in (output / LEDGER_FOLDER / "receipts").glob("*.json")]
+    receipts = [Receipt(**{**values, "counts": Counts(**values["counts"])}) for values in found]
+    return {receipt.unit: receipt for receipt in receipts if (output / DATA_FOLDER / receipt.shard).is_file()}
 
 
 def _require_same(output: Path, wanted: Provenance, there: Provenance) -> None:
@@ -67,11 +84,11 @@ def _require_same(output: Path, wanted: Provenance, there: Provenance) -> None:
     ]
     if differing:
         shown = "; ".join(f"{name} {getattr(there, name)} there, {getattr(wanted, name)} now" for name in differing)
-        raise ValueError(f"--output {output} holds another run's dataset ({shown}); choose another folder")
+        raise ValueError(f"--output {output} holds another run's dataset ({shown}); delete it or choose another folder")
 
 
 def _unfinished(file: Path) -> bool:
-    return file.name.startswith(".") and file.suffix == ".unfinished"
+    return file.name.startswith(".") and file.suffix == UNFINISHED
 
 
 def _sweep(output: Path) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.data.documents import open_documents
 
-FEWEST_ROWS, MOST_ROWS, UNITS_WANTED = 8, 65536, 16
+FEWEST_ROWS, MOST_ROWS, UNITS_WANTED = 8, 4096, 16
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,24 @@ from pipeline.engine.ledger import Receipt
 from pipeline.engine.plan import Unit
 
 
-@ray.remote(max_restarts=-1, max_task_retries=0)
+@ray.remote(max_restarts=0, max_task_retries=0)
 class Worker:
-    """Its constructor does nothing that can fail: Ray does not retry an error there."""
+    """Its constructor does nothing that can fail: the driver learns of an error only from a method.
+
+    Ray restarts nothing by itself: a call to a restarting actor fails at once, so the driver starts another one.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.annotator: Annotator | None = None
+
+    def load(self) -> None:
+        """Puts the checkpoint on this worker's GPU, or on one core: labels must not depend on how many there are."""
+        torch.set_num_threads(1)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        labeller = load_labeller(self.run.provenance.method, self.run.checkpoint, device)
+        tokenizer = load_tokenizer(self.run.tokenizer) if self.run.tokenizer else None
+        self.annotator = Annotator(self.run, labeller, tokenizer)
 
     def annotate(self, unit: Unit) -> Receipt:
-        """Labels a unit and returns its receipt, after the shard is committed; the first call loads the model."""
-        if self.annotator is None:
-            self.annotator = load_annotator(self.run)
+        """Labels a unit and returns its receipt, after the shard is committed."""
         return self.annotator.annotate(unit)
-
-
-def load_annotator(run: Run) -> Annotator:
-    """The run's checkpoint on this worker's GPU, or on one core: a label must not depend on how many there are."""
-    torch.set_num_threads(1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    labeller = load_labeller(run.provenance.method, run.checkpoint, device)
-    return Annotator(run, labeller, load_tokenizer(run.tokenizer) if run.tokenizer else None)

@@ -9,13 +9,13 @@ takes n decoder positions, batched with prefixes of neighbouring lengths.
 B rows, T tokens, D decoder width, K code lengths wanted, R of them in a batch, S tokens of the batch's longest.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
+from pipeline.data.windows import budget_groups
 from pipeline.models.cross_entropy import token_cross_entropy
 from pipeline.models.estimator import EntropyEstimator
+from pipeline.models.transformer import real_positions
 
 BATCH_TOKENS = 16384
 
@@ -45,31 +45,28 @@ def token_entropies(
     device = input_ids_BT.device
     if lengths_B is None:
         lengths_B = torch.full((rows,), width, device=device)
-    wanted_BT = torch.arange(width, device=device) < lengths_B.unsqueeze(1)
+    wanted_BT = real_positions(lengths_B, width)
     if positions_BT is not None:
         wanted_BT = wanted_BT & positions_BT
-    lengths_of_codes = wanted_BT.clone()
-    lengths_of_codes[:, :-1] |= wanted_BT[:, 1:]
+    codes_wanted_BT = wanted_BT.clone()
+    codes_wanted_BT[:, :-1] |= wanted_BT[:, 1:]
     codes_BT = torch.zeros(rows, width, dtype=torch.float64, device=device)
     embedding_BTD = estimator.prefix_embeddings(input_ids_BT)
-    for row_R, last_R in _neighbouring_lengths(lengths_of_codes, batch_tokens):
+    row_K, last_K = _longest_first(codes_wanted_BT)
+    for group in budget_groups((last_K + 1).tolist(), batch_tokens):
+        row_R, last_R = row_K[group], last_K[group]
         codes_BT[row_R, last_R] = _code_lengths(
-            estimator, embedding_BTD[row_R, last_R], input_ids_BT[row_R, : int(last_R.max()) + 1], last_R
+            estimator, embedding_BTD[row_R, last_R], input_ids_BT[row_R, : int(last_R[0]) + 1], last_R
         )
     previous_BT = torch.nn.functional.pad(codes_BT[:, :-1], (1, 0))
     return torch.where(wanted_BT, codes_BT - previous_BT, torch.nan).float()
 
 
-def _neighbouring_lengths(wanted_BT: Tensor, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(row, last token) of every prefix wanted, longest first, in batches of at most `batch_tokens` when padded."""
+def _longest_first(wanted_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and last token of every prefix wanted."""
     row_K, last_K = wanted_BT.nonzero(as_tuple=True)
     order_K = last_K.argsort(descending=True, stable=True)
-    row_K, last_K = row_K[order_K], last_K[order_K]
-    start = 0
-    while start < len(last_K):
-        stop = start + max(1, batch_tokens // (int(last_K[start]) + 1))
-        yield row_K[start:stop], last_K[start:stop]
-        start = stop
+    return row_K[order_K], last_K[order_K]
 
 
 def _code_lengths(estimator: EntropyEstimator, embedding_RD: Tensor, input_ids_RS: Tensor, last_R: Tensor) -> Tensor:
@@ -78,7 +75,7 @@ def _code_lengths(estimator: EntropyEstimator, embedding_RD: Tensor, input_ids_R
     Summed in float64: the difference of two sums of hundreds of nats would cancel badly in float32.
     """
     hidden_RSD = estimator.decode(embedding_RD, input_ids_RS)
-    real_RS = torch.arange(input_ids_RS.shape[1], device=last_R.device) <= last_R.unsqueeze(1)
+    real_RS = real_positions(last_R + 1, input_ids_RS.shape[1])
     losses_RS = torch.zeros(input_ids_RS.shape, dtype=torch.float64, device=last_R.device)
     losses_RS[real_RS] = token_cross_entropy(hidden_RSD[real_RS], estimator.head_VD, input_ids_RS[real_RS]).double()
     return losses_RS.sum(dim=1)

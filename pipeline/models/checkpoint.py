@@ -7,11 +7,10 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.models.card import CARD_FILE
@@ -21,7 +20,6 @@ from pipeline.models.second_order import SecondOrderModel
 
 Kind = Literal["estimator", "second-order", "causal"]
 WeightType = Literal["float32", "bfloat16"]
-ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 """Folders `tokenizer`, `estimator` and `second-order`, which come with the project."""
@@ -56,19 +54,21 @@ def checkpoint_kind(folder: Path) -> Kind:
 def load_estimator(folder: Path, device: str = "cpu") -> EntropyEstimator:
     """An entropy estimation model in float32 on the device, ready to evaluate."""
     require_kind(folder, "estimator")
-    return _ready(EntropyEstimator.from_pretrained(folder, use_safetensors=True, dtype=torch.float32), device)
+    estimator: EntropyEstimator = _loaded(EntropyEstimator, folder, device)
+    return estimator
 
 
 def load_second_order(folder: Path, device: str = "cpu") -> SecondOrderModel:
     """A second-order model in float32 on the device, ready to evaluate."""
     require_kind(folder, "second-order")
-    return _ready(SecondOrderModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32), device)
+    model: SecondOrderModel = _loaded(SecondOrderModel, folder, device)
+    return model
 
 
 def load_causal(folder: Path, device: str = "cpu") -> PreTrainedModel:
     """A causal language model in float32 on the device, ready to evaluate."""
     require_kind(folder, "causal")
-    model = _ready(AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32), device)
+    model: PreTrainedModel = _loaded(AutoModelForCausalLM, folder, device)
     require_plain_head(model)
     return model
 
@@ -101,9 +101,15 @@ def context_and_vocabulary(folder: Path) -> tuple[int, int]:
     """Longest window in tokens and number of token ids, from the configuration alone.
 
     A causal language model keeps one position for the token that stands before the first.
+
+    Raises:
+        ValueError: if the configuration does not say.
     """
     config = json.loads((folder / CONFIG_FILE).read_text())
-    context = config["context"] if "context" in config else config["max_position_embeddings"] - 1
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    context = config.get("context") or (positions - 1 if positions else None)
+    if context is None or "vocab_size" not in config:
+        raise ValueError(f"{folder / CONFIG_FILE} names no max_position_embeddings or no vocab_size")
     return context, config["vocab_size"]
 
 
@@ -113,6 +119,16 @@ def checkpoint_sha256(folder: Path) -> str:
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def require_new_folder(folder: Path) -> None:
+    """Refuses an output that is there already: a training never mixes with what an earlier one left.
+
+    Raises:
+        ValueError: if it is a file or a folder that is not empty.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f"--output {folder} is there already; delete it or choose another folder")
 
 
 def save_checkpoint(
@@ -133,8 +149,15 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _ready(model: ModelT, device: str) -> ModelT:
-    nn.Module.to(model, device)
-    model.eval()  # type: ignore[no-untyped-call]
+def _loaded(model_class: Any, folder: Path, device: str) -> Any:
+    try:
+        model, report = model_class.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except RuntimeError as error:  # shapes that do not fit
+        raise ValueError(f"the weights of {folder} do not fit its {CONFIG_FILE}: {error}") from error
+    if report["missing_keys"]:
+        raise ValueError(f"{folder} lacks weights: {', '.join(sorted(report['missing_keys']))}")
+    model.to(device).eval()
     model.requires_grad_(False)
     return model

@@ -7,12 +7,14 @@ pass gives the embedding of every prefix, which is what makes exact labels affor
 B rows, T tokens, D decoder width, E bottleneck width.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from transformers import LlamaModel, PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.cross_entropy import token_cross_entropy
-from pipeline.models.transformer import causal_hidden, llama_config
+from pipeline.models.transformer import causal_hidden, llama_config, real_positions
 
 
 class EstimatorConfig(PreTrainedConfig):
@@ -40,12 +42,17 @@ class EntropyEstimator(PreTrainedModel):
 
     def __init__(self, config: EstimatorConfig) -> None:
         super().__init__(config)
-        shared = {"vocab_size": config.vocab_size, "context": config.context}
+        shared = partial(
+            llama_config,
+            vocab_size=config.vocab_size,
+            context=config.context,
+            initializer_range=config.initializer_range,
+        )
         self.encoder = LlamaModel(
-            llama_config(width=config.encoder_width, layers=config.encoder_layers, heads=config.encoder_heads, **shared)
+            shared(width=config.encoder_width, layers=config.encoder_layers, heads=config.encoder_heads)
         )
         self.decoder = LlamaModel(
-            llama_config(width=config.decoder_width, layers=config.decoder_layers, heads=config.decoder_heads, **shared)
+            shared(width=config.decoder_width, layers=config.decoder_layers, heads=config.decoder_heads)
         )
         self.down = nn.Linear(config.encoder_width, config.bottleneck_width)
         self.up = nn.Linear(config.bottleneck_width, config.encoder_width)
@@ -84,7 +91,7 @@ class EntropyEstimator(PreTrainedModel):
         last_B = lengths_B - 1
         embedding_BD = self.prefix_embeddings(input_ids_BT)[torch.arange(rows, device=last_B.device), last_B]
         hidden_BTD = self.decode(embedding_BD, input_ids_BT)
-        real_BT = torch.arange(width, device=last_B.device) < lengths_B.unsqueeze(1)
+        real_BT = real_positions(lengths_B, width)
         losses_BT = hidden_BTD.new_zeros(rows, width, dtype=torch.float32)
         losses_BT[real_BT] = token_cross_entropy(hidden_BTD[real_BT], self.head_VD, input_ids_BT[real_BT])
         return losses_BT

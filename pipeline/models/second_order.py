@@ -54,6 +54,7 @@ class SecondOrderModel(PreTrainedModel):
                 width=config.width,
                 layers=config.layers,
                 heads=config.heads,
+                initializer_range=config.initializer_range,
             )
         )
         self.start = nn.Embedding(1, config.width)

@@ -7,18 +7,23 @@ transformers 5 as packed sequences, which silently hides a prepended embedding f
 B rows, T positions, D width.
 """
 
+import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
 FEED_FORWARD_MULTIPLE = 64
 
 
-def llama_config(*, vocab_size: int, width: int, layers: int, heads: int, context: int) -> LlamaConfig:
+def llama_config(
+    *, vocab_size: int, width: int, layers: int, heads: int, context: int, initializer_range: float = 0.02
+) -> LlamaConfig:
     """Configuration of a Llama stack whose gated feed-forward has the parameters of a plain one of 4 x width.
 
     Raises:
-        ValueError: if `width` is not a multiple of `heads`.
+        ValueError: if a size is below 1, or `width` is not a multiple of `heads`.
     """
+    if min(vocab_size, width, layers, heads, context) < 1:
+        raise ValueError(f"sizes must be at least 1: {width=}, {layers=}, {heads=}, {context=}, {vocab_size=}")
     if width % heads:
         raise ValueError(f"width {width} is not a multiple of {heads} heads; choose a width that is")
     multiples = round(8 * width / 3 / FEED_FORWARD_MULTIPLE)
@@ -29,6 +34,7 @@ def llama_config(*, vocab_size: int, width: int, layers: int, heads: int, contex
         num_attention_heads=heads,
         intermediate_size=FEED_FORWARD_MULTIPLE * max(1, multiples),
         max_position_embeddings=context + 1,
+        initializer_range=initializer_range,
         tie_word_embeddings=True,
         use_cache=False,
     )
@@ -38,3 +44,8 @@ def causal_hidden(transformer: LlamaModel, embeddings_BTD: Tensor) -> Tensor:
     """Hidden states [B, T, D] of a causal pass; position i has seen the embeddings 0..i."""
     hidden_BTD: Tensor = transformer(inputs_embeds=embeddings_BTD).last_hidden_state
     return hidden_BTD
+
+
+def real_positions(lengths_B: Tensor, width: int) -> Tensor:
+    """True [B, width] at each row's first `lengths` positions, False at its padding."""
+    return torch.arange(width, device=lengths_B.device) < lengths_B.unsqueeze(1)

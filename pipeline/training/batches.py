@@ -1,6 +1,6 @@
 """A corpus cut into windows, and windows of neighbouring lengths put together to batches of a token budget.
 
-Every epoch cuts and shuffles anew from (seed, epoch), so the order is a function of the seed alone.
+Every epoch shuffles anew, and cuts anew where lengths vary, from (seed, epoch): the order follows from the seed.
 
 B rows, T tokens of the longest row, N tokens of the corpus, P pieces.
 """
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from pipeline.data.corpus import Corpus
+from pipeline.data.windows import budget_groups, cover
+from pipeline.models.transformer import real_positions
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Batch:
     @property
     def real_BT(self) -> Tensor:
         """True at tokens, False at padding."""
-        return torch.arange(self.input_ids_BT.shape[1], device=self.lengths_B.device) < self.lengths_B.unsqueeze(1)
+        return real_positions(self.lengths_B, self.input_ids_BT.shape[1])
 
     def to(self, device: torch.device) -> "Batch":
         labels_BT = None if self.labels_BT is None else self.labels_BT.to(device)
@@ -36,15 +38,21 @@ class Batch:
 
 @dataclass(frozen=True)
 class Cut:
-    """How documents become windows of at most `window` tokens.
+    """How documents become windows of at most `window` tokens, each sharing `overlap` tokens with the one before.
 
-    `varied` makes every length from 1 to that equally frequent; `labelled_only` leaves out windows without a label.
+    A shared token has its label in the first window that holds it, as when labels are made. `varied` makes every
+    length up to `window` equally frequent, without overlap; `labelled_only` leaves out windows without a label.
     """
 
     window: int
     tokens_per_batch: int
+    overlap: int = 0
     varied: bool = False
     labelled_only: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < self.window:
+            raise ValueError(f"windows of {self.window} tokens cannot share {self.overlap}; choose a longer context")
 
 
 def endless_batches(corpus: Corpus, cut: Cut, seed: int) -> Iterator[Batch]:
@@ -64,48 +72,45 @@ def endless_batches(corpus: Corpus, cut: Cut, seed: int) -> Iterator[Batch]:
 
 def epoch_batches(corpus: Corpus, cut: Cut, random: np.random.Generator) -> Iterator[Batch]:
     """Every window of the corpus once, batches in random order."""
-    pieces_P2 = cut_windows(corpus.offsets, cut, random)
+    pieces_P3 = cut_windows(corpus.offsets, cut, random)
     if cut.labelled_only and corpus.labels_N is not None:
         labels_before = np.concatenate([[0], np.cumsum(~np.isnan(corpus.labels_N))])
-        pieces_P2 = pieces_P2[labels_before[pieces_P2.sum(axis=1)] > labels_before[pieces_P2[:, 0]]]
-    pieces_P2 = random.permutation(pieces_P2)
-    pieces_P2 = pieces_P2[np.argsort(pieces_P2[:, 1], kind="stable")]
-    groups = _budget_groups(pieces_P2[:, 1], cut.tokens_per_batch)
+        pieces_P3 = pieces_P3[labels_before[pieces_P3[:, 1]] > labels_before[pieces_P3[:, 2]]]
+    pieces_P3 = random.permutation(pieces_P3)
+    lengths_P = pieces_P3[:, 1] - pieces_P3[:, 0]
+    longest_first_P = np.argsort(-lengths_P, kind="stable")
+    groups = list(budget_groups(lengths_P[longest_first_P].tolist(), cut.tokens_per_batch))
     for index in random.permutation(len(groups)):
-        yield collate(corpus, pieces_P2[groups[index]])
+        yield collate(corpus, pieces_P3[longest_first_P[groups[index]]])
 
 
 def cut_windows(offsets: np.ndarray, cut: Cut, random: np.random.Generator) -> np.ndarray:
-    """Pieces [P, 2] of (start, length) that cover each document once, none crossing a document's border."""
-    pieces: list[tuple[int, int]] = []
-    for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        while start < stop:
-            longest = int(random.integers(1, cut.window + 1)) if cut.varied else cut.window
-            length = min(longest, stop - start)
-            pieces.append((start, length))
-            start += length
-    return np.array(pieces, dtype=np.int64).reshape(-1, 2)
+    """Pieces [P, 3] of (start, stop, first labelled token) that cover each document, none crossing its border."""
+    pieces: list[tuple[int, int, int]] = []
+    for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        if cut.varied:
+            pieces += _varied_pieces(begin, end, cut.window, random)
+        else:
+            windows = cover(0, end - begin, window=cut.window, overlap=cut.overlap)
+            pieces += [(begin + piece.start, begin + piece.stop, begin + piece.label_from) for piece in windows]
+    return np.array(pieces, dtype=np.int64).reshape(-1, 3)
 
 
-def collate(corpus: Corpus, pieces_P2: np.ndarray) -> Batch:
+def collate(corpus: Corpus, pieces_B3: np.ndarray) -> Batch:
     """The pieces as one batch, padded to the longest."""
-    starts_B, lengths_B = pieces_P2[:, 0], pieces_P2[:, 1]
-    columns_T = np.arange(lengths_B.max())
-    real_BT = columns_T < lengths_B[:, None]
-    index_BT = np.where(real_BT, starts_B[:, None] + columns_T, starts_B[:, None])
+    starts_B1, stops_B1, labelled_B1 = np.hsplit(pieces_B3, 3)
+    lengths_B = (stops_B1 - starts_B1)[:, 0]
+    index_BT = starts_B1 + np.arange(lengths_B.max())
+    inside_BT = np.minimum(index_BT, stops_B1 - 1)
     labels_BT = None
     if corpus.labels_N is not None:
-        labels_BT = torch.from_numpy(np.where(real_BT, corpus.labels_N[index_BT], np.float32("nan")))
-    return Batch(torch.from_numpy(corpus.tokens_N[index_BT]).long(), torch.from_numpy(lengths_B), labels_BT)
+        labelled_BT = (index_BT >= labelled_B1) & (index_BT < stops_B1)
+        labels_BT = torch.from_numpy(np.where(labelled_BT, corpus.labels_N[inside_BT], np.float32("nan")))
+    return Batch(torch.from_numpy(corpus.tokens_N[inside_BT]).long(), torch.from_numpy(lengths_B), labels_BT)
 
 
-def _budget_groups(lengths_P: np.ndarray, budget: int) -> list[slice]:
-    """Consecutive groups of pieces, in rising length, whose padded size stays within the budget."""
-    groups: list[slice] = []
-    start = 0
-    for stop in range(1, len(lengths_P) + 1):
-        next_longest = lengths_P[min(stop, len(lengths_P) - 1)]
-        if stop == len(lengths_P) or (stop + 1 - start) * next_longest > budget:
-            groups.append(slice(start, stop))
-            start = stop
-    return groups
+def _varied_pieces(start: int, end: int, window: int, random: np.random.Generator) -> Iterator[tuple[int, int, int]]:
+    while start < end:
+        stop = min(end, start + int(random.integers(1, window + 1)))
+        yield start, stop, start
+        start = stop

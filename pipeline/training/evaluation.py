@@ -4,7 +4,7 @@ B rows, T tokens of the longest row.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -20,13 +20,12 @@ def held_out_batches(corpus: Corpus, cut: Cut, device: torch.device) -> Iterator
         yield batch.to(device)
 
 
-def mean_over_tokens(batches: Iterator[Batch], losses: Callable[[Batch], Tensor]) -> float:
-    """Mean of `losses(batch)` [B, T] over the real tokens of all batches."""
-    total, tokens = 0.0, 0
-    for batch in batches:
-        total += losses(batch)[batch.real_BT].double().sum().item()
-        tokens += int(batch.lengths_B.sum())
-    return total / tokens
+def mean_of(losses: Iterable[Tensor]) -> float:
+    """Mean over all numbers of all tensors: of a corpus, batch by batch."""
+    total, count = 0.0, 0
+    for losses_N in losses:
+        total, count = total + losses_N.double().sum().item(), count + losses_N.numel()
+    return total / count
 
 
 def bits_per_byte(nats_per_token: float, corpus: Corpus) -> dict[str, float]:

@@ -97,7 +97,7 @@ def train(
             record = {"step": step, "tokens": tokens, "seconds": round(time.monotonic() - started, 1), **held_out}
             _append(output / METRICS_FILE, record)
         shown = {"loss": loss_value.item(), **held_out}
-        progress.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
+        progress.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in shown.items()), refresh=False)
     return record
 
 

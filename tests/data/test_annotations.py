@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.data.annotations import read_annotations
 from pipeline.data.shards import annotated_rows, write_shard
-from schemas.annotations import Provenance, annotated_schema
+from schemas.annotations import Provenance, annotated_schema, shard_name
 
 PROVENANCE = Provenance(
     method="exact",
@@ -34,18 +34,20 @@ TOKENS = [[3, 1, 4], [], [1, 5, 9, 2], [6]]
 LABELS = [[0.5, math.nan, 2.0], [], [-0.25, 1.0, math.nan, math.nan], [8.0]]
 
 
-def write(folder: Path, index: int, tokens: Sequence[list[int]], labels: Sequence[list[float]]) -> None:
+def write(
+    folder: Path, index: int, tokens: Sequence[list[int]], labels: Sequence[list[float]], shards: int = 1
+) -> None:
     schema = annotated_schema(SOURCE, PROVENANCE)
     source = pa.RecordBatch.from_pylist([{"text": "text"}] * len(tokens), schema=SOURCE)
     ids = [np.array(document, dtype=np.int32) for document in tokens]
     table = annotated_rows(source, ids, {"entropy": [np.array(row, dtype=np.float32) for row in labels]}, schema)
-    write_shard(folder / "data" / f"train-{index:05d}-of-00002.parquet", [table], schema)
+    write_shard(folder / "data" / shard_name(index, shards), [table], schema)
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    write(tmp_path, 1, TOKENS[2:], LABELS[2:])
-    write(tmp_path, 0, TOKENS[:2], LABELS[:2])
+    write(tmp_path, 1, TOKENS[2:], LABELS[2:], shards=2)
+    write(tmp_path, 0, TOKENS[:2], LABELS[:2], shards=2)
     return tmp_path
 
 
@@ -107,3 +109,9 @@ def test_labels_that_fit_the_sum_but_not_each_document_are_refused(tmp_path: Pat
     write(tmp_path, 0, [[1, 2], [3]], [[1.0], [1.0, 2.0]])
     with pytest.raises(ValueError, match=r"row 0 .*1 entropies for 2 tokens"):
         read_annotations(tmp_path)
+
+
+def test_an_unfinished_run_is_refused(dataset: Path) -> None:
+    (dataset / "data" / shard_name(0, 2)).unlink()
+    with pytest.raises(ValueError, match="does not hold one finished run"):
+        read_annotations(dataset)

@@ -113,5 +113,5 @@ def test_a_unit_becomes_its_shard_and_receipt(tmp_path: Path) -> None:
     rows = pq.read_table(run.output / "data" / receipt.shard).to_pylist()
     assert read_receipts(run.output) == {0: receipt}
     assert [row["num_tokens"] for row in rows] == [40, 3]
-    assert (receipt.rows, receipt.tokens, receipt.labelled_tokens) == (2, 43, 43)
-    assert receipt.nats == pytest.approx(sum(sum(row["entropy"]) for row in rows))
+    assert (receipt.counts.rows, receipt.counts.tokens, receipt.counts.labelled_tokens) == (2, 43, 43)
+    assert receipt.counts.nats == pytest.approx(sum(sum(row["entropy"]) for row in rows))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine.ledger import Receipt, open_run, read_receipts, record
+from pipeline.engine.ledger import Counts, Receipt, open_run, read_receipts, record
 from pipeline.engine.plan import Unit
 from schemas.annotations import Provenance
 
@@ -32,11 +32,7 @@ def receipt(unit: int) -> Receipt:
         unit=unit,
         shard=f"train-{unit:05d}-of-00002.parquet",
         sha256="d" * 64,
-        rows=2,
-        tokens=10,
-        labelled_tokens=9,
-        text_bytes=40,
-        nats=0.1 + 0.2,
+        counts=Counts(rows=2, tokens=10, labelled_tokens=9, text_bytes=40, nats=0.1 + 0.2),
     )
 
 

@@ -45,11 +45,11 @@ def test_units_do_not_cross_files() -> None:
 @given(st.integers(0, 10**9))
 def test_units_are_neither_tiny_nor_huge(rows: int) -> None:
     size = default_rows_per_unit(rows)
-    assert 8 <= size <= 65536
-    assert size in (8, 65536) or (size - 1) * 16 < rows <= size * 16
+    assert 8 <= size <= 4096
+    assert size in (8, 4096) or (size - 1) * 16 < rows <= size * 16
 
 
-@pytest.mark.parametrize(("rows", "size"), [(0, 8), (128, 8), (129, 9), (1600, 100), (65536 * 16 + 1, 65536)])
+@pytest.mark.parametrize(("rows", "size"), [(0, 8), (128, 8), (129, 9), (1600, 100), (4096 * 16 + 1, 4096)])
 def test_a_sixteenth_of_the_rows_is_the_default(rows: int, size: int) -> None:
     assert default_rows_per_unit(rows) == size
 

@@ -81,16 +81,36 @@ def test_a_corpus_without_labels_makes_batches_without() -> None:
 
 
 def test_fixed_windows_are_as_long_as_the_document_allows() -> None:
-    pieces_P2 = cut_windows(np.array([0, 10, 10, 13]), Cut(4, 8), np.random.default_rng(0))
-    assert pieces_P2.tolist() == [[0, 4], [4, 4], [8, 2], [10, 3]]
+    pieces_P3 = cut_windows(np.array([0, 10, 10, 13]), Cut(4, 8), np.random.default_rng(0))
+    assert pieces_P3.tolist() == [[0, 4, 0], [4, 8, 4], [8, 10, 8], [10, 13, 10]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(LENGTHS, st.integers(1, 12), st.data(), SEEDS)
+def test_windows_that_overlap_label_every_token_once_with_the_context_they_share(
+    lengths: list[int], window: int, data: st.DataObject, seed: int
+) -> None:
+    overlap = data.draw(st.integers(0, window - 1))
+    tokens_N = np.arange(sum(lengths), dtype=np.int32)
+    corpus = Corpus(tokens_N, np.cumsum([0, *lengths]), tokens_N.astype(np.float32))
+    labelled: list[float] = []
+    for batch in epoch(corpus, Cut(window, 24, overlap=overlap), seed):
+        assert batch.labels_BT is not None
+        given_BT = ~batch.labels_BT.isnan()
+        assert batch.labels_BT[given_BT].equal(batch.input_ids_BT[given_BT].float())
+        labelled += batch.labels_BT[given_BT].tolist()
+        for row, given_T in zip(batch.input_ids_BT.tolist(), given_BT, strict=True):
+            first = int(given_T.nonzero()[0])
+            assert first in (0, overlap) and (first == overlap or row[0] in corpus.offsets)
+    assert sorted(labelled) == tokens_N.tolist()
 
 
 def test_varied_windows_have_every_length_equally_often() -> None:
     window = 8
     offsets = np.array([0, 80_000])
-    pieces_P2 = cut_windows(offsets, Cut(window, 8, varied=True), np.random.default_rng(0))
-    counts = np.bincount(pieces_P2[:, 1], minlength=window + 1)[1:]
-    expected = len(pieces_P2) / window
+    pieces_P3 = cut_windows(offsets, Cut(window, 8, varied=True), np.random.default_rng(0))
+    counts = np.bincount(pieces_P3[:, 1] - pieces_P3[:, 0], minlength=window + 1)[1:]
+    expected = len(pieces_P3) / window
     assert counts.shape == (window,)
     assert (np.abs(counts - expected) < 4.5 * np.sqrt(expected)).all()
 
@@ -99,7 +119,7 @@ def test_varied_windows_have_every_length_equally_often() -> None:
 @given(LENGTHS, CUTS, SEEDS)
 def test_labelled_only_leaves_out_the_windows_without_a_label(lengths: list[int], cut: Cut, seed: int) -> None:
     corpus = corpus_of(lengths)
-    chosen = Cut(cut.window, cut.tokens_per_batch, cut.varied, labelled_only=True)
+    chosen = Cut(cut.window, cut.tokens_per_batch, varied=cut.varied, labelled_only=True)
     everything = sorted(row for batch in epoch(corpus, cut, seed) for row in rows_of(batch))
     kept = sorted(row for batch in epoch(corpus, chosen, seed) for row in rows_of(batch))
     assert kept == [row for row in everything if not np.isnan(label_of(np.array(row))).all()]
@@ -107,7 +127,7 @@ def test_labelled_only_leaves_out_the_windows_without_a_label(lengths: list[int]
 
 @pytest.mark.parametrize("varied", [False, True])
 def test_the_seed_decides_the_order_of_batches(varied: bool) -> None:
-    corpus, cut = corpus_of([30, 0, 17, 40]), Cut(8, 24, varied)
+    corpus, cut = corpus_of([30, 0, 17, 40]), Cut(8, 24, varied=varied)
 
     def order(seed: int) -> list[list[tuple[int, ...]]]:
         return [rows_of(batch) for batch in islice(endless_batches(corpus, cut, seed), 40)]

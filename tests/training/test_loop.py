@@ -80,7 +80,7 @@ def test_weights_and_the_last_evaluation_are_as_saved(tmp_path: Path) -> None:
     for wanted, found in zip(exact.parameters(), rounded.parameters(), strict=True):
         assert found.dtype == torch.float32
         assert torch.equal(found, wanted.bfloat16().float()) and not torch.equal(found, wanted)
-    assert last == {"loss": loss(rounded, next(circle())).item()}
+    assert last["loss"] == loss(rounded, next(circle())).item()
 
 
 def test_the_same_batches_give_the_same_weights(tmp_path: Path) -> None:

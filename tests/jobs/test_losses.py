@@ -1,0 +1,53 @@
+"""What the jobs minimise, token by token: a label one place off would change every number here."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from jobs import train_language_model, train_second_order
+from pipeline.models.language_model import new_language_model
+from pipeline.models.transformer import llama_config
+from pipeline.training.batches import Batch
+from pipeline.training.objectives import flood
+from tests.builders import frozen, random_tokens, tiny_second_order
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Labels that differ at every place, some missing, and a padded row."""
+    input_ids_BT = random_tokens(2, 9)
+    labels_BT = torch.rand(2, 9, generator=torch.Generator().manual_seed(1)) * 6
+    labels_BT[0, 4] = labels_BT[1, 0] = torch.nan
+    labels_BT[1, 6:] = torch.nan
+    return Batch(input_ids_BT, torch.tensor([9, 6]), labels_BT)
+
+
+def test_a_language_model_is_flooded_at_each_token_with_its_own_label(batch: Batch) -> None:
+    torch.manual_seed(0)
+    config = llama_config(vocab_size=97, width=24, layers=2, heads=2, context=32, initializer_range=0.2)
+    model = frozen(new_language_model(config, start=0))
+    values = []
+    for row, length in enumerate(batch.lengths_B.tolist()):
+        for place in range(1, length):
+            logits = model(input_ids=batch.input_ids_BT[row : row + 1, :place]).logits[0, -1]
+            loss = cross_entropy(logits, batch.input_ids_BT[row, place])
+            assert batch.labels_BT is not None
+            label = batch.labels_BT[row, place]
+            values.append(loss if label.isnan() else (loss - label).abs())
+    expected = torch.stack(values).mean()
+    torch.testing.assert_close(train_language_model.objective_loss(model, batch, flood), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_second_order_model_is_held_to_each_token_with_its_own_label(batch: Batch) -> None:
+    model = tiny_second_order()
+    errors: list[float] = []
+    for estimates_BT in model.entropies(batch.input_ids_BT):
+        squares = []
+        for row, length in enumerate(batch.lengths_B.tolist()):
+            for place in range(length):
+                assert batch.labels_BT is not None
+                label = batch.labels_BT[row, place].item()
+                if label == label:
+                    squares.append(((estimates_BT[row, place].item() - label) / 2.0) ** 2)
+        errors.append(sum(squares) / len(squares))
+    assert train_second_order.squared_error(model, batch, deviation=2.0).item() == pytest.approx(sum(errors), rel=1e-4)
