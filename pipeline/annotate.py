@@ -23,7 +23,7 @@ from pipeline.data.dataset_card import dataset_card
 from pipeline.data.documents import find_files
 from pipeline.data.sample import SAMPLE_NAME, write_sample
 from pipeline.data.shards import write_text
-from pipeline.data.tokenizer import TOKENIZED_ALREADY, token_source, tokenizer_sha256
+from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, token_source, tokenizer_sha256
 from pipeline.engine import driver
 from pipeline.engine.annotation import Run
 from pipeline.engine.ledger import Receipt, open_run, total
@@ -120,13 +120,7 @@ def prepare(config: Config, source: Source) -> tuple[Run, list[Unit]]:
     checkpoint = checkpoint_folder(config)
     require_kind(checkpoint, KIND_OF_METHOD[config.method])
     context, model_vocabulary = context_and_vocabulary(checkpoint)
-    named = config.tokenizer or str(checkpoint)
-    implied = model_vocabulary if named == TOKENIZED_ALREADY else None
-    tokens = token_source(named, implied if config.vocabulary is None else config.vocabulary)
-    if tokens.folder and tokenizer_sha256(checkpoint) not in (None, tokenizer_sha256(tokens.folder)):
-        raise ValueError(f"{checkpoint} was trained with its own tokenizer, not with {tokens.folder}; leave it out")
-    if tokens.vocabulary > model_vocabulary:
-        raise ValueError(f"{tokens.vocabulary} token ids do not fit the {model_vocabulary} that {checkpoint} knows")
+    tokens = tokens_for(checkpoint, model_vocabulary, config)
     window = config.window if config.window is not None else context
     overlap = config.overlap if config.overlap is not None else window // 2
     if not 0 <= overlap < window <= context:
@@ -156,6 +150,18 @@ def prepare(config: Config, source: Source) -> tuple[Run, list[Unit]]:
     return Run(output.resolve(), checkpoint.resolve(), folder, provenance, len(units)), units
 
 
+def tokens_for(checkpoint: Path, model_vocabulary: int, config: Config) -> TokenSource:
+    """The tokens that were asked for, or the checkpoint's own; they must be those that it was trained on."""
+    named = config.tokenizer or str(checkpoint)
+    implied = model_vocabulary if named == TOKENIZED_ALREADY else None
+    tokens = token_source(named, implied if config.vocabulary is None else config.vocabulary)
+    if tokens.folder and tokenizer_sha256(checkpoint) not in (None, tokenizer_sha256(tokens.folder)):
+        raise ValueError(f"{checkpoint} was trained with its own tokenizer, not with {tokens.folder}; leave it out")
+    if tokens.vocabulary > model_vocabulary:
+        raise ValueError(f"{tokens.vocabulary} token ids do not fit the {model_vocabulary} that {checkpoint} knows")
+    return tokens
+
+
 def checkpoint_folder(config: Config) -> Path:
     """The checkpoint that was named, or the shipped one for the method."""
     if config.estimator is not None:
@@ -170,6 +176,7 @@ def label(units: Sequence[Unit], job: Run, config: Config) -> list[Receipt]:
     if not units:
         return []
     receipts: list[Receipt] = []
+    tokens = 0
     with driver.cluster(config.address or os.environ.get("RAY_ADDRESS") or "local"):
         workers = config.workers or driver.default_workers()
         with tqdm(
@@ -177,9 +184,9 @@ def label(units: Sequence[Unit], job: Run, config: Config) -> list[Receipt]:
         ) as progress:
             for receipt in driver.annotate_units(job, units, workers):
                 receipts.append(receipt)
+                tokens += receipt.counts.tokens
+                progress.set_postfix_str(f"{tokens / progress.format_dict['elapsed']:,.0f} tokens/s", refresh=False)
                 progress.update(receipt.counts.rows)
-                tokens_per_second = total(receipts).tokens / progress.format_dict["elapsed"]
-                progress.set_postfix_str(f"{tokens_per_second:,.0f} tokens/s")
     return receipts
 
 

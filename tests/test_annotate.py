@@ -32,7 +32,7 @@ def test_no_arguments_label_the_sample(
     printed = capsys.readouterr().out
     for line in ("documents", "tokens", "tokens/s", "mean entropy", "bits per byte", "dataset", "load_dataset"):
         assert line in printed
-    rows = shard_rows(tmp_path / "annotated").to_pylist()
+    rows = shard_rows(tmp_path / "annotated-sample").to_pylist()
     assert {"id", "dump", "url", "token_count"} <= set(rows[0]) and "text" not in rows[0]
     for row in rows:
         assert len(row["entropy"]) == len(row["expected_entropy"]) == len(row["input_ids"]) == row["num_tokens"]
