@@ -26,7 +26,7 @@ from pipeline.data.shards import write_text
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, token_source, tokenizer_sha256
 from pipeline.engine import driver
 from pipeline.engine.annotation import Run
-from pipeline.engine.ledger import Receipt, open_run, total
+from pipeline.engine.ledger import Receipt, open_run, shards_sha256, total
 from pipeline.engine.plan import Source, Unit, default_rows_per_unit, inspect, plan_units
 from pipeline.models.checkpoint import (
     SHIPPED,
@@ -105,8 +105,16 @@ def annotate(config: Config = DEFAULTS) -> None:
         started = time.monotonic()
         fresh = label([unit for unit in units if unit.index not in receipts], job, config)
     seconds = time.monotonic() - started
-    counts = total([*receipts.values(), *fresh])
-    write_text(job.output / CARD_FILE, dataset_card(job.provenance, counts.rows, counts.tokens, counts.mean_entropy))
+    everything = [*receipts.values(), *fresh]
+    counts = total(everything)
+    card = dataset_card(
+        job.provenance,
+        documents=counts.rows,
+        tokens=counts.tokens,
+        mean_entropy=counts.mean_entropy,
+        shards_sha256=shards_sha256(everything),
+    )
+    write_text(job.output / CARD_FILE, card)
     print_summary(job.output, counts, new_tokens=total(fresh).tokens, seconds=seconds)
     print_examples(job.output)
 

@@ -69,6 +69,17 @@ def test_load_dataset_reads_what_was_written_and_streams_it(run_command: RunComm
     assert provenance.checkpoint_sha256 in card and provenance.method == "second-order"
 
 
+def test_folders_of_one_name_are_not_mistaken_for_each_other(run_command: RunCommand, tmp_path: Path) -> None:
+    """`datasets` names its cache after the last part of the path; the card must tell it the runs apart."""
+    for number, parent in enumerate(("first", "second")):
+        file = write_documents(tmp_path / parent / "in.parquet", sample_texts(2), id=[number, number])
+        output = tmp_path / parent / "annotated"
+        assert run_command("pipeline.annotate", "--input", file, "--output", output, "--workers", 1) == 0
+        loaded = load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"))
+        streamed = load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"), streaming=True)
+        assert [row["id"] for row in loaded] == [row["id"] for row in streamed] == [number, number]
+
+
 def test_an_interrupted_run_goes_on_and_ends_the_same(run_command: RunCommand, tmp_path: Path) -> None:
     file = write_documents(tmp_path / "in.parquet", sample_texts(12))
     arguments = ("pipeline.annotate", "--input", file, "--rows-per-unit", 4, "--output", tmp_path / "out")

@@ -4,17 +4,25 @@ from dataclasses import asdict
 
 from huggingface_hub import DatasetCardData
 
-from schemas.annotations import DESCRIPTIONS, EXPECTED_ENTROPY, Provenance
+from schemas.annotations import DATA_FOLDER, DESCRIPTIONS, EXPECTED_ENTROPY, Provenance
 
 HEADER = "Per-token entropy labels"
 
 
-def dataset_card(provenance: Provenance, documents: int, tokens: int, mean_entropy: float) -> str:
-    """Markdown with the front matter that `datasets` and the Hugging Face Hub read."""
-    front_matter = DatasetCardData(
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
-        tags=["token-entropy"],
-    ).to_yaml()
+def dataset_card(
+    provenance: Provenance, *, documents: int, tokens: int, mean_entropy: float, shards_sha256: str
+) -> str:
+    """Markdown with the front matter that `datasets` and the Hugging Face Hub read.
+
+    The digest of the shards stands in the configuration's description because `datasets` (5.2) names its cache after
+    the folder's last name and the configuration alone: `a/annotated` would be given out for `b/annotated`.
+    """
+    configuration = {
+        "config_name": "default",
+        "description": f"{provenance.method} labels, shards {shards_sha256}",
+        "data_files": [{"split": "train", "path": f"{DATA_FOLDER}/*.parquet"}],
+    }
+    front_matter = DatasetCardData(configs=[configuration], tags=["token-entropy"]).to_yaml()
     columns = [name for name in DESCRIPTIONS if provenance.method == "second-order" or name != EXPECTED_ENTROPY]
     described = "\n".join(f"- `{name}`: {DESCRIPTIONS[name]}" for name in columns)
     origin = "\n".join(f"| {name} | {_shown(value)} |" for name, value in asdict(provenance).items())

@@ -4,6 +4,7 @@ A receipt is written after its shard is in place, so a unit with a receipt never
 resume a run is to give the same command. `datasets` does not read folders that begin with an underscore.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -46,6 +47,12 @@ class Receipt:
 def total(receipts: Iterable[Receipt]) -> Counts:
     """The counts of all receipts, added in the order of their units, so that the sum of nats is always the same."""
     return sum((receipt.counts for receipt in sorted(receipts, key=lambda receipt: receipt.unit)), start=Counts())
+
+
+def shards_sha256(receipts: Iterable[Receipt]) -> str:
+    """One digest of all shards, in the order of their units: two datasets that share it are the same."""
+    digests = (receipt.sha256 for receipt in sorted(receipts, key=lambda receipt: receipt.unit))
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def open_run(output: Path, provenance: Provenance, units: Sequence[Unit]) -> dict[int, Receipt]:

@@ -77,7 +77,8 @@ def test_a_worker_that_never_lives_to_load_ends_the_run(
 
     def start(run: Run, tasks: dict[Any, Any]) -> None:
         starts.append(1)
-        dying = ray.remote(max_restarts=0)(Dying).remote()
+        actor: Any = ray.remote(max_restarts=0)(Dying)
+        dying = actor.remote()
         tasks[dying.load.remote()] = (dying, None)
 
     monkeypatch.setattr(driver, "_start_worker", start)

@@ -13,6 +13,7 @@ from pipeline.engine.labelling import label_documents, load_labeller
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit
 from pipeline.labels import exact, second_order
+from pipeline.models.second_order import Entropies, SecondOrderModel
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Method, Provenance
 from tests.builders import random_tokens, tiny_estimator, tiny_second_order, write_documents
 
@@ -72,11 +73,12 @@ def test_batches_keep_within_their_token_budget(tmp_path: Path, monkeypatch: pyt
     whole = label_documents(documents, everywhere(documents), labeller, window=32, overlap=16)
     shapes: list[int] = []
     forward = second_order.token_entropies
-    monkeypatch.setattr(
-        second_order,
-        "token_entropies",
-        lambda model, ids_BT: (shapes.append(ids_BT.numel()), forward(model, ids_BT))[1],
-    )
+
+    def counted(model: SecondOrderModel, input_ids_BT: torch.Tensor) -> Entropies:
+        shapes.append(input_ids_BT.numel())
+        return forward(model, input_ids_BT)
+
+    monkeypatch.setattr(second_order, "token_entropies", counted)
     monkeypatch.setattr(labelling, "BATCH_TOKENS", 40)
     small = label_documents(documents, everywhere(documents), labeller, window=32, overlap=16)
     assert len(shapes) > 3 and max(shapes) <= 40
