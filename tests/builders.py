@@ -13,8 +13,24 @@ from transformers import PreTrainedModel
 from pipeline.data.sample import sample_documents
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.second_order import SecondOrderConfig, SecondOrderModel
+from schemas.annotations import Provenance
 
 VOCABULARY = 97
+PROVENANCE = Provenance(
+    method="exact",
+    checkpoint_sha256="c" * 64,
+    tokenizer_sha256="t" * 64,
+    vocabulary=100,
+    window=8,
+    overlap=4,
+    share=1.0,
+    keep_text=False,
+    source=("a.parquet",),
+    source_sha256="s" * 64,
+    source_rows=4,
+    rows_per_unit=2,
+    source_seen_by_estimator="no",
+)
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 

@@ -12,23 +12,9 @@ import pytest
 
 from pipeline.data.annotations import read_annotations
 from pipeline.data.shards import annotated_rows, write_shard
-from schemas.annotations import Provenance, annotated_schema, shard_name
+from schemas.annotations import annotated_schema, shard_name
+from tests.builders import PROVENANCE
 
-PROVENANCE = Provenance(
-    method="exact",
-    checkpoint_sha256="c" * 64,
-    tokenizer_sha256="t" * 64,
-    vocabulary=100,
-    window=8,
-    overlap=4,
-    share=1.0,
-    keep_text=False,
-    source=("a.parquet",),
-    source_sha256="s" * 64,
-    source_rows=4,
-    rows_per_unit=2,
-    source_seen_by_estimator="no",
-)
 SOURCE = pa.schema([("text", pa.string())])
 TOKENS = [[3, 1, 4], [], [1, 5, 9, 2], [6]]
 LABELS = [[0.5, math.nan, 2.0], [], [-0.25, 1.0, math.nan, math.nan], [8.0]]

@@ -16,21 +16,16 @@ from hypothesis import strategies as st
 from pipeline.data import shards
 from pipeline.data.shards import annotated_rows, write_shard, write_text
 from schemas.annotations import PROVENANCE_KEY, Provenance, annotated_schema
+from tests import builders
 
 SOURCE = pa.schema([("text", pa.string()), ("id", pa.string()), ("score", pa.float64())])
-PROVENANCE = Provenance(
+PROVENANCE = replace(
+    builders.PROVENANCE,
     method="second-order",
-    checkpoint_sha256="c" * 64,
     tokenizer_sha256=None,
-    vocabulary=100,
-    window=8,
-    overlap=4,
     share=0.5,
-    keep_text=False,
     source=("a.parquet", "b é.parquet"),
-    source_sha256="s" * 64,
     source_rows=3,
-    rows_per_unit=2,
     source_seen_by_estimator="unknown",
 )
 NATS = st.floats(-8, 40, width=32) | st.just(math.nan)

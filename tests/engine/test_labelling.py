@@ -1,5 +1,6 @@
 """Documents to labels and to shards without Ray: windows put together, every method, bounded files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.engine.plan import Unit
 from pipeline.labels import exact, second_order
 from pipeline.models.second_order import Entropies, SecondOrderModel
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Method, Provenance
-from tests.builders import random_tokens, tiny_estimator, tiny_second_order, write_documents
+from tests.builders import PROVENANCE, random_tokens, tiny_estimator, tiny_second_order, write_documents
 
 
 def everywhere(documents: list[np.ndarray]) -> list[np.ndarray]:
@@ -87,21 +88,7 @@ def test_batches_keep_within_their_token_budget(tmp_path: Path, monkeypatch: pyt
 
 
 def provenance(method: Method) -> Provenance:
-    return Provenance(
-        method=method,
-        checkpoint_sha256="0",
-        tokenizer_sha256=None,
-        vocabulary=97,
-        window=16,
-        overlap=8,
-        share=1.0,
-        keep_text=False,
-        source=("in.parquet",),
-        source_sha256="0",
-        source_rows=3,
-        rows_per_unit=2,
-        source_seen_by_estimator="unknown",
-    )
+    return replace(PROVENANCE, method=method, tokenizer_sha256=None, vocabulary=97, window=16, overlap=8)
 
 
 def test_a_unit_becomes_its_shard_and_receipt(tmp_path: Path) -> None:

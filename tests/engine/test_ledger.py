@@ -7,23 +7,9 @@ import pytest
 
 from pipeline.engine.ledger import Counts, Receipt, open_run, read_receipts, record
 from pipeline.engine.plan import Unit
-from schemas.annotations import Provenance
+from tests import builders
 
-PROVENANCE = Provenance(
-    method="exact",
-    checkpoint_sha256="c" * 64,
-    tokenizer_sha256="t" * 64,
-    vocabulary=100,
-    window=8,
-    overlap=4,
-    share=0.1,
-    keep_text=False,
-    source=("a.parquet", "b.parquet"),
-    source_sha256="s" * 64,
-    source_rows=4,
-    rows_per_unit=2,
-    source_seen_by_estimator="no",
-)
+PROVENANCE = replace(builders.PROVENANCE, share=0.1, source=("a.parquet", "b.parquet"))
 UNITS = [Unit(0, "a.parquet", 0, 2), Unit(1, "b.parquet", 0, 2)]
 
 
