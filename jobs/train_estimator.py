@@ -12,18 +12,18 @@ from pathlib import Path
 import cyclopts
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.command_line import run
 from pipeline.data.corpus import Corpus, read_corpus
 from pipeline.data.documents import find_files
-from pipeline.data.tokenizer import token_source
+from pipeline.data.tokenizer import TokenSource, token_source
 from pipeline.models.card import command_line, model_card, training_length
-from pipeline.models.checkpoint import require_new_folder, save_checkpoint
+from pipeline.models.checkpoint import fold_folder, require_new_folder, save_checkpoint
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
-from pipeline.training.batches import Batch, Cut, endless_batches
+from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.evaluation import bits_per_byte, held_out_batches, mean_of
 from pipeline.training.loop import Figures, TrainingConfig, train
+from pipeline.training.losses import estimator_loss
 
 BITS_OF_A_BOTTLENECK_VALUE = 32  # the embedding is counted as it is computed: float32
 
@@ -67,8 +67,14 @@ class Config:
     """Documents to read at the most."""
     held_out: int | None = None
     """Last documents to evaluate on and never train on; one in twenty, 500 at the most, by default."""
+    folds: int = 1
+    """Above 1: so many estimators, each trained without a part of the documents, which it can then label unseen."""
     model: Sizes = field(default_factory=Sizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        if self.folds < 1:
+            raise ValueError(f"--folds must be at least 1, not {self.folds}")
 
 
 def train_estimator(config: Config) -> None:
@@ -78,32 +84,33 @@ def train_estimator(config: Config) -> None:
     files = find_files(config.input)
     corpus = read_corpus(files, tokenizer=source.tokenizer, vocabulary=source.vocabulary, limit=config.limit)
     seen, held_out = corpus.held_out(config.held_out)
+    parts = seen.each_without_a_fold(config.folds)
+    for fold, part in enumerate(parts):
+        train_on(part, held_out, source, fold_folder(config.output, fold, config.folds), config)
+
+
+def train_on(seen: Corpus, held_out: Corpus, source: TokenSource, output: Path, config: Config) -> None:
+    """Trains one estimator and writes it, with its card, to `output`."""
     torch.manual_seed(config.training.seed)
     model = EntropyEstimator(EstimatorConfig(vocab_size=source.vocabulary, **asdict(config.model)))
-    config.output.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     varied = Cut(config.model.context, config.training.tokens_per_batch, varied=True)
     figures = train(
         model,
         endless_batches(seen, varied, config.training.seed),
-        mean_loss,
+        estimator_loss,
         lambda trained: held_out_figures(trained, held_out, config),
         config.training,
-        config.output,
+        output,
     )
     save_checkpoint(
         model,
-        config.output,
+        output,
         dtype=config.training.save_as,
         tokenizer_folder=source.folder,
         card=card(model, seen, held_out, figures),
     )
-    print(f"{config.output}: held-out loss {figures['held_out_loss']:.3f} nats a token")
-
-
-def mean_loss(model: EntropyEstimator, batch: Batch) -> Tensor:
-    """Nats a real token; padding has loss 0."""
-    losses_BT: Tensor = model(batch.input_ids_BT, batch.lengths_B)
-    return losses_BT.sum() / batch.lengths_B.sum()
+    print(f"{output}: held-out loss {figures['held_out_loss']:.3f} nats a token")
 
 
 def held_out_figures(model: EntropyEstimator, held_out: Corpus, config: Config) -> Figures:

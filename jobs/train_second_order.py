@@ -2,34 +2,46 @@
 
 The seeing and the expecting output both learn the column `entropy` by mean squared error. Since the expecting one
 has not seen the token, the best it can do is the label's mean there, which is the expected entropy. Tokens without
-a label count for nothing.
+a label count for nothing. Any method's labels can be the teacher, a stronger language model's among them.
 """
 
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import cyclopts
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.command_line import run
 from pipeline.data.annotations import AnnotatedDataset, read_annotations
 from pipeline.data.corpus import Corpus
-from pipeline.data.tokenizer import tokenizer_sha256
+from pipeline.data.tokenizer import declared_beginning, tokenizer_sha256
 from pipeline.models.card import command_line, model_card, training_length
-from pipeline.models.checkpoint import load_estimator, require_new_folder, save_checkpoint
-from pipeline.models.second_order import Entropies, SecondOrderConfig, SecondOrderModel
+from pipeline.models.checkpoint import (
+    checkpoint_kind,
+    checkpoint_members,
+    context_and_vocabulary,
+    find_checkpoint,
+    fold_folder,
+    load_causal,
+    load_estimator,
+    require_new_folder,
+    save_checkpoint,
+)
+from pipeline.models.second_order import Form, SecondOrderConfig, SecondOrderModel
+from pipeline.models.transformer import llama_config
 from pipeline.training.batches import Batch, Cut, endless_batches
 from pipeline.training.evaluation import held_out_batches, r_squared
 from pipeline.training.loop import Figures, TrainingConfig, train
+from pipeline.training.losses import second_order_loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The model, where it does not start from an estimator."""
+    """The model, where it does not start from another."""
 
     context: int = 256
     """Longest window, in tokens."""
@@ -50,14 +62,30 @@ class Config:
     """Annotated dataset whose column `entropy` is learned."""
     output: Path
     """Folder to write the checkpoint to."""
-    init_from: Path | None = None
-    """Estimator whose decoder the model starts as, sizes and all; else it starts from scratch."""
+    init_from: str | None = None
+    """Model to start as, sizes and all: an estimator, whose decoder is taken, or a causal language model, each a folder
+    (one with folds, where --folds asks for them) or a name on the Hub. Else it starts from scratch."""
+    form: Form = "residual"
+    """residual: an output is a correction to the model's own loss as a language model. direct: it is the estimate, and
+    nothing is projected on the vocabulary."""
+    transformers: Literal[1, 2] = 1
+    """1: both outputs read one transformer. 2: the expecting output has its own."""
+    causal_weight: float = 1.0
+    """Weight of the model's own loss as a language model beside the squared error; 0 leaves it out."""
+    folds: int = 1
+    """Above 1: so many models, each trained without a part of the documents, which it can then label unseen."""
     limit: int | None = None
     """Documents to read at the most."""
     held_out: int | None = None
     """Last documents to evaluate on and never train on; one in twenty, 500 at the most, by default."""
     model: Sizes = field(default_factory=Sizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        if self.folds < 1:
+            raise ValueError(f"--folds must be at least 1, not {self.folds}")
+        if self.causal_weight < 0:
+            raise ValueError(f"--causal-weight must be 0 or more, not {self.causal_weight}")
 
 
 def train_second_order(config: Config) -> None:
@@ -68,56 +96,85 @@ def train_second_order(config: Config) -> None:
     for part in (seen, held_out):
         if len(part.given_labels) < 2:
             raise ValueError(f"{config.labels} has too few labels to train and evaluate on; choose a larger --share")
+    starts = starting_points(config)
+    for fold, part in enumerate(seen.each_without_a_fold(config.folds)):
+        train_on(part, held_out, dataset, starts[fold], fold_folder(config.output, fold, config.folds), config)
+
+
+def train_on(
+    seen: Corpus, held_out: Corpus, dataset: AnnotatedDataset, start: Path | None, output: Path, config: Config
+) -> None:
+    """Trains one model and writes it, with its card, to `output`."""
     torch.manual_seed(config.training.seed)
-    model = initial_model(config, dataset, seen.given_labels)
+    model = initial_model(config, dataset, start, seen.given_labels)
     context = model.config.context
     cut = Cut(context, config.training.tokens_per_batch, overlap=context // 2, labelled_only=True)
-    config.output.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     figures = train(
         model,
         endless_batches(seen, cut, config.training.seed),
-        lambda trained, batch: squared_error(trained, batch, model.config.label_deviation),
+        lambda trained, batch: second_order_loss(trained, batch, config.causal_weight),
         lambda trained: held_out_figures(trained, held_out_batches(held_out, cut, trained.device)),
         config.training,
-        config.output,
+        output,
     )
     save_checkpoint(
         model,
-        config.output,
+        output,
         dtype=config.training.save_as,
         tokenizer_folder=dataset.tokenizer,
         card=card(model, dataset, seen, held_out, figures, config),
     )
-    print(f"{config.output}: held-out R² {figures['r2_seeing']:.3f} seeing, {figures['r2_expecting']:.3f} expecting")
+    print(f"{output}: held-out R² {figures['r2_seeing']:.3f} seeing, {figures['r2_expecting']:.3f} expecting")
 
 
-def initial_model(config: Config, dataset: AnnotatedDataset, labels: np.ndarray) -> SecondOrderModel:
-    """A fresh model, or one that starts as an estimator's decoder; its outputs are scaled to the labels.
+def starting_points(config: Config) -> tuple[Path | None, ...]:
+    """For each fold the checkpoint that its model starts as, which must not have seen the fold either.
 
     Raises:
-        ValueError: if the estimator has another vocabulary or tokenizer than the labels.
+        ValueError: if they are of another number of folds.
     """
-    mean, deviation = float(labels.mean()), max(float(labels.std()), 1e-3)
-    vocabulary = dataset.provenance.vocabulary
     if config.init_from is None:
-        sizes = vars(config.model)
+        return (None,) * config.folds
+    members = checkpoint_members(find_checkpoint(config.init_from))
+    if len(members) != config.folds:
+        raise ValueError(f"{config.init_from} has {len(members)} folds, and --folds is {config.folds}; make them equal")
+    return members
+
+
+def initial_model(
+    config: Config, dataset: AnnotatedDataset, start: Path | None, labels: np.ndarray
+) -> SecondOrderModel:
+    """A fresh model, or one that starts as another; its outputs are scaled to the labels."""
+    settings: dict[str, Any] = {
+        "label_mean": float(labels.mean()),
+        "label_deviation": max(float(labels.std()), 1e-3),
+        "form": config.form,
+        "transformers": config.transformers,
+    }
+    vocabulary = dataset.provenance.vocabulary
+    if start is None:
+        stack = llama_config(vocab_size=vocabulary, **vars(config.model))
         return SecondOrderModel(
-            SecondOrderConfig(vocab_size=vocabulary, label_mean=mean, label_deviation=deviation, **sizes)
+            SecondOrderConfig(
+                vocab_size=vocabulary, context=config.model.context, transformer=stack.to_dict(), **settings
+            )
         )
-    estimator = load_estimator(config.init_from)
-    digests = tokenizer_sha256(config.init_from), dataset.provenance.tokenizer_sha256
-    if estimator.config.vocab_size != vocabulary or digests[0] != digests[1]:
-        raise ValueError(f"{config.init_from} has another tokenizer than the labels of {config.labels}")
-    return SecondOrderModel.from_estimator(estimator, label_mean=mean, label_deviation=deviation)
+    require_same_tokens(start, dataset)
+    if checkpoint_kind(start) == "estimator":
+        return SecondOrderModel.from_estimator(load_estimator(start), **settings)
+    return SecondOrderModel.from_language_model(load_causal(start), start=declared_beginning(start), **settings)
 
 
-def squared_error(model: SecondOrderModel, batch: Batch, deviation: float) -> Tensor:
-    """Mean squared error of both outputs over labelled tokens, in units of the labels' variance."""
-    assert batch.labels_BT is not None
-    labelled_BT = ~batch.labels_BT.isnan()
-    estimates: Entropies = model(batch.input_ids_BT)
-    errors = [(estimate_BT - batch.labels_BT)[labelled_BT] / deviation for estimate_BT in estimates]
-    return sum((error.square().mean() for error in errors), start=torch.zeros((), device=batch.labels_BT.device))
+def require_same_tokens(start: Path, dataset: AnnotatedDataset) -> None:
+    """Refuses a model that reads other token ids than the labels speak of.
+
+    Raises:
+        ValueError: if its tokenizer is another or its vocabulary smaller.
+    """
+    same = tokenizer_sha256(start) == dataset.provenance.tokenizer_sha256
+    if not same or context_and_vocabulary(start)[1] < dataset.provenance.vocabulary:
+        raise ValueError(f"{start} has another tokenizer than the labels; annotate with --tokenizer {start}")
 
 
 def held_out_figures(model: SecondOrderModel, batches: Iterator[Batch]) -> Figures:
@@ -149,7 +206,8 @@ def card(
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
             "training": training_length(figures),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "started from": "the estimator's decoder" if config.init_from else "random weights",
+            "form": f"{config.form}, {config.transformers} transformer(s), causal weight {config.causal_weight}",
+            "started from": config.init_from or "random weights",
             "held out": f"{len(held_out.given_labels):,} labels in the last {len(held_out):,} documents",
             "held-out R² against labels, seeing": figures["r2_seeing"],
             "held-out R² against labels, expecting": figures["r2_expecting"],

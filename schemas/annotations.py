@@ -26,6 +26,7 @@ MEAN_ENTROPY = "mean_entropy"
 ROUNDING_NATS = 1 / 128
 
 Method = Literal["second-order", "exact", "causal"]
+Dtype = Literal["float32", "bfloat16"]
 
 DESCRIPTIONS = {
     INPUT_IDS: "the encoding of the source's `text`, without special tokens, or the source's own `input_ids`",
@@ -61,7 +62,16 @@ class Provenance:
     source_rows: int
     rows_per_unit: int
     source_seen_by_estimator: Literal["yes", "no", "unknown"]
-    dtype: str = "float32"
+    folds: int = 1
+    """Above 1: each document has its labels from the one of so many checkpoints that was not trained on it."""
+    start_token: int | None = None
+    """Id of the token that a causal model read before every window; None for the other methods."""
+    estimator_tokenizer_sha256: str | None = None
+    """The checkpoint's tokenizer, where labels were moved from its tokens to `input_ids` through their bytes."""
+    dtype: Dtype = "float32"
+    """What the checkpoint computed in."""
+    batch_invariant: bool = False
+    """Whether every window was labelled by itself, so that labels do not depend, by rounding, on other documents."""
     rounding_nats: float = ROUNDING_NATS
     schema_version: int = SCHEMA_VERSION
 

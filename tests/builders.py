@@ -8,11 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from pipeline.data.sample import sample_documents
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
+from pipeline.models.language_model import new_language_model
 from pipeline.models.second_order import SecondOrderConfig, SecondOrderModel
+from pipeline.models.transformer import llama_config
 from schemas.annotations import Provenance
 
 VOCABULARY = 97
@@ -60,17 +62,23 @@ def tiny_estimator(*, context: int = 32, vocabulary: int = VOCABULARY) -> Entrop
 
 def tiny_second_order(*, context: int = 32, vocabulary: int = VOCABULARY) -> SecondOrderModel:
     torch.manual_seed(0)
+    stack = llama_config(vocab_size=vocabulary, width=24, layers=2, heads=2, context=context, initializer_range=0.2)
     config = SecondOrderConfig(
         vocab_size=vocabulary,
         context=context,
-        width=24,
-        layers=2,
-        heads=2,
+        transformer=stack.to_dict(),
         label_mean=3.0,
         label_deviation=2.0,
         initializer_range=0.2,
     )
     return frozen(SecondOrderModel(config))
+
+
+def tiny_language_model(*, context: int = 32, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
+    """It reads token 5 before a document's first."""
+    torch.manual_seed(0)
+    config = llama_config(vocab_size=vocabulary, width=24, layers=2, heads=2, context=context, initializer_range=0.2)
+    return frozen(new_language_model(config, start=5))
 
 
 def random_tokens(rows: int, tokens: int, *, vocabulary: int = VOCABULARY, seed: int = 0) -> Tensor:

@@ -43,5 +43,5 @@ def test_second_order_labels_follow_the_exact_ones_on_text_of_another_kind(input
     exact_BT = exact.token_entropies(load_estimator(SHIPPED / "estimator"), input_ids_BT)
     entropy_BT, expected_BT = second_order.token_entropies(load_second_order(SHIPPED / "second-order"), input_ids_BT)
     seeing, expecting = (r_squared(part.flatten(), exact_BT.flatten()) for part in (entropy_BT, expected_BT))
-    assert seeing > 0.3
+    assert seeing > 0.8
     assert seeing > expecting

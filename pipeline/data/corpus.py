@@ -3,6 +3,7 @@
 N tokens, M documents.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,6 +69,31 @@ class Corpus:
             raise ValueError(f"the last {documents} documents are empty; hold out more with --held-out")
         return seen, held_out
 
+    def each_without_a_fold(self, folds: int) -> list["Corpus"]:
+        """The corpus without each of its folds in turn; the whole of it where there is one fold.
+
+        Raises:
+            ValueError: if a fold has no document, or all of them.
+        """
+        if folds == 1:
+            return [self]
+        fold_M = np.array([fold_of(document, folds) for document in self._by_document(self.tokens_N)])
+        if len(np.unique(fold_M)) < folds:
+            raise ValueError(f"{len(self)} documents are too few for --folds {folds}; choose fewer folds")
+        return [self._chosen(np.flatnonzero(fold_M != fold)) for fold in range(folds)]
+
+    def _chosen(self, documents: np.ndarray) -> "Corpus":
+        tokens = self._by_document(self.tokens_N)
+        labels = None if self.labels_N is None else self._by_document(self.labels_N)
+        return Corpus.of(
+            [tokens[m] for m in documents],
+            None if labels is None else [labels[m] for m in documents],
+            None if self.text_bytes_M is None else self.text_bytes_M[documents].tolist(),
+        )
+
+    def _by_document(self, values_N: np.ndarray) -> list[np.ndarray]:
+        return np.split(values_N, self.offsets[1:-1])
+
     @property
     def given_labels(self) -> np.ndarray:
         """The labels there are, in nats; none of a corpus that has none."""
@@ -86,6 +112,15 @@ class Corpus:
         labels_N = None if self.labels_N is None else np.insert(self.labels_N, starts, np.float32("nan"))
         tokens_N = np.insert(self.tokens_N, starts, np.int32(separator))
         return Corpus(tokens_N, np.array([0, len(tokens_N)]), labels_N)
+
+
+def fold_of(tokens_N: np.ndarray, folds: int) -> int:
+    """Which of the folds a document belongs to.
+
+    Its tokens alone decide, so that a document and its copies share a fold wherever they stand.
+    """
+    digest = hashlib.blake2b(np.ascontiguousarray(tokens_N, dtype="<i4").tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % folds
 
 
 def read_corpus(

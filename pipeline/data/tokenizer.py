@@ -73,18 +73,26 @@ def token_source(tokenizer: str, vocabulary: int | None) -> TokenSource:
     return TokenSource(loaded.get_vocab_size(), loaded, Path(tokenizer))
 
 
+def declared_beginning(folder: Path) -> int | None:
+    """Id of the token that stands before a document: what the tokenizer declares as beginning, or else end, of
+    sequence; None if it declares neither, or there is no tokenizer."""
+    file = folder / "tokenizer_config.json"
+    declared = json.loads(file.read_text()) if file.is_file() else {}
+    for name in ("bos_token", "eos_token"):
+        token = declared.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        if content and (found := load_tokenizer(folder).token_to_id(content)) is not None:
+            return found
+    return None
+
+
 def beginning_token(folder: Path) -> int:
     """Id of the token that stands before a document when a language model is trained.
 
     Raises:
         ValueError: if the tokenizer declares neither a beginning nor an end of sequence.
     """
-    file = folder / "tokenizer_config.json"
-    declared = json.loads(file.read_text()) if file.is_file() else {}
-    for name in ("bos_token", "eos_token"):
-        token = declared.get(name)
-        content = token.get("content") if isinstance(token, dict) else token
-        found = load_tokenizer(folder).token_to_id(content) if content else None
-        if found is not None:
-            return found
-    raise ValueError(f"{file} declares no bos_token and no eos_token to put between documents")
+    declared = declared_beginning(folder)
+    if declared is None:
+        raise ValueError(f"the tokenizer in {folder} declares no bos_token and no eos_token to put between documents")
+    return declared

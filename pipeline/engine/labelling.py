@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pipeline.data.windows import Window, budget_groups, cover
 from pipeline.labels import causal, exact, second_order
-from pipeline.models.checkpoint import load_causal, load_estimator, load_second_order
-from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Method
+from pipeline.models.checkpoint import declared_start, load_causal, load_estimator, load_second_order
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Dtype, Method
 
 BATCH_TOKENS = 16384
 
@@ -30,25 +30,41 @@ class Labeller:
     device: str
 
 
-def load_labeller(method: Method, checkpoint: Path, device: str) -> Labeller:
-    """The method with its checkpoint on the device."""
+def load_labeller(
+    method: Method, checkpoint: Path, device: str, dtype: Dtype = "float32", start: int | None = None
+) -> Labeller:
+    """The method with its checkpoint on the device, computing in `dtype`; losses and sums are wider.
+
+    `start` is the token that a causal model reads before each window; what it declares where None.
+    """
+    precision = getattr(torch, dtype)
     if method == "exact":
-        estimator = load_estimator(checkpoint, device)
+        estimator = load_estimator(checkpoint, device).to(precision)
         return Labeller((ENTROPY,), lambda *batch: {ENTROPY: exact.token_entropies(estimator, *batch)}, device)
     if method == "second-order":
-        model = load_second_order(checkpoint, device)
+        model = load_second_order(checkpoint, device).to(precision)
         columns = (ENTROPY, EXPECTED_ENTROPY)
         return Labeller(
             columns, lambda ids, *_: dict(zip(columns, second_order.token_entropies(model, ids), strict=True)), device
         )
-    language_model = load_causal(checkpoint, device)
-    return Labeller((ENTROPY,), lambda ids, *_: {ENTROPY: causal.token_entropies(language_model, ids)}, device)
+    language_model = load_causal(checkpoint, device).to(precision)
+    first = declared_start(checkpoint) if start is None else start
+    return Labeller((ENTROPY,), lambda ids, *_: {ENTROPY: causal.token_entropies(language_model, ids, first)}, device)
 
 
 def label_documents(
-    documents: Sequence[np.ndarray], wanted: Sequence[np.ndarray], labeller: Labeller, *, window: int, overlap: int
+    documents: Sequence[np.ndarray],
+    wanted: Sequence[np.ndarray],
+    labeller: Labeller,
+    *,
+    window: int,
+    overlap: int,
+    batch_invariant: bool = False,
 ) -> dict[str, list[np.ndarray]]:
     """A float32 array a document for every column, NaN where `wanted` (bool, a document each) is False.
+
+    Labels of a document depend on those beside it by rounding, since shapes decide the order of sums. With
+    `batch_invariant` every window is labelled by itself, and they are the same bits whatever is beside it.
 
     Raises:
         ValueError: if a wanted label is not finite.
@@ -61,7 +77,7 @@ def label_documents(
         if wanted[index][piece.label_from : piece.stop].any()
     ]
     windows.sort(key=len, reverse=True)
-    for group in budget_groups([len(piece) for piece in windows], BATCH_TOKENS):
+    for group in budget_groups([len(piece) for piece in windows], 1 if batch_invariant else BATCH_TOKENS):
         batch = windows[group]
         ids_BT, lengths_B, wanted_BT = _padded(documents, wanted, batch)
         moved = (array.to(labeller.device) for array in (ids_BT, lengths_B, wanted_BT))

@@ -24,9 +24,14 @@ class Worker:
         """Puts the checkpoint on this worker's GPU, or on one core: labels must not depend on how many there are."""
         torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        labeller = load_labeller(self.run.provenance.method, self.run.checkpoint, device)
+        settings = self.run.provenance
+        labellers = tuple(
+            load_labeller(settings.method, checkpoint, device, settings.dtype, settings.start_token)
+            for checkpoint in self.run.checkpoints
+        )
         tokenizer = load_tokenizer(self.run.tokenizer) if self.run.tokenizer else None
-        self.annotator = Annotator(self.run, labeller, tokenizer)
+        other = load_tokenizer(self.run.estimator_tokenizer) if self.run.estimator_tokenizer else None
+        self.annotator = Annotator(self.run, labellers, tokenizer, other)
 
     def annotate(self, unit: Unit) -> Receipt:
         """Labels a unit and returns its receipt, after the shard is committed."""

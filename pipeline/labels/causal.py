@@ -7,15 +7,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.models.language_model import next_token_losses, start_token
+from pipeline.models.language_model import next_token_hidden, next_token_losses, predicted_entropies, with_start
 
 
 @torch.no_grad()
-def token_entropies(model: PreTrainedModel, input_ids_BT: Tensor) -> Tensor:
+def token_entropies(model: PreTrainedModel, input_ids_BT: Tensor, start: int) -> Tensor:
     """-ln p(token | tokens before it in its row) in nats, float32 [B, T], of right-padded windows.
 
-    The model's start token stands before each row, so that the first token has a label too. Values at padding
-    mean nothing.
+    `start` stands before each row, so that the first token has a label too: the token that the model read before
+    documents in its training. Values at padding mean nothing.
     """
-    start_B1 = torch.full_like(input_ids_BT[:, :1], start_token(model))
-    return next_token_losses(model, torch.cat([start_B1, input_ids_BT[:, :-1]], dim=1), input_ids_BT)
+    return next_token_losses(model, with_start(input_ids_BT, start), input_ids_BT)
+
+
+@torch.no_grad()
+def expected_entropies(model: PreTrainedModel, input_ids_BT: Tensor, start: int) -> Tensor:
+    """Entropy of the model's prediction of each token before it is seen, nats, float32 [B, T]."""
+    hidden_BTD = next_token_hidden(model, with_start(input_ids_BT, start))
+    return predicted_entropies(hidden_BTD, model.get_output_embeddings().weight)

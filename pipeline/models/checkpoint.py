@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from pipeline.data.tokenizer import declared_beginning
 from pipeline.models.card import CARD_FILE
 from pipeline.models.estimator import EntropyEstimator
-from pipeline.models.language_model import require_plain_head
+from pipeline.models.language_model import require_known_head, start_token
 from pipeline.models.second_order import SecondOrderModel
 
 Kind = Literal["estimator", "second-order", "causal"]
@@ -27,6 +30,42 @@ SHIPPED = Path(__file__).parents[1] / "checkpoints"
 CONFIG_FILE = "config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def find_checkpoint(named: str) -> Path:
+    """A folder, or the local copy of a Hub repository `user/name`, of which no pickle is fetched.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    if Path(named).exists():
+        return Path(named)
+    try:
+        return Path(snapshot_download(named, allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"no folder {named}, and the Hub does not give out a model of that name: {error}") from error
+
+
+def fold_folder(folder: Path, fold: int, folds: int) -> Path:
+    """Where the checkpoint stands that was trained without a fold's documents; the folder itself if there is one."""
+    return folder if folds == 1 else folder / f"fold-{fold}-of-{folds}"
+
+
+def checkpoint_members(folder: Path) -> tuple[Path, ...]:
+    """The checkpoints of a folder: itself, or one for each fold.
+
+    Raises:
+        ValueError: if a fold is missing.
+    """
+    found = sorted(folder.glob("fold-*-of-*"))
+    if not found:
+        return (folder,)
+    folds = int(found[0].name.rpartition("-")[2])
+    members = tuple(fold_folder(folder, fold, folds) for fold in range(folds))
+    missing = set(members).symmetric_difference(found)
+    if missing:
+        raise ValueError(f"{folder} does not hold {folds} folds: see {min(missing).name}; train it again")
+    return members
 
 
 def checkpoint_kind(folder: Path) -> Kind:
@@ -69,8 +108,19 @@ def load_causal(folder: Path, device: str = "cpu") -> PreTrainedModel:
     """A causal language model in float32 on the device, ready to evaluate."""
     require_kind(folder, "causal")
     model: PreTrainedModel = _loaded(AutoModelForCausalLM, folder, device)
-    require_plain_head(model)
+    require_known_head(model)
     return model
+
+
+def declared_start(folder: Path) -> int:
+    """Id of the token that stands before a document: what a causal model's tokenizer declares, or else its
+    configuration, as beginning, or else end, of sequence.
+
+    Raises:
+        ValueError: if neither declares any.
+    """
+    declared = declared_beginning(folder)
+    return start_token(AutoConfig.from_pretrained(folder)) if declared is None else declared
 
 
 def require_kind(folder: Path, expected: Kind) -> None:
@@ -113,11 +163,12 @@ def context_and_vocabulary(folder: Path) -> tuple[int, int]:
     return context, config["vocab_size"]
 
 
-def checkpoint_sha256(folder: Path) -> str:
-    """Digest of configuration and weights: what a label depends on."""
-    digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.read_bytes())
+def checkpoint_sha256(*folders: Path) -> str:
+    """Digest of configuration and weights of a checkpoint, or of all its folds: what a label depends on."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for file in (folder / CONFIG_FILE, *sorted(folder.glob("*.safetensors"))):
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

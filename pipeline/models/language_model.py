@@ -3,11 +3,27 @@
 B rows, T tokens, D width, V vocabulary.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from pipeline.models.cross_entropy import token_cross_entropy
+from pipeline.models.cross_entropy import CHUNK_LOGITS, token_cross_entropy
+
+
+class Head(NamedTuple):
+    """How a model's logits come from its last hidden states: `scale * hidden @ weight.T + bias`, then the soft cap."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    softcap: float | None
+    scale: float
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a matrix product and nothing else."""
+        return self.bias_V is None and self.softcap is None and self.scale == 1
 
 
 def new_language_model(config: LlamaConfig, start: int) -> LlamaForCausalLM:
@@ -16,34 +32,74 @@ def new_language_model(config: LlamaConfig, start: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+def with_start(input_ids_BT: Tensor, start: int) -> Tensor:
+    """What a model reads to predict each row from its first token on: the start and all tokens but the last."""
+    return torch.cat([torch.full_like(input_ids_BT[:, :1], start), input_ids_BT[:, :-1]], dim=1)
+
+
+def next_token_hidden(model: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
+    """Last hidden states [B, T, D]; index i predicts what comes after `inputs[:, : i + 1]`."""
+    hidden_BTD: Tensor = model.base_model(input_ids=inputs_BT, use_cache=False).last_hidden_state
+    return hidden_BTD
+
+
 def next_token_losses(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
     """-ln p(targets[:, i] | inputs[:, : i + 1]) in nats, float32 [B, T]."""
-    hidden_BTD: Tensor = model.base_model(input_ids=inputs_BT, use_cache=False).last_hidden_state
-    head_VD: Tensor = model.get_output_embeddings().weight
-    return token_cross_entropy(hidden_BTD.flatten(0, 1), head_VD, targets_BT.flatten()).view(targets_BT.shape)
+    hidden_BTD, head = next_token_hidden(model, inputs_BT), output_head(model)
+    losses_N = token_cross_entropy(
+        hidden_BTD.flatten(0, 1) * head.scale,
+        head.weight_VD,
+        targets_BT.flatten(),
+        bias_V=head.bias_V,
+        softcap=head.softcap,
+    )
+    return losses_N.view(targets_BT.shape)
 
 
-def start_token(model: PreTrainedModel) -> int:
+@torch.no_grad()
+def predicted_entropies(hidden_BTD: Tensor, head_VD: Tensor) -> Tensor:
+    """Entropy in nats, float32 [B, T], of the distribution that each state predicts; no gradient, in chunks."""
+    chunks = []
+    for hidden_ND in hidden_BTD.flatten(0, 1).split(max(1, CHUNK_LOGITS // len(head_VD))):
+        logarithms_NV = (hidden_ND @ head_VD.T).float().log_softmax(dim=1)
+        chunks.append(-(logarithms_NV.exp() * logarithms_NV).sum(dim=1))
+    return torch.cat(chunks).view(hidden_BTD.shape[:2])
+
+
+def start_token(config: PreTrainedConfig) -> int:
     """The token before a document's first: what the configuration names as beginning, or else end, of sequence.
 
     Raises:
         ValueError: if it names neither.
     """
-    for token in (model.config.bos_token_id, model.config.eos_token_id):
+    for token in (config.bos_token_id, config.eos_token_id):
         if token is not None:
             return int(token[0] if isinstance(token, list) else token)
-    raise ValueError("the model's config.json names no bos_token_id and no eos_token_id; set the one to start from")
+    raise ValueError("no bos_token and no eos_token is declared to stand before a document; name one: --start-token")
+
+
+def output_head(model: PreTrainedModel) -> Head:
+    """The head as its module and the configuration describe it."""
+    module, config = model.get_output_embeddings(), model.config
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
+    return Head(
+        module.weight, getattr(module, "bias", None), getattr(config, "final_logit_softcapping", None), scale / divisor
+    )
 
 
 @torch.no_grad()
-def require_plain_head(model: PreTrainedModel) -> None:
-    """Refuses a head with a bias, a scale or soft-capping, for which `next_token_losses` would be silently wrong.
+def require_known_head(model: PreTrainedModel) -> None:
+    """Refuses a model that does more to its last hidden states than `Head` says, whose losses would be silently wrong.
 
     Raises:
-        ValueError: if logits are not the product of hidden states and output matrix.
+        ValueError: if its logits are others.
     """
-    probe_11 = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    hidden_D = model.base_model(input_ids=probe_11, use_cache=False).last_hidden_state[0, 0]
-    logits_V = model(input_ids=probe_11, use_cache=False).logits[0, 0]
-    if not torch.allclose(logits_V, model.get_output_embeddings().weight @ hidden_D, atol=1e-3, rtol=1e-3):
-        raise ValueError(f"{type(model).__name__} does more than a matrix product after its last hidden state")
+    probe_11, head = torch.zeros(1, 1, dtype=torch.long, device=model.device), output_head(model)
+    logits_V = head.weight_VD @ (next_token_hidden(model, probe_11)[0, 0] * head.scale)
+    if head.bias_V is not None:
+        logits_V = logits_V + head.bias_V
+    if head.softcap is not None:
+        logits_V = head.softcap * torch.tanh(logits_V / head.softcap)
+    if not torch.allclose(model(input_ids=probe_11, use_cache=False).logits[0, 0], logits_V, atol=1e-3, rtol=1e-3):
+        raise ValueError(f"the head of {type(model).__name__} is of a kind that this project does not know")

@@ -8,8 +8,8 @@ B rows, T positions, D width.
 """
 
 import torch
-from torch import Tensor
-from transformers import LlamaConfig, LlamaModel
+from torch import Tensor, nn
+from transformers import LlamaConfig, PreTrainedModel
 
 FEED_FORWARD_MULTIPLE = 64
 
@@ -40,10 +40,17 @@ def llama_config(
     )
 
 
-def causal_hidden(transformer: LlamaModel, embeddings_BTD: Tensor) -> Tensor:
+def causal_hidden(transformer: PreTrainedModel, embeddings_BTD: Tensor) -> Tensor:
     """Hidden states [B, T, D] of a causal pass; position i has seen the embeddings 0..i."""
-    hidden_BTD: Tensor = transformer(inputs_embeds=embeddings_BTD).last_hidden_state
+    hidden_BTD: Tensor = transformer(inputs_embeds=embeddings_BTD, use_cache=False).last_hidden_state
     return hidden_BTD
+
+
+def input_embeddings(transformer: PreTrainedModel) -> nn.Embedding:
+    """The table of token embeddings."""
+    embeddings = transformer.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)
+    return embeddings
 
 
 def real_positions(lengths_B: Tensor, width: int) -> Tensor:

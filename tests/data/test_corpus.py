@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from pipeline.data.corpus import Corpus, read_corpus
+from pipeline.data.corpus import Corpus, fold_of, read_corpus
 
 LENGTHS = st.lists(st.integers(0, 6), max_size=8)
 
@@ -108,3 +108,30 @@ def test_documents_that_came_as_tokens_have_no_byte_count(tmp_path: Path) -> Non
     pq.write_table(pa.table({"input_ids": [[1, 2], [], [3]]}), tmp_path / "a.parquet")
     corpus = read_corpus([tmp_path / "a.parquet"], tokenizer=None, vocabulary=4)
     assert parts(corpus) == [[1, 2], [], [3]] and corpus.tokens_per_byte is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(LENGTHS, st.integers(2, 5))
+def test_folds_share_the_documents_out(lengths: list[int], folds: int) -> None:
+    corpus = labelled(lengths)
+    fold_M = [fold_of(ids, folds) for ids in token_arrays(lengths)]
+    if len(set(fold_M)) < folds:
+        with pytest.raises(ValueError, match="too few for --folds"):
+            corpus.each_without_a_fold(folds)
+        return
+    for fold, part in enumerate(corpus.each_without_a_fold(folds)):
+        kept = [ids for ids, own in zip(token_arrays(lengths), fold_M, strict=True) if own != fold]
+        assert parts(part) == [ids.tolist() for ids in kept]
+        assert part.labels_N is not None and part.labels_N.tolist() == (part.tokens_N / 2).tolist()
+        assert part.text_bytes_M is not None and part.text_bytes_M.tolist() == [3 * len(ids) for ids in kept]
+
+
+def test_a_copy_of_a_document_shares_its_fold_whatever_its_type_or_place() -> None:
+    ids = np.arange(50)
+    assert len({fold_of(copy, 1000) for copy in (ids, ids.astype(np.int32), np.arange(100)[:50], ids.copy())}) == 1
+    assert 150 < sum(fold_of(np.array([number]), 3) == 0 for number in range(600)) < 250
+
+
+def test_one_fold_is_everything() -> None:
+    corpus = labelled([2, 3])
+    assert corpus.each_without_a_fold(1) == [corpus]

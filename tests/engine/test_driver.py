@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     tiny_second_order().save_pretrained(tmp_path / "model")
-    return Run(tmp_path / "out", tmp_path / "model", None, provenance("second-order"), units=4)
+    return Run(tmp_path / "out", (tmp_path / "model",), None, None, provenance("second-order"), units=4)
 
 
 @pytest.fixture
@@ -103,6 +103,6 @@ def test_a_unit_that_fails_is_named_with_the_reason(run: Run, units: list[Unit],
 def test_a_checkpoint_that_gives_no_finite_labels_is_refused(run: Run, units: list[Unit]) -> None:
     model = tiny_second_order()
     model.seeing.bias.fill_(float("nan"))
-    model.save_pretrained(run.checkpoint)
+    model.save_pretrained(run.checkpoints[0])
     with pytest.raises(ValueError, match="gives entropy that is not finite"):
         list(driver.annotate_units(run, units[:1], workers=1))

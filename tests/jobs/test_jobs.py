@@ -11,7 +11,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.data.annotations import read_annotations
-from pipeline.models.checkpoint import load_estimator, load_second_order
+from pipeline.models.checkpoint import SHIPPED, load_estimator, load_second_order
 from tests.conftest import RunCommand
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -99,6 +99,39 @@ def test_documents_tokenized_already_go_the_whole_path(run_command: RunCommand, 
     causally = ("--method", "causal", "--estimator", model, "--limit", 3, "--output", tmp_path / "causal")
     assert run_command("pipeline.annotate", *tokenized, *causally) == 0
     assert len(read_annotations(tmp_path / "causal").corpus.given_labels) == 3 * 120
+
+
+def test_cross_fitting_and_every_start_of_a_second_order_model(
+    run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = [[(start * step) % 31 for step in range(60)] for start in range(1, 31)]
+    file = tmp_path / "tokens.parquet"
+    pq.write_table(pa.table({"input_ids": pa.array(ids, pa.list_(pa.int32()))}), file)
+    tokenized = ("--input", file, "--tokenizer", "none", "--vocabulary", 31)
+    small, large = config(tmp_path / "small.yaml", model=ESTIMATOR), config(tmp_path / "lm.yaml", model=LANGUAGE_MODEL)
+    folds, labels, model = tmp_path / "folds", tmp_path / "labels", tmp_path / "model"
+    train_folds = ("jobs.train_estimator", "--config", small, *tokenized, "--folds", 2)
+    assert run_command(*train_folds, "--output", folds) == 0
+    exactly = ("--method", "exact", "--estimator", folds, "--output", labels)
+    assert run_command("pipeline.annotate", *tokenized, *exactly) == 0
+    assert read_annotations(labels).provenance.folds == 2
+    train = ("jobs.train_second_order", "--config", config(tmp_path / "so.yaml"), "--labels", labels)
+    assert run_command(*train, "--init-from", folds, "--folds", 2, "--output", tmp_path / "so-folds") == 0
+    second = ("--estimator", tmp_path / "so-folds", "--output", tmp_path / "second")
+    assert run_command("pipeline.annotate", *tokenized, *second) == 0
+    assert read_annotations(tmp_path / "second").provenance.source_seen_by_estimator == "no"
+
+    train_model = ("jobs.train_language_model", "--config", large, "--labels", labels, "--objective", "cross-entropy")
+    assert run_command(*train_model, "--output", model) == 0
+    residual = ("--init-from", model, "--form", "residual", "--causal-weight", 1, "--transformers", 2)
+    assert run_command(*train, *residual, "--output", tmp_path / "so-residual") == 0
+    loaded = load_second_order(tmp_path / "so-residual")
+    assert (loaded.config.form, loaded.config.transformers, loaded.config.vocab_size) == ("residual", 2, 32)
+    capsys.readouterr()
+    assert run_command(*train, "--init-from", folds, "--output", tmp_path / "out") == 1
+    assert "has 2 folds, and --folds is 1; make them equal" in capsys.readouterr().err
+    assert run_command(*train, "--init-from", SHIPPED / "estimator", "--output", tmp_path / "out") == 1
+    assert "has another tokenizer than the labels" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_line(run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

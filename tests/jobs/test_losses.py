@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from jobs import train_language_model, train_second_order
+from jobs import train_language_model
 from pipeline.models.language_model import new_language_model
 from pipeline.models.transformer import llama_config
 from pipeline.training.batches import Batch
+from pipeline.training.losses import second_order_loss
 from pipeline.training.objectives import flood
 from tests.builders import frozen, random_tokens, tiny_second_order
 
@@ -50,4 +51,4 @@ def test_a_second_order_model_is_held_to_each_token_with_its_own_label(batch: Ba
                 if label == label:
                     squares.append(((estimates_BT[row, place].item() - label) / 2.0) ** 2)
         errors.append(sum(squares) / len(squares))
-    assert train_second_order.squared_error(model, batch, deviation=2.0).item() == pytest.approx(sum(errors), rel=1e-4)
+    assert second_order_loss(model, batch).item() == pytest.approx(sum(errors), rel=1e-4)

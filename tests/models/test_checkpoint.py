@@ -1,16 +1,25 @@
 """Checkpoint folders: what loads, what is refused and how."""
 
 import json
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from huggingface_hub import snapshot_download
 from transformers import LlamaForCausalLM
 
+from pipeline.models import checkpoint
 from pipeline.models.checkpoint import (
     checkpoint_kind,
+    checkpoint_members,
     checkpoint_sha256,
     context_and_vocabulary,
+    find_checkpoint,
+    fold_folder,
     load_causal,
     load_estimator,
     load_second_order,
@@ -85,3 +94,87 @@ def test_the_digest_follows_the_weights(tmp_path: Path, estimator_folder: Path) 
     other.down.weight[0, 0] += 1
     other.save_pretrained(tmp_path / "other")
     assert checkpoint_sha256(tmp_path / "other") != before == checkpoint_sha256(estimator_folder)
+
+
+def test_a_folder_of_folds_is_as_many_checkpoints(tmp_path: Path) -> None:
+    assert checkpoint_members(tmp_path) == (tmp_path,)
+    for fold in range(2):
+        tiny_estimator().save_pretrained(fold_folder(tmp_path, fold, 2))
+    members = checkpoint_members(tmp_path)
+    assert [member.name for member in members] == ["fold-0-of-2", "fold-1-of-2"]
+    assert checkpoint_sha256(*members) != checkpoint_sha256(members[0])
+    (tmp_path / "fold-1-of-2").rename(tmp_path / "fold-2-of-3")
+    with pytest.raises(ValueError, match="does not hold 2 folds: see fold-1-of-2"):
+        checkpoint_members(tmp_path)
+
+
+def test_a_name_is_a_folder_before_it_is_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "user" / "name").mkdir(parents=True)
+    assert find_checkpoint("user/name") == Path("user/name")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Gives out one model repository, a pickle included, the way huggingface_hub asks for it."""
+
+    folder: Path
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        if self.path.startswith("/api/models/user/name/tree"):
+            files = [
+                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": file.name}
+                for file in self.folder.iterdir()
+            ]
+            body = json.dumps(files).encode()
+        elif self.path.startswith("/api/models/user/name"):
+            siblings = [{"rfilename": file.name} for file in self.folder.iterdir()]
+            body = json.dumps(
+                {"id": "user/name", "modelId": "user/name", "sha": "a" * 40, "siblings": siblings}
+            ).encode()
+        elif self.path.startswith("/user/name/resolve/") and (self.folder / name).is_file():
+            self.asked.append(name)
+            body = (self.folder / name).read_bytes()
+        else:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        for header, value in {"Content-Length": len(body), "ETag": f'"{name}"', "X-Repo-Commit": "a" * 40}.items():
+            self.send_header(header, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+def test_a_model_of_the_hub_is_fetched_without_its_pickles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, estimator_folder: Path
+) -> None:
+    (estimator_folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    Hub.folder = estimator_folder
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(
+        checkpoint,
+        "snapshot_download",
+        partial(
+            snapshot_download,
+            endpoint=f"http://127.0.0.1:{server.server_port}",
+            cache_dir=tmp_path / "cache",
+        ),
+    )
+    try:
+        folder = find_checkpoint("user/name")
+        assert load_estimator(folder).config.bottleneck_width == 3
+        assert "pytorch_model.bin" not in Hub.asked and not (folder / "pytorch_model.bin").exists()
+        with pytest.raises(ValueError, match="no folder user/other, and the Hub does not give out"):
+            find_checkpoint("user/other")
+        with pytest.raises(ValueError, match="no folder no such name"):
+            find_checkpoint("no such name")
+    finally:
+        server.shutdown()

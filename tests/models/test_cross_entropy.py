@@ -1,34 +1,157 @@
 """The chunked loss against the plain one."""
 
+from itertools import product
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from pipeline.models.cross_entropy import CHUNK_TOKENS, token_cross_entropy
+from pipeline.models import cross_entropy as chunked
+from pipeline.models.cross_entropy import token_cross_entropy
+
+WIDTH = 8
+VOCABULARY = 53
+CHUNK = 16
 
 
-@pytest.mark.parametrize("tokens", [0, 1, CHUNK_TOKENS - 1, CHUNK_TOKENS, 2 * CHUNK_TOKENS + 3])
-def test_losses_and_gradients_equal_those_of_the_whole_matrix(tokens: int) -> None:
-    torch.manual_seed(0)
-    hidden_ND, head_VD = torch.randn(tokens, 8), torch.randn(50, 8)
-    target_N, upstream_N = torch.randint(50, (tokens,)), torch.rand(tokens)
-    results = []
-    for loss in (
-        token_cross_entropy,
-        lambda hidden, head, target: cross_entropy(hidden @ head.T, target, reduction="none"),
-    ):
-        hidden, head = hidden_ND.clone().requires_grad_(), head_VD.clone().requires_grad_()
-        losses_N = loss(hidden, head, target_N)
-        (losses_N * upstream_N).sum().backward()
-        results.append((losses_N.detach(), hidden.grad, head.grad))
-    for chunked, plain in zip(*results, strict=True):
-        torch.testing.assert_close(chunked, plain)
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 16 tokens at a vocabulary of 53; 16 x 53 is not the budget, which leaves a remainder."""
+    monkeypatch.setattr(chunked, "CHUNK_LOGITS", CHUNK * VOCABULARY + 7)
+
+
+class Case:
+    """Inputs, upstream gradient, and both ways from one to the other."""
+
+    def __init__(self, tokens: int, dtype: torch.dtype = torch.float64, *, scale: float = 1.0) -> None:
+        torch.manual_seed(tokens)
+        self.hidden_ND = (scale * torch.randn(tokens, WIDTH)).to(dtype).requires_grad_()
+        self.head_VD = torch.randn(VOCABULARY, WIDTH).to(dtype).requires_grad_()
+        self.bias_V = torch.randn(VOCABULARY).to(dtype).requires_grad_()
+        self.target_N, self.upstream_N = torch.randint(VOCABULARY, (tokens,)), torch.rand(tokens).to(dtype)
+
+    def plain(self, *, bias: bool = False, softcap: float | None = None) -> Tensor:
+        logits_NV = self.hidden_ND @ self.head_VD.T + (self.bias_V if bias else 0)
+        if softcap is not None:
+            logits_NV = softcap * torch.tanh(logits_NV / softcap)
+        return cross_entropy(logits_NV, self.target_N, reduction="none")
+
+    def chunked(self, *, bias: bool = False, softcap: float | None = None) -> Tensor:
+        bias_V = self.bias_V if bias else None
+        return token_cross_entropy(self.hidden_ND, self.head_VD, self.target_N, bias_V=bias_V, softcap=softcap)
+
+    def gradients(self, losses_N: Tensor) -> tuple[Tensor | None, ...]:
+        leaves = [leaf for leaf in (self.hidden_ND, self.head_VD, self.bias_V) if leaf.requires_grad]
+        return torch.autograd.grad(losses_N, leaves, self.upstream_N.to(losses_N.dtype), allow_unused=True)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dtype"), product([0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5], [torch.float32, torch.float64])
+)
+def test_losses_and_weighted_gradients_equal_those_of_the_whole_matrix(tokens: int, dtype: torch.dtype) -> None:
+    case = Case(tokens, dtype)
+    losses_N, plain_N = case.chunked(), case.plain()
+    assert losses_N.dtype == dtype
+    torch.testing.assert_close(losses_N, plain_N)
+    torch.testing.assert_close(case.gradients(losses_N), case.gradients(plain_N))
+
+
+@pytest.mark.parametrize(("bias", "softcap"), [(True, None), (False, 2.0), (True, 30.0)])
+def test_a_bias_and_a_soft_cap_are_in_losses_and_gradients(bias: bool, softcap: float | None) -> None:
+    case = Case(3 * CHUNK + 5)
+    losses_N, plain_N = case.chunked(bias=bias, softcap=softcap), case.plain(bias=bias, softcap=softcap)
+    torch.testing.assert_close(losses_N, plain_N)
+    torch.testing.assert_close(case.gradients(losses_N), case.gradients(plain_N))
+
+
+def test_finite_differences_agree() -> None:
+    case = Case(CHUNK + 3)
+
+    def losses(hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor) -> Tensor:
+        return token_cross_entropy(hidden_ND, head_VD, case.target_N, bias_V=bias_V, softcap=5.0)
+
+    assert torch.autograd.gradcheck(losses, (case.hidden_ND, case.head_VD, case.bias_V))
+
+
+@pytest.mark.parametrize("frozen", ["hidden_ND", "head_VD"])
+def test_what_is_frozen_gets_no_gradient_and_costs_the_rest_nothing(frozen: str) -> None:
+    case = Case(2 * CHUNK + 3)
+    getattr(case, frozen).requires_grad_(False)
+    torch.testing.assert_close(case.gradients(case.chunked()), case.gradients(case.plain()))
 
 
 def test_labels_without_autograd_are_the_same() -> None:
-    torch.manual_seed(0)
-    hidden_ND, head_VD, target_N = torch.randn(700, 8), torch.randn(50, 8), torch.randint(50, (700,))
+    case = Case(2 * CHUNK + 3, torch.float32)
     with torch.no_grad():
-        losses_N = token_cross_entropy(hidden_ND, head_VD, target_N)
+        losses_N = case.chunked()
     assert not losses_N.requires_grad
-    torch.testing.assert_close(losses_N, cross_entropy(hidden_ND @ head_VD.T, target_N, reduction="none"))
+    assert losses_N.equal(case.chunked().detach())
+
+
+def test_autocast_multiplies_in_bfloat16_and_keeps_losses_and_gradients_in_float32() -> None:
+    case = Case(3 * CHUNK + 5, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses_N = case.chunked()
+    gradients, exact_N = case.gradients(losses_N), case.plain()
+    assert losses_N.dtype == torch.float32
+    assert 0 < (losses_N - exact_N).abs().max() < 0.06
+    for rounded, exact in zip(gradients[:2], case.gradients(exact_N)[:2], strict=True):
+        assert rounded is not None and exact is not None
+        assert rounded.dtype == torch.float32
+        assert (rounded - exact).norm() < 0.01 * exact.norm()
+
+
+def test_bfloat16_sums_the_head_gradient_of_many_chunks_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked, "CHUNK_LOGITS", VOCABULARY)
+    case = Case(600, torch.bfloat16)
+    losses_N = case.chunked()
+    assert losses_N.dtype == torch.float32
+    _, head_grad_VD, _ = case.gradients(losses_N)
+    exact = Case(600, torch.float64)
+    _, exact_VD, _ = exact.gradients(exact.plain())
+    assert head_grad_VD is not None and exact_VD is not None
+    assert head_grad_VD.dtype == torch.bfloat16
+    assert (head_grad_VD.double() - exact_VD).norm() < 0.01 * exact_VD.norm()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
+        results = function(*arguments, **(keywords or {}))
+        tensors = [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
+        self.elements = max([self.elements, *(tensor.numel() for tensor in tensors)])
+        return results
+
+
+def test_no_tensor_grows_with_tokens_times_vocabulary() -> None:
+    case = Case(50 * CHUNK)
+    with LargestTensor() as largest:  # type: ignore[no-untyped-call]
+        case.gradients(case.chunked())
+    assert largest.elements <= max(chunked.CHUNK_LOGITS, case.head_VD.numel(), case.hidden_ND.numel())
+    with LargestTensor() as plain:  # type: ignore[no-untyped-call]
+        case.gradients(case.plain())
+    assert plain.elements == 50 * CHUNK * VOCABULARY
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_on_a_gpu_the_kernel_trains_with_the_gradients_of_the_loop(softcap: float | None) -> None:
+    pytest.importorskip("cut_cross_entropy")
+    torch.manual_seed(0)
+    hidden_ND, head_VD = torch.randn(700, 64), torch.randn(1009, 64)
+    target_N, weight_N = torch.randint(1009, (700,)), torch.rand(700)
+    results = []
+    for device, dtype in (("cuda", torch.bfloat16), ("cpu", torch.float32)):
+        hidden = hidden_ND.bfloat16().to(device, dtype).requires_grad_()
+        head = head_VD.bfloat16().to(device, dtype).requires_grad_()
+        losses_N = token_cross_entropy(hidden, head, target_N.to(device), softcap=softcap)
+        gradients = torch.autograd.grad(losses_N, (hidden, head), weight_N.to(device))
+        results.append([losses_N.detach(), *gradients])
+    for kernel, loop in zip(*results, strict=True):
+        assert (kernel.cpu().float() - loop).norm() < 0.02 * loop.norm()

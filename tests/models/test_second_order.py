@@ -1,10 +1,18 @@
-"""The second-order model: what seeing and expecting may see, and its warm start."""
+"""The second-order model: what seeing and expecting may see, its forms, its warm starts."""
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.distributions import Categorical
+from torch.nn.functional import cross_entropy
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from pipeline.models.second_order import SecondOrderModel
-from tests.builders import random_tokens, tiny_estimator, tiny_second_order
+from pipeline.models.checkpoint import load_second_order
+from pipeline.models.language_model import next_token_losses, with_start
+from pipeline.models.second_order import Form, SecondOrderModel
+from tests.builders import frozen, random_tokens, tiny_estimator, tiny_language_model, tiny_second_order
 
 
 @pytest.mark.parametrize("changed", [0, 3, 7])
@@ -43,3 +51,60 @@ def test_gradients_reach_every_weight() -> None:
     (entropy_BT.square().mean() + expected_BT.square().mean()).backward()
     without = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
     assert without == []
+
+
+def test_a_residual_model_begins_as_the_language_model_it_was_made_from() -> None:
+    language_model, input_ids_BT = tiny_language_model(), random_tokens(2, 9)
+    model = SecondOrderModel.from_language_model(language_model, form="residual", label_deviation=2.0)
+    entropy_BT, expected_BT = model.entropies(input_ids_BT)
+    logits_BTV = language_model(input_ids=with_start(input_ids_BT, 5)).logits
+    surprisal_BT = cross_entropy(logits_BTV.transpose(1, 2), input_ids_BT, reduction="none")
+    torch.testing.assert_close(entropy_BT, surprisal_BT, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(expected_BT, Categorical(logits=logits_BTV).entropy(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_residual_model_corrects_in_nats() -> None:
+    model = SecondOrderModel.from_language_model(tiny_language_model(), form="residual", label_deviation=2.0)
+    input_ids_BT = random_tokens(2, 9)
+    before = model.entropies(input_ids_BT)
+    with torch.no_grad():
+        model.seeing.bias.fill_(0.5)
+        model.expecting.bias.fill_(-1.0)
+    after = model.entropies(input_ids_BT)
+    torch.testing.assert_close(after.entropy_BT, before.entropy_BT + 1.0)
+    torch.testing.assert_close(after.expected_entropy_BT, before.expected_entropy_BT - 2.0)
+
+
+def test_two_transformers_share_nothing_but_the_start() -> None:
+    model = SecondOrderModel.from_language_model(tiny_language_model(), transformers=2).requires_grad_(True)
+    input_ids_BT = random_tokens(3, 7)
+    one = SecondOrderModel.from_language_model(tiny_language_model())
+    one.load_state_dict(model.state_dict(), strict=False)
+    for both, alone in zip(model.entropies(input_ids_BT), one.entropies(input_ids_BT), strict=True):
+        torch.testing.assert_close(both, alone)
+    model.entropies(input_ids_BT).expected_entropy_BT.sum().backward()
+    assert all(weight.grad is None for weight in model.transformer.parameters())
+    assert model.expecting_transformer is not None
+    assert any(weight.grad is not None for weight in model.expecting_transformer.parameters())
+
+
+@pytest.mark.parametrize("form", ["direct", "residual"])
+def test_its_own_surprisal_is_that_of_a_language_model_with_a_head_of_its_own(form: Form) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=31, n_positions=20, n_embd=16, n_layer=2, n_head=2, tie_word_embeddings=False)
+    config.bos_token_id, config.initializer_range = 3, 0.2
+    language_model, input_ids_BT = frozen(GPT2LMHeadModel(config)), random_tokens(2, 9, vocabulary=31)
+    model = frozen(SecondOrderModel.from_language_model(language_model, form=form))
+    surprisal_BT = model(input_ids_BT, with_surprisal=True)[1]
+    expected_BT = next_token_losses(language_model, with_start(input_ids_BT, 3), input_ids_BT)
+    torch.testing.assert_close(surprisal_BT, expected_BT, atol=1e-4, rtol=1e-4)
+    assert model.config.context == 19
+
+
+@pytest.mark.parametrize("settings", [{}, {"form": "residual"}, {"transformers": 2}])
+def test_every_form_survives_its_folder(tmp_path: Path, settings: dict[str, Any]) -> None:
+    model = frozen(SecondOrderModel.from_language_model(tiny_language_model(), label_mean=1.0, **settings))
+    model.save_pretrained(tmp_path)
+    loaded, input_ids_BT = load_second_order(tmp_path), random_tokens(2, 9)
+    for again, before in zip(loaded.entropies(input_ids_BT), model.entropies(input_ids_BT), strict=True):
+        assert torch.equal(again, before)

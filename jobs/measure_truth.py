@@ -1,0 +1,96 @@
+"""Holds every label method against sources whose entropies are known exactly.
+
+On each source a causal language model and an entropy estimation model are trained with equal compute, second-order
+models learn the labels of these, and all of them label the same fresh documents. A source takes one CPU core; the
+sources run beside each other. Writes results.csv, results.md, a scatter plot a method and the metrics of each training.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+import cyclopts
+import torch
+
+from pipeline.command_line import run
+from pipeline.models.card import command_line
+from pipeline.models.checkpoint import require_new_folder
+from pipeline.truth.accuracy import Accuracy, markdown, verdict, write_csv
+from pipeline.truth.contest import Entry, hold_contest
+from pipeline.truth.contestants import Settings
+from pipeline.truth.plots import require_matplotlib, write_plots
+from pipeline.truth.sources import SOURCES
+
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Which sources, how large the contest, where to write."""
+
+    output: Path
+    """Folder to write the results to."""
+    sources: tuple[str, ...] = tuple(SOURCES)
+    """Sources to hold the methods against; all by default."""
+    processes: int | None = None
+    """Sources at a time; one a CPU core by default."""
+    contest: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.sources if name not in SOURCES]
+        if unknown or not self.sources:
+            raise ValueError(f"--sources {' '.join(unknown)}: choose from {', '.join(SOURCES)}")
+        if self.processes is not None and self.processes < 1:
+            raise ValueError(f"--processes must be at least 1, not {self.processes}")
+
+
+def measure_truth(config: Config) -> None:
+    """Measure how near each label method comes to the true entropies of known sources."""
+    require_matplotlib()
+    require_new_folder(config.output)
+    config.output.mkdir(parents=True, exist_ok=True)
+    by_source = dict(all_contests(config))
+    entries = [entry for source in config.sources for entry in by_source[source]]
+    results = [entry.accuracy for entry in entries]
+    write_csv(config.output / "results.csv", results)
+    write_plots(config.output, entries)
+    report = (
+        f"{markdown(results)}\n{verdict(results)}\n\nMade by `{command_line('jobs.measure_truth', sys.argv[1:])}`.\n"
+    )
+    (config.output / "results.md").write_text(report)
+    print(report)
+
+
+def all_contests(config: Config) -> Iterator[tuple[str, list[Entry]]]:
+    """Each source's results as its contest ends. Processes are spawned: a fork of one that uses torch can hang."""
+    processes = config.processes or min(len(config.sources), os.cpu_count() or 1)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        running = [pool.submit(contest, name, config) for name in config.sources]
+        try:
+            for finished in as_completed(running):
+                yield finished.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def contest(name: str, config: Config) -> tuple[str, list[Entry]]:
+    """One source's contest on one core, printing each result. More threads do not help models of this size."""
+    torch.set_num_threads(1)
+    entries: list[Entry] = []
+    for entry in hold_contest(name, config.contest, config.output / "training" / name):
+        print(line(entry.accuracy), flush=True)
+        entries.append(entry)
+    return name, entries
+
+
+def line(result: Accuracy) -> str:
+    """One result for the terminal."""
+    error = "" if result.mean_absolute_error is None else f"{result.mean_absolute_error:.3f} nats, "
+    return f"{result.source:14} {result.method:40} {result.target:10} {error}R² {result.r_squared:.3f}"
+
+
+if __name__ == "__main__":
+    run(measure_truth, "jobs.measure_truth")

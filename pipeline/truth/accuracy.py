@@ -1,0 +1,131 @@
+"""How near a method's labels come to the truth, as figures and as tables.
+
+N tokens.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.training.evaluation import r_squared
+
+Target = Literal["surprisal", "entropy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """A label method on a source, and what it costs."""
+
+    source: str
+    method: str
+    target: Target
+    """`surprisal`: -ln p of the token that came; `entropy`: its expectation before the token came."""
+    token_passes: float
+    """Passes of a model over a token that the token's label takes."""
+    training_tflop: float
+    """Spent on training: 6 x parameters x tokens, with the teacher's training and the labels it gave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy(Contestant):
+    """A contestant's labels against the truth. Scores without a unit have no error in nats."""
+
+    r_squared: float
+    """1 - mean squared error / variance of the truth; of scores without a unit, the squared correlation."""
+    mean_absolute_error: float | None
+    """Nats."""
+    bias: float | None
+    """Mean of label - truth, in nats."""
+
+
+def measure(contestant: Contestant, estimates_N: Tensor, truth_N: Tensor, *, in_nats: bool = True) -> Accuracy:
+    """The contestant with its figures."""
+    estimates_N, truth_N = estimates_N.double(), truth_N.double()
+    if not in_nats:
+        correlation = torch.corrcoef(torch.stack([estimates_N, truth_N]))[0, 1].nan_to_num().item()
+        return Accuracy(**asdict(contestant), r_squared=correlation**2, mean_absolute_error=None, bias=None)
+    error_N = estimates_N - truth_N
+    return Accuracy(
+        **asdict(contestant),
+        r_squared=r_squared(estimates_N, truth_N),
+        mean_absolute_error=error_N.abs().mean().item(),
+        bias=error_N.mean().item(),
+    )
+
+
+def write_csv(file: Path, results: Sequence[Accuracy]) -> None:
+    """A line a result, all digits."""
+    with file.open("w", newline="") as stream:
+        table = csv.DictWriter(stream, [field.name for field in fields(Accuracy)])
+        table.writeheader()
+        table.writerows(asdict(result) for result in results)
+
+
+def markdown(results: Sequence[Accuracy]) -> str:
+    """For each target a table of methods by sources: mean absolute error in nats, and R²; the nearest in bold."""
+    targets: tuple[Target, ...] = ("surprisal", "entropy")
+    tables = [_table(target, [result for result in results if result.target == target]) for target in targets]
+    return "\n\n".join(tables) + "\n"
+
+
+def verdict(results: Sequence[Accuracy]) -> str:
+    """In words: the nearest method of each source, and where the estimator's labels beat the causal model's."""
+    lines: list[str] = []
+    in_nats = [result for result in results if result.target == "surprisal" and result.bias is not None]
+    for source in dict.fromkeys(result.source for result in in_nats):
+        by_method = {result.method: _error(result) for result in in_nats if result.source == source}
+        nearest = min(by_method, key=lambda method: by_method[method])
+        lines.append(f"- {source}: nearest is `{nearest}`, {by_method[nearest]:.3f} nats from the truth.")
+    wins = {
+        method: [
+            r.source for r in in_nats if r.method == method and _error(r) < _error(_of("causal", r.source, in_nats))
+        ]
+        for method in dict.fromkeys(result.method for result in in_nats)
+        if method != "causal"
+    }
+    lines += [
+        f"- `{method}` is nearer than the causal model of equal compute on {', '.join(sources)}."
+        for method, sources in wins.items()
+        if sources
+    ]
+    lines += [f"- `{method}` is nowhere nearer than the causal model." for method, won in wins.items() if not won]
+    return "\n".join(lines)
+
+
+def _error(result: Accuracy) -> float:
+    assert result.mean_absolute_error is not None
+    return result.mean_absolute_error
+
+
+def _of(method: str, source: str, results: Sequence[Accuracy]) -> Accuracy:
+    return next(result for result in results if (result.method, result.source) == (method, source))
+
+
+def _table(target: Target, results: Sequence[Accuracy]) -> str:
+    sources = list(dict.fromkeys(result.source for result in results))
+    by_place = {(result.method, result.source): result for result in results}
+    nearest = {source: max(r.r_squared for r in results if r.source == source) for source in sources}
+    lines = [
+        f"| against the true {target} | {' | '.join(sources)} | passes a token | training TFLOP |",
+        "|---|" + "---|" * (len(sources) + 2),
+    ]
+    for method in dict.fromkeys(result.method for result in results):
+        row = [by_place.get((method, source)) for source in sources]
+        shown = [_shown(result, nearest) for result in row]
+        costs = [result for result in row if result is not None]
+        tflop = sum(result.training_tflop for result in costs) / len(costs)
+        lines.append(f"| {method} | {' | '.join(shown)} | {costs[0].token_passes:g} | {tflop:.2f} |")
+    return "\n".join(lines)
+
+
+def _shown(result: Accuracy | None, nearest: dict[str, float]) -> str:
+    if result is None:
+        return ""
+    error = "" if result.mean_absolute_error is None else f"{result.mean_absolute_error:.3f} "
+    text = f"{error}({result.r_squared:.3f})"
+    return f"**{text}**" if result.r_squared == nearest[result.source] else text

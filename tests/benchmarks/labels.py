@@ -1,0 +1,137 @@
+"""Speed of the label methods, all with one estimator: published, exact, a sample of positions, second-order.
+
+B windows, T tokens.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.windows import sample_positions
+from pipeline.labels import exact
+from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
+from pipeline.models.second_order import SecondOrderModel
+from tests.benchmarks.figure import Figure, median_seconds
+from tests.builders import frozen, random_tokens
+from tests.published import published_entropies
+
+SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Size:
+    """Models, and how much each method labels. Times are compared for a window.
+
+    The published procedure runs at evenly spread positions: each costs the same two full-length passes. A sample runs
+    on many windows, because its number of positions varies: 64 windows of 256 have 102 +- 10 runs of 8.
+    """
+
+    context: int = 256
+    encoder_width: int = 128
+    decoder_width: int = 256
+    layers: int = 6
+    heads: int = 4
+    vocabulary: int = 8192
+    exact_windows: int = 2
+    sampled_windows: int = 64
+    second_order_windows: int = 32
+    published_positions: int = 64
+    repeats: int = 3
+
+
+QUICK = Size(32, 16, 32, 2, 2, 101, exact_windows=2, sampled_windows=8, published_positions=4, repeats=1)
+
+
+def figures(size: Size, device: torch.device) -> Iterator[Figure]:
+    """The estimator in float32 on a CPU, in bfloat16 on a GPU."""
+    estimator = _estimator(size, device)
+    second_order = frozen(SecondOrderModel.from_estimator(estimator, label_mean=0.0, label_deviation=1.0))
+    second_order.to(device, estimator.dtype)  # type: ignore[arg-type]
+    windows = max(size.exact_windows, size.sampled_windows, size.second_order_windows)
+    ids_BT = random_tokens(windows, size.context, vocabulary=size.vocabulary).to(device)
+    positions = list(range(0, size.context, size.context // size.published_positions))
+    sample_BT = _sample(size).to(device)
+    timed = {
+        "exact": lambda: exact.token_entropies(estimator, ids_BT[: size.exact_windows]),
+        "published": lambda: published_entropies(estimator, ids_BT[0], positions),
+        "sample": lambda: exact.token_entropies(estimator, ids_BT[: len(sample_BT)], positions_BT=sample_BT),
+        "second-order": lambda: _second_order(second_order, ids_BT[: size.second_order_windows]),
+    }
+    if device.type == "cuda":
+        median_seconds(timed, 1)  # the first call loads and chooses kernels
+    seconds = median_seconds(timed, size.repeats)
+    exact_window = seconds["exact"] / size.exact_windows
+    published_window = seconds["published"] * size.context / len(positions)
+    yield Figure(
+        f"exact: times the speed of the published procedure ({exact_window:.3g} s a window, {published_window:.3g} s)",
+        published_window / exact_window,
+        at_least=6,
+    )
+    yield _difference(estimator, ids_BT[0], positions)
+    yield Figure(
+        f"exact: a sample of {sample_BT.float().mean():.1%} of the positions, times the speed of all",
+        exact_window * len(sample_BT) / seconds["sample"],
+        at_least=15,
+    )
+    second_window = seconds["second-order"] / size.second_order_windows
+    yield Figure(
+        f"second-order: times the tokens/s of exact ({size.context / second_window:,.0f} tokens/s, "
+        f"{size.context / exact_window:,.0f})",
+        exact_window / second_window,
+        at_least=100,
+    )
+    if device.type == "cuda":
+        yield _share_of_matrix_rate(second_order, size, second_window)
+
+
+def _estimator(size: Size, device: torch.device) -> EntropyEstimator:
+    torch.manual_seed(0)
+    config = EstimatorConfig(
+        vocab_size=size.vocabulary,
+        context=size.context,
+        encoder_width=size.encoder_width,
+        encoder_layers=size.layers,
+        encoder_heads=size.heads,
+        decoder_width=size.decoder_width,
+        decoder_layers=size.layers,
+        decoder_heads=size.heads,
+        initializer_range=0.1,  # labels from -17 to 25 nats, so that a difference would show
+    )
+    estimator = frozen(EntropyEstimator(config))
+    estimator.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32)  # type: ignore[arg-type]
+    return estimator
+
+
+def _sample(size: Size) -> Tensor:
+    random = np.random.default_rng(0)
+    rows = [sample_positions(size.context, SHARE, random) for _ in range(size.sampled_windows)]
+    return torch.from_numpy(np.stack(rows))
+
+
+@torch.no_grad()
+def _second_order(model: SecondOrderModel, input_ids_BT: Tensor) -> Tensor:
+    return model.entropies(input_ids_BT).entropy_BT
+
+
+def _difference(estimator: EntropyEstimator, window_T: Tensor, positions: list[int]) -> Figure:
+    exact_T = exact.token_entropies(estimator, window_T.unsqueeze(0))[0]
+    difference = (exact_T[positions] - published_entropies(estimator, window_T, positions)).abs().max().item()
+    rounded = estimator.dtype == torch.bfloat16
+    return Figure(
+        "exact: largest difference from the published labels, nats", difference, at_most=None if rounded else 1e-3
+    )
+
+
+def _share_of_matrix_rate(model: SecondOrderModel, size: Size, seconds: float) -> Figure:
+    """Work of the linear layers and of causal attention, over the rate of a product of two 8,192 x 8,192 matrices."""
+    weights = sum(
+        module.weight.numel() for module in model.transformer.modules() if isinstance(module, torch.nn.Linear)
+    )
+    attention = size.layers * size.context * size.decoder_width  # two products over half of the positions
+    rate = 2 * size.context * (weights + attention) / seconds
+    square = torch.randn(8192, 8192, device=model.device, dtype=model.dtype)
+    product = median_seconds({"product": lambda: square @ square}, 20)["product"]
+    return Figure("second-order: share of the device's matrix rate", rate / (2 * 8192**3 / product))

