@@ -6,7 +6,7 @@ model is an ordinary Llama that `AutoModelForCausalLM` loads.
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cyclopts
@@ -17,7 +17,8 @@ from transformers import LlamaForCausalLM
 from pipeline.command_line import run
 from pipeline.data.annotations import AnnotatedDataset, read_annotations
 from pipeline.data.corpus import Corpus
-from pipeline.data.tokenizer import beginning_token
+from pipeline.data.tokenizer import beginning_token, load_tokenizer
+from pipeline.labels.retokenize import retokenized
 from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.checkpoint import require_new_folder, save_checkpoint
 from pipeline.models.language_model import new_language_model, next_token_losses
@@ -56,6 +57,8 @@ class Config:
     below the threshold. cross-entropy: l, the control. l is a token's loss, e its entropy."""
     threshold: float | None = None
     """For mask, in nats; the labels' mean by default."""
+    tokenizer: Path | None = None
+    """Tokenizer folder of the model; the labels' own by default. Labels move to its tokens through their bytes."""
     limit: int | None = None
     """Documents to read at the most."""
     held_out: int | None = None
@@ -67,7 +70,7 @@ class Config:
 def train_language_model(config: Config) -> None:
     """Train a causal language model on an annotated dataset with an entropy-floored loss."""
     require_new_folder(config.output)
-    dataset = read_annotations(config.labels, config.limit)
+    dataset = in_tokens_of(config.tokenizer, read_annotations(config.labels, config.limit))
     seen, held_out = dataset.corpus.held_out(config.held_out)
     if config.objective != "cross-entropy" and not len(seen.given_labels):
         raise ValueError(f"{config.labels} has no labels for --objective {config.objective}; annotate it first")
@@ -93,6 +96,21 @@ def train_language_model(config: Config) -> None:
         card=card(model, dataset, figures, config),
     )
     print(f"{config.output}: held-out cross-entropy {figures['held_out_loss']:.3f} nats a token")
+
+
+def in_tokens_of(tokenizer: Path | None, dataset: AnnotatedDataset) -> AnnotatedDataset:
+    """The dataset in the tokens of the tokenizer in that folder; as it is where none is named.
+
+    Raises:
+        ValueError: if the dataset's source came tokenized, so that it has no text.
+    """
+    if tokenizer is None:
+        return dataset
+    if dataset.tokenizer is None:
+        raise ValueError("--tokenizer needs labels of text; these documents came as tokens")
+    other = load_tokenizer(tokenizer)
+    corpus = retokenized(dataset.corpus, load_tokenizer(dataset.tokenizer), other)
+    return AnnotatedDataset(corpus, replace(dataset.provenance, vocabulary=other.get_vocab_size()), tokenizer)
 
 
 def initial_model(sizes: Sizes, dataset: AnnotatedDataset) -> tuple[LlamaForCausalLM, int]:

@@ -77,21 +77,22 @@ class Corpus:
         """
         if folds == 1:
             return [self]
-        fold_M = np.array([fold_of(document, folds) for document in self._by_document(self.tokens_N)])
+        fold_M = np.array([fold_of(document, folds) for document in self.by_document(self.tokens_N)])
         if len(np.unique(fold_M)) < folds:
             raise ValueError(f"{len(self)} documents are too few for --folds {folds}; choose fewer folds")
         return [self._chosen(np.flatnonzero(fold_M != fold)) for fold in range(folds)]
 
     def _chosen(self, documents: np.ndarray) -> "Corpus":
-        tokens = self._by_document(self.tokens_N)
-        labels = None if self.labels_N is None else self._by_document(self.labels_N)
+        tokens = self.by_document(self.tokens_N)
+        labels = None if self.labels_N is None else self.by_document(self.labels_N)
         return Corpus.of(
             [tokens[m] for m in documents],
             None if labels is None else [labels[m] for m in documents],
             None if self.text_bytes_M is None else self.text_bytes_M[documents].tolist(),
         )
 
-    def _by_document(self, values_N: np.ndarray) -> list[np.ndarray]:
+    def by_document(self, values_N: np.ndarray) -> list[np.ndarray]:
+        """Values of all tokens as one array a document."""
         return np.split(values_N, self.offsets[1:-1])
 
     @property

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Encoding, Tokenizer, pre_tokenizers
 
+from pipeline.data.corpus import Corpus
+
 UNLABELLED_SHARE = 1e-9
 """Below this share of a token, an overlap is rounding."""
 
@@ -57,6 +59,25 @@ def move_nats(nats_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.
     nats_T = _moved(np.where(unlabelled_S, 0, nats_S), ends_S, ends_T)
     nats_T[_moved(unlabelled_S, ends_S, ends_T) > UNLABELLED_SHARE] = np.nan
     return nats_T.astype(np.float32)
+
+
+def retokenized(corpus: Corpus, own: Tokenizer, other: Tokenizer) -> Corpus:
+    """The same documents and labels in the tokens of another tokenizer, by way of their text.
+
+    Raises:
+        ValueError: if a document's tokens are not what its tokenizer makes of their text.
+    """
+    documents = corpus.by_document(corpus.tokens_N)
+    texts = own.decode_batch([ids.tolist() for ids in documents], skip_special_tokens=False)
+    before, after = encode_with_ends(own, texts), encode_with_ends(other, texts)
+    for place, (ids, tokens) in enumerate(zip(documents, before, strict=True)):
+        if not np.array_equal(ids, tokens.ids_T):
+            raise ValueError(f"document {place} has tokens that its text does not have; annotate with --tokenizer")
+    labels = None
+    if corpus.labels_N is not None:
+        each = zip(corpus.by_document(corpus.labels_N), before, after, strict=True)
+        labels = [move_nats(nats, source.ends_T, target.ends_T) for nats, source, target in each]
+    return Corpus.of([tokens.ids_T for tokens in after], labels, [len(text.encode()) for text in texts])
 
 
 def _moved(amounts_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.ndarray:

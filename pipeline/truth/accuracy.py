@@ -74,7 +74,7 @@ def markdown(results: Sequence[Accuracy]) -> str:
 
 
 def verdict(results: Sequence[Accuracy]) -> str:
-    """In words: the nearest method of each source, and where the estimator's labels beat the causal model's."""
+    """In words, of surprisals: the nearest method of each source, and where a method beats the causal model."""
     lines: list[str] = []
     in_nats = [result for result in results if result.target == "surprisal" and result.bias is not None]
     for source in dict.fromkeys(result.source for result in in_nats):
@@ -93,7 +93,9 @@ def verdict(results: Sequence[Accuracy]) -> str:
         for method, sources in wins.items()
         if sources
     ]
-    lines += [f"- `{method}` is nowhere nearer than the causal model." for method, won in wins.items() if not won]
+    nowhere = ", ".join(f"`{method}`" for method, sources in wins.items() if not sources)
+    if nowhere:
+        lines.append(f"- Nowhere nearer than the causal model: {nowhere}.")
     return "\n".join(lines)
 
 

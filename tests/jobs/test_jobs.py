@@ -52,6 +52,10 @@ def test_the_whole_path(run_command: RunCommand, documents: Path, tmp_path: Path
         train_model = ("jobs.train_language_model", "--config", large, "--labels", labels, "--objective", objective)
         assert run_command(*train_model, "--output", tmp_path / objective) == 0
 
+    other = ("--tokenizer", SHIPPED / "tokenizer", "--output", tmp_path / "moved")
+    assert run_command("jobs.train_language_model", "--config", large, "--labels", labels, *other) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "moved").config.vocab_size == 8192
+
     check_labels(exact, labels)
     check_checkpoints(estimator, second_order)
     check_language_models(tmp_path)
@@ -66,7 +70,7 @@ def check_labels(exact: Path, labels: Path) -> None:
 
 def check_checkpoints(estimator: Path, second_order: Path) -> None:
     assert load_estimator(estimator).config.bottleneck_width == 4
-    assert load_second_order(second_order).config.width == 32
+    assert load_second_order(second_order).transformer.config.hidden_size == 32
     for folder in (estimator, second_order):
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
         assert "python -m jobs.train_" in (folder / "README.md").read_text()
@@ -128,6 +132,8 @@ def test_cross_fitting_and_every_start_of_a_second_order_model(
     loaded = load_second_order(tmp_path / "so-residual")
     assert (loaded.config.form, loaded.config.transformers, loaded.config.vocab_size) == ("residual", 2, 32)
     capsys.readouterr()
+    assert run_command(*train_model, "--tokenizer", SHIPPED / "tokenizer", "--output", tmp_path / "out") == 1
+    assert "--tokenizer needs labels of text" in capsys.readouterr().err
     assert run_command(*train, "--init-from", folds, "--output", tmp_path / "out") == 1
     assert "has 2 folds, and --folds is 1; make them equal" in capsys.readouterr().err
     assert run_command(*train, "--init-from", SHIPPED / "estimator", "--output", tmp_path / "out") == 1

@@ -12,9 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from pipeline.data.corpus import Corpus
 from pipeline.data.tokenizer import encode, load_tokenizer
-from pipeline.labels.retokenize import encode_with_ends, move_nats
+from pipeline.labels.retokenize import encode_with_ends, move_nats, retokenized
 from pipeline.models.checkpoint import SHIPPED
+from tests.builders import sample_texts
 
 TRAINING_TEXT = ["the rain in Spain stays mainly in the plain, the end of the café 👨‍👩‍👧"] * 4
 FAMILY = "👨‍👩‍👧"
@@ -191,3 +193,27 @@ def test_ends_of_two_texts_are_refused() -> None:
 def test_a_lone_surrogate_is_refused() -> None:
     with pytest.raises(ValueError, match="surrogates not allowed"):
         encode_with_ends(tokenizer_of("shipped"), ["the \ud800"])
+
+
+def test_a_corpus_keeps_each_documents_nats_in_other_tokens() -> None:
+    own, other = shipped(), tokenizer_of("byte-level")
+    texts = ["", "naïve 👩‍👩‍👧 e\u0301 <|endoftext|>", *sample_texts(2, 300)]
+    tokens = encode(own, texts)
+    labels = [np.arange(len(ids), dtype=np.float32) for ids in tokens]
+    moved = retokenized(Corpus.of(tokens, labels), own, other)
+    assert moved.labels_N is not None
+    for ids, nats, again in zip(
+        moved.by_document(moved.tokens_N), moved.by_document(moved.labels_N), encode(other, texts), strict=True
+    ):
+        assert np.array_equal(ids, again) and len(nats) == len(ids)
+    totals = [nats.sum(dtype=np.float64) for nats in moved.by_document(moved.labels_N)]
+    np.testing.assert_allclose(totals, [nats.sum(dtype=np.float64) for nats in labels], rtol=1e-4)
+
+
+def test_tokens_that_are_not_those_of_their_text_are_refused() -> None:
+    own = shipped()
+    (ids,) = encode(own, ["the"])
+    letters = np.concatenate(encode(own, ["t", "h", "e"]))
+    assert len(ids) < len(letters)
+    with pytest.raises(ValueError, match="document 1 has tokens that its text does not have"):
+        retokenized(Corpus.of([ids, letters]), own, own)

@@ -49,7 +49,7 @@ def test_the_verdict_names_where_a_method_beats_the_causal_model() -> None:
     text = verdict(results)
     assert "coin: nearest is `causal`, 0.100 nats" in text
     assert "`exact` is nearer than the causal model of equal compute on die." in text
-    assert "`exact` is nowhere nearer" in verdict(results[:3:2])
+    assert "Nowhere nearer than the causal model: `exact`." in verdict(results[:3:2])
 
 
 def test_the_csv_reads_back(tmp_path: Path) -> None:
