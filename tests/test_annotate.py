@@ -44,7 +44,19 @@ def test_rows_keep_their_order_and_their_text_is_what_was_tokenized(run_command:
     file = write_documents(tmp_path / "in.parquet", texts, id=list(range(12)))
     output = tmp_path / "out"
     assert (
-        run_command("pipeline.annotate", "--input", file, "--output", output, "--rows-per-unit", 5, "--keep-text") == 0
+        run_command(
+            "pipeline.annotate",
+            "--input",
+            file,
+            "--output",
+            output,
+            "--rows-per-unit",
+            5,
+            "--keep-text",
+            "--workers",
+            1,
+        )
+        == 0
     )
     rows = shard_rows(output).to_pylist()
     assert [row["id"] for row in rows] == list(range(12))
@@ -82,7 +94,17 @@ def test_folders_of_one_name_are_not_mistaken_for_each_other(run_command: RunCom
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(run_command: RunCommand, tmp_path: Path) -> None:
     file = write_documents(tmp_path / "in.parquet", sample_texts(12))
-    arguments = ("pipeline.annotate", "--input", file, "--rows-per-unit", 4, "--output", tmp_path / "out")
+    arguments = (
+        "pipeline.annotate",
+        "--input",
+        file,
+        "--rows-per-unit",
+        4,
+        "--workers",
+        1,
+        "--output",
+        tmp_path / "out",
+    )
     assert run_command(*arguments) == 0
     shards = {shard.name: shard.read_bytes() for shard in (tmp_path / "out" / "data").iterdir()}
     kept, *lost = sorted((tmp_path / "out" / "_ledger" / "receipts").iterdir())
@@ -117,7 +139,7 @@ def test_documents_tokenized_already_are_labelled_by_a_model_of_their_vocabulary
     )
     tokenized = ("--input", tmp_path / "in.parquet", "--tokenizer", "none", "--vocabulary", 97)
     exact = ("--method", "exact", "--estimator", tmp_path / "estimator", "--output", tmp_path / "out")
-    assert run_command("pipeline.annotate", *tokenized, *exact) == 0
+    assert run_command("pipeline.annotate", *tokenized, *exact, "--workers", 1) == 0
     rows = shard_rows(tmp_path / "out").to_pylist()
     assert [row["input_ids"] for row in rows] == ids
     assert [len(row["entropy"]) for row in rows] == [80, 0, 1]
@@ -197,7 +219,7 @@ def test_the_output_of_another_run_is_refused_and_kept(
 ) -> None:
     file = write_documents(tmp_path / "in.parquet", sample_texts(3))
     output = tmp_path / "out"
-    assert run_command("pipeline.annotate", "--input", file, "--output", output) == 0
+    assert run_command("pipeline.annotate", "--input", file, "--output", output, "--workers", 1) == 0
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     capsys.readouterr()
     assert run_command("pipeline.annotate", "--input", file, "--output", output, "--limit", 2) == 1

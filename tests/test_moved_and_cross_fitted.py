@@ -18,6 +18,7 @@ from schemas.annotations import PROVENANCE_KEY
 from tests.builders import random_tokens, sample_texts, tiny_estimator, tiny_language_model, write_documents
 from tests.conftest import RunCommand
 
+ANNOTATE = ("pipeline.annotate", "--workers", 1)  # on two cores one worker starts in half the time of two
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
@@ -33,7 +34,7 @@ def test_labels_move_to_the_tokens_of_another_tokenizer(run_command: RunCommand,
     file = write_documents(tmp_path / "in.parquet", texts)
     train = ("jobs.train_tokenizer", "--input", file, "--vocabulary", 300, "--output", tmp_path / "small")
     assert run_command(*train) == 0
-    label = ("pipeline.annotate", "--input", file, "--method", "exact", "--window", 16, "--overlap", 0)
+    label = (*ANNOTATE, "--input", file, "--method", "exact", "--window", 16, "--overlap", 0)
     assert run_command(*label, "--output", tmp_path / "own") == 0
     assert run_command(*label, "--tokenizer", tmp_path / "small", "--output", tmp_path / "moved") == 0
     own, own_provenance = read(tmp_path / "own")
@@ -56,7 +57,7 @@ def test_a_causal_model_starts_from_what_is_declared_or_asked_for(
     model = tiny_language_model(vocabulary=8192)
     model.save_pretrained(tmp_path / "model")
     copy_tokenizer(SHIPPED / "tokenizer", tmp_path / "model")
-    label = ("pipeline.annotate", "--input", file, "--method", "causal", "--estimator", tmp_path / "model")
+    label = (*ANNOTATE, "--input", file, "--method", "causal", "--estimator", tmp_path / "model")
     assert run_command(*label, "--output", tmp_path / "declared") == 0
     assert run_command(*label, "--start-token", "!", "--output", tmp_path / "asked") == 0
     assert run_command(*label, "--start-token", "no such", "--output", tmp_path / "mistake") == 1
@@ -81,7 +82,7 @@ def test_a_document_is_labelled_by_the_estimator_of_its_fold(run_command: RunCom
     pq.write_table(pa.table({"input_ids": ids}), tmp_path / "in.parquet")
     tokenized = ("--input", tmp_path / "in.parquet", "--tokenizer", "none", "--vocabulary", 97)
     exactly = ("--method", "exact", "--estimator", tmp_path / "folds", "--output", tmp_path / "out")
-    assert run_command("pipeline.annotate", *tokenized, *exactly) == 0
+    assert run_command(*ANNOTATE, *tokenized, *exactly) == 0
     rows, provenance = read(tmp_path / "out")
     chosen = [fold_of(document.numpy(), 2) for document in documents]
     assert set(chosen) == {0, 1}

@@ -59,11 +59,26 @@ def next_token_losses(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Ten
 @torch.no_grad()
 def predicted_entropies(hidden_BTD: Tensor, head_VD: Tensor) -> Tensor:
     """Entropy in nats, float32 [B, T], of the distribution that each state predicts; no gradient, in chunks."""
-    chunks = []
-    for hidden_ND in hidden_BTD.flatten(0, 1).split(max(1, CHUNK_LOGITS // len(head_VD))):
-        logarithms_NV = (hidden_ND @ head_VD.T).float().log_softmax(dim=1)
-        chunks.append(-(logarithms_NV.exp() * logarithms_NV).sum(dim=1))
-    return torch.cat(chunks).view(hidden_BTD.shape[:2])
+    return surprisals_and_entropies(hidden_BTD, head_VD, torch.zeros_like(hidden_BTD[..., 0], dtype=torch.long))[1]
+
+
+@torch.no_grad()
+def surprisals_and_entropies(hidden_BTD: Tensor, head_VD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """-ln p(target), and the entropy of p, in nats, float32 [B, T] each, of the distribution that each state predicts.
+
+    One product with the vocabulary serves both. No gradient, in chunks.
+    """
+    surprisals, entropies = [], []
+    tokens = max(1, CHUNK_LOGITS // len(head_VD))
+    for hidden_ND, target_N in zip(
+        hidden_BTD.flatten(0, 1).split(tokens), targets_BT.flatten().split(tokens), strict=True
+    ):
+        logits_NV = (hidden_ND @ head_VD.T).float()
+        total_N1 = logits_NV.logsumexp(dim=1, keepdim=True)
+        surprisals.append((total_N1 - logits_NV.gather(1, target_N.unsqueeze(1))).squeeze(1))
+        mean_logit_N = torch.linalg.vecdot((logits_NV - total_N1).exp_(), logits_NV)
+        entropies.append(total_N1.squeeze(1) - mean_logit_N)
+    return torch.cat(surprisals).view(targets_BT.shape), torch.cat(entropies).view(targets_BT.shape)
 
 
 def start_token(config: PreTrainedConfig) -> int:

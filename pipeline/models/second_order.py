@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from pipeline.models.cross_entropy import token_cross_entropy
 from pipeline.models.estimator import EntropyEstimator
-from pipeline.models.language_model import output_head, predicted_entropies, start_token
+from pipeline.models.language_model import output_head, predicted_entropies, start_token, surprisals_and_entropies
 from pipeline.models.transformer import causal_hidden, input_embeddings
 
 Form = Literal["direct", "residual"]
@@ -128,23 +128,29 @@ class SecondOrderModel(PreTrainedModel):
         """Both estimates, and where it is wanted or used the model's own loss as a language model, nats [B, T]."""
         hidden_BSD = self._hidden(self.transformer, input_ids_BT)
         before_BTD, after_BTD = hidden_BSD[:, :-1], hidden_BSD[:, 1:]
-        surprisal_BT = None
-        if with_surprisal or self.config.form == "residual":
-            losses_N = token_cross_entropy(before_BTD.flatten(0, 1), self.head_VD, input_ids_BT.flatten())
-            surprisal_BT = losses_N.view(input_ids_BT.shape)
+        residual = self.config.form == "residual"
+        surprisal_BT = predicted_BT = None
+        if residual and not torch.is_grad_enabled():
+            surprisal_BT, predicted_BT = surprisals_and_entropies(before_BTD, self.head_VD, input_ids_BT)
+        elif residual or with_surprisal:
+            surprisal_BT = self._own_surprisal(before_BTD, input_ids_BT)
+        if residual and predicted_BT is None:
+            predicted_BT = predicted_entropies(before_BTD, self.head_VD)
         if self.expecting_transformer is not None:
             before_BTD = self._hidden(self.expecting_transformer, input_ids_BT)[:, :-1]
         seen_BT = self._scaled(self.seeing(after_BTD))
         expected_BT = self._scaled(self.expecting(before_BTD))
-        if self.config.form == "direct":
-            return Entropies(self.config.label_mean + seen_BT, self.config.label_mean + expected_BT), surprisal_BT
-        assert surprisal_BT is not None
-        predicted_BT = predicted_entropies(hidden_BSD[:, :-1], self.head_VD)
-        return Entropies(surprisal_BT + seen_BT, predicted_BT + expected_BT), surprisal_BT
+        if surprisal_BT is not None and predicted_BT is not None:
+            return Entropies(surprisal_BT + seen_BT, predicted_BT + expected_BT), surprisal_BT
+        return Entropies(self.config.label_mean + seen_BT, self.config.label_mean + expected_BT), surprisal_BT
 
     def entropies(self, input_ids_BT: Tensor) -> Entropies:
         """Both estimates for every token of right-padded windows; the values at padding mean nothing."""
         return self.forward(input_ids_BT)[0]
+
+    def _own_surprisal(self, before_BTD: Tensor, input_ids_BT: Tensor) -> Tensor:
+        losses_N = token_cross_entropy(before_BTD.flatten(0, 1), self.head_VD, input_ids_BT.flatten())
+        return losses_N.view(input_ids_BT.shape)
 
     def _hidden(self, transformer: PreTrainedModel, input_ids_BT: Tensor) -> Tensor:
         start_B1D = self.start.weight.expand(len(input_ids_BT), 1, -1)

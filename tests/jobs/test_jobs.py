@@ -16,6 +16,7 @@ from tests.conftest import RunCommand
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
+ANNOTATE = ("pipeline.annotate", "--workers", 1)  # on two cores one worker starts in half the time of two
 TRAINING = {"steps": 12, "evaluate-every": 6, "tokens-per-batch": 1024, "learning-rate": 0.003}
 ESTIMATOR = {
     "context": 48,
@@ -43,11 +44,11 @@ def test_the_whole_path(run_command: RunCommand, documents: Path, tmp_path: Path
     assert run_command("jobs.train_tokenizer", *fifty, "--vocabulary", 500, "--output", tokenizer) == 0
     train_estimator = ("jobs.train_estimator", "--config", small, *fifty, "--tokenizer", tokenizer)
     assert run_command(*train_estimator, "--output", estimator) == 0
-    label_exactly = ("pipeline.annotate", *fifty, "--method", "exact", "--estimator", estimator, "--share", 0.05)
+    label_exactly = (*ANNOTATE, *fifty, "--method", "exact", "--estimator", estimator, "--share", 0.05)
     assert run_command(*label_exactly, "--output", exact) == 0
     train_second_order = ("jobs.train_second_order", "--config", config(tmp_path / "so.yaml"), "--labels", exact)
     assert run_command(*train_second_order, "--init-from", estimator, "--output", second_order) == 0
-    assert run_command("pipeline.annotate", *fifty, "--estimator", second_order, "--output", labels) == 0
+    assert run_command(*ANNOTATE, *fifty, "--estimator", second_order, "--output", labels) == 0
     for objective in OBJECTIVES:
         train_model = ("jobs.train_language_model", "--config", large, "--labels", labels, "--objective", objective)
         assert run_command(*train_model, "--output", tmp_path / objective) == 0
@@ -97,11 +98,11 @@ def test_documents_tokenized_already_go_the_whole_path(run_command: RunCommand, 
     estimator, labels, model = tmp_path / "estimator", tmp_path / "labels", tmp_path / "model"
     assert run_command("jobs.train_estimator", "--config", small, *tokenized, "--output", estimator) == 0
     exactly = ("--method", "exact", "--estimator", estimator)
-    assert run_command("pipeline.annotate", *tokenized, *exactly, "--output", labels) == 0
+    assert run_command(*ANNOTATE, *tokenized, *exactly, "--output", labels) == 0
     assert run_command("jobs.train_language_model", "--config", large, "--labels", labels, "--output", model) == 0
     assert AutoModelForCausalLM.from_pretrained(model).config.vocab_size == 32  # one more, the separator
     causally = ("--method", "causal", "--estimator", model, "--limit", 3, "--output", tmp_path / "causal")
-    assert run_command("pipeline.annotate", *tokenized, *causally) == 0
+    assert run_command(*ANNOTATE, *tokenized, *causally) == 0
     assert len(read_annotations(tmp_path / "causal").corpus.given_labels) == 3 * 120
 
 
@@ -117,12 +118,12 @@ def test_cross_fitting_and_every_start_of_a_second_order_model(
     train_folds = ("jobs.train_estimator", "--config", small, *tokenized, "--folds", 2)
     assert run_command(*train_folds, "--output", folds) == 0
     exactly = ("--method", "exact", "--estimator", folds, "--output", labels)
-    assert run_command("pipeline.annotate", *tokenized, *exactly) == 0
+    assert run_command(*ANNOTATE, *tokenized, *exactly) == 0
     assert read_annotations(labels).provenance.folds == 2
     train = ("jobs.train_second_order", "--config", config(tmp_path / "so.yaml"), "--labels", labels)
     assert run_command(*train, "--init-from", folds, "--folds", 2, "--output", tmp_path / "so-folds") == 0
     second = ("--estimator", tmp_path / "so-folds", "--output", tmp_path / "second")
-    assert run_command("pipeline.annotate", *tokenized, *second) == 0
+    assert run_command(*ANNOTATE, *tokenized, *second) == 0
     assert read_annotations(tmp_path / "second").provenance.source_seen_by_estimator == "no"
 
     train_model = ("jobs.train_language_model", "--config", large, "--labels", labels, "--objective", "cross-entropy")

@@ -14,12 +14,12 @@ TINY = {
     "layers": 2,
     "heads": 2,
     "document-tokens": 40,
-    "steps": 6,
-    "second-order-steps": 3,
+    "steps": 3,
+    "second-order-steps": 2,
     "batch": 8,
-    "labelled-documents": 20,
+    "labelled-documents": 10,
     "labelled-share": 0.5,
-    "fresh-documents": 10,
+    "fresh-documents": 4,
 }
 
 
@@ -28,7 +28,7 @@ def test_every_method_is_measured_on_every_source(
 ) -> None:
     config, output = tmp_path / "tiny.yaml", tmp_path / "truth"
     config.write_text(yaml.safe_dump({"contest": TINY}))
-    sources = ("--sources", "markov-1", "noisy-copy", "--processes", 2)
+    sources = ("--sources", "markov-1", "noisy-copy", "--processes", 1)
     assert run_command("jobs.measure_truth", "--config", config, "--output", output, *sources) == 0
     rows = list(csv.DictReader((output / "results.csv").open()))
     assert {row["source"] for row in rows} == {"markov-1", "noisy-copy"}

@@ -108,3 +108,13 @@ def test_every_form_survives_its_folder(tmp_path: Path, settings: dict[str, Any]
     loaded, input_ids_BT = load_second_order(tmp_path), random_tokens(2, 9)
     for again, before in zip(loaded.entropies(input_ids_BT), model.entropies(input_ids_BT), strict=True):
         assert torch.equal(again, before)
+
+
+def test_labelling_and_training_compute_the_same() -> None:
+    model = SecondOrderModel.from_language_model(tiny_language_model(), form="residual")
+    input_ids_BT = random_tokens(2, 9)
+    trained = model.entropies(input_ids_BT)
+    with torch.no_grad():
+        labelled = model.entropies(input_ids_BT)
+    for one, other in zip(trained, labelled, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
