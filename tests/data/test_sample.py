@@ -1,6 +1,7 @@
 """The documents that are always at hand."""
 
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pyarrow.parquet as pq
 
@@ -16,7 +17,9 @@ def test_the_sample_has_the_columns_of_fineweb() -> None:
 def test_every_sample_document_has_text_and_its_own_id() -> None:
     table = sample_documents()
     assert table.num_rows > 50
-    assert all(text.strip() for text in table.column("text").to_pylist())
+    texts = table.column("text").to_pylist()
+    assert all(text.strip() and len(text) <= 4000 for text in texts)
+    assert all(topics[name].startswith(text) for name, text in zip(sorted(topics), texts, strict=True))
     names = [row.removeprefix("<python:topic:").removesuffix(">") for row in table.column("id").to_pylist()]
     assert names == sorted(set(names))
 
