@@ -31,7 +31,7 @@ from pipeline.models.checkpoint import (
     require_new_folder,
     save_checkpoint,
 )
-from pipeline.models.second_order import Form, SecondOrderConfig, SecondOrderModel
+from pipeline.models.second_order import Form, SecondOrderModel
 from pipeline.models.transformer import llama_config
 from pipeline.training.batches import Batch, Cut, endless_batches
 from pipeline.training.evaluation import held_out_batches, r_squared
@@ -152,14 +152,9 @@ def initial_model(
         "form": config.form,
         "transformers": config.transformers,
     }
-    vocabulary = dataset.provenance.vocabulary
     if start is None:
-        stack = llama_config(vocab_size=vocabulary, **vars(config.model))
-        return SecondOrderModel(
-            SecondOrderConfig(
-                vocab_size=vocabulary, context=config.model.context, transformer=stack.to_dict(), **settings
-            )
-        )
+        stack = llama_config(vocab_size=dataset.provenance.vocabulary, **vars(config.model))
+        return SecondOrderModel.from_scratch(stack, context=config.model.context, **settings)
     require_same_tokens(start, dataset)
     if checkpoint_kind(start) == "estimator":
         return SecondOrderModel.from_estimator(load_estimator(start), **settings)

@@ -114,8 +114,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return hidden_grad_ND, head_grad_VD, bias_grad_V, None, None, None
 
 
+def chunk_tokens(head_VD: Tensor) -> int:
+    """Tokens whose logits are computed at a time."""
+    return max(1, CHUNK_LOGITS // len(head_VD))
+
+
 def _chunks(hidden_ND: Tensor, head_VD: Tensor) -> Iterator[slice]:
-    tokens = max(1, CHUNK_LOGITS // len(head_VD))
+    tokens = chunk_tokens(head_VD)
     return (slice(start, start + tokens) for start in range(0, len(hidden_ND), tokens))
 
 

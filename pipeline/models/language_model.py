@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from pipeline.models.cross_entropy import CHUNK_LOGITS, token_cross_entropy
+from pipeline.models.cross_entropy import chunk_tokens, token_cross_entropy
 
 
 class Head(NamedTuple):
@@ -69,7 +69,7 @@ def surprisals_and_entropies(hidden_BTD: Tensor, head_VD: Tensor, targets_BT: Te
     One product with the vocabulary serves both. No gradient, in chunks.
     """
     surprisals, entropies = [], []
-    tokens = max(1, CHUNK_LOGITS // len(head_VD))
+    tokens = chunk_tokens(head_VD)
     for hidden_ND, target_N in zip(
         hidden_BTD.flatten(0, 1).split(tokens), targets_BT.flatten().split(tokens), strict=True
     ):

@@ -68,6 +68,13 @@ class SecondOrderModel(PreTrainedModel):
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
+    def from_scratch(cls, stack: PreTrainedConfig, *, context: int, **settings: Any) -> Self:
+        """A model of random weights with a transformer of that configuration."""
+        return cls(
+            SecondOrderConfig(vocab_size=stack.vocab_size, context=context, transformer=stack.to_dict(), **settings)
+        )
+
+    @classmethod
     def from_estimator(cls, estimator: EntropyEstimator, **settings: Any) -> Self:
         """A model that starts as the estimator's decoder, which knows the language already.
 

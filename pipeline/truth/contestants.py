@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from pipeline.data.corpus import Corpus
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.language_model import new_language_model
-from pipeline.models.second_order import Form, SecondOrderConfig, SecondOrderModel
+from pipeline.models.second_order import Form, SecondOrderModel
 from pipeline.models.transformer import llama_config
 from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.loop import TrainingConfig, train
@@ -125,11 +125,8 @@ def train_second_order(
     elif start is not None:
         model = SecondOrderModel.from_language_model(start, **shape, **scale)
     else:
-        stack = _stack_config(vocabulary, settings).to_dict()
-        context = settings.document_tokens
-        model = SecondOrderModel(
-            SecondOrderConfig(vocab_size=vocabulary, context=context, transformer=stack, **shape, **scale)
-        )
+        stack = _stack_config(vocabulary, settings)
+        model = SecondOrderModel.from_scratch(stack, context=settings.document_tokens, **shape, **scale)
     loss = partial(second_order_loss, causal_weight=recipe.causal_weight)
     rate = settings.learning_rate / 3
     return _trained(model, labels, loss, settings.second_order_steps, settings, folder / recipe.name, rate=rate)

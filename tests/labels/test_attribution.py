@@ -9,6 +9,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from pipeline.labels import attribution
 from pipeline.labels.attribution import Measure, decode_alone, token_entropies
+from pipeline.models import cross_entropy as chunked
 from pipeline.models.estimator import EntropyEstimator
 from tests.builders import VOCABULARY, random_tokens, tiny_estimator
 
@@ -127,7 +128,7 @@ def test_logits_exist_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None
         return l1(seen_nV, other_nV)
 
     whole_BT = token_entropies(estimator, input_ids_BT, measure="occlusion-l1")
-    monkeypatch.setattr(attribution, "CHUNK_LOGITS", 40 * VOCABULARY)
+    monkeypatch.setattr(chunked, "CHUNK_LOGITS", 40 * VOCABULARY)
     monkeypatch.setattr(attribution, "_l1", counted)
     chunked_BT = token_entropies(estimator, input_ids_BT, measure="occlusion-l1")
     assert sizes == [40, 40, 10]
