@@ -15,7 +15,8 @@ import torch
 
 from pipeline.command_line import run
 from pipeline.data.corpus import Corpus, read_corpus
-from pipeline.data.documents import find_files
+from pipeline.data.documents import Column
+from pipeline.data.locations import find_files, pinned
 from pipeline.data.tokenizer import TokenSource, token_source
 from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.checkpoint import fold_folder, require_new_folder, save_checkpoint
@@ -24,6 +25,7 @@ from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.evaluation import bits_per_byte, held_out_batches, mean_of
 from pipeline.training.loop import Figures, TrainingConfig, train
 from pipeline.training.losses import estimator_loss
+from schemas.documents import TEXT_COLUMN, TOKENS_COLUMN
 
 BITS_OF_A_BOTTLENECK_VALUE = 32  # the embedding is counted as it is computed: float32
 
@@ -56,13 +58,16 @@ class Config:
     """What to train on, what to train, where to write."""
 
     input: tuple[str, ...]
-    """Parquet files, folders or globs with a column `text` (or `input_ids`, with --tokenizer none)."""
+    """Parquet or JSON lines files, folders, globs or URLs of these (hf://datasets/user/name, https://, s3://); with
+    --tokenizer none, of a column `input_ids`."""
     tokenizer: str
     """Folder of the tokenizer, or `none` for documents tokenized already."""
     output: Path
     """Folder to write the checkpoint to."""
     vocabulary: int | None = None
     """Number of token ids, with --tokenizer none."""
+    text_column: str = TEXT_COLUMN
+    """Name of the column that holds the text."""
     limit: int | None = None
     """Documents to read at the most."""
     held_out: int | None = None
@@ -81,8 +86,14 @@ def train_estimator(config: Config) -> None:
     """Train an entropy estimation model on documents."""
     require_new_folder(config.output)
     source = token_source(config.tokenizer, config.vocabulary)
-    files = find_files(config.input)
-    corpus = read_corpus(files, tokenizer=source.tokenizer, vocabulary=source.vocabulary, limit=config.limit)
+    column = Column(config.text_column) if source.tokenizer else Column(TOKENS_COLUMN, tokenized=True)
+    corpus = read_corpus(
+        find_files(pinned(config.input)),
+        column=column,
+        tokenizer=source.tokenizer,
+        vocabulary=source.vocabulary,
+        limit=config.limit,
+    )
     seen, held_out = corpus.held_out(config.held_out)
     parts = seen.each_without_a_fold(config.folds)
     for fold, part in enumerate(parts):

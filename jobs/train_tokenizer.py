@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.command_line import run
-from pipeline.data.documents import find_files, iterate_rows
+from pipeline.data.documents import Column, iterate_rows
+from pipeline.data.locations import File, find_files, pinned
 from pipeline.data.tokenizer import TOKENIZER_FILE
 from pipeline.models.card import CARD_FILE, command_line, model_card
 from pipeline.models.checkpoint import require_new_folder
@@ -32,11 +33,13 @@ class Config:
     """What to train on and where to write."""
 
     input: tuple[str, ...]
-    """Parquet files, folders or globs with a column `text`."""
+    """Parquet or JSON lines files, folders, globs or URLs of these (hf://datasets/user/name, https://, s3://)."""
     output: Path
     """Folder to write the tokenizer to."""
     vocabulary: int = 8192
     """Tokens in the vocabulary, the separator and the 256 bytes among them."""
+    text_column: str = TEXT_COLUMN
+    """Name of the column that holds the text."""
     limit: int | None = None
     """Documents to train on at the most."""
 
@@ -46,7 +49,7 @@ def train_tokenizer(config: Config) -> None:
     if config.vocabulary <= BYTES:
         raise ValueError(f"--vocabulary must be above {BYTES}, the bytes and the separator, not {config.vocabulary}")
     require_new_folder(config.output)
-    files = find_files(config.input)
+    files = find_files(pinned(config.input))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -55,9 +58,9 @@ def train_tokenizer(config: Config) -> None:
         special_tokens=[SEPARATOR],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    tokenizer.train_from_iterator(texts(files, config.limit), trainer)
+    tokenizer.train_from_iterator(texts(files, config), trainer)
     save(tokenizer, config)
-    sample = list(itertools.islice(texts(files, config.limit), MEASURED_DOCUMENTS))
+    sample = list(itertools.islice(texts(files, config), MEASURED_DOCUMENTS))
     tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(sample))
     bytes_a_token = sum(len(text.encode()) for text in sample) / max(1, tokens)
     (config.output / CARD_FILE).write_text(card(tokenizer, files, config, bytes_a_token))
@@ -73,13 +76,13 @@ def save(tokenizer: Tokenizer, config: Config) -> None:
     tokenizer.save(str(config.output / TOKENIZER_FILE), pretty=False)
 
 
-def card(tokenizer: Tokenizer, files: list[Path], config: Config, bytes_a_token: float) -> str:
+def card(tokenizer: Tokenizer, files: list[File], config: Config, bytes_a_token: float) -> str:
     """The tokenizer's card."""
     return model_card(
         "Byte-level BPE tokenizer",
         f"Every string has an encoding. `{SEPARATOR}` has id 0 and stands between documents in training.",
         {
-            "trained on": f"{sum(1 for _ in texts(files, config.limit)):,} documents",
+            "trained on": f"{sum(1 for _ in texts(files, config)):,} documents",
             "vocabulary": tokenizer.get_vocab_size(),
             f"bytes a token, first {MEASURED_DOCUMENTS} documents": bytes_a_token,
         },
@@ -89,10 +92,10 @@ def card(tokenizer: Tokenizer, files: list[Path], config: Config, bytes_a_token:
     )
 
 
-def texts(files: list[Path], limit: int | None) -> Iterator[str]:
+def texts(files: list[File], config: Config) -> Iterator[str]:
     """The text of each document, rows without any left out."""
-    for rows in iterate_rows(files, tokenized=False, limit=limit):
-        yield from (text for text in rows.column(TEXT_COLUMN).to_pylist() if text)
+    for rows in iterate_rows(files, Column(config.text_column), config.limit):
+        yield from (text for text in rows.column(config.text_column).to_pylist() if text)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ N tokens, M documents.
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from pipeline.data.documents import document_tokens, iterate_rows
-from schemas.documents import TEXT_COLUMN
+from pipeline.data.documents import Column, document_tokens, iterate_rows
+from pipeline.data.locations import File
 
 
 @dataclass(frozen=True)
@@ -125,13 +124,13 @@ def fold_of(tokens_N: np.ndarray, folds: int) -> int:
 
 
 def read_corpus(
-    files: Iterable[Path], *, tokenizer: Tokenizer | None, vocabulary: int, limit: int | None = None
+    files: Iterable[File], *, column: Column, tokenizer: Tokenizer | None, vocabulary: int, limit: int | None = None
 ) -> Corpus:
     """Every document of the files, tokenized."""
     documents: list[np.ndarray] = []
     text_bytes: list[int] = []
-    for rows in iterate_rows(list(files), tokenized=tokenizer is None, limit=limit):
-        documents += document_tokens(rows, tokenizer, vocabulary)
+    for rows in iterate_rows(list(files), column, limit):
+        documents += document_tokens(rows, column, tokenizer, vocabulary)
         if tokenizer is not None:
-            text_bytes += [len((text or "").encode()) for text in rows.column(TEXT_COLUMN).to_pylist()]
+            text_bytes += [len((text or "").encode()) for text in rows.column(column.name).to_pylist()]
     return Corpus.of(documents, text_bytes=None if tokenizer is None else text_bytes)

@@ -1,105 +1,188 @@
-"""Input files: finding them, checking them before any work starts, and reading their rows as tokens."""
+"""Documents as rows: files checked before any work starts, their rows in bounded batches, and rows as tokens.
 
-import glob
-from collections import Counter
+Parquet gives its rows group by group. Of JSON lines, planning reads the whole file once, and rows are reached by
+reading over the lines before them.
+"""
+
+import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
+from pipeline.data import json_lines, parquet_rows
+from pipeline.data.locations import File, open_file
+from pipeline.data.redaction import redacted
 from pipeline.data.tokenizer import encode
-from schemas.documents import TEXT_COLUMN, TOKENS_COLUMN, is_text, is_token_list
-
-ROWS_PER_BATCH = 256
+from schemas.documents import TEXT_COLUMN, is_text, is_token_list
 
 
-def find_files(inputs: Sequence[str]) -> list[Path]:
-    """Parquet files named by paths, folders or globs, in the order given; a folder's or glob's in name order.
+@dataclass(frozen=True)
+class Column:
+    """The one column that documents must have."""
+
+    name: str = TEXT_COLUMN
+    tokenized: bool = False
+    """Lists of token ids in place of text."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a look at a file tells."""
+
+    rows: int
+    groups: tuple[int, ...]
+    """Rows of each run that is cheap to read apart: Parquet's row groups, all of a file of JSON lines."""
+    schema: pa.Schema
+    """Without metadata. A column of JSON lines that holds nulls alone has the type null until files are `unified`."""
+    sha256: str
+    """Of a Parquet file's name, size and footer; of the decompressed content of JSON lines."""
+
+
+def inspect_file(file: File, column: Column) -> Layout:
+    """Reads a Parquet file's footer, or all of a file of JSON lines, and checks the required column.
 
     Raises:
-        ValueError: if an input names nothing, or a file is named twice.
+        ValueError: if the file is not readable, lacks the column, or holds another type in it.
     """
-    files: list[Path] = []
-    for named in inputs:
-        pattern = str(Path(glob.escape(named)) / "**" / "*.parquet") if Path(named).is_dir() else named
-        matches = [named] if Path(named).is_file() else sorted(glob.glob(pattern, recursive=True))
-        found = [Path(match) for match in matches if Path(match).is_file()]
-        if not found:
-            raise ValueError(f"no Parquet file at {named}")
-        files += found
-    named_by_path = Counter(file.resolve() for file in files)
-    repeated = [str(path) for path, times in named_by_path.items() if times > 1]
-    if repeated:
-        raise ValueError(f"named more than once in the input: {', '.join(repeated)}")
-    return files
+    with _reading(file):
+        layout = _json_lines_layout(file, column) if file.holds_json_lines else _parquet_layout(file)
+    names, fits = layout.schema.names, is_token_list if column.tokenized else is_text
+    if column.name not in names:
+        raise ValueError(f"{file.url} has no column `{column.name}`; it has {', '.join(names)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{file.url} has several columns of one name among {', '.join(names)}; rename them")
+    kind = layout.schema.field(column.name).type
+    if not fits(kind):
+        raise ValueError(f"column `{column.name}` of {file.url} holds {kind}")
+    return layout
 
 
-def open_documents(file: Path, *, tokenized: bool) -> pq.ParquetFile:
-    """The file, its one required column checked: `text`, or `input_ids` where documents are tokenized already.
+def unified(layouts: Sequence[Layout], files: Sequence[File]) -> pa.Schema:
+    """The columns of all files: equal ones, or merged from JSON lines, where a column may be absent from a file.
 
     Raises:
-        ValueError: if it is not Parquet, or lacks the column, or holds another type in it.
+        ValueError: if a file has other columns than the first, one of them being Parquet.
     """
-    try:
-        parquet = pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file} is not a readable Parquet file: {error}") from error
-    column, fits = (TOKENS_COLUMN, is_token_list) if tokenized else (TEXT_COLUMN, is_text)
-    schema = parquet.schema_arrow
-    if column not in schema.names:
-        raise ValueError(f"{file} has no column `{column}`; it has {', '.join(schema.names)}")
-    if not fits(schema.field(column).type):
-        raise ValueError(f"column `{column}` of {file} holds {schema.field(column).type}")
-    return parquet
+    if all(file.holds_json_lines for file in files):
+        return _merged([layout.schema for layout in layouts])
+    schemas = [
+        _merged([layout.schema]) if file.holds_json_lines else layout.schema
+        for layout, file in zip(layouts, files, strict=True)
+    ]
+    for file, schema in zip(files, schemas, strict=True):
+        if not schema.equals(schemas[0]):
+            raise ValueError(f"{file.url} has other columns than {files[0].url}; annotate them apart")
+    return schemas[0]
 
 
-def document_tokens(rows: pa.RecordBatch | pa.Table, tokenizer: Tokenizer | None, vocabulary: int) -> list[np.ndarray]:
-    """Token ids of each row, int32: its text encoded, or its `input_ids` where there is no tokenizer.
+def read_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Column) -> Iterator[pa.RecordBatch]:
+    """Rows `start` to `stop` in order, with the columns and types of `schema`, which holds the required column.
+
+    Batches have at most ROWS_PER_BATCH rows and BATCH_BYTES bytes, as far as single rows allow. Text in the required
+    column is valid Unicode, U+FFFD in place of what is not.
+
+    Raises:
+        ValueError: if the file has changed since it was found, or its data is cut short or damaged.
+    """
+    with _reading(file):
+        if not file.holds_json_lines:
+            yield from parquet_rows.rows_between(file, start, stop, schema, column.name)
+            return
+        with open_file(file) as stream:
+            yield from json_lines.rows_between(stream, start, stop, schema, column.name)
+
+
+def iterate_rows(files: Sequence[File], column: Column, limit: int | None = None) -> Iterator[pa.RecordBatch]:
+    """The one required column of every row of the files, `limit` rows at the most.
+
+    Raises:
+        ValueError: as inspect_file and read_rows do.
+    """
+    for file in files:
+        if limit == 0:
+            return
+        schema = _required_alone(file, column)
+        rows = given = 0
+        for batch in read_rows(file, 0, sys.maxsize if limit is None else limit, schema, column):
+            rows += len(batch)
+            given += len(batch) - batch.column(0).null_count
+            yield batch
+        if file.holds_json_lines and rows and not given:
+            raise _lacks(file, column)
+        limit = None if limit is None else limit - rows
+
+
+def document_tokens(
+    rows: pa.RecordBatch | pa.Table, column: Column, tokenizer: Tokenizer | None, vocabulary: int
+) -> list[np.ndarray]:
+    """Token ids of each row, int32: its text encoded, or its own ids where there is no tokenizer.
 
     A row without text or tokens is a document of none.
 
     Raises:
         ValueError: if an id is null or outside the vocabulary.
     """
+    values = rows.column(column.name).to_pylist()
     if tokenizer is not None:
-        return encode(tokenizer, [text or "" for text in rows.column(TEXT_COLUMN).to_pylist()])
+        return encode(tokenizer, [text or "" for text in values])
     try:
-        documents = [np.array(ids or [], dtype=np.int64) for ids in rows.column(TOKENS_COLUMN).to_pylist()]
+        documents = [np.array(ids or [], dtype=np.int64) for ids in values]
     except (TypeError, OverflowError) as error:
-        raise ValueError(f"`{TOKENS_COLUMN}` holds something that is no token id: {error}") from error
+        raise ValueError(f"`{column.name}` holds something that is no token id: {error}") from error
     for ids in documents:
         if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
             raise ValueError(f"token ids from {ids.min()} to {ids.max()} do not fit a vocabulary of {vocabulary}")
     return [ids.astype(np.int32) for ids in documents]
 
 
-def read_rows(
-    parquet: pq.ParquetFile, start: int, stop: int, columns: Sequence[str] | None = None
-) -> Iterator[pa.RecordBatch]:
-    """Rows `start` to `stop` of a file, a few hundred at a time, from the row groups that hold them alone."""
-    first_row, groups, skip = 0, [], None
-    for group in range(parquet.num_row_groups):
-        rows = parquet.metadata.row_group(group).num_rows
-        if first_row < stop and start < first_row + rows:
-            groups.append(group)
-            skip = start - first_row if skip is None else skip
-        first_row += rows
-    position = -(skip or 0)
-    for batch in parquet.iter_batches(ROWS_PER_BATCH, row_groups=groups, columns=columns):
-        wanted = batch.slice(max(0, -position))[: max(0, stop - start - max(0, position))]
-        position += len(batch)
-        if len(wanted):
-            yield wanted
+def _parquet_layout(file: File) -> Layout:
+    footer = parquet_rows.read_footer(file)
+    return Layout(sum(footer.groups), footer.groups, footer.schema, footer.sha256)
 
 
-def iterate_rows(files: Sequence[Path], *, tokenized: bool, limit: int | None = None) -> Iterator[pa.RecordBatch]:
-    """The one required column of every row of the files, `limit` rows at the most."""
-    column = TOKENS_COLUMN if tokenized else TEXT_COLUMN
-    for file in files:
-        parquet = open_documents(file, tokenized=tokenized)
-        rows = parquet.metadata.num_rows if limit is None else min(limit, parquet.metadata.num_rows)
-        yield from read_rows(parquet, 0, rows, [column])
-        limit = None if limit is None else limit - rows
+def _json_lines_layout(file: File, column: Column) -> Layout:
+    with open_file(file) as stream:
+        found = json_lines.scan(stream, _required_field(column))
+    if pa.types.is_null(found.types[column.name]):
+        raise _lacks(file, column)
+    return Layout(found.rows, (found.rows,) if found.rows else (), pa.schema([*found.types.items()]), found.sha256)
+
+
+def _lacks(file: File, column: Column) -> ValueError:
+    wanted = "a list of token ids" if column.tokenized else "text"
+    return ValueError(f"{file.url} has no column `{column.name}`: no line is a JSON object with {wanted} there")
+
+
+def _required_field(column: Column) -> pa.Field:
+    return pa.field(column.name, json_lines.TOKENS if column.tokenized else pa.string())
+
+
+def _required_alone(file: File, column: Column) -> pa.Schema:
+    """JSON lines need no look: their type is the one that is asked for."""
+    required = (
+        _required_field(column) if file.holds_json_lines else inspect_file(file, column).schema.field(column.name)
+    )
+    return pa.schema([required])
+
+
+def _merged(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    kinds: dict[str, list[pa.DataType]] = {}
+    for field in (field for schema in schemas for field in schema):
+        kinds.setdefault(field.name, []).append(field.type)
+    return pa.schema([(name, json_lines.merged(found)) for name, found in kinds.items()])
+
+
+@contextmanager
+def _reading(file: File) -> Iterator[None]:
+    """Names the file that Arrow cannot decode; an error of the disk or the network passes as it is."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise
+        kind = "JSON lines" if file.holds_json_lines else "Parquet"
+        raise ValueError(f"{file.url} is not a readable {kind} file: {redacted(str(error))}") from error

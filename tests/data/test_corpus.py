@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pipeline.data.corpus import Corpus, fold_of, read_corpus
+from pipeline.data.documents import Column
+from pipeline.data.locations import find_files
 
 LENGTHS = st.lists(st.integers(0, 6), max_size=8)
 
@@ -97,8 +99,7 @@ def test_tokens_and_bytes_are_counted_while_reading(tmp_path: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     for index, texts in enumerate((["the", None, "é"], ["thth", "x"])):
         pq.write_table(pa.table({"text": texts}), tmp_path / f"{index}.parquet")
-    files = sorted(tmp_path.glob("*.parquet"))
-    corpus = read_corpus(files, tokenizer=tokenizer, vocabulary=257, limit=4)
+    corpus = read_corpus(find_files([str(tmp_path)]), column=Column(), tokenizer=tokenizer, vocabulary=257, limit=4)
     assert [len(ids) for ids in parts(corpus)] == [2, 0, 2, 2]
     assert corpus.text_bytes_M is not None and corpus.text_bytes_M.tolist() == [3, 0, 2, 4]
     assert corpus.tokens_per_byte == pytest.approx(6 / 9)
@@ -106,7 +107,8 @@ def test_tokens_and_bytes_are_counted_while_reading(tmp_path: Path) -> None:
 
 def test_documents_that_came_as_tokens_have_no_byte_count(tmp_path: Path) -> None:
     pq.write_table(pa.table({"input_ids": [[1, 2], [], [3]]}), tmp_path / "a.parquet")
-    corpus = read_corpus([tmp_path / "a.parquet"], tokenizer=None, vocabulary=4)
+    column = Column("input_ids", tokenized=True)
+    corpus = read_corpus(find_files([str(tmp_path)]), column=column, tokenizer=None, vocabulary=4)
     assert parts(corpus) == [[1, 2], [], [3]] and corpus.tokens_per_byte is None
 
 

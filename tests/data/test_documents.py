@@ -1,8 +1,12 @@
-"""Finding input files, checking them, and reading their rows as tokens."""
+"""Checking files of documents, reading any range of their rows in bounded batches, and rows as tokens."""
 
-import os
+import gzip
+import json
+import time
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +16,42 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from pipeline.data import documents
-from pipeline.data.documents import document_tokens, find_files, iterate_rows, open_documents, read_rows
+from pipeline.data import batches
+from pipeline.data.documents import (
+    Column,
+    Layout,
+    document_tokens,
+    inspect_file,
+    iterate_rows,
+    read_rows,
+    unified,
+)
+from pipeline.data.locations import File, find_files
+from tests.file_server import file_server
+
+TEXT, IDS = Column(), Column("input_ids", tokenized=True)
 
 
-def text_file(file: Path, texts: list[str | None], row_group: int = 2) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
+def found(file: Path) -> File:
+    return find_files([str(file)])[0]
+
+
+def text_file(file: Path, texts: list[str | None], row_group: int = 2) -> File:
     pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), file, row_group_size=row_group)
-    return file
+    return found(file)
+
+
+def json_file(file: Path, rows: list[Any]) -> File:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return found(file)
+
+
+def read(file: File, column: Column = TEXT, start: int = 0, stop: int = 10**6) -> list[pa.RecordBatch]:
+    return list(read_rows(file, start, stop, unified([inspect_file(file, column)], [file]), column))
+
+
+def texts_of(read: list[pa.RecordBatch]) -> list[str | None]:
+    return [text for rows in read for text in rows.column("text").to_pylist()]
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -30,104 +62,238 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def test_a_file_a_folder_and_a_glob_are_found_in_order(tmp_path: Path) -> None:
-    names = ("one/b.parquet", "one/a.parquet", "one/deep/c.parquet", "two/d.parquet", "two/e.parquet", "z.parquet")
-    for name in names:
-        text_file(tmp_path / name, ["x"])
-    (tmp_path / "one" / "notes.txt").write_text("not data")
-    found = find_files([str(tmp_path / "z.parquet"), str(tmp_path / "two" / "[de].parquet"), str(tmp_path / "one")])
-    relative = [str(file.relative_to(tmp_path)) for file in found]
-    assert relative == ["z.parquet", *names[3:5], "one/a.parquet", "one/b.parquet", "one/deep/c.parquet"]
+def truncated_parquet(file: Path) -> None:
+    """The footer is whole, rows before it are not."""
+    pq.write_table(pa.table({"text": [f"{row} " * 50 for row in range(100)]}), file)
+    content = file.read_bytes()
+    file.write_bytes(content[:40] + bytes(200) + content[240:])
 
 
-@pytest.mark.parametrize("named", ["missing.parquet", "*.parquet", "."])
-def test_an_input_that_names_nothing_is_refused(tmp_path: Path, named: str) -> None:
-    with pytest.raises(ValueError, match="no Parquet file at"):
-        find_files([str(tmp_path / named)])
-
-
-def test_a_file_that_is_named_twice_is_refused(tmp_path: Path) -> None:
-    text_file(tmp_path / "once.parquet", ["x"])
-    file = text_file(tmp_path / "twice.parquet", ["x"])
-    with pytest.raises(ValueError, match=r"more than once.*twice\.parquet") as refusal:
-        find_files([str(tmp_path), str(file)])
-    assert "once.parquet" not in str(refusal.value)
-
-
-def test_a_file_that_is_named_by_two_paths_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = text_file(tmp_path / "twice.parquet", ["x"])
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="more than once"):
-        find_files([file.name, str(file)])
-
-
-def test_a_folder_with_brackets_in_its_name_is_read(tmp_path: Path) -> None:
-    file = text_file(tmp_path / "data[1]" / "a.parquet", ["x"])
-    assert find_files([str(file.parent)]) == [file]
-
-
-@pytest.mark.parametrize("content", [b"", b"text", os.urandom(64)])
+@pytest.mark.parametrize("content", [b"", b"text", bytes(range(64))])
 def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "broken.parquet").write_bytes(content)
     with pytest.raises(ValueError, match=r"broken\.parquet is not a readable Parquet file"):
-        open_documents(tmp_path / "broken.parquet", tokenized=False)
+        inspect_file(found(tmp_path / "broken.parquet"), TEXT)
 
 
-@pytest.mark.parametrize(("tokenized", "column"), [(False, "text"), (True, "input_ids")])
-def test_a_file_without_the_column_is_refused(tmp_path: Path, tokenized: bool, column: str) -> None:
+@pytest.mark.parametrize("column", [TEXT, IDS, Column("body")])
+def test_a_file_without_the_column_is_refused(tmp_path: Path, column: Column) -> None:
     pq.write_table(pa.table({"other": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=f"has no column `{column}`; it has other"):
-        open_documents(tmp_path / "a.parquet", tokenized=tokenized)
+    with pytest.raises(ValueError, match=f"has no column `{column.name}`; it has other"):
+        inspect_file(found(tmp_path / "a.parquet"), column)
+    for rows in ([{"other": 1}], [{column.name: None}], [{column.name: {}}], [column.name, 5]):
+        file = json_file(tmp_path / "a.jsonl", rows)
+        for look in (lambda file: inspect_file(file, column), lambda file: list(iterate_rows([file], column))):
+            with pytest.raises(ValueError, match=f"has no column `{column.name}`: no line"):
+                look(file)
 
 
 @pytest.mark.parametrize(
-    ("tokenized", "kind", "fits"),
+    ("column", "kind", "fits"),
     [
-        (False, pa.string(), True),
-        (False, pa.large_string(), True),
-        (False, pa.binary(), False),
-        (False, pa.list_(pa.string()), False),
-        (True, pa.list_(pa.int32()), True),
-        (True, pa.large_list(pa.uint16()), True),
-        (True, pa.list_(pa.float32()), False),
-        (True, pa.int32(), False),
+        (TEXT, pa.string(), True),
+        (TEXT, pa.large_string(), True),
+        (TEXT, pa.string_view(), True),
+        (TEXT, pa.binary(), False),
+        (TEXT, pa.list_(pa.string()), False),
+        (IDS, pa.list_(pa.int32()), True),
+        (IDS, pa.large_list(pa.uint16()), True),
+        (IDS, pa.list_(pa.float32()), False),
+        (IDS, pa.int32(), False),
     ],
 )
-def test_a_column_of_another_type_is_refused(tmp_path: Path, tokenized: bool, kind: pa.DataType, fits: bool) -> None:
-    column = "input_ids" if tokenized else "text"
-    pq.write_table(pa.table({column: pa.array([None], kind)}), tmp_path / "a.parquet")
+def test_a_column_of_another_type_is_refused(tmp_path: Path, column: Column, kind: pa.DataType, fits: bool) -> None:
+    pq.write_table(pa.table({column.name: pa.array([None], kind)}), tmp_path / "a.parquet")
+    file = found(tmp_path / "a.parquet")
     if fits:
-        assert open_documents(tmp_path / "a.parquet", tokenized=tokenized).metadata.num_rows == 1
+        assert inspect_file(file, column).rows == 1 and sum(map(len, read(file, column))) == 1
     else:
-        with pytest.raises(ValueError, match=f"column `{column}` of .* holds"):
-            open_documents(tmp_path / "a.parquet", tokenized=tokenized)
+        with pytest.raises(ValueError, match=f"column `{column.name}` of .* holds"):
+            inspect_file(file, column)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 40), st.integers(1, 15), st.integers(0, 45), st.integers(0, 45), st.integers(1, 7))
-def test_rows_are_those_of_the_whole_table(rows: int, row_group: int, start: int, stop: int, batch: int) -> None:
-    table = pa.table({"text": [f"document {row}" for row in range(rows)], "row": pa.array(range(rows), pa.int64())})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=row_group)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "ROWS_PER_BATCH", batch)
-        batches = list(read_rows(pq.ParquetFile(sink.getvalue()), start, stop))
-    assert all(0 < len(part) <= batch for part in batches)
-    assert pa.Table.from_batches(batches, table.schema).equals(table.slice(start, max(0, stop - start)))
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(twice, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="several columns of one name"):
+        inspect_file(found(tmp_path / "a.parquet"), TEXT)
+
+
+def test_a_layout_tells_rows_groups_columns_and_content(tmp_path: Path) -> None:
+    layouts = []
+    for name, texts in (("a", ["x", "y", "z"]), ("b", ["x", "y", "z"]), ("a", ["x", "y", "zz"])):
+        layouts.append(inspect_file(text_file(tmp_path / f"{name}.parquet", [*texts]), TEXT))
+        assert layouts[-1].rows == 3 and layouts[-1].groups == (2, 1)
+        assert layouts[-1].schema == pa.schema([("text", pa.string())]) and layouts[-1].schema.metadata is None
+    assert len({layout.sha256 for layout in layouts}) == 3
+    lines = inspect_file(json_file(tmp_path / "a.jsonl", [{"text": "x", "n": 1}, {"text": None}]), TEXT)
+    assert (lines.rows, lines.groups) == (2, (2,))
+    assert lines.schema == pa.schema([("text", pa.string()), ("n", pa.int64())])
+    empty = json_file(tmp_path / "b.jsonl", [])
+    assert inspect_file(empty, TEXT).groups == () and read(empty) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.none() | st.text(max_size=12), max_size=40),
+    st.integers(1, 15),
+    st.integers(0, 45),
+    st.integers(0, 45),
+    st.integers(1, 7),
+)
+def test_rows_are_those_of_the_whole_table(
+    tmp_path_factory: pytest.TempPathFactory,
+    texts: list[str | None],
+    row_group: int,
+    start: int,
+    stop: int,
+    batch: int,
+) -> None:
+    nested = pa.array([{"a": [row]} for row in range(len(texts))], pa.struct([("a", pa.list_(pa.int64()))]))
+    table = pa.table({"n": nested, "text": pa.array(texts, pa.string()), "text.more": [b"x"] * len(texts)})
+    path = tmp_path_factory.mktemp("rows") / "a.parquet"
+    pq.write_table(table, path, row_group_size=row_group)
+    for columns in (["n", "text", "text.more"], ["text"], ["text", "n"]):
+        schema = pa.schema([table.schema.field(name) for name in columns])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batches, "ROWS_PER_BATCH", batch)
+            patch.setattr("pipeline.data.parquet_rows.MOST_ROWS_READ", 3)
+            parts = list(read_rows(found(path), start, stop, schema, TEXT))
+        assert all(0 < len(part) <= max(batch, 3) for part in parts)
+        wanted = table.select(columns).slice(start, max(0, stop - start))
+        assert pa.Table.from_batches(parts, schema).equals(wanted)
+
+
+@pytest.mark.parametrize("use_dictionary", [True, False])
+def test_batches_are_bounded_whatever_the_lengths(tmp_path: Path, use_dictionary: bool) -> None:
+    """A long row among short ones, and one that is stored once and repeated."""
+    texts = ["a" * 10_000_000, *["b" * 10] * 300, *["c" * 700_000] * 20, "d"]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=use_dictionary)
+    parts = read(found(tmp_path / "a.parquet"))
+    assert texts_of(parts) == texts
+    assert all(len(part) == 1 or part.nbytes <= batches.BATCH_BYTES for part in parts)
+    assert len(parts) < 40
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_many_short_documents_are_read_fast(tmp_path: Path, suffix: str) -> None:
+    texts = [f"word{row % 100}" for row in range(100_000)]
+    path = tmp_path / f"a.{suffix}"
+    file = (
+        text_file(path, [*texts], 10**6) if suffix == "parquet" else json_file(path, [{"text": text} for text in texts])
+    )
+    started = time.perf_counter()
+    parts = read(file)
+    assert time.perf_counter() - started < 10  # a second where nothing else runs
+    assert texts_of(parts) == texts
+    assert len(parts) == -(-100_000 // 4096) or (suffix == "parquet" and len(parts) < 30)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_text_that_is_not_unicode_is_replaced_and_the_rest_stays(tmp_path: Path, kind: pa.DataType) -> None:
+    stored = [b"a\xffb", b"\xed\xa0\x80", "naïve\0".encode(), None, b""]
+    raw = pa.array(stored, pa.large_binary() if kind == pa.large_string() else pa.binary())
+    pq.write_table(pa.table({"text": raw.view(kind)}), tmp_path / "a.parquet")
+    assert texts_of(read(found(tmp_path / "a.parquet"))) == ["a\ufffdb", "\ufffd" * 3, "naïve\0", None, ""]
+
+
+def test_compressed_json_lines_read_like_plain_ones(tmp_path: Path) -> None:
+    rows = [{"text": f"document {row}" * row, "n": row} for row in range(300)]
+    plain = json_file(tmp_path / "a.jsonl", rows)
+    content = (tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "b.ndjson.gz").write_bytes(gzip.compress(content[:999]) + gzip.compress(content[999:]))
+    frames = [pa.compress(part, "zstd", asbytes=True) for part in (content[:999], content[999:])]
+    (tmp_path / "c.json.zst").write_bytes(b"".join(frames))
+    layout = inspect_file(plain, TEXT)
+    for name in ("b.ndjson.gz", "c.json.zst"):
+        file = found(tmp_path / name)
+        assert inspect_file(file, TEXT) == layout
+        assert read(file, start=17, stop=250) == read(plain, start=17, stop=250)
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:-20])
+        with pytest.raises(ValueError, match=rf"{name} is not a readable JSON lines file: .*[Tt]runcated"):
+            inspect_file(found(path), TEXT)
+        with pytest.raises(ValueError, match=f"{name} is not a readable JSON lines file"):
+            list(read_rows(found(path), 0, 300, layout.schema, TEXT))
+
+
+def test_damaged_rows_name_their_file(tmp_path: Path) -> None:
+    truncated_parquet(tmp_path / "a.parquet")
+    file = found(tmp_path / "a.parquet")
+    schema = inspect_file(file, TEXT).schema
+    with pytest.raises(ValueError, match=r"a\.parquet is not a readable Parquet file"):
+        list(read_rows(file, 0, 100, schema, TEXT))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
+def test_a_file_that_changed_is_not_read(tmp_path: Path, name: str) -> None:
+    write: Callable[[list[Any]], File] = {
+        "a.parquet": lambda texts: text_file(tmp_path / name, texts),
+        "a.jsonl": lambda texts: json_file(tmp_path / name, [{"text": text} for text in texts]),
+    }[name]
+    file = write(["a"])
+    schema = inspect_file(file, TEXT).schema
+    write(["a", "b"])
+    with pytest.raises(ValueError, match=f"{name} has changed since"):
+        list(read_rows(file, 0, 1, schema, TEXT))
+
+
+def test_rows_are_read_over_the_web(tmp_path: Path) -> None:
+    table = pa.table({"text": [f"document {row} " * 200 for row in range(1000)], "n": range(1000)})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=300)
+    with file_server({"/a.parquet": (tmp_path / "a.parquet").read_bytes(), "/b.parquet": b"no"}) as address:
+        file, broken = find_files([f"{address}/a.parquet", f"{address}/b.parquet"])
+        assert inspect_file(file, TEXT) == inspect_file(found(tmp_path / "a.parquet"), TEXT)
+        assert pa.Table.from_batches(read(file, start=250, stop=701)).equals(table.slice(250, 451))
+        with pytest.raises(ValueError, match=r"http.*b\.parquet is not a readable Parquet file"):
+            inspect_file(broken, TEXT)
+
+
+def test_json_lines_are_merged(tmp_path: Path) -> None:
+    rows = [
+        [{"text": "a", "n": 1, "gone": None, "x": 1}],
+        [{"id": "b", "text": "b", "n": 0.5, "gone": None, "x": [2], "late": 3}],
+        [],
+    ]
+    files = [json_file(tmp_path / f"{index}.jsonl", part) for index, part in enumerate(rows)]
+    schema = unified([inspect_file(file, TEXT) for file in files], files)
+    types = {"text": "string", "n": "double", "gone": "string", "x": "string", "id": "string", "late": "int64"}
+    assert {field.name: str(field.type) for field in schema} == types and schema.names == list(types)
+    read = [row for file in files for part in read_rows(file, 0, 9, schema, TEXT) for row in part.to_pylist()]
+    empty = dict.fromkeys(types)
+    assert read == [
+        {**empty, "text": "a", "n": 1.0, "x": "1"},
+        {**empty, "text": "b", "n": 0.5, "x": "[2]", "id": "b", "late": 3},
+    ]
+
+
+def test_other_columns_than_the_first_files_are_refused(tmp_path: Path) -> None:
+    def both(*files: File) -> pa.Schema:
+        layouts: list[Layout] = [inspect_file(file, TEXT) for file in files]
+        return unified(layouts, files)
+
+    first, same = text_file(tmp_path / "a.parquet", ["x"]), text_file(tmp_path / "b.parquet", [None])
+    lines = json_file(tmp_path / "c.jsonl", [{"text": "a"}])
+    assert both(first, same, lines) == both(lines, same) == pa.schema([("text", pa.string())])
+    more = json_file(tmp_path / "d.jsonl", [{"text": "a", "n": None}])
+    pq.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "e.parquet")
+    for other in (more, found(tmp_path / "e.parquet")):
+        with pytest.raises(ValueError, match=f"{other.name} has other columns than .*a.parquet; annotate them apart"):
+            both(first, other)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(max_size=30) | st.none(), max_size=6))
 def test_texts_become_tokens_and_null_becomes_none(texts: list[str | None]) -> None:
     tokenizer = byte_tokenizer()
-    tokens = document_tokens(pa.table({"text": pa.array(texts, pa.string())}), tokenizer, 256)
+    tokens = document_tokens(pa.table({"body": pa.array(texts, pa.string())}), Column("body"), tokenizer, 256)
     assert [len(ids) for ids in tokens] == [len((text or "").encode()) for text in texts]
     assert [tokenizer.decode(ids.tolist()) for ids in tokens] == [text or "" for text in texts]
 
 
 def test_tokens_pass_through_and_null_becomes_none() -> None:
     rows = pa.table({"input_ids": pa.array([[0, 6], None, [], [3]], pa.list_(pa.uint16()))})
-    tokens = document_tokens(rows, None, 7)
+    tokens = document_tokens(rows, IDS, None, 7)
     assert [ids.tolist() for ids in tokens] == [[0, 6], [], [], [3]]
     assert all(ids.dtype == np.int32 for ids in tokens)
 
@@ -135,7 +301,7 @@ def test_tokens_pass_through_and_null_becomes_none() -> None:
 @pytest.mark.parametrize("ids", [[0, 7], [-1, 2], [2**40]])
 def test_token_ids_outside_the_vocabulary_are_refused(ids: list[int]) -> None:
     with pytest.raises(ValueError, match="do not fit a vocabulary of 7"):
-        document_tokens(pa.table({"input_ids": [[1, 2], ids]}), None, 7)
+        document_tokens(pa.table({"input_ids": [[1, 2], ids]}), IDS, None, 7)
 
 
 @settings(max_examples=20, deadline=None)
@@ -143,6 +309,12 @@ def test_token_ids_outside_the_vocabulary_are_refused(ids: list[int]) -> None:
 def test_a_limit_counts_rows_across_files(tmp_path_factory: pytest.TempPathFactory, limit: int | None) -> None:
     folder = tmp_path_factory.mktemp("files")
     texts = [[f"{file} {row}" for row in range(rows)] for file, rows in enumerate((5, 0, 3, 1))]
-    files = [text_file(folder / f"{index}.parquet", [*part]) for index, part in enumerate(texts)]
-    read = [text for rows in iterate_rows(files, tokenized=False, limit=limit) for text in rows.column(0).to_pylist()]
-    assert read == [*chain(*texts)][:limit]
+    files = [
+        text_file(folder / f"{index}.parquet", [*part])
+        if index % 2
+        else json_file(folder / f"{index}.jsonl", [{"n": 0, "text": text} for text in part])
+        for index, part in enumerate(texts)
+    ]
+    batches = list(iterate_rows(files, TEXT, limit))
+    assert all(rows.schema.names == ["text"] for rows in batches)
+    assert texts_of(batches) == [*chain(*texts)][:limit]

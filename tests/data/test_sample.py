@@ -5,7 +5,8 @@ from pydoc_data.topics import topics
 
 import pyarrow.parquet as pq
 
-from pipeline.data.documents import open_documents
+from pipeline.data.documents import Column, inspect_file
+from pipeline.data.locations import find_files
 from pipeline.data.sample import sample_documents, write_sample
 from schemas.documents import FINEWEB
 
@@ -34,5 +35,5 @@ def test_the_sample_is_the_same_every_time(tmp_path: Path) -> None:
 
 def test_the_sample_is_valid_input(tmp_path: Path) -> None:
     write_sample(tmp_path / "sample.parquet")
-    parquet = open_documents(tmp_path / "sample.parquet", tokenized=False)
-    assert parquet.metadata.num_rows == sample_documents().num_rows
+    layout = inspect_file(find_files([str(tmp_path)])[0], Column())
+    assert layout.rows == sample_documents().num_rows

@@ -1,0 +1,234 @@
+"""Files wherever they lie, on a disk or behind a URL: found, pinned to a revision, and opened.
+
+A URL is anything that fsspec takes, `hf://datasets/user/name@revision/path` among it. Filesystems take credentials
+from the environment or from their own configuration; a URL must hold none, since inputs are written down.
+"""
+
+import glob
+import io
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os import stat_result
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from huggingface_hub import HfApi, parse_hf_uri
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+from pipeline.data.redaction import has_credential, redacted
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+JSON_LINES = tuple(kind + end for kind in (".jsonl", ".json", ".ndjson") for end in ("", *COMPRESSIONS))
+SUFFIXES = (".parquet", *JSON_LINES)
+READ_BYTES = 2**20
+MAGIC = re.compile(r"[*?\[]")
+COMMIT = re.compile("[0-9a-f]{40}")
+# What filesystems call the digest or the time of a file's content, the surest first.
+VERSION_KEYS = (
+    "blob_id",
+    "ETag",
+    "etag",
+    "Content-MD5",
+    "md5Hash",
+    "Last-Modified",
+    "LastModified",
+    "mtime",
+    "created",
+)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file as it was found."""
+
+    url: str
+    """Absolute local path, or a URL with its protocol."""
+    size: int
+    """Bytes as stored."""
+    version: str
+    """Another one when the content is another, as far as the filesystem tells."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return PurePosixPath(self.url.partition("?")[0] if _is_url(self.url) else self.url).name
+
+    @property
+    def holds_json_lines(self) -> bool:
+        """Whether its name says so; every other file is taken for Parquet."""
+        return self.name.lower().endswith(JSON_LINES)
+
+
+def find_files(inputs: Sequence[str]) -> list[File]:
+    """Files named by paths, folders, globs or URLs of these, in the order given; a folder's or glob's in name order.
+
+    Of a folder, and the folders in it, all Parquet and JSON lines files whose path has no part with a leading dot.
+
+    Raises:
+        ValueError: if an input names nothing, holds a credential or needs a package that is not installed, or a file
+            is named twice.
+    """
+    files = [file for named in inputs for file in _found(named)]
+    times = Counter(_identity(file) for file in files)
+    repeated = [path for path, count in times.items() if count > 1]
+    if repeated:
+        raise ValueError(f"named more than once in the input: {', '.join(repeated)}")
+    return files
+
+
+def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
+    """The inputs, those on the Hugging Face Hub at the commit that their revision is now.
+
+    Raises:
+        ValueError: if there is no such dataset or revision, or an input holds a credential.
+    """
+    return tuple(_pinned(named) if named.startswith("hf://datasets/") else named for named in inputs)
+
+
+def open_file(file: File) -> BinaryIO:
+    """The file's content from its beginning, decompressed if its name ends in .gz or .zst.
+
+    Reading raises OSError if the compressed data is cut short or damaged.
+
+    Raises:
+        ValueError: if the file is gone or another than was found.
+    """
+    stored = open_stored(file)
+    compression = COMPRESSIONS.get(PurePosixPath(file.name.lower()).suffix)
+    content = stored if compression is None else pa.CompressedInputStream(stored, compression)
+    return cast(BinaryIO, io.BufferedReader(content, READ_BYTES))
+
+
+def open_stored(file: File) -> pa.NativeFile:
+    """The file's bytes as they are stored, for Arrow's readers; seekable wherever the filesystem can seek.
+
+    Raises:
+        ValueError: if the file is gone or another than was found.
+    """
+    try:
+        if not _is_url(file.url):
+            stream = pa.OSFile(file.url)
+            now = _local_file(Path(file.url))
+        else:
+            filesystem, path = _filesystem(file.url)
+            now = _remote_file(filesystem, filesystem.info(path))
+            stream = pa.PythonFile(filesystem.open(path, "rb"), "r")
+    except FileNotFoundError as error:
+        raise ValueError(f"{file.url} is gone since it was found; put it back or start a new run") from error
+    if now.version != file.version:
+        stream.close()
+        raise ValueError(f"{file.url} has changed since the run was planned; put it back or start a new run")
+    return stream
+
+
+def _found(named: str) -> list[File]:
+    """The files that one input names."""
+    try:
+        files = _files_behind(named) if _is_url(named) else _local_files(named)
+    except FileNotFoundError as error:
+        reason = redacted(str(error.__cause__ or error))
+        raise ValueError(f"no Parquet or JSON lines file at {named}: {reason}") from error
+    if not files:
+        raise ValueError(f"no Parquet or JSON lines file at {named}")
+    return files
+
+
+def _files_behind(url: str) -> list[File]:
+    _require_no_credential(url)
+    filesystem, path = _filesystem(url)
+    if isinstance(filesystem, LocalFileSystem):
+        return _local_files(path)
+    return _remote_files(filesystem, path)
+
+
+def _local_files(named: str) -> list[File]:
+    folder = Path(named).is_dir()
+    pattern = str(Path(glob.escape(named)) / "**") if folder else named
+    matches = [named] if Path(named).is_file() else sorted(glob.glob(pattern, recursive=True))
+    paths = [Path(match) for match in matches if Path(match).is_file()]
+    return [_local_file(path) for path in paths if not folder or path.name.lower().endswith(SUFFIXES)]
+
+
+def _local_file(path: Path) -> File:
+    """Its absolute path is not resolved: a link may have a suffix that its target lacks."""
+    status: stat_result = path.stat()
+    return File(str(path.absolute()), status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+
+
+def _remote_files(filesystem: AbstractFileSystem, path: str) -> list[File]:
+    try:
+        found = filesystem.info(path)
+        if found["type"] == "file" and path.endswith("/"):  # a web server's index, which tells no folder from a page
+            raise ValueError(f"{path} is a web page; name files, or a glob of them as in {path}*.parquet")
+        if found["type"] == "file":
+            return [_remote_file(filesystem, found)]
+        infos = filesystem.find(path, detail=True)
+        names = [name for name in infos if _is_data(name[len(path) :])]
+    except FileNotFoundError:
+        if not MAGIC.search(path):
+            raise
+        names = infos = filesystem.glob(path, detail=True)
+    return [_remote_file(filesystem, infos[name]) for name in sorted(names) if infos[name]["type"] == "file"]
+
+
+def _remote_file(filesystem: AbstractFileSystem, info: dict[str, Any]) -> File:
+    url = filesystem.unstrip_protocol(info["name"])
+    info = info if info.get("size") is not None else filesystem.info(info["name"])
+    if info.get("size") is None:
+        raise ValueError(f"{url} does not tell its size; download it and name the file")
+    versions = [str(info[key]).strip('"') for key in VERSION_KEYS if info.get(key) is not None]
+    return File(url, info["size"], "-".join([str(info["size"]), *versions[:1]]))
+
+
+def _is_data(path: str) -> bool:
+    hidden = any(part.startswith(".") for part in path.split("/"))
+    return path.lower().endswith(SUFFIXES) and not hidden
+
+
+def _is_url(named: str) -> bool:
+    return "://" in named
+
+
+def _filesystem(url: str) -> tuple[AbstractFileSystem, str]:
+    """The filesystem of a URL and the path there. A listing that is kept could be older than a changed file."""
+    if "::" in url:
+        raise ValueError(f"{url} chains filesystems with `::`; name the files behind a single one")
+    try:
+        filesystem, path = url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        raise ValueError(f"{url} needs a package that is not installed: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{url} cannot be read: {error}") from error
+    return filesystem, path
+
+
+def _require_no_credential(url: str) -> None:
+    if has_credential(url):
+        raise ValueError(
+            f"the input {redacted(url)} holds a credential, and inputs are written into the dataset; give it in the "
+            "environment or in the filesystem's own configuration instead"
+        )
+
+
+def _identity(file: File) -> str:
+    return file.url if _is_url(file.url) else str(Path(file.url).resolve())
+
+
+def _pinned(url: str) -> str:
+    _require_no_credential(url)
+    uri = parse_hf_uri(url)
+    if COMMIT.fullmatch(uri.revision or ""):
+        return url
+    try:
+        commit = HfApi().dataset_info(uri.id, revision=uri.revision).sha
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise ValueError(
+            f"no dataset at {url} that you may read; check its name and revision, or log in with `hf auth login`"
+        ) from error
+    return replace(uri, revision=commit).to_uri()

@@ -1,0 +1,95 @@
+"""Parquet: what its footer tells, and its rows, read so that memory is bounded whatever their lengths."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.data.batches import BATCH_BYTES, grouped
+from pipeline.data.locations import READ_BYTES, File, open_stored
+from schemas.documents import is_text
+
+# Averages hide long rows, and a dictionary repeats one that is stored once: a dictionary has 1 MB at the most where a
+# writer keeps the default, so 64 rows have 64 MB. Reading so few costs 1 or 2 microseconds a row.
+MOST_ROWS_READ = 64
+
+
+@dataclass(frozen=True)
+class Footer:
+    """Rows of each row group, columns, and a digest of name, size and footer."""
+
+    groups: tuple[int, ...]
+    schema: pa.Schema
+    sha256: str
+
+
+def read_footer(file: File) -> Footer:
+    """What a Parquet file tells without its rows; the footer holds statistics and offsets of every column chunk."""
+    with open_stored(file) as stored:
+        parquet = pq.ParquetFile(stored)
+        groups = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
+        schema = pa.schema([field.remove_metadata() for field in parquet.schema_arrow])
+        stored.seek(-8, 2)
+        length = int.from_bytes(stored.read(4), "little")
+        stored.seek(-8 - length, 2)
+        named = f"{file.name} {file.size}\n".encode()
+        return Footer(groups, schema, hashlib.sha256(named + stored.read(length)).hexdigest())
+
+
+def rows_between(file: File, start: int, stop: int, schema: pa.Schema, required: str) -> Iterator[pa.RecordBatch]:
+    """Rows `start` to `stop` with the columns of `schema`, a batch of at most ROWS_PER_BATCH rows or BATCH_BYTES.
+
+    Text in the required column is valid UTF-8.
+    """
+    with open_stored(file) as stored:
+        # A buffer keeps column chunks from being read whole.
+        parquet = pq.ParquetFile(stored, buffer_size=READ_BYTES)
+        pieces = (part for piece in _pieces(parquet, start, stop, schema.names) for part in _cut(piece))
+        for held in grouped(pieces, rows=len, size=lambda piece: int(piece.nbytes)):
+            batch = pa.concat_batches(held)
+            columns = [batch.column(name) for name in schema.names]
+            columns[schema.get_field_index(required)] = valid_text(batch.column(required))
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def valid_text(column: pa.Array) -> pa.Array:
+    """The column, U+FFFD in place of bytes that are not UTF-8, which Parquet readers let pass."""
+    if not is_text(column.type):
+        return column
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        stored = column.cast(pa.large_binary()).to_pylist()
+        return pa.array([None if text is None else text.decode(errors="replace") for text in stored], column.type)
+    return column
+
+
+def _pieces(parquet: pq.ParquetFile, start: int, stop: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The rows a few at a time, from the row groups that hold them, one group after the other."""
+    first_row = 0
+    for group in range(parquet.num_row_groups):
+        metadata = parquet.metadata.row_group(group)
+        if first_row < stop and start < first_row + metadata.num_rows:
+            fitting = BATCH_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)
+            position = first_row
+            for batch in parquet.iter_batches(
+                min(MOST_ROWS_READ, max(1, fitting)), row_groups=[group], columns=columns
+            ):
+                wanted = batch.slice(max(0, start - position))[: max(0, stop - max(start, position))]
+                position += len(batch)
+                if len(wanted):
+                    yield wanted
+                if position >= stop:
+                    return
+        first_row += metadata.num_rows
+
+
+def _cut(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The rows in halves, and halves of these, that are no larger than a batch or single rows."""
+    if len(rows) == 1 or rows.nbytes <= BATCH_BYTES:
+        yield rows
+    else:
+        yield from _cut(rows.slice(0, len(rows) // 2))
+        yield from _cut(rows.slice(len(rows) // 2))

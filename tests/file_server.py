@@ -1,0 +1,75 @@
+"""A web server on loopback that serves bytes by path, parts of them where a Range header asks."""
+
+import hashlib
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+
+class FileHandler(BaseHTTPRequestHandler):
+    """Serves `files`; their ETags are the digests of their content."""
+
+    protocol_version = "HTTP/1.1"
+    files: dict[str, bytes]
+
+    def setup(self) -> None:
+        super().setup()
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        content = self.files.get(self.path_without_query)
+        if content is None:
+            self.answer(404, b"")
+        else:
+            self.answer_content(content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "Accept-Ranges": "bytes"})
+
+    @property
+    def path_without_query(self) -> str:
+        return unquote(urlsplit(self.path).path)
+
+    def answer_content(self, content: bytes, headers: dict[str, str]) -> None:
+        """All of the content, or the part that is asked for."""
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked is None:
+            return self.answer(200, content, headers)
+        start, end = int(asked[1]), min(int(asked[2]), len(content) - 1)
+        return self.answer(
+            206, content[start : end + 1], {**headers, "Content-Range": f"bytes {start}-{end}/{len(content)}"}
+        )
+
+    def answer(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing: tests are quiet."""
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The server's address while it runs."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@contextmanager
+def file_server(files: dict[str, bytes]) -> Iterator[str]:
+    """The address of a server of these files, by their paths with a leading slash; the dictionary may change."""
+    with serving(type("Handler", (FileHandler,), {"files": files})) as address:
+        yield address
