@@ -105,8 +105,10 @@ def open_file(file: File) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(content, READ_BYTES))
 
 
-def open_stored(file: File) -> pa.NativeFile:
+def open_stored(file: File, read_ahead: int | None = None) -> pa.NativeFile:
     """The file's bytes as they are stored, for Arrow's readers; seekable wherever the filesystem can seek.
+
+    Beyond what is asked for, a remote file is read `read_ahead` bytes ahead, or as far as its filesystem likes.
 
     Raises:
         ValueError: if the file is gone or another than was found.
@@ -118,7 +120,7 @@ def open_stored(file: File) -> pa.NativeFile:
         else:
             filesystem, path = _filesystem(file.url)
             now = _remote_file(filesystem, filesystem.info(path))
-            stream = pa.PythonFile(filesystem.open(path, "rb"), "r")
+            stream = pa.PythonFile(filesystem.open(path, "rb", block_size=read_ahead), "r")
     except FileNotFoundError as error:
         raise ValueError(f"{file.url} is gone since it was found; put it back or start a new run") from error
     if now.version != file.version:

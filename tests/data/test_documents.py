@@ -81,7 +81,8 @@ def test_a_file_without_the_column_is_refused(tmp_path: Path, column: Column) ->
     pq.write_table(pa.table({"other": [1]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=f"has no column `{column.name}`; it has other"):
         inspect_file(found(tmp_path / "a.parquet"), column)
-    for rows in ([{"other": 1}], [{column.name: None}], [{column.name: {}}], [column.name, 5]):
+    lines: list[list[Any]] = [[{"other": 1}], [{column.name: None}], [{column.name: {}}], [column.name, 5]]
+    for rows in lines:
         file = json_file(tmp_path / "a.jsonl", rows)
         for look in (lambda file: inspect_file(file, column), lambda file: list(iterate_rows([file], column))):
             with pytest.raises(ValueError, match=f"has no column `{column.name}`: no line"):
