@@ -8,7 +8,8 @@ import glob
 import io
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import stat_result
 from pathlib import Path, PurePosixPath
@@ -30,17 +31,8 @@ READ_BYTES = 2**20
 MAGIC = re.compile(r"[*?\[]")
 COMMIT = re.compile("[0-9a-f]{40}")
 # What filesystems call the digest or the time of a file's content, the surest first.
-VERSION_KEYS = (
-    "blob_id",
-    "ETag",
-    "etag",
-    "Content-MD5",
-    "md5Hash",
-    "Last-Modified",
-    "LastModified",
-    "mtime",
-    "created",
-)
+DIGESTS = ("blob_id", "ETag", "etag", "Content-MD5", "md5Hash")
+TIMES = ("Last-Modified", "LastModified", "last_modified", "mtime", "created")
 
 
 @dataclass(frozen=True)
@@ -73,6 +65,7 @@ def find_files(inputs: Sequence[str]) -> list[File]:
     Raises:
         ValueError: if an input names nothing, holds a credential or needs a package that is not installed, or a file
             is named twice.
+        ConnectionError: if the network fails.
     """
     files = [file for named in inputs for file in _found(named)]
     times = Counter(_identity(file) for file in files)
@@ -87,6 +80,7 @@ def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
 
     Raises:
         ValueError: if there is no such dataset or revision, or an input holds a credential.
+        ConnectionError: if the network fails.
     """
     return tuple(_pinned(named) if named.startswith("hf://datasets/") else named for named in inputs)
 
@@ -132,7 +126,8 @@ def open_stored(file: File, read_ahead: int | None = None) -> pa.NativeFile:
 def _found(named: str) -> list[File]:
     """The files that one input names."""
     try:
-        files = _files_behind(named) if _is_url(named) else _local_files(named)
+        with _reaching(named):
+            files = _files_behind(named) if _is_url(named) else _local_files(named)
     except FileNotFoundError as error:
         reason = redacted(str(error.__cause__ or error))
         raise ValueError(f"no Parquet or JSON lines file at {named}: {reason}") from error
@@ -184,7 +179,7 @@ def _remote_file(filesystem: AbstractFileSystem, info: dict[str, Any]) -> File:
     info = info if info.get("size") is not None else filesystem.info(info["name"])
     if info.get("size") is None:
         raise ValueError(f"{url} does not tell its size; download it and name the file")
-    versions = [str(info[key]).strip('"') for key in VERSION_KEYS if info.get(key) is not None]
+    versions = [str(info[key]).strip('"') for key in (*DIGESTS, *TIMES) if info.get(key) is not None]
     return File(url, info["size"], "-".join([str(info["size"]), *versions[:1]]))
 
 
@@ -210,6 +205,17 @@ def _filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     return filesystem, path
 
 
+@contextmanager
+def _reaching(url: str) -> Iterator[None]:
+    """Makes one kind of error of those that each filesystem has for a network that fails."""
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        raise ConnectionError(f"cannot reach {url}: {redacted(str(error))}") from error
+
+
 def _require_no_credential(url: str) -> None:
     if has_credential(url):
         raise ValueError(
@@ -228,7 +234,8 @@ def _pinned(url: str) -> str:
     if COMMIT.fullmatch(uri.revision or ""):
         return url
     try:
-        commit = HfApi().dataset_info(uri.id, revision=uri.revision).sha
+        with _reaching(url):
+            commit = HfApi().dataset_info(uri.id, revision=uri.revision).sha
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise ValueError(
             f"no dataset at {url} that you may read; check its name and revision, or log in with `hf auth login`"

@@ -16,16 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from pipeline.data import batches
-from pipeline.data.documents import (
-    Column,
-    Layout,
-    document_tokens,
-    inspect_file,
-    iterate_rows,
-    read_rows,
-    unified,
-)
+from pipeline.data.documents import Column, Layout, document_tokens, inspect_file, iterate_rows, read_rows, unified
 from pipeline.data.locations import File, find_files
 from tests.file_server import file_server
 
@@ -60,13 +51,6 @@ def byte_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
-
-
-def truncated_parquet(file: Path) -> None:
-    """The footer is whole, rows before it are not."""
-    pq.write_table(pa.table({"text": [f"{row} " * 50 for row in range(100)]}), file)
-    content = file.read_bytes()
-    file.write_bytes(content[:40] + bytes(200) + content[240:])
 
 
 @pytest.mark.parametrize("content", [b"", b"text", bytes(range(64))])
@@ -134,48 +118,6 @@ def test_a_layout_tells_rows_groups_columns_and_content(tmp_path: Path) -> None:
     assert inspect_file(empty, TEXT).groups == () and read(empty) == []
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.none() | st.text(max_size=12), max_size=40),
-    st.integers(1, 15),
-    st.integers(0, 45),
-    st.integers(0, 45),
-    st.integers(1, 7),
-)
-def test_rows_are_those_of_the_whole_table(
-    tmp_path_factory: pytest.TempPathFactory,
-    texts: list[str | None],
-    row_group: int,
-    start: int,
-    stop: int,
-    batch: int,
-) -> None:
-    nested = pa.array([{"a": [row]} for row in range(len(texts))], pa.struct([("a", pa.list_(pa.int64()))]))
-    table = pa.table({"n": nested, "text": pa.array(texts, pa.string()), "text.more": [b"x"] * len(texts)})
-    path = tmp_path_factory.mktemp("rows") / "a.parquet"
-    pq.write_table(table, path, row_group_size=row_group)
-    for columns in (["n", "text", "text.more"], ["text"], ["text", "n"]):
-        schema = pa.schema([table.schema.field(name) for name in columns])
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(batches, "ROWS_PER_BATCH", batch)
-            patch.setattr("pipeline.data.parquet_rows.MOST_ROWS_READ", 3)
-            parts = list(read_rows(found(path), start, stop, schema, TEXT))
-        assert all(0 < len(part) <= max(batch, 3) for part in parts)
-        wanted = table.select(columns).slice(start, max(0, stop - start))
-        assert pa.Table.from_batches(parts, schema).equals(wanted)
-
-
-@pytest.mark.parametrize("use_dictionary", [True, False])
-def test_batches_are_bounded_whatever_the_lengths(tmp_path: Path, use_dictionary: bool) -> None:
-    """A long row among short ones, and one that is stored once and repeated."""
-    texts = ["a" * 10_000_000, *["b" * 10] * 300, *["c" * 700_000] * 20, "d"]
-    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=use_dictionary)
-    parts = read(found(tmp_path / "a.parquet"))
-    assert texts_of(parts) == texts
-    assert all(len(part) == 1 or part.nbytes <= batches.BATCH_BYTES for part in parts)
-    assert len(parts) < 40
-
-
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
 def test_many_short_documents_are_read_fast(tmp_path: Path, suffix: str) -> None:
     texts = [f"word{row % 100}" for row in range(100_000)]
@@ -188,14 +130,6 @@ def test_many_short_documents_are_read_fast(tmp_path: Path, suffix: str) -> None
     assert time.perf_counter() - started < 10  # a second where nothing else runs
     assert texts_of(parts) == texts
     assert len(parts) == -(-100_000 // 4096) or (suffix == "parquet" and len(parts) < 30)
-
-
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
-def test_text_that_is_not_unicode_is_replaced_and_the_rest_stays(tmp_path: Path, kind: pa.DataType) -> None:
-    stored = [b"a\xffb", b"\xed\xa0\x80", "naïve\0".encode(), None, b""]
-    raw = pa.array(stored, pa.large_binary() if kind == pa.large_string() else pa.binary())
-    pq.write_table(pa.table({"text": raw.view(kind)}), tmp_path / "a.parquet")
-    assert texts_of(read(found(tmp_path / "a.parquet"))) == ["a\ufffdb", "\ufffd" * 3, "naïve\0", None, ""]
 
 
 def test_compressed_json_lines_read_like_plain_ones(tmp_path: Path) -> None:
@@ -216,14 +150,6 @@ def test_compressed_json_lines_read_like_plain_ones(tmp_path: Path) -> None:
             inspect_file(found(path), TEXT)
         with pytest.raises(ValueError, match=f"{name} is not a readable JSON lines file"):
             list(read_rows(found(path), 0, 300, layout.schema, TEXT))
-
-
-def test_damaged_rows_name_their_file(tmp_path: Path) -> None:
-    truncated_parquet(tmp_path / "a.parquet")
-    file = found(tmp_path / "a.parquet")
-    schema = inspect_file(file, TEXT).schema
-    with pytest.raises(ValueError, match=r"a\.parquet is not a readable Parquet file"):
-        list(read_rows(file, 0, 100, schema, TEXT))
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])

@@ -1,24 +1,17 @@
-"""Finding files on disk and behind URLs, pinning them, and opening them as they were found."""
+"""Finding files, and opening them as they were found."""
 
 import gzip
-import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from fsspec.core import url_to_fs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.locations import File, find_files, open_file, pinned
-from tests.file_server import file_server
-from tests.hub_server import COMMIT, hub_server
 
 NAMES = ("one/b.parquet", "one/a.jsonl", "one/deep/c.json.gz", "one/deep/d.NDJSON.zst", "two/e.jsonl", "two/f.jsonl")
 LINE = b'{"text": "a"}\n'
@@ -28,12 +21,6 @@ def put(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(LINE)
-
-
-def parquet(texts: list[str]) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"text": texts}), sink)
-    return bytes(sink.getvalue())
 
 
 def compressed(parts: list[bytes], codec: str) -> bytes:
@@ -166,109 +153,3 @@ def test_what_is_cut_short_is_noticed(
     cut = data.draw(st.integers(1, len(whole) - 1).filter(lambda place: place not in ends))
     with open_file(stored(tmp_path_factory.mktemp("stored"), whole[:cut], codec)) as stream, pytest.raises(OSError):
         stream.read()
-
-
-@pytest.fixture
-def web() -> Iterator[tuple[str, dict[str, bytes]]]:
-    index = b'<a href="b.jsonl">b</a> <a href="a.parquet">a</a> <a href="notes.txt">notes</a>'
-    files = {
-        "/data/": index,
-        "/data/a.parquet": parquet(["x", "y"]),
-        "/data/b.jsonl": LINE * 100_000,
-        "/data/deep/c.jsonl.gz": compressed([LINE, LINE], "gzip"),
-        "/data/notes.txt": b"no data",
-    }
-    with file_server(files) as address:
-        yield address, files
-
-
-def test_files_on_the_web_are_found_and_read(web: tuple[str, dict[str, bytes]]) -> None:
-    address, files = web
-    paths = ("/data/b.jsonl", "/data/a.parquet", "/data/deep/c.jsonl.gz")
-    found = find_files([f"{address}{paths[0]}?download=yes", f"{address}/data/*.parquet", f"{address}{paths[2]}"])
-    assert [(file.name, file.size) for file in found] == [(Path(path).name, len(files[path])) for path in paths]
-    contents = []
-    for file in found:
-        with open_file(file) as stream:
-            contents.append(stream.read())
-    assert contents == [files[paths[0]], files[paths[1]], LINE * 2]
-
-
-def test_a_folder_on_the_web_is_refused(web: tuple[str, dict[str, bytes]]) -> None:
-    with pytest.raises(ValueError, match=r"is a web page; name files, or a glob of them as in .*/data/\*"):
-        find_files([f"{web[0]}/data/"])
-
-
-def test_a_file_that_changed_on_the_web_is_refused(web: tuple[str, dict[str, bytes]]) -> None:
-    address, files = web
-    file = find_files([f"{address}/data/b.jsonl"])[0]
-    files["/data/b.jsonl"] = LINE * 99_999 + LINE.replace(b"a", b"b")
-    with pytest.raises(ValueError, match="has changed since"):
-        open_file(file)
-    del files["/data/b.jsonl"]
-    with pytest.raises(ValueError, match="is gone since"):
-        open_file(file)
-
-
-HUB_FILES = {
-    "data/train-0.parquet": parquet(["x", "y"]),
-    "data/train-1.parquet": parquet(["z"]),
-    "data/deep/more.jsonl": LINE * 3,
-    "README.md": b"a card",
-}
-HUB_SCRIPT = """
-import json, sys
-from pipeline.data.documents import Column, inspect_file, read_rows
-from pipeline.data.locations import find_files, pinned
-
-def texts(file):
-    layout = inspect_file(file, Column())
-    return [text for rows in read_rows(file, 0, 9, layout.schema, Column()) for text in rows.column(0).to_pylist()]
-
-for named in sys.argv[1:]:
-    try:
-        inputs = pinned([named])
-        print(json.dumps([inputs, [[file.url, file.size, texts(file)] for file in find_files(inputs)]]))
-    except ValueError as error:
-        print(json.dumps(str(error)))
-"""
-
-
-def test_datasets_on_the_hub_are_pinned_found_and_read() -> None:
-    """In another process, since the Hub's clients read their environment once."""
-    dataset, at = "hf://datasets/user/name", f"hf://datasets/user/name@{COMMIT}"
-    named = [dataset, f"{dataset}/data/*.parquet", f"{dataset}@main/data/deep", f"{at}/data/train-1.parquet"]
-    converted = f"{dataset}@refs/convert/parquet/data/train-0.parquet"
-    missing = [f"{dataset}@gone/data", "hf://datasets/user/other", f"{dataset}/gone.parquet"]
-    with hub_server(HUB_FILES) as address:
-        environment = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_DISABLE_TELEMETRY": "1"}
-        ran = subprocess.run(
-            [sys.executable, "-c", HUB_SCRIPT, *named, converted, *missing],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    results = [json.loads(line) for line in ran.stdout.splitlines()]
-    first, second, third = (
-        [f"{at}/{name}", len(HUB_FILES[name]), texts]
-        for name, texts in (
-            ("data/train-0.parquet", ["x", "y"]),
-            ("data/train-1.parquet", ["z"]),
-            ("data/deep/more.jsonl", ["a", "a", "a"]),
-        )
-    )
-    assert results[:5] == [
-        [[at], [third, first, second]],
-        [[f"{at}/data/*.parquet"], [first, second]],
-        [[f"{at}/data/deep"], [third]],
-        [[f"{at}/data/train-1.parquet"], [second]],
-        [[f"{at}/data/train-0.parquet"], [first]],
-    ]
-    for result, message in zip(results[5:], ["no dataset at", "no dataset at", "no Parquet or JSON"], strict=True):
-        assert message in result
-
-
-def test_other_inputs_are_not_pinned() -> None:
-    inputs = ["a/b.parquet", "https://host/a.jsonl", f"hf://datasets/user/name@{COMMIT}/data", "hf://user/model/a.json"]
-    assert pinned(inputs) == tuple(inputs)
