@@ -13,6 +13,8 @@ import yaml
 from cyclopts.config import Yaml
 from transformers.utils import logging
 
+from pipeline.data.redaction import redacted
+
 COMMON_FLAGS = """\
 Also, for every command: --config FILE reads a YAML file of the flags above (input: [a, b], training: {steps: 9}),
 which flags on the command line override; --debug shows the traceback of an error."""
@@ -28,7 +30,7 @@ def run(command: Callable[..., int | None], module: str) -> NoReturn:
     except (ValueError, OSError, cyclopts.CycloptsError) as error:
         if debug:
             raise
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {redacted(' '.join(str(error).split()))}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
 

@@ -1,27 +1,43 @@
 """What the annotation job prints when it ends: the run in figures, and a few tokens with their entropies."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import disable_progress_bars, load_dataset
 
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
-from pipeline.engine.ledger import Counts
+from pipeline.engine.report import Report
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, TOKENIZER_FOLDER
+from schemas.ledger import Counts, Quarantined
 
 EXAMPLE_TOKENS = 16
 
 
-def print_summary(output: Path, counts: Counts, *, new_tokens: int, seconds: float) -> None:
-    """Documents, tokens, tokens/s, mean entropy, bits per byte, place."""
+def print_summary(output: Path, counts: Counts, report: Report) -> None:
+    """Documents, tokens, tokens/s, mean entropy, bits per byte, place; then where the time went."""
     tokens, labelled, mean = counts.tokens, counts.labelled_tokens, counts.mean_entropy
     bits = f"{mean / math.log(2) * tokens / counts.text_bytes:.3f}" if counts.text_bytes else "unknown without text"
-    print(f"documents      {counts.rows:,}")
+    without = f", {counts.rows_without_text:,} of them without text" if counts.rows_without_text else ""
+    print(f"documents      {counts.rows:,}{without}")
     print(f"tokens         {tokens:,}" + (f", {labelled:,} of them labelled" if labelled < tokens else ""))
-    print(f"tokens/s       {f'{new_tokens / seconds:,.0f}' if new_tokens else 'none: the dataset was complete'}")
+    print(f"tokens/s       {f'{report.tokens_per_second:,.0f}' if report.units else 'none: the dataset was complete'}")
     print(f"mean entropy   {mean:.3f} nats a token")
     print(f"bits per byte  {bits}")
     print(f"dataset        {output}")
+    if report.units:
+        speeds = ", ".join(f"{stage} {speed:,.0f}" for stage, speed in report.stage_speeds().items())
+        wait, fill = report.stages.device_wait, report.stages.batch_fill
+        print(f"stages         tokens/s of a worker: {speeds}; {report.stages.bottleneck} is the slowest")
+        print(f"device         waits {wait:.1%} of its time; batches are {fill:.1%} full")
+
+
+def print_quarantine(given_up: Sequence[Quarantined]) -> None:
+    """The units that have no shard, and why; the same command tries them again."""
+    if given_up:
+        print(f"\n{len(given_up)} units were given up and have no shard; the same command tries them again:")
+    for unit in given_up:
+        print(f"  {unit}")
 
 
 def print_examples(output: Path) -> None:

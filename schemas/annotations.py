@@ -9,7 +9,9 @@ from typing import Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+from schemas.documents import TEXT_COLUMN
+
+SCHEMA_VERSION = 2
 PROVENANCE_KEY = b"token_entropy.provenance"
 
 DATA_FOLDER = "data"
@@ -42,6 +44,11 @@ def shard_name(index: int, shards: int) -> str:
     return f"train-{index:05d}-of-{shards:05d}.parquet"
 
 
+def shards_in_all(name: str) -> int:
+    """How many shards the dataset has of which this is the name of one."""
+    return int(name.removesuffix(".parquet").rpartition("-")[2])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
     """What every label of a dataset depends on. Two runs that differ in any of it make different datasets."""
@@ -60,6 +67,10 @@ class Provenance:
     source_sha256: str
     """Digest of the source files' names, sizes and Parquet footers."""
     source_rows: int
+    text_column: str
+    """Of the source, that was labelled: its documents' text, or their token ids where it came tokenized."""
+    columns: tuple[str, ...] | None
+    """Of the source, that are passed on; all of them where None."""
     rows_per_unit: int
     source_seen_by_estimator: Literal["yes", "no", "unknown"]
     folds: int = 1
@@ -88,17 +99,25 @@ class Provenance:
         values = json.loads(text)
         if values.get("schema_version") != SCHEMA_VERSION:
             raise ValueError(f"labels of schema version {values.get('schema_version')}; this reads {SCHEMA_VERSION}")
-        return cls(**{**values, "source": tuple(values["source"])})
+        columns = values["columns"]
+        lists = {"source": tuple(values["source"]), "columns": None if columns is None else tuple(columns)}
+        return cls(**{**values, **lists})
 
 
 def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:
     """The source's columns that are passed on, then ours.
 
     Raises:
-        ValueError: if the source has a column of one of our names.
+        ValueError: if the source has a column of one of our names, or lacks one that was named.
     """
-    dropped = {INPUT_IDS} if provenance.keep_text else {INPUT_IDS, "text"}
-    passed = [field.remove_metadata() for field in source if field.name not in dropped]
+    tokenized = provenance.tokenizer_sha256 is None
+    text = {TEXT_COLUMN if tokenized else provenance.text_column}
+    wanted = set(source.names if provenance.columns is None else provenance.columns)
+    if unknown := wanted - set(source.names):
+        raise ValueError(f"the source has no column {', '.join(sorted(unknown))}; it has {', '.join(source.names)}")
+    wanted = wanted | text if provenance.keep_text else wanted - text
+    wanted -= {INPUT_IDS, provenance.text_column} if tokenized else {INPUT_IDS}
+    passed = [field.remove_metadata() for field in source if field.name in wanted]
     ours = [
         pa.field(INPUT_IDS, pa.list_(pa.int32())),
         pa.field(ENTROPY, pa.list_(pa.float32())),

@@ -1,20 +1,12 @@
-"""Tiny models, tokenizers and files, made by hand in a moment."""
+"""Documents and what is said of them, made by hand in a moment, without torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedModel
 
 from pipeline.data.sample import sample_documents
-from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
-from pipeline.models.language_model import new_language_model
-from pipeline.models.second_order import SecondOrderConfig, SecondOrderModel
-from pipeline.models.transformer import llama_config
 from schemas.annotations import Provenance
 
 VOCABULARY = 97
@@ -30,59 +22,11 @@ PROVENANCE = Provenance(
     source=("a.parquet",),
     source_sha256="s" * 64,
     source_rows=4,
+    text_column="text",
+    columns=None,
     rows_per_unit=2,
     source_seen_by_estimator="no",
 )
-ModelT = TypeVar("ModelT", bound=PreTrainedModel)
-
-
-def frozen(model: ModelT) -> ModelT:
-    model.eval()  # type: ignore[no-untyped-call]
-    model.requires_grad_(False)
-    return model
-
-
-def tiny_estimator(*, context: int = 32, vocabulary: int = VOCABULARY) -> EntropyEstimator:
-    """Weights ten times the usual size, so that every part of the model shows in its losses."""
-    torch.manual_seed(0)
-    config = EstimatorConfig(
-        vocab_size=vocabulary,
-        context=context,
-        encoder_width=16,
-        encoder_layers=2,
-        encoder_heads=2,
-        decoder_width=24,
-        decoder_layers=2,
-        decoder_heads=2,
-        bottleneck_width=3,
-        initializer_range=0.2,
-    )
-    return frozen(EntropyEstimator(config))
-
-
-def tiny_second_order(*, context: int = 32, vocabulary: int = VOCABULARY) -> SecondOrderModel:
-    torch.manual_seed(0)
-    stack = llama_config(vocab_size=vocabulary, width=24, layers=2, heads=2, context=context, initializer_range=0.2)
-    config = SecondOrderConfig(
-        vocab_size=vocabulary,
-        context=context,
-        transformer=stack.to_dict(),
-        label_mean=3.0,
-        label_deviation=2.0,
-        initializer_range=0.2,
-    )
-    return frozen(SecondOrderModel(config))
-
-
-def tiny_language_model(*, context: int = 32, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
-    """It reads token 5 before a document's first."""
-    torch.manual_seed(0)
-    config = llama_config(vocab_size=vocabulary, width=24, layers=2, heads=2, context=context, initializer_range=0.2)
-    return frozen(new_language_model(config, start=5))
-
-
-def random_tokens(rows: int, tokens: int, *, vocabulary: int = VOCABULARY, seed: int = 0) -> Tensor:
-    return torch.randint(vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(seed))
 
 
 def write_documents(file: Path, texts: Sequence[str | None], **columns: Sequence[object]) -> Path:

@@ -2,14 +2,20 @@
 
 import importlib
 import os
+import socket
+import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import ray
 
-from pipeline.engine import driver
+from pipeline.engine.cluster import cluster
 from tests.builders import sample_texts, write_documents
 
 RunCommand = Callable[..., int]
@@ -24,9 +30,67 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    with driver.cluster("local"):
+    with cluster("local"):
         yield
     assert not ray.is_initialized()
+
+
+@dataclass(frozen=True)
+class Head:
+    """A cluster of one node, started as `ray start --head` does it for everyone, but on loopback."""
+
+    address: str
+    dashboard: str
+    metrics: str
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    gcs, dashboard, metrics, client = (str(port) for port in free_ports(4))
+    home = tmp_path_factory.mktemp("ray")
+    environment = {
+        "HOME": str(home),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_metrics_report_interval_ms": "1000",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "2"),
+        *("--node-ip-address", "127.0.0.1", "--port", gcs, "--ray-client-server-port", client),
+        *("--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard, "--metrics-export-port", metrics),
+    ]
+    with (home / "head.log").open("w") as log:
+        head = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
+    try:
+        wait_for(f"http://127.0.0.1:{dashboard}/api/version", head)
+        yield Head(
+            f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics", environment
+        )
+    finally:
+        head.terminate()
+        head.wait(30)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in sockets]
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
+    """Returns when a server answers; fails when its process has ended or takes too long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise AssertionError(f"{url} does not answer")
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """The main job as a user runs it, on a real local Ray."""
 
+import gzip
 import json
 import os
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
+from pipeline.data.annotations import read_annotations
 from pipeline.data.tokenizer import encode, load_tokenizer
+from pipeline.engine.driver import Driver
+from pipeline.engine.stages import WORK
 from pipeline.models.checkpoint import SHIPPED
 from schemas.annotations import PROVENANCE_KEY, Provenance
-from tests.builders import sample_texts, tiny_estimator, tiny_second_order, write_documents
+from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand
+from tests.engine.fakes import shards
+from tests.tiny_models import tiny_estimator, tiny_second_order
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
+MOUNT = ("mount", "-t", "tmpfs", "-o")
 
 
 def shard_rows(output: Path) -> pa.Table:
@@ -132,17 +140,104 @@ def test_shards_do_not_depend_on_the_number_of_workers(run_command: RunCommand, 
 def test_documents_tokenized_already_are_labelled_by_a_model_of_their_vocabulary(
     run_command: RunCommand, tmp_path: Path
 ) -> None:
-    tiny_estimator().save_pretrained(tmp_path / "estimator")
     ids = [[5, 96, 0, 7] * 20, [], [1]]
-    pq.write_table(
-        pa.table({"input_ids": pa.array(ids, pa.list_(pa.int64())), "id": [0, 1, 2]}), tmp_path / "in.parquet"
-    )
-    tokenized = ("--input", tmp_path / "in.parquet", "--tokenizer", "none", "--vocabulary", 97)
-    exact = ("--method", "exact", "--estimator", tmp_path / "estimator", "--output", tmp_path / "out")
-    assert run_command("pipeline.annotate", *tokenized, *exact, "--workers", 1) == 0
+    assert run_command(*tokenized(tmp_path, ids), "--vocabulary", 97, "--output", tmp_path / "out") == 0
     rows = shard_rows(tmp_path / "out").to_pylist()
     assert [row["input_ids"] for row in rows] == ids
     assert [len(row["entropy"]) for row in rows] == [80, 0, 1]
+
+
+def test_json_lines_of_any_name_of_column_are_labelled(run_command: RunCommand, tmp_path: Path) -> None:
+    texts = [*sample_texts(3, 300), ["no text"], None]
+    lines = [json.dumps({"body": text, "id": row, "more": [row]}) for row, text in enumerate(texts)]
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    chosen = ("--text-column", "body", "--columns", "id", "--keep-text", "--workers", 1)
+    assert run_command("pipeline.annotate", "--input", tmp_path, *chosen, "--output", tmp_path / "out") == 0
+    rows = shard_rows(tmp_path / "out").to_pylist()
+    assert [row["body"] for row in rows] == [*texts[:3], None, None] and "more" not in rows[0]
+    assert [row["id"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["num_tokens"] > 0 for row in rows] == [True] * 3 + [False] * 2
+
+
+def tokenized(folder: Path, documents: Sequence[Sequence[int]]) -> tuple[object, ...]:
+    """Arguments that label documents of token ids with a tiny estimator."""
+    tiny_estimator().save_pretrained(folder / "estimator")
+    file = write_documents(folder / "in.parquet", ["text"] * len(documents), input_ids=documents)
+    checkpoint = ("--method", "exact", "--estimator", folder / "estimator", "--tokenizer", "none")
+    return ("pipeline.annotate", "--input", file, *checkpoint, "--workers", 1, "--rows-per-unit", 4)
+
+
+def test_units_that_are_given_up_are_listed_and_exit_with_three(
+    run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = [[1, 2, 3]] * 16
+    documents[5] = [1, 97]
+    arguments = (*tokenized(tmp_path, documents), "--output", tmp_path / "out")
+    for _ in range(2):
+        assert run_command(*arguments) == 3
+        printed = capsys.readouterr().out
+        assert "1 units were given up" in printed and "the same command tries them again" in printed
+        assert f"unit 1, rows 4 to 8 of {tmp_path / 'in.parquet'}: token ids from 1 to 97 do not fit" in printed
+    assert len(shard_rows(tmp_path / "out")) == 12
+    assert len(read_annotations(tmp_path / "out").corpus) == 12
+
+
+def test_a_complete_run_is_left_as_it_is(
+    run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (*tokenized(tmp_path, [[1, 2, 3]] * 8), "--output", tmp_path / "out")
+    assert run_command(*arguments) == 0
+    assert "is the slowest" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "_ledger" / "report.json").read_text())
+    assert report["units"] == 2 and report["tokens"] == 24 and set(report["stages"]) == set(WORK)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "data").iterdir()}
+    monkeypatch.setattr(Driver, "outcomes", None)  # it must not be asked for anything
+    assert run_command(*arguments) == 0
+    assert "none: the dataset was complete" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "data").iterdir()} == before
+
+
+def test_a_dry_run_tells_what_it_takes_and_writes_nothing(
+    run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = [[1, 2, 3, 4]] * 50 + [[1] * 8] * 50
+    arguments = (*tokenized(tmp_path, documents), "--output", tmp_path / "out", "--dry-run")
+    assert run_command(*arguments, "--tokens-per-second", 100) == 0
+    given = capsys.readouterr().out
+    assert run_command(*arguments) == 0
+    measured = capsys.readouterr().out
+    assert "25 of 4 rows at the most" in given and "100 documents, 0.000 GB in 1 files" in given
+    assert "600 ± " in given and "by 52 documents" in given.replace("by 56", "by 52")
+    assert "100 a worker, given" in given and "measured on one" in measured
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    if os.geteuid() or subprocess.run([*MOUNT, "size=1m", "tmpfs", mounted], check=False).returncode:
+        pytest.skip("a file system can be mounted by root alone")
+    yield mounted
+    subprocess.run(["umount", "-l", mounted], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_more_room_completes_it(
+    run_command: RunCommand, tmp_path: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    documents = [random.integers(97, size=9000).tolist() for _ in range(80)]
+    arguments = (*tokenized(tmp_path, documents), "--share", 0.01)
+    assert run_command(*arguments, "--output", small_disk / "out") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: cannot write to") and "No space left on device" in error
+    committed = list((small_disk / "out" / "data").iterdir())
+    assert committed and all(file.suffix == ".parquet" for file in committed)
+    subprocess.run([*MOUNT, "remount,size=9m", small_disk], check=True)
+    assert run_command(*arguments, "--output", small_disk / "out") == 0
+    assert run_command(*arguments, "--output", tmp_path / "plain") == 0
+    assert shards(small_disk / "out") == shards(tmp_path / "plain")
 
 
 @pytest.mark.fineweb
@@ -169,11 +264,15 @@ def mistakes(tmp_path: Path) -> dict[str, list[object]]:
     (tmp_path / "pickle" / "config.json").write_text('{"model_type": "second-order-entropy"}')
     (tmp_path / "pickle" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     return {
-        "no Parquet file at": ["--input", tmp_path / "absent.parquet"],
+        "no Parquet or JSON lines file at": ["--input", tmp_path / "absent.parquet"],
         "has no column `text`; it has body": ["--input", tmp_path / "no_text.parquet"],
         "not a readable Parquet file": ["--input", tmp_path / "truncated.parquet"],
         "columns that annotation writes: entropy": ["--input", tmp_path / "clash.parquet"],
         "has other columns than": ["--input", good, tmp_path / "no_text2.parquet"],
+        "has no column `body`": ["--input", good, "--text-column", "body"],
+        "the source has no column url": ["--input", good, "--columns", "url"],
+        "holds a credential": ["--input", "https://user:secret@127.0.0.1/a.parquet"],
+        "a worker must take something": ["--input", good, "--cpus-per-worker", 0],
         "Invalid value": ["--input", good, "--method", "guess"],
         "is not empty and holds no annotation run": ["--input", good, "--output", tmp_path / "other"],
         "this needs one of kind estimator": [

@@ -15,8 +15,9 @@ from pipeline.data.tokenizer import encode, load_tokenizer, tokenizer_sha256
 from pipeline.labels import causal, exact
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer, fold_folder, load_estimator
 from schemas.annotations import PROVENANCE_KEY
-from tests.builders import random_tokens, sample_texts, tiny_estimator, tiny_language_model, write_documents
+from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand
+from tests.tiny_models import random_tokens, tiny_estimator, tiny_language_model
 
 ANNOTATE = ("pipeline.annotate", "--workers", 1)  # on two cores one worker starts in half the time of two
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -13,11 +13,14 @@ from schemas.annotations import (
     DATA_FOLDER,
     ENTROPY,
     INPUT_IDS,
+    LEDGER_FOLDER,
     PROVENANCE_KEY,
     TOKENIZER_FOLDER,
     Provenance,
     shard_name,
+    shards_in_all,
 )
+from schemas.ledger import QUARANTINE, Quarantined
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,12 @@ def read_annotations(folder: Path, limit: int | None = None) -> AnnotatedDataset
     )
 
 
+def read_quarantine(folder: Path) -> list[Quarantined]:
+    """The units of rows that were given up and have no shard, in their order."""
+    files = sorted((folder / LEDGER_FOLDER / QUARANTINE).glob("*.json"))
+    return [Quarantined.from_json(file.read_text()) for file in files]
+
+
 def _shared_provenance(shards: list[Path]) -> Provenance:
     """The provenance of all shards, which must be of one finished run."""
     found: set[bytes] = set()
@@ -58,7 +67,9 @@ def _shared_provenance(shards: list[Path]) -> Provenance:
         if not {INPUT_IDS, ENTROPY} <= set(schema.names) or PROVENANCE_KEY not in (schema.metadata or {}):
             raise ValueError(f"{shard} was not written by pipeline.annotate: it lacks labels or their provenance")
         found.add(schema.metadata[PROVENANCE_KEY])
-    expected = {shard_name(index, len(shards)) for index in range(len(shards))}
+    units = shards_in_all(shards[0].name)
+    given_up = {unit.shard for unit in read_quarantine(shards[0].parent.parent)}
+    expected = {shard_name(index, units) for index in range(units)} - given_up
     if len(found) > 1 or {shard.name for shard in shards} != expected:
         raise ValueError(f"{shards[0].parent} does not hold one finished run; give the same annotate command again")
     return Provenance.from_json(found.pop().decode())

@@ -5,13 +5,12 @@ from dataclasses import asdict
 from huggingface_hub import DatasetCardData
 
 from schemas.annotations import DATA_FOLDER, DESCRIPTIONS, EXPECTED_ENTROPY, Provenance
+from schemas.ledger import Counts
 
 HEADER = "Per-token entropy labels"
 
 
-def dataset_card(
-    provenance: Provenance, *, documents: int, tokens: int, mean_entropy: float, shards_sha256: str
-) -> str:
+def dataset_card(provenance: Provenance, counts: Counts, shards_sha256: str) -> str:
     """Markdown with the front matter that `datasets` and the Hugging Face Hub read.
 
     The digest of the shards stands in the configuration's description because `datasets` (5.2) names its cache after
@@ -31,7 +30,7 @@ def dataset_card(
 ---
 # {HEADER}
 
-{documents:,} documents, {tokens:,} tokens, {mean_entropy:.3f} nats a labelled token.
+{counts.rows:,} documents, {counts.tokens:,} tokens, {counts.mean_entropy:.3f} nats a labelled token.
 
 {described}
 

@@ -48,24 +48,32 @@ def write_shard(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> st
     unfinished = unfinished_name(path)
     lists = [name for name in schema.names if name in ENTROPY_COLUMNS]
     scalars = [name for name in schema.names if name not in (*ENTROPY_COLUMNS, INPUT_IDS)]
-    with pq.ParquetWriter(
-        unfinished,
-        schema,
-        compression="zstd",
-        compression_level=3,
-        use_dictionary=[*scalars, *(f"{name}.list.element" for name in lists)],
-        use_content_defined_chunking=True,
-        write_page_index=True,
-        write_page_checksum=True,
-    ) as writer:
-        for table in _row_groups(tables):
-            writer.write_table(table)
-    return commit(unfinished, path)
+    try:
+        with pq.ParquetWriter(
+            unfinished,
+            schema,
+            compression="zstd",
+            compression_level=3,
+            use_dictionary=[*scalars, *(f"{name}.list.element" for name in lists)],
+            use_content_defined_chunking=True,
+            write_page_index=True,
+            write_page_checksum=True,
+        ) as writer:
+            for table in _row_groups(tables):
+                writer.write_table(table)
+        return commit(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def unfinished_name(path: Path) -> Path:
     """Where a file is written before it has its name; another one each time, should two workers write the same."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
+
+
+def is_unfinished(file: Path) -> bool:
+    """True for the names that `unfinished_name` gives."""
+    return file.name.startswith(".") and file.suffix == UNFINISHED
 
 
 def commit(unfinished: Path, path: Path) -> str:
@@ -82,8 +90,11 @@ def write_text(path: Path, text: str) -> None:
     """Writes a small file so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = unfinished_name(path)
-    unfinished.write_text(text)
-    commit(unfinished, path)
+    try:
+        unfinished.write_text(text)
+        commit(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterable[pa.Table]:

@@ -1,27 +1,54 @@
-"""One unit from rows to a committed shard: read, tokenize, label, write, receipt. No Ray here."""
+"""One unit from rows to a committed shard, in three stages that overlap; no Ray and no torch here.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+    read, tokenize, pad  |  label on the device  |  Arrow, Parquet, receipt
+
+Each stage is a generator that runs in a thread of its own, a few slabs of rows ahead of the next one.
+"""
+
+import threading
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from pipeline.data.corpus import fold_of
-from pipeline.data.documents import document_tokens, open_documents, read_rows
+from pipeline.data.documents import Column, document_tokens, read_rows
+from pipeline.data.redaction import redacted
 from pipeline.data.shards import annotated_rows, write_shard
+from pipeline.data.tokenizer import load_tokenizer
 from pipeline.data.windows import sample_positions
-from pipeline.engine.labelling import Labeller, label_documents
-from pipeline.engine.ledger import Counts, Receipt, record
+from pipeline.engine.ahead import ahead
+from pipeline.engine.batches import BATCH_TOKENS, Batch, gather, window_batches
+from pipeline.engine.ledger import record
 from pipeline.engine.plan import Unit
+from pipeline.engine.stages import HELD, Stages
 from pipeline.labels.retokenize import encode_with_ends, move_nats
 from schemas.annotations import DATA_FOLDER, ENTROPY, NUM_TOKENS, Provenance, annotated_schema, shard_name
-from schemas.documents import TEXT_COLUMN
+from schemas.ledger import Counts, Receipt
 
-Labels = dict[str, list[np.ndarray]]
+SLABS_AHEAD = 2  # between two stages: enough to never wait, and memory stays at a few slabs of 2 MiB of text
+
+
+class SourceError(Exception):
+    """Rows cannot be read now; another try may succeed."""
+
+
+class OutputError(Exception):
+    """Nothing can be written: no use in trying other units."""
+
+
+class Labeller(Protocol):
+    """A label method on its device: float32 [B, T] for every column of every batch, and batches labelled in parts."""
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    def label(self, batches: Iterable[Batch]) -> tuple[list[dict[str, np.ndarray]], int]: ...
 
 
 @dataclass(frozen=True)
@@ -36,95 +63,166 @@ class Run:
     estimator_tokenizer: Path | None
     """Of the checkpoints, where it is another: labels are then moved to the tokens of `input_ids`."""
     provenance: Provenance
+    source_schema: pa.Schema
+    """Columns that are read."""
     units: int
+
+    @property
+    def column(self) -> Column:
+        """What documents are read from."""
+        return Column(self.provenance.text_column, tokenized=self.tokenizer is None)
+
+
+class Slab(NamedTuple):
+    """Some rows on their way through the stages."""
+
+    rows: pa.RecordBatch
+    tokens: list[np.ndarray]
+    """Of each row, as they are written."""
+    documents: list[np.ndarray]
+    """Of each row, as the checkpoint reads them."""
+    ends: list[tuple[np.ndarray, np.ndarray]] | None
+    """Where both end in the text's bytes, the checkpoint's first, where they differ."""
+    batches: list[list[Batch]]
+    """Of each fold's checkpoint."""
+
+
+LabelledBatch = tuple[Batch, Mapping[str, np.ndarray]]
+Labelled = tuple[Slab, list[LabelledBatch]]
 
 
 @dataclass(frozen=True)
 class Annotator:
-    """A run with its label method, one a fold, and tokenizer loaded; no tokenizer for documents tokenized already."""
+    """A run with its label method, one a fold, and tokenizer loaded; no tokenizer for documents tokenized already.
+
+    Two units may be annotated at a time: while one is labelled, the next is read.
+    """
 
     run: Run
     labellers: tuple[Labeller, ...]
     tokenizer: Tokenizer | None
     estimator_tokenizer: Tokenizer | None = None
+    device: threading.Lock = field(default_factory=threading.Lock)
 
-    def annotate(self, unit: Unit) -> Receipt:
+    def annotate(self, unit: Unit) -> tuple[Receipt, Stages]:
         """Labels the unit's rows, commits their shard and then its receipt.
 
-        Row groups go to disk as they fill, so memory does not grow with the unit.
+        Raises:
+            SourceError: if rows cannot be read, for a reason that may pass.
+            OutputError: if the shard or its receipt cannot be written.
+            ValueError: if the rows or their labels are wrong.
         """
+        try:
+            return self._commit(unit)
+        except OSError as error:  # what reading raises is none by now
+            raise OutputError(f"cannot write to {self.run.output}: {error}") from error
+
+    def _commit(self, unit: Unit) -> tuple[Receipt, Stages]:
+        stages, counts = Stages(), [Counts()]
+        schema = annotated_schema(self.run.source_schema, self.run.provenance)
         shard = shard_name(unit.index, self.run.units)
-        parquet = open_documents(Path(unit.file), tokenized=self.tokenizer is None)
-        schema = annotated_schema(parquet.schema_arrow, self.run.provenance)
-        counts: list[Counts] = []
-        tables = self._tables(unit, parquet, schema, counts)
-        digest = write_shard(self.run.output / DATA_FOLDER / shard, tables, schema)
+        with (
+            ahead(self.slabs(unit, stages), SLABS_AHEAD) as slabs,
+            ahead(self._labelled(slabs, stages), SLABS_AHEAD) as labelled,
+            stages.timed("write"),
+        ):
+            tables = self._tables(stages.untimed_items("write", labelled), schema, counts)
+            digest = write_shard(self.run.output / DATA_FOLDER / shard, tables, schema)
         receipt = Receipt(unit=unit.index, shard=shard, sha256=digest, counts=sum(counts, start=Counts()))
         record(self.run.output, receipt)
-        return receipt
+        return receipt, stages
 
-    def _tables(
-        self, unit: Unit, parquet: pq.ParquetFile, schema: pa.Schema, counts: list[Counts]
-    ) -> Iterator[pa.Table]:
+    def slabs(self, unit: Unit, stages: Stages) -> Generator[Slab, None, None]:
+        """The first stage: a unit's rows, ready to be labelled."""
         random = np.random.default_rng(unit.index)
-        for rows in read_rows(parquet, unit.start, unit.stop):
-            if self.tokenizer is not None and self.estimator_tokenizer is not None:
-                documents, labels = self._moved_labels(rows, self.tokenizer, self.estimator_tokenizer, random)
-            else:
-                documents = document_tokens(rows, self.tokenizer, self.run.provenance.vocabulary)
-                labels = self._labels(documents, random)
-            table = annotated_rows(rows, documents, labels, schema)
-            counts.append(count(rows, table))
+        for rows in stages.timed_items("read", self._rows(unit)):
+            with stages.timed("tokenize"):
+                slab = self._tokenized(rows, random)
+            yield slab
+
+    def _rows(self, unit: Unit) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from read_rows(unit.file, unit.start, unit.stop, self.run.source_schema, self.run.column)
+        except OSError as error:  # its chain would show what `redacted` hides, such as the query of a signed URL
+            raise SourceError(redacted(f"cannot read {unit.file.url}: {error}")) from None
+
+    def _labelled(self, slabs: Iterator[Slab], stages: Stages) -> Generator[Labelled, None, None]:
+        """The second stage, which has the device until the unit's last row is labelled."""
+        with self.device, stages.timed(HELD):
+            for slab in slabs:
+                yield slab, self.label(slab, stages)
+
+    def label(self, slab: Slab, stages: Stages) -> list[LabelledBatch]:
+        """Every batch of a slab with its values."""
+        labelled: list[LabelledBatch] = []
+        for labeller, batches in zip(self.labellers, slab.batches, strict=True):
+            with stages.timed("label"):
+                values, parts = labeller.label(batches)
+            labelled += zip(batches, values, strict=True)
+            stages.add_batches(batches, parts)
+        return labelled
+
+    def _tables(self, labelled: Iterable[Labelled], schema: pa.Schema, counts: list[Counts]) -> Iterator[pa.Table]:
+        """The third stage."""
+        for slab, batches in labelled:
+            labels = gather(slab.documents, batches, self.labellers[0].columns)
+            if slab.ends is not None:
+                labels = {name: moved(nats, slab.ends) for name, nats in labels.items()}
+            table = annotated_rows(slab.rows, slab.tokens, labels, schema)
+            counts.append(count(slab.rows, table, self.run.column))
             yield table
 
-    def _moved_labels(
-        self, rows: pa.RecordBatch, tokenizer: Tokenizer, estimator_tokenizer: Tokenizer, random: np.random.Generator
-    ) -> tuple[list[np.ndarray], Labels]:
-        """Tokens of each text, and labels that were given to the estimator's tokens and moved to these."""
-        texts = [text or "" for text in rows.column(TEXT_COLUMN).to_pylist()]
-        ours, theirs = encode_with_ends(tokenizer, texts), encode_with_ends(estimator_tokenizer, texts)
-        labels = self._labels([tokens.ids_T for tokens in theirs], random)
-        moved = {
-            name: [
-                move_nats(nats_S, source.ends_T, target.ends_T)
-                for nats_S, source, target in zip(values, theirs, ours, strict=True)
-            ]
-            for name, values in labels.items()
-        }
-        return [tokens.ids_T for tokens in ours], moved
+    def _tokenized(self, rows: pa.RecordBatch, random: np.random.Generator) -> Slab:
+        settings = self.run.provenance
+        if self.tokenizer is None or self.estimator_tokenizer is None:
+            tokens = documents = document_tokens(rows, self.run.column, self.tokenizer, settings.vocabulary)
+            ends = None
+        else:
+            texts = [text or "" for text in rows.column(self.run.column.name).to_pylist()]
+            read, written = (encode_with_ends(way, texts) for way in (self.estimator_tokenizer, self.tokenizer))
+            documents, tokens = [one.ids_T for one in read], [one.ids_T for one in written]
+            ends = [(one.ends_T, other.ends_T) for one, other in zip(read, written, strict=True)]
+        return Slab(rows, tokens, documents, ends, self._batches(documents, random))
 
-    def _labels(self, documents: list[np.ndarray], random: np.random.Generator) -> Labels:
-        """Each document's labels, by the checkpoint that was not trained on it where there are folds."""
+    def _batches(self, documents: list[np.ndarray], random: np.random.Generator) -> list[list[Batch]]:
+        """What each checkpoint labels: every document, or where there are folds those it was not trained on."""
         settings = self.run.provenance
         wanted = [sample_positions(len(ids), settings.share, random) for ids in documents]
-        fold_M = [fold_of(ids, len(self.labellers)) for ids in documents]
-        labels: Labels = {name: list(documents) for name in self.labellers[0].columns}
-        for fold, labeller in enumerate(self.labellers):
-            members = [m for m, own in enumerate(fold_M) if own == fold]
-            found = label_documents(
-                [documents[m] for m in members],
-                [wanted[m] for m in members],
-                labeller,
+        fold_M = [fold_of(ids, settings.folds) for ids in documents]
+        return [
+            window_batches(
+                documents,
+                [asked_T & (own == fold) for asked_T, own in zip(wanted, fold_M, strict=True)],
                 window=settings.window,
                 overlap=settings.overlap,
-                batch_invariant=settings.batch_invariant,
+                budget=1 if settings.batch_invariant else BATCH_TOKENS,
             )
-            for name, values in found.items():
-                for m, labels_T in zip(members, values, strict=True):
-                    labels[name][m] = labels_T
-        return labels
+            for fold in range(settings.folds)
+        ]
 
 
-def count(source: pa.RecordBatch, annotated: pa.Table) -> Counts:
+def with_tokenizers(run: Run, labellers: tuple[Labeller, ...]) -> Annotator:
+    """An annotator with the run's tokenizers."""
+    tokenizer = load_tokenizer(run.tokenizer) if run.tokenizer else None
+    other = load_tokenizer(run.estimator_tokenizer) if run.estimator_tokenizer else None
+    return Annotator(run, labellers, tokenizer, other)
+
+
+def moved(nats: Sequence[np.ndarray], ends: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+    """Labels of each document's tokens, moved from those that the checkpoint reads to those that are written."""
+    return [move_nats(nats_S, ends_S, ends_T) for nats_S, (ends_S, ends_T) in zip(nats, ends, strict=True)]
+
+
+def count(source: pa.RecordBatch, annotated: pa.Table, column: Column) -> Counts:
     """Counts of some rows, before and after annotation."""
     entropies = pc.list_flatten(annotated.column(ENTROPY)).drop_null().to_numpy()
-    text_bytes = 0
-    if TEXT_COLUMN in source.schema.names:
-        text_bytes = pc.sum(pc.binary_length(source.column(TEXT_COLUMN))).as_py() or 0
+    given = source.column(column.name)
+    lengths = pc.fill_null(pc.list_value_length(given) if column.tokenized else pc.binary_length(given), 0)
     return Counts(
         rows=len(source),
+        rows_without_text=pc.sum(pc.equal(lengths, 0)).as_py() or 0,
         tokens=pc.sum(annotated.column(NUM_TOKENS)).as_py() or 0,
         labelled_tokens=len(entropies),
-        text_bytes=text_bytes,
+        text_bytes=0 if column.tokenized else pc.sum(lengths).as_py() or 0,
         nats=float(entropies.sum(dtype=np.float64)),
     )

@@ -1,38 +1,88 @@
-"""Documents to labels: windows, batches of neighbouring lengths, a label method, and the pieces put together.
+"""A label method with its checkpoint on a device: batches of windows in, nats out.
 
 B rows, T tokens of the longest row.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.windows import Window, budget_groups, cover
+from pipeline.engine.annotation import Annotator, Run, with_tokenizers
+from pipeline.engine.batches import BATCH_TOKENS, Batch
 from pipeline.labels import causal, exact, second_order
 from pipeline.models.checkpoint import declared_start, load_causal, load_estimator, load_second_order
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Dtype, Method
 
-BATCH_TOKENS = 16384
-
-LabelWindows = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
+Columns = Mapping[str, Tensor]
+OfWindows = Callable[[Tensor, Tensor, Tensor, int], Columns]
+"""(input_ids [B, T], lengths [B], wanted positions [B, T], most tokens of a forward) to columns of nats [B, T]"""
 
 
 @dataclass(frozen=True)
-class Labeller:
-    """A loaded label method: (input_ids [B, T], lengths [B], wanted positions [B, T]) to columns of nats [B, T]."""
+class TorchLabeller:
+    """A loaded label method."""
 
     columns: tuple[str, ...]
-    label: LabelWindows
+    of_windows: OfWindows
     device: str
+    budget: int
+    """Tokens of a forward at the most."""
+
+    def label(self, batches: Iterable[Batch]) -> tuple[list[dict[str, np.ndarray]], int]:
+        """Float32 [B, T] for every column of every batch, and how many batches were labelled in parts.
+
+        All batches are given to the device before the first result is fetched: it does not wait for its host.
+        """
+        results, parts = [], 0
+        for batch in batches:
+            found, budget = self._within_memory(batch)
+            parts += budget < self.budget
+            results.append(found)
+        return [{name: values_BT.cpu().numpy() for name, values_BT in found.items()} for found in results], parts
+
+    def _within_memory(self, batch: Batch) -> tuple[Columns, int]:
+        """The labels, and the budget of a forward that fitted the device's memory.
+
+        A batch that does not fit is tried again when the memory that torch keeps for later has been given back: it
+        then gives the same bits. Only if that fails too is it labelled in parts, whose labels differ by rounding.
+
+        Raises:
+            ValueError: if not even a single window fits.
+        """
+        arrays = [self._to_device(array) for array in (batch.ids_BT, batch.lengths_B, batch.wanted_BT)]
+        for budget in _budgets(self.budget, smallest=batch.ids_BT.shape[1]):
+            try:
+                return self.of_windows(arrays[0], arrays[1], arrays[2], budget), budget
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+        raise ValueError(f"a window of {batch.ids_BT.shape[1]} tokens does not fit the memory of {self.device}")
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device != "cpu" else tensor
+
+
+def _budgets(budget: int, smallest: int) -> Iterator[int]:
+    """The whole budget twice, then halves of it that hold a window."""
+    yield from (budget, budget)
+    while (budget := budget // 2) >= smallest:
+        yield budget
+
+
+def in_parts(one_pass: Callable[[Tensor], Columns], ids_BT: Tensor, _: Tensor, __: Tensor, budget: int) -> Columns:
+    """A method of one pass over every window, run on as many rows at a time as the budget allows."""
+    parts = [one_pass(ids_bT) for ids_bT in ids_BT.split(max(1, budget // ids_BT.shape[1]))]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def load_labeller(
     method: Method, checkpoint: Path, device: str, dtype: Dtype = "float32", start: int | None = None
-) -> Labeller:
+) -> TorchLabeller:
     """The method with its checkpoint on the device, computing in `dtype`; losses and sums are wider.
 
     `start` is the token that a causal model reads before each window; what it declares where None.
@@ -40,66 +90,28 @@ def load_labeller(
     precision = getattr(torch, dtype)
     if method == "exact":
         estimator = load_estimator(checkpoint, device).to(precision)
-        return Labeller((ENTROPY,), lambda *batch: {ENTROPY: exact.token_entropies(estimator, *batch)}, device)
+        budget = exact.default_batch_tokens(device)
+        return TorchLabeller(
+            (ENTROPY,), lambda *batch: {ENTROPY: exact.token_entropies(estimator, *batch)}, device, budget
+        )
     if method == "second-order":
         model = load_second_order(checkpoint, device).to(precision)
         columns = (ENTROPY, EXPECTED_ENTROPY)
-        return Labeller(
-            columns, lambda ids, *_: dict(zip(columns, second_order.token_entropies(model, ids), strict=True)), device
-        )
+        both = partial(in_parts, lambda ids: dict(zip(columns, second_order.token_entropies(model, ids), strict=True)))
+        return TorchLabeller(columns, both, device, BATCH_TOKENS)
     language_model = load_causal(checkpoint, device).to(precision)
     first = declared_start(checkpoint) if start is None else start
-    return Labeller((ENTROPY,), lambda ids, *_: {ENTROPY: causal.token_entropies(language_model, ids, first)}, device)
+    losses = partial(in_parts, lambda ids: {ENTROPY: causal.token_entropies(language_model, ids, first)})
+    return TorchLabeller((ENTROPY,), losses, device, BATCH_TOKENS)
 
 
-def label_documents(
-    documents: Sequence[np.ndarray],
-    wanted: Sequence[np.ndarray],
-    labeller: Labeller,
-    *,
-    window: int,
-    overlap: int,
-    batch_invariant: bool = False,
-) -> dict[str, list[np.ndarray]]:
-    """A float32 array a document for every column, NaN where `wanted` (bool, a document each) is False.
-
-    Labels of a document depend on those beside it by rounding, since shapes decide the order of sums. With
-    `batch_invariant` every window is labelled by itself, and they are the same bits whatever is beside it.
-
-    Raises:
-        ValueError: if a wanted label is not finite.
-    """
-    results = {name: [np.full(len(ids), np.nan, np.float32) for ids in documents] for name in labeller.columns}
-    windows = [
-        piece
-        for index, ids in enumerate(documents)
-        for piece in cover(index, len(ids), window=window, overlap=overlap)
-        if wanted[index][piece.label_from : piece.stop].any()
-    ]
-    windows.sort(key=len, reverse=True)
-    for group in budget_groups([len(piece) for piece in windows], 1 if batch_invariant else BATCH_TOKENS):
-        batch = windows[group]
-        ids_BT, lengths_B, wanted_BT = _padded(documents, wanted, batch)
-        moved = (array.to(labeller.device) for array in (ids_BT, lengths_B, wanted_BT))
-        for name, values_BT in labeller.label(*moved).items():
-            if not values_BT.cpu()[wanted_BT].isfinite().all():
-                raise ValueError(f"the checkpoint gives {name} that is not finite; it is broken or was not trained")
-            labels_BT = torch.where(wanted_BT, values_BT.cpu(), torch.nan).numpy()
-            for row, piece in enumerate(batch):
-                results[name][piece.document][piece.label_from : piece.stop] = labels_BT[
-                    row, piece.label_from - piece.start : len(piece)
-                ]
-    return results
-
-
-def _padded(
-    documents: Sequence[np.ndarray], wanted: Sequence[np.ndarray], batch: list[Window]
-) -> tuple[Tensor, Tensor, Tensor]:
-    lengths_B = torch.tensor([len(piece) for piece in batch])
-    ids_BT = torch.zeros(len(batch), int(lengths_B.max()), dtype=torch.long)
-    wanted_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
-    for row, piece in enumerate(batch):
-        ids_BT[row, : len(piece)] = torch.from_numpy(documents[piece.document][piece.start : piece.stop])
-        labelled = wanted[piece.document][piece.label_from : piece.stop]
-        wanted_BT[row, piece.label_from - piece.start : len(piece)] = torch.from_numpy(labelled)
-    return ids_BT, lengths_B, wanted_BT
+def load_annotator(run: Run) -> Annotator:
+    """A run's checkpoints on this process's GPU, or on one core: labels must not depend on how many there are."""
+    torch.set_num_threads(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = run.provenance
+    labellers = tuple(
+        load_labeller(settings.method, checkpoint, device, settings.dtype, settings.start_token)
+        for checkpoint in run.checkpoints
+    )
+    return with_tokenizers(run, labellers)

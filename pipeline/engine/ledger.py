@@ -4,85 +4,114 @@ A receipt is written after its shard is in place, so a unit with a receipt never
 resume a run is to give the same command. `datasets` does not read folders that begin with an underscore.
 """
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 
-from pipeline.data.shards import UNFINISHED, write_text
+from pipeline.data.shards import is_unfinished, write_text
 from pipeline.engine.plan import Unit
 from schemas.annotations import DATA_FOLDER, LEDGER_FOLDER, Provenance
+from schemas.ledger import LOCK_FILE, PLAN_FILE, QUARANTINE, RECEIPTS, Counts, Quarantined, Receipt
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """What a shard, or a whole dataset, holds; `nats` is the sum of its entropies."""
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Keeps other runs from the folder meanwhile; a driver that is killed lets go of it.
 
-    rows: int = 0
-    tokens: int = 0
-    labelled_tokens: int = 0
-    text_bytes: int = 0
-    nats: float = 0.0
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
-
-    @property
-    def mean_entropy(self) -> float:
-        """Nats a labelled token."""
-        return self.nats / max(1, self.labelled_tokens)
+    Raises:
+        ValueError: if another run has it.
+    """
+    output.joinpath(LEDGER_FOLDER).mkdir(parents=True, exist_ok=True)
+    with (output / LEDGER_FOLDER / LOCK_FILE).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another run is writing to --output {output}; wait for it or choose another") from error
+        yield
 
 
-@dataclass(frozen=True, kw_only=True)
-class Receipt:
-    """A committed shard."""
+def planned(output: Path) -> Provenance | None:
+    """What the run in a folder set out to do; None where there is no run.
 
-    unit: int
-    shard: str
-    sha256: str
-    counts: Counts
-
-
-def total(receipts: Iterable[Receipt]) -> Counts:
-    """The counts of all receipts, added in the order of their units, so that the sum of nats is always the same."""
-    return sum((receipt.counts for receipt in sorted(receipts, key=lambda receipt: receipt.unit)), start=Counts())
-
-
-def shards_sha256(receipts: Iterable[Receipt]) -> str:
-    """One digest of all shards, in the order of their units: two datasets that share it are the same."""
-    digests = (receipt.sha256 for receipt in sorted(receipts, key=lambda receipt: receipt.unit))
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    Raises:
+        ValueError: if the folder holds anything else.
+    """
+    plan_file = output / LEDGER_FOLDER / PLAN_FILE
+    if plan_file.is_file():
+        return Provenance.from_json(json.dumps(json.loads(plan_file.read_text())["run"]))
+    lock = output / LEDGER_FOLDER / LOCK_FILE
+    if output.is_file() or any(
+        file.is_file() and not is_unfinished(file) and file != lock for file in output.rglob("*")
+    ):
+        raise ValueError(f"--output {output} is not empty and holds no annotation run; choose another folder")
+    return None
 
 
-def open_run(output: Path, provenance: Provenance, units: Sequence[Unit]) -> dict[int, Receipt]:
-    """Begins a run in an empty folder or goes on with the same one; returns the receipts of finished units.
+def open_run(output: Path, provenance: Provenance, units: Sequence[Unit]) -> set[int]:
+    """Begins a run in an empty folder or goes on with the same one; returns which units are finished.
+
+    What an interrupted run left is removed: files half written, shards without a receipt, and notes on units that
+    were given up, which get another chance.
 
     Raises:
         ValueError: if the folder holds anything else, another run's dataset among them. Nothing is written then.
     """
-    plan_file = output / LEDGER_FOLDER / "plan.json"
-    if plan_file.is_file():
-        _require_same(output, provenance, Provenance.from_json(json.dumps(json.loads(plan_file.read_text())["run"])))
-        _sweep(output)
-        return read_receipts(output)
-    if output.is_file() or any(file.is_file() and not _unfinished(file) for file in output.rglob("*")):
-        raise ValueError(f"--output {output} is not empty and holds no annotation run; choose another folder")
-    plan = {"run": asdict(provenance), "units": [asdict(unit) for unit in units]}
-    write_text(plan_file, json.dumps(plan, indent=1))
-    return {}
+    there = planned(output)
+    if there is None:
+        write_text(output / LEDGER_FOLDER / PLAN_FILE, _plan(provenance, units))
+        return set()
+    _require_same(output, provenance, there)
+    shard_of_unit = {receipt.unit: receipt.shard for receipt in read_receipts(output)}
+    _sweep(output, keep=set(shard_of_unit.values()))
+    return set(shard_of_unit)
 
 
 def record(output: Path, receipt: Receipt) -> None:
     """Writes a unit's receipt; its shard must be in place."""
-    write_text(output / LEDGER_FOLDER / "receipts" / f"{receipt.unit:06d}.json", json.dumps(asdict(receipt)))
+    write_text(output / LEDGER_FOLDER / RECEIPTS / f"{receipt.unit:08d}.json", receipt.to_json())
 
 
-def read_receipts(output: Path) -> dict[int, Receipt]:
-    """The receipts of units whose shards are in place, by unit."""
-    found = [json.loads(file.read_text()) for file in (output / LEDGER_FOLDER / "receipts").glob("*.json")]
-    receipts = [Receipt(**{**values, "counts": Counts(**values["counts"])}) for values in found]
-    return {receipt.unit: receipt for receipt in receipts if (output / DATA_FOLDER / receipt.shard).is_file()}
+def quarantine(output: Path, unit: Quarantined) -> None:
+    """Writes down that a unit was given up, and why."""
+    write_text(output / LEDGER_FOLDER / QUARANTINE / f"{unit.unit:08d}.json", unit.to_json())
+
+
+def remove_unfinished(output: Path) -> None:
+    """Removes what workers that died left half written; no worker may be at work."""
+    for file in filter(is_unfinished, output.rglob("*")):
+        file.unlink(missing_ok=True)
+
+
+def read_receipts(output: Path) -> Iterator[Receipt]:
+    """The receipts of units whose shards are in place, in the order of the units."""
+    shards = {file.name for file in (output / DATA_FOLDER).glob("*.parquet")}
+    for file in sorted((output / LEDGER_FOLDER / RECEIPTS).glob("*.json")):
+        receipt = Receipt.from_json(file.read_text())
+        if receipt.shard in shards:
+            yield receipt
+
+
+def total(output: Path) -> tuple[Counts, str]:
+    """The counts of all committed shards, and one digest of them: two datasets that share it are the same.
+
+    They are added in the order of the units, so that the sum of nats is always the same bits.
+    """
+    counts, digest = Counts(), hashlib.sha256()
+    for receipt in read_receipts(output):
+        counts += receipt.counts
+        digest.update(receipt.sha256.encode())
+    return counts, digest.hexdigest()
+
+
+def _plan(provenance: Provenance, units: Sequence[Unit]) -> str:
+    files = list(dict.fromkeys(unit.file for unit in units))
+    number = {file: index for index, file in enumerate(files)}
+    places = [[number[unit.file], unit.start, unit.stop] for unit in units]
+    return json.dumps({"run": asdict(provenance), "files": [asdict(file) for file in files], "units": places})
 
 
 def _require_same(output: Path, wanted: Provenance, there: Provenance) -> None:
@@ -94,12 +123,8 @@ def _require_same(output: Path, wanted: Provenance, there: Provenance) -> None:
         raise ValueError(f"--output {output} holds another run's dataset ({shown}); delete it or choose another folder")
 
 
-def _unfinished(file: Path) -> bool:
-    return file.name.startswith(".") and file.suffix == UNFINISHED
-
-
-def _sweep(output: Path) -> None:
-    """Removes what an interrupted run left half written."""
-    for file in output.rglob("*"):
-        if _unfinished(file):
-            file.unlink()
+def _sweep(output: Path, keep: set[str]) -> None:
+    orphans = [file for file in (output / DATA_FOLDER).glob("*.parquet") if file.name not in keep]
+    for file in [*orphans, *(output / LEDGER_FOLDER / QUARANTINE).glob("*.json")]:
+        file.unlink()
+    remove_unfinished(output)

@@ -1,15 +1,17 @@
 """The plan: which rows of which files make which shard, frozen before the first one is labelled."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.data.documents import open_documents
+from pipeline.data.documents import Column, Layout, inspect_file, unified
+from pipeline.data.locations import File
 
-FEWEST_ROWS, MOST_ROWS, UNITS_WANTED = 8, 4096, 16
+FEWEST_ROWS, MOST_ROWS, UNITS_WANTED = 8, 16384, 16
+LOOKS_AT_A_TIME = 16  # at files: on a remote store most of a look is waiting for an answer
 
 
 @dataclass(frozen=True)
@@ -17,51 +19,54 @@ class Unit:
     """Rows `start` to `stop` of a file, which become shard number `index`."""
 
     index: int
-    file: str
+    file: File
     start: int
     stop: int
+
+    def __str__(self) -> str:
+        return f"unit {self.index}, rows {self.start} to {self.stop} of {self.file.url}"
 
 
 @dataclass(frozen=True)
 class Source:
-    """The input as it was found: files with their row counts, their one schema and a digest of their footers."""
+    """The input as it was found: files, what is in them, their one schema and a digest of them all."""
 
-    files: tuple[Path, ...]
-    rows: tuple[int, ...]
+    files: tuple[File, ...]
+    layouts: tuple[Layout, ...]
     schema: pa.Schema
     sha256: str
 
+    @property
+    def rows(self) -> int:
+        return sum(layout.rows for layout in self.layouts)
 
-def inspect(files: Sequence[Path], *, tokenized: bool) -> Source:
-    """Reads the footer of every file.
+
+def inspect(files: Sequence[File], column: Column) -> Source:
+    """Looks at every file: a Parquet file's footer, JSON lines from the first to the last.
 
     Raises:
         ValueError: if a file is unreadable, lacks the column, or has other columns than the first.
     """
-    rows: list[int] = []
-    schema: pa.Schema | None = None
-    digest = hashlib.sha256()
-    for file in files:
-        parquet = open_documents(file, tokenized=tokenized)
-        found = parquet.schema_arrow.remove_metadata()
-        if schema is not None and not found.equals(schema):
-            raise ValueError(f"{file} has other columns than {files[0]}; annotate them apart")
-        schema = found
-        rows.append(parquet.metadata.num_rows)
-        digest.update(f"{file.name} {file.stat().st_size}\n".encode() + _footer(file))
-    assert schema is not None
-    return Source(tuple(file.resolve() for file in files), tuple(rows), schema, digest.hexdigest())
+    with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
+        layouts = tuple(pool.map(lambda file: inspect_file(file, column), files))
+    digest = hashlib.sha256("".join(layout.sha256 for layout in layouts).encode())
+    return Source(tuple(files), layouts, unified(layouts, files), digest.hexdigest())
 
 
 def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list[Unit]:
-    """Consecutive units of at most `rows_per_unit` rows that do not cross files, `limit` rows in all."""
+    """Consecutive units of at most `rows_per_unit` rows that do not cross files, `limit` rows in all.
+
+    Where a file's row groups are smaller than that, a unit is made of whole ones, so that no group is read twice.
+    """
     units: list[Unit] = []
-    left = sum(source.rows) if limit is None else limit
-    for file, rows in zip(source.files, source.rows, strict=True):
-        rows = min(rows, left)
-        left -= rows
-        for start in range(0, rows, rows_per_unit):
-            units.append(Unit(len(units), str(file), start, min(start + rows_per_unit, rows)))
+    left = source.rows if limit is None else limit
+    for file, layout in zip(source.files, source.layouts, strict=True):
+        start = 0
+        for stop in _borders(layout.groups, rows_per_unit):
+            if start < min(stop, left):
+                units.append(Unit(len(units), file, start, min(stop, left)))
+            start = stop
+        left -= min(left, layout.rows)
     return units
 
 
@@ -70,10 +75,14 @@ def default_rows_per_unit(rows: int) -> int:
     return min(MOST_ROWS, max(FEWEST_ROWS, -(-rows // UNITS_WANTED)))
 
 
-def _footer(file: Path) -> bytes:
-    """A Parquet file's metadata, which holds the statistics and offsets of every column chunk."""
-    with file.open("rb") as stream:
-        stream.seek(-8, 2)
-        length = int.from_bytes(stream.read(4), "little")
-        stream.seek(-8 - length, 2)
-        return stream.read(length)
+def _borders(groups: Sequence[int], rows_per_unit: int) -> Iterator[int]:
+    """Where the units of a file end."""
+    start = position = 0
+    for rows in groups:
+        if position > start and position + rows > start + rows_per_unit:
+            yield (start := position)
+        position += rows
+        while position - start > rows_per_unit:
+            yield (start := start + rows_per_unit)
+    if position > start:
+        yield position

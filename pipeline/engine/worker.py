@@ -1,13 +1,29 @@
-"""The Ray actor that labels units, one a GPU, or one a CPU core where there is no GPU."""
+"""The Ray actor that annotates units: one a GPU, a share of one, or one a CPU core."""
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
 
 import ray
-import torch
+from ray.util.metrics import Counter, Gauge
 
-from pipeline.data.tokenizer import load_tokenizer
-from pipeline.engine.annotation import Annotator, Run
-from pipeline.engine.labelling import load_labeller
-from pipeline.engine.ledger import Receipt
+from pipeline.engine.annotation import Run
 from pipeline.engine.plan import Unit
+from pipeline.engine.stages import Stages
+from schemas.ledger import Receipt
+
+UNITS_AT_A_TIME = 2  # one is labelled while the next is read
+
+LOG = logging.getLogger(__name__)
+
+
+class AnnotatesUnits(Protocol):
+    """What a worker loads; an `Annotator`, unless a test wants something else."""
+
+    def annotate(self, unit: Unit) -> tuple[Receipt, Stages]: ...
+
+
+Load = Callable[[Run], AnnotatesUnits]
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -17,22 +33,41 @@ class Worker:
     Ray restarts nothing by itself: a call to a restarting actor fails at once, so the driver starts another one.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, load: Load) -> None:
         self.run = run
+        self.load_annotator = load
 
-    def load(self) -> None:
-        """Puts the checkpoint on this worker's GPU, or on one core: labels must not depend on how many there are."""
-        torch.set_num_threads(1)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        settings = self.run.provenance
-        labellers = tuple(
-            load_labeller(settings.method, checkpoint, device, settings.dtype, settings.start_token)
-            for checkpoint in self.run.checkpoints
-        )
-        tokenizer = load_tokenizer(self.run.tokenizer) if self.run.tokenizer else None
-        other = load_tokenizer(self.run.estimator_tokenizer) if self.run.estimator_tokenizer else None
-        self.annotator = Annotator(self.run, labellers, tokenizer, other)
+    def load(self) -> str:
+        """Puts the checkpoint on this worker's device; returns the id of its node."""
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self.annotator = self.load_annotator(self.run)
+        self.metrics = Metrics()
+        return str(ray.get_runtime_context().get_node_id())
 
-    def annotate(self, unit: Unit) -> Receipt:
-        """Labels a unit and returns its receipt, after the shard is committed."""
-        return self.annotator.annotate(unit)
+    def annotate(self, unit: Unit) -> tuple[Receipt, Stages]:
+        """Labels a unit; returns its receipt, after the shard is committed, and where the time went."""
+        LOG.info("%s begins", unit)
+        receipt, stages = self.annotator.annotate(unit)
+        self.metrics.record(receipt, stages)
+        if stages.smaller_batches:
+            LOG.warning("unit %d: %d batches did not fit the device's memory whole", unit.index, stages.smaller_batches)
+        LOG.info("unit %d: %d tokens, %.1f s on the device", unit.index, receipt.counts.tokens, stages.seconds["label"])
+        return receipt, stages
+
+
+class Metrics:
+    """What Ray's dashboard, and a Prometheus that asks Ray, show of a worker."""
+
+    def __init__(self) -> None:
+        self.units = Counter("token_entropy_units", "Units committed")
+        self.tokens = Counter("token_entropy_tokens", "Tokens in committed units")
+        self.fill = Gauge("token_entropy_batch_fill", "Share of the last unit's batches that is no padding")
+        self.wait = Gauge("token_entropy_device_wait", "Share of its time on the last unit that the device waited")
+
+    def record(self, receipt: Receipt, stages: Stages) -> None:
+        """Adds a unit."""
+        self.units.inc()
+        if receipt.counts.tokens:  # Ray refuses to count up by nothing
+            self.tokens.inc(receipt.counts.tokens)
+        self.fill.set(stages.batch_fill)
+        self.wait.set(stages.device_wait)

@@ -24,6 +24,11 @@ CPU_BATCH_TOKENS, BATCH_TOKENS = 2048, 16384
 WIDTH_STEP = 8  # decoder batches are padded to multiples of it, so that a compiled decoder meets few widths
 
 
+def default_batch_tokens(device: str) -> int:
+    """Decoder positions that are computed at a time on a device."""
+    return CPU_BATCH_TOKENS if device == "cpu" else BATCH_TOKENS
+
+
 @torch.no_grad()
 def token_entropies(
     estimator: EntropyEstimator,
@@ -58,7 +63,7 @@ def token_entropies(
     if lengths_B is None:
         lengths_B = torch.full((rows,), width, device=input_ids_BT.device)
     if batch_tokens is None:
-        batch_tokens = CPU_BATCH_TOKENS if input_ids_BT.device.type == "cpu" else BATCH_TOKENS
+        batch_tokens = default_batch_tokens(input_ids_BT.device.type)
     wanted_BT = real_positions(lengths_B, width)
     if positions_BT is not None:
         wanted_BT = wanted_BT & positions_BT

@@ -15,8 +15,8 @@ from pipeline.labels import exact
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.second_order import SecondOrderModel
 from tests.benchmarks.figure import Figure, median_seconds
-from tests.builders import frozen, random_tokens
 from tests.published import published_entropies
+from tests.tiny_models import frozen, random_tokens
 
 SHARE = 0.05
 

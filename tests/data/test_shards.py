@@ -22,7 +22,6 @@ SOURCE = pa.schema([("text", pa.string()), ("id", pa.string()), ("score", pa.flo
 PROVENANCE = replace(
     builders.PROVENANCE,
     method="second-order",
-    tokenizer_sha256=None,
     share=0.5,
     source=("a.parquet", "b é.parquet"),
     source_rows=3,

@@ -1,36 +1,55 @@
-"""The driver on a real Ray: workers that die, fail, or find no room."""
+"""The driver on a real Ray: workers that die, fail, or find no room, and units that cannot be labelled."""
 
 import os
 import signal
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
-import ray
 
-from pipeline.engine import driver
-from pipeline.engine.annotation import Run
+from pipeline.data.annotations import read_quarantine
+from pipeline.engine.annotation import Annotator, Run
+from pipeline.engine.cluster import Share
+from pipeline.engine.driver import Driver
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit
-from tests.builders import random_tokens, tiny_second_order, write_documents
-from tests.engine.test_labelling import provenance
+from pipeline.engine.stages import Stages
+from pipeline.engine.worker import Load
+from schemas.ledger import Quarantined, Receipt
+from tests.builders import write_documents
+from tests.engine.fakes import (
+    FAILS_ONCE,
+    KILLS_ALWAYS,
+    KILLS_ONCE,
+    NOT_FINITE,
+    load_fake,
+    load_faulty,
+    planned_run,
+    shards,
+    token_rows,
+    undisturbed,
+)
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    tiny_second_order().save_pretrained(tmp_path / "model")
-    return Run(tmp_path / "out", (tmp_path / "model",), None, None, provenance("second-order"), units=4)
+def planned(folder: Path, faults: dict[int, int] | None = None, rows: int = 12) -> tuple[Run, list[Unit]]:
+    """Twelve documents in six units; a document of a row in `faults` ends with that token."""
+    documents = token_rows(rows)
+    for row, token in (faults or {}).items():
+        documents[row].append(token)
+    file = write_documents(folder / "in.parquet", ["text"] * rows, input_ids=documents)
+    return planned_run(folder / "out", [file])
 
 
-@pytest.fixture
-def units(tmp_path: Path) -> list[Unit]:
-    ids = [random_tokens(1, 20 + row, seed=row)[0].tolist() for row in range(8)]
-    file = write_documents(tmp_path / "in.parquet", ["text"] * 8, input_ids=ids)
-    return [Unit(index, str(file), 2 * index, 2 * index + 2) for index in range(4)]
+def carry_out(
+    run: Run, units: Sequence[Unit], workers: int = 1, load: Load = load_faulty
+) -> list[Receipt | Quarantined]:
+    driver = Driver(run, load, workers=workers, share=Share(cpus=0.5))
+    outcomes = [outcome for outcome in driver.outcomes(units) if outcome is not None]
+    return [outcome if isinstance(outcome, Quarantined) else outcome[0] for outcome in outcomes]
 
 
 def test_a_ray_of_our_own_listens_on_loopback_alone() -> None:
@@ -44,65 +63,99 @@ def test_a_ray_of_our_own_listens_on_loopback_alone() -> None:
     assert listening and all(ip.removeprefix("::ffff:").startswith("127.") for ip in listening), listening
 
 
-def rows_of(run: Run) -> list[int]:
-    shards = sorted((run.output / "data").glob("*.parquet"))
-    return [length for shard in shards for length in pq.read_table(shard).column("num_tokens").to_pylist()]
+def test_more_workers_than_there_is_room_for_only_wait(tmp_path: Path) -> None:
+    run, units = planned(tmp_path)
+    receipts = carry_out(run, units, workers=9)
+    assert sorted(receipts, key=lambda receipt: receipt.unit) == list(read_receipts(run.output))
+    assert shards(run.output) == undisturbed(run, units, tmp_path / "plain")
 
 
-def test_more_workers_than_the_cluster_has_room_for_only_wait(run: Run, units: list[Unit]) -> None:
-    receipts = list(driver.annotate_units(run, units, workers=4))
-    assert {receipt.unit: receipt for receipt in receipts} == read_receipts(run.output)
-    assert rows_of(run) == list(range(20, 28))
+@pytest.mark.parametrize("fault", [KILLS_ONCE, FAILS_ONCE])
+def test_units_of_a_worker_that_dies_are_given_out_again(tmp_path: Path, fault: int) -> None:
+    run, units = planned(tmp_path, {3: fault})
+    receipts = carry_out(run, units)
+    assert run.output.with_suffix(".marks").is_dir(), "the fault did not happen"
+    assert sorted(receipt.unit for receipt in receipts) == list(range(6))
+    assert shards(run.output) == undisturbed(run, units, tmp_path / "plain")
 
 
-def kill_a_worker() -> None:
-    """Kills one worker process of the local Ray, as running out of memory would."""
-    workers = [child for child in psutil.Process().children(recursive=True) if child.name().startswith("ray::Worker")]
-    workers[0].kill()
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [(KILLS_ALWAYS, "(3 tries)"), (NOT_FINITE, "entropy that is not finite"), (999, "999 do not fit")],
+)
+def test_a_unit_that_cannot_be_labelled_is_given_up_alone(tmp_path: Path, fault: int, reason: str) -> None:
+    run, units = planned(tmp_path, {4: fault})
+    outcomes = carry_out(run, units, workers=2)
+    (note,) = [outcome for outcome in outcomes if isinstance(outcome, Quarantined)]
+    assert [note] == read_quarantine(run.output)
+    assert (note.unit, note.start, note.stop) == (2, 4, 6) and note.file == units[0].file.url and reason in note.reason
+    others = undisturbed(run, [unit for unit in units if unit.index != 2], tmp_path / "plain")
+    assert shards(run.output) == others
 
 
-def test_a_unit_whose_worker_is_killed_is_given_out_again(run: Run, units: list[Unit]) -> None:
-    receipts = driver.annotate_units(run, units, workers=1)
-    units_done = [next(receipts).unit]
-    kill_a_worker()
-    units_done += [receipt.unit for receipt in receipts]
-    assert sorted(units_done) == [0, 1, 2, 3]
-    assert rows_of(run) == list(range(20, 28))
+def test_a_run_of_which_no_unit_succeeds_ends_with_the_reason(tmp_path: Path) -> None:
+    run, units = planned(tmp_path, dict.fromkeys(range(12), NOT_FINITE))
+    with pytest.raises(ValueError, match=r"no unit succeeds; unit \d, rows .*in.parquet: the checkpoint gives entropy"):
+        carry_out(run, units)
+    assert list(read_receipts(run.output)) == []
+    assert not any((run.output / "data").iterdir())
 
 
-def test_a_worker_that_never_lives_to_load_ends_the_run(
-    run: Run, units: list[Unit], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    starts = []
-
-    def start(run: Run, tasks: dict[Any, Any]) -> None:
-        starts.append(1)
-        actor: Any = ray.remote(max_restarts=0)(Dying)
-        dying = actor.remote()
-        tasks[dying.load.remote()] = (dying, None)
-
-    monkeypatch.setattr(driver, "_start_worker", start)
-    with pytest.raises(ValueError, match="starting a worker killed 3 workers"):
-        list(driver.annotate_units(run, units, workers=1))
-    assert len(starts) == 3
+def test_a_file_that_changes_after_the_plan_is_given_up(tmp_path: Path) -> None:
+    files = [
+        write_documents(tmp_path / name, ["text"] * 4, input_ids=token_rows(4)) for name in ("a.parquet", "b.parquet")
+    ]
+    run, units = planned_run(tmp_path / "out", files)
+    expected = undisturbed(run, units[:2], tmp_path / "plain")
+    files[1].write_bytes(files[1].read_bytes()[:-100])
+    outcomes = carry_out(run, units)
+    reasons = [outcome.reason for outcome in outcomes if isinstance(outcome, Quarantined)]
+    assert len(reasons) == 2 and all("changed since the run was planned" in reason for reason in reasons)
+    assert shards(run.output) == expected
 
 
-class Dying:
-    def load(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+def load_and_die(run: Run) -> Annotator:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
-def test_a_unit_that_fails_is_named_with_the_reason(run: Run, units: list[Unit], tmp_path: Path) -> None:
-    file = write_documents(tmp_path / "bad.parquet", ["text"] * 2, input_ids=[[1], [1, 2, 97]])
-    with pytest.raises(ValueError, match=r"rows 0 to 2 of .*bad.parquet: token ids from 1 to 97 do not fit"):
-        list(driver.annotate_units(run, [Unit(0, str(file), 0, 2)], workers=1))
-    assert read_receipts(run.output) == {}
-    assert list(run.output.glob("data/*.parquet")) == []
+def load_what_is_not_there(run: Run) -> Annotator:
+    raise ValueError("the checkpoint is broken")
 
 
-def test_a_checkpoint_that_gives_no_finite_labels_is_refused(run: Run, units: list[Unit]) -> None:
-    model = tiny_second_order()
-    model.seeing.bias.fill_(float("nan"))
-    model.save_pretrained(run.checkpoints[0])
-    with pytest.raises(ValueError, match="gives entropy that is not finite"):
-        list(driver.annotate_units(run, units[:1], workers=1))
+@pytest.mark.parametrize(
+    ("load", "message"), [(load_and_die, "3 workers died while they started"), (load_what_is_not_there, "is broken")]
+)
+def test_workers_that_cannot_load_end_the_run(tmp_path: Path, load: Load, message: str) -> None:
+    run, units = planned(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        carry_out(run, units, load=load)
+
+
+class Slow:
+    """The first of two workers to begin takes for ever."""
+
+    def __init__(self, run: Run) -> None:
+        self.annotator, self.mark = load_fake(run), run.output.with_suffix(".slow")
+
+    def annotate(self, unit: Unit) -> tuple[Receipt, Stages]:
+        try:
+            self.mark.touch(exist_ok=False)
+        except FileExistsError:
+            return self.annotator.annotate(unit)
+        signal.pause()
+        raise AssertionError
+
+
+def test_a_unit_that_takes_for_ever_is_begun_by_an_idle_worker_too(tmp_path: Path) -> None:
+    run, units = planned(tmp_path)
+    receipts = carry_out(run, units, workers=2, load=Slow)
+    assert sorted(receipt.unit for receipt in receipts if isinstance(receipt, Receipt)) == list(range(6))
+    assert shards(run.output) == undisturbed(run, units, tmp_path / "plain")
+
+
+def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
+    run, units = planned(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match=r"cannot write to .*file/out"):
+        carry_out(replace(run, output=tmp_path / "file" / "out"), units)

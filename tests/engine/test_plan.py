@@ -1,5 +1,6 @@
 """Which rows of which files make which shard."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.documents import Column, Layout
+from pipeline.data.locations import File, find_files
 from pipeline.engine.plan import Source, default_rows_per_unit, inspect, plan_units
+
+TEXT = Column()
 
 
 def text_file(file: Path, texts: list[str], **columns: list[int]) -> Path:
@@ -17,80 +22,95 @@ def text_file(file: Path, texts: list[str], **columns: list[int]) -> Path:
     return file
 
 
-def source_of(rows: list[int]) -> Source:
-    files = tuple(Path(f"{index}.parquet") for index in range(len(rows)))
-    return Source(files, tuple(rows), pa.schema([("text", pa.string())]), "digest")
+def source_of(groups: list[list[int]]) -> Source:
+    """A file for each list of rows of row groups."""
+    schema = pa.schema([("text", pa.string())])
+    files = tuple(File(f"{index}.parquet", 1, "1") for index in range(len(groups)))
+    layouts = tuple(Layout(sum(rows), tuple(rows), schema, "digest") for rows in groups)
+    return Source(files, layouts, schema, "digest")
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 30), max_size=6), st.integers(1, 12), st.none() | st.integers(0, 100))
-def test_units_cover_rows_in_order_up_to_the_limit(rows: list[int], rows_per_unit: int, limit: int | None) -> None:
-    units = plan_units(source_of(rows), rows_per_unit=rows_per_unit, limit=limit)
-    planned = [(unit.file, row) for unit in units for row in range(unit.start, unit.stop)]
-    assert planned == [(f"{file}.parquet", row) for file, count in enumerate(rows) for row in range(count)][:limit]
+def look(files: Sequence[Path], column: Column = TEXT) -> Source:
+    return inspect(find_files([str(file) for file in files]), column)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 30), max_size=5), max_size=4), st.integers(1, 12), st.none() | st.integers(0, 200)
+)
+def test_units_cover_rows_in_order_up_to_the_limit(
+    groups: list[list[int]], rows_per_unit: int, limit: int | None
+) -> None:
+    units = plan_units(source_of(groups), rows_per_unit=rows_per_unit, limit=limit)
+    planned = [(unit.file.url, row) for unit in units for row in range(unit.start, unit.stop)]
+    expected = [(f"{file}.parquet", row) for file, rows in enumerate(groups) for row in range(sum(rows))]
+    assert planned == expected[:limit]
     assert [unit.index for unit in units] == list(range(len(units)))
     assert all(0 < unit.stop - unit.start <= rows_per_unit for unit in units)
 
 
 def test_units_do_not_cross_files() -> None:
-    units = plan_units(source_of([5, 3]), rows_per_unit=4, limit=7)
-    assert [(unit.file, unit.start, unit.stop) for unit in units] == [
-        ("0.parquet", 0, 4),
-        ("0.parquet", 4, 5),
-        ("1.parquet", 0, 2),
-    ]
+    units = plan_units(source_of([[5], [3]]), rows_per_unit=4, limit=7)
+    places = [(unit.file.url, unit.start, unit.stop) for unit in units]
+    assert places == [("0.parquet", 0, 4), ("0.parquet", 4, 5), ("1.parquet", 0, 2)]
+
+
+def test_units_are_made_of_whole_row_groups_where_these_are_small() -> None:
+    units = plan_units(source_of([[3, 3, 3, 9, 1, 1]]), rows_per_unit=7, limit=None)
+    assert [(unit.start, unit.stop) for unit in units] == [(0, 6), (6, 9), (9, 16), (16, 20)]
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10**9))
 def test_units_are_neither_tiny_nor_huge(rows: int) -> None:
     size = default_rows_per_unit(rows)
-    assert 8 <= size <= 4096
-    assert size in (8, 4096) or (size - 1) * 16 < rows <= size * 16
+    assert 8 <= size <= 16384
+    assert size in (8, 16384) or (size - 1) * 16 < rows <= size * 16
 
 
-@pytest.mark.parametrize(("rows", "size"), [(0, 8), (128, 8), (129, 9), (1600, 100), (4096 * 16 + 1, 4096)])
+@pytest.mark.parametrize(("rows", "size"), [(0, 8), (128, 8), (129, 9), (1600, 100), (16384 * 16 + 1, 16384)])
 def test_a_sixteenth_of_the_rows_is_the_default(rows: int, size: int) -> None:
     assert default_rows_per_unit(rows) == size
 
 
 def test_inspection_counts_rows_and_keeps_the_order(tmp_path: Path) -> None:
     files = [text_file(tmp_path / name, ["x"] * rows) for name, rows in (("b.parquet", 3), ("a.parquet", 0))]
-    source = inspect(files, tokenized=False)
-    assert source.files == tuple(files) and source.rows == (3, 0) and source.schema.names == ["text"]
+    source = look(files)
+    assert [file.url for file in source.files] == [str(file) for file in files]
+    assert [layout.rows for layout in source.layouts] == [3, 0] and source.rows == 3 and source.schema.names == ["text"]
 
 
 def test_files_with_other_columns_are_refused(tmp_path: Path) -> None:
     files = [text_file(tmp_path / "a.parquet", ["x"]), text_file(tmp_path / "b.parquet", ["x"], more=[1])]
     with pytest.raises(ValueError, match=r"b\.parquet has other columns than .*a\.parquet"):
-        inspect(files, tokenized=False)
+        look(files)
 
 
 def test_schema_metadata_is_no_difference(tmp_path: Path) -> None:
     first, second = (text_file(tmp_path / name, ["x"]) for name in ("a.parquet", "b.parquet"))
     pq.write_table(pq.read_table(second).replace_schema_metadata({"pandas": "{}"}), second)
-    assert inspect([first, second], tokenized=False).rows == (1, 1)
+    assert look([first, second]).rows == 2
 
 
 def test_a_file_without_the_column_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no column `input_ids`"):
-        inspect([text_file(tmp_path / "a.parquet", ["x"])], tokenized=True)
+        look([text_file(tmp_path / "a.parquet", ["x"])], Column("input_ids", tokenized=True))
 
 
 def test_the_digest_is_that_of_the_files_and_not_of_their_folder(tmp_path: Path) -> None:
     here, there = (text_file(tmp_path / folder / "a.parquet", ["x", "y"]) for folder in ("here", "there"))
-    assert inspect([here], tokenized=False).sha256 == inspect([there], tokenized=False).sha256
+    assert look([here]).sha256 == look([there]).sha256
 
 
 @pytest.mark.parametrize("texts", [["x", "z"], ["x", "y", "y"], ["x"], []])
 def test_the_digest_changes_with_a_file(tmp_path: Path, texts: list[str]) -> None:
     files = [text_file(tmp_path / name, ["x", "y"]) for name in ("a.parquet", "b.parquet")]
-    before = inspect(files, tokenized=False).sha256
+    before = look(files).sha256
     text_file(files[1], texts)
-    assert inspect(files, tokenized=False).sha256 != before
+    assert look(files).sha256 != before
 
 
 def test_the_digest_changes_with_the_order_and_the_names_of_files(tmp_path: Path) -> None:
     first, second, third = (text_file(tmp_path / f"{name}.parquet", ["x"]) for name in "abc")
     lists = ([first, second], [second, first], [first, third], [first])
-    assert len({inspect(files, tokenized=False).sha256 for files in lists}) == 4
+    assert len({look(files).sha256 for files in lists}) == 4

@@ -10,7 +10,7 @@ from pipeline.models.transformer import llama_config
 from pipeline.training.batches import Batch
 from pipeline.training.losses import second_order_loss
 from pipeline.training.objectives import flood
-from tests.builders import frozen, random_tokens, tiny_second_order
+from tests.tiny_models import frozen, random_tokens, tiny_second_order
 
 
 @pytest.fixture

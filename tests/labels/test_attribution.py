@@ -11,7 +11,8 @@ from pipeline.labels import attribution
 from pipeline.labels.attribution import Measure, decode_alone, token_entropies
 from pipeline.models import cross_entropy as chunked
 from pipeline.models.estimator import EntropyEstimator
-from tests.builders import VOCABULARY, random_tokens, tiny_estimator
+from tests.builders import VOCABULARY
+from tests.tiny_models import random_tokens, tiny_estimator
 
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.labels.causal import token_entropies
 from pipeline.models.language_model import require_known_head, start_token, with_start
-from tests.builders import frozen, random_tokens, tiny_language_model
+from tests.tiny_models import frozen, random_tokens, tiny_language_model
 
 
 def test_labels_equal_the_losses_of_the_logits() -> None:

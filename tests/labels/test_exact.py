@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pipeline.labels.exact import token_entropies
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
-from tests.builders import frozen, random_tokens, tiny_estimator
 from tests.published import published_entropies
+from tests.tiny_models import frozen, random_tokens, tiny_estimator
 
 
 @pytest.fixture(params=[1, 2])

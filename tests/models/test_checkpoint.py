@@ -27,7 +27,7 @@ from pipeline.models.checkpoint import (
 )
 from pipeline.models.language_model import new_language_model
 from pipeline.models.transformer import llama_config
-from tests.builders import random_tokens, tiny_estimator, tiny_second_order
+from tests.tiny_models import random_tokens, tiny_estimator, tiny_second_order
 
 
 def language_model() -> LlamaForCausalLM:

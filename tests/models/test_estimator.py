@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from pipeline.models.estimator import EntropyEstimator
-from tests.builders import random_tokens, tiny_estimator
+from tests.tiny_models import random_tokens, tiny_estimator
 
 
 def test_losses_are_those_of_one_prediction_after_another() -> None:

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from pipeline.models.checkpoint import load_second_order
 from pipeline.models.language_model import next_token_losses, with_start
 from pipeline.models.second_order import Form, SecondOrderModel
-from tests.builders import frozen, random_tokens, tiny_estimator, tiny_language_model, tiny_second_order
+from tests.tiny_models import frozen, random_tokens, tiny_estimator, tiny_language_model, tiny_second_order
 
 
 @pytest.mark.parametrize("changed", [0, 3, 7])

@@ -1,0 +1,64 @@
+"""The Ray cluster: joining or starting one, and what it has room for."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[None]:
+    """Starts a Ray of our own on loopback (`local`), or joins the cluster at an address, and leaves it in the end.
+
+    A bare `ray.init()` would join whatever cluster it finds; this never does. A caller who is connected already
+    stays connected.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    ours: dict[str, Any] = {}
+    if address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of a local run leaves the machine
+        # Ray swaps 127.0.0.1 for an outside address and listens there, unless it takes itself for a laptop's.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        ours = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **ours)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What a worker takes of the cluster; parts of a GPU or a core are fine."""
+
+    cpus: float = 1.0
+    gpus: float | None = None
+    """None: one where the cluster has GPUs when the run starts."""
+
+    def resolved(self) -> "Share":
+        """The same with the number of GPUs decided."""
+        gpus = self.gpus if self.gpus is not None else float(_total("GPU") > 0)
+        return Share(cpus=self.cpus, gpus=gpus)
+
+    def room(self) -> int:
+        """Workers that fit the nodes that are there now."""
+        needs = {"CPU": self.cpus, "GPU": self.gpus or 0}
+        return min(
+            int(sum(node["Resources"].get(name, 0) // need for node in ray.nodes() if node["Alive"]))
+            for name, need in needs.items()
+            if need
+        )
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+
+
+def _total(resource: str) -> float:
+    return float(ray.cluster_resources().get(resource, 0))

@@ -1,0 +1,64 @@
+"""What a run did since it was started, and where its time went: the bottleneck names itself."""
+
+import json
+import time
+from dataclasses import dataclass, field
+
+from pipeline.engine.driver import Outcome
+from pipeline.engine.stages import WORK, Stages
+from schemas.ledger import Counts, Quarantined
+
+
+@dataclass
+class Report:
+    """Running totals of one session."""
+
+    started: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
+    """From the start to the last outcome."""
+    units: int = 0
+    given_up: int = 0
+    counts: Counts = field(default_factory=Counts)
+    stages: Stages = field(default_factory=Stages)
+
+    def add(self, outcome: Outcome) -> None:
+        """Counts what became of a unit."""
+        self.seconds = time.monotonic() - self.started
+        if isinstance(outcome, Quarantined):
+            self.given_up += 1
+        elif outcome is not None:
+            receipt, stages = outcome
+            self.units += 1
+            self.counts += receipt.counts
+            self.stages += stages
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all workers, their start included."""
+        return self.counts.tokens / max(1e-9, self.seconds)
+
+    def stage_speeds(self) -> dict[str, float]:
+        """Tokens a second of each stage in a worker, were it the only one."""
+        return {stage: self.counts.tokens / max(1e-9, self.stages.seconds[stage]) for stage in WORK}
+
+    def to_json(self) -> str:
+        """Every figure."""
+        return json.dumps(
+            {
+                "seconds": self.seconds,
+                "units": self.units,
+                "given_up": self.given_up,
+                "rows": self.counts.rows,
+                "tokens": self.counts.tokens,
+                "tokens_per_second": self.tokens_per_second,
+                "stages": {
+                    stage: {"seconds": self.stages.seconds[stage], "tokens_per_second": speed}
+                    for stage, speed in self.stage_speeds().items()
+                },
+                "bottleneck": self.stages.bottleneck,
+                "device_wait": self.stages.device_wait,
+                "batch_fill": self.stages.batch_fill,
+                "smaller_batches": self.stages.smaller_batches,
+            },
+            indent=2,
+        )

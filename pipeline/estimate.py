@@ -1,0 +1,79 @@
+"""`--dry-run`: what a run will read, write and take, from a look at a few documents."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import nan
+from statistics import fmean, stdev
+
+import torch
+
+from pipeline.engine.annotation import Run, with_tokenizers
+from pipeline.engine.labelling import load_annotator
+from pipeline.engine.plan import Source, Unit
+from pipeline.engine.stages import Stages
+
+SAMPLED_UNITS, SAMPLED_ROWS = 16, 32
+MEASURED_SECONDS = 20.0
+LABEL_BYTES, TOKEN_BYTES = 1.35, 1.1  # a token in each entropy column, and in `input_ids`; `make bench` holds them
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Figures of a run that was not carried out."""
+
+    units: int
+    rows: int
+    files: int
+    source_bytes: int
+    sampled_rows: int
+    tokens: float
+    error: float
+    """Standard error of `tokens`, as a share of it; NaN where a single document was looked at."""
+    label_columns: int
+    tokens_per_second: float
+    measured: bool
+
+    @property
+    def worker_hours(self) -> float:
+        """Of one worker, its start left out."""
+        return self.tokens / self.tokens_per_second / 3600
+
+
+def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second: float | None) -> Estimate:
+    """Reads and tokenizes the first rows of units from all over the source; labels some where no speed is given."""
+    annotator = with_tokenizers(job, ()) if tokens_per_second else load_annotator(job)
+    stages, lengths, labelled = Stages(), list[int](), 0
+    for unit in units[:: -(-len(units) // SAMPLED_UNITS)]:
+        for slab in annotator.slabs(replace(unit, stop=min(unit.stop, unit.start + SAMPLED_ROWS)), stages):
+            lengths += [len(ids) for ids in slab.tokens]
+            if not tokens_per_second and stages.seconds["label"] < MEASURED_SECONDS:
+                annotator.label(slab, stages)
+                labelled += sum(len(ids) for ids in slab.tokens)
+    rows = job.provenance.source_rows
+    error = stdev(lengths) / len(lengths) ** 0.5 / max(1e-9, fmean(lengths)) if len(lengths) > 1 else nan
+    return Estimate(
+        units=len(units),
+        rows=rows,
+        files=len({unit.file for unit in units}),
+        source_bytes=round(sum(file.size for file in source.files) * rows / source.rows),
+        sampled_rows=len(lengths),
+        tokens=rows * fmean(lengths),
+        error=error,
+        label_columns=1 + (job.provenance.method == "second-order"),
+        tokens_per_second=tokens_per_second or labelled / max(1e-9, stages.seconds["label"]),
+        measured=not tokens_per_second,
+    )
+
+
+def print_estimate(plan: Estimate, rows_per_unit: int) -> None:
+    """The plan in figures."""
+    device = "GPU" if torch.cuda.is_available() else "CPU core"
+    origin = f"measured on one {device} here" if plan.measured else "given"
+    labels, ids = (plan.tokens * size / 1e9 for size in (LABEL_BYTES * plan.label_columns, TOKEN_BYTES))
+    print(f"units          {plan.units:,} of {rows_per_unit:,} rows at the most")
+    print(f"source         {plan.rows:,} documents, {plan.source_bytes / 1e9:,.3f} GB in {plan.files:,} files")
+    print(f"tokens         {plan.tokens:,.0f} ± {plan.error:.1%}, by {plan.sampled_rows:,} documents from all over it")
+    print(f"labels         {labels:,.3f} GB, {LABEL_BYTES} bytes a token in each of {plan.label_columns} columns")
+    print(f"token ids      {ids:,.3f} GB, {TOKEN_BYTES} bytes a token")
+    print(f"tokens/s       {plan.tokens_per_second:,.0f} a worker, {origin}")
+    print(f"time           {plan.worker_hours:,.2f} hours of one worker, over N workers an Nth of it")

@@ -1,0 +1,68 @@
+"""What a run writes down about itself: its plan, a receipt for every committed shard, a note on every unit given up."""
+
+import json
+from dataclasses import asdict, dataclass
+
+RECEIPTS, QUARANTINE = "receipts", "quarantine"
+PLAN_FILE, LOCK_FILE, REPORT_FILE = "plan.json", "lock", "report.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What a shard, or a whole dataset, holds; `nats` is the sum of its entropies."""
+
+    rows: int = 0
+    rows_without_text: int = 0
+    """Null, empty or not text; their lists are empty."""
+    tokens: int = 0
+    labelled_tokens: int = 0
+    text_bytes: int = 0
+    nats: float = 0.0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+    @property
+    def mean_entropy(self) -> float:
+        """Nats a labelled token."""
+        return self.nats / max(1, self.labelled_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """A committed shard."""
+
+    unit: int
+    shard: str
+    sha256: str
+    counts: Counts
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Receipt":
+        values = json.loads(text)
+        return cls(**{**values, "counts": Counts(**values["counts"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quarantined:
+    """A unit that was given up: which rows have no shard, and why."""
+
+    unit: int
+    shard: str
+    file: str
+    start: int
+    stop: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"unit {self.unit}, rows {self.start} to {self.stop} of {self.file}: {self.reason}"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Quarantined":
+        return cls(**json.loads(text))

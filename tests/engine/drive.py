@@ -1,0 +1,28 @@
+"""`python -m tests.engine.drive INPUT OUTPUT ADDRESS SECONDS`: what pipeline.annotate does, with labels without torch.
+
+A batch takes so many seconds.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+from pipeline.engine.cluster import Share, cluster
+from pipeline.engine.driver import Driver
+from pipeline.engine.ledger import locked, open_run
+from tests.engine.fakes import load_fake, planned_run
+
+
+def main(input_file: str, output: str, address: str, seconds: str) -> None:
+    run, units = planned_run(Path(output), [Path(input_file)], rows_per_unit=1)
+    with locked(run.output), cluster(address):
+        done = open_run(run.output, run.provenance, units)
+        left = [unit for unit in units if unit.index not in done]
+        load = partial(load_fake, seconds=float(seconds))
+        driver = Driver(run, load, workers=2, share=Share(cpus=1), done=len(done))
+        for _ in driver.outcomes(left):
+            pass
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,136 @@
+"""A label method without torch, so that workers start in a second, and the faults that tests order from it.
+
+A token of an ordered fault works in the batch that holds it. Faults that happen once leave a mark beside the output.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.documents import Column
+from pipeline.data.locations import find_files
+from pipeline.engine.annotation import Annotator, Labeller, Run, with_tokenizers
+from pipeline.engine.batches import BATCH_TOKENS, Batch, gather, window_batches
+from pipeline.engine.plan import Unit, inspect, plan_units
+from schemas.annotations import DATA_FOLDER, ENTROPY, INPUT_IDS
+from tests.builders import PROVENANCE
+
+KILLS_ONCE, KILLS_ALWAYS, FAILS_ONCE, NOT_FINITE = 96, 95, 94, 93
+
+
+@dataclass(frozen=True)
+class FakeLabeller:
+    """Labels that depend on the token and on the tokens before it in its window."""
+
+    seconds: float = 0.0
+    """That a batch takes."""
+    columns: tuple[str, ...] = (ENTROPY,)
+
+    def label(self, batches: Iterable[Batch]) -> tuple[list[dict[str, np.ndarray]], int]:
+        values = []
+        for batch in batches:
+            time.sleep(self.seconds)
+            sums_BT = np.cumsum(batch.ids_BT, axis=1) % 1013 / 101 + batch.ids_BT / 7
+            values.append({ENTROPY: sums_BT.astype(np.float32)})
+        return values, 0
+
+
+@dataclass(frozen=True)
+class FaultyLabeller(FakeLabeller):
+    """The same labels, and the faults that were ordered."""
+
+    marks: Path = Path()
+
+    def label(self, batches: Iterable[Batch]) -> tuple[list[dict[str, np.ndarray]], int]:
+        batches = list(batches)
+        for batch in batches:
+            self._fail(batch)
+        values, parts = super().label(batches)
+        for batch, labels in zip(batches, values, strict=True):
+            labels[ENTROPY][batch.ids_BT == NOT_FINITE] = np.inf
+        return values, parts
+
+    def _fail(self, batch: Batch) -> None:
+        if KILLS_ALWAYS in batch.ids_BT or (KILLS_ONCE in batch.ids_BT and self._first_time("killed")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if FAILS_ONCE in batch.ids_BT and self._first_time("failed"):
+            raise RuntimeError("the device is not to be trusted any more")
+
+    def _first_time(self, name: str) -> bool:
+        self.marks.mkdir(exist_ok=True)
+        try:
+            (self.marks / name).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+def load_fake(run: Run, seconds: float = 0.0) -> Annotator:
+    """What a worker loads in place of a checkpoint."""
+    return with_tokenizers(run, (FakeLabeller(seconds),))
+
+
+def load_faulty(run: Run) -> Annotator:
+    """The same with faults."""
+    return with_tokenizers(run, (FaultyLabeller(marks=run.output.with_suffix(".marks")),))
+
+
+def planned_run(
+    output: Path, inputs: Sequence[Path], *, rows_per_unit: int = 2, **changed: Any
+) -> tuple[Run, list[Unit]]:
+    """A run over documents of token ids below 97, as `pipeline.annotate` would plan it."""
+    source = inspect(find_files([str(path) for path in inputs]), Column(INPUT_IDS, tokenized=True))
+    units = plan_units(source, rows_per_unit=rows_per_unit, limit=None)
+    settings = {
+        "method": "exact",
+        "tokenizer_sha256": None,
+        "vocabulary": 97,
+        "window": 16,
+        "overlap": 8,
+        "source_sha256": source.sha256,
+        "source_rows": source.rows,
+        "rows_per_unit": rows_per_unit,
+        "text_column": INPUT_IDS,
+    }
+    provenance = replace(PROVENANCE, **{**settings, **changed})
+    return Run(output, (), None, None, provenance, source.schema, len(units)), units
+
+
+def token_rows(rows: int) -> list[list[int]]:
+    """Documents of 20, 21, ... tokens, all of them below the tokens that order faults."""
+    return [np.random.default_rng(row).integers(NOT_FINITE, size=20 + row).tolist() for row in range(rows)]
+
+
+def shards(output: Path) -> dict[str, bytes]:
+    """Every shard's bytes; two outputs that share them hold the same dataset."""
+    return {file.name: file.read_bytes() for file in sorted((output / DATA_FOLDER).iterdir())}
+
+
+def undisturbed(run: Run, units: Sequence[Unit], output: Path) -> dict[str, bytes]:
+    """The shards of the same run carried out without Ray and without faults, one unit after the other."""
+    annotator = load_fake(replace(run, output=output))
+    for unit in units:
+        annotator.annotate(unit)
+    return shards(output)
+
+
+def label_documents(
+    documents: Sequence[np.ndarray],
+    labeller: Labeller,
+    *,
+    window: int,
+    overlap: int,
+    wanted: Sequence[np.ndarray] | None = None,
+    budget: int = BATCH_TOKENS,
+) -> dict[str, list[np.ndarray]]:
+    """Labels of documents, everywhere if not told where: windows, batches, method and back, as in a unit."""
+    everywhere = [np.ones(len(ids), bool) for ids in documents]
+    batches = window_batches(documents, wanted or everywhere, window=window, overlap=overlap, budget=budget)
+    values, _ = labeller.label(batches)
+    return gather(documents, zip(batches, values, strict=True), labeller.columns)

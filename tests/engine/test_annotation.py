@@ -1,0 +1,174 @@
+"""A unit from rows to its shard: what a row can be, what is counted, and bounded memory."""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.documents import Column
+from pipeline.data.locations import find_files
+from pipeline.data.shards import UNFINISHED
+from pipeline.data.tokenizer import load_tokenizer
+from pipeline.engine.annotation import Annotator, OutputError, Run, SourceError
+from pipeline.engine.ledger import read_receipts
+from pipeline.engine.plan import Unit, inspect, plan_units
+from pipeline.models.checkpoint import SHIPPED
+from tests.builders import PROVENANCE, write_documents
+from tests.engine.fakes import load_fake, planned_run, token_rows
+
+TOKENIZER = SHIPPED / "tokenizer"
+TEXTS = st.text(max_size=40) | st.sampled_from(["", "a\0b", "\ud800 lone \udfff", "🙂" * 9, "<|endoftext|>"])
+BAD = st.none() | st.integers() | st.booleans() | st.lists(st.text(max_size=3), max_size=3) | st.floats(allow_nan=False)
+
+
+def text_run(folder: Path, file: Path, rows_per_unit: int = 4) -> tuple[Run, list[Unit]]:
+    """A run over documents of text with the shipped tokenizer and made-up labels."""
+    source = inspect(find_files([str(file)]), Column())
+    units = plan_units(source, rows_per_unit=rows_per_unit, limit=None)
+    provenance = replace(PROVENANCE, vocabulary=8192, window=16, overlap=8, keep_text=True)
+    return Run(folder / "out", (), TOKENIZER, None, provenance, source.schema, len(units)), units
+
+
+def annotated(run: Run, units: Sequence[Unit]) -> list[dict[str, Any]]:
+    annotator = load_fake(run)
+    for unit in units:
+        annotator.annotate(unit)
+    shards = sorted((run.output / "data").iterdir())
+    return [row for shard in shards for row in pq.read_table(shard).to_pylist()]
+
+
+def repaired(text: object) -> str | None:
+    return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text) if isinstance(text, str) else None
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.lists(TEXTS | BAD, min_size=1, max_size=12))
+def test_any_row_of_json_lines_becomes_a_row(tmp_path_factory: pytest.TempPathFactory, rows: list[object]) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    lines = [json.dumps({"text": "x", "id": -1}), *(json.dumps({"text": row, "id": n}) for n, row in enumerate(rows))]
+    (folder / "in.jsonl").write_text("\n".join(lines))
+    run, units = text_run(folder, folder / "in.jsonl")
+    found = annotated(run, units)
+    tokenizer = load_tokenizer(TOKENIZER)
+    assert [row["id"] for row in found] == [-1, *range(len(rows))]
+    assert [row["text"] for row in found] == ["x", *map(repaired, rows)]
+    for row in found:
+        assert row["input_ids"] == tokenizer.encode(row["text"] or "", add_special_tokens=False).ids
+        assert len(row["entropy"]) == len(row["input_ids"]) == row["num_tokens"]
+    without = sum(receipt.counts.rows_without_text for receipt in read_receipts(run.output))
+    assert without == sum(not row["text"] for row in found)
+
+
+@settings(max_examples=10, deadline=None)
+@given(rows=st.lists(st.none() | TEXTS, min_size=1, max_size=12))
+def test_any_row_of_parquet_becomes_a_row(tmp_path_factory: pytest.TempPathFactory, rows: list[str | None]) -> None:
+    """A string column of Parquet may hold any bytes, lone surrogates among them."""
+    folder = tmp_path_factory.mktemp("run")
+    stored = pa.array([None if row is None else row.encode(errors="surrogatepass") for row in rows], pa.binary())
+    unchecked = pa.StringArray.from_buffers(len(stored), *stored.buffers()[1:], stored.buffers()[0])
+    pq.write_table(pa.table({"text": unchecked}), folder / "in.parquet")
+    run, units = text_run(folder, folder / "in.parquet")
+    found = annotated(run, units)
+    assert len(found) == len(rows)
+    for row, text in zip(found, rows, strict=True):
+        assert (row["text"] is None) == (text is None)
+        assert len(row["entropy"]) == len(row["input_ids"])
+        assert "\ud800" not in (row["text"] or "") or "\ufffd" in row["text"]
+
+
+def test_ten_megabytes_of_one_character_and_a_hundred_thousand_words(tmp_path: Path) -> None:
+    texts = ["a" * 10_000_000, *(f"word{row}" for row in range(100_000)), "end"]
+    run, units = text_run(tmp_path, write_documents(tmp_path / "in.parquet", texts), rows_per_unit=40_000)
+    annotator = load_fake(replace(run, provenance=replace(run.provenance, window=256, overlap=128, keep_text=False)))
+    receipts = [annotator.annotate(unit)[0] for unit in units]
+    assert [receipt.counts.rows for receipt in receipts] == [40_000, 40_000, 20_002]
+    longest = pq.read_table(run.output / "data" / receipts[0].shard).slice(0, 1).to_pylist()[0]
+    assert longest["num_tokens"] == len(longest["entropy"]) > 100_000
+    assert load_tokenizer(TOKENIZER).decode(longest["input_ids"]) == texts[0]
+
+
+def test_the_columns_that_were_named_are_read_and_passed_on(tmp_path: Path) -> None:
+    file = write_documents(tmp_path / "in.parquet", ["one", "two"], url=["a", "b"], id=[1, 2])
+    run, units = text_run(tmp_path, file)
+    named = replace(run, provenance=replace(run.provenance, columns=("id",), keep_text=False))
+    assert [set(row) - {"entropy", "mean_entropy", "num_tokens", "input_ids"} for row in annotated(named, units)] == [
+        {"id"},
+        {"id"},
+    ]
+
+
+def test_counts_are_those_of_the_shard(tmp_path: Path) -> None:
+    file = write_documents(tmp_path / "in.parquet", ["The sea", None, "", "wide é"])
+    run, units = text_run(tmp_path, file)
+    receipt, stages = load_fake(run).annotate(units[0])
+    rows = pq.read_table(run.output / "data" / receipt.shard).to_pylist()
+    assert list(read_receipts(run.output)) == [receipt]
+    assert (receipt.counts.rows, receipt.counts.rows_without_text, receipt.counts.text_bytes) == (4, 2, 14)
+    assert receipt.counts.tokens == receipt.counts.labelled_tokens == sum(len(row["input_ids"]) for row in rows)
+    assert receipt.counts.nats == pytest.approx(sum(sum(row["entropy"]) for row in rows))
+    assert 0 < stages.batch_fill <= 1 and 0 <= stages.device_wait < 1 and all(s >= 0 for s in stages.seconds.values())
+
+
+class Broken(Annotator):
+    """Its batches cannot be labelled."""
+
+    def label(self, slab: Any, stages: Any) -> Any:
+        raise RuntimeError("the device is gone")
+
+
+@pytest.mark.parametrize("stage", ["read", "label", "write"])
+def test_a_stage_that_fails_ends_the_unit_and_leaves_nothing(
+    tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_documents(tmp_path / "in.parquet", ["text"] * 8, input_ids=token_rows(8))
+    run, units = planned_run(tmp_path / "out", [file], rows_per_unit=8)
+    annotator = load_fake(run)
+    if stage == "label":
+        annotator = Broken(run, annotator.labellers, None)
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("no answer from https://host/file?X-Amz-Signature=abc123")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline.engine.annotation.read_rows", fail) if stage == "read" else None
+    monkeypatch.setattr("pipeline.data.shards.os.fsync", full) if stage == "write" else None
+    expected = {"read": SourceError, "label": RuntimeError, "write": OutputError}[stage]
+    with pytest.raises(expected) as failure:
+        annotator.annotate(units[0])
+    assert "abc123" not in str(failure.value)
+    assert not list(run.output.rglob(f"*{UNFINISHED}")) and not list(run.output.rglob("*.parquet"))
+    assert annotator.device.acquire(blocking=False), "the device is still held"
+
+
+def test_memory_does_not_grow_with_the_unit(tmp_path: Path) -> None:
+    """Of a single row group of some 6 M tokens a few slabs are held at a time."""
+    few, many = (peak_of_a_unit(tmp_path / str(rows), rows) for rows in (300, 1500))
+    assert many - few < 50 * 2**20, f"{few / 2**20:.0f} and {many / 2**20:.0f} MiB"
+
+
+def peak_of_a_unit(folder: Path, rows: int) -> int:
+    random = np.random.default_rng(0)
+    texts = [random.bytes(4000).hex() for _ in range(rows)]
+    write_documents(folder / "in.parquet", texts)
+    command = [sys.executable, "-m", "tests.engine.test_annotation", str(folder), str(rows)]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+if __name__ == "__main__":
+    there = Path(sys.argv[1])
+    whole, (unit,) = text_run(there, there / "in.parquet", rows_per_unit=int(sys.argv[2]))
+    load_fake(replace(whole, provenance=replace(whole.provenance, keep_text=False, window=1024))).annotate(unit)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -1,0 +1,65 @@
+"""The main job as one runs it on a cluster: `ray job submit` to a head that everyone reaches, here on loopback."""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.builders import sample_texts, write_documents
+from tests.conftest import Head, RunCommand
+from tests.engine.fakes import shards
+
+ROOT = Path(__file__).parent.parent
+METRICS = ("token_entropy_units", "token_entropy_tokens", "token_entropy_batch_fill", "token_entropy_device_wait")
+
+pytestmark = pytest.mark.cluster
+
+
+def ray_job(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", *arguments]
+    environment = {**os.environ, **head.environment, "RAY_ADDRESS": head.dashboard}
+    return subprocess.run(command, env=environment, check=False, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def submit(head: Head, name: str, *arguments: object, follow: bool) -> str:
+    options = ["--submission-id", name, "--working-dir", ".", *([] if follow else ["--no-wait"])]
+    entry = [sys.executable, "-m", "pipeline.annotate", *map(str, arguments)]
+    ended = ray_job(head, "submit", *options, "--", *entry)
+    assert not ended.returncode, ended.stdout
+    return ended.stdout
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.3)
+
+
+def shown_metrics(head: Head) -> str:
+    with urllib.request.urlopen(head.metrics, timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def test_a_job_is_submitted_followed_interrupted_and_gone_on_with(
+    ray_head: Head, ray_cluster: None, tmp_path: Path, run_command: RunCommand
+) -> None:
+    file = write_documents(tmp_path / "in.parquet", sample_texts(60, characters=600))
+    arguments = ("--input", file, "--method", "exact", "--share", 0.1, "--rows-per-unit", 1, "--workers", 2)
+    output = tmp_path / "out"
+    submit(ray_head, "first", *arguments, "--output", output, follow=False)
+    wait_until(lambda: len(list((output / "data").glob("*.parquet"))) > 2)
+    wait_until(lambda: all(name in shown_metrics(ray_head) for name in METRICS))
+    ray_job(ray_head, "stop", "first")
+    committed = len(list((output / "_ledger" / "receipts").glob("*.json")))
+    assert 0 < committed < 60, "the run was over before it was stopped; give it more to do"
+    assert "was stopped" in ray_job(ray_head, "status", "first").stdout
+    printed = submit(ray_head, "second", *arguments, "--output", output, follow=True)
+    assert "documents      60" in printed and "succeeded" in printed
+    assert run_command("pipeline.annotate", *arguments, "--output", tmp_path / "plain") == 0
+    assert shards(output) == shards(tmp_path / "plain")
