@@ -19,8 +19,9 @@ from pipeline.data.documents import Column
 from pipeline.data.locations import find_files, pinned
 from pipeline.data.tokenizer import TokenSource, token_source
 from pipeline.models.card import command_line, model_card, training_length
-from pipeline.models.checkpoint import fold_folder, require_new_folder, save_checkpoint
+from pipeline.models.checkpoint import fold_folder, require_new_folder
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
+from pipeline.models.loading import save_checkpoint
 from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.evaluation import bits_per_byte, held_out_batches, mean_of
 from pipeline.training.loop import Figures, TrainingConfig, train

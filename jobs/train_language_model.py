@@ -20,8 +20,9 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.tokenizer import beginning_token, load_tokenizer
 from pipeline.labels.retokenize import retokenized
 from pipeline.models.card import command_line, model_card, training_length
-from pipeline.models.checkpoint import require_new_folder, save_checkpoint
+from pipeline.models.checkpoint import require_new_folder
 from pipeline.models.language_model import new_language_model, next_token_losses
+from pipeline.models.loading import save_checkpoint
 from pipeline.models.transformer import llama_config
 from pipeline.training.batches import Batch, Cut, endless_batches
 from pipeline.training.evaluation import held_out_batches, mean_of

@@ -26,11 +26,9 @@ from pipeline.models.checkpoint import (
     context_and_vocabulary,
     find_checkpoint,
     fold_folder,
-    load_causal,
-    load_estimator,
     require_new_folder,
-    save_checkpoint,
 )
+from pipeline.models.loading import load_causal, load_estimator, save_checkpoint
 from pipeline.models.second_order import Form, SecondOrderModel
 from pipeline.models.transformer import llama_config
 from pipeline.training.batches import Batch, Cut, endless_batches

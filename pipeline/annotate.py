@@ -25,11 +25,9 @@ from pipeline.data.shards import write_text
 from pipeline.engine.annotation import Run
 from pipeline.engine.cluster import Share, cluster
 from pipeline.engine.driver import Driver
-from pipeline.engine.labelling import load_annotator
 from pipeline.engine.ledger import locked, open_run, planned, total
 from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.report import Report
-from pipeline.estimate import estimate, print_estimate
 from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.progress import Progress
 from pipeline.settings import Config, frozen, prepare
@@ -54,6 +52,8 @@ def annotate(config: Config = DEFAULTS) -> int:
         source = inspect(find_files(inputs or [str(sample)]), config.column)
         job, units = prepare(config, source, inputs)
         if config.dry_run:
+            from pipeline.estimate import estimate, print_estimate
+
             print_estimate(estimate(job, units, source, config.tokens_per_second), job.provenance.rows_per_unit)
             return 0
         with locked(job.output):
@@ -62,7 +62,7 @@ def annotate(config: Config = DEFAULTS) -> int:
 
 def carry_out(job: Run, units: Sequence[Unit], config: Config) -> int:
     """Labels what is not labelled yet, completes the dataset and shows it; returns the exit code."""
-    done = open_run(job.output, job.provenance, units)
+    done = open_run(job.output, job.provenance, units, config.input)
     if job.tokenizer is not None:
         copy_tokenizer(job.tokenizer, job.output / TOKENIZER_FOLDER)
     report = label([unit for unit in units if unit.index not in done], job, config)
@@ -79,6 +79,8 @@ def label(units: Sequence[Unit], job: Run, config: Config) -> Report:
     """Labels the units on Ray, with a progress bar; does not start Ray where there are none."""
     if not units:
         return Report()
+    from pipeline.engine.labelling import load_annotator
+
     share = Share(cpus=config.cpus_per_worker, gpus=config.gpus_per_worker)
     workers = None if config.workers == "auto" else config.workers
     report, rows = Report(), job.provenance.source_rows

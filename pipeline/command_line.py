@@ -11,7 +11,7 @@ from typing import NoReturn
 import cyclopts
 import yaml
 from cyclopts.config import Yaml
-from transformers.utils import logging
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from pipeline.data.redaction import redacted
 
@@ -22,7 +22,9 @@ which flags on the command line override; --debug shows the traceback of an erro
 
 def run(command: Callable[..., int | None], module: str) -> NoReturn:
     """Parses the arguments into `command`'s dataclass, calls it and exits with what it returns (None is 0)."""
-    logging.disable_progress_bar()
+    disable_progress_bars()
+    if "transformers" in sys.modules:  # it looked at that switch when it was imported
+        sys.modules["transformers"].utils.logging.disable_progress_bar()
     arguments = [part for argument in sys.argv[1:] for part in _split(argument)]
     debug = "--debug" in arguments
     try:

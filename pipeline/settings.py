@@ -12,10 +12,11 @@ import cyclopts
 import pyarrow as pa
 
 from pipeline.data.documents import Column
-from pipeline.data.locations import pinned, unpinned
+from pipeline.data.locations import pinned
 from pipeline.data.sample import SAMPLE_NAME
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, load_tokenizer, token_source, tokenizer_sha256
 from pipeline.engine.annotation import Run
+from pipeline.engine.ledger import Plan
 from pipeline.engine.plan import Source, Unit, default_rows_per_unit, plan_units
 from pipeline.models.checkpoint import (
     SHIPPED,
@@ -23,7 +24,6 @@ from pipeline.models.checkpoint import (
     checkpoint_members,
     checkpoint_sha256,
     context_and_vocabulary,
-    declared_start,
     find_checkpoint,
     require_kind,
 )
@@ -118,10 +118,10 @@ class Config:
         return (self.output or Path("annotated" if self.input else "annotated-sample")).resolve()
 
 
-def frozen(inputs: Sequence[str], there: Provenance | None) -> tuple[str, ...]:
-    """The inputs with the revision of every Hub repository: today's, or that of the run that is gone on with."""
-    if there is not None and tuple(map(unpinned, there.source)) == tuple(map(unpinned, inputs)):
-        return there.source
+def frozen(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
+    """The inputs with the commit of every Hub repository: today's, or that of the run that is gone on with."""
+    if there is not None and there.inputs == tuple(inputs):
+        return there.provenance.source
     return pinned(inputs)
 
 
@@ -197,6 +197,8 @@ def other_tokenizer(checkpoint: Path, tokens: TokenSource) -> Path | None:
 def start_token_id(checkpoint: Path, config: Config) -> int:
     """The token that was asked for, or what the checkpoint declares."""
     if config.start_token is None:
+        from pipeline.models.loading import declared_start  # imports torch, which takes seconds
+
         return declared_start(checkpoint)
     found = load_tokenizer(checkpoint).token_to_id(config.start_token)
     if found is None:

@@ -98,7 +98,8 @@ class Provenance:
         """
         values = json.loads(text)
         if values.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(f"labels of schema version {values.get('schema_version')}; this reads {SCHEMA_VERSION}")
+            there = values.get("schema_version")
+            raise ValueError(f"labels of schema version {there}, this reads {SCHEMA_VERSION}; annotate anew elsewhere")
         columns = values["columns"]
         lists = {"source": tuple(values["source"]), "columns": None if columns is None else tuple(columns)}
         return cls(**{**values, **lists})

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,17 +12,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from datasets import load_dataset
 
 from pipeline.data.annotations import read_annotations
 from pipeline.data.tokenizer import encode, load_tokenizer
 from pipeline.engine.driver import Driver
 from pipeline.engine.stages import WORK
-from pipeline.models.checkpoint import SHIPPED
+from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from schemas.annotations import PROVENANCE_KEY, Provenance
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand
 from tests.engine.fakes import shards
+from tests.hub_server import COMMIT, REVISIONS, hub_server
 from tests.tiny_models import tiny_estimator, tiny_second_order
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -212,6 +215,42 @@ def test_a_dry_run_tells_what_it_takes_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("recipe", sorted((Path(__file__).parent.parent / "jobs").glob("annotate_*.yaml")))
+def test_recipes_are_understood(
+    run_command: RunCommand, tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = yaml.safe_load(recipe.read_text())["columns"]
+    file = write_documents(tmp_path / "in.parquet", ["text"], **{name: ["x"] for name in names})
+    here = ("--input", file, "--output", tmp_path / "out", "--estimator", SHIPPED / "second-order")
+    dry = ("--dry-run", "--tokens-per-second", 1e6)
+    assert run_command("pipeline.annotate", "--config", recipe, *here, *dry) == 0
+    assert "1,000,000 a worker, given" in capsys.readouterr().out
+
+
+def test_a_run_over_a_hub_dataset_goes_on_with_the_commit_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In processes of their own, since the Hub's clients read their environment once."""
+    tiny_second_order(vocabulary=8192).save_pretrained(tmp_path / "model")
+    copy_tokenizer(SHIPPED / "tokenizer", tmp_path / "model")
+    file = write_documents(tmp_path / "in.parquet", sample_texts(8, 200))
+    inputs = ("--input", "hf://datasets/user/name@main/data", "--estimator", tmp_path / "model", "--rows-per-unit", 4)
+    chosen = (*inputs, "--output", tmp_path / "out", "--workers", 1)
+    command = [sys.executable, "-m", "pipeline.annotate", *map(str, chosen)]
+    with hub_server({"data/train-0.parquet": file.read_bytes()}) as hub:
+        environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": "hf_" + "s" * 30}
+        ran = []
+        for _ in range(2):
+            ran.append(subprocess.run(command, env=environment, check=False, capture_output=True, text=True))
+            monkeypatch.setitem(REVISIONS, "main", "f" * 40)
+    assert [run.returncode for run in ran] == [0, 0], ran[0].stderr
+    assert "documents      8" in ran[0].stdout and "the dataset was complete" in ran[1].stdout
+    plan = json.loads((tmp_path / "out" / "_ledger" / "plan.json").read_text())
+    assert plan["run"]["source"] == [f"hf://datasets/user/name@{COMMIT}/data"]
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert b"hf_sss" not in written and not any("hf_sss" in run.stdout + run.stderr for run in ran)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one megabyte."""
@@ -308,6 +347,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
         output = [] if "--output" in arguments else ["--output", tmp_path / "out"]
         assert run_command("pipeline.annotate", *arguments, *output) == 1, message
         error = capsys.readouterr().err.strip()
+        assert "secret" not in error
         assert message in error and error.startswith("error: ") and "\n" not in error, error
         assert not (tmp_path / "out").exists(), message
     assert [file.name for file in (tmp_path / "other").iterdir()] == ["run.txt"]

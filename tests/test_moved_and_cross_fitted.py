@@ -13,7 +13,8 @@ import torch
 from pipeline.data.corpus import fold_of
 from pipeline.data.tokenizer import encode, load_tokenizer, tokenizer_sha256
 from pipeline.labels import causal, exact
-from pipeline.models.checkpoint import SHIPPED, copy_tokenizer, fold_folder, load_estimator
+from pipeline.models.checkpoint import SHIPPED, copy_tokenizer, fold_folder
+from pipeline.models.loading import load_estimator
 from schemas.annotations import PROVENANCE_KEY
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand

@@ -7,7 +7,8 @@ from transformers import AutoTokenizer
 from pipeline.data.corpus import Corpus
 from pipeline.data.tokenizer import encode, load_tokenizer, tokenizer_sha256
 from pipeline.labels import exact, second_order
-from pipeline.models.checkpoint import SHIPPED, load_estimator, load_second_order
+from pipeline.models.checkpoint import SHIPPED
+from pipeline.models.loading import load_estimator, load_second_order
 from pipeline.training.evaluation import r_squared
 from tests.builders import sample_texts
 

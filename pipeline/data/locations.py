@@ -30,7 +30,6 @@ SUFFIXES = (".parquet", *JSON_LINES)
 READ_BYTES = 2**20
 MAGIC = re.compile(r"[*?\[]")
 COMMIT = re.compile("[0-9a-f]{40}")
-PINNED = re.compile("^(hf://datasets/[^/@]+/[^/@]+)@[0-9a-f]{40}(?=/|$)")
 # What filesystems call the digest or the time of a file's content, the surest first.
 DIGESTS = ("blob_id", "ETag", "etag", "Content-MD5", "md5Hash")
 TIMES = ("Last-Modified", "LastModified", "last_modified", "mtime", "created")
@@ -84,11 +83,6 @@ def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
         ConnectionError: if the network fails.
     """
     return tuple(_pinned(named) if named.startswith("hf://datasets/") else named for named in inputs)
-
-
-def unpinned(url: str) -> str:
-    """An input as it was before `pinned` named its commit."""
-    return PINNED.sub(r"\1", url)
 
 
 def open_file(file: File) -> BinaryIO:

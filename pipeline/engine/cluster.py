@@ -49,12 +49,10 @@ class Share:
 
     def room(self) -> int:
         """Workers that fit the nodes that are there now."""
-        needs = {"CPU": self.cpus, "GPU": self.gpus or 0}
-        return min(
-            int(sum(node["Resources"].get(name, 0) // need for node in ray.nodes() if node["Alive"]))
-            for name, need in needs.items()
-            if need
-        )
+        needs = {name: need for name, need in (("CPU", self.cpus), ("GPU", self.gpus or 0.0)) if need}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        # 1 // 0.1 is 9: a tenth is a little more than a tenth
+        return sum(min(int(has.get(name, 0) / need + 1e-9) for name, need in needs.items()) for has in nodes)
 
     def __str__(self) -> str:
         return f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")

@@ -20,6 +20,7 @@ from pipeline.engine.annotation import OutputError, Run, SourceError
 from pipeline.engine.cluster import Share
 from pipeline.engine.ledger import quarantine, remove_unfinished
 from pipeline.engine.plan import Unit
+from pipeline.engine.report import Outcome
 from pipeline.engine.stages import Stages
 from pipeline.engine.worker import UNITS_AT_A_TIME, Load, Worker
 from schemas.annotations import shard_name
@@ -33,9 +34,6 @@ LOOK = 5.0  # seconds between looks at the cluster
 SLOW = 3.0  # times the mean that a unit takes at the end of a run before an idle worker starts it too
 
 LOG = logging.getLogger(__name__)
-
-Outcome = tuple[Receipt, Stages] | Quarantined | None
-"""A committed unit, a unit that was given up, or nothing in the last second."""
 
 
 @dataclass(eq=False)
@@ -60,7 +58,7 @@ class Driver:
         self.running: dict[Unit, float] = {}
         self.seconds = 0.0
         self.events: queue.SimpleQueue[tuple[Hand, Unit | None, Any]] = queue.SimpleQueue()
-        self.next_look = 0.0
+        self.next_look, self.room = 0.0, 1
 
     @property
     def loaded(self) -> int:
@@ -94,12 +92,12 @@ class Driver:
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + LOOK
-        room = self.share.room()
+        before, self.room = self.room, self.share.room()
         # Twice what there is room for: workers that wait for room make a cluster that can grow do so.
-        wanted = self.workers or max(1, 2 * room)
+        wanted = self.workers or max(1, 2 * self.room)
         for _ in range(min(wanted, len(self.unfinished)) - len(self.hands)):
             self._hire()
-        if not room:
+        if before and not self.room:
             LOG.warning("no node has room for a worker, which wants %s", self.share)
         if not self.waiting:
             self._help_the_slow()
@@ -119,14 +117,12 @@ class Driver:
         """Takes what became of a call, and gives its worker, if it lives, the next units."""
         if unit is not None:
             hand.units.discard(unit)
-        error = future.exception()
-        if unit is not None and unit not in self.unfinished:  # another worker was faster with it
-            outcome = None
-        elif error is not None:
+        outcome: Outcome = None
+        if error := future.exception():
             outcome = self._failed(hand, unit, error)
         elif unit is None:
-            hand.node, self.failed_loads, outcome = future.result(), 0, None
-        else:
+            hand.node, self.failed_loads = future.result(), 0
+        elif unit in self.unfinished:  # else another worker was faster with it
             outcome = self._finished(unit, future.result())
         if hand in self.hands:
             self._hand_out(hand)
@@ -170,11 +166,13 @@ class Driver:
         cause = error.cause if isinstance(error, RayTaskError) else None
         if isinstance(cause, OutputError) or (unit is None and cause is not None):
             raise ValueError(shown(cause)) from error
-        if unit is not None and isinstance(cause, ValueError):
-            return self._give_up(unit, cause)
-        if not isinstance(cause, SourceError):  # the worker, its node or its device is gone, or not to be trusted
+        if not isinstance(cause, ValueError | SourceError):  # the worker or its device is gone, or not to be trusted
             self._dismiss(hand)
-        return self._strike(hand, unit, cause or error)
+        if unit is None:
+            self._count_failed_load(error)
+        if unit is None or unit not in self.unfinished:
+            return None
+        return self._give_up(unit, cause) if isinstance(cause, ValueError) else self._strike(hand, unit, cause or error)
 
     def _dismiss(self, hand: Hand) -> None:
         if hand in self.hands:
@@ -183,14 +181,14 @@ class Driver:
             if hand.node is not None:  # else it died at its start: another one at once might do the same
                 self.next_look = 0.0
 
-    def _strike(self, hand: Hand, unit: Unit | None, error: BaseException) -> Outcome:
+    def _count_failed_load(self, error: BaseException) -> None:
+        self.failed_loads += 1
+        LOG.warning("a worker died while it started: %s", shown(error))
+        if self.failed_loads >= ATTEMPTS and not self.loaded:
+            raise ValueError(f"{self.failed_loads} workers died while they started, the last by: {shown(error)}")
+
+    def _strike(self, hand: Hand, unit: Unit, error: BaseException) -> Outcome:
         """Gives a unit another try, or up; a lost node is not the unit's fault."""
-        if unit is None:
-            self.failed_loads += 1
-            LOG.warning("a worker died while it started: %s", shown(error))
-            if self.failed_loads >= ATTEMPTS and not self.loaded:
-                raise ValueError(f"{self.failed_loads} workers died while they started, the last by: {shown(error)}")
-            return None
         nodes = self.strikes.setdefault(unit, [])
         nodes.append(hand.node)
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.engine.annotation import Annotator, Run, with_tokenizers
 from pipeline.engine.batches import BATCH_TOKENS, Batch
 from pipeline.labels import causal, exact, second_order
-from pipeline.models.checkpoint import declared_start, load_causal, load_estimator, load_second_order
+from pipeline.models.loading import declared_start, load_causal, load_estimator, load_second_order
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Dtype, Method
 
 Columns = Mapping[str, Tensor]

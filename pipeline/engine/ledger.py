@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.data.shards import is_unfinished, write_text
 from pipeline.engine.plan import Unit
@@ -34,15 +35,24 @@ def locked(output: Path) -> Iterator[None]:
         yield
 
 
-def planned(output: Path) -> Provenance | None:
-    """What the run in a folder set out to do; None where there is no run.
+class Plan(NamedTuple):
+    """What a run set out to do."""
+
+    provenance: Provenance
+    inputs: tuple[str, ...]
+    """As they were given, before any was pinned to a commit."""
+
+
+def planned(output: Path) -> Plan | None:
+    """The plan of the run in a folder; None where there is no run.
 
     Raises:
         ValueError: if the folder holds anything else.
     """
     plan_file = output / LEDGER_FOLDER / PLAN_FILE
     if plan_file.is_file():
-        return Provenance.from_json(json.dumps(json.loads(plan_file.read_text())["run"]))
+        plan = json.loads(plan_file.read_text())
+        return Plan(Provenance.from_json(json.dumps(plan["run"])), tuple(plan.get("inputs", ())))
     lock = output / LEDGER_FOLDER / LOCK_FILE
     if output.is_file() or any(
         file.is_file() and not is_unfinished(file) and file != lock for file in output.rglob("*")
@@ -51,7 +61,7 @@ def planned(output: Path) -> Provenance | None:
     return None
 
 
-def open_run(output: Path, provenance: Provenance, units: Sequence[Unit]) -> set[int]:
+def open_run(output: Path, provenance: Provenance, units: Sequence[Unit], inputs: Sequence[str] = ()) -> set[int]:
     """Begins a run in an empty folder or goes on with the same one; returns which units are finished.
 
     What an interrupted run left is removed: files half written, shards without a receipt, and notes on units that
@@ -62,9 +72,9 @@ def open_run(output: Path, provenance: Provenance, units: Sequence[Unit]) -> set
     """
     there = planned(output)
     if there is None:
-        write_text(output / LEDGER_FOLDER / PLAN_FILE, _plan(provenance, units))
+        write_text(output / LEDGER_FOLDER / PLAN_FILE, _plan(provenance, units, inputs))
         return set()
-    _require_same(output, provenance, there)
+    _require_same(output, provenance, there.provenance)
     shard_of_unit = {receipt.unit: receipt.shard for receipt in read_receipts(output)}
     _sweep(output, keep=set(shard_of_unit.values()))
     return set(shard_of_unit)
@@ -107,11 +117,12 @@ def total(output: Path) -> tuple[Counts, str]:
     return counts, digest.hexdigest()
 
 
-def _plan(provenance: Provenance, units: Sequence[Unit]) -> str:
+def _plan(provenance: Provenance, units: Sequence[Unit], inputs: Sequence[str]) -> str:
     files = list(dict.fromkeys(unit.file for unit in units))
     number = {file: index for index, file in enumerate(files)}
     places = [[number[unit.file], unit.start, unit.stop] for unit in units]
-    return json.dumps({"run": asdict(provenance), "files": [asdict(file) for file in files], "units": places})
+    listed = [asdict(file) for file in files]
+    return json.dumps({"run": asdict(provenance), "inputs": inputs, "files": listed, "units": places})
 
 
 def _require_same(output: Path, wanted: Provenance, there: Provenance) -> None:

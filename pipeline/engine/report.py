@@ -4,9 +4,11 @@ import json
 import time
 from dataclasses import dataclass, field
 
-from pipeline.engine.driver import Outcome
 from pipeline.engine.stages import WORK, Stages
-from schemas.ledger import Counts, Quarantined
+from schemas.ledger import Counts, Quarantined, Receipt
+
+Outcome = tuple[Receipt, Stages] | Quarantined | None
+"""A committed unit, a unit that was given up, or nothing in the last second."""
 
 
 @dataclass

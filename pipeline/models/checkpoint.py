@@ -1,28 +1,21 @@
-"""Checkpoint folders: `config.json`, safetensors weights, the tokenizer's files and a model card.
+"""Checkpoint folders: `config.json`, safetensors weights, the tokenizer's files and a model card; no torch here.
 
-Weights are read from safetensors alone, never from a pickle, which can run code when it is loaded.
+So that a command that only looks at a checkpoint starts at once. Weights are safetensors alone, never a pickle, which
+can run code when it is loaded.
 """
 
 import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-
-from pipeline.data.tokenizer import declared_beginning
-from pipeline.models.card import CARD_FILE
-from pipeline.models.estimator import EntropyEstimator
-from pipeline.models.language_model import require_known_head, start_token
-from pipeline.models.second_order import SecondOrderModel
 
 Kind = Literal["estimator", "second-order", "causal"]
-WeightType = Literal["float32", "bfloat16"]
+KIND_OF_MODEL_TYPE: dict[str, Kind] = {"entropy-estimator": "estimator", "second-order-entropy": "second-order"}
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 """Folders `tokenizer`, `estimator` and `second-order`, which come with the project."""
@@ -81,46 +74,11 @@ def checkpoint_kind(folder: Path) -> Kind:
         config = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
-    if config.get("model_type") == EntropyEstimator.config_class.model_type:
-        return "estimator"
-    if config.get("model_type") == SecondOrderModel.config_class.model_type:
-        return "second-order"
+    if config.get("model_type") in KIND_OF_MODEL_TYPE:
+        return KIND_OF_MODEL_TYPE[config["model_type"]]
     if any(name.endswith("ForCausalLM") for name in config.get("architectures") or ()):
         return "causal"
     raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}, which this project does not know")
-
-
-def load_estimator(folder: Path, device: str = "cpu") -> EntropyEstimator:
-    """An entropy estimation model in float32 on the device, ready to evaluate."""
-    require_kind(folder, "estimator")
-    estimator: EntropyEstimator = _loaded(EntropyEstimator, folder, device)
-    return estimator
-
-
-def load_second_order(folder: Path, device: str = "cpu") -> SecondOrderModel:
-    """A second-order model in float32 on the device, ready to evaluate."""
-    require_kind(folder, "second-order")
-    model: SecondOrderModel = _loaded(SecondOrderModel, folder, device)
-    return model
-
-
-def load_causal(folder: Path, device: str = "cpu") -> PreTrainedModel:
-    """A causal language model in float32 on the device, ready to evaluate."""
-    require_kind(folder, "causal")
-    model: PreTrainedModel = _loaded(AutoModelForCausalLM, folder, device)
-    require_known_head(model)
-    return model
-
-
-def declared_start(folder: Path) -> int:
-    """Id of the token that stands before a document: what a causal model's tokenizer declares, or else its
-    configuration, as beginning, or else end, of sequence.
-
-    Raises:
-        ValueError: if neither declares any.
-    """
-    declared = declared_beginning(folder)
-    return start_token(AutoConfig.from_pretrained(folder)) if declared is None else declared
 
 
 def require_kind(folder: Path, expected: Kind) -> None:
@@ -141,7 +99,7 @@ def require_kind(folder: Path, expected: Kind) -> None:
         raise ValueError(f"{folder} has no safetensors weights, {reason}; save it with `save_pretrained`")
     for file in weights:
         try:
-            with safe_open(file, "pt"):
+            with safe_open(file, "np"):
                 pass
         except SafetensorError as error:
             raise ValueError(f"{file} is not a safetensors file: {error}") from error
@@ -182,33 +140,9 @@ def require_new_folder(folder: Path) -> None:
         raise ValueError(f"--output {folder} is there already; delete it or choose another folder")
 
 
-def save_checkpoint(
-    model: PreTrainedModel, folder: Path, *, dtype: WeightType, tokenizer_folder: Path | None, card: str
-) -> None:
-    """Writes weights in `dtype`, configuration, the tokenizer it was trained with, if any, and its card."""
-    model.to(getattr(torch, dtype)).save_pretrained(folder)
-    if tokenizer_folder is not None:
-        copy_tokenizer(tokenizer_folder, folder)
-    (folder / CARD_FILE).write_text(card)
-
-
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copies a tokenizer's files, so that a checkpoint or dataset is complete by itself."""
     target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-
-
-def _loaded(model_class: Any, folder: Path, device: str) -> Any:
-    try:
-        model, report = model_class.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-    except RuntimeError as error:  # shapes that do not fit
-        raise ValueError(f"the weights of {folder} do not fit its {CONFIG_FILE}: {error}") from error
-    if report["missing_keys"]:
-        raise ValueError(f"{folder} lacks weights: {', '.join(sorted(report['missing_keys']))}")
-    model.to(device).eval()
-    model.requires_grad_(False)
-    return model

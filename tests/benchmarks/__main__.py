@@ -9,20 +9,26 @@ from itertools import chain
 
 import torch
 
-from tests.benchmarks import labels, memory
+from tests.benchmarks import engine, labels, memory
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, seconds")
+    parser.add_argument("--only", nargs="+", choices=("engine", "labels", "memory"), help="these parts of it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}, torch {torch.__version__}", flush=True)
     met = True
-    sizes = (labels.QUICK, memory.QUICK) if options.quick else (labels.Size(), memory.Size())
-    for figure in chain(labels.figures(sizes[0], device), (memory.figure(size, device) for size in [sizes[1]])):
+    quick = options.quick
+    parts = {
+        "engine": engine.figures(engine.QUICK if quick else engine.Size()),
+        "labels": labels.figures(labels.QUICK if quick else labels.Size(), device),
+        "memory": memory.figures(memory.QUICK if quick else memory.Size(), device),
+    }
+    for figure in chain(*(parts[name] for name in options.only or parts)):
         print(figure, flush=True)
         met &= figure.met
     return 0 if met else 1

@@ -5,6 +5,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +26,10 @@ class Size:
 QUICK = Size(2048, 16_384, 8)
 
 
-def figure(size: Size, device: torch.device) -> Figure:
+def figures(size: Size, device: torch.device) -> Iterator[Figure]:
     chunked, plain = (_in_a_process(way, size, device) for way in ("chunked", "plain"))
     what = f"cross-entropy of {size.tokens:,} tokens, vocabulary {size.vocabulary:,}: peak memory, share of the plain"
-    return Figure(f"{what} ({chunked / 2**20:,.0f} of {plain / 2**20:,.0f} MiB)", chunked / plain, at_most=0.1)
+    yield Figure(f"{what} ({chunked / 2**20:,.0f} of {plain / 2**20:,.0f} MiB)", chunked / plain, at_most=0.1)
 
 
 def _in_a_process(way: str, size: Size, device: torch.device) -> int:

@@ -20,17 +20,17 @@ from tests.engine.fakes import load_fake, planned_run
 
 def main(input_file: str, output: str, seconds: str) -> None:
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    nodes.add_node(num_cpus=1)
+    nodes.add_node(num_cpus=1, num_gpus=1)
     ray.init(address=nodes.address, log_to_driver=False)
     run, units = planned_run(Path(output), [Path(input_file)], rows_per_unit=1)
     load = partial(load_fake, seconds=float(seconds))
-    driver = Driver(run, load, workers=None, share=Share(cpus=0.5))
+    driver = Driver(run, load, workers=None, share=Share(cpus=0.2, gpus=0.5))
     most, committed, lost = 0, 0, False
     for outcome in driver.outcomes(units):
         committed += outcome is not None
         most = max(most, driver.loaded)
         if committed == 3 and len(nodes.worker_nodes) == 1 and not lost:
-            nodes.add_node(num_cpus=1)
+            nodes.add_node(num_cpus=1, num_gpus=1)
         if most == 4 and not lost:
             ours = ray.get_runtime_context().get_node_id()  # the driver's own, which cannot do without it
             nodes.remove_node(next(node for node in nodes.worker_nodes if node.node_id != ours), allow_graceful=False)

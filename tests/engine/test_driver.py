@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from pipeline.data.annotations import read_quarantine
 from pipeline.engine.annotation import Annotator, Run
@@ -61,6 +62,12 @@ def test_a_ray_of_our_own_listens_on_loopback_alone() -> None:
         if connection.status == psutil.CONN_LISTEN
     }
     assert listening and all(ip.removeprefix("::ffff:").startswith("127.") for ip in listening), listening
+
+
+def test_room_is_counted_in_whole_workers() -> None:
+    cores = int(ray.cluster_resources()["CPU"])
+    shares = (Share(cpus=0.1), Share(), Share(cpus=cores * 0.75), Share(cpus=cores + 1))
+    assert [share.room() for share in shares] == [10 * cores, cores, 1, 0]
 
 
 def test_more_workers_than_there_is_room_for_only_wait(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.data.annotations import read_annotations
-from pipeline.models.checkpoint import SHIPPED, load_estimator, load_second_order
+from pipeline.models.checkpoint import SHIPPED
+from pipeline.models.loading import load_estimator, load_second_order
 from tests.conftest import RunCommand
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

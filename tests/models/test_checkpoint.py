@@ -20,12 +20,9 @@ from pipeline.models.checkpoint import (
     context_and_vocabulary,
     find_checkpoint,
     fold_folder,
-    load_causal,
-    load_estimator,
-    load_second_order,
-    save_checkpoint,
 )
 from pipeline.models.language_model import new_language_model
+from pipeline.models.loading import load_causal, load_estimator, load_second_order, save_checkpoint
 from pipeline.models.transformer import llama_config
 from tests.tiny_models import random_tokens, tiny_estimator, tiny_second_order
 

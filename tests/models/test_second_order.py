@@ -9,8 +9,8 @@ from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from pipeline.models.checkpoint import load_second_order
 from pipeline.models.language_model import next_token_losses, with_start
+from pipeline.models.loading import load_second_order
 from pipeline.models.second_order import Form, SecondOrderModel
 from tests.tiny_models import frozen, random_tokens, tiny_estimator, tiny_language_model, tiny_second_order
 

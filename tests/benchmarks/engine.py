@@ -1,0 +1,195 @@
+"""The engine: what it costs beside the bare model, how it grows with workers and units, and what it writes.
+
+Documents are the built-in ones, over and over. One core a worker.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from pydoc_data.topics import topics
+from statistics import median
+
+import psutil
+import pyarrow.parquet as pq
+import torch
+
+from pipeline.data.locations import File, find_files
+from pipeline.data.sample import sample_documents
+from pipeline.engine.annotation import Run
+from pipeline.engine.cluster import Share, cluster
+from pipeline.engine.driver import Driver
+from pipeline.engine.labelling import load_annotator
+from pipeline.engine.ledger import open_run
+from pipeline.engine.plan import Unit, inspect
+from pipeline.engine.stages import Stages
+from pipeline.settings import Config, prepare
+from schemas.annotations import DATA_FOLDER, ENTROPY, EXPECTED_ENTROPY
+from schemas.ledger import Counts, Receipt
+from tests.benchmarks.figure import Figure
+from tests.builders import write_documents
+from tests.engine.fakes import load_fake, token_rows
+from tests.tiny_models import tiny_estimator
+
+
+@dataclass(frozen=True)
+class Size:
+    documents: int = 80
+    repeats: int = 3
+    noop_units: int = 100_000
+    noop_workers: int = 16
+    resumed_units: int = 10_000
+
+
+QUICK = Size(documents=12, repeats=1, noop_units=300, noop_workers=2, resumed_units=20)
+WORKERS_AT_A_UNIT_A_MINUTE = 1000
+
+
+def figures(size: Size) -> Iterator[Figure]:
+    with tempfile.TemporaryDirectory() as folder, cluster("local"):
+        yield from throughput(Path(folder), size)
+        yield from bytes_a_token(Path(folder), size)
+        yield from driver_alone(size)
+    with tempfile.TemporaryDirectory() as folder:
+        yield resume(Path(folder), size)
+
+
+def throughput(folder: Path, size: Size) -> Iterator[Figure]:
+    """One worker beside the bare model on the same batches, and two beside one, in turns."""
+    texts = sample_documents()
+    file = folder / "in.parquet"
+    pq.write_table(texts.take([row % len(texts) for row in range(size.documents)]), file)
+    rates: dict[str, list[float]] = {"bare": [], "one": [], "two": []}
+    for turn in range(size.repeats):
+        runs = [planned(file, folder / f"out-{turn}-{workers}") for workers in (1, 2)]
+        rates["bare"].append(bare(*runs[0]))
+        for name, workers, (job, units) in zip(("one", "two"), (1, 2), runs, strict=True):
+            rates[name].append(end_to_end(job, units, workers))
+    speeds = {name: median(values) for name, values in rates.items()}
+    shown = f"{speeds['one']:,.0f} of {speeds['bare']:,.0f} tokens/s"
+    yield Figure(
+        f"engine: one worker, end to end, against the bare model on the same batches ({shown})",
+        speeds["one"] / speeds["bare"],
+        at_least=0.9,
+    )
+    yield Figure(
+        f"engine: two workers against one ({speeds['two']:,.0f} tokens/s)", speeds["two"] / speeds["one"], at_least=1.7
+    )
+
+
+def planned(file: Path, output: Path, rows_per_unit: int = 4) -> tuple[Run, list[Unit]]:
+    config = Config(input=(str(file),), output=output, rows_per_unit=rows_per_unit)
+    return prepare(config, inspect(find_files(config.input), config.column), config.input)
+
+
+def bare(job: Run, units: list[Unit]) -> float:
+    """Tokens/s of the model alone, on one thread, batches at hand."""
+    threads = torch.get_num_threads()
+    annotator, stages, tokens = load_annotator(job), Stages(), 0
+    slabs = [slab for unit in units for slab in annotator.slabs(unit, stages)]
+    for slab in slabs:
+        annotator.label(slab, stages)
+        tokens += sum(len(ids) for ids in slab.tokens)
+    torch.set_num_threads(threads)
+    return tokens / stages.seconds["label"]
+
+
+def end_to_end(job: Run, units: list[Unit], workers: int) -> float:
+    """Tokens/s from when all workers have loaded to the last receipt."""
+    driver = Driver(job, load_annotator, workers=workers, share=Share())
+    started, tokens = time.perf_counter(), 0
+    for outcome in driver.outcomes(units):
+        if driver.loaded < workers and not tokens:
+            started = time.perf_counter()
+        if isinstance(outcome, tuple):
+            tokens += outcome[0].counts.tokens
+            ended = time.perf_counter()
+    return tokens / (ended - started)
+
+
+def bytes_a_token(folder: Path, size: Size) -> Iterator[Figure]:
+    """Of a shard of the help topics, whole, with two columns of labels."""
+    texts = [text for _, text in sorted(topics.items())][: size.documents]
+    job, (unit,) = planned(write_documents(folder / "whole.parquet", texts), folder / "whole", len(texts))
+    receipt, _ = load_annotator(job).annotate(unit)
+    shard = job.output / DATA_FOLDER / receipt.shard
+    footer = pq.ParquetFile(shard).metadata
+    sizes = Counter[str]()
+    for group, index in product(range(footer.num_row_groups), range(footer.num_columns)):
+        column = footer.row_group(group).column(index)
+        sizes[column.path_in_schema.split(".")[0]] += column.total_compressed_size
+    tokens = receipt.counts.tokens
+    what = f"engine: bytes a token of {tokens:,}"
+    yield Figure(f"{what}, column entropy", sizes[ENTROPY] / tokens, at_most=1.4)
+    one = (shard.stat().st_size - sizes[EXPECTED_ENTROPY]) / tokens
+    yield Figure(f"{what}, a whole file with one column of labels", one, at_most=2.6)
+
+
+class NoOp:
+    """Does nothing at all with a unit."""
+
+    def __init__(self, run: Run) -> None:
+        pass
+
+    def annotate(self, unit: Unit) -> tuple[Receipt, Stages]:
+        return Receipt(unit=unit.index, shard="", sha256="0" * 64, counts=Counts(rows=1)), Stages()
+
+
+def driver_alone(size: Size) -> Iterator[Figure]:
+    """The driver's own time and memory over many units of nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        job, _ = planned_noop(Path(folder))
+        units = [Unit(index, File("none", 0, ""), 0, 1) for index in range(size.noop_units)]
+        driver = Driver(job, NoOp, workers=size.noop_workers, share=Share(cpus=0.1))
+        done, process, early = 0, psutil.Process(), 0
+        started, wall = time.process_time(), time.perf_counter()
+        for outcome in driver.outcomes(units):
+            done += outcome is not None
+            if done == size.noop_units // 10 and not early:
+                early = process.memory_info().rss
+        seconds, growth = (time.process_time() - started) / done, (process.memory_info().rss - early) / 2**20
+    rate = WORKERS_AT_A_UNIT_A_MINUTE / 60
+    what = f"engine: driver, share of a core with 1,000 workers at a unit a minute ({seconds * 1e3:.2f} ms a unit"
+    yield Figure(f"{what}, {done / (time.perf_counter() - wall):,.0f} units/s)", seconds * rate, at_most=0.05)
+    yield Figure(
+        f"engine: driver, MiB more at the end of {done:,} units than after a tenth of them", growth, at_most=16
+    )
+
+
+def planned_noop(folder: Path) -> tuple[Run, list[Unit]]:
+    file = folder / "in.parquet"
+    pq.write_table(sample_documents().slice(0, 1), file)
+    return planned(file, folder / "out")
+
+
+def resume(folder: Path, size: Size) -> Figure:
+    """Seconds that the whole command takes when there is nothing left to do."""
+    tiny_estimator().save_pretrained(folder / "estimator")
+    documents = token_rows(1) * size.resumed_units
+    file = write_documents(folder / "in.parquet", ["text"] * len(documents), input_ids=documents)
+    config = Config(
+        input=(str(file),),
+        output=folder / "out",
+        method="exact",
+        estimator=str(folder / "estimator"),
+        tokenizer="none",
+        rows_per_unit=1,
+    )
+    job, units = prepare(config, inspect(find_files(config.input), config.column), config.input)
+    open_run(job.output, job.provenance, units)
+    annotator = load_fake(job)
+    for unit in units:
+        annotator.annotate(unit)
+    chosen = ["--method", "exact", "--estimator", folder / "estimator", "--tokenizer", "none", "--rows-per-unit", 1]
+    arguments = map(str, ("--input", file, "--output", job.output, *chosen))
+    command = [sys.executable, "-m", "pipeline.annotate", *arguments]
+    started = time.perf_counter()
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert "the dataset was complete" in printed
+    seconds = time.perf_counter() - started
+    return Figure(f"engine: seconds to resume a complete run of {len(units):,} units", seconds, at_most=10)
