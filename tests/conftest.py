@@ -45,7 +45,7 @@ class Head:
     environment: dict[str, str]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     gcs, dashboard, metrics, client = (str(port) for port in free_ports(4))
     home = tmp_path_factory.mktemp("ray")

@@ -23,13 +23,18 @@ pytestmark = pytest.mark.cluster
 def ray_job(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "job", *arguments]
     environment = {**os.environ, **head.environment, "RAY_ADDRESS": head.dashboard}
-    return subprocess.run(command, env=environment, check=False, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    printed = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.run(command, env=environment, check=False, text=True, cwd=ROOT, **printed)
 
 
 def submit(head: Head, name: str, *arguments: object, follow: bool) -> str:
+    """What the command prints. A busy head may have nobody to take a job for a moment, and says to try again."""
     options = ["--submission-id", name, "--working-dir", ".", *([] if follow else ["--no-wait"])]
     entry = [sys.executable, "-m", "pipeline.annotate", *map(str, arguments)]
-    ended = ray_job(head, "submit", *options, "--", *entry)
+    deadline = time.monotonic() + 120
+    while "No available agent" in (ended := ray_job(head, "submit", *options, "--", *entry)).stdout:
+        assert time.monotonic() < deadline, ended.stdout
+        time.sleep(2)
     assert not ended.returncode, ended.stdout
     return ended.stdout
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -14,6 +16,7 @@ from pipeline.data.annotations import read_quarantine
 from pipeline.engine.annotation import Annotator, Run
 from pipeline.engine.cluster import Share
 from pipeline.engine.driver import Driver
+from pipeline.engine.labelling import TorchLabeller, load_annotator
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit
 from pipeline.engine.stages import Stages
@@ -32,6 +35,8 @@ from tests.engine.fakes import (
     token_rows,
     undisturbed,
 )
+from tests.engine.test_labelling import Device
+from tests.tiny_models import tiny_estimator
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -119,6 +124,37 @@ def test_a_file_that_changes_after_the_plan_is_given_up(tmp_path: Path) -> None:
     reasons = [outcome.reason for outcome in outcomes if isinstance(outcome, Quarantined)]
     assert len(reasons) == 2 and all("changed since the run was planned" in reason for reason in reasons)
     assert shards(run.output) == expected
+
+
+def test_a_damaged_part_of_a_file_is_given_up_and_the_rest_labelled(tmp_path: Path) -> None:
+    file, documents = tmp_path / "in.parquet", token_rows(12)
+    pq.write_table(pa.table({"input_ids": documents}), file, row_group_size=4)
+    expected = undisturbed(*planned_run(tmp_path / "plain", [file], rows_per_unit=4), tmp_path / "plain")
+    start = pq.ParquetFile(file).metadata.row_group(1).column(0).dictionary_page_offset
+    with file.open("r+b") as stream:
+        stream.seek(start)
+        stream.write(b"\xff" * 60)
+    run, units = planned_run(tmp_path / "out", [file], rows_per_unit=4)
+    (note,) = [outcome for outcome in carry_out(run, units) if isinstance(outcome, Quarantined)]
+    assert note.unit == 1 and "in.parquet is not a readable Parquet file" in note.reason
+    assert shards(run.output) == {name: content for name, content in expected.items() if name != note.shard}
+
+
+def load_short_of_memory(run: Run) -> Annotator:
+    """Every batch is out of memory at its first try."""
+    annotator = load_annotator(run)
+    (labeller,) = annotator.labellers
+    assert isinstance(labeller, TorchLabeller)
+    return replace(annotator, labellers=(replace(labeller, of_windows=Device(labeller, once=True)),))
+
+
+def test_a_device_that_is_out_of_memory_for_a_moment_changes_no_bit(tmp_path: Path) -> None:
+    tiny_estimator().save_pretrained(tmp_path / "model")
+    run, units = planned(tmp_path)
+    run = replace(run, checkpoints=(tmp_path / "model",))
+    carry_out(run, units, load=load_short_of_memory)
+    carry_out(replace(run, output=tmp_path / "plain"), units, load=load_annotator)
+    assert len(shards(run.output)) == 6 and shards(run.output) == shards(tmp_path / "plain")
 
 
 def load_and_die(run: Run) -> Annotator:
