@@ -23,8 +23,9 @@ pytestmark = pytest.mark.cluster
 def ray_job(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "job", *arguments]
     environment = {**os.environ, **head.environment, "RAY_ADDRESS": head.dashboard}
-    printed = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.run(command, env=environment, check=False, text=True, cwd=ROOT, **printed)
+    return subprocess.run(
+        command, env=environment, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
 
 
 def submit(head: Head, name: str, *arguments: object, follow: bool) -> str:

@@ -13,6 +13,7 @@ import pytest
 import ray
 
 from pipeline.data.annotations import read_quarantine
+from pipeline.engine import driver
 from pipeline.engine.annotation import Annotator, Run
 from pipeline.engine.cluster import Share
 from pipeline.engine.driver import Driver
@@ -53,9 +54,8 @@ def planned(folder: Path, faults: dict[int, int] | None = None, rows: int = 12) 
 def carry_out(
     run: Run, units: Sequence[Unit], workers: int = 1, load: Load = load_faulty
 ) -> list[Receipt | Quarantined]:
-    driver = Driver(run, load, workers=workers, share=Share(cpus=0.5))
-    outcomes = [outcome for outcome in driver.outcomes(units) if outcome is not None]
-    return [outcome if isinstance(outcome, Quarantined) else outcome[0] for outcome in outcomes]
+    outcomes = Driver(run, load, workers=workers, share=Share(cpus=0.5)).outcomes(units)
+    return [outcome if isinstance(outcome, Quarantined) else outcome[0] for outcome in outcomes if outcome]
 
 
 def test_a_ray_of_our_own_listens_on_loopback_alone() -> None:
@@ -169,7 +169,10 @@ def load_what_is_not_there(run: Run) -> Annotator:
 @pytest.mark.parametrize(
     ("load", "message"), [(load_and_die, "3 workers died while they started"), (load_what_is_not_there, "is broken")]
 )
-def test_workers_that_cannot_load_end_the_run(tmp_path: Path, load: Load, message: str) -> None:
+def test_workers_that_cannot_load_end_the_run(
+    tmp_path: Path, load: Load, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "LOOK", 0.5)
     run, units = planned(tmp_path)
     with pytest.raises(ValueError, match=message):
         carry_out(run, units, load=load)
