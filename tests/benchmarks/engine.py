@@ -39,7 +39,7 @@ from tests.tiny_models import tiny_estimator
 
 @dataclass(frozen=True)
 class Size:
-    documents: int = 80
+    documents: int = 160
     repeats: int = 3
     noop_units: int = 100_000
     noop_workers: int = 16
@@ -122,10 +122,16 @@ def bytes_a_token(folder: Path, size: Size) -> Iterator[Figure]:
     sizes = Counter[str]()
     for group, index in product(range(footer.num_row_groups), range(footer.num_columns)):
         column = footer.row_group(group).column(index)
-        sizes[column.path_in_schema.split(".")[0]] += column.total_compressed_size
+        name = column.path_in_schema.split(".")[0]
+        sizes[name] += column.total_compressed_size
+        if name == ENTROPY:
+            sizes["dictionary"] += column.data_page_offset - column.dictionary_page_offset
     tokens = receipt.counts.tokens
     what = f"engine: bytes a token of {tokens:,}"
-    yield Figure(f"{what}, column entropy", sizes[ENTROPY] / tokens, at_most=1.4)
+    # A shard holds the dictionary once: of a real one's 16 M tokens it is nothing, of these 3%.
+    yield Figure(
+        f"{what}, column entropy less its dictionary", (sizes[ENTROPY] - sizes["dictionary"]) / tokens, at_most=1.4
+    )
     one = (shard.stat().st_size - sizes[EXPECTED_ENTROPY]) / tokens
     yield Figure(f"{what}, a whole file with one column of labels", one, at_most=2.6)
 
