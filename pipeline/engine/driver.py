@@ -164,12 +164,12 @@ class Driver:
 
     def _failed(self, hand: Hand, unit: Unit | None, error: BaseException) -> Outcome:
         cause = error.cause if isinstance(error, RayTaskError) else None
-        if isinstance(cause, OutputError) or (unit is None and cause is not None):
+        if isinstance(cause, OutputError) or (unit is None and isinstance(cause, ValueError)):
             raise ValueError(shown(cause)) from error
         if not isinstance(cause, ValueError | SourceError):  # the worker or its device is gone, or not to be trusted
             self._dismiss(hand)
         if unit is None:
-            self._count_failed_load(error)
+            self._count_failed_load(cause or error)
         if unit is None or unit not in self.unfinished:
             return None
         return self._give_up(unit, cause) if isinstance(cause, ValueError) else self._strike(hand, unit, cause or error)
@@ -183,9 +183,9 @@ class Driver:
 
     def _count_failed_load(self, error: BaseException) -> None:
         self.failed_loads += 1
-        LOG.warning("a worker died while it started: %s", shown(error))
+        LOG.warning("a worker failed at its start: %s", shown(error))
         if self.failed_loads >= ATTEMPTS and not self.loaded:
-            raise ValueError(f"{self.failed_loads} workers died while they started, the last by: {shown(error)}")
+            raise ValueError(f"{self.failed_loads} workers failed at their start, the last by: {shown(error)}")
 
     def _strike(self, hand: Hand, unit: Unit, error: BaseException) -> Outcome:
         """Gives a unit another try, or up; a lost node is not the unit's fault."""

@@ -162,12 +162,21 @@ def load_and_die(run: Run) -> Annotator:
     raise AssertionError
 
 
+def load_on_a_broken_device(run: Run) -> Annotator:
+    """The first worker's device is broken."""
+    try:
+        run.output.with_suffix(".broken").touch(exist_ok=False)
+    except FileExistsError:
+        return load_fake(run)
+    raise RuntimeError("no device")
+
+
 def load_what_is_not_there(run: Run) -> Annotator:
     raise ValueError("the checkpoint is broken")
 
 
 @pytest.mark.parametrize(
-    ("load", "message"), [(load_and_die, "3 workers died while they started"), (load_what_is_not_there, "is broken")]
+    ("load", "message"), [(load_and_die, "3 workers failed at their start"), (load_what_is_not_there, "is broken")]
 )
 def test_workers_that_cannot_load_end_the_run(
     tmp_path: Path, load: Load, message: str, monkeypatch: pytest.MonkeyPatch
@@ -176,6 +185,13 @@ def test_workers_that_cannot_load_end_the_run(
     run, units = planned(tmp_path)
     with pytest.raises(ValueError, match=message):
         carry_out(run, units, load=load)
+
+
+def test_a_worker_whose_device_is_broken_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "LOOK", 0.5)
+    run, units = planned(tmp_path)
+    assert len(carry_out(run, units, load=load_on_a_broken_device)) == 6
+    assert shards(run.output) == undisturbed(run, units, tmp_path / "plain")
 
 
 class Slow:
