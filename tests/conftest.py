@@ -47,7 +47,7 @@ class Head:
 
 @pytest.fixture(scope="module")
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    gcs, dashboard, metrics, client = (str(port) for port in free_ports(4))
+    gcs, dashboard, metrics, client, agent, agent_grpc = (str(port) for port in free_ports(6))
     home = tmp_path_factory.mktemp("ray")
     environment = {
         "HOME": str(home),
@@ -60,6 +60,8 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "2"),
         *("--node-ip-address", "127.0.0.1", "--port", gcs, "--ray-client-server-port", client),
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard, "--metrics-export-port", metrics),
+        # The agent takes jobs; at its usual port another Ray's may be.
+        *("--dashboard-agent-listen-port", agent, "--dashboard-agent-grpc-port", agent_grpc),
     ]
     with (home / "head.log").open("w") as log:
         head = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
