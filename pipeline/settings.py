@@ -120,7 +120,7 @@ class Config:
 
 def frozen(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
     """The inputs with the commit of every Hub repository: today's, or that of the run that is gone on with."""
-    if there is not None and there.inputs == tuple(inputs):
+    if inputs and there is not None and there.inputs == tuple(inputs):
         return there.provenance.source
     return pinned(inputs)
 
@@ -168,7 +168,9 @@ def prepare(config: Config, source: Source, inputs: Sequence[str]) -> tuple[Run,
         estimator_tokenizer_sha256=tokenizer_sha256(other) if other else None,
     )
     written = annotated_schema(source.schema, provenance).names
-    read = pa.schema([field for field in source.schema if field.name in (config.column.name, *written)])
+    read = pa.schema(
+        [field for field in source.schema if field.name in (config.column.name, *written, *(config.columns or ()))]
+    )
     units = plan_units(source, rows_per_unit=provenance.rows_per_unit, limit=config.limit)
     folder = tokens.folder.resolve() if tokens.folder else None
     checkpoints = tuple(member.resolve() for member in members)

@@ -41,7 +41,8 @@ DESCRIPTIONS = {
 
 def shard_name(index: int, shards: int) -> str:
     """File name of a shard; names sort in the order of the source's rows."""
-    return f"train-{index:05d}-of-{shards:05d}.parquet"
+    digits = max(5, len(str(shards)))
+    return f"train-{index:0{digits}d}-of-{shards:0{digits}d}.parquet"
 
 
 def shards_in_all(name: str) -> int:

@@ -41,6 +41,7 @@ def test_no_arguments_label_the_sample(
     monkeypatch.chdir(tmp_path)
     assert run_command("pipeline.annotate") == 0
     printed = capsys.readouterr().out
+    assert run_command("pipeline.annotate") == 0 and "the dataset was complete" in capsys.readouterr().out
     for line in ("documents", "tokens", "tokens/s", "mean entropy", "bits per byte", "dataset", "load_dataset"):
         assert line in printed
     rows = shard_rows(tmp_path / "annotated-sample").to_pylist()

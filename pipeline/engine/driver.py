@@ -56,7 +56,7 @@ class Driver:
         self.committed, self.given_up, self.failed_loads = done, 0, 0
         self.strikes: dict[Unit, list[str | None]] = {}
         self.running: dict[Unit, float] = {}
-        self.seconds = 0.0
+        self.finished, self.seconds = 0, 0.0
         self.events: queue.SimpleQueue[tuple[Hand, Unit | None, Any]] = queue.SimpleQueue()
         self.next_look, self.room = 0.0, 1
 
@@ -131,6 +131,7 @@ class Driver:
     def _finished(self, unit: Unit, result: tuple[Receipt, Stages]) -> Outcome:
         self.unfinished.remove(unit)
         self.seconds += time.monotonic() - self.running.pop(unit)
+        self.finished += 1
         self.strikes.pop(unit, None)
         self.committed += 1
         return result
@@ -153,12 +154,12 @@ class Driver:
 
     def _help_the_slow(self) -> None:
         """Gives units that take long to idle workers too. Their shards will be the same, whoever is first."""
-        limit = time.monotonic() - SLOW * self.seconds / max(1, self.committed)
+        limit = time.monotonic() - SLOW * self.seconds / max(1, self.finished)
         workers_of = Counter(unit for hand in self.hands for unit in hand.units)
         slow = [unit for unit, since in self.running.items() if since < limit and workers_of[unit] == 1]
         idle = [hand for hand in self.hands if hand.node is not None and not hand.units]
         for hand, unit in zip(idle, slow, strict=False):
-            if self.committed and unit not in self.strikes:
+            if self.finished and unit not in self.strikes:
                 LOG.info("unit %d takes long; a second worker begins it", unit.index)
                 self._give(hand, unit)
 
@@ -170,8 +171,8 @@ class Driver:
             self._dismiss(hand)
         if unit is None:
             self._count_failed_load(cause or error)
-        if unit is None or unit not in self.unfinished:
-            return None
+        if unit is None or unit not in self.unfinished or any(unit in other.units for other in self.hands):
+            return None  # there is no unit, or another worker has done it or is still at it
         return self._give_up(unit, cause) if isinstance(cause, ValueError) else self._strike(hand, unit, cause or error)
 
     def _dismiss(self, hand: Hand) -> None:
@@ -195,10 +196,10 @@ class Driver:
         if sum(node in alive for node in nodes) >= ATTEMPTS or len(nodes) >= NODES_LOST:
             return self._give_up(unit, error)
         LOG.warning("unit %d failed, try %d: %s", unit.index, len(nodes), shown(error))
-        if not any(unit in other.units for other in self.hands):
-            self.waiting.append(unit)
-            for other in list(self.hands):
-                self._hand_out(other)
+        self.waiting.append(unit)
+        self.running.pop(unit, None)
+        for other in list(self.hands):
+            self._hand_out(other)
         return None
 
     def _give_up(self, unit: Unit, error: BaseException) -> Quarantined:
