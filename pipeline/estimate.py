@@ -36,7 +36,7 @@ class Estimate:
     @property
     def worker_hours(self) -> float:
         """Of one worker, its start left out."""
-        return self.tokens / self.tokens_per_second / 3600
+        return self.tokens / max(1e-9, self.tokens_per_second) / 3600
 
 
 def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second: float | None) -> Estimate:

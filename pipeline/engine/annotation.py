@@ -143,7 +143,9 @@ class Annotator:
     def _rows(self, unit: Unit) -> Iterator[pa.RecordBatch]:
         try:
             yield from read_rows(unit.file, unit.start, unit.stop, self.run.source_schema, self.run.column)
-        except OSError as error:  # its chain would show what `redacted` hides, such as the query of a signed URL
+        except ValueError:
+            raise
+        except Exception as error:  # each filesystem has its own; the chain would show what `redacted` hides
             raise SourceError(redacted(f"cannot read {unit.file.url}: {error}")) from None
 
     def _labelled(self, slabs: Iterator[Slab], stages: Stages) -> Generator[Labelled, None, None]:
