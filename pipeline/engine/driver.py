@@ -53,7 +53,7 @@ class Driver:
         self.run, self.load = run, load
         self.workers, self.share = workers, share.resolved()
         self.hands: set[Hand] = set()
-        self.committed, self.given_up, self.failed_loads = done, 0, 0
+        self.done, self.given_up, self.failed_loads = done, 0, 0
         self.strikes: dict[Unit, list[str | None]] = {}
         self.running: dict[Unit, float] = {}
         self.finished, self.seconds = 0, 0.0
@@ -133,7 +133,6 @@ class Driver:
         self.seconds += time.monotonic() - self.running.pop(unit)
         self.finished += 1
         self.strikes.pop(unit, None)
-        self.committed += 1
         return result
 
     def _hand_out(self, hand: Hand) -> None:
@@ -154,12 +153,14 @@ class Driver:
 
     def _help_the_slow(self) -> None:
         """Gives units that take long to idle workers too. Their shards will be the same, whoever is first."""
-        limit = time.monotonic() - SLOW * self.seconds / max(1, self.finished)
+        if not self.finished:
+            return
+        limit = time.monotonic() - SLOW * self.seconds / self.finished
         workers_of = Counter(unit for hand in self.hands for unit in hand.units)
         slow = [unit for unit, since in self.running.items() if since < limit and workers_of[unit] == 1]
         idle = [hand for hand in self.hands if hand.node is not None and not hand.units]
         for hand, unit in zip(idle, slow, strict=False):
-            if self.finished and unit not in self.strikes:
+            if unit not in self.strikes:
                 LOG.info("unit %d takes long; a second worker begins it", unit.index)
                 self._give(hand, unit)
 
@@ -215,7 +216,7 @@ class Driver:
         self.unfinished.remove(unit)
         self.running.pop(unit, None)
         self.given_up += 1
-        if not self.committed and self.given_up == min(HOPELESS, self.run.units):
+        if not self.done + self.finished and self.given_up == min(HOPELESS, self.run.units):
             raise ValueError(f"no unit succeeds; {note}") from error
         quarantine(self.run.output, note)
         LOG.error("%s", note)
