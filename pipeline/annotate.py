@@ -23,7 +23,7 @@ from pipeline.data.locations import find_files
 from pipeline.data.sample import write_sample
 from pipeline.data.shards import write_text
 from pipeline.engine.annotation import Run
-from pipeline.engine.cluster import Share, cluster
+from pipeline.engine.cluster import LOCAL, Share, cluster
 from pipeline.engine.driver import Driver
 from pipeline.engine.ledger import locked, open_run, planned, total
 from pipeline.engine.plan import Unit, inspect
@@ -83,12 +83,15 @@ def label(units: Sequence[Unit], job: Run, config: Config) -> Report:
 
     share = Share(cpus=config.cpus_per_worker, gpus=config.gpus_per_worker)
     workers = None if config.workers == "auto" else config.workers
+    address = config.address or os.environ.get("RAY_ADDRESS") or LOCAL
     report, rows = Report(), job.provenance.source_rows
     with (
-        cluster(config.address or os.environ.get("RAY_ADDRESS") or "local"),
+        cluster(address),
         Progress(rows, rows - sum(unit.stop - unit.start for unit in units)) as progress,
         logging_redirect_tqdm(),
     ):
+        if address == LOCAL:
+            share.require_room()
         driver = Driver(job, load_annotator, workers=workers, share=share, done=job.units - len(units))
         for outcome in driver.outcomes(units):
             report.add(outcome)

@@ -4,6 +4,7 @@ A mistake of the user's ends in one line on standard error and exit code 1.
 """
 
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -31,7 +32,7 @@ def run(command: Callable[..., int | None], module: str) -> NoReturn:
         sys.exit(_parser(command, module, arguments)(arguments, exit_on_error=False, print_error=False))
     except (ValueError, OSError, cyclopts.CycloptsError) as error:
         if debug:
-            raise
+            sys.exit(redacted(traceback.format_exc()))
         sys.exit(f"error: {redacted(' '.join(str(error).split()))}")
     except KeyboardInterrupt:
         sys.exit("interrupted")

@@ -7,13 +7,15 @@ from statistics import fmean, stdev
 
 import torch
 
-from pipeline.engine.annotation import Run, with_tokenizers
+from pipeline.engine.annotation import Run, UnitError, with_tokenizers
 from pipeline.engine.labelling import load_annotator
 from pipeline.engine.plan import Source, Unit
 from pipeline.engine.stages import Stages
+from schemas.annotations import INPUT_IDS
 
 SAMPLED_UNITS, SAMPLED_ROWS = 16, 32
 MEASURED_SECONDS = 20.0
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LABEL_BYTES, TOKEN_BYTES = 1.4, 1.5  # a token of FineWeb in each entropy column, and in `input_ids`
 
 
@@ -30,6 +32,10 @@ class Estimate:
     error: float
     """Standard error of `tokens`, as a share of it; NaN where a single document was looked at."""
     label_columns: int
+    share: float
+    """Of the tokens that are labelled."""
+    passed: tuple[str, ...]
+    """Columns of the source that are passed on."""
     tokens_per_second: float
     measured: bool
 
@@ -41,14 +47,10 @@ class Estimate:
 
 def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second: float | None) -> Estimate:
     """Reads and tokenizes the first rows of units from all over the source; labels some where no speed is given."""
-    annotator = with_tokenizers(job, ()) if tokens_per_second else load_annotator(job)
-    stages, lengths, labelled = Stages(), list[int](), 0
-    for unit in units[:: -(-len(units) // SAMPLED_UNITS)]:
-        for slab in annotator.slabs(replace(unit, stop=min(unit.stop, unit.start + SAMPLED_ROWS)), stages):
-            lengths += [len(ids) for ids in slab.tokens]
-            if not tokens_per_second and stages.seconds["label"] < MEASURED_SECONDS:
-                annotator.label(slab, stages)
-                labelled += sum(len(ids) for ids in slab.tokens)
+    try:
+        lengths, measured = look(job, units, measure=not tokens_per_second)
+    except UnitError as reason:
+        raise ValueError(str(reason)) from reason
     rows = job.provenance.source_rows
     error = stdev(lengths) / len(lengths) ** 0.5 / max(1e-9, fmean(lengths)) if len(lengths) > 1 else nan
     return Estimate(
@@ -60,20 +62,38 @@ def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second:
         tokens=rows * fmean(lengths),
         error=error,
         label_columns=1 + (job.provenance.method == "second-order"),
-        tokens_per_second=tokens_per_second or labelled / max(1e-9, stages.seconds["label"]),
+        share=job.provenance.share,
+        passed=tuple(name for name in job.schema.names if name in job.source_schema.names and name != INPUT_IDS),
+        tokens_per_second=tokens_per_second or measured,
         measured=not tokens_per_second,
     )
 
 
+def look(job: Run, units: Sequence[Unit], *, measure: bool) -> tuple[list[int], float]:
+    """Tokens of documents from all over the source and, if that is to be measured, tokens labelled in a second."""
+    annotator = load_annotator(job, DEVICE) if measure else with_tokenizers(job, ())
+    stages, lengths, labelled = Stages(), list[int](), 0
+    for unit in units[:: -(-len(units) // SAMPLED_UNITS)]:
+        for slab in annotator.slabs(replace(unit, stop=min(unit.stop, unit.start + SAMPLED_ROWS)), stages):
+            lengths += [len(ids) for ids in slab.tokens]
+            if measure and stages.seconds["label"] < MEASURED_SECONDS:
+                annotator.label(slab, stages)
+                labelled += sum(len(ids) for ids in slab.tokens)
+    return lengths, labelled / max(1e-9, stages.seconds["label"])
+
+
 def print_estimate(plan: Estimate, rows_per_unit: int) -> None:
     """The plan in figures."""
-    device = "GPU" if torch.cuda.is_available() else "CPU core"
+    device = "GPU" if DEVICE == "cuda" else "CPU core"
     origin = f"measured on one {device} here" if plan.measured else "given"
-    labels, ids = (plan.tokens * size / 1e9 for size in (LABEL_BYTES * plan.label_columns, TOKEN_BYTES))
+    sizes = (LABEL_BYTES * plan.label_columns * plan.share, TOKEN_BYTES)
+    labels, ids = (plan.tokens * size / 1e9 for size in sizes)
     print(f"units          {plan.units:,} of {rows_per_unit:,} rows at the most")
     print(f"source         {plan.rows:,} documents, {plan.source_bytes / 1e9:,.3f} GB in {plan.files:,} files")
     print(f"tokens         {plan.tokens:,.0f} ± {plan.error:.1%}, by {plan.sampled_rows:,} documents from all over it")
-    print(f"labels         {labels:,.3f} GB, {LABEL_BYTES} bytes a token in each of {plan.label_columns} columns")
+    columns = f"{plan.label_columns} column{'s' if plan.label_columns > 1 else ''}"
+    print(f"labels         {labels:,.3f} GB, {LABEL_BYTES} bytes for each of a labelled token's {columns}")
     print(f"token ids      {ids:,.3f} GB, {TOKEN_BYTES} bytes a token")
+    print(f"passed on      {', '.join(plan.passed) or 'no column'}; as large as in the source")
     print(f"tokens/s       {plan.tokens_per_second:,.0f} a worker, {origin}")
     print(f"time           {plan.worker_hours:,.2f} hours of one worker, over N workers an Nth of it")

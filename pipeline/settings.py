@@ -5,6 +5,7 @@ Nothing is written here, so that a mistake leaves nothing behind.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ from pipeline.models.checkpoint import (
 from schemas.annotations import INPUT_IDS, Dtype, Method, Provenance, annotated_schema
 from schemas.documents import TEXT_COLUMN
 
+LEAST_SHARE = 0.0001  # of a core or a GPU: Ray counts no finer
 KIND_OF_METHOD: dict[Method, Kind] = {"second-order": "second-order", "exact": "estimator", "causal": "causal"}
 
 
@@ -97,14 +99,22 @@ class Config:
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-        for name in ("gpus_per_worker", "cpus_per_worker", "tokens_per_second"):
+        for name, most in (("share", 1.0), ("tokens_per_second", inf)):
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"--{name.replace('_', '-')} must not be below 0, not {value}")
+            if value is not None and not 0 < value <= most:
+                raise ValueError(f"--{name.replace('_', '-')} must be above 0 and at most {most:g}, not {value}")
+        self._check_worker()
+        if self.column.name in (self.columns or ()) and not self.keep_text:
+            raise ValueError(f"--columns names {self.column.name}, which is labelled; --keep-text passes it on")
+
+    def _check_worker(self) -> None:
+        for name, need in (("cpus", self.cpus_per_worker), ("gpus", self.gpus_per_worker)):
+            if need and not (LEAST_SHARE <= need <= 1 or (need > 1 and need == round(need))):
+                raise ValueError(
+                    f"--{name}-per-worker must be 0, a part from {LEAST_SHARE} to 1, or a whole number, not {need}"
+                )
         if not self.gpus_per_worker and not self.cpus_per_worker:
             raise ValueError("a worker must take something: --cpus-per-worker or --gpus-per-worker above 0")
-        if not 0 < self.share <= 1:
-            raise ValueError(f"--share must be above 0 and at most 1, not {self.share}")
 
     @property
     def column(self) -> Column:
@@ -167,14 +177,13 @@ def prepare(config: Config, source: Source, inputs: Sequence[str]) -> tuple[Run,
         batch_invariant=config.batch_invariant,
         estimator_tokenizer_sha256=tokenizer_sha256(other) if other else None,
     )
-    written = annotated_schema(source.schema, provenance).names
-    read = pa.schema(
-        [field for field in source.schema if field.name in (config.column.name, *written, *(config.columns or ()))]
-    )
+    schema = annotated_schema(source.schema, provenance)
+    passed = set(schema.names) - {INPUT_IDS}  # which is ours
+    read = pa.schema([field for field in source.schema if field.name in {config.column.name, *passed}])
     units = plan_units(source, rows_per_unit=provenance.rows_per_unit, limit=config.limit)
     folder = tokens.folder.resolve() if tokens.folder else None
     checkpoints = tuple(member.resolve() for member in members)
-    return Run(config.folder, checkpoints, folder, other, provenance, read, len(units)), units
+    return Run(config.folder, checkpoints, folder, other, provenance, read, schema, len(units)), units
 
 
 def tokens_for(checkpoint: Path, model_vocabulary: int, config: Config) -> TokenSource:

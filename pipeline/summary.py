@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pipeline.engine.report import Report
 from schemas.annotations import DATA_FOLDER, ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, TOKENIZER_FOLDER
 from schemas.ledger import Counts, Quarantined
 
-EXAMPLE_TOKENS = 16
+EXAMPLE_TOKENS, MOST_LOOKS = 16, 1000
 
 
 def print_summary(output: Path, counts: Counts, report: Report) -> None:
@@ -22,7 +23,8 @@ def print_summary(output: Path, counts: Counts, report: Report) -> None:
     without = f", {counts.rows_without_text:,} of them without text" if counts.rows_without_text else ""
     print(f"documents      {counts.rows:,}{without}")
     print(f"tokens         {tokens:,}" + (f", {labelled:,} of them labelled" if labelled < tokens else ""))
-    print(f"tokens/s       {f'{report.tokens_per_second:,.0f}' if report.units else 'none: the dataset was complete'}")
+    idle = "none: no unit succeeded" if report.given_up else "none: the dataset was complete"
+    print(f"tokens/s       {f'{report.tokens_per_second:,.0f}' if report.units else idle}")
     print(f"mean entropy   {mean:.3f} nats a token")
     print(f"bits per byte  {bits}")
     print(f"dataset        {output}")
@@ -43,7 +45,7 @@ def print_quarantine(given_up: Sequence[Quarantined]) -> None:
 
 def print_examples(output: Path) -> None:
     """The first tokens of a document with their labels."""
-    row = next((row for row in _rows(output) if len(row[INPUT_IDS]) >= EXAMPLE_TOKENS), None)
+    row = next((row for row in islice(_rows(output), MOST_LOOKS) if len(row[INPUT_IDS]) >= EXAMPLE_TOKENS), None)
     if row is None:
         return
     columns = [name for name in (ENTROPY, EXPECTED_ENTROPY) if name in row]

@@ -17,6 +17,7 @@ from datasets import load_dataset
 
 from pipeline.data.annotations import read_annotations
 from pipeline.data.tokenizer import encode, load_tokenizer
+from pipeline.engine import backlog
 from pipeline.engine.driver import Driver
 from pipeline.engine.stages import WORK
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
@@ -172,14 +173,19 @@ def tokenized(folder: Path, documents: Sequence[Sequence[int]]) -> tuple[object,
 
 
 def test_units_that_are_given_up_are_listed_and_exit_with_three(
-    run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_command: RunCommand,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(backlog, "PAUSE", 0.1)
     documents = [[1, 2, 3]] * 16
     documents[5] = [1, 97]
     arguments = (*tokenized(tmp_path, documents), "--output", tmp_path / "out")
-    for _ in range(2):
+    for speed in ("stages", "none: no unit succeeded"):
         assert run_command(*arguments) == 3
         printed = capsys.readouterr().out
+        assert speed in printed
         assert "1 units were given up" in printed and "the same command tries them again" in printed
         assert f"unit 1, rows 4 to 8 of {tmp_path / 'in.parquet'}: token ids from 1 to 97 do not fit" in printed
     assert len(shard_rows(tmp_path / "out")) == 12
@@ -213,6 +219,7 @@ def test_a_dry_run_tells_what_it_takes_and_writes_nothing(
     assert "25 of 4 rows at the most" in given and "100 documents, 0.000 GB in 1 files" in given
     assert "600 ± " in given and "by 52 documents" in given.replace("by 56", "by 52")
     assert "100 a worker, given" in given and "measured on one" in measured
+    assert "a labelled token's 1 column" in given and "passed on      no column" in given
     assert not (tmp_path / "out").exists()
 
 
@@ -336,6 +343,11 @@ def mistakes(tmp_path: Path) -> dict[str, list[object]]:
         "--method causal needs --estimator": ["--input", good, "--method", "causal"],
         "needs 0 <= overlap < window": ["--input", good, "--window", 9999],
         "--share must be above 0": ["--input", good, "--share", 0],
+        "at most 1, not nan": ["--input", good, "--share", "nan"],
+        "--tokens-per-second must be above 0": ["--input", good, "--tokens-per-second", 0],
+        "--gpus-per-worker must be 0, a part from 0.0001 to 1, or": ["--input", good, "--gpus-per-worker", 1.5],
+        "a whole number, not nan": ["--input", good, "--cpus-per-worker", "nan"],
+        "--keep-text passes it on": ["--input", good, "--columns", "text"],
         "--limit must be at least 1": ["--input", good, "--limit", 0],
     }
 
@@ -352,6 +364,15 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
         assert message in error and error.startswith("error: ") and "\n" not in error, error
         assert not (tmp_path / "out").exists(), message
     assert [file.name for file in (tmp_path / "other").iterdir()] == ["run.txt"]
+
+
+def test_a_machine_without_the_gpu_that_a_worker_wants_is_not_waited_for(
+    run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_documents(tmp_path / "in.parquet", sample_texts(2))
+    arguments = ("--input", file, "--output", tmp_path / "out", "--gpus-per-worker", 64)
+    assert run_command("pipeline.annotate", *arguments) == 1
+    assert "has no room for a worker, which wants 1 CPU and 64 GPU; it has" in capsys.readouterr().err
 
 
 def test_the_output_of_another_run_is_refused_and_kept(

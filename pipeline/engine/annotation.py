@@ -28,17 +28,25 @@ from pipeline.engine.ledger import record
 from pipeline.engine.plan import Unit
 from pipeline.engine.stages import HELD, Stages
 from pipeline.labels.retokenize import encode_with_ends, move_nats
-from schemas.annotations import DATA_FOLDER, ENTROPY, NUM_TOKENS, Provenance, annotated_schema, shard_name
+from schemas.annotations import DATA_FOLDER, ENTROPY, NUM_TOKENS, Provenance, shard_name
 from schemas.ledger import Counts, Receipt
 
 SLABS_AHEAD = 2  # between two stages: enough to never wait, and memory stays at a few slabs of 2 MiB of text
 
 
-class SourceError(Exception):
+class UnitError(Exception):
+    """A unit failed, and not by what its rows are; the message says why."""
+
+
+class SourceError(UnitError):
     """Rows cannot be read now; another try may succeed."""
 
 
-class OutputError(Exception):
+class DeviceError(UnitError):
+    """This device cannot label the rows; another one may."""
+
+
+class OutputError(UnitError):
     """Nothing can be written: no use in trying other units."""
 
 
@@ -65,6 +73,8 @@ class Run:
     provenance: Provenance
     source_schema: pa.Schema
     """Columns that are read."""
+    schema: pa.Schema
+    """Columns that are written."""
     units: int
 
     @property
@@ -109,6 +119,7 @@ class Annotator:
 
         Raises:
             SourceError: if rows cannot be read, for a reason that may pass.
+            DeviceError: if the device has too little memory.
             OutputError: if the shard or its receipt cannot be written.
             ValueError: if the rows or their labels are wrong.
         """
@@ -119,15 +130,14 @@ class Annotator:
 
     def _commit(self, unit: Unit) -> tuple[Receipt, Stages]:
         stages, counts = Stages(), [Counts()]
-        schema = annotated_schema(self.run.source_schema, self.run.provenance)
         shard = shard_name(unit.index, self.run.units)
         with (
             ahead(self.slabs(unit, stages), SLABS_AHEAD) as slabs,
             ahead(self._labelled(slabs, stages), SLABS_AHEAD) as labelled,
             stages.timed("write"),
         ):
-            tables = self._tables(stages.untimed_items("write", labelled), schema, counts)
-            digest = write_shard(self.run.output / DATA_FOLDER / shard, tables, schema)
+            tables = self._tables(stages.untimed_items("write", labelled), counts)
+            digest = write_shard(self.run.output / DATA_FOLDER / shard, tables, self.run.schema)
         receipt = Receipt(unit=unit.index, shard=shard, sha256=digest, counts=sum(counts, start=Counts()))
         record(self.run.output, receipt)
         return receipt, stages
@@ -164,13 +174,13 @@ class Annotator:
             stages.add_batches(batches, parts)
         return labelled
 
-    def _tables(self, labelled: Iterable[Labelled], schema: pa.Schema, counts: list[Counts]) -> Iterator[pa.Table]:
+    def _tables(self, labelled: Iterable[Labelled], counts: list[Counts]) -> Iterator[pa.Table]:
         """The third stage."""
         for slab, batches in labelled:
             labels = gather(slab.documents, batches, self.labellers[0].columns)
             if slab.ends is not None:
                 labels = {name: moved(nats, slab.ends) for name, nats in labels.items()}
-            table = annotated_rows(slab.rows, slab.tokens, labels, schema)
+            table = annotated_rows(slab.rows, slab.tokens, labels, self.run.schema)
             counts.append(count(slab.rows, table, self.run.column))
             yield table
 

@@ -10,10 +10,12 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
+LOCAL = "local"
+
 
 @contextmanager
 def cluster(address: str) -> Iterator[None]:
-    """Starts a Ray of our own on loopback (`local`), or joins the cluster at an address, and leaves it in the end.
+    """Starts a Ray of our own on loopback (LOCAL), or joins the cluster at an address, and leaves it in the end.
 
     A bare `ray.init()` would join whatever cluster it finds; this never does. A caller who is connected already
     stays connected.
@@ -22,7 +24,7 @@ def cluster(address: str) -> Iterator[None]:
         yield
         return
     ours: dict[str, Any] = {}
-    if address == "local":
+    if address == LOCAL:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of a local run leaves the machine
         # Ray swaps 127.0.0.1 for an outside address and listens there, unless it takes itself for a laptop's.
         ray_constants.ENABLE_RAY_CLUSTER = False
@@ -53,6 +55,16 @@ class Share:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         # 1 // 0.1 is 9: a tenth is a little more than a tenth
         return sum(min(int(has.get(name, 0) / need + 1e-9) for name, need in needs.items()) for has in nodes)
+
+    def require_room(self) -> None:
+        """For a cluster that does not grow.
+
+        Raises:
+            ValueError: if no node has room for a worker, so that it would wait for ever.
+        """
+        if not self.room():
+            has = ", ".join(f"{_total(name):g} {name}" for name in ("CPU", "GPU"))
+            raise ValueError(f"this machine has no room for a worker, which wants {self}; it has {has}")
 
     def __str__(self) -> str:
         return f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.engine.annotation import Annotator, Run, with_tokenizers
+from pipeline.engine.annotation import Annotator, DeviceError, Run, with_tokenizers
 from pipeline.engine.batches import BATCH_TOKENS, Batch
 from pipeline.labels import causal, exact, second_order
 from pipeline.models.loading import declared_start, load_causal, load_estimator, load_second_order
@@ -52,15 +52,16 @@ class TorchLabeller:
         then gives the same bits. Only if that fails too is it labelled in parts, whose labels differ by rounding.
 
         Raises:
-            ValueError: if not even a single window fits.
+            DeviceError: if not even a single window fits.
         """
-        arrays = [self._to_device(array) for array in (batch.ids_BT, batch.lengths_B, batch.wanted_BT)]
         for budget in _budgets(self.budget, smallest=batch.ids_BT.shape[1]):
             try:
-                return self.of_windows(arrays[0], arrays[1], arrays[2], budget), budget
+                ids_BT, lengths_B, wanted_BT = map(self._to_device, (batch.ids_BT, batch.lengths_B, batch.wanted_BT))
+                return self.of_windows(ids_BT, lengths_B, wanted_BT, budget), budget
             except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-        raise ValueError(f"a window of {batch.ids_BT.shape[1]} tokens does not fit the memory of {self.device}")
+                pass
+            torch.cuda.empty_cache()  # not before the error is gone, whose traceback holds tensors
+        raise DeviceError(f"a window of {batch.ids_BT.shape[1]} tokens does not fit the memory of {self.device}")
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -105,10 +106,13 @@ def load_labeller(
     return TorchLabeller((ENTROPY,), losses, device, BATCH_TOKENS)
 
 
-def load_annotator(run: Run) -> Annotator:
-    """A run's checkpoints on this process's GPU, or on one core: labels must not depend on how many there are."""
+def load_annotator(run: Run, device: str) -> Annotator:
+    """A run's checkpoints on a GPU, or on one core: labels must not depend on how many there are.
+
+    Raises:
+        RuntimeError: if there is no such device.
+    """
     torch.set_num_threads(1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = run.provenance
     labellers = tuple(
         load_labeller(settings.method, checkpoint, device, settings.dtype, settings.start_token)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import ray
 from ray.util.metrics import Counter, Gauge
@@ -16,6 +16,8 @@ UNITS_AT_A_TIME = 2  # one is labelled while the next is read
 
 LOG = logging.getLogger(__name__)
 
+Device = Literal["cpu", "cuda"]
+
 
 class AnnotatesUnits(Protocol):
     """What a worker loads; an `Annotator`, unless a test wants something else."""
@@ -23,7 +25,7 @@ class AnnotatesUnits(Protocol):
     def annotate(self, unit: Unit) -> tuple[Receipt, Stages]: ...
 
 
-Load = Callable[[Run], AnnotatesUnits]
+Load = Callable[[Run, Device], AnnotatesUnits]
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -33,14 +35,14 @@ class Worker:
     Ray restarts nothing by itself: a call to a restarting actor fails at once, so the driver starts another one.
     """
 
-    def __init__(self, run: Run, load: Load) -> None:
-        self.run = run
+    def __init__(self, run: Run, load: Load, device: Device) -> None:
+        self.run, self.device = run, device
         self.load_annotator = load
 
     def load(self) -> str:
-        """Puts the checkpoint on this worker's device; returns the id of its node."""
+        """Puts the checkpoint on this worker's device, no other than was decided; returns the id of its node."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        self.annotator = self.load_annotator(self.run)
+        self.annotator = self.load_annotator(self.run, self.device)
         self.metrics = Metrics()
         return str(ray.get_runtime_context().get_node_id())
 

@@ -90,7 +90,7 @@ def planned(file: Path, output: Path, rows_per_unit: int = 4) -> tuple[Run, list
 def bare(job: Run, units: list[Unit]) -> float:
     """Tokens/s of the model alone, on one thread, batches at hand."""
     threads = torch.get_num_threads()
-    annotator, stages, tokens = load_annotator(job), Stages(), 0
+    annotator, stages, tokens = load_annotator(job, "cpu"), Stages(), 0
     slabs = [slab for unit in units for slab in annotator.slabs(unit, stages)]
     for slab in slabs:
         annotator.label(slab, stages)
@@ -116,7 +116,7 @@ def bytes_a_token(folder: Path, size: Size) -> Iterator[Figure]:
     """Of a shard of the help topics, whole, with two columns of labels."""
     texts = [text for _, text in sorted(topics.items())][: size.documents]
     job, (unit,) = planned(write_documents(folder / "whole.parquet", texts), folder / "whole", len(texts))
-    receipt, _ = load_annotator(job).annotate(unit)
+    receipt, _ = load_annotator(job, "cpu").annotate(unit)
     shard = job.output / DATA_FOLDER / receipt.shard
     footer = pq.ParquetFile(shard).metadata
     sizes = Counter[str]()
@@ -139,7 +139,7 @@ def bytes_a_token(folder: Path, size: Size) -> Iterator[Figure]:
 class NoOp:
     """Does nothing at all with a unit."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, device: str) -> None:
         pass
 
     def annotate(self, unit: Unit) -> tuple[Receipt, Stages]:

@@ -18,7 +18,7 @@ from pipeline.data.locations import find_files
 from pipeline.engine.annotation import Annotator, Labeller, Run, with_tokenizers
 from pipeline.engine.batches import BATCH_TOKENS, Batch, gather, window_batches
 from pipeline.engine.plan import Unit, inspect, plan_units
-from schemas.annotations import DATA_FOLDER, ENTROPY, INPUT_IDS
+from schemas.annotations import DATA_FOLDER, ENTROPY, INPUT_IDS, annotated_schema
 from tests.builders import PROVENANCE
 
 KILLS_ONCE, KILLS_ALWAYS, FAILS_ONCE, NOT_FINITE = 96, 95, 94, 93
@@ -26,7 +26,7 @@ KILLS_ONCE, KILLS_ALWAYS, FAILS_ONCE, NOT_FINITE = 96, 95, 94, 93
 
 @dataclass(frozen=True)
 class FakeLabeller:
-    """Labels that depend on the token and on the tokens before it in its window."""
+    """Labels that depend on the token, those before it in its window, and the batch: its size and the row in it."""
 
     seconds: float = 0.0
     """That a batch takes."""
@@ -37,6 +37,7 @@ class FakeLabeller:
         for batch in batches:
             time.sleep(self.seconds)
             sums_BT = np.cumsum(batch.ids_BT, axis=1) % 1013 / 101 + batch.ids_BT / 7
+            sums_BT += np.arange(len(sums_BT))[:, None] + batch.ids_BT.size / 100  # which a device's rounding may feel
             values.append({ENTROPY: sums_BT.astype(np.float32)})
         return values, 0
 
@@ -71,12 +72,12 @@ class FaultyLabeller(FakeLabeller):
         return True
 
 
-def load_fake(run: Run, seconds: float = 0.0) -> Annotator:
+def load_fake(run: Run, device: str = "cpu", seconds: float = 0.0) -> Annotator:
     """What a worker loads in place of a checkpoint."""
     return with_tokenizers(run, (FakeLabeller(seconds),))
 
 
-def load_faulty(run: Run) -> Annotator:
+def load_faulty(run: Run, device: str) -> Annotator:
     """The same with faults."""
     return with_tokenizers(run, (FaultyLabeller(marks=run.output.with_suffix(".marks")),))
 
@@ -99,7 +100,14 @@ def planned_run(
         "text_column": INPUT_IDS,
     }
     provenance = replace(PROVENANCE, **{**settings, **changed})
-    return Run(output, (), None, None, provenance, source.schema, len(units)), units
+    schema = annotated_schema(source.schema, provenance)
+    return Run(output, (), None, None, provenance, source.schema, schema, len(units)), units
+
+
+def changed(run: Run, **settings: Any) -> Run:
+    """The run with other settings, and the columns that it then writes."""
+    provenance = replace(run.provenance, **settings)
+    return replace(run, provenance=provenance, schema=annotated_schema(run.source_schema, provenance))
 
 
 def token_rows(rows: int) -> list[list[int]]:

@@ -24,8 +24,9 @@ from pipeline.engine.annotation import Annotator, OutputError, Run, SourceError
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit, inspect, plan_units
 from pipeline.models.checkpoint import SHIPPED
+from schemas.annotations import annotated_schema
 from tests.builders import PROVENANCE, write_documents
-from tests.engine.fakes import load_fake, planned_run, token_rows
+from tests.engine.fakes import changed, load_fake, planned_run, token_rows
 
 TOKENIZER = SHIPPED / "tokenizer"
 TEXTS = st.text(max_size=40) | st.sampled_from(["", "a\0b", "\ud800 lone \udfff", "🙂" * 9, "<|endoftext|>"])
@@ -37,7 +38,8 @@ def text_run(folder: Path, file: Path, rows_per_unit: int = 4) -> tuple[Run, lis
     source = inspect(find_files([str(file)]), Column())
     units = plan_units(source, rows_per_unit=rows_per_unit, limit=None)
     provenance = replace(PROVENANCE, vocabulary=8192, window=16, overlap=8, keep_text=True)
-    return Run(folder / "out", (), TOKENIZER, None, provenance, source.schema, len(units)), units
+    schema = annotated_schema(source.schema, provenance)
+    return Run(folder / "out", (), TOKENIZER, None, provenance, source.schema, schema, len(units)), units
 
 
 def annotated(run: Run, units: Sequence[Unit]) -> list[dict[str, Any]]:
@@ -90,7 +92,7 @@ def test_any_row_of_parquet_becomes_a_row(tmp_path_factory: pytest.TempPathFacto
 def test_ten_megabytes_of_one_character_and_a_hundred_thousand_words(tmp_path: Path) -> None:
     texts = ["a" * 10_000_000, *(f"word{row}" for row in range(100_000)), "end"]
     run, units = text_run(tmp_path, write_documents(tmp_path / "in.parquet", texts), rows_per_unit=40_000)
-    annotator = load_fake(replace(run, provenance=replace(run.provenance, window=256, overlap=128, keep_text=False)))
+    annotator = load_fake(changed(run, window=256, overlap=128, keep_text=False))
     receipts = [annotator.annotate(unit)[0] for unit in units]
     assert [receipt.counts.rows for receipt in receipts] == [40_000, 40_000, 20_002]
     longest = pq.read_table(run.output / "data" / receipts[0].shard).slice(0, 1).to_pylist()[0]
@@ -101,7 +103,7 @@ def test_ten_megabytes_of_one_character_and_a_hundred_thousand_words(tmp_path: P
 def test_the_columns_that_were_named_are_read_and_passed_on(tmp_path: Path) -> None:
     file = write_documents(tmp_path / "in.parquet", ["one", "two"], url=["a", "b"], id=[1, 2])
     run, units = text_run(tmp_path, file)
-    named = replace(run, provenance=replace(run.provenance, columns=("id",), keep_text=False))
+    named = changed(run, columns=("id",), keep_text=False)
     assert [set(row) - {"entropy", "mean_entropy", "num_tokens", "input_ids"} for row in annotated(named, units)] == [
         {"id"},
         {"id"},
@@ -170,5 +172,5 @@ def peak_of_a_unit(folder: Path, rows: int) -> int:
 if __name__ == "__main__":
     there = Path(sys.argv[1])
     whole, (unit,) = text_run(there, there / "in.parquet", rows_per_unit=int(sys.argv[2]))
-    load_fake(replace(whole, provenance=replace(whole.provenance, keep_text=False, window=1024))).annotate(unit)
+    load_fake(changed(whole, keep_text=False, window=1024)).annotate(unit)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

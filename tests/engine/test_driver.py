@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 import ray
 
 from pipeline.data.annotations import read_quarantine
-from pipeline.engine import driver
-from pipeline.engine.annotation import Annotator, Run
+from pipeline.engine import backlog, crew, driver
+from pipeline.engine.annotation import Annotator, Run, SourceError
 from pipeline.engine.cluster import Share
 from pipeline.engine.driver import Driver
 from pipeline.engine.labelling import TorchLabeller, load_annotator
@@ -40,6 +41,13 @@ from tests.engine.test_labelling import Device
 from tests.tiny_models import tiny_estimator
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "PAUSE", 1.0)
+    monkeypatch.setattr(driver, "REST", 0.1)
+    monkeypatch.setattr(crew, "LOOK", 0.5)
 
 
 def planned(folder: Path, faults: dict[int, int] | None = None, rows: int = 12) -> tuple[Run, list[Unit]]:
@@ -73,6 +81,8 @@ def test_room_is_counted_in_whole_workers() -> None:
     cores = int(ray.cluster_resources()["CPU"])
     shares = (Share(cpus=0.1), Share(), Share(cpus=cores * 0.75), Share(cpus=cores + 1))
     assert [share.room() for share in shares] == [10 * cores, cores, 1, 0]
+    with pytest.raises(ValueError, match=f"has no room for a worker, which wants {cores + 1} CPU; it has {cores} CPU"):
+        shares[-1].require_room()
 
 
 def test_more_workers_than_there_is_room_for_only_wait(tmp_path: Path) -> None:
@@ -93,7 +103,7 @@ def test_units_of_a_worker_that_dies_are_given_out_again(tmp_path: Path, fault: 
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [(KILLS_ALWAYS, "(3 tries)"), (NOT_FINITE, "entropy that is not finite"), (999, "999 do not fit")],
+    [(KILLS_ALWAYS, "(3 tries)"), (NOT_FINITE, "not trained (2 tries)"), (999, "999 do not fit")],
 )
 def test_a_unit_that_cannot_be_labelled_is_given_up_alone(tmp_path: Path, fault: int, reason: str) -> None:
     run, units = planned(tmp_path, {4: fault})
@@ -140,9 +150,9 @@ def test_a_damaged_part_of_a_file_is_given_up_and_the_rest_labelled(tmp_path: Pa
     assert shards(run.output) == {name: content for name, content in expected.items() if name != note.shard}
 
 
-def load_short_of_memory(run: Run) -> Annotator:
+def load_short_of_memory(run: Run, device: str) -> Annotator:
     """Every batch is out of memory at its first try."""
-    annotator = load_annotator(run)
+    annotator = load_annotator(run, device)
     (labeller,) = annotator.labellers
     assert isinstance(labeller, TorchLabeller)
     return replace(annotator, labellers=(replace(labeller, of_windows=Device(labeller, once=True)),))
@@ -157,12 +167,12 @@ def test_a_device_that_is_out_of_memory_for_a_moment_changes_no_bit(tmp_path: Pa
     assert len(shards(run.output)) == 6 and shards(run.output) == shards(tmp_path / "plain")
 
 
-def load_and_die(run: Run) -> Annotator:
+def load_and_die(run: Run, device: str) -> Annotator:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
 
-def load_on_a_broken_device(run: Run) -> Annotator:
+def load_on_a_broken_device(run: Run, device: str) -> Annotator:
     """The first worker's device is broken."""
     try:
         run.output.with_suffix(".broken").touch(exist_ok=False)
@@ -171,33 +181,85 @@ def load_on_a_broken_device(run: Run) -> Annotator:
     raise RuntimeError("no device")
 
 
-def load_what_is_not_there(run: Run) -> Annotator:
+def load_what_is_not_there(run: Run, device: str) -> Annotator:
     raise ValueError("the checkpoint is broken")
 
 
 @pytest.mark.parametrize(
     ("load", "message"), [(load_and_die, "3 workers failed at their start"), (load_what_is_not_there, "is broken")]
 )
-def test_workers_that_cannot_load_end_the_run(
-    tmp_path: Path, load: Load, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(driver, "LOOK", 0.5)
+def test_workers_that_cannot_load_end_the_run(tmp_path: Path, load: Load, message: str) -> None:
     run, units = planned(tmp_path)
     with pytest.raises(ValueError, match=message):
         carry_out(run, units, load=load)
 
 
-def test_a_worker_whose_device_is_broken_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "LOOK", 0.5)
+def test_a_worker_whose_device_is_broken_is_replaced(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
     assert len(carry_out(run, units, load=load_on_a_broken_device)) == 6
     assert shards(run.output) == undisturbed(run, units, tmp_path / "plain")
 
 
+class Unsound:
+    """One of the workers fails with every unit that it is given, as one whose device computes nonsense does."""
+
+    def __init__(self, run: Run, device: str) -> None:
+        self.annotator = load_fake(run)
+        self.error: ValueError | None = ValueError("the checkpoint gives entropy that is not finite")
+        try:
+            run.output.with_suffix(".unsound").touch(exist_ok=False)
+        except FileExistsError:
+            self.error = None
+
+    def annotate(self, unit: Unit) -> tuple[Receipt, Stages]:
+        if self.error is not None:
+            raise self.error
+        time.sleep(0.1)
+        return self.annotator.annotate(unit)
+
+
+def test_what_one_worker_fails_with_another_one_does(tmp_path: Path) -> None:
+    run, units = planned(tmp_path, rows=40)
+    outcomes = carry_out(run, units, workers=2, load=Unsound)
+    assert [outcome for outcome in outcomes if isinstance(outcome, Quarantined)] == []
+    assert shards(run.output) == undisturbed(run, units, tmp_path / "plain")
+
+
+class Unreachable:
+    """No row can be read until its file has been asked for a few times."""
+
+    def __init__(self, run: Run, device: str) -> None:
+        self.annotator, self.asked = load_fake(run), 0
+
+    def annotate(self, unit: Unit) -> tuple[Receipt, Stages]:
+        self.asked += 1
+        if self.asked <= 3:
+            raise SourceError("cannot read https://host/in.parquet: 503")
+        return self.annotator.annotate(unit)
+
+
+def test_a_source_that_is_down_for_a_moment_costs_no_unit(tmp_path: Path) -> None:
+    run, units = planned(tmp_path)
+    receipts = carry_out(run, units, load=Unreachable)
+    assert sorted(receipt.unit for receipt in receipts if isinstance(receipt, Receipt)) == list(range(6))
+
+
+def test_a_bad_file_does_not_end_a_run_whose_other_files_are_good(tmp_path: Path) -> None:
+    bad, good = [[*ids, NOT_FINITE] for ids in token_rows(20)], token_rows(60)
+    files = [
+        write_documents(tmp_path / name, ["text"] * len(documents), input_ids=documents)
+        for name, documents in (("a.parquet", bad), ("b.parquet", good))
+    ]
+    run, units = planned_run(tmp_path / "out", files)
+    outcomes = carry_out(run, units)
+    assert sorted(outcome.unit for outcome in outcomes if isinstance(outcome, Quarantined)) == list(range(10))
+    assert len(list(read_receipts(run.output))) == 30
+
+
 class Slow:
     """The first of two workers to begin takes for ever."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, device: str) -> None:
         self.annotator, self.mark = load_fake(run), run.output.with_suffix(".slow")
 
     def annotate(self, unit: Unit) -> tuple[Receipt, Stages]:

@@ -110,21 +110,14 @@ def test_the_published_procedure_gives_the_same_labels(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_fixed_shapes_give_the_same_bits_whatever_comes_along(threads: int, large: bool) -> None:
+def test_windows_together_have_the_labels_of_each_alone_but_for_rounding(large: bool) -> None:
     estimator = usual_estimator(context=48) if large else tiny_estimator(context=48)
-    tokens, length, batch_tokens = 48, 37, 500
-    input_ids_BT, lengths_B = random_tokens(4, tokens), torch.tensor([48, 21, length, 0])
-    alone_BT = token_entropies(estimator, input_ids_BT[2:3, :length], batch_tokens=batch_tokens, fixed_shapes=True)
-    among_BT = token_entropies(estimator, input_ids_BT, lengths_B, batch_tokens=batch_tokens, fixed_shapes=True)
-    padded_BT = torch.cat([input_ids_BT[2:3, :length], torch.full((1, 40), 7)], dim=1)
-    repadded_BT = token_entropies(
-        estimator, padded_BT, torch.tensor([length]), batch_tokens=batch_tokens, fixed_shapes=True
-    )
-    assert torch.equal(among_BT[2, :length], alone_BT[0])
-    assert torch.equal(repadded_BT[0, :length], alone_BT[0])
-    assert among_BT.isnan().equal(torch.arange(tokens) >= lengths_B.unsqueeze(1))
-    plain_BT = token_entropies(estimator, input_ids_BT, lengths_B)
-    torch.testing.assert_close(among_BT, plain_BT, atol=1e-4, rtol=0, equal_nan=True)
+    input_ids_BT, lengths = random_tokens(4, 48), [48, 21, 37, 0]
+    together_BT = token_entropies(estimator, input_ids_BT, torch.tensor(lengths), batch_tokens=500)
+    for row, length in enumerate(lengths):
+        alone_BT = token_entropies(estimator, input_ids_BT[row : row + 1, :length])
+        torch.testing.assert_close(together_BT[row, :length], alone_BT[0], atol=1e-4, rtol=0)
+        assert together_BT[row, length:].isnan().all()
 
 
 def test_decoder_batches_have_few_widths(monkeypatch: pytest.MonkeyPatch) -> None:
