@@ -5,9 +5,22 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+
+@dataclass
+class Faults:
+    """What is wrong with a server: nothing at first, and any of it at any time."""
+
+    status: int | None = None
+    """Answers all requests with this one and no content."""
+    bytes_sent: int | None = None
+    """Drops the connection after so many bytes of a body."""
+    tells_length: bool = True
+    """Else the end of a body is told from that of the connection alone."""
 
 
 class FileHandler(BaseHTTPRequestHandler):
@@ -15,6 +28,7 @@ class FileHandler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     files: dict[str, bytes]
+    faults = Faults()
 
     def setup(self) -> None:
         super().setup()
@@ -25,8 +39,8 @@ class FileHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         content = self.files.get(self.path_without_query)
-        if content is None:
-            self.answer(404, b"")
+        if content is None or self.faults.status is not None:
+            self.answer(self.faults.status or 404, b"")
         else:
             self.answer_content(content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "Accept-Ranges": "bytes"})
 
@@ -48,19 +62,41 @@ class FileHandler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
+        if self.faults.tells_length or self.command == "HEAD":
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            sent = content[: self.faults.bytes_sent]
+            self.wfile.write(sent)
+            self.close_connection |= sent != content or not self.faults.tells_length
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Nothing: tests are quiet."""
 
 
+class Server(ThreadingHTTPServer):
+    """A server that is gone once it is closed: the connections that clients would use again are closed too."""
+
+    def server_activate(self) -> None:
+        self.accepted: list[socket.socket] = []
+        super().server_activate()
+
+    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+        connection, client = super().get_request()
+        self.accepted.append(connection)
+        return connection, client
+
+    def server_close(self) -> None:
+        super().server_close()
+        for connection in self.accepted:
+            with suppress(OSError):  # closed already
+                connection.shutdown(socket.SHUT_RDWR)
+
+
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     """The server's address while it runs."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with Server(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"
@@ -69,7 +105,7 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 @contextmanager
-def file_server(files: dict[str, bytes]) -> Iterator[str]:
-    """The address of a server of these files, by their paths with a leading slash; the dictionary may change."""
-    with serving(type("Handler", (FileHandler,), {"files": files})) as address:
+def file_server(files: dict[str, bytes], faults: Faults | None = None) -> Iterator[str]:
+    """The address of a server of these files, by their paths with a leading slash; files and faults may change."""
+    with serving(type("Handler", (FileHandler,), {"files": files, "faults": faults or Faults()})) as address:
         yield address

@@ -19,6 +19,8 @@ from pipeline.data.redaction import redacted
 from pipeline.data.tokenizer import encode
 from schemas.documents import TEXT_COLUMN, is_text, is_token_list
 
+DAMAGE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError)  # and an OSError that is no more than that
+
 
 @dataclass(frozen=True)
 class Column:
@@ -46,7 +48,9 @@ def inspect_file(file: File, column: Column) -> Layout:
     """Reads a Parquet file's footer, or all of a file of JSON lines, and checks the required column.
 
     Raises:
-        ValueError: if the file is not readable, lacks the column, or holds another type in it.
+        ValueError: if the file has changed since it was found, is damaged, lacks the column, or has another type there.
+        FileNotFoundError: if it is gone since it was found.
+        OSError: if its disk or its store cannot be reached now.
     """
     with _reading(file):
         layout = _json_lines_layout(file, column) if file.holds_json_lines else _parquet_layout(file)
@@ -87,6 +91,8 @@ def read_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Colu
 
     Raises:
         ValueError: if the file has changed since it was found, or its data is cut short or damaged.
+        FileNotFoundError: if it is gone since it was found, at least from where this is called.
+        OSError: if its disk or its store cannot be reached now, or fails in between.
     """
     with _reading(file):
         if not file.holds_json_lines:
@@ -100,7 +106,7 @@ def iterate_rows(files: Sequence[File], column: Column, limit: int | None = None
     """The one required column of every row of the files, `limit` rows at the most.
 
     Raises:
-        ValueError: as inspect_file and read_rows do.
+        ValueError, OSError: as inspect_file and read_rows do.
     """
     for file in files:
         if limit == 0:
@@ -178,11 +184,11 @@ def _merged(schemas: Sequence[pa.Schema]) -> pa.Schema:
 
 @contextmanager
 def _reading(file: File) -> Iterator[None]:
-    """Names the file that Arrow cannot decode; an error of the disk or the network passes as it is."""
+    """Names the file that Arrow cannot decode; an error of the disk or the store passes as it is."""
     try:
         yield
-    except (pa.ArrowInvalid, OSError) as error:
+    except (*DAMAGE, OSError) as error:
         if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
             raise
-        kind = "JSON lines" if file.holds_json_lines else "Parquet"
-        raise ValueError(f"{file.url} is not a readable {kind} file: {redacted(str(error))}") from error
+        kind, reason = "JSON lines" if file.holds_json_lines else "Parquet", redacted(" ".join(str(error).split()))
+        raise ValueError(f"{file.url} is not a readable {kind} file: {reason}") from error

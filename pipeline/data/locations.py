@@ -8,8 +8,7 @@ import glob
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import stat_result
 from pathlib import Path, PurePosixPath
@@ -22,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import HfApi, parse_hf_uri
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+from pipeline.data.reaching import RemoteFile, is_answer, reaching
 from pipeline.data.redaction import has_credential, redacted
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -65,7 +65,7 @@ def find_files(inputs: Sequence[str]) -> list[File]:
     Raises:
         ValueError: if an input names nothing, holds a credential or needs a package that is not installed, or a file
             is named twice.
-        ConnectionError: if the network fails.
+        ConnectionError: if a store cannot be reached now.
     """
     files = [file for named in inputs for file in _found(named)]
     times = Counter(_identity(file) for file in files)
@@ -88,10 +88,10 @@ def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
 def open_file(file: File) -> BinaryIO:
     """The file's content from its beginning, decompressed if its name ends in .gz or .zst.
 
-    Reading raises OSError if the compressed data is cut short or damaged.
+    Reading raises OSError itself if the compressed data is cut short or damaged, and otherwise as `open_stored` says.
 
     Raises:
-        ValueError: if the file is gone or another than was found.
+        ValueError, OSError: as open_stored does.
     """
     stored = open_stored(file)
     compression = COMPRESSIONS.get(PurePosixPath(file.name.lower()).suffix)
@@ -102,35 +102,45 @@ def open_file(file: File) -> BinaryIO:
 def open_stored(file: File, read_ahead: int | None = None) -> pa.NativeFile:
     """The file's bytes as they are stored, for Arrow's readers; seekable wherever the filesystem can seek.
 
-    Beyond what is asked for, a remote file is read `read_ahead` bytes ahead, or as far as its filesystem likes.
+    Beyond what is asked for, a remote file is read `read_ahead` bytes ahead, or as far as its filesystem likes. Reading
+    it raises ConnectionError where the store fails, never OSError itself, which Arrow raises for damaged data.
 
     Raises:
-        ValueError: if the file is gone or another than was found.
+        ValueError: if the file is another than was found.
+        FileNotFoundError: if it is gone, at least from where this is called.
+        ConnectionError: if its store cannot be reached now.
     """
     try:
-        if not _is_url(file.url):
-            stream = pa.OSFile(file.url)
-            now = _local_file(Path(file.url))
-        else:
-            filesystem, path = _filesystem(file.url)
-            now = _remote_file(filesystem, filesystem.info(path))
-            stream = pa.PythonFile(filesystem.open(path, "rb", block_size=read_ahead), "r")
-    except FileNotFoundError as error:
-        raise ValueError(f"{file.url} is gone since it was found; put it back or start a new run") from error
+        now, stream = _opened_remotely(file.url, read_ahead) if _is_url(file.url) else _opened(Path(file.url))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file.url} is gone since it was found; put it back or start a new run") from None
     if now.version != file.version:
         stream.close()
         raise ValueError(f"{file.url} has changed since the run was planned; put it back or start a new run")
     return stream
 
 
+def _opened(path: Path) -> tuple[File, pa.NativeFile]:
+    """A file on a disk as it is now."""
+    stream = pa.OSFile(str(path))
+    return _local_file(path), stream
+
+
+def _opened_remotely(url: str, read_ahead: int | None) -> tuple[File, pa.NativeFile]:
+    with reaching(url):
+        filesystem, path = _filesystem(url)
+        now = _remote_file(filesystem, filesystem.info(path))
+        return now, pa.PythonFile(
+            RemoteFile(filesystem.open(path, "rb", block_size=read_ahead), now.url, now.size), "r"
+        )
+
+
 def _found(named: str) -> list[File]:
     """The files that one input names."""
     try:
-        with _reaching(named):
-            files = _files_behind(named) if _is_url(named) else _local_files(named)
+        files = _files_behind(named) if _is_url(named) else _local_files(named)
     except FileNotFoundError as error:
-        reason = redacted(str(error.__cause__ or error))
-        raise ValueError(f"no Parquet or JSON lines file at {named}: {reason}") from error
+        raise ValueError(str(error)) from None
     if not files:
         raise ValueError(f"no Parquet or JSON lines file at {named}")
     return files
@@ -138,10 +148,9 @@ def _found(named: str) -> list[File]:
 
 def _files_behind(url: str) -> list[File]:
     _require_no_credential(url)
-    filesystem, path = _filesystem(url)
-    if isinstance(filesystem, LocalFileSystem):
-        return _local_files(path)
-    return _remote_files(filesystem, path)
+    with reaching(url):
+        filesystem, path = _filesystem(url)
+        return _local_files(path) if isinstance(filesystem, LocalFileSystem) else _remote_files(filesystem, path)
 
 
 def _local_files(named: str) -> list[File]:
@@ -167,8 +176,8 @@ def _remote_files(filesystem: AbstractFileSystem, path: str) -> list[File]:
             return [_remote_file(filesystem, found)]
         infos = filesystem.find(path, detail=True)
         names = [name for name in infos if _is_data(name[len(path) :])]
-    except FileNotFoundError:
-        if not MAGIC.search(path):
+    except FileNotFoundError as error:
+        if not MAGIC.search(path) or not is_answer(error):
             raise
         names = infos = filesystem.glob(path, detail=True)
     return [_remote_file(filesystem, infos[name]) for name in sorted(names) if infos[name]["type"] == "file"]
@@ -200,20 +209,7 @@ def _filesystem(url: str) -> tuple[AbstractFileSystem, str]:
         filesystem, path = url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         raise ValueError(f"{url} needs a package that is not installed: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{url} cannot be read: {error}") from error
     return filesystem, path
-
-
-@contextmanager
-def _reaching(url: str) -> Iterator[None]:
-    """Makes one kind of error of those that each filesystem has for a network that fails."""
-    try:
-        yield
-    except (ValueError, OSError):
-        raise
-    except Exception as error:
-        raise ConnectionError(f"cannot reach {url}: {redacted(str(error))}") from error
 
 
 def _require_no_credential(url: str) -> None:
@@ -233,11 +229,11 @@ def _pinned(url: str) -> str:
     uri = parse_hf_uri(url)
     if COMMIT.fullmatch(uri.revision or ""):
         return url
-    try:
-        with _reaching(url):
+    with reaching(url):
+        try:
             commit = HfApi().dataset_info(uri.id, revision=uri.revision).sha
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise ValueError(
-            f"no dataset at {url} that you may read; check its name and revision, or log in with `hf auth login`"
-        ) from error
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+            raise ValueError(
+                f"no dataset at {url} that you may read; check its name and revision, or log in with `hf auth login`"
+            ) from error
     return replace(uri, revision=commit).to_uri()

@@ -35,7 +35,8 @@ def read_footer(file: File) -> Footer:
     with open_stored(file) as stored:
         parquet = pq.ParquetFile(stored)
         groups = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
-        schema = pa.schema([field.remove_metadata() for field in parquet.schema_arrow])
+        fields = (field.remove_metadata() for field in parquet.schema_arrow)
+        schema = pa.schema([field.with_type(without_views(field.type)) for field in fields])
         stored.seek(-8, 2)
         length = int.from_bytes(stored.read(4), "little")
         stored.seek(-8 - length, 2)
@@ -44,13 +45,13 @@ def read_footer(file: File) -> Footer:
 
 
 def rows_between(file: File, start: int, stop: int, schema: pa.Schema, required: str) -> Iterator[pa.RecordBatch]:
-    """Rows `start` to `stop` with the columns of `schema`, a batch of at most ROWS_PER_BATCH rows or BATCH_BYTES.
+    """Rows `start` to `stop` with the columns and types of `schema`, at most ROWS_PER_BATCH or BATCH_BYTES at a time.
 
     Text in the required column is valid UTF-8.
     """
     with open_stored(file, READ_AHEAD) as stored:
         parquet = pq.ParquetFile(stored, buffer_size=BUFFER_BYTES, pre_buffer=False)
-        pieces = (part for piece in _pieces(parquet, start, stop, schema.names) for part in _cut(piece))
+        pieces = (part for piece in _pieces(parquet, start, stop, schema) for part in _cut(piece))
         for held in grouped(pieces, rows=len, size=lambda piece: int(piece.nbytes)):
             batch = pa.concat_batches(held)
             columns = [batch.column(name) for name in schema.names]
@@ -70,7 +71,21 @@ def valid_text(column: pa.Array) -> pa.Array:
     return column
 
 
-def _pieces(parquet: pq.ParquetFile, start: int, stop: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def without_views(kind: pa.DataType) -> pa.DataType:
+    """The type with `string` and `binary` for their views, which few of Arrow's kernels take."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(without_views(field.type)) for field in kind.fields])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        item = kind.value_field.with_type(without_views(kind.value_type))
+        return pa.list_(item) if pa.types.is_list(kind) else pa.large_list(item)
+    return kind
+
+
+def _pieces(parquet: pq.ParquetFile, start: int, stop: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The rows a few at a time, from the row groups that hold them, one group after the other."""
     first_row = 0
     for group in range(parquet.num_row_groups):
@@ -79,11 +94,12 @@ def _pieces(parquet: pq.ParquetFile, start: int, stop: int, columns: list[str]) 
             position = first_row
             size = _rows_read(metadata)
             # Threads take nine times as long for a few rows.
-            for batch in parquet.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
+            for batch in parquet.iter_batches(size, row_groups=[group], columns=schema.names, use_threads=False):
                 wanted = batch.slice(max(0, start - position))[: max(0, stop - max(start, position))]
                 position += len(batch)
                 if len(wanted):
-                    yield wanted
+                    # Views are cast before they are cut: a slice of them counts all the bytes of the whole.
+                    yield wanted if wanted.schema.equals(schema) else wanted.select(schema.names).cast(schema)
                 if position >= stop:
                     return
         first_row += metadata.num_rows

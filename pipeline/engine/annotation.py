@@ -155,8 +155,9 @@ class Annotator:
             yield from read_rows(unit.file, unit.start, unit.stop, self.run.source_schema, self.run.column)
         except ValueError:
             raise
-        except Exception as error:  # each filesystem has its own; the chain would show what `redacted` hides
-            raise SourceError(redacted(f"cannot read {unit.file.url}: {error}")) from None
+        except Exception as error:  # the chain would show what `redacted` hides
+            told = redacted(str(error))
+            raise SourceError(told if unit.file.url in told else f"cannot read {unit.file.url}: {told}") from None
 
     def _labelled(self, slabs: Iterator[Slab], stages: Stages) -> Generator[Labelled, None, None]:
         """The second stage, which has the device until the unit's last row is labelled."""

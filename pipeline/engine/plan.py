@@ -46,6 +46,7 @@ def inspect(files: Sequence[File], column: Column) -> Source:
 
     Raises:
         ValueError: if a file is unreadable, lacks the column, or has other columns than the first.
+        OSError: if a file is gone, or its store cannot be reached.
     """
     with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
         layouts = tuple(pool.map(lambda file: inspect_file(file, column), files))

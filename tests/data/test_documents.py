@@ -53,11 +53,20 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-@pytest.mark.parametrize("content", [b"", b"text", bytes(range(64))])
+@pytest.mark.parametrize("content", [b"", b"text", bytes(range(64)), b"PAR1" + bytes(64) + b"\x40\0\0\0PAR1"])
 def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "broken.parquet").write_bytes(content)
-    with pytest.raises(ValueError, match=r"broken\.parquet is not a readable Parquet file"):
+    with pytest.raises(ValueError, match=r"broken\.parquet is not a readable Parquet file") as refusal:
         inspect_file(found(tmp_path / "broken.parquet"), TEXT)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_damaged_footer_is_refused_whatever_it_says(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "näme": ["b"]}), tmp_path / "a.parquet", store_schema=False)
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content.replace("näme".encode(), b"n\xff\xffme"))
+    with pytest.raises(ValueError, match=r"a\.parquet is not a readable Parquet file: .*can't decode byte 0xff"):
+        inspect_file(found(tmp_path / "a.parquet"), TEXT)
 
 
 @pytest.mark.parametrize("column", [TEXT, IDS, Column("body")])
@@ -80,6 +89,7 @@ def test_a_file_without_the_column_is_refused(tmp_path: Path, column: Column) ->
         (TEXT, pa.large_string(), True),
         (TEXT, pa.string_view(), True),
         (TEXT, pa.binary(), False),
+        (TEXT, pa.dictionary(pa.int32(), pa.string()), False),
         (TEXT, pa.list_(pa.string()), False),
         (IDS, pa.list_(pa.int32()), True),
         (IDS, pa.large_list(pa.uint16()), True),
@@ -153,7 +163,7 @@ def test_compressed_json_lines_read_like_plain_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
-def test_a_file_that_changed_is_not_read(tmp_path: Path, name: str) -> None:
+def test_a_file_that_changed_or_went_is_not_read(tmp_path: Path, name: str) -> None:
     write: Callable[[list[Any]], File] = {
         "a.parquet": lambda texts: text_file(tmp_path / name, texts),
         "a.jsonl": lambda texts: json_file(tmp_path / name, [{"text": text} for text in texts]),
@@ -162,6 +172,9 @@ def test_a_file_that_changed_is_not_read(tmp_path: Path, name: str) -> None:
     schema = inspect_file(file, TEXT).schema
     write(["a", "b"])
     with pytest.raises(ValueError, match=f"{name} has changed since"):
+        list(read_rows(file, 0, 1, schema, TEXT))
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{name} is gone since"):
         list(read_rows(file, 0, 1, schema, TEXT))
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import batches
-from pipeline.data.documents import Column, inspect_file, read_rows
+from pipeline.data.documents import Column, inspect_file, iterate_rows, read_rows
 from pipeline.data.locations import File, find_files
 
 TEXT = Column()
@@ -82,6 +82,45 @@ def test_text_that_is_not_unicode_is_replaced_and_the_rest_stays(tmp_path: Path,
     raw = pa.array(stored, pa.large_binary() if kind == pa.large_string() else pa.binary())
     pq.write_table(pa.table({"text": raw.view(kind)}), tmp_path / "a.parquet")
     assert texts_of(read(found(tmp_path / "a.parquet"))) == ["a\ufffdb", "\ufffd" * 3, "naïve\0", None, ""]
+
+
+def test_views_are_read_as_plain_types(tmp_path: Path) -> None:
+    long = "longer than the twelve bytes that a view holds itself"
+    text = pa.array([b"a\xff" + long.encode(), None, b"", long.encode()], pa.binary_view()).view(pa.string_view())
+    values = {"s": ["a", None, long, ""], "b": [long.encode(), b"\xff", None, b""], "n": [1, 2, 3, 4]}
+    values |= {"list": [[long, None], None, [], ["a"]], "struct": [{"a": [long]}, None, {"a": None}, {"a": []}]}
+    views = {"s": pa.string_view(), "b": pa.binary_view(), "n": pa.int64(), "list": pa.large_list(pa.string_view())}
+    views |= {"struct": pa.struct([pa.field("a", pa.list_(pa.binary_view()))])}
+    table = pa.table({"text": text, **{name: pa.array(values[name], kind) for name, kind in views.items()}})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=3)
+    file = found(tmp_path / "a.parquet")
+    kinds = {"text": pa.string(), "s": pa.string(), "b": pa.binary(), "n": pa.int64()}
+    kinds |= {"list": pa.large_list(pa.string()), "struct": pa.struct([("a", pa.list_(pa.binary()))])}
+    assert inspect_file(file, TEXT).schema == pa.schema([*kinds.items()])
+    rows = pa.Table.from_batches(read(file), pa.schema([*kinds.items()]))
+    rows.validate(full=True)
+    texts = ["a\ufffd" + long, None, "", long]
+    assert rows.to_pydict() == table.select([*values]).to_pydict() | {"text": texts}
+    assert [part.column(0).type for part in iterate_rows([file], TEXT)] == [pa.string()]
+
+
+def test_batches_of_views_are_as_large_as_others(tmp_path: Path) -> None:
+    """A slice of views counts the bytes of all that they were cut from."""
+    table = pa.table({"text": pa.array([f"{row} " * 30_000 for row in range(100)])})
+    pq.write_table(table, tmp_path / "plain.parquet")
+    pq.write_table(table.cast(pa.schema([("text", pa.string_view())])), tmp_path / "views.parquet")
+    plain, views = (read(found(tmp_path / f"{name}.parquet")) for name in ("plain", "views"))
+    assert views == plain
+
+
+def test_large_and_dictionary_encoded_text_is_passed_on_as_it_is(tmp_path: Path) -> None:
+    values = [f"value {row % 9}" for row in range(300)]
+    columns = {"text": pa.array(values, pa.large_string()), "n": pa.array(values).dictionary_encode()}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=7)
+    file = found(tmp_path / "a.parquet")
+    schema = inspect_file(file, TEXT).schema
+    assert schema == pa.table(columns).schema
+    assert pa.Table.from_batches(read(file), schema).to_pydict() == {"text": values, "n": values}
 
 
 def test_damaged_rows_name_their_file(tmp_path: Path) -> None:
