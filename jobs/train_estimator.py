@@ -22,6 +22,7 @@ from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.checkpoint import fold_folder, require_new_folder
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.loading import save_checkpoint
+from pipeline.training import resume
 from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.evaluation import bits_per_byte, held_out_batches, mean_of
 from pipeline.training.loop import Figures, TrainingConfig, train
@@ -109,7 +110,7 @@ def train_on(seen: Corpus, held_out: Corpus, source: TokenSource, output: Path, 
     varied = Cut(config.model.context, config.training.tokens_per_batch, varied=True)
     figures = train(
         model,
-        endless_batches(seen, varied, config.training.seed),
+        endless_batches([seen], varied, config.training.seed),
         estimator_loss,
         lambda trained: held_out_figures(trained, held_out, config),
         config.training,
@@ -122,6 +123,7 @@ def train_on(seen: Corpus, held_out: Corpus, source: TokenSource, output: Path, 
         tokenizer_folder=source.folder,
         card=card(model, seen, held_out, figures),
     )
+    resume.finish(output)
     print(f"{output}: held-out loss {figures['held_out_loss']:.3f} nats a token")
 
 

@@ -1,33 +1,38 @@
 """Trains a causal language model to approach each token's entropy and, by its objective, not to go below it.
 
 Documents are packed with a separator before each, which has no label; a token's label stays at its token. The
-model is an ordinary Llama that `AutoModelForCausalLM` loads.
+model is an ordinary Llama that `AutoModelForCausalLM` loads. The same command goes on with an interrupted training.
+
+Processes: one; or those of `accelerate launch -m jobs.train_language_model`; or, with --workers, of a Ray cluster.
 """
 
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import cyclopts
 import torch
-from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from pipeline.command_line import run
-from pipeline.data.annotations import AnnotatedDataset, read_annotations
-from pipeline.data.corpus import Corpus
-from pipeline.data.tokenizer import beginning_token, load_tokenizer
-from pipeline.labels.retokenize import retokenized
+from pipeline.data.annotations import AnnotatedDataset, find_annotations
+from pipeline.data.corpus import Corpus, held_out_documents, read_corpus, require_tokens
+from pipeline.data.documents import Column
+from pipeline.data.locations import find_files
+from pipeline.data.tokenizer import load_tokenizer
+from pipeline.labels.packed import ModelTokens, PackedDocuments
 from pipeline.models.card import command_line, model_card, training_length
-from pipeline.models.checkpoint import require_new_folder
-from pipeline.models.language_model import new_language_model, next_token_losses
+from pipeline.models.language_model import new_language_model
 from pipeline.models.loading import save_checkpoint
-from pipeline.models.transformer import llama_config
-from pipeline.training.batches import Batch, Cut, endless_batches
+from pipeline.models.transformer import add_dropout, llama_config
+from pipeline.training import resume
+from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.evaluation import held_out_batches, mean_of
-from pipeline.training.loop import Figures, TrainingConfig, train
-from pipeline.training.objectives import Objective, objective_function
+from pipeline.training.loop import Figures, TrainingConfig, this_process, train
+from pipeline.training.losses import objective_loss, window_losses
+from pipeline.training.objectives import NEED_LABELS, ObjectiveSettings, objective_function
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,77 +54,121 @@ class Sizes:
 class Config:
     """What to train on, towards what, where to write."""
 
-    labels: Path
-    """Annotated dataset to train on."""
+    labels: str
+    """Annotated dataset to train on: a folder, or hf://datasets/USER/NAME."""
     output: Path
     """Folder to write the model to."""
-    objective: Objective = "flood"
-    """flood: |l - e|. floor: max(l - e, 0). weight: (1 - ê) l, ê scaled to 0..1 in each window. mask: l where e is
-    below the threshold. cross-entropy: l, the control. l is a token's loss, e its entropy."""
-    threshold: float | None = None
-    """For mask, in nats; the labels' mean by default."""
+    objective: Annotated[ObjectiveSettings, cyclopts.Parameter(name="*")] = field(default_factory=ObjectiveSettings)
+    shuffle_labels: bool = False
+    """Give every label to a token of chance: a control, which has the labels' distribution and nothing else of them."""
     tokenizer: Path | None = None
     """Tokenizer folder of the model; the labels' own by default. Labels move to its tokens through their bytes."""
     limit: int | None = None
     """Documents to read at the most."""
     held_out: int | None = None
     """Last documents to evaluate on and never train on; one in twenty, 500 at the most, by default."""
+    out_of_distribution: tuple[str, ...] = ()
+    """Files of other text to evaluate on too, as --input of pipeline.annotate takes them."""
+    stream: int | None = None
+    """Tokens to hold in memory, and to shuffle, at a time; all of them by default."""
+    dropout: float = 0.0
+    """Share of the embeddings, and of what each block adds, that is dropped in training."""
+    workers: int | None = None
+    """Processes of a Ray cluster, each with a GPU where the cluster has any; this process alone by default."""
+    address: str | None = None
+    """With --workers, Ray cluster to join; inside `ray job submit` that job's cluster, else a local one, by default."""
     model: Sizes = field(default_factory=Sizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"--dropout must be at least 0 and below 1, not {self.dropout}")
+        for name in ("limit", "stream", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, not {value}")
 
 
 def train_language_model(config: Config) -> None:
     """Train a causal language model on an annotated dataset with an entropy-floored loss."""
-    require_new_folder(config.output)
-    dataset = in_tokens_of(config.tokenizer, read_annotations(config.labels, config.limit))
-    seen, held_out = dataset.corpus.held_out(config.held_out)
-    if config.objective != "cross-entropy" and not len(seen.given_labels):
-        raise ValueError(f"{config.labels} has no labels for --objective {config.objective}; annotate it first")
+    if config.workers is not None:
+        from pipeline.engine.processes import run_in_processes  # Ray may be missing where one process trains
+
+        run_in_processes(partial(train_here, anywhere(config)), config.workers, config.address)
+    else:
+        train_here(config)
+
+
+def anywhere(config: Config) -> Config:
+    """The same with absolute paths: a process elsewhere has another working folder."""
+    labels, *texts = (
+        name if "://" in name else str(Path(name).resolve()) for name in (config.labels, *config.out_of_distribution)
+    )
+    tokenizer = config.tokenizer.resolve() if config.tokenizer else None
+    return replace(
+        config, labels=labels, out_of_distribution=tuple(texts), output=config.output.resolve(), tokenizer=tokenizer
+    )
+
+
+def train_here(config: Config) -> None:
+    """The training, in this process and those that were started with it."""
+    process, dataset = this_process(), find_annotations(config.labels)
+    tokens = ModelTokens.of(dataset, config.tokenizer)
+    seen, evaluated = documents(config, dataset, tokens)
+    first = next(iter(seen))
+    if config.objective.objective in NEED_LABELS and not len(first.given_labels):
+        raise ValueError(f"{config.labels} has no labels for --objective {config.objective.objective}; annotate it")
+    if process.is_main_process:
+        resume.begin(config.output, {**asdict(config), "provenance": asdict(dataset.provenance)})
+    process.wait_for_everyone()
     torch.manual_seed(config.training.seed)
-    model, separator = initial_model(config.model, dataset)
-    threshold = config.threshold if config.threshold is not None else mean_label(seen)
-    objective = objective_function(config.objective, threshold=threshold)
+    model = new_model(config, tokens)
     cut = Cut(config.model.context + 1, config.training.tokens_per_batch, overlap=1)
-    config.output.mkdir(parents=True, exist_ok=True)
+    objective = objective_function(config.objective, mean_label(first))
     figures = train(
         model,
-        endless_batches(seen.packed(separator), cut, config.training.seed),
-        lambda trained, batch: objective_loss(trained, batch, objective),
-        lambda trained: held_out_figures(trained, held_out_batches(held_out.packed(separator), cut, trained.device)),
+        endless_batches(seen, cut, config.training.seed),
+        partial(objective_loss, objective=objective),
+        lambda trained: {f"{name}_loss": mean_loss(trained, corpus, cut) for name, corpus in evaluated.items()},
         config.training,
         config.output,
     )
-    save_checkpoint(
-        model,
-        config.output,
-        dtype=config.training.save_as,
-        tokenizer_folder=dataset.tokenizer,
-        card=card(model, dataset, figures, config),
-    )
-    print(f"{config.output}: held-out cross-entropy {figures['held_out_loss']:.3f} nats a token")
+    if process.is_main_process:
+        text, kind = card(model, dataset, figures, config), config.training.save_as
+        save_checkpoint(model, config.output, dtype=kind, tokenizer_folder=tokens.folder, card=text)
+        resume.finish(config.output)
+        print(f"{config.output}: held-out cross-entropy {figures['held_out_loss']:.3f} nats a token")
 
 
-def in_tokens_of(tokenizer: Path | None, dataset: AnnotatedDataset) -> AnnotatedDataset:
-    """The dataset in the tokens of the tokenizer in that folder; as it is where none is named.
+def documents(
+    config: Config, dataset: AnnotatedDataset, tokens: ModelTokens
+) -> tuple[PackedDocuments, dict[str, Corpus]]:
+    """What to train on, and, by name, what to evaluate on.
 
     Raises:
-        ValueError: if the dataset's source came tokenized, so that it has no text.
+        ValueError: if there is nothing of either.
     """
-    if tokenizer is None:
-        return dataset
-    if dataset.tokenizer is None:
-        raise ValueError("--tokenizer needs labels of text; these documents came as tokens")
-    other = load_tokenizer(tokenizer)
-    corpus = retokenized(dataset.corpus, load_tokenizer(dataset.tokenizer), other)
-    return AnnotatedDataset(corpus, replace(dataset.provenance, vocabulary=other.get_vocab_size()), tokenizer)
+    stop = min(len(dataset), config.limit or len(dataset))
+    start = stop - held_out_documents(stop, config.held_out)
+    shuffled = config.training.seed if config.shuffle_labels else None
+    seen = PackedDocuments(dataset, tokens, 0, start, at_a_time=config.stream, shuffled=shuffled)
+    evaluated = {"held_out": PackedDocuments(dataset, tokens, start, stop).whole()}
+    if config.out_of_distribution:
+        if tokens.folder is None:
+            raise ValueError("--out-of-distribution needs a tokenizer, and these documents came as tokens")
+        files, reader = find_files(config.out_of_distribution), load_tokenizer(tokens.folder)
+        other = read_corpus(files, column=Column(), tokenizer=reader, vocabulary=tokens.vocabulary)
+        evaluated["out_of_distribution"] = require_tokens(other).packed(tokens.separator)
+    return seen, evaluated
 
 
-def initial_model(sizes: Sizes, dataset: AnnotatedDataset) -> tuple[LlamaForCausalLM, int]:
-    """A fresh Llama and the separator: the tokenizer's, or one id more where the source came tokenized."""
-    vocabulary = dataset.provenance.vocabulary
-    separator = vocabulary if dataset.tokenizer is None else beginning_token(dataset.tokenizer)
-    config = llama_config(vocab_size=max(vocabulary, separator + 1), **vars(sizes))
-    return new_language_model(config, separator), separator
+def new_model(config: Config, tokens: ModelTokens) -> LlamaForCausalLM:
+    """A fresh Llama."""
+    sizes = llama_config(vocab_size=max(tokens.vocabulary, tokens.separator + 1), **vars(config.model))
+    model = new_language_model(sizes, tokens.separator)
+    if config.dropout:
+        add_dropout(model, config.dropout)
+    return model
 
 
 def mean_label(corpus: Corpus) -> float:
@@ -127,35 +176,24 @@ def mean_label(corpus: Corpus) -> float:
     return float(corpus.given_labels.mean()) if len(corpus.given_labels) else 0.0
 
 
-def token_losses(model: LlamaForCausalLM, batch: Batch) -> Tensor:
-    """Losses [B, T - 1] of each window's tokens from the second on; the first is the last of the window before."""
-    return next_token_losses(model, batch.input_ids_BT[:, :-1], batch.input_ids_BT[:, 1:])
-
-
-def objective_loss(model: LlamaForCausalLM, batch: Batch, objective: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The objective's mean over real tokens."""
-    assert batch.labels_BT is not None
-    values_BT = objective(token_losses(model, batch), batch.labels_BT[:, 1:])
-    return values_BT[batch.real_BT[:, 1:]].mean()
-
-
-def held_out_figures(model: LlamaForCausalLM, batches: Iterator[Batch]) -> Figures:
+def mean_loss(model: PreTrainedModel, corpus: Corpus, cut: Cut) -> float:
     """Plain cross-entropy in nats a token, whatever the objective."""
-    return {"held_out_loss": mean_of(token_losses(model, batch)[batch.real_BT[:, 1:]] for batch in batches)}
+    batches = held_out_batches(corpus, cut, model.device)
+    return mean_of(window_losses(model, batch)[batch.real_BT[:, 1:]] for batch in batches)
 
 
 def card(model: LlamaForCausalLM, dataset: AnnotatedDataset, figures: Figures, config: Config) -> str:
     """The model's card."""
-    origin = dataset.provenance
+    origin, objective = dataset.provenance, config.objective.objective
     return model_card(
         "Causal language model",
-        f"A Llama trained with the objective `{config.objective}` on per-token entropy labels (arXiv 2511.10618).",
+        f"A Llama trained with the objective `{objective}` on per-token entropy labels (arXiv 2511.10618).",
         {
-            "trained on": f"{len(dataset.corpus):,} documents with {origin.method} labels, the last of them held out",
+            "trained on": f"{len(dataset):,} documents with {origin.method} labels, the last of them held out",
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
             "training": training_length(figures),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "held-out cross-entropy, nats a token": figures["held_out_loss"],
+            **{f"{name.replace('_', ' ')}, nats a token": figures[name] for name in figures if name.endswith("_loss")},
         },
         command=command_line("jobs.train_language_model", sys.argv[1:]),
         tags=["causal-lm", "token-entropy"],

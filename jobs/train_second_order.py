@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pipeline.command_line import run
-from pipeline.data.annotations import AnnotatedDataset, read_annotations
+from pipeline.data.annotations import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import Corpus
 from pipeline.data.tokenizer import declared_beginning, tokenizer_sha256
 from pipeline.models.card import command_line, model_card, training_length
@@ -31,6 +31,7 @@ from pipeline.models.checkpoint import (
 from pipeline.models.loading import load_causal, load_estimator, save_checkpoint
 from pipeline.models.second_order import Form, SecondOrderModel
 from pipeline.models.transformer import llama_config
+from pipeline.training import resume
 from pipeline.training.batches import Batch, Cut, endless_batches
 from pipeline.training.evaluation import held_out_batches, r_squared
 from pipeline.training.loop import Figures, TrainingConfig, train
@@ -56,8 +57,8 @@ class Sizes:
 class Config:
     """What to train on, what to start from, where to write."""
 
-    labels: Path
-    """Annotated dataset whose column `entropy` is learned."""
+    labels: str
+    """Annotated dataset whose column `entropy` is learned: a folder, or hf://datasets/USER/NAME."""
     output: Path
     """Folder to write the checkpoint to."""
     init_from: str | None = None
@@ -89,8 +90,8 @@ class Config:
 def train_second_order(config: Config) -> None:
     """Train a second-order model on the labels of an annotated dataset."""
     require_new_folder(config.output)
-    dataset = read_annotations(config.labels, config.limit)
-    seen, held_out = dataset.corpus.held_out(config.held_out)
+    dataset = find_annotations(config.labels)
+    seen, held_out = dataset.corpus(stop=config.limit).held_out(config.held_out)
     for part in (seen, held_out):
         if len(part.given_labels) < 2:
             raise ValueError(f"{config.labels} has too few labels to train and evaluate on; choose a larger --share")
@@ -110,7 +111,7 @@ def train_on(
     output.mkdir(parents=True, exist_ok=True)
     figures = train(
         model,
-        endless_batches(seen, cut, config.training.seed),
+        endless_batches([seen], cut, config.training.seed),
         lambda trained, batch: second_order_loss(trained, batch, config.causal_weight),
         lambda trained: held_out_figures(trained, held_out_batches(held_out, cut, trained.device)),
         config.training,
@@ -123,6 +124,7 @@ def train_on(
         tokenizer_folder=dataset.tokenizer,
         card=card(model, dataset, seen, held_out, figures, config),
     )
+    resume.finish(output)
     print(f"{output}: held-out R² {figures['r2_seeing']:.3f} seeing, {figures['r2_expecting']:.3f} expecting")
 
 

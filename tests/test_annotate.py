@@ -15,7 +15,7 @@ import pytest
 import yaml
 from datasets import load_dataset
 
-from pipeline.data.annotations import read_annotations
+from pipeline.data.annotations import find_annotations
 from pipeline.data.tokenizer import encode, load_tokenizer
 from pipeline.engine import backlog
 from pipeline.engine.driver import Driver
@@ -189,7 +189,7 @@ def test_units_that_are_given_up_are_listed_and_exit_with_three(
         assert "1 units were given up" in printed and "the same command tries them again" in printed
         assert f"unit 1, rows 4 to 8 of {tmp_path / 'in.parquet'}: token ids from 1 to 97 do not fit" in printed
     assert len(shard_rows(tmp_path / "out")) == 12
-    assert len(read_annotations(tmp_path / "out").corpus) == 12
+    assert len(find_annotations(str(tmp_path / "out")).corpus()) == 12
 
 
 def test_a_complete_run_is_left_as_it_is(

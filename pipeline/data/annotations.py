@@ -1,13 +1,18 @@
-"""Reading an annotated dataset back: tokens and labels as a corpus, and where they came from."""
+"""Reading an annotated dataset back, from a folder or the Hub: tokens and labels, whole or piece by piece."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import parse_hf_uri, snapshot_download
 
 from pipeline.data.corpus import Corpus
+from pipeline.data.documents import Column, read_rows
+from pipeline.data.locations import File, find_files, open_stored, pinned
 from pipeline.data.tokenizer import TOKENIZER_FILE
 from schemas.annotations import (
     DATA_FOLDER,
@@ -22,34 +27,96 @@ from schemas.annotations import (
 )
 from schemas.ledger import QUARANTINE, Quarantined
 
+HUB = "hf://datasets/"
+LOOKS_AT_A_TIME = 16  # at shards: on the Hub most of a look is waiting for an answer
+
 
 @dataclass(frozen=True)
 class AnnotatedDataset:
-    """Documents with labels (NaN where a token has none), their provenance, and the tokenizer's folder, if any."""
+    """Where the rows of an annotated dataset lie, their provenance, and the tokenizer's folder, if any."""
 
-    corpus: Corpus
+    source: str
+    shards: tuple[File, ...]
+    rows: tuple[int, ...]
+    """Of each shard."""
+    schema: pa.Schema
+    """Of what is read: tokens and labels."""
     provenance: Provenance
     tokenizer: Path | None
 
+    def __len__(self) -> int:
+        return sum(self.rows)
 
-def read_annotations(folder: Path, limit: int | None = None) -> AnnotatedDataset:
-    """Every row of an annotated dataset on disk, in order, `limit` rows at the most.
+    def corpus(self, start: int = 0, stop: int | None = None) -> Corpus:
+        """Rows `start` to `stop`, labels NaN where a token has none.
+
+        Raises:
+            ValueError: if a label is not finite, or there is not one a token.
+        """
+        return self._corpus(pa.Table.from_batches(self._batches(start, stop), self.schema), start)
+
+    def pieces(self, start: int, stop: int, tokens: int) -> Iterator[Corpus]:
+        """The same rows, so many tokens or a little more at a time; only these are in memory."""
+        held: list[pa.RecordBatch] = []
+        for batch in self._batches(start, stop):
+            held.append(batch)
+            if sum(len(each.column(INPUT_IDS).flatten()) for each in held) >= tokens:
+                yield self._corpus(pa.Table.from_batches(held), start)
+                start, held = start + sum(map(len, held)), []
+        if held:
+            yield self._corpus(pa.Table.from_batches(held), start)
+
+    def _batches(self, start: int, stop: int | None) -> Iterator[pa.RecordBatch]:
+        stop = len(self) if stop is None else stop
+        for shard, rows in zip(self.shards, self.rows, strict=True):
+            if start < rows and stop > 0:
+                yield from read_rows(shard, max(0, start), min(stop, rows), self.schema, Column(INPUT_IDS, True))
+            start, stop = start - rows, stop - rows
+
+    def _corpus(self, rows: pa.Table, first_row: int) -> Corpus:
+        tokens = rows.column(INPUT_IDS).combine_chunks()
+        entropies = rows.column(ENTROPY).combine_chunks()
+        labels = entropies.flatten()
+        if not np.isfinite(labels.drop_null().to_numpy()).all():
+            raise ValueError(
+                f"{self.source} has entropies that are not finite; annotate it again (a token without a label is null)"
+            )
+        lengths, label_lengths = tokens.value_lengths().to_numpy(), entropies.value_lengths().to_numpy()
+        if not np.array_equal(lengths, label_lengths):
+            row = int(np.argmax(lengths != label_lengths))
+            wrong = f"row {first_row + row} of {self.source} has {label_lengths[row]} entropies for"
+            raise ValueError(f"{wrong} {lengths[row]} tokens")
+        return Corpus(
+            tokens_N=tokens.flatten().to_numpy(),
+            offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+            labels_N=labels.to_numpy(zero_copy_only=False).astype(np.float32),
+        )
+
+
+def find_annotations(source: str) -> AnnotatedDataset:
+    """The annotated dataset in a folder, or at `hf://datasets/user/name`, there with an `@revision` if one is wanted.
 
     Raises:
-        ValueError: if the folder is not an annotated dataset, an unfinished one, or a label is not finite.
+        ValueError: if there is no annotated dataset, or an unfinished one.
+        ConnectionError: if the Hub cannot be reached.
     """
-    shards = sorted((folder / DATA_FOLDER).glob("*.parquet"))
-    if not shards:
-        raise ValueError(f"{folder} is not an annotated dataset: no data/*.parquet; make one with pipeline.annotate")
-    provenance = _shared_provenance(shards)
-    tables: list[pa.Table] = []
-    for shard in shards:
-        if not tables or limit is None or sum(map(len, tables)) < limit:
-            tables.append(pq.read_table(shard, columns=[INPUT_IDS, ENTROPY]))
-    rows = pa.concat_tables(tables).slice(0, limit)
+    (source,) = pinned((source,))
+    folder = _beside_data(source) if source.startswith(HUB) else Path(source)
+    try:
+        shards = find_files([f"{source}/{DATA_FOLDER}"])
+    except ValueError as error:
+        hint = "no data/*.parquet; make one with pipeline.annotate"
+        raise ValueError(f"{source} is not an annotated dataset: {hint}") from error
+    with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
+        rows, schemas = zip(*pool.map(_look, shards), strict=True)
     tokenizer = folder / TOKENIZER_FOLDER
     return AnnotatedDataset(
-        _corpus(rows, folder), provenance, tokenizer if (tokenizer / TOKENIZER_FILE).is_file() else None
+        source=source,
+        shards=tuple(shards),
+        rows=rows,
+        schema=pa.schema([schemas[0].field(name) for name in (INPUT_IDS, ENTROPY)]),
+        provenance=_shared_provenance(source, shards, schemas, {unit.shard for unit in read_quarantine(folder)}),
+        tokenizer=tokenizer if (tokenizer / TOKENIZER_FILE).is_file() else None,
     )
 
 
@@ -59,36 +126,29 @@ def read_quarantine(folder: Path) -> list[Quarantined]:
     return [Quarantined.from_json(file.read_text()) for file in files]
 
 
-def _shared_provenance(shards: list[Path]) -> Provenance:
+def _beside_data(url: str) -> Path:
+    """What a dataset of the Hub has beside its shards, copied here."""
+    uri = parse_hf_uri(url)
+    wanted = [f"{TOKENIZER_FOLDER}/*", f"{LEDGER_FOLDER}/{QUARANTINE}/*"]
+    return Path(snapshot_download(uri.id, repo_type="dataset", revision=uri.revision, allow_patterns=wanted))
+
+
+def _look(shard: File) -> tuple[int, pa.Schema]:
+    with open_stored(shard) as stored:
+        parquet = pq.ParquetFile(stored)
+        schema = parquet.schema_arrow
+    if not {INPUT_IDS, ENTROPY} <= set(schema.names) or PROVENANCE_KEY not in (schema.metadata or {}):
+        raise ValueError(f"{shard.url} was not written by pipeline.annotate: it lacks labels or their provenance")
+    return parquet.metadata.num_rows, schema
+
+
+def _shared_provenance(
+    source: str, shards: list[File], schemas: tuple[pa.Schema, ...], given_up: set[str]
+) -> Provenance:
     """The provenance of all shards, which must be of one finished run."""
-    found: set[bytes] = set()
-    for shard in shards:
-        schema = pq.read_schema(shard)
-        if not {INPUT_IDS, ENTROPY} <= set(schema.names) or PROVENANCE_KEY not in (schema.metadata or {}):
-            raise ValueError(f"{shard} was not written by pipeline.annotate: it lacks labels or their provenance")
-        found.add(schema.metadata[PROVENANCE_KEY])
+    found = {schema.metadata[PROVENANCE_KEY] for schema in schemas}
     units = shards_in_all(shards[0].name)
-    given_up = {unit.shard for unit in read_quarantine(shards[0].parent.parent)}
     expected = {shard_name(index, units) for index in range(units)} - given_up
     if len(found) > 1 or {shard.name for shard in shards} != expected:
-        raise ValueError(f"{shards[0].parent} does not hold one finished run; give the same annotate command again")
+        raise ValueError(f"{source} does not hold one finished run; give the same annotate command again")
     return Provenance.from_json(found.pop().decode())
-
-
-def _corpus(rows: pa.Table, folder: Path) -> Corpus:
-    tokens = rows.column(INPUT_IDS).combine_chunks()
-    labels = rows.column(ENTROPY).combine_chunks().flatten()
-    if not np.isfinite(labels.drop_null().to_numpy()).all():
-        raise ValueError(
-            f"{folder} has entropies that are not finite; annotate it again (a token without a label is null)"
-        )
-    lengths = tokens.value_lengths().to_numpy()
-    label_lengths = rows.column(ENTROPY).combine_chunks().value_lengths().to_numpy()
-    if not np.array_equal(lengths, label_lengths):
-        row = int(np.argmax(lengths != label_lengths))
-        raise ValueError(f"row {row} of {folder} has {label_lengths[row]} entropies for {lengths[row]} tokens")
-    return Corpus(
-        tokens_N=tokens.flatten().to_numpy(),
-        offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-        labels_N=labels.to_numpy(zero_copy_only=False).astype(np.float32),
-    )

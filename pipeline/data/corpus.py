@@ -54,19 +54,13 @@ class Corpus:
         )
 
     def held_out(self, documents: int | None) -> tuple["Corpus", "Corpus"]:
-        """Training documents and, apart from them, the last `documents` (one in twenty, 500 at the most, if None).
+        """Training documents and, apart from them, the last ones, as many as `held_out_documents` says.
 
         Raises:
             ValueError: if that leaves nothing to train or to evaluate on.
         """
-        if documents is None:
-            documents = min(500, max(1, len(self) // 20))
-        if not 0 < documents < len(self):
-            raise ValueError(f"cannot hold out {documents} of {len(self)} documents; choose fewer with --held-out")
-        seen, held_out = self.documents(0, len(self) - documents), self.documents(len(self) - documents, len(self))
-        if not len(held_out.tokens_N):
-            raise ValueError(f"the last {documents} documents are empty; hold out more with --held-out")
-        return seen, held_out
+        seen = len(self) - held_out_documents(len(self), documents)
+        return self.documents(0, seen), require_tokens(self.documents(seen, len(self)))
 
     def each_without_a_fold(self, folds: int) -> list["Corpus"]:
         """The corpus without each of its folds in turn; the whole of it where there is one fold.
@@ -90,6 +84,13 @@ class Corpus:
             None if self.text_bytes_M is None else self.text_bytes_M[documents].tolist(),
         )
 
+    def with_shuffled_labels(self, random: np.random.Generator) -> "Corpus":
+        """The same labels, each at a token of chance: what is left of them is their distribution."""
+        assert self.labels_N is not None
+        labels_N, given_N = self.labels_N.copy(), ~np.isnan(self.labels_N)
+        labels_N[given_N] = random.permutation(labels_N[given_N])
+        return replace(self, labels_N=labels_N)
+
     def by_document(self, values_N: np.ndarray) -> list[np.ndarray]:
         """Values of all tokens as one array a document."""
         return np.split(values_N, self.offsets[1:-1])
@@ -112,6 +113,29 @@ class Corpus:
         labels_N = None if self.labels_N is None else np.insert(self.labels_N, starts, np.float32("nan"))
         tokens_N = np.insert(self.tokens_N, starts, np.int32(separator))
         return Corpus(tokens_N, np.array([0, len(tokens_N)]), labels_N)
+
+
+def held_out_documents(documents: int, wanted: int | None) -> int:
+    """How many documents to hold out: as wanted, or else one in twenty, 500 at the most.
+
+    Raises:
+        ValueError: if that leaves nothing to train on.
+    """
+    held_out = min(500, max(1, documents // 20)) if wanted is None else wanted
+    if not 0 < held_out < documents:
+        raise ValueError(f"cannot hold out {held_out} of {documents} documents; choose fewer with --held-out")
+    return held_out
+
+
+def require_tokens(held_out: Corpus) -> Corpus:
+    """The corpus, which must not be empty.
+
+    Raises:
+        ValueError: if it is.
+    """
+    if not len(held_out.tokens_N):
+        raise ValueError(f"the last {len(held_out)} documents are empty; hold out more with --held-out")
+    return held_out
 
 
 def fold_of(tokens_N: np.ndarray, folds: int) -> int:

@@ -9,6 +9,7 @@ B rows, T positions, D width.
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 from transformers import LlamaConfig, PreTrainedModel
 
 FEED_FORWARD_MULTIPLE = 64
@@ -38,6 +39,20 @@ def llama_config(
         tie_word_embeddings=True,
         use_cache=False,
     )
+
+
+def add_dropout(transformer: PreTrainedModel, share: float) -> None:
+    """Lets a Llama drop a share of its embeddings and of what each block adds, in training only.
+
+    `LlamaConfig` has dropout of attention weights alone. Nothing of this is saved with the model.
+    """
+
+    def dropped(module: nn.Module, _: object, output: Tensor) -> Tensor:
+        return dropout(output, share, training=module.training)
+
+    for name, module in transformer.named_modules():
+        if name.endswith(("embed_tokens", "o_proj", "down_proj")):
+            module.register_forward_hook(dropped)
 
 
 def causal_hidden(transformer: PreTrainedModel, embeddings_BTD: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ B rows, T tokens of the longest row, N tokens of the corpus, P pieces.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,15 +25,32 @@ class Batch:
     input_ids_BT: Tensor
     lengths_B: Tensor
     labels_BT: Tensor | None = None
+    others: "Batch | None" = None
+    """The whole batch, of which this is one process's part; None where there is one process."""
 
     @property
     def real_BT(self) -> Tensor:
         """True at tokens, False at padding."""
         return real_positions(self.lengths_B, self.input_ids_BT.shape[1])
 
+    @property
+    def whole(self) -> "Batch":
+        """The batch of all processes. What a loss sums here it divides by counts of this, so that the parts' losses
+        add up to that of the whole."""
+        return self.others or self
+
+    def part(self, process: int, processes: int) -> "Batch":
+        """The rows of one of several processes; a row of length 0 where there is none for it."""
+        if processes == 1:
+            return self
+        rows = list(range(process, len(self.lengths_B), processes))
+        labels_BT = None if self.labels_BT is None else self.labels_BT[rows or [0]]
+        lengths_B = self.lengths_B[rows] if rows else torch.zeros_like(self.lengths_B[:1])
+        return Batch(self.input_ids_BT[rows or [0]], lengths_B, labels_BT, self)
+
     def to(self, device: torch.device) -> "Batch":
         labels_BT = None if self.labels_BT is None else self.labels_BT.to(device)
-        return Batch(self.input_ids_BT.to(device), self.lengths_B.to(device), labels_BT)
+        return Batch(self.input_ids_BT.to(device), self.lengths_B.to(device), labels_BT, self.others)
 
 
 @dataclass(frozen=True)
@@ -55,19 +72,20 @@ class Cut:
             raise ValueError(f"windows of {self.window} tokens cannot share {self.overlap}; choose a longer context")
 
 
-def endless_batches(corpus: Corpus, cut: Cut, seed: int) -> Iterator[Batch]:
-    """Epoch after epoch of the corpus, each of its windows once an epoch.
+def endless_batches(corpora: Iterable[Corpus], cut: Cut, seed: int) -> Iterator[Batch]:
+    """Epoch after epoch of the corpora, one corpus after the other, each of their windows once an epoch.
 
     Raises:
-        ValueError: if it has no window to train on.
+        ValueError: if they have no window to train on.
     """
     for epoch in itertools.count():
-        batches = epoch_batches(corpus, cut, np.random.default_rng([seed, epoch]))
-        first = next(batches, None)
-        if first is None:
+        found = False
+        for place, corpus in enumerate(corpora):
+            for batch in epoch_batches(corpus, cut, np.random.default_rng([seed, epoch, place])):
+                found = True
+                yield batch
+        if not found:
             raise ValueError("there is nothing to train on: every document is empty or without a label")
-        yield first
-        yield from batches
 
 
 def epoch_batches(corpus: Corpus, cut: Cut, random: np.random.Generator) -> Iterator[Batch]:

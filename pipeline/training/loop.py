@@ -2,27 +2,33 @@
 
 It knows nothing of labels or text: `loss(model, batch)` is a scalar in nats, `evaluate(model)` a dictionary
 of figures. Figures go to the progress bar and, a JSON line an evaluation, to `metrics.jsonl`.
+
+Every process reads the same batches and takes its rows of each, so that any number of processes trains the same model.
 """
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from pipeline.training import resume
 from pipeline.training.batches import Batch
 
 Figures = dict[str, float]
 ModelT = TypeVar("ModelT", bound=nn.Module)
+Loss = Callable[[Any, Batch], Tensor]
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -43,7 +49,8 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     """Largest norm of a gradient."""
     evaluate_every: int = 500
-    """Steps between evaluations; there is one at the end too."""
+    """Steps between evaluations; there is one at the end too. At each, what an interrupted training goes on from is
+    kept."""
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision of the forward pass; weights stay in float32."""
     save_as: Literal["float32", "bfloat16"] = "float32"
@@ -67,38 +74,126 @@ def train(
     config: TrainingConfig,
     output: Path,
 ) -> Figures:
-    """Trains `model` in place and returns the last line of metrics: step, tokens, seconds, held-out figures.
+    """Trains `model` in place and returns the last line of metrics: step, tokens, seconds, losses, held-out figures.
+
+    Goes on from the checkpoint in `output`, if there is one, with the batches that come next.
 
     Raises:
         ValueError: if the loss is not finite, with the step.
     """
-    accelerator = Accelerator(mixed_precision=config.precision)
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=_on_processors())
     optimizer = AdamW(_parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95))
-    schedule = LambdaLR(optimizer, lambda step: learning_rate_share((step + 1) / (config.steps + 1), config.warmup))
-    model, optimizer = accelerator.prepare(model, optimizer)
-    started, tokens, held_out, record = time.monotonic(), 0, Figures(), Figures()
-    progress = tqdm(range(1, config.steps + 1), desc=f"training {output.name}", unit="step", mininterval=1.0)
-    for step in progress:
-        batch = next(batches).to(accelerator.device)
-        with accelerator.autocast():
-            loss_value = loss(model, batch)
-        if not torch.isfinite(loss_value):
-            raise ValueError(f"the loss is {loss_value.item()} at step {step}; try a lower --training.learning-rate")
-        accelerator.backward(loss_value)
-        accelerator.clip_grad_norm_(model.parameters(), config.gradient_clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        tokens += int(batch.lengths_B.sum())
+    module, prepared = accelerator.prepare(WithLoss(model, loss), optimizer)
+    stepper = Stepper(accelerator, module, prepared, config)
+    place = resume.load(output, model, optimizer)
+    log = Log(output, place, shown=accelerator.is_main_process)
+    steps = range(place.step + 1, config.steps + 1)
+    progress = tqdm(
+        steps, f"training {output.name}", config.steps, unit="step", initial=place.step, disable=not log.shown
+    )
+    for step, batch in zip(progress, islice(batches, place.step, None), strict=False):
+        log.add(stepper(step, batch), batch)
         if step == config.steps:
             _round_weights(model, getattr(torch, config.save_as))
         if step % config.evaluate_every == 0 or step == config.steps:
-            held_out = _evaluated(model, evaluate)
-            record = {"step": step, "tokens": tokens, "seconds": round(time.monotonic() - started, 1), **held_out}
-            _append(output / METRICS_FILE, record)
-        shown = {"loss": loss_value.item(), **held_out}
-        progress.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in shown.items()), refresh=False)
-    return record
+            log.write(step, _evaluated(model, evaluate))
+            if accelerator.is_main_process:
+                resume.save(output, model, optimizer, log.place(step))
+        progress.set_postfix_str(log.state(), refresh=False)
+    return log.record
+
+
+def this_process() -> PartialState:
+    """This process's place among those that train together; the first call joins them."""
+    return PartialState(cpu=_on_processors())
+
+
+def _on_processors() -> bool:
+    """Whether processes that were started together have no GPU; accelerate has to be told."""
+    return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
+
+
+class WithLoss(nn.Module):
+    """A model whose forward pass is its loss: what averages gradients over processes looks at the forward pass."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.loss(self.model, batch)
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """One optimizer step after the other."""
+
+    accelerator: Accelerator
+    module: nn.Module
+    optimizer: Any
+    config: TrainingConfig
+
+    def __call__(self, step: int, batch: Batch) -> float:
+        """Takes a step on this process's part of the batch, and returns the loss of the whole.
+
+        Raises:
+            ValueError: if that is not finite.
+        """
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, step, process]).generate_state(1)[0]))
+        for group in self.optimizer.param_groups:
+            share = learning_rate_share(step / (self.config.steps + 1), self.config.warmup)
+            group["lr"] = self.config.learning_rate * share
+        with self.accelerator.autocast():
+            loss = self.module(batch.part(process, processes).to(self.accelerator.device))
+        total: float = self.accelerator.reduce(loss.detach()).item()
+        if not math.isfinite(total):
+            raise ValueError(f"the loss is {total} at step {step}; try a lower --training.learning-rate")
+        self.accelerator.backward(loss * processes)  # gradients are averaged over processes, and parts add up
+        self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total
+
+
+class Log:
+    """Figures of a training: in `metrics.jsonl`, and on the progress bar."""
+
+    def __init__(self, output: Path, place: resume.Place, *, shown: bool) -> None:
+        self.file, self.shown = output / METRICS_FILE, shown
+        self.tokens, self.started = place.tokens, time.monotonic() - place.seconds
+        self.latest, self.losses = math.nan, list[float]()
+        self.held_out = Figures()
+        written = self.file.read_text().splitlines() if shown and place.step else []
+        records = [record for line in written if (record := json.loads(line))["step"] <= place.step]
+        self.record: Figures = records[-1] if records else {}
+        if shown:  # what an interrupted training wrote after its last checkpoint comes again
+            self.file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    def add(self, loss: float, batch: Batch) -> None:
+        """A step."""
+        self.latest = loss
+        self.losses.append(loss)
+        self.tokens += int(batch.lengths_B.sum())
+
+    def write(self, step: int, held_out: Figures) -> None:
+        """An evaluation; `training_loss` is the mean since the last one of what is minimised."""
+        place, self.held_out = self.place(step), held_out
+        seconds, mean = round(place.seconds, 1), sum(self.losses) / len(self.losses)
+        self.record = {"step": step, "tokens": place.tokens, "seconds": seconds, "training_loss": mean, **held_out}
+        self.losses = []
+        if self.shown:
+            with self.file.open("a") as lines:
+                lines.write(json.dumps(self.record) + "\n")
+
+    def place(self, step: int) -> resume.Place:
+        """Where the training is now."""
+        return resume.Place(step, self.tokens, time.monotonic() - self.started)
+
+    def state(self) -> str:
+        """For the progress bar."""
+        shown = {"loss": self.latest, **self.held_out}
+        return ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
 
 
 def learning_rate_share(progress: float, warmup: float) -> float:
@@ -126,8 +221,3 @@ def _evaluated(model: ModelT, evaluate: Callable[[ModelT], Figures]) -> Figures:
         figures = evaluate(model)
     model.train()
     return figures
-
-
-def _append(file: Path, record: dict[str, float]) -> None:
-    with file.open("a") as lines:
-        lines.write(json.dumps(record) + "\n")

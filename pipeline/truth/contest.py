@@ -11,10 +11,12 @@ from typing import get_args
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from pipeline.data.corpus import Corpus
 from pipeline.data.windows import sample_positions
 from pipeline.labels import attribution, causal, exact, second_order
+from pipeline.models.estimator import EntropyEstimator
 from pipeline.truth.accuracy import Accuracy, Contestant, Target, measure
 from pipeline.truth.contestants import (
     RECIPES,
@@ -46,11 +48,11 @@ def hold_contest(name: str, settings: Settings, folder: Path) -> Iterator[Entry]
     torch.manual_seed(settings.seed)
     source = SOURCES[name](np.random.default_rng(settings.seed))
     vocabulary, window = source.vocabulary, settings.document_tokens
-    fresh = _drawn(source, settings.fresh_documents, settings, stream=1)
+    fresh = drawn(source, settings.fresh_documents, settings, stream=1)
     fresh_ids_MT = torch.from_numpy(fresh.tokens_MT)
     score = _Scorer(name, fresh)
 
-    seen = _drawn(source, settings.steps * settings.batch, settings, stream=2)
+    seen = drawn(source, settings.steps * settings.batch, settings, stream=2)
     corpus = Corpus.of(list(seen.tokens_MT.astype(np.int32)))
 
     language_model = train_language_model(corpus, vocabulary, settings, folder)
@@ -65,26 +67,36 @@ def hold_contest(name: str, settings: Settings, folder: Path) -> Iterator[Entry]
         scores_MT = attribution.token_entropies(estimator, fresh_ids_MT, measure=measured)
         yield score(measured, scores_MT, 2, flop, in_nats=False)
 
-    unseen = _drawn(source, settings.labelled_documents, settings, stream=3)
+    labels = teachers_labels(source, estimator, language_model, settings)
+    passes = {"exact": exact_passes * settings.labelled_share, "causal": 1.0}
+    starts = {"estimator": estimator, "causal": language_model, None: None}
+    for recipe in RECIPES:
+        taught = labels[recipe.teacher]
+        model = train_second_order(recipe, taught, starts[recipe.start], vocabulary, settings, folder)
+        learned_from = {recipe.teacher.replace("exact", "estimator"), recipe.start} - {None}
+        before = flop * len(learned_from) + 2 * parameters(model) * len(taught.tokens_N) * passes[recipe.teacher]
+        spent = before + 6 * parameters(model) * settings.second_order_steps * settings.batch * window
+        both = second_order.token_entropies(model, fresh_ids_MT)
+        yield score(recipe.name, both.entropy_BT, 1, spent)
+        yield score(recipe.name, both.expected_entropy_BT, 1, spent, target="entropy")
+
+
+def teachers_labels(
+    source: Source, estimator: EntropyEstimator, language_model: PreTrainedModel, settings: Settings
+) -> dict[str, Corpus]:
+    """Documents that neither model has seen, a share of their tokens labelled by each."""
+    unseen = drawn(source, settings.labelled_documents, settings, stream=3)
     unseen_MT, random = torch.from_numpy(unseen.tokens_MT), np.random.default_rng(settings.seed)
+    window = settings.document_tokens
     wanted_MT = torch.from_numpy(
         np.stack([sample_positions(window, settings.labelled_share, random) for _ in range(len(unseen_MT))])
     )
     labels = {
         "exact": exact.token_entropies(estimator, unseen_MT, positions_BT=wanted_MT),
-        "causal": causal.token_entropies(language_model, unseen_MT, vocabulary).where(wanted_MT, torch.nan),
+        "causal": causal.token_entropies(language_model, unseen_MT, source.vocabulary).where(wanted_MT, torch.nan),
     }
-    passes = {"exact": exact_passes * settings.labelled_share, "causal": 1.0}
-    starts = {"estimator": estimator, "causal": language_model, None: None}
-    for recipe in RECIPES:
-        taught = Corpus.of(list(unseen.tokens_MT.astype(np.int32)), list(labels[recipe.teacher].numpy()))
-        model = train_second_order(recipe, taught, starts[recipe.start], vocabulary, settings, folder)
-        learned_from = {recipe.teacher.replace("exact", "estimator"), recipe.start} - {None}
-        before = flop * len(learned_from) + 2 * parameters(model) * unseen_MT.numel() * passes[recipe.teacher]
-        spent = before + 6 * parameters(model) * settings.second_order_steps * settings.batch * window
-        both = second_order.token_entropies(model, fresh_ids_MT)
-        yield score(recipe.name, both.entropy_BT, 1, spent)
-        yield score(recipe.name, both.expected_entropy_BT, 1, spent, target="entropy")
+    tokens = list(unseen.tokens_MT.astype(np.int32))
+    return {teacher: Corpus.of(tokens, list(labels_MT.numpy())) for teacher, labels_MT in labels.items()}
 
 
 @dataclass(frozen=True)
@@ -112,5 +124,6 @@ class _Scorer:
         return Entry(measure(contestant, estimates_N, truth_N, in_nats=in_nats), estimates_N.numpy(), truth_N.numpy())
 
 
-def _drawn(source: Source, documents: int, settings: Settings, stream: int) -> Drawn:
+def drawn(source: Source, documents: int, settings: Settings, stream: int) -> Drawn:
+    """Documents of the source; another stream gives others."""
     return draw(source, documents, settings.document_tokens, np.random.default_rng([settings.seed, stream]))

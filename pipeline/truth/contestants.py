@@ -19,6 +19,7 @@ from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.language_model import new_language_model
 from pipeline.models.second_order import Form, SecondOrderModel
 from pipeline.models.transformer import llama_config
+from pipeline.training import resume
 from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.loop import TrainingConfig, train
 from pipeline.training.losses import document_loss, estimator_loss, second_order_loss
@@ -168,7 +169,8 @@ def _trained(
         seed=settings.seed,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    train(model, endless_batches(corpus, cut, settings.seed), loss, lambda trained: {}, config, folder)
+    train(model, endless_batches([corpus], cut, settings.seed), loss, lambda trained: {}, config, folder)
+    resume.finish(folder)
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
     return model

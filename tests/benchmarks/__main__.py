@@ -9,13 +9,15 @@ from itertools import chain
 
 import torch
 
-from tests.benchmarks import engine, labels, memory
+from tests.benchmarks import engine, labels, memory, training
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, seconds")
-    parser.add_argument("--only", nargs="+", choices=("engine", "labels", "memory"), help="these parts of it")
+    parser.add_argument(
+        "--only", nargs="+", choices=("engine", "labels", "training", "memory"), help="these parts of it"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
@@ -26,6 +28,7 @@ def main(arguments: list[str]) -> int:
     parts = {
         "engine": engine.figures(engine.QUICK if quick else engine.Size()),
         "labels": labels.figures(labels.QUICK if quick else labels.Size(), device),
+        "training": training.figures(training.QUICK if quick else training.Size(), device),
         "memory": memory.figures(memory.QUICK if quick else memory.Size(), device),
     }
     for figure in chain(*(parts[name] for name in options.only or parts)):

@@ -39,8 +39,8 @@ from tests.tiny_models import tiny_estimator
 
 @dataclass(frozen=True)
 class Size:
-    documents: int = 160
-    repeats: int = 3
+    documents: int = 80
+    repeats: int = 5
     noop_units: int = 100_000
     noop_workers: int = 16
     resumed_units: int = 10_000
@@ -70,16 +70,17 @@ def throughput(folder: Path, size: Size) -> Iterator[Figure]:
         rates["bare"].append(bare(*runs[0]))
         for name, workers, (job, units) in zip(("one", "two"), (1, 2), runs, strict=True):
             rates[name].append(end_to_end(job, units, workers))
+    # Ratios of a turn: on a shared machine the bare model alone was seen at 2,034 and, a minute later, 2,758 tokens/s.
     speeds = {name: median(values) for name, values in rates.items()}
+    whole = median(one / bare for one, bare in zip(rates["one"], rates["bare"], strict=True))
+    twice = median(two / one for two, one in zip(rates["two"], rates["one"], strict=True))
     shown = f"{speeds['one']:,.0f} of {speeds['bare']:,.0f} tokens/s"
     yield Figure(
         f"engine: one worker, end to end, against the bare model on the same batches ({shown})",
-        speeds["one"] / speeds["bare"],
+        whole,
         at_least=0.9,
     )
-    yield Figure(
-        f"engine: two workers against one ({speeds['two']:,.0f} tokens/s)", speeds["two"] / speeds["one"], at_least=1.7
-    )
+    yield Figure(f"engine: two workers against one ({speeds['two']:,.0f} tokens/s)", twice, at_least=1.7)
 
 
 def planned(file: Path, output: Path, rows_per_unit: int = 4) -> tuple[Run, list[Unit]]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.annotations import read_annotations
+from pipeline.data.annotations import find_annotations
 from pipeline.data.shards import annotated_rows, write_shard
 from schemas.annotations import annotated_schema, shard_name
 from tests.builders import PROVENANCE
@@ -38,7 +38,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def test_shards_read_back_as_one_corpus_in_order(dataset: Path) -> None:
-    corpus = read_annotations(dataset).corpus
+    corpus = find_annotations(str(dataset)).corpus()
     assert corpus.offsets.tolist() == [0, 3, 3, 7, 8]
     assert corpus.tokens_N.tolist() == [*chain(*TOKENS)]
     assert corpus.labels_N is not None and corpus.labels_N.dtype == np.float32
@@ -47,7 +47,7 @@ def test_shards_read_back_as_one_corpus_in_order(dataset: Path) -> None:
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 4, 9])
 def test_a_limit_keeps_the_first_rows(dataset: Path, limit: int) -> None:
-    corpus = read_annotations(dataset, limit).corpus
+    corpus = find_annotations(str(dataset)).corpus(stop=limit)
     assert len(corpus) == min(limit, 4)
     assert corpus.tokens_N.tolist() == [*chain(*TOKENS[:limit])]
     assert corpus.labels_N is not None
@@ -55,19 +55,19 @@ def test_a_limit_keeps_the_first_rows(dataset: Path, limit: int) -> None:
 
 
 def test_provenance_is_read_from_the_shards(dataset: Path) -> None:
-    assert read_annotations(dataset).provenance == PROVENANCE
+    assert find_annotations(str(dataset)).provenance == PROVENANCE
 
 
 def test_the_tokenizer_is_found_where_there_is_one(dataset: Path) -> None:
-    assert read_annotations(dataset).tokenizer is None
+    assert find_annotations(str(dataset)).tokenizer is None
     (dataset / "tokenizer").mkdir()
     (dataset / "tokenizer" / "tokenizer.json").write_text("{}")
-    assert read_annotations(dataset).tokenizer == dataset / "tokenizer"
+    assert find_annotations(str(dataset)).tokenizer == dataset / "tokenizer"
 
 
 def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not an annotated dataset"):
-        read_annotations(tmp_path)
+        find_annotations(str(tmp_path))
 
 
 @pytest.mark.parametrize("columns", [["text"], ["input_ids"], ["input_ids", "entropy"]])
@@ -75,29 +75,29 @@ def test_parquet_without_labels_or_provenance_is_refused(tmp_path: Path, columns
     (tmp_path / "data").mkdir()
     pq.write_table(pa.table({name: [[1]] for name in columns}), tmp_path / "data" / "a.parquet")
     with pytest.raises(ValueError, match="lacks labels or their provenance"):
-        read_annotations(tmp_path)
+        find_annotations(str(tmp_path))
 
 
 @pytest.mark.parametrize("label", [math.inf, -math.inf])
 def test_an_infinite_label_is_refused(tmp_path: Path, label: float) -> None:
     write(tmp_path, 0, [[1, 2]], [[label, 1.0]])
     with pytest.raises(ValueError, match="entropies that are not finite"):
-        read_annotations(tmp_path)
+        find_annotations(str(tmp_path)).corpus()
 
 
 def test_labels_that_are_not_one_a_token_are_refused(tmp_path: Path) -> None:
     write(tmp_path, 0, [[1, 2], [3]], [[1.0], [1.0]])
     with pytest.raises(ValueError, match=r"row 0 .*1 entropies for 2 tokens"):
-        read_annotations(tmp_path)
+        find_annotations(str(tmp_path)).corpus()
 
 
 def test_labels_that_fit_the_sum_but_not_each_document_are_refused(tmp_path: Path) -> None:
     write(tmp_path, 0, [[1, 2], [3]], [[1.0], [1.0, 2.0]])
     with pytest.raises(ValueError, match=r"row 0 .*1 entropies for 2 tokens"):
-        read_annotations(tmp_path)
+        find_annotations(str(tmp_path)).corpus()
 
 
 def test_an_unfinished_run_is_refused(dataset: Path) -> None:
     (dataset / "data" / shard_name(0, 2)).unlink()
     with pytest.raises(ValueError, match="does not hold one finished run"):
-        read_annotations(dataset)
+        find_annotations(str(dataset))

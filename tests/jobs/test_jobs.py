@@ -10,7 +10,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.data.annotations import read_annotations
+from pipeline.data.annotations import find_annotations
 from pipeline.models.checkpoint import SHIPPED
 from pipeline.models.loading import load_estimator, load_second_order
 from tests.conftest import RunCommand
@@ -64,7 +64,7 @@ def test_the_whole_path(run_command: RunCommand, documents: Path, tmp_path: Path
 
 
 def check_labels(exact: Path, labels: Path) -> None:
-    sampled, complete = read_annotations(exact).corpus, read_annotations(labels).corpus
+    sampled, complete = find_annotations(str(exact)).corpus(), find_annotations(str(labels)).corpus()
     assert len(sampled) == len(complete) == 50
     assert 0.03 < len(sampled.given_labels) / len(sampled.tokens_N) < 0.07
     assert len(complete.given_labels) == len(complete.tokens_N)
@@ -104,7 +104,7 @@ def test_documents_tokenized_already_go_the_whole_path(run_command: RunCommand, 
     assert AutoModelForCausalLM.from_pretrained(model).config.vocab_size == 32  # one more, the separator
     causally = ("--method", "causal", "--estimator", model, "--limit", 3, "--output", tmp_path / "causal")
     assert run_command(*ANNOTATE, *tokenized, *causally) == 0
-    assert len(read_annotations(tmp_path / "causal").corpus.given_labels) == 3 * 120
+    assert len(find_annotations(str(tmp_path / "causal")).corpus().given_labels) == 3 * 120
 
 
 def test_cross_fitting_and_every_start_of_a_second_order_model(
@@ -120,12 +120,12 @@ def test_cross_fitting_and_every_start_of_a_second_order_model(
     assert run_command(*train_folds, "--output", folds) == 0
     exactly = ("--method", "exact", "--estimator", folds, "--output", labels)
     assert run_command(*ANNOTATE, *tokenized, *exactly) == 0
-    assert read_annotations(labels).provenance.folds == 2
+    assert find_annotations(str(labels)).provenance.folds == 2
     train = ("jobs.train_second_order", "--config", config(tmp_path / "so.yaml"), "--labels", labels)
     assert run_command(*train, "--init-from", folds, "--folds", 2, "--output", tmp_path / "so-folds") == 0
     second = ("--estimator", tmp_path / "so-folds", "--output", tmp_path / "second")
     assert run_command(*ANNOTATE, *tokenized, *second) == 0
-    assert read_annotations(tmp_path / "second").provenance.source_seen_by_estimator == "no"
+    assert find_annotations(str(tmp_path / "second")).provenance.source_seen_by_estimator == "no"
 
     train_model = ("jobs.train_language_model", "--config", large, "--labels", labels, "--objective", "cross-entropy")
     assert run_command(*train_model, "--output", model) == 0

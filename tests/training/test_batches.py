@@ -130,7 +130,7 @@ def test_the_seed_decides_the_order_of_batches(varied: bool) -> None:
     corpus, cut = corpus_of([30, 0, 17, 40]), Cut(8, 24, varied=varied)
 
     def order(seed: int) -> list[list[tuple[int, ...]]]:
-        return [rows_of(batch) for batch in islice(endless_batches(corpus, cut, seed), 40)]
+        return [rows_of(batch) for batch in islice(endless_batches([corpus], cut, seed), 40)]
 
     assert order(5) == order(5)
     assert order(5) != order(6)
@@ -139,7 +139,22 @@ def test_the_seed_decides_the_order_of_batches(varied: bool) -> None:
 def test_another_epoch_has_the_same_tokens_in_another_order() -> None:
     corpus, cut = corpus_of([32, 0, 16, 40]), Cut(8, 24)
     per_epoch = len(epoch(corpus, cut, 0))
-    rows = [rows_of(batch) for batch in islice(endless_batches(corpus, cut, 0), 2 * per_epoch)]
+    rows = [rows_of(batch) for batch in islice(endless_batches([corpus], cut, 0), 2 * per_epoch)]
     first, second = rows[:per_epoch], rows[per_epoch:]
     assert first != second
     assert sorted(chain(*first)) == sorted(chain(*second))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_the_parts_of_a_batch_are_its_rows(processes: int) -> None:
+    lengths_B = torch.tensor([4, 3, 3, 1])
+    batch = Batch(torch.arange(16).view(4, 4), lengths_B, torch.arange(16).view(4, 4).float())
+    parts = [batch.part(process, processes) for process in range(processes)]
+    rows = [
+        row for part in parts for row, length in zip(part.input_ids_BT.tolist(), part.lengths_B, strict=True) if length
+    ]
+    assert sorted(rows) == batch.input_ids_BT.tolist()
+    assert sum(int(part.real_BT.sum()) for part in parts) == 11
+    for part in parts:
+        assert part.whole is batch and part.labels_BT is not None
+        assert torch.equal(part.labels_BT, part.input_ids_BT.float())

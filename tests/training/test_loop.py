@@ -75,8 +75,10 @@ def test_the_last_step_is_evaluated_once(tmp_path: Path, steps: int) -> None:
 
 def test_weights_and_the_last_evaluation_are_as_saved(tmp_path: Path) -> None:
     exact, rounded = Bigrams(), Bigrams()
-    train(exact, circle(), loss, figures, CONFIG, tmp_path)
-    last = train(rounded, circle(), loss, figures, replace(CONFIG, save_as="bfloat16"), tmp_path)
+    for name in ("exact", "rounded"):
+        (tmp_path / name).mkdir()
+    train(exact, circle(), loss, figures, CONFIG, tmp_path / "exact")
+    last = train(rounded, circle(), loss, figures, replace(CONFIG, save_as="bfloat16"), tmp_path / "rounded")
     for wanted, found in zip(exact.parameters(), rounded.parameters(), strict=True):
         assert found.dtype == torch.float32
         assert torch.equal(found, wanted.bfloat16().float()) and not torch.equal(found, wanted)
@@ -85,8 +87,9 @@ def test_weights_and_the_last_evaluation_are_as_saved(tmp_path: Path) -> None:
 
 def test_the_same_batches_give_the_same_weights(tmp_path: Path) -> None:
     first, second = Bigrams(), Bigrams()
-    for model in (first, second):
-        train(model, circle(), loss, figures, CONFIG, tmp_path)
+    for name, model in (("first", first), ("second", second)):
+        (tmp_path / name).mkdir()
+        train(model, circle(), loss, figures, CONFIG, tmp_path / name)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 

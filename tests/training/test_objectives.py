@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.training.objectives import Objective, flood, objective_function
+from pipeline.training.objectives import ObjectiveName, ObjectiveSettings, objective_function
 
-THRESHOLD = 3.0
-NAMES: tuple[Objective, ...] = ("flood", "floor", "weight", "mask", "cross-entropy")
+THRESHOLD, LEVEL = 3.0, 4.0
+TOKENWISE: tuple[ObjectiveName, ...] = ("flood", "floor", "weight", "mask", "cross-entropy")
 LOSS = st.floats(0, 20, width=32)
 ENTROPY = st.integers(-128, 2560).map(lambda value: value / 128) | st.just(math.nan)
 Rows = list[list[tuple[float, float]]]
@@ -23,7 +23,7 @@ ROWS = st.integers(1, 6).flatmap(
 )
 
 
-def slow(name: Objective, loss: float, entropy: float, row: list[float]) -> float:
+def slow(name: ObjectiveName, loss: float, entropy: float, row: list[float]) -> float:
     """The objective of one token; `row` holds the labels of its row."""
     if math.isnan(entropy) or name == "cross-entropy":
         return loss
@@ -38,8 +38,11 @@ def slow(name: Objective, loss: float, entropy: float, row: list[float]) -> floa
     return loss if entropy < THRESHOLD else 0.0
 
 
-def fast(name: Objective) -> Callable[[Tensor, Tensor], Tensor]:
-    return objective_function(name, threshold=THRESHOLD)
+def fast(name: ObjectiveName, **changed: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Of losses and entropies where every token is real."""
+    chosen = ObjectiveSettings(objective=name, **{"threshold": THRESHOLD, "level": LEVEL, **changed})
+    function = objective_function(chosen, mean_entropy=0.0)
+    return lambda losses_BT, entropies_BT: function(losses_BT, entropies_BT, torch.ones_like(losses_BT).bool())
 
 
 def gradient(function: Callable[[Tensor, Tensor], Tensor], losses_BT: Tensor, entropies_BT: Tensor) -> Tensor:
@@ -53,23 +56,23 @@ def tensors(rows: Rows) -> tuple[Tensor, Tensor]:
     return values_BT2[..., 0], values_BT2[..., 1]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TOKENWISE)
 @settings(max_examples=50, deadline=None)
 @given(rows=ROWS)
-def test_an_objective_is_what_a_loop_over_tokens_gives(name: Objective, rows: Rows) -> None:
+def test_an_objective_is_what_a_loop_over_tokens_gives(name: ObjectiveName, rows: Rows) -> None:
     expected = [[slow(name, loss, e, [label for _, label in row]) for loss, e in row] for row in rows]
     torch.testing.assert_close(fast(name)(*tensors(rows)), torch.tensor(expected), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TOKENWISE)
 @settings(max_examples=50, deadline=None)
 @given(rows=ROWS)
-def test_no_gradient_is_nan(name: Objective, rows: Rows) -> None:
+def test_no_gradient_is_nan(name: ObjectiveName, rows: Rows) -> None:
     assert gradient(fast(name), *tensors(rows)).isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_tokens_without_a_label_get_plain_cross_entropy(name: Objective) -> None:
+@pytest.mark.parametrize("name", TOKENWISE)
+def test_tokens_without_a_label_get_plain_cross_entropy(name: ObjectiveName) -> None:
     losses_BT = torch.tensor([[0.0, 1.0, 5.0], [2.0, 3.0, 4.0]])
     nothing_BT = torch.full((2, 3), torch.nan)
     assert torch.equal(fast(name)(losses_BT, nothing_BT), losses_BT)
@@ -80,10 +83,26 @@ def test_tokens_without_a_label_get_plain_cross_entropy(name: Objective) -> None
     ("name", "below", "above"),
     [("flood", -1.0, 1.0), ("floor", 0.0, 1.0), ("cross-entropy", 1.0, 1.0)],
 )
-def test_gradients_below_and_above_the_entropy(name: Objective, below: float, above: float) -> None:
+def test_gradients_below_and_above_the_entropy(name: ObjectiveName, below: float, above: float) -> None:
     losses_BT = torch.tensor([[1.0, 1.99, 2.01, 9.0]])
     gradient_BT = gradient(fast(name), losses_BT, torch.full((1, 4), 2.0))
     assert gradient_BT.tolist() == [[below, below, above, above]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=ROWS, scale=st.floats(0.5, 2), margin=st.floats(-2, 2))
+def test_scale_and_margin_move_the_labels_alone(rows: Rows, scale: float, margin: float) -> None:
+    losses_BT, entropies_BT = tensors(rows)
+    for name in TOKENWISE:
+        moved = fast(name, scale=scale, margin=margin)(losses_BT, entropies_BT)
+        torch.testing.assert_close(moved, fast(name)(losses_BT, scale * entropies_BT + margin), equal_nan=True)
+
+
+def test_scale_and_margin_move_the_mean_that_thresholds_and_levels_default_to() -> None:
+    chosen = ObjectiveSettings(objective="flood-mean", scale=2.0, margin=1.0)
+    losses_BT, real_BT = torch.tensor([[6.0, 9.0]]), torch.ones(1, 2).bool()
+    values_BT = objective_function(chosen, mean_entropy=2.0)(losses_BT, losses_BT, real_BT)
+    assert values_BT.tolist() == [[1.0, 4.0]]
 
 
 def test_weights_fall_from_one_to_zero_with_the_entropy() -> None:
@@ -100,4 +119,50 @@ def test_subtracting_the_entropy_is_a_no_op_and_flood_is_not() -> None:
     losses_BT, entropies_BT = torch.tensor([[0.5, 1.5, 4.0]]), torch.tensor([[1.0, 1.0, 5.0]])
     plain = gradient(fast("cross-entropy"), losses_BT, entropies_BT)
     assert torch.equal(gradient(torch.sub, losses_BT, entropies_BT), plain)
-    assert not torch.equal(gradient(flood, losses_BT, entropies_BT), plain)
+    assert not torch.equal(gradient(fast("flood"), losses_BT, entropies_BT), plain)
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=ROWS)
+def test_flooding_the_mean_has_its_value_and_gradient(rows: Rows) -> None:
+    losses_BT, entropies_BT = tensors(rows)
+    values_BT = fast("flood-mean")(losses_BT, entropies_BT)
+    torch.testing.assert_close(values_BT.mean(), (losses_BT.mean() - LEVEL).abs(), atol=1e-4, rtol=1e-4)
+
+    def written_out(losses_BT: Tensor, entropies_BT: Tensor) -> Tensor:
+        return (losses_BT.mean() - LEVEL).abs() * losses_BT.numel()
+
+    expected = gradient(written_out, losses_BT, entropies_BT)
+    torch.testing.assert_close(gradient(fast("flood-mean"), losses_BT, entropies_BT), expected)
+
+
+def test_padding_is_no_part_of_a_mean_or_a_share() -> None:
+    losses_BT, entropies_BT = torch.tensor([[5.0, 3.0, 90.0]]), torch.zeros(1, 3)
+    real_BT = torch.tensor([[True, True, False]])
+    for name in ("flood-mean", "reference-share", "random-share"):
+        chosen = ObjectiveSettings(objective=name, level=4.5, share=0.5)
+        values_BT = objective_function(chosen, mean_entropy=0.0)(losses_BT, entropies_BT, real_BT)
+        if name == "flood-mean":
+            assert values_BT[0, :2].tolist() == [-0.5, 1.5]
+        else:
+            assert values_BT[0, 2] == 0 and values_BT[real_BT].count_nonzero() == 1
+
+
+def test_reference_share_keeps_what_is_furthest_above_its_reference() -> None:
+    losses_BT = torch.tensor([[5.0, 3.0, 4.0, 1.0, 2.0]])
+    entropies_BT = torch.tensor([[4.9, 1.0, 3.0, 0.9, torch.nan]])
+    values_BT = fast("reference-share", share=0.4)(losses_BT, entropies_BT)
+    assert values_BT.tolist() == [[0.0, 7.5, 0.0, 0.0, 5.0]]
+
+
+def test_a_random_share_is_another_one_each_time_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    losses_BT = torch.ones(4, 25)
+    kept = [fast("random-share", share=0.3)(losses_BT, losses_BT) for _ in range(2)]
+    assert all(values_BT.count_nonzero() == 30 and values_BT.mean() == pytest.approx(1.0) for values_BT in kept)
+    assert not torch.equal(*kept)
+
+
+def test_a_share_is_checked() -> None:
+    with pytest.raises(ValueError, match="--share must be above 0 and at most 1, not 0"):
+        ObjectiveSettings(share=0)

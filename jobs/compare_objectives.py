@@ -1,0 +1,143 @@
+"""The matched experiment: small language models that overfit few documents, one for every objective and its controls.
+
+On a source of known entropy (the default) the models that label are trained first, on other documents. On real text,
+--labels names annotated datasets of the same documents, whose label models have not seen them either. Give the same
+command again to go on with an interrupted comparison. Writes results.csv, results.md, curves.png and every trial.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+import cyclopts
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pipeline.command_line import run
+from pipeline.data.annotations import find_annotations
+from pipeline.data.corpus import read_corpus, require_tokens
+from pipeline.data.documents import Column
+from pipeline.data.locations import find_files
+from pipeline.data.tokenizer import beginning_token, load_tokenizer
+from pipeline.models.card import command_line
+from pipeline.training import comparison, resume
+from pipeline.training.comparison import Sizes, Study, Trial, default_objectives, trials
+from pipeline.training.loop import TrainingConfig
+from pipeline.truth.contestants import Settings
+from pipeline.truth.plots import require_matplotlib
+from pipeline.truth.results import summarise, write_results
+from pipeline.truth.sources import SOURCES
+from pipeline.truth.study import known_study, load_study, save_study
+
+TRAINING = TrainingConfig(steps=1200, tokens_per_batch=2048, learning_rate=5e-3, evaluate_every=60)
+
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to compare on, what to compare, where to write."""
+
+    output: Path
+    """Folder to write to."""
+    source: Literal["markov-1", "markov-3", "hidden-markov", "noisy-copy", "topic-mixture"] = "markov-1"
+    """Source of known entropy, where --labels names no dataset."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Annotated datasets of the same documents, by what made them: --labels.second-order DIR --labels.causal DIR."""
+    chosen: str = "second-order"
+    """The labels that objectives other than flood and floor get, and that are shuffled for a control."""
+    documents: int = 256
+    """First documents, to train on."""
+    held_out: int = 256
+    """Documents after these, to evaluate on."""
+    out_of_distribution: tuple[str, ...] = ()
+    """Files of other text to evaluate on too."""
+    dropouts: tuple[float, ...] = (0.0, 0.1)
+    """Dropouts that everything is tried with."""
+    seeds: int = 3
+    """Trainings of each, of which the mean is reported."""
+    processes: int | None = None
+    """Trainings at a time; one a CPU core by default."""
+    model: Sizes = field(default_factory=Sizes)
+    training: TrainingConfig = TRAINING
+    contest: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        assert set(SOURCES) == {"markov-1", "markov-3", "hidden-markov", "noisy-copy", "topic-mixture"}
+        if min(self.documents, self.held_out, self.seeds, self.processes or 1) < 1:
+            raise ValueError("--documents, --held-out, --seeds and --processes must be at least 1")
+        if self.labels and self.chosen not in self.labels:
+            raise ValueError(f"--chosen {self.chosen} is none of the labels {', '.join(self.labels)}")
+
+
+def compare_objectives(config: Config) -> None:
+    """Compare what held-out loss comes to with every objective, labels and control."""
+    require_matplotlib()
+    settings = asdict(config)
+    del settings["processes"]
+    resume.begin(config.output, settings)
+    study, truth = read_study(config) if config.labels else made_study(config)
+    planned = trials(default_objectives(list(study.labels), config.chosen), config.dropouts, config.seeds)
+    done = dict(tqdm(all_figures(planned, study, config), "trials", len(planned)))
+    figures = {trial: done[trial] for trial in planned}
+    made_by = command_line("jobs.compare_objectives", sys.argv[1:])
+    print(write_results(config.output, figures, list(summarise(figures)), truth, made_by))
+    resume.finish(config.output)
+
+
+def made_study(config: Config) -> tuple[Study, float]:
+    """The study of the known source, made once, and the truth's own held-out loss."""
+    file = config.output / "study.npz"
+    if not file.is_file():
+        save_study(file, *known_study(config.source, config.contest, config.documents, config.output / "labels"))
+    return load_study(file)
+
+
+def read_study(config: Config) -> tuple[Study, None]:
+    """The documents of the datasets, whose tokens must be the same, with the labels of each."""
+    found = {name: find_annotations(source) for name, source in config.labels.items()}
+    last = config.documents + config.held_out
+    corpora = {name: dataset.corpus(0, last) for name, dataset in found.items()}
+    first, corpus = found[config.chosen], corpora[config.chosen]
+    if len(corpus) < last:
+        raise ValueError(f"{first.source} has {len(corpus)} documents; --documents and --held-out ask for {last}")
+    for name, other in corpora.items():
+        if not np.array_equal(other.tokens_N, corpus.tokens_N):
+            raise ValueError(f"{found[name].source} has other documents, or tokens, than {first.source}")
+    held_out = {"held_out": require_tokens(corpus.documents(config.documents, last))}
+    vocabulary = first.provenance.vocabulary
+    if first.tokenizer and config.out_of_distribution:
+        files, tokenizer = find_files(config.out_of_distribution), load_tokenizer(first.tokenizer)
+        held_out["elsewhere"] = read_corpus(files, column=Column(), tokenizer=tokenizer, vocabulary=vocabulary)
+    labels = {name: other.documents(0, config.documents).labels_N for name, other in corpora.items()}
+    start = beginning_token(first.tokenizer) if first.tokenizer else vocabulary
+    given = {name: nats_N for name, nats_N in labels.items() if nats_N is not None}
+    return Study(corpus.documents(0, config.documents), given, held_out, vocabulary, start), None
+
+
+def all_figures(planned: list[Trial], study: Study, config: Config) -> Iterator[tuple[Trial, list[dict[str, float]]]]:
+    """Each trial's figures as it ends, each on one core. A fork of a process that uses torch can hang: they spawn."""
+    processes = config.processes or min(len(planned), os.cpu_count() or 1)
+    os.environ["TQDM_DISABLE"] = "1"  # of what is started from here: one bar is enough
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(figures_of, trial, study, config): trial for trial in planned}
+        try:
+            for finished in as_completed(running):
+                yield running[finished], finished.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def figures_of(trial: Trial, study: Study, config: Config) -> list[dict[str, float]]:
+    """One trial on one core."""
+    torch.set_num_threads(1)
+    return comparison.carry_out(trial, study, config.model, config.training, config.output / "trials")
+
+
+if __name__ == "__main__":
+    run(compare_objectives, "jobs.compare_objectives")

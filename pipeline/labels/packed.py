@@ -1,0 +1,85 @@
+"""An annotated dataset as a language model reads it: in the model's tokens, packed, all at once or piece by piece.
+
+Before each document stands a separator, which has no label; a token's label stays at its token.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.annotations import AnnotatedDataset
+from pipeline.data.corpus import Corpus, require_tokens
+from pipeline.data.tokenizer import beginning_token, load_tokenizer
+from pipeline.labels.retokenize import retokenized
+
+
+@dataclass(frozen=True)
+class ModelTokens:
+    """The tokens of a model that is trained on a dataset."""
+
+    folder: Path | None
+    """The tokenizer's; None where the dataset's source came tokenized."""
+    vocabulary: int
+    separator: int
+    moved: bool
+    """Whether the dataset's tokens are others, so that labels move to these through the bytes that both cover."""
+
+    @classmethod
+    def of(cls, dataset: AnnotatedDataset, tokenizer: Path | None) -> "ModelTokens":
+        """The tokenizer's in that folder, or the dataset's own where none is named.
+
+        Raises:
+            ValueError: if the dataset's source came tokenized, so that it has no text to tokenize anew.
+        """
+        if tokenizer is not None and dataset.tokenizer is None:
+            raise ValueError("--tokenizer needs labels of text; these documents came as tokens")
+        folder, vocabulary = tokenizer or dataset.tokenizer, dataset.provenance.vocabulary
+        if folder is None:  # the separator is one id more
+            return cls(None, vocabulary, vocabulary, moved=False)
+        vocabulary = load_tokenizer(folder).get_vocab_size()
+        return cls(folder, vocabulary, beginning_token(folder), moved=tokenizer is not None)
+
+
+@dataclass(frozen=True)
+class PackedDocuments:
+    """Documents `start` to `stop` as packed corpora, again each time that they are iterated over."""
+
+    dataset: AnnotatedDataset
+    tokens: ModelTokens
+    start: int
+    stop: int
+    at_a_time: int | None = None
+    """Tokens in a corpus; all of them where None, and then they stay in memory."""
+    shuffled: int | None = None
+    """Seed with which each label goes to a token of chance; None leaves them where they are."""
+    kept: list[Corpus] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Corpus]:
+        if self.kept:
+            yield from self.kept
+            return
+        for place, piece in enumerate(self.dataset.pieces(self.start, self.stop, self.at_a_time or sys.maxsize)):
+            corpus = self._in_tokens(piece).packed(self.tokens.separator)
+            if self.shuffled is not None:
+                corpus = corpus.with_shuffled_labels(np.random.default_rng([self.shuffled, place]))
+            if self.at_a_time is None:
+                self.kept.append(corpus)
+            yield corpus
+
+    def whole(self) -> Corpus:
+        """All in one.
+
+        Raises:
+            ValueError: if they are empty.
+        """
+        piece = require_tokens(self.dataset.corpus(self.start, self.stop))
+        return self._in_tokens(piece).packed(self.tokens.separator)
+
+    def _in_tokens(self, corpus: Corpus) -> Corpus:
+        if not self.tokens.moved:
+            return corpus
+        assert self.dataset.tokenizer is not None and self.tokens.folder is not None
+        return retokenized(corpus, load_tokenizer(self.dataset.tokenizer), load_tokenizer(self.tokens.folder))

@@ -1,0 +1,198 @@
+"""Training with a floor: from disk or the Hub, in one process or more, killed and taken up again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from pipeline.data.annotations import find_annotations
+from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
+from tests.annotated import write_annotated
+from tests.conftest import RunCommand
+from tests.hub_server import hub_server
+
+JOB = "jobs.train_language_model"
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    """Sixty documents of token ids in three shards; some labels are missing."""
+    random = np.random.default_rng(0)
+    tokens = [random.integers(97, size=random.integers(5, 60)).tolist() for _ in range(60)]
+    nats = [np.where(random.random(len(ids)) < 0.1, np.nan, random.gamma(2, 1.5, len(ids))) for ids in tokens]
+    return write_annotated(
+        tmp_path / "labels", tokens, [row.tolist() for row in nats], shards=3, vocabulary=97, tokenizer_sha256=None
+    )
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    """Tiny sizes, and dropout, so that what is dropped must be the same again."""
+    training = {"steps": 12, "evaluate-every": 4, "tokens-per-batch": 256, "learning-rate": 0.003}
+    model = {"context": 24, "width": 32, "layers": 2, "heads": 2}
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump({"training": training, "model": model, "held-out": 6}))
+    return file
+
+
+def curve(output: Path) -> list[dict[str, float]]:
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+
+
+def started(
+    *arguments: object, processes: int = 1, environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[bytes]:
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    command = [sys.executable, *launcher, "-m", JOB, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+
+
+def assert_near(found: list[dict[str, float]], wanted: list[dict[str, float]]) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_two_processes_and_one_give_the_same_loss_curve(
+    run_command: RunCommand, labels: Path, settings: Path, tmp_path: Path
+) -> None:
+    arguments = ("--config", settings, "--labels", labels)
+    assert run_command(JOB, *arguments, "--output", tmp_path / "one") == 0
+    assert started(*arguments, "--output", tmp_path / "two", processes=2).wait() == 0
+    assert len(curve(tmp_path / "one")) == 3
+    assert_near(curve(tmp_path / "two"), curve(tmp_path / "one"))
+
+
+def test_a_training_that_is_killed_goes_on_as_if_nothing_had_happened(
+    run_command: RunCommand, labels: Path, settings: Path, tmp_path: Path
+) -> None:
+    arguments = ("--config", settings, "--labels", labels, "--dropout", 0.1, "--training.steps", 400)
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    process = started(*arguments, "--output", killed)
+    while not (killed / "unfinished.safetensors").is_file():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "config.json").exists()
+    for output in (killed, undisturbed):
+        assert run_command(JOB, *arguments, "--output", output) == 0
+    assert curve(killed) == curve(undisturbed) and len(curve(killed)) == 100
+    one, other = (load_file(output / "model.safetensors") for output in (killed, undisturbed))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert not list(killed.glob("unfinished*"))
+
+
+def test_an_interrupted_training_is_gone_on_with_by_the_same_command_alone(
+    run_command: RunCommand, labels: Path, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "unfinished.json").write_text(json.dumps({"dropout": 0.3}))
+    assert run_command(JOB, "--config", settings, "--labels", labels, "--output", output) == 1
+    error = capsys.readouterr().err
+    assert "holds another unfinished training (" in error and "dropout 0.3 there, 0.0 now" in error
+    (output / "unfinished.json").unlink()
+    (output / "config.json").write_text("{}")
+    assert run_command(JOB, "--config", settings, "--labels", labels, "--output", output) == 1
+    assert "is there already; delete it or choose another folder" in capsys.readouterr().err
+
+
+def test_a_dataset_of_the_hub_piece_by_piece_is_what_lies_on_the_disk(
+    run_command: RunCommand, labels: Path, settings: Path, tmp_path: Path
+) -> None:
+    copy_tokenizer(SHIPPED / "tokenizer", labels / "tokenizer")
+    files = {str(path.relative_to(labels)): path.read_bytes() for path in labels.rglob("*") if path.is_file()}
+    arguments = ("--config", settings, "--objective", "floor", "--stream", 500, "--shuffle-labels")
+    assert run_command(JOB, *arguments, "--labels", labels, "--output", tmp_path / "disk") == 0
+    with hub_server(files) as address:
+        hub = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+        of_the_hub = (*arguments, "--labels", "hf://datasets/user/name", "--output", tmp_path / "hub")
+        assert started(*of_the_hub, environment=hub).wait() == 0
+    assert curve(tmp_path / "hub") == curve(tmp_path / "disk")
+    assert (tmp_path / "hub" / "tokenizer.json").is_file()
+
+
+def test_pieces_are_the_whole(labels: Path) -> None:
+    dataset = find_annotations(str(labels))
+    pieces = list(dataset.pieces(7, 51, 300))
+    whole = dataset.corpus(7, 51)
+    assert len(pieces) > 2 and all(300 <= len(piece.tokens_N) < 900 for piece in pieces[:-1])
+    for name in ("tokens_N", "labels_N"):
+        joined = np.concatenate([getattr(piece, name) for piece in pieces])
+        np.testing.assert_array_equal(joined, getattr(whole, name))
+    assert sum(map(len, pieces)) == len(whole) == 44
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_of_a_cluster_train_the_same_model(
+    run_command: RunCommand, labels: Path, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments: tuple[Any, ...] = ("--config", settings, "--workers", 2)
+    assert run_command(JOB, *arguments, "--labels", labels, "--output", tmp_path / "ray") == 0
+    assert run_command(JOB, "--config", settings, "--labels", labels, "--output", tmp_path / "one") == 0
+    assert_near(curve(tmp_path / "ray"), curve(tmp_path / "one"))
+
+
+def test_other_text_is_evaluated_on_too(
+    run_command: RunCommand, labels: Path, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.jsonl").write_text('{"text": "The sea was calm."}\n' * 3)
+    arguments = ("--config", settings, "--labels", labels, "--out-of-distribution", tmp_path / "other.jsonl")
+    assert run_command(JOB, *arguments, "--output", tmp_path / "out") == 1
+    assert "needs a tokenizer, and these documents came as tokens" in capsys.readouterr().err
+    copy_tokenizer(SHIPPED / "tokenizer", labels / "tokenizer")
+    assert run_command(JOB, *arguments, "--output", tmp_path / "out") == 0
+    figures = curve(tmp_path / "out")[-1]
+    assert figures["out_of_distribution_loss"] > 0 and figures["out_of_distribution_loss"] != figures["held_out_loss"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--labels", "nowhere"), "is not an annotated dataset"),
+        (("--dropout", 1), "--dropout must be at least 0 and below 1, not 1"),
+        (("--objective.share", 0), "Unknown option"),
+        (("--share", 0), "--share must be above 0 and at most 1, not 0"),
+        (("--tokenizer", SHIPPED / "tokenizer"), "--tokenizer needs labels of text; these documents came as tokens"),
+        (("--held-out", 60), "cannot hold out 60 of 60 documents"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    run_command: RunCommand,
+    labels: Path,
+    settings: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[object, ...],
+    message: str,
+) -> None:
+    given = () if "--labels" in arguments else ("--labels", labels)
+    assert run_command(JOB, "--config", settings, *given, *arguments, "--output", tmp_path / "out") == 1
+    error = capsys.readouterr().err.strip()
+    assert message in error and error.startswith("error: ") and "\n" not in error
+
+
+def test_labels_that_are_missing_or_no_numbers_are_refused(
+    run_command: RunCommand, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, nats, message in (
+        ("none", [[np.nan] * 3] * 9, "has no labels for --objective flood; annotate it"),
+        ("infinite", [[1.0, np.inf, 2.0]] * 9, "has entropies that are not finite; annotate it again"),
+    ):
+        labels = write_annotated(tmp_path / name, [[1, 2, 3]] * 9, nats, tokenizer_sha256=None)
+        assert run_command(JOB, "--config", settings, "--labels", labels, "--output", tmp_path / "out") == 1
+        assert message in capsys.readouterr().err

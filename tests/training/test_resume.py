@@ -1,0 +1,83 @@
+"""A training that is interrupted at any place goes on to the same bits."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.training import resume
+from pipeline.training.batches import Batch
+from pipeline.training.loop import Loss, TrainingConfig, train
+from tests.training.test_loop import Bigrams, circle, figures, loss, metrics
+
+CONFIG = TrainingConfig(steps=12, tokens_per_batch=40, learning_rate=0.1, evaluate_every=4)
+
+
+class PowerCutError(Exception):
+    """The power is off."""
+
+
+def dropped(model: nn.Module, batch: Batch) -> Tensor:
+    """A loss with chance in it."""
+    return loss(model, batch) * torch.rand(())
+
+
+def until(stop: int) -> Loss:
+    """The loss, which is interrupted when it is computed for so many times."""
+    calls = iter(range(1, stop))
+
+    def interrupted(model: nn.Module, batch: Batch) -> Tensor:
+        if next(calls, None) is None:
+            raise PowerCutError
+        return dropped(model, batch)
+
+    return interrupted
+
+
+@pytest.mark.parametrize("stops", [(3,), (4, 5), (9, 9, 12), (12,)])
+def test_an_interrupted_training_ends_as_an_undisturbed_one(tmp_path: Path, stops: tuple[int, ...]) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    expected, found = Bigrams(), Bigrams()
+    wanted = train(expected, circle(), dropped, figures, CONFIG, whole)
+    for stop in stops:
+        before = len(metrics(parts)) * CONFIG.evaluate_every if (parts / "metrics.jsonl").is_file() else 0
+        with pytest.raises(PowerCutError):
+            train(Bigrams(), circle(), until(stop - before), figures, CONFIG, parts)
+    last = train(found, circle(), dropped, figures, CONFIG, parts)
+    for one, other in zip(found.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert [{**record, "seconds": 0} for record in metrics(parts)] == [
+        {**record, "seconds": 0} for record in metrics(whole)
+    ]
+    assert {**last, "seconds": 0} == {**wanted, "seconds": 0}
+
+
+def test_a_finished_training_that_was_not_saved_is_not_trained_again(tmp_path: Path) -> None:
+    first, second = Bigrams(), Bigrams()
+    wanted = train(first, circle(), loss, figures, CONFIG, tmp_path)
+    assert train(second, islice(circle(), 0), loss, figures, CONFIG, tmp_path) == wanted
+    assert all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_what_was_kept_is_removed_in_the_end(tmp_path: Path) -> None:
+    resume.begin(tmp_path / "out", {"rate": 1})
+    train(Bigrams(), circle(), loss, figures, CONFIG, tmp_path / "out")
+    assert (tmp_path / "out" / "unfinished.safetensors").is_file()
+    resume.finish(tmp_path / "out")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["metrics.jsonl"]
+
+
+def test_the_same_settings_alone_go_on(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for _ in range(2):
+        resume.begin(output, {"rate": 0.1, "folder": tmp_path})
+    with pytest.raises(ValueError, match=r"another unfinished training \(rate 0.1 there, 0.2 now\)"):
+        resume.begin(output, {"rate": 0.2, "folder": tmp_path})
+    (output / "unfinished.json").unlink()
+    (output / "model").touch()
+    with pytest.raises(ValueError, match="is there already"):
+        resume.begin(output, {"rate": 0.1})
