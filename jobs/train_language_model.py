@@ -10,7 +10,7 @@ import sys
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cyclopts
 import torch
@@ -96,7 +96,7 @@ def train_language_model(config: Config) -> None:
 
         run_in_processes(partial(train_here, anywhere(config)), config.workers, config.address)
     else:
-        train_here(config)
+        train_here(anywhere(config))
 
 
 def anywhere(config: Config) -> Config:
@@ -119,7 +119,7 @@ def train_here(config: Config) -> None:
     if config.objective.objective in NEED_LABELS and not len(first.given_labels):
         raise ValueError(f"{config.labels} has no labels for --objective {config.objective.objective}; annotate it")
     if process.is_main_process:
-        resume.begin(config.output, {**asdict(config), "provenance": asdict(dataset.provenance)})
+        resume.begin(config.output, what_decides(config, dataset))
     process.wait_for_everyone()
     torch.manual_seed(config.training.seed)
     model = new_model(config, tokens)
@@ -138,6 +138,12 @@ def train_here(config: Config) -> None:
         save_checkpoint(model, config.output, dtype=kind, tokenizer_folder=tokens.folder, card=text)
         resume.finish(config.output)
         print(f"{config.output}: held-out cross-entropy {figures['held_out_loss']:.3f} nats a token")
+
+
+def what_decides(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
+    """All that the model depends on: not where, nor in how many processes, it is trained."""
+    settings = {**asdict(config), "provenance": asdict(dataset.provenance)}
+    return {name: value for name, value in settings.items() if name not in ("output", "workers", "address")}
 
 
 def documents(

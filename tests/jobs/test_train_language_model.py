@@ -77,7 +77,7 @@ def test_two_processes_and_one_give_the_same_loss_curve(
 
 
 def test_a_training_that_is_killed_goes_on_as_if_nothing_had_happened(
-    run_command: RunCommand, labels: Path, settings: Path, tmp_path: Path
+    run_command: RunCommand, labels: Path, settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("--config", settings, "--labels", labels, "--dropout", 0.1, "--training.steps", 400)
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
@@ -88,8 +88,9 @@ def test_a_training_that_is_killed_goes_on_as_if_nothing_had_happened(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (killed / "config.json").exists()
-    for output in (killed, undisturbed):
-        assert run_command(JOB, *arguments, "--output", output) == 0
+    monkeypatch.chdir(tmp_path)  # the same folder by another name
+    assert run_command(JOB, *arguments, "--output", "killed") == 0
+    assert run_command(JOB, *arguments, "--output", undisturbed) == 0
     assert curve(killed) == curve(undisturbed) and len(curve(killed)) == 100
     one, other = (load_file(output / "model.safetensors") for output in (killed, undisturbed))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
