@@ -310,6 +310,7 @@ def mistakes(tmp_path: Path) -> dict[str, list[object]]:
     (tmp_path / "pickle").mkdir()
     (tmp_path / "pickle" / "config.json").write_text('{"model_type": "second-order-entropy"}')
     (tmp_path / "pickle" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    exact: list[object] = ["--input", good, "--method", "exact", "--estimator"]
     return {
         "no Parquet or JSON lines file at": ["--input", tmp_path / "absent.parquet"],
         "has no column `text`; it has body": ["--input", tmp_path / "no_text.parquet"],
@@ -322,14 +323,7 @@ def mistakes(tmp_path: Path) -> dict[str, list[object]]:
         "a worker must take something": ["--input", good, "--cpus-per-worker", 0],
         "Invalid value": ["--input", good, "--method", "guess"],
         "is not empty and holds no annotation run": ["--input", good, "--output", tmp_path / "other"],
-        "this needs one of kind estimator": [
-            "--input",
-            good,
-            "--method",
-            "exact",
-            "--estimator",
-            SHIPPED / "second-order",
-        ],
+        "this needs one of kind estimator": [*exact, SHIPPED / "second-order"],
         "only pickled ones": ["--input", good, "--estimator", tmp_path / "pickle"],
         "has no tokenizer.json": ["--input", good, "--estimator", tmp_path / "no-tokenizer"],
         "8192 token ids do not fit the 97": [

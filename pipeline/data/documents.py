@@ -19,7 +19,8 @@ from pipeline.data.redaction import redacted
 from pipeline.data.tokenizer import encode
 from schemas.documents import TEXT_COLUMN, is_text, is_token_list
 
-DAMAGE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError)  # and an OSError that is no more than that
+# Arrow's words for damaged data; it also raises OSError itself, without a number.
+DAMAGE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
