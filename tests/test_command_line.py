@@ -90,3 +90,18 @@ def test_a_user_sees_help_and_a_non_zero_exit() -> None:
     )
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
+
+
+def test_a_traceback_shows_every_cause_and_no_credential(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(config: Config) -> None:
+        try:
+            raise KeyError("https://host/file?X-Amz-Signature=abc123secret")
+        except KeyError as error:
+            raise ValueError("cannot read") from error
+
+    monkeypatch.setattr(sys, "argv", ["command", "--input", "a", "--debug"])
+    with pytest.raises(SystemExit) as stopped:
+        run(command, "some.command")
+    shown = str(stopped.value.code)
+    assert "Traceback" in shown and "KeyError" in shown and "ValueError: cannot read" in shown
+    assert "abc123secret" not in shown and "X-Amz-Signature=***" in shown

@@ -12,11 +12,12 @@ from transformers import PreTrainedModel
 
 from pipeline.engine.annotation import DeviceError
 from pipeline.engine.batches import window_batches
-from pipeline.engine.labelling import TorchLabeller, load_labeller
+from pipeline.engine.labelling import TorchLabeller, load_annotator, load_labeller
 from pipeline.labels import exact, second_order
 from pipeline.models.second_order import Entropies, SecondOrderModel
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Dtype, Method
-from tests.engine.fakes import label_documents
+from tests.builders import write_documents
+from tests.engine.fakes import label_documents, planned_run, token_rows
 from tests.tiny_models import random_tokens, tiny_estimator, tiny_language_model, tiny_second_order
 
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
@@ -168,3 +169,14 @@ def test_a_window_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     none = replace(labeller, of_windows=Device(labeller, tokens=20))
     with pytest.raises(DeviceError, match="a window of 25 tokens does not fit the memory of cpu"):
         label_documents(random_documents(25), none, window=32, overlap=16)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(tmp_path: Path) -> None:
+    tiny_estimator().save_pretrained(tmp_path / "model")
+    file = write_documents(tmp_path / "in.parquet", ["text"], input_ids=token_rows(1))
+    run, _ = planned_run(tmp_path / "out", [file])
+    run = replace(run, checkpoints=(tmp_path / "model",))
+    assert load_annotator(run, "cpu").labellers
+    with pytest.raises((RuntimeError, AssertionError), match=r"(?i)cuda|nvidia"):
+        load_annotator(run, "cuda")
