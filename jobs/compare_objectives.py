@@ -12,7 +12,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
 
 import cyclopts
 import numpy as np
@@ -21,10 +20,8 @@ from tqdm import tqdm
 
 from pipeline.command_line import run
 from pipeline.data.annotations import find_annotations
-from pipeline.data.corpus import read_corpus, require_tokens
-from pipeline.data.documents import Column
-from pipeline.data.locations import find_files
-from pipeline.data.tokenizer import beginning_token, load_tokenizer
+from pipeline.data.corpus import require_tokens
+from pipeline.labels.packed import ModelTokens
 from pipeline.models.card import command_line
 from pipeline.training import comparison, resume
 from pipeline.training.comparison import Sizes, Study, Trial, default_objectives, trials
@@ -45,7 +42,7 @@ class Config:
 
     output: Path
     """Folder to write to."""
-    source: Literal["markov-1", "markov-3", "hidden-markov", "noisy-copy", "topic-mixture"] = "markov-1"
+    source: str = "markov-1"
     """Source of known entropy, where --labels names no dataset."""
     labels: dict[str, str] = field(default_factory=dict)
     """Annotated datasets of the same documents, by what made them: --labels.second-order DIR --labels.causal DIR."""
@@ -68,7 +65,8 @@ class Config:
     contest: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        assert set(SOURCES) == {"markov-1", "markov-3", "hidden-markov", "noisy-copy", "topic-mixture"}
+        if self.source not in SOURCES:
+            raise ValueError(f"--source {self.source}: choose from {', '.join(SOURCES)}")
         if min(self.documents, self.held_out, self.seeds, self.processes or 1) < 1:
             raise ValueError("--documents, --held-out, --seeds and --processes must be at least 1")
         if self.labels and self.chosen not in self.labels:
@@ -110,14 +108,12 @@ def read_study(config: Config) -> tuple[Study, None]:
         if not np.array_equal(other.tokens_N, corpus.tokens_N):
             raise ValueError(f"{found[name].source} has other documents, or tokens, than {first.source}")
     held_out = {"held_out": require_tokens(corpus.documents(config.documents, last))}
-    vocabulary = first.provenance.vocabulary
-    if first.tokenizer and config.out_of_distribution:
-        files, tokenizer = find_files(config.out_of_distribution), load_tokenizer(first.tokenizer)
-        held_out["elsewhere"] = read_corpus(files, column=Column(), tokenizer=tokenizer, vocabulary=vocabulary)
+    tokens = ModelTokens.of(first, None)
+    if config.out_of_distribution:
+        held_out["elsewhere"] = tokens.read(config.out_of_distribution)
     labels = {name: other.documents(0, config.documents).labels_N for name, other in corpora.items()}
-    start = beginning_token(first.tokenizer) if first.tokenizer else vocabulary
     given = {name: nats_N for name, nats_N in labels.items() if nats_N is not None}
-    return Study(corpus.documents(0, config.documents), given, held_out, vocabulary, start), None
+    return Study(corpus.documents(0, config.documents), given, held_out, tokens.vocabulary, tokens.separator), None
 
 
 def all_figures(planned: list[Trial], study: Study, config: Config) -> Iterator[tuple[Trial, list[dict[str, float]]]]:

@@ -18,10 +18,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from pipeline.command_line import run
 from pipeline.data.annotations import AnnotatedDataset, find_annotations
-from pipeline.data.corpus import Corpus, held_out_documents, read_corpus, require_tokens
-from pipeline.data.documents import Column
-from pipeline.data.locations import find_files
-from pipeline.data.tokenizer import load_tokenizer
+from pipeline.data.corpus import Corpus, held_out_documents
 from pipeline.labels.packed import ModelTokens, PackedDocuments
 from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.language_model import new_language_model
@@ -124,7 +121,7 @@ def train_here(config: Config) -> None:
     torch.manual_seed(config.training.seed)
     model = new_model(config, tokens)
     cut = Cut(config.model.context + 1, config.training.tokens_per_batch, overlap=1)
-    objective = objective_function(config.objective, mean_label(first))
+    objective = objective_function(config.objective, first.mean_label)
     figures = train(
         model,
         endless_batches(seen, cut, config.training.seed),
@@ -160,11 +157,7 @@ def documents(
     seen = PackedDocuments(dataset, tokens, 0, start, at_a_time=config.stream, shuffled=shuffled)
     evaluated = {"held_out": PackedDocuments(dataset, tokens, start, stop).whole()}
     if config.out_of_distribution:
-        if tokens.folder is None:
-            raise ValueError("--out-of-distribution needs a tokenizer, and these documents came as tokens")
-        files, reader = find_files(config.out_of_distribution), load_tokenizer(tokens.folder)
-        other = read_corpus(files, column=Column(), tokenizer=reader, vocabulary=tokens.vocabulary)
-        evaluated["out_of_distribution"] = require_tokens(other).packed(tokens.separator)
+        evaluated["out_of_distribution"] = tokens.read(config.out_of_distribution).packed(tokens.separator)
     return seen, evaluated
 
 
@@ -175,11 +168,6 @@ def new_model(config: Config, tokens: ModelTokens) -> LlamaForCausalLM:
     if config.dropout:
         add_dropout(model, config.dropout)
     return model
-
-
-def mean_label(corpus: Corpus) -> float:
-    """Mean of the labels there are, in nats; 0 where there are none."""
-    return float(corpus.given_labels.mean()) if len(corpus.given_labels) else 0.0
 
 
 def mean_loss(model: PreTrainedModel, corpus: Corpus, cut: Cut) -> float:

@@ -9,7 +9,6 @@ Exit code 0: complete; 3: complete but for units that were given up; 1: refused 
 """
 
 import logging
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from pipeline.data.locations import find_files
 from pipeline.data.sample import write_sample
 from pipeline.data.shards import write_text
 from pipeline.engine.annotation import Run
-from pipeline.engine.cluster import LOCAL, Share, cluster
+from pipeline.engine.cluster import LOCAL, Share, chosen, cluster
 from pipeline.engine.driver import Driver
 from pipeline.engine.ledger import locked, open_run, planned, total
 from pipeline.engine.plan import Unit, inspect
@@ -83,7 +82,7 @@ def label(units: Sequence[Unit], job: Run, config: Config) -> Report:
 
     share = Share(cpus=config.cpus_per_worker, gpus=config.gpus_per_worker)
     workers = None if config.workers == "auto" else config.workers
-    address = config.address or os.environ.get("RAY_ADDRESS") or LOCAL
+    address = chosen(config.address)
     report, rows = Report(), job.provenance.source_rows
     with (
         cluster(address),

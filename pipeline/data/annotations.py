@@ -12,7 +12,7 @@ from huggingface_hub import parse_hf_uri, snapshot_download
 
 from pipeline.data.corpus import Corpus
 from pipeline.data.documents import Column, read_rows
-from pipeline.data.locations import File, find_files, open_stored, pinned
+from pipeline.data.locations import HUB, File, find_files, open_stored, pinned
 from pipeline.data.tokenizer import TOKENIZER_FILE
 from schemas.annotations import (
     DATA_FOLDER,
@@ -27,7 +27,6 @@ from schemas.annotations import (
 )
 from schemas.ledger import QUARANTINE, Quarantined
 
-HUB = "hf://datasets/"
 LOOKS_AT_A_TIME = 16  # at shards: on the Hub most of a look is waiting for an answer
 
 
@@ -57,12 +56,13 @@ class AnnotatedDataset:
 
     def pieces(self, start: int, stop: int, tokens: int) -> Iterator[Corpus]:
         """The same rows, so many tokens or a little more at a time; only these are in memory."""
-        held: list[pa.RecordBatch] = []
+        held, left = list[pa.RecordBatch](), tokens
         for batch in self._batches(start, stop):
             held.append(batch)
-            if sum(len(each.column(INPUT_IDS).flatten()) for each in held) >= tokens:
+            left -= len(batch.column(INPUT_IDS).flatten())
+            if left <= 0:
                 yield self._corpus(pa.Table.from_batches(held), start)
-                start, held = start + sum(map(len, held)), []
+                start, held, left = start + sum(map(len, held)), [], tokens
         if held:
             yield self._corpus(pa.Table.from_batches(held), start)
 

@@ -103,6 +103,11 @@ class Corpus:
         return given
 
     @property
+    def mean_label(self) -> float:
+        """Of the labels there are, in nats; 0 where there are none."""
+        return float(self.given_labels.mean()) if len(self.given_labels) else 0.0
+
+    @property
     def tokens_per_byte(self) -> float | None:
         """Tokens to UTF-8 bytes of text; None for documents that came as tokens."""
         return None if self.text_bytes_M is None else len(self.tokens_N) / float(self.text_bytes_M.sum())

@@ -27,6 +27,7 @@ from pipeline.data.redaction import has_credential, redacted
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 JSON_LINES = tuple(kind + end for kind in (".jsonl", ".json", ".ndjson") for end in ("", *COMPRESSIONS))
 SUFFIXES = (".parquet", *JSON_LINES)
+HUB = "hf://datasets/"
 READ_BYTES = 2**20
 MAGIC = re.compile(r"[*?\[]")
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -82,7 +83,7 @@ def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
         ValueError: if there is no such dataset or revision, or an input holds a credential.
         ConnectionError: if the network fails.
     """
-    return tuple(_pinned(named) if named.startswith("hf://datasets/") else named for named in inputs)
+    return tuple(_pinned(named) if named.startswith(HUB) else named for named in inputs)
 
 
 def open_file(file: File) -> BinaryIO:

@@ -13,6 +13,11 @@ from ray._private import ray_constants
 LOCAL = "local"
 
 
+def chosen(address: str | None) -> str:
+    """The address that is given, or else that of the job that this runs in, or else LOCAL."""
+    return address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
 @contextmanager
 def cluster(address: str) -> Iterator[None]:
     """Starts a Ray of our own on loopback (LOCAL), or joins the cluster at an address, and leaves it in the end.

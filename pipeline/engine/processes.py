@@ -1,13 +1,12 @@
 """A function run in several processes of a Ray cluster that know of each other, as a distributed training needs."""
 
-import os
 import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import ray
 
-from pipeline.engine.cluster import LOCAL, cluster
+from pipeline.engine.cluster import chosen, cluster
 
 
 def run_in_processes(work: Callable[[], None], processes: int, address: str | None) -> None:
@@ -16,7 +15,7 @@ def run_in_processes(work: Callable[[], None], processes: int, address: str | No
     Raises:
         ValueError: if `work` raises one; other errors of it come as Ray's, with where they happened.
     """
-    with cluster(address or os.environ.get("RAY_ADDRESS") or LOCAL), tempfile.TemporaryDirectory() as folder:
+    with cluster(chosen(address)), tempfile.TemporaryDirectory() as folder:
         from ray.train import RunConfig, ScalingConfig, WorkerGroupError  # loads torch, which takes seconds
         from ray.train.torch import TorchTrainer
 

@@ -83,9 +83,7 @@ class Trial:
         return f"{self.objective} {self.labels or 'none'} dropout {self.dropout:g} seed {self.seed}".replace(" ", "-")
 
 
-def trials(
-    objectives: Sequence[tuple[ObjectiveName, str | None]], dropouts: Sequence[float], seeds: int
-) -> list[Trial]:
+def trials(objectives: Sequence[Labelled], dropouts: Sequence[float], seeds: int) -> list[Trial]:
     """Every combination; all objectives of one seed before the next, so that an unfinished table is even."""
     return [
         Trial(objective, labels, dropout, seed)
@@ -123,8 +121,7 @@ def _train(trial: Trial, study: Study, sizes: Sizes, config: TrainingConfig, out
     model = new_language_model(llama_config(vocab_size=vocabulary, **vars(sizes)), study.start)
     add_dropout(model, trial.dropout)
     labelled = study.with_labels(trial.labels, trial.seed)
-    mean = float(labelled.given_labels.mean()) if len(labelled.given_labels) else 0.0
-    objective = objective_function(ObjectiveSettings(objective=trial.objective), mean)
+    objective = objective_function(ObjectiveSettings(objective=trial.objective), labelled.mean_label)
     cut = Cut(sizes.context, config.tokens_per_batch)
     evaluated = {"seen": study.seen, **study.held_out}
 

@@ -41,9 +41,8 @@ def known_study(name: str, settings: Settings, documents: int, folder: Path) -> 
         "second-order": second_order.token_entropies(pupil, ids_MT).entropy_BT,
     }
     flat = {method: nats_MT.flatten().float().numpy() for method, nats_MT in labels.items()}
-    return Study(_corpus(few), flat, {"held_out": _corpus(fresh)}, vocabulary, vocabulary), float(
-        fresh.surprisal_MT.mean()
-    )
+    study = Study(_corpus(few), flat, {"held_out": _corpus(fresh)}, vocabulary, start=vocabulary)
+    return study, float(fresh.surprisal_MT.mean())
 
 
 def save_study(file: Path, study: Study, truth: float) -> None:

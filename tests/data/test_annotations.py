@@ -1,7 +1,6 @@
 """Reading an annotated dataset back as a corpus."""
 
 import math
-from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -11,30 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data.annotations import find_annotations
-from pipeline.data.shards import annotated_rows, write_shard
-from schemas.annotations import annotated_schema, shard_name
+from schemas.annotations import shard_name
+from tests.annotated import write_annotated
 from tests.builders import PROVENANCE
 
-SOURCE = pa.schema([("text", pa.string())])
 TOKENS = [[3, 1, 4], [], [1, 5, 9, 2], [6]]
 LABELS = [[0.5, math.nan, 2.0], [], [-0.25, 1.0, math.nan, math.nan], [8.0]]
 
 
-def write(
-    folder: Path, index: int, tokens: Sequence[list[int]], labels: Sequence[list[float]], shards: int = 1
-) -> None:
-    schema = annotated_schema(SOURCE, PROVENANCE)
-    source = pa.RecordBatch.from_pylist([{"text": "text"}] * len(tokens), schema=SOURCE)
-    ids = [np.array(document, dtype=np.int32) for document in tokens]
-    table = annotated_rows(source, ids, {"entropy": [np.array(row, dtype=np.float32) for row in labels]}, schema)
-    write_shard(folder / "data" / shard_name(index, shards), [table], schema)
-
-
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    write(tmp_path, 1, TOKENS[2:], LABELS[2:], shards=2)
-    write(tmp_path, 0, TOKENS[:2], LABELS[:2], shards=2)
-    return tmp_path
+    return write_annotated(tmp_path, TOKENS, LABELS, shards=2)
 
 
 def test_shards_read_back_as_one_corpus_in_order(dataset: Path) -> None:
@@ -80,19 +66,19 @@ def test_parquet_without_labels_or_provenance_is_refused(tmp_path: Path, columns
 
 @pytest.mark.parametrize("label", [math.inf, -math.inf])
 def test_an_infinite_label_is_refused(tmp_path: Path, label: float) -> None:
-    write(tmp_path, 0, [[1, 2]], [[label, 1.0]])
+    write_annotated(tmp_path, [[1, 2]], [[label, 1.0]])
     with pytest.raises(ValueError, match="entropies that are not finite"):
         find_annotations(str(tmp_path)).corpus()
 
 
 def test_labels_that_are_not_one_a_token_are_refused(tmp_path: Path) -> None:
-    write(tmp_path, 0, [[1, 2], [3]], [[1.0], [1.0]])
+    write_annotated(tmp_path, [[1, 2], [3]], [[1.0], [1.0]])
     with pytest.raises(ValueError, match=r"row 0 .*1 entropies for 2 tokens"):
         find_annotations(str(tmp_path)).corpus()
 
 
 def test_labels_that_fit_the_sum_but_not_each_document_are_refused(tmp_path: Path) -> None:
-    write(tmp_path, 0, [[1, 2], [3]], [[1.0], [1.0, 2.0]])
+    write_annotated(tmp_path, [[1, 2], [3]], [[1.0], [1.0, 2.0]])
     with pytest.raises(ValueError, match=r"row 0 .*1 entropies for 2 tokens"):
         find_annotations(str(tmp_path)).corpus()
 

@@ -1,7 +1,6 @@
 """Exact labels against a slow, obvious loop over prefixes, and against the published procedure."""
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,14 +10,6 @@ from pipeline.labels.exact import token_entropies
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from tests.published import published_entropies
 from tests.tiny_models import frozen, random_tokens, tiny_estimator
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def usual_estimator(*, context: int) -> EntropyEstimator:
