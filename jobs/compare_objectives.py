@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import get_args
 
 import cyclopts
 import numpy as np
@@ -26,6 +27,7 @@ from pipeline.models.card import command_line
 from pipeline.training import comparison, resume
 from pipeline.training.comparison import Sizes, Study, Trial, default_objectives, trials
 from pipeline.training.loop import TrainingConfig
+from pipeline.training.objectives import ObjectiveName
 from pipeline.truth.contestants import Settings
 from pipeline.truth.plots import require_matplotlib
 from pipeline.truth.results import summarise, write_results
@@ -46,6 +48,8 @@ class Config:
     """Source of known entropy, where --labels names no dataset."""
     labels: dict[str, str] = field(default_factory=dict)
     """Annotated datasets of the same documents, by what made them: --labels.second-order DIR --labels.causal DIR."""
+    objectives: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
+    """Objectives to compare; all of them, controls included, by default."""
     chosen: str = "second-order"
     """The labels that objectives other than flood and floor get, and that are shuffled for a control."""
     documents: int = 256
@@ -54,6 +58,9 @@ class Config:
     """Documents after these, to evaluate on."""
     out_of_distribution: tuple[str, ...] = ()
     """Files of other text to evaluate on too."""
+    scales: tuple[float, ...] = (1.0,)
+    """What labels are multiplied by, for flood and floor, and the level of flood-mean: each is tried. Labels of a model
+    that has read far more than the documents here are below what these can teach."""
     dropouts: tuple[float, ...] = (0.0, 0.1)
     """Dropouts that everything is tried with."""
     seeds: int = 3
@@ -80,7 +87,8 @@ def compare_objectives(config: Config) -> None:
     del settings["processes"]
     resume.begin(config.output, settings)
     study, truth = read_study(config) if config.labels else made_study(config)
-    planned = trials(default_objectives(list(study.labels), config.chosen), config.dropouts, config.seeds)
+    labelled = [each for each in default_objectives(list(study.labels), config.chosen) if each[0] in config.objectives]
+    planned = trials(labelled, config.dropouts, config.seeds, config.scales)
     done = dict(tqdm(all_figures(planned, study, config), "trials", len(planned)))
     figures = {trial: done[trial] for trial in planned}
     made_by = command_line("jobs.compare_objectives", sys.argv[1:])

@@ -30,6 +30,8 @@ from pipeline.training.objectives import ObjectiveName, ObjectiveSettings, objec
 SHUFFLED, TRUTH = "shuffled", "truth"
 Labelled = tuple[ObjectiveName, str | None]
 """An objective and the labels that it gets."""
+SCALED: tuple[ObjectiveName, ...] = ("flood", "floor", "flood-mean")
+"""Objectives whose labels are tried at every scale; of flood-mean it is the level."""
 DONE_FILE = "done"
 
 
@@ -76,19 +78,31 @@ class Trial:
     labels: str | None
     dropout: float
     seed: int
+    scale: float = 1.0
+    """Times the labels."""
+
+    @property
+    def scaled_labels(self) -> str:
+        """Its labels for a reader: `none`, `exact`, `exact x 1.5`."""
+        return (self.labels or "none") + (f" x {self.scale:g}" if self.scale != 1 else "")
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.objective} {self.labels or 'none'} dropout {self.dropout:g} seed {self.seed}".replace(" ", "-")
+        return f"{self.objective} {self.scaled_labels} dropout {self.dropout:g} seed {self.seed}".replace(" ", "-")
 
 
-def trials(objectives: Sequence[Labelled], dropouts: Sequence[float], seeds: int) -> list[Trial]:
-    """Every combination; all objectives of one seed before the next, so that an unfinished table is even."""
-    return [
-        Trial(objective, labels, dropout, seed)
-        for seed, dropout, (objective, labels) in product(range(seeds), dropouts, objectives)
-    ]
+def trials(
+    objectives: Sequence[Labelled], dropouts: Sequence[float], seeds: int, scales: Sequence[float] = (1.0,)
+) -> list[Trial]:
+    """Every combination, once; all objectives of one seed before the next, so that an unfinished table is even."""
+    every = product(range(seeds), dropouts, scales, objectives)
+    return list(
+        dict.fromkeys(
+            Trial(objective, labels, dropout, seed, scale if objective in SCALED else 1.0)
+            for seed, dropout, scale, (objective, labels) in every
+        )
+    )
 
 
 def default_objectives(labels: Sequence[str], chosen: str) -> list[Labelled]:
@@ -121,7 +135,8 @@ def _train(trial: Trial, study: Study, sizes: Sizes, config: TrainingConfig, out
     model = new_language_model(llama_config(vocab_size=vocabulary, **vars(sizes)), study.start)
     add_dropout(model, trial.dropout)
     labelled = study.with_labels(trial.labels, trial.seed)
-    objective = objective_function(ObjectiveSettings(objective=trial.objective), labelled.mean_label)
+    settings = ObjectiveSettings(objective=trial.objective, scale=trial.scale)
+    objective = objective_function(settings, labelled.mean_label)
     cut = Cut(sizes.context, config.tokens_per_batch)
     evaluated = {"seen": study.seen, **study.held_out}
 

@@ -20,6 +20,7 @@ class Summary:
 
     objective: str
     labels: str
+    """With their scale, where it is not 1."""
     dropout: float
     seeds: int
     final: float
@@ -38,7 +39,7 @@ def summarise(figures: Figures) -> Iterator[Summary]:
     """A line an objective, labels and dropout, in the order of the trials."""
     groups: dict[tuple[str, str, float], list[list[dict[str, float]]]] = {}
     for trial, curve in figures.items():
-        groups.setdefault((trial.objective, trial.labels or "none", trial.dropout), []).append(curve)
+        groups.setdefault((trial.objective, trial.scaled_labels, trial.dropout), []).append(curve)
     for (objective, labels, dropout), curves in groups.items():
         finals = [curve[-1]["held_out_loss"] for curve in curves]
         bests = [min(record["held_out_loss"] for record in curve) for curve in curves]
@@ -104,7 +105,7 @@ def write_plot(file: Path, figures: Figures, truth: float | None) -> None:
     curves: dict[tuple[str, str], list[list[dict[str, float]]]] = {}
     for trial, curve in figures.items():
         if trial.dropout == lowest:
-            curves.setdefault((trial.objective, trial.labels or "none"), []).append(curve)
+            curves.setdefault((trial.objective, trial.scaled_labels), []).append(curve)
     panels = ("flood", "floor", "other")
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     for panel, name in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):

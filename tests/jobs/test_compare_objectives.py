@@ -91,10 +91,13 @@ def test_datasets_of_the_same_documents_are_compared(
 ) -> None:
     (tmp_path / "other.jsonl").write_text('{"text": "The sea was calm."}\n' * 3)
     labels = ("--labels.second-order", datasets[0], "--labels.causal", datasets[1])
-    arguments = (*labels, "--held-out", 4, "--seeds", 1, "--out-of-distribution", tmp_path / "other.jsonl")
+    chosen = ("--objectives", "cross-entropy", "--objectives", "flood", "--scales", 1, "--scales", 1.5)
+    arguments = (*labels, *chosen, "--held-out", 4, "--seeds", 1, "--out-of-distribution", tmp_path / "other.jsonl")
     assert run_command(*tiny, *arguments, "--output", tmp_path / "out") == 0
     results = lines(tmp_path / "out" / "results.csv")
-    assert {row["labels"] for row in results} == {"none", "causal", "second-order", "shuffled second-order"}
+    given = {"causal", "second-order", "shuffled second-order"}
+    assert {row["labels"] for row in results} == {"none", *given, *(f"{name} x 1.5" for name in given)}
+    assert {row["objective"] for row in results} == {"cross-entropy", "flood"}
     assert all(float(row["elsewhere"]) > 0 for row in results)
 
 

@@ -1,6 +1,7 @@
 """Trials that differ in one thing alone, and what they come to."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -34,6 +35,27 @@ def test_every_objective_meets_every_dropout_and_seed_once() -> None:
         trial.objective for trial in planned
     }
     assert {trial.labels for trial in planned} == {None, "truth", "second-order", "shuffled second-order"}
+
+
+def test_only_objectives_that_approach_their_labels_are_tried_at_every_scale() -> None:
+    objectives = default_objectives(["truth", "second-order"], "second-order")
+    planned = trials(objectives, (0.0,), 1, (1.0, 1.5))
+    assert max(Counter(trial.name for trial in planned).values()) == 1
+    scaled = {trial.objective for trial in planned if trial.scale == 1.5}
+    assert scaled == {"flood", "floor", "flood-mean"}
+    assert len(planned) == len(objectives) + sum(objective in scaled for objective, _ in objectives)
+
+
+def test_a_scale_is_the_labels_multiplied(study: Study, tmp_path: Path) -> None:
+    half = replace(study, labels={"truth": study.labels["truth"] / 2})
+    tried = {"scaled": (0.5, study), "divided": (1.0, half), "whole": (1.0, study)}
+    final = {
+        name: carry_out(Trial("flood", "truth", 0.0, 0, scale), each, SIZES, CONFIG, tmp_path / name)[-1][
+            "held_out_loss"
+        ]
+        for name, (scale, each) in tried.items()
+    }
+    assert final["scaled"] == final["divided"] != final["whole"]
 
 
 def test_trials_differ_by_objective_labels_and_seed(study: Study, tmp_path: Path) -> None:
