@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import get_args
 
 import cyclopts
@@ -128,13 +129,25 @@ def all_figures(planned: list[Trial], study: Study, config: Config) -> Iterator[
     """Each trial's figures as it ends, each on one core. A fork of a process that uses torch can hang: they spawn."""
     processes = config.processes or min(len(planned), os.cpu_count() or 1)
     os.environ["TQDM_DISABLE"] = "1"  # of what is started from here: one bar is enough
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=end_with_the_parent) as pool:
         running = {pool.submit(figures_of, trial, study, config): trial for trial in planned}
         try:
             for finished in as_completed(running):
                 yield running[finished], finished.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def end_with_the_parent() -> None:
+    """When the parent is killed: its trial would be trained on beside the same one of the next command."""
+
+    def wait() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def figures_of(trial: Trial, study: Study, config: Config) -> list[dict[str, float]]:

@@ -1,9 +1,13 @@
 """The matched experiment at a size that shows nothing but that it runs, stops, goes on and reports."""
 
 import csv
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 
@@ -71,6 +75,18 @@ def test_a_comparison_on_a_known_source_goes_on_where_it_was_interrupted(
     assert (output / "curves.png").stat().st_size > 10_000
     assert run_command(*tiny, "--seeds", 1, "--output", output) == 1
     assert "is there already" in capsys.readouterr().err
+
+
+def test_trials_end_with_a_command_that_is_killed(tiny: tuple[object, ...], tmp_path: Path) -> None:
+    endless = (*tiny, "--training.steps", 1_000_000, "--output", tmp_path / "out")
+    command = psutil.Popen([sys.executable, "-m", *map(str, endless)], stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("out/trials/*/metrics.jsonl")):
+        assert command.poll() is None
+        time.sleep(0.1)
+    trained = command.children(recursive=True)
+    assert trained
+    command.kill()
+    assert psutil.wait_procs(trained, timeout=30)[1] == []
 
 
 @pytest.fixture
