@@ -98,28 +98,36 @@ def markdown(summaries: Sequence[Summary], truth: float | None) -> str:
 
 
 def write_plot(file: Path, figures: Figures, truth: float | None) -> None:
-    """Held-out loss by step without dropout, the mean of all seeds, a panel for every objective that has labels."""
+    """Held-out loss by step at the lowest dropout, the mean of all seeds; panels for flood, floor and the others.
+
+    Where the truth's own loss is known it is what lies above that, on a logarithmic axis.
+    """
     from matplotlib.figure import Figure
 
-    lowest = min(trial.dropout for trial in figures)
-    curves: dict[tuple[str, str], list[list[dict[str, float]]]] = {}
-    for trial, curve in figures.items():
-        if trial.dropout == lowest:
-            curves.setdefault((trial.objective, trial.scaled_labels), []).append(curve)
-    panels = ("flood", "floor", "other")
+    curves, panels = mean_curves(figures), ("flood", "floor", "other")
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     for panel, name in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
-        for (objective, labels), group in curves.items():
+        for (objective, labels), loss_at in curves.items():
             if objective in (name, "cross-entropy") or (name == "other" and objective not in panels):
-                means = [
-                    sum(r["held_out_loss"] for r in records) / len(records) for records in zip(*group, strict=True)
-                ]
                 label = objective if labels == "none" else f"{objective}, {labels}"
                 style = {"color": "black"} if objective == "cross-entropy" else {}
-                panel.plot([record["step"] for record in group[0]], means, label=label, linewidth=1.4, **style)
-        if truth is not None:
-            panel.axhline(truth, color="grey", linestyle=":", label="the truth")
+                losses = [loss - (truth or 0) for loss in loss_at.values()]
+                panel.plot(list(loss_at), losses, label=label, linewidth=1.4, **style)
+        panel.set_yscale("linear" if truth is None else "log")
         panel.set_xlabel("step")
         panel.legend(fontsize=8)
-    figure.axes[0].set_ylabel("held-out loss, nats a token")
+    above = "" if truth is None else " above the truth's"
+    figure.axes[0].set_ylabel(f"held-out loss{above}, nats a token")
     figure.savefig(file, dpi=110)
+
+
+def mean_curves(figures: Figures) -> dict[tuple[str, str], dict[float, float]]:
+    """Held-out loss at each step, the mean of all seeds, by objective and labels, at the lowest dropout."""
+    lowest = min(trial.dropout for trial in figures)
+    losses: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for trial, curve in figures.items():
+        if trial.dropout == lowest:
+            group = losses.setdefault((trial.objective, trial.scaled_labels), {})
+            for record in curve:
+                group.setdefault(record["step"], []).append(record["held_out_loss"])
+    return {what: {step: fmean(values) for step, values in group.items()} for what, group in losses.items()}
