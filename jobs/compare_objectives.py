@@ -60,8 +60,10 @@ class Config:
     out_of_distribution: tuple[str, ...] = ()
     """Files of other text to evaluate on too."""
     scales: tuple[float, ...] = (1.0,)
-    """What labels are multiplied by, for flood and floor, and the level of flood-mean: each is tried. Labels of a model
-    that has read far more than the documents here are below what these can teach."""
+    """What labels are multiplied by, for flood and floor, and the level of flood-mean: each is tried."""
+    margins: tuple[float, ...] = (0.0,)
+    """Nats that are added to these: each is tried. Labels of a model that has read far more than the documents here
+    are below what these can teach."""
     dropouts: tuple[float, ...] = (0.0, 0.1)
     """Dropouts that everything is tried with."""
     seeds: int = 3
@@ -89,7 +91,7 @@ def compare_objectives(config: Config) -> None:
     resume.begin(config.output, settings)
     study, truth = read_study(config) if config.labels else made_study(config)
     labelled = [each for each in default_objectives(list(study.labels), config.chosen) if each[0] in config.objectives]
-    planned = trials(labelled, config.dropouts, config.seeds, config.scales)
+    planned = trials(labelled, config.dropouts, config.seeds, config.scales, config.margins)
     done = dict(tqdm(all_figures(planned, study, config), "trials", len(planned)))
     figures = {trial: done[trial] for trial in planned}
     made_by = command_line("jobs.compare_objectives", sys.argv[1:])

@@ -30,8 +30,8 @@ from pipeline.training.objectives import ObjectiveName, ObjectiveSettings, objec
 SHUFFLED, TRUTH = "shuffled", "truth"
 Labelled = tuple[ObjectiveName, str | None]
 """An objective and the labels that it gets."""
-SCALED: tuple[ObjectiveName, ...] = ("flood", "floor", "flood-mean")
-"""Objectives whose labels are tried at every scale; of flood-mean it is the level."""
+CORRECTED: tuple[ObjectiveName, ...] = ("flood", "floor", "flood-mean")
+"""Objectives whose labels are tried with every scale and margin; of flood-mean it is the level."""
 DONE_FILE = "done"
 
 
@@ -79,28 +79,33 @@ class Trial:
     dropout: float
     seed: int
     scale: float = 1.0
-    """Times the labels."""
+    margin: float = 0.0
 
     @property
-    def scaled_labels(self) -> str:
-        """Its labels for a reader: `none`, `exact`, `exact x 1.5`."""
-        return (self.labels or "none") + (f" x {self.scale:g}" if self.scale != 1 else "")
+    def corrected_labels(self) -> str:
+        """Its labels for a reader: `none`, `exact`, `exact x 1.5`, `exact x 0.8 + 1`."""
+        scale = f" x {self.scale:g}" if self.scale != 1 else ""
+        return (self.labels or "none") + scale + (f" + {self.margin:g}" if self.margin else "")
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.objective} {self.scaled_labels} dropout {self.dropout:g} seed {self.seed}".replace(" ", "-")
+        return f"{self.objective} {self.corrected_labels} dropout {self.dropout:g} seed {self.seed}".replace(" ", "-")
 
 
 def trials(
-    objectives: Sequence[Labelled], dropouts: Sequence[float], seeds: int, scales: Sequence[float] = (1.0,)
+    objectives: Sequence[Labelled],
+    dropouts: Sequence[float],
+    seeds: int,
+    scales: Sequence[float] = (1.0,),
+    margins: Sequence[float] = (0.0,),
 ) -> list[Trial]:
     """Every combination, once; all objectives of one seed before the next, so that an unfinished table is even."""
-    every = product(range(seeds), dropouts, scales, objectives)
+    every = product(range(seeds), dropouts, product(scales, margins), objectives)
     return list(
         dict.fromkeys(
-            Trial(objective, labels, dropout, seed, scale if objective in SCALED else 1.0)
-            for seed, dropout, scale, (objective, labels) in every
+            Trial(objective, labels, dropout, seed, *(correction if objective in CORRECTED else ()))
+            for seed, dropout, correction, (objective, labels) in every
         )
     )
 
@@ -135,7 +140,7 @@ def _train(trial: Trial, study: Study, sizes: Sizes, config: TrainingConfig, out
     model = new_language_model(llama_config(vocab_size=vocabulary, **vars(sizes)), study.start)
     add_dropout(model, trial.dropout)
     labelled = study.with_labels(trial.labels, trial.seed)
-    settings = ObjectiveSettings(objective=trial.objective, scale=trial.scale)
+    settings = ObjectiveSettings(objective=trial.objective, scale=trial.scale, margin=trial.margin)
     objective = objective_function(settings, labelled.mean_label)
     cut = Cut(sizes.context, config.tokens_per_batch)
     evaluated = {"seen": study.seen, **study.held_out}

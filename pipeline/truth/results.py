@@ -20,7 +20,7 @@ class Summary:
 
     objective: str
     labels: str
-    """With their scale, where it is not 1."""
+    """With their scale and margin, where they have any."""
     dropout: float
     seeds: int
     final: float
@@ -39,7 +39,7 @@ def summarise(figures: Figures) -> Iterator[Summary]:
     """A line an objective, labels and dropout, in the order of the trials."""
     groups: dict[tuple[str, str, float], list[list[dict[str, float]]]] = {}
     for trial, curve in figures.items():
-        groups.setdefault((trial.objective, trial.scaled_labels, trial.dropout), []).append(curve)
+        groups.setdefault((trial.objective, trial.corrected_labels, trial.dropout), []).append(curve)
     for (objective, labels, dropout), curves in groups.items():
         finals = [curve[-1]["held_out_loss"] for curve in curves]
         bests = [min(record["held_out_loss"] for record in curve) for curve in curves]
@@ -127,7 +127,7 @@ def mean_curves(figures: Figures) -> dict[tuple[str, str], dict[float, float]]:
     losses: dict[tuple[str, str], dict[float, list[float]]] = {}
     for trial, curve in figures.items():
         if trial.dropout == lowest:
-            group = losses.setdefault((trial.objective, trial.scaled_labels), {})
+            group = losses.setdefault((trial.objective, trial.corrected_labels), {})
             for record in curve:
                 group.setdefault(record["step"], []).append(record["held_out_loss"])
     return {what: {step: fmean(values) for step, values in group.items()} for what, group in losses.items()}

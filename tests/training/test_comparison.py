@@ -37,25 +37,24 @@ def test_every_objective_meets_every_dropout_and_seed_once() -> None:
     assert {trial.labels for trial in planned} == {None, "truth", "second-order", "shuffled second-order"}
 
 
-def test_only_objectives_that_approach_their_labels_are_tried_at_every_scale() -> None:
+def test_only_objectives_that_approach_their_labels_are_tried_with_every_correction() -> None:
     objectives = default_objectives(["truth", "second-order"], "second-order")
-    planned = trials(objectives, (0.0,), 1, (1.0, 1.5))
+    planned = trials(objectives, (0.0,), 1, (1.0, 1.5), (0.0, 2.0))
     assert max(Counter(trial.name for trial in planned).values()) == 1
-    scaled = {trial.objective for trial in planned if trial.scale == 1.5}
-    assert scaled == {"flood", "floor", "flood-mean"}
-    assert len(planned) == len(objectives) + sum(objective in scaled for objective, _ in objectives)
+    corrected = {trial.objective for trial in planned if (trial.scale, trial.margin) == (1.5, 2.0)}
+    assert corrected == {"flood", "floor", "flood-mean"}
+    assert len(planned) == len(objectives) + 3 * sum(objective in corrected for objective, _ in objectives)
+    assert "second-order x 1.5 + 2" in {trial.corrected_labels for trial in planned}
 
 
-def test_a_scale_is_the_labels_multiplied(study: Study, tmp_path: Path) -> None:
-    half = replace(study, labels={"truth": study.labels["truth"] / 2})
-    tried = {"scaled": (0.5, study), "divided": (1.0, half), "whole": (1.0, study)}
-    final = {
-        name: carry_out(Trial("flood", "truth", 0.0, 0, scale), each, SIZES, CONFIG, tmp_path / name)[-1][
-            "held_out_loss"
-        ]
-        for name, (scale, each) in tried.items()
-    }
-    assert final["scaled"] == final["divided"] != final["whole"]
+def test_a_correction_is_one_of_the_labels(study: Study, tmp_path: Path) -> None:
+    other = replace(study, labels={"truth": study.labels["truth"] / 2 + 1})
+    tried = {"corrected": ((0.5, 1.0), study), "changed": ((), other), "whole": ((), study)}
+    final = {}
+    for name, (correction, each) in tried.items():
+        curve = carry_out(Trial("flood", "truth", 0.0, 0, *correction), each, SIZES, CONFIG, tmp_path / name)
+        final[name] = curve[-1]["held_out_loss"]
+    assert final["corrected"] == final["changed"] != final["whole"]
 
 
 def test_trials_differ_by_objective_labels_and_seed(study: Study, tmp_path: Path) -> None:
