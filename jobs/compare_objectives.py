@@ -35,7 +35,19 @@ from pipeline.truth.results import summarise, write_results
 from pipeline.truth.sources import SOURCES
 from pipeline.truth.study import known_study, load_study, save_study
 
-TRAINING = TrainingConfig(steps=1200, tokens_per_batch=2048, learning_rate=5e-3, evaluate_every=60)
+
+@dataclass(frozen=True, kw_only=True)
+class Training(TrainingConfig):
+    """As of every training job, with the defaults of a small one: a flag replaces one of them, not all."""
+
+    steps: int = 1200
+    """Optimizer steps."""
+    tokens_per_batch: int = 2048
+    """Tokens in a batch, padding included."""
+    learning_rate: float = 5e-3
+    """Peak rate of AdamW; a linear warm-up before it, a cosine to zero after it."""
+    evaluate_every: int = 60
+    """Steps between evaluations; there is one at the end too."""
 
 
 @cyclopts.Parameter(name="*")
@@ -71,7 +83,7 @@ class Config:
     processes: int | None = None
     """Trainings at a time; one a CPU core by default."""
     model: Sizes = field(default_factory=Sizes)
-    training: TrainingConfig = TRAINING
+    training: Training = field(default_factory=Training)
     contest: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:

@@ -11,6 +11,8 @@ import psutil
 import pytest
 import yaml
 
+from jobs.compare_objectives import Config, Training
+from pipeline.command_line import run
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from tests.annotated import write_annotated
 from tests.conftest import RunCommand
@@ -39,6 +41,20 @@ def tiny(tmp_path: Path) -> tuple[object, ...]:
 def lines(file: Path) -> list[dict[str, str]]:
     with file.open() as stream:
         return list(csv.DictReader(stream))
+
+
+def test_one_flag_of_the_training_leaves_its_other_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It once brought those of the large trainings: batches four times as large, which nobody had asked for."""
+    received: list[Config] = []
+
+    def command(config: Config) -> None:
+        received.append(config)
+
+    monkeypatch.setattr(sys, "argv", ["command", "--output", "out", "--training.steps", "4"])
+    with pytest.raises(SystemExit) as stopped:
+        run(command, JOB)
+    assert stopped.value.code is None
+    assert received[0].training == Training(steps=4) and received[0].training.tokens_per_batch == 2048
 
 
 def test_a_comparison_on_a_known_source_goes_on_where_it_was_interrupted(
