@@ -20,8 +20,9 @@ from pipeline.data.locations import find_files, pinned
 from pipeline.data.tokenizer import TokenSource, token_source
 from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.checkpoint import fold_folder, require_new_folder
-from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
+from pipeline.models.estimator import EntropyEstimator, EstimatorConfig, Introduction, NoisePlace
 from pipeline.models.loading import save_checkpoint
+from pipeline.models.stack import Kind
 from pipeline.training import resume
 from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.evaluation import bits_per_byte, held_out_batches, mean_of
@@ -38,20 +39,37 @@ class Sizes:
 
     context: int = 256
     """Longest window, in tokens."""
+    encoder_kind: Kind = "transformer"
+    """Attention, or a convolution over positions in its place (masked mixer)."""
     encoder_width: int = 64
     """Hidden size of the encoder."""
     encoder_layers: int = 3
     """Blocks of the encoder."""
     encoder_heads: int = 2
-    """Attention heads of the encoder."""
-    bottleneck_width: int = 4
-    """Numbers that the window's embedding has; fewer make less noisy labels."""
+    """Heads of the encoder."""
+    encoder_kernel: int = 1
+    """Neighbouring hidden indices that a mixer's convolution covers."""
+    bottleneck_width: int | None = 4
+    """Numbers that the window's embedding has; fewer make less noisy labels. None: as many as the encoder is wide."""
+    noise: float = 0.0
+    """Uniform noise of up to so much in training, which makes the embedding bear rounding: half of the precision that
+    it is to be stored with."""
+    noise_place: NoisePlace = "before-down"
+    """On the bottleneck's numbers, or on the encoder's state before it is narrowed to them."""
+    introduction: Introduction = "token"
+    """How the decoder gets the embedding: as one more token, beside every token, or added to every token."""
+    introduced_above: int = 0
+    """Decoder blocks that see tokens alone, so that exact labels compute them once a window."""
+    decoder_kind: Kind = "transformer"
+    """As of the encoder."""
     decoder_width: int = 192
     """Hidden size of the decoder."""
     decoder_layers: int = 4
     """Blocks of the decoder."""
     decoder_heads: int = 6
-    """Attention heads of the decoder."""
+    """Heads of the decoder."""
+    decoder_kernel: int = 1
+    """As of the encoder."""
 
 
 @cyclopts.Parameter(name="*")
@@ -133,7 +151,7 @@ def held_out_figures(model: EntropyEstimator, held_out: Corpus, config: Config) 
     batches = held_out_batches(held_out, Cut(context, config.training.tokens_per_batch), model.device)
     loss = mean_of(model.token_losses(batch.input_ids_BT, batch.lengths_B)[batch.real_BT] for batch in batches)
     windows = int(np.ceil(np.diff(held_out.offsets) / context).sum())
-    embedding_nats = config.model.bottleneck_width * BITS_OF_A_BOTTLENECK_VALUE * math.log(2)
+    embedding_nats = model.config.embedding_width * BITS_OF_A_BOTTLENECK_VALUE * math.log(2)
     normalized = loss + embedding_nats * windows / len(held_out.tokens_N)
     figures = {"held_out_loss": loss, "normalized_loss": normalized}
     return figures | bits_per_byte(normalized, held_out)

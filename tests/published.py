@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import LlamaModel
+from transformers import PreTrainedModel
 
 from pipeline.models.estimator import EntropyEstimator
+from pipeline.models.transformer import input_embeddings
 
 BATCH = 8
 
@@ -40,16 +41,16 @@ def code_lengths(estimator: EntropyEstimator, window_T: Tensor, length_R: Tensor
     real_RT, position_RT = index_RT >= 0, index_RT.clamp(min=0)
     ids_RT, previous_RT = window_T[position_RT], window_T[(index_RT - 1).clamp(min=0)]
     encoder, decoder = estimator.encoder, estimator.decoder
-    encoded_RTC = _masked(encoder, encoder.embed_tokens(ids_RT), real_RT, position_RT)
+    encoded_RTC = _masked(encoder, input_embeddings(encoder)(ids_RT), real_RT, position_RT)
     embedding_RD = estimator.introduced(estimator.down(encoded_RTC[:, -1]))
     first_RT1 = (index_RT == 0).unsqueeze(2)
-    inputs_RTD = torch.where(first_RT1, embedding_RD.unsqueeze(1), decoder.embed_tokens(previous_RT))
+    inputs_RTD = torch.where(first_RT1, embedding_RD.unsqueeze(1), input_embeddings(decoder)(previous_RT))
     logits_RTV = _masked(decoder, inputs_RTD, real_RT, position_RT) @ estimator.head_VD.T
     losses_RT = cross_entropy(logits_RTV.float().flatten(0, 1), ids_RT.flatten(), reduction="none").view(ids_RT.shape)
     return torch.where(real_RT, losses_RT, 0).double().sum(dim=1)
 
 
-def _masked(transformer: LlamaModel, inputs_RTD: Tensor, real_RT: Tensor, position_RT: Tensor) -> Tensor:
+def _masked(transformer: PreTrainedModel, inputs_RTD: Tensor, real_RT: Tensor, position_RT: Tensor) -> Tensor:
     hidden_RTD: Tensor = transformer(
         inputs_embeds=inputs_RTD, attention_mask=real_RT.long(), position_ids=position_RT
     ).last_hidden_state

@@ -77,7 +77,7 @@ def test_a_document_is_labelled_by_the_estimator_of_its_fold(run_command: RunCom
     for fold in range(2):
         estimator = tiny_estimator()
         torch.manual_seed(fold)
-        torch.nn.init.normal_(estimator.introduce.weight, std=0.5)
+        torch.nn.init.normal_(estimator.introduce.get_parameter("weight"), std=0.5)
         estimator.save_pretrained(fold_folder(tmp_path / "folds", fold, 2))
     documents = [random_tokens(1, 20, seed=seed)[0] for seed in range(8)]
     ids = pa.array([document.tolist() for document in documents], pa.list_(pa.int32()))

@@ -1,6 +1,6 @@
 """Tiny models and tokens for them, made by hand in a moment."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,21 +21,22 @@ def frozen(model: ModelT) -> ModelT:
     return model
 
 
-def tiny_estimator(*, context: int = 32, vocabulary: int = VOCABULARY) -> EntropyEstimator:
+def tiny_estimator(*, context: int = 32, vocabulary: int = VOCABULARY, **variant: Any) -> EntropyEstimator:
     """Weights ten times the usual size, so that every part of the model shows in its losses."""
     torch.manual_seed(0)
-    config = EstimatorConfig(
-        vocab_size=vocabulary,
-        context=context,
-        encoder_width=16,
-        encoder_layers=2,
-        encoder_heads=2,
-        decoder_width=24,
-        decoder_layers=2,
-        decoder_heads=2,
-        bottleneck_width=3,
-        initializer_range=0.2,
-    )
+    sizes: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "context": context,
+        "encoder_width": 16,
+        "encoder_layers": 2,
+        "encoder_heads": 2,
+        "decoder_width": 24,
+        "decoder_layers": 2,
+        "decoder_heads": 2,
+        "bottleneck_width": 3,
+        "initializer_range": 0.2,
+    }
+    config = EstimatorConfig(**{**sizes, **variant})
     return frozen(EntropyEstimator(config))
 
 

@@ -4,8 +4,8 @@ What the decoder does with the embedding stands in for what the token adds to it
 memory shift, gradient x input). This takes two decoder passes a window where exact labels take one a token,
 but the scores have no unit and agree poorly with exact labels.
 
-B rows, T tokens, E bottleneck width, D decoder width, N real tokens of all rows (n of
-them in a chunk), V vocabulary.
+B rows, T tokens, E bottleneck width, X what the embedding is when it enters, D decoder width, N real tokens of all rows
+(n of them in a chunk), V vocabulary.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity, pad
 
 from pipeline.models.cross_entropy import chunk_tokens, token_cross_entropy
 from pipeline.models.estimator import EntropyEstimator
-from pipeline.models.transformer import causal_hidden, real_positions
+from pipeline.models.transformer import causal_hidden, input_embeddings, real_positions
 
 Measure = Literal["occlusion-l1", "occlusion-cosine", "occlusion-loss", "memory-shift", "gradient-input"]
 OfTwo = Callable[[Tensor, Tensor], Tensor]
@@ -50,7 +50,7 @@ def token_entropies(
         The scores, NaN at padding; zeros in a row whose tokens all score the same.
 
     Raises:
-        ValueError: if `measure` is none of `Measure`.
+        ValueError: if `measure` is none of `Measure`, or occlusion is asked of an estimator that it is not defined for.
     """
     if measure not in get_args(Measure):
         raise ValueError(f"unknown measure {measure!r}; choose one of {', '.join(get_args(Measure))}")
@@ -70,16 +70,19 @@ def decode_alone(estimator: EntropyEstimator, input_ids_BT: Tensor) -> Tensor:
     The tokens run without the embedding's position. That is the same and needs no mask: rotary positions count
     by their differences, and Llama blocks, which have no bias, keep a zero vector zero. So the first token is
     predicted from nothing, with all its logits 0, and often scores highest.
+
+    Raises:
+        ValueError: if the embedding is no position of a transformer, below all layers: it cannot be hidden then.
     """
-    hidden_BTD = causal_hidden(estimator.decoder, estimator.decoder.embed_tokens(input_ids_BT))
+    if not estimator.config.prepends:
+        raise ValueError("occlusion hides a position: it is for transformers that begin with the embedding as a token")
+    hidden_BTD = causal_hidden(estimator.decoder, input_embeddings(estimator.decoder)(input_ids_BT))
     return pad(hidden_BTD[:, :-1], (0, 0, 1, 0))
 
 
 def _window_bottleneck(estimator: EntropyEstimator, input_ids_BT: Tensor, last_B: Tensor) -> Tensor:
     """Bottleneck values [B, E] at each row's last token."""
-    hidden_BTC = causal_hidden(estimator.encoder, estimator.encoder.embed_tokens(input_ids_BT))
-    bottleneck_BE: Tensor = estimator.down(hidden_BTC[torch.arange(len(last_B), device=last_B.device), last_B])
-    return bottleneck_BE
+    return estimator.bottlenecks(input_ids_BT)[torch.arange(len(last_B), device=last_B.device), last_B]
 
 
 def _scores(
@@ -92,14 +95,14 @@ def _scores(
 ) -> Tensor:
     """Scores of the real tokens [N], not yet normalised."""
     head_VD, target_N = estimator.head_VD, input_ids_BT[real_BT]
-    embedding_BD = estimator.introduced(bottleneck_BE)
+    embedding_BX = estimator.introduced(bottleneck_BE)
 
-    def decode(embedding_BD: Tensor) -> Tensor:
-        return estimator.decode(embedding_BD, input_ids_BT)[real_BT]
+    def decode(embedding_BX: Tensor) -> Tensor:
+        return estimator.decode(embedding_BX, input_ids_BT)[real_BT]
 
     if measure == "gradient-input":
-        return _loss_slopes(decode, embedding_BD, head_VD, target_N).abs()
-    seen_ND = decode(embedding_BD)
+        return _loss_slopes(decode, embedding_BX, head_VD, target_N).abs()
+    seen_ND = decode(embedding_BX)
     if measure == "memory-shift":
         other_ND = decode(estimator.introduced(bottleneck_BE + _shift(bottleneck_BE, seed)))
     else:
@@ -111,14 +114,14 @@ def _scores(
     return (token_cross_entropy(seen_ND, head_VD, target_N) - token_cross_entropy(other_ND, head_VD, target_N)).abs()
 
 
-def _loss_slopes(decode: Callable[[Tensor], Tensor], embedding_BD: Tensor, head_VD: Tensor, target_N: Tensor) -> Tensor:
+def _loss_slopes(decode: Callable[[Tensor], Tensor], embedding_BX: Tensor, head_VD: Tensor, target_N: Tensor) -> Tensor:
     """d loss / d embedding . embedding of every token [N], from one pass in place of one backward a token.
 
     It is a derivative along the embedding, which forward mode carries to all tokens' logits at once; the loss
     changes by their expected change less the target's. No other attention kernel has a forward-mode derivative.
     """
     with sdpa_kernel(SDPBackend.MATH):
-        hidden_ND, change_ND = torch.func.jvp(decode, (embedding_BD,), (embedding_BD,))[:2]
+        hidden_ND, change_ND = torch.func.jvp(decode, (embedding_BX,), (embedding_BX,))[:2]
     target_change_N: Tensor = (change_ND * head_VD[target_N]).sum(dim=-1)
     return _over_logits(_expectation, hidden_ND, change_ND, head_VD) - target_change_N
 

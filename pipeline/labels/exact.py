@@ -4,9 +4,11 @@
 of those n tokens (paper section 4). The embedding's own cost is the same for every prefix and cancels;
 C(0) is 0. The published procedure runs two padded, full-length forward passes a label. Here one encoder
 pass gives the embedding of every prefix, each code length is computed once, and a prefix of n tokens
-takes n decoder positions, batched with prefixes of neighbouring lengths.
+takes n decoder positions, batched with prefixes of neighbouring lengths. Layers below the embedding's entry are
+computed once a window.
 
-B rows, T tokens, D decoder width, K code lengths wanted, R of them in a batch, S positions of a batch.
+B rows, T tokens, D decoder width, X what the embedding is when it enters, K code lengths wanted, R of them in a batch,
+S positions of a batch.
 """
 
 import torch
@@ -44,9 +46,10 @@ def token_entropies(
 
     Args:
         estimator: the entropy estimation model, in evaluation mode, in bfloat16 or with
-            `estimator.decode = torch.compile(estimator.decode, dynamic=True)` too. Bfloat16 was seen to move a label by
-            at most 0.06 nats (0.013 on average; windows of 48, untrained weights of the usual scale), and by at most
-            0.26 (0.07; windows of 64) with weights ten times as large. That float32 logits would not change.
+            `estimator.decode_states = torch.compile(estimator.decode_states, dynamic=True)` too. Bfloat16 was seen to
+            move a label by at most 0.06 nats (0.013 on average; windows of 48, untrained weights of the usual scale),
+            and by at most 0.26 (0.07; windows of 64) with weights ten times as large. That float32 logits would not
+            change.
         input_ids_BT: windows, padded on the right with any token.
         lengths_B: real tokens in each row; all T where None.
         positions_BT: True where a label is wanted; everywhere where None. The cost is one code length a
@@ -68,21 +71,27 @@ def token_entropies(
     codes_wanted_BT = wanted_BT.clone()
     codes_wanted_BT[:, :-1] |= wanted_BT[:, 1:]
     row_K, last_K = _longest_first(codes_wanted_BT)
-    widths = [_padded_width(last + 1) for last in last_K.tolist()]
+    context = estimator.config.context
+    widths = [_padded_width(last + 1, context) for last in last_K.tolist()]
     if widths:
-        input_ids_BT = pad(input_ids_BT, (0, _padded_width(input_ids_BT.shape[1]) - input_ids_BT.shape[1]))
-        embedding_BTD = estimator.prefix_embeddings(input_ids_BT)
+        input_ids_BT = pad(input_ids_BT, (0, _padded_width(width, context) - width))
+        embedding_BTX, states_BTD = estimator.prefix_embeddings(input_ids_BT), estimator.token_states(input_ids_BT)
     for group in budget_groups(widths, batch_tokens):
         row_R, last_R = row_K[group], last_K[group]
         codes_BT[row_R, last_R] = _code_lengths(
-            estimator, embedding_BTD[row_R, last_R], input_ids_BT[row_R, : widths[group.start]], last_R
+            estimator,
+            embedding_BTX[row_R, last_R],
+            states_BTD[row_R, : widths[group.start]],
+            input_ids_BT[row_R, : widths[group.start]],
+            last_R,
         )
     previous_BT = pad(codes_BT[:, :-1], (1, 0))
     return torch.where(wanted_BT, codes_BT - previous_BT, torch.nan).float()
 
 
-def _padded_width(tokens: int) -> int:
-    return -(-tokens // WIDTH_STEP) * WIDTH_STEP
+def _padded_width(tokens: int, context: int) -> int:
+    padded = -(-tokens // WIDTH_STEP) * WIDTH_STEP
+    return context if tokens <= context < padded else padded  # a mixer knows no position beyond
 
 
 def _longest_first(wanted_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,12 +101,14 @@ def _longest_first(wanted_BT: Tensor) -> tuple[Tensor, Tensor]:
     return row_K[order_K], last_K[order_K]
 
 
-def _code_lengths(estimator: EntropyEstimator, embedding_RD: Tensor, input_ids_RS: Tensor, last_R: Tensor) -> Tensor:
+def _code_lengths(
+    estimator: EntropyEstimator, embedding_RX: Tensor, states_RSD: Tensor, input_ids_RS: Tensor, last_R: Tensor
+) -> Tensor:
     """Sum of the losses of tokens 0..last given each row's embedding, float64 [R].
 
     Summed in float64: the difference of two sums of hundreds of nats would cancel badly in float32.
     """
-    hidden_RSD = estimator.decode(embedding_RD, input_ids_RS)
+    hidden_RSD = estimator.decode_states(embedding_RX, states_RSD)
     real_RS = real_positions(last_R + 1, input_ids_RS.shape[1])
     losses_RS = torch.zeros(input_ids_RS.shape, dtype=torch.float64, device=last_R.device)
     losses_RS[real_RS] = token_cross_entropy(hidden_RSD[real_RS], estimator.head_VD, input_ids_RS[real_RS]).double()

@@ -1,82 +1,164 @@
-"""The entropy estimation model: a causal decoder that also sees an embedding of the whole window.
+"""The entropy estimation model: a causal decoder that also sees an embedding of the whole window (paper section 3).
 
-A causal encoder's hidden state at the window's last token passes a narrow bottleneck and is prepended
-to the decoder's tokens (paper section 3: "token" introduction). Because the encoder is causal, one
-pass gives the embedding of every prefix, which is what makes exact labels affordable.
+The embedding is the encoder's hidden state at the window's last token, passed through a narrow bottleneck. Because the
+encoder is causal, one pass gives the embedding of every prefix, which is what makes exact labels affordable. The
+configuration alone says which variant a model is: encoder and decoder each a transformer or a masked mixer; how the
+embedding enters the decoder, and above which of its layers; the bottleneck's width, or none; the noise of training.
 
-B rows, T tokens, D decoder width, E bottleneck width.
+B rows, T tokens, C encoder width, E bottleneck width, D decoder width, X what the embedding is when it enters.
 """
 
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaModel, PreTrainedConfig, PreTrainedModel
+from torch.nn.functional import pad
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.cross_entropy import token_cross_entropy
-from pipeline.models.transformer import causal_hidden, llama_config, real_positions
+from pipeline.models.stack import Kind, new_stack
+from pipeline.models.transformer import causal_hidden, input_embeddings, real_positions
+
+Introduction = Literal["token", "embedding", "projection"]
+NoisePlace = Literal["bottleneck", "before-down"]
 
 
 class EstimatorConfig(PreTrainedConfig):
-    """Sizes of an entropy estimation model; `context` is the longest window it is trained on, in tokens."""
+    """Which estimator; `context` is the longest window it is trained on, in tokens.
+
+    `introduction`: the embedding is one more position before the tokens (token), stands beside every token on the
+    hidden axis (embedding), or is added to every token (projection). `introduced_above`: so many of the decoder's
+    layers see tokens alone, and exact labels compute them once a window. `bottleneck_width` None: the embedding is as
+    wide as the encoder. `noise`: uniform between -noise and noise, in training alone, at `noise_place`: half of the
+    precision that the bottleneck is to be stored with.
+    """
 
     model_type = "entropy-estimator"
 
     vocab_size: int = 8192
     context: int = 256
+    encoder_kind: Kind = "transformer"
     encoder_width: int = 64
     encoder_layers: int = 4
     encoder_heads: int = 2
+    encoder_kernel: int = 1
+    decoder_kind: Kind = "transformer"
     decoder_width: int = 192
     decoder_layers: int = 4
     decoder_heads: int = 6
-    bottleneck_width: int = 4
+    decoder_kernel: int = 1
+    bottleneck_width: int | None = 4
+    introduction: Introduction = "token"
+    introduced_above: int = 0
+    noise: float = 0.0
+    noise_place: NoisePlace = "before-down"
     initializer_range: float = 0.02
+
+    @property
+    def prepends(self) -> bool:
+        """Whether the decoder is one transformer whose first position is the embedding."""
+        return self.introduction == "token" and not self.introduced_above and self.decoder_kind == "transformer"
+
+    @property
+    def embedding_width(self) -> int:
+        """Numbers in the embedding of a window."""
+        return self.encoder_width if self.bottleneck_width is None else self.bottleneck_width
 
 
 class EntropyEstimator(PreTrainedModel):
-    """Encoder, bottleneck, decoder. The output head is the decoder's token embedding."""
+    """Encoder, bottleneck, decoder. The output head is the decoder's token embedding.
+
+    Raises:
+        ValueError: if sizes do not fit together.
+    """
 
     config_class = EstimatorConfig
     config: EstimatorConfig
 
     def __init__(self, config: EstimatorConfig) -> None:
         super().__init__(config)
-        shared = partial(
-            llama_config,
+        if not 0 <= config.introduced_above < config.decoder_layers:
+            raise ValueError(
+                f"the embedding cannot enter above layer {config.introduced_above} of {config.decoder_layers}"
+            )
+        stack = partial(new_stack, context=config.context, initializer_range=config.initializer_range)
+        self.encoder = stack(
+            config.encoder_kind,
             vocab_size=config.vocab_size,
-            context=config.context,
-            initializer_range=config.initializer_range,
+            width=config.encoder_width,
+            layers=config.encoder_layers,
+            heads=config.encoder_heads,
+            kernel=config.encoder_kernel,
         )
-        self.encoder = LlamaModel(
-            shared(width=config.encoder_width, layers=config.encoder_layers, heads=config.encoder_heads)
-        )
-        self.decoder = LlamaModel(
-            shared(width=config.decoder_width, layers=config.decoder_layers, heads=config.decoder_heads)
-        )
-        self.down = nn.Linear(config.encoder_width, config.bottleneck_width)
-        self.up = nn.Linear(config.bottleneck_width, config.encoder_width)
-        self.introduce = nn.Linear(config.encoder_width, config.decoder_width)
+        wide, narrow = config.encoder_width, config.bottleneck_width
+        beside = config.introduction == "embedding"
+        width = config.decoder_width + (wide if beside else 0)
+        layer = partial(stack, config.decoder_kind, heads=config.decoder_heads, kernel=config.decoder_kernel)
+        above = config.decoder_layers - config.introduced_above
+        self.decoder = layer(vocab_size=config.vocab_size, width=width, layers=above)
+        if beside:
+            self.decoder.set_input_embeddings(nn.Embedding(config.vocab_size, config.decoder_width))
+        self.down: nn.Module = nn.Identity() if narrow is None else nn.Linear(wide, narrow)
+        self.up: nn.Module = nn.Identity() if narrow is None else nn.Linear(narrow, wide)
+        self.introduce: nn.Module = nn.Identity() if beside else nn.Linear(wide, config.decoder_width)
+        self.output: nn.Module = nn.Linear(width, config.decoder_width) if beside else nn.Identity()
+        self.below = self.start = None
+        if config.introduced_above:
+            self.below = layer(vocab_size=1, width=config.decoder_width, layers=config.introduced_above)
+            self.below.set_input_embeddings(nn.Identity())
+        if config.introduced_above or config.introduction != "token":
+            self.start = nn.Embedding(1, config.decoder_width)
         self.post_init()  # type: ignore[no-untyped-call]
 
     @property
     def head_VD(self) -> Tensor:
-        return self.decoder.embed_tokens.weight
+        return input_embeddings(self.decoder).weight
+
+    def bottlenecks(self, input_ids_BT: Tensor) -> Tensor:
+        """Bottleneck values [B, T, E]; index i is that of the prefix `input_ids[:, : i + 1]`."""
+        hidden_BTC = causal_hidden(self.encoder, input_embeddings(self.encoder)(input_ids_BT))
+        before_down = self.config.noise_place == "before-down"
+        narrow_BTE = self.down(self._noisy(hidden_BTC) if before_down else hidden_BTC)
+        return narrow_BTE if before_down else self._noisy(narrow_BTE)
 
     def introduced(self, bottleneck_E: Tensor) -> Tensor:
-        """The decoder's first position [..., D] for bottleneck values [..., E]."""
-        introduced_D: Tensor = self.introduce(self.up(bottleneck_E))
-        return introduced_D
+        """What enters the decoder [..., X] for bottleneck values [..., E]."""
+        introduced_X: Tensor = self.introduce(self.up(bottleneck_E))
+        return introduced_X
 
     def prefix_embeddings(self, input_ids_BT: Tensor) -> Tensor:
-        """Embeddings [B, T, D] as the decoder sees them; index i is that of the prefix `input_ids[:, : i + 1]`."""
-        hidden_BTC = causal_hidden(self.encoder, self.encoder.embed_tokens(input_ids_BT))
-        return self.introduced(self.down(hidden_BTC))
+        """Embeddings [B, T, X] as they enter the decoder; index i is that of the prefix `input_ids[:, : i + 1]`."""
+        return self.introduced(self.bottlenecks(input_ids_BT))
 
-    def decode(self, embedding_BD: Tensor, input_ids_BT: Tensor) -> Tensor:
+    def token_states(self, input_ids_BT: Tensor) -> Tensor:
+        """States [B, T, D] of the layers that see tokens alone; index i has seen the tokens before i.
+
+        Where the embedding takes the first position, index 0 is its place and holds zeros.
+        """
+        tokens_BTD = pad(input_embeddings(self.decoder)(input_ids_BT[:, :-1]), (0, 0, 1, 0))
+        if self.start is not None:
+            start_B1D = self.start.weight.expand(len(input_ids_BT), 1, -1)
+            tokens_BTD = torch.cat([start_B1D, tokens_BTD[:, 1:]], dim=1)
+        return tokens_BTD if self.below is None else causal_hidden(self.below, tokens_BTD)
+
+    def decode_states(self, embedding_BX: Tensor, states_BTD: Tensor) -> Tensor:
+        """Hidden states [B, T, D] from `token_states`; index i has seen the embedding too, and predicts token i."""
+        embedding_B1X = embedding_BX.unsqueeze(1)
+        if self.config.introduction == "projection":
+            entered = states_BTD + embedding_B1X
+        elif self.config.introduction == "embedding":
+            entered = torch.cat([states_BTD, embedding_B1X.expand(-1, states_BTD.shape[1], -1)], dim=2)
+        elif self.start is None:
+            entered = torch.cat([embedding_B1X, states_BTD[:, 1:]], dim=1)
+        else:
+            return causal_hidden(self.decoder, torch.cat([embedding_B1X, states_BTD], dim=1))[:, 1:]
+        hidden_BTD: Tensor = self.output(causal_hidden(self.decoder, entered))
+        return hidden_BTD
+
+    def decode(self, embedding_BX: Tensor, input_ids_BT: Tensor) -> Tensor:
         """Hidden states [B, T, D]; index i has seen the embedding and the tokens before i, and predicts token i."""
-        tokens_BTD = self.decoder.embed_tokens(input_ids_BT[:, :-1])
-        return causal_hidden(self.decoder, torch.cat([embedding_BD.unsqueeze(1), tokens_BTD], dim=1))
+        return self.decode_states(embedding_BX, self.token_states(input_ids_BT))
 
     def token_losses(self, input_ids_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Loss of every token in nats [B, T], the first included, given the embedding of the row's whole window.
@@ -97,3 +179,8 @@ class EntropyEstimator(PreTrainedModel):
         return losses_BT
 
     forward = token_losses
+
+    def _noisy(self, values: Tensor) -> Tensor:
+        if not self.training or not self.config.noise:
+            return values
+        return values + self.config.noise * (2 * torch.rand_like(values) - 1)

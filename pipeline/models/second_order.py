@@ -80,8 +80,16 @@ class SecondOrderModel(PreTrainedModel):
 
         Its start vector is what the decoder sees for an embedding of zeros. `settings` are fields of the
         configuration.
+
+        Raises:
+            ValueError: if that decoder is no language model by itself: a mixer, or met by the embedding elsewhere.
         """
-        zeros_E = torch.zeros(estimator.config.bottleneck_width, device=estimator.device)
+        if not estimator.config.prepends:
+            raise ValueError(
+                "the estimator's decoder is not one transformer that begins with the embedding as a token; start from "
+                "a causal language model, or from scratch"
+            )
+        zeros_E = torch.zeros(estimator.config.embedding_width, device=estimator.device)
         with torch.no_grad():
             start_D = estimator.introduced(zeros_E)
         return cls._from_stack(estimator.decoder, start_D, estimator.config.context, settings)

@@ -1,6 +1,6 @@
 """Batches to labels on a device: every method against its bare function, every dtype, and what memory allows."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,11 @@ def test_bfloat16_moves_labels_by_a_bounded_amount(tmp_path: Path, method: Metho
 
 
 def checkpoint(method: Method) -> PreTrainedModel:
-    models = {"exact": tiny_estimator, "second-order": tiny_second_order, "causal": tiny_language_model}
+    models: dict[Method, Callable[[], PreTrainedModel]] = {
+        "exact": tiny_estimator,
+        "second-order": tiny_second_order,
+        "causal": tiny_language_model,
+    }
     return models[method]()
 
 

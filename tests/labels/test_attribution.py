@@ -11,6 +11,7 @@ from pipeline.labels import attribution
 from pipeline.labels.attribution import Measure, decode_alone, token_entropies
 from pipeline.models import cross_entropy as chunked
 from pipeline.models.estimator import EntropyEstimator
+from pipeline.models.transformer import input_embeddings
 from tests.builders import VOCABULARY
 from tests.tiny_models import random_tokens, tiny_estimator
 
@@ -28,7 +29,7 @@ def masked_hidden(estimator: EntropyEstimator, embedding_D: Tensor, tokens_T: Te
     width = len(tokens_T)
     mask_TT = torch.full((width, width), -torch.inf).triu(1)
     mask_TT[1:, 0] = -torch.inf
-    inputs_TD = torch.cat([embedding_D.unsqueeze(0), estimator.decoder.embed_tokens(tokens_T[:-1])])
+    inputs_TD = torch.cat([embedding_D.unsqueeze(0), input_embeddings(estimator.decoder)(tokens_T[:-1])])
     output = estimator.decoder(inputs_embeds=inputs_TD.unsqueeze(0), attention_mask=mask_TT.view(1, 1, width, width))
     hidden_TD: Tensor = output.last_hidden_state[0]
     return hidden_TD
@@ -91,7 +92,7 @@ def test_a_row_whose_tokens_all_score_the_same_has_zeros() -> None:
     estimator, input_ids_BT = tiny_estimator(), random_tokens(2, 12)
     for measure in MEASURES:
         assert token_entropies(estimator, input_ids_BT[:, :1], measure=measure).eq(0).all()
-    estimator.introduce.weight.zero_()
+    estimator.introduce.get_parameter("weight").zero_()
     assert token_entropies(estimator, input_ids_BT, measure="memory-shift").eq(0).all()
 
 
@@ -114,8 +115,8 @@ def test_the_mask_these_tests_compare_with_really_hides_the_embedding() -> None:
 def test_occlusion_sees_nothing_of_the_encoder() -> None:
     estimator, input_ids_BT = tiny_estimator(), random_tokens(2, 12)
     before_BTD = decode_alone(estimator, input_ids_BT)
-    estimator.introduce.bias.add_(1)
-    estimator.encoder.embed_tokens.weight.mul_(-1)
+    estimator.introduce.get_parameter("bias").add_(1)
+    input_embeddings(estimator.encoder).weight.mul_(-1)
     assert decode_alone(estimator, input_ids_BT).equal(before_BTD)
 
 

@@ -78,13 +78,13 @@ def test_padding_has_no_label_and_no_influence() -> None:
 def test_a_sample_costs_one_code_length_a_position_and_one_more_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     estimator, input_ids_BT = tiny_estimator(), random_tokens(1, 30)
     prefixes: list[int] = []
-    decode = EntropyEstimator.decode
+    decode = EntropyEstimator.decode_states
 
     def counted(self: EntropyEstimator, embedding_BD: Tensor, ids_BT: Tensor) -> Tensor:
         prefixes.append(len(ids_BT))
         return decode(self, embedding_BD, ids_BT)
 
-    monkeypatch.setattr(EntropyEstimator, "decode", counted)
+    monkeypatch.setattr(EntropyEstimator, "decode_states", counted)
     positions_BT = torch.zeros(1, 30, dtype=torch.bool)
     positions_BT[0, [5, 6, 7, 8, 20]] = True
     token_entropies(estimator, input_ids_BT, positions_BT=positions_BT)
@@ -113,13 +113,13 @@ def test_windows_together_have_the_labels_of_each_alone_but_for_rounding(large: 
 
 def test_decoder_batches_have_few_widths(monkeypatch: pytest.MonkeyPatch) -> None:
     estimator, widths = tiny_estimator(context=80), set()
-    decode = EntropyEstimator.decode
+    decode = EntropyEstimator.decode_states
 
     def noted(self: EntropyEstimator, embedding_BD: Tensor, ids_BT: Tensor) -> Tensor:
         widths.add(ids_BT.shape[1])
         return decode(self, embedding_BD, ids_BT)
 
-    monkeypatch.setattr(EntropyEstimator, "decode", noted)
+    monkeypatch.setattr(EntropyEstimator, "decode_states", noted)
     token_entropies(estimator, random_tokens(2, 70), batch_tokens=80)
     assert widths == set(range(8, 80, 8))
 
@@ -142,6 +142,7 @@ def test_a_compiled_decoder_gives_the_same_labels(monkeypatch: pytest.MonkeyPatc
     estimator, input_ids_BT = tiny_estimator(context=80), random_tokens(2, 70).to(device)
     estimator.to(device)  # type: ignore[arg-type]
     eager_BT = token_entropies(estimator, input_ids_BT, batch_tokens=300)
-    monkeypatch.setattr(estimator, "decode", torch.compile(estimator.decode, dynamic=True, backend=backend))
+    compiled = torch.compile(estimator.decode_states, dynamic=True, backend=backend)
+    monkeypatch.setattr(estimator, "decode_states", compiled)
     compiled_BT = token_entropies(estimator, input_ids_BT, batch_tokens=300)
     assert (compiled_BT - eager_BT).abs().max() <= 1e-3

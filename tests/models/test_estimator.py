@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from pipeline.models.estimator import EntropyEstimator
+from pipeline.models.transformer import input_embeddings
 from tests.tiny_models import random_tokens, tiny_estimator
 
 
@@ -16,7 +17,7 @@ def test_losses_are_those_of_one_prediction_after_another() -> None:
     for row, tokens_T in enumerate(input_ids_BT):
         embedding_D = estimator.prefix_embeddings(tokens_T.unsqueeze(0))[0, -1]
         for place, token in enumerate(tokens_T):
-            before_TD = estimator.decoder.embed_tokens(tokens_T[:place])
+            before_TD = input_embeddings(estimator.decoder)(tokens_T[:place])
             seen_TD = torch.cat([embedding_D.unsqueeze(0), before_TD])
             hidden_D = estimator.decoder(inputs_embeds=seen_TD.unsqueeze(0)).last_hidden_state[0, -1]
             expected = cross_entropy(estimator.head_VD @ hidden_D, token)

@@ -1,0 +1,111 @@
+"""The masked mixer: a transformer with a causally masked convolution over token positions in place of attention.
+
+Position t gets a sum of positions 0..t whose weights are learned for every pair of positions, anew in each head; a
+kernel above 1 also mixes so many neighbouring hidden indices (paper section 2). Norms and feed-forward are the Llama's,
+so that a mixer and a transformer of the same sizes differ in their mixing alone. Every position has weights of its own:
+there is no window beyond the context.
+
+B rows, T positions, D width, H heads, P width of a head, K kernel, C longest window.
+"""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv1d
+from transformers import AutoConfig, AutoModel, LlamaConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+
+class MixerConfig(LlamaConfig):
+    """A Llama's sizes, whose heads are those of the convolution."""
+
+    model_type = "masked-mixer"
+
+    kernel: int = 1
+
+    @classmethod
+    def like(cls, sizes: LlamaConfig, kernel: int) -> Self:
+        """A mixer of a Llama's sizes."""
+        shared = {name: value for name, value in sizes.to_dict().items() if name != "model_type"}
+        return cls(**shared, kernel=kernel)
+
+
+class CausalConvolution(nn.Module):
+    """Mixes [B, T, D] over positions; position t of the result has seen positions 0..t."""
+
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__()
+        heads, context = config.num_attention_heads, config.max_position_embeddings
+        self.weight_HKCC = nn.Parameter(torch.empty(heads, config.kernel, context, context))
+        self.bias_HC = nn.Parameter(torch.empty(heads, context))
+        self.in_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        heads, _, context, _ = self.weight_HKCC.shape
+        positions = hidden_BTD.shape[1]
+        if positions > context:
+            raise ValueError(f"{positions} positions are more than the {context} that this mixer has weights for")
+        channels_BXP = self.in_proj(hidden_BTD).unflatten(2, (heads, -1)).transpose(1, 2).flatten(1, 2)
+        causal_HKTT = self.weight_HKCC[:, :, :positions, :positions].tril()
+        mixed_BXP = conv1d(
+            channels_BXP,
+            causal_HKTT.permute(0, 2, 3, 1).flatten(0, 1),
+            self.bias_HC[:, :positions].flatten(),
+            padding="same",
+            groups=heads,
+        )
+        mixed_BTD: Tensor = self.o_proj(mixed_BXP.unflatten(1, (heads, -1)).transpose(1, 2).flatten(2))
+        return mixed_BTD
+
+
+class MixerBlock(nn.Module):
+    """A Llama's block with the convolution in place of attention."""
+
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__()
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mixing = CausalConvolution(config)
+        self.post_mixing_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = LlamaMLP(config)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        hidden_BTD = hidden_BTD + self.mixing(self.input_layernorm(hidden_BTD))
+        out_BTD: Tensor = hidden_BTD + self.mlp(self.post_mixing_layernorm(hidden_BTD))
+        return out_BTD
+
+
+class MaskedMixer(PreTrainedModel):
+    """Embeddings, blocks and a norm, as `LlamaModel` has them."""
+
+    config_class = MixerConfig
+    config: MixerConfig
+
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(MixerBlock(config) for _ in range(config.num_hidden_layers))
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
+        if isinstance(module, CausalConvolution):
+            module.weight_HKCC.normal_(std=self.config.initializer_range)
+            module.bias_HC.zero_()
+
+    def forward(
+        self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor | None = None, use_cache: bool = False
+    ) -> BaseModelOutput:
+        """Last hidden states [B, T, D] of token ids or embeddings. Nothing is cached."""
+        hidden_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        for block in self.layers:
+            hidden_BTD = block(hidden_BTD)
+        return BaseModelOutput(last_hidden_state=self.norm(hidden_BTD))
+
+
+AutoConfig.register(MixerConfig.model_type, MixerConfig)
+AutoModel.register(MixerConfig, MaskedMixer)

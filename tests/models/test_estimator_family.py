@@ -1,0 +1,130 @@
+"""Every estimator that a configuration can name: what each part may see, its gradients, its labels, its file."""
+
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pipeline.labels import exact
+from pipeline.models.estimator import EntropyEstimator
+from pipeline.models.second_order import SecondOrderModel
+from tests.tiny_models import random_tokens, tiny_estimator
+
+KINDS = ("transformer", "mixer")
+VARIANTS = [
+    pytest.param(
+        {
+            "encoder_kind": encoder,
+            "decoder_kind": decoder,
+            "introduction": introduction,
+            "introduced_above": above,
+            "bottleneck_width": width,
+            "encoder_kernel": 3 if encoder == "mixer" else 1,
+        },
+        id=f"{encoder}-{decoder}-{introduction}-above-{above}-bottleneck-{width}",
+    )
+    for encoder, decoder, introduction, (above, width) in product(
+        KINDS, KINDS, ("token", "embedding", "projection"), ((0, 3), (1, None))
+    )
+]
+CONTEXT = 12
+
+
+def losses_one_by_one(estimator: EntropyEstimator, tokens_T: Tensor) -> Tensor:
+    """Each token's loss from a pass of its own over the tokens before it: nothing after it exists."""
+    embedding_BX = estimator.prefix_embeddings(tokens_T.unsqueeze(0))[:, -1]
+    return torch.stack(
+        [
+            torch.nn.functional.cross_entropy(
+                estimator.head_VD @ estimator.decode(embedding_BX, tokens_T[: place + 1].unsqueeze(0))[0, -1],
+                tokens_T[place],
+            )
+            for place in range(len(tokens_T))
+        ]
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_output_depends_on_a_later_token(variant: dict[str, Any]) -> None:
+    estimator, input_ids_BT = tiny_estimator(context=CONTEXT, **variant), random_tokens(2, CONTEXT)
+
+    @settings(max_examples=10, deadline=None)
+    @given(st.integers(0, CONTEXT - 1))
+    def changed_at(place: int) -> None:
+        other_BT = input_ids_BT.clone()
+        other_BT[:, place] = (other_BT[:, place] + 1) % 97
+        before, after = (estimator.prefix_embeddings(ids) for ids in (input_ids_BT, other_BT))
+        torch.testing.assert_close(before[:, :place], after[:, :place])
+        assert (before[:, place] != after[:, place]).any()
+        embedding_BX = before[:, -1]
+        decoded, moved = (estimator.decode(embedding_BX, ids) for ids in (input_ids_BT, other_BT))
+        torch.testing.assert_close(decoded[:, : place + 1], moved[:, : place + 1])
+        assert place == CONTEXT - 1 or (decoded[:, place + 1] != moved[:, place + 1]).any()
+
+    changed_at()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_embedding_of_a_prefix_is_that_of_the_prefix_alone(variant: dict[str, Any]) -> None:
+    estimator, input_ids_BT = tiny_estimator(context=CONTEXT, **variant), random_tokens(2, CONTEXT)
+    whole_BTX = estimator.prefix_embeddings(input_ids_BT)
+    for length in (1, 2, 7, CONTEXT):
+        alone_BTX = estimator.prefix_embeddings(input_ids_BT[:, :length])
+        torch.testing.assert_close(whole_BTX[:, length - 1], alone_BTX[:, -1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_reach_every_weight_and_the_embedding_every_loss(variant: dict[str, Any]) -> None:
+    estimator = tiny_estimator(context=CONTEXT, **variant).requires_grad_(True)
+    estimator.token_losses(random_tokens(4, CONTEXT)).mean().backward()
+    without = [name for name, weight in estimator.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert without == []
+    ids_BT = random_tokens(1, CONTEXT)
+    embedding_BX = estimator.prefix_embeddings(ids_BT)[:, -1]
+    moved = (estimator.decode(embedding_BX, ids_BT) - estimator.decode(embedding_BX + 1, ids_BT)).abs().amax(dim=2)
+    assert (moved > 1e-4).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_exact_labels_are_differences_of_code_lengths_written_out(variant: dict[str, Any]) -> None:
+    estimator, input_ids_BT = tiny_estimator(context=CONTEXT, **variant), random_tokens(2, CONTEXT)
+    labels_BT = exact.token_entropies(estimator, input_ids_BT, torch.tensor([CONTEXT, 5]))
+    for tokens_T, labels_T in zip((input_ids_BT[0], input_ids_BT[1, :5]), labels_BT, strict=True):
+        codes = [losses_one_by_one(estimator, tokens_T[:n]).double().sum().item() for n in range(1, len(tokens_T) + 1)]
+        expected_T = torch.tensor([after - before for before, after in pairwise([0.0, *codes])])
+        torch.testing.assert_close(labels_T[: len(tokens_T)], expected_T.float(), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_loads_as_it_was(variant: dict[str, Any], tmp_path: Path) -> None:
+    estimator, input_ids_BT = tiny_estimator(context=CONTEXT, **variant), random_tokens(2, CONTEXT)
+    estimator.save_pretrained(tmp_path)
+    loaded = EntropyEstimator.from_pretrained(tmp_path, use_safetensors=True)
+    assert {name: getattr(loaded.config, name) for name in variant} == variant
+    torch.testing.assert_close(loaded.token_losses(input_ids_BT), estimator.token_losses(input_ids_BT))
+
+
+@pytest.mark.parametrize("place", ["bottleneck", "before-down"])
+def test_noise_is_of_training_alone_and_as_large_as_was_asked_for(place: str) -> None:
+    silent, noisy = tiny_estimator(), tiny_estimator(noise=0.25, noise_place=place)
+    input_ids_BT = random_tokens(50, 12)
+    torch.testing.assert_close(silent.bottlenecks(input_ids_BT), noisy.bottlenecks(input_ids_BT))
+    noisy.train()
+    if place == "before-down":
+        noisy.down = silent.down = torch.nn.Identity()
+    shift: Tensor = noisy.bottlenecks(input_ids_BT) - silent.bottlenecks(input_ids_BT)
+    assert 0.24 < shift.abs().max() <= 0.2501 and shift.mean().abs() < 0.02
+
+
+def test_what_does_not_fit_together_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot enter above layer 2 of 2"):
+        tiny_estimator(introduced_above=2)
+    with pytest.raises(ValueError, match="kernel of 3"):
+        tiny_estimator(decoder_kernel=3)
+    with pytest.raises(ValueError, match="start from a causal language model"):
+        SecondOrderModel.from_estimator(tiny_estimator(introduction="projection"))
