@@ -20,9 +20,10 @@ from pipeline.data.locations import find_files, pinned
 from pipeline.data.tokenizer import TokenSource, token_source
 from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.checkpoint import fold_folder, require_new_folder
-from pipeline.models.estimator import EntropyEstimator, EstimatorConfig, Introduction, NoisePlace
+from pipeline.models.estimator import EntropyEstimator, EstimatorConfig, Introduction
 from pipeline.models.loading import save_checkpoint
 from pipeline.models.stack import Kind
+from pipeline.models.window_encoder import NoisePlace
 from pipeline.training import resume
 from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.evaluation import bits_per_byte, held_out_batches, mean_of

@@ -59,7 +59,7 @@ def token_entropies(
         lengths_B = torch.full((rows,), width, device=input_ids_BT.device)
     real_BT = real_positions(lengths_B, width)
     scores_BT = torch.zeros(rows, width, device=input_ids_BT.device)
-    bottleneck_BE = _window_bottleneck(estimator, input_ids_BT, lengths_B - 1)
+    bottleneck_BE = estimator.window_bottlenecks(input_ids_BT, lengths_B)
     scores_BT[real_BT] = _scores(estimator, bottleneck_BE, input_ids_BT, real_BT, measure, seed).float()
     return _normalised(scores_BT, real_BT)
 
@@ -78,11 +78,6 @@ def decode_alone(estimator: EntropyEstimator, input_ids_BT: Tensor) -> Tensor:
         raise ValueError("occlusion hides a position: it is for transformers that begin with the embedding as a token")
     hidden_BTD = causal_hidden(estimator.decoder, input_embeddings(estimator.decoder)(input_ids_BT))
     return pad(hidden_BTD[:, :-1], (0, 0, 1, 0))
-
-
-def _window_bottleneck(estimator: EntropyEstimator, input_ids_BT: Tensor, last_B: Tensor) -> Tensor:
-    """Bottleneck values [B, E] at each row's last token."""
-    return estimator.bottlenecks(input_ids_BT)[torch.arange(len(last_B), device=last_B.device), last_B]
 
 
 def _scores(

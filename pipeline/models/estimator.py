@@ -8,65 +8,38 @@ embedding enters the decoder, and above which of its layers; the bottleneck's wi
 B rows, T tokens, C encoder width, E bottleneck width, D decoder width, X what the embedding is when it enters.
 """
 
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import PreTrainedConfig, PreTrainedModel
 
-from pipeline.models.cross_entropy import token_cross_entropy
-from pipeline.models.stack import Kind, new_stack
-from pipeline.models.transformer import causal_hidden, input_embeddings, real_positions
+from pipeline.models.transformer import causal_hidden, input_embeddings
+from pipeline.models.window_encoder import WindowEncoder, WindowEncoderConfig, real_losses
 
 Introduction = Literal["token", "embedding", "projection"]
-NoisePlace = Literal["bottleneck", "before-down"]
 
 
-class EstimatorConfig(PreTrainedConfig):
-    """Which estimator; `context` is the longest window it is trained on, in tokens.
+class EstimatorConfig(WindowEncoderConfig):
+    """Which estimator.
 
     `introduction`: the embedding is one more position before the tokens (token), stands beside every token on the
     hidden axis (embedding), or is added to every token (projection). `introduced_above`: so many of the decoder's
-    layers see tokens alone, and exact labels compute them once a window. `bottleneck_width` None: the embedding is as
-    wide as the encoder. `noise`: uniform between -noise and noise, in training alone, at `noise_place`: half of the
-    precision that the bottleneck is to be stored with.
+    layers see tokens alone, and exact labels compute them once a window.
     """
 
     model_type = "entropy-estimator"
 
-    vocab_size: int = 8192
-    context: int = 256
-    encoder_kind: Kind = "transformer"
-    encoder_width: int = 64
-    encoder_layers: int = 4
-    encoder_heads: int = 2
-    encoder_kernel: int = 1
-    decoder_kind: Kind = "transformer"
-    decoder_width: int = 192
-    decoder_layers: int = 4
-    decoder_heads: int = 6
-    decoder_kernel: int = 1
-    bottleneck_width: int | None = 4
     introduction: Introduction = "token"
     introduced_above: int = 0
-    noise: float = 0.0
-    noise_place: NoisePlace = "before-down"
-    initializer_range: float = 0.02
 
     @property
     def prepends(self) -> bool:
         """Whether the decoder is one transformer whose first position is the embedding."""
         return self.introduction == "token" and not self.introduced_above and self.decoder_kind == "transformer"
 
-    @property
-    def embedding_width(self) -> int:
-        """Numbers in the embedding of a window."""
-        return self.encoder_width if self.bottleneck_width is None else self.bottleneck_width
 
-
-class EntropyEstimator(PreTrainedModel):
+class EntropyEstimator(WindowEncoder):
     """Encoder, bottleneck, decoder. The output head is the decoder's token embedding.
 
     Raises:
@@ -82,30 +55,18 @@ class EntropyEstimator(PreTrainedModel):
             raise ValueError(
                 f"the embedding cannot enter above layer {config.introduced_above} of {config.decoder_layers}"
             )
-        stack = partial(new_stack, context=config.context, initializer_range=config.initializer_range)
-        self.encoder = stack(
-            config.encoder_kind,
-            vocab_size=config.vocab_size,
-            width=config.encoder_width,
-            layers=config.encoder_layers,
-            heads=config.encoder_heads,
-            kernel=config.encoder_kernel,
-        )
-        wide, narrow = config.encoder_width, config.bottleneck_width
         beside = config.introduction == "embedding"
-        width = config.decoder_width + (wide if beside else 0)
-        layer = partial(stack, config.decoder_kind, heads=config.decoder_heads, kernel=config.decoder_kernel)
-        above = config.decoder_layers - config.introduced_above
-        self.decoder = layer(vocab_size=config.vocab_size, width=width, layers=above)
+        width = config.decoder_width + (config.encoder_width if beside else 0)
+        self.encoder = config.encoder_stack()
+        self.decoder = config.decoder_stack(width=width, layers=config.decoder_layers - config.introduced_above)
         if beside:
             self.decoder.set_input_embeddings(nn.Embedding(config.vocab_size, config.decoder_width))
-        self.down: nn.Module = nn.Identity() if narrow is None else nn.Linear(wide, narrow)
-        self.up: nn.Module = nn.Identity() if narrow is None else nn.Linear(narrow, wide)
-        self.introduce: nn.Module = nn.Identity() if beside else nn.Linear(wide, config.decoder_width)
-        self.output: nn.Module = nn.Linear(width, config.decoder_width) if beside else nn.Identity()
+        self.down, self.up = config.narrowing()
+        self.introduce = nn.Identity() if beside else nn.Linear(config.encoder_width, config.decoder_width)
+        self.output = nn.Linear(width, config.decoder_width) if beside else nn.Identity()
         self.below = self.start = None
         if config.introduced_above:
-            self.below = layer(vocab_size=1, width=config.decoder_width, layers=config.introduced_above)
+            self.below = config.decoder_stack(width=config.decoder_width, layers=config.introduced_above)
             self.below.set_input_embeddings(nn.Identity())
         if config.introduced_above or config.introduction != "token":
             self.start = nn.Embedding(1, config.decoder_width)
@@ -114,13 +75,6 @@ class EntropyEstimator(PreTrainedModel):
     @property
     def head_VD(self) -> Tensor:
         return input_embeddings(self.decoder).weight
-
-    def bottlenecks(self, input_ids_BT: Tensor) -> Tensor:
-        """Bottleneck values [B, T, E]; index i is that of the prefix `input_ids[:, : i + 1]`."""
-        hidden_BTC = causal_hidden(self.encoder, input_embeddings(self.encoder)(input_ids_BT))
-        before_down = self.config.noise_place == "before-down"
-        narrow_BTE = self.down(self._noisy(hidden_BTC) if before_down else hidden_BTC)
-        return narrow_BTE if before_down else self._noisy(narrow_BTE)
 
     def introduced(self, bottleneck_E: Tensor) -> Tensor:
         """What enters the decoder [..., X] for bottleneck values [..., E]."""
@@ -167,20 +121,9 @@ class EntropyEstimator(PreTrainedModel):
             input_ids_BT: windows, padded on the right with any token.
             lengths_B: real tokens in each row; all T where None. Losses of padding are 0.
         """
-        rows, width = input_ids_BT.shape
         if lengths_B is None:
-            lengths_B = torch.full((rows,), width, device=input_ids_BT.device)
-        last_B = lengths_B - 1
-        embedding_BD = self.prefix_embeddings(input_ids_BT)[torch.arange(rows, device=last_B.device), last_B]
-        hidden_BTD = self.decode(embedding_BD, input_ids_BT)
-        real_BT = real_positions(lengths_B, width)
-        losses_BT = hidden_BTD.new_zeros(rows, width, dtype=torch.float32)
-        losses_BT[real_BT] = token_cross_entropy(hidden_BTD[real_BT], self.head_VD, input_ids_BT[real_BT])
-        return losses_BT
+            lengths_B = torch.full((len(input_ids_BT),), input_ids_BT.shape[1], device=input_ids_BT.device)
+        embedding_BX = self.introduced(self.window_bottlenecks(input_ids_BT, lengths_B))
+        return real_losses(self.decode(embedding_BX, input_ids_BT), self.head_VD, input_ids_BT, lengths_B)
 
     forward = token_losses
-
-    def _noisy(self, values: Tensor) -> Tensor:
-        if not self.training or not self.config.noise:
-            return values
-        return values + self.config.noise * (2 * torch.rand_like(values) - 1)

@@ -1,0 +1,113 @@
+"""What the estimator and the autoencoder share: an encoder whose last state, narrowed, stands for a whole window.
+
+Because the encoder is causal, one pass gives the embedding of every prefix. Noise on it, in training alone, makes it
+bear being stored with less precision (paper: noise injection).
+
+B rows, T tokens, C encoder width, E bottleneck width.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from pipeline.models.cross_entropy import token_cross_entropy
+from pipeline.models.stack import Kind, new_stack
+from pipeline.models.transformer import causal_hidden, input_embeddings, real_positions
+
+NoisePlace = Literal["bottleneck", "before-down"]
+
+
+class WindowEncoderConfig(PreTrainedConfig):
+    """Which encoder and bottleneck, and how large a decoder; `context` is the longest window, in tokens.
+
+    `bottleneck_width` None: the embedding is as wide as the encoder. `noise`: uniform between -noise and noise, in
+    training alone, at `noise_place`: half of the precision that the bottleneck is to be stored with.
+    """
+
+    vocab_size: int = 8192
+    context: int = 256
+    encoder_kind: Kind = "transformer"
+    encoder_width: int = 64
+    encoder_layers: int = 4
+    encoder_heads: int = 2
+    encoder_kernel: int = 1
+    bottleneck_width: int | None = 4
+    noise: float = 0.0
+    noise_place: NoisePlace = "before-down"
+    decoder_kind: Kind = "transformer"
+    decoder_width: int = 192
+    decoder_layers: int = 4
+    decoder_heads: int = 6
+    decoder_kernel: int = 1
+    initializer_range: float = 0.02
+
+    @property
+    def embedding_width(self) -> int:
+        """Numbers in the embedding of a window."""
+        return self.encoder_width if self.bottleneck_width is None else self.bottleneck_width
+
+    def encoder_stack(self) -> PreTrainedModel:
+        """A new encoder."""
+        return new_stack(
+            self.encoder_kind,
+            vocab_size=self.vocab_size,
+            width=self.encoder_width,
+            layers=self.encoder_layers,
+            heads=self.encoder_heads,
+            kernel=self.encoder_kernel,
+            context=self.context,
+            initializer_range=self.initializer_range,
+        )
+
+    def decoder_stack(self, *, width: int, layers: int) -> PreTrainedModel:
+        """New layers of the decoder."""
+        return new_stack(
+            self.decoder_kind,
+            vocab_size=self.vocab_size,
+            width=width,
+            layers=layers,
+            heads=self.decoder_heads,
+            kernel=self.decoder_kernel,
+            context=self.context,
+            initializer_range=self.initializer_range,
+        )
+
+    def narrowing(self) -> tuple[nn.Module, nn.Module]:
+        """New layers into the bottleneck and out of it."""
+        wide, narrow = self.encoder_width, self.bottleneck_width
+        return (nn.Identity(), nn.Identity()) if narrow is None else (nn.Linear(wide, narrow), nn.Linear(narrow, wide))
+
+
+class WindowEncoder(PreTrainedModel):
+    """A model with an `encoder` and the layers `down` and `up`, which a subclass makes."""
+
+    encoder: PreTrainedModel
+    down: nn.Module
+    up: nn.Module
+    config: WindowEncoderConfig
+
+    def bottlenecks(self, input_ids_BT: Tensor) -> Tensor:
+        """Bottleneck values [B, T, E]; index i is that of the prefix `input_ids[:, : i + 1]`."""
+        hidden_BTC = causal_hidden(self.encoder, input_embeddings(self.encoder)(input_ids_BT))
+        before_down = self.config.noise_place == "before-down"
+        narrow_BTE = self.down(self._noisy(hidden_BTC) if before_down else hidden_BTC)
+        return narrow_BTE if before_down else self._noisy(narrow_BTE)
+
+    def window_bottlenecks(self, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        """Bottleneck values [B, E] of each row's real tokens."""
+        return self.bottlenecks(input_ids_BT)[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B - 1]
+
+    def _noisy(self, values: Tensor) -> Tensor:
+        if not self.training or not self.config.noise:
+            return values
+        return values + self.config.noise * (2 * torch.rand_like(values) - 1)
+
+
+def real_losses(hidden_BTD: Tensor, head_VD: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    """-ln p of every token in nats, float32 [B, T]; 0 at padding."""
+    real_BT = real_positions(lengths_B, input_ids_BT.shape[1])
+    losses_BT = hidden_BTD.new_zeros(input_ids_BT.shape, dtype=torch.float32)
+    losses_BT[real_BT] = token_cross_entropy(hidden_BTD[real_BT], head_VD, input_ids_BT[real_BT])
+    return losses_BT

@@ -1,0 +1,87 @@
+"""The autoencoder: what its decoder is given, what it may see, gradients, saving, and that it learns to copy."""
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig, unrolled
+from tests.tiny_models import frozen, random_tokens
+
+CONTEXT = 12
+VARIANTS = [
+    pytest.param({"encoder_kind": kind, "decoder_kind": kind, "given": given, "bottleneck_width": width})
+    for kind, given, width in product(("transformer", "mixer"), ("repeated", "unrolled"), (5, None))
+]
+
+
+def tiny_autoencoder(**variant: Any) -> Autoencoder:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": 97,
+        "context": CONTEXT,
+        "encoder_width": 16,
+        "encoder_layers": 1,
+        "decoder_width": 24,
+        "decoder_layers": 2,
+        "decoder_heads": 2,
+        "initializer_range": 0.2,
+    }
+    return frozen(Autoencoder(AutoencoderConfig(**sizes, **variant)))
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 40])
+def test_a_position_gets_half_of_the_numbers_from_its_own_on(tokens: int) -> None:
+    embedding_BC = torch.arange(20.0).view(2, 10)
+    given_BTH = unrolled(embedding_BC, tokens)
+    assert given_BTH.shape == (2, tokens, 5)
+    for row, position, place in product(range(2), range(tokens), range(5)):
+        assert given_BTH[row, position, place] == embedding_BC[row, (position + place) % 10]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_losses_see_the_tokens_through_the_last_embedding_alone(variant: dict[str, Any]) -> None:
+    model, input_ids_BT = tiny_autoencoder(**variant), random_tokens(3, CONTEXT)
+    lengths_B = torch.tensor([CONTEXT, 5, 1])
+    losses_BT = model.token_losses(input_ids_BT, lengths_B)
+    for row, length in enumerate(lengths_B.tolist()):
+        alone_BT = input_ids_BT[row : row + 1, :length]
+        bottleneck_BE = model.bottlenecks(alone_BT)[:, -1]
+        logits_TV = model.decode(bottleneck_BE, length)[0] @ model.head.weight.T
+        expected_T = torch.nn.functional.cross_entropy(logits_TV, alone_BT[0], reduction="none")
+        torch.testing.assert_close(losses_BT[row, :length], expected_T, atol=1e-4, rtol=1e-4)
+        assert losses_BT[row, length:].eq(0).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_reach_every_weight(variant: dict[str, Any]) -> None:
+    model = tiny_autoencoder(**variant).requires_grad_(True)
+    model.token_losses(random_tokens(4, CONTEXT), torch.full((4,), CONTEXT)).mean().backward()
+    without = {name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()}
+    # Attention over what is the same everywhere does not depend on what is looked for.
+    same_everywhere = variant["decoder_kind"] == "transformer" and variant["given"] == "repeated"
+    looked_for = {
+        name for name in without if name.startswith("decoder.") and name.endswith(("q_proj.weight", "k_proj.weight"))
+    }
+    assert without == looked_for and (same_everywhere or not looked_for)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_loads_as_it_was(variant: dict[str, Any], tmp_path: Path) -> None:
+    model, lengths_B = tiny_autoencoder(**variant), torch.full((2,), CONTEXT)
+    model.save_pretrained(tmp_path)
+    loaded = Autoencoder.from_pretrained(tmp_path, use_safetensors=True)
+    expected: Tensor = model.token_losses(random_tokens(2, CONTEXT), lengths_B)
+    torch.testing.assert_close(loaded.token_losses(random_tokens(2, CONTEXT), lengths_B), expected)
+
+
+def test_a_transformer_cannot_tell_positions_apart_by_a_repeated_embedding() -> None:
+    spread: dict[tuple[str, str], float] = {}
+    for kind, given in product(("transformer", "mixer"), ("repeated", "unrolled")):
+        model = tiny_autoencoder(encoder_kind=kind, decoder_kind=kind, given=given, bottleneck_width=None)
+        spread[kind, given] = model.decode(torch.randn(1, 16), CONTEXT)[0].std(dim=0).max().item()
+    assert spread["transformer", "repeated"] < 1e-4
+    assert min(value for what, value in spread.items() if what != ("transformer", "repeated")) > 1e-2
