@@ -14,16 +14,16 @@ from typing import Annotated, Any
 
 import cyclopts
 import torch
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pipeline.command_line import run
 from pipeline.data.annotations import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import Corpus, held_out_documents
 from pipeline.labels.packed import ModelTokens, PackedDocuments
 from pipeline.models.card import command_line, model_card, training_length
-from pipeline.models.language_model import new_language_model
 from pipeline.models.loading import save_checkpoint
-from pipeline.models.transformer import add_dropout, llama_config
+from pipeline.models.stack import Kind, new_language_model, stack_config
+from pipeline.models.transformer import add_dropout
 from pipeline.training import resume
 from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.evaluation import held_out_batches, mean_of
@@ -43,7 +43,11 @@ class Sizes:
     layers: int = 4
     """Blocks."""
     heads: int = 6
-    """Attention heads."""
+    """Attention heads, or of a mixer's convolution."""
+    kind: Kind = "transformer"
+    """Attention, or a convolution over positions in its place (masked mixer)."""
+    kernel: int = 1
+    """Neighbouring hidden indices that a mixer's convolution covers."""
 
 
 @cyclopts.Parameter(name="*")
@@ -161,9 +165,9 @@ def documents(
     return seen, evaluated
 
 
-def new_model(config: Config, tokens: ModelTokens) -> LlamaForCausalLM:
-    """A fresh Llama."""
-    sizes = llama_config(vocab_size=max(tokens.vocabulary, tokens.separator + 1), **vars(config.model))
+def new_model(config: Config, tokens: ModelTokens) -> PreTrainedModel:
+    """Fresh, of random weights."""
+    sizes = stack_config(vocab_size=max(tokens.vocabulary, tokens.separator + 1), **vars(config.model))
     model = new_language_model(sizes, tokens.separator)
     if config.dropout:
         add_dropout(model, config.dropout)
@@ -176,7 +180,7 @@ def mean_loss(model: PreTrainedModel, corpus: Corpus, cut: Cut) -> float:
     return mean_of(window_losses(model, batch)[batch.real_BT[:, 1:]] for batch in batches)
 
 
-def card(model: LlamaForCausalLM, dataset: AnnotatedDataset, figures: Figures, config: Config) -> str:
+def card(model: PreTrainedModel, dataset: AnnotatedDataset, figures: Figures, config: Config) -> str:
     """The model's card."""
     origin, objective = dataset.provenance, config.objective.objective
     return model_card(

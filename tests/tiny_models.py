@@ -4,11 +4,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
-from pipeline.models.language_model import new_language_model
 from pipeline.models.second_order import SecondOrderConfig, SecondOrderModel
+from pipeline.models.stack import new_language_model
 from pipeline.models.transformer import llama_config
 from tests.builders import VOCABULARY
 
@@ -54,7 +54,7 @@ def tiny_second_order(*, context: int = 32, vocabulary: int = VOCABULARY) -> Sec
     return frozen(SecondOrderModel(config))
 
 
-def tiny_language_model(*, context: int = 32, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
+def tiny_language_model(*, context: int = 32, vocabulary: int = VOCABULARY) -> PreTrainedModel:
     """It reads token 5 before a document's first."""
     torch.manual_seed(0)
     config = llama_config(vocab_size=vocabulary, width=24, layers=2, heads=2, context=context, initializer_range=0.2)

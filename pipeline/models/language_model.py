@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.cross_entropy import chunk_tokens, token_cross_entropy
 
@@ -24,12 +24,6 @@ class Head(NamedTuple):
     def plain(self) -> bool:
         """Whether it is a matrix product and nothing else."""
         return self.bias_V is None and self.softcap is None and self.scale == 1
-
-
-def new_language_model(config: LlamaConfig, start: int) -> LlamaForCausalLM:
-    """A fresh Llama whose configuration names the token that stands before each document."""
-    config.bos_token_id = config.eos_token_id = start
-    return LlamaForCausalLM(config)
 
 
 def with_start(input_ids_BT: Tensor, start: int) -> Tensor:

@@ -13,8 +13,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d
-from transformers import AutoConfig, AutoModel, LlamaConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 
@@ -77,18 +77,11 @@ class MixerBlock(nn.Module):
         return out_BTD
 
 
-class MaskedMixer(PreTrainedModel):
-    """Embeddings, blocks and a norm, as `LlamaModel` has them."""
+class MixerModel(PreTrainedModel):
+    """Whose convolutions begin at random."""
 
     config_class = MixerConfig
     config: MixerConfig
-
-    def __init__(self, config: MixerConfig) -> None:
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(MixerBlock(config) for _ in range(config.num_hidden_layers))
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_init()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -96,6 +89,17 @@ class MaskedMixer(PreTrainedModel):
         if isinstance(module, CausalConvolution):
             module.weight_HKCC.normal_(std=self.config.initializer_range)
             module.bias_HC.zero_()
+
+
+class MaskedMixer(MixerModel):
+    """Embeddings, blocks and a norm, as `LlamaModel` has them."""
+
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(MixerBlock(config) for _ in range(config.num_hidden_layers))
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor | None = None, use_cache: bool = False
@@ -107,5 +111,26 @@ class MaskedMixer(PreTrainedModel):
         return BaseModelOutput(last_hidden_state=self.norm(hidden_BTD))
 
 
+class MixerForCausalLM(MixerModel):
+    """A masked mixer that predicts the next token; its head is its token embedding, as `LlamaForCausalLM` has it."""
+
+    base_model_prefix = "model"
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (transformers reads it)
+
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__(config)
+        self.model = MaskedMixer(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(
+        self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor | None = None, use_cache: bool = False
+    ) -> CausalLMOutput:
+        """Logits [B, T, V] of what comes after each position."""
+        hidden_BTD = self.model(input_ids, inputs_embeds=inputs_embeds).last_hidden_state
+        return CausalLMOutput(logits=self.lm_head(hidden_BTD))
+
+
 AutoConfig.register(MixerConfig.model_type, MixerConfig)
 AutoModel.register(MixerConfig, MaskedMixer)
+AutoModelForCausalLM.register(MixerConfig, MixerForCausalLM)

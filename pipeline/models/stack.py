@@ -2,15 +2,15 @@
 
 from typing import Literal
 
-from transformers import LlamaModel, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedModel
 
-from pipeline.models.mixer import MaskedMixer, MixerConfig
+from pipeline.models.mixer import MaskedMixer, MixerConfig, MixerForCausalLM
 from pipeline.models.transformer import llama_config
 
 Kind = Literal["transformer", "mixer"]
 
 
-def new_stack(
+def stack_config(
     kind: Kind,
     *,
     vocab_size: int,
@@ -20,8 +20,8 @@ def new_stack(
     context: int,
     kernel: int = 1,
     initializer_range: float = 0.02,
-) -> PreTrainedModel:
-    """A stack of random weights, of windows of `context` tokens and one position before them.
+) -> LlamaConfig:
+    """Configuration of a stack, of windows of `context` tokens and one position before them.
 
     Raises:
         ValueError: if sizes are below 1 or do not fit together, or if a transformer gets a kernel.
@@ -36,6 +36,15 @@ def new_stack(
     )
     if kernel < 1 or (kernel > 1 and kind == "transformer"):
         raise ValueError(f"a kernel of {kernel} is for none; mixers have one of at least 1, transformers none (1)")
-    if kind == "transformer":
-        return LlamaModel(sizes)
-    return MaskedMixer(MixerConfig.like(sizes, kernel))
+    return sizes if kind == "transformer" else MixerConfig.like(sizes, kernel)
+
+
+def new_stack(config: LlamaConfig) -> PreTrainedModel:
+    """A stack of random weights."""
+    return MaskedMixer(config) if isinstance(config, MixerConfig) else LlamaModel(config)
+
+
+def new_language_model(config: LlamaConfig, start: int) -> PreTrainedModel:
+    """A fresh causal language model whose configuration names the token that stands before each document."""
+    config.bos_token_id = config.eos_token_id = start
+    return MixerForCausalLM(config) if isinstance(config, MixerConfig) else LlamaForCausalLM(config)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.cross_entropy import token_cross_entropy
-from pipeline.models.stack import Kind, new_stack
+from pipeline.models.stack import Kind, new_stack, stack_config
 from pipeline.models.transformer import causal_hidden, input_embeddings, real_positions
 
 NoisePlace = Literal["bottleneck", "before-down"]
@@ -50,7 +50,7 @@ class WindowEncoderConfig(PreTrainedConfig):
 
     def encoder_stack(self) -> PreTrainedModel:
         """A new encoder."""
-        return new_stack(
+        config = stack_config(
             self.encoder_kind,
             vocab_size=self.vocab_size,
             width=self.encoder_width,
@@ -60,10 +60,11 @@ class WindowEncoderConfig(PreTrainedConfig):
             context=self.context,
             initializer_range=self.initializer_range,
         )
+        return new_stack(config)
 
     def decoder_stack(self, *, width: int, layers: int) -> PreTrainedModel:
         """New layers of the decoder."""
-        return new_stack(
+        config = stack_config(
             self.decoder_kind,
             vocab_size=self.vocab_size,
             width=width,
@@ -73,6 +74,7 @@ class WindowEncoderConfig(PreTrainedConfig):
             context=self.context,
             initializer_range=self.initializer_range,
         )
+        return new_stack(config)
 
     def narrowing(self) -> tuple[nn.Module, nn.Module]:
         """New layers into the bottleneck and out of it."""

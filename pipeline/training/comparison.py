@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pipeline.data.corpus import Corpus
-from pipeline.models.language_model import new_language_model
+from pipeline.models.stack import new_language_model
 from pipeline.models.transformer import add_dropout, llama_config
 from pipeline.training import resume
 from pipeline.training.batches import Cut, endless_batches

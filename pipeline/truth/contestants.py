@@ -12,12 +12,12 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pipeline.data.corpus import Corpus
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
-from pipeline.models.language_model import new_language_model
 from pipeline.models.second_order import Form, SecondOrderModel
+from pipeline.models.stack import new_language_model
 from pipeline.models.transformer import llama_config
 from pipeline.training import resume
 from pipeline.training.batches import Cut, endless_batches
@@ -105,7 +105,7 @@ def train_estimator(corpus: Corpus, vocabulary: int, settings: Settings, folder:
     return _trained(model, corpus, estimator_loss, settings.steps, settings, folder / "estimator", varied=True)
 
 
-def train_language_model(corpus: Corpus, vocabulary: int, settings: Settings, folder: Path) -> LlamaForCausalLM:
+def train_language_model(corpus: Corpus, vocabulary: int, settings: Settings, folder: Path) -> PreTrainedModel:
     """The decoder by itself; the id after the vocabulary is its start. It gets the compute of the estimator."""
     stack = _stack_config(vocabulary + 1, settings)
     model = new_language_model(stack, start=vocabulary)

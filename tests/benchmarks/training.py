@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch.optim import AdamW
 
-from pipeline.models.language_model import new_language_model
+from pipeline.models.stack import new_language_model
 from pipeline.models.transformer import llama_config
 from pipeline.training.batches import Batch
 from pipeline.training.losses import objective_loss

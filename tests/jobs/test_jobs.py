@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +29,15 @@ ESTIMATOR = {
     "decoder-heads": 2,
 }
 LANGUAGE_MODEL = {"context": 48, "width": 32, "layers": 2, "heads": 2}
+MIXER_ESTIMATOR = ESTIMATOR | {
+    "encoder-kind": "mixer",
+    "decoder-kind": "mixer",
+    "decoder-kernel": 3,
+    "introduction": "embedding",
+    "introduced-above": 1,
+    "bottleneck-width": None,
+    "noise": 0.1,
+}
 OBJECTIVES = ("flood", "floor", "weight", "mask", "cross-entropy")
 
 
@@ -90,12 +100,20 @@ def check_language_models(folder: Path) -> None:
     assert all(differing), "two objectives trained the same model"
 
 
-def test_documents_tokenized_already_go_the_whole_path(run_command: RunCommand, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("estimator_sizes", "model_sizes"),
+    [(ESTIMATOR, LANGUAGE_MODEL), (MIXER_ESTIMATOR, LANGUAGE_MODEL | {"kind": "mixer"})],
+    ids=["transformers", "mixers"],
+)
+def test_documents_tokenized_already_go_the_whole_path(
+    run_command: RunCommand, tmp_path: Path, estimator_sizes: dict[str, Any], model_sizes: dict[str, Any]
+) -> None:
     ids = [[(start * step) % 31 for step in range(120)] for start in range(1, 31)]
     file = tmp_path / "tokens.parquet"
     pq.write_table(pa.table({"input_ids": pa.array(ids, pa.list_(pa.int32()))}), file)
     tokenized = ("--input", file, "--tokenizer", "none", "--vocabulary", 31)
-    small, large = config(tmp_path / "small.yaml", model=ESTIMATOR), config(tmp_path / "lm.yaml", model=LANGUAGE_MODEL)
+    small = config(tmp_path / "small.yaml", model=estimator_sizes)
+    large = config(tmp_path / "lm.yaml", model=model_sizes)
     estimator, labels, model = tmp_path / "estimator", tmp_path / "labels", tmp_path / "model"
     assert run_command("jobs.train_estimator", "--config", small, *tokenized, "--output", estimator) == 0
     exactly = ("--method", "exact", "--estimator", estimator)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from pipeline.models.language_model import new_language_model
+from pipeline.models.stack import new_language_model
 from pipeline.models.transformer import llama_config
 from pipeline.training.batches import Batch
 from pipeline.training.losses import objective_loss, second_order_loss

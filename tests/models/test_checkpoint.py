@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 import torch
 from huggingface_hub import snapshot_download
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import (
@@ -21,13 +21,13 @@ from pipeline.models.checkpoint import (
     find_checkpoint,
     fold_folder,
 )
-from pipeline.models.language_model import new_language_model
 from pipeline.models.loading import load_causal, load_estimator, load_second_order, save_checkpoint
+from pipeline.models.stack import new_language_model
 from pipeline.models.transformer import llama_config
 from tests.tiny_models import random_tokens, tiny_estimator, tiny_second_order
 
 
-def language_model() -> LlamaForCausalLM:
+def language_model() -> PreTrainedModel:
     return new_language_model(llama_config(vocab_size=97, width=24, layers=1, heads=2, context=32), start=0)
 
 

@@ -1,10 +1,16 @@
 """The masked mixer: what a position sees, against a slow sum that is obvious."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models.mixer import CausalConvolution, MaskedMixer, MixerConfig
+from pipeline.models.language_model import next_token_losses, require_known_head
+from pipeline.models.loading import load_causal
+from pipeline.models.mixer import CausalConvolution, MaskedMixer, MixerConfig, MixerForCausalLM
+from pipeline.models.stack import new_language_model, stack_config
+from pipeline.models.transformer import add_dropout
 from tests.tiny_models import frozen
 
 
@@ -60,3 +66,38 @@ def test_a_window_beyond_the_context_is_refused() -> None:
     mixer = frozen(MaskedMixer(config(heads=2, kernel=1)))
     with pytest.raises(ValueError, match="10 positions are more than the 9"):
         mixer(torch.zeros(1, 10, dtype=torch.long))
+
+
+def tiny_mixer_language_model() -> MixerForCausalLM:
+    torch.manual_seed(0)
+    sizes = stack_config(
+        "mixer", vocab_size=11, width=12, layers=2, heads=2, context=9, kernel=3, initializer_range=0.3
+    )
+    model = new_language_model(sizes, start=10)
+    assert isinstance(model, MixerForCausalLM)
+    return frozen(model)
+
+
+def test_a_mixer_is_a_causal_language_model_that_loads_as_any_does(tmp_path: Path) -> None:
+    model, input_ids_BT = tiny_mixer_language_model(), torch.randint(11, (3, 9))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    model.save_pretrained(tmp_path)
+    loaded = load_causal(tmp_path)
+    assert isinstance(loaded, MixerForCausalLM) and loaded.config.bos_token_id == 10
+    torch.testing.assert_close(loaded(input_ids_BT).logits, model(input_ids_BT).logits)
+    require_known_head(model)
+    losses_BT = next_token_losses(model, input_ids_BT[:, :-1], input_ids_BT[:, 1:])
+    for length in range(1, 9):
+        alone_B = torch.nn.functional.cross_entropy(
+            model(input_ids_BT[:, :length]).logits[:, -1], input_ids_BT[:, length], reduction="none"
+        )
+        torch.testing.assert_close(losses_BT[:, length - 1], alone_B, atol=1e-4, rtol=1e-4)
+
+
+def test_dropout_reaches_a_mixer() -> None:
+    model, input_ids_BT = tiny_mixer_language_model(), torch.randint(11, (3, 9))
+    before_BTV = model(input_ids_BT).logits
+    add_dropout(model, 0.5)
+    torch.testing.assert_close(model(input_ids_BT).logits, before_BTV)
+    model.train()
+    assert not torch.allclose(model(input_ids_BT).logits, before_BTV)

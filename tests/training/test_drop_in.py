@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from pipeline.training.drop_in import IGNORED, EntropyCollator, entropy_loss, packed_labels, unpacked_labels
 from pipeline.training.objectives import ObjectiveSettings
@@ -33,7 +33,7 @@ def label(place: int, row: int) -> float | None:
     return None if (place + row) % 5 == 0 else (7 * place + row) % 11 / 2
 
 
-def slow_loss(model: LlamaForCausalLM, documents: list[dict[str, Any]]) -> Tensor:
+def slow_loss(model: PreTrainedModel, documents: list[dict[str, Any]]) -> Tensor:
     """Flood, written out document by document and token by token."""
     values = []
     for document in documents:
