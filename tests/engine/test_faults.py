@@ -32,7 +32,8 @@ def test_a_driver_that_is_killed_twenty_times_leaves_the_same_dataset(tmp_path: 
     environment = {**os.environ, **ray_head.environment}
     moments = random.Random(0)
     for _ in range(KILLS):
-        driver = subprocess.Popen([*command, "0.2"], env=environment)
+        # Two workers need 100 s for all units, longer than the drivers live together: 20 times 3.5 s on average
+        driver = subprocess.Popen([*command, "0.4"], env=environment)
         time.sleep(moments.uniform(1, 6))
         driver.kill()
         driver.wait()
