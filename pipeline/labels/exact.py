@@ -67,11 +67,20 @@ def token_entropies(
     wanted_BT = real_positions(lengths_B, width)
     if positions_BT is not None:
         wanted_BT = wanted_BT & positions_BT
-    codes_BT = torch.zeros(wanted_BT.shape, dtype=torch.float64, device=wanted_BT.device)
     codes_wanted_BT = wanted_BT.clone()
     codes_wanted_BT[:, :-1] |= wanted_BT[:, 1:]
-    row_K, last_K = _longest_first(codes_wanted_BT)
-    context = estimator.config.context
+    codes_BT = _all_code_lengths(estimator, input_ids_BT, codes_wanted_BT, batch_tokens)
+    previous_BT = pad(codes_BT[:, :-1], (1, 0))
+    return torch.where(wanted_BT, codes_BT - previous_BT, torch.nan).float()
+
+
+def _all_code_lengths(
+    estimator: EntropyEstimator, input_ids_BT: Tensor, wanted_BT: Tensor, batch_tokens: int
+) -> Tensor:
+    """Code length of the prefix that ends at each wanted token, float64 [B, T]; 0 elsewhere."""
+    codes_BT = torch.zeros(wanted_BT.shape, dtype=torch.float64, device=wanted_BT.device)
+    row_K, last_K = _longest_first(wanted_BT)
+    width, context = input_ids_BT.shape[1], estimator.config.context
     widths = [_padded_width(last + 1, context) for last in last_K.tolist()]
     if widths:
         input_ids_BT = pad(input_ids_BT, (0, _padded_width(width, context) - width))
@@ -85,8 +94,7 @@ def token_entropies(
             input_ids_BT[row_R, : widths[group.start]],
             last_R,
         )
-    previous_BT = pad(codes_BT[:, :-1], (1, 0))
-    return torch.where(wanted_BT, codes_BT - previous_BT, torch.nan).float()
+    return codes_BT
 
 
 def _padded_width(tokens: int, context: int) -> int:

@@ -6,7 +6,7 @@ bear being stored with less precision (paper: noise injection).
 B rows, T tokens, C encoder width, E bottleneck width.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,31 +50,17 @@ class WindowEncoderConfig(PreTrainedConfig):
 
     def encoder_stack(self) -> PreTrainedModel:
         """A new encoder."""
-        config = stack_config(
-            self.encoder_kind,
-            vocab_size=self.vocab_size,
-            width=self.encoder_width,
-            layers=self.encoder_layers,
-            heads=self.encoder_heads,
-            kernel=self.encoder_kernel,
-            context=self.context,
-            initializer_range=self.initializer_range,
-        )
-        return new_stack(config)
+        sizes = {"width": self.encoder_width, "layers": self.encoder_layers, "heads": self.encoder_heads}
+        return self._stack(self.encoder_kind, kernel=self.encoder_kernel, **sizes)
 
     def decoder_stack(self, *, width: int, layers: int) -> PreTrainedModel:
         """New layers of the decoder."""
-        config = stack_config(
-            self.decoder_kind,
-            vocab_size=self.vocab_size,
-            width=width,
-            layers=layers,
-            heads=self.decoder_heads,
-            kernel=self.decoder_kernel,
-            context=self.context,
-            initializer_range=self.initializer_range,
-        )
-        return new_stack(config)
+        sizes = {"width": width, "layers": layers, "heads": self.decoder_heads}
+        return self._stack(self.decoder_kind, kernel=self.decoder_kernel, **sizes)
+
+    def _stack(self, kind: Kind, **sizes: int) -> PreTrainedModel:
+        shared: dict[str, Any] = {"vocab_size": self.vocab_size, "context": self.context}
+        return new_stack(stack_config(kind, initializer_range=self.initializer_range, **shared, **sizes))
 
     def narrowing(self) -> tuple[nn.Module, nn.Module]:
         """New layers into the bottleneck and out of it."""

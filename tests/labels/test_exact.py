@@ -80,9 +80,9 @@ def test_a_sample_costs_one_code_length_a_position_and_one_more_a_run(monkeypatc
     prefixes: list[int] = []
     decode = EntropyEstimator.decode_states
 
-    def counted(self: EntropyEstimator, embedding_BD: Tensor, ids_BT: Tensor) -> Tensor:
-        prefixes.append(len(ids_BT))
-        return decode(self, embedding_BD, ids_BT)
+    def counted(self: EntropyEstimator, embedding_BX: Tensor, states_BTD: Tensor) -> Tensor:
+        prefixes.append(len(states_BTD))
+        return decode(self, embedding_BX, states_BTD)
 
     monkeypatch.setattr(EntropyEstimator, "decode_states", counted)
     positions_BT = torch.zeros(1, 30, dtype=torch.bool)
@@ -115,9 +115,9 @@ def test_decoder_batches_have_few_widths(monkeypatch: pytest.MonkeyPatch) -> Non
     estimator, widths = tiny_estimator(context=80), set()
     decode = EntropyEstimator.decode_states
 
-    def noted(self: EntropyEstimator, embedding_BD: Tensor, ids_BT: Tensor) -> Tensor:
-        widths.add(ids_BT.shape[1])
-        return decode(self, embedding_BD, ids_BT)
+    def noted(self: EntropyEstimator, embedding_BX: Tensor, states_BTD: Tensor) -> Tensor:
+        widths.add(states_BTD.shape[1])
+        return decode(self, embedding_BX, states_BTD)
 
     monkeypatch.setattr(EntropyEstimator, "decode_states", noted)
     token_entropies(estimator, random_tokens(2, 70), batch_tokens=80)

@@ -1,4 +1,4 @@
-"""The autoencoder: what its decoder is given, what it may see, gradients, saving, and that it learns to copy."""
+"""The autoencoder: what its decoder is given, what it may see, gradients, saving."""
 
 from itertools import product
 from pathlib import Path
