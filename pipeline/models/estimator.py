@@ -25,7 +25,8 @@ class EstimatorConfig(WindowEncoderConfig):
 
     `introduction`: the embedding is one more position before the tokens (token), stands beside every token on the
     hidden axis (embedding), or is added to every token (projection). `introduced_above`: so many of the decoder's
-    layers see tokens alone, and exact labels compute them once a window.
+    layers see tokens alone, and exact labels compute them once a window. Above all of them the embedding can only be
+    added: to the logits, then, which makes exact labels of a whole window cost hardly more than one pass.
     """
 
     model_type = "entropy-estimator"
@@ -37,6 +38,11 @@ class EstimatorConfig(WindowEncoderConfig):
     def prepends(self) -> bool:
         """Whether the decoder is one transformer whose first position is the embedding."""
         return self.introduction == "token" and not self.introduced_above and self.decoder_kind == "transformer"
+
+    @property
+    def adds_logits(self) -> bool:
+        """Whether the embedding does nothing but add to the logits of a causal language model."""
+        return self.introduced_above == self.decoder_layers
 
 
 class EntropyEstimator(WindowEncoder):
@@ -51,22 +57,25 @@ class EntropyEstimator(WindowEncoder):
 
     def __init__(self, config: EstimatorConfig) -> None:
         super().__init__(config)
-        if not 0 <= config.introduced_above < config.decoder_layers:
+        highest = config.decoder_layers - (0 if config.introduction == "projection" else 1)
+        if not 0 <= config.introduced_above <= highest:
             raise ValueError(
-                f"the embedding cannot enter above layer {config.introduced_above} of {config.decoder_layers}"
+                f"by {config.introduction} the embedding cannot enter above layer {config.introduced_above} of "
+                f"{config.decoder_layers}; above {highest} at the most"
             )
         beside = config.introduction == "embedding"
         width = config.decoder_width + (config.encoder_width if beside else 0)
         self.encoder = config.encoder_stack()
-        self.decoder = config.decoder_stack(width=width, layers=config.decoder_layers - config.introduced_above)
+        layers_below = 0 if config.adds_logits else config.introduced_above
+        self.decoder = config.decoder_stack(width=width, layers=config.decoder_layers - layers_below)
         if beside:
             self.decoder.set_input_embeddings(nn.Embedding(config.vocab_size, config.decoder_width))
         self.down, self.up = config.narrowing()
         self.introduce = nn.Identity() if beside else nn.Linear(config.encoder_width, config.decoder_width)
         self.output = nn.Linear(width, config.decoder_width) if beside else nn.Identity()
         self.below = self.start = None
-        if config.introduced_above:
-            self.below = config.decoder_stack(width=config.decoder_width, layers=config.introduced_above)
+        if layers_below:
+            self.below = config.decoder_stack(width=config.decoder_width, layers=layers_below)
             self.below.set_input_embeddings(nn.Identity())
         if config.introduced_above or config.introduction != "token":
             self.start = nn.Embedding(1, config.decoder_width)
@@ -75,6 +84,13 @@ class EntropyEstimator(WindowEncoder):
     @property
     def head_VD(self) -> Tensor:
         return input_embeddings(self.decoder).weight
+
+    @property
+    def first_state(self) -> Tensor:
+        """What stands before the tokens [D]: a trained vector, or else an embedding of zeros as it enters."""
+        if self.start is not None:
+            return self.start.weight[0].detach()
+        return self.introduced(torch.zeros(self.config.embedding_width, device=self.device)).detach()
 
     def introduced(self, bottleneck_E: Tensor) -> Tensor:
         """What enters the decoder [..., X] for bottleneck values [..., E]."""
@@ -94,13 +110,16 @@ class EntropyEstimator(WindowEncoder):
         if self.start is not None:
             start_B1D = self.start.weight.expand(len(input_ids_BT), 1, -1)
             tokens_BTD = torch.cat([start_B1D, tokens_BTD[:, 1:]], dim=1)
-        return tokens_BTD if self.below is None else causal_hidden(self.below, tokens_BTD)
+        layers = self.decoder if self.config.adds_logits else self.below
+        return tokens_BTD if layers is None else causal_hidden(layers, tokens_BTD)
 
     def decode_states(self, embedding_BX: Tensor, states_BTD: Tensor) -> Tensor:
         """Hidden states [B, T, D] from `token_states`; index i has seen the embedding too, and predicts token i."""
         embedding_B1X = embedding_BX.unsqueeze(1)
         if self.config.introduction == "projection":
             entered = states_BTD + embedding_B1X
+            if self.config.adds_logits:
+                return entered
         elif self.config.introduction == "embedding":
             entered = torch.cat([states_BTD, embedding_B1X.expand(-1, states_BTD.shape[1], -1)], dim=2)
         elif self.start is None:

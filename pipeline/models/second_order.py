@@ -78,21 +78,19 @@ class SecondOrderModel(PreTrainedModel):
     def from_estimator(cls, estimator: EntropyEstimator, **settings: Any) -> Self:
         """A model that starts as the estimator's decoder, which knows the language already.
 
-        Its start vector is what the decoder sees for an embedding of zeros. `settings` are fields of the
+        Its start vector is what the decoder sees first, for an embedding of zeros. `settings` are fields of the
         configuration.
 
         Raises:
             ValueError: if that decoder is no language model by itself: a mixer, or met by the embedding elsewhere.
         """
-        if not estimator.config.prepends:
+        config = estimator.config
+        if not (config.prepends or (config.adds_logits and config.decoder_kind == "transformer")):
             raise ValueError(
-                "the estimator's decoder is not one transformer that begins with the embedding as a token; start from "
-                "a causal language model, or from scratch"
+                "the embedding enters this estimator's decoder, or it is a mixer, so that it is no language model by "
+                "itself; start from a causal language model, or from scratch"
             )
-        zeros_E = torch.zeros(estimator.config.embedding_width, device=estimator.device)
-        with torch.no_grad():
-            start_D = estimator.introduced(zeros_E)
-        return cls._from_stack(estimator.decoder, start_D, estimator.config.context, settings)
+        return cls._from_stack(estimator.decoder, estimator.first_state, config.context, settings)
 
     @classmethod
     def from_language_model(cls, model: PreTrainedModel, *, start: int | None = None, **settings: Any) -> Self:

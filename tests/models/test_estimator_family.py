@@ -28,8 +28,16 @@ VARIANTS = [
         },
         id=f"{encoder}-{decoder}-{introduction}-above-{above}-bottleneck-{width}",
     )
-    for encoder, decoder, introduction, (above, width) in product(
-        KINDS, KINDS, ("token", "embedding", "projection"), ((0, 3), (1, None))
+    for encoder, decoder, (introduction, above, width) in product(
+        KINDS,
+        KINDS,
+        (
+            *product(("token", "embedding", "projection"), (0,), (3,)),
+            *product(("token", "embedding"), (1,), (None,)),
+            ("projection", 1, None),
+            ("projection", 2, 3),
+            ("projection", 2, None),
+        ),
     )
 ]
 CONTEXT = 12
@@ -122,9 +130,49 @@ def test_noise_is_of_training_alone_and_as_large_as_was_asked_for(place: str) ->
 
 
 def test_what_does_not_fit_together_is_refused() -> None:
-    with pytest.raises(ValueError, match="cannot enter above layer 2 of 2"):
-        tiny_estimator(introduced_above=2)
+    for introduction, above in (("token", 2), ("embedding", 2), ("projection", 3)):
+        with pytest.raises(ValueError, match=f"by {introduction} the embedding cannot enter above layer {above} of 2"):
+            tiny_estimator(introduction=introduction, introduced_above=above)
     with pytest.raises(ValueError, match="kernel of 3"):
         tiny_estimator(decoder_kernel=3)
     with pytest.raises(ValueError, match="start from a causal language model"):
         SecondOrderModel.from_estimator(tiny_estimator(introduction="projection"))
+    with pytest.raises(ValueError, match="start from a causal language model"):
+        SecondOrderModel.from_estimator(
+            tiny_estimator(introduction="projection", introduced_above=2, decoder_kind="mixer")
+        )
+
+
+@pytest.mark.parametrize("deviation", [1.0, 40.0])
+def test_added_logits_lose_no_label_however_far_apart_they_are(deviation: float) -> None:
+    """At 40 sums of products are below what float32 holds."""
+    estimator = tiny_estimator(introduction="projection", introduced_above=2, bottleneck_width=None)
+    assert isinstance(estimator.introduce, torch.nn.Linear)
+    estimator.introduce.weight.mul_(deviation)
+    estimator.decoder.norm.weight.mul_(deviation)
+    input_ids_BT = random_tokens(1, CONTEXT)
+    labels_BT = exact.token_entropies(estimator, input_ids_BT)
+    codes_T = torch.stack(
+        [losses_one_by_one(estimator.double(), input_ids_BT[0, : n + 1]).sum() for n in range(CONTEXT)]
+    )
+    differences_T = codes_T.diff(prepend=codes_T.new_zeros(1))
+    assert deviation == 1 or differences_T.abs().max() > 50
+    torch.testing.assert_close(labels_BT[0].double(), differences_T, atol=1e-3, rtol=1e-5)
+
+
+def test_added_logits_are_summed_over_a_large_vocabulary_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    estimator = tiny_estimator(introduction="projection", introduced_above=2)
+    input_ids_BT = random_tokens(2, CONTEXT)
+    whole_BT = exact.token_entropies(estimator, input_ids_BT)
+    monkeypatch.setattr(exact, "CHUNK_VOCABULARY", 10)
+    torch.testing.assert_close(exact.token_entropies(estimator, input_ids_BT), whole_BT)
+
+
+def test_a_second_order_model_starts_as_the_language_model_under_added_logits() -> None:
+    estimator = tiny_estimator(introduction="projection", introduced_above=2)
+    model = SecondOrderModel.from_estimator(estimator, form="residual", label_mean=0.0, label_deviation=1.0)
+    input_ids_BT = random_tokens(2, CONTEXT)
+    without_BX = torch.zeros(2, estimator.config.decoder_width)
+    logits_BTV = estimator.decode(without_BX, input_ids_BT) @ estimator.head_VD.T
+    losses_BT = torch.nn.functional.cross_entropy(logits_BTV.transpose(1, 2), input_ids_BT, reduction="none")
+    torch.testing.assert_close(model(input_ids_BT)[0].entropy_BT, losses_BT)
