@@ -83,25 +83,27 @@ RECIPES = (
 )
 
 
-def new_estimator(vocabulary: int, settings: Settings) -> EntropyEstimator:
-    """An estimator of the settings' sizes."""
-    config = EstimatorConfig(
-        vocab_size=vocabulary,
-        context=settings.document_tokens,
-        encoder_width=settings.width // 2,
-        encoder_layers=max(1, settings.layers - 1),
-        encoder_heads=max(1, settings.heads // 2),
-        decoder_width=settings.width,
-        decoder_layers=settings.layers,
-        decoder_heads=settings.heads,
-        bottleneck_width=settings.bottleneck_width,
-    )
-    return EntropyEstimator(config)
+def new_estimator(vocabulary: int, settings: Settings, **variant: Any) -> EntropyEstimator:
+    """An estimator of the settings' sizes; `variant` are other fields of its configuration."""
+    sizes: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "context": settings.document_tokens,
+        "encoder_width": settings.width // 2,
+        "encoder_layers": max(1, settings.layers - 1),
+        "encoder_heads": max(1, settings.heads // 2),
+        "decoder_width": settings.width,
+        "decoder_layers": settings.layers,
+        "decoder_heads": settings.heads,
+        "bottleneck_width": settings.bottleneck_width,
+    }
+    return EntropyEstimator(EstimatorConfig(**{**sizes, **variant}))
 
 
-def train_estimator(corpus: Corpus, vocabulary: int, settings: Settings, folder: Path) -> EntropyEstimator:
+def train_estimator(
+    corpus: Corpus, vocabulary: int, settings: Settings, folder: Path, **variant: Any
+) -> EntropyEstimator:
     """Trained on windows of every length."""
-    model = new_estimator(vocabulary, settings)
+    model = new_estimator(vocabulary, settings, **variant)
     return _trained(model, corpus, estimator_loss, settings.steps, settings, folder / "estimator", varied=True)
 
 

@@ -1,0 +1,117 @@
+"""What it costs and what it saves to let the embedding enter the decoder late.
+
+On a source of known entropies, estimators that differ in where the embedding enters, and how wide it is, are trained on
+the same documents; their held-out losses, the errors of their exact labels and the time that these take are compared.
+
+M documents, T tokens of each.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.corpus import Corpus
+from pipeline.labels import causal, exact
+from pipeline.models.estimator import EntropyEstimator, Introduction
+from pipeline.training.evaluation import r_squared
+from pipeline.truth.contest import drawn
+from pipeline.truth.contestants import Settings, train_estimator, train_language_model
+from pipeline.truth.sources import SOURCES
+
+TIMED_WINDOWS, REPEATS = 32, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Where the embedding enters a decoder, and how many numbers it has."""
+
+    introduction: Introduction
+    introduced_above: int
+    bottleneck_width: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.introduction} above {self.introduced_above}, {self.bottleneck_width} wide"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A variant on a source."""
+
+    source: str
+    variant: str
+    held_out_loss: float
+    """Nats a token of whole documents; given their embedding, whose own cost is not in it."""
+    mean_absolute_error: float
+    """Of labels against the true surprisal, in nats."""
+    r_squared: float
+    bias: float
+    """Mean of label - truth, in nats."""
+    passes: float
+    """Time of a document's labels over that of one pass of the model over it. The published procedure has 2T passes."""
+
+
+def variants(layers: int, widths: tuple[int, ...]) -> list[Variant]:
+    """The published introduction, and the addition of the embedding above none to all of the decoder's layers."""
+    places: list[tuple[Introduction, int]] = [("token", 0), *(("projection", above) for above in range(layers + 1))]
+    return [
+        Variant(introduction=introduction, introduced_above=above, bottleneck_width=width)
+        for width in widths
+        for introduction, above in places
+    ]
+
+
+def compare_introductions(name: str, settings: Settings, widths: tuple[int, ...], folder: Path) -> Iterator[Outcome]:
+    """The causal model of equal compute, then every variant, each as it is known."""
+    source = SOURCES[name](np.random.default_rng(settings.seed))
+    seen = drawn(source, settings.steps * settings.batch, settings, stream=2)
+    corpus = Corpus.of(list(seen.tokens_MT.astype(np.int32)))
+    fresh = drawn(source, settings.fresh_documents, settings, stream=1)
+    ids_MT, truth_MT = torch.from_numpy(fresh.tokens_MT), torch.from_numpy(fresh.surprisal_MT)
+    torch.manual_seed(settings.seed)
+    language_model = train_language_model(corpus, source.vocabulary, settings, folder)
+    surprisal_MT = causal.token_entropies(language_model, ids_MT, source.vocabulary)
+    yield _outcome(name, "causal", surprisal_MT.mean().item(), surprisal_MT, truth_MT, 1.0)
+    for variant in variants(settings.layers, widths):
+        torch.manual_seed(settings.seed)
+        estimator = train_estimator(corpus, source.vocabulary, settings, folder / variant.name, **asdict(variant))
+        labels_MT = exact.token_entropies(estimator, ids_MT)
+        with torch.no_grad():
+            loss = estimator.token_losses(ids_MT).mean().item()
+        yield _outcome(name, variant.name, loss, labels_MT, truth_MT, passes(estimator, ids_MT[:TIMED_WINDOWS]))
+
+
+def passes(estimator: EntropyEstimator, input_ids_BT: Tensor) -> float:
+    """Passes of the model over the windows that take as long as their exact labels; medians of turns."""
+    with torch.no_grad():
+        ratios = [
+            _seconds(lambda: exact.token_entropies(estimator, input_ids_BT))
+            / _seconds(lambda: estimator.token_losses(input_ids_BT))
+            for _ in range(REPEATS)
+        ]
+    return median(ratios)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def _outcome(source: str, variant: str, loss: float, labels_MT: Tensor, truth_MT: Tensor, cost: float) -> Outcome:
+    error_MT = labels_MT.double() - truth_MT.double()
+    return Outcome(
+        source=source,
+        variant=variant,
+        held_out_loss=loss,
+        mean_absolute_error=error_MT.abs().mean().item(),
+        r_squared=r_squared(labels_MT, truth_MT),
+        bias=error_MT.mean().item(),
+        passes=cost,
+    )
