@@ -5,19 +5,14 @@ On a source of known entropy (the default) the models that label are trained fir
 command again to go on with an interrupted comparison. Writes results.csv, results.md, curves.png and every trial.
 """
 
-import os
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context, parent_process
+from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import get_args
 
 import cyclopts
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from pipeline.command_line import run
@@ -29,6 +24,7 @@ from pipeline.training import comparison, resume
 from pipeline.training.comparison import Sizes, Study, Trial, default_objectives, trials
 from pipeline.training.loop import TrainingConfig
 from pipeline.training.objectives import ObjectiveName
+from pipeline.training.side_by_side import side_by_side
 from pipeline.truth.contestants import Settings
 from pipeline.truth.plots import require_matplotlib
 from pipeline.truth.results import summarise, write_results
@@ -104,7 +100,8 @@ def compare_objectives(config: Config) -> None:
     study, truth = read_study(config) if config.labels else made_study(config)
     labelled = [each for each in default_objectives(list(study.labels), config.chosen) if each[0] in config.objectives]
     planned = trials(labelled, config.dropouts, config.seeds, config.scales, config.margins)
-    done = dict(tqdm(all_figures(planned, study, config), "trials", len(planned)))
+    work = partial(figures_of, study=study, config=config)
+    done = dict(tqdm(side_by_side(work, planned, config.processes), "trials", len(planned)))
     figures = {trial: done[trial] for trial in planned}
     made_by = command_line("jobs.compare_objectives", sys.argv[1:])
     print(write_results(config.output, figures, list(summarise(figures)), truth, made_by))
@@ -139,34 +136,8 @@ def read_study(config: Config) -> tuple[Study, None]:
     return Study(corpus.documents(0, config.documents), given, held_out, tokens.vocabulary, tokens.separator), None
 
 
-def all_figures(planned: list[Trial], study: Study, config: Config) -> Iterator[tuple[Trial, list[dict[str, float]]]]:
-    """Each trial's figures as it ends, each on one core. A fork of a process that uses torch can hang: they spawn."""
-    processes = config.processes or min(len(planned), os.cpu_count() or 1)
-    os.environ["TQDM_DISABLE"] = "1"  # of what is started from here: one bar is enough
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=end_with_the_parent) as pool:
-        running = {pool.submit(figures_of, trial, study, config): trial for trial in planned}
-        try:
-            for finished in as_completed(running):
-                yield running[finished], finished.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def end_with_the_parent() -> None:
-    """When the parent is killed: its trial would be trained on beside the same one of the next command."""
-
-    def wait() -> None:
-        parent = parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    Thread(target=wait, daemon=True).start()
-
-
 def figures_of(trial: Trial, study: Study, config: Config) -> list[dict[str, float]]:
-    """One trial on one core."""
-    torch.set_num_threads(1)
+    """One trial's figures."""
     return comparison.carry_out(trial, study, config.model, config.training, config.output / "trials")
 
 

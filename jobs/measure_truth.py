@@ -5,20 +5,17 @@ models learn the labels of these, and all of them label the same fresh documents
 sources run beside each other. Writes results.csv, results.md, a scatter plot a method and the metrics of each training.
 """
 
-import os
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import cyclopts
-import torch
 
 from pipeline.command_line import run
 from pipeline.models.card import command_line
 from pipeline.models.checkpoint import require_new_folder
+from pipeline.training.side_by_side import side_by_side
 from pipeline.truth.accuracy import Accuracy, markdown, verdict, write_csv
 from pipeline.truth.contest import Entry, hold_contest
 from pipeline.truth.contestants import Settings
@@ -52,7 +49,7 @@ def measure_truth(config: Config) -> None:
     require_matplotlib()
     require_new_folder(config.output)
     config.output.mkdir(parents=True, exist_ok=True)
-    by_source = dict(all_contests(config))
+    by_source = dict(side_by_side(partial(contest, config=config), config.sources, config.processes))
     entries = [entry for source in config.sources for entry in by_source[source]]
     results = [entry.accuracy for entry in entries]
     write_csv(config.output / "results.csv", results)
@@ -64,26 +61,13 @@ def measure_truth(config: Config) -> None:
     print(report)
 
 
-def all_contests(config: Config) -> Iterator[tuple[str, list[Entry]]]:
-    """Each source's results as its contest ends. Processes are spawned: a fork of one that uses torch can hang."""
-    processes = config.processes or min(len(config.sources), os.cpu_count() or 1)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        running = [pool.submit(contest, name, config) for name in config.sources]
-        try:
-            for finished in as_completed(running):
-                yield finished.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def contest(name: str, config: Config) -> tuple[str, list[Entry]]:
+def contest(name: str, config: Config) -> list[Entry]:
     """One source's contest on one core, printing each result. More threads do not help models of this size."""
-    torch.set_num_threads(1)
     entries: list[Entry] = []
     for entry in hold_contest(name, config.contest, config.output / "training" / name):
         print(line(entry.accuracy), flush=True)
         entries.append(entry)
-    return name, entries
+    return entries
 
 
 def line(result: Accuracy) -> str:

@@ -11,19 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cyclopts
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.command_line import run
 from pipeline.data.documents import Column, iterate_rows
 from pipeline.data.locations import File, find_files, pinned
-from pipeline.data.tokenizer import TOKENIZER_FILE
+from pipeline.data.tokenizer import SEPARATOR, TOKENIZER_FILE, train_byte_pairs
 from pipeline.models.card import CARD_FILE, command_line, model_card
 from pipeline.models.checkpoint import require_new_folder
 from schemas.documents import TEXT_COLUMN
 
-SEPARATOR = "<|endoftext|>"
-BYTES = 256
 MEASURED_DOCUMENTS = 1000
 
 
@@ -46,19 +44,9 @@ class Config:
 
 def train_tokenizer(config: Config) -> None:
     """Train a byte-level BPE tokenizer on documents."""
-    if config.vocabulary <= BYTES:
-        raise ValueError(f"--vocabulary must be above {BYTES}, the bytes and the separator, not {config.vocabulary}")
     require_new_folder(config.output)
     files = find_files(pinned(config.input))
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocabulary,
-        special_tokens=[SEPARATOR],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )
-    tokenizer.train_from_iterator(texts(files, config), trainer)
+    tokenizer = train_byte_pairs(texts(files, config), config.vocabulary)
     save(tokenizer, config)
     sample = list(itertools.islice(texts(files, config), MEASURED_DOCUMENTS))
     tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(sample))

@@ -6,15 +6,38 @@ Annotation never adds special tokens and never reads any: a document that contai
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+SEPARATOR = "<|endoftext|>"
+"""Of a tokenizer of our own; it has id 0."""
+BYTES = 256
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZED_ALREADY = "none"
+
+
+def train_byte_pairs(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """A byte-level BPE tokenizer: every string has an encoding, and decoding gives it back.
+
+    Raises:
+        ValueError: if the vocabulary has no room for the bytes and the separator.
+    """
+    if vocabulary <= BYTES:
+        raise ValueError(f"--vocabulary must be above {BYTES}, the bytes and the separator, not {vocabulary}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[SEPARATOR],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.models.estimator import EntropyEstimator
 from pipeline.models.language_model import next_token_losses, with_start
 from pipeline.models.second_order import SecondOrderModel
+from pipeline.models.window_encoder import WindowEncoder
 from pipeline.training.batches import Batch
 from pipeline.training.objectives import Objective, cross_entropy
 
 
-def estimator_loss(model: EntropyEstimator, batch: Batch) -> Tensor:
-    """Nats a real token, given the embedding of the token's window; padding has loss 0."""
+def estimator_loss(model: WindowEncoder, batch: Batch) -> Tensor:
+    """Nats a real token of an estimator or an autoencoder, given the embedding of its window; padding has loss 0."""
     losses_BT: Tensor = model(batch.input_ids_BT, batch.lengths_B)
     return losses_BT.sum() / int(batch.whole.lengths_B.sum())
 

@@ -149,7 +149,7 @@ def test_added_logits_lose_no_label_however_far_apart_they_are(deviation: float)
     estimator = tiny_estimator(introduction="projection", introduced_above=2, bottleneck_width=None)
     assert isinstance(estimator.introduce, torch.nn.Linear)
     estimator.introduce.weight.mul_(deviation)
-    estimator.decoder.norm.weight.mul_(deviation)
+    estimator.decoder.get_submodule("norm").get_parameter("weight").mul_(deviation)
     input_ids_BT = random_tokens(1, CONTEXT)
     labels_BT = exact.token_entropies(estimator, input_ids_BT)
     codes_T = torch.stack(
