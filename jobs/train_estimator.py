@@ -4,13 +4,11 @@ Every length must be seen in training, since an exact label is the difference of
 prefixes (paper section 3). Held-out loss is measured on windows of the whole context.
 """
 
-import math
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import cyclopts
-import numpy as np
 import torch
 
 from pipeline.command_line import run
@@ -22,16 +20,15 @@ from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.checkpoint import fold_folder, require_new_folder
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig, Introduction
 from pipeline.models.loading import save_checkpoint
+from pipeline.models.quantization import Codec
 from pipeline.models.stack import Kind
 from pipeline.models.window_encoder import NoisePlace
 from pipeline.training import resume
+from pipeline.training.accounting import window_accounting
 from pipeline.training.batches import Cut, endless_batches
-from pipeline.training.evaluation import bits_per_byte, held_out_batches, mean_of
 from pipeline.training.loop import Figures, TrainingConfig, train
 from pipeline.training.losses import estimator_loss
 from schemas.documents import TEXT_COLUMN, TOKENS_COLUMN
-
-BITS_OF_A_BOTTLENECK_VALUE = 32  # the embedding is counted as it is computed: float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,14 +145,10 @@ def train_on(seen: Corpus, held_out: Corpus, source: TokenSource, output: Path, 
 
 def held_out_figures(model: EntropyEstimator, held_out: Corpus, config: Config) -> Figures:
     """Loss in nats a token, the same with the embedding's cost spread over its window, and that in bits a byte."""
-    context = config.model.context
-    batches = held_out_batches(held_out, Cut(context, config.training.tokens_per_batch), model.device)
-    loss = mean_of(model.token_losses(batch.input_ids_BT, batch.lengths_B)[batch.real_BT] for batch in batches)
-    windows = int(np.ceil(np.diff(held_out.offsets) / context).sum())
-    embedding_nats = model.config.embedding_width * BITS_OF_A_BOTTLENECK_VALUE * math.log(2)
-    normalized = loss + embedding_nats * windows / len(held_out.tokens_N)
-    figures = {"held_out_loss": loss, "normalized_loss": normalized}
-    return figures | bits_per_byte(normalized, held_out)
+    cut = Cut(config.model.context, config.training.tokens_per_batch)
+    account = window_accounting(model, Codec("float32"), held_out, cut)
+    figures = {"held_out_loss": account.loss, "normalized_loss": account.normalized_loss}
+    return figures | ({} if account.bits_per_byte is None else {"bits_per_byte": account.bits_per_byte})
 
 
 def card(model: EntropyEstimator, seen: Corpus, held_out: Corpus, figures: Figures) -> str:

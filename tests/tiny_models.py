@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.second_order import SecondOrderConfig, SecondOrderModel
 from pipeline.models.stack import new_language_model
@@ -38,6 +39,21 @@ def tiny_estimator(*, context: int = 32, vocabulary: int = VOCABULARY, **variant
     }
     config = EstimatorConfig(**{**sizes, **variant})
     return frozen(EntropyEstimator(config))
+
+
+def tiny_autoencoder(*, context: int = 12, vocabulary: int = VOCABULARY, **variant: Any) -> Autoencoder:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "context": context,
+        "encoder_width": 16,
+        "encoder_layers": 1,
+        "decoder_width": 24,
+        "decoder_layers": 2,
+        "decoder_heads": 2,
+        "initializer_range": 0.2,
+    }
+    return frozen(Autoencoder(AutoencoderConfig(**{**sizes, **variant})))
 
 
 def tiny_second_order(*, context: int = 32, vocabulary: int = VOCABULARY) -> SecondOrderModel:

@@ -108,9 +108,9 @@ class Corpus:
         return float(self.given_labels.mean()) if len(self.given_labels) else 0.0
 
     @property
-    def tokens_per_byte(self) -> float | None:
-        """Tokens to UTF-8 bytes of text; None for documents that came as tokens."""
-        return None if self.text_bytes_M is None else len(self.tokens_N) / float(self.text_bytes_M.sum())
+    def total_bytes(self) -> int | None:
+        """UTF-8 bytes of text; None for documents that came as tokens."""
+        return None if self.text_bytes_M is None else int(self.text_bytes_M.sum())
 
     def packed(self, separator: int) -> "Corpus":
         """All documents as a single one, a separator without a label before each."""

@@ -56,12 +56,9 @@ class Autoencoder(WindowEncoder):
             given_BTX = unrolled(embedding_BC, tokens)
         return causal_hidden(self.decoder, self.introduce(given_BTX))
 
-    def token_losses(self, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Loss of every token in nats [B, T], 0 at padding, given the embedding of the row's real tokens."""
-        hidden_BTD = self.decode(self.window_bottlenecks(input_ids_BT, lengths_B), input_ids_BT.shape[1])
+    def losses_given(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        hidden_BTD = self.decode(bottleneck_BE, input_ids_BT.shape[1])
         return real_losses(hidden_BTD, self.head.weight, input_ids_BT, lengths_B)
-
-    forward = token_losses
 
 
 def unrolled(embedding_BC: Tensor, tokens: int) -> Tensor:

@@ -14,8 +14,12 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-Kind = Literal["estimator", "second-order", "causal"]
-KIND_OF_MODEL_TYPE: dict[str, Kind] = {"entropy-estimator": "estimator", "second-order-entropy": "second-order"}
+Kind = Literal["estimator", "autoencoder", "second-order", "causal"]
+KIND_OF_MODEL_TYPE: dict[str, Kind] = {
+    "entropy-estimator": "estimator",
+    "window-autoencoder": "autoencoder",
+    "second-order-entropy": "second-order",
+}
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 """Folders `tokenizer`, `estimator` and `second-order`, which come with the project."""

@@ -133,16 +133,6 @@ class EntropyEstimator(WindowEncoder):
         """Hidden states [B, T, D]; index i has seen the embedding and the tokens before i, and predicts token i."""
         return self.decode_states(embedding_BX, self.token_states(input_ids_BT))
 
-    def token_losses(self, input_ids_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Loss of every token in nats [B, T], the first included, given the embedding of the row's whole window.
-
-        Args:
-            input_ids_BT: windows, padded on the right with any token.
-            lengths_B: real tokens in each row; all T where None. Losses of padding are 0.
-        """
-        if lengths_B is None:
-            lengths_B = torch.full((len(input_ids_BT),), input_ids_BT.shape[1], device=input_ids_BT.device)
-        embedding_BX = self.introduced(self.window_bottlenecks(input_ids_BT, lengths_B))
-        return real_losses(self.decode(embedding_BX, input_ids_BT), self.head_VD, input_ids_BT, lengths_B)
-
-    forward = token_losses
+    def losses_given(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        hidden_BTD = self.decode(self.introduced(bottleneck_BE), input_ids_BT)
+        return real_losses(hidden_BTD, self.head_VD, input_ids_BT, lengths_B)

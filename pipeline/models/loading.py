@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.data.tokenizer import declared_beginning
+from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.card import CARD_FILE
 from pipeline.models.checkpoint import CONFIG_FILE, copy_tokenizer, require_kind
 from pipeline.models.estimator import EntropyEstimator
@@ -21,6 +22,13 @@ def load_estimator(folder: Path, device: str = "cpu") -> EntropyEstimator:
     require_kind(folder, "estimator")
     estimator: EntropyEstimator = _loaded(EntropyEstimator, folder, device)
     return estimator
+
+
+def load_autoencoder(folder: Path, device: str = "cpu") -> Autoencoder:
+    """An autoencoder in float32 on the device, ready to evaluate."""
+    require_kind(folder, "autoencoder")
+    autoencoder: Autoencoder = _loaded(Autoencoder, folder, device)
+    return autoencoder
 
 
 def load_second_order(folder: Path, device: str = "cpu") -> SecondOrderModel:

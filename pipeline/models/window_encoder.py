@@ -69,7 +69,7 @@ class WindowEncoderConfig(PreTrainedConfig):
 
 
 class WindowEncoder(PreTrainedModel):
-    """A model with an `encoder` and the layers `down` and `up`, which a subclass makes."""
+    """A model with an `encoder` and the layers `down` and `up`, which a subclass makes, and a decoder of its own."""
 
     encoder: PreTrainedModel
     down: nn.Module
@@ -86,6 +86,23 @@ class WindowEncoder(PreTrainedModel):
     def window_bottlenecks(self, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """Bottleneck values [B, E] of each row's real tokens."""
         return self.bottlenecks(input_ids_BT)[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B - 1]
+
+    def losses_given(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        """Loss of every token in nats [B, T], the first included, 0 at padding, given each row's bottleneck values."""
+        raise NotImplementedError
+
+    def token_losses(self, input_ids_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """Loss of every token in nats [B, T], the first included, given the embedding of the row's whole window.
+
+        Args:
+            input_ids_BT: windows, padded on the right with any token.
+            lengths_B: real tokens in each row; all T where None. Losses of padding are 0.
+        """
+        if lengths_B is None:
+            lengths_B = torch.full((len(input_ids_BT),), input_ids_BT.shape[1], device=input_ids_BT.device)
+        return self.losses_given(self.window_bottlenecks(input_ids_BT, lengths_B), input_ids_BT, lengths_B)
+
+    forward = token_losses
 
     def _noisy(self, values: Tensor) -> Tensor:
         if not self.training or not self.config.noise:

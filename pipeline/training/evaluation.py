@@ -3,7 +3,6 @@
 B rows, T tokens of the longest row.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -26,13 +25,6 @@ def mean_of(losses: Iterable[Tensor]) -> float:
     for losses_N in losses:
         total, count = total + losses_N.double().sum().item(), count + losses_N.numel()
     return total / count
-
-
-def bits_per_byte(nats_per_token: float, corpus: Corpus) -> dict[str, float]:
-    """As a figure, from the corpus's own counts of tokens and UTF-8 bytes; none for documents that came as tokens."""
-    if corpus.tokens_per_byte is None:
-        return {}
-    return {"bits_per_byte": nats_per_token / math.log(2) * corpus.tokens_per_byte}
 
 
 def r_squared(estimates_N: Tensor, truth_N: Tensor) -> float:

@@ -8,29 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig, unrolled
-from tests.tiny_models import frozen, random_tokens
+from pipeline.models.autoencoder import Autoencoder, unrolled
+from tests.tiny_models import random_tokens, tiny_autoencoder
 
 CONTEXT = 12
 VARIANTS = [
     pytest.param({"encoder_kind": kind, "decoder_kind": kind, "given": given, "bottleneck_width": width})
     for kind, given, width in product(("transformer", "mixer"), ("repeated", "unrolled"), (5, None))
 ]
-
-
-def tiny_autoencoder(**variant: Any) -> Autoencoder:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": 97,
-        "context": CONTEXT,
-        "encoder_width": 16,
-        "encoder_layers": 1,
-        "decoder_width": 24,
-        "decoder_layers": 2,
-        "decoder_heads": 2,
-        "initializer_range": 0.2,
-    }
-    return frozen(Autoencoder(AutoencoderConfig(**sizes, **variant)))
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 40])

@@ -21,10 +21,10 @@ from pipeline.models.checkpoint import (
     find_checkpoint,
     fold_folder,
 )
-from pipeline.models.loading import load_causal, load_estimator, load_second_order, save_checkpoint
+from pipeline.models.loading import load_autoencoder, load_causal, load_estimator, load_second_order, save_checkpoint
 from pipeline.models.stack import new_language_model
 from pipeline.models.transformer import llama_config
-from tests.tiny_models import random_tokens, tiny_estimator, tiny_second_order
+from tests.tiny_models import random_tokens, tiny_autoencoder, tiny_estimator, tiny_second_order
 
 
 def language_model() -> PreTrainedModel:
@@ -40,10 +40,14 @@ def estimator_folder(tmp_path: Path) -> Path:
 def test_each_kind_is_known_by_its_configuration(tmp_path: Path, estimator_folder: Path) -> None:
     tiny_second_order().save_pretrained(tmp_path / "second-order")
     language_model().save_pretrained(tmp_path / "causal")
+    tiny_autoencoder(context=32).save_pretrained(tmp_path / "autoencoder")
     assert checkpoint_kind(estimator_folder) == "estimator"
+    assert checkpoint_kind(tmp_path / "autoencoder") == "autoencoder"
     assert checkpoint_kind(tmp_path / "second-order") == "second-order"
     assert checkpoint_kind(tmp_path / "causal") == "causal"
-    assert {context_and_vocabulary(tmp_path / name) for name in ("estimator", "second-order", "causal")} == {(32, 97)}
+    kinds = ("estimator", "autoencoder", "second-order", "causal")
+    assert {context_and_vocabulary(tmp_path / name) for name in kinds} == {(32, 97)}
+    assert load_autoencoder(tmp_path / "autoencoder").config.given == "unrolled"
     assert load_second_order(tmp_path / "second-order").config.label_deviation == 2.0
     assert load_causal(tmp_path / "causal").config.vocab_size == 97
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.data.corpus import Corpus
 from pipeline.training.batches import Batch, Cut
-from pipeline.training.evaluation import bits_per_byte, held_out_batches, mean_of, r_squared
+from pipeline.training.evaluation import held_out_batches, mean_of, r_squared
 
 CPU = torch.device("cpu")
 
@@ -46,18 +46,6 @@ def test_held_out_batches_are_always_the_same() -> None:
     corpus, cut = documents([30, 5, 17]), Cut(8, 20, varied=True)
     first, second = ([batch.input_ids_BT.tolist() for batch in held_out_batches(corpus, cut, CPU)] for _ in range(2))
     assert first == second
-
-
-def test_bits_per_byte_by_hand() -> None:
-    texts = ["naïve", "", "東京"]
-    tokens = [np.arange(count, dtype=np.int32) for count in (2, 0, 3)]
-    corpus = Corpus.of(tokens, text_bytes=[len(text.encode()) for text in texts])
-    # 5 tokens of 3 bits for 6 + 0 + 6 bytes
-    assert bits_per_byte(3 * math.log(2), corpus) == {"bits_per_byte": pytest.approx(15 / 12)}
-
-
-def test_documents_that_came_as_tokens_have_no_bits_per_byte() -> None:
-    assert bits_per_byte(1.0, documents([3])) == {}
 
 
 def test_r_squared_by_hand() -> None:

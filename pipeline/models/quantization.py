@@ -1,0 +1,155 @@
+"""Window embeddings stored with fewer bits: post-training casts of the bottleneck's numbers (paper: quantization).
+
+A codec stores every number at its size and gives back float32. What it costs depends on the training: noise of half of
+a codec's step (`WindowEncoderConfig.noise`) makes a model bear it.
+
+B rows, T tokens, E bottleneck width, N windows.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Self, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.models.window_encoder import WindowEncoder
+
+Kind = Literal["float32", "float16", "int8", "float8_e4m3fn", "float8_e5m2"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+LARGEST_INTEGER = 127  # -128 is not used, so that the range is as wide on both sides
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How a number is stored. Values beyond the range saturate.
+
+    Errors inside the range, to which float32's own rounding comes:
+
+    | kind | range | largest error |
+    |---|---|---|
+    | float32 | 3.4e38 | 0 |
+    | float16 | 65504 | 2^-11 of the value, 2^-25 at least |
+    | int8 | 127 scales | half of a scale |
+    | float8_e4m3fn | 448 | 2^-4 of the value, 2^-10 at least |
+    | float8_e5m2 | 57344 | 2^-3 of the value, 2^-17 at least |
+
+    `scale_E` is int8's alone: the step of each number, or one for all.
+    """
+
+    kind: Kind
+    scale_E: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind == "int8") != (self.scale_E is not None):
+            raise ValueError(f"a codec of kind {self.kind} {'needs a' if self.kind == 'int8' else 'has no'} scale")
+        if self.scale_E is not None and not (self.scale_E.isfinite() & (self.scale_E > 0)).all():
+            raise ValueError("a scale must be finite and above 0; calibrate it on values that are finite")
+
+    @classmethod
+    def calibrated(cls, kind: Kind, values_NE: Tensor) -> Self:
+        """The codec whose range just holds the values, number by number; only int8 looks at them.
+
+        They come from training text: the scale is part of the model, known before anything is encoded.
+        """
+        if kind != "int8":
+            return cls(kind)
+        scale_E = values_NE.detach().float().abs().amax(dim=0) / LARGEST_INTEGER
+        return cls(kind, scale_E.clamp(min=torch.finfo(torch.float32).tiny))  # a number may be 0 in all of them
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is stored."""
+        dtype: torch.dtype = getattr(torch, self.kind)
+        return dtype
+
+    @property
+    def bits(self) -> int:
+        """That a number takes."""
+        return 8 * self.dtype.itemsize
+
+    def encode(self, values_BE: Tensor) -> Tensor:
+        """Stored values of the codec's dtype.
+
+        Raises:
+            ValueError: if a value is NaN or infinite.
+        """
+        if not values_BE.isfinite().all():
+            raise ValueError("NaN or infinite values cannot be stored; the model that made them has diverged")
+        if self.scale_E is not None:
+            steps_BE = (values_BE.float() / self.scale_E.to(values_BE.device)).round()
+            return steps_BE.clamp(-LARGEST_INTEGER, LARGEST_INTEGER).to(self.dtype)
+        largest = torch.finfo(self.dtype).max
+        return values_BE.float().clamp(-largest, largest).to(self.dtype)  # else e5m2 and float16 make infinity
+
+    def decode(self, stored_BE: Tensor) -> Tensor:
+        """Values in float32.
+
+        Raises:
+            ValueError: if they were stored by a codec of another kind.
+        """
+        if stored_BE.dtype != self.dtype:
+            raise ValueError(f"values of {stored_BE.dtype} were not stored by a codec of kind {self.kind}")
+        values_BE = stored_BE.float()
+        return values_BE if self.scale_E is None else values_BE * self.scale_E.to(values_BE.device)
+
+    def round_trip(self, values_BE: Tensor) -> Tensor:
+        """Values as they come back, in the type they had."""
+        return self.decode(self.encode(values_BE)).to(values_BE.dtype)
+
+
+class StoredLosses(NamedTuple):
+    """Losses of tokens in nats, 0 at padding, and the embedding they were given, as it is stored."""
+
+    losses_BT: Tensor
+    stored_BE: Tensor
+
+    @property
+    def bits(self) -> int:
+        """That the embeddings of all rows take."""
+        return 8 * self.stored_BE.nbytes
+
+    @property
+    def code_lengths_B(self) -> Tensor:
+        """Nats of each window, float64: its tokens and its stored embedding."""
+        return self.losses_BT.double().sum(dim=1) + self.bits / len(self.stored_BE) * math.log(2)
+
+
+def stored_losses(model: WindowEncoder, codec: Codec, input_ids_BT: Tensor, lengths_B: Tensor) -> StoredLosses:
+    """What `token_losses` gives when the decoder gets the embedding as the codec has stored it."""
+    values_BE = model.window_bottlenecks(input_ids_BT, lengths_B)
+    stored_BE = codec.encode(values_BE)
+    given_BE = codec.decode(stored_BE).to(values_BE.dtype)
+    return StoredLosses(model.losses_given(given_BE, input_ids_BT, lengths_B), stored_BE)
+
+
+def write_embeddings(file: Path, codec: Codec, stored_NE: Tensor) -> None:
+    """Stored values of a whole set of windows and their codec, as safetensors: a header of some 200 bytes, the scale
+    in float32 where there is one, then every value at its size."""
+    tensors = {"embeddings": stored_NE.contiguous()}
+    if codec.scale_E is not None:
+        tensors["scale"] = codec.scale_E.float().contiguous()
+    save_file(tensors, file, metadata={"kind": codec.kind})
+
+
+def read_embeddings(file: Path) -> tuple[Codec, Tensor]:
+    """The codec and the stored values [N, E] of a file.
+
+    Raises:
+        ValueError: if it was not written by `write_embeddings`.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            kind, names = (opened.metadata() or {}).get("kind"), set(opened.keys())
+            if kind not in KINDS or "embeddings" not in names:
+                raise ValueError(f"{file} holds no window embeddings")
+            codec = Codec(kind, opened.get_tensor("scale") if "scale" in names else None)
+            stored_NE: Tensor = opened.get_tensor("embeddings")
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a safetensors file: {error}") from error
+    if stored_NE.dtype != codec.dtype:
+        raise ValueError(f"{file} names {kind} and holds {stored_NE.dtype}")
+    return codec, stored_NE
