@@ -27,7 +27,7 @@ from pipeline.labels.packed import ModelTokens
 from pipeline.models.card import command_line
 from pipeline.training import comparison, resume
 from pipeline.training.comparison import Sizes, Study, Trial, default_objectives, trials
-from pipeline.training.loop import TrainingConfig
+from pipeline.training.config import TrainingConfig
 from pipeline.training.objectives import ObjectiveName
 from pipeline.truth.contestants import Settings
 from pipeline.truth.plots import require_matplotlib
@@ -45,7 +45,7 @@ class Training(TrainingConfig):
     tokens_per_batch: int = 2048
     """Tokens in a batch, padding included."""
     learning_rate: float = 5e-3
-    """Peak rate of AdamW; a linear warm-up before it, a cosine to zero after it."""
+    """Peak rate of AdamW; a linear warm-up before it, a decay to zero after it."""
     evaluate_every: int = 60
     """Steps between evaluations; there is one at the end too."""
 
