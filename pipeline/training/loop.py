@@ -88,7 +88,7 @@ def _stop(step: int, accelerator: Accelerator) -> None:
 
 
 def _compiled(loss: Callable[[ModelT, Batch], Tensor], config: TrainingConfig) -> Callable[[ModelT, Batch], Tensor]:
-    return torch.compile(loss) if config.compile else loss
+    return torch.compile(loss, dynamic=True) if config.compile else loss  # windows are of many lengths
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from pipeline.training.config import TrainingConfig
@@ -50,14 +50,18 @@ def new_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
     )
     sharding = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if sharding and accelerator.distributed_type == DistributedType.MULTI_CPU:  # accelerate has this for GPUs alone
-        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    if accelerator.is_fsdp2:
+        # Autocast serves, as without shards. Gathering in bfloat16 would be half the traffic, but gradients and what
+        # is evaluated would be of it too.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return accelerator
 
 
 def trained_copy(model: ModelT, accelerator: Accelerator) -> ModelT:
     """The model itself; where weights are sharded a copy, so that the model stays one that can be saved."""
-    return deepcopy(model) if accelerator.distributed_type == DistributedType.FSDP else model
+    return deepcopy(model) if accelerator.is_fsdp2 else model
 
 
 def take_weights(model: nn.Module, trained: nn.Module) -> None:

@@ -66,7 +66,8 @@ class Stepper:
         accelerator, processes = self.accelerator, self.accelerator.num_processes
         part = batch.part(accelerator.process_index, processes).to(accelerator.device)
         with nullcontext() if last else accelerator.no_sync(self.module):
-            loss: Tensor = self.module(self.loss, part)
+            with accelerator.autocast():
+                loss: Tensor = self.module(self.loss, part)
             accelerator.backward(loss * processes)  # they are averaged, and parts add up
         return loss.detach().float()
 
