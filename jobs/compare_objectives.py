@@ -22,7 +22,7 @@ from pipeline.labels.packed import ModelTokens
 from pipeline.models.card import command_line
 from pipeline.training import comparison, resume
 from pipeline.training.comparison import Sizes, Study, Trial, default_objectives, trials
-from pipeline.training.loop import TrainingConfig
+from pipeline.training.config import TrainingConfig
 from pipeline.training.objectives import ObjectiveName
 from pipeline.training.side_by_side import side_by_side
 from pipeline.truth.contestants import Settings
@@ -41,7 +41,7 @@ class Training(TrainingConfig):
     tokens_per_batch: int = 2048
     """Tokens in a batch, padding included."""
     learning_rate: float = 5e-3
-    """Peak rate of AdamW; a linear warm-up before it, a cosine to zero after it."""
+    """Peak rate of AdamW; a linear warm-up before it, a decay to zero after it."""
     evaluate_every: int = 60
     """Steps between evaluations; there is one at the end too."""
 

@@ -1,12 +1,15 @@
 """Trains the entropy estimation model on documents, in windows of every length up to the context.
 
 Every length must be seen in training, since an exact label is the difference of the code lengths of two
-prefixes (paper section 3). Held-out loss is measured on windows of the whole context.
+prefixes (paper section 3). Held-out loss is measured on windows of the whole context. The same command goes on with
+an interrupted training. Processes: one, or those of `accelerate launch -m jobs.train_estimator`.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cyclopts
 import torch
@@ -15,9 +18,9 @@ from pipeline.command_line import run
 from pipeline.data.corpus import Corpus, read_corpus
 from pipeline.data.documents import Column
 from pipeline.data.locations import find_files, pinned
-from pipeline.data.tokenizer import TokenSource, token_source
+from pipeline.data.tokenizer import TokenSource, token_source, tokenizer_sha256
 from pipeline.models.card import command_line, model_card, training_length
-from pipeline.models.checkpoint import fold_folder, require_new_folder
+from pipeline.models.checkpoint import fold_folder
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig, Introduction
 from pipeline.models.loading import save_checkpoint
 from pipeline.models.quantization import Codec
@@ -26,8 +29,11 @@ from pipeline.models.window_encoder import NoisePlace
 from pipeline.training import resume
 from pipeline.training.accounting import window_accounting
 from pipeline.training.batches import Cut, endless_batches
-from pipeline.training.loop import Figures, TrainingConfig, train
+from pipeline.training.config import TrainingConfig
+from pipeline.training.log import Figures
+from pipeline.training.loop import train
 from pipeline.training.losses import estimator_loss
+from pipeline.training.processes import this_process
 from schemas.documents import TEXT_COLUMN, TOKENS_COLUMN
 
 
@@ -102,20 +108,34 @@ class Config:
 
 def train_estimator(config: Config) -> None:
     """Train an entropy estimation model on documents."""
-    require_new_folder(config.output)
+    process, inputs = this_process(), pinned(config.input)
     source = token_source(config.tokenizer, config.vocabulary)
     column = Column(config.text_column) if source.tokenizer else Column(TOKENS_COLUMN, tokenized=True)
     corpus = read_corpus(
-        find_files(pinned(config.input)),
+        find_files(inputs),
         column=column,
         tokenizer=source.tokenizer,
         vocabulary=source.vocabulary,
         limit=config.limit,
     )
     seen, held_out = corpus.held_out(config.held_out)
-    parts = seen.each_without_a_fold(config.folds)
-    for fold, part in enumerate(parts):
-        train_on(part, held_out, source, fold_folder(config.output, fold, config.folds), config)
+    if process.is_main_process:
+        resume.begin(config.output, what_decides(config, inputs, corpus, source))
+    process.wait_for_everyone()
+    for fold, part in enumerate(seen.each_without_a_fold(config.folds)):
+        folder = fold_folder(config.output, fold, config.folds)
+        if not resume.is_finished(folder):
+            train_on(part, held_out, source, folder, config)
+    if process.is_main_process:
+        resume.finish(config.output)
+
+
+def what_decides(config: Config, inputs: Sequence[str], corpus: Corpus, source: TokenSource) -> dict[str, Any]:
+    """All that the models depend on: not where, nor in how many processes, they are trained."""
+    settings = {**asdict(config), "input": inputs, "training": config.training.decisive}
+    del settings["output"]
+    tokenizer = tokenizer_sha256(source.folder) if source.folder else None
+    return {**settings, "documents": len(corpus), "tokens": len(corpus.tokens_N), "tokenizer_sha256": tokenizer}
 
 
 def train_on(seen: Corpus, held_out: Corpus, source: TokenSource, output: Path, config: Config) -> None:
@@ -132,15 +152,11 @@ def train_on(seen: Corpus, held_out: Corpus, source: TokenSource, output: Path, 
         config.training,
         output,
     )
-    save_checkpoint(
-        model,
-        output,
-        dtype=config.training.save_as,
-        tokenizer_folder=source.folder,
-        card=card(model, seen, held_out, figures),
-    )
-    resume.finish(output)
-    print(f"{output}: held-out loss {figures['held_out_loss']:.3f} nats a token")
+    if this_process().is_main_process:
+        text, kind = card(model, seen, held_out, figures), config.training.save_as
+        save_checkpoint(model, output, dtype=kind, tokenizer_folder=source.folder, card=text)
+        resume.finish(output)
+        print(f"{output}: held-out loss {figures['held_out_loss']:.3f} nats a token")
 
 
 def held_out_figures(model: EntropyEstimator, held_out: Corpus, config: Config) -> Figures:

@@ -26,10 +26,13 @@ from pipeline.models.stack import Kind, new_language_model, stack_config
 from pipeline.models.transformer import add_dropout
 from pipeline.training import resume
 from pipeline.training.batches import Cut, endless_batches
+from pipeline.training.config import TrainingConfig
 from pipeline.training.evaluation import held_out_batches, mean_of
-from pipeline.training.loop import Figures, TrainingConfig, this_process, train
+from pipeline.training.log import Figures
+from pipeline.training.loop import train
 from pipeline.training.losses import objective_loss, window_losses
 from pipeline.training.objectives import NEED_LABELS, ObjectiveSettings, objective_function
+from pipeline.training.processes import this_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +146,7 @@ def train_here(config: Config) -> None:
 
 def what_decides(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
     """All that the model depends on: not where, nor in how many processes, it is trained."""
-    settings = {**asdict(config), "provenance": asdict(dataset.provenance)}
+    settings = {**asdict(config), "training": config.training.decisive, "provenance": asdict(dataset.provenance)}
     return {name: value for name, value in settings.items() if name not in ("output", "workers", "address")}
 
 

@@ -3,11 +3,14 @@
 The seeing and the expecting output both learn the column `entropy` by mean squared error. Since the expecting one
 has not seen the token, the best it can do is the label's mean there, which is the expected entropy. Tokens without
 a label count for nothing. Any method's labels can be the teacher, a stronger language model's among them.
+
+The same command goes on with an interrupted training. Processes: one, or those of `accelerate launch -m
+jobs.train_second_order`.
 """
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,19 +26,22 @@ from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.checkpoint import (
     checkpoint_kind,
     checkpoint_members,
+    checkpoint_sha256,
     context_and_vocabulary,
     find_checkpoint,
     fold_folder,
-    require_new_folder,
 )
 from pipeline.models.loading import load_causal, load_estimator, save_checkpoint
 from pipeline.models.second_order import Form, SecondOrderModel
 from pipeline.models.transformer import llama_config
 from pipeline.training import resume
 from pipeline.training.batches import Batch, Cut, endless_batches
+from pipeline.training.config import TrainingConfig
 from pipeline.training.evaluation import held_out_batches, r_squared
-from pipeline.training.loop import Figures, TrainingConfig, train
+from pipeline.training.log import Figures
+from pipeline.training.loop import train
 from pipeline.training.losses import second_order_loss
+from pipeline.training.processes import this_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +95,28 @@ class Config:
 
 def train_second_order(config: Config) -> None:
     """Train a second-order model on the labels of an annotated dataset."""
-    require_new_folder(config.output)
-    dataset = find_annotations(config.labels)
+    process, dataset = this_process(), find_annotations(config.labels)
     seen, held_out = dataset.corpus(stop=config.limit).held_out(config.held_out)
     for part in (seen, held_out):
         if len(part.given_labels) < 2:
             raise ValueError(f"{config.labels} has too few labels to train and evaluate on; choose a larger --share")
-    starts = starting_points(config)
+    starts = starting_points(config, dataset)
+    if process.is_main_process:
+        resume.begin(config.output, what_decides(config, dataset, starts))
+    process.wait_for_everyone()
     for fold, part in enumerate(seen.each_without_a_fold(config.folds)):
-        train_on(part, held_out, dataset, starts[fold], fold_folder(config.output, fold, config.folds), config)
+        folder = fold_folder(config.output, fold, config.folds)
+        if not resume.is_finished(folder):
+            train_on(part, held_out, dataset, starts[fold], folder, config)
+    if process.is_main_process:
+        resume.finish(config.output)
+
+
+def what_decides(config: Config, dataset: AnnotatedDataset, starts: Sequence[Path | None]) -> dict[str, Any]:
+    """All that the models depend on: not where, nor in how many processes, they are trained."""
+    settings = {**asdict(config), "training": config.training.decisive, "provenance": asdict(dataset.provenance)}
+    del settings["output"]
+    return {**settings, "init_from_sha256": checkpoint_sha256(*filter(None, starts))}
 
 
 def train_on(
@@ -106,6 +125,8 @@ def train_on(
     """Trains one model and writes it, with its card, to `output`."""
     torch.manual_seed(config.training.seed)
     model = initial_model(config, dataset, start, seen.given_labels)
+    if model.head is not None and config.form == "direct" and config.causal_weight == 0:
+        model.head.requires_grad_(False)  # several processes wait for every gradient, and nothing reads this weight
     context = model.config.context
     cut = Cut(context, config.training.tokens_per_batch, overlap=context // 2, labelled_only=True)
     output.mkdir(parents=True, exist_ok=True)
@@ -117,28 +138,26 @@ def train_on(
         config.training,
         output,
     )
-    save_checkpoint(
-        model,
-        output,
-        dtype=config.training.save_as,
-        tokenizer_folder=dataset.tokenizer,
-        card=card(model, dataset, seen, held_out, figures, config),
-    )
-    resume.finish(output)
-    print(f"{output}: held-out R² {figures['r2_seeing']:.3f} seeing, {figures['r2_expecting']:.3f} expecting")
+    if this_process().is_main_process:
+        text, kind = card(model, dataset, seen, held_out, figures, config), config.training.save_as
+        save_checkpoint(model, output, dtype=kind, tokenizer_folder=dataset.tokenizer, card=text)
+        resume.finish(output)
+        print(f"{output}: held-out R² {figures['r2_seeing']:.3f} seeing, {figures['r2_expecting']:.3f} expecting")
 
 
-def starting_points(config: Config) -> tuple[Path | None, ...]:
+def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Path | None, ...]:
     """For each fold the checkpoint that its model starts as, which must not have seen the fold either.
 
     Raises:
-        ValueError: if they are of another number of folds.
+        ValueError: if they are of another number of folds, or read other tokens than the labels speak of.
     """
     if config.init_from is None:
         return (None,) * config.folds
     members = checkpoint_members(find_checkpoint(config.init_from))
     if len(members) != config.folds:
         raise ValueError(f"{config.init_from} has {len(members)} folds, and --folds is {config.folds}; make them equal")
+    for member in members:
+        require_same_tokens(member, dataset)
     return members
 
 
@@ -155,7 +174,6 @@ def initial_model(
     if start is None:
         stack = llama_config(vocab_size=dataset.provenance.vocabulary, **vars(config.model))
         return SecondOrderModel.from_scratch(stack, context=config.model.context, **settings)
-    require_same_tokens(start, dataset)
     if checkpoint_kind(start) == "estimator":
         return SecondOrderModel.from_estimator(load_estimator(start), **settings)
     return SecondOrderModel.from_language_model(load_causal(start), start=declared_beginning(start), **settings)

@@ -26,7 +26,7 @@ class Batch:
     lengths_B: Tensor
     labels_BT: Tensor | None = None
     others: "Batch | None" = None
-    """The whole batch, of which this is one process's part; None where there is one process."""
+    """The whole batch, of which this is a part: one process's, one of a step's batches; None where it is one."""
 
     @property
     def real_BT(self) -> Tensor:
@@ -35,8 +35,8 @@ class Batch:
 
     @property
     def whole(self) -> "Batch":
-        """The batch of all processes. What a loss sums here it divides by counts of this, so that the parts' losses
-        add up to that of the whole."""
+        """The batch of all processes and of the whole step. What a loss sums here it divides by counts of this, so that
+        the parts' losses add up to that of the whole."""
         return self.others or self
 
     def part(self, process: int, processes: int) -> "Batch":
@@ -46,7 +46,7 @@ class Batch:
         rows = list(range(process, len(self.lengths_B), processes))
         labels_BT = None if self.labels_BT is None else self.labels_BT[rows or [0]]
         lengths_B = self.lengths_B[rows] if rows else torch.zeros_like(self.lengths_B[:1])
-        return Batch(self.input_ids_BT[rows or [0]], lengths_B, labels_BT, self)
+        return Batch(self.input_ids_BT[rows or [0]], lengths_B, labels_BT, self.whole)
 
     def to(self, device: torch.device) -> "Batch":
         labels_BT = None if self.labels_BT is None else self.labels_BT.to(device)

@@ -22,8 +22,10 @@ from pipeline.models.stack import new_language_model
 from pipeline.models.transformer import add_dropout, llama_config
 from pipeline.training import resume
 from pipeline.training.batches import Cut, endless_batches
+from pipeline.training.config import TrainingConfig
 from pipeline.training.evaluation import held_out_batches, mean_of
-from pipeline.training.loop import METRICS_FILE, Figures, TrainingConfig, train
+from pipeline.training.log import METRICS_FILE, Figures
+from pipeline.training.loop import train
 from pipeline.training.losses import document_loss, document_losses
 from pipeline.training.objectives import ObjectiveName, ObjectiveSettings, objective_function
 

@@ -1,30 +1,54 @@
-"""What an interrupted training goes on from: weights, optimizer and place, in one file that is no pickle.
+"""What an interrupted training goes on from: weights, optimizer and place, in files that are no pickles.
 
-The order of the data and what dropout drops follow from the seed and the step, so that nothing else is kept.
+The order of the data and what dropout drops follow from the seed and the step, so that nothing else is kept. A file is
+written beside its name, synced and renamed: one that is there is whole, unless its disk has failed.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-STATE_FILE, SETTINGS_FILE = "unfinished.safetensors", "unfinished.json"
+from pipeline.models.card import CARD_FILE
+from pipeline.training.processes import whole
+
+SETTINGS_FILE = "unfinished.json"
+STATES = "unfinished-*.safetensors"
 
 
 @dataclass(frozen=True)
 class Place:
-    """How far a training is."""
+    """How far a training is, and the sum of its losses since the last evaluation."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    losses: float = 0.0
+    since: int = 0
+
+    def after(self, loss: float, tokens: int, seconds: float) -> Self:
+        """One step later; `seconds` are those of the whole training."""
+        return replace(
+            self,
+            step=self.step + 1,
+            tokens=self.tokens + tokens,
+            seconds=seconds,
+            losses=self.losses + loss,
+            since=self.since + 1,
+        )
+
+    def afresh(self) -> Self:
+        """After an evaluation."""
+        return replace(self, losses=0.0, since=0)
 
 
 def begin(output: Path, settings: Mapping[str, Any]) -> None:
@@ -44,39 +68,99 @@ def begin(output: Path, settings: Mapping[str, Any]) -> None:
             shown = "; ".join(f"{name} {there.get(name)} there, {wanted.get(name)} now" for name in sorted(differing))
             raise ValueError(f"--output {output} holds another unfinished training ({shown}); choose another folder")
     output.mkdir(parents=True, exist_ok=True)
-    (output / SETTINGS_FILE).write_text(json.dumps(wanted, indent=2))
+    write(output / SETTINGS_FILE, json.dumps(wanted, indent=2))
 
 
 def finish(output: Path) -> None:
     """Removes what was kept for an interruption; the finished model must be in place."""
-    for name in (STATE_FILE, SETTINGS_FILE):
-        (output / name).unlink(missing_ok=True)
+    for file in (*states(output), output / SETTINGS_FILE):
+        file.unlink(missing_ok=True)
 
 
-def save(output: Path, model: nn.Module, optimizer: Optimizer, place: Place) -> None:
-    """Keeps the training as it is now, in place of what was kept before."""
-    tensors = {f"model {name}": tensor for name, tensor in _weights(model)}
-    for name, parameter in model.named_parameters():
-        tensors |= {f"optimizer {key} {name}": value for key, value in optimizer.state[parameter].items()}
-    unfinished = output / f".{STATE_FILE}"
-    copies = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(copies, unfinished, metadata={"place": json.dumps(asdict(place))})
-    unfinished.replace(output / STATE_FILE)
+def is_finished(output: Path) -> bool:
+    """Whether the folder holds a model whose training came to its end: its card is written last, then states go."""
+    return (output / CARD_FILE).is_file() and not states(output)
+
+
+def states(output: Path) -> list[Path]:
+    """Files of states, the oldest first."""
+    return sorted(output.glob(STATES), key=lambda file: int(file.stem.rpartition("-")[2]))
+
+
+def save(
+    output: Path, model: nn.Module, optimizer: Optimizer, place: Place, *, keep: int = 1, writes: bool = True
+) -> None:
+    """Keeps the training as it is now, and of older states so many that there are `keep`.
+
+    Every process takes part, since each may hold a shard of the state; one of them writes.
+    """
+    tensors = {}
+    for name, tensor in _tensors(model, optimizer):
+        complete = whole(tensor.detach())
+        if writes:
+            tensors[name] = complete.cpu().contiguous()
+    if not writes:
+        return
+    file = output / f"unfinished-{place.step}.safetensors"
+    unfinished = file.with_name(f".{file.name}")
+    save_file(tensors, unfinished, metadata={"place": json.dumps(asdict(place))})
+    _settle(unfinished, file)
+    for old in states(output)[:-keep]:
+        old.unlink()
 
 
 def load(output: Path, model: nn.Module, optimizer: Optimizer) -> Place:
-    """Puts weights and optimizer back to where they were; the very beginning where nothing was kept."""
-    if not (output / STATE_FILE).is_file():
-        return Place()
-    with safe_open(output / STATE_FILE, framework="pt") as stored, torch.no_grad():
-        for name, tensor in _weights(model):
-            tensor.copy_(stored.get_tensor(f"model {name}"))
-        for name, parameter in model.named_parameters():
-            kept = {key.split(" ")[1]: key for key in stored.keys() if _is_optimizers(key, name)}  # noqa: SIM118 (no dict)
-            optimizer.state[parameter] = {
-                part: _beside(parameter, part, stored.get_tensor(key)) for part, key in kept.items()
-            }
-        return Place(**json.loads(stored.metadata()["place"]))
+    """Puts weights and optimizer back to where they were at the newest state that can be read.
+
+    The very beginning where none was kept.
+
+    Raises:
+        ValueError: if no state that was kept can be read.
+    """
+    found = states(output)
+    for file in reversed(found):
+        try:
+            with safe_open(file, framework="pt") as stored, torch.no_grad():
+                return _restored(stored, model, optimizer)
+        except SafetensorError:
+            continue
+    if found:
+        raise ValueError(f"none of the states in {output} can be read; delete the folder to begin again")
+    return Place()
+
+
+def write(file: Path, text: str) -> None:
+    """Puts a text in a file's place, at once."""
+    unfinished = file.with_name(f".{file.name}")
+    unfinished.write_text(text)
+    _settle(unfinished, file)
+
+
+def _restored(stored: Any, model: nn.Module, optimizer: Optimizer) -> Place:
+    for name, tensor in _weights(model):
+        tensor.copy_(_like(tensor, stored.get_tensor(f"model {name}")))
+    for name, parameter in model.named_parameters():
+        kept = {key.split(" ")[1]: key for key in stored.keys() if _is_optimizers(key, name)}  # noqa: SIM118 (no dict)
+        optimizer.state[parameter] = {
+            part: _beside(parameter, part, stored.get_tensor(key)) for part, key in kept.items()
+        }
+    return Place(**json.loads(stored.metadata()["place"]))
+
+
+def _settle(unfinished: Path, file: Path) -> None:
+    """Renames a file that is complete to its name, so that neither is lost when the power is."""
+    for path, rename in ((unfinished, True), (file.parent, False)):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        if rename:
+            unfinished.replace(file)
+
+
+def _tensors(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    yield from ((f"model {name}", tensor) for name, tensor in _weights(model))
+    for name, parameter in model.named_parameters():
+        yield from ((f"optimizer {key} {name}", value) for key, value in optimizer.state[parameter].items())
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -94,4 +178,11 @@ def _beside(parameter: Tensor, part: str, value: Tensor) -> Tensor:
 
     In memory of its own: kernels round otherwise at addresses as odd as those within a file.
     """
-    return value.clone() if part == "step" else value.to(parameter.device, copy=True)
+    return value.clone() if part == "step" else _like(parameter, value).clone()
+
+
+def _like(tensor: Tensor, value: Tensor) -> Tensor:
+    """A stored value on the tensor's device, sharded as the tensor is."""
+    if isinstance(tensor, DTensor):
+        return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
+    return value.to(tensor.device)

@@ -21,7 +21,8 @@ from pipeline.models.stack import new_language_model
 from pipeline.models.transformer import llama_config
 from pipeline.training import resume
 from pipeline.training.batches import Cut, endless_batches
-from pipeline.training.loop import TrainingConfig, train
+from pipeline.training.config import TrainingConfig
+from pipeline.training.loop import train
 from pipeline.training.losses import document_loss, estimator_loss, second_order_loss
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)

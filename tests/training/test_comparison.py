@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.data.corpus import Corpus
 from pipeline.training.comparison import Sizes, Study, Trial, carry_out, default_objectives, trials
-from pipeline.training.loop import TrainingConfig
+from pipeline.training.config import TrainingConfig
 from pipeline.truth.results import interval, markdown, summarise, write_results
 from pipeline.truth.sources import SOURCES, draw
 

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.training.batches import Batch
-from pipeline.training.loop import Figures, TrainingConfig, train
+from pipeline.training.config import TrainingConfig
+from pipeline.training.log import Figures
+from pipeline.training.loop import train
 
 VOCABULARY = 5
 CONFIG = TrainingConfig(steps=25, tokens_per_batch=40, learning_rate=0.1, evaluate_every=10)
@@ -105,7 +107,7 @@ def test_vectors_are_not_decayed(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path: Path, value: float) -> None:
     steps = iter(range(1, 100))
     model = Bigrams()
-    with pytest.raises(ValueError, match="at step 3; try a lower"):
+    with pytest.raises(ValueError, match=r"at step 3 \(4 windows, 37 tokens, written to .*\); try a lower"):
         train(model, circle(), lambda m, b: loss(m, b) * (value if next(steps) == 3 else 1), figures, CONFIG, tmp_path)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from pipeline.training import resume
 from pipeline.training.batches import Batch
-from pipeline.training.loop import Loss, TrainingConfig, train
+from pipeline.training.config import TrainingConfig
+from pipeline.training.loop import train
+from pipeline.training.stepper import Loss
 from tests.training.test_loop import Bigrams, circle, figures, loss, metrics
 
 CONFIG = TrainingConfig(steps=12, tokens_per_batch=40, learning_rate=0.1, evaluate_every=4)
@@ -66,7 +68,7 @@ def test_a_finished_training_that_was_not_saved_is_not_trained_again(tmp_path: P
 def test_what_was_kept_is_removed_in_the_end(tmp_path: Path) -> None:
     resume.begin(tmp_path / "out", {"rate": 1})
     train(Bigrams(), circle(), loss, figures, CONFIG, tmp_path / "out")
-    assert (tmp_path / "out" / "unfinished.safetensors").is_file()
+    assert (tmp_path / "out" / "unfinished-12.safetensors").is_file()
     resume.finish(tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["metrics.jsonl"]
 

@@ -1,0 +1,94 @@
+"""What every training job can be told."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import LoggerType
+
+from pipeline.training.schedule import Decay
+
+ABOVE_ZERO = (
+    "steps",
+    "tokens_per_batch",
+    "accumulate",
+    "learning_rate",
+    "gradient_clip",
+    "evaluate_every",
+    "save_every",
+    "keep",
+)
+DECIDE_NOTHING = ("save_every", "keep", "trackers")
+"""Settings that leave the trained model as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What every training job can be told."""
+
+    steps: int = 2000
+    """Optimizer steps."""
+    tokens_per_batch: int = 8192
+    """Tokens in a batch, padding included."""
+    accumulate: int = 1
+    """Batches a step, one after the other in memory: losses and gradients are those of one batch that holds them all.
+    Objectives that compare the tokens of a batch (flood-mean and the shares) compare those of each by itself."""
+    learning_rate: float = 1e-3
+    """Peak rate of AdamW; a linear warm-up before it, a decay to zero after it."""
+    decay: Decay = "cosine"
+    """How the rate falls after the peak."""
+    warmup: float = 0.05
+    """Share of the steps that warm up."""
+    weight_decay: float = 0.1
+    """On matrices; vectors are not decayed."""
+    gradient_clip: float = 1.0
+    """Largest norm of a gradient."""
+    evaluate_every: int = 500
+    """Steps between evaluations; there is one at the end too."""
+    save_every: int | None = None
+    """Steps between states that an interrupted training goes on from; at each evaluation by default."""
+    keep: int = 2
+    """States that are kept, the newest; the model takes the place of all of them in the end."""
+    precision: Literal["no", "bf16"] = "no"
+    """Mixed precision of the forward pass; weights stay in float32."""
+    compile: bool = False
+    """Compile the forward pass of the training (torch.compile). Worth its minutes on a GPU."""
+    save_as: Literal["float32", "bfloat16"] = "float32"
+    """Type of the saved weights; the last evaluation is of the weights as saved."""
+    trackers: tuple[str, ...] = ()
+    """Trackers that get the figures beside metrics.jsonl, by accelerate's names: tensorboard, wandb, mlflow, ..."""
+    seed: int = 0
+    """Decides the initial weights and the order of the data."""
+
+    def __post_init__(self) -> None:
+        for name in ABOVE_ZERO:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--training.{name.replace('_', '-')} must be above 0, not {value}")
+        if not 0 < self.warmup < 1:
+            raise ValueError(f"--training.warmup is a share between 0 and 1, not {self.warmup}")
+        there = installed_trackers()
+        for name in self.trackers:
+            if name not in there:
+                known = f"those here are {', '.join(there)}" if there else "none is here"
+                raise ValueError(f"--training.trackers {name} is not installed or not known to accelerate; {known}")
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """All that the trained model and its figures depend on."""
+        return {name: value for name, value in asdict(self).items() if name not in DECIDE_NOTHING}
+
+    def evaluates(self, step: int) -> bool:
+        """Whether there is an evaluation after the step."""
+        return step % self.evaluate_every == 0 or step == self.steps
+
+    def saves(self, step: int) -> bool:
+        """Whether the state is kept after the step."""
+        return self.evaluates(step) if self.save_every is None else step % self.save_every == 0 or step == self.steps
+
+
+def installed_trackers() -> list[str]:
+    """Names of the trackers that accelerate can start here, those that were registered with it among them."""
+    built_in = {str(name) for name in LoggerType}
+    registered = {str(name) for name in LOGGER_TYPE_TO_CLASS} - built_in
+    return sorted(registered | {str(name) for name in get_available_trackers()})

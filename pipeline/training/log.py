@@ -1,0 +1,91 @@
+"""Figures of a training: in `metrics.jsonl`, on the progress bar and with the trackers that were asked for."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from pipeline.training.batches import Batch
+from pipeline.training.config import TrainingConfig
+from pipeline.training.resume import Place, write
+
+Figures = dict[str, float]
+METRICS_FILE = "metrics.jsonl"
+PROJECT = "token-entropy"
+
+
+class Log:
+    """Counts steps and writes evaluations; the main process alone shows and writes."""
+
+    def __init__(self, accelerator: Accelerator, config: TrainingConfig, output: Path, place: Place) -> None:
+        self.accelerator, self.file, self.shown = accelerator, output / METRICS_FILE, accelerator.is_main_process
+        self.place = place
+        self.resumed = self.started = time.monotonic()
+        self.seconds_before, self.tokens_before = place.seconds, place.tokens
+        self.speed, self.held_out = math.nan, Figures()
+        records = self._records(place.step) if self.shown else []
+        self.record: Figures = records[-1] if records else {}
+        if self.shown:  # what an interrupted training wrote after its last state comes again
+            write(self.file, "".join(json.dumps(record) + "\n" for record in records))
+        accelerator.init_trackers(PROJECT, {name: _plain(value) for name, value in config.decisive.items()})
+        name = f"training {output.name}"
+        self.bar = tqdm(total=config.steps, desc=name, unit="step", initial=place.step, disable=not self.shown)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+    def add(self, loss: float, batches: Sequence[Batch]) -> None:
+        """A step."""
+        tokens = sum(int(batch.lengths_B.sum()) for batch in batches)
+        seconds = self.seconds_before + time.monotonic() - self.started
+        self.place = self.place.after(loss, tokens, seconds)
+        self.speed = (self.place.tokens - self.tokens_before) / max(time.monotonic() - self.resumed, 1e-9)
+        shown = {"loss": loss, "tokens/s": self.speed, **self.held_out}
+        self.bar.set_postfix_str(", ".join(f"{name} {_short(value)}" for name, value in shown.items()), refresh=False)
+        self.bar.update()
+
+    def evaluated(self, held_out: Figures, learning_rate: float) -> None:
+        """An evaluation; `training_loss` is the mean since the last one of what is minimised.
+
+        Trackers get the learning rate too, and the tokens a second of the training alone since the last evaluation.
+        """
+        place, self.held_out = self.place, held_out
+        training = {"seconds": round(place.seconds, 1), "training_loss": place.losses / place.since}
+        self.record = {"step": place.step, "tokens": place.tokens, **training, **held_out}
+        self.place = place.afresh()
+        if self.shown:
+            with self.file.open("a") as lines:
+                lines.write(json.dumps(self.record) + "\n")
+                lines.flush()
+                os.fsync(lines.fileno())
+        speed = {"learning_rate": learning_rate, "tokens_per_second": self.speed}
+        self.accelerator.log({**self.record, **speed}, step=place.step)
+        self.resumed, self.tokens_before = time.monotonic(), place.tokens
+
+    def _records(self, step: int) -> list[Figures]:
+        """Those up to a step; a line that a power cut left unfinished is none."""
+        lines = self.file.read_text().splitlines(keepends=True) if step else []
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [record for record in records if record["step"] <= step]
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3f}"
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, bool | int | float | str) else str(value)
