@@ -20,9 +20,9 @@ from pipeline.data.documents import Column
 from pipeline.data.locations import find_files, pinned
 from pipeline.data.tokenizer import TokenSource, token_source, tokenizer_sha256
 from pipeline.models.card import command_line, model_card, training_length
-from pipeline.models.checkpoint import fold_folder
+from pipeline.models.checkpoint import find_checkpoint, fold_folder
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig, Introduction
-from pipeline.models.loading import save_checkpoint
+from pipeline.models.loading import load_estimator, save_checkpoint
 from pipeline.models.quantization import Codec
 from pipeline.models.stack import Kind
 from pipeline.models.window_encoder import NoisePlace
@@ -96,6 +96,9 @@ class Config:
     """Documents to read at the most."""
     held_out: int | None = None
     """Last documents to evaluate on and never train on; one in twenty, 500 at the most, by default."""
+    init_from: str | None = None
+    """Estimator to start as, of the same sizes: a folder, or a name on the Hub. If its embedding enters elsewhere, its
+    encoder and decoder are taken. Else it starts from scratch."""
     folds: int = 1
     """Above 1: so many estimators, each trained without a part of the documents, which it can then label unseen."""
     model: Sizes = field(default_factory=Sizes)
@@ -104,6 +107,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.folds < 1:
             raise ValueError(f"--folds must be at least 1, not {self.folds}")
+        if self.init_from is not None and self.folds > 1:
+            raise ValueError("--init-from with --folds would have seen every fold; leave out one of them")
 
 
 def train_estimator(config: Config) -> None:
@@ -142,6 +147,8 @@ def train_on(seen: Corpus, held_out: Corpus, source: TokenSource, output: Path, 
     """Trains one estimator and writes it, with its card, to `output`."""
     torch.manual_seed(config.training.seed)
     model = EntropyEstimator(EstimatorConfig(vocab_size=source.vocabulary, **asdict(config.model)))
+    if config.init_from is not None:
+        model.begin_as(load_estimator(find_checkpoint(config.init_from)))
     output.mkdir(parents=True, exist_ok=True)
     varied = Cut(config.model.context, config.training.tokens_per_batch, varied=True)
     figures = train(
@@ -153,7 +160,7 @@ def train_on(seen: Corpus, held_out: Corpus, source: TokenSource, output: Path, 
         output,
     )
     if this_process().is_main_process:
-        text, kind = card(model, seen, held_out, figures), config.training.save_as
+        text, kind = card(model, seen, held_out, figures, config.init_from), config.training.save_as
         save_checkpoint(model, output, dtype=kind, tokenizer_folder=source.folder, card=text)
         resume.finish(output)
         print(f"{output}: held-out loss {figures['held_out_loss']:.3f} nats a token")
@@ -167,7 +174,7 @@ def held_out_figures(model: EntropyEstimator, held_out: Corpus, config: Config) 
     return figures | ({} if account.bits_per_byte is None else {"bits_per_byte": account.bits_per_byte})
 
 
-def card(model: EntropyEstimator, seen: Corpus, held_out: Corpus, figures: Figures) -> str:
+def card(model: EntropyEstimator, seen: Corpus, held_out: Corpus, figures: Figures, start: str | None) -> str:
     """The checkpoint's model card."""
     return model_card(
         "Entropy estimation model",
@@ -175,6 +182,7 @@ def card(model: EntropyEstimator, seen: Corpus, held_out: Corpus, figures: Figur
         "entropy of the token between them (arXiv 2511.10618).",
         {
             "trained on": f"{len(seen):,} documents, {len(seen.tokens_N):,} tokens",
+            "started from": start or "scratch",
             "training": training_length(figures),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "held out": f"the last {len(held_out):,} documents, {len(held_out.tokens_N):,} tokens, never trained on",

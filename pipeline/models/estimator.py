@@ -92,6 +92,33 @@ class EntropyEstimator(WindowEncoder):
             return self.start.weight[0].detach()
         return self.introduced(torch.zeros(self.config.embedding_width, device=self.device)).detach()
 
+    @torch.no_grad()
+    def begin_as(self, other: "EntropyEstimator") -> None:
+        """Takes over another estimator's weights; one whose embedding enters elsewhere gives encoder and decoder, and
+        the embedding begins without effect.
+
+        Raises:
+            ValueError: if its encoder or decoder is of another shape.
+        """
+        weights, own = other.state_dict(), self.state_dict()
+        shapes = {name: tensor.shape for name, tensor in weights.items()}
+        if shapes == {name: tensor.shape for name, tensor in own.items()} and not self._enters_elsewhere(other):
+            self.load_state_dict(weights)
+            return
+        stacks = [name for name in own if name.startswith(("encoder.", "decoder.", "below."))]
+        if any(shapes.get(name) != own[name].shape for name in stacks) or not isinstance(self.introduce, nn.Linear):
+            raise ValueError(
+                "the estimator to begin as has an encoder or a decoder of another shape; give the same sizes"
+            )
+        self.load_state_dict({name: weights[name] for name in stacks}, strict=False)
+        nn.init.zeros_(self.introduce.weight)
+        if self.start is not None:
+            self.start.weight.copy_(other.first_state.unsqueeze(0))
+
+    def _enters_elsewhere(self, other: "EntropyEstimator") -> bool:
+        own, others = self.config, other.config
+        return (own.introduction, own.introduced_above) != (others.introduction, others.introduced_above)
+
     def introduced(self, bottleneck_E: Tensor) -> Tensor:
         """What enters the decoder [..., X] for bottleneck values [..., E]."""
         introduced_X: Tensor = self.introduce(self.up(bottleneck_E))

@@ -129,6 +129,26 @@ def test_noise_is_of_training_alone_and_as_large_as_was_asked_for(place: str) ->
     assert 0.24 < shift.abs().max() <= 0.2501 and shift.mean().abs() < 0.02
 
 
+@pytest.mark.parametrize("introduction", ["token", "projection"])
+def test_an_estimator_begins_as_another(introduction: str) -> None:
+    """The same variant gives the same losses; late addition those of the decoder with an embedding of nothing."""
+    torch.manual_seed(1)
+    late: dict[str, Any] = {"introduction": "projection", "introduced_above": 2}
+    other, input_ids_BT = tiny_estimator(introduction=introduction), random_tokens(2, CONTEXT)
+    same = tiny_estimator(introduction=introduction, initializer_range=0.1)
+    same.begin_as(other)
+    torch.testing.assert_close(same.token_losses(input_ids_BT), other.token_losses(input_ids_BT))
+    added = tiny_estimator(**late, initializer_range=0.1)
+    added.begin_as(other)
+    nothing_BX = other.first_state.expand(2, -1) if introduction == "token" else torch.zeros(2, 24)
+    hidden_BTD = other.decode(nothing_BX, input_ids_BT)
+    bias_D = added.introduced(torch.zeros(3))
+    torch.testing.assert_close(added.decode(added.introduced(torch.ones(2, 3)), input_ids_BT), hidden_BTD + bias_D)
+    assert added.requires_grad_(True).token_losses(input_ids_BT).mean().requires_grad
+    with pytest.raises(ValueError, match="another shape; give the same sizes"):
+        tiny_estimator(**late, decoder_width=48).begin_as(other)
+
+
 def test_what_does_not_fit_together_is_refused() -> None:
     for introduction, above in (("token", 2), ("embedding", 2), ("projection", 3)):
         with pytest.raises(ValueError, match=f"by {introduction} the embedding cannot enter above layer {above} of 2"):
