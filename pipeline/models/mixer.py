@@ -8,6 +8,7 @@ there is no window beyond the context.
 B rows, T positions, D width, H heads, P width of a head, K kernel, C longest window.
 """
 
+import math
 from typing import Self
 
 import torch
@@ -16,6 +17,11 @@ from torch.nn.functional import conv1d
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+# Deviation of a sum of all positions, in units of one position's. Projections before and after it shrink what it adds: at
+# a deviation of 0.02 of each weight, as others begin with, nothing was mixed, and an autoencoder of 16 tokens by repeated
+# embeddings (vocabulary 512, width 64, 940 steps of 2,048 tokens) came to 4.74 nats; with 1 to 3.77, with 4 to 3.13.
+FIRST_MIXING = 4.0
 
 
 class MixerConfig(LlamaConfig):
@@ -87,7 +93,8 @@ class MixerModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, CausalConvolution):
-            module.weight_HKCC.normal_(std=self.config.initializer_range)
+            _, kernel, context, _ = module.weight_HKCC.shape
+            module.weight_HKCC.normal_(std=FIRST_MIXING / math.sqrt(kernel * context))
             module.bias_HC.zero_()
 
 
