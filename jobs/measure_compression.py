@@ -1,0 +1,147 @@
+"""Bits a byte of text: models, with the embedding of every window stored in each way, beside classical compressors.
+
+A text costs a model the code lengths of its tokens and, if it is an estimator or an autoencoder, the stored embeddings.
+Prints a table that says what to compare with what; writes it as results.csv and results.md.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cyclopts
+import torch
+
+from pipeline.command_line import run
+from pipeline.data.corpus import Corpus, held_out_documents, require_tokens
+from pipeline.data.documents import Column, iterate_rows
+from pipeline.data.locations import find_files, pinned
+from pipeline.data.sample import sample_documents
+from pipeline.data.tokenizer import TOKENIZER_FILE, encode, load_tokenizer
+from pipeline.models.card import command_line
+from pipeline.models.checkpoint import (
+    SHIPPED,
+    checkpoint_kind,
+    context_and_vocabulary,
+    find_checkpoint,
+    require_new_folder,
+)
+from pipeline.models.loading import declared_start, load_autoencoder, load_causal, load_estimator
+from pipeline.models.quantization import KINDS, Codec
+from pipeline.training.accounting import causal_accounting, window_accounting, window_embeddings
+from pipeline.training.batches import Cut
+from pipeline.training.compression import Compression, classical, markdown, write_csv
+from schemas.documents import TEXT_COLUMN
+
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Which models, on which text, where to write."""
+
+    models: tuple[str, ...] = ()
+    """Estimators, autoencoders and causal language models, each with its tokenizer: folders or names on the Hub; the
+    shipped estimator by default."""
+    input: tuple[str, ...] = ()
+    """Parquet or JSON lines files, folders, globs or URLs of these; built-in English text by default. No model should
+    have seen the documents that are held out."""
+    text_column: str = TEXT_COLUMN
+    """Name of the column that holds the text."""
+    limit: int | None = None
+    """Documents to read at the most."""
+    held_out: int | None = None
+    """Last documents to measure on, half by default; those before them say how far int8's range must reach."""
+    window: int | None = None
+    """Tokens that a model sees at a time at the most; its whole context by default."""
+    tokens_per_batch: int = 8192
+    """Tokens in a batch, padding included."""
+    output: Path | None = None
+    """Folder to write the table to."""
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_batch < 1 or (self.window is not None and self.window < 1):
+            raise ValueError("--window and --tokens-per-batch must be at least 1")
+
+
+DEFAULTS = Config()
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Documents that were seen before, and those to measure on."""
+
+    seen: Sequence[str]
+    held_out: Sequence[str]
+
+
+def measure_compression(config: Config = DEFAULTS) -> None:
+    """Measure how small models and classical compressors make the same held-out text."""
+    if config.output is not None:
+        require_new_folder(config.output)
+    folders = {name: require_compressor(find_checkpoint(name)) for name in config.models}
+    texts = read_texts(config)
+    results = list(classical(texts.held_out))
+    for name, folder in (folders or {"shipped estimator": SHIPPED / "estimator"}).items():
+        results += by_model(name, folder, texts, config)
+    report = (
+        f"{markdown(results, texts.held_out)}\nMade by `{command_line('jobs.measure_compression', sys.argv[1:])}`.\n"
+    )
+    print(report)
+    if config.output is not None:
+        config.output.mkdir(parents=True, exist_ok=True)
+        (config.output / "results.md").write_text(report)
+        write_csv(config.output / "results.csv", results)
+
+
+def require_compressor(folder: Path) -> Path:
+    """The folder of a model that can give text a code length.
+
+    Raises:
+        ValueError: if it holds no such model, or no tokenizer.
+    """
+    if checkpoint_kind(folder) == "second-order":
+        raise ValueError(f"{folder} holds a second-order model, which predicts no tokens; name one that does")
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise ValueError(f"{folder} has no {TOKENIZER_FILE}: a model of tokens alone cannot be measured on text")
+    return folder
+
+
+def read_texts(config: Config) -> Texts:
+    """The documents, a row without text being an empty one."""
+    if config.input:
+        column, files = Column(config.text_column), find_files(pinned(config.input))
+        rows = [text for batch in iterate_rows(files, column, config.limit) for text in batch.column(0).to_pylist()]
+    else:
+        rows = sample_documents().column(TEXT_COLUMN).to_pylist()[: config.limit]
+    texts = [text or "" for text in rows]
+    held_out = held_out_documents(len(texts), len(texts) // 2 if config.held_out is None else config.held_out)
+    return Texts(texts[:-held_out], texts[-held_out:])
+
+
+def by_model(name: str, folder: Path, texts: Texts, config: Config) -> Iterator[Compression]:
+    """A causal language model's one line, or a line for every way to store the embedding."""
+    context, vocabulary = context_and_vocabulary(folder)
+    seen, held_out = (tokenized(part, folder, vocabulary) for part in (texts.seen, texts.held_out))
+    window, device = min(context, config.window or context), "cuda" if torch.cuda.is_available() else "cpu"
+    cut, kind = Cut(window, config.tokens_per_batch), checkpoint_kind(folder)
+    if kind == "causal":
+        account = causal_accounting(load_causal(folder, device), declared_start(folder), held_out, cut)
+        yield Compression.of(account, compressor=name, window=window)
+        return
+    model = load_estimator(folder, device) if kind == "estimator" else load_autoencoder(folder, device)
+    seen_NE = window_embeddings(model, seen, cut)
+    for stored in KINDS:
+        account = window_accounting(model, Codec.calibrated(stored, seen_NE), held_out, cut)
+        yield Compression.of(account, compressor=name, embedding=stored, window=window)
+
+
+def tokenized(texts: Sequence[str], folder: Path, vocabulary: int) -> Corpus:
+    """Documents in the tokens of the folder's tokenizer."""
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.get_vocab_size() > vocabulary:
+        raise ValueError(f"the tokenizer of {folder} has {tokenizer.get_vocab_size()} ids, its model {vocabulary}")
+    return require_tokens(Corpus.of(encode(tokenizer, texts), text_bytes=[len(text.encode()) for text in texts]))
+
+
+if __name__ == "__main__":
+    run(measure_compression, "jobs.measure_compression")

@@ -1,0 +1,100 @@
+"""How small a text gets: classical compressors on it, and the table in which models stand beside them.
+
+Compressors get the text at once, where they find in a document what stood in others, and document by document. The
+latter is the fair comparison, since a model begins anew with every window: but a window may be shorter than a document,
+a compressor has learned nothing before it, and a model has.
+"""
+
+import csv
+import gzip
+import lzma
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Self
+
+import zstandard
+
+from pipeline.training.accounting import Accounting
+
+COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType(
+    {
+        "gzip -9": lambda data: gzip.compress(data, 9, mtime=0),
+        "zstd -19": lambda data: zstandard.ZstdCompressor(level=19).compress(data),
+        "xz -9e": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
+    }
+)
+"""At their strongest usual settings: bytes in, a whole file out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression:
+    """A line of the table; losses are of models alone."""
+
+    compressor: str
+    embedding: str = ""
+    """How the embeddings of windows are stored, where there are any."""
+    sees: str
+    """How much of the text it has before it at a time."""
+    loss: float | None = None
+    """Nats a token, without the embeddings."""
+    normalized_loss: float | None = None
+    """With them."""
+    bits_per_byte: float
+
+    @classmethod
+    def of(cls, account: Accounting, *, compressor: str, embedding: str = "", window: int) -> Self:
+        """Of a model, on documents that came as text."""
+        assert account.bits_per_byte is not None
+        return cls(
+            compressor=compressor,
+            embedding=embedding,
+            sees=f"{window} tokens",
+            loss=account.loss,
+            normalized_loss=account.normalized_loss,
+            bits_per_byte=account.bits_per_byte,
+        )
+
+
+def classical(texts: Sequence[str]) -> Iterator[Compression]:
+    """Each compressor on all documents end to end, and on each by itself: all their bits over all their bytes.
+
+    Raises:
+        ValueError: if there is no text.
+    """
+    documents = [text.encode() for text in texts]
+    whole = b"".join(documents)
+    if not whole:
+        raise ValueError(f"the last {len(texts)} documents are empty; hold out more with --held-out")
+    for name, compress in COMPRESSORS.items():
+        for sees, parts in (("the whole text", [whole]), ("a document", documents)):
+            bits = 8 * sum(len(compress(part)) for part in parts)
+            yield Compression(compressor=name, sees=sees, bits_per_byte=bits / len(whole))
+
+
+def write_csv(file: Path, results: Sequence[Compression]) -> None:
+    """A line a result, all digits."""
+    with file.open("w", newline="") as stream:
+        table = csv.DictWriter(stream, [field.name for field in fields(Compression)])
+        table.writeheader()
+        table.writerows(asdict(result) for result in results)
+
+
+def markdown(results: Sequence[Compression], texts: Sequence[str]) -> str:
+    """The results as a table, and what to compare with what."""
+    lines = [
+        "| compressor | embedding stored as | sees at a time | nats a token | with the embedding | bits a byte |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        figures = (result.loss, result.normalized_loss, result.bits_per_byte)
+        shown = ["" if figure is None else f"{figure:.4f}" for figure in figures]
+        lines.append(f"| {' | '.join([result.compressor, result.embedding, result.sees, *shown])} |")
+    table, size = "\n".join(lines), sum(len(text.encode()) for text in texts)
+    return f"""{table}
+
+On the last {len(texts):,} documents, {size:,} bytes. A model begins anew with every window, and its weights are not
+counted: compare it with compressors that see a document. They have learned nothing before it, and see more of it than
+a model whose window is shorter.
+"""
