@@ -1,0 +1,108 @@
+"""Redraws the paper's five kinds of figure at a size that two CPU cores finish, and says which signs are seen.
+
+(1) autoencoders, embeddings repeated or unrolled; (2) compressive autoencoders and causal language models; (3) how the
+embedding enters the decoder; (4) normalized loss by tokens, estimator and causal; (5) layers rounded one by one, with and
+without noise in training. Each writes a CSV, a plot and a table. Give the same command again to go on.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import cyclopts
+from tqdm import tqdm
+
+from pipeline.command_line import run
+from pipeline.data.locations import find_files, pinned
+from pipeline.models.window_encoder import WindowEncoder
+from pipeline.reproduction.figures import FIGURES, Figure, Row
+from pipeline.reproduction.layers import rows_by_layer
+from pipeline.reproduction.results import write_figure
+from pipeline.reproduction.text import Text, prepare
+from pipeline.reproduction.trial import Trial, curve, trained
+from pipeline.training import resume
+from pipeline.training.batches import Cut
+from pipeline.training.config import TrainingConfig
+from pipeline.training.side_by_side import side_by_side
+from pipeline.truth.plots import require_matplotlib
+
+EVALUATIONS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(TrainingConfig):
+    """As of every training job, but for these defaults."""
+
+    tokens_per_batch: int = 2048
+    """Tokens in a batch, padding included."""
+    learning_rate: float = 3e-3
+    """Peak rate of AdamW; a linear warm-up before it, a cosine to zero after it."""
+
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Which figures, on what text, where to write."""
+
+    output: Path
+    """Folder to write to."""
+    figure: tuple[int, ...] = tuple(FIGURES)
+    """Figures to draw, 1 to 5; all by default."""
+    input: tuple[str, ...] = ()
+    """Documents, as --input of pipeline.annotate takes them; by default the file that the environment variable FINEWEB
+    names, or else the built-in text."""
+    documents: int = 2000
+    """First documents to read, the last of them held out."""
+    held_out: int = 20
+    """Of them, documents to evaluate on."""
+    time: float = 1.0
+    """Share of each figure's steps: below 1 for a look."""
+    processes: int | None = None
+    """Trainings at a time; one a CPU core by default."""
+    training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        if not self.figure or not set(self.figure) <= set(FIGURES):
+            raise ValueError(f"--figure {' '.join(map(str, self.figure))}: choose from {', '.join(map(str, FIGURES))}")
+        if not self.time > 0:
+            raise ValueError(f"--time must be above 0, not {self.time}")
+
+
+def reproduce_figures(config: Config) -> None:
+    """Redraw the paper's kinds of figure at laptop scale."""
+    require_matplotlib()
+    named = config.input or tuple(filter(None, [os.environ.get("FINEWEB")]))
+    inputs = pinned(named) if named else ()
+    decisive = {**asdict(config), "input": inputs, "training": config.training.decisive}
+    resume.begin(
+        config.output, {name: value for name, value in decisive.items() if name not in ("output", "processes")}
+    )
+    for number in config.figure:
+        figure = FIGURES[number]
+        text = prepare(
+            find_files(inputs) if inputs else [],
+            vocabulary=figure.vocabulary,
+            documents=config.documents,
+            held_out=config.held_out,
+        )
+        work = partial(rows_of, figure=figure, text=text, config=config, folder=config.output / f"trials-{number}")
+        done = dict(tqdm(side_by_side(work, figure.trials, config.processes), f"figure {number}", len(figure.trials)))
+        print(write_figure(config.output, number, figure, {trial.name: done[trial] for trial in figure.trials}))
+    resume.finish(config.output)
+
+
+def rows_of(trial: Trial, figure: Figure, text: Text, config: Config, folder: Path) -> Sequence[Row]:
+    """The trial's evaluations, or what rounding each of its layers costs."""
+    steps = max(1, round(figure.steps * config.time))
+    training = replace(config.training, steps=steps, evaluate_every=max(1, steps // EVALUATIONS))
+    model = trained(trial, text, figure.sizes, training, folder)
+    if not figure.by_layer:
+        return curve(trial, folder)
+    assert isinstance(model, WindowEncoder)
+    return list(rows_by_layer(model, text, Cut(figure.sizes.context, training.tokens_per_batch)))
+
+
+if __name__ == "__main__":
+    run(reproduce_figures, "jobs.reproduce_figures")

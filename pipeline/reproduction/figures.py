@@ -1,0 +1,194 @@
+"""The five figures: what is trained for each, at which size, and what of it the paper reports."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from pipeline.reproduction.trial import Sizes, Trial
+
+Row = Mapping[str, str | float]
+Rows = Mapping[str, Sequence[Row]]
+"""A trial's evaluations, or losses by layer, by the trial's name."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sign that the paper reports, and whether it is seen here."""
+
+    text: str
+    seen: bool
+    figures: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure of the paper, at a size for two CPU cores."""
+
+    title: str
+    trials: tuple[Trial, ...]
+    sizes: Sizes
+    vocabulary: int
+    steps: int
+    """Of a causal transformer of these sizes; other models get the same compute."""
+    shown: str = "held_out_loss"
+    """What is drawn and compared."""
+    claims: Callable[[Rows], list[Claim]]
+    by_layer: bool = False
+    """Whether the trials' layers are rounded one by one, in place of curves."""
+
+
+def last(rows: Rows, trial: str, name: str) -> float:
+    """A figure of the trial's last evaluation."""
+    return float(rows[trial][-1][name])
+
+
+def below(rows: Rows, one: str, other: str, name: str, text: str) -> Claim:
+    """That one trial ends below another."""
+    ends = last(rows, one, name), last(rows, other, name)
+    return Claim(text, ends[0] < ends[1], f"{ends[0]:.3f} against {ends[1]:.3f}")
+
+
+def _autoencoder_claims(rows: Rows) -> list[Claim]:
+    names = ("transformer-unrolled", "transformer-repeated", "mixer-repeated")
+    unrolled, repeated, mixer = names
+    loss = "held_out_loss"
+    return [
+        below(
+            rows, unrolled, repeated, loss, "a transformer regenerates better from unrolled than repeated embeddings"
+        ),
+        below(rows, mixer, repeated, loss, "from repeated embeddings a mixer regenerates better than a transformer"),
+    ]
+
+
+def _compression_claims(rows: Rows) -> list[Claim]:
+    """The paper's compressive autoencoders are trained far longer; at this size the order is to be seen."""
+    loss, text = "normalized_loss", "the embedding counted, a mixer autoencoder stores text in less than a causal {}"
+    return [
+        below(rows, "autoencoder-mixer-repeated", f"causal-{kind}", loss, text.format(kind))
+        for kind in ("transformer", "mixer")
+    ]
+
+
+def _introduction_claims(rows: Rows) -> list[Claim]:
+    text = "the embedding helps: by {} the loss, its cost left out, is below a causal model's of the same compute"
+    return [
+        below(rows, name, "causal", "held_out_loss", text.format(name)) for name in ("token", "embedding", "projection")
+    ]
+
+
+def _scaling_claims(rows: Rows) -> list[Claim]:
+    def gap(index: int) -> float:
+        return float(rows["estimator"][index]["normalized_loss"]) - float(rows["causal"][index]["normalized_loss"])
+
+    return [
+        below(
+            rows,
+            "estimator",
+            "causal",
+            "held_out_loss",
+            "the estimator's loss, its embedding's cost left out, is lower",
+        ),
+        below(rows, "estimator", "causal", "normalized_loss", "it is lower with that cost"),
+        Claim(
+            "the estimator gains on the causal model",
+            gap(-1) < gap(0),
+            f"{gap(0):+.3f} at first, {gap(-1):+.3f} at last",
+        ),
+    ]
+
+
+def _noise_claims(rows: Rows) -> list[Claim]:
+    def total(noise: str, what: str) -> float:
+        return sum(
+            abs(float(row["loss_change"]))
+            for row in rows[noise]
+            if row["what"] == what and row["kind"] == "float8_e5m2"
+        )
+
+    return [
+        Claim(
+            f"noise {place} makes {what} of all layers bear float8 (e5m2)",
+            total(place, what) < total("none", what),
+            f"summed changes {total(place, what):.3f} against {total('none', what):.3f}",
+        )
+        for place, what in product(("bottleneck", "before-down"), ("embedding", "weights", "activations"))
+    ]
+
+
+AUTOENCODER = Sizes(
+    context=16, encoder_width=64, encoder_layers=2, encoder_heads=4, decoder_width=64, decoder_layers=2, decoder_heads=4
+)
+ESTIMATOR = Sizes(
+    context=64, encoder_width=64, encoder_layers=2, encoder_heads=4, decoder_width=96, decoder_layers=3, decoder_heads=4
+)
+CAUSAL = Trial("causal", "causal")
+
+
+def _autoencoder(kind: str, given: str, name: str, **variant: object) -> Trial:
+    return Trial(name, "autoencoder", {"encoder_kind": kind, "decoder_kind": kind, "given": given, **variant})
+
+
+FIGURES = {
+    1: Figure(
+        title="Autoencoders: the embedding repeated or unrolled",
+        trials=tuple(
+            _autoencoder(kind, given, f"{kind}-{given}", bottleneck_width=None)
+            for kind, given in product(("transformer", "mixer"), ("repeated", "unrolled"))
+        ),
+        sizes=AUTOENCODER,
+        vocabulary=512,
+        steps=5000,
+        claims=_autoencoder_claims,
+    ),
+    2: Figure(
+        title="Compressive autoencoders and causal language models",
+        trials=(
+            *(
+                _autoencoder(kind, given, f"autoencoder-{kind}-{given}", bottleneck_width=16, noise=0.0625)
+                for kind, given in (("transformer", "unrolled"), ("mixer", "repeated"))
+            ),
+            *(Trial(f"causal-{kind}", "causal", {"kind": kind}) for kind in ("transformer", "mixer")),
+        ),
+        sizes=AUTOENCODER,
+        vocabulary=512,
+        steps=5000,
+        shown="normalized_loss",
+        claims=_compression_claims,
+    ),
+    3: Figure(
+        title="How the embedding enters the decoder",
+        trials=(
+            CAUSAL,
+            *(Trial(name, "estimator", {"introduction": name}) for name in ("token", "embedding", "projection")),
+            Trial("logits", "estimator", {"introduction": "projection", "introduced_above": ESTIMATOR.decoder_layers}),
+        ),
+        sizes=ESTIMATOR,
+        vocabulary=1024,
+        steps=3000,
+        claims=_introduction_claims,
+    ),
+    4: Figure(
+        title="Normalized loss by tokens: an estimator and a causal language model",
+        trials=(CAUSAL, Trial("estimator", "estimator", {"noise": 0.0625})),
+        sizes=ESTIMATOR,
+        vocabulary=1024,
+        steps=7000,
+        shown="normalized_loss",
+        claims=_scaling_claims,
+    ),
+    5: Figure(
+        title="What it costs to round one layer, by the noise of training",
+        trials=(
+            Trial("none", "estimator", {"bottleneck_width": 16}),
+            *(
+                Trial(place, "estimator", {"bottleneck_width": 16, "noise": 0.125, "noise_place": place})
+                for place in ("bottleneck", "before-down")
+            ),
+        ),
+        sizes=ESTIMATOR,
+        vocabulary=1024,
+        steps=4000,
+        claims=_noise_claims,
+        by_layer=True,
+    ),
+}

@@ -1,0 +1,154 @@
+"""One training of a figure: a causal language model, an estimator or an autoencoder, evaluated as it goes.
+
+All trainings of a figure get the same compute: 6 FLOP a parameter that multiplies, and token. One that is interrupted
+goes on, one that is done is read.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
+from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
+from pipeline.models.quantization import Codec
+from pipeline.models.stack import new_language_model, stack_config
+from pipeline.models.transformer import input_embeddings
+from pipeline.models.window_encoder import WindowEncoder
+from pipeline.reproduction.text import Text
+from pipeline.training import resume
+from pipeline.training.accounting import Accounting, causal_accounting, window_accounting, window_embeddings
+from pipeline.training.batches import Batch, Cut, endless_batches
+from pipeline.training.config import TrainingConfig
+from pipeline.training.log import METRICS_FILE, Figures
+from pipeline.training.loop import train
+from pipeline.training.losses import document_loss, estimator_loss
+
+START, DONE_FILE, CALIBRATING_DOCUMENTS = 0, "done", 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Of every model of a figure."""
+
+    context: int = 64
+    """Longest window, in tokens."""
+    encoder_width: int = 128
+    """Hidden size of the encoder."""
+    encoder_layers: int = 2
+    """Blocks of the encoder."""
+    encoder_heads: int = 4
+    """Heads of the encoder."""
+    decoder_width: int = 128
+    """Hidden size of the decoder, or of the language model."""
+    decoder_layers: int = 3
+    """Blocks of the decoder, or of the language model."""
+    decoder_heads: int = 4
+    """Heads of the decoder, or of the language model."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is trained: `variant` are fields of its configuration, of a causal model its `kind`."""
+
+    name: str
+    model: Literal["causal", "estimator", "autoencoder"]
+    variant: dict[str, Any] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+def new_model(trial: Trial, sizes: Sizes, vocabulary: int) -> PreTrainedModel:
+    """Of random weights."""
+    if trial.model == "causal":
+        stack = stack_config(
+            trial.variant.get("kind", "transformer"),
+            vocab_size=vocabulary,
+            width=sizes.decoder_width,
+            layers=sizes.decoder_layers,
+            heads=sizes.decoder_heads,
+            context=sizes.context,
+        )
+        return new_language_model(stack, START)
+    settings = {"vocab_size": vocabulary, **asdict(sizes), **trial.variant}
+    if trial.model == "estimator":
+        return EntropyEstimator(EstimatorConfig(**settings))
+    return Autoencoder(AutoencoderConfig(**settings))
+
+
+def trained(trial: Trial, text: Text, sizes: Sizes, config: TrainingConfig, folder: Path) -> PreTrainedModel:
+    """The trial's model after its training, which ends in `folder` as the figures of each evaluation and the weights.
+
+    `config.steps` are those of a causal transformer; other models take as many as cost the same.
+    """
+    output = folder / trial.name
+    torch.manual_seed(config.seed)
+    model = new_model(trial, sizes, text.vocabulary)
+    if (output / DONE_FILE).is_file():
+        return type(model).from_pretrained(output, use_safetensors=True)
+    reference = new_model(Trial("", "causal"), sizes, text.vocabulary)
+    steps = max(1, round(config.steps * multiplying(reference) / multiplying(model)))
+    every = max(1, round(config.evaluate_every * steps / config.steps))
+    cut = Cut(sizes.context, config.tokens_per_batch)
+    output.mkdir(parents=True, exist_ok=True)
+    train(
+        model,
+        endless_batches([text.seen], cut, config.seed),
+        loss_of(trial),
+        partial(held_out_figures, text=text, cut=cut),
+        replace(config, steps=steps, evaluate_every=every),
+        output,
+    )
+    model.save_pretrained(output)
+    (output / DONE_FILE).touch()
+    resume.finish(output)
+    model.eval()
+    return model
+
+
+def curve(trial: Trial, folder: Path) -> list[Figures]:
+    """Figures of every evaluation of a trial that is done."""
+    return [json.loads(line) for line in (folder / trial.name / METRICS_FILE).read_text().splitlines()]
+
+
+def multiplying(model: PreTrainedModel) -> int:
+    """Parameters that a token's pass multiplies with: all but tables that are only looked up in."""
+    looked_up = 0
+    if isinstance(model, WindowEncoder):
+        looked_up = input_embeddings(model.encoder).weight.numel()
+    return sum(parameter.numel() for parameter in model.parameters()) - looked_up
+
+
+def loss_of(trial: Trial) -> Callable[[Any, Batch], Tensor]:
+    """What its training minimises: nats a token."""
+    return partial(document_loss, start=START) if trial.model == "causal" else estimator_loss
+
+
+def held_out_figures(model: nn.Module, text: Text, cut: Cut) -> Figures:
+    """Nats a token, with the embedding as it is and with its int8 bits counted, and that in bits a byte."""
+    exact, stored = accountings(model, text, cut)
+    assert stored.bits_per_byte is not None
+    return {
+        "held_out_loss": exact.loss,
+        "normalized_loss": stored.normalized_loss,
+        "bits_per_byte": stored.bits_per_byte,
+    }
+
+
+def accountings(model: nn.Module, text: Text, cut: Cut) -> tuple[Accounting, Accounting]:
+    """Held-out text given the embedding as it is computed, and as int8 stores it; of a causal model twice the same."""
+    if not isinstance(model, WindowEncoder):
+        assert isinstance(model, PreTrainedModel)
+        causal = causal_accounting(model, START, text.held_out, cut)
+        return causal, causal
+    exact = window_accounting(model, Codec("float32"), text.held_out, cut)
+    seen = text.seen.documents(0, min(CALIBRATING_DOCUMENTS, len(text.seen)))
+    codec = Codec.calibrated("int8", window_embeddings(model, seen, cut))
+    return exact, window_accounting(model, codec, text.held_out, cut)
