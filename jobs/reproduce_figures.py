@@ -1,8 +1,8 @@
 """Redraws the paper's five kinds of figure at a size that two CPU cores finish, and says which signs are seen.
 
 (1) autoencoders, embeddings repeated or unrolled; (2) compressive autoencoders and causal language models; (3) how the
-embedding enters the decoder; (4) normalized loss by tokens, estimator and causal; (5) layers rounded one by one, with and
-without noise in training. Each writes a CSV, a plot and a table. Give the same command again to go on.
+embedding enters the decoder; (4) normalized loss by tokens, estimator and causal; (5) layers rounded one by one, with
+and without noise in training. Each writes a CSV, a plot and a table. Give the same command again to go on.
 """
 
 import os
@@ -76,9 +76,8 @@ def reproduce_figures(config: Config) -> None:
     named = config.input or tuple(filter(None, [os.environ.get("FINEWEB")]))
     inputs = pinned(named) if named else ()
     decisive = {**asdict(config), "input": inputs, "training": config.training.decisive}
-    resume.begin(
-        config.output, {name: value for name, value in decisive.items() if name not in ("output", "processes")}
-    )
+    del decisive["output"], decisive["processes"]
+    resume.begin(config.output, decisive)
     for number in config.figure:
         figure = FIGURES[number]
         text = prepare(

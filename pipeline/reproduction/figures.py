@@ -53,9 +53,7 @@ def _autoencoder_claims(rows: Rows) -> list[Claim]:
     unrolled, repeated, mixer = names
     loss = "held_out_loss"
     return [
-        below(
-            rows, unrolled, repeated, loss, "a transformer regenerates better from unrolled than repeated embeddings"
-        ),
+        below(rows, unrolled, repeated, loss, "a transformer regenerates more from unrolled embeddings"),
         below(rows, mixer, repeated, loss, "from repeated embeddings a mixer regenerates better than a transformer"),
     ]
 
@@ -86,7 +84,7 @@ def _scaling_claims(rows: Rows) -> list[Claim]:
             "estimator",
             "causal",
             "held_out_loss",
-            "the estimator's loss, its embedding's cost left out, is lower",
+            "the estimator's loss without its embedding's cost is lower",
         ),
         below(rows, "estimator", "causal", "normalized_loss", "it is lower with that cost"),
         Claim(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from pipeline.models.quantization import KINDS, Codec
+from pipeline.models.quantization import KINDS, Codec, Kind
 from pipeline.models.sensitivity import sensitivities
 from pipeline.models.window_encoder import WindowEncoder
 from pipeline.reproduction.figures import Row
@@ -12,7 +12,7 @@ from pipeline.reproduction.trial import CALIBRATING_DOCUMENTS
 from pipeline.training.accounting import window_accounting, window_embeddings
 from pipeline.training.batches import Cut
 
-SCANNED = ("int8", "float8_e4m3fn", "float8_e5m2")
+SCANNED: tuple[Kind, ...] = ("int8", "float8_e4m3fn", "float8_e5m2")
 SCANNED_DOCUMENTS = 10
 
 
