@@ -34,7 +34,7 @@ from pipeline.training.evaluation import bits_per_byte, held_out_batches, mean_o
 from pipeline.training.log import Figures
 from pipeline.training.loop import train
 from pipeline.training.losses import estimator_loss
-from pipeline.training.processes import this_process
+from pipeline.training.processes import this_process, together
 from schemas.documents import TEXT_COLUMN, TOKENS_COLUMN
 
 BITS_OF_A_BOTTLENECK_VALUE = 32  # the embedding is counted as it is computed: float32
@@ -109,6 +109,7 @@ class Config:
             raise ValueError(f"--folds must be at least 1, not {self.folds}")
 
 
+@together()
 def train_estimator(config: Config) -> None:
     """Train an entropy estimation model on documents."""
     process, inputs = this_process(), pinned(config.input)
