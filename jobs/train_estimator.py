@@ -33,7 +33,7 @@ from pipeline.training.config import TrainingConfig
 from pipeline.training.log import Figures
 from pipeline.training.loop import train
 from pipeline.training.losses import estimator_loss
-from pipeline.training.processes import this_process
+from pipeline.training.processes import this_process, together
 from schemas.documents import TEXT_COLUMN, TOKENS_COLUMN
 
 
@@ -111,6 +111,7 @@ class Config:
             raise ValueError("--init-from with --folds would have seen every fold; leave out one of them")
 
 
+@together()
 def train_estimator(config: Config) -> None:
     """Train an entropy estimation model on documents."""
     process, inputs = this_process(), pinned(config.input)

@@ -32,7 +32,7 @@ from pipeline.training.log import Figures
 from pipeline.training.loop import train
 from pipeline.training.losses import objective_loss, window_losses
 from pipeline.training.objectives import NEED_LABELS, ObjectiveSettings, objective_function
-from pipeline.training.processes import this_process
+from pipeline.training.processes import this_process, together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +114,7 @@ def anywhere(config: Config) -> Config:
     )
 
 
+@together()
 def train_here(config: Config) -> None:
     """The training, in this process and those that were started with it."""
     process, dataset = this_process(), find_annotations(config.labels)

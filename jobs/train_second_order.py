@@ -41,7 +41,7 @@ from pipeline.training.evaluation import held_out_batches, r_squared
 from pipeline.training.log import Figures
 from pipeline.training.loop import train
 from pipeline.training.losses import second_order_loss
-from pipeline.training.processes import this_process
+from pipeline.training.processes import this_process, together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,7 @@ class Config:
             raise ValueError(f"--causal-weight must be 0 or more, not {self.causal_weight}")
 
 
+@together()
 def train_second_order(config: Config) -> None:
     """Train a second-order model on the labels of an annotated dataset."""
     process, dataset = this_process(), find_annotations(config.labels)

@@ -40,13 +40,15 @@ class Batch:
         return self.others or self
 
     def part(self, process: int, processes: int) -> "Batch":
-        """The rows of one of several processes; a row of length 0 where there is none for it."""
+        """The rows of one of several processes; a row of length 0, without labels, where there is none for it."""
         if processes == 1:
             return self
         rows = list(range(process, len(self.lengths_B), processes))
-        labels_BT = None if self.labels_BT is None else self.labels_BT[rows or [0]]
-        lengths_B = self.lengths_B[rows] if rows else torch.zeros_like(self.lengths_B[:1])
-        return Batch(self.input_ids_BT[rows or [0]], lengths_B, labels_BT, self.whole)
+        if not rows:
+            labels_BT = None if self.labels_BT is None else torch.full_like(self.labels_BT[:1], torch.nan)
+            return Batch(self.input_ids_BT[:1], torch.zeros_like(self.lengths_B[:1]), labels_BT, self.whole)
+        labels_BT = None if self.labels_BT is None else self.labels_BT[rows]
+        return Batch(self.input_ids_BT[rows], self.lengths_B[rows], labels_BT, self.whole)
 
     def to(self, device: torch.device) -> "Batch":
         labels_BT = None if self.labels_BT is None else self.labels_BT.to(device)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -53,9 +53,10 @@ def train(
     _require_same(place.step, accelerator)
     stepper = Stepper(accelerator, module, prepared, _compiled(loss, config), config, output)
     remaining = steps_of(islice(batches, place.step * config.accumulate, None), config.accumulate)
+    stopping = False
     with stop_requests() as asked, Log(accelerator, config, output, place) as log:
         for step, of_step in zip(range(place.step + 1, config.steps + 1), remaining, strict=False):
-            total, stopping = stepper(step, of_step, asked())
+            total, stopping = stepper(step, of_step, asked)
             log.add(total, of_step)
             if step == config.steps:
                 _round_weights(trained, getattr(torch, config.save_as))
@@ -64,7 +65,10 @@ def train(
             if config.saves(step) or stopping:
                 resume.save(output, trained, optimizer, log.place, keep=config.keep, writes=log.shown)
             if stopping:
-                _stop(step, accelerator)
+                accelerator.wait_for_everyone()  # a launcher kills the others when one has ended
+                break
+    if stopping:
+        _stop(log.place.step, accelerator)
     take_weights(model, trained)
     return log.record
 
@@ -80,8 +84,7 @@ def _require_same(step: int, accelerator: Accelerator) -> None:
         raise ValueError(f"processes go on from steps {steps}: --output must be one folder that all of them see")
 
 
-def _stop(step: int, accelerator: Accelerator) -> None:
-    accelerator.wait_for_everyone()  # a launcher kills the others when one has ended
+def _stop(step: int, accelerator: Accelerator) -> NoReturn:
     if accelerator.is_main_process:
         print(f"stopped at step {step}; the same command goes on", file=sys.stderr)
     raise StoppedError

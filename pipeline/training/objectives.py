@@ -82,7 +82,7 @@ def cross_entropy(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> T
 
 def flood_mean(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, level: float) -> Tensor:
     """What has the mean, and the gradient, of |mean l - level|: flooding with one number in place of labels."""
-    above = (losses_BT.detach()[real_BT].mean() - level).sign()
+    above = (losses_BT.detach()[real_BT].mean() - level).sign().nan_to_num()  # of no token, in a process without rows
     return above * (losses_BT - level)
 
 

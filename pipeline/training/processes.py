@@ -1,7 +1,8 @@
 """The processes that train together: one; several with the same model each (DDP); several with a part of it (FSDP2)."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -33,6 +34,22 @@ class Applied(nn.Module, Generic[ModelT]):
 
     def forward(self, function: Callable[..., ResultT], *arguments: object) -> ResultT:
         return function(self.model, *arguments)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """The work of processes that end together, when all are done.
+
+    One that ends first may crash as its connections are torn down, and a launcher then kills those that still save.
+    """
+    joined_before = torch.distributed.is_initialized()  # by Ray, which leaves it too
+    try:
+        yield
+        this_process().wait_for_everyone()
+    except SystemExit:  # agreed upon, unlike other errors
+        _leave(joined_before)
+        raise
+    _leave(joined_before)
 
 
 def this_process() -> PartialState:
@@ -91,6 +108,11 @@ def apply(module: Applied[ModelT], function: Callable[[ModelT], ResultT], device
     if isinstance(module, FSDPModule):
         module.reshard()  # a backward pass would have done it
     return result
+
+
+def _leave(joined_before: bool) -> None:
+    if torch.distributed.is_initialized() and not joined_before:
+        torch.distributed.destroy_process_group()
 
 
 def _on_processors() -> bool:

@@ -34,11 +34,11 @@ class Stepper:
     config: TrainingConfig
     output: Path
 
-    def __call__(self, step: int, batches: Sequence[Batch], stopping: bool) -> tuple[float, bool]:
+    def __call__(self, step: int, batches: Sequence[Batch], asked: Callable[[], bool]) -> tuple[float, bool]:
         """Takes a step on this process's part of the batches.
 
         Returns:
-            The loss of all of them in all processes, and whether any process is stopping.
+            The loss of all of them in all processes, and whether any process is asked to stop.
 
         Raises:
             ValueError: if a loss or the gradient is not finite; weights stay as they were.
@@ -48,8 +48,8 @@ class Stepper:
         self._set_rate(step)
         losses = [self._add_gradients(batch, last=batch is batches[-1]) for batch in batches]
         norm = whole(self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip))
-        asked = torch.tensor(float(stopping), device=self.accelerator.device)
-        *parts, total_norm, stops = self.accelerator.reduce(torch.stack([*losses, norm.detach(), asked])).tolist()
+        stop = torch.tensor(float(asked()), device=self.accelerator.device)
+        *parts, total_norm, stops = self.accelerator.reduce(torch.stack([*losses, norm.detach(), stop])).tolist()
         if not all(map(math.isfinite, (*parts, total_norm))):
             self._refuse(step, batches, parts, total_norm)
         self.optimizer.step()

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,6 +17,7 @@ from pipeline.training.batches import Batch
 from pipeline.training.config import TrainingConfig
 from pipeline.training.log import Figures
 from pipeline.training.loop import train
+from pipeline.training.schedule import Decay, learning_rate_share
 
 VOCABULARY = 5
 CONFIG = TrainingConfig(steps=25, tokens_per_batch=40, learning_rate=0.1, evaluate_every=10)
@@ -119,7 +122,80 @@ def test_any_number_of_steps_can_be_trained(tmp_path: Path, steps: int, warmup: 
     assert metrics(tmp_path)[-1]["step"] == steps
 
 
-@pytest.mark.parametrize("name", ["steps", "tokens_per_batch", "learning_rate", "gradient_clip", "evaluate_every"])
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_the_rate_rises_to_its_peak_and_falls_to_nothing(decay: Decay) -> None:
+    shares = [learning_rate_share(done / 100, 0.2, decay) for done in range(101)]
+    assert shares[:21] == pytest.approx([done / 20 for done in range(21)])
+    assert all(before > after for before, after in pairwise(shares[20:]))
+    assert shares[60] == pytest.approx(0.5) and shares[100] == pytest.approx(0)
+    assert (shares[40] == pytest.approx(0.75)) == (decay == "linear")
+
+
+def test_the_decay_is_that_of_the_settings(tmp_path: Path) -> None:
+    rates = {}
+    for decay in get_args(Decay):
+        (tmp_path / decay).mkdir()
+        model = Bigrams()
+        train(model, circle(), loss, figures, replace(CONFIG, decay=decay), tmp_path / decay)
+        rates[decay] = model.bias.detach()
+    assert not torch.equal(rates["cosine"], rates["linear"])
+
+
+def test_a_compiled_training_is_the_same_but_for_rounding(tmp_path: Path) -> None:
+    plain, compiled, seen = Bigrams(), Bigrams(), []
+
+    def traced(model: nn.Module, batch: Batch) -> Tensor:
+        seen.append(torch.compiler.is_compiling())
+        return loss(model, batch)
+
+    for name, model in (("plain", plain), ("compiled", compiled)):
+        (tmp_path / name).mkdir()
+        config = replace(CONFIG, steps=9, compile=model is compiled)
+        train(model, circle(), traced if model is plain else loss, figures, config, tmp_path / name)
+    assert seen == [False] * 9
+    for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_the_batch_behind_a_loss_that_is_not_finite_is_kept(tmp_path: Path) -> None:
+    model, calls = Bigrams(), iter(range(1, 100))
+    before: list[Tensor] = []
+    labels_BT = torch.rand(4, 10)
+
+    def broken(trained: nn.Module, batch: Batch) -> Tensor:
+        call = next(calls)
+        before[:] = [parameter.detach().clone() for parameter in trained.parameters()] if call == 7 else before
+        return loss(trained, batch) * (torch.nan if call == 8 else 1)  # three a step: the second of the third
+
+    batches = (replace(batch, labels_BT=labels_BT + number) for number, batch in enumerate(circle(), start=1))
+    message = r"the loss is nan at step 3 in batch 2 of 3 \(4 windows, 37 tokens, written to "
+    with pytest.raises(ValueError, match=message):
+        train(model, batches, broken, figures, replace(CONFIG, accumulate=3), tmp_path)
+    for parameter, was in zip(model.parameters(), before, strict=True):
+        assert torch.equal(parameter, was)
+    kept, batch = load_file(tmp_path / "not-finite.safetensors"), next(circle())
+    assert torch.equal(kept["labels"], labels_BT + 8)
+    assert torch.equal(kept["input_ids"], batch.input_ids_BT) and torch.equal(kept["lengths"], batch.lengths_B)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_path: Path) -> None:
+    model = Bigrams()
+
+    def steep(trained: nn.Module, batch: Batch) -> Tensor:
+        return loss(trained, batch) + 0 * next(trained.parameters()).sum().mul(0).sqrt()
+
+    with pytest.raises(ValueError, match="the norm of the gradient is nan at step 1"):
+        train(model, circle(), steep, figures, CONFIG, tmp_path)
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), Bigrams().parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("steps", "tokens_per_batch", "accumulate", "learning_rate", "gradient_clip", "evaluate_every"),
+        *("save_every", "keep"),
+    ],
+)
 @pytest.mark.parametrize("value", [0, -1])
 def test_settings_that_must_be_above_zero_are_checked(name: str, value: int) -> None:
     settings: dict[str, Any] = {name: value}

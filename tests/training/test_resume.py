@@ -1,5 +1,6 @@
 """A training that is interrupted at any place goes on to the same bits."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -71,6 +72,50 @@ def test_what_was_kept_is_removed_in_the_end(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "unfinished-12.safetensors").is_file()
     resume.finish(tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["metrics.jsonl"]
+
+
+def test_the_newest_states_are_kept_and_the_newest_that_can_be_read_is_gone_on_from(tmp_path: Path) -> None:
+    config = replace(CONFIG, save_every=1, keep=3)
+    expected, found = Bigrams(), Bigrams()
+    (tmp_path / "whole").mkdir()
+    train(expected, circle(), dropped, figures, CONFIG, tmp_path / "whole")
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    with pytest.raises(PowerCutError):
+        train(Bigrams(), circle(), until(10), figures, config, parts)
+    kept = ["unfinished-7.safetensors", "unfinished-8.safetensors", "unfinished-9.safetensors"]
+    assert sorted(file.name for file in parts.iterdir()) == ["metrics.jsonl", *kept]
+    for name, length in ((kept[2], 100), (kept[1], 4)):  # a disk that lost their ends
+        (parts / name).write_bytes((parts / name).read_bytes()[:length])
+    steps = []
+    config = replace(config, keep=1)
+    train(found, circle(), lambda m, b: steps.append(1) or dropped(m, b), figures, config, parts)  # type: ignore[func-returns-value]
+    assert len(steps) == CONFIG.steps - 7
+    assert all(torch.equal(one, other) for one, other in zip(found.parameters(), expected.parameters(), strict=True))
+    assert [{**line, "seconds": 0} for line in metrics(parts)] == [
+        {**line, "seconds": 0} for line in metrics(tmp_path / "whole")
+    ]
+    assert [file.name for file in resume.states(parts)] == ["unfinished-12.safetensors"]
+
+
+def test_states_none_of_which_can_be_read_are_not_begun_anew_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "unfinished-3.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of the states in .* can be read; delete the folder"):
+        train(Bigrams(), circle(), loss, figures, CONFIG, tmp_path)
+
+
+def test_a_line_of_metrics_that_a_power_cut_left_unfinished_is_written_again(tmp_path: Path) -> None:
+    with pytest.raises(PowerCutError):
+        train(Bigrams(), circle(), until(7), figures, replace(CONFIG, save_every=1), tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 8, "tok')
+    train(Bigrams(), circle(), dropped, figures, CONFIG, tmp_path)
+    assert [line["step"] for line in metrics(tmp_path)] == [4, 8, 12]
+
+
+def test_what_decides_nothing_may_change_meanwhile() -> None:
+    changed = replace(CONFIG, save_every=3, keep=9)
+    assert changed.decisive == CONFIG.decisive and replace(CONFIG, accumulate=2).decisive != CONFIG.decisive
 
 
 def test_the_same_settings_alone_go_on(tmp_path: Path) -> None:

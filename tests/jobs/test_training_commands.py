@@ -1,0 +1,179 @@
+"""Every training command in one process and more: the same model, killed or stopped and gone on with, in shards too."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.annotated import write_annotated
+from tests.conftest import RunCommand, free_ports
+from tests.jobs.test_train_language_model import assert_near, curve
+
+JOBS = ("estimator", "second_order", "language_model")
+TRAINING = {"steps": 12, "evaluate-every": 4, "tokens-per-batch": 256, "learning-rate": 0.003}
+ESTIMATOR = {
+    **{"context": 24, "encoder-width": 16, "encoder-layers": 1, "decoder-width": 32, "decoder-layers": 2},
+    **{"decoder-heads": 2, "noise": 0.1},
+}
+SHARDS = Path(__file__).parents[2] / "jobs" / "fsdp.yaml"
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[object, ...]]:
+    """Each job with its flags but --output, on the same sixty documents."""
+    folder, random = tmp_path_factory.mktemp("documents"), np.random.default_rng(0)
+    tokens = [random.integers(97, size=random.integers(5, 60)).tolist() for _ in range(60)]
+    nats = [np.where(random.random(len(ids)) < 0.3, np.nan, random.gamma(2, 1.5, len(ids))) for ids in tokens]
+    labels = write_annotated(
+        folder / "labels", tokens, [row.tolist() for row in nats], vocabulary=97, tokenizer_sha256=None
+    )
+    pq.write_table(pa.table({"input_ids": pa.array(tokens, pa.list_(pa.int32()))}), folder / "tokens.parquet")
+    sizes = {"context": 24, "width": 32, "layers": 2, "heads": 2}
+    for name, model in (("estimator", ESTIMATOR), ("other", sizes)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"training": TRAINING, "model": model, "held-out": 6}))
+    tokenized = ("--input", folder / "tokens.parquet", "--tokenizer", "none", "--vocabulary", 97)
+    labelled = ("--config", folder / "other.yaml", "--labels", labels)
+    return {
+        "estimator": ("jobs.train_estimator", "--config", folder / "estimator.yaml", *tokenized),
+        "second_order": ("jobs.train_second_order", *labelled),
+        "language_model": ("jobs.train_language_model", *labelled),
+    }
+
+
+def started(
+    launcher: tuple[object, ...], *command: object, environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", *map(str, (*launcher, *command))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def started_together(*command: object) -> list[subprocess.Popen[str]]:
+    """Two processes of one group, without a launcher that ends one when the other has ended."""
+    (port,) = free_ports(1)
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [started((), *command, environment={"RANK": rank, "LOCAL_RANK": rank, **group}) for rank in "01"]
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return output
+
+
+def assert_same_weights(one: Path, other: Path, near: float = 0) -> None:
+    weights, wanted = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert weights.keys() == wanted.keys()
+    for name, tensor in weights.items():
+        assert tensor.dtype == wanted[name].dtype
+        torch.testing.assert_close(tensor, wanted[name], atol=near, rtol=0)
+
+
+def wait_for_state(output: Path, process: subprocess.Popen[str]) -> None:
+    while not list(output.rglob("unfinished-*.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_two_processes_and_two_with_shards_train_the_model_of_one(
+    commands: dict[str, tuple[object, ...]], tmp_path: Path, job: str
+) -> None:
+    # Without noise, which differs from process to process
+    quiet = ("--model.noise", 0) if job == "estimator" else ()
+    command = (*commands[job], *quiet, "--training.accumulate", 2, "--training.save-as", "bfloat16", "--output")
+    port = ("--main_process_port", *free_ports(1))
+    launchers: dict[str, tuple[object, ...]] = {
+        "one": (),
+        "replicated": ("torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m"),
+        "sharded": ("accelerate.commands.launch", "--config_file", SHARDS, "--num_processes", 2, *port, "-m"),
+    }
+    running = {name: started(launcher, *command, tmp_path / name) for name, launcher in launchers.items()}
+    for process in running.values():
+        assert len(finished(process).splitlines()) == 1  # the main process alone prints
+    wanted = tmp_path / "one"
+    assert len(curve(wanted)) == 3
+    for name in ("replicated", "sharded"):
+        assert_near(curve(tmp_path / name), curve(wanted))
+        assert {file.name for file in (tmp_path / name).iterdir()} == {file.name for file in wanted.iterdir()}
+        assert_same_weights(tmp_path / name, wanted, near=1e-3)  # a last bit of bfloat16
+    assert not list(tmp_path.rglob("unfinished*"))
+
+
+@pytest.mark.parametrize("job", JOBS[:2])
+def test_killed_in_its_second_fold_a_training_goes_on_there(
+    commands: dict[str, tuple[object, ...]], tmp_path: Path, job: str
+) -> None:
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    command = (*commands[job], "--folds", 2, "--training.steps", 100)
+    other = started((), *command, "--output", undisturbed)
+    process = started((), *command, "--output", killed)
+    wait_for_state(killed / "fold-1-of-2", process)
+    process.kill()
+    process.communicate()
+    first = (killed / "fold-0-of-2" / "model.safetensors").stat()
+    finished(started((), *command, "--output", killed, "--training.keep", 1))
+    finished(other)
+    assert (killed / "fold-0-of-2" / "model.safetensors").stat() == first
+    for fold in ("fold-0-of-2", "fold-1-of-2"):
+        assert curve(killed / fold) == curve(undisturbed / fold) and len(curve(killed / fold)) == 25
+        assert_same_weights(killed / fold, undisturbed / fold)
+    assert not list(killed.rglob("unfinished*"))
+
+
+@pytest.mark.parametrize("job", JOBS[:2])
+def test_another_training_is_not_mixed_in(
+    run_command: RunCommand,
+    commands: dict[str, tuple[object, ...]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    job: str,
+) -> None:
+    output = ("--output", tmp_path / "out")
+    assert run_command(*commands[job], *output, "--training.learning-rate", -1) == 1
+    assert not (tmp_path / "out").exists()
+    assert run_command(*commands[job], *output) == 0
+    assert run_command(*commands[job], *output) == 1
+    assert "is there already; delete it or choose another folder" in capsys.readouterr().err
+    (tmp_path / "out" / "unfinished.json").write_text("{}")
+    assert run_command(*commands[job], *output) == 1
+    assert "holds another unfinished training (" in capsys.readouterr().err
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(
+    commands: dict[str, tuple[object, ...]], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    command = (*commands["second_order"], "--training.steps", 100_000, "--output", output)
+    processes = started_together(*command)
+    wait_for_state(output, processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143]
+    step = max(int(file.stem.rpartition("-")[2]) for file in output.glob("unfinished-*.safetensors"))
+    assert errors[0].splitlines()[-1] == f"stopped at step {step}; the same command goes on"
+    assert "stopped" not in errors[1]
+
+
+def test_a_loss_that_is_not_finite_ends_every_process_with_one_line(
+    commands: dict[str, tuple[object, ...]], tmp_path: Path
+) -> None:
+    rate = ("--training.learning-rate", 1e30, "--training.warmup", 0.01)
+    processes = started_together(*commands["language_model"], *rate, "--output", tmp_path / "out")
+    errors = [process.communicate(timeout=60)[1].splitlines() for process in processes]
+    lines = [line for error in errors for line in error if line.startswith("error: ")]
+    assert len(lines) == 2 and lines[0] == lines[1] and lines[0].startswith("error: the ")
+    assert " is nan at step 2 (" in lines[0] and f"written to {tmp_path / 'out' / 'not-finite.safetensors'}" in lines[0]
+    assert set(load_file(tmp_path / "out" / "not-finite.safetensors")) == {"input_ids", "lengths", "labels"}

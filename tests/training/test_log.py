@@ -1,0 +1,93 @@
+"""Where figures go: trackers by their name, the progress bar, and metrics.jsonl whatever else there is."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+
+from pipeline.training.config import TrainingConfig, installed_trackers
+from pipeline.training.loop import train
+from tests.training.test_loop import CONFIG, Bigrams, circle, figures, loss, metrics
+
+
+class Notebook(GeneralTracker):  # type: ignore[misc]
+    """Keeps what it is told."""
+
+    name = "notebook"
+    requires_logging_directory = False
+    pages: list["Notebook"]
+
+    def __init__(self, run_name: str) -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = {}
+        self.logged: list[tuple[int | None, dict[str, float]]] = []
+        self.finished = 0
+        Notebook.pages.append(self)
+
+    @property
+    def tracker(self) -> "Notebook":
+        return self
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.settings = values
+
+    def log(self, values: dict[str, float], step: int | None = None, **other: object) -> None:
+        self.logged.append((step, values))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+@pytest.fixture
+def notebook() -> Iterator[type[Notebook]]:
+    Notebook.pages = []
+    LOGGER_TYPE_TO_CLASS["notebook"] = Notebook
+    yield Notebook
+    del LOGGER_TYPE_TO_CLASS["notebook"]
+
+
+def test_a_tracker_gets_settings_and_figures_beside_the_file(tmp_path: Path, notebook: type[Notebook]) -> None:
+    config = replace(CONFIG, trackers=("notebook",), decay="linear")
+    train(Bigrams(), circle(), loss, figures, config, tmp_path)
+    (page,) = notebook.pages
+    assert page.settings["steps"] == 25 and page.settings["decay"] == "linear" and page.finished == 1
+    assert [step for step, _ in page.logged] == [10, 20, 25]
+    for (_, values), line in zip(page.logged, metrics(tmp_path), strict=True):
+        speed, rate = values.pop("tokens_per_second"), values.pop("learning_rate")
+        assert values == line and {"loss", "training_loss"} < values.keys()
+        assert speed > 0
+        assert rate == pytest.approx(0.1 * (1 - (line["step"] / 26 - 0.05) / 0.95))
+
+
+def test_a_tracker_is_closed_when_a_training_fails(tmp_path: Path, notebook: type[Notebook]) -> None:
+    config = replace(CONFIG, trackers=("notebook",))
+    with pytest.raises(ValueError, match="at step 1 "):
+        train(Bigrams(), circle(), lambda m, b: loss(m, b) * torch.nan, figures, config, tmp_path)
+    assert notebook.pages[0].finished == 1
+
+
+def test_a_tracker_that_is_not_there_is_refused_with_those_that_are(notebook: type[Notebook]) -> None:
+    assert "notebook" in installed_trackers()
+    for name in {"aim", "nonsense", "all"} - set(installed_trackers()):
+        with pytest.raises(
+            ValueError, match=rf"--training.trackers {name} is not installed .*those here are .*notebook"
+        ):
+            TrainingConfig(trackers=("notebook", name))
+
+
+def test_where_there_is_none_the_refusal_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.training.config.installed_trackers", list)
+    with pytest.raises(ValueError, match="not known to accelerate; none is here"):
+        TrainingConfig(trackers=("tensorboard",))
+
+
+def test_the_progress_bar_shows_loss_speed_and_held_out_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(Bigrams(), circle(), loss, lambda model: {"held_out_loss": 1.25}, CONFIG, tmp_path)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "25/25" in last and "loss 0." in last and "tokens/s " in last and "held_out_loss 1.250" in last

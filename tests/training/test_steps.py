@@ -1,0 +1,144 @@
+"""Batches of a step against the one big batch: every loss, its gradients, and whole trainings."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
+from pipeline.models.second_order import SecondOrderModel
+from pipeline.models.stack import new_language_model
+from pipeline.models.transformer import llama_config
+from pipeline.training.batches import Batch
+from pipeline.training.config import TrainingConfig
+from pipeline.training.loop import train
+from pipeline.training.losses import document_loss, estimator_loss, objective_loss, second_order_loss
+from pipeline.training.objectives import ObjectiveName, ObjectiveSettings, objective_function
+from pipeline.training.steps import joined, steps_of
+
+VOCABULARY = 23
+CONFIG = TrainingConfig(steps=3, tokens_per_batch=40, learning_rate=0.01, evaluate_every=3)
+FLOOD = objective_function(ObjectiveSettings(objective="flood"), 2.0)
+
+
+def batches(seed: int, sizes: list[tuple[int, int]]) -> list[Batch]:
+    """Batches of (rows, longest row), which differ in tokens, padding and labels that are missing."""
+    random = torch.Generator().manual_seed(seed)
+    made = []
+    for rows, longest in sizes:
+        lengths_B = torch.randint(1, longest + 1, (rows,), generator=random)
+        lengths_B[0] = longest
+        ids_BT = torch.randint(VOCABULARY, (rows, longest), generator=random)
+        labels_BT = torch.rand(rows, longest, generator=random) * 4
+        missing_BT = torch.rand(rows, longest, generator=random) < 0.5
+        missing_BT |= torch.arange(longest) >= lengths_B.unsqueeze(1)
+        missing_BT[0, 0] = False
+        made.append(Batch(ids_BT, lengths_B, labels_BT.masked_fill(missing_BT, torch.nan)))
+    return made
+
+
+def estimator() -> nn.Module:
+    sizes = {"encoder_width": 8, "encoder_layers": 1, "decoder_width": 8, "decoder_layers": 1, "decoder_heads": 2}
+    return EntropyEstimator(EstimatorConfig(vocab_size=VOCABULARY, context=12, **sizes))
+
+
+def language_model() -> nn.Module:
+    return new_language_model(llama_config(vocab_size=VOCABULARY, width=8, layers=1, heads=2, context=12), start=0)
+
+
+def second_order() -> nn.Module:
+    stack = llama_config(vocab_size=VOCABULARY, width=8, layers=1, heads=2, context=12)
+    return SecondOrderModel.from_scratch(stack, context=12, label_deviation=1.5)
+
+
+LOSSES: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Batch], Tensor]]] = {
+    "estimator": (estimator, estimator_loss),
+    "flood": (language_model, partial(objective_loss, objective=FLOOD)),
+    "documents": (language_model, partial(document_loss, start=0, objective=FLOOD)),
+    "second-order": (second_order, partial(second_order_loss, causal_weight=0.7)),
+}
+
+
+@given(seed=st.integers(0, 99), sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 7)), min_size=1, max_size=4))
+def test_the_whole_of_a_step_holds_every_row(seed: int, sizes: list[tuple[int, int]]) -> None:
+    parts = batches(seed, sizes)
+    (step,) = steps_of(iter(parts), len(sizes))
+    rows = [(batch, row) for batch in parts for row in range(len(batch.lengths_B))]
+    for one in step:
+        assert len(one.whole.lengths_B) == len(rows)
+        for number, (batch, row) in enumerate(rows):
+            length = int(batch.lengths_B[row])
+            assert int(one.whole.lengths_B[number]) == length
+            assert torch.equal(one.whole.input_ids_BT[number, :length], batch.input_ids_BT[row, :length])
+            assert batch.labels_BT is not None and one.whole.labels_BT is not None
+            labels_T = one.whole.labels_BT[number]
+            torch.testing.assert_close(labels_T[:length], batch.labels_BT[row, :length], equal_nan=True)
+            assert labels_T[length:].isnan().all()
+
+
+def test_steps_take_batches_in_their_order_and_no_more() -> None:
+    source = iter(batches(0, [(1, length) for length in range(1, 8)]))
+    lengths = [[int(batch.lengths_B.max()) for batch in step] for step in steps_of(source, 3)]
+    assert lengths == [[1, 2, 3], [4, 5, 6], [7]]
+    source = iter(batches(0, [(1, 2)] * 7))
+    next(steps_of(source, 3))
+    assert len(list(source)) == 4
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_losses_and_gradients_of_a_step_are_those_of_the_big_batch(name: str, processes: int) -> None:
+    make, loss = LOSSES[name]
+    parts = batches(3, [(2, 9), (3, 4), (1, 6)])
+    (step,) = steps_of(iter(parts), 3)
+    torch.manual_seed(0)
+    model = make()
+    wanted = loss(model, joined(parts))
+    wanted.backward()  # type: ignore[no-untyped-call]
+    gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
+    model.zero_grad()
+    found = torch.zeros(())
+    for batch in step:
+        for process in range(processes):
+            part = loss(model, batch.part(process, processes))
+            part.backward()  # type: ignore[no-untyped-call]
+            found = found + part.detach()
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[key], atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("objective", get_args(ObjectiveName))
+def test_a_process_without_rows_adds_nothing(objective: ObjectiveName) -> None:
+    (batch,) = batches(1, [(1, 6)])
+    model, function = language_model(), objective_function(ObjectiveSettings(objective=objective), 2.0)
+    loss = objective_loss(model, batch.part(1, 2), function)  # type: ignore[arg-type]
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == 0
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_training_that_accumulates_is_that_on_big_batches(tmp_path: Path, name: str) -> None:
+    make, loss = LOSSES[name]
+    parts = batches(5, [(2, 9), (3, 4), (1, 6), (4, 5), (2, 2), (1, 9)])
+    models, lines = [], []
+    for accumulate in (1, 2):
+        output = tmp_path / str(accumulate)
+        output.mkdir()
+        torch.manual_seed(0)
+        model = make()
+        source: Iterator[Batch] = iter(parts) if accumulate == 2 else (joined(parts[at : at + 2]) for at in (0, 2, 4))
+        config = replace(CONFIG, accumulate=accumulate)
+        lines.append(train(model, source, loss, lambda trained: {}, config, output))
+        models.append(model)
+    assert {**lines[0], "seconds": 0} == pytest.approx({**lines[1], "seconds": 0}, rel=1e-5)
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=0)  # a fiftieth of one step: AdamW's are all as long
