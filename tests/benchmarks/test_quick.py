@@ -12,7 +12,7 @@ def test_a_quick_run_reports_every_figure(capsys: pytest.CaptureFixture[str]) ->
         *["engine"] * 7,
         *["exact"] * 4,
         "second-order",
-        *["training"] * 2,
+        *["training"] * 3,
     ]
     assert "peak memory" in lines[-1]
     assert all(line.endswith(("met", "MISSED")) for line in lines)
