@@ -1,49 +1,74 @@
 """A training that is killed ten times, anywhere in a step, ends with the weights of one that never was."""
 
-import os
-import subprocess
-import sys
 import time
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from tests.training.killed import CONFIG
-from tests.training.test_loop import metrics
+from pipeline.training import resume
+from pipeline.training.batches import Batch
+from pipeline.training.config import TrainingConfig
+from pipeline.training.loop import train
+from tests.training.test_loop import Bigrams, circle, figures, metrics
+from tests.training.test_resume import dropped
 
 KILLS = 10
+CONFIG = TrainingConfig(steps=200, tokens_per_batch=40, accumulate=2, learning_rate=0.1, evaluate_every=7, save_every=1)
+PROCESSES = get_context("forkserver")  # the server imports torch once, and each training is a process of its own
+PROCESSES.set_forkserver_preload([__name__])
 
 
-def started(output: Path) -> subprocess.Popen[bytes]:
-    command, one_thread = [sys.executable, "-m", "tests.training.killed", str(output)], {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, **one_thread}
-    )
+def trained(output: Path, watched: Connection) -> None:
+    """The training, which says so at every loss."""
+
+    def loud(model: nn.Module, batch: Batch) -> Tensor:
+        watched.send("loss")
+        return dropped(model, batch)
+
+    torch.set_num_threads(1)
+    resume.begin(output, CONFIG.decisive)
+    train(Bigrams(), circle(), loud, figures, CONFIG, output)
 
 
-def last_state(output: Path) -> dict[str, torch.Tensor]:
-    return load_file(output / f"unfinished-{CONFIG.steps}.safetensors")
+def killed_after(losses: int, seconds: float, output: Path) -> int | None:
+    """Exit code of a training that is killed so long after so many losses, or never."""
+    here, there = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=trained, args=(output, there))
+    process.start()
+    there.close()
+    for _ in range(losses):
+        assert here.recv() == "loss"
+    time.sleep(seconds)
+    process.kill()
+    process.join()
+    return process.exitcode
+
+
+def undisturbed(output: Path) -> None:
+    here, there = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=trained, args=(output, there))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    here.close()
 
 
 def test_ten_kills_leave_no_trace(tmp_path: Path) -> None:
     random = np.random.default_rng()
-    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
-    whole = started(undisturbed)
-    for _ in range(KILLS):
-        process = started(killed)
-        assert process.stdout is not None
-        for _ in range(int(random.integers(3, 20))):  # two losses a step: all ten together are half of the training
-            assert process.stdout.readline() == b"step\n"
-        time.sleep(random.uniform(0, 0.003))  # a step with its state takes about 3 ms
-        process.kill()
-        process.communicate()
-        assert process.returncode == -9
-    assert started(killed).communicate() and whole.communicate()
-    one, other = last_state(killed), last_state(undisturbed)
+    for _ in range(KILLS):  # two losses a step: all ten together see no more than half of the training
+        losses, seconds = int(random.integers(3, 20)), random.uniform(0, 0.003)  # a step and its state take 3 ms
+        assert killed_after(losses, seconds, tmp_path / "killed") == -9
+    assert 0 < max(int(file.stem.rpartition("-")[2]) for file in resume.states(tmp_path / "killed")) < CONFIG.steps
+    undisturbed(tmp_path / "killed")
+    undisturbed(tmp_path / "whole")
+    last = f"unfinished-{CONFIG.steps}.safetensors"
+    one, other = load_file(tmp_path / "killed" / last), load_file(tmp_path / "whole" / last)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    assert [{**line, "seconds": 0} for line in metrics(killed)] == [
-        {**line, "seconds": 0} for line in metrics(undisturbed)
-    ]
-    assert [line["step"] for line in metrics(killed)] == [*range(7, CONFIG.steps, 7), CONFIG.steps]
+    lines, wanted = metrics(tmp_path / "killed"), metrics(tmp_path / "whole")
+    assert [{**line, "seconds": 0} for line in lines] == [{**line, "seconds": 0} for line in wanted]
+    assert [line["step"] for line in lines] == [*range(7, CONFIG.steps, 7), CONFIG.steps]
