@@ -88,7 +88,7 @@ def train_on_windows(
     output.mkdir(parents=True, exist_ok=True)
     figures = train(
         model,
-        endless_batches([documents.seen], window_cut(model, training, varied=varied), training.seed),
+        endless_batches(documents.blocks, window_cut(model, training, varied=varied), training.seed),
         estimator_loss,
         lambda trained: held_out_figures(trained, documents.held_out, window_cut(model, training)),
         training,

@@ -136,6 +136,36 @@ def test_killed_in_its_second_fold_a_training_goes_on_there(
     assert not list(killed.rglob("unfinished*"))
 
 
+def test_two_processes_share_a_stream_and_train_the_model_of_one(
+    commands: dict[str, tuple[object, ...]], tmp_path: Path
+) -> None:
+    command = (*commands["estimator"], "--model.noise", 0, "--stream", 300, "--output")
+    one, whole = started((), *command, tmp_path / "one"), started((), *command[:-3], "--output", tmp_path / "whole")
+    for process in (*started_together(*command, tmp_path / "two"), one, whole):
+        finished(process)
+    assert_near(curve(tmp_path / "two"), curve(tmp_path / "one"))
+    assert_same_weights(tmp_path / "two", tmp_path / "one", near=1e-3)
+    assert curve(tmp_path / "one") != curve(tmp_path / "whole")
+    card = (tmp_path / "two" / "README.md").read_text()
+    assert "| 1 files, about 300 tokens at a time |" in card and "| the first 6 documents, " in card
+
+
+def test_killed_within_a_stream_a_training_goes_on_there(
+    commands: dict[str, tuple[object, ...]], tmp_path: Path
+) -> None:
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    command = (*commands["autoencoder"], "--stream", 300, "--training.steps", 100, "--output")
+    other, process = started((), *command, undisturbed), started((), *command, killed)
+    wait_for_state(killed, process)
+    process.kill()
+    process.communicate()
+    assert list(killed.glob("unfinished-*.safetensors"))
+    finished(started((), *command, killed))
+    finished(other)
+    assert curve(killed) == curve(undisturbed) and len(curve(killed)) == 25
+    assert_same_weights(killed, undisturbed)
+
+
 @pytest.mark.parametrize("job", JOBS[:2])
 def test_another_training_is_not_mixed_in(
     run_command: RunCommand,
