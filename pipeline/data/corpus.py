@@ -13,6 +13,8 @@ from tokenizers import Tokenizer
 from pipeline.data.documents import Column, document_tokens, iterate_rows
 from pipeline.data.locations import File
 
+MOST_HELD_OUT = 500
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -70,10 +72,16 @@ class Corpus:
         """
         if folds == 1:
             return [self]
-        fold_M = np.array([fold_of(document, folds) for document in self.by_document(self.tokens_N)])
-        if len(np.unique(fold_M)) < folds:
+        if len(np.unique(self._folds(folds))) < folds:
             raise ValueError(f"{len(self)} documents are too few for --folds {folds}; choose fewer folds")
-        return [self._chosen(np.flatnonzero(fold_M != fold)) for fold in range(folds)]
+        return [self.without_fold(fold, folds) for fold in range(folds)]
+
+    def without_fold(self, fold: int, folds: int) -> "Corpus":
+        """The corpus without one of its folds; the whole of it where there is one fold."""
+        return self if folds == 1 else self._chosen(np.flatnonzero(self._folds(folds) != fold))
+
+    def _folds(self, folds: int) -> np.ndarray:
+        return np.array([fold_of(document, folds) for document in self.by_document(self.tokens_N)], dtype=np.int64)
 
     def _chosen(self, documents: np.ndarray) -> "Corpus":
         tokens = self.by_document(self.tokens_N)
@@ -93,7 +101,7 @@ class Corpus:
 
     def by_document(self, values_N: np.ndarray) -> list[np.ndarray]:
         """Values of all tokens as one array a document."""
-        return np.split(values_N, self.offsets[1:-1])
+        return np.split(values_N, self.offsets[1:-1])[: len(self)]  # of no document, np.split makes one
 
     @property
     def given_labels(self) -> np.ndarray:
@@ -120,13 +128,23 @@ class Corpus:
         return Corpus(tokens_N, np.array([0, len(tokens_N)]), labels_N)
 
 
+def interleaved(parts: Sequence[Corpus]) -> Corpus:
+    """Tokens alone of what was dealt out to several, one document each in turn, in the order it had before."""
+    if len(parts) == 1:
+        return parts[0]
+    documents: list[np.ndarray] = [np.empty(0, np.int32)] * sum(map(len, parts))
+    for place, part in enumerate(parts):
+        documents[place :: len(parts)] = part.by_document(part.tokens_N)
+    return Corpus.of(documents)
+
+
 def held_out_documents(documents: int, wanted: int | None) -> int:
-    """How many documents to hold out: as wanted, or else one in twenty, 500 at the most.
+    """How many documents to hold out: as wanted, or else one in twenty, MOST_HELD_OUT at the most.
 
     Raises:
         ValueError: if that leaves nothing to train on.
     """
-    held_out = min(500, max(1, documents // 20)) if wanted is None else wanted
+    held_out = min(MOST_HELD_OUT, max(1, documents // 20)) if wanted is None else wanted
     if not 0 < held_out < documents:
         raise ValueError(f"cannot hold out {held_out} of {documents} documents; choose fewer with --held-out")
     return held_out
@@ -139,7 +157,7 @@ def require_tokens(held_out: Corpus) -> Corpus:
         ValueError: if it is.
     """
     if not len(held_out.tokens_N):
-        raise ValueError(f"the last {len(held_out)} documents are empty; hold out more with --held-out")
+        raise ValueError(f"the {len(held_out)} documents held out are empty; hold out more with --held-out")
     return held_out
 
 

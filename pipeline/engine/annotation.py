@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
+from pipeline.data.ahead import ahead
 from pipeline.data.corpus import fold_of
 from pipeline.data.documents import Column, document_tokens, read_rows
 from pipeline.data.redaction import redacted
 from pipeline.data.shards import annotated_rows, write_shard
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.data.windows import sample_positions
-from pipeline.engine.ahead import ahead
 from pipeline.engine.batches import BATCH_TOKENS, Batch, gather, window_batches
 from pipeline.engine.ledger import record
 from pipeline.engine.plan import Unit

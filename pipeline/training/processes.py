@@ -94,6 +94,15 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def gathered(mine: ResultT) -> list[ResultT]:
+    """What each process has, in their order, through memory alone: every process must ask."""
+    if not torch.distributed.is_initialized():
+        return [mine]
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, mine)
+    return found
+
+
 def apply(module: Applied[ModelT], function: Callable[[ModelT], ResultT], device: torch.device) -> ResultT:
     """A function of the model in evaluation mode, without gradients, in the precision of its weights."""
 

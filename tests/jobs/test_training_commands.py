@@ -21,12 +21,13 @@ from tests.annotated import write_annotated
 from tests.conftest import RunCommand, free_ports
 from tests.jobs.test_train_language_model import assert_near, curve
 
-JOBS = ("estimator", "second_order", "language_model")
+JOBS = ("estimator", "second_order", "language_model", "autoencoder")
 TRAINING = {"steps": 12, "evaluate-every": 4, "tokens-per-batch": 256, "learning-rate": 0.003}
-ESTIMATOR = {
+WINDOW_ENCODER = {
     **{"context": 24, "encoder-width": 16, "encoder-layers": 1, "decoder-width": 32, "decoder-layers": 2},
     **{"decoder-heads": 2, "noise": 0.1},
 }
+WINDOW_ENCODERS = ("estimator", "autoencoder")
 SHARDS = Path(__file__).parents[2] / "jobs" / "fsdp.yaml"
 
 
@@ -41,12 +42,14 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[object
     )
     pq.write_table(pa.table({"input_ids": pa.array(tokens, pa.list_(pa.int32()))}), folder / "tokens.parquet")
     sizes = {"context": 24, "width": 32, "layers": 2, "heads": 2}
-    for name, model in (("estimator", ESTIMATOR), ("other", sizes)):
+    for name, model in (("windows", WINDOW_ENCODER), ("other", sizes)):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({"training": TRAINING, "model": model, "held-out": 6}))
-    tokenized = ("--input", folder / "tokens.parquet", "--tokenizer", "none", "--vocabulary", 97)
+    tokens_alone = ("--input", folder / "tokens.parquet", "--tokenizer", "none", "--vocabulary", 97)
+    tokenized = ("--config", folder / "windows.yaml", *tokens_alone)
     labelled = ("--config", folder / "other.yaml", "--labels", labels)
     return {
-        "estimator": ("jobs.train_estimator", "--config", folder / "estimator.yaml", *tokenized),
+        "estimator": ("jobs.train_estimator", *tokenized),
+        "autoencoder": ("jobs.train_autoencoder", *tokenized),
         "second_order": ("jobs.train_second_order", *labelled),
         "language_model": ("jobs.train_language_model", *labelled),
     }
@@ -92,7 +95,7 @@ def test_two_processes_and_two_with_shards_train_the_model_of_one(
     commands: dict[str, tuple[object, ...]], tmp_path: Path, job: str
 ) -> None:
     # Without noise, which differs from process to process
-    quiet = ("--model.noise", 0) if job == "estimator" else ()
+    quiet = ("--model.noise", 0) if job in WINDOW_ENCODERS else ()
     command = (*commands[job], *quiet, "--training.accumulate", 2, "--training.save-as", "bfloat16", "--output")
     port = ("--main_process_port", *free_ports(1))
     launchers: dict[str, tuple[object, ...]] = {
@@ -131,6 +134,36 @@ def test_killed_in_its_second_fold_a_training_goes_on_there(
         assert curve(killed / fold) == curve(undisturbed / fold) and len(curve(killed / fold)) == 25
         assert_same_weights(killed / fold, undisturbed / fold)
     assert not list(killed.rglob("unfinished*"))
+
+
+def test_two_processes_share_a_stream_and_train_the_model_of_one(
+    commands: dict[str, tuple[object, ...]], tmp_path: Path
+) -> None:
+    command = (*commands["estimator"], "--model.noise", 0, "--stream", 300, "--output")
+    one, whole = started((), *command, tmp_path / "one"), started((), *command[:-3], "--output", tmp_path / "whole")
+    for process in (*started_together(*command, tmp_path / "two"), one, whole):
+        finished(process)
+    assert_near(curve(tmp_path / "two"), curve(tmp_path / "one"))
+    assert_same_weights(tmp_path / "two", tmp_path / "one", near=1e-3)
+    assert curve(tmp_path / "one") != curve(tmp_path / "whole")
+    card = (tmp_path / "two" / "README.md").read_text()
+    assert "| 1 files, about 300 tokens at a time |" in card and "| the first 6 documents, " in card
+
+
+def test_killed_within_a_stream_a_training_goes_on_there(
+    commands: dict[str, tuple[object, ...]], tmp_path: Path
+) -> None:
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    command = (*commands["autoencoder"], "--stream", 300, "--training.steps", 100, "--output")
+    other, process = started((), *command, undisturbed), started((), *command, killed)
+    wait_for_state(killed, process)
+    process.kill()
+    process.communicate()
+    assert list(killed.glob("unfinished-*.safetensors"))
+    finished(started((), *command, killed))
+    finished(other)
+    assert curve(killed) == curve(undisturbed) and len(curve(killed)) == 25
+    assert_same_weights(killed, undisturbed)
 
 
 @pytest.mark.parametrize("job", JOBS[:2])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine.ahead import ahead
+from pipeline.data.ahead import ahead
 
 
 class Source:

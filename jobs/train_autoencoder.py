@@ -1,0 +1,75 @@
+"""Trains an autoencoder: all tokens of a window regenerated in one pass from its embedding alone (paper section 3).
+
+It learns windows of the whole context and the shorter ones that documents end in: unlike an estimator's, its code
+lengths of prefixes are no labels. Held-out loss is measured on such windows too. The same command goes on with an
+interrupted training. Processes: one, or those of `accelerate launch -m jobs.train_autoencoder`.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+import torch
+
+from pipeline.command_line import run
+from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig, Given
+from pipeline.models.card import command_line, model_card
+from pipeline.training.config import TrainingConfig
+from pipeline.training.documents import DocumentSettings
+from pipeline.training.processes import together
+from pipeline.training.window_training import WindowEncoderSizes, begin, train_on_windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes(WindowEncoderSizes):
+    """The model."""
+
+    given: Given = "unrolled"
+    """How the decoder gets the embedding: the same at every position (repeated), which a mixer can tell apart and a
+    transformer cannot, or another half of its numbers at each."""
+    bottleneck_width: int | None = None
+    """Numbers that the window's embedding has: fewer than the encoder is wide make a compressive autoencoder. None: as
+    many."""
+
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to train on, what to train, where to write."""
+
+    documents: Annotated[DocumentSettings, cyclopts.Parameter(name="*")]
+    output: Path
+    """Folder to write the checkpoint to."""
+    model: Sizes = field(default_factory=Sizes)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@together()
+def train_autoencoder(config: Config) -> None:
+    """Train an autoencoder on documents."""
+    documents = config.documents.read()
+    decisive = {"model": asdict(config.model), "training": config.training.decisive}
+    begin(config.output, {**documents.decisive, **decisive})
+    torch.manual_seed(config.training.seed)
+    model = Autoencoder(AutoencoderConfig(vocab_size=documents.source.vocabulary, **asdict(config.model)))
+    train_on_windows(model, documents, config.training, config.output, card)
+
+
+def card(facts: Mapping[str, object]) -> str:
+    """The checkpoint's model card."""
+    return model_card(
+        "Autoencoder of windows",
+        "An encoder whose last state, narrowed where there is a bottleneck, is all that the decoder has to regenerate "
+        "a window from (arXiv 2511.10618).",
+        facts,
+        command=command_line("jobs.train_autoencoder", sys.argv[1:]),
+        tags=["autoencoder"],
+        usage="python -m jobs.measure_compression --models THIS_FOLDER --input FILES",
+    )
+
+
+if __name__ == "__main__":
+    run(train_autoencoder, "jobs.train_autoencoder")

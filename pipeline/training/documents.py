@@ -1,0 +1,126 @@
+"""What a model of windows learns from: documents in files, tokenized, some of them held out."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipeline.data.corpus import MOST_HELD_OUT, Corpus, held_out_documents, read_corpus, require_tokens
+from pipeline.data.documents import Column
+from pipeline.data.locations import File, find_files, pinned
+from pipeline.data.stream import DocumentStream, Sharing
+from pipeline.data.tokenizer import TokenSource, token_source, tokenizer_sha256
+from pipeline.training.processes import gathered, this_process
+from schemas.documents import TEXT_COLUMN, TOKENS_COLUMN
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents to train on and, apart from them, to evaluate on."""
+
+    seen: Corpus | DocumentStream
+    held_out: Corpus
+    source: TokenSource
+    decisive: dict[str, Any]
+    """All that a model depends on here: what was asked for and what was found."""
+
+    @property
+    def blocks(self) -> Iterable[Corpus]:
+        """What to train on in an epoch, one after the other."""
+        return [self.seen] if isinstance(self.seen, Corpus) else self.seen
+
+    def each_without_a_fold(self, folds: int) -> Iterator["Documents"]:
+        """The same with each fold in turn left out of `seen`; all of it where there is one fold.
+
+        Raises:
+            ValueError: as Corpus.each_without_a_fold does; a stream's folds are not looked at before.
+        """
+        for part in self.seen.each_without_a_fold(folds):
+            yield replace(self, seen=part)
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """Rows of a model card."""
+        held_out = f"{_counted(self.held_out)}, never trained on"
+        if isinstance(self.seen, Corpus):
+            return {"trained on": _counted(self.seen), "held out": f"the last {held_out}"}
+        at_a_time = f"about {self.decisive['stream']:,} tokens at a time"
+        return {"trained on": f"{len(self.seen.files):,} files, {at_a_time}", "held out": f"the first {held_out}"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentSettings:
+    """Which documents, and how they become tokens."""
+
+    input: tuple[str, ...]
+    """Parquet or JSON lines files, folders, globs or URLs of these (hf://datasets/user/name, https://, s3://); with
+    --tokenizer none, of a column `input_ids`."""
+    tokenizer: str
+    """Folder of the tokenizer, or `none` for documents tokenized already."""
+    vocabulary: int | None = None
+    """Number of token ids, with --tokenizer none."""
+    text_column: str = TEXT_COLUMN
+    """Name of the column that holds the text."""
+    limit: int | None = None
+    """Documents to read at the most."""
+    held_out: int | None = None
+    """Last documents to evaluate on and never train on; one in twenty, 500 at the most, by default. With --stream the
+    first ones, 500 by default, since the last are not known before all are read."""
+    stream: int | None = None
+    """Tokens to hold in memory, and to shuffle, at a time, about so many; all of them by default. The next ones are
+    read and tokenized meanwhile, by all processes together."""
+
+    def __post_init__(self) -> None:
+        if self.stream is not None and self.stream < 1:
+            raise ValueError(f"--stream must be at least 1, not {self.stream}")
+
+    def read(self) -> Documents:
+        """The documents: all of them, or those that are held out and a stream of the others.
+
+        Raises:
+            ValueError: if the files, the tokenizer or the documents are not as they must be.
+            OSError: if a disk or a store cannot be reached now.
+        """
+        inputs, source = pinned(self.input), token_source(self.tokenizer, self.vocabulary)
+        files, sha256 = find_files(inputs), tokenizer_sha256(source.folder) if source.folder else None
+        decisive = {**asdict(self), "input": inputs, "tokenizer_sha256": sha256}
+        if self.stream is not None:
+            stored = {"files": len(files), "stored_bytes": sum(file.size for file in files)}
+            return self._streamed(files, source, self.stream, {**decisive, **stored})
+        corpus = self._corpus(files, source, self.limit)
+        found = {"documents": len(corpus), "tokens": len(corpus.tokens_N)}
+        return Documents(*corpus.held_out(self.held_out), source, {**decisive, **found})
+
+    def _streamed(self, files: Sequence[File], source: TokenSource, tokens: int, decisive: dict[str, Any]) -> Documents:
+        wanted = MOST_HELD_OUT if self.held_out is None else self.held_out
+        one_more = wanted + 1 if self.limit is None else min(wanted + 1, self.limit)
+        first = self._corpus(files, source, one_more)
+        held_out = require_tokens(first.documents(0, held_out_documents(len(first), wanted)))
+        size = len(held_out.tokens_N) if held_out.total_bytes is None else held_out.total_bytes
+        process = this_process()
+        stream = DocumentStream(
+            files=files,
+            column=self._column(source),
+            tokenizer=source.tokenizer,
+            vocabulary=source.vocabulary,
+            block=max(1, round(tokens * size / len(held_out.tokens_N))),
+            skip=wanted,
+            limit=self.limit,
+            sharing=Sharing(process.process_index, process.num_processes, gathered),
+        )
+        return Documents(stream, held_out, source, decisive)
+
+    def _corpus(self, files: Sequence[File], source: TokenSource, limit: int | None) -> Corpus:
+        return read_corpus(
+            files,
+            column=self._column(source),
+            tokenizer=source.tokenizer,
+            vocabulary=source.vocabulary,
+            limit=limit,
+        )
+
+    def _column(self, source: TokenSource) -> Column:
+        return Column(self.text_column) if source.tokenizer else Column(TOKENS_COLUMN, tokenized=True)
+
+
+def _counted(corpus: Corpus) -> str:
+    return f"{len(corpus):,} documents, {len(corpus.tokens_N):,} tokens"
