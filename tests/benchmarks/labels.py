@@ -1,10 +1,12 @@
-"""Speed of the label methods, all with one estimator: published, exact, a sample of positions, second-order.
+"""Speed of the label methods, all with one estimator: published, exact, a sample of positions, second-order; and exact
+labels of one of the same sizes whose embedding adds to the logits.
 
 B windows, T tokens.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +51,7 @@ QUICK = Size(32, 16, 32, 2, 2, 101, exact_windows=2, sampled_windows=8, publishe
 def figures(size: Size, device: torch.device) -> Iterator[Figure]:
     """The estimator in float32 on a CPU, in bfloat16 on a GPU."""
     estimator = _estimator(size, device)
+    adding = _estimator(size, device, introduction="projection", introduced_above=size.layers)
     second_order = frozen(SecondOrderModel.from_estimator(estimator, label_mean=0.0, label_deviation=1.0))
     second_order.to(device, estimator.dtype)  # type: ignore[arg-type]
     windows = max(size.exact_windows, size.sampled_windows, size.second_order_windows)
@@ -57,6 +60,7 @@ def figures(size: Size, device: torch.device) -> Iterator[Figure]:
     sample_BT = _sample(size).to(device)
     timed = {
         "exact": lambda: exact.token_entropies(estimator, ids_BT[: size.exact_windows]),
+        "added logits": lambda: exact.token_entropies(adding, ids_BT[: size.exact_windows]),
         "published": lambda: published_entropies(estimator, ids_BT[0], positions, batch=1),
         "published, batched": lambda: published_entropies(estimator, ids_BT[0], positions, batch=8),
         "sample": lambda: exact.token_entropies(estimator, ids_BT[: len(sample_BT)], positions_BT=sample_BT),
@@ -73,6 +77,12 @@ def figures(size: Size, device: torch.device) -> Iterator[Figure]:
             window / exact_window,
             at_least=at_least,
         )
+    added_window = seconds["added logits"] / size.exact_windows
+    yield Figure(
+        f"exact: with added logits, times the speed of the procedure published ({added_window:.3g} s a window)",
+        seconds["published"] * size.context / len(positions) / added_window,
+        at_least=40,
+    )
     yield _difference(estimator, ids_BT[0], positions)
     share = sample_BT.float().mean().item()
     yield Figure(
@@ -91,9 +101,10 @@ def figures(size: Size, device: torch.device) -> Iterator[Figure]:
         yield _share_of_matrix_rate(second_order, size, second_window)
 
 
-def _estimator(size: Size, device: torch.device) -> EntropyEstimator:
+def _estimator(size: Size, device: torch.device, **variant: Any) -> EntropyEstimator:
     torch.manual_seed(0)
     config = EstimatorConfig(
+        **variant,
         vocab_size=size.vocabulary,
         context=size.context,
         encoder_width=size.encoder_width,

@@ -1,15 +1,24 @@
-"""A training step with each objective beside one of plain cross-entropy: the same model, the same batch, in turns."""
+"""A training step with each objective beside one of plain cross-entropy, and the loop beside bare steps.
+
+The same model and the same batches, in turns.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from torch.optim import AdamW
+from transformers import PreTrainedModel
 
 from pipeline.models.stack import new_language_model
 from pipeline.models.transformer import llama_config
 from pipeline.training.batches import Batch
+from pipeline.training.config import TrainingConfig
+from pipeline.training.loop import train
 from pipeline.training.losses import objective_loss
 from pipeline.training.objectives import ObjectiveName, ObjectiveSettings, objective_function
 from tests.benchmarks.figure import Figure, median_seconds
@@ -26,10 +35,15 @@ class Size:
     heads: int = 6
     vocabulary: int = 8192
     windows: int = 16
+    steps: int = 8
     repeats: int = 9
+    loops: int = 5
 
 
-QUICK = Size(context=16, width=16, layers=1, heads=1, vocabulary=97, windows=2, repeats=1)
+QUICK = Size(context=16, width=16, layers=1, heads=1, vocabulary=97, windows=2, steps=2, repeats=1, loops=1)
+LOSS = partial(
+    objective_loss, objective=objective_function(ObjectiveSettings(objective="cross-entropy"), mean_entropy=4.5)
+)
 
 
 def figures(size: Size, device: torch.device) -> Iterator[Figure]:
@@ -39,15 +53,49 @@ def figures(size: Size, device: torch.device) -> Iterator[Figure]:
     what = "training: a step against one of cross-entropy"
     yield Figure(f"{what} ({plain:.2f} s), flood", seconds["flood"] / plain, at_most=1.03)
     yield Figure(f"{what}, the share furthest above a reference", seconds["reference-share"] / plain)
+    seconds = median_seconds({"bare": lambda: bare(size, device), "loop": lambda: looped(size)}, size.loops)
+    tokens = sum(int(batch.lengths_B.sum()) for batch in batches(size)) / seconds["bare"]
+    what = f"training: tokens a second of the loop against bare steps ({tokens:,.0f})"
+    yield Figure(what, seconds["bare"] / seconds["loop"], at_least=0.9)
 
 
-def step(name: ObjectiveName, size: Size, device: torch.device) -> Callable[[], None]:
-    """Forward, backward and optimizer."""
+def model_of(size: Size) -> PreTrainedModel:
     torch.manual_seed(0)
     config = llama_config(
         vocab_size=size.vocabulary, width=size.width, layers=size.layers, heads=size.heads, context=size.context
     )
-    model = new_language_model(config, start=0).to(device)  # type: ignore[arg-type]
+    return new_language_model(config, start=0)
+
+
+def bare(size: Size, device: torch.device) -> None:
+    """Forward, backward and optimizer, batch after batch, and nothing else."""
+    model = model_of(size).to(device)  # type: ignore[arg-type]
+    optimizer = AdamW(model.parameters(), lr=1e-4)
+    for batch in batches(size):
+        LOSS(model, batch.to(device)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def looped(size: Size) -> None:
+    """A whole training on the same batches, with a state that is saved at its end."""
+    config = TrainingConfig(steps=size.steps, evaluate_every=size.steps)
+    with TemporaryDirectory() as folder:
+        train(model_of(size), batches(size), LOSS, lambda trained: {}, config, Path(folder))
+
+
+def batches(size: Size) -> Iterator[Batch]:
+    """Made as they are taken, in both."""
+    generator = np.random.default_rng(0)
+    for _ in range(size.steps):
+        ids_BT = torch.from_numpy(generator.integers(size.vocabulary, size=(size.windows, size.context + 1)))
+        labels_BT = torch.from_numpy(generator.random(ids_BT.shape, np.float32)) * 9
+        yield Batch(ids_BT, torch.full((size.windows,), size.context + 1), labels_BT)
+
+
+def step(name: ObjectiveName, size: Size, device: torch.device) -> Callable[[], None]:
+    """Forward, backward and optimizer."""
+    model = model_of(size).to(device)  # type: ignore[arg-type]
     optimizer = AdamW(model.parameters(), lr=1e-4)
     ids_BT = random_tokens(size.windows, size.context + 1, vocabulary=size.vocabulary)
     lengths_B = torch.full((size.windows,), size.context + 1)

@@ -45,7 +45,13 @@ def batches(seed: int, sizes: list[tuple[int, int]]) -> list[Batch]:
 
 
 def estimator() -> nn.Module:
-    sizes = {"encoder_width": 8, "encoder_layers": 1, "decoder_width": 8, "decoder_layers": 1, "decoder_heads": 2}
+    sizes: dict[str, Any] = {
+        "encoder_width": 8,
+        "encoder_layers": 1,
+        "decoder_width": 8,
+        "decoder_layers": 1,
+        "decoder_heads": 2,
+    }
     return EntropyEstimator(EstimatorConfig(vocab_size=VOCABULARY, context=12, **sizes))
 
 
@@ -101,14 +107,14 @@ def test_losses_and_gradients_of_a_step_are_those_of_the_big_batch(name: str, pr
     torch.manual_seed(0)
     model = make()
     wanted = loss(model, joined(parts))
-    wanted.backward()  # type: ignore[no-untyped-call]
+    wanted.backward()
     gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
     model.zero_grad()
     found = torch.zeros(())
     for batch in step:
         for process in range(processes):
             part = loss(model, batch.part(process, processes))
-            part.backward()  # type: ignore[no-untyped-call]
+            part.backward()
             found = found + part.detach()
     assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
     for key, parameter in model.named_parameters():
@@ -120,7 +126,7 @@ def test_a_process_without_rows_adds_nothing(objective: ObjectiveName) -> None:
     (batch,) = batches(1, [(1, 6)])
     model, function = language_model(), objective_function(ObjectiveSettings(objective=objective), 2.0)
     loss = objective_loss(model, batch.part(1, 2), function)  # type: ignore[arg-type]
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert loss.item() == 0
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
 
