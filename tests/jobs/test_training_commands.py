@@ -71,7 +71,7 @@ def started_together(*command: object) -> list[subprocess.Popen[str]]:
 
 
 def finished(process: subprocess.Popen[str]) -> str:
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
     return output
 
