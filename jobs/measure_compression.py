@@ -6,7 +6,7 @@ Prints a table that says what to compare with what; writes it as results.csv and
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cyclopts
@@ -30,7 +30,8 @@ from pipeline.models.loading import declared_start, load_autoencoder, load_causa
 from pipeline.models.quantization import KINDS, Codec
 from pipeline.training.accounting import causal_accounting, window_accounting, window_embeddings
 from pipeline.training.batches import Cut
-from pipeline.training.compression import Compression, classical, markdown, write_csv
+from pipeline.training.compression import Compression, classical, markdown
+from pipeline.training.tables import write_csv
 from schemas.documents import TEXT_COLUMN
 
 
@@ -90,7 +91,7 @@ def measure_compression(config: Config = DEFAULTS) -> None:
     if config.output is not None:
         config.output.mkdir(parents=True, exist_ok=True)
         (config.output / "results.md").write_text(report)
-        write_csv(config.output / "results.csv", results)
+        write_csv(config.output / "results.csv", [asdict(result) for result in results])
 
 
 def require_compressor(folder: Path) -> Path:

@@ -3,7 +3,6 @@
 Writes results.csv, and results.md, the means over sources.
 """
 
-import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,9 +15,10 @@ import torch
 from pipeline.command_line import run
 from pipeline.models.card import command_line
 from pipeline.models.checkpoint import require_new_folder
+from pipeline.training.tables import write_csv
 from pipeline.truth.contestants import Settings
 from pipeline.truth.introduction import Outcome, compare_introductions
-from pipeline.truth.sources import SOURCES
+from pipeline.truth.sources import SOURCES, require_sources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,7 @@ class Config:
     contest: Contest = field(default_factory=Contest)
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.sources if name not in SOURCES]
-        if unknown or not self.sources:
-            raise ValueError(f"--sources {' '.join(unknown)}: choose from {', '.join(SOURCES)}")
+        require_sources(self.sources)
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"--widths must be at least 1, not {' '.join(map(str, self.widths))}")
 
@@ -62,19 +60,11 @@ def measure_introduction(config: Config) -> None:
         training = config.output / "training" / source
         for outcome in compare_introductions(source, config.contest, config.widths, training):
             outcomes.append(outcome)
-            write_csv(config.output / "results.csv", outcomes)
+            write_csv(config.output / "results.csv", [asdict(each) for each in outcomes])
             print(f"{source:14} {outcome.variant:28} {row(outcome)}", flush=True)
     report = f"{markdown(outcomes)}\n\nMade by `{command_line('jobs.measure_introduction', sys.argv[1:])}`.\n"
     (config.output / "results.md").write_text(report)
     print(report)
-
-
-def write_csv(file: Path, outcomes: Sequence[Outcome]) -> None:
-    """A line an outcome, all digits."""
-    with file.open("w", newline="") as stream:
-        table = csv.DictWriter(stream, list(asdict(outcomes[0])))
-        table.writeheader()
-        table.writerows(map(asdict, outcomes))
 
 
 def row(outcome: Outcome) -> str:

@@ -6,7 +6,7 @@ sources run beside each other. Writes results.csv, results.md, a scatter plot a 
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from pipeline.command_line import run
 from pipeline.models.card import command_line
 from pipeline.models.checkpoint import require_new_folder
 from pipeline.training.side_by_side import side_by_side
-from pipeline.truth.accuracy import Accuracy, markdown, verdict, write_csv
+from pipeline.training.tables import write_csv
+from pipeline.truth.accuracy import Accuracy, markdown, verdict
 from pipeline.truth.contest import Entry, hold_contest
 from pipeline.truth.contestants import Settings
 from pipeline.truth.plots import require_matplotlib, write_plots
-from pipeline.truth.sources import SOURCES
+from pipeline.truth.sources import SOURCES, require_sources
 
 
 @cyclopts.Parameter(name="*")
@@ -37,9 +38,7 @@ class Config:
     contest: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.sources if name not in SOURCES]
-        if unknown or not self.sources:
-            raise ValueError(f"--sources {' '.join(unknown)}: choose from {', '.join(SOURCES)}")
+        require_sources(self.sources)
         if self.processes is not None and self.processes < 1:
             raise ValueError(f"--processes must be at least 1, not {self.processes}")
 
@@ -52,7 +51,7 @@ def measure_truth(config: Config) -> None:
     by_source = dict(side_by_side(partial(contest, config=config), config.sources, config.processes))
     entries = [entry for source in config.sources for entry in by_source[source]]
     results = [entry.accuracy for entry in entries]
-    write_csv(config.output / "results.csv", results)
+    write_csv(config.output / "results.csv", [asdict(result) for result in results])
     write_plots(config.output, entries)
     report = (
         f"{markdown(results)}\n{verdict(results)}\n\nMade by `{command_line('jobs.measure_truth', sys.argv[1:])}`.\n"

@@ -21,10 +21,11 @@ from pipeline.reproduction.figures import FIGURES, Figure, Row
 from pipeline.reproduction.layers import rows_by_layer
 from pipeline.reproduction.results import write_figure
 from pipeline.reproduction.text import Text, prepare
-from pipeline.reproduction.trial import Trial, curve, trained
+from pipeline.reproduction.trial import Trial, trained
 from pipeline.training import resume
 from pipeline.training.batches import Cut
 from pipeline.training.config import TrainingConfig
+from pipeline.training.log import evaluations
 from pipeline.training.side_by_side import side_by_side
 from pipeline.truth.plots import require_matplotlib
 
@@ -98,7 +99,7 @@ def rows_of(trial: Trial, figure: Figure, text: Text, config: Config, folder: Pa
     training = replace(config.training, steps=steps, evaluate_every=max(1, steps // EVALUATIONS))
     model = trained(trial, text, figure.sizes, training, folder)
     if not figure.by_layer:
-        return curve(trial, folder)
+        return evaluations(folder / trial.name)
     assert isinstance(model, WindowEncoder)
     return list(rows_by_layer(model, text, Cut(figure.sizes.context, training.tokens_per_batch)))
 

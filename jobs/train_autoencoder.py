@@ -17,10 +17,11 @@ import torch
 from pipeline.command_line import run
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig, Given
 from pipeline.models.card import command_line, model_card
+from pipeline.training import resume
 from pipeline.training.config import TrainingConfig
 from pipeline.training.documents import DocumentSettings
 from pipeline.training.processes import together
-from pipeline.training.window_training import WindowEncoderSizes, begin, train_on_windows
+from pipeline.training.window_training import WindowEncoderSizes, train_on_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ def train_autoencoder(config: Config) -> None:
     """Train an autoencoder on documents."""
     documents = config.documents.read()
     decisive = {"model": asdict(config.model), "training": config.training.decisive}
-    begin(config.output, {**documents.decisive, **decisive})
+    resume.begin_together(config.output, {**documents.decisive, **decisive})
     torch.manual_seed(config.training.seed)
     model = Autoencoder(AutoencoderConfig(vocab_size=documents.source.vocabulary, **asdict(config.model)))
     train_on_windows(model, documents, config.training, config.output, card)

@@ -23,7 +23,7 @@ from pipeline.training import resume
 from pipeline.training.config import TrainingConfig
 from pipeline.training.documents import Documents, DocumentSettings
 from pipeline.training.processes import this_process, together
-from pipeline.training.window_training import WindowEncoderSizes, begin, train_on_windows
+from pipeline.training.window_training import WindowEncoderSizes, train_on_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Config:
 def train_estimator(config: Config) -> None:
     """Train an entropy estimation model on documents."""
     documents = config.documents.read()
-    begin(config.output, {**documents.decisive, **config.decisive})
+    resume.begin_together(config.output, {**documents.decisive, **config.decisive})
     for fold, part in enumerate(documents.each_without_a_fold(config.folds)):
         folder = fold_folder(config.output, fold, config.folds)
         if not resume.is_finished(folder):

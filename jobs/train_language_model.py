@@ -123,9 +123,7 @@ def train_here(config: Config) -> None:
     first = next(iter(seen))
     if config.objective.objective in NEED_LABELS and not len(first.given_labels):
         raise ValueError(f"{config.labels} has no labels for --objective {config.objective.objective}; annotate it")
-    if process.is_main_process:
-        resume.begin(config.output, what_decides(config, dataset))
-    process.wait_for_everyone()
+    resume.begin_together(config.output, what_decides(config, dataset))
     torch.manual_seed(config.training.seed)
     model = new_model(config, tokens)
     cut = Cut(config.model.context + 1, config.training.tokens_per_batch, overlap=1)

@@ -102,9 +102,7 @@ def train_second_order(config: Config) -> None:
         if len(part.given_labels) < 2:
             raise ValueError(f"{config.labels} has too few labels to train and evaluate on; choose a larger --share")
     starts = starting_points(config, dataset)
-    if process.is_main_process:
-        resume.begin(config.output, what_decides(config, dataset, starts))
-    process.wait_for_everyone()
+    resume.begin_together(config.output, what_decides(config, dataset, starts))
     for fold, part in enumerate(seen.each_without_a_fold(config.folds)):
         folder = fold_folder(config.output, fold, config.folds)
         if not resume.is_finished(folder):

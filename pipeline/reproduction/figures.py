@@ -49,9 +49,7 @@ def below(rows: Rows, one: str, other: str, name: str, text: str) -> Claim:
 
 
 def _autoencoder_claims(rows: Rows) -> list[Claim]:
-    names = ("transformer-unrolled", "transformer-repeated", "mixer-repeated")
-    unrolled, repeated, mixer = names
-    loss = "held_out_loss"
+    unrolled, repeated, mixer, loss = "transformer-unrolled", "transformer-repeated", "mixer-repeated", "held_out_loss"
     return [
         below(rows, unrolled, repeated, loss, "a transformer regenerates more from unrolled embeddings"),
         below(rows, mixer, repeated, loss, "from repeated embeddings a mixer regenerates better than a transformer"),

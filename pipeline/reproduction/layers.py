@@ -8,8 +8,8 @@ from pipeline.models.sensitivity import sensitivities
 from pipeline.models.window_encoder import WindowEncoder
 from pipeline.reproduction.figures import Row
 from pipeline.reproduction.text import Text
-from pipeline.reproduction.trial import CALIBRATING_DOCUMENTS
-from pipeline.training.accounting import window_accounting, window_embeddings
+from pipeline.reproduction.trial import calibrating_embeddings
+from pipeline.training.accounting import window_accounting
 from pipeline.training.batches import Cut
 
 SCANNED: tuple[Kind, ...] = ("int8", "float8_e4m3fn", "float8_e5m2")
@@ -19,8 +19,7 @@ SCANNED_DOCUMENTS = 10
 def rows_by_layer(model: WindowEncoder, text: Text, cut: Cut) -> Iterator[Row]:
     """Changes of held-out loss in nats a token, from what it is in float32."""
     held_out = text.held_out.documents(0, min(SCANNED_DOCUMENTS, len(text.held_out)))
-    seen = text.seen.documents(0, min(CALIBRATING_DOCUMENTS, len(text.seen)))
-    values_NE, exact = window_embeddings(model, seen, cut), Codec("float32")
+    values_NE, exact = calibrating_embeddings(model, text, cut), Codec("float32")
     before = window_accounting(model, exact, held_out, cut).loss
     for kind in KINDS[1:]:
         change = window_accounting(model, Codec.calibrated(kind, values_NE), held_out, cut).loss - before

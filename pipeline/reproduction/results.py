@@ -1,10 +1,10 @@
 """A figure's CSV, plot, and what it shows in words."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
 from pipeline.reproduction.figures import Figure, Rows
+from pipeline.training.tables import write_csv
 
 LABELS = {
     "held_out_loss": "held-out loss, nats a token",
@@ -14,11 +14,8 @@ LABELS = {
 
 def write_figure(folder: Path, number: int, figure: Figure, rows: Rows) -> str:
     """Writes `figure-N.csv`, `.png` and `.md`, and returns what the last says."""
-    with (folder / f"figure-{number}.csv").open("w", newline="") as stream:
-        first = next(iter(rows.values()))[0]
-        table = csv.DictWriter(stream, ["trial", *first])
-        table.writeheader()
-        table.writerows({"trial": trial, **row} for trial, trial_rows in rows.items() for row in trial_rows)
+    lines = [{"trial": trial, **row} for trial, trial_rows in rows.items() for row in trial_rows]
+    write_csv(folder / f"figure-{number}.csv", lines)
     write_plot(folder / f"figure-{number}.png", figure, rows)
     report = f"{figure.title}\n\n| reported | seen here | figures |\n|---|---|---|\n" + "".join(
         f"| {claim.text} | {'yes' if claim.seen else 'no'} | {claim.figures} |\n" for claim in figure.claims(rows)

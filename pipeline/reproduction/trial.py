@@ -4,7 +4,6 @@ All trainings of a figure get the same compute: 6 FLOP a parameter that multipli
 goes on, one that is done is read.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -26,7 +25,7 @@ from pipeline.training import resume
 from pipeline.training.accounting import Accounting, causal_accounting, window_accounting, window_embeddings
 from pipeline.training.batches import Batch, Cut, endless_batches
 from pipeline.training.config import TrainingConfig
-from pipeline.training.log import METRICS_FILE, Figures
+from pipeline.training.log import Figures
 from pipeline.training.loop import train
 from pipeline.training.losses import document_loss, estimator_loss
 
@@ -113,11 +112,6 @@ def trained(trial: Trial, text: Text, sizes: Sizes, config: TrainingConfig, fold
     return model
 
 
-def curve(trial: Trial, folder: Path) -> list[Figures]:
-    """Figures of every evaluation of a trial that is done."""
-    return [json.loads(line) for line in (folder / trial.name / METRICS_FILE).read_text().splitlines()]
-
-
 def multiplying(model: PreTrainedModel) -> int:
     """Parameters that a token's pass multiplies with: all but tables that are only looked up in."""
     looked_up = 0
@@ -149,6 +143,10 @@ def accountings(model: nn.Module, text: Text, cut: Cut) -> tuple[Accounting, Acc
         causal = causal_accounting(model, START, text.held_out, cut)
         return causal, causal
     exact = window_accounting(model, Codec("float32"), text.held_out, cut)
-    seen = text.seen.documents(0, min(CALIBRATING_DOCUMENTS, len(text.seen)))
-    codec = Codec.calibrated("int8", window_embeddings(model, seen, cut))
+    codec = Codec.calibrated("int8", calibrating_embeddings(model, text, cut))
     return exact, window_accounting(model, codec, text.held_out, cut)
+
+
+def calibrating_embeddings(model: WindowEncoder, text: Text, cut: Cut) -> Tensor:
+    """Bottleneck values [N, E] of windows of seen text, which say how far a codec must reach."""
+    return window_embeddings(model, text.seen.documents(0, min(CALIBRATING_DOCUMENTS, len(text.seen))), cut)

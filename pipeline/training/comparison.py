@@ -6,7 +6,6 @@ start token before each; a trial is one process's, and goes on where it was inte
 N tokens.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +23,7 @@ from pipeline.training import resume
 from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.config import TrainingConfig
 from pipeline.training.evaluation import held_out_batches, mean_of
-from pipeline.training.log import METRICS_FILE, Figures
+from pipeline.training.log import Figures, evaluations
 from pipeline.training.loop import train
 from pipeline.training.losses import document_loss, document_losses
 from pipeline.training.objectives import ObjectiveName, ObjectiveSettings, objective_function
@@ -133,7 +132,7 @@ def carry_out(trial: Trial, study: Study, sizes: Sizes, config: TrainingConfig, 
         _train(trial, study, sizes, replace(config, seed=trial.seed), output)
         (output / DONE_FILE).touch()
         resume.finish(output)
-    return [json.loads(line) for line in (output / METRICS_FILE).read_text().splitlines()]
+    return evaluations(output)
 
 
 def _train(trial: Trial, study: Study, sizes: Sizes, config: TrainingConfig, output: Path) -> None:

@@ -5,12 +5,10 @@ latter is the fair comparison, since a model begins anew with every window: but 
 a compressor has learned nothing before it, and a model has.
 """
 
-import csv
 import gzip
 import lzma
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
 
@@ -71,14 +69,6 @@ def classical(texts: Sequence[str]) -> Iterator[Compression]:
         for sees, parts in (("the whole text", [whole]), ("a document", documents)):
             bits = 8 * sum(len(compress(part)) for part in parts)
             yield Compression(compressor=name, sees=sees, bits_per_byte=bits / len(whole))
-
-
-def write_csv(file: Path, results: Sequence[Compression]) -> None:
-    """A line a result, all digits."""
-    with file.open("w", newline="") as stream:
-        table = csv.DictWriter(stream, [field.name for field in fields(Compression)])
-        table.writeheader()
-        table.writerows(asdict(result) for result in results)
 
 
 def markdown(results: Sequence[Compression], texts: Sequence[str]) -> str:

@@ -21,6 +21,11 @@ METRICS_FILE = "metrics.jsonl"
 PROJECT = "token-entropy"
 
 
+def evaluations(output: Path) -> list[Figures]:
+    """Figures of every evaluation of a training that is done."""
+    return [json.loads(line) for line in (output / METRICS_FILE).read_text().splitlines()]
+
+
 class Log:
     """Counts steps and writes evaluations; the main process alone shows and writes."""
 

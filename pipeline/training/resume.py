@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from pipeline.models.card import CARD_FILE
-from pipeline.training.processes import whole
+from pipeline.training.processes import this_process, whole
 
 SETTINGS_FILE = "unfinished.json"
 STATES = "unfinished-*.safetensors"
@@ -69,6 +69,20 @@ def begin(output: Path, settings: Mapping[str, Any]) -> None:
             raise ValueError(f"--output {output} holds another unfinished training ({shown}); choose another folder")
     output.mkdir(parents=True, exist_ok=True)
     write(output / SETTINGS_FILE, json.dumps(wanted, indent=2))
+
+
+def begin_together(output: Path, settings: Mapping[str, Any]) -> None:
+    """Makes the folder, or takes it up again; every process goes on when that is done.
+
+    Args:
+        settings: all that the model depends on: not where, nor in how many processes, it is trained.
+
+    Raises:
+        ValueError: as begin does.
+    """
+    if this_process().is_main_process:
+        begin(output, settings)
+    this_process().wait_for_everyone()
 
 
 def finish(output: Path) -> None:

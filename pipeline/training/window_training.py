@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.data.corpus import Corpus
 from pipeline.models.card import training_length
@@ -55,20 +54,6 @@ class WindowEncoderSizes:
     """Heads of the decoder."""
     decoder_kernel: int = 1
     """As of the encoder."""
-
-
-def begin(output: Path, settings: Mapping[str, Any]) -> None:
-    """Makes the folder, or takes it up again; every process goes on when that is done.
-
-    Args:
-        settings: all that the model depends on: not where, nor in how many processes, it is trained.
-
-    Raises:
-        ValueError: as resume.begin does.
-    """
-    if this_process().is_main_process:
-        resume.begin(output, settings)
-    this_process().wait_for_everyone()
 
 
 def train_on_windows(

@@ -3,10 +3,8 @@
 N tokens.
 """
 
-import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -56,14 +54,6 @@ def measure(contestant: Contestant, estimates_N: Tensor, truth_N: Tensor, *, in_
         mean_absolute_error=error_N.abs().mean().item(),
         bias=error_N.mean().item(),
     )
-
-
-def write_csv(file: Path, results: Sequence[Accuracy]) -> None:
-    """A line a result, all digits."""
-    with file.open("w", newline="") as stream:
-        table = csv.DictWriter(stream, [field.name for field in fields(Accuracy)])
-        table.writeheader()
-        table.writerows(asdict(result) for result in results)
 
 
 def markdown(results: Sequence[Accuracy]) -> str:

@@ -1,13 +1,13 @@
 """What a comparison of objectives comes to: figures as CSV, a table in Markdown, held-out loss by step as a plot."""
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from math import isnan, nan, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 
 from pipeline.training.comparison import Trial
+from pipeline.training.tables import write_csv
 
 Figures = Mapping[Trial, list[dict[str, float]]]
 # Of Student's distribution, for means of two to ten seeds
@@ -69,15 +69,9 @@ def write_results(
     folder: Path, figures: Figures, summaries: Sequence[Summary], truth: float | None, made_by: str
 ) -> str:
     """Writes `results.csv`, `curves.csv`, `results.md` and `curves.png`; returns the table."""
-    with (folder / "results.csv").open("w", newline="") as stream:
-        table = csv.DictWriter(stream, [field.name for field in fields(Summary)])
-        table.writeheader()
-        table.writerows(asdict(summary) for summary in summaries)
-    with (folder / "curves.csv").open("w", newline="") as stream:
-        names = [*(field.name for field in fields(Trial)), *next(iter(figures.values()))[0]]
-        table = csv.DictWriter(stream, names)
-        table.writeheader()
-        table.writerows({**asdict(trial), **record} for trial, curve in figures.items() for record in curve)
+    write_csv(folder / "results.csv", [asdict(summary) for summary in summaries])
+    curves = [{**asdict(trial), **record} for trial, curve in figures.items() for record in curve]
+    write_csv(folder / "curves.csv", curves)
     report = f"{markdown(summaries, truth)}\nMade by `{made_by}`.\n"
     (folder / "results.md").write_text(report)
     write_plot(folder / "curves.png", figures, truth)

@@ -7,7 +7,7 @@ probability that it was drawn with: its surprisal, and the conditional entropy b
 M documents, T tokens, V vocabulary, H hidden states, K symbols that a Markov chain remembers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -162,3 +162,14 @@ SOURCES: dict[str, Callable[[np.random.Generator], Source]] = {
     "topic-mixture": _topic_mixture,
 }
 """What labels are held against; each is made from a generator, which decides its tables."""
+
+
+def require_sources(names: Sequence[str]) -> None:
+    """Checks names of sources before a long computation.
+
+    Raises:
+        ValueError: if there is none, or one that is unknown.
+    """
+    unknown = [name for name in names if name not in SOURCES]
+    if unknown or not names:
+        raise ValueError(f"--sources {' '.join(unknown)}: choose from {', '.join(SOURCES)}")

@@ -1,13 +1,14 @@
 """Figures and tables of labels against truth."""
 
 import csv
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.truth.accuracy import Accuracy, Contestant, markdown, measure, verdict, write_csv
+from pipeline.training.tables import write_csv
+from pipeline.truth.accuracy import Accuracy, Contestant, markdown, measure, verdict
 
 CAUSAL = Contestant(source="coin", method="causal", target="surprisal", token_passes=1, training_tflop=0.5)
 
@@ -53,6 +54,6 @@ def test_the_verdict_names_where_a_method_beats_the_causal_model() -> None:
 
 
 def test_the_csv_reads_back(tmp_path: Path) -> None:
-    write_csv(tmp_path / "results.csv", [accuracy("causal", "coin", 0.25)])
+    write_csv(tmp_path / "results.csv", [asdict(accuracy("causal", "coin", 0.25))])
     (row,) = csv.DictReader((tmp_path / "results.csv").open())
     assert (row["source"], row["method"], float(row["bias"])) == ("coin", "causal", 0.25)
