@@ -2,6 +2,7 @@
 
     python -m pipeline.annotate                                          # built-in sample documents
     python -m pipeline.annotate --input fineweb/*.parquet --output DIR   # your own
+    python -m pipeline.annotate ... --output hf://datasets/USER/NAME     # published while it grows
     ray job submit --working-dir . -- python -m pipeline.annotate ...    # on a cluster
 
 Input and settings are checked before anything is written. The same command again goes on where a run stopped.
@@ -17,21 +18,23 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipeline.command_line import run
 from pipeline.data.annotations import read_quarantine
-from pipeline.data.dataset_card import dataset_card
 from pipeline.data.locations import find_files
 from pipeline.data.sample import write_sample
 from pipeline.data.shards import write_text
-from pipeline.engine.annotation import Run
+from pipeline.engine.annotation import Annotated, Run
 from pipeline.engine.cluster import LOCAL, Share, chosen, cluster
 from pipeline.engine.driver import Driver
-from pipeline.engine.ledger import locked, open_run, planned, total
+from pipeline.engine.ledger import finished, locked, open_run, planned, require_same, unpublished, write_published
 from pipeline.engine.plan import Unit, inspect
-from pipeline.engine.report import Report
+from pipeline.engine.report import Outcome, Report
 from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.progress import Progress
+from pipeline.publishing.card import THIS_FOLDER, Facts, write_card
+from pipeline.publishing.publisher import Publisher, published_plan, published_receipts
+from pipeline.publishing.source import source_facts
+from pipeline.publishing.subset import publish_beginning, publish_end, with_totals
 from pipeline.settings import Config, frozen, prepare
 from pipeline.summary import print_examples, print_quarantine, print_summary
-from schemas.annotations import CARD_FILE, LEDGER_FOLDER, TOKENIZER_FOLDER
 from schemas.ledger import REPORT_FILE
 
 INCOMPLETE = 3
@@ -47,36 +50,67 @@ def annotate(config: Config = DEFAULTS) -> int:
         sample = Path(scratch) / "sample.parquet"
         if not config.input:
             write_sample(sample)
-        inputs = frozen(config.input, planned(config.folder))
+        there = published_plan(config.repository, config.place) if config.repository else None
+        inputs = frozen(config.input, there or planned(config.place))
         source = inspect(find_files(inputs or [str(sample)]), config.column)
         job, units = prepare(config, source, inputs)
+        if there is not None:
+            require_same(config.output, job.provenance, there.provenance)
         if config.dry_run:
             from pipeline.estimate import estimate, print_estimate
 
             print_estimate(estimate(job, units, source, config.tokens_per_second), job.provenance.rows_per_unit)
             return 0
-        with locked(job.output):
+        with locked(job.subset.root):
             return carry_out(job, units, config)
 
 
 def carry_out(job: Run, units: Sequence[Unit], config: Config) -> int:
     """Labels what is not labelled yet, completes the dataset and shows it; returns the exit code."""
-    done = open_run(job.output, job.provenance, units, config.input)
+    if job.repository is not None:
+        job.repository.prepare(private=config.private)
+    open_run(job.subset, job.provenance, units, config.input)
     if job.tokenizer is not None:
-        copy_tokenizer(job.tokenizer, job.output / TOKENIZER_FOLDER)
-    report = label([unit for unit in units if unit.index not in done], job, config)
-    counts, shards_sha256 = total(job.output)
-    write_text(job.output / CARD_FILE, dataset_card(job.provenance, counts, shards_sha256))
-    print_summary(job.output, counts, report)
-    given_up = read_quarantine(job.output)
+        copy_tokenizer(job.tokenizer, job.subset.tokenizer)
+    facts = facts_of(job)
+    if job.repository is None:
+        report = label(units, job, config)
+        facts = with_totals(facts)
+        write_card(facts)
+    else:
+        write_published(job.subset, published_receipts(job.repository, job.subset))
+        publish_beginning(job.repository, facts)
+        with Publisher(job.repository, job.subset, keeps=False) as publisher:
+            for receipt in unpublished(job.subset):
+                publisher.add(receipt)
+            report = label(units, job, config, publisher)
+        write_published(job.subset, published_receipts(job.repository, job.subset))
+        facts = with_totals(facts)
+        publish_end(job.repository, facts)
+    assert facts.counts is not None
+    print_summary(config.output or str(job.subset.root), facts.counts, report)
+    given_up = read_quarantine(job.subset)
     print_quarantine(given_up)
-    print_examples(job.output)
+    print_examples(job.subset, job.repository)
     return INCOMPLETE if given_up else 0
 
 
-def label(units: Sequence[Unit], job: Run, config: Config) -> Report:
-    """Labels the units on Ray, with a progress bar; does not start Ray where there are none."""
-    if not units:
+def facts_of(job: Run) -> Facts:
+    """What the card says of a run that has not begun."""
+    return Facts(
+        subset=job.subset,
+        place=job.repository.name if job.repository else THIS_FOLDER,
+        provenance=job.provenance,
+        schema=job.schema,
+        source=source_facts(job.provenance.source),
+    )
+
+
+def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher | None = None) -> Report:
+    """Labels the units that are not done, with a progress bar; does not start Ray where there are none."""
+    done = finished(job.subset)
+    left = [unit for unit in units if unit.index not in done]
+    if not left:
         return Report()
     from pipeline.engine.labelling import load_annotator
 
@@ -86,17 +120,28 @@ def label(units: Sequence[Unit], job: Run, config: Config) -> Report:
     report, rows = Report(), job.provenance.source_rows
     with (
         cluster(address),
-        Progress(rows, rows - sum(unit.stop - unit.start for unit in units)) as progress,
+        Progress(rows, rows - sum(unit.stop - unit.start for unit in left)) as progress,
         logging_redirect_tqdm(),
     ):
         if address == LOCAL:
             share.require_room()
-        driver = Driver(job, load_annotator, workers=workers, share=share, done=job.units - len(units))
-        for outcome in driver.outcomes(units):
+        driver = Driver(job, load_annotator, workers=workers, share=share, done=len(done))
+        for outcome in driver.outcomes(left):
             report.add(outcome)
             progress.show(report, driver.loaded)
-    write_text(job.output / LEDGER_FOLDER / REPORT_FILE, report.to_json())
+            if publisher is not None:
+                pass_on(outcome, publisher, driver, last=report.units + report.given_up == len(left))
+    write_text(job.subset.ledger / REPORT_FILE, report.to_json())
     return report
+
+
+def pass_on(outcome: Outcome, publisher: Publisher, driver: Driver, *, last: bool) -> None:
+    """Has a shard published, and those that are published forgotten, while there are workers to do it."""
+    if isinstance(outcome, Annotated):
+        publisher.add(outcome.receipt, outcome.addition)
+    if last:
+        publisher.close()
+    driver.forget(publisher.taken())
 
 
 if __name__ == "__main__":

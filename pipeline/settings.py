@@ -11,8 +11,10 @@ from typing import Literal
 
 import cyclopts
 import pyarrow as pa
+from huggingface_hub.constants import HF_HOME
 
 from pipeline.data.documents import Column
+from pipeline.data.hub import Repository
 from pipeline.data.locations import pinned
 from pipeline.data.sample import SAMPLE_NAME
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, load_tokenizer, token_source, tokenizer_sha256
@@ -30,6 +32,7 @@ from pipeline.models.checkpoint import (
 )
 from schemas.annotations import INPUT_IDS, Dtype, Method, Provenance, annotated_schema
 from schemas.documents import TEXT_COLUMN
+from schemas.layout import Subset
 
 LEAST_SHARE = 0.0001  # of a core or a GPU: Ray counts no finer
 KIND_OF_METHOD: dict[Method, Kind] = {"second-order": "second-order", "exact": "estimator", "causal": "causal"}
@@ -47,8 +50,15 @@ class Config:
     """Column of the documents; `text` by default, `input_ids` with --tokenizer none."""
     columns: tuple[str, ...] | None = None
     """Columns of the input to pass on; all by default."""
-    output: Path | None = None
-    """Folder for the dataset; `annotated`, or `annotated-sample` for the built-in documents, by default."""
+    output: str | None = None
+    """Folder for the dataset, or hf://datasets/USER/NAME to publish it while it grows; `annotated`, or
+    `annotated-sample` for the built-in documents, by default."""
+    subset: str | None = None
+    """Name of what is written: other labels, or other documents, can stand beside it; the method by default."""
+    staging: Path | None = None
+    """With an output on the Hub, folder for shards until they are published; one below HF_HOME by default."""
+    private: bool = False
+    """Create the repository as a private one."""
     method: Method = "second-order"
     """second-order: one pass, needs a second-order checkpoint. exact: differences of code lengths, a few hundred
     times dearer, needs an estimator. causal: the loss of a causal language model."""
@@ -104,8 +114,16 @@ class Config:
             if value is not None and not 0 < value <= most:
                 raise ValueError(f"--{name.replace('_', '-')} must be above 0 and at most {most:g}, not {value}")
         self._check_worker()
+        self._check_output()
         if self.column.name in (self.columns or ()) and not self.keep_text:
             raise ValueError(f"--columns names {self.column.name}, which is labelled; --keep-text passes it on")
+
+    def _check_output(self) -> None:
+        if "://" in (self.output or "") and self.repository is None:
+            raise ValueError(f"--output {self.output} is no folder; write to one, or to hf://datasets/USER/NAME")
+        if self.staging is not None and self.repository is None:
+            raise ValueError("--staging is for an --output at hf://datasets/USER/NAME")
+        assert self.place  # its name is looked at
 
     def _check_worker(self) -> None:
         for name, need in (("cpus", self.cpus_per_worker), ("gpus", self.gpus_per_worker)):
@@ -123,9 +141,18 @@ class Config:
         return Column(self.text_column or (INPUT_IDS if tokenized else TEXT_COLUMN), tokenized)
 
     @property
-    def folder(self) -> Path:
-        """Where the dataset goes."""
-        return (self.output or Path("annotated" if self.input else "annotated-sample")).resolve()
+    def repository(self) -> Repository | None:
+        """Where the dataset is published, if anywhere."""
+        return Repository.at(self.output) if self.output and self.output.startswith("hf://") else None
+
+    @property
+    def place(self) -> Subset:
+        """Where the dataset goes on this disk, for good or until it is published."""
+        name = self.subset or self.method
+        if self.repository is None:
+            return Subset(name, Path(self.output or ("annotated" if self.input else "annotated-sample")).resolve())
+        staging = Path(HF_HOME) / "annotated" / self.repository.name.replace("/", "--")
+        return Subset(name, (self.staging or staging).resolve())
 
 
 def frozen(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
@@ -183,7 +210,8 @@ def prepare(config: Config, source: Source, inputs: Sequence[str]) -> tuple[Run,
     units = plan_units(source, rows_per_unit=provenance.rows_per_unit, limit=config.limit)
     folder = tokens.folder.resolve() if tokens.folder else None
     checkpoints = tuple(member.resolve() for member in members)
-    return Run(config.folder, checkpoints, folder, other, provenance, read, schema, len(units)), units
+    run = Run(config.place, checkpoints, folder, other, provenance, read, schema, len(units), config.repository)
+    return run, units
 
 
 def tokens_for(checkpoint: Path, model_vocabulary: int, config: Config) -> TokenSource:

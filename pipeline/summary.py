@@ -8,15 +8,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipeline.data.hub import Repository
+from pipeline.data.locations import find_files, open_stored
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
+from pipeline.engine.ledger import read_receipts
 from pipeline.engine.report import Report
-from schemas.annotations import DATA_FOLDER, ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, TOKENIZER_FOLDER
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS
+from schemas.layout import Subset
 from schemas.ledger import Counts, Quarantined
 
 EXAMPLE_TOKENS, MOST_LOOKS = 16, 1000
 
 
-def print_summary(output: Path, counts: Counts, report: Report) -> None:
+def print_summary(place: str, counts: Counts, report: Report) -> None:
     """Documents, tokens, tokens/s, mean entropy, bits per byte, place; then where the time went."""
     tokens, labelled, mean = counts.tokens, counts.labelled_tokens, counts.mean_entropy
     bits = f"{mean / math.log(2) * tokens / counts.text_bytes:.3f}" if counts.text_bytes else "unknown without text"
@@ -27,7 +31,7 @@ def print_summary(output: Path, counts: Counts, report: Report) -> None:
     print(f"tokens/s       {f'{report.tokens_per_second:,.0f}' if report.units else idle}")
     print(f"mean entropy   {mean:.3f} nats a token")
     print(f"bits per byte  {bits}")
-    print(f"dataset        {output}")
+    print(f"dataset        {place}")
     if report.units:
         speeds = ", ".join(f"{stage} {speed:,.0f}" for stage, speed in report.stage_speeds().items())
         wait, fill = report.stages.device_wait, report.stages.batch_fill
@@ -43,24 +47,30 @@ def print_quarantine(given_up: Sequence[Quarantined]) -> None:
         print(f"  {unit}")
 
 
-def print_examples(output: Path) -> None:
+def print_examples(subset: Subset, repository: Repository | None) -> None:
     """The first tokens of a document with their labels."""
-    row = next((row for row in islice(_rows(output), MOST_LOOKS) if len(row[INPUT_IDS]) >= EXAMPLE_TOKENS), None)
+    place = f"{repository.url}/{subset.in_repository.data}" if repository else str(subset.data)
+    row = next((row for row in islice(_rows(subset, place), MOST_LOOKS) if len(row[INPUT_IDS]) >= EXAMPLE_TOKENS), None)
     if row is None:
         return
     columns = [name for name in (ENTROPY, EXPECTED_ENTROPY) if name in row]
-    print(f'\nload_dataset("{output}", split="train") has every document; one begins')
+    named = repository.name if repository else str(subset.root)
+    print(f'\nload_dataset("{named}", "{subset.name}", split="train") has every document; one begins')
     print(f"{'token':<17}" + "".join(f"{name:>18}" for name in columns))
-    for place, token in enumerate(_shown(row[INPUT_IDS][:EXAMPLE_TOKENS], output / TOKENIZER_FOLDER)):
-        values = (row[name][place] for name in columns)
+    for number, token in enumerate(_shown(row[INPUT_IDS][:EXAMPLE_TOKENS], subset.tokenizer)):
+        values = (row[name][number] for name in columns)
         print(f"{token:<17}" + "".join(f"{'':>18}" if value is None else f"{value:>18.2f}" for value in values))
 
 
-def _rows(output: Path) -> Iterator[dict[str, Any]]:
+def _rows(subset: Subset, place: str) -> Iterator[dict[str, Any]]:
     """With pyarrow: `datasets` looks at every one of ten thousand shards before it gives out a row, for ten seconds."""
-    for shard in sorted((output / DATA_FOLDER).glob("*.parquet")):
-        for rows in pq.ParquetFile(shard).iter_batches(1, columns=[INPUT_IDS, ENTROPY, EXPECTED_ENTROPY]):
-            yield from rows.to_pylist()
+    for receipt in read_receipts(subset):
+        (file,) = find_files([f"{place}/{receipt.shard}"])
+        with open_stored(file) as stored:
+            parquet = pq.ParquetFile(stored)
+            columns = [name for name in (INPUT_IDS, ENTROPY, EXPECTED_ENTROPY) if name in parquet.schema_arrow.names]
+            for rows in parquet.iter_batches(1, columns=columns):
+                yield from rows.to_pylist()
 
 
 def _shown(ids: list[int], tokenizer_folder: Path) -> list[str]:

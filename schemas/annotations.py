@@ -11,13 +11,8 @@ import pyarrow as pa
 
 from schemas.documents import TEXT_COLUMN
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PROVENANCE_KEY = b"token_entropy.provenance"
-
-DATA_FOLDER = "data"
-TOKENIZER_FOLDER = "tokenizer"
-LEDGER_FOLDER = "_ledger"
-CARD_FILE = "README.md"
 
 INPUT_IDS = "input_ids"
 ENTROPY = "entropy"
@@ -38,16 +33,14 @@ DESCRIPTIONS = {
     MEAN_ENTROPY: "mean of `entropy` over the labelled tokens; null where there are none",
 }
 
-
-def shard_name(index: int, shards: int) -> str:
-    """File name of a shard; names sort in the order of the source's rows."""
-    digits = max(5, len(str(shards)))
-    return f"train-{index:0{digits}d}-of-{shards:0{digits}d}.parquet"
-
-
-def shards_in_all(name: str) -> int:
-    """How many shards the dataset has of which this is the name of one."""
-    return int(name.removesuffix(".parquet").rpartition("-")[2])
+LIMITS: dict[Method, str] = {
+    "second-order": "Each label is what a model expects an exact label to be, from one pass over the text: it varies "
+    "less than exact labels do, and carries the errors of the estimator that the model learned from.",
+    "exact": "Each label is the difference of two code lengths that the estimator finds: right in the sum over a "
+    "window, noisy at a single token, negative where the longer text was the cheaper one. It is kept as it is.",
+    "causal": "Each label is the loss of a causal language model: never below the entropy in the mean, and above it by "
+    "all that the model does not know.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,12 @@
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 
 RECEIPTS, QUARANTINE = "receipts", "quarantine"
 PLAN_FILE, LOCK_FILE, REPORT_FILE = "plan.json", "lock", "report.json"
+PUBLISHED_FILE = "published.jsonl"  # receipts of what is in the repository that a folder is staging for
+BIN_NATS, BINS = 0.5, 34
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,10 +20,16 @@ class Counts:
     tokens: int = 0
     labelled_tokens: int = 0
     text_bytes: int = 0
+    arrow_bytes: int = 0
+    """Of the rows in memory."""
     nats: float = 0.0
+    histogram: tuple[int, ...] = ()
+    """Labelled tokens by entropy: below 0, then in bins of BIN_NATS from 0 on, the last of them without an end."""
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items() if name != "histogram"}
+        histogram = tuple(map(sum, zip_longest(self.histogram, other.histogram, fillvalue=0)))
+        return Counts(**sums, histogram=histogram)
 
     @property
     def mean_entropy(self) -> float:
@@ -35,6 +44,8 @@ class Receipt:
     unit: int
     shard: str
     sha256: str
+    size: int
+    """Bytes of the file."""
     counts: Counts
 
     def to_json(self) -> str:
@@ -43,7 +54,8 @@ class Receipt:
     @classmethod
     def from_json(cls, text: str) -> "Receipt":
         values = json.loads(text)
-        return cls(**{**values, "counts": Counts(**values["counts"])})
+        counts = {**values["counts"], "histogram": tuple(values["counts"]["histogram"])}
+        return cls(**{**values, "counts": Counts(**counts)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.shards import annotated_rows, write_shard
-from schemas.annotations import DATA_FOLDER, annotated_schema, shard_name
+from schemas.annotations import annotated_schema
+from schemas.layout import Subset, shard_name
 from tests.builders import PROVENANCE
 
+SUBSET = "exact"
 SOURCE = pa.schema([("text", pa.string())])
 
 
@@ -32,5 +34,5 @@ def write_annotated(
         entropies = [np.array(row, dtype=np.float32) for row in labels[rows]]
         source = pa.RecordBatch.from_pylist([{"text": "text"}] * len(ids), schema=SOURCE)
         table = annotated_rows(source, ids, {"entropy": entropies}, schema)
-        write_shard(folder / DATA_FOLDER / shard_name(index, shards), [table], schema)
+        write_shard(Subset(SUBSET, folder).data / shard_name(index, shards), [table], schema)
     return folder

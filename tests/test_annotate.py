@@ -33,7 +33,7 @@ MOUNT = ("mount", "-t", "tmpfs", "-o")
 
 
 def shard_rows(output: Path) -> pa.Table:
-    return pa.concat_tables([pq.read_table(file) for file in sorted((output / "data").glob("*.parquet"))])
+    return pa.concat_tables([pq.read_table(file) for file in sorted((output / "data").rglob("*.parquet"))])
 
 
 def test_no_arguments_label_the_sample(
@@ -74,7 +74,7 @@ def test_rows_keep_their_order_and_their_text_is_what_was_tokenized(run_command:
     rows = shard_rows(output).to_pylist()
     assert [row["id"] for row in rows] == list(range(12))
     assert [row["text"] for row in rows] == texts
-    tokenizer = load_tokenizer(output / "tokenizer")
+    tokenizer = load_tokenizer(output / "tokenizer" / "second-order")
     for row, ids in zip(rows, encode(tokenizer, [text or "" for text in texts]), strict=True):
         assert row["input_ids"] == ids.tolist()
     assert [row["mean_entropy"] is None for row in rows] == [False] * 9 + [True, True, False]
@@ -87,9 +87,9 @@ def test_load_dataset_reads_what_was_written_and_streams_it(run_command: RunComm
     loaded = load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"))
     streamed = list(load_dataset(str(output), split="train", streaming=True))
     assert [dict(row) for row in loaded] == streamed == shard_rows(output).to_pylist()
-    assert len(list((output / "data").iterdir())) == 3
+    assert len(list((output / "data" / "second-order").iterdir())) == 3
     card = (output / "README.md").read_text()
-    metadata = pq.read_schema(next((output / "data").iterdir())).metadata
+    metadata = pq.read_schema(next((output / "data" / "second-order").iterdir())).metadata
     provenance = Provenance.from_json(metadata[PROVENANCE_KEY].decode())
     assert provenance.checkpoint_sha256 in card and provenance.method == "second-order"
 
@@ -119,15 +119,19 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(run_command: RunCommand, t
         tmp_path / "out",
     )
     assert run_command(*arguments) == 0
-    shards = {shard.name: shard.read_bytes() for shard in (tmp_path / "out" / "data").iterdir()}
-    kept, *lost = sorted((tmp_path / "out" / "_ledger" / "receipts").iterdir())
+    shards = {shard.name: shard.read_bytes() for shard in (tmp_path / "out" / "data" / "second-order").iterdir()}
+    kept, *lost = sorted((tmp_path / "out" / "_ledger" / "second-order" / "receipts").iterdir())
     for receipt in lost:
-        (tmp_path / "out" / "data" / json.loads(receipt.read_text())["shard"]).unlink()
-    (tmp_path / "out" / "data" / ".train-00001-of-00003.parquet.unfinished").write_text("cut off")
-    untouched = (tmp_path / "out" / "data" / json.loads(kept.read_text())["shard"]).stat().st_mtime_ns
+        (tmp_path / "out" / "data" / "second-order" / json.loads(receipt.read_text())["shard"]).unlink()
+    (tmp_path / "out" / "data" / "second-order" / ".train-00001-of-00003.parquet.unfinished").write_text("cut off")
+    untouched = (tmp_path / "out" / "data" / "second-order" / json.loads(kept.read_text())["shard"]).stat().st_mtime_ns
     assert run_command(*arguments) == 0
-    assert {shard.name: shard.read_bytes() for shard in (tmp_path / "out" / "data").iterdir()} == shards
-    assert (tmp_path / "out" / "data" / json.loads(kept.read_text())["shard"]).stat().st_mtime_ns == untouched
+    assert {
+        shard.name: shard.read_bytes() for shard in (tmp_path / "out" / "data" / "second-order").iterdir()
+    } == shards
+    assert (
+        tmp_path / "out" / "data" / "second-order" / json.loads(kept.read_text())["shard"]
+    ).stat().st_mtime_ns == untouched
 
 
 def test_shards_do_not_depend_on_the_number_of_workers(run_command: RunCommand, tmp_path: Path) -> None:
@@ -137,7 +141,7 @@ def test_shards_do_not_depend_on_the_number_of_workers(run_command: RunCommand, 
         output = tmp_path / str(workers)
         arguments = ("--input", file, "--output", output, "--workers", workers, "--rows-per-unit", 3)
         assert run_command("pipeline.annotate", *arguments) == 0
-        shards.append([shard.read_bytes() for shard in sorted((output / "data").iterdir())])
+        shards.append([shard.read_bytes() for shard in sorted((output / "data" / "second-order").iterdir())])
     assert len(shards[0]) == 4
     assert shards[0] == shards[1]
 
@@ -198,13 +202,13 @@ def test_a_complete_run_is_left_as_it_is(
     arguments = (*tokenized(tmp_path, [[1, 2, 3]] * 8), "--output", tmp_path / "out")
     assert run_command(*arguments) == 0
     assert "is the slowest" in capsys.readouterr().out
-    report = json.loads((tmp_path / "out" / "_ledger" / "report.json").read_text())
-    assert report["units"] == 2 and report["tokens"] == 24 and set(report["stages"]) == set(WORK)
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "data").iterdir()}
+    report = json.loads((tmp_path / "out" / "_ledger" / "exact" / "report.json").read_text())
+    assert report["units"] == 2 and report["tokens"] == 24 and set(report["stages"]) == set(WORK) - {"upload"}
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "data" / "exact").iterdir()}
     monkeypatch.setattr(Driver, "outcomes", None)  # it must not be asked for anything
     assert run_command(*arguments) == 0
     assert "none: the dataset was complete" in capsys.readouterr().out
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "data").iterdir()} == before
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "data" / "exact").iterdir()} == before
 
 
 def test_a_dry_run_tells_what_it_takes_and_writes_nothing(
@@ -253,7 +257,7 @@ def test_a_run_over_a_hub_dataset_goes_on_with_the_commit_that_it_began_with(
             monkeypatch.setitem(REVISIONS, "main", "f" * 40)
     assert [run.returncode for run in ran] == [0, 0], ran[0].stderr
     assert "documents      8" in ran[0].stdout and "the dataset was complete" in ran[1].stdout
-    plan = json.loads((tmp_path / "out" / "_ledger" / "plan.json").read_text())
+    plan = json.loads((tmp_path / "out" / "_ledger" / "second-order" / "plan.json").read_text())
     assert plan["run"]["source"] == [f"hf://datasets/user/name@{COMMIT}/data"]
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert b"hf_sss" not in written and not any("hf_sss" in run.stdout + run.stderr for run in ran)
@@ -279,7 +283,7 @@ def test_a_full_disk_ends_the_run_and_more_room_completes_it(
     assert run_command(*arguments, "--output", small_disk / "out") == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: cannot write to") and "No space left on device" in error
-    committed = list((small_disk / "out" / "data").iterdir())
+    committed = list((small_disk / "out" / "data" / "exact").iterdir())
     assert committed and all(file.suffix == ".parquet" for file in committed)
     subprocess.run([*MOUNT, "remount,size=9m", small_disk], check=True)
     assert run_command(*arguments, "--output", small_disk / "out") == 0

@@ -59,10 +59,10 @@ def test_a_job_is_submitted_followed_interrupted_and_gone_on_with(
     arguments = ("--input", file, "--method", "exact", "--share", 0.1, "--rows-per-unit", 1, "--workers", 2)
     output = tmp_path / "out"
     submit(ray_head, "first", *arguments, "--output", output, follow=False)
-    wait_until(lambda: len(list((output / "data").glob("*.parquet"))) > 2)
+    wait_until(lambda: len(list((output / "data").rglob("*.parquet"))) > 2)
     wait_until(lambda: all(name in shown_metrics(ray_head) for name in METRICS))
     ray_job(ray_head, "stop", "first")
-    committed = len(list((output / "_ledger" / "receipts").glob("*.json")))
+    committed = len(list((output / "_ledger").rglob("receipts/*.json")))
     assert 0 < committed < 60, "the run was over before it was stopped; give it more to do"
     assert "was stopped" in ray_job(ray_head, "status", "first").stdout
     printed = submit(ray_head, "second", *arguments, "--output", output, follow=True)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 def read(output: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows and provenance."""
-    files = sorted((output / "data").glob("*.parquet"))
+    files = sorted((output / "data").rglob("*.parquet"))
     provenance = json.loads(pq.read_schema(files[0]).metadata[PROVENANCE_KEY])
     return pa.concat_tables([pq.read_table(file) for file in files]).to_pylist(), provenance
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from pipeline.engine.annotation import Annotated
 from pipeline.engine.report import Report
 from pipeline.engine.stages import Stages
 from pipeline.progress import Progress
@@ -15,13 +16,13 @@ from schemas.ledger import Counts, Quarantined, Receipt
 GIVEN_UP = Quarantined(unit=1, shard="b", file="a.parquet", start=0, stop=10, reason="it is broken")
 
 
-def outcome(rows: int, tokens: int) -> tuple[Receipt, Stages]:
+def outcome(rows: int, tokens: int) -> Annotated:
     stages = Stages(dict.fromkeys(Stages().seconds, 1.0), tokens=tokens, padded_tokens=tokens * 2)
     stages.seconds.update(label=4.0, held=5.0)
-    return Receipt(unit=0, shard="a", sha256="0", counts=Counts(rows=rows, tokens=tokens)), stages
+    return Annotated(Receipt(unit=0, shard="a", sha256="0", size=0, counts=Counts(rows=rows, tokens=tokens)), stages)
 
 
-def report_of(*outcomes: tuple[Receipt, Stages] | Quarantined | None) -> Report:
+def report_of(*outcomes: Annotated | Quarantined | None) -> Report:
     report = Report()
     for one in outcomes:
         report.add(one)

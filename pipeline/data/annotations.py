@@ -1,5 +1,6 @@
 """Reading an annotated dataset back, from a folder or the Hub: tokens and labels, whole or piece by piece."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,18 +16,16 @@ from pipeline.data.documents import Column, read_rows
 from pipeline.data.locations import HUB, File, find_files, open_stored, pinned
 from pipeline.data.tokenizer import TOKENIZER_FILE
 from schemas.annotations import (
-    DATA_FOLDER,
     ENTROPY,
     INPUT_IDS,
-    LEDGER_FOLDER,
     PROVENANCE_KEY,
-    TOKENIZER_FOLDER,
     Provenance,
-    shard_name,
-    shards_in_all,
 )
+from schemas.layout import DATA_FOLDER, Subset, shard_name, shards_in_all
 from schemas.ledger import QUARANTINE, Quarantined
 
+SUBSET_NAMED = re.compile(rf"/{DATA_FOLDER}/[^/]+/?$")
+SHARD = re.compile(rf"(.*)/{DATA_FOLDER}/([^/]+)/((?:\d+/)?train-\d+-of-\d+\.parquet)")
 LOOKS_AT_A_TIME = 16  # at shards: on the Hub most of a look is waiting for an answer
 
 
@@ -96,40 +95,64 @@ class AnnotatedDataset:
 def find_annotations(source: str) -> AnnotatedDataset:
     """The annotated dataset in a folder, or at `hf://datasets/user/name`, there with an `@revision` if one is wanted.
 
+    Where it has several subsets, one is named by its data folder, as in `folder/data/exact`.
+
     Raises:
-        ValueError: if there is no annotated dataset, or an unfinished one.
+        ValueError: if there is no annotated dataset, or an unfinished one, or if it has several subsets.
         ConnectionError: if the Hub cannot be reached.
     """
     (source,) = pinned((source,))
-    folder = _beside_data(source) if source.startswith(HUB) else Path(source)
-    try:
-        shards = find_files([f"{source}/{DATA_FOLDER}"])
-    except ValueError as error:
-        hint = "no data/*.parquet; make one with pipeline.annotate"
-        raise ValueError(f"{source} is not an annotated dataset: {hint}") from error
+    shards = _shards(source)
+    place, name, _ = _parts(source, shards[0])
+    others = {_parts(source, shard)[1] for shard in shards} - {name}
+    if others:
+        listed = ", ".join(sorted({name, *others}))
+        raise ValueError(f"{source} has subsets {listed}; name one, as in {place}/{DATA_FOLDER}/{name}")
+    subset = Subset(name, _beside_data(place, name) if place.startswith(HUB) else Path(place))
     with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
         rows, schemas = zip(*pool.map(_look, shards), strict=True)
-    tokenizer = folder / TOKENIZER_FOLDER
+    names = {_parts(source, shard)[2] for shard in shards} | {unit.shard for unit in read_quarantine(subset)}
     return AnnotatedDataset(
         source=source,
         shards=tuple(shards),
         rows=rows,
         schema=pa.schema([schemas[0].field(name) for name in (INPUT_IDS, ENTROPY)]),
-        provenance=_shared_provenance(source, shards, schemas, {unit.shard for unit in read_quarantine(folder)}),
-        tokenizer=tokenizer if (tokenizer / TOKENIZER_FILE).is_file() else None,
+        provenance=_shared_provenance(source, names, schemas),
+        tokenizer=subset.tokenizer if (subset.tokenizer / TOKENIZER_FILE).is_file() else None,
     )
 
 
-def read_quarantine(folder: Path) -> list[Quarantined]:
+def read_quarantine(subset: Subset) -> list[Quarantined]:
     """The units of rows that were given up and have no shard, in their order."""
-    files = sorted((folder / LEDGER_FOLDER / QUARANTINE).glob("*.json"))
+    files = sorted((subset.ledger / QUARANTINE).glob("*.json"))
     return [Quarantined.from_json(file.read_text()) for file in files]
 
 
-def _beside_data(url: str) -> Path:
-    """What a dataset of the Hub has beside its shards, copied here."""
-    uri = parse_hf_uri(url)
-    wanted = [f"{TOKENIZER_FOLDER}/*", f"{LEDGER_FOLDER}/{QUARANTINE}/*"]
+def _shards(source: str) -> list[File]:
+    named = source if SUBSET_NAMED.search(source) else f"{source.rstrip('/')}/{DATA_FOLDER}"
+    try:
+        return find_files([named])
+    except ValueError as error:
+        hint = f"no {DATA_FOLDER}/SUBSET/*.parquet; make one with pipeline.annotate"
+        raise ValueError(f"{source} is not an annotated dataset: {hint}") from error
+
+
+def _parts(source: str, shard: File) -> tuple[str, str, str]:
+    """The dataset's place, the subset's name and the shard's, from the shard's URL.
+
+    Raises:
+        ValueError: if it does not lie where shards do.
+    """
+    found = SHARD.fullmatch(shard.url)
+    if found is None:
+        raise ValueError(f"{source} is not an annotated dataset: {shard.url} is not in {DATA_FOLDER}/SUBSET")
+    return found[1], found[2], found[3]
+
+
+def _beside_data(place: str, name: str) -> Path:
+    """What a dataset of the Hub has beside a subset's shards, copied here."""
+    uri, places = parse_hf_uri(place), Subset(name)
+    wanted = [f"{places.tokenizer.as_posix()}/*", f"{(places.ledger / QUARANTINE).as_posix()}/*"]
     return Path(snapshot_download(uri.id, repo_type="dataset", revision=uri.revision, allow_patterns=wanted))
 
 
@@ -142,13 +165,10 @@ def _look(shard: File) -> tuple[int, pa.Schema]:
     return parquet.metadata.num_rows, schema
 
 
-def _shared_provenance(
-    source: str, shards: list[File], schemas: tuple[pa.Schema, ...], given_up: set[str]
-) -> Provenance:
-    """The provenance of all shards, which must be of one finished run."""
+def _shared_provenance(source: str, names: set[str], schemas: tuple[pa.Schema, ...]) -> Provenance:
+    """The provenance of all shards, which must be, with those that were given up, all of one run."""
     found = {schema.metadata[PROVENANCE_KEY] for schema in schemas}
-    units = shards_in_all(shards[0].name)
-    expected = {shard_name(index, units) for index in range(units)} - given_up
-    if len(found) > 1 or {shard.name for shard in shards} != expected:
+    units = shards_in_all(min(names))
+    if len(found) > 1 or names != {shard_name(index, units) for index in range(units)}:
         raise ValueError(f"{source} does not hold one finished run; give the same annotate command again")
     return Provenance.from_json(found.pop().decode())

@@ -14,11 +14,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from huggingface_hub import CommitOperationAdd
 from tokenizers import Tokenizer
 
 from pipeline.data.ahead import ahead
 from pipeline.data.corpus import fold_of
 from pipeline.data.documents import Column, document_tokens, read_rows
+from pipeline.data.hub import Repository, shard_addition
 from pipeline.data.redaction import redacted
 from pipeline.data.shards import annotated_rows, write_shard
 from pipeline.data.tokenizer import load_tokenizer
@@ -28,8 +30,9 @@ from pipeline.engine.ledger import record
 from pipeline.engine.plan import Unit
 from pipeline.engine.stages import HELD, Stages
 from pipeline.labels.retokenize import encode_with_ends, move_nats
-from schemas.annotations import DATA_FOLDER, ENTROPY, NUM_TOKENS, Provenance, shard_name
-from schemas.ledger import Counts, Receipt
+from schemas.annotations import ENTROPY, NUM_TOKENS, Provenance
+from schemas.layout import Subset, shard_name
+from schemas.ledger import BIN_NATS, BINS, Counts, Receipt
 
 SLABS_AHEAD = 2  # between two stages: enough to never wait, and memory stays at a few slabs of 2 MiB of text
 
@@ -50,6 +53,15 @@ class OutputError(UnitError):
     """Nothing can be written: no use in trying other units."""
 
 
+class Annotated(NamedTuple):
+    """A unit that is done."""
+
+    receipt: Receipt
+    stages: Stages
+    addition: CommitOperationAdd | None = None
+    """Adds the shard to the repository, which has its content."""
+
+
 class Labeller(Protocol):
     """A label method on its device: float32 [B, T] for every column of every batch, and batches labelled in parts."""
 
@@ -63,7 +75,8 @@ class Labeller(Protocol):
 class Run:
     """What every unit of a run shares."""
 
-    output: Path
+    subset: Subset
+    """Where the dataset goes."""
     checkpoints: tuple[Path, ...]
     """One, or one a fold."""
     tokenizer: Path | None
@@ -76,6 +89,8 @@ class Run:
     schema: pa.Schema
     """Columns that are written."""
     units: int
+    repository: Repository | None = None
+    """Where the dataset is published, if anywhere."""
 
     @property
     def column(self) -> Column:
@@ -114,8 +129,8 @@ class Annotator:
     estimator_tokenizer: Tokenizer | None = None
     device: threading.Lock = field(default_factory=threading.Lock)
 
-    def annotate(self, unit: Unit) -> tuple[Receipt, Stages]:
-        """Labels the unit's rows, commits their shard and then its receipt.
+    def annotate(self, unit: Unit) -> Annotated:
+        """Labels the unit's rows, commits their shard and then its receipt, and sends it to the repository, if any.
 
         Raises:
             SourceError: if rows cannot be read, for a reason that may pass.
@@ -126,9 +141,9 @@ class Annotator:
         try:
             return self._commit(unit)
         except OSError as error:  # what reading raises is none by now
-            raise OutputError(f"cannot write to {self.run.output}: {error}") from error
+            raise OutputError(f"cannot write to {self.run.subset.root}: {error}") from error
 
-    def _commit(self, unit: Unit) -> tuple[Receipt, Stages]:
+    def _commit(self, unit: Unit) -> Annotated:
         stages, counts = Stages(), [Counts()]
         shard = shard_name(unit.index, self.run.units)
         with (
@@ -137,10 +152,24 @@ class Annotator:
             stages.timed("write"),
         ):
             tables = self._tables(stages.untimed_items("write", labelled), counts)
-            digest = write_shard(self.run.output / DATA_FOLDER / shard, tables, self.run.schema)
-        receipt = Receipt(unit=unit.index, shard=shard, sha256=digest, counts=sum(counts, start=Counts()))
-        record(self.run.output, receipt)
-        return receipt, stages
+            file = self.run.subset.data / shard
+            digest = write_shard(file, tables, self.run.schema)
+        size, all_counts = file.stat().st_size, sum(counts, start=Counts())
+        receipt = Receipt(unit=unit.index, shard=shard, sha256=digest, size=size, counts=all_counts)
+        record(self.run.subset, receipt)
+        return Annotated(receipt, stages, self._sent(receipt, stages))
+
+    def _sent(self, receipt: Receipt, stages: Stages) -> CommitOperationAdd | None:
+        """What adds the shard to the repository, its content being there; nothing without a repository."""
+        if self.run.repository is None:
+            return None
+        addition = shard_addition(self.run.subset, receipt.shard)
+        try:
+            with stages.timed("upload"):
+                self.run.repository.upload([addition])
+        except (ValueError, LookupError) as error:  # the Hub's no, not the rows' fault
+            raise OutputError(str(error)) from error
+        return addition
 
     def slabs(self, unit: Unit, stages: Stages) -> Generator[Slab, None, None]:
         """The first stage: a unit's rows, ready to be labelled."""
@@ -237,5 +266,13 @@ def count(source: pa.RecordBatch, annotated: pa.Table, column: Column) -> Counts
         tokens=pc.sum(annotated.column(NUM_TOKENS)).as_py() or 0,
         labelled_tokens=len(entropies),
         text_bytes=0 if column.tokenized else pc.sum(lengths).as_py() or 0,
+        arrow_bytes=annotated.nbytes,
         nats=float(entropies.sum(dtype=np.float64)),
+        histogram=histogram(entropies),
     )
+
+
+def histogram(entropies_N: np.ndarray) -> tuple[int, ...]:
+    """How many entropies, in nats, fall below 0, into each of the bins above it, and beyond them."""
+    bins_N = np.clip(np.floor(entropies_N / BIN_NATS) + 1, 0, BINS - 1).astype(np.int64)
+    return tuple(np.bincount(bins_N, minlength=BINS).tolist())

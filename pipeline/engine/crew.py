@@ -3,6 +3,7 @@
 import logging
 import queue
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from pipeline.engine.plan import Unit
 from pipeline.engine.worker import UNITS_AT_A_TIME, Device, Load, Worker
 
 FAILED_STARTS = 3  # of as many workers, or of all that there are, end a run in which none is at work
+PATIENCE = 10.0  # seconds for what a worker does beside its units
 LOOK = 5.0  # seconds between looks at the cluster
 
 LOG = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ class Crew:
         actor: Any = Worker  # ray.remote made an actor class of it, which its type does not show
         share = {"num_cpus": self.share.cpus, "num_gpus": self.share.gpus}
         device: Device = "cuda" if self.share.gpus else "cpu"
-        hand = Hand(actor.options(max_concurrency=UNITS_AT_A_TIME, **share).remote(self.run, self.load, device))
+        hand = Hand(actor.options(max_concurrency=UNITS_AT_A_TIME + 1, **share).remote(self.run, self.load, device))
         self.hands.add(hand)
         self._expect(hand, None, hand.actor.load.remote())
 
@@ -123,6 +125,12 @@ class Crew:
         if hand in self.at_work:  # else it died at its start: another one at once might do the same
             self.at_work.remove(hand)
             self.next_look = 0.0
+
+    def forget(self, shards: Sequence[str]) -> None:
+        """Has shards that are published removed on every node; returns when they are, or after PATIENCE seconds."""
+        one_a_node = {hand.node: hand for hand in self.at_work}.values()
+        if calls := [hand.actor.forget.remote(shards) for hand in one_a_node]:
+            ray.wait(calls, num_returns=len(calls), timeout=PATIENCE)
 
     def nodes(self) -> set[str | None]:
         """Those that are alive."""

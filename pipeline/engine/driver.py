@@ -9,17 +9,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from pipeline.engine.annotation import OutputError, Run, SourceError
+from pipeline.engine.annotation import Annotated, OutputError, Run, SourceError
 from pipeline.engine.backlog import Backlog, Try
 from pipeline.engine.cluster import Share
 from pipeline.engine.crew import Crew, Ended, Hand, shown
 from pipeline.engine.ledger import quarantine, remove_unfinished
 from pipeline.engine.plan import Unit
 from pipeline.engine.report import Outcome
-from pipeline.engine.stages import Stages
 from pipeline.engine.worker import UNITS_AT_A_TIME, Load
-from schemas.annotations import shard_name
-from schemas.ledger import Quarantined, Receipt
+from schemas.layout import shard_name
+from schemas.ledger import Quarantined
 
 HOPELESS = 8  # failures in a row and no success: a worker is replaced, a run ended
 REST = 10.0  # seconds that a worker stops for each unit in a row that it cannot read: the source may be down
@@ -58,7 +57,12 @@ class Driver:
                 yield self._settle(ended) if ended else None
         finally:
             self.crew.close()
-            remove_unfinished(self.run.output)
+            remove_unfinished(self.run.subset)
+
+    def forget(self, shards: Sequence[str]) -> None:
+        """Has shards that are published removed from every node."""
+        if shards:
+            self.crew.forget(shards)
 
     def _look(self) -> None:
         """Sees to what no event tells of: room for workers, pauses that are over, units that hold up the end."""
@@ -83,7 +87,7 @@ class Driver:
         self._hand_out(hand)
         return outcome
 
-    def _finished(self, hand: Hand, unit: Unit, result: tuple[Receipt, Stages]) -> Outcome:
+    def _finished(self, hand: Hand, unit: Unit, result: Annotated) -> Outcome:
         self.unfinished.remove(unit)
         self.seconds += time.monotonic() - self.running.pop(unit)
         self.finished += 1
@@ -164,6 +168,6 @@ class Driver:
         # Bad units fail in a moment: those at work, which may be sound, must not outnumber them.
         if not self.done + self.finished and self.given_up >= max(min(HOPELESS, self.run.units), len(self.running)):
             raise ValueError(f"no unit succeeds; {note}")
-        quarantine(self.run.output, note)
+        quarantine(self.run.subset, note)
         LOG.error("%s", note)
         return note

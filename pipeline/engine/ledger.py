@@ -1,4 +1,4 @@
-"""The ledger of a run: its plan and a receipt for every committed shard, in `_ledger/` beside the data.
+"""The ledger of a run: its plan and a receipt for every committed shard, in `_ledger/SUBSET` beside the data.
 
 A receipt is written after its shard is in place, so a unit with a receipt never needs doing again: to
 resume a run is to give the same command. `datasets` does not read folders that begin with an underscore.
@@ -7,7 +7,7 @@ resume a run is to give the same command. `datasets` does not read folders that 
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -15,8 +15,11 @@ from typing import NamedTuple
 
 from pipeline.data.shards import is_unfinished, write_text
 from pipeline.engine.plan import Unit
-from schemas.annotations import DATA_FOLDER, LEDGER_FOLDER, Provenance
-from schemas.ledger import LOCK_FILE, PLAN_FILE, QUARANTINE, RECEIPTS, Counts, Quarantined, Receipt
+from schemas.annotations import Provenance
+from schemas.layout import LEDGER_FOLDER, Subset
+from schemas.ledger import LOCK_FILE, PLAN_FILE, PUBLISHED_FILE, QUARANTINE, RECEIPTS, Counts, Quarantined, Receipt
+
+RECEIPT_FILES = ("*.json", "*.jsonl")  # one for each unit that was labelled here; one for each commit of a repository
 
 
 @contextmanager
@@ -43,26 +46,32 @@ class Plan(NamedTuple):
     """As they were given, before any was pinned to a commit."""
 
 
-def planned(output: Path) -> Plan | None:
-    """The plan of the run in a folder; None where there is no run.
+def planned(subset: Subset) -> Plan | None:
+    """The plan of the run that writes a subset; None where there is no run.
 
     Raises:
-        ValueError: if the folder holds anything else.
+        ValueError: if the folder holds anything but subsets, or other files stand where this one's belong.
     """
-    plan_file = output / LEDGER_FOLDER / PLAN_FILE
+    plan_file = subset.ledger / PLAN_FILE
     if plan_file.is_file():
-        plan = json.loads(plan_file.read_text())
-        return Plan(Provenance.from_json(json.dumps(plan["run"])), tuple(plan.get("inputs", ())))
-    lock = output / LEDGER_FOLDER / LOCK_FILE
-    if output.is_file() or any(
-        file.is_file() and not is_unfinished(file) and file != lock for file in output.rglob("*")
-    ):
-        raise ValueError(f"--output {output} is not empty and holds no annotation run; choose another folder")
+        return read_plan(plan_file.read_text())
+    beside = any(subset.root.glob(f"{LEDGER_FOLDER}/*/{PLAN_FILE}"))
+    places = [subset.data, subset.tokenizer, subset.ledger] if beside else [subset.root]
+    lock = subset.root / LEDGER_FOLDER / LOCK_FILE
+    found = [file for place in places for file in place.rglob("*") if file.is_file()]
+    if subset.root.is_file() or any(not is_unfinished(file) and file != lock for file in found):
+        raise ValueError(f"--output {subset.root} is not empty and holds no annotation run; choose another folder")
     return None
 
 
-def open_run(output: Path, provenance: Provenance, units: Sequence[Unit], inputs: Sequence[str] = ()) -> set[int]:
-    """Begins a run in an empty folder or goes on with the same one; returns which units are finished.
+def read_plan(text: str) -> Plan:
+    """What was written as a plan."""
+    plan = json.loads(text)
+    return Plan(Provenance.from_json(json.dumps(plan["run"])), tuple(plan["inputs"]))
+
+
+def open_run(subset: Subset, provenance: Provenance, units: Sequence[Unit], inputs: Sequence[str] = ()) -> None:
+    """Begins a run in an empty folder or goes on with the same one.
 
     What an interrupted run left is removed: files half written, shards without a receipt, and notes on units that
     were given up, which get another chance.
@@ -70,51 +79,90 @@ def open_run(output: Path, provenance: Provenance, units: Sequence[Unit], inputs
     Raises:
         ValueError: if the folder holds anything else, another run's dataset among them. Nothing is written then.
     """
-    there = planned(output)
+    there = planned(subset)
     if there is None:
-        write_text(output / LEDGER_FOLDER / PLAN_FILE, _plan(provenance, units, inputs))
-        return set()
-    _require_same(output, provenance, there.provenance)
-    shard_of_unit = {receipt.unit: receipt.shard for receipt in read_receipts(output)}
-    _sweep(output, keep=set(shard_of_unit.values()))
-    return set(shard_of_unit)
+        write_text(subset.ledger / PLAN_FILE, _plan(provenance, units, inputs))
+        return
+    require_same(subset.root, provenance, there.provenance)
+    _sweep(subset, keep={receipt.shard for receipt in read_receipts(subset)})
 
 
-def record(output: Path, receipt: Receipt) -> None:
+def finished(subset: Subset) -> set[int]:
+    """The units that need no doing."""
+    return {receipt.unit for receipt in read_receipts(subset)}
+
+
+def record(subset: Subset, receipt: Receipt) -> None:
     """Writes a unit's receipt; its shard must be in place."""
-    write_text(output / LEDGER_FOLDER / RECEIPTS / f"{receipt.unit:08d}.json", receipt.to_json())
+    write_text(receipt_file(subset, receipt.unit), receipt.to_json())
 
 
-def quarantine(output: Path, unit: Quarantined) -> None:
+def receipt_file(subset: Subset, unit: int) -> Path:
+    """Where the receipt of a unit lies that was labelled here."""
+    return subset.ledger / RECEIPTS / f"{unit:08d}.json"
+
+
+def quarantine(subset: Subset, unit: Quarantined) -> None:
     """Writes down that a unit was given up, and why."""
-    write_text(output / LEDGER_FOLDER / QUARANTINE / f"{unit.unit:08d}.json", unit.to_json())
+    write_text(subset.ledger / QUARANTINE / f"{unit.unit:08d}.json", unit.to_json())
 
 
-def remove_unfinished(output: Path) -> None:
+def remove_unfinished(subset: Subset) -> None:
     """Removes what workers that died left half written; no worker may be at work."""
-    for file in filter(is_unfinished, output.rglob("*")):
+    for file in filter(is_unfinished, subset.root.rglob("*")):
         file.unlink(missing_ok=True)
 
 
-def read_receipts(output: Path) -> Iterator[Receipt]:
-    """The receipts of units whose shards are in place, in the order of the units."""
-    shards = {file.name for file in (output / DATA_FOLDER).glob("*.parquet")}
-    for file in sorted((output / LEDGER_FOLDER / RECEIPTS).glob("*.json")):
-        receipt = Receipt.from_json(file.read_text())
-        if receipt.shard in shards:
-            yield receipt
+def read_receipts(subset: Subset) -> Iterator[Receipt]:
+    """The receipts of units whose shards are in place, here or published, in the order of the units."""
+    there = subset.shards()
+    files = [file for kind in RECEIPT_FILES for file in (subset.ledger / RECEIPTS).glob(kind)]
+    lines = (line for file in files for line in file.read_text().splitlines())
+    receipts = [receipt for receipt in map(Receipt.from_json, lines) if receipt.shard in there]
+    found = {receipt.unit: receipt for receipt in (*receipts, *read_published(subset))}
+    return iter([found[unit] for unit in sorted(found)])
 
 
-def total(output: Path) -> tuple[Counts, str]:
-    """The counts of all committed shards, and one digest of them: two datasets that share it are the same.
+def read_published(subset: Subset) -> list[Receipt]:
+    """The receipts of units whose shards are in the repository that this folder is staging for."""
+    file = subset.ledger / PUBLISHED_FILE
+    return [Receipt.from_json(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
-    They are added in the order of the units, so that the sum of nats is always the same bits.
-    """
-    counts, digest = Counts(), hashlib.sha256()
-    for receipt in read_receipts(output):
+
+def unpublished(subset: Subset) -> list[Receipt]:
+    """The receipts of units whose shards lie here and are not known to be in the repository."""
+    there = {receipt.shard for receipt in read_published(subset)}
+    return [receipt for receipt in read_receipts(subset) if receipt.shard not in there]
+
+
+def write_published(subset: Subset, receipts: Iterable[Receipt]) -> None:
+    """Writes down which units' shards are in the repository."""
+    write_text(subset.ledger / PUBLISHED_FILE, as_lines(receipts))
+
+
+def as_lines(receipts: Iterable[Receipt]) -> str:
+    """A receipt a line, as they stand in a repository."""
+    return "".join(f"{receipt.to_json()}\n" for receipt in receipts)
+
+
+class Total(NamedTuple):
+    """All committed shards."""
+
+    counts: Counts
+    sha256: str
+    """A digest of theirs: two datasets that share it are the same."""
+    size: int
+    """Bytes of their files."""
+
+
+def total(subset: Subset) -> Total:
+    """All committed shards, added in the order of the units, so that the sum of nats is always the same bits."""
+    counts, digest, size = Counts(), hashlib.sha256(), 0
+    for receipt in read_receipts(subset):
         counts += receipt.counts
         digest.update(receipt.sha256.encode())
-    return counts, digest.hexdigest()
+        size += receipt.size
+    return Total(counts, digest.hexdigest(), size)
 
 
 def _plan(provenance: Provenance, units: Sequence[Unit], inputs: Sequence[str]) -> str:
@@ -125,17 +173,22 @@ def _plan(provenance: Provenance, units: Sequence[Unit], inputs: Sequence[str]) 
     return json.dumps({"run": asdict(provenance), "inputs": inputs, "files": listed, "units": places})
 
 
-def _require_same(output: Path, wanted: Provenance, there: Provenance) -> None:
+def require_same(place: object, wanted: Provenance, there: Provenance) -> None:
+    """What a place has must be what is wanted.
+
+    Raises:
+        ValueError: if not, with all that differs.
+    """
     differing = [
         field.name for field in fields(Provenance) if getattr(wanted, field.name) != getattr(there, field.name)
     ]
     if differing:
         shown = "; ".join(f"{name} {getattr(there, name)} there, {getattr(wanted, name)} now" for name in differing)
-        raise ValueError(f"--output {output} holds another run's dataset ({shown}); delete it or choose another folder")
+        raise ValueError(f"--output {place} holds another run's dataset ({shown}); choose another --output or --subset")
 
 
-def _sweep(output: Path, keep: set[str]) -> None:
-    orphans = [file for file in (output / DATA_FOLDER).glob("*.parquet") if file.name not in keep]
-    for file in [*orphans, *(output / LEDGER_FOLDER / QUARANTINE).glob("*.json")]:
+def _sweep(subset: Subset, keep: set[str]) -> None:
+    orphans = [subset.data / shard for shard in subset.shards() - keep]
+    for file in [*orphans, *(subset.ledger / QUARANTINE).glob("*.json")]:
         file.unlink()
-    remove_unfinished(output)
+    remove_unfinished(subset)

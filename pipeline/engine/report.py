@@ -4,10 +4,11 @@ import json
 import time
 from dataclasses import dataclass, field
 
+from pipeline.engine.annotation import Annotated
 from pipeline.engine.stages import WORK, Stages
-from schemas.ledger import Counts, Quarantined, Receipt
+from schemas.ledger import Counts, Quarantined
 
-Outcome = tuple[Receipt, Stages] | Quarantined | None
+Outcome = Annotated | Quarantined | None
 """A committed unit, a unit that was given up, or nothing in the last second."""
 
 
@@ -29,10 +30,9 @@ class Report:
         if isinstance(outcome, Quarantined):
             self.given_up += 1
         elif outcome is not None:
-            receipt, stages = outcome
             self.units += 1
-            self.counts += receipt.counts
-            self.stages += stages
+            self.counts += outcome.receipt.counts
+            self.stages += outcome.stages
 
     @property
     def tokens_per_second(self) -> float:
@@ -41,7 +41,8 @@ class Report:
 
     def stage_speeds(self) -> dict[str, float]:
         """Tokens a second of each stage in a worker, were it the only one."""
-        return {stage: self.counts.tokens / max(1e-9, self.stages.seconds[stage]) for stage in WORK}
+        spent = {stage: seconds for stage in WORK if (seconds := self.stages.seconds[stage])}
+        return {stage: self.counts.tokens / seconds for stage, seconds in spent.items()}
 
     def to_json(self) -> str:
         """Every figure."""

@@ -10,7 +10,7 @@ from pipeline.engine.batches import Batch
 
 Item = TypeVar("Item")
 
-WORK = ("read", "tokenize", "label", "write")
+WORK = ("read", "tokenize", "label", "write", "upload")
 HELD = "held"
 """The unit has the device: it labels, or the device waits for rows or for labels to be written."""
 

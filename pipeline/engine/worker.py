@@ -1,16 +1,15 @@
 """The Ray actor that annotates units: one a GPU, a share of one, or one a CPU core."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import ray
+from huggingface_hub.utils.tqdm import disable_progress_bars
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.engine.annotation import Run
+from pipeline.engine.annotation import Annotated, Run
 from pipeline.engine.plan import Unit
-from pipeline.engine.stages import Stages
-from schemas.ledger import Receipt
 
 UNITS_AT_A_TIME = 2  # one is labelled while the next is read
 
@@ -22,7 +21,7 @@ Device = Literal["cpu", "cuda"]
 class AnnotatesUnits(Protocol):
     """What a worker loads; an `Annotator`, unless a test wants something else."""
 
-    def annotate(self, unit: Unit) -> tuple[Receipt, Stages]: ...
+    def annotate(self, unit: Unit) -> Annotated: ...
 
 
 Load = Callable[[Run, Device], AnnotatesUnits]
@@ -42,19 +41,26 @@ class Worker:
     def load(self) -> str:
         """Puts the checkpoint on this worker's device, no other than was decided; returns the id of its node."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        disable_progress_bars()
         self.annotator = self.load_annotator(self.run, self.device)
         self.metrics = Metrics()
         return str(ray.get_runtime_context().get_node_id())
 
-    def annotate(self, unit: Unit) -> tuple[Receipt, Stages]:
+    def annotate(self, unit: Unit) -> Annotated:
         """Labels a unit; returns its receipt, after the shard is committed, and where the time went."""
         LOG.info("%s begins", unit)
-        receipt, stages = self.annotator.annotate(unit)
-        self.metrics.record(receipt, stages)
+        annotated = self.annotator.annotate(unit)
+        receipt, stages, _ = annotated
+        self.metrics.record(annotated)
         if stages.smaller_batches:
             LOG.warning("unit %d: %d batches did not fit the device's memory whole", unit.index, stages.smaller_batches)
         LOG.info("unit %d: %d tokens, %.1f s on the device", unit.index, receipt.counts.tokens, stages.seconds["label"])
-        return receipt, stages
+        return annotated
+
+    def forget(self, shards: Sequence[str]) -> None:
+        """Removes shards that were labelled on this node and are published."""
+        for shard in shards:
+            (self.run.subset.data / shard).unlink(missing_ok=True)
 
 
 class Metrics:
@@ -66,8 +72,9 @@ class Metrics:
         self.fill = Gauge("token_entropy_batch_fill", "Share of the last unit's batches that is no padding")
         self.wait = Gauge("token_entropy_device_wait", "Share of its time on the last unit that the device waited")
 
-    def record(self, receipt: Receipt, stages: Stages) -> None:
+    def record(self, annotated: Annotated) -> None:
         """Adds a unit."""
+        receipt, stages, _ = annotated
         self.units.inc()
         if receipt.counts.tokens:  # Ray refuses to count up by nothing
             self.tokens.inc(receipt.counts.tokens)

@@ -21,7 +21,7 @@ import torch
 
 from pipeline.data.locations import File, find_files
 from pipeline.data.sample import sample_documents
-from pipeline.engine.annotation import Run
+from pipeline.engine.annotation import Annotated, Run
 from pipeline.engine.cluster import Share, cluster
 from pipeline.engine.driver import Driver
 from pipeline.engine.labelling import load_annotator
@@ -29,7 +29,7 @@ from pipeline.engine.ledger import open_run
 from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.stages import Stages
 from pipeline.settings import Config, prepare
-from schemas.annotations import DATA_FOLDER, ENTROPY, EXPECTED_ENTROPY
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY
 from schemas.ledger import Counts, Receipt
 from tests.benchmarks.figure import Figure
 from tests.builders import write_documents
@@ -84,7 +84,7 @@ def throughput(folder: Path, size: Size) -> Iterator[Figure]:
 
 
 def planned(file: Path, output: Path, rows_per_unit: int = 4) -> tuple[Run, list[Unit]]:
-    config = Config(input=(str(file),), output=output, rows_per_unit=rows_per_unit)
+    config = Config(input=(str(file),), output=str(output), rows_per_unit=rows_per_unit)
     return prepare(config, inspect(find_files(config.input), config.column), config.input)
 
 
@@ -117,8 +117,8 @@ def bytes_a_token(folder: Path, size: Size) -> Iterator[Figure]:
     """Of a shard of the help topics, whole, with two columns of labels."""
     texts = [text for _, text in sorted(topics.items())][: size.documents]
     job, (unit,) = planned(write_documents(folder / "whole.parquet", texts), folder / "whole", len(texts))
-    receipt, _ = load_annotator(job, "cpu").annotate(unit)
-    shard = job.output / DATA_FOLDER / receipt.shard
+    receipt = load_annotator(job, "cpu").annotate(unit).receipt
+    shard = job.subset.data / receipt.shard
     footer = pq.ParquetFile(shard).metadata
     sizes = Counter[str]()
     for group, index in product(range(footer.num_row_groups), range(footer.num_columns)):
@@ -143,8 +143,9 @@ class NoOp:
     def __init__(self, run: Run, device: str) -> None:
         pass
 
-    def annotate(self, unit: Unit) -> tuple[Receipt, Stages]:
-        return Receipt(unit=unit.index, shard="", sha256="0" * 64, counts=Counts(rows=1)), Stages()
+    def annotate(self, unit: Unit) -> Annotated:
+        receipt = Receipt(unit=unit.index, shard="", sha256="0" * 64, size=0, counts=Counts(rows=1))
+        return Annotated(receipt, Stages())
 
 
 def driver_alone(size: Size) -> Iterator[Figure]:
@@ -181,19 +182,19 @@ def resume(folder: Path, size: Size) -> Figure:
     file = write_documents(folder / "in.parquet", ["text"] * len(documents), input_ids=documents)
     config = Config(
         input=(str(file),),
-        output=folder / "out",
+        output=str(folder / "out"),
         method="exact",
         estimator=str(folder / "estimator"),
         tokenizer="none",
         rows_per_unit=1,
     )
     job, units = prepare(config, inspect(find_files(config.input), config.column), config.input)
-    open_run(job.output, job.provenance, units)
+    open_run(job.subset, job.provenance, units)
     annotator = load_fake(job)
     for unit in units:
         annotator.annotate(unit)
     chosen = ["--method", "exact", "--estimator", folder / "estimator", "--tokenizer", "none", "--rows-per-unit", 1]
-    arguments = map(str, ("--input", file, "--output", job.output, *chosen))
+    arguments = map(str, ("--input", file, "--output", job.subset.root, *chosen))
     command = [sys.executable, "-m", "pipeline.annotate", *arguments]
     started = time.perf_counter()
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

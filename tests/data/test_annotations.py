@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data.annotations import find_annotations
-from schemas.annotations import shard_name
+from schemas.layout import shard_name
 from tests.annotated import write_annotated
 from tests.builders import PROVENANCE
 
@@ -46,9 +46,9 @@ def test_provenance_is_read_from_the_shards(dataset: Path) -> None:
 
 def test_the_tokenizer_is_found_where_there_is_one(dataset: Path) -> None:
     assert find_annotations(str(dataset)).tokenizer is None
-    (dataset / "tokenizer").mkdir()
-    (dataset / "tokenizer" / "tokenizer.json").write_text("{}")
-    assert find_annotations(str(dataset)).tokenizer == dataset / "tokenizer"
+    (dataset / "tokenizer" / "exact").mkdir(parents=True)
+    (dataset / "tokenizer" / "exact" / "tokenizer.json").write_text("{}")
+    assert find_annotations(str(dataset)).tokenizer == dataset / "tokenizer" / "exact"
 
 
 def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
@@ -58,8 +58,8 @@ def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", [["text"], ["input_ids"], ["input_ids", "entropy"]])
 def test_parquet_without_labels_or_provenance_is_refused(tmp_path: Path, columns: list[str]) -> None:
-    (tmp_path / "data").mkdir()
-    pq.write_table(pa.table({name: [[1]] for name in columns}), tmp_path / "data" / "a.parquet")
+    (tmp_path / "data" / "exact").mkdir(parents=True)
+    pq.write_table(pa.table({name: [[1]] for name in columns}), tmp_path / "data" / "exact" / shard_name(0, 1))
     with pytest.raises(ValueError, match="lacks labels or their provenance"):
         find_annotations(str(tmp_path))
 
@@ -84,6 +84,25 @@ def test_labels_that_fit_the_sum_but_not_each_document_are_refused(tmp_path: Pat
 
 
 def test_an_unfinished_run_is_refused(dataset: Path) -> None:
-    (dataset / "data" / shard_name(0, 2)).unlink()
+    (dataset / "data" / "exact" / shard_name(0, 2)).unlink()
     with pytest.raises(ValueError, match="does not hold one finished run"):
         find_annotations(str(dataset))
+
+
+def test_one_of_several_subsets_is_named_by_its_folder(dataset: Path) -> None:
+    (dataset / "data" / "exact").rename(dataset / "data" / "other")
+    write_annotated(dataset, TOKENS[:1], LABELS[:1])
+    with pytest.raises(ValueError, match=r"has subsets exact, other; name one, as in .*/data/exact"):
+        find_annotations(str(dataset))
+    sizes = [len(find_annotations(f"{dataset}/data/{name}").corpus()) for name in ("exact", "other")]
+    assert sizes == [1, 4]
+
+
+def test_shards_in_groups_are_found(tmp_path: Path) -> None:
+    write_annotated(tmp_path, TOKENS, LABELS, shards=2)
+    data = tmp_path / "data" / "exact"
+    (data / "000").mkdir()
+    for shard in data.glob("*.parquet"):
+        shard.rename(data / "000" / shard.name)
+    with pytest.raises(ValueError, match="does not hold one finished run"):  # two shards want no groups
+        find_annotations(str(tmp_path))

@@ -18,7 +18,8 @@ from pipeline.data.locations import find_files
 from pipeline.engine.annotation import Annotator, Labeller, Run, with_tokenizers
 from pipeline.engine.batches import BATCH_TOKENS, Batch, gather, window_batches
 from pipeline.engine.plan import Unit, inspect, plan_units
-from schemas.annotations import DATA_FOLDER, ENTROPY, INPUT_IDS, annotated_schema
+from schemas.annotations import ENTROPY, INPUT_IDS, annotated_schema
+from schemas.layout import Subset
 from tests.builders import PROVENANCE
 
 KILLS_ONCE, KILLS_ALWAYS, FAILS_ONCE, NOT_FINITE = 96, 95, 94, 93
@@ -79,7 +80,7 @@ def load_fake(run: Run, device: str = "cpu", seconds: float = 0.0) -> Annotator:
 
 def load_faulty(run: Run, device: str) -> Annotator:
     """The same with faults."""
-    return with_tokenizers(run, (FaultyLabeller(marks=run.output.with_suffix(".marks")),))
+    return with_tokenizers(run, (FaultyLabeller(marks=run.subset.root.with_suffix(".marks")),))
 
 
 def planned_run(
@@ -101,7 +102,7 @@ def planned_run(
     }
     provenance = replace(PROVENANCE, **{**settings, **changed})
     schema = annotated_schema(source.schema, provenance)
-    return Run(output, (), None, None, provenance, source.schema, schema, len(units)), units
+    return Run(Subset("exact", output), (), None, None, provenance, source.schema, schema, len(units)), units
 
 
 def changed(run: Run, **settings: Any) -> Run:
@@ -117,12 +118,12 @@ def token_rows(rows: int) -> list[list[int]]:
 
 def shards(output: Path) -> dict[str, bytes]:
     """Every shard's bytes; two outputs that share them hold the same dataset."""
-    return {file.name: file.read_bytes() for file in sorted((output / DATA_FOLDER).iterdir())}
+    return {file.name: file.read_bytes() for file in sorted((output / "data").rglob("*.parquet"))}
 
 
 def undisturbed(run: Run, units: Sequence[Unit], output: Path) -> dict[str, bytes]:
     """The shards of the same run carried out without Ray and without faults, one unit after the other."""
-    annotator = load_fake(replace(run, output=output))
+    annotator = load_fake(replace(run, subset=Subset("exact", output)))
     for unit in units:
         annotator.annotate(unit)
     return shards(output)

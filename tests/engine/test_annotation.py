@@ -25,6 +25,7 @@ from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit, inspect, plan_units
 from pipeline.models.checkpoint import SHIPPED
 from schemas.annotations import annotated_schema
+from schemas.layout import Subset
 from tests.builders import PROVENANCE, write_documents
 from tests.engine.fakes import changed, load_fake, planned_run, token_rows
 
@@ -39,14 +40,15 @@ def text_run(folder: Path, file: Path, rows_per_unit: int = 4) -> tuple[Run, lis
     units = plan_units(source, rows_per_unit=rows_per_unit, limit=None)
     provenance = replace(PROVENANCE, vocabulary=8192, window=16, overlap=8, keep_text=True)
     schema = annotated_schema(source.schema, provenance)
-    return Run(folder / "out", (), TOKENIZER, None, provenance, source.schema, schema, len(units)), units
+    subset = Subset("exact", folder / "out")
+    return Run(subset, (), TOKENIZER, None, provenance, source.schema, schema, len(units)), units
 
 
 def annotated(run: Run, units: Sequence[Unit]) -> list[dict[str, Any]]:
     annotator = load_fake(run)
     for unit in units:
         annotator.annotate(unit)
-    shards = sorted((run.output / "data").iterdir())
+    shards = sorted(run.subset.data.iterdir())
     return [row for shard in shards for row in pq.read_table(shard).to_pylist()]
 
 
@@ -68,7 +70,7 @@ def test_any_row_of_json_lines_becomes_a_row(tmp_path_factory: pytest.TempPathFa
     for row in found:
         assert row["input_ids"] == tokenizer.encode(row["text"] or "", add_special_tokens=False).ids
         assert len(row["entropy"]) == len(row["input_ids"]) == row["num_tokens"]
-    without = sum(receipt.counts.rows_without_text for receipt in read_receipts(run.output))
+    without = sum(receipt.counts.rows_without_text for receipt in read_receipts(run.subset))
     assert without == sum(not row["text"] for row in found)
 
 
@@ -95,7 +97,7 @@ def test_ten_megabytes_of_one_character_and_a_hundred_thousand_words(tmp_path: P
     annotator = load_fake(changed(run, window=256, overlap=128, keep_text=False))
     receipts = [annotator.annotate(unit)[0] for unit in units]
     assert [receipt.counts.rows for receipt in receipts] == [40_000, 40_000, 20_002]
-    longest = pq.read_table(run.output / "data" / receipts[0].shard).slice(0, 1).to_pylist()[0]
+    longest = pq.read_table(run.subset.data / receipts[0].shard).slice(0, 1).to_pylist()[0]
     assert longest["num_tokens"] == len(longest["entropy"]) > 100_000
     assert load_tokenizer(TOKENIZER).decode(longest["input_ids"]) == texts[0]
 
@@ -113,9 +115,9 @@ def test_the_columns_that_were_named_are_read_and_passed_on(tmp_path: Path) -> N
 def test_counts_are_those_of_the_shard(tmp_path: Path) -> None:
     file = write_documents(tmp_path / "in.parquet", ["The sea", None, "", "wide é"])
     run, units = text_run(tmp_path, file)
-    receipt, stages = load_fake(run).annotate(units[0])
-    rows = pq.read_table(run.output / "data" / receipt.shard).to_pylist()
-    assert list(read_receipts(run.output)) == [receipt]
+    receipt, stages, _ = load_fake(run).annotate(units[0])
+    rows = pq.read_table(run.subset.data / receipt.shard).to_pylist()
+    assert list(read_receipts(run.subset)) == [receipt]
     assert (receipt.counts.rows, receipt.counts.rows_without_text, receipt.counts.text_bytes) == (4, 2, 14)
     assert receipt.counts.tokens == receipt.counts.labelled_tokens == sum(len(row["input_ids"]) for row in rows)
     assert receipt.counts.nats == pytest.approx(sum(sum(row["entropy"]) for row in rows))
@@ -151,7 +153,7 @@ def test_a_stage_that_fails_ends_the_unit_and_leaves_nothing(
     with pytest.raises(expected) as failure:
         annotator.annotate(units[0])
     assert "abc123" not in str(failure.value)
-    assert not list(run.output.rglob(f"*{UNFINISHED}")) and not list(run.output.rglob("*.parquet"))
+    assert not list(run.subset.root.rglob(f"*{UNFINISHED}")) and not list(run.subset.root.rglob("*.parquet"))
     assert annotator.device.acquire(blocking=False), "the device is still held"
 
 

@@ -15,14 +15,14 @@ import ray
 
 from pipeline.data.annotations import read_quarantine
 from pipeline.engine import backlog, crew, driver
-from pipeline.engine.annotation import Annotator, Run, SourceError
+from pipeline.engine.annotation import Annotated, Annotator, Run, SourceError
 from pipeline.engine.cluster import Share
 from pipeline.engine.driver import Driver
 from pipeline.engine.labelling import TorchLabeller, load_annotator
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit
-from pipeline.engine.stages import Stages
 from pipeline.engine.worker import Load
+from schemas.layout import Subset
 from schemas.ledger import Quarantined, Receipt
 from tests.builders import write_documents
 from tests.engine.fakes import (
@@ -88,17 +88,17 @@ def test_room_is_counted_in_whole_workers() -> None:
 def test_more_workers_than_there_is_room_for_only_wait(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
     receipts = carry_out(run, units, workers=9)
-    assert sorted(receipts, key=lambda receipt: receipt.unit) == list(read_receipts(run.output))
-    assert shards(run.output) == undisturbed(run, units, tmp_path / "plain")
+    assert sorted(receipts, key=lambda receipt: receipt.unit) == list(read_receipts(run.subset))
+    assert shards(run.subset.root) == undisturbed(run, units, tmp_path / "plain")
 
 
 @pytest.mark.parametrize("fault", [KILLS_ONCE, FAILS_ONCE])
 def test_units_of_a_worker_that_dies_are_given_out_again(tmp_path: Path, fault: int) -> None:
     run, units = planned(tmp_path, {3: fault})
     receipts = carry_out(run, units)
-    assert run.output.with_suffix(".marks").is_dir(), "the fault did not happen"
+    assert run.subset.root.with_suffix(".marks").is_dir(), "the fault did not happen"
     assert sorted(receipt.unit for receipt in receipts) == list(range(6))
-    assert shards(run.output) == undisturbed(run, units, tmp_path / "plain")
+    assert shards(run.subset.root) == undisturbed(run, units, tmp_path / "plain")
 
 
 @pytest.mark.parametrize(
@@ -109,18 +109,18 @@ def test_a_unit_that_cannot_be_labelled_is_given_up_alone(tmp_path: Path, fault:
     run, units = planned(tmp_path, {4: fault})
     outcomes = carry_out(run, units, workers=2)
     (note,) = [outcome for outcome in outcomes if isinstance(outcome, Quarantined)]
-    assert [note] == read_quarantine(run.output)
+    assert [note] == read_quarantine(run.subset)
     assert (note.unit, note.start, note.stop) == (2, 4, 6) and note.file == units[0].file.url and reason in note.reason
     others = undisturbed(run, [unit for unit in units if unit.index != 2], tmp_path / "plain")
-    assert shards(run.output) == others
+    assert shards(run.subset.root) == others
 
 
 def test_a_run_of_which_no_unit_succeeds_ends_with_the_reason(tmp_path: Path) -> None:
     run, units = planned(tmp_path, dict.fromkeys(range(12), NOT_FINITE))
     with pytest.raises(ValueError, match=r"no unit succeeds; unit \d, rows .*in.parquet: the checkpoint gives entropy"):
         carry_out(run, units)
-    assert list(read_receipts(run.output)) == []
-    assert not any((run.output / "data").iterdir())
+    assert list(read_receipts(run.subset)) == []
+    assert not any((run.subset.data).iterdir())
 
 
 def test_a_file_that_changes_after_the_plan_is_given_up(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_file_that_changes_after_the_plan_is_given_up(tmp_path: Path) -> None:
     outcomes = carry_out(run, units)
     reasons = [outcome.reason for outcome in outcomes if isinstance(outcome, Quarantined)]
     assert len(reasons) == 2 and all("changed since the run was planned" in reason for reason in reasons)
-    assert shards(run.output) == expected
+    assert shards(run.subset.root) == expected
 
 
 def test_a_damaged_part_of_a_file_is_given_up_and_the_rest_labelled(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_damaged_part_of_a_file_is_given_up_and_the_rest_labelled(tmp_path: Pa
     run, units = planned_run(tmp_path / "out", [file], rows_per_unit=4)
     (note,) = [outcome for outcome in carry_out(run, units) if isinstance(outcome, Quarantined)]
     assert note.unit == 1 and "in.parquet is not a readable Parquet file" in note.reason
-    assert shards(run.output) == {name: content for name, content in expected.items() if name != note.shard}
+    assert shards(run.subset.root) == {name: content for name, content in expected.items() if name != note.shard}
 
 
 def load_short_of_memory(run: Run, device: str) -> Annotator:
@@ -163,8 +163,8 @@ def test_a_device_that_is_out_of_memory_for_a_moment_changes_no_bit(tmp_path: Pa
     run, units = planned(tmp_path)
     run = replace(run, checkpoints=(tmp_path / "model",))
     carry_out(run, units, load=load_short_of_memory)
-    carry_out(replace(run, output=tmp_path / "plain"), units, load=load_annotator)
-    assert len(shards(run.output)) == 6 and shards(run.output) == shards(tmp_path / "plain")
+    carry_out(replace(run, subset=Subset("exact", tmp_path / "plain")), units, load=load_annotator)
+    assert len(shards(run.subset.root)) == 6 and shards(run.subset.root) == shards(tmp_path / "plain")
 
 
 def load_and_die(run: Run, device: str) -> Annotator:
@@ -175,7 +175,7 @@ def load_and_die(run: Run, device: str) -> Annotator:
 def load_on_a_broken_device(run: Run, device: str) -> Annotator:
     """The first worker's device is broken."""
     try:
-        run.output.with_suffix(".broken").touch(exist_ok=False)
+        run.subset.root.with_suffix(".broken").touch(exist_ok=False)
     except FileExistsError:
         return load_fake(run)
     raise RuntimeError("no device")
@@ -197,7 +197,7 @@ def test_workers_that_cannot_load_end_the_run(tmp_path: Path, load: Load, messag
 def test_a_worker_whose_device_is_broken_is_replaced(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
     assert len(carry_out(run, units, load=load_on_a_broken_device)) == 6
-    assert shards(run.output) == undisturbed(run, units, tmp_path / "plain")
+    assert shards(run.subset.root) == undisturbed(run, units, tmp_path / "plain")
 
 
 class Unsound:
@@ -207,11 +207,11 @@ class Unsound:
         self.annotator = load_fake(run)
         self.error: ValueError | None = ValueError("the checkpoint gives entropy that is not finite")
         try:
-            run.output.with_suffix(".unsound").touch(exist_ok=False)
+            run.subset.root.with_suffix(".unsound").touch(exist_ok=False)
         except FileExistsError:
             self.error = None
 
-    def annotate(self, unit: Unit) -> tuple[Receipt, Stages]:
+    def annotate(self, unit: Unit) -> Annotated:
         if self.error is not None:
             raise self.error
         time.sleep(0.1)
@@ -222,7 +222,7 @@ def test_what_one_worker_fails_with_another_one_does(tmp_path: Path) -> None:
     run, units = planned(tmp_path, rows=40)
     outcomes = carry_out(run, units, workers=2, load=Unsound)
     assert [outcome for outcome in outcomes if isinstance(outcome, Quarantined)] == []
-    assert shards(run.output) == undisturbed(run, units, tmp_path / "plain")
+    assert shards(run.subset.root) == undisturbed(run, units, tmp_path / "plain")
 
 
 class Unreachable:
@@ -231,7 +231,7 @@ class Unreachable:
     def __init__(self, run: Run, device: str) -> None:
         self.annotator, self.asked = load_fake(run), 0
 
-    def annotate(self, unit: Unit) -> tuple[Receipt, Stages]:
+    def annotate(self, unit: Unit) -> Annotated:
         self.asked += 1
         if self.asked <= 3:
             raise SourceError("cannot read https://host/in.parquet: 503")
@@ -253,16 +253,16 @@ def test_a_bad_file_does_not_end_a_run_whose_other_files_are_good(tmp_path: Path
     run, units = planned_run(tmp_path / "out", files)
     outcomes = carry_out(run, units)
     assert sorted(outcome.unit for outcome in outcomes if isinstance(outcome, Quarantined)) == list(range(10))
-    assert len(list(read_receipts(run.output))) == 30
+    assert len(list(read_receipts(run.subset))) == 30
 
 
 class Slow:
     """The first of two workers to begin takes for ever."""
 
     def __init__(self, run: Run, device: str) -> None:
-        self.annotator, self.mark = load_fake(run), run.output.with_suffix(".slow")
+        self.annotator, self.mark = load_fake(run), run.subset.root.with_suffix(".slow")
 
-    def annotate(self, unit: Unit) -> tuple[Receipt, Stages]:
+    def annotate(self, unit: Unit) -> Annotated:
         try:
             self.mark.touch(exist_ok=False)
         except FileExistsError:
@@ -275,11 +275,11 @@ def test_a_unit_that_takes_for_ever_is_begun_by_an_idle_worker_too(tmp_path: Pat
     run, units = planned(tmp_path)
     receipts = carry_out(run, units, workers=2, load=Slow)
     assert sorted(receipt.unit for receipt in receipts if isinstance(receipt, Receipt)) == list(range(6))
-    assert shards(run.output) == undisturbed(run, units, tmp_path / "plain")
+    assert shards(run.subset.root) == undisturbed(run, units, tmp_path / "plain")
 
 
 def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ValueError, match=r"cannot write to .*file/out"):
-        carry_out(replace(run, output=tmp_path / "file" / "out"), units)
+        carry_out(replace(run, subset=Subset("exact", tmp_path / "file" / "out")), units)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine.ledger import open_run, read_receipts
-from schemas.annotations import LEDGER_FOLDER
+from pipeline.engine.ledger import finished, open_run, read_receipts
 from tests.builders import write_documents
 from tests.conftest import Head
 from tests.engine.fakes import planned_run, shards, token_rows, undisturbed
@@ -37,13 +36,14 @@ def test_a_driver_that_is_killed_twenty_times_leaves_the_same_dataset(tmp_path: 
         time.sleep(moments.uniform(1, 6))
         driver.kill()
         driver.wait()
-    committed = len(list(read_receipts(output)))
+    committed = len(list(read_receipts(run.subset)))
     assert 0 < committed < 500, "the run was over before it was killed; give it more to do"
     subprocess.run([*command, "0"], env=environment, check=True)
     assert shards(output) == undisturbed(run, units, tmp_path / "plain")
-    assert [receipt.unit for receipt in read_receipts(output)] == list(range(500))
-    assert {path.name for path in (output / LEDGER_FOLDER).iterdir()} == {"plan.json", "lock", "receipts"}
-    assert len(open_run(output, run.provenance, units)) == 500
+    assert [receipt.unit for receipt in read_receipts(run.subset)] == list(range(500))
+    assert {path.name for path in run.subset.ledger.iterdir()} == {"plan.json", "receipts"}
+    open_run(run.subset, run.provenance, units)
+    assert len(finished(run.subset)) == 500
 
 
 def test_a_node_that_joins_is_used_and_one_that_is_lost_costs_no_row(tmp_path: Path) -> None:

@@ -175,8 +175,8 @@ def test_mistakes_are_one_line(run_command: RunCommand, tmp_path: Path, capsys: 
         "was not written by pipeline.annotate": ("jobs.train_language_model", "--labels", tmp_path / "set", *output),
         "above 0": ("jobs.train_language_model", "--labels", tmp_path, "--training.steps", 0, *output),
     }
-    (tmp_path / "set" / "data").mkdir(parents=True)
-    pq.write_table(pa.table({"input_ids": [[1]]}), tmp_path / "set" / "data" / "a.parquet")
+    (tmp_path / "set" / "data" / "exact").mkdir(parents=True)
+    pq.write_table(pa.table({"input_ids": [[1]]}), tmp_path / "set" / "data" / "exact" / "train-00000-of-00001.parquet")
     for message, arguments in mistakes.items():
         assert run_command(*arguments) == 1, message
         error = capsys.readouterr().err.strip()

@@ -69,7 +69,7 @@ def test_labels_move_to_the_tokens_of_another_tokenizer(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="these documents came as tokens"):
         ModelTokens.of(find_annotations(str(labels)), SHIPPED / "tokenizer")
-    copy_tokenizer(SHIPPED / "tokenizer", labels / "tokenizer")
+    copy_tokenizer(SHIPPED / "tokenizer", labels / "tokenizer" / "exact")
     dataset = find_annotations(str(labels))
     moved = ModelTokens.of(dataset, SHIPPED / "tokenizer")
     assert moved.moved and moved.vocabulary == 8192

@@ -1,0 +1,210 @@
+"""A dataset repository of the Hugging Face Hub: read at a commit, written in commits that are tried until in.
+
+Credentials are those that huggingface_hub finds: HF_TOKEN or `hf auth login`. `create_commit` does not try its own
+request again, and an answer that was lost may have been a success: what is still missing is worked out before each try.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+
+from httpx2 import HTTPError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, parse_hf_uri
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HfUriError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils._http import parse_ratelimit_headers
+from huggingface_hub.utils._validators import validate_repo_id
+
+from pipeline.data.locations import HUB
+from pipeline.data.reaching import PASSING_STATUSES
+from pipeline.data.redaction import redacted
+from schemas.layout import Subset
+
+PATIENCE = 3600.0  # seconds that a request is tried for
+LONGEST_PAUSE = 60.0  # seconds
+CONFLICTS = (409, 412)  # of HTTP: another commit is being made, or was made since
+PATHS_A_REQUEST = 500
+
+LOG = logging.getLogger(__name__)
+Result = TypeVar("Result")
+Operation = CommitOperationAdd | CommitOperationDelete
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A dataset on the Hub, at a branch."""
+
+    name: str
+    revision: str = "main"
+
+    @classmethod
+    def at(cls, url: str) -> "Repository":
+        """The repository at `hf://datasets/USER/NAME`, or a branch of it behind an `@`.
+
+        Raises:
+            ValueError: if that is not what the URL names.
+        """
+        try:
+            uri = parse_hf_uri(url)
+            validate_repo_id(uri.id)
+        except (HfUriError, HFValidationError) as error:
+            raise ValueError(f"{url} names no dataset of the Hub: {error}; write {HUB}USER/NAME") from error
+        if uri.type != "dataset" or uri.path_in_repo or "/" not in uri.id:
+            raise ValueError(f"{url} names no dataset of the Hub; write {HUB}USER/NAME")
+        return cls(uri.id, uri.revision or "main")
+
+    @property
+    def url(self) -> str:
+        branch = "" if self.revision == "main" else f"@{self.revision}"
+        return f"{HUB}{self.name}{branch}"
+
+    def prepare(self, *, private: bool) -> None:
+        """Creates the repository if there is none, and makes sure that it may be written to.
+
+        Raises:
+            ValueError: if it may not.
+        """
+        api = HfApi()
+        self._tried(lambda: api.create_repo(self.name, repo_type="dataset", private=private or None, exist_ok=True))
+        self._tried(lambda: api.auth_check(self.name, repo_type="dataset", write=True))
+        if self.head() is None:
+            raise ValueError(f"{self.url}: there is no such branch; create it or leave @{self.revision} out")
+
+    def head(self) -> str | None:
+        """The commit that the branch is at; None where there is no such repository or branch."""
+        try:
+            return self._tried(lambda: HfApi().dataset_info(self.name, revision=self.revision).sha)
+        except LookupError:
+            return None
+
+    def digests(self, paths: Sequence[str], at: str) -> dict[str, str]:
+        """Digests of those of the files that a commit has: sha256 of stored ones, git's of small ones."""
+        ask = partial(HfApi().get_paths_info, self.name, repo_type="dataset", revision=at)
+        parts = [list(paths[start : start + PATHS_A_REQUEST]) for start in range(0, len(paths), PATHS_A_REQUEST)]
+        return _digests(entry for part in parts for entry in self._tried(partial(ask, part)))
+
+    def files(self, folder: str, at: str) -> dict[str, str]:
+        """Digests of all files below a folder, by their paths; none where there is no such folder."""
+        ask = partial(HfApi().list_repo_tree, self.name, folder, recursive=True, repo_type="dataset", revision=at)
+        try:
+            return _digests(self._tried(lambda: list(ask())))
+        except LookupError:
+            return {}
+
+    def download(self, path: str, at: str) -> Path | None:
+        """A copy of a file, which must not be changed; None where a commit has no such file."""
+        try:
+            ask = partial(hf_hub_download, self.name, path, repo_type="dataset", revision=at)
+            return Path(self._tried(ask))
+        except LookupError:
+            return None
+
+    def text(self, path: str, at: str) -> str | None:
+        """A small file's text; None where there is none."""
+        file = self.download(path, at)
+        return file.read_text() if file else None
+
+    def upload(self, additions: Iterable[CommitOperationAdd]) -> None:
+        """Sends the content of files, which a commit can then add."""
+        self._tried(
+            lambda: HfApi().preupload_lfs_files(
+                self.name, additions, repo_type="dataset", revision=self.revision, free_memory=False
+            )
+        )
+
+    def commit(self, title: str, missing: Callable[[str], Sequence[Operation]]) -> None:
+        """Makes a commit of what is missing at the head, which is asked again before every try; none if nothing is."""
+
+        def once() -> None:
+            head = self.head()
+            if head is None:
+                raise ValueError(f"{self.url} is gone")
+            if operations := missing(head):
+                HfApi().create_commit(
+                    self.name,
+                    operations,
+                    commit_message=title,
+                    repo_type="dataset",
+                    revision=self.revision,
+                    parent_commit=head,
+                )
+
+        self._tried(once)
+
+    def _tried(self, request: Callable[[], Result]) -> Result:
+        """What a request gives, tried again while another answer can be hoped for.
+
+        Raises:
+            ValueError: if the Hub refuses.
+            LookupError: if there is no such repository, revision or folder.
+            ConnectionError: if it gives no answer for PATIENCE seconds.
+        """
+        deadline = time.monotonic() + PATIENCE
+        for attempt in count():
+            try:
+                return request()
+            except (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+                raise LookupError(f"no dataset at {self.url} that this token may see") from error
+            except (HTTPError, LocalEntryNotFoundError) as error:  # the second: a download without an answer
+                _require_passing(error, self.url)
+                wait = pause(error, attempt)
+                if time.monotonic() + wait > deadline:
+                    raise ConnectionError(f"cannot reach {self.url}: {told(error)}") from None
+                LOG.info("%s: %s; another try in %.0f s", self.url, told(error), wait)
+                time.sleep(wait)
+        raise AssertionError
+
+
+def shard_addition(subset: Subset, shard: str) -> CommitOperationAdd:
+    """A shard on this disk as a part of a commit."""
+    return CommitOperationAdd((subset.in_repository.data / shard).as_posix(), subset.data / shard)
+
+
+def pause(error: Exception, attempt: int) -> float:
+    """Seconds until the next try: what the Hub says, or twice as long each time, spread by chance."""
+    headers = error.response.headers if isinstance(error, HfHubHTTPError) else {}
+    limit = parse_ratelimit_headers(headers)
+    asked = headers.get("Retry-After", "")
+    if asked.isdigit():
+        return float(asked)
+    if limit is not None and not limit.remaining:
+        return float(limit.reset_in_seconds)
+    return min(LONGEST_PAUSE, 2.0**attempt) * random.uniform(0.5, 1.0)
+
+
+def told(error: Exception) -> str:
+    """What an error says, in one line and without credentials."""
+    return redacted(" ".join(str(error).split())) or type(error).__name__
+
+
+def _require_passing(error: Exception, url: str) -> None:
+    """Raises ValueError for an answer that will be the same next time."""
+    if not isinstance(error, HfHubHTTPError):
+        return
+    status = error.response.status_code
+    if status in (*PASSING_STATUSES, *CONFLICTS) or status >= 500:
+        return
+    reason = {
+        401: "the Hub does not know this token; log in with `hf auth login` or set HF_TOKEN",
+        403: "this token may not write to it; make one with write access at https://huggingface.co/settings/tokens",
+    }
+    raise ValueError(f"{url}: {reason.get(status) or told(error)}") from None
+
+
+def _digests(entries: Iterable[object]) -> dict[str, str]:
+    files = [entry for entry in entries if isinstance(entry, RepoFile)]
+    return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}

@@ -1,0 +1,205 @@
+"""The README.md of an annotated dataset: what finds its files, what a label means, where each subset came from.
+
+What is generated for a subset stands between two comments, the first with a digest of it. It is written anew as long as
+it is what was generated; a part that was edited by hand stays, and so does all that stands outside. In the front matter
+only the subset's entries and the size are written over, other keys are added where they are missing.
+"""
+
+import logging
+import re
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+
+import pyarrow as pa
+from huggingface_hub import DatasetCard
+
+from pipeline.data.locations import HUB
+from pipeline.data.shards import write_text
+from pipeline.publishing.histogram import drawn_histogram, median
+from pipeline.publishing.source import SourceFacts
+from schemas.annotations import DESCRIPTIONS, LIMITS, Provenance
+from schemas.layout import Subset
+from schemas.ledger import Counts
+
+THIS_FOLDER = "THIS_FOLDER"
+INTRODUCTION = """# Per-token entropy labels
+
+Every token of these documents stands beside an estimate of how much information it carries, in nats. Labels are rounded
+to 1/128 nat; no special tokens were added; all other columns are the source's.
+"""
+SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
+LARGER = ((1e8, "10M<n<100M"), (1e9, "100M<n<1B"), (1e10, "1B<n<10B"), (1e11, "10B<n<100B"), (1e12, "100B<n<1T"))
+NATS_A_BIT = 0.6931471805599453
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Of a subset. Without counts it is still being written."""
+
+    subset: Subset
+    place: str
+    """What `load_dataset` is given: THIS_FOLDER, or USER/NAME on the Hub."""
+    provenance: Provenance
+    schema: pa.Schema
+    source: SourceFacts
+    counts: Counts | None = None
+    shards_sha256: str = ""
+    size: int = 0
+    """Bytes of all shards."""
+
+    @property
+    def labels(self) -> str:
+        """The subset as commands of this project take it."""
+        place = self.place if self.place == THIS_FOLDER else f"{HUB}{self.place}"
+        return f"{place}/{self.subset.in_repository.data.as_posix()}"
+
+
+def dataset_card(facts: Facts, existing: str | None) -> str:
+    """Markdown with the front matter that `datasets` and the Hub read: a new card, or an existing one with new figures.
+
+    Raises:
+        ValueError: if the existing one has no front matter that can be read, or a column's type is none of `datasets`.
+    """
+    card = DatasetCard(existing or f"---\n{{}}\n---\n{INTRODUCTION}", ignore_metadata_errors=True)
+    _describe(card, facts)
+    body = _with_section(card.text, facts.subset.name, section(facts))
+    return f"---\n{card.data.to_yaml()}\n---\n{body.lstrip()}"
+
+
+def write_card(facts: Facts) -> None:
+    """Brings the card of a folder up to date."""
+    file = facts.subset.card
+    write_text(file, dataset_card(facts, file.read_text() if file.is_file() else None))
+
+
+def _describe(card: DatasetCard, facts: Facts) -> None:
+    """The front matter.
+
+    The digest of the shards stands in the configuration's description because `datasets` (5.2) names its cache after
+    the folder's last name and the configuration alone: `a/annotated` would be given out for `b/annotated`.
+    """
+    from datasets import DatasetInfo, Features, SplitDict, SplitInfo
+    from datasets.info import DatasetInfosDict
+    from datasets.utils.metadata import MetadataConfigs
+
+    name, counts = facts.subset.name, facts.counts
+    there = MetadataConfigs.from_dataset_card_data(card.data)
+    entry = {
+        "description": f"{facts.provenance.method} labels, shards {facts.shards_sha256 or 'not all written yet'}",
+        "data_files": [{"split": "train", "path": f"{facts.subset.in_repository.data.as_posix()}/**/*.parquet"}],
+    }
+    default = there.get_default_config_name() if len(there) > 1 else None
+    if not there or default == name or (len(there) == 1 and name in there):
+        entry["default"] = True  # type: ignore[assignment]
+    MetadataConfigs({name: entry}).to_dataset_card_data(card.data)
+    info = DatasetInfo(features=Features.from_arrow_schema(facts.schema.remove_metadata()))
+    if counts is not None:
+        split = SplitInfo(name="train", num_bytes=counts.arrow_bytes, num_examples=counts.rows)
+        info.splits, info.download_size = SplitDict({"train": split}), facts.size
+        info.dataset_size = counts.arrow_bytes
+    DatasetInfosDict({name: info}).to_dataset_card_data(card.data)
+    _add_missing(card, facts)
+
+
+def _add_missing(card: DatasetCard, facts: Facts) -> None:
+    infos = card.data["dataset_info"]
+    infos = infos if isinstance(infos, list) else [infos]
+    rows = sum(split["num_examples"] for info in infos for split in info.get("splits", []))
+    card.data["size_categories"] = [next((size for most, size in (*SIZES, *LARGER) if rows < most), "n>1T")]
+    wanted = {
+        "pretty_name": "Per-token entropy labels",
+        "annotations_creators": ["machine-generated"],
+        "task_categories": ["text-generation"],
+        "license": facts.source.license,
+        "language": list(facts.source.languages),
+        "source_datasets": list(facts.source.datasets),
+        "tags": ["token-entropy"],
+    }
+    for key, value in wanted.items():
+        if value and not card.data.get(key):
+            card.data[key] = value
+
+
+def section(facts: Facts) -> str:
+    """What the card says of a subset."""
+    name, provenance = facts.subset.name, facts.provenance
+    columns = [column for column in DESCRIPTIONS if column in facts.schema.names]
+    described = "\n".join(
+        f"| `{column}` | {facts.schema.field(column).type} | {DESCRIPTIONS[column]} |" for column in columns
+    )
+    passed = ", ".join(f"`{column}`" for column in facts.schema.names if column not in columns) or "none"
+    origin = "\n".join(f"| {key} | {_shown(value)} |" for key, value in asdict(provenance).items())
+    return f"""## {name}
+
+{_figures(facts)}
+
+| column | type | |
+|---|---|---|
+{described}
+
+Columns of the source: {passed}. `entropy[i]` speaks of `input_ids[i]`: no shift, equal lengths. The tokenizer of
+`input_ids` is in `{facts.subset.in_repository.tokenizer.as_posix()}`, if they were not tokenized already.
+
+```python
+from datasets import load_dataset
+dataset = load_dataset("{facts.place}", "{name}", split="train")  # or streaming=True
+```
+
+    python -m jobs.train_language_model --labels {facts.labels} --objective flood --output model
+
+### Limits
+
+{LIMITS[provenance.method]} {_seen(provenance)}
+
+### Where it comes from
+
+{facts.source.sentence}
+
+| provenance | |
+|---|---|
+{origin}"""
+
+
+def _figures(facts: Facts) -> str:
+    counts = facts.counts
+    if counts is None:
+        return "It is still being written."
+    mean = counts.mean_entropy
+    a_byte = f", {mean / NATS_A_BIT * counts.tokens / counts.text_bytes:.3f} bits a byte" if counts.text_bytes else ""
+    return f"""{counts.rows:,} documents, {counts.tokens:,} tokens, {counts.labelled_tokens:,} of them labelled.
+{mean:.3f} nats ({mean / NATS_A_BIT:.3f} bits) a token in the mean{a_byte}, {median(counts.histogram)} in the median.
+
+```
+{drawn_histogram(counts.histogram)}
+```"""
+
+
+def _seen(provenance: Provenance) -> str:
+    return {
+        "yes": "The checkpoint was trained on these documents: labels of what it memorised are too low.",
+        "no": "The checkpoint was not trained on these documents.",
+        "unknown": "Whether the checkpoint was trained on these documents is not known: if so, labels are too low.",
+    }[provenance.source_seen_by_estimator]
+
+
+def _with_section(text: str, name: str, content: str) -> str:
+    """The text with a subset's section, in place of an older one that nobody edited, or else at the end."""
+    whole = f"<!-- begin {name} {_digest(content)} -->\n{content}\n<!-- end {name} -->"
+    place = re.escape(name)
+    found = re.search(rf"<!-- begin {place} ([0-9a-f]+) -->\n(.*?)\n<!-- end {place} -->", text, re.DOTALL)
+    if found is None:
+        return f"{text.rstrip()}\n\n{whole}\n"
+    if found[1] != _digest(found[2]):
+        LOG.warning("the card's section on %s was edited by hand and stays; delete it to have it written anew", name)
+        return text
+    return text[: found.start()] + whole + text[found.end() :]
+
+
+def _digest(content: str) -> str:
+    return sha256(content.encode()).hexdigest()[:16]
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

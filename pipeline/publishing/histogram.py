@@ -1,0 +1,36 @@
+"""A histogram of entropies as text, and what can be read from it."""
+
+from itertools import accumulate
+
+from schemas.ledger import BIN_NATS
+
+WIDTH = 40
+
+
+def drawn_histogram(histogram: tuple[int, ...]) -> str:
+    """A line for each bin up to the last one that holds anything: its lower end in nats, a bar, its share."""
+    total, most = sum(histogram), max(histogram, default=0)
+    if not total:
+        return "no labels"
+    filled = max(place for place, count in enumerate(histogram) if count) + 1
+    return "\n".join(
+        f"{_lower_end(place):>9} {'█' * round(WIDTH * count / most):<{WIDTH}} {count / total:6.1%}".rstrip()
+        for place, count in enumerate(histogram[:filled])
+        if place or count
+    )
+
+
+def median(histogram: tuple[int, ...]) -> str:
+    """The median in nats, as near as the bins tell: between the ends of the one that it falls in."""
+    half, place = sum(histogram) / 2, 0
+    place = next((place for place, count in enumerate(accumulate(histogram)) if count >= half), 0)
+    if not half or not place:
+        return "below 0"
+    if place == len(histogram) - 1:
+        return f"above {_lower_end(place)}"
+    before = sum(histogram[:place])
+    return f"{(place - 1 + (half - before) / histogram[place]) * BIN_NATS:.2f}"
+
+
+def _lower_end(place: int) -> str:
+    return f"{(place - 1) * BIN_NATS:.1f}" if place else "below 0"

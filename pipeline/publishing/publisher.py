@@ -1,0 +1,160 @@
+"""Publishes a subset in a repository of the Hub: shards in few commits, each with the receipts of its shards.
+
+A single thread commits, so that no commit waits for another of the same run; whoever labelled a shard has sent its
+content before. What lies on the disk stays until its commit is known to be in. Runs that publish the same subset at
+once do no harm: of two shards of a unit the first one stays, with its receipt.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from huggingface_hub import CommitOperationAdd
+
+from pipeline.data.hub import Operation, Repository, shard_addition, told
+from pipeline.engine.ledger import Plan, as_lines, read_plan, receipt_file
+from schemas.layout import Subset
+from schemas.ledger import PLAN_FILE, PUBLISHED_FILE, RECEIPTS, Receipt
+
+SHARDS_A_COMMIT, MOST_A_COMMIT = 200, 1000  # enough to commit at once; as many as may have come meanwhile
+COMMIT_EVERY = 300.0  # seconds that a shard waits for others: the Hub takes 128 commits an hour
+READS_AT_A_TIME = 16
+
+LOG = logging.getLogger(__name__)
+
+
+class Labelled(NamedTuple):
+    """A shard that waits for its commit."""
+
+    receipt: Receipt
+    addition: CommitOperationAdd
+
+
+class Publisher:
+    """Of one subset. Errors of its thread are raised to whoever adds to it, or leaves it.
+
+    `keeps` says whether shards stay on the disk after their commit, and the ledger there as it is.
+    """
+
+    def __init__(self, repository: Repository, subset: Subset, *, keeps: bool) -> None:
+        self.repository, self.subset, self.keeps = repository, subset, keeps
+        self.waiting: queue.SimpleQueue[Labelled | None] = queue.SimpleQueue()
+        self.published: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.failure: Exception | None = None
+        self.thread = threading.Thread(target=self._work, name="publisher", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Closes; not after an error: then the next run publishes what is left."""
+        if error is None:
+            self.close()
+
+    def close(self) -> None:
+        """Returns when all that was added is published."""
+        self.waiting.put(None)
+        self.thread.join()
+        self._raise_failure()
+
+    def add(self, receipt: Receipt, addition: CommitOperationAdd | None = None) -> None:
+        """Puts a shard in the next commit; it is uploaded here if there is no addition."""
+        self._raise_failure()
+        self.waiting.put(Labelled(receipt, addition or shard_addition(self.subset, receipt.shard)))
+
+    def taken(self) -> list[str]:
+        """Shards that were published since this was asked for."""
+        return [self.published.get() for _ in range(self.published.qsize())]
+
+    def _path(self, receipt: Receipt) -> str:
+        return (self.subset.in_repository.data / receipt.shard).as_posix()
+
+    def _raise_failure(self) -> None:
+        if self.failure is not None:
+            raise ValueError(f"{told(self.failure)}; the same command goes on from here") from None
+
+    def _work(self) -> None:
+        try:
+            while batch := self._next():
+                self._commit(batch)
+        except Exception as error:  # of any kind: the caller must hear of it
+            LOG.debug("the publisher stops", exc_info=True)
+            self.failure = error
+
+    def _next(self) -> list[Labelled]:
+        """Shards for a commit; none at the end."""
+        batch: list[Labelled] = []
+        deadline = time.monotonic() + COMMIT_EVERY
+        while len(batch) < SHARDS_A_COMMIT or (len(batch) < MOST_A_COMMIT and not self.waiting.empty()):
+            try:
+                one = self.waiting.get(timeout=max(0.0, deadline - time.monotonic()) if batch else None)
+            except queue.Empty:
+                break
+            if one is None:
+                self.waiting.put(None)  # for the next time
+                break
+            deadline = deadline if batch else time.monotonic() + COMMIT_EVERY
+            batch.append(one)
+        return batch
+
+    def _commit(self, batch: Sequence[Labelled]) -> None:
+        there: dict[str, str] = {}
+        missing: list[Labelled] = []
+
+        def operations(head: str) -> list[Operation]:
+            nonlocal there, missing
+            there = self.repository.digests([self._path(receipt) for receipt, _ in batch], head)
+            missing = [one for one in batch if self._path(one.receipt) not in there]
+            self.repository.upload([one.addition for one in missing])
+            return [*(one.addition for one in missing), *self._receipts(missing)]
+
+        self.repository.commit(f"{self.subset.name}: {len(batch)} shards", operations)
+        ours = [receipt for receipt, _ in batch if there.get(self._path(receipt), receipt.sha256) == receipt.sha256]
+        if len(ours) < len(batch):
+            LOG.warning("%d shards were published by another run with other labels; those stay", len(batch) - len(ours))
+        if not self.keeps:
+            self._forget([receipt for receipt, _ in batch], ours)
+        for receipt, _ in batch:
+            self.published.put(receipt.shard)
+
+    def _receipts(self, committed: Sequence[Labelled]) -> list[Operation]:
+        """The ledger's lines of a commit, in a file of their own that no other commit touches."""
+        if not committed:
+            return []
+        lines = as_lines(receipt for receipt, _ in committed).encode()
+        name = f"{sha256(lines).hexdigest()[:16]}.jsonl"
+        return [CommitOperationAdd((self.subset.in_repository.ledger / RECEIPTS / name).as_posix(), lines)]
+
+    def _forget(self, batch: Iterable[Receipt], ours: Iterable[Receipt]) -> None:
+        with (self.subset.ledger / PUBLISHED_FILE).open("a") as file:
+            file.write(as_lines(ours))
+        for receipt in batch:
+            (self.subset.data / receipt.shard).unlink(missing_ok=True)
+            receipt_file(self.subset, receipt.unit).unlink(missing_ok=True)
+
+
+def published_plan(repository: Repository, subset: Subset) -> Plan | None:
+    """The plan of the run that publishes a subset; None where there is none."""
+    head = repository.head()
+    text = repository.text((subset.in_repository.ledger / PLAN_FILE).as_posix(), head) if head else None
+    return None if text is None else read_plan(text)
+
+
+def published_receipts(repository: Repository, subset: Subset) -> list[Receipt]:
+    """The receipts in a repository whose shards are there, in the order of the units."""
+    head, places = repository.head(), subset.in_repository
+    assert head is not None, "prepare the repository first"
+    shards = repository.files(places.data.as_posix(), head)
+    files = sorted(repository.files((places.ledger / RECEIPTS).as_posix(), head))
+    with ThreadPoolExecutor(READS_AT_A_TIME) as pool:
+        texts = list(pool.map(lambda path: repository.text(path, head) or "", files))
+    receipts = [Receipt.from_json(line) for text in texts for line in text.splitlines()]
+    there = [one for one in receipts if shards.get((places.data / one.shard).as_posix()) == one.sha256]
+    return sorted({one.unit: one for one in there}.values(), key=lambda one: one.unit)
