@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import ray
+from huggingface_hub import constants
 
 from pipeline.engine.cluster import cluster
 from tests.builders import sample_texts, write_documents
+from tests.hub import Hub, hub_server
 
 RunCommand = Callable[..., int]
 
@@ -93,6 +95,19 @@ def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 60) ->
         else:
             return
     raise AssertionError(f"{url} does not answer")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """The Hub of this process's clients: their address and token where they are given none, with uploads by LFS."""
+    with hub_server() as running:
+        monkeypatch.setenv("HF_TOKEN", running.writer)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, running.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", running.address)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        yield running
 
 
 @pytest.fixture

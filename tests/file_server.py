@@ -49,11 +49,13 @@ class FileHandler(BaseHTTPRequestHandler):
         return unquote(urlsplit(self.path).path)
 
     def answer_content(self, content: bytes, headers: dict[str, str]) -> None:
-        """All of the content, or the part that is asked for."""
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        """All of the content, or the part that is asked for: from one byte to another, or to the end."""
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked is None:
             return self.answer(200, content, headers)
-        start, end = int(asked[1]), min(int(asked[2]), len(content) - 1)
+        start, end = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
+        if start > end:
+            return self.answer(416, b"", {**headers, "Content-Range": f"bytes */{len(content)}"})
         return self.answer(
             206, content[start : end + 1], {**headers, "Content-Range": f"bytes {start}-{end}/{len(content)}"}
         )
@@ -97,7 +99,7 @@ class Server(ThreadingHTTPServer):
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     """The server's address while it runs."""
     with Server(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"
         finally:

@@ -25,7 +25,7 @@ from schemas.annotations import PROVENANCE_KEY, Provenance
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand
 from tests.engine.fakes import shards
-from tests.hub_server import COMMIT, REVISIONS, hub_server
+from tests.hub import hub_server
 from tests.tiny_models import tiny_estimator, tiny_second_order
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -239,9 +239,7 @@ def test_recipes_are_understood(
     assert "1,000,000 a worker, given" in capsys.readouterr().out
 
 
-def test_a_run_over_a_hub_dataset_goes_on_with_the_commit_that_it_began_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_over_a_hub_dataset_goes_on_with_the_commit_that_it_began_with(tmp_path: Path) -> None:
     """In processes of their own, since the Hub's clients read their environment once."""
     tiny_second_order(vocabulary=8192).save_pretrained(tmp_path / "model")
     copy_tokenizer(SHIPPED / "tokenizer", tmp_path / "model")
@@ -249,18 +247,19 @@ def test_a_run_over_a_hub_dataset_goes_on_with_the_commit_that_it_began_with(
     inputs = ("--input", "hf://datasets/user/name@main/data", "--estimator", tmp_path / "model", "--rows-per-unit", 4)
     chosen = (*inputs, "--output", tmp_path / "out", "--workers", 1)
     command = [sys.executable, "-m", "pipeline.annotate", *map(str, chosen)]
-    with hub_server({"data/train-0.parquet": file.read_bytes()}) as hub:
-        environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": "hf_" + "s" * 30}
+    with hub_server() as hub:
+        begun_at = hub.add("user/name", {"data/train-0.parquet": file.read_bytes()})
+        environment = {**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "home")}
         ran = []
         for _ in range(2):
             ran.append(subprocess.run(command, env=environment, check=False, capture_output=True, text=True))
-            monkeypatch.setitem(REVISIONS, "main", "f" * 40)
+            hub.add("user/name", {"data/train-1.parquet": file.read_bytes()})
     assert [run.returncode for run in ran] == [0, 0], ran[0].stderr
     assert "documents      8" in ran[0].stdout and "the dataset was complete" in ran[1].stdout
     plan = json.loads((tmp_path / "out" / "_ledger" / "second-order" / "plan.json").read_text())
-    assert plan["run"]["source"] == [f"hf://datasets/user/name@{COMMIT}/data"]
+    assert plan["run"]["source"] == [f"hf://datasets/user/name@{begun_at}/data"]
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
-    assert b"hf_sss" not in written and not any("hf_sss" in run.stdout + run.stderr for run in ran)
+    assert hub.writer.encode() not in written and not any(hub.writer in run.stdout + run.stderr for run in ran)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.data.locations import find_files, open_file, pinned
 from tests.file_server import file_server
-from tests.hub_server import COMMIT, hub_server
+from tests.hub import hub_server
 
 LINE = b'{"text": "a"}\n'
 
@@ -91,17 +91,18 @@ for named in sys.argv[1:]:
 """
 
 
-def test_datasets_on_the_hub_are_pinned_found_and_read() -> None:
+def test_datasets_on_the_hub_are_pinned_found_and_read(tmp_path: Path) -> None:
     """In another process, since the Hub's clients read their environment once."""
-    dataset, at = "hf://datasets/user/name", f"hf://datasets/user/name@{COMMIT}"
-    named = [dataset, f"{dataset}/data/*.parquet", f"{dataset}@main/data/deep", f"{at}/data/train-1.parquet"]
-    converted = f"{dataset}@refs/convert/parquet/data/train-0.parquet"
+    dataset = "hf://datasets/user/name"
+    named = [dataset, f"{dataset}/data/*.parquet", f"{dataset}@main/data/deep"]
     missing = [f"{dataset}@gone/data", "hf://datasets/user/other", f"{dataset}/gone.parquet"]
-    with hub_server(HUB_FILES) as address:
-        environment = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with hub_server() as hub:
+        converted_at = f"{dataset}@{hub.add('user/name', HUB_FILES, revision='refs/convert/parquet')}"
+        at = f"{dataset}@{hub.add('user/name', HUB_FILES)}"
+        converted = f"{dataset}@refs/convert/parquet/data/train-0.parquet"
         ran = subprocess.run(
-            [sys.executable, "-c", HUB_SCRIPT, *named, converted, *missing],
-            env=environment,
+            [sys.executable, "-c", HUB_SCRIPT, *named, f"{at}/data/train-1.parquet", converted, *missing],
+            env={**os.environ, **hub.environment, "HF_HOME": str(tmp_path)},
             capture_output=True,
             text=True,
             check=True,
@@ -120,7 +121,7 @@ def test_datasets_on_the_hub_are_pinned_found_and_read() -> None:
         [[f"{at}/data/*.parquet"], [first, second]],
         [[f"{at}/data/deep"], [third]],
         [[f"{at}/data/train-1.parquet"], [second]],
-        [[f"{at}/data/train-0.parquet"], [first]],
+        [[f"{converted_at}/data/train-0.parquet"], [[f"{converted_at}/data/train-0.parquet", *first[1:]]]],
     ]
     for result, message in zip(results[5:], ["no dataset at", "no dataset at", "no Parquet or JSON"], strict=True):
         assert message in result
@@ -134,5 +135,10 @@ def test_a_hub_that_does_not_answer_is_named() -> None:
 
 
 def test_other_inputs_are_not_pinned() -> None:
-    inputs = ["a/b.parquet", "https://host/a.jsonl", f"hf://datasets/user/name@{COMMIT}/data", "hf://user/model/a.json"]
+    inputs = [
+        "a/b.parquet",
+        "https://host/a.jsonl",
+        f"hf://datasets/user/name@{'a' * 40}/data",
+        "hf://user/model/a.json",
+    ]
     assert pinned(inputs) == tuple(inputs)

@@ -21,7 +21,7 @@ from pipeline.data.annotations import find_annotations
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from tests.annotated import write_annotated
 from tests.conftest import RunCommand
-from tests.hub_server import hub_server
+from tests.hub import hub_server
 
 JOB = "jobs.train_language_model"
 
@@ -120,10 +120,11 @@ def test_a_dataset_of_the_hub_piece_by_piece_is_what_lies_on_the_disk(
     arguments = ("--config", settings, "--objective", "floor", "--stream", 500, "--shuffle-labels")
     # A process of its own too: rounding differs with the number of threads
     assert started(*arguments, "--labels", labels, "--output", tmp_path / "disk").wait() == 0
-    with hub_server(files) as address:
-        hub = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+    with hub_server() as hub:
+        hub.add("user/name", files)
+        environment = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
         of_the_hub = (*arguments, "--labels", "hf://datasets/user/name", "--output", tmp_path / "hub")
-        assert started(*of_the_hub, environment=hub).wait() == 0
+        assert started(*of_the_hub, environment=environment).wait() == 0
     assert curve(tmp_path / "hub") == curve(tmp_path / "disk")
     assert (tmp_path / "hub" / "tokenizer.json").is_file()
 
