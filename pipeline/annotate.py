@@ -18,13 +18,24 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipeline.command_line import run
 from pipeline.data.annotations import read_quarantine
+from pipeline.data.hub import Repository
 from pipeline.data.locations import find_files
 from pipeline.data.sample import write_sample
 from pipeline.data.shards import write_text
 from pipeline.engine.annotation import Annotated, Run
 from pipeline.engine.cluster import LOCAL, Share, chosen, cluster
 from pipeline.engine.driver import Driver
-from pipeline.engine.ledger import finished, locked, open_run, planned, require_same, unpublished, write_published
+from pipeline.engine.ledger import (
+    finished,
+    locked,
+    open_run,
+    planned,
+    read_published,
+    require_same,
+    total,
+    unpublished,
+    write_published,
+)
 from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.report import Outcome, Report
 from pipeline.models.checkpoint import copy_tokenizer
@@ -72,27 +83,31 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config) -> int:
     open_run(job.subset, job.provenance, units, config.input)
     if job.tokenizer is not None:
         copy_tokenizer(job.tokenizer, job.subset.tokenizer)
-    facts = facts_of(job)
     if job.repository is None:
         report = label(units, job, config)
-        facts = with_totals(facts)
-        write_card(facts)
+        write_card(with_totals(facts_of(job)))
     else:
-        write_published(job.subset, published_receipts(job.repository, job.subset))
-        publish_beginning(job.repository, facts)
-        with Publisher(job.repository, job.subset, keeps=False) as publisher:
-            for receipt in unpublished(job.subset):
-                publisher.add(receipt)
-            report = label(units, job, config, publisher)
-        write_published(job.subset, published_receipts(job.repository, job.subset))
-        facts = with_totals(facts)
-        publish_end(job.repository, facts)
-    assert facts.counts is not None
-    print_summary(config.output or str(job.subset.root), facts.counts, report)
+        report = label_and_publish(units, job, config, job.repository)
+    print_summary(config.output or str(job.subset.root), total(job.subset).counts, report)
     given_up = read_quarantine(job.subset)
     print_quarantine(given_up)
     print_examples(job.subset, job.repository)
     return INCOMPLETE if given_up else 0
+
+
+def label_and_publish(units: Sequence[Unit], job: Run, config: Config, repository: Repository) -> Report:
+    """Labels what the repository lacks, beginning with what an interrupted run left on this disk."""
+    facts = facts_of(job)
+    write_published(job.subset, published_receipts(repository, job.subset))
+    if len(read_published(job.subset)) < len(units):
+        publish_beginning(repository, facts)
+    with Publisher(repository, job.subset, keeps=False) as publisher:
+        for receipt in unpublished(job.subset):
+            publisher.add(receipt)
+        report = label(units, job, config, publisher)
+    write_published(job.subset, published_receipts(repository, job.subset))
+    publish_end(repository, with_totals(facts))
+    return report
 
 
 def facts_of(job: Run) -> Facts:

@@ -169,7 +169,8 @@ def _figures(facts: Facts) -> str:
     mean = counts.mean_entropy
     a_byte = f", {mean / NATS_A_BIT * counts.tokens / counts.text_bytes:.3f} bits a byte" if counts.text_bytes else ""
     return f"""{counts.rows:,} documents, {counts.tokens:,} tokens, {counts.labelled_tokens:,} of them labelled.
-{mean:.3f} nats ({mean / NATS_A_BIT:.3f} bits) a token in the mean{a_byte}, {median(counts.histogram)} in the median.
+A label is {mean:.3f} nats ({mean / NATS_A_BIT:.3f} bits) in the mean{a_byte},
+{median(counts.histogram)} nats in the median.
 
 ```
 {drawn_histogram(counts.histogram)}

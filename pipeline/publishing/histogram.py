@@ -24,8 +24,8 @@ def median(histogram: tuple[int, ...]) -> str:
     """The median in nats, as near as the bins tell: between the ends of the one that it falls in."""
     half, place = sum(histogram) / 2, 0
     place = next((place for place, count in enumerate(accumulate(histogram)) if count >= half), 0)
-    if not half or not place:
-        return "below 0"
+    if not place:
+        return "below 0" if half else "no"
     if place == len(histogram) - 1:
         return f"above {_lower_end(place)}"
     before = sum(histogram[:place])

@@ -1,0 +1,106 @@
+"""A repository of the Hub: named, prepared, read, and what it refuses."""
+
+import time
+
+import pytest
+from huggingface_hub import CommitOperationAdd
+
+from pipeline.data import hub as requests
+from pipeline.data.hub import Repository
+from tests.hub import Hub
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "hf://user/name",
+        "hf://datasets/name",
+        "hf://datasets/user/name/data",
+        "hf://datasets/user/na me",
+        "hf://datasets/user/..",
+        "hf://spaces/user/name",
+        "hf://datasets/",
+        "hf:/datasets/user/name",
+    ],
+)
+def test_what_names_no_dataset_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"names no dataset of the Hub.*write hf://datasets/USER/NAME"):
+        Repository.at(url)
+
+
+def test_a_branch_is_named_behind_an_at() -> None:
+    assert Repository.at("hf://datasets/user/name") == Repository("user/name", "main")
+    assert Repository.at("hf://datasets/user/name@draft").url == "hf://datasets/user/name@draft"
+
+
+def test_a_repository_is_made_once(hub: Hub) -> None:
+    assert Repository("user/name").head() is None
+    for _ in range(2):
+        Repository("user/name").prepare(private=True)
+    assert hub.repositories["datasets", "user/name"].private
+    assert len(hub.commits("user/name")) == 1
+
+
+def test_a_branch_that_is_not_there_is_refused(hub: Hub) -> None:
+    with pytest.raises(ValueError, match="there is no such branch"):
+        Repository("user/name", "draft").prepare(private=False)
+
+
+@pytest.mark.parametrize(
+    ("token", "name", "said"),
+    [
+        ("hf_" + "x" * 34, "user/name", "does not know this token"),
+        ("", "user/name", "does not know this token"),
+        ("reader", "user/name", "may not write"),
+        ("reader", "user/new", "may not write"),
+        ("writer", "other/new", "may not write"),
+        ("writer", "other/theirs", "may not write"),
+    ],
+)
+def test_a_token_that_may_not_write_is_told(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str, name: str, said: str
+) -> None:
+    hub.add("user/name", {"README.md": b"mine"})
+    hub.add("other/theirs", {"README.md": b"theirs"})
+    monkeypatch.setenv("HF_TOKEN", getattr(hub, token, token))
+    with pytest.raises(ValueError, match=said) as refusal:
+        Repository(name).prepare(private=False)
+    assert name in str(refusal.value) and "hf_" not in str(refusal.value).replace("hf auth", "")
+
+
+def test_files_are_listed_with_the_digests_that_tell_them_apart(hub: Hub) -> None:
+    at = hub.add("user/name", {f"data/{place}.parquet": b"%d" % place for place in range(1500)} | {"a.txt": b"small"})
+    repository = Repository("user/name")
+    listed = repository.files("data", at)
+    assert len(listed) == 1500 and len(set(listed.values())) == 1500
+    assert repository.digests([*listed, "none", "a.txt"], at) == {**listed, **repository.digests(["a.txt"], at)}
+    assert repository.files("none", at) == {} and repository.text("none", at) is None
+    assert repository.text("a.txt", at) == "small"
+
+
+def test_a_commit_is_made_of_what_is_missing_at_the_head_of_the_moment(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "LONGEST_PAUSE", 0.01)
+    hub.add("user/name", {"a": b"1"})
+    asked = []
+
+    def missing(head: str) -> list[CommitOperationAdd]:
+        asked.append(head)
+        if len(asked) == 1:
+            hub.add("user/name", {"theirs": b"2"})  # another commits in between
+        return [CommitOperationAdd("ours", b"3")]
+
+    Repository("user/name").commit("ours", missing)
+    assert len(set(asked)) == 2
+    assert hub.files("user/name") == {"a": b"1", "theirs": b"2", "ours": b"3"}
+
+
+def test_a_pause_is_what_the_hub_asks_for(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add("user/name", {"a": b"1"})
+    hub.faults.retry_after = 7
+    hub.faults.refuse(429, method="GET", path="/api/datasets/user/name")
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    assert Repository("user/name").head() == hub.commits("user/name")[-1].oid
+    assert 7 in slept or 8 in slept, slept

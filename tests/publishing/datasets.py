@@ -1,0 +1,40 @@
+"""Complete local runs to publish, labelled by a fake in a moment."""
+
+from hashlib import sha256
+from pathlib import Path
+
+from pipeline.engine.annotation import Run
+from pipeline.engine.ledger import open_run, record
+from pipeline.engine.plan import Unit
+from schemas.layout import Subset, shard_name
+from schemas.ledger import Counts, Receipt
+from tests.builders import write_documents
+from tests.engine.fakes import load_fake, planned_run, token_rows
+
+
+def planned(folder: Path, rows: int = 12, rows_per_unit: int = 2) -> tuple[Run, list[Unit]]:
+    """A run that has not begun."""
+    file = write_documents(folder / "in.parquet", ["text"] * rows, input_ids=token_rows(rows))
+    return planned_run(folder / "out", [file], rows_per_unit=rows_per_unit)
+
+
+def annotated(folder: Path, rows: int = 12, rows_per_unit: int = 2) -> Run:
+    """A run with all its units done, without the card."""
+    run, units = planned(folder, rows, rows_per_unit)
+    open_run(run.subset, run.provenance, units)
+    annotator = load_fake(run)
+    for unit in units:
+        annotator.annotate(unit)
+    return run
+
+
+def made_up(folder: Path, count: int) -> Subset:
+    """A folder with so many shards that are no Parquet files, and their receipts."""
+    subset = Subset("exact", folder)
+    subset.data.mkdir(parents=True)
+    for unit in range(count):
+        shard, content = shard_name(unit, count), b"shard %d" % unit
+        (subset.data / shard).write_bytes(content)
+        digest = sha256(content).hexdigest()
+        record(subset, Receipt(unit=unit, shard=shard, sha256=digest, size=len(content), counts=Counts(rows=1)))
+    return subset

@@ -1,0 +1,127 @@
+"""The card: front matter that the real readers understand, figures, and what a person changed in it."""
+
+import re
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+import yaml
+from huggingface_hub import DatasetCard
+
+from pipeline.publishing.card import Facts, dataset_card
+from pipeline.publishing.source import SourceFacts
+from schemas.annotations import annotated_schema
+from schemas.layout import Subset
+from schemas.ledger import Counts
+from tests.builders import PROVENANCE
+
+COUNTS = Counts(
+    rows=1200,
+    tokens=5000,
+    labelled_tokens=4000,
+    text_bytes=20_000,
+    arrow_bytes=9,
+    nats=8000.0,
+    histogram=(100, 3000, 900),
+)
+SOURCE = SourceFacts(("owner/source",), "odc-by", ("en",))
+
+
+def facts(name: str = "exact", **changed: object) -> Facts:
+    provenance = replace(PROVENANCE, method="exact")
+    schema = annotated_schema(pa.schema([("id", pa.string()), ("text", pa.string())]), provenance)
+    given = {"subset": Subset(name), "place": "user/name", "provenance": provenance, "schema": schema, "source": SOURCE}
+    return Facts(**{**given, "counts": COUNTS, "shards_sha256": "5" * 64, "size": 7, **changed})  # type: ignore[arg-type]
+
+
+def front_matter(card: str) -> dict[str, object]:
+    read = yaml.safe_load(card.split("---\n")[1])
+    assert isinstance(read, dict)
+    return read
+
+
+def test_the_front_matter_says_what_the_hub_shows() -> None:
+    data = front_matter(dataset_card(facts(), None))
+    assert data["configs"] == [
+        {
+            "config_name": "exact",
+            "data_files": [{"split": "train", "path": "data/exact/**/*.parquet"}],
+            "default": True,
+            "description": f"exact labels, shards {'5' * 64}",
+        }
+    ]
+    info = data["dataset_info"]
+    assert isinstance(info, dict) and info["splits"] == [{"name": "train", "num_bytes": 9, "num_examples": 1200}]
+    assert [feature["name"] for feature in info["features"]][:2] == ["id", "input_ids"]
+    assert data["annotations_creators"] == ["machine-generated"] and data["size_categories"] == ["1K<n<10K"]
+    assert data["license"] == "odc-by" and data["source_datasets"] == ["owner/source"] and data["language"] == ["en"]
+    assert data["tags"] == ["token-entropy"]
+
+
+def test_the_body_says_what_a_label_is_and_how_to_use_it() -> None:
+    card = dataset_card(facts(), None)
+    assert "1,200 documents, 5,000 tokens, 4,000 of them labelled" in card
+    assert "A label is 2.000 nats (2.885 bits) in the mean, 0.721 bits a byte,\n0.32 nats in the median." in card
+    assert re.search(r"below 0 █ +2\.5%\n +0\.0 █{40} +75\.0%\n +0\.5 █{12} +22\.5%", card)
+    assert 'load_dataset("user/name", "exact", split="train")' in card
+    assert "--labels hf://datasets/user/name/data/exact --objective flood" in card
+    assert "checkpoint_sha256 | cccc" in card and "negative where" in card and "| `entropy` | list" in card
+
+
+def test_a_dataset_that_is_still_written_has_no_figures() -> None:
+    card = dataset_card(facts(counts=None, shards_sha256="", size=0), None)
+    assert "It is still being written." in card and "splits" not in str(front_matter(card))
+    assert "1,200 documents" in dataset_card(facts(), card)
+
+
+def test_a_card_is_the_same_when_it_is_written_again() -> None:
+    card = dataset_card(facts(), None)
+    assert dataset_card(facts(), card) == card
+
+
+def test_two_subsets_share_a_card_and_the_first_is_the_default() -> None:
+    card = dataset_card(facts("second-order"), dataset_card(facts(), None))
+    card = dataset_card(facts(), card)
+    configs = front_matter(card)["configs"]
+    assert isinstance(configs, list)
+    assert {config["config_name"]: config.get("default", False) for config in configs} == {
+        "exact": True,
+        "second-order": False,
+    }
+    assert card.count("## exact\n") == card.count("## second-order\n") == 1
+    assert front_matter(card)["size_categories"] == ["1K<n<10K"]
+
+
+def test_what_a_person_changed_stays(caplog: pytest.LogCaptureFixture) -> None:
+    card = dataset_card(facts(), None)
+    edited = DatasetCard(card.replace("# Per-token entropy labels", "# My labels").replace("Every token", "Each token"))
+    edited.data["license"], edited.data["pretty_name"], edited.data["mine"] = "mit", "Mine", [1]
+    again = dataset_card(facts(counts=replace(COUNTS, rows=12)), str(edited))
+    data = front_matter(again)
+    assert (data["license"], data["pretty_name"], data["mine"]) == ("mit", "Mine", [1])
+    assert "# My labels" in again and "Each token" in again and "12 documents, 5,000" in again and not caplog.text
+
+
+def test_a_section_that_a_person_changed_stays_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    edited = dataset_card(facts(), None).replace("1,200 documents", "Twelve hundred documents")
+    again = dataset_card(facts(counts=replace(COUNTS, rows=12)), edited)
+    assert "Twelve hundred documents" in again and "12 documents" not in again.replace("Twelve", "")
+    assert "section on exact was edited by hand" in caplog.text
+    assert front_matter(again)["size_categories"] == ["n<1K"]
+
+
+def test_a_card_that_somebody_else_wrote_is_added_to() -> None:
+    card = dataset_card(
+        facts(), "---\nlicense: mit\nconfigs:\n- config_name: old\n  data_files: old/*\n---\n# Old\ntext"
+    )
+    configs = front_matter(card)["configs"]
+    assert isinstance(configs, list) and [config["config_name"] for config in configs] == ["exact", "old"]
+    assert "# Old\ntext" in card and "## exact" in card
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [((), "\nno nats"), ((5,), "\nbelow 0 nats"), ((0, 0, 4), "\n0.75 nats"), ((0,) * 33 + (9,), "\nabove 16.0 nats")],
+)
+def test_any_histogram_has_a_median(labels: tuple[int, ...], said: str) -> None:
+    assert f"{said} in the median" in dataset_card(facts(counts=replace(COUNTS, histogram=labels)), None)
