@@ -6,6 +6,7 @@ iterators; neither is needed here.
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
+from weakref import finalize
 
 Item = TypeVar("Item")
 
@@ -32,10 +33,12 @@ class Resumable(Iterator[Item]):
         self._begin, self._stream = begin, dict(stream)
         self._position = Position()
         self._coming: Generator[tuple[Item, Position], None, None] | None = None
+        self._end: Callable[[], object] | None = None
 
     def __next__(self) -> Item:
         if self._coming is None:
             self._coming = self._begin(self._position)
+            self._end = finalize(self, self._coming.close)  # at the process's end, too, while threads can be ended
         try:
             item, self._position = next(self._coming)
         except BaseException:
@@ -45,9 +48,9 @@ class Resumable(Iterator[Item]):
 
     def close(self) -> None:
         """Stops reading ahead; the next item is still the one that would have come."""
-        if self._coming is not None:
-            self._coming.close()
-        self._coming = None
+        if self._end is not None:
+            self._end()
+        self._coming = self._end = None
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is, small and fit for JSON."""

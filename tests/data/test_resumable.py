@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -109,6 +111,23 @@ def test_closing_leaves_the_next_item_the_next(dataset: AnnotatedDataset) -> Non
     assert next(reader)["input_ids"].tolist() == TOKENS[0]
     reader.close()
     assert next(reader)["input_ids"].tolist() == TOKENS[1]
+
+
+EXIT_SCRIPT = """
+import sys, threading
+from pipeline.data.annotations import find_annotations
+from pipeline.data.packing import CutAtEnd
+from pipeline.data.reader import labelled_windows
+windows = labelled_windows(find_annotations(sys.argv[1]), CutAtEnd(length=8))
+threading.kept = windows  # as any library may keep it for longer than the modules that end its thread
+print(next(windows).input_ids_T.tolist())
+"""
+
+
+def test_a_reader_that_is_left_in_the_middle_ends_with_its_process(dataset: AnnotatedDataset) -> None:
+    command = [sys.executable, "-c", EXIT_SCRIPT, dataset.source]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, f"{[*range(1, 9)]}\n", "")
 
 
 class Windows(IterableDataset[Window]):
