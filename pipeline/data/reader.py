@@ -1,0 +1,191 @@
+"""An annotated dataset for a training loop of one's own: rows or packed windows, each rank its part, resumable.
+
+`labelled_windows` is what a language model is trained on; `labelled_rows` gives any columns. Both read ahead, in a
+thread of their own, and hold a few megabytes. They do not move labels to another tokenizer's tokens, as
+`pipeline.labels.packed` does.
+"""
+
+import hashlib
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain, count
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.data.ahead import ahead
+from pipeline.data.annotations import LOOKS_AT_A_TIME, AnnotatedDataset
+from pipeline.data.dealing import Run, dealt, row_groups
+from pipeline.data.documents import Column, inspect_file, read_rows, unified
+from pipeline.data.labelled_batches import Row, as_rows, blocks, require_labels
+from pipeline.data.locations import File
+from pipeline.data.packing import Document, Packing, Window
+from pipeline.data.resumable import Position, Resumable
+from pipeline.data.shards import ENTROPY_COLUMNS
+from schemas.annotations import ENTROPY, INPUT_IDS
+
+BATCHES_AHEAD = 4  # of 2 MB: a quarter of a million tokens and their labels
+TOKENS = Column(INPUT_IDS, tokenized=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Which rows are read, and in what order."""
+
+    rank: int = 0
+    ranks: int = 1
+    """How many read the dataset together: each its part of every epoch, equal to a row, none twice.
+
+    In the workers of a data loader these are `rank * workers + worker` and `ranks * workers`."""
+    seed: int | None = None
+    """Shuffles row groups anew every epoch, and what each rank has of them; the dataset's order where None."""
+    shuffled_rows: int = 1
+    """Rows of a row group that are shuffled among themselves; they are in memory together."""
+    epochs: int | None = None
+    """Without end where None."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.ranks:
+            raise ValueError(f"there is no rank {self.rank} of {self.ranks}; ranks count from 0")
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"the seed must be at least 0, not {self.seed}")
+        if self.shuffled_rows < 1 or (self.shuffled_rows > 1 and self.seed is None):
+            raise ValueError(f"shuffled_rows must be at least 1, and needs a seed above; it is {self.shuffled_rows}")
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, or None for no end, not {self.epochs}")
+
+
+def labelled_rows(
+    dataset: AnnotatedDataset, columns: Sequence[str] = (INPUT_IDS, ENTROPY), reading: Reading | None = None
+) -> Resumable[Row]:
+    """The rows of a rank, with these columns of the files.
+
+    Iterating raises what `read_rows` raises, and ValueError where labels are not finite or not one a token.
+
+    Raises:
+        ValueError: if there is no such column, or not a row for every rank; as inspect_file does.
+    """
+    rows = _Rows.of(dataset, tuple(columns), reading or Reading())
+    return Resumable(rows.begin, rows.stream | {"packing": None})
+
+
+def labelled_windows(
+    dataset: AnnotatedDataset, packing: Packing, reading: Reading | None = None, label: str = ENTROPY
+) -> Resumable[Window]:
+    """The documents of a rank in windows, with the labels of that column.
+
+    Iterating raises as `labelled_rows` does, and ValueError where there is no token to read without end.
+
+    Raises:
+        ValueError: as labelled_rows does, or if the column holds no labels.
+    """
+    if label not in ENTROPY_COLUMNS:
+        raise ValueError(f"`{label}` is no column of labels; there are {', '.join(ENTROPY_COLUMNS)}")
+    rows = _Rows.of(dataset, (INPUT_IDS, label), reading or Reading())
+    described = {"packing": {"kind": type(packing).__name__, **asdict(packing)}}
+    return Resumable(partial(_packed, rows, packing, label), rows.stream | described)
+
+
+def _packed(
+    rows: "_Rows", packing: Packing, label: str, position: Position
+) -> Generator[tuple[Window, Position], None, None]:
+    def documents() -> Iterator[Document]:
+        empty, an_epoch = 0, rows.an_epoch
+        for row, _ in rows.begin(Position(position.rows)):
+            empty = 0 if len(row[INPUT_IDS]) else empty + 1
+            if empty > an_epoch:
+                raise ValueError("there is nothing to read: every document is empty")
+            yield row[INPUT_IDS], row[label]
+
+    for window, done, within in packing.windows(documents(), position.within):
+        yield window, Position(position.rows + done, within)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows that a rank reads, from any one of them on. The number of a row counts on through the epochs."""
+
+    shards: tuple[File, ...]
+    groups: tuple[Run, ...]
+    schema: pa.Schema
+    """Of what is read."""
+    sha256: str
+    """Of the shards' names, sizes and footers, in which the provenance stands."""
+    reading: Reading
+
+    @classmethod
+    def of(cls, dataset: AnnotatedDataset, columns: tuple[str, ...], reading: Reading) -> "_Rows":
+        with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
+            layouts = list(pool.map(partial(inspect_file, column=TOKENS), dataset.shards))
+        there = unified(layouts, dataset.shards)
+        if unknown := set(columns) - set(there.names):
+            raise ValueError(
+                f"{dataset.source} has no column {', '.join(sorted(unknown))}; it has {', '.join(there.names)}"
+            )
+        if not columns or len(set(columns)) < len(columns):
+            raise ValueError(f"columns must be at least one, and each once, not {columns}")
+        if len(dataset) < reading.ranks:
+            raise ValueError(f"{dataset.source} has {len(dataset)} rows for {reading.ranks} ranks; use fewer")
+        return cls(
+            shards=dataset.shards,
+            groups=tuple(row_groups([layout.groups for layout in layouts])),
+            schema=pa.schema([there.field(name) for name in columns]),
+            sha256=hashlib.sha256("\n".join(layout.sha256 for layout in layouts).encode()).hexdigest(),
+            reading=reading,
+        )
+
+    @property
+    def stream(self) -> dict[str, Any]:
+        """What the rows and their order follow from, but for how many epochs are read."""
+        order = {name: value for name, value in asdict(self.reading).items() if name != "epochs"}
+        return {"dataset_sha256": self.sha256, **order}
+
+    @property
+    def an_epoch(self) -> int:
+        """Rows of an epoch, the same in each."""
+        return sum(map(len, self._runs(0)))
+
+    def begin(self, position: Position) -> Generator[tuple[Row, Position], None, None]:
+        """The rows from a position on, and the position after each."""
+        with ahead(self._from(position.rows), BATCHES_AHEAD) as batches:
+            for number, row in enumerate(chain.from_iterable(batches), position.rows + 1):
+                yield row, Position(number)
+
+    def _from(self, row: int) -> Generator[list[Row], None, None]:
+        first, skip = divmod(row, self.an_epoch)
+        for epoch in count(first) if self.reading.epochs is None else range(first, self.reading.epochs):
+            for run in self._runs(epoch):
+                if skip < len(run):
+                    yield from map(as_rows, self._batches(run, skip, epoch))
+                skip = max(0, skip - len(run))
+
+    def _runs(self, epoch: int) -> list[Run]:
+        """What is read in an epoch."""
+        order: Sequence[int] = range(len(self.groups))
+        if self.reading.seed is not None:
+            order = np.random.default_rng([self.reading.seed, epoch]).permutation(len(self.groups)).tolist()
+        return list(dealt([self.groups[group] for group in order], self.reading.rank, self.reading.ranks))
+
+    def _batches(self, run: Run, skip: int, epoch: int) -> Iterator[pa.RecordBatch]:
+        """The rows of a run after the first `skip` of those in the order in which they are read."""
+        block, seed = self.reading.shuffled_rows, self.reading.seed
+        if seed is None or block == 1:
+            yield from self._stored(run, skip)
+            return
+        before = skip // block * block
+        for rows in blocks(self._stored(run, before), block):
+            random = np.random.default_rng([seed, epoch, run.shard, run.start + before])
+            shuffled = rows.take(pa.array(random.permutation(len(rows))))
+            yield shuffled.slice(max(0, skip - before))
+            before += len(rows)
+
+    def _stored(self, run: Run, skip: int) -> Iterator[pa.RecordBatch]:
+        """The rows of a run after the first `skip`, as they lie in the file."""
+        file, row = self.shards[run.shard], run.start + skip
+        for batch in read_rows(file, row, run.stop, self.schema, Column(self.schema.names[0])):
+            require_labels(batch, file, row)
+            row += len(batch)
+            yield batch
