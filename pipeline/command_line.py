@@ -3,6 +3,7 @@
 A mistake of the user's ends in one line on standard error and exit code 1.
 """
 
+import logging
 import sys
 import traceback
 from collections.abc import Callable
@@ -24,6 +25,7 @@ which flags on the command line override; --debug shows the traceback of an erro
 def run(command: Callable[..., int | None], module: str) -> NoReturn:
     """Parses the arguments into `command`'s dataclass, calls it and exits with what it returns (None is 0)."""
     disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of each try, and of commits of nothing
     if "transformers" in sys.modules:  # it looked at that switch when it was imported
         sys.modules["transformers"].utils.logging.disable_progress_bar()
     arguments = [part for argument in sys.argv[1:] for part in _split(argument)]

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from pipeline.command_line import run
 from pipeline.data.hub import Repository
-from pipeline.engine.ledger import locked, planned, read_receipts
+from pipeline.engine.ledger import locked, planned, read_receipts, require_same
 from pipeline.publishing.card import Facts
-from pipeline.publishing.publisher import Publisher
+from pipeline.publishing.publisher import Publisher, published_plan, published_receipts
 from pipeline.publishing.source import source_facts
 from pipeline.publishing.subset import publish_beginning, publish_end, with_totals
 from schemas.layout import LEDGER_FOLDER, Subset, shards_in_all
@@ -70,7 +70,11 @@ def publish_subset(subset: Subset, repository: Repository) -> None:
         schema=schema,
         source=source_facts(plan.provenance.source),
     )
-    publish_beginning(repository, facts)
+    there = published_plan(repository, subset)
+    if there is not None:
+        require_same(repository.url, plan.provenance, there.provenance)
+    if len(published_receipts(repository, subset)) < len(receipts):
+        publish_beginning(repository, facts)
     with Publisher(repository, subset, keeps=True) as publisher:
         for receipt in receipts:
             publisher.add(receipt)

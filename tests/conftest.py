@@ -21,6 +21,7 @@ from tests.builders import sample_texts, write_documents
 from tests.hub import Hub, hub_server
 
 RunCommand = Callable[..., int]
+MOUNT = ("mount", "-t", "tmpfs", "-o")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -127,6 +128,27 @@ def run_command(monkeypatch: pytest.MonkeyPatch) -> RunCommand:
         return stopped.value.code or 0
 
     return command
+
+
+@dataclass(frozen=True)
+class SmallDisk:
+    """A file system of one megabyte."""
+
+    folder: Path
+
+    def grow(self) -> None:
+        """To nine."""
+        subprocess.run([*MOUNT, "remount,size=9m", self.folder], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    if os.geteuid() or subprocess.run([*MOUNT, "size=1m", "tmpfs", mounted], check=False).returncode:
+        pytest.skip("a file system can be mounted by root alone")
+    yield SmallDisk(mounted)
+    subprocess.run(["umount", "-l", mounted], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,12 @@ from pipeline.engine.stages import WORK
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from schemas.annotations import PROVENANCE_KEY, Provenance
 from tests.builders import sample_texts, write_documents
-from tests.conftest import RunCommand
+from tests.conftest import RunCommand, SmallDisk
 from tests.engine.fakes import shards
 from tests.hub import hub_server
 from tests.tiny_models import tiny_estimator, tiny_second_order
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-MOUNT = ("mount", "-t", "tmpfs", "-o")
 
 
 def shard_rows(output: Path) -> pa.Table:
@@ -262,32 +261,21 @@ def test_a_run_over_a_hub_dataset_goes_on_with_the_commit_that_it_began_with(tmp
     assert hub.writer.encode() not in written and not any(hub.writer in run.stdout + run.stderr for run in ran)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
-    mounted = tmp_path / "small"
-    mounted.mkdir()
-    if os.geteuid() or subprocess.run([*MOUNT, "size=1m", "tmpfs", mounted], check=False).returncode:
-        pytest.skip("a file system can be mounted by root alone")
-    yield mounted
-    subprocess.run(["umount", "-l", mounted], check=True)
-
-
 def test_a_full_disk_ends_the_run_and_more_room_completes_it(
-    run_command: RunCommand, tmp_path: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+    run_command: RunCommand, tmp_path: Path, small_disk: SmallDisk, capsys: pytest.CaptureFixture[str]
 ) -> None:
     random = np.random.default_rng(0)
     documents = [random.integers(97, size=9000).tolist() for _ in range(80)]
     arguments = (*tokenized(tmp_path, documents), "--share", 0.01)
-    assert run_command(*arguments, "--output", small_disk / "out") == 1
+    assert run_command(*arguments, "--output", small_disk.folder / "out") == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: cannot write to") and "No space left on device" in error
-    committed = list((small_disk / "out" / "data" / "exact").iterdir())
+    committed = list((small_disk.folder / "out" / "data" / "exact").iterdir())
     assert committed and all(file.suffix == ".parquet" for file in committed)
-    subprocess.run([*MOUNT, "remount,size=9m", small_disk], check=True)
-    assert run_command(*arguments, "--output", small_disk / "out") == 0
+    small_disk.grow()
+    assert run_command(*arguments, "--output", small_disk.folder / "out") == 0
     assert run_command(*arguments, "--output", tmp_path / "plain") == 0
-    assert shards(small_disk / "out") == shards(tmp_path / "plain")
+    assert shards(small_disk.folder / "out") == shards(tmp_path / "plain")
 
 
 @pytest.mark.fineweb

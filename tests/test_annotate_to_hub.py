@@ -19,6 +19,7 @@ import pytest
 
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from tests.builders import sample_texts, write_documents
+from tests.conftest import SmallDisk
 from tests.hub import Hub, hub_server
 from tests.tiny_models import tiny_second_order
 
@@ -50,10 +51,12 @@ def environment(hub: Hub, home: Path) -> dict[str, str]:
     return {**hub.environment, "HF_HOME": str(home)}
 
 
-def start(hub: Hub, home: Path, *arguments: object, module: str = "pipeline.annotate") -> subprocess.Popen[str]:
+def start(
+    hub: Hub, home: Path, *arguments: object, module: str = "pipeline.annotate", token: str | None = None
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, arguments)],
-        env=environment(hub, home),
+        env={**environment(hub, home), "HF_TOKEN": token or hub.writer},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -61,9 +64,9 @@ def start(hub: Hub, home: Path, *arguments: object, module: str = "pipeline.anno
     )
 
 
-def ended(hub: Hub, home: Path, *arguments: object, module: str = "pipeline.annotate") -> tuple[int, str]:
+def ended(hub: Hub, home: Path, *arguments: object, **chosen: Any) -> tuple[int, str]:
     """The exit code, and all that was printed, in which no token may be."""
-    process = start(hub, home, *arguments, module=module)
+    process = start(hub, home, *arguments, **chosen)
     output, errors = process.communicate(timeout=300)
     assert not re.search(r"hf_[A-Za-z0-9]{8}", output + errors)
     return process.returncode, output + errors
@@ -132,7 +135,10 @@ def test_a_folder_is_published_with_what_it_would_have_had(served: Hub, tmp_path
     assert {path: content for path, content in later.items() if "data/" in path or "tokenizer/" in path} == {
         path: content for path, content in direct.items() if "data/" in path or "tokenizer/" in path
     }
-    assert later["README.md"].decode().replace("user/name-2", "user/name") == direct["README.md"].decode()
+    cards = [
+        re.sub(r"user/name-2|begin \S+ \w+", "user/name", files["README.md"].decode()) for files in (direct, later)
+    ]
+    assert cards[0].replace("begin ", "") == cards[1].replace("begin ", "")
     commits = len(served.commits("user/name-2"))
     assert ended(served, tmp_path, tmp_path / "folder", f"{URL}-2", module="pipeline.publish")[0] == 0
     assert len(served.commits("user/name-2")) == commits
@@ -154,6 +160,18 @@ def check_that_others_read_it(folder: Path) -> None:
     dataset = pads.dataset(folder / "data", format="parquet")
     kept = sum(len(part.subset(above).row_groups) for part in dataset.get_fragments())
     assert kept == 1 < sum(part.num_row_groups for part in dataset.get_fragments())
+
+
+def test_shards_go_by_xet_too(tmp_path: Path, model: Path) -> None:
+    file = write_documents(tmp_path / "in.parquet", sample_texts(6, 300))
+    chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 2, "--workers", 1)
+    with hub_server(xet=tmp_path / "xet") as hub:
+        code, printed = ended(hub, tmp_path / "home", *chosen, "--output", URL)
+        assert code == 0, printed
+        assert any("xet" in request.path for request in hub.requests)
+        rows = loaded(hub, tmp_path / "home")
+    assert ended(hub, tmp_path, *chosen, "--output", tmp_path / "plain")[0] == 0
+    assert rows == [rows_of(tmp_path / "plain")] * 2
 
 
 def test_two_jobs_on_one_repository_do_no_harm(served: Hub, tmp_path: Path, model: Path) -> None:
@@ -197,7 +215,20 @@ def test_an_output_that_cannot_be_written_is_one_line(
     served: Hub, tmp_path: Path, model: Path, token: str, output: str, said: str
 ) -> None:
     served.add("other/name", {"README.md": b"theirs"})
-    served.writer = getattr(served, token, token)
-    file = write_documents(tmp_path / "in.parquet", sample_texts(2, 300))
-    code, printed = ended(served, tmp_path, "--input", file, "--estimator", model, "--output", output)
+    file, known = write_documents(tmp_path / "in.parquet", sample_texts(2, 300)), getattr(served, token, token)
+    code, printed = ended(served, tmp_path, "--input", file, "--estimator", model, "--output", output, token=known)
     assert code == 1 and said in printed and len(printed.splitlines()) == 1
+
+
+def test_a_disk_that_is_full_while_shards_are_staged_loses_nothing(
+    served: Hub, tmp_path: Path, model: Path, small_disk: SmallDisk
+) -> None:
+    served.faults.seconds_per_upload = 0.2
+    file = write_documents(tmp_path / "in.parquet", sample_texts(100, 4000) * 4)
+    chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 200, "--workers", 1, "--output", URL)
+    code, printed = ended(served, tmp_path, *chosen, "--staging", small_disk.folder / "staging")
+    error = printed.splitlines()[-1]
+    assert code == 1 and error.startswith("error: cannot write to") and "No space left on device" in error
+    small_disk.grow()
+    code, printed = ended(served, tmp_path, *chosen, "--staging", small_disk.folder / "staging")
+    assert code == 0 and "documents      316" in printed

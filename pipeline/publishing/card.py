@@ -127,7 +127,7 @@ def section(facts: Facts) -> str:
     name, provenance = facts.subset.name, facts.provenance
     columns = [column for column in DESCRIPTIONS if column in facts.schema.names]
     described = "\n".join(
-        f"| `{column}` | {facts.schema.field(column).type} | {DESCRIPTIONS[column]} |" for column in columns
+        f"| `{column}` | {_named(facts.schema.field(column).type)} | {DESCRIPTIONS[column]} |" for column in columns
     )
     passed = ", ".join(f"`{column}`" for column in facts.schema.names if column not in columns) or "none"
     origin = "\n".join(f"| {key} | {_shown(value)} |" for key, value in asdict(provenance).items())
@@ -160,6 +160,11 @@ dataset = load_dataset("{facts.place}", "{name}", split="train")  # or streaming
 | provenance | |
 |---|---|
 {origin}"""
+
+
+def _named(kind: pa.DataType) -> str:
+    """A type as it is named wherever it comes from: a list's items have one name in memory and another in Parquet."""
+    return f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
 
 
 def _figures(facts: Facts) -> str:

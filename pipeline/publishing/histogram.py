@@ -2,7 +2,7 @@
 
 from itertools import accumulate
 
-from schemas.ledger import BIN_NATS
+from schemas.ledger import BIN_NATS, BINS
 
 WIDTH = 40
 
@@ -26,7 +26,7 @@ def median(histogram: tuple[int, ...]) -> str:
     place = next((place for place, count in enumerate(accumulate(histogram)) if count >= half), 0)
     if not place:
         return "below 0" if half else "no"
-    if place == len(histogram) - 1:
+    if place == BINS - 1:
         return f"above {_lower_end(place)}"
     before = sum(histogram[:place])
     return f"{(place - 1 + (half - before) / histogram[place]) * BIN_NATS:.2f}"

@@ -1,7 +1,6 @@
 """An annotated dataset read by several ranks, row by row and in windows."""
 
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pipeline.data.annotations import AnnotatedDataset, find_annotations
 from pipeline.data.packing import BestFit, CutAtEnd, Packing
 from pipeline.data.reader import Reading, labelled_rows, labelled_windows
 from tests.annotated import write_annotated
-from tests.hub_server import hub_server
+from tests.hub import hub_server
 from tests.labelled import LABELS, LENGTHS, PACKINGS, TOKENS, assert_same, write_labelled
 
 
@@ -182,9 +181,11 @@ def test_a_rank_reads_its_part_from_the_hub(dataset: AnnotatedDataset, tmp_path:
     """In another process, since the Hub's clients read their environment once."""
     folder = Path(dataset.source)
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with hub_server(files) as address:
-        hub = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
-        command = [sys.executable, "-c", HUB_SCRIPT]
-        ran = subprocess.run(command, env=os.environ | hub, capture_output=True, text=True, check=False)
+    with hub_server() as hub:
+        hub.add("user/name", files)
+        environment = {**hub.environment, "HF_HOME": str(tmp_path)}
+        ran = subprocess.run(
+            [sys.executable, "-c", HUB_SCRIPT], env=environment, capture_output=True, text=True, check=False
+        )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines() == [" ".join(map(str, tokens)) for tokens in TOKENS[11:]]

@@ -65,7 +65,7 @@ def test_the_body_says_what_a_label_is_and_how_to_use_it() -> None:
     assert re.search(r"below 0 █ +2\.5%\n +0\.0 █{40} +75\.0%\n +0\.5 █{12} +22\.5%", card)
     assert 'load_dataset("user/name", "exact", split="train")' in card
     assert "--labels hf://datasets/user/name/data/exact --objective flood" in card
-    assert "checkpoint_sha256 | cccc" in card and "negative where" in card and "| `entropy` | list" in card
+    assert "checkpoint_sha256 | cccc" in card and "negative where" in card and "| `entropy` | list of float |" in card
 
 
 def test_a_dataset_that_is_still_written_has_no_figures() -> None:
