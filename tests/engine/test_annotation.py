@@ -1,11 +1,13 @@
 """A unit from rows to its shard: what a row can be, what is counted, and bounded memory."""
 
 import json
+import math
 import resource
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,13 @@ from pipeline.data.documents import Column
 from pipeline.data.locations import find_files
 from pipeline.data.shards import UNFINISHED
 from pipeline.data.tokenizer import load_tokenizer
-from pipeline.engine.annotation import Annotator, OutputError, Run, SourceError
+from pipeline.engine.annotation import Annotator, OutputError, Run, SourceError, histogram
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit, inspect, plan_units
 from pipeline.models.checkpoint import SHIPPED
 from schemas.annotations import annotated_schema
 from schemas.layout import Subset
+from schemas.ledger import BIN_NATS, BINS, Counts, Receipt
 from tests.builders import PROVENANCE, write_documents
 from tests.engine.fakes import changed, load_fake, planned_run, token_rows
 
@@ -116,6 +119,9 @@ def test_counts_are_those_of_the_shard(tmp_path: Path) -> None:
     file = write_documents(tmp_path / "in.parquet", ["The sea", None, "", "wide é"])
     run, units = text_run(tmp_path, file)
     receipt, stages, _ = load_fake(run).annotate(units[0])
+    assert sum(receipt.counts.histogram) == receipt.counts.labelled_tokens and len(receipt.counts.histogram) == BINS
+    assert Receipt.from_json(receipt.to_json()) == receipt
+    assert receipt.size == (run.subset.data / receipt.shard).stat().st_size
     rows = pq.read_table(run.subset.data / receipt.shard).to_pylist()
     assert list(read_receipts(run.subset)) == [receipt]
     assert (receipt.counts.rows, receipt.counts.rows_without_text, receipt.counts.text_bytes) == (4, 2, 14)
@@ -176,3 +182,16 @@ if __name__ == "__main__":
     whole, (unit,) = text_run(there, there / "in.parquet", rows_per_unit=int(sys.argv[2]))
     load_fake(changed(whole, keep_text=False, window=1024)).annotate(unit)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+@given(st.lists(st.floats(-5, 30, width=32)))
+def test_a_histogram_counts_every_label_in_its_bin(nats: list[float]) -> None:
+    ends = [-math.inf, *(BIN_NATS * place for place in range(BINS - 1)), math.inf]
+    slow = tuple(sum(low <= value < high for value in nats) for low, high in pairwise(ends))
+    assert histogram(np.array(nats, dtype=np.float32)) == slow
+
+
+@given(st.lists(st.integers(0, 9)), st.lists(st.integers(0, 9)))
+def test_histograms_add_up_whatever_their_lengths(one: list[int], other: list[int]) -> None:
+    added = (Counts(histogram=tuple(one)) + Counts(histogram=tuple(other))).histogram
+    assert added == tuple(map(sum, zip_longest(one, other, fillvalue=0)))

@@ -22,7 +22,7 @@ from pipeline.engine.labelling import TorchLabeller, load_annotator
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit
 from pipeline.engine.worker import Load
-from schemas.layout import Subset
+from schemas.layout import Subset, shard_name
 from schemas.ledger import Quarantined, Receipt
 from tests.builders import write_documents
 from tests.engine.fakes import (
@@ -283,3 +283,16 @@ def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ValueError, match=r"cannot write to .*file/out"):
         carry_out(replace(run, subset=Subset("exact", tmp_path / "file" / "out")), units)
+
+
+def test_shards_that_are_published_are_removed_by_the_workers(tmp_path: Path) -> None:
+    run, units = planned(tmp_path)
+    driver = Driver(run, load_fake, workers=1, share=Share(cpus=1))
+    kept, *published = [shard_name(unit.index, len(units)) for unit in units]
+    outcomes = driver.outcomes(units)
+    done = 0
+    while done < len(units):
+        done += next(outcomes) is not None
+    driver.forget(published)
+    assert run.subset.shards() == {kept}
+    outcomes.close()
