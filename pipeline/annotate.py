@@ -61,12 +61,14 @@ def annotate(config: Config = DEFAULTS) -> int:
         sample = Path(scratch) / "sample.parquet"
         if not config.input:
             write_sample(sample)
-        there = published_plan(config.repository, config.place) if config.repository else None
-        inputs = frozen(config.input, there or planned(config.place))
+        published = published_plan(config.repository, config.place) if config.repository else None
+        staged = planned(config.place)
+        inputs = frozen(config.input, published or staged)
         source = inspect(find_files(inputs or [str(sample)]), config.column)
         job, units = prepare(config, source, inputs)
-        if there is not None:
-            require_same(config.output, job.provenance, there.provenance)
+        for place, plan in ((config.output, published), (job.subset.root, staged)):
+            if plan is not None:
+                require_same(place, job.provenance, plan.provenance)
         if config.dry_run:
             from pipeline.estimate import estimate, print_estimate
 

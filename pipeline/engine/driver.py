@@ -7,7 +7,7 @@ be labelled, is given up and written down.
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from pipeline.engine.annotation import Annotated, OutputError, Run, SourceError
 from pipeline.engine.backlog import Backlog, Try
@@ -43,7 +43,7 @@ class Driver:
         """Workers that are at work."""
         return len(self.crew.at_work)
 
-    def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome]:
+    def outcomes(self, units: Sequence[Unit]) -> Generator[Outcome, None, None]:
         """What becomes of every unit, as it happens.
 
         Raises:

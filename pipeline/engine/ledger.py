@@ -135,9 +135,17 @@ def unpublished(subset: Subset) -> list[Receipt]:
     return [receipt for receipt in read_receipts(subset) if receipt.shard not in there]
 
 
-def write_published(subset: Subset, receipts: Iterable[Receipt]) -> None:
-    """Writes down which units' shards are in the repository."""
+def write_published(subset: Subset, receipts: Sequence[Receipt]) -> None:
+    """Writes down which units' shards are in the repository, and removes what lies here of them."""
     write_text(subset.ledger / PUBLISHED_FILE, as_lines(receipts))
+    forget(subset, receipts)
+
+
+def forget(subset: Subset, receipts: Iterable[Receipt]) -> None:
+    """Removes shards that are published, and what was written down of them before."""
+    for receipt in receipts:
+        (subset.data / receipt.shard).unlink(missing_ok=True)
+        receipt_file(subset, receipt.unit).unlink(missing_ok=True)
 
 
 def as_lines(receipts: Iterable[Receipt]) -> str:

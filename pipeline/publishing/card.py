@@ -86,13 +86,13 @@ def _describe(card: DatasetCard, facts: Facts) -> None:
 
     name, counts = facts.subset.name, facts.counts
     there = MetadataConfigs.from_dataset_card_data(card.data)
-    entry = {
+    entry: dict[str, object] = {
         "description": f"{facts.provenance.method} labels, shards {facts.shards_sha256 or 'not all written yet'}",
         "data_files": [{"split": "train", "path": f"{facts.subset.in_repository.data.as_posix()}/**/*.parquet"}],
     }
     default = there.get_default_config_name() if len(there) > 1 else None
     if not there or default == name or (len(there) == 1 and name in there):
-        entry["default"] = True  # type: ignore[assignment]
+        entry["default"] = True
     MetadataConfigs({name: entry}).to_dataset_card_data(card.data)
     info = DatasetInfo(features=Features.from_arrow_schema(facts.schema.remove_metadata()))
     if counts is not None:

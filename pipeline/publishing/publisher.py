@@ -18,7 +18,7 @@ from typing import NamedTuple, Self
 from huggingface_hub import CommitOperationAdd
 
 from pipeline.data.hub import Operation, Repository, shard_addition, told
-from pipeline.engine.ledger import Plan, as_lines, read_plan, receipt_file
+from pipeline.engine.ledger import Plan, as_lines, forget, read_plan
 from schemas.layout import Subset
 from schemas.ledger import PLAN_FILE, PUBLISHED_FILE, RECEIPTS, Receipt
 
@@ -135,9 +135,7 @@ class Publisher:
     def _forget(self, batch: Iterable[Receipt], ours: Iterable[Receipt]) -> None:
         with (self.subset.ledger / PUBLISHED_FILE).open("a") as file:
             file.write(as_lines(ours))
-        for receipt in batch:
-            (self.subset.data / receipt.shard).unlink(missing_ok=True)
-            receipt_file(self.subset, receipt.unit).unlink(missing_ok=True)
+        forget(self.subset, batch)
 
 
 def published_plan(repository: Repository, subset: Subset) -> Plan | None:

@@ -1,7 +1,7 @@
 """One training of a figure: a causal language model, an estimator or an autoencoder, evaluated as it goes.
 
-All trainings of a figure get the same compute: 6 FLOP a parameter that multiplies, and token. One that is interrupted
-goes on, one that is done is read.
+Trainings of a figure get the same compute, 6 FLOP a parameter that multiplies and token, or as many tokens as another.
+One that is interrupted goes on, one that is done is read.
 """
 
 from collections.abc import Callable
@@ -59,6 +59,8 @@ class Trial:
     name: str
     model: Literal["causal", "estimator", "autoencoder"]
     variant: dict[str, Any] = field(default_factory=dict)
+    paced_by: "Trial | None" = None
+    """Another trial, of which it gets the number of steps in place of the same compute."""
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -85,7 +87,7 @@ def new_model(trial: Trial, sizes: Sizes, vocabulary: int) -> PreTrainedModel:
 def trained(trial: Trial, text: Text, sizes: Sizes, config: TrainingConfig, folder: Path) -> PreTrainedModel:
     """The trial's model after its training, which ends in `folder` as the figures of each evaluation and the weights.
 
-    `config.steps` are those of a causal transformer; other models take as many as cost the same.
+    `config.steps` are those of a causal transformer; other models take as many as cost the same, or as they are paced.
     """
     output = folder / trial.name
     torch.manual_seed(config.seed)
@@ -93,7 +95,8 @@ def trained(trial: Trial, text: Text, sizes: Sizes, config: TrainingConfig, fold
     if (output / DONE_FILE).is_file():
         return type(model).from_pretrained(output, use_safetensors=True)
     reference = new_model(Trial("", "causal"), sizes, text.vocabulary)
-    steps = max(1, round(config.steps * multiplying(reference) / multiplying(model)))
+    paced = new_model(trial.paced_by, sizes, text.vocabulary) if trial.paced_by else model
+    steps = max(1, round(config.steps * multiplying(reference) / multiplying(paced)))
     every = max(1, round(config.evaluate_every * steps / config.steps))
     cut = Cut(sizes.context, config.tokens_per_batch)
     output.mkdir(parents=True, exist_ok=True)

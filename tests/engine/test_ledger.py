@@ -206,6 +206,12 @@ def test_units_whose_shards_are_published_count_as_done(tmp_path: Path) -> None:
     assert unpublished(subset) == [receipt(0)]
 
 
+def test_shards_that_were_published_before_the_run_was_killed_are_removed(tmp_path: Path) -> None:
+    begin(tmp_path)
+    write_published(Subset("exact", tmp_path), [finish(tmp_path, 0)])
+    assert begin(tmp_path) == {0} and Subset("exact", tmp_path).shards() == set()
+
+
 @pytest.mark.parametrize("name", ["", ".", "a/b", "-a", "ü"])
 def test_a_name_that_makes_no_folder_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="a subset cannot be called"):
