@@ -80,9 +80,8 @@ class EntropyEstimator(WindowEncoder):
         if config.introduced_above or config.introduction != "token":
             self.start = nn.Embedding(1, config.decoder_width)
         self.post_init()  # type: ignore[no-untyped-call]
-        if (
-            beside
-        ):  # the tokens' part as it is: small random weights there learn slowly (5.94 for 5.73 nats at 200 steps)
+        if isinstance(self.output, nn.Linear):
+            # Begins with the tokens' part as it is: 5.73 nats after 200 small steps, from random weights 5.94.
             nn.init.eye_(self.output.weight)
 
     @property
