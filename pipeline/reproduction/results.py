@@ -8,7 +8,7 @@ from pipeline.training.tables import write_csv
 
 LABELS = {
     "held_out_loss": "held-out loss, nats a token",
-    "normalized_loss": "held-out loss with the embedding's int8 bits, nats a token",
+    "normalized_loss": "held-out loss, nats a token, with the embedding's int8 bits (dashed: without)",
 }
 
 
@@ -36,10 +36,13 @@ def write_plot(file: Path, figure: Figure, rows: Rows) -> None:
 
 
 def _draw_curves(canvas: Any, figure: Figure, rows: Rows) -> None:
+    """What the figure compares; where that counts the embedding's bits, the loss without them too, dashed."""
     panel = canvas.subplots()
-    for trial, curve in rows.items():
+    for number, (trial, curve) in enumerate(rows.items()):
         tokens, losses = [row["tokens"] for row in curve], [row[figure.shown] for row in curve]
-        panel.plot(tokens, losses, marker="o", markersize=3, linewidth=1.4, label=trial)
+        panel.plot(tokens, losses, f"C{number}", marker="o", markersize=3, linewidth=1.4, label=trial)
+        if figure.shown == "normalized_loss":
+            panel.plot(tokens, [row["held_out_loss"] for row in curve], f"C{number}--", linewidth=1)
     panel.set_xlabel("tokens trained on")
     panel.set_xscale("log")
     panel.set_ylabel(LABELS[figure.shown])
