@@ -19,8 +19,8 @@ import pyarrow as pa
 from pipeline.data.ahead import ahead
 from pipeline.data.annotations import LOOKS_AT_A_TIME, AnnotatedDataset
 from pipeline.data.dealing import Run, dealt, row_groups
-from pipeline.data.documents import Column, inspect_file, read_rows, unified
-from pipeline.data.labelled_batches import Row, as_rows, blocks, require_labels
+from pipeline.data.documents import inspect_file, unified
+from pipeline.data.labelled_batches import TOKENS, Row, as_rows, blocks, read_labelled
 from pipeline.data.locations import File
 from pipeline.data.packing import Document, Packing, Window
 from pipeline.data.resumable import Position, Resumable
@@ -28,7 +28,6 @@ from pipeline.data.shards import ENTROPY_COLUMNS
 from schemas.annotations import ENTROPY, INPUT_IDS
 
 BATCHES_AHEAD = 4  # of 2 MB: a quarter of a million tokens and their labels
-TOKENS = Column(INPUT_IDS, tokenized=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +183,4 @@ class _Rows:
 
     def _stored(self, run: Run, skip: int) -> Iterator[pa.RecordBatch]:
         """The rows of a run after the first `skip`, as they lie in the file."""
-        file, row = self.shards[run.shard], run.start + skip
-        for batch in read_rows(file, row, run.stop, self.schema, Column(self.schema.names[0])):
-            require_labels(batch, file, row)
-            row += len(batch)
-            yield batch
+        return read_labelled(self.shards[run.shard], run.start + skip, run.stop, self.schema)

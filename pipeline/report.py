@@ -1,0 +1,75 @@
+"""An annotated dataset for people to look at: a page with its documents and figures, or one document in the terminal.
+
+python -m pipeline.report annotated                                  # writes report/report.html
+python -m pipeline.report annotated/data/second-order --against annotated/data/exact
+python -m pipeline.report hf://datasets/USER/NAME --terminal --document 7
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+from rich.console import Console
+
+from pipeline.command_line import run
+from pipeline.data.annotations import find_annotations
+from pipeline.data.tokenizer import load_tokenizer
+from pipeline.reporting.contents import Extent
+from pipeline.reporting.page import write_report
+from pipeline.reporting.sampling import LabelledSource
+from pipeline.reporting.terminal import print_document
+from pipeline.reporting.token_texts import TokenTexts
+from pipeline.reporting.view import DocumentView, labels_or_none
+
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True)
+class Config:
+    """What to show, and how much of it."""
+
+    dataset: str
+    """Folder that pipeline.annotate wrote, or hf://datasets/USER/NAME; one of several subsets by its folder of data,
+    as in annotated/data/exact."""
+    output: Path = field(default=Path("report"), kw_only=True)
+    """Folder for report.html."""
+    against: str | None = field(default=None, kw_only=True)
+    """Another dataset of the same documents, whose labels stand beside these."""
+    by: str | None = field(default=None, kw_only=True)
+    """Column of the source whose values are told apart in figures; the first column of text with a few by default."""
+    extent: Annotated[Extent, cyclopts.Parameter(name="*")] = field(default=Extent(), kw_only=True)
+    terminal: bool = field(default=False, kw_only=True)
+    """Show one document here and write no page."""
+    document: int = field(default=0, kw_only=True)
+    """With --terminal, the document's row, counted from 0."""
+
+
+def report(config: Config) -> None:
+    """Write a page that shows an annotated dataset, every token in the colour of its entropy."""
+    if config.terminal:
+        print_document(document_view(config.dataset, config.document, config.extent.tokens), Console())
+        return
+    page = write_report(config.dataset, config.output, against=config.against, by=config.by, extent=config.extent)
+    print(f"{page} has {page.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
+def document_view(dataset: str, row: int, tokens: int) -> DocumentView:
+    """The first tokens of a dataset's document.
+
+    Raises:
+        ValueError: if there is no such row; as find_annotations and LabelledSource.documents do.
+        ConnectionError: if the Hub cannot be reached.
+    """
+    found = find_annotations(dataset)
+    if not 0 <= row < len(found):
+        raise ValueError(f"{dataset} has no document {row}; its {len(found):,} count from 0")
+    (document,) = LabelledSource.of(found).documents(range(row, row + 1))
+    texts = TokenTexts(None if found.tokenizer is None else load_tokenizer(found.tokenizer))
+    entropies, *expected = (labels_or_none(labels_N[:tokens].tolist()) for labels_N in document.labels_SN)
+    return DocumentView(texts.of(document.tokens_N[:tokens].tolist()), entropies, *expected)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    run(report, "pipeline.report")

@@ -1,0 +1,87 @@
+// Charts as SVG: shares of labels by size, means along the document. The measure beside is the blue line.
+
+const CHART = { width: 704, height: 230, left: 44, right: 8, top: 12, bottom: 40 };
+
+function draw(name, attributes, ...children) {
+  const drawn = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) drawn.setAttribute(key, value);
+  drawn.append(...children);
+  return drawn;
+}
+
+// Round numbers between two others, about so many.
+function ticks(low, high, wanted) {
+  const rough = Math.max(high - low, 1e-9) / wanted;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((times) => times * power >= rough);
+  const first = Math.ceil(low / step - 1e-9);
+  return Array.from({ length: Math.max(0, Math.floor(high / step + 1e-9) - first + 1) }, (_, place) => (first + place) * step);
+}
+
+const plain = (number) => String(Number(number.toFixed(6))).replace("-", "−");
+
+// Axes with labels, and where a value lies on either.
+function chart(label, [xLow, xHigh], xTicks, yHigh, yLow, told, xTold) {
+  const { width, height, left, right, top, bottom } = CHART;
+  const x = (value) => left + ((value - xLow) / (xHigh - xLow)) * (width - left - right);
+  const y = (value) => height - bottom - ((value - yLow) / (yHigh - yLow)) * (height - top - bottom);
+  const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
+  for (const tick of ticks(yLow, yHigh, 4)) {
+    svg.append(draw("line", { class: "rule", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }));
+    svg.append(draw("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, told(tick)));
+  }
+  for (const [value, text] of xTicks)
+    svg.append(draw("text", { x: x(value), y: height - bottom + 18, "text-anchor": "middle" }, text));
+  svg.append(draw("text", { x: width - right, y: height - 4, "text-anchor": "end" }, xTold));
+  return { svg, x, y };
+}
+
+function drawHistogram(measures) {
+  const bins = measures.map(({ histogram: { start, width, counts }, labelled }) =>
+    counts.map((count, place) => ({ from: inUnit(start + place * width), to: inUnit(start + (place + 1) * width), count,
+      share: count / labelled })));
+  const all = bins.flat();
+  if (!all.length) return make("p", {}, "There are no labels.");
+  const ends = [Math.min(0, ...all.map((bin) => bin.from)), Math.max(...all.map((bin) => bin.to))];
+  const xTicks = ticks(...ends, 8).map((tick) => [tick, plain(tick)]);
+  const percent = (share) => `${plain(share * 100)}%`;
+  const { svg, x, y } = chart("Histogram", ends, xTicks, Math.max(...all.map((bin) => bin.share)), 0, percent, unit());
+  for (const { from, to, count, share } of bins[0]) {
+    const title = `${signed(from, 2)} to ${signed(to, 2)} ${unit()}: ${(share * 100).toFixed(2)}%, ${counted(count)} labels`;
+    const box = { class: "bar", x: x(from), width: Math.max(0.5, x(to) - x(from) - 1), y: y(share), height: y(0) - y(share) };
+    svg.append(draw("rect", box, draw("title", {}, title)));
+  }
+  if (bins[1]?.length) {
+    const steps = bins[1].map(({ from, to, share }) => `L${x(from)} ${y(share)}L${x(to)} ${y(share)}`).join("");
+    svg.append(draw("path", { class: "line beside", d: `M${x(bins[1][0].from)} ${y(0)}${steps}L${x(bins[1].at(-1).to)} ${y(0)}` }));
+  }
+  return svg;
+}
+
+// Positions with few labels say little, and are left out where there are others.
+function pointsOf({ positions: { first, counts, means } }) {
+  const points = first.map((place, bin) => ({ at: place + 1, count: counts[bin], mean: inUnit(means[bin]) }));
+  const many = points.filter(({ count }) => count >= contents.least);
+  return many.length > 1 ? many : points;
+}
+
+function drawPositions(measures) {
+  const lines = measures.map(pointsOf);
+  const all = lines.flat();
+  if (!all.length) return make("p", {}, "There are no labels.");
+  const ends = [0, Math.max(0.5, Math.log10(Math.max(...all.map(({ at }) => at))))];
+  const xTicks = Array.from({ length: Math.floor(ends[1]) + 1 }, (_, power) => [power, counted(10 ** power)]);
+  const means = all.map(({ mean }) => mean);
+  const [low, high] = [Math.min(0, ...means), Math.max(...means, 0.01)];
+  const { svg, x, y } = chart("Mean by position", ends, xTicks, high, low, plain, "place of the token in its document");
+  lines.forEach((points, place) => {
+    const beside = place ? " beside" : "";
+    const path = points.map(({ at, mean }) => `${x(Math.log10(at))} ${y(mean)}`).join("L");
+    svg.append(draw("path", { class: `line${beside}`, d: `M${path}` }));
+    for (const { at, mean, count } of points) {
+      const title = `from token ${counted(at)}: ${signed(mean, 2)} ${unit()}, ${counted(count)} labels`;
+      svg.append(draw("circle", { class: `dot${beside}`, cx: x(Math.log10(at)), cy: y(mean), r: 3 }, draw("title", {}, title)));
+    }
+  });
+  return svg;
+}

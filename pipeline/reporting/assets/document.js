@@ -1,0 +1,159 @@
+"use strict";
+// Documents: their tokens in the colour of what they carry, and what is told of each. Text is set as text, never markup.
+
+const contents = JSON.parse(document.getElementById("contents").textContent);
+const NATS_A_BIT = Math.log(2);
+const state = { document: 0, shade: 0, beside: null, bits: false };
+
+const byId = (id) => document.getElementById(id);
+const counted = (number) => number.toLocaleString("en-US");
+const signed = (number, digits) => number.toFixed(digits).replace("-", "−");
+const inUnit = (nats) => (state.bits ? nats / NATS_A_BIT : nats);
+const unit = () => (state.bits ? "bits" : "nats");
+
+function make(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+// Nats of a token, null where it lacks a label that the measure is made of.
+function nats(shown, measure, place) {
+  const labels = measure.series.map((series) => shown.labels[series][place]);
+  if (labels.includes(null)) return null;
+  return labels.reduce((first, other) => first - other) * contents.rounding;
+}
+
+const measuresShown = () =>
+  [state.shade, state.beside].filter((place) => place !== null).map((place) => contents.measures[place]);
+
+// One scale for all that is shown together.
+function scaleShown() {
+  const [lows, highs] = [0, 1].map((end) => measuresShown().map(({ scale }) => scale[end]));
+  return [Math.min(...lows), Math.max(...highs)];
+}
+
+function mostShown() {
+  const [low, high] = scaleShown();
+  return Math.max(high, -low);
+}
+
+function levelClass(value, most) {
+  if (value === null) return "none";
+  if (value === 0) return "p0";
+  const size = Math.min(contents.levels, Math.max(1, Math.round((Math.abs(value) / most) * contents.levels)));
+  return (value > 0 ? "p" : "n") + size;
+}
+
+// A space before a word is left unshaded, or it would stand as a speck of colour at a line's end. Line ends, and spaces
+// where there is nothing else, are marked; copied text does not have the marks.
+function tokenElement(text, value, most) {
+  const level = levelClass(value, most);
+  if (/^ \S/.test(text)) return make("span", { class: "t" }, " ", make("b", { class: level }, ...marked(text.slice(1))));
+  return make("span", { class: `t ${level}${text ? "" : " part"}` }, ...marked(text));
+}
+
+function marked(text) {
+  const marksSpaces = text.trim() === "";
+  return text.split(marksSpaces ? /([\n ])/ : /(\n)/).filter(Boolean).map((part) => {
+    if (part === "\n") return make("i", { class: "line" }, part);
+    return part === " " && marksSpaces ? make("i", { class: "space" }, part) : part;
+  });
+}
+
+function showDocument() {
+  hideTip();
+  const panes = byId("panes");
+  panes.replaceChildren();
+  const shown = contents.documents[state.document];
+  const measures = measuresShown();
+  panes.classList.toggle("two", measures.length > 1);
+  for (const measure of measures) panes.append(paneElement(shown, measure, measures.length > 1));
+  const cut = shown.tokens.length < shown.size ? `, the first ${counted(shown.tokens.length)} of them shown` : "";
+  byId("note").textContent = `Row ${counted(shown.row)}, ${counted(shown.size)} tokens${cut}.`;
+}
+
+function paneElement(shown, measure, named) {
+  const most = mostShown();
+  const text = make("div", { class: "document", dir: "auto" });
+  shown.tokens.forEach((token, place) => {
+    const made = tokenElement(contents.texts[token], nats(shown, measure, place), most);
+    made.dataset.place = place;
+    made.tabIndex = place ? -1 : 0;
+    text.append(made);
+  });
+  if (!shown.tokens.length) text.append(make("span", { class: "end" }, "This document is empty."));
+  const tokenOf = (event) => event.target.closest?.(".t");
+  text.addEventListener("pointerover", (event) => tokenOf(event) && showTip(shown, measure, tokenOf(event)));
+  text.addEventListener("pointerleave", hideTip);
+  text.addEventListener("focusin", (event) => tokenOf(event) && showTip(shown, measure, tokenOf(event)));
+  text.addEventListener("focusout", hideTip);
+  text.addEventListener("keydown", moveFocus);
+  const pane = make("div", {}, ...(named ? [make("h3", {}, measure.name)] : []), text);
+  if (shown.tokens.length < shown.size)
+    pane.append(make("p", { class: "end" }, `${counted(shown.size - shown.tokens.length)} more tokens are not shown.`));
+  return pane;
+}
+
+// One token of a document is in the tab order; arrow keys go on from it.
+function moveFocus(event) {
+  const tokens = event.currentTarget.children;
+  const here = event.target.closest(".t");
+  const next = {
+    ArrowRight: here?.nextElementSibling, ArrowLeft: here?.previousElementSibling,
+    Home: tokens[0], End: tokens[tokens.length - 1],
+  }[event.key];
+  if (event.key === "Escape") hideTip();
+  if (!here || !next) return;
+  event.preventDefault();
+  here.tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
+}
+
+function showTip(shown, measure, token) {
+  hideTip();
+  const place = Number(token.dataset.place);
+  for (const same of document.querySelectorAll(`#panes [data-place="${place}"]`)) same.classList.add("on");
+  const tip = byId("tip");
+  tip.replaceChildren(
+    make("div", { class: "name" }, quoted(shown, place)),
+    make("div", { class: "where" }, `token ${counted(place + 1)} of ${counted(shown.size)}`),
+    make("dl", {}, ...told(shown, measure, place)),
+  );
+  tip.hidden = false;
+  token.setAttribute("aria-describedby", "tip");
+  const [box, size] = [token.getClientRects()[0], tip.getBoundingClientRect()];
+  const below = box.bottom + 8 + size.height < innerHeight;
+  tip.style.left = `${Math.max(8, Math.min(box.left, innerWidth - size.width - 8))}px`;
+  tip.style.top = `${below ? box.bottom + 8 : Math.max(8, box.top - size.height - 8)}px`;
+}
+
+function told(shown, measure, place) {
+  const all = contents.measures.filter((one) => one.series.length === 1 || one === measure);
+  const rows = all.flatMap((one) => {
+    const value = nats(shown, one, place);
+    const figures = value === null ? ["no label"] : [`${signed(value, 2)} nats`, `${signed(value / NATS_A_BIT, 2)} bits`];
+    return [make("dt", {}, one.name), ...figures.map((figure) => make("dd", value === null ? { class: "wide" } : {}, figure))];
+  });
+  const labels = shown.labels[measure.series[0]].slice(0, place + 1);
+  const steps = labels.reduce((sum, label) => sum + (label ?? 0), 0);
+  const bits = signed((steps * contents.rounding) / NATS_A_BIT, 1);
+  const soFar = labels.includes(null) ? "labelled so far" : "document so far";
+  return [...rows, make("dt", {}, soFar), make("dd", { class: "wide" }, `${bits} bits`)];
+}
+
+// A character that several tokens make up is told at each of them.
+function quoted(shown, place) {
+  const texts = shown.tokens.map((token) => contents.texts[token]);
+  let last = place;
+  while (texts[last] === "" && last + 1 < texts.length) last += 1;
+  return (last > place ? "part of " : "") + JSON.stringify(texts[last]);
+}
+
+function hideTip() {
+  byId("tip").hidden = true;
+  for (const token of document.querySelectorAll("#panes .on")) token.classList.remove("on");
+  for (const token of document.querySelectorAll("#panes [aria-describedby]")) token.removeAttribute("aria-describedby");
+}

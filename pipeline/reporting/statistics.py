@@ -1,0 +1,112 @@
+"""Figures of a sample, added up document by document, so that only sums are in memory.
+
+M measures, N tokens, B bins, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.reporting.measures import Document
+
+BIN_NATS, MOST_NATS = 0.25, 30
+BINS = int(2 * MOST_NATS / BIN_NATS)
+"""From -MOST_NATS to MOST_NATS; what lies beyond is counted in the outermost."""
+POSITIONS_B = np.unique(np.floor(2.0 ** np.arange(0, 32, 0.25)).astype(np.int64)) - 1
+"""Of the first token of each bin: finer where documents begin, where entropy falls the fastest."""
+MOST_GROUPS = 20
+NOT_GIVEN = "(none)"
+
+
+@dataclass
+class Group:
+    """Documents that share a value of a column of the source."""
+
+    documents: int
+    tokens: int
+    counts_M: np.ndarray
+    sums_M: np.ndarray
+
+    @property
+    def means_M(self) -> np.ndarray:
+        """Nats; NaN where nothing is labelled."""
+        return _means(self.sums_M, self.counts_M)
+
+
+class Statistics:
+    """Of every measure: its sum and histogram, its means by position, token and group."""
+
+    def __init__(self, measures: int, vocabulary: int) -> None:
+        self.documents = self.tokens = 0
+        self.counts_MB = np.zeros((measures, BINS), np.int64)
+        self.position_counts_MB = np.zeros((measures, len(POSITIONS_B)), np.int64)
+        self.position_sums_MB = np.zeros((measures, len(POSITIONS_B)))
+        self.token_counts_MV = np.zeros((measures, vocabulary), np.int64)
+        self.token_sums_MV = np.zeros((measures, vocabulary))
+        self.groups: dict[str, dict[str, Group]] = {}
+
+    def add(self, document: Document) -> None:
+        """Adds a document; its values in columns of the source are what groups are made by."""
+        self.documents += 1
+        self.tokens += len(document.tokens_N)
+        measures_MN = document.measures_MN.astype(np.float64)
+        positions_N = np.searchsorted(POSITIONS_B, np.arange(len(document.tokens_N)), side="right") - 1
+        for measure, values_N in enumerate(measures_MN):
+            given_N = ~np.isnan(values_N)
+            given, tokens, positions = values_N[given_N], document.tokens_N[given_N], positions_N[given_N]
+            bins = np.clip(np.floor((given + MOST_NATS) / BIN_NATS), 0, BINS - 1).astype(np.int64)
+            np.add.at(self.counts_MB[measure], bins, 1)
+            np.add.at(self.position_counts_MB[measure], positions, 1)
+            np.add.at(self.position_sums_MB[measure], positions, given)
+            np.add.at(self.token_counts_MV[measure], tokens, 1)
+            np.add.at(self.token_sums_MV[measure], tokens, given)
+        for column, value in document.source.items():
+            self._add_to_group(self.groups.setdefault(column, {}), value, measures_MN)
+
+    @property
+    def labelled_M(self) -> np.ndarray:
+        """Tokens that have a label."""
+        counted: np.ndarray = self.counts_MB.sum(axis=1)
+        return counted
+
+    @property
+    def means_M(self) -> np.ndarray:
+        """Nats; NaN where nothing is labelled."""
+        return _means(self.position_sums_MB.sum(axis=1), self.labelled_M)
+
+    def share_below(self, measure: int, share: float) -> float:
+        """The upper end, in nats, of the bin that this share of the labels falls in or below."""
+        running_B = np.cumsum(self.counts_MB[measure])
+        return float((np.searchsorted(running_B, share * running_B[-1]) + 1) * BIN_NATS - MOST_NATS)
+
+    def by_token(self, measure: int, least: int) -> Iterator[tuple[int, int, float]]:
+        """Token, labels, mean in nats of the tokens with so many labels or more, the highest mean first."""
+        counts_V, sums_V = self.token_counts_MV[measure], self.token_sums_MV[measure]
+        often = np.flatnonzero(counts_V >= least)
+        means = sums_V[often] / counts_V[often]
+        for place in np.argsort(-means, kind="stable"):
+            yield int(often[place]), int(counts_V[often[place]]), float(means[place])
+
+    def few_groups(self, columns: Sequence[str]) -> str | None:
+        """The first of the columns whose values make a few groups of several documents."""
+        most = min(MOST_GROUPS, self.documents // 2)
+        return next((column for column in columns if 1 < len(self.groups.get(column, ())) <= most), None)
+
+    def _add_to_group(self, groups: dict[str, Group], value: Any, measures_MN: np.ndarray) -> None:
+        """One value more than MOST_GROUPS is kept, which tells that there are more."""
+        name = NOT_GIVEN if value is None else str(value)
+        if name not in groups and len(groups) > MOST_GROUPS:
+            return
+        none_M = np.zeros(len(measures_MN))
+        group = groups.setdefault(name, Group(0, 0, none_M.astype(np.int64), none_M))
+        group.documents += 1
+        group.tokens += measures_MN.shape[1]
+        group.counts_M = group.counts_M + (~np.isnan(measures_MN)).sum(axis=1)
+        group.sums_M = group.sums_M + np.nansum(measures_MN, axis=1)
+
+
+def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    means: np.ndarray = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return means

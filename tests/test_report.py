@@ -1,0 +1,81 @@
+"""The command that shows a dataset."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RunCommand
+from tests.hub import hub_server
+from tests.reporting.labelled_texts import TEXTS, write_texts
+from tests.reporting.test_page import contents_of
+
+MODULE = "pipeline.report"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("dataset"))
+
+
+def test_a_page_is_written_with_as_much_as_is_asked_for(
+    dataset: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--documents", 2, "--sample", 5, "--tokens", 3, "--by", "dump", "--seed", 1)
+    assert run_command(MODULE, dataset, "--output", tmp_path / "page", *asked) == 0
+    page = tmp_path / "page" / "report.html"
+    contents = contents_of(page)
+    assert len(contents["documents"]) == 2 and all(len(shown["tokens"]) <= 3 for shown in contents["documents"])
+    assert sum(documents for _, documents, *_ in contents["groups"]["rows"]) == 5
+    assert f"{page} has 0." in capsys.readouterr().out
+
+
+def test_another_dataset_stands_beside(dataset: Path, tmp_path: Path, run_command: RunCommand) -> None:
+    other = write_texts(tmp_path / "other", seed=1)
+    assert run_command(MODULE, dataset, "--against", other / "data/second-order", "--output", tmp_path) == 0
+    assert "other/second-order" in contents_of(tmp_path / "report.html")["series"]
+
+
+def test_a_document_is_printed_in_figures_where_there_is_no_terminal(
+    dataset: Path,
+    tmp_path: Path,
+    run_command: RunCommand,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command(MODULE, dataset, "--terminal", "--document", 5, "--tokens", 4) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and lines[0].split()[:3] == ["token", "entropy", "expected"]
+    beginning = "".join(ast.literal_eval(line[:24].strip()) for line in lines[1:])
+    assert beginning and TEXTS[5].startswith(beginning)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_mistakes_are_one_line(dataset: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, told in (
+        ((dataset, "--terminal", "--document", 6), "has no document 6; its 6 count from 0"),
+        ((dataset, "--documents", 0), "documents to show must be at least 1, not 0"),
+        ((dataset / "data",), "is not an annotated dataset"),
+    ):
+        assert run_command(MODULE, *arguments) == 1
+        assert told in capsys.readouterr().err
+
+
+def test_a_dataset_of_the_hub_is_shown_without_torch(dataset: Path, tmp_path: Path) -> None:
+    """In another process, since the Hub's clients read their environment once."""
+    files = {str(path.relative_to(dataset)): path.read_bytes() for path in dataset.rglob("*") if path.is_file()}
+    script = (
+        "import sys; from pathlib import Path; from pipeline.reporting import write_report\n"
+        "write_report('hf://datasets/user/name', Path(sys.argv[1])); assert not {'torch', 'ray'} & {*sys.modules}"
+    )
+    with hub_server() as hub:
+        hub.add("user/name", files)
+        environment = {**hub.environment, "HF_HOME": str(tmp_path)}
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    contents = contents_of(tmp_path / "report.html")
+    assert contents["title"] == "name/second-order" and len(contents["documents"]) == len(TEXTS)
