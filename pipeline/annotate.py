@@ -94,6 +94,11 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config) -> int:
     given_up = read_quarantine(job.subset)
     print_quarantine(given_up)
     print_examples(job.subset, job.repository)
+    if not config.input and job.repository is None:
+        from pipeline.reporting import write_report
+
+        page = write_report(str(job.subset.data), job.subset.root.with_name(f"{job.subset.root.name}-report"))
+        print(f"\n{page} shows every token in the colour of its entropy")
     return INCOMPLETE if given_up else 0
 
 

@@ -44,6 +44,8 @@ def test_no_arguments_label_the_sample(
     assert run_command("pipeline.annotate") == 0 and "the dataset was complete" in capsys.readouterr().out
     for line in ("documents", "tokens", "tokens/s", "mean entropy", "bits per byte", "dataset", "load_dataset"):
         assert line in printed
+    assert "annotated-sample-report/report.html shows" in printed
+    assert "second-order labels" in (tmp_path / "annotated-sample-report" / "report.html").read_text().lower()
     rows = shard_rows(tmp_path / "annotated-sample").to_pylist()
     assert {"id", "dump", "url", "token_count"} <= set(rows[0]) and "text" not in rows[0]
     for row in rows:
