@@ -53,7 +53,7 @@ def test_there_are_a_job_a_cluster_and_a_launcher() -> None:
 
 def test_manifests_hold_against_kuberays_fields(tmp_path: Path) -> None:
     assert check("check-jsonschema", *KUBERAY, *MANIFESTS) is None
-    spoiled = []
+    spoiled: list[Path] = []
     for right, wrong in (("minReplicas", "minReplica"), ('num-cpus: "0"', "num-cpus: 0"), ("mode: token", "mode: yes")):
         for manifest in MANIFESTS:
             assert right in manifest.read_text()
@@ -64,7 +64,7 @@ def test_manifests_hold_against_kuberays_fields(tmp_path: Path) -> None:
 
 
 def test_their_pods_hold_against_kubernetes(tmp_path: Path) -> None:
-    pods = []
+    pods: list[Path] = []
     for group in (group for manifest in MANIFESTS for group in groups_of(read(manifest))):
         pods.append(tmp_path / f"{len(pods)}.yaml")
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
