@@ -29,11 +29,16 @@ def ray_job(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def submit(head: Head, name: str, *arguments: object, follow: bool) -> str:
-    """What the command prints. A busy head may have nobody to take a job for a moment, and says to try again."""
+    """What the command prints."""
     options = ["--submission-id", name, "--working-dir", ".", *([] if follow else ["--no-wait"])]
     entry = [sys.executable, "-m", "pipeline.annotate", *map(str, arguments)]
+    return submitted(head, "submit", *options, "--", *entry)
+
+
+def submitted(head: Head, *words: str) -> str:
+    """What `ray job` prints. A busy head may have nobody to take a job for a moment, and says to try again."""
     deadline = time.monotonic() + 120
-    while "No available agent" in (ended := ray_job(head, "submit", *options, "--", *entry)).stdout:
+    while "No available agent" in (ended := ray_job(head, *words)).stdout:
         assert time.monotonic() < deadline, ended.stdout
         time.sleep(2)
     assert not ended.returncode, ended.stdout

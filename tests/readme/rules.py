@@ -1,0 +1,150 @@
+"""What makes each command of README.md small enough for a test; a command that no rule knows is an error."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Way = Literal["here", "process", "cluster", "make", "tests", "docker"]
+
+PLACEHOLDERS = {"USER/NAME": "user/name"}
+"""What stands for any repository, and the one of the Hub for tests."""
+
+SHORTER = {"Reading(": "Reading(epochs=1, "}
+"""Parts of snippets that have no end by themselves, and what ends them."""
+
+_TRAINING = "--training.steps 2 --training.tokens-per-batch 512"
+_MODEL = "--model.context 32 --model.width 16 --model.layers 1 --model.heads 2"
+_ENCODER = (
+    "--model.context 32 --model.encoder-width 16 --model.encoder-layers 1"
+    " --model.decoder-width 16 --model.decoder-layers 1 --model.decoder-heads 2"
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the commands are run that begin in one way."""
+
+    begins: str
+    way: Way = "here"
+    """here: in this process. process: in one of its own, with the Hub for tests. cluster: on a Ray head. The others
+    are looked at and not run: make's targets, the marks of tests, the files that docker reads."""
+    changed: Mapping[str, str] = field(default_factory=dict)
+    """Parts of the command, and what takes their place."""
+    added: str = ""
+    """Flags after what is written."""
+
+    def applied(self, command: str) -> str:
+        """The command that is run.
+
+        Raises:
+            AssertionError: if it has not the parts that are to be changed.
+        """
+        for written, wanted in self.changed.items():
+            assert written in command, f"the rule for `{self.begins}` changes {written}, which is not in `{command}`"
+            command = command.replace(written, wanted)
+        for name, wanted in PLACEHOLDERS.items():
+            command = command.replace(name, wanted)
+        return f"{command} {self.added}".strip()
+
+
+RULES = (
+    Rule("make ", "make"),
+    Rule("docker ", "docker"),
+    Rule(".venv/bin/python -m pytest", "tests"),
+    Rule("python -m pipeline.annotate", added="--workers 1"),
+    Rule(
+        "python -m pipeline.annotate --input hf://",
+        "process",
+        changed={"USER/NAME": "user/streamed"},  # beside what a folder is published as
+        added="--workers 1",
+    ),
+    Rule("python -m pipeline.report annotated"),
+    Rule("python -m pipeline.publish annotated", "process"),
+    Rule("python -m pipeline.publish DIR", "process", changed={"DIR": "annotated"}),
+    Rule(
+        "ray job submit --working-dir . -- python -m pipeline.annotate --config jobs/annotate_fineweb_edu.yaml",
+        "cluster",
+        added="--estimator pipeline/checkpoints/second-order --output hf://datasets/user/recipe --workers 1"
+        " --gpus-per-worker 0 --dtype float32",
+    ),
+    Rule(
+        "ray job submit --runtime-env-json",
+        "cluster",
+        added="--working-dir . -- python -m pipeline.annotate --limit 2 --workers 1 --output hf://datasets/user/token",
+    ),
+    Rule("python -m jobs.train_tokenizer"),
+    Rule("python -m jobs.train_estimator", added=f"{_TRAINING} {_ENCODER}"),
+    Rule(
+        "python -m jobs.train_autoencoder",
+        added="--input documents.parquet --tokenizer pipeline/checkpoints/tokenizer --output autoencoder"
+        f" {_TRAINING} {_ENCODER}",
+    ),
+    Rule("python -m jobs.train_second_order", added=_TRAINING),
+    Rule("python -m jobs.train_language_model --labels annotated", added=f"{_TRAINING} {_MODEL}"),
+    Rule(
+        "python -m jobs.train_language_model --labels hf://",
+        "process",
+        changed={"--training.steps 20000": _TRAINING, "--output model": "--output model-of-the-hub"},
+        added=_MODEL,
+    ),
+    Rule(
+        "python -m jobs.train_language_model --workers",
+        changed={"--workers 8": "--workers 1", "...": "--labels annotated --output model-of-workers"},
+        added=f"{_TRAINING} {_MODEL}",
+    ),
+    Rule(
+        "accelerate launch -m",
+        "process",
+        changed={"...": "--labels annotated --output model-launched"},
+        added=f"{_TRAINING} {_MODEL}",
+    ),
+    Rule(
+        "accelerate launch --config_file",
+        "process",
+        changed={
+            "launch": "launch --main_process_port 0",  # any that is free
+            "...": "--labels annotated --output model-in-shards",
+        },
+        added=f"{_TRAINING} {_MODEL}",
+    ),
+    Rule(
+        "python -m jobs.measure_truth",
+        changed={"DIR": "truth"},
+        added="--config tiny/truth.yaml --sources markov-1 --processes 1",
+    ),
+    Rule(
+        "python -m jobs.measure_introduction",
+        changed={"DIR": "introduction"},
+        added="--config tiny/truth.yaml --sources markov-1 --widths 1",
+    ),
+    Rule("python -m jobs.measure_compression", added="--input documents.parquet --held-out 2"),
+    Rule(
+        "python -m jobs.compare_objectives",
+        changed={"DIR": "comparison"},
+        added="--config tiny/objectives.yaml --objectives flood --seeds 1 --processes 1",
+    ),
+    Rule(
+        "python -m jobs.reproduce_figures",
+        changed={"DIR": "figures"},
+        added="--time 0.0004 --documents 20 --held-out 2 --processes 1",
+    ),
+)
+
+
+def rule_for(command: str) -> Rule:
+    """Of the rules that know the command the one that knows most of it.
+
+    Raises:
+        AssertionError: if there is none; the message says what to add.
+    """
+    known = [rule for rule in RULES if command.startswith(rule.begins)]
+    assert known, (
+        f"README.md has a command that no test runs: `{command}`. Add a Rule to RULES in tests/readme/rules.py that "
+        "makes it end in seconds. Where it is no command, give its block a fence that names its language."
+    )
+    return max(known, key=lambda rule: len(rule.begins))
+
+
+def way_of(command: str) -> Way:
+    """How a command is run; one that nobody knows here, where that fails."""
+    return rule_for(command).way if any(command.startswith(rule.begins) for rule in RULES) else "here"

@@ -1,0 +1,105 @@
+"""The folder that README.md's commands are given in: a clone, with the documents that they name and a Hub."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from glob import glob
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from pipeline.data.sample import sample_documents
+from schemas.documents import FINEWEB
+from tests.builders import sample_texts, write_documents
+from tests.hub import Hub
+from tests.jobs import test_compare_objectives as comparison
+from tests.jobs.test_measure_truth import TINY
+from tests.readme.document import ROOT
+
+LONGEST = 300  # characters of a document that nothing is trained on
+
+
+@dataclass(frozen=True)
+class Workspace:
+    folder: Path
+    hub: Hub = field(repr=False)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a process in a clone whose virtual environment is active."""
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        home = str(self.folder / "home")
+        return {"PATH": programs, "PYTHONPATH": str(ROOT), "HF_HOME": home, **self.hub.environment}
+
+    def run(self, command: str) -> tuple[int, str]:
+        """A shell's exit code, and what it prints."""
+        ran = subprocess.run(
+            command,
+            shell=True,
+            cwd=self.folder,
+            env={**os.environ, **self.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        return ran.returncode, ran.stdout
+
+    def words(self, command: str) -> list[str]:
+        """Of a command, patterns filled in, as a shell does it."""
+        found: list[str] = []
+        for word in shlex.split(command):
+            found += sorted(glob(word, root_dir=self.folder)) or [word]
+        return found
+
+    def job(self, command: str) -> list[str]:
+        """The words of `ray job submit`, with this environment in --runtime-env-json: the head was started without it.
+
+        Raises:
+            AssertionError: if the command asks for a variable that is none of the environment's.
+        """
+        words = shlex.split(command)
+        if "--runtime-env-json" in words:
+            at = words.index("--runtime-env-json")
+            assert json.loads(words[at + 1])["env_vars"].keys() <= self.environment.keys()
+            del words[at : at + 2]
+        return [*words[:3], "--runtime-env-json", json.dumps({"env_vars": self.environment}), *words[3:]]
+
+
+def prepare(folder: Path, hub: Hub) -> Workspace:
+    """Writes all that commands read and none writes."""
+    for name in ("jobs", "pipeline", "schemas"):
+        (folder / name).symlink_to(ROOT / name)
+    write_documents(folder / "documents.parquet", sample_texts(60, 800))
+    write_documents(folder / "books.parquet", sample_texts(3, LONGEST))
+    for number, rows in enumerate((fineweb_rows(0, 6), fineweb_rows(6, 12))):
+        file = folder / "fineweb" / f"{number:03d}.parquet"
+        file.parent.mkdir(exist_ok=True)
+        pq.write_table(rows, file)
+    hub.add("HuggingFaceFW/fineweb-edu", {"sample/10BT/000_00000.parquet": edu_file(folder)})
+    sizes = {"contest": comparison.CONTEST, "training": comparison.TRAINING, "model": comparison.MODEL}
+    tiny = {"truth": {"contest": TINY}, "objectives": {**sizes, "documents": 16, "dropouts": [0.0]}}
+    (folder / "tiny").mkdir()
+    for name, settings in tiny.items():
+        (folder / "tiny" / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+    return Workspace(folder, hub)
+
+
+def fineweb_rows(start: int, stop: int) -> pa.Table:
+    """Short rows with FineWeb's columns."""
+    rows = [{**row, "text": row["text"][:LONGEST]} for row in sample_documents().slice(start, stop - start).to_pylist()]
+    return pa.Table.from_pylist(rows, schema=FINEWEB)
+
+
+def edu_file(folder: Path) -> bytes:
+    """Rows with FineWeb-Edu's `score` too, as a Parquet file."""
+    rows = fineweb_rows(12, 18)
+    file = folder / "edu.parquet"
+    pq.write_table(rows.append_column("score", pa.array([2.5] * len(rows))), file)
+    return file.read_bytes()

@@ -1,0 +1,238 @@
+"""Every command of README.md is run, every snippet too, and every link, path and flag in it leads somewhere.
+
+Commands are run in README's order in one folder, as they are written but for what tests/readme/rules.py makes small:
+later ones read what earlier ones wrote, so run this file as a whole.
+"""
+
+import importlib.util
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from pipeline.models.checkpoint import SHIPPED
+from tests.conftest import Head, RunCommand
+from tests.hub import hub_server
+from tests.readme.document import ROOT, Document, files_for_docker, names_of, unknown_names
+from tests.readme.rules import SHORTER, Way, rule_for, way_of
+from tests.readme.workspace import Workspace, prepare
+from tests.test_job_submit import submitted
+from tests.tiny_models import tiny_language_model
+
+README = Document((ROOT / "README.md").read_text())
+GIVEN = {"model", "optimizer", "rank", "ranks"}
+"""Names that snippets take for granted: what a trainer or a loop has anyway."""
+PATH = re.compile(r"[\w*.-]+/[\w*./-]*|[\w*-]+\.(py|md|toml|ya?ml|jsonl?|parquet|txt|html)")
+MODULE = re.compile(r"(pipeline|jobs|schemas|tests)(\.\w+)+")
+FLAG = re.compile(r"--[a-z][a-z-]*(?:\.[a-z][a-z-]*)?")
+MADE_ELSEWHERE = {"quarantine/", "report/report.html"}  # where units fail, and by pipeline.report
+
+
+def commands(*ways: Way) -> list[str]:
+    return [command for command in README.commands if way_of(command) in ways]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    with hub_server() as hub:
+        yield prepare(tmp_path_factory.mktemp("clone"), hub)
+
+
+@pytest.fixture
+def there(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The workspace's folder, which is this process's too."""
+    monkeypatch.chdir(workspace.folder)
+    return workspace.folder
+
+
+@pytest.fixture
+def annotated(there: Path, run_command: RunCommand, ray_cluster: None, workspace: Workspace) -> Path:
+    """The dataset that README's first command writes."""
+    if not (there / "annotated").exists():
+        run_here(
+            next(command for command in README.commands if "--output annotated" in command), workspace, run_command
+        )
+    return there / "annotated"
+
+
+def run_here(command: str, workspace: Workspace, run_command: RunCommand) -> None:
+    python, option, module, *arguments = workspace.words(rule_for(command).applied(command))
+    assert (python, option) == ("python", "-m")
+    assert run_command(module, *arguments) == 0
+
+
+@pytest.mark.usefixtures("there", "ray_cluster")
+@pytest.mark.parametrize("command", commands("here", "process"), ids=str)
+def test_a_command_of_readme_works_as_it_is_written(
+    command: str, workspace: Workspace, run_command: RunCommand
+) -> None:
+    rule = rule_for(command)
+    if rule.way == "here":
+        run_here(command, workspace, run_command)
+    else:
+        code, printed = workspace.run(rule.applied(command))
+        assert code == 0, printed
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("command", commands("cluster"), ids=str)
+def test_a_job_of_readme_is_done_by_a_cluster(command: str, workspace: Workspace, ray_head: Head) -> None:
+    program, job, *arguments = workspace.job(rule_for(command).applied(command))
+    assert (program, job) == ("ray", "job")
+    assert "succeeded" in submitted(ray_head, *arguments)
+
+
+@pytest.mark.parametrize("command", commands("make"), ids=str)
+def test_make_has_the_target_though_it_is_not_made_here(command: str) -> None:
+    subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, capture_output=True, check=True)
+
+
+@pytest.mark.usefixtures("there", "ray_cluster")
+def test_the_demo_works(workspace: Workspace, run_command: RunCommand) -> None:
+    shown = subprocess.run(["make", "demo", "--dry-run"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    command = shown.splitlines()[-1].removeprefix(".venv/bin/")
+    run_here(f"{command} --limit 8", workspace, run_command)
+
+
+@pytest.mark.parametrize("command", commands("tests"), ids=str)
+def test_the_marks_of_tests_that_are_left_out_are_known_though_they_are_not_run_here(
+    command: str, pytestconfig: pytest.Config
+) -> None:
+    known = {line.partition(":")[0] for line in pytestconfig.getini("markers")}
+    (expression,) = re.findall(r'-m "(.*)"', command)
+    assert set(expression.split()) - {"not", "and", "or"} <= known
+
+
+@pytest.mark.parametrize("command", commands("docker"), ids=str)
+def test_docker_finds_the_files_though_it_is_not_run_here(command: str) -> None:
+    assert [name for name in files_for_docker(command) if not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.parametrize("number", range(len(README.snippets)))
+def test_a_snippet_of_readme_runs_and_trains(
+    number: int, annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After those before it, from which it may have names; a model that it gets is another one in the end."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    snippet = README.snippets[number]
+    names: dict[str, Any] = {"rank": 0, "ranks": 1}
+    for earlier in filter(runs_here, README.snippets[:number]):
+        execute(earlier, names)
+    if not runs_here(snippet):
+        pytest.skip("trl is not installed; another test looks at the snippet's names")
+    model = execute(snippet, names)
+    if "trainer = " in snippet:
+        names["trainer"].train()
+    if "model" in unknown_names(snippet, set()):
+        untrained = tiny_language_model(vocabulary=8192).parameters()
+        assert not any(torch.equal(one.cpu(), other) for one, other in zip(model.parameters(), untrained, strict=True))
+
+
+def runs_here(snippet: str) -> bool:
+    return "trl" not in snippet or importlib.util.find_spec("trl") is not None
+
+
+def execute(snippet: str, names: dict[str, Any]) -> PreTrainedModel:
+    """Runs a snippet, which adds to the names, with a new model, which is returned."""
+    for endless, ending in SHORTER.items():
+        snippet = snippet.replace(endless, ending)
+    model: PreTrainedModel = tiny_language_model(vocabulary=8192).train()
+    model.requires_grad_(True)
+    names |= {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+    exec(compile(snippet, "README.md", "exec"), names)
+    return model
+
+
+@pytest.mark.parametrize("number", range(len(README.snippets)))
+def test_a_snippet_of_readme_has_its_names_from_itself_or_those_before_it(number: int) -> None:
+    known = GIVEN.union(*map(names_of, README.snippets[:number]))
+    assert unknown_names(README.snippets[number], known) == set()
+
+
+def test_links_lead_somewhere() -> None:
+    def leads_nowhere(link: str) -> bool:
+        if link.startswith("https://"):
+            return False
+        path, _, anchor = link.partition("#")
+        if not path:
+            return anchor not in README.anchors
+        target = ROOT / path
+        return not target.exists() or bool(anchor and anchor not in Document(target.read_text()).anchors)
+
+    assert [link for link in README.links if leads_nowhere(link)] == []
+
+
+def test_paths_in_the_text_exist_here_or_in_what_commands_write(annotated: Path) -> None:
+    missing = {
+        code
+        for code in filter(PATH.fullmatch, README.codes)
+        if not (ROOT / code).exists() and not (annotated.parent / code).exists()
+    }
+    patterns = {code: f"**/{re.sub('[A-Z]+', '*', code)}" for code in missing - MADE_ELSEWHERE}
+    written = {code for code, pattern in patterns.items() if any(annotated.glob(pattern)) or any(SHIPPED.glob(pattern))}
+    assert missing - MADE_ELSEWHERE == written
+
+
+def test_modules_in_the_text_exist() -> None:
+    assert [name for name in filter(MODULE.fullmatch, README.codes) if importlib.util.find_spec(name) is None] == []
+
+
+def test_trees_of_folders_show_what_is_there(annotated: Path) -> None:
+    missing = []
+    for tree in README.trees:
+        root = ROOT if (ROOT / next(iter(tree))).exists() else annotated.parent
+        for path, said in tree.items():
+            inside = re.findall(r"(?<![\w./])[\w*]+(?:\.py|\.yaml|/)(?=[\s,;.)]|$)", said) if path.endswith("/") else []
+            if path == "jobs/":
+                inside += [f"{name}.py" for name in re.findall(r"\b[a-z]+(?:_[a-z]+)+(?![\w.*])", said)]
+            wanted = [path.replace("SUBSET", "*"), *(path + name for name in inside)]
+            missing += [name for name in wanted if not any(root.glob(name.rstrip("/")))]
+    assert missing == []
+
+
+def test_flags_in_the_text_are_those_of_a_command(
+    run_command: RunCommand, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    flags = {"every command": {"--help", "--config", "--debug"}}
+    for module in [
+        "pipeline.annotate",
+        "pipeline.publish",
+        "pipeline.report",
+        *(f"jobs.{file.stem}" for file in ROOT.glob("jobs/[a-z]*.py")),
+    ]:
+        assert run_command(module, "--help") == 0
+        flags[module] = set(re.findall(r"^│[ *]+(--\S+)", capsys.readouterr().out, re.MULTILINE))
+    every = set().union(*flags.values())
+    for code in README.codes:
+        first, *_ = code.split()
+        if first.startswith("--") or f"jobs.{first}" in flags:
+            known = every if first.startswith("--") else flags[f"jobs.{first}"]
+            assert set(FLAG.findall(code)) <= known, f"{code} has a flag that no command takes"
+
+
+def test_a_command_that_nobody_knows_is_found_and_refused() -> None:
+    text = "Run `python -m jobs.new`:\n\n    install it \\\n        --now  # at once\n\n```yaml\na: b\n```\n"
+    found = Document(text).commands
+    assert found == ["python -m jobs.new", "install it --now"]
+    for command in found:
+        with pytest.raises(AssertionError, match=f"no test runs: `{command}`. Add a Rule"):
+            rule_for(command)
+
+
+def test_a_text_is_taken_apart_as_its_readers_do() -> None:
+    deep = 30 * " "
+    text = f"# A `b`, c!\n\n## Twice\n\n## Twice\n\n    a/      one\n      b.py, c.py  two\n{deep}and more\n"
+    document = Document(text + "\n[there](docs/a.md#b)\n\n    import os\n")
+    assert document.anchors == {"a-b-c", "twice", "twice-1"}
+    assert document.trees == [{"a/": "one", "a/b.py": "two and more", "a/c.py": "two and more"}]
+    assert document.links == ["docs/a.md#b"] and document.snippets == ["import os\n"] and document.commands == []
+    assert unknown_names("for x in y: print(x, z)", {"y"}) == {"z"}
+    assert files_for_docker("docker build -f docker/Dockerfile .") == {"docker/Dockerfile"}
+    assert files_for_docker("docker build .") == {"Dockerfile"} and files_for_docker("docker run it") == set()
