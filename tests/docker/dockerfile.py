@@ -1,0 +1,33 @@
+"""docker/Dockerfile as its instructions: enough of a parser for this one file."""
+
+import re
+from typing import NamedTuple
+
+from tests.checkers import ROOT
+
+DOCKERFILE = ROOT / "docker" / "Dockerfile"
+
+
+class Instruction(NamedTuple):
+    """`RUN --mount=type=cache,target=/x command`: a keyword, its flags and the rest."""
+
+    keyword: str
+    flags: tuple[str, ...]
+    rest: str
+
+
+def instructions(keyword: str | None = None) -> list[Instruction]:
+    """Of one kind, or all, in order; lines that go on are one, comments are left out."""
+    text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE)
+    lines = [line for line in re.sub(r"\\\n\s*", "", text).splitlines() if line.strip()]
+    found = [parsed(line) for line in lines]
+    return [one for one in found if keyword in (None, one.keyword)]
+
+
+def parsed(line: str) -> Instruction:
+    keyword, _, rest = line.partition(" ")
+    flags = []
+    while match := re.match(r"(--\S+)\s+", rest):
+        flags.append(match.group(1))
+        rest = rest[match.end() :]
+    return Instruction(keyword, tuple(flags), rest)

@@ -1,0 +1,147 @@
+"""Recipes of clusters: manifests hold against published schemas, commands are understood, no credential is written."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import ray.autoscaler
+import yaml
+
+from tests.checkers import ROOT, check
+from tests.docker.dockerfile import instructions
+from tests.jobs.commands import annotations, in_comments, ray_start_flags
+
+JOBS = ROOT / "jobs"
+MANIFESTS = sorted(JOBS.glob("kuberay_*.yaml"))
+LAUNCHER = JOBS / "aws_spot_cluster.yaml"
+CLUSTERS = [*MANIFESTS, LAUNCHER, ROOT / "docker" / "compose.yaml"]
+RECIPES = [*sorted(JOBS.glob("annotate_*.yaml")), *CLUSTERS]
+KUBERAY = ("--schemafile", Path(__file__).parent / "kuberay.schema.yaml")
+RAY_LAUNCHER = ("--schemafile", Path(ray.autoscaler.__file__).parent / "ray-schema.json")
+
+
+def read(file: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(file.read_text()))
+
+
+def cluster_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    return dict(manifest["spec"].get("rayClusterSpec", manifest["spec"]))
+
+
+def groups_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    cluster = cluster_of(manifest)
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+def nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping in a document."""
+    if isinstance(tree, dict):
+        yield tree
+    for child in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from nodes(child)
+
+
+def test_there_are_a_job_a_cluster_and_a_launcher() -> None:
+    assert [read(manifest)["kind"] for manifest in MANIFESTS] == ["RayCluster", "RayJob"]
+    assert LAUNCHER.is_file()
+
+
+def test_manifests_hold_against_kuberays_fields(tmp_path: Path) -> None:
+    assert check("check-jsonschema", *KUBERAY, *MANIFESTS) is None
+    spoiled: list[Path] = []
+    for right, wrong in (("minReplicas", "minReplica"), ('num-cpus: "0"', "num-cpus: 0"), ("mode: token", "mode: yes")):
+        for manifest in MANIFESTS:
+            assert right in manifest.read_text()
+            spoiled.append(tmp_path / f"{len(spoiled)}-{manifest.name}")
+            spoiled[-1].write_text(manifest.read_text().replace(right, wrong))
+    objections = check("check-jsonschema", *KUBERAY, *spoiled) or ""
+    assert all(str(file) in objections for file in spoiled)
+
+
+def test_their_pods_hold_against_kubernetes(tmp_path: Path) -> None:
+    pods: list[Path] = []
+    for group in (group for manifest in MANIFESTS for group in groups_of(read(manifest))):
+        pods.append(tmp_path / f"{len(pods)}.yaml")
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
+        pods[-1].write_text(json.dumps(pod))
+    assert len(pods) == 4 and check("kubernetes-validate", "--strict", "--quiet", *pods) is None
+    pods[0].write_text(pods[0].read_text().replace("secretKeyRef", "secretKeyref"))
+    assert "secretKeyref" in (check("kubernetes-validate", "--strict", "--quiet", *pods) or "")
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)
+def test_every_container_of_ray_has_the_token_the_model_and_the_same_disk(manifest: Path) -> None:
+    for group in groups_of(read(manifest)):
+        pod = group["template"]["spec"]
+        (container,), (model,) = pod["containers"], pod["initContainers"]
+        token = {one["name"]: one for one in container["env"]}["HF_TOKEN"]
+        assert token["valueFrom"] == {"secretKeyRef": {"name": "hugging-face", "key": "token"}}
+        assert container["image"] == model["image"] and container["env"] == model["env"]
+        assert container["volumeMounts"] == model["volumeMounts"] == [{"name": "data", "mountPath": "/data"}]
+        assert [volume["name"] for volume in pod["volumes"]] == ["data"]
+        assert model["command"][4] == read(JOBS / "annotate_autoscaling.yaml")["estimator"]
+        assert str(pod["securityContext"]["runAsUser"]) == instructions("USER")[-1].rest
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)
+def test_the_ray_of_a_manifest_is_the_one_that_is_installed_and_knows_its_flags(manifest: Path) -> None:
+    assert cluster_of(read(manifest))["rayVersion"] == ray.__version__
+    for group in groups_of(read(manifest)):
+        flags = " ".join(f"--{name}={value}" for name, value in group["rayStartParams"].items())
+        ray_start_flags(f"ray start --address=head:6379 {flags}")
+
+
+def test_the_launcher_holds_against_rays_schema(tmp_path: Path) -> None:
+    assert check("check-jsonschema", *RAY_LAUNCHER, LAUNCHER) is None
+    misspelt = tmp_path / "cluster.yaml"
+    misspelt.write_text(LAUNCHER.read_text().replace("max_workers", "maximum_workers"))
+    assert "maximum_workers" in (check("check-jsonschema", *RAY_LAUNCHER, misspelt) or "")
+
+
+def test_the_launchers_workers_are_spot_instances_and_its_head_is_not() -> None:
+    kinds, head = (read(LAUNCHER)[name] for name in ("available_node_types", "head_node_type"))
+    spot = {name for name, kind in kinds.items() if "InstanceMarketOptions" in kind["node_config"]}
+    assert spot == set(kinds) - {head} and kinds[head]["resources"] == {"CPU": 0}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_names_commands_that_are_understood(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = in_comments(recipe)
+    assert commands, "a recipe begins with the command that uses it"
+    entrypoint = read(recipe).get("spec", {}).get("entrypoint")
+    configs = annotations([*commands, *([entrypoint] if entrypoint else [])], monkeypatch)
+    assert configs or any("kubectl apply" in command for command in commands)
+    for config in configs:
+        assert config.input and config.output
+
+
+@pytest.mark.parametrize("recipe", [*MANIFESTS, LAUNCHER], ids=lambda path: path.stem)
+def test_a_cluster_without_a_shared_disk_writes_to_the_hub(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entrypoint = read(recipe).get("spec", {}).get("entrypoint")
+    for config in annotations([entrypoint] if entrypoint else in_comments(recipe), monkeypatch):
+        assert config.repository is not None and config.private and config.gpus_per_worker == 1
+
+
+@pytest.mark.parametrize("recipe", CLUSTERS, ids=lambda path: path.stem)
+def test_images_are_this_projects_own_at_its_version(recipe: Path) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    images = {node["image"] for node in nodes(read(recipe)) if "image" in node}
+    assert images
+    for image in images:
+        assert re.fullmatch(rf"(registry\.example\.com/)?token-entropy:{re.escape(version)}-(cpu|cu130)", image)
+
+
+@pytest.mark.parametrize("recipe", sorted({*JOBS.glob("*.yaml"), *CLUSTERS}), ids=lambda path: path.stem)
+def test_no_recipe_holds_a_credential(recipe: Path) -> None:
+    assert not re.search(r"\bhf_[A-Za-z0-9]{10}|\bAKIA[A-Z0-9]{10}|BEGIN [A-Z ]*PRIVATE KEY", recipe.read_text())
+    secret = re.compile(r"(TOKEN|SECRET|PASSWORD|KEY)$")
+    for node in nodes(read(recipe)):
+        if secret.search(str(node.get("name", ""))):
+            assert "value" not in node, node["name"]
+        for name, value in node.items():
+            assert not secret.search(name) or str(value).startswith("${"), name
