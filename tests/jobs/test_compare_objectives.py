@@ -114,7 +114,7 @@ def datasets(tmp_path: Path) -> tuple[Path, Path]:
     for folder in folders:
         nats = [random.gamma(2, size=70).tolist() for _ in tokens]
         write_annotated(folder, tokens, nats, vocabulary=8192)
-        copy_tokenizer(SHIPPED / "tokenizer", folder / "tokenizer")
+        copy_tokenizer(SHIPPED / "tokenizer", folder / "tokenizer" / "exact")
     return folders
 
 
