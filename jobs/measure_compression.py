@@ -44,8 +44,8 @@ class Config:
     """Estimators, autoencoders and causal language models, each with its tokenizer: folders or names on the Hub; the
     shipped estimator by default."""
     input: tuple[str, ...] = ()
-    """Parquet or JSON lines files, folders, globs or URLs of these; built-in English text by default. No model should
-    have seen the documents that are held out."""
+    """Documents, as --input of pipeline.annotate takes them; built-in English text by default. No model should have
+    seen the documents that are held out."""
     text_column: str = TEXT_COLUMN
     """Name of the column that holds the text."""
     limit: int | None = None

@@ -31,7 +31,8 @@ class Config:
     """What to train on and where to write."""
 
     input: tuple[str, ...]
-    """Parquet or JSON lines files, folders, globs or URLs of these (hf://datasets/user/name, https://, s3://)."""
+    """Documents, as --input of pipeline.annotate takes them: Parquet, JSON lines or text files, folders, globs or URLs
+    of these (hf://datasets/user/name, https://, s3://)."""
     output: Path
     """Folder to write the tokenizer to."""
     vocabulary: int = 8192

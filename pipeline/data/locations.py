@@ -21,12 +21,10 @@ from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import HfApi, parse_hf_uri
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+from pipeline.data.formats import FOUND_IN_FOLDERS, Format, compression_of, format_of
 from pipeline.data.reaching import RemoteFile, is_answer, reaching
 from pipeline.data.redaction import has_credential, redacted
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-JSON_LINES = tuple(kind + end for kind in (".jsonl", ".json", ".ndjson") for end in ("", *COMPRESSIONS))
-SUFFIXES = (".parquet", *JSON_LINES)
 HUB = "hf://datasets/"
 READ_BYTES = 2**20
 MAGIC = re.compile(r"[*?\[]")
@@ -53,15 +51,16 @@ class File:
         return PurePosixPath(self.url.partition("?")[0] if _is_url(self.url) else self.url).name
 
     @property
-    def holds_json_lines(self) -> bool:
-        """Whether its name says so; every other file is taken for Parquet."""
-        return self.name.lower().endswith(JSON_LINES)
+    def format(self) -> Format:
+        """As what it is read, by its name."""
+        return format_of(self.name)
 
 
 def find_files(inputs: Sequence[str]) -> list[File]:
     """Files named by paths, folders, globs or URLs of these, in the order given; a folder's or glob's in name order.
 
-    Of a folder, and the folders in it, all Parquet and JSON lines files whose path has no part with a leading dot.
+    Of a folder, and the folders in it, all Parquet and JSON lines files whose path has no part with a leading dot;
+    text files only where they are named or a glob names them.
 
     Raises:
         ValueError: if an input names nothing, holds a credential or needs a package that is not installed, or a file
@@ -95,7 +94,7 @@ def open_file(file: File) -> BinaryIO:
         ValueError, OSError: as open_stored does.
     """
     stored = open_stored(file)
-    compression = COMPRESSIONS.get(PurePosixPath(file.name.lower()).suffix)
+    compression = compression_of(file.name)
     content = stored if compression is None else pa.CompressedInputStream(stored, compression)
     return cast(BinaryIO, io.BufferedReader(content, READ_BYTES))
 
@@ -143,7 +142,10 @@ def _found(named: str) -> list[File]:
     except FileNotFoundError as error:
         raise ValueError(str(error)) from None
     if not files:
-        raise ValueError(f"no Parquet or JSON lines file at {named}")
+        raise ValueError(
+            f"no Parquet or JSON lines file at {named}; check the path (a folder's text files are read where a glob "
+            "names them, as in notes/*.txt)"
+        )
     return files
 
 
@@ -159,7 +161,7 @@ def _local_files(named: str) -> list[File]:
     pattern = str(Path(glob.escape(named)) / "**") if folder else named
     matches = [named] if Path(named).is_file() else sorted(glob.glob(pattern, recursive=True))
     paths = [Path(match) for match in matches if Path(match).is_file()]
-    return [_local_file(path) for path in paths if not folder or path.name.lower().endswith(SUFFIXES)]
+    return [_local_file(path) for path in paths if not folder or path.name.lower().endswith(FOUND_IN_FOLDERS)]
 
 
 def _local_file(path: Path) -> File:
@@ -195,7 +197,7 @@ def _remote_file(filesystem: AbstractFileSystem, info: dict[str, Any]) -> File:
 
 def _is_data(path: str) -> bool:
     hidden = any(part.startswith(".") for part in path.split("/"))
-    return path.lower().endswith(SUFFIXES) and not hidden
+    return path.lower().endswith(FOUND_IN_FOLDERS) and not hidden
 
 
 def _is_url(named: str) -> bool:

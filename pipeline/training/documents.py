@@ -52,8 +52,8 @@ class DocumentSettings:
     """Which documents, and how they become tokens."""
 
     input: tuple[str, ...]
-    """Parquet or JSON lines files, folders, globs or URLs of these (hf://datasets/user/name, https://, s3://); with
-    --tokenizer none, of a column `input_ids`."""
+    """Documents, as --input of pipeline.annotate takes them: Parquet, JSON lines or text files, folders, globs or URLs
+    of these (hf://datasets/user/name, https://, s3://); with --tokenizer none, of a column `input_ids`."""
     tokenizer: str
     """Folder of the tokenizer, or `none` for documents tokenized already."""
     vocabulary: int | None = None
