@@ -42,11 +42,17 @@ class Config:
     limit: int | None = None
     """Documents to train on at the most."""
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit must be at least 1, not {self.limit}")
+
 
 def train_tokenizer(config: Config) -> None:
     """Train a byte-level BPE tokenizer on documents."""
     require_new_folder(config.output)
     files = find_files(pinned(config.input))
+    if next(texts(files, config), None) is None:
+        raise ValueError("the input has no text to train on; name files that have some with --input")
     tokenizer = train_byte_pairs(texts(files, config), config.vocabulary)
     save(tokenizer, config)
     sample = list(itertools.islice(texts(files, config), MEASURED_DOCUMENTS))

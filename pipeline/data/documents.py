@@ -134,10 +134,13 @@ def document_tokens(
     try:
         documents = [np.array(ids or [], dtype=np.int64) for ids in values]
     except (TypeError, OverflowError) as error:
-        raise ValueError(f"`{column.name}` holds something that is no token id: {error}") from error
+        raise ValueError(
+            f"`{column.name}` holds something that is no token id ({error}); leave such rows out"
+        ) from error
     for ids in documents:
         if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
-            raise ValueError(f"token ids from {ids.min()} to {ids.max()} do not fit a vocabulary of {vocabulary}")
+            there = f"token ids from {ids.min()} to {ids.max()}"
+            raise ValueError(f"{there} do not fit a vocabulary of {vocabulary}; give a larger --vocabulary")
     return [ids.astype(np.int32) for ids in documents]
 
 
@@ -162,7 +165,10 @@ def _require_column(file: File, schema: pa.Schema, column: Column) -> None:
         raise ValueError(f"{file.url} has several columns of one name among {', '.join(names)}; rename them")
     kind = schema.field(column.name).type
     if not fits(kind):
-        raise ValueError(f"column `{column.name}` of {file.url} holds {kind}")
+        wanted = "lists of token ids" if column.tokenized else "text"
+        raise ValueError(
+            f"column `{column.name}` of {file.url} holds {kind}, not {wanted}; name one that does, or convert it"
+        )
 
 
 def _lacks(file: File, column: Column) -> ValueError:
@@ -200,4 +206,5 @@ def _reading(file: File) -> Iterator[None]:
         if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
             raise
         reason = redacted(" ".join(str(error).split()))
-        raise ValueError(f"{file.url} is not a readable {file.format} file: {reason}") from error
+        told = f"{file.url} is not a readable {file.format} file: {reason}"
+        raise ValueError(f"{told}; write or fetch it again, or give it the ending of what it is") from error

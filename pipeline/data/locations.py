@@ -19,7 +19,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import HfApi, parse_hf_uri
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HfUriError, RepositoryNotFoundError, RevisionNotFoundError
 
 from pipeline.data.formats import FOUND_IN_FOLDERS, Format, compression_of, format_of
 from pipeline.data.reaching import RemoteFile, is_answer, reaching
@@ -63,15 +63,17 @@ def find_files(inputs: Sequence[str]) -> list[File]:
     text files only where they are named or a glob names them.
 
     Raises:
-        ValueError: if an input names nothing, holds a credential or needs a package that is not installed, or a file
-            is named twice.
+        ValueError: if there is no input, or one names nothing, holds a credential or needs a package that is not
+            installed, or a file is named twice.
         ConnectionError: if a store cannot be reached now.
     """
+    if not inputs:
+        raise ValueError("no input is named; name files, folders or URLs with --input")
     files = [file for named in inputs for file in _found(named)]
     times = Counter(_identity(file) for file in files)
     repeated = [path for path, count in times.items() if count > 1]
     if repeated:
-        raise ValueError(f"named more than once in the input: {', '.join(repeated)}")
+        raise ValueError(f"named more than once in the input: {', '.join(repeated)}; name each file once")
     return files
 
 
@@ -229,7 +231,10 @@ def _identity(file: File) -> str:
 
 def _pinned(url: str) -> str:
     _require_no_credential(url)
-    uri = parse_hf_uri(url)
+    try:
+        uri = parse_hf_uri(url)
+    except HfUriError as error:
+        raise ValueError(f"{url} names no dataset of the Hub: {error}; write {HUB}USER/NAME") from error
     if COMMIT.fullmatch(uri.revision or ""):
         return url
     with reaching(url):

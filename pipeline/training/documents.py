@@ -70,8 +70,10 @@ class DocumentSettings:
     read and tokenized meanwhile, by all processes together."""
 
     def __post_init__(self) -> None:
-        if self.stream is not None and self.stream < 1:
-            raise ValueError(f"--stream must be at least 1, not {self.stream}")
+        for name in ("limit", "stream"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, not {value}")
 
     def read(self) -> Documents:
         """The documents: all of them, or those that are held out and a stream of the others.
