@@ -87,8 +87,12 @@ class Config:
             raise ValueError(f"--source {self.source}: choose from {', '.join(SOURCES)}")
         if min(self.documents, self.held_out, self.seeds, self.processes or 1) < 1:
             raise ValueError("--documents, --held-out, --seeds and --processes must be at least 1")
+        if not all(0 <= share < 1 for share in self.dropouts):
+            raise ValueError(f"--dropouts must be at least 0 and below 1, not {' '.join(map(str, self.dropouts))}")
         if self.labels and self.chosen not in self.labels:
-            raise ValueError(f"--chosen {self.chosen} is none of the labels {', '.join(self.labels)}")
+            raise ValueError(
+                f"--chosen {self.chosen} is none of the labels {', '.join(self.labels)}; name one of these"
+            )
 
 
 def compare_objectives(config: Config) -> None:
@@ -123,10 +127,14 @@ def read_study(config: Config) -> tuple[Study, None]:
     corpora = {name: dataset.corpus(0, last) for name, dataset in found.items()}
     first, corpus = found[config.chosen], corpora[config.chosen]
     if len(corpus) < last:
-        raise ValueError(f"{first.source} has {len(corpus)} documents; --documents and --held-out ask for {last}")
+        raise ValueError(
+            f"{first.source} has {len(corpus)} documents; --documents and --held-out ask for {last}: ask for fewer"
+        )
     for name, other in corpora.items():
         if not np.array_equal(other.tokens_N, corpus.tokens_N):
-            raise ValueError(f"{found[name].source} has other documents, or tokens, than {first.source}")
+            raise ValueError(
+                f"{found[name].source} has other documents, or tokens, than {first.source}; label the same ones"
+            )
     held_out = {"held_out": require_tokens(corpus.documents(config.documents, last))}
     tokens = ModelTokens.of(first, None)
     if config.out_of_distribution:

@@ -44,8 +44,8 @@ class Config:
     """Estimators, autoencoders and causal language models, each with its tokenizer: folders or names on the Hub; the
     shipped estimator by default."""
     input: tuple[str, ...] = ()
-    """Parquet or JSON lines files, folders, globs or URLs of these; built-in English text by default. No model should
-    have seen the documents that are held out."""
+    """Documents, as --input of pipeline.annotate takes them; built-in English text by default. No model should have
+    seen the documents that are held out."""
     text_column: str = TEXT_COLUMN
     """Name of the column that holds the text."""
     limit: int | None = None
@@ -60,8 +60,10 @@ class Config:
     """Folder to write the table to."""
 
     def __post_init__(self) -> None:
-        if self.tokens_per_batch < 1 or (self.window is not None and self.window < 1):
-            raise ValueError("--window and --tokens-per-batch must be at least 1")
+        for name in ("window", "tokens_per_batch", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
 DEFAULTS = Config()
@@ -101,9 +103,11 @@ def require_compressor(folder: Path) -> Path:
         ValueError: if it holds no such model, or no tokenizer.
     """
     if checkpoint_kind(folder) == "second-order":
-        raise ValueError(f"{folder} holds a second-order model, which predicts no tokens; name one that does")
+        raise ValueError(
+            f"{folder} holds a second-order model, which predicts no tokens; name one that does with --models"
+        )
     if not (folder / TOKENIZER_FILE).is_file():
-        raise ValueError(f"{folder} has no {TOKENIZER_FILE}: a model of tokens alone cannot be measured on text")
+        raise ValueError(f"{folder} has no {TOKENIZER_FILE}, without which no text can be measured; name another model")
     return folder
 
 
@@ -140,7 +144,8 @@ def tokenized(texts: Sequence[str], folder: Path, vocabulary: int) -> Corpus:
     """Documents in the tokens of the folder's tokenizer."""
     tokenizer = load_tokenizer(folder)
     if tokenizer.get_vocab_size() > vocabulary:
-        raise ValueError(f"the tokenizer of {folder} has {tokenizer.get_vocab_size()} ids, its model {vocabulary}")
+        known = f"{tokenizer.get_vocab_size()} ids, its model {vocabulary}"
+        raise ValueError(f"the tokenizer of {folder} has {known}; put the model's own there")
     return require_tokens(Corpus.of(encode(tokenizer, texts), text_bytes=[len(text.encode()) for text in texts]))
 
 

@@ -67,6 +67,8 @@ class Config:
     def __post_init__(self) -> None:
         if not self.figure or not set(self.figure) <= set(FIGURES):
             raise ValueError(f"--figure {' '.join(map(str, self.figure))}: choose from {', '.join(map(str, FIGURES))}")
+        if self.processes is not None and self.processes < 1:
+            raise ValueError(f"--processes must be at least 1, not {self.processes}")
         if not self.time > 0:
             raise ValueError(f"--time must be above 0, not {self.time}")
 

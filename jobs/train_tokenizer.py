@@ -31,7 +31,8 @@ class Config:
     """What to train on and where to write."""
 
     input: tuple[str, ...]
-    """Parquet or JSON lines files, folders, globs or URLs of these (hf://datasets/user/name, https://, s3://)."""
+    """Documents, as --input of pipeline.annotate takes them: Parquet, JSON lines or text files, folders, globs or URLs
+    of these (hf://datasets/user/name, https://, s3://)."""
     output: Path
     """Folder to write the tokenizer to."""
     vocabulary: int = 8192
@@ -41,11 +42,17 @@ class Config:
     limit: int | None = None
     """Documents to train on at the most."""
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit must be at least 1, not {self.limit}")
+
 
 def train_tokenizer(config: Config) -> None:
     """Train a byte-level BPE tokenizer on documents."""
     require_new_folder(config.output)
     files = find_files(pinned(config.input))
+    if next(texts(files, config), None) is None:
+        raise ValueError("the input has no text to train on; name files that have some with --input")
     tokenizer = train_byte_pairs(texts(files, config), config.vocabulary)
     save(tokenizer, config)
     sample = list(itertools.islice(texts(files, config), MEASURED_DOCUMENTS))

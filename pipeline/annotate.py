@@ -72,7 +72,7 @@ def annotate(config: Config = DEFAULTS) -> int:
         if config.dry_run:
             from pipeline.estimate import estimate, print_estimate
 
-            print_estimate(estimate(job, units, source, config.tokens_per_second), job.provenance.rows_per_unit)
+            print_estimate(estimate(job, units, source, config.tokens_per_second))
             return 0
         with locked(job.subset.root):
             return carry_out(job, units, config)

@@ -4,6 +4,7 @@ A mistake of the user's ends in one line on standard error and exit code 1.
 """
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -26,8 +27,10 @@ def run(command: Callable[..., int | None], module: str) -> NoReturn:
     """Parses the arguments into `command`'s dataclass, calls it and exits with what it returns (None is 0)."""
     disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of each try, and of commits of nothing
-    if "transformers" in sys.modules:  # it looked at that switch when it was imported
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it reports on weights that do not fit, as our error does
+    if "transformers" in sys.modules:  # it looked at these switches when it was imported
         sys.modules["transformers"].utils.logging.disable_progress_bar()
+        sys.modules["transformers"].utils.logging.set_verbosity_error()
     arguments = [part for argument in sys.argv[1:] for part in _split(argument)]
     debug = "--debug" in arguments
     try:
@@ -35,9 +38,20 @@ def run(command: Callable[..., int | None], module: str) -> NoReturn:
     except (ValueError, OSError, cyclopts.CycloptsError) as error:
         if debug:
             sys.exit(redacted(traceback.format_exc()))
-        sys.exit(f"error: {redacted(' '.join(str(error).split()))}")
+        sys.exit(f"error: {redacted(' '.join(_told(error).split()))}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
+
+
+def _told(error: Exception) -> str:
+    """What an error says; of those that are not ours, what to do too."""
+    if isinstance(error, cyclopts.UnusedCliTokensError):
+        return f"{' '.join(error.unused_tokens or ())} belongs to no flag; --help shows the flags and what each takes"
+    if isinstance(error, cyclopts.CycloptsError):
+        return f"{str(error).strip().rstrip('.')}; --help shows the flags and what each takes"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cannot use {error.filename}: {error.strerror}; check the path, and that you may use it"
+    return str(error)
 
 
 def _parser(command: Callable[..., int | None], module: str, arguments: list[str]) -> cyclopts.App:
@@ -47,7 +61,7 @@ def _parser(command: Callable[..., int | None], module: str, arguments: list[str
     return cyclopts.App(
         name=f"python -m {module}",
         default_command=command,
-        default_parameter=cyclopts.Parameter(consume_multiple=True, negative=()),
+        default_parameter=cyclopts.Parameter(consume_multiple=(1, None), negative=()),
         config=_config_files(arguments),
         help_epilogue=COMMON_FLAGS,
         help_format="plaintext",
@@ -66,7 +80,7 @@ def _config_files(arguments: list[str]) -> list[Yaml]:
     while "--config" in arguments:
         at = arguments.index("--config")
         if at + 1 == len(arguments):
-            raise ValueError("--config needs a YAML file")
+            raise ValueError("--config needs a YAML file; name one, as in --config run.yaml")
         file = Path(arguments[at + 1])
         del arguments[at : at + 2]
         _check_yaml(file)
@@ -76,10 +90,10 @@ def _config_files(arguments: list[str]) -> list[Yaml]:
 
 def _check_yaml(file: Path) -> None:
     if not file.is_file():
-        raise ValueError(f"no file at --config {file}")
+        raise ValueError(f"no file at --config {file}; check the path")
     try:
         content = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not YAML: {error}; write flags as in `limit: 100`") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} must map flag names to values, as in `limit: 100`")

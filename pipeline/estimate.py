@@ -9,11 +9,12 @@ import torch
 
 from pipeline.engine.annotation import Run, UnitError, with_tokenizers
 from pipeline.engine.labelling import load_annotator
-from pipeline.engine.plan import Source, Unit
+from pipeline.engine.plan import FEWEST_ROWS, Source, Unit
 from pipeline.engine.stages import Stages
 from schemas.annotations import INPUT_IDS
 
 SAMPLED_UNITS, SAMPLED_ROWS = 16, 32
+MANY_FILES = 100  # a shard costs a part of a second and two files
 MEASURED_SECONDS = 20.0
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LABEL_BYTES, TOKEN_BYTES = 1.4, 1.5  # a token of FineWeb in each entropy column, and in `input_ids`
@@ -24,6 +25,8 @@ class Estimate:
     """Figures of a run that was not carried out."""
 
     units: int
+    rows_a_unit: int
+    """Of the largest."""
     rows: int
     files: int
     source_bytes: int
@@ -55,6 +58,7 @@ def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second:
     error = stdev(lengths) / len(lengths) ** 0.5 / max(1e-9, fmean(lengths)) if len(lengths) > 1 else nan
     return Estimate(
         units=len(units),
+        rows_a_unit=max(unit.stop - unit.start for unit in units),
         rows=rows,
         files=len({unit.file for unit in units}),
         source_bytes=round(sum(file.size for file in source.files) * rows / source.rows),
@@ -82,13 +86,13 @@ def look(job: Run, units: Sequence[Unit], *, measure: bool) -> tuple[list[int], 
     return lengths, labelled / max(1e-9, stages.seconds["label"])
 
 
-def print_estimate(plan: Estimate, rows_per_unit: int) -> None:
+def print_estimate(plan: Estimate) -> None:
     """The plan in figures."""
     device = "GPU" if DEVICE == "cuda" else "CPU core"
     origin = f"measured on one {device} here" if plan.measured else "given"
     sizes = (LABEL_BYTES * plan.label_columns * plan.share, TOKEN_BYTES)
     labels, ids = (plan.tokens * size / 1e9 for size in sizes)
-    print(f"units          {plan.units:,} of {rows_per_unit:,} rows at the most")
+    print(f"units          {plan.units:,} of {plan.rows_a_unit:,} rows at the most{_of_small_files(plan)}")
     print(f"source         {plan.rows:,} documents, {plan.source_bytes / 1e9:,.3f} GB in {plan.files:,} files")
     print(f"tokens         {plan.tokens:,.0f} ± {plan.error:.1%}, by {plan.sampled_rows:,} documents from all over it")
     columns = f"{plan.label_columns} column{'s' if plan.label_columns > 1 else ''}"
@@ -97,3 +101,10 @@ def print_estimate(plan: Estimate, rows_per_unit: int) -> None:
     print(f"passed on      {', '.join(plan.passed) or 'no column'}; as large as in the source")
     print(f"tokens/s       {plan.tokens_per_second:,.0f} a worker, {origin}")
     print(f"time           {plan.worker_hours:,.2f} hours of one worker, over N workers an Nth of it")
+
+
+def _of_small_files(plan: Estimate) -> str:
+    """What to do about a shard for each of very many files."""
+    if plan.files < max(MANY_FILES, plan.units) or plan.rows_a_unit >= FEWEST_ROWS:
+        return ""
+    return "; a shard a file: join small files into one of JSON lines for fewer"

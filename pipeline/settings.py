@@ -44,8 +44,9 @@ class Config:
     """What to label, with what, and where to write it."""
 
     input: tuple[str, ...] = ()
-    """Parquet files or JSON lines (.jsonl, plain, .gz or .zst): paths, folders, globs, hf://datasets/USER/NAME/PATH or
-    any URL that fsspec reads; built-in sample documents by default."""
+    """Parquet files, JSON lines (.jsonl) or text (.txt, .md: a document a file), plain, .gz or .zst: paths, folders (of
+    Parquet and JSON lines), globs, hf://datasets/USER/NAME/PATH or any URL that fsspec reads; built-in sample documents
+    by default."""
     text_column: str | None = None
     """Column of the documents; `text` by default, `input_ids` with --tokenizer none."""
     columns: tuple[str, ...] | None = None
@@ -112,7 +113,8 @@ class Config:
         for name, most in (("share", 1.0), ("tokens_per_second", inf)):
             value = getattr(self, name)
             if value is not None and not 0 < value <= most:
-                raise ValueError(f"--{name.replace('_', '-')} must be above 0 and at most {most:g}, not {value}")
+                limit = "" if most == inf else f" and at most {most:g}"
+                raise ValueError(f"--{name.replace('_', '-')} must be above 0{limit}, not {value}")
         self._check_worker()
         self._check_output()
         if self.column.name in (self.columns or ()) and not self.keep_text:
@@ -178,10 +180,12 @@ def prepare(config: Config, source: Source, inputs: Sequence[str]) -> tuple[Run,
     window = config.window if config.window is not None else context
     overlap = config.overlap if config.overlap is not None else window // 2
     if not 0 <= overlap < window <= context:
-        raise ValueError(f"needs 0 <= overlap < window <= {context}, not overlap {overlap} and window {window}")
+        raise ValueError(
+            f"the checkpoint needs 0 <= overlap < window <= {context}, not --overlap {overlap} and --window {window}"
+        )
     rows = min(source.rows, config.limit or source.rows)
     if rows == 0:
-        raise ValueError("the input has no rows")
+        raise ValueError("the input has no rows; name files that have some with --input")
     provenance = Provenance(
         method=config.method,
         checkpoint_sha256=checkpoint_sha256(*members),
@@ -222,7 +226,7 @@ def tokens_for(checkpoint: Path, model_vocabulary: int, config: Config) -> Token
     other = other_tokenizer(checkpoint, tokens)
     read = tokens.vocabulary if other is None else token_source(str(other), None).vocabulary
     if read > model_vocabulary:
-        raise ValueError(f"{read} token ids do not fit the {model_vocabulary} that {checkpoint} knows")
+        raise ValueError(f"{read} token ids do not fit the {model_vocabulary} that {checkpoint} knows; name another")
     return tokens
 
 
@@ -241,7 +245,9 @@ def start_token_id(checkpoint: Path, config: Config) -> int:
         return declared_start(checkpoint)
     found = load_tokenizer(checkpoint).token_to_id(config.start_token)
     if found is None:
-        raise ValueError(f"--start-token {config.start_token} is no token of {checkpoint}")
+        raise ValueError(
+            f"--start-token {config.start_token} is no token of {checkpoint}; name one that its tokenizer has"
+        )
     return found
 
 

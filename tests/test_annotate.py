@@ -169,6 +169,36 @@ def test_json_lines_of_any_name_of_column_are_labelled(run_command: RunCommand, 
     assert [row["num_tokens"] > 0 for row in rows] == [True] * 3 + [False] * 2
 
 
+def test_files_of_text_are_a_document_each(
+    run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [*sample_texts(3, 300), ""]
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt.gz").write_bytes(gzip.compress(text.encode()))
+    chosen = ("pipeline.annotate", "--input", f"{tmp_path}/*.txt.gz", "--output", tmp_path / "out")
+    assert run_command(*chosen, "--dry-run", "--tokens-per-second", 9) == 0
+    printed = capsys.readouterr().out
+    assert "units          4 of 1 rows at the most\n" in printed and "4 documents" in printed
+    assert run_command(*chosen, "--keep-text", "--workers", 1) == 0
+    rows = shard_rows(tmp_path / "out").to_pylist()
+    assert [row["text"] for row in rows] == texts
+    assert [row["num_tokens"] > 0 for row in rows] == [True] * 3 + [False]
+
+
+def test_a_dry_run_says_what_to_do_about_a_shard_for_each_of_many_files(
+    run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.estimate.MANY_FILES", 3)
+    for name in "abc":
+        (tmp_path / f"{name}.md").write_text("text")
+    arguments = ("pipeline.annotate", "--input", f"{tmp_path}/*.md", "--output", tmp_path / "out", "--dry-run")
+    assert run_command(*arguments, "--tokens-per-second", 9) == 0
+    assert "3 of 1 rows at the most; a shard a file: join small files" in capsys.readouterr().out
+    (file,) = [write_documents(tmp_path / "in.parquet", ["text"] * 90)]
+    assert run_command(*arguments[:2], file, *arguments[3:], "--tokens-per-second", 9) == 0
+    assert "join" not in capsys.readouterr().out
+
+
 def tokenized(folder: Path, documents: Sequence[Sequence[int]]) -> tuple[object, ...]:
     """Arguments that label documents of token ids with a tiny estimator."""
     tiny_estimator().save_pretrained(folder / "estimator")

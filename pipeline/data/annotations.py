@@ -161,7 +161,9 @@ def _look(shard: File) -> tuple[int, pa.Schema]:
         parquet = pq.ParquetFile(stored)
         schema = parquet.schema_arrow
     if not {INPUT_IDS, ENTROPY} <= set(schema.names) or PROVENANCE_KEY not in (schema.metadata or {}):
-        raise ValueError(f"{shard.url} was not written by pipeline.annotate: it lacks labels or their provenance")
+        raise ValueError(
+            f"{shard.url} was not written by pipeline.annotate: it lacks labels or their provenance; name another"
+        )
     return parquet.metadata.num_rows, schema
 
 

@@ -146,7 +146,9 @@ def held_out_documents(documents: int, wanted: int | None) -> int:
     """
     held_out = min(MOST_HELD_OUT, max(1, documents // 20)) if wanted is None else wanted
     if not 0 < held_out < documents:
-        raise ValueError(f"cannot hold out {held_out} of {documents} documents; choose fewer with --held-out")
+        raise ValueError(
+            f"cannot hold out {held_out} of {documents} documents and train on others; give more, or another --held-out"
+        )
     return held_out
 
 

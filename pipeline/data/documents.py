@@ -1,7 +1,7 @@
 """Documents as rows: files checked before any work starts, their rows in bounded batches, and rows as tokens.
 
 Parquet gives its rows group by group. Of JSON lines, planning reads the whole file once, and rows are reached by
-reading over the lines before them.
+reading over the lines before them. A file of plain text is a single row.
 """
 
 import sys
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from pipeline.data import json_lines, parquet_rows
+from pipeline.data import json_lines, parquet_rows, plain_text
 from pipeline.data.locations import File, open_file
 from pipeline.data.redaction import redacted
 from pipeline.data.tokenizer import encode
@@ -38,15 +38,15 @@ class Layout:
 
     rows: int
     groups: tuple[int, ...]
-    """Rows of each run that is cheap to read apart: Parquet's row groups, all of a file of JSON lines."""
+    """Rows of each run that is cheap to read apart: Parquet's row groups, all of any other file."""
     schema: pa.Schema
     """Without metadata. A column of JSON lines that holds nulls alone has the type null until files are `unified`."""
     sha256: str
-    """Of a Parquet file's name, size and footer; of the decompressed content of JSON lines."""
+    """Of a Parquet file's name, size and footer; of the decompressed content of JSON lines and text."""
 
 
 def inspect_file(file: File, column: Column) -> Layout:
-    """Reads a Parquet file's footer, or all of a file of JSON lines, and checks the required column.
+    """Reads a Parquet file's footer, or all of any other file, and checks the required column.
 
     Raises:
         ValueError: if the file has changed since it was found, is damaged, lacks the column, or has another type there.
@@ -54,15 +54,8 @@ def inspect_file(file: File, column: Column) -> Layout:
         OSError: if its disk or its store cannot be reached now.
     """
     with _reading(file):
-        layout = _json_lines_layout(file, column) if file.holds_json_lines else _parquet_layout(file)
-    names, fits = layout.schema.names, is_token_list if column.tokenized else is_text
-    if column.name not in names:
-        raise ValueError(f"{file.url} has no column `{column.name}`; it has {', '.join(names)}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"{file.url} has several columns of one name among {', '.join(names)}; rename them")
-    kind = layout.schema.field(column.name).type
-    if not fits(kind):
-        raise ValueError(f"column `{column.name}` of {file.url} holds {kind}")
+        layout = _layout(file, column)
+    _require_column(file, layout.schema, column)
     return layout
 
 
@@ -72,10 +65,10 @@ def unified(layouts: Sequence[Layout], files: Sequence[File]) -> pa.Schema:
     Raises:
         ValueError: if a file has other columns than the first, one of them being Parquet.
     """
-    if all(file.holds_json_lines for file in files):
+    if all(file.format == "JSON lines" for file in files):
         return _merged([layout.schema for layout in layouts])
     schemas = [
-        _merged([layout.schema]) if file.holds_json_lines else layout.schema
+        _merged([layout.schema]) if file.format == "JSON lines" else layout.schema
         for layout, file in zip(layouts, files, strict=True)
     ]
     for file, schema in zip(files, schemas, strict=True):
@@ -96,11 +89,13 @@ def read_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Colu
         OSError: if its disk or its store cannot be reached now, or fails in between.
     """
     with _reading(file):
-        if not file.holds_json_lines:
+        if file.format == "Parquet":
             yield from parquet_rows.rows_between(file, start, stop, schema, column.name)
-            return
-        with open_file(file) as stream:
-            yield from json_lines.rows_between(stream, start, stop, schema, column.name)
+        elif file.format == "text":
+            yield from plain_text.rows_between(file, start, stop)
+        else:
+            with open_file(file) as stream:
+                yield from json_lines.rows_between(stream, start, stop, schema, column.name)
 
 
 def iterate_rows(files: Sequence[File], column: Column, limit: int | None = None) -> Iterator[pa.RecordBatch]:
@@ -118,7 +113,7 @@ def iterate_rows(files: Sequence[File], column: Column, limit: int | None = None
             rows += len(batch)
             given += len(batch) - batch.column(0).null_count
             yield batch
-        if file.holds_json_lines and rows and not given:
+        if file.format == "JSON lines" and rows and not given:
             raise _lacks(file, column)
         limit = None if limit is None else limit - rows
 
@@ -139,24 +134,41 @@ def document_tokens(
     try:
         documents = [np.array(ids or [], dtype=np.int64) for ids in values]
     except (TypeError, OverflowError) as error:
-        raise ValueError(f"`{column.name}` holds something that is no token id: {error}") from error
+        raise ValueError(
+            f"`{column.name}` holds something that is no token id ({error}); leave such rows out"
+        ) from error
     for ids in documents:
         if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
-            raise ValueError(f"token ids from {ids.min()} to {ids.max()} do not fit a vocabulary of {vocabulary}")
+            there = f"token ids from {ids.min()} to {ids.max()}"
+            raise ValueError(f"{there} do not fit a vocabulary of {vocabulary}; give a larger --vocabulary")
     return [ids.astype(np.int32) for ids in documents]
 
 
-def _parquet_layout(file: File) -> Layout:
-    footer = parquet_rows.read_footer(file)
-    return Layout(sum(footer.groups), footer.groups, footer.schema, footer.sha256)
-
-
-def _json_lines_layout(file: File, column: Column) -> Layout:
+def _layout(file: File, column: Column) -> Layout:
+    if file.format == "Parquet":
+        footer = parquet_rows.read_footer(file)
+        return Layout(sum(footer.groups), footer.groups, footer.schema, footer.sha256)
+    if file.format == "text":
+        return Layout(1, (1,), plain_text.SCHEMA, plain_text.sha256(file))
     with open_file(file) as stream:
         found = json_lines.scan(stream, _required_field(column))
     if pa.types.is_null(found.types[column.name]):
         raise _lacks(file, column)
     return Layout(found.rows, (found.rows,) if found.rows else (), pa.schema([*found.types.items()]), found.sha256)
+
+
+def _require_column(file: File, schema: pa.Schema, column: Column) -> None:
+    names, fits = schema.names, is_token_list if column.tokenized else is_text
+    if column.name not in names:
+        raise ValueError(f"{file.url} has no column `{column.name}`; it has {', '.join(names)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{file.url} has several columns of one name among {', '.join(names)}; rename them")
+    kind = schema.field(column.name).type
+    if not fits(kind):
+        wanted = "lists of token ids" if column.tokenized else "text"
+        raise ValueError(
+            f"column `{column.name}` of {file.url} holds {kind}, not {wanted}; name one that does, or convert it"
+        )
 
 
 def _lacks(file: File, column: Column) -> ValueError:
@@ -169,11 +181,13 @@ def _required_field(column: Column) -> pa.Field:
 
 
 def _required_alone(file: File, column: Column) -> pa.Schema:
-    """JSON lines need no look: their type is the one that is asked for."""
-    required = (
-        _required_field(column) if file.holds_json_lines else inspect_file(file, column).schema.field(column.name)
-    )
-    return pa.schema([required])
+    """Parquet alone needs a look: of JSON lines the type is the one that is asked for, and text has one column."""
+    if file.format == "JSON lines":
+        return pa.schema([_required_field(column)])
+    if file.format == "Parquet":
+        return pa.schema([inspect_file(file, column).schema.field(column.name)])
+    _require_column(file, plain_text.SCHEMA, column)
+    return plain_text.SCHEMA
 
 
 def _merged(schemas: Sequence[pa.Schema]) -> pa.Schema:
@@ -191,5 +205,6 @@ def _reading(file: File) -> Iterator[None]:
     except (*DAMAGE, OSError) as error:
         if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
             raise
-        kind, reason = "JSON lines" if file.holds_json_lines else "Parquet", redacted(" ".join(str(error).split()))
-        raise ValueError(f"{file.url} is not a readable {kind} file: {reason}") from error
+        reason = redacted(" ".join(str(error).split()))
+        told = f"{file.url} is not a readable {file.format} file: {reason}"
+        raise ValueError(f"{told}; write or fetch it again, or give it the ending of what it is") from error

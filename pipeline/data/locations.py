@@ -19,14 +19,12 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import HfApi, parse_hf_uri
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HfUriError, RepositoryNotFoundError, RevisionNotFoundError
 
+from pipeline.data.formats import FOUND_IN_FOLDERS, Format, compression_of, format_of
 from pipeline.data.reaching import RemoteFile, is_answer, reaching
 from pipeline.data.redaction import has_credential, redacted
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-JSON_LINES = tuple(kind + end for kind in (".jsonl", ".json", ".ndjson") for end in ("", *COMPRESSIONS))
-SUFFIXES = (".parquet", *JSON_LINES)
 HUB = "hf://datasets/"
 READ_BYTES = 2**20
 MAGIC = re.compile(r"[*?\[]")
@@ -53,26 +51,29 @@ class File:
         return PurePosixPath(self.url.partition("?")[0] if _is_url(self.url) else self.url).name
 
     @property
-    def holds_json_lines(self) -> bool:
-        """Whether its name says so; every other file is taken for Parquet."""
-        return self.name.lower().endswith(JSON_LINES)
+    def format(self) -> Format:
+        """As what it is read, by its name."""
+        return format_of(self.name)
 
 
 def find_files(inputs: Sequence[str]) -> list[File]:
     """Files named by paths, folders, globs or URLs of these, in the order given; a folder's or glob's in name order.
 
-    Of a folder, and the folders in it, all Parquet and JSON lines files whose path has no part with a leading dot.
+    Of a folder, and the folders in it, all Parquet and JSON lines files whose path has no part with a leading dot;
+    text files only where they are named or a glob names them.
 
     Raises:
-        ValueError: if an input names nothing, holds a credential or needs a package that is not installed, or a file
-            is named twice.
+        ValueError: if there is no input, or one names nothing, holds a credential or needs a package that is not
+            installed, or a file is named twice.
         ConnectionError: if a store cannot be reached now.
     """
+    if not inputs:
+        raise ValueError("no input is named; name files, folders or URLs with --input")
     files = [file for named in inputs for file in _found(named)]
     times = Counter(_identity(file) for file in files)
     repeated = [path for path, count in times.items() if count > 1]
     if repeated:
-        raise ValueError(f"named more than once in the input: {', '.join(repeated)}")
+        raise ValueError(f"named more than once in the input: {', '.join(repeated)}; name each file once")
     return files
 
 
@@ -95,7 +96,7 @@ def open_file(file: File) -> BinaryIO:
         ValueError, OSError: as open_stored does.
     """
     stored = open_stored(file)
-    compression = COMPRESSIONS.get(PurePosixPath(file.name.lower()).suffix)
+    compression = compression_of(file.name)
     content = stored if compression is None else pa.CompressedInputStream(stored, compression)
     return cast(BinaryIO, io.BufferedReader(content, READ_BYTES))
 
@@ -143,7 +144,10 @@ def _found(named: str) -> list[File]:
     except FileNotFoundError as error:
         raise ValueError(str(error)) from None
     if not files:
-        raise ValueError(f"no Parquet or JSON lines file at {named}")
+        raise ValueError(
+            f"no Parquet or JSON lines file at {named}; check the path (a folder's text files are read where a glob "
+            "names them, as in notes/*.txt)"
+        )
     return files
 
 
@@ -159,7 +163,7 @@ def _local_files(named: str) -> list[File]:
     pattern = str(Path(glob.escape(named)) / "**") if folder else named
     matches = [named] if Path(named).is_file() else sorted(glob.glob(pattern, recursive=True))
     paths = [Path(match) for match in matches if Path(match).is_file()]
-    return [_local_file(path) for path in paths if not folder or path.name.lower().endswith(SUFFIXES)]
+    return [_local_file(path) for path in paths if not folder or path.name.lower().endswith(FOUND_IN_FOLDERS)]
 
 
 def _local_file(path: Path) -> File:
@@ -195,7 +199,7 @@ def _remote_file(filesystem: AbstractFileSystem, info: dict[str, Any]) -> File:
 
 def _is_data(path: str) -> bool:
     hidden = any(part.startswith(".") for part in path.split("/"))
-    return path.lower().endswith(SUFFIXES) and not hidden
+    return path.lower().endswith(FOUND_IN_FOLDERS) and not hidden
 
 
 def _is_url(named: str) -> bool:
@@ -227,7 +231,10 @@ def _identity(file: File) -> str:
 
 def _pinned(url: str) -> str:
     _require_no_credential(url)
-    uri = parse_hf_uri(url)
+    try:
+        uri = parse_hf_uri(url)
+    except HfUriError as error:
+        raise ValueError(f"{url} names no dataset of the Hub: {error}; write {HUB}USER/NAME") from error
     if COMMIT.fullmatch(uri.revision or ""):
         return url
     with reaching(url):

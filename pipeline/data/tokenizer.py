@@ -52,7 +52,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception for a malformed file
-        raise ValueError(f"{file} is not a tokenizer: {error}") from error
+        raise ValueError(f"{file} is not a tokenizer: {error}; name another folder with --tokenizer") from error
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()

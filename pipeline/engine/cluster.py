@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import ray
 from ray._private import ray_constants
 
 LOCAL = "local"
+ANSWER_SECONDS = 10.0
 
 
 def chosen(address: str | None) -> str:
@@ -24,7 +26,11 @@ def cluster(address: str) -> Iterator[None]:
 
     A bare `ray.init()` would join whatever cluster it finds; this never does. A caller who is connected already
     stays connected.
+
+    Raises:
+        ConnectionError: if there is no cluster at the address, or none starts.
     """
+    _require_answer(address)
     if ray.is_initialized():
         yield
         return
@@ -34,11 +40,33 @@ def cluster(address: str) -> Iterator[None]:
         # Ray swaps 127.0.0.1 for an outside address and listens there, unless it takes itself for a laptop's.
         ray_constants.ENABLE_RAY_CLUSTER = False
         ours = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **ours)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **ours)
+    except Exception as error:  # Ray's are of many kinds, a bare Exception among them
+        raise _unreachable(address, str(error).partition("\n")[0]) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Where a host and a port are named; of a cluster that is not there, Ray itself waits for minutes.
+
+    Raises:
+        ConnectionError: if nobody answers there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise _unreachable(address, str(error)) from error
+
+
+def _unreachable(address: str, reason: str) -> ConnectionError:
+    told = "cannot start Ray here" if address == LOCAL else f"cannot join a Ray cluster at {address}"
+    return ConnectionError(f"{told}: {reason}; {'try again' if address == LOCAL else 'check --address'}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +97,7 @@ class Share:
         """
         if not self.room():
             has = ", ".join(f"{_total(name):g} {name}" for name in ("CPU", "GPU"))
-            raise ValueError(f"this machine has no room for a worker, which wants {self}; it has {has}")
+            raise ValueError(f"this machine has no room for a worker, which wants {self}; it has {has}: ask for less")
 
     def __str__(self) -> str:
         return f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")

@@ -54,7 +54,10 @@ def planned(subset: Subset) -> Plan | None:
     """
     plan_file = subset.ledger / PLAN_FILE
     if plan_file.is_file():
-        return read_plan(plan_file.read_text())
+        try:
+            return read_plan(plan_file.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{plan_file} is damaged ({error}); choose another folder, or delete this one") from error
     beside = any(subset.root.glob(f"{LEDGER_FOLDER}/*/{PLAN_FILE}"))
     places = [subset.data, subset.tokenizer, subset.ledger] if beside else [subset.root]
     lock = subset.root / LEDGER_FOLDER / LOCK_FILE

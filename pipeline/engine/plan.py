@@ -42,7 +42,7 @@ class Source:
 
 
 def inspect(files: Sequence[File], column: Column) -> Source:
-    """Looks at every file: a Parquet file's footer, JSON lines from the first to the last.
+    """Looks at every file: a Parquet file's footer, JSON lines and text from beginning to end.
 
     Raises:
         ValueError: if a file is unreadable, lacks the column, or has other columns than the first.

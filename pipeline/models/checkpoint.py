@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 
 Kind = Literal["estimator", "autoencoder", "second-order", "causal"]
@@ -39,7 +44,12 @@ def find_checkpoint(named: str) -> Path:
         return Path(named)
     try:
         return Path(snapshot_download(named, allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ValueError(
+            f"no folder {named}, and the Hub does not give out a model of that name; check it, or log in with "
+            "`hf auth login`"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise ValueError(f"no folder {named}, and the Hub does not give out a model of that name: {error}") from error
 
 
@@ -73,16 +83,19 @@ def checkpoint_kind(folder: Path) -> Kind:
     """
     file = folder / CONFIG_FILE
     if not file.is_file():
-        raise ValueError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}")
+        raise ValueError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}; name a folder that has one")
     try:
         config = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+        raise ValueError(f"{file} is not JSON: {error}; fetch or save the checkpoint again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds no JSON object; fetch or save the checkpoint again")
     if config.get("model_type") in KIND_OF_MODEL_TYPE:
         return KIND_OF_MODEL_TYPE[config["model_type"]]
     if any(name.endswith("ForCausalLM") for name in config.get("architectures") or ()):
         return "causal"
-    raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}, which this project does not know")
+    kind = config.get("model_type")
+    raise ValueError(f"{folder} holds a model of type {kind!r}, which this project does not know; name another")
 
 
 def require_kind(folder: Path, expected: Kind) -> None:
@@ -93,7 +106,7 @@ def require_kind(folder: Path, expected: Kind) -> None:
     """
     kind = checkpoint_kind(folder)
     if kind != expected:
-        raise ValueError(f"{folder} holds a checkpoint of kind {kind}; this needs one of kind {expected}")
+        raise ValueError(f"{folder} holds a checkpoint of kind {kind}; this needs one of kind {expected}: name another")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
@@ -106,7 +119,7 @@ def require_kind(folder: Path, expected: Kind) -> None:
             with safe_open(file, "np"):
                 pass
         except SafetensorError as error:
-            raise ValueError(f"{file} is not a safetensors file: {error}") from error
+            raise ValueError(f"{file} is not a safetensors file: {error}; fetch or save it again") from error
 
 
 def context_and_vocabulary(folder: Path) -> tuple[int, int]:
@@ -121,7 +134,7 @@ def context_and_vocabulary(folder: Path) -> tuple[int, int]:
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     context = config.get("context") or (positions - 1 if positions else None)
     if context is None or "vocab_size" not in config:
-        raise ValueError(f"{folder / CONFIG_FILE} names no max_position_embeddings or no vocab_size")
+        raise ValueError(f"{folder / CONFIG_FILE} names no max_position_embeddings or no vocab_size; save it again")
     return context, config["vocab_size"]
 
 

@@ -73,9 +73,10 @@ def _loaded(model_class: Any, folder: Path, device: str) -> Any:
             folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
     except RuntimeError as error:  # shapes that do not fit
-        raise ValueError(f"the weights of {folder} do not fit its {CONFIG_FILE}: {error}") from error
-    if report["missing_keys"]:
-        raise ValueError(f"{folder} lacks weights: {', '.join(sorted(report['missing_keys']))}")
+        raise ValueError(f"the weights of {folder} do not fit its {CONFIG_FILE}; fetch or save both again") from error
+    if missing := sorted(report["missing_keys"]):
+        listed = f"{missing[0]} and {len(missing) - 1} others" if len(missing) > 1 else missing[0]
+        raise ValueError(f"{folder} lacks weights: {listed}; fetch or save it again")
     model.to(device).eval()
     model.requires_grad_(False)
     return model

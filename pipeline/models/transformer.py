@@ -24,7 +24,9 @@ def llama_config(
         ValueError: if a size is below 1, or `width` is not a multiple of `heads`.
     """
     if min(vocab_size, width, layers, heads, context) < 1:
-        raise ValueError(f"sizes must be at least 1: {width=}, {layers=}, {heads=}, {context=}, {vocab_size=}")
+        raise ValueError(
+            f"sizes of a model must be at least 1, not {width=}, {layers=}, {heads=}, {context=}, {vocab_size=}"
+        )
     if width % heads:
         raise ValueError(f"width {width} is not a multiple of {heads} heads; choose a width that is")
     multiples = round(8 * width / 3 / FEED_FORWARD_MULTIPLE)

@@ -18,6 +18,7 @@ ABOVE_ZERO = (
     "save_every",
     "keep",
 )
+AT_LEAST_ZERO = ("weight_decay", "seed")
 DECIDE_NOTHING = ("save_every", "keep", "trackers")
 """Settings that leave the trained model as it is."""
 
@@ -65,6 +66,9 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--training.{name.replace('_', '-')} must be above 0, not {value}")
+        for name in AT_LEAST_ZERO:
+            if getattr(self, name) < 0:
+                raise ValueError(f"--training.{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}")
         if not 0 < self.warmup < 1:
             raise ValueError(f"--training.warmup is a share between 0 and 1, not {self.warmup}")
         there = installed_trackers()

@@ -52,8 +52,8 @@ class DocumentSettings:
     """Which documents, and how they become tokens."""
 
     input: tuple[str, ...]
-    """Parquet or JSON lines files, folders, globs or URLs of these (hf://datasets/user/name, https://, s3://); with
-    --tokenizer none, of a column `input_ids`."""
+    """Documents, as --input of pipeline.annotate takes them: Parquet, JSON lines or text files, folders, globs or URLs
+    of these (hf://datasets/user/name, https://, s3://); with --tokenizer none, of a column `input_ids`."""
     tokenizer: str
     """Folder of the tokenizer, or `none` for documents tokenized already."""
     vocabulary: int | None = None
@@ -70,8 +70,10 @@ class DocumentSettings:
     read and tokenized meanwhile, by all processes together."""
 
     def __post_init__(self) -> None:
-        if self.stream is not None and self.stream < 1:
-            raise ValueError(f"--stream must be at least 1, not {self.stream}")
+        for name in ("limit", "stream"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, not {value}")
 
     def read(self) -> Documents:
         """The documents: all of them, or those that are held out and a stream of the others.

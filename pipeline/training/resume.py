@@ -54,15 +54,14 @@ class Place:
 def begin(output: Path, settings: Mapping[str, Any]) -> None:
     """Makes the folder for a training, or takes it up again where the same training was interrupted.
 
+    A folder with nothing but settings is of a training that ended before its first step, by a mistake: it is free.
+
     Raises:
         ValueError: if it holds anything else.
     """
     wanted = json.loads(json.dumps(settings, default=str))
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        file = output / SETTINGS_FILE
-        if not file.is_file():
-            raise ValueError(f"--output {output} is there already; delete it or choose another folder")
-        there = json.loads(file.read_text())
+    if output.is_file() or (output.is_dir() and any(file.name != SETTINGS_FILE for file in output.iterdir())):
+        there = _settings(output)
         differing = [name for name in {**there, **wanted} if there.get(name) != wanted.get(name)]
         if differing:
             shown = "; ".join(f"{name} {there.get(name)} there, {wanted.get(name)} now" for name in sorted(differing))
@@ -148,6 +147,18 @@ def write(file: Path, text: str) -> None:
     unfinished = file.with_name(f".{file.name}")
     unfinished.write_text(text)
     _settle(unfinished, file)
+
+
+def _settings(output: Path) -> dict[str, Any]:
+    """Of the unfinished training in a folder."""
+    file = output / SETTINGS_FILE
+    if not file.is_file():
+        raise ValueError(f"--output {output} is there already; delete it or choose another folder")
+    try:
+        there: dict[str, Any] = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); delete {output} or choose another folder") from error
+    return there
 
 
 def _restored(stored: Any, model: nn.Module, optimizer: Optimizer) -> Place:

@@ -59,6 +59,13 @@ class Settings:
     seed: int = 0
     """Decides sources, documents and weights."""
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0 and name != "seed":
+                raise ValueError(f"--contest.{name.replace('_', '-')} must be above 0, not {value}")
+        if self.labelled_share > 1:
+            raise ValueError(f"--contest.labelled-share must be at most 1, not {self.labelled_share}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

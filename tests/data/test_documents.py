@@ -217,9 +217,15 @@ def test_other_columns_than_the_first_files_are_refused(tmp_path: Path) -> None:
     assert both(first, same, lines) == both(lines, same) == pa.schema([("text", pa.string())])
     more = json_file(tmp_path / "d.jsonl", [{"text": "a", "n": None}])
     pq.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "e.parquet")
+    (tmp_path / "f.txt").write_text("a")
+    text = found(tmp_path / "f.txt")
+    assert both(first, text, lines) == both(text, lines) == pa.schema([("text", pa.string())])
     for other in (more, found(tmp_path / "e.parquet")):
-        with pytest.raises(ValueError, match=f"{other.name} has other columns than .*a.parquet; annotate them apart"):
-            both(first, other)
+        for one in (first, text):
+            with pytest.raises(
+                ValueError, match=f"{other.name} has other columns than .*{one.name}; annotate them apart"
+            ):
+                both(one, other)
 
 
 @settings(max_examples=50, deadline=None)

@@ -57,6 +57,21 @@ def test_an_input_that_names_nothing_is_refused(tmp_path: Path, named: str) -> N
             find_files([f"{protocol}{tmp_path}/{named}"])
 
 
+@pytest.mark.parametrize("protocol", ["", "file://", "memory://"])
+def test_text_is_found_where_it_is_named_or_globbed_and_not_in_folders(tmp_path: Path, protocol: str) -> None:
+    filesystem, path = url_to_fs(f"{protocol}{tmp_path}/notes")
+    for name in ("b.txt", "a.txt", "README.md", "deep/c.text.gz"):
+        filesystem.makedirs(f"{path}/{name}".rpartition("/")[0], exist_ok=True)
+        filesystem.pipe_file(f"{path}/{name}", b"text")
+    notes = f"{protocol}{tmp_path}/notes"
+    named = [file.name for file in find_files([f"{notes}/README.md", f"{notes}/*.txt", f"{notes}/**/*.gz"])]
+    assert named == ["README.md", "a.txt", "b.txt", "c.text.gz"]
+    with pytest.raises(ValueError, match=r"at .*/notes; .* text files are read where a glob names them"):
+        find_files([notes])
+    filesystem.pipe_file(f"{path}/data.jsonl", LINE)
+    assert [file.name for file in find_files([notes])] == ["data.jsonl"]
+
+
 def test_a_file_that_is_named_twice_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     (folder / "link.json").symlink_to("z.json")
@@ -69,7 +84,10 @@ def test_a_file_that_is_named_twice_is_refused(folder: Path, monkeypatch: pytest
 def test_a_link_keeps_its_name(folder: Path) -> None:
     (folder / "blob").write_bytes(LINE)
     (folder / "link.jsonl").symlink_to("blob")
-    assert [file.holds_json_lines for file in find_files([f"{folder}/blob", f"{folder}/one/a.jsonl"])] == [False, True]
+    assert [file.format for file in find_files([f"{folder}/blob", f"{folder}/one/a.jsonl"])] == [
+        "Parquet",
+        "JSON lines",
+    ]
     assert find_files([f"{folder}/link.jsonl"])[0].url == f"{folder}/link.jsonl"
 
 

@@ -122,6 +122,9 @@ def test_the_same_settings_alone_go_on(tmp_path: Path) -> None:
     output = tmp_path / "out"
     for _ in range(2):
         resume.begin(output, {"rate": 0.1, "folder": tmp_path})
+    resume.begin(output, {"rate": 0.3, "folder": tmp_path})  # no step was taken
+    resume.begin(output, {"rate": 0.1, "folder": tmp_path})
+    (output / "metrics.jsonl").touch()
     with pytest.raises(ValueError, match=r"another unfinished training \(rate 0.1 there, 0.2 now\)"):
         resume.begin(output, {"rate": 0.2, "folder": tmp_path})
     (output / "unfinished.json").unlink()

@@ -1,0 +1,49 @@
+"""Plain text: a file is one document, which is one row with the one column `text`.
+
+It is read whole and must be UTF-8. Line ends stay as they are; a byte order mark at the beginning is left out.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from functools import partial
+
+import pyarrow as pa
+
+from pipeline.data.locations import READ_BYTES, File, open_file
+from schemas.documents import TEXT_COLUMN
+
+SCHEMA = pa.schema([(TEXT_COLUMN, pa.string())])
+MARK = "\ufeff"
+MOST_BYTES = 2**31 - 1  # of a string of Arrow's
+
+
+def sha256(file: File) -> str:
+    """Of the decompressed content.
+
+    Raises:
+        ValueError: if it is not UTF-8, or too large.
+    """
+    return hashlib.sha256(_text(file).encode()).hexdigest()
+
+
+def rows_between(file: File, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+    """The document where row 0 is among the rows `start` to `stop`.
+
+    Raises:
+        ValueError: as sha256 does.
+    """
+    if start <= 0 < stop:
+        yield pa.RecordBatch.from_arrays([pa.array([_text(file).removeprefix(MARK)], pa.string())], schema=SCHEMA)
+
+
+def _text(file: File) -> str:
+    with open_file(file) as stream:
+        content = b"".join(iter(partial(stream.read, READ_BYTES), b""))  # read() asks for a size, which it seeks for
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"{file.url} holds more than {MOST_BYTES:,} bytes of text; cut it into several documents")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file.url} is not UTF-8: see byte {error.start:,}; convert it, as with `iconv -f latin1 -t utf-8`"
+        ) from None

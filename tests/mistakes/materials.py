@@ -1,0 +1,149 @@
+"""Files, checkpoints and datasets that are wrong in one way each, and sound ones, in a folder that commands run in."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer
+
+from pipeline.data.tokenizer import train_byte_pairs
+from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
+from schemas.layout import LEDGER_FOLDER, Subset
+from schemas.ledger import PLAN_FILE
+from tests.annotated import write_annotated
+from tests.builders import sample_texts, write_documents
+from tests.publishing.datasets import annotated
+from tests.tiny_models import tiny_autoencoder, tiny_estimator, tiny_language_model, tiny_second_order
+
+TOKENS = [[(start * step) % 97 for step in range(40)] for start in range(1, 25)]
+SECRET = "hf_secretsecretsecret"
+
+
+def write_materials(folder: Path) -> None:
+    """Everything, named by what is wrong with it."""
+    folder.chmod(0o755)
+    _write_documents(folder)
+    _write_checkpoints(folder)
+    _write_datasets(folder)
+    _write_settings(folder)
+
+
+def _write_documents(folder: Path) -> None:
+    good = write_documents(folder / "good.parquet", sample_texts(12, 200), id=list(range(12)))
+    write_documents(folder / "one.parquet", ["a document"])
+    write_documents(folder / "without-rows.parquet", [])
+    write_documents(folder / "without-text.parquet", [None, ""] * 12)
+    write_documents(folder / "clash.parquet", ["a"], entropy=[1.0])
+    write_documents(folder / "tokens.parquet", ["a"] * len(TOKENS), input_ids=TOKENS)
+    write_documents(folder / "nulls.parquet", ["a"] * 3, input_ids=[[1, None], [2], [3]])
+    pq.write_table(pa.table({"body": ["a"]}), folder / "body.parquet")
+    pq.write_table(pa.table({"text": [1, 2]}), folder / "numbers.parquet")
+    pq.write_table(pa.table({"text": pa.array(["a"]).dictionary_encode()}), folder / "dictionary.parquet")
+    (folder / "truncated.parquet").write_bytes(good.read_bytes()[:-20])
+    damaged = bytearray(good.read_bytes())
+    damaged[4:60] = bytes(56)
+    (folder / "damaged.parquet").write_bytes(damaged)
+    (folder / "empty.parquet").write_bytes(b"")
+    (folder / "table.csv").write_text("text\na\n")
+    (folder / "empty-folder").mkdir()
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.txt").write_text("a note")
+    (folder / "latin.txt").write_bytes("un café".encode("latin-1"))
+    (folder / "body.jsonl").write_text('{"body": "a"}\n')
+    (folder / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 99)[:-9])
+    (folder / "file").write_text("not a folder")
+
+
+def _write_checkpoints(folder: Path) -> None:
+    models = folder / "models"
+    tiny_estimator().save_pretrained(models / "estimator")
+    tiny_autoencoder(bottleneck_width=3).save_pretrained(models / "autoencoder")
+    tiny_second_order().save_pretrained(models / "second-order")
+    tiny_language_model().save_pretrained(models / "causal")
+    for name, file, content in (
+        ("without-config", "config.json", None),
+        ("config-cut", "config.json", b'{"model_type": "entropy-'),
+        ("config-list", "config.json", b"[]"),
+        ("config-unknown", "config.json", b'{"model_type": "resnet"}'),
+        ("config-short", "config.json", b'{"model_type": "entropy-estimator"}'),
+        ("weights-cut", "model.safetensors", (models / "estimator" / "model.safetensors").read_bytes()[:-4000]),
+        ("weights-text", "model.safetensors", b"not weights at all"),
+        ("weights-missing", "model.safetensors", None),
+        ("weights-of-another", "model.safetensors", (models / "causal" / "model.safetensors").read_bytes()),
+    ):
+        shutil.copytree(models / "estimator", models / name)
+        (models / name / file).unlink()
+        if content is not None:
+            (models / name / file).write_bytes(content)
+    shutil.copytree(models / "weights-missing", models / "pickled")
+    (models / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    sizes = models / "sizes-of-another"
+    shutil.copytree(models / "estimator", sizes)
+    config = json.loads((sizes / "config.json").read_text())
+    (sizes / "config.json").write_text(json.dumps({**config, "decoder_width": 48}))
+    shutil.copytree(models / "estimator", models / "folds" / "fold-0-of-2")
+    shutil.copytree(models / "estimator", models / "tokenizer-of-another")
+    copy_tokenizer(SHIPPED / "tokenizer", models / "tokenizer-of-another")
+    tiny_language_model(vocabulary=8193).save_pretrained(models / "causal-of-text")
+    copy_tokenizer(SHIPPED / "tokenizer", models / "causal-of-text")
+    (models / "tokenizer-damaged").mkdir()
+    (models / "tokenizer-damaged" / "tokenizer.json").write_text("{}")
+    small: Tokenizer = train_byte_pairs(sample_texts(2), 300)
+    (models / "tokenizer-bare").mkdir()
+    small.save(str(models / "tokenizer-bare" / "tokenizer.json"))
+
+
+def _write_datasets(folder: Path) -> None:
+    sets = folder / "sets"
+    nats = [[0.5] * len(ids) for ids in TOKENS]
+    of_tokens: dict[str, Any] = {"vocabulary": 97, "tokenizer_sha256": None}
+    write_annotated(sets / "sound", TOKENS, nats, **of_tokens)
+    write_annotated(sets / "others", TOKENS[::-1], nats, **of_tokens)
+    write_annotated(sets / "unlabelled", TOKENS, [[float("nan")] * len(ids) for ids in TOKENS], **of_tokens)
+    write_annotated(sets / "infinite", TOKENS, [[float("inf")] * len(ids) for ids in TOKENS], **of_tokens)
+    write_annotated(sets / "unfinished", TOKENS, nats, shards=2, **of_tokens)
+    next((sets / "unfinished").rglob("*-00001-of-*.parquet")).unlink()
+    write_annotated(sets / "two", TOKENS, nats, **of_tokens)
+    shutil.copytree(sets / "two" / "data" / "exact", sets / "two" / "data" / "causal")
+    foreign = Subset("exact", sets / "foreign").data / "train-00000-of-00001.parquet"
+    foreign.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"input_ids": [[1]]}), foreign)
+    old = next((shutil.copytree(sets / "sound", sets / "old")).rglob("*.parquet"))
+    table = pq.read_table(old)
+    metadata = {
+        name: value.replace(b'"schema_version": ', b'"schema_version": 9')
+        for name, value in table.schema.metadata.items()
+    }
+    pq.write_table(table.replace_schema_metadata(metadata), old)
+    annotated(sets / "run")
+    shutil.copytree(sets / "run" / "out", sets / "plan-damaged")
+    (sets / "plan-damaged" / LEDGER_FOLDER / "exact" / PLAN_FILE).write_text('{"run": ')
+    shutil.copytree(sets / "run" / "out", sets / "begun")
+    for file in (sets / "begun").rglob("*.json"):
+        if file.name != PLAN_FILE:
+            file.unlink()
+    (folder / "full").mkdir()
+    (folder / "full" / "other.txt").write_text("another's file")
+    for name in ("training", "training-damaged"):
+        (folder / name).mkdir()
+        (folder / name / "metrics.jsonl").touch()
+    (folder / "training" / "unfinished.json").write_text('{"folds": 9}')
+    (folder / "training-damaged" / "unfinished.json").write_text('{"folds"')
+
+
+def _write_settings(folder: Path) -> None:
+    for name, content in (
+        ("list.yaml", "- input"),
+        ("broken.yaml", "input: ["),
+        ("unknown.yaml", "colour: red"),
+        ("type.yaml", "limit: many"),
+        ("nested.yaml", "training: {stepps: 3}"),
+        ("empty.yaml", ""),
+        ("no-input.yaml", "input: []"),
+    ):
+        (folder / name).write_text(content)
+    (folder / "binary.yaml").write_bytes(bytes(range(128, 256)))

@@ -1,0 +1,111 @@
+"""Every mistake that docs/errors.md tells of is made, in this process, and what is said is held against the page.
+
+A row of the page has arguments; where a section names some beside them, those flags that a row lacks are added.
+"""
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RunCommand
+from tests.hub import Hub
+from tests.mistakes.materials import SECRET, write_materials
+
+PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
+MODULE = re.compile(r"^## .*`python -m ([a-z._]+)`", re.MULTILINE)
+BESIDE = re.compile(r"Beside the arguments: `([^`]*)`")
+ROW = re.compile(r"^\| (.+?) \| (?:`([^`]*)` )?\| `([^`]+)` \| (.+?) \|$", re.MULTILINE)
+TABLE_LINE = re.compile(r"^\|(?! Mistake \||---)", re.MULTILINE)
+ENVIRONMENT = re.compile(r"[A-Z_]+=")
+
+# The settings of a training that took no step do not stand in the way of others; a plan is gone on with.
+BEGUN = {"unfinished.json", "plan.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A row of the page."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+    says: re.Pattern[str]
+
+
+def mistakes() -> Iterator[Mistake]:
+    sections = re.split(r"(?=^## )", PAGE.read_text(), flags=re.MULTILINE)[1:]
+    for section in sections:
+        module, beside = MODULE.search(section), BESIDE.search(section)
+        assert module is not None, section
+        for name, arguments, says, _ in ROW.findall(section):
+            words = shlex.split(arguments)
+            environment = dict(word.split("=", 1) for word in words if ENVIRONMENT.match(word))
+            own = [word for word in words if not ENVIRONMENT.match(word)]
+            added = [part for flag in flags(beside[1] if beside else "") if flag[0] not in own for part in flag]
+            fragments = ".*".join(re.escape(part) for part in re.split(" ?… ?", says))
+            yield Mistake(name, module[1], (*own, *added), environment, re.compile(f"^error: .*{fragments}"))
+
+
+def flags(arguments: str) -> list[list[str]]:
+    """Each flag with its values."""
+    return [shlex.split(f"--{part}") for part in re.split(r"(?:^| )--", arguments) if part]
+
+
+MISTAKES = list(mistakes())
+
+
+@pytest.fixture(scope="module")
+def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("materials")
+    write_materials(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(materials: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working folder, beside a Hub with two datasets; what a command writes is taken away."""
+    monkeypatch.chdir(materials)
+    for name in ("user/name", "other/name"):
+        hub.add(name, {"a.parquet": (materials / "good.parquet").read_bytes()})
+    yield materials
+    shutil.rmtree("out", ignore_errors=True)
+
+
+def contents(folder: Path) -> dict[Path, int]:
+    """Files below a folder and when they were written; the locks of runs, which hold nothing, left out."""
+    return {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file() and file.name != "lock"}
+
+
+def test_every_row_of_the_page_is_a_mistake_that_is_made() -> None:
+    assert len(MISTAKES) >= 60
+    assert len(MISTAKES) == len(TABLE_LINE.findall(PAGE.read_text()))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda each: f"{each.module}, {each.name}")
+def test_a_mistake_is_one_line_that_says_what_to_do_and_leaves_nothing_behind(
+    mistake: Mistake,
+    folder: Path,
+    run_command: RunCommand,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    if "999" in mistake.arguments:  # more of a cluster than it has
+        request.getfixturevalue("ray_cluster")
+    for name, value in mistake.environment.items():
+        monkeypatch.setenv(name, value)
+    before = contents(folder)
+    capsys.readouterr()
+    assert run_command(mistake.module, *mistake.arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert mistake.says.search(line), line
+    assert SECRET not in line and "Traceback" not in line
+    left = {file.name for file in contents(folder).keys() - before.keys()}
+    assert left <= BEGUN, left
+    assert before.items() <= contents(folder).items()
