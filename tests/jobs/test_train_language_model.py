@@ -115,7 +115,7 @@ def test_an_interrupted_training_is_gone_on_with_by_the_same_command_alone(
 def test_a_dataset_of_the_hub_piece_by_piece_is_what_lies_on_the_disk(
     labels: Path, settings: Path, tmp_path: Path
 ) -> None:
-    copy_tokenizer(SHIPPED / "tokenizer", labels / "tokenizer")
+    copy_tokenizer(SHIPPED / "tokenizer", labels / "tokenizer" / "exact")
     files = {str(path.relative_to(labels)): path.read_bytes() for path in labels.rglob("*") if path.is_file()}
     arguments = ("--config", settings, "--objective", "floor", "--stream", 500, "--shuffle-labels")
     # A process of its own too: rounding differs with the number of threads
@@ -157,7 +157,7 @@ def test_other_text_is_evaluated_on_too(
     arguments = ("--config", settings, "--labels", labels, "--out-of-distribution", tmp_path / "other.jsonl")
     assert run_command(JOB, *arguments, "--output", tmp_path / "out") == 1
     assert "needs a tokenizer, and these documents came as tokens" in capsys.readouterr().err
-    copy_tokenizer(SHIPPED / "tokenizer", labels / "tokenizer")
+    copy_tokenizer(SHIPPED / "tokenizer", labels / "tokenizer" / "exact")
     assert run_command(JOB, *arguments, "--output", tmp_path / "out") == 0
     figures = curve(tmp_path / "out")[-1]
     assert figures["out_of_distribution_loss"] > 0 and figures["out_of_distribution_loss"] != figures["held_out_loss"]
