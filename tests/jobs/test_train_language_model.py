@@ -103,6 +103,7 @@ def test_an_interrupted_training_is_gone_on_with_by_the_same_command_alone(
     output = tmp_path / "out"
     output.mkdir()
     (output / "unfinished.json").write_text(json.dumps({"dropout": 0.3}))
+    (output / "metrics.jsonl").write_text("")
     assert run_command(JOB, "--config", settings, "--labels", labels, "--output", output) == 1
     error = capsys.readouterr().err
     assert "holds another unfinished training (" in error and "dropout 0.3 there, 0.0 now" in error
