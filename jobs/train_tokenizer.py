@@ -51,11 +51,11 @@ def train_tokenizer(config: Config) -> None:
     """Train a byte-level BPE tokenizer on documents."""
     require_new_folder(config.output)
     files = find_files(pinned(config.input))
-    if next(texts(files, config), None) is None:
-        raise ValueError("the input has no text to train on; name files that have some with --input")
     tokenizer = train_byte_pairs(texts(files, config), config.vocabulary)
-    save(tokenizer, config)
     sample = list(itertools.islice(texts(files, config), MEASURED_DOCUMENTS))
+    if not sample:
+        raise ValueError("the input has no text to train on; name files that have some with --input")
+    save(tokenizer, config)
     tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(sample))
     bytes_a_token = sum(len(text.encode()) for text in sample) / max(1, tokens)
     (config.output / CARD_FILE).write_text(card(tokenizer, files, config, bytes_a_token))

@@ -117,7 +117,7 @@ def test_a_model_must_have_a_tokenizer_that_fits(
     run_command: RunCommand, documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, tokenizer, message in (
-        ("bare", None, "a model of tokens alone cannot be measured on text"),
+        ("bare", None, "without which no text can be measured"),
         ("small", SHIPPED / "tokenizer", "has 8192 ids, its model 97"),
     ):
         folder = saved(tiny_estimator(), tmp_path / name, tokenizer)
