@@ -39,12 +39,13 @@ from pipeline.engine.ledger import (
 from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.report import Outcome, Report
 from pipeline.models.checkpoint import copy_tokenizer
+from pipeline.preparation import frozen, prepare
 from pipeline.progress import Progress
 from pipeline.publishing.card import THIS_FOLDER, Facts, write_card
 from pipeline.publishing.publisher import Publisher, published_plan, published_receipts
 from pipeline.publishing.source import source_facts
 from pipeline.publishing.subset import publish_beginning, publish_end, with_totals
-from pipeline.settings import Config, frozen, prepare
+from pipeline.settings import Config
 from pipeline.summary import print_examples, print_quarantine, print_summary
 from schemas.ledger import REPORT_FILE
 

@@ -7,7 +7,8 @@ from statistics import fmean, stdev
 
 import torch
 
-from pipeline.engine.annotation import Run, UnitError, with_tokenizers
+from pipeline.engine.annotation import Run, with_tokenizers
+from pipeline.engine.errors import UnitError
 from pipeline.engine.labelling import load_annotator
 from pipeline.engine.plan import FEWEST_ROWS, Source, Unit
 from pipeline.engine.stages import Stages

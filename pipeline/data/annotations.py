@@ -15,12 +15,7 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.documents import Column, read_rows
 from pipeline.data.locations import HUB, File, find_files, open_stored, pinned
 from pipeline.data.tokenizer import TOKENIZER_FILE
-from schemas.annotations import (
-    ENTROPY,
-    INPUT_IDS,
-    PROVENANCE_KEY,
-    Provenance,
-)
+from schemas.annotations import ENTROPY, INPUT_IDS, PROVENANCE_KEY, Provenance
 from schemas.layout import DATA_FOLDER, Subset, shard_name, shards_in_all
 from schemas.ledger import QUARANTINE, Quarantined
 

@@ -31,7 +31,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from pipeline.data.locations import HUB
 from pipeline.data.reaching import PASSING_STATUSES
-from pipeline.data.redaction import redacted
+from pipeline.data.redaction import told
 from schemas.layout import Subset
 
 PATIENCE = 3600.0  # seconds that a request is tried for
@@ -184,11 +184,6 @@ def pause(error: Exception, attempt: int) -> float:
     if limit is not None and not limit.remaining:
         return float(limit.reset_in_seconds)
     return min(LONGEST_PAUSE, 2.0**attempt) * random.uniform(0.5, 1.0)
-
-
-def told(error: Exception) -> str:
-    """What an error says, in one line and without credentials."""
-    return redacted(" ".join(str(error).split())) or type(error).__name__
 
 
 def _require_passing(error: Exception, url: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from aiohttp import ClientError, ClientResponseError
 
-from pipeline.data.redaction import redacted
+from pipeline.data.redaction import told
 
 PASSING_STATUSES = (408, 425, 429)  # of HTTP: the same request may be answered later, as after one of 500 and above
 
@@ -26,8 +26,9 @@ def reaching(url: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        told = _reason(error)
-        raise ValueError(told if url in told else f"{url} cannot be read ({told}); name a copy on a disk") from None
+        reason = _reason(error)
+        named = reason if url in reason else f"{url} cannot be read ({reason}); name a copy on a disk"
+        raise ValueError(named) from None
     except Exception as error:
         if isinstance(error, FileNotFoundError) and is_answer(error):
             raise FileNotFoundError(f"no Parquet or JSON lines file at {url}: {_reason(error)}") from None
@@ -43,9 +44,8 @@ def is_answer(error: FileNotFoundError) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, in one line and without credentials."""
-    told = (isinstance(error, FileNotFoundError) and error.__cause__) or error
-    return redacted(" ".join(str(told).split())) or type(told).__name__
+    """What an error says, or what led to it."""
+    return told((isinstance(error, FileNotFoundError) and error.__cause__) or error)
 
 
 class RemoteFile:

@@ -29,6 +29,11 @@ def redacted(text: str) -> str:
     return TOKEN.sub(REMOVED, text)
 
 
+def told(error: BaseException) -> str:
+    """What an error says, in one line and without credentials."""
+    return redacted(" ".join(str(error).split())) or type(error).__name__
+
+
 def has_credential(url: str) -> bool:
     """Whether the URL holds a password or a query parameter with a telling name.
 

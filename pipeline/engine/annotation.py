@@ -13,7 +13,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from huggingface_hub import CommitOperationAdd
 from tokenizers import Tokenizer
 
@@ -26,31 +25,17 @@ from pipeline.data.shards import annotated_rows, write_shard
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.data.windows import sample_positions
 from pipeline.engine.batches import BATCH_TOKENS, Batch, gather, window_batches
+from pipeline.engine.counts import count
+from pipeline.engine.errors import OutputError, SourceError
 from pipeline.engine.ledger import record
 from pipeline.engine.plan import Unit
 from pipeline.engine.stages import HELD, Stages
 from pipeline.labels.retokenize import encode_with_ends, move_nats
-from schemas.annotations import ENTROPY, NUM_TOKENS, Provenance
+from schemas.annotations import Provenance
 from schemas.layout import Subset, shard_name
-from schemas.ledger import BIN_NATS, BINS, Counts, Receipt
+from schemas.ledger import Counts, Receipt
 
 SLABS_AHEAD = 2  # between two stages: enough to never wait, and memory stays at a few slabs of 2 MiB of text
-
-
-class UnitError(Exception):
-    """A unit failed, and not by what its rows are; the message says why."""
-
-
-class SourceError(UnitError):
-    """Rows cannot be read now; another try may succeed."""
-
-
-class DeviceError(UnitError):
-    """This device cannot label the rows; another one may."""
-
-
-class OutputError(UnitError):
-    """Nothing can be written: no use in trying other units."""
 
 
 class Annotated(NamedTuple):
@@ -253,26 +238,3 @@ def with_tokenizers(run: Run, labellers: tuple[Labeller, ...]) -> Annotator:
 def moved(nats: Sequence[np.ndarray], ends: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
     """Labels of each document's tokens, moved from those that the checkpoint reads to those that are written."""
     return [move_nats(nats_S, ends_S, ends_T) for nats_S, (ends_S, ends_T) in zip(nats, ends, strict=True)]
-
-
-def count(source: pa.RecordBatch, annotated: pa.Table, column: Column) -> Counts:
-    """Counts of some rows, before and after annotation."""
-    entropies = pc.list_flatten(annotated.column(ENTROPY)).drop_null().to_numpy()
-    given = source.column(column.name)
-    lengths = pc.fill_null(pc.list_value_length(given) if column.tokenized else pc.binary_length(given), 0)
-    return Counts(
-        rows=len(source),
-        rows_without_text=pc.sum(pc.equal(lengths, 0)).as_py() or 0,
-        tokens=pc.sum(annotated.column(NUM_TOKENS)).as_py() or 0,
-        labelled_tokens=len(entropies),
-        text_bytes=0 if column.tokenized else pc.sum(lengths).as_py() or 0,
-        arrow_bytes=annotated.nbytes,
-        nats=float(entropies.sum(dtype=np.float64)),
-        histogram=histogram(entropies),
-    )
-
-
-def histogram(entropies_N: np.ndarray) -> tuple[int, ...]:
-    """How many entropies, in nats, fall below 0, into each of the bins above it, and beyond them."""
-    bins_N = np.clip(np.floor(entropies_N / BIN_NATS) + 1, 0, BINS - 1).astype(np.int64)
-    return tuple(np.bincount(bins_N, minlength=BINS).tolist())

@@ -11,8 +11,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.data.redaction import redacted
-from pipeline.engine.annotation import Run, UnitError
+from pipeline.engine.annotation import Run
 from pipeline.engine.cluster import Share
+from pipeline.engine.errors import UnitError
 from pipeline.engine.plan import Unit
 from pipeline.engine.worker import UNITS_AT_A_TIME, Device, Load, Worker
 

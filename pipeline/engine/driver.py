@@ -9,10 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Generator, Sequence
 
-from pipeline.engine.annotation import Annotated, OutputError, Run, SourceError
+from pipeline.engine.annotation import Annotated, Run
 from pipeline.engine.backlog import Backlog, Try
 from pipeline.engine.cluster import Share
 from pipeline.engine.crew import Crew, Ended, Hand, shown
+from pipeline.engine.errors import OutputError, SourceError
 from pipeline.engine.ledger import quarantine, remove_unfinished
 from pipeline.engine.plan import Unit
 from pipeline.engine.report import Outcome

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.engine.annotation import Annotator, DeviceError, Run, with_tokenizers
+from pipeline.engine.annotation import Annotator, Run, with_tokenizers
 from pipeline.engine.batches import BATCH_TOKENS, Batch
+from pipeline.engine.errors import DeviceError
 from pipeline.labels import causal, exact, second_order
 from pipeline.models.loading import declared_start, load_causal, load_estimator, load_second_order
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Dtype, Method

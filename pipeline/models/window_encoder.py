@@ -6,6 +6,7 @@ bear being stored with less precision (paper: noise injection).
 B rows, T tokens, C encoder width, E bottleneck width.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -68,7 +69,7 @@ class WindowEncoderConfig(PreTrainedConfig):
         return (nn.Identity(), nn.Identity()) if narrow is None else (nn.Linear(wide, narrow), nn.Linear(narrow, wide))
 
 
-class WindowEncoder(PreTrainedModel):
+class WindowEncoder(PreTrainedModel, ABC):
     """A model with an `encoder` and the layers `down` and `up`, which a subclass makes, and a decoder of its own."""
 
     encoder: PreTrainedModel
@@ -87,9 +88,9 @@ class WindowEncoder(PreTrainedModel):
         """Bottleneck values [B, E] of each row's real tokens."""
         return self.bottlenecks(input_ids_BT)[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B - 1]
 
+    @abstractmethod
     def losses_given(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """Loss of every token in nats [B, T], the first included, 0 at padding, given each row's bottleneck values."""
-        raise NotImplementedError
 
     def token_losses(self, input_ids_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Loss of every token in nats [B, T], the first included, given the embedding of the row's whole window.

@@ -6,6 +6,7 @@ only the subset's entries and the size are written over, other keys are added wh
 """
 
 import logging
+import math
 import re
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -27,9 +28,18 @@ INTRODUCTION = """# Per-token entropy labels
 Every token of these documents stands beside an estimate of how much information it carries, in nats. Labels are rounded
 to 1/128 nat; no special tokens were added; all other columns are the source's.
 """
-SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
-LARGER = ((1e8, "10M<n<100M"), (1e9, "100M<n<1B"), (1e10, "1B<n<10B"), (1e11, "10B<n<100B"), (1e12, "100B<n<1T"))
-NATS_A_BIT = 0.6931471805599453
+SIZES = {
+    1e3: "n<1K",
+    1e4: "1K<n<10K",
+    1e5: "10K<n<100K",
+    1e6: "100K<n<1M",
+    1e7: "1M<n<10M",
+    1e8: "10M<n<100M",
+    1e9: "100M<n<1B",
+    1e10: "1B<n<10B",
+    1e11: "10B<n<100B",
+    1e12: "100B<n<1T",
+}
 
 LOG = logging.getLogger(__name__)
 
@@ -107,7 +117,7 @@ def _add_missing(card: DatasetCard, facts: Facts) -> None:
     infos = card.data["dataset_info"]
     infos = infos if isinstance(infos, list) else [infos]
     rows = sum(split["num_examples"] for info in infos for split in info.get("splits", []))
-    card.data["size_categories"] = [next((size for most, size in (*SIZES, *LARGER) if rows < most), "n>1T")]
+    card.data["size_categories"] = [next((size for most, size in SIZES.items() if rows < most), "n>1T")]
     wanted = {
         "pretty_name": "Per-token entropy labels",
         "annotations_creators": ["machine-generated"],
@@ -172,9 +182,9 @@ def _figures(facts: Facts) -> str:
     if counts is None:
         return "It is still being written."
     mean = counts.mean_entropy
-    a_byte = f", {mean / NATS_A_BIT * counts.tokens / counts.text_bytes:.3f} bits a byte" if counts.text_bytes else ""
+    a_byte = f", {mean / math.log(2) * counts.tokens / counts.text_bytes:.3f} bits a byte" if counts.text_bytes else ""
     return f"""{counts.rows:,} documents, {counts.tokens:,} tokens, {counts.labelled_tokens:,} of them labelled.
-A label is {mean:.3f} nats ({mean / NATS_A_BIT:.3f} bits) in the mean{a_byte},
+A label is {mean:.3f} nats ({mean / math.log(2):.3f} bits) in the mean{a_byte},
 {median(counts.histogram)} nats in the median.
 
 ```

@@ -17,7 +17,8 @@ from typing import NamedTuple, Self
 
 from huggingface_hub import CommitOperationAdd
 
-from pipeline.data.hub import Operation, Repository, shard_addition, told
+from pipeline.data.hub import Operation, Repository, shard_addition
+from pipeline.data.redaction import told
 from pipeline.engine.ledger import Plan, as_lines, forget, read_plan
 from schemas.layout import Subset
 from schemas.ledger import PLAN_FILE, PUBLISHED_FILE, RECEIPTS, Receipt
@@ -91,7 +92,7 @@ class Publisher:
     def _next(self) -> list[Labelled]:
         """Shards for a commit; none at the end."""
         batch: list[Labelled] = []
-        deadline = time.monotonic() + COMMIT_EVERY
+        deadline = 0.0
         while len(batch) < SHARDS_A_COMMIT or (len(batch) < MOST_A_COMMIT and not self.waiting.empty()):
             try:
                 one = self.waiting.get(timeout=max(0.0, deadline - time.monotonic()) if batch else None)
@@ -106,10 +107,9 @@ class Publisher:
 
     def _commit(self, batch: Sequence[Labelled]) -> None:
         there: dict[str, str] = {}
-        missing: list[Labelled] = []
 
         def operations(head: str) -> list[Operation]:
-            nonlocal there, missing
+            nonlocal there
             there = self.repository.digests([self._path(receipt) for receipt, _ in batch], head)
             missing = [one for one in batch if self._path(one.receipt) not in there]
             self.repository.upload([one.addition for one in missing])

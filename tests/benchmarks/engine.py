@@ -28,7 +28,8 @@ from pipeline.engine.labelling import load_annotator
 from pipeline.engine.ledger import open_run
 from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.stages import Stages
-from pipeline.settings import Config, prepare
+from pipeline.preparation import prepare
+from pipeline.settings import Config
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY
 from schemas.ledger import Counts, Receipt
 from tests.benchmarks.figure import Figure

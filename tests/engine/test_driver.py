@@ -15,9 +15,10 @@ import ray
 
 from pipeline.data.annotations import read_quarantine
 from pipeline.engine import backlog, crew, driver
-from pipeline.engine.annotation import Annotated, Annotator, Run, SourceError
+from pipeline.engine.annotation import Annotated, Annotator, Run
 from pipeline.engine.cluster import Share
 from pipeline.engine.driver import Driver
+from pipeline.engine.errors import SourceError
 from pipeline.engine.labelling import TorchLabeller, load_annotator
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit

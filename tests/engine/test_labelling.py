@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.engine.annotation import DeviceError
 from pipeline.engine.batches import window_batches
+from pipeline.engine.errors import DeviceError
 from pipeline.engine.labelling import TorchLabeller, load_annotator, load_labeller
 from pipeline.labels import exact, second_order
 from pipeline.models.second_order import Entropies, SecondOrderModel

@@ -1,0 +1,35 @@
+"""What rows hold, counted before and after annotation.
+
+N labelled tokens.
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.data.documents import Column
+from schemas.annotations import ENTROPY, NUM_TOKENS
+from schemas.ledger import BIN_NATS, BINS, Counts
+
+
+def count(source: pa.RecordBatch, annotated: pa.Table, column: Column) -> Counts:
+    """Counts of some rows, before and after annotation."""
+    entropies = pc.list_flatten(annotated.column(ENTROPY)).drop_null().to_numpy()
+    given = source.column(column.name)
+    lengths = pc.fill_null(pc.list_value_length(given) if column.tokenized else pc.binary_length(given), 0)
+    return Counts(
+        rows=len(source),
+        rows_without_text=pc.sum(pc.equal(lengths, 0)).as_py() or 0,
+        tokens=pc.sum(annotated.column(NUM_TOKENS)).as_py() or 0,
+        labelled_tokens=len(entropies),
+        text_bytes=0 if column.tokenized else pc.sum(lengths).as_py() or 0,
+        arrow_bytes=annotated.nbytes,
+        nats=float(entropies.sum(dtype=np.float64)),
+        histogram=histogram(entropies),
+    )
+
+
+def histogram(entropies_N: np.ndarray) -> tuple[int, ...]:
+    """How many entropies, in nats, fall below 0, into each of the bins above it, and beyond them."""
+    bins_N = np.clip(np.floor(entropies_N / BIN_NATS) + 1, 0, BINS - 1).astype(np.int64)
+    return tuple(np.bincount(bins_N, minlength=BINS).tolist())

@@ -1,0 +1,139 @@
+"""From what the main job is told to a run that workers can carry out: every setting checked against the source.
+
+Nothing is written here, so that a mistake leaves nothing behind.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.data.locations import pinned
+from pipeline.data.sample import SAMPLE_NAME
+from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, load_tokenizer, token_source, tokenizer_sha256
+from pipeline.engine.annotation import Run
+from pipeline.engine.ledger import Plan
+from pipeline.engine.plan import Source, Unit, default_rows_per_unit, plan_units
+from pipeline.models.checkpoint import (
+    SHIPPED,
+    checkpoint_members,
+    checkpoint_sha256,
+    context_and_vocabulary,
+    find_checkpoint,
+    require_kind,
+)
+from pipeline.settings import KIND_OF_METHOD, Config
+from schemas.annotations import INPUT_IDS, Provenance, annotated_schema
+
+
+def frozen(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
+    """The inputs with the commit of every Hub repository: today's, or that of the run that is gone on with."""
+    if inputs and there is not None and there.inputs == tuple(inputs):
+        return there.provenance.source
+    return pinned(inputs)
+
+
+def prepare(config: Config, source: Source, inputs: Sequence[str]) -> tuple[Run, list[Unit]]:
+    """Checks every setting against the source, found at `inputs`, and returns what workers need.
+
+    Raises:
+        ValueError: if the settings do not fit together.
+    """
+    checkpoint = checkpoint_folder(config)
+    members = checkpoint_members(checkpoint)
+    for member in members:
+        require_kind(member, KIND_OF_METHOD[config.method])
+    context, model_vocabulary = min(map(context_and_vocabulary, members))
+    tokens = tokens_for(members[0], model_vocabulary, config)
+    other = other_tokenizer(members[0], tokens)
+    window, overlap = windows_for(config, context)
+    rows = min(source.rows, config.limit or source.rows)
+    if rows == 0:
+        raise ValueError("the input has no rows; name files that have some with --input")
+    provenance = Provenance(
+        method=config.method,
+        checkpoint_sha256=checkpoint_sha256(*members),
+        tokenizer_sha256=tokenizer_sha256(tokens.folder) if tokens.folder else None,
+        vocabulary=tokens.vocabulary,
+        window=window,
+        overlap=overlap,
+        share=config.share,
+        keep_text=config.keep_text,
+        source=tuple(inputs) if config.input else (SAMPLE_NAME,),
+        text_column=config.column.name,
+        columns=config.columns,
+        source_sha256=source.sha256,
+        source_rows=rows,
+        rows_per_unit=config.rows_per_unit or default_rows_per_unit(rows),
+        source_seen_by_estimator=config.source_seen_by_estimator if len(members) == 1 else "no",
+        folds=len(members),
+        start_token=start_token_id(members[0], config) if config.method == "causal" else None,
+        dtype=config.dtype,
+        batch_invariant=config.batch_invariant,
+        estimator_tokenizer_sha256=tokenizer_sha256(other) if other else None,
+    )
+    schema = annotated_schema(source.schema, provenance)
+    passed = set(schema.names) - {INPUT_IDS}  # which is ours
+    read = pa.schema([field for field in source.schema if field.name in {config.column.name, *passed}])
+    units = plan_units(source, rows_per_unit=provenance.rows_per_unit, limit=config.limit)
+    folder = tokens.folder.resolve() if tokens.folder else None
+    checkpoints = tuple(member.resolve() for member in members)
+    run = Run(config.place, checkpoints, folder, other, provenance, read, schema, len(units), config.repository)
+    return run, units
+
+
+def windows_for(config: Config, context: int) -> tuple[int, int]:
+    """Tokens of a window, and those that it shares with the next.
+
+    Raises:
+        ValueError: if the checkpoint cannot read such windows.
+    """
+    window = config.window if config.window is not None else context
+    overlap = config.overlap if config.overlap is not None else window // 2
+    if not 0 <= overlap < window <= context:
+        raise ValueError(
+            f"the checkpoint needs 0 <= overlap < window <= {context}, not --overlap {overlap} and --window {window}"
+        )
+    return window, overlap
+
+
+def tokens_for(checkpoint: Path, model_vocabulary: int, config: Config) -> TokenSource:
+    """The tokens that were asked for, or the checkpoint's own; ids that it reads must be ids that it knows."""
+    named = config.tokenizer or str(checkpoint)
+    implied = model_vocabulary if named == TOKENIZED_ALREADY else None
+    tokens = token_source(named, implied if config.vocabulary is None else config.vocabulary)
+    other = other_tokenizer(checkpoint, tokens)
+    read = tokens.vocabulary if other is None else token_source(str(other), None).vocabulary
+    if read > model_vocabulary:
+        raise ValueError(f"{read} token ids do not fit the {model_vocabulary} that {checkpoint} knows; name another")
+    return tokens
+
+
+def other_tokenizer(checkpoint: Path, tokens: TokenSource) -> Path | None:
+    """The checkpoint's folder where its tokenizer is not the one asked for, so that its labels must be moved."""
+    own = tokenizer_sha256(checkpoint)
+    same = tokens.folder is None or own in (None, tokenizer_sha256(tokens.folder))
+    return None if same else checkpoint.resolve()
+
+
+def start_token_id(checkpoint: Path, config: Config) -> int:
+    """The token that was asked for, or what the checkpoint declares."""
+    if config.start_token is None:
+        from pipeline.models.loading import declared_start  # imports torch, which takes seconds
+
+        return declared_start(checkpoint)
+    found = load_tokenizer(checkpoint).token_to_id(config.start_token)
+    if found is None:
+        raise ValueError(
+            f"--start-token {config.start_token} is no token of {checkpoint}; name one that its tokenizer has"
+        )
+    return found
+
+
+def checkpoint_folder(config: Config) -> Path:
+    """The checkpoint that was named, or the shipped one for the method."""
+    if config.estimator is not None:
+        return find_checkpoint(config.estimator)
+    if config.method == "causal":
+        raise ValueError("--method causal needs --estimator, a causal language model, its folder or Hub name")
+    return SHIPPED / KIND_OF_METHOD[config.method]
