@@ -87,8 +87,10 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        if self.folds < 1:
-            raise ValueError(f"--folds must be at least 1, not {self.folds}")
+        for name in ("folds", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, not {value}")
         if self.causal_weight < 0:
             raise ValueError(f"--causal-weight must be 0 or more, not {self.causal_weight}")
 
@@ -100,7 +102,10 @@ def train_second_order(config: Config) -> None:
     seen, held_out = dataset.corpus(stop=config.limit).held_out(config.held_out)
     for part in (seen, held_out):
         if len(part.given_labels) < 2:
-            raise ValueError(f"{config.labels} has too few labels to train and evaluate on; choose a larger --share")
+            raise ValueError(
+                f"{config.labels} has too few labels to train and evaluate on; annotate more documents, or a larger "
+                "--share of their tokens"
+            )
     starts = starting_points(config, dataset)
     resume.begin_together(config.output, what_decides(config, dataset, starts))
     for fold, part in enumerate(seen.each_without_a_fold(config.folds)):

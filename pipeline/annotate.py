@@ -22,7 +22,7 @@ from pipeline.data.hub import Repository
 from pipeline.data.locations import find_files
 from pipeline.data.sample import write_sample
 from pipeline.data.shards import write_text
-from pipeline.engine.annotation import Annotated, Run
+from pipeline.engine.annotation import Annotated
 from pipeline.engine.cluster import LOCAL, Share, chosen, cluster
 from pipeline.engine.driver import Driver
 from pipeline.engine.ledger import (
@@ -38,6 +38,7 @@ from pipeline.engine.ledger import (
 )
 from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.report import Outcome, Report
+from pipeline.engine.run import Run
 from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.preparation import frozen, prepare
 from pipeline.progress import Progress

@@ -7,10 +7,11 @@ from statistics import fmean, stdev
 
 import torch
 
-from pipeline.engine.annotation import Run, with_tokenizers
+from pipeline.engine.annotation import with_tokenizers
 from pipeline.engine.errors import UnitError
 from pipeline.engine.labelling import load_annotator
 from pipeline.engine.plan import FEWEST_ROWS, Source, Unit
+from pipeline.engine.run import Run
 from pipeline.engine.stages import Stages
 from schemas.annotations import INPUT_IDS
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 from pipeline.data.locations import pinned
 from pipeline.data.sample import SAMPLE_NAME
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, load_tokenizer, token_source, tokenizer_sha256
-from pipeline.engine.annotation import Run
 from pipeline.engine.ledger import Plan
 from pipeline.engine.plan import Source, Unit, default_rows_per_unit, plan_units
+from pipeline.engine.run import Run, Snapshot
 from pipeline.models.checkpoint import (
     SHIPPED,
     checkpoint_members,
@@ -78,7 +78,10 @@ def prepare(config: Config, source: Source, inputs: Sequence[str]) -> tuple[Run,
     units = plan_units(source, rows_per_unit=provenance.rows_per_unit, limit=config.limit)
     folder = tokens.folder.resolve() if tokens.folder else None
     checkpoints = tuple(member.resolve() for member in members)
-    run = Run(config.place, checkpoints, folder, other, provenance, read, schema, len(units), config.repository)
+    snapshot = snapshot_of(config, checkpoint)
+    run = Run(
+        config.place, checkpoints, folder, other, provenance, read, schema, len(units), config.repository, snapshot
+    )
     return run, units
 
 
@@ -137,3 +140,9 @@ def checkpoint_folder(config: Config) -> Path:
     if config.method == "causal":
         raise ValueError("--method causal needs --estimator, a causal language model, its folder or Hub name")
     return SHIPPED / KIND_OF_METHOD[config.method]
+
+
+def snapshot_of(config: Config, checkpoint: Path) -> Snapshot | None:
+    """Where other nodes fetch the checkpoint from, if a name on the Hub was given and no folder."""
+    named = config.estimator
+    return None if named is None or Path(named).exists() else Snapshot(named, checkpoint.resolve())

@@ -8,7 +8,6 @@ Each stage is a generator that runs in a thread of its own, a few slabs of rows 
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,8 +17,8 @@ from tokenizers import Tokenizer
 
 from pipeline.data.ahead import ahead
 from pipeline.data.corpus import fold_of
-from pipeline.data.documents import Column, document_tokens, read_rows
-from pipeline.data.hub import Repository, shard_addition
+from pipeline.data.documents import document_tokens, read_rows
+from pipeline.data.hub import shard_addition
 from pipeline.data.redaction import redacted
 from pipeline.data.shards import annotated_rows, write_shard
 from pipeline.data.tokenizer import load_tokenizer
@@ -29,10 +28,10 @@ from pipeline.engine.counts import count
 from pipeline.engine.errors import OutputError, SourceError
 from pipeline.engine.ledger import record
 from pipeline.engine.plan import Unit
+from pipeline.engine.run import Run
 from pipeline.engine.stages import HELD, Stages
 from pipeline.labels.retokenize import encode_with_ends, move_nats
-from schemas.annotations import Provenance
-from schemas.layout import Subset, shard_name
+from schemas.layout import shard_name
 from schemas.ledger import Counts, Receipt
 
 SLABS_AHEAD = 2  # between two stages: enough to never wait, and memory stays at a few slabs of 2 MiB of text
@@ -54,33 +53,6 @@ class Labeller(Protocol):
     def columns(self) -> tuple[str, ...]: ...
 
     def label(self, batches: Iterable[Batch]) -> tuple[list[dict[str, np.ndarray]], int]: ...
-
-
-@dataclass(frozen=True)
-class Run:
-    """What every unit of a run shares."""
-
-    subset: Subset
-    """Where the dataset goes."""
-    checkpoints: tuple[Path, ...]
-    """One, or one a fold."""
-    tokenizer: Path | None
-    """Of `input_ids`."""
-    estimator_tokenizer: Path | None
-    """Of the checkpoints, where it is another: labels are then moved to the tokens of `input_ids`."""
-    provenance: Provenance
-    source_schema: pa.Schema
-    """Columns that are read."""
-    schema: pa.Schema
-    """Columns that are written."""
-    units: int
-    repository: Repository | None = None
-    """Where the dataset is published, if anywhere."""
-
-    @property
-    def column(self) -> Column:
-        """What documents are read from."""
-        return Column(self.provenance.text_column, tokenized=self.tokenizer is None)
 
 
 class Slab(NamedTuple):

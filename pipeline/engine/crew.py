@@ -11,10 +11,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.data.redaction import redacted
-from pipeline.engine.annotation import Run
 from pipeline.engine.cluster import Share
 from pipeline.engine.errors import UnitError
 from pipeline.engine.plan import Unit
+from pipeline.engine.run import Run
 from pipeline.engine.worker import UNITS_AT_A_TIME, Device, Load, Worker
 
 FAILED_STARTS = 3  # of as many workers, or of all that there are, end a run in which none is at work

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Generator, Sequence
 
-from pipeline.engine.annotation import Annotated, Run
+from pipeline.engine.annotation import Annotated
 from pipeline.engine.backlog import Backlog, Try
 from pipeline.engine.cluster import Share
 from pipeline.engine.crew import Crew, Ended, Hand, shown
@@ -17,6 +17,7 @@ from pipeline.engine.errors import OutputError, SourceError
 from pipeline.engine.ledger import quarantine, remove_unfinished
 from pipeline.engine.plan import Unit
 from pipeline.engine.report import Outcome
+from pipeline.engine.run import Run
 from pipeline.engine.worker import UNITS_AT_A_TIME, Load
 from schemas.layout import shard_name
 from schemas.ledger import Quarantined

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.engine.annotation import Annotator, Run, with_tokenizers
+from pipeline.engine.annotation import Annotator, with_tokenizers
 from pipeline.engine.batches import BATCH_TOKENS, Batch
 from pipeline.engine.errors import DeviceError
+from pipeline.engine.run import Run
 from pipeline.labels import causal, exact, second_order
 from pipeline.models.loading import declared_start, load_causal, load_estimator, load_second_order
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Dtype, Method
@@ -111,10 +112,11 @@ def load_annotator(run: Run, device: str) -> Annotator:
     """A run's checkpoints on a GPU, or on one core: labels must not depend on how many there are.
 
     Raises:
+        ValueError: if a checkpoint of the Hub cannot be fetched.
         RuntimeError: if there is no such device.
     """
     torch.set_num_threads(1)
-    settings = run.provenance
+    run, settings = run.on_this_node(), run.provenance
     labellers = tuple(
         load_labeller(settings.method, checkpoint, device, settings.dtype, settings.start_token)
         for checkpoint in run.checkpoints

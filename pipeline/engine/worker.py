@@ -8,8 +8,9 @@ import ray
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.engine.annotation import Annotated, Run
+from pipeline.engine.annotation import Annotated
 from pipeline.engine.plan import Unit
+from pipeline.engine.run import Run
 
 UNITS_AT_A_TIME = 2  # one is labelled while the next is read
 

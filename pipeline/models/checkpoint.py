@@ -34,8 +34,10 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def find_checkpoint(named: str) -> Path:
+def find_checkpoint(named: str, revision: str | None = None) -> Path:
     """A folder, or the local copy of a Hub repository `user/name`, of which no pickle is fetched.
+
+    A revision is a commit, branch or tag there; that copy is named by its commit.
 
     Raises:
         ValueError: if there is neither.
@@ -43,7 +45,7 @@ def find_checkpoint(named: str) -> Path:
     if Path(named).exists():
         return Path(named)
     try:
-        return Path(snapshot_download(named, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(named, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ValueError(
             f"no folder {named}, and the Hub does not give out a model of that name; check it, or log in with "

@@ -13,7 +13,7 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv1d
+from torch.nn.functional import conv1d, pad
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
@@ -50,17 +50,16 @@ class CausalConvolution(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
-        heads, _, context, _ = self.weight_HKCC.shape
+        heads, kernel, context, _ = self.weight_HKCC.shape
         positions = hidden_BTD.shape[1]
         if positions > context:
             raise ValueError(f"{positions} positions are more than the {context} that this mixer has weights for")
         channels_BXP = self.in_proj(hidden_BTD).unflatten(2, (heads, -1)).transpose(1, 2).flatten(1, 2)
         causal_HKTT = self.weight_HKCC[:, :, :positions, :positions].tril()
         mixed_BXP = conv1d(
-            channels_BXP,
+            pad(channels_BXP, ((kernel - 1) // 2, kernel // 2)),
             causal_HKTT.permute(0, 2, 3, 1).flatten(0, 1),
             self.bias_HC[:, :positions].flatten(),
-            padding="same",
             groups=heads,
         )
         mixed_BTD: Tensor = self.o_proj(mixed_BXP.unflatten(1, (heads, -1)).transpose(1, 2).flatten(2))

@@ -5,18 +5,20 @@ from itertools import accumulate
 from schemas.ledger import BIN_NATS, BINS
 
 WIDTH = 40
+LEAST_SHARE = 0.0005  # of all labels, that a line can show: 0.1%
 
 
 def drawn_histogram(histogram: tuple[int, ...]) -> str:
-    """A line for each bin up to the last one that holds anything: its lower end in nats, a bar, its share."""
+    """A line for each bin: its lower end in nats, a bar, its share. Those after the last that shows are one line."""
     total, most = sum(histogram), max(histogram, default=0)
     if not total:
         return "no labels"
-    filled = max(place for place, count in enumerate(histogram) if count) + 1
+    shown = max(place for place, count in enumerate(histogram) if count / total >= LEAST_SHARE) + 1
+    lines = [(_lower_end(place), count) for place, count in enumerate(histogram[:shown]) if place or count]
+    beyond = sum(histogram[shown:])
     return "\n".join(
-        f"{_lower_end(place):>9} {'█' * round(WIDTH * count / most):<{WIDTH}} {count / total:6.1%}".rstrip()
-        for place, count in enumerate(histogram[:filled])
-        if place or count
+        f"{end:>9} {'█' * round(WIDTH * count / most):<{WIDTH}} {count / total:6.1%}".rstrip()
+        for end, count in [*lines, *([("above", beyond)] if beyond else [])]
     )
 
 

@@ -109,7 +109,8 @@ def write_plot(file: Path, figures: Figures, truth: float | None) -> None:
                 panel.plot(list(loss_at), losses, label=label, linewidth=1.4, **style)
         panel.set_yscale("linear" if truth is None else "log")
         panel.set_xlabel("step")
-        panel.legend(fontsize=8)
+        if panel.lines:
+            panel.legend(fontsize=8)
     above = "" if truth is None else " above the truth's"
     figure.axes[0].set_ylabel(f"held-out loss{above}, nats a token")
     figure.savefig(file, dpi=110)

@@ -15,9 +15,10 @@ import numpy as np
 
 from pipeline.data.documents import Column
 from pipeline.data.locations import find_files
-from pipeline.engine.annotation import Annotator, Labeller, Run, with_tokenizers
+from pipeline.engine.annotation import Annotator, Labeller, with_tokenizers
 from pipeline.engine.batches import BATCH_TOKENS, Batch, gather, window_batches
 from pipeline.engine.plan import Unit, inspect, plan_units
+from pipeline.engine.run import Run
 from schemas.annotations import ENTROPY, INPUT_IDS, annotated_schema
 from schemas.layout import Subset
 from tests.builders import PROVENANCE

@@ -22,11 +22,12 @@ from pipeline.data.documents import Column
 from pipeline.data.locations import find_files
 from pipeline.data.shards import UNFINISHED
 from pipeline.data.tokenizer import load_tokenizer
-from pipeline.engine.annotation import Annotator, Run
+from pipeline.engine.annotation import Annotator
 from pipeline.engine.counts import histogram
 from pipeline.engine.errors import OutputError, SourceError
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit, inspect, plan_units
+from pipeline.engine.run import Run
 from pipeline.models.checkpoint import SHIPPED
 from schemas.annotations import annotated_schema
 from schemas.layout import Subset

@@ -15,13 +15,14 @@ import ray
 
 from pipeline.data.annotations import read_quarantine
 from pipeline.engine import backlog, crew, driver
-from pipeline.engine.annotation import Annotated, Annotator, Run
+from pipeline.engine.annotation import Annotated, Annotator
 from pipeline.engine.cluster import Share
 from pipeline.engine.driver import Driver
 from pipeline.engine.errors import SourceError
 from pipeline.engine.labelling import TorchLabeller, load_annotator
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit
+from pipeline.engine.run import Run
 from pipeline.engine.worker import Load
 from schemas.layout import Subset, shard_name
 from schemas.ledger import Quarantined, Receipt

@@ -99,7 +99,8 @@ def test_a_file_of_parts_of_another_is_put_together_from_any_byte_to_any_other(x
     assert xet_hub.store is not None
     file = xet_hub.store.by_sha256[hashlib.sha256(content).hexdigest()]
     assert len(file.segments) > 1
-    for first, last in ((0, len(content) - 1), (0, 9), (1_010_000, 1_010_009), (123, 2_290_000), (2_299_999, 2_299_999)):
+    end = len(content) - 1
+    for first, last in ((0, end), (0, 9), (1_010_000, 1_010_009), (123, 2_290_000), (end, end)):
         asked = {"Authorization": "Bearer xet-read", "Range": f"bytes={first}-{last}"}
         told = httpx2.get(f"{xet_hub.storage}/v1/reconstructions/{file.hash}", headers=asked).json()
         assert assembled(told)[told["offset_into_first_range"] :][: last - first + 1] == content[first : last + 1]

@@ -1,18 +1,12 @@
 """Checkpoint folders: what loads, what is refused and how."""
 
 import json
-import threading
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
-from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
 
-from pipeline.models import checkpoint
 from pipeline.models.checkpoint import (
     checkpoint_kind,
     checkpoint_members,
@@ -24,6 +18,7 @@ from pipeline.models.checkpoint import (
 from pipeline.models.loading import load_autoencoder, load_causal, load_estimator, load_second_order, save_checkpoint
 from pipeline.models.stack import new_language_model
 from pipeline.models.transformer import llama_config
+from tests.hub import Hub
 from tests.tiny_models import random_tokens, tiny_autoencoder, tiny_estimator, tiny_second_order
 
 
@@ -115,67 +110,16 @@ def test_a_name_is_a_folder_before_it_is_a_repository(tmp_path: Path, monkeypatc
     assert find_checkpoint("user/name") == Path("user/name")
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Gives out one model repository, a pickle included, the way huggingface_hub asks for it."""
-
-    folder: Path
-    asked: ClassVar[list[str]] = []
-
-    def do_GET(self) -> None:
-        name = self.path.rpartition("/")[2]
-        if self.path.startswith("/api/models/user/name/tree"):
-            files = [
-                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": file.name}
-                for file in self.folder.iterdir()
-            ]
-            body = json.dumps(files).encode()
-        elif self.path.startswith("/api/models/user/name"):
-            siblings = [{"rfilename": file.name} for file in self.folder.iterdir()]
-            body = json.dumps(
-                {"id": "user/name", "modelId": "user/name", "sha": "a" * 40, "siblings": siblings}
-            ).encode()
-        elif self.path.startswith("/user/name/resolve/") and (self.folder / name).is_file():
-            self.asked.append(name)
-            body = (self.folder / name).read_bytes()
-        else:
-            self.send_error(404)
-            return
-        self.send_response(200)
-        for header, value in {"Content-Length": len(body), "ETag": f'"{name}"', "X-Repo-Commit": "a" * 40}.items():
-            self.send_header(header, str(value))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    do_HEAD = do_GET
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
-
-
-def test_a_model_of_the_hub_is_fetched_without_its_pickles(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, estimator_folder: Path
-) -> None:
-    (estimator_folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    Hub.folder = estimator_folder
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(
-        checkpoint,
-        "snapshot_download",
-        partial(
-            snapshot_download,
-            endpoint=f"http://127.0.0.1:{server.server_port}",
-            cache_dir=tmp_path / "cache",
-        ),
-    )
-    try:
-        folder = find_checkpoint("user/name")
-        assert load_estimator(folder).config.bottleneck_width == 3
-        assert "pytorch_model.bin" not in Hub.asked and not (folder / "pytorch_model.bin").exists()
-        with pytest.raises(ValueError, match="no folder user/other, and the Hub does not give out"):
-            find_checkpoint("user/other")
-        with pytest.raises(ValueError, match="no folder no such name"):
-            find_checkpoint("no such name")
-    finally:
-        server.shutdown()
+def test_a_model_of_the_hub_is_fetched_without_its_pickles(hub: Hub, estimator_folder: Path) -> None:
+    files = {file.name: file.read_bytes() for file in estimator_folder.iterdir()}
+    first = hub.add("user/name", {**files, "pytorch_model.bin": b"\x80\x04."}, kind="models")
+    hub.add("user/name", {"README.md": b"a new card"}, kind="models")
+    folder = find_checkpoint("user/name", revision=first)
+    assert folder.name == first and load_estimator(folder).config.bottleneck_width == 3
+    assert not (folder / "pytorch_model.bin").exists()
+    assert not any(request.path.endswith("pytorch_model.bin") for request in hub.requests)
+    assert find_checkpoint("user/name") != folder
+    with pytest.raises(ValueError, match="no folder user/other, and the Hub does not give out"):
+        find_checkpoint("user/other")
+    with pytest.raises(ValueError, match="no folder no such name"):
+        find_checkpoint("no such name")

@@ -3,9 +3,9 @@
 from hashlib import sha256
 from pathlib import Path
 
-from pipeline.engine.annotation import Run
 from pipeline.engine.ledger import open_run, record
 from pipeline.engine.plan import Unit
+from pipeline.engine.run import Run
 from schemas.layout import Subset, shard_name
 from schemas.ledger import Counts, Receipt
 from tests.builders import write_documents

@@ -68,6 +68,12 @@ def test_the_body_says_what_a_label_is_and_how_to_use_it() -> None:
     assert "checkpoint_sha256 | cccc" in card and "negative where" in card and "| `entropy` | list of float |" in card
 
 
+def test_bins_too_thin_for_a_bar_are_one_line_at_the_end() -> None:
+    labels = (0, 6000, 4000, 1, 0, 2, 1)
+    card = dataset_card(facts(counts=replace(COUNTS, histogram=labels)), None)
+    assert re.search(r"0\.5 █{27} +40\.0%\n +above +0\.0%\n", card)
+
+
 def test_a_dataset_that_is_still_written_has_no_figures() -> None:
     card = dataset_card(facts(counts=None, shards_sha256="", size=0), None)
     assert "It is still being written." in card and "splits" not in str(front_matter(card))

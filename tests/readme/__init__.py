@@ -1,1 +1,1 @@
-"""README.md taken apart, and what makes its commands small: all that tests/test_readme.py holds it against."""
+"""Pages taken apart, and what makes their commands small: README.md, the tutorial and links are held against it."""

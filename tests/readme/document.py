@@ -1,4 +1,4 @@
-"""README.md taken apart: commands, Python, folder trees, links, and what stands between backticks.
+"""A page of the documentation taken apart: commands, Python, folder trees, links, and what stands between backticks.
 
 A block of code is a tree if it begins with a folder, a diagram if it has arrows, Python if it is that, and commands
 otherwise: a block of another kind needs a fence that names its language.
@@ -44,6 +44,12 @@ class Document:
             elif is_block(token) and kind_of(token) == "commands":
                 found += lines_of(token.content)
         return list(dict.fromkeys(found))
+
+    @cached_property
+    def steps(self) -> list[tuple[Kind, str]]:
+        """Blocks of commands and of Python, in the order that a reader meets them."""
+        blocks = [(kind_of(token), token.content) for token in self.tokens if is_block(token)]
+        return [(kind, content) for kind, content in blocks if kind in ("commands", "python")]
 
     @cached_property
     def snippets(self) -> list[str]:

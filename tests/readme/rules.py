@@ -1,4 +1,4 @@
-"""What makes each command of README.md small enough for a test; a command that no rule knows is an error."""
+"""What makes each command of a page small enough for a test; a command that no rule knows is an error."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,9 +8,6 @@ Way = Literal["here", "process", "cluster", "make", "tests", "docker"]
 
 PLACEHOLDERS = {"USER/NAME": "user/name"}
 """What stands for any repository, and the one of the Hub for tests."""
-
-SHORTER = {"Reading(": "Reading(epochs=1, "}
-"""Parts of snippets that have no end by themselves, and what ends them."""
 
 _TRAINING = "--training.steps 2 --training.tokens-per-batch 512"
 _MODEL = "--model.context 32 --model.width 16 --model.layers 1 --model.heads 2"
@@ -58,8 +55,9 @@ RULES = (
         changed={"USER/NAME": "user/streamed"},  # beside what a folder is published as
         added="--workers 1",
     ),
-    Rule("python -m pipeline.report annotated"),
+    Rule("python -m pipeline.report"),
     Rule("python -m pipeline.publish annotated", "process"),
+    Rule("python -m pipeline.publish ten", "process"),
     Rule("python -m pipeline.publish DIR", "process", changed={"DIR": "annotated"}),
     Rule(
         "ray job submit --working-dir . -- python -m pipeline.annotate --config jobs/annotate_fineweb_edu.yaml",
@@ -81,10 +79,11 @@ RULES = (
     ),
     Rule("python -m jobs.train_second_order", added=_TRAINING),
     Rule("python -m jobs.train_language_model --labels annotated", added=f"{_TRAINING} {_MODEL}"),
+    Rule("python -m jobs.train_language_model --config jobs/tutorial.yaml", added=f"{_TRAINING} {_MODEL}"),
     Rule(
         "python -m jobs.train_language_model --labels hf://",
         "process",
-        changed={"--training.steps 20000": _TRAINING, "--output model": "--output model-of-the-hub"},
+        changed={"--training.steps 20000": _TRAINING},
         added=_MODEL,
     ),
     Rule(
@@ -139,7 +138,7 @@ def rule_for(command: str) -> Rule:
     """
     known = [rule for rule in RULES if command.startswith(rule.begins)]
     assert known, (
-        f"README.md has a command that no test runs: `{command}`. Add a Rule to RULES in tests/readme/rules.py that "
+        f"a page has a command that no test runs: `{command}`. Add a Rule to RULES in tests/readme/rules.py that "
         "makes it end in seconds. Where it is no command, give its block a fence that names its language."
     )
     return max(known, key=lambda rule: len(rule.begins))

@@ -78,6 +78,7 @@ def prepare(folder: Path, hub: Hub) -> Workspace:
         (folder / name).symlink_to(ROOT / name)
     write_documents(folder / "documents.parquet", sample_texts(60, 800))
     write_documents(folder / "books.parquet", sample_texts(3, LONGEST))
+    (folder / "notes.txt").write_text(sample_texts(1, LONGEST)[0])
     for number, rows in enumerate((fineweb_rows(0, 6), fineweb_rows(6, 12))):
         file = folder / "fineweb" / f"{number:03d}.parquet"
         file.parent.mkdir(exist_ok=True)

@@ -7,7 +7,6 @@ later ones read what earlier ones wrote, so run this file as a whole.
 import importlib.util
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from transformers import PreTrainedModel
 
 from pipeline.models.checkpoint import SHIPPED
 from tests.conftest import Head, RunCommand
-from tests.hub import hub_server
+from tests.readme.conftest import RunHere
 from tests.readme.document import ROOT, Document, files_for_docker, names_of, unknown_names
-from tests.readme.rules import SHORTER, Way, rule_for, way_of
-from tests.readme.workspace import Workspace, prepare
+from tests.readme.rules import Way, rule_for, way_of
+from tests.readme.workspace import Workspace
 from tests.test_job_submit import submitted
 from tests.tiny_models import tiny_language_model
 
@@ -38,43 +37,19 @@ def commands(*ways: Way) -> list[str]:
     return [command for command in README.commands if way_of(command) in ways]
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    with hub_server() as hub:
-        yield prepare(tmp_path_factory.mktemp("clone"), hub)
-
-
 @pytest.fixture
-def there(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The workspace's folder, which is this process's too."""
-    monkeypatch.chdir(workspace.folder)
-    return workspace.folder
-
-
-@pytest.fixture
-def annotated(there: Path, run_command: RunCommand, ray_cluster: None, workspace: Workspace) -> Path:
+def annotated(there: Path, run_here: RunHere) -> Path:
     """The dataset that README's first command writes."""
     if not (there / "annotated").exists():
-        run_here(
-            next(command for command in README.commands if "--output annotated" in command), workspace, run_command
-        )
+        run_here(next(command for command in README.commands if "--output annotated" in command))
     return there / "annotated"
 
 
-def run_here(command: str, workspace: Workspace, run_command: RunCommand) -> None:
-    python, option, module, *arguments = workspace.words(rule_for(command).applied(command))
-    assert (python, option) == ("python", "-m")
-    assert run_command(module, *arguments) == 0
-
-
-@pytest.mark.usefixtures("there", "ray_cluster")
 @pytest.mark.parametrize("command", commands("here", "process"), ids=str)
-def test_a_command_of_readme_works_as_it_is_written(
-    command: str, workspace: Workspace, run_command: RunCommand
-) -> None:
+def test_a_command_of_readme_works_as_it_is_written(command: str, workspace: Workspace, run_here: RunHere) -> None:
     rule = rule_for(command)
     if rule.way == "here":
-        run_here(command, workspace, run_command)
+        run_here(command)
     else:
         code, printed = workspace.run(rule.applied(command))
         assert code == 0, printed
@@ -90,16 +65,16 @@ def test_a_job_of_readme_is_done_by_a_cluster(command: str, workspace: Workspace
 
 @pytest.mark.parametrize("command", commands("make"), ids=str)
 def test_make_has_the_target_though_it_is_not_made_here(command: str) -> None:
-    subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, capture_output=True, check=True)
+    make, _, _ = command.partition(" && ")
+    subprocess.run([*make.split(), "--dry-run"], cwd=ROOT, capture_output=True, check=True)
 
 
-@pytest.mark.usefixtures("there", "ray_cluster")
-def test_the_demo_works(workspace: Workspace, run_command: RunCommand) -> None:
+def test_the_demo_works(run_here: RunHere) -> None:
     # A make that runs these tests would have this one print its directories.
     make = ["make", "demo", "--dry-run", "--no-print-directory"]
     shown = subprocess.run(make, cwd=ROOT, capture_output=True, check=True, text=True).stdout
     command = shown.splitlines()[-1].removeprefix(".venv/bin/")
-    run_here(f"{command} --limit 8", workspace, run_command)
+    run_here(f"{command} --limit 8")
 
 
 @pytest.mark.parametrize("command", commands("tests"), ids=str)
@@ -142,8 +117,6 @@ def runs_here(snippet: str) -> bool:
 
 def execute(snippet: str, names: dict[str, Any]) -> PreTrainedModel:
     """Runs a snippet, which adds to the names, with a new model, which is returned."""
-    for endless, ending in SHORTER.items():
-        snippet = snippet.replace(endless, ending)
     model: PreTrainedModel = tiny_language_model(vocabulary=8192).train()
     model.requires_grad_(True)
     names |= {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
@@ -155,19 +128,6 @@ def execute(snippet: str, names: dict[str, Any]) -> PreTrainedModel:
 def test_a_snippet_of_readme_has_its_names_from_itself_or_those_before_it(number: int) -> None:
     known = GIVEN.union(*map(names_of, README.snippets[:number]))
     assert unknown_names(README.snippets[number], known) == set()
-
-
-def test_links_lead_somewhere() -> None:
-    def leads_nowhere(link: str) -> bool:
-        if link.startswith("https://"):
-            return False
-        path, _, anchor = link.partition("#")
-        if not path:
-            return anchor not in README.anchors
-        target = ROOT / path
-        return not target.exists() or bool(anchor and anchor not in Document(target.read_text()).anchors)
-
-    assert [link for link in README.links if leads_nowhere(link)] == []
 
 
 def test_paths_in_the_text_exist_here_or_in_what_commands_write(annotated: Path) -> None:

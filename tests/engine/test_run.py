@@ -1,0 +1,48 @@
+"""A run as another node sees it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from pipeline.data.locations import find_files
+from pipeline.engine.labelling import load_annotator
+from pipeline.engine.plan import Unit, inspect
+from pipeline.engine.run import Run
+from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
+from pipeline.preparation import prepare
+from pipeline.settings import Config
+from tests.builders import sample_texts, write_documents
+from tests.engine.fakes import shards
+from tests.hub import Hub
+from tests.tiny_models import tiny_second_order
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    tiny_second_order(vocabulary=8192).save_pretrained(folder)
+    copy_tokenizer(SHIPPED / "tokenizer", folder)
+    return folder
+
+
+def prepared(tmp_path: Path, output: str, estimator: str) -> tuple[Run, list[Unit]]:
+    file = str(write_documents(tmp_path / "in.parquet", sample_texts(3, 300)))
+    config = Config(input=(file,), output=str(tmp_path / output), estimator=estimator)
+    return prepare(config, inspect(find_files([file]), config.column), config.input)
+
+
+def test_a_node_without_the_hubs_cache_fetches_the_commit_that_the_run_was_prepared_with(
+    hub: Hub, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("user/model", {file.name: file.read_bytes() for file in model.iterdir()}, kind="models")
+    run, units = prepared(tmp_path, "elsewhere", "user/model")
+    hub.add("user/model", {"model.safetensors": b"newer"}, kind="models")
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "another node's cache"))
+    load_annotator(run, "cpu").annotate(units[0])
+    here, units = prepared(tmp_path, "here", str(model))
+    assert here.snapshot is None and here.on_this_node() is here
+    load_annotator(here, "cpu").annotate(units[0])
+    assert shards(tmp_path / "elsewhere") == shards(tmp_path / "here")

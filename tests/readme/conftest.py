@@ -1,0 +1,38 @@
+"""The folder that the documentation's commands are run in, and how."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RunCommand
+from tests.hub import hub_server
+from tests.readme.rules import rule_for
+from tests.readme.workspace import Workspace, prepare
+
+RunHere = Callable[[str], None]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    with hub_server() as hub:
+        yield prepare(tmp_path_factory.mktemp("clone"), hub)
+
+
+@pytest.fixture
+def there(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The workspace's folder, which is this process's too."""
+    monkeypatch.chdir(workspace.folder)
+    return workspace.folder
+
+
+@pytest.fixture
+def run_here(workspace: Workspace, there: Path, run_command: RunCommand, ray_cluster: None) -> RunHere:
+    """Runs a command in this process, as its rule has it."""
+
+    def run(command: str) -> None:
+        python, option, module, *arguments = workspace.words(rule_for(command).applied(command))
+        assert (python, option) == ("python", "-m")
+        assert run_command(module, *arguments) == 0
+
+    return run

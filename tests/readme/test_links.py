@@ -1,0 +1,21 @@
+"""Every link of every page leads somewhere."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.readme.document import ROOT, Document
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    def leads_nowhere(link: str) -> bool:
+        if link.startswith("https://"):
+            return False
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        return not target.exists() or bool(anchor and anchor not in Document(target.read_text()).anchors)
+
+    assert [link for link in Document(page.read_text()).links if leads_nowhere(link)] == []
