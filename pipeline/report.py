@@ -48,7 +48,7 @@ class Config:
 def report(config: Config) -> None:
     """Write a page that shows an annotated dataset, every token in the colour of its entropy."""
     if config.terminal:
-        print_document(document_view(config.dataset, config.document, config.extent.tokens), Console())
+        print_document(document_view(config.dataset, config.document, config.extent.tokens_each(1)), Console())
         return
     page = write_report(config.dataset, config.output, against=config.against, by=config.by, extent=config.extent)
     print(f"{page} has {page.stat().st_size / 1e6:.1f} MB; open it in a browser")

@@ -21,6 +21,7 @@ from schemas.annotations import LIMITS, ROUNDING_NATS
 from schemas.documents import is_text
 
 LEAST_OCCURRENCES, TOKENS_LISTED = 10, 12
+MOST_OF_ALL, MOST_OF_ONE = 300_000, 20_000  # tokens on a page: about 3 MB, and what a browser lays out in a moment
 SHARE_BEYOND = 0.01  # of the labels, which the scale's ends do not reach
 
 Values = dict[str, Any]
@@ -34,17 +35,22 @@ class Extent:
     """Documents to show, of those in the sample."""
     sample: int = 2000
     """Documents for the statistics, from all over the dataset."""
-    tokens: int = 1500
-    """Tokens to show of a document, its first ones."""
+    tokens: int | None = None
+    """Tokens to show of a document, its first ones; by default 1,500 where 200 documents are shown, 20,000 of one."""
     seed: int = 0
     """Of the sample."""
 
     def __post_init__(self) -> None:
         for name in ("documents", "sample", "tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} to show must be at least 1, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} to show must be at least 1, not {value}")
         if self.seed < 0:
             raise ValueError(f"the seed must be at least 0, not {self.seed}")
+
+    def tokens_each(self, documents: int) -> int:
+        """Tokens to show of each of so many documents."""
+        return self.tokens or min(MOST_OF_ONE, MOST_OF_ALL // max(1, documents))
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,10 @@ def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, extent: E
     columns = [by] if by else [name for name in source.source_columns if is_text(source.schema.field(name).type)]
     sampled = _read(source, extent, columns)
     statistics, texts = sampled.statistics, TokenTexts(tokenizer)
-    column = by or statistics.few_groups(columns)
+    column, most = by or statistics.few_groups(columns), extent.tokens_each(len(sampled.shown))
     return {
         "title": short_name(source.dataset),
-        "told": [*_told(source, sampled, extent), LIMITS[source.dataset.provenance.method]],
+        "told": [*_told(source, sampled, extent, most), LIMITS[source.dataset.provenance.method]],
         "rounding": ROUNDING_NATS,
         "levels": LEVELS,
         "series": source.series,
@@ -80,7 +86,7 @@ def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, extent: E
         "measures": _measures(source, statistics, texts),
         "least": LEAST_OCCURRENCES,
         "groups": None if column is None else _groups(column, statistics),
-        **_documents(sampled.shown, texts, extent.tokens),
+        **_documents(sampled.shown, texts, most),
     }
 
 
@@ -100,7 +106,7 @@ def _read(source: LabelledSource, extent: Extent, columns: Sequence[str]) -> Sam
     return Sampled(statistics, shown)
 
 
-def _told(source: LabelledSource, sampled: Sampled, extent: Extent) -> Iterator[str]:
+def _told(source: LabelledSource, sampled: Sampled, extent: Extent, most_tokens: int) -> Iterator[str]:
     """What was looked at."""
     rows, statistics, provenance = len(source.dataset), sampled.statistics, source.dataset.provenance
     first, more = provenance.source[0], len(provenance.source) - 1
@@ -108,10 +114,16 @@ def _told(source: LabelledSource, sampled: Sampled, extent: Extent) -> Iterator[
     compared = "" if source.against is None else f", beside {short_name(source.against)}"
     yield f"{provenance.method.capitalize()} labels of {first}{others}{compared}."
     drawn = "" if statistics.documents == rows else f", drawn from all over it with seed {extent.seed}"
+    cut = any(len(document.tokens_N) > most_tokens for document in sampled.shown)
+    shown = f", the first {most_tokens:,} tokens of each at most" if cut else ""
     yield (
-        f"{len(sampled.shown):,} of {rows:,} documents are shown, at most {extent.tokens:,} tokens of each. "
-        f"The figures below are of {statistics.documents:,} documents with {statistics.tokens:,} tokens{drawn}."
+        f"Shown: {len(sampled.shown):,} of {_documents_of(rows)}{shown}. "
+        f"The figures below are of {_documents_of(statistics.documents)} with {statistics.tokens:,} tokens{drawn}."
     )
+
+
+def _documents_of(count: int) -> str:
+    return f"{count:,} document{'s' if count != 1 else ''}"
 
 
 def _measures(source: LabelledSource, statistics: Statistics, texts: TokenTexts) -> list[Values]:

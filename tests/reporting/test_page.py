@@ -93,7 +93,7 @@ def test_a_sample_is_drawn_and_the_page_says_of_how_many(tmp_path: Path) -> None
     extent = Extent(documents=40, sample=100, tokens=2, seed=3)
     contents = contents_of(write_report(str(tmp_path), tmp_path / "page", extent=extent))
     assert contents["told"][1] == (
-        "40 of 1,000 documents are shown, at most 2 tokens of each. "
+        "Shown: 40 of 1,000 documents, the first 2 tokens of each at most. "
         "The figures below are of 100 documents with 300 tokens, drawn from all over it with seed 3."
     )
     rows = [shown["row"] for shown in contents["documents"]]
@@ -101,6 +101,26 @@ def test_a_sample_is_drawn_and_the_page_says_of_how_many(tmp_path: Path) -> None
     for shown in contents["documents"]:
         assert nats_of(contents, shown["labels"][0]) == [shown["row"], 1.0] and shown["size"] == 3
     assert contents["measures"][0]["labelled"] == 300
+
+
+@pytest.mark.parametrize(
+    ("documents", "shown", "told"),
+    [
+        (
+            1,
+            20_000,
+            "Shown: 1 of 1 document, the first 20,000 tokens of each at most. The figures below are of 1 document ",
+        ),
+        (30, 10_000, "Shown: 30 of 30 documents, the first 10,000 tokens of each at most. "),
+        (15, 20_000, "Shown: 15 of 15 documents, the first 20,000 tokens of each at most. "),
+    ],
+)
+def test_fewer_documents_are_shown_at_greater_length(tmp_path: Path, documents: int, shown: int, told: str) -> None:
+    size = 20_001
+    write_annotated(tmp_path, [[1] * size] * documents, [[2.0] * size] * documents)
+    contents = contents_of(write_report(str(tmp_path), tmp_path / "page"))
+    assert contents["told"][1].startswith(told)
+    assert {len(document["tokens"]) for document in contents["documents"]} == {shown}
 
 
 def test_two_datasets_stand_side_by_side_with_their_difference(tmp_path: Path) -> None:
