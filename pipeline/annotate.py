@@ -25,24 +25,16 @@ from pipeline.data.shards import write_text
 from pipeline.engine.annotation import Annotated
 from pipeline.engine.cluster import LOCAL, Share, chosen, cluster
 from pipeline.engine.driver import Driver
-from pipeline.engine.ledger import (
-    finished,
-    locked,
-    open_run,
-    planned,
-    read_published,
-    require_same,
-    total,
-    unpublished,
-    write_published,
-)
+from pipeline.engine.ledger import finished, read_published, total, unpublished, write_published
+from pipeline.engine.opening import locked, open_run, planned, require_same
 from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.report import Outcome, Report
 from pipeline.engine.run import Run
 from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.preparation import frozen, prepare
 from pipeline.progress import Progress
-from pipeline.publishing.card import THIS_FOLDER, Facts, write_card
+from pipeline.publishing.card import write_card
+from pipeline.publishing.facts import THIS_FOLDER, Facts
 from pipeline.publishing.publisher import Publisher, published_plan, published_receipts
 from pipeline.publishing.source import source_facts
 from pipeline.publishing.subset import publish_beginning, publish_end, with_totals

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.data.locations import pinned
 from pipeline.data.sample import SAMPLE_NAME
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, load_tokenizer, token_source, tokenizer_sha256
-from pipeline.engine.ledger import Plan
+from pipeline.engine.opening import Plan
 from pipeline.engine.plan import Source, Unit, default_rows_per_unit, plan_units
 from pipeline.engine.run import Run, Snapshot
 from pipeline.models.checkpoint import (

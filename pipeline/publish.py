@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from pipeline.command_line import run
 from pipeline.data.hub import Repository
-from pipeline.engine.ledger import locked, planned, read_receipts, require_same
-from pipeline.publishing.card import Facts
+from pipeline.engine.ledger import read_receipts
+from pipeline.engine.opening import locked, planned, require_same
+from pipeline.publishing.facts import Facts
 from pipeline.publishing.publisher import Publisher, published_plan, published_receipts
 from pipeline.publishing.source import source_facts
 from pipeline.publishing.subset import publish_beginning, publish_end, with_totals

@@ -16,7 +16,7 @@ from rich.console import Console
 from pipeline.command_line import run
 from pipeline.data.annotations import find_annotations
 from pipeline.data.tokenizer import load_tokenizer
-from pipeline.reporting.contents import Extent
+from pipeline.reporting.extent import Extent
 from pipeline.reporting.page import write_report
 from pipeline.reporting.sampling import LabelledSource
 from pipeline.reporting.terminal import print_document

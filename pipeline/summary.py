@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.data.hub import Repository
-from pipeline.data.locations import find_files, open_stored
+from pipeline.data.locations import find_files
+from pipeline.data.opened import open_stored
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.report import Report

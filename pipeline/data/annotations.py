@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from huggingface_hub import parse_hf_uri, snapshot_download
 
 from pipeline.data.corpus import Corpus
-from pipeline.data.documents import Column, read_rows
-from pipeline.data.locations import HUB, File, find_files, open_stored, pinned
+from pipeline.data.labelled_batches import read_labelled
+from pipeline.data.locations import HUB, File, find_files, pinned
+from pipeline.data.opened import open_stored
 from pipeline.data.tokenizer import TOKENIZER_FILE
 from schemas.annotations import ENTROPY, INPUT_IDS, PROVENANCE_KEY, Provenance
 from schemas.layout import DATA_FOLDER, Subset, shard_name, shards_in_all
@@ -46,7 +47,7 @@ class AnnotatedDataset:
         Raises:
             ValueError: if a label is not finite, or there is not one a token.
         """
-        return self._corpus(pa.Table.from_batches(self._batches(start, stop), self.schema), start)
+        return _corpus(pa.Table.from_batches(self._batches(start, stop), self.schema))
 
     def pieces(self, start: int, stop: int, tokens: int) -> Iterator[Corpus]:
         """The same rows, so many tokens or a little more at a time; only these are in memory."""
@@ -55,36 +56,17 @@ class AnnotatedDataset:
             held.append(batch)
             left -= len(batch.column(INPUT_IDS).flatten())
             if left <= 0:
-                yield self._corpus(pa.Table.from_batches(held), start)
-                start, held, left = start + sum(map(len, held)), [], tokens
+                yield _corpus(pa.Table.from_batches(held))
+                held, left = [], tokens
         if held:
-            yield self._corpus(pa.Table.from_batches(held), start)
+            yield _corpus(pa.Table.from_batches(held))
 
     def _batches(self, start: int, stop: int | None) -> Iterator[pa.RecordBatch]:
         stop = len(self) if stop is None else stop
         for shard, rows in zip(self.shards, self.rows, strict=True):
             if start < rows and stop > 0:
-                yield from read_rows(shard, max(0, start), min(stop, rows), self.schema, Column(INPUT_IDS, True))
+                yield from read_labelled(shard, max(0, start), min(stop, rows), self.schema)
             start, stop = start - rows, stop - rows
-
-    def _corpus(self, rows: pa.Table, first_row: int) -> Corpus:
-        tokens = rows.column(INPUT_IDS).combine_chunks()
-        entropies = rows.column(ENTROPY).combine_chunks()
-        labels = entropies.flatten()
-        if not np.isfinite(labels.drop_null().to_numpy()).all():
-            raise ValueError(
-                f"{self.source} has entropies that are not finite; annotate it again (a token without a label is null)"
-            )
-        lengths, label_lengths = tokens.value_lengths().to_numpy(), entropies.value_lengths().to_numpy()
-        if not np.array_equal(lengths, label_lengths):
-            row = int(np.argmax(lengths != label_lengths))
-            wrong = f"row {first_row + row} of {self.source} has {label_lengths[row]} entropies for"
-            raise ValueError(f"{wrong} {lengths[row]} tokens")
-        return Corpus(
-            tokens_N=tokens.flatten().to_numpy(),
-            offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-            labels_N=labels.to_numpy(zero_copy_only=False).astype(np.float32),
-        )
 
 
 def find_annotations(source: str) -> AnnotatedDataset:
@@ -160,6 +142,15 @@ def _look(shard: File) -> tuple[int, pa.Schema]:
             f"{shard.url} was not written by pipeline.annotate: it lacks labels or their provenance; name another"
         )
     return parquet.metadata.num_rows, schema
+
+
+def _corpus(rows: pa.Table) -> Corpus:
+    tokens, labels = rows.column(INPUT_IDS).combine_chunks(), rows.column(ENTROPY).combine_chunks()
+    return Corpus(
+        tokens_N=tokens.flatten().to_numpy(),
+        offsets=np.concatenate([[0], np.cumsum(tokens.value_lengths().to_numpy(), dtype=np.int64)]),
+        labels_N=labels.flatten().to_numpy(zero_copy_only=False).astype(np.float32),
+    )
 
 
 def _shared_provenance(source: str, names: set[str], schemas: tuple[pa.Schema, ...]) -> Provenance:

@@ -14,7 +14,8 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from pipeline.data import json_lines, parquet_rows, plain_text
-from pipeline.data.locations import File, open_file
+from pipeline.data.locations import File
+from pipeline.data.opened import open_file
 from pipeline.data.redaction import redacted
 from pipeline.data.tokenizer import encode
 from schemas.documents import TEXT_COLUMN, is_text, is_token_list

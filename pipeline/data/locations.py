@@ -1,32 +1,29 @@
-"""Files wherever they lie, on a disk or behind a URL: found, pinned to a revision, and opened.
+"""Files wherever they lie, on a disk or behind a URL: found, and pinned to a revision.
 
 A URL is anything that fsspec takes, `hf://datasets/user/name@revision/path` among it. Filesystems take credentials
 from the environment or from their own configuration; a URL must hold none, since inputs are written down.
 """
 
 import glob
-import io
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import stat_result
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-import pyarrow as pa
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import HfApi, parse_hf_uri
 from huggingface_hub.errors import HfUriError, RepositoryNotFoundError, RevisionNotFoundError
 
-from pipeline.data.formats import FOUND_IN_FOLDERS, Format, compression_of, format_of
-from pipeline.data.reaching import RemoteFile, is_answer, reaching
+from pipeline.data.formats import FOUND_IN_FOLDERS, Format, format_of
+from pipeline.data.reaching import is_answer, reaching
 from pipeline.data.redaction import has_credential, redacted
 
 HUB = "hf://datasets/"
-READ_BYTES = 2**20
 MAGIC = re.compile(r"[*?\[]")
 COMMIT = re.compile("[0-9a-f]{40}")
 # What filesystems call the digest or the time of a file's content, the surest first.
@@ -48,7 +45,7 @@ class File:
     @property
     def name(self) -> str:
         """The last part of the path."""
-        return PurePosixPath(self.url.partition("?")[0] if _is_url(self.url) else self.url).name
+        return PurePosixPath(self.url.partition("?")[0] if is_url(self.url) else self.url).name
 
     @property
     def format(self) -> Format:
@@ -87,60 +84,10 @@ def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
     return tuple(_pinned(named) if named.startswith(HUB) else named for named in inputs)
 
 
-def open_file(file: File) -> BinaryIO:
-    """The file's content from its beginning, decompressed if its name ends in .gz or .zst.
-
-    Reading raises OSError itself if the compressed data is cut short or damaged, and otherwise as `open_stored` says.
-
-    Raises:
-        ValueError, OSError: as open_stored does.
-    """
-    stored = open_stored(file)
-    compression = compression_of(file.name)
-    content = stored if compression is None else pa.CompressedInputStream(stored, compression)
-    return cast(BinaryIO, io.BufferedReader(content, READ_BYTES))
-
-
-def open_stored(file: File, read_ahead: int | None = None) -> pa.NativeFile:
-    """The file's bytes as they are stored, for Arrow's readers; seekable wherever the filesystem can seek.
-
-    Beyond what is asked for, a remote file is read `read_ahead` bytes ahead, or as far as its filesystem likes. Reading
-    it raises ConnectionError where the store fails, never OSError itself, which Arrow raises for damaged data.
-
-    Raises:
-        ValueError: if the file is another than was found.
-        FileNotFoundError: if it is gone, at least from where this is called.
-        ConnectionError: if its store cannot be reached now.
-    """
-    try:
-        now, stream = _opened_remotely(file.url, read_ahead) if _is_url(file.url) else _opened(Path(file.url))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file.url} is gone since it was found; put it back or start a new run") from None
-    if now.version != file.version:
-        stream.close()
-        raise ValueError(f"{file.url} has changed since the run was planned; put it back or start a new run")
-    return stream
-
-
-def _opened(path: Path) -> tuple[File, pa.NativeFile]:
-    """A file on a disk as it is now."""
-    stream = pa.OSFile(str(path))
-    return _local_file(path), stream
-
-
-def _opened_remotely(url: str, read_ahead: int | None) -> tuple[File, pa.NativeFile]:
-    with reaching(url):
-        filesystem, path = _filesystem(url)
-        now = _remote_file(filesystem, filesystem.info(path))
-        return now, pa.PythonFile(
-            RemoteFile(filesystem.open(path, "rb", block_size=read_ahead), now.url, now.size), "r"
-        )
-
-
 def _found(named: str) -> list[File]:
     """The files that one input names."""
     try:
-        files = _files_behind(named) if _is_url(named) else _local_files(named)
+        files = _files_behind(named) if is_url(named) else _local_files(named)
     except FileNotFoundError as error:
         raise ValueError(str(error)) from None
     if not files:
@@ -154,7 +101,7 @@ def _found(named: str) -> list[File]:
 def _files_behind(url: str) -> list[File]:
     _require_no_credential(url)
     with reaching(url):
-        filesystem, path = _filesystem(url)
+        filesystem, path = filesystem_of(url)
         return _local_files(path) if isinstance(filesystem, LocalFileSystem) else _remote_files(filesystem, path)
 
 
@@ -163,10 +110,10 @@ def _local_files(named: str) -> list[File]:
     pattern = str(Path(glob.escape(named)) / "**") if folder else named
     matches = [named] if Path(named).is_file() else sorted(glob.glob(pattern, recursive=True))
     paths = [Path(match) for match in matches if Path(match).is_file()]
-    return [_local_file(path) for path in paths if not folder or path.name.lower().endswith(FOUND_IN_FOLDERS)]
+    return [local_file(path) for path in paths if not folder or path.name.lower().endswith(FOUND_IN_FOLDERS)]
 
 
-def _local_file(path: Path) -> File:
+def local_file(path: Path) -> File:
     """Its absolute path is not resolved: a link may have a suffix that its target lacks."""
     status: stat_result = path.stat()
     return File(str(path.absolute()), status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
@@ -178,17 +125,17 @@ def _remote_files(filesystem: AbstractFileSystem, path: str) -> list[File]:
         if found["type"] == "file" and path.endswith("/"):  # a web server's index, which tells no folder from a page
             raise ValueError(f"{path} is a web page; name files, or a glob of them as in {path}*.parquet")
         if found["type"] == "file":
-            return [_remote_file(filesystem, found)]
+            return [remote_file(filesystem, found)]
         infos = filesystem.find(path, detail=True)
         names = [name for name in infos if _is_data(name[len(path) :])]
     except FileNotFoundError as error:
         if not MAGIC.search(path) or not is_answer(error):
             raise
         names = infos = filesystem.glob(path, detail=True)
-    return [_remote_file(filesystem, infos[name]) for name in sorted(names) if infos[name]["type"] == "file"]
+    return [remote_file(filesystem, infos[name]) for name in sorted(names) if infos[name]["type"] == "file"]
 
 
-def _remote_file(filesystem: AbstractFileSystem, info: dict[str, Any]) -> File:
+def remote_file(filesystem: AbstractFileSystem, info: dict[str, Any]) -> File:
     url = filesystem.unstrip_protocol(info["name"])
     info = info if info.get("size") is not None else filesystem.info(info["name"])
     if info.get("size") is None:
@@ -202,11 +149,11 @@ def _is_data(path: str) -> bool:
     return path.lower().endswith(FOUND_IN_FOLDERS) and not hidden
 
 
-def _is_url(named: str) -> bool:
+def is_url(named: str) -> bool:
     return "://" in named
 
 
-def _filesystem(url: str) -> tuple[AbstractFileSystem, str]:
+def filesystem_of(url: str) -> tuple[AbstractFileSystem, str]:
     """The filesystem of a URL and the path there. A listing that is kept could be older than a changed file."""
     if "::" in url:
         raise ValueError(f"{url} chains filesystems with `::`; name the files behind a single one")
@@ -226,7 +173,7 @@ def _require_no_credential(url: str) -> None:
 
 
 def _identity(file: File) -> str:
-    return file.url if _is_url(file.url) else str(Path(file.url).resolve())
+    return file.url if is_url(file.url) else str(Path(file.url).resolve())
 
 
 def _pinned(url: str) -> str:

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.batches import BATCH_BYTES, grouped
-from pipeline.data.locations import File, open_stored
+from pipeline.data.locations import File
+from pipeline.data.opened import open_stored
 from schemas.documents import is_text
 
 # Averages hide long rows, and a dictionary stores once what many rows repeat. So few rows are read at a time, and the

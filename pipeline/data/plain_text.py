@@ -9,7 +9,8 @@ from functools import partial
 
 import pyarrow as pa
 
-from pipeline.data.locations import READ_BYTES, File, open_file
+from pipeline.data.locations import File
+from pipeline.data.opened import READ_BYTES, open_file
 from schemas.documents import TEXT_COLUMN
 
 SCHEMA = pa.schema([(TEXT_COLUMN, pa.string())])

@@ -6,23 +6,15 @@ only the subset's entries and the size are written over, other keys are added wh
 """
 
 import logging
-import math
 import re
-from dataclasses import asdict, dataclass
 from hashlib import sha256
 
-import pyarrow as pa
 from huggingface_hub import DatasetCard
 
-from pipeline.data.locations import HUB
 from pipeline.data.shards import write_text
-from pipeline.publishing.histogram import drawn_histogram, median
-from pipeline.publishing.source import SourceFacts
-from schemas.annotations import DESCRIPTIONS, LIMITS, Provenance
-from schemas.layout import Subset
-from schemas.ledger import Counts
+from pipeline.publishing.facts import Facts
+from pipeline.publishing.section import section
 
-THIS_FOLDER = "THIS_FOLDER"
 INTRODUCTION = """# Per-token entropy labels
 
 Every token of these documents stands beside an estimate of how much information it carries, in nats. Labels are rounded
@@ -42,28 +34,6 @@ SIZES = {
 }
 
 LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """Of a subset. Without counts it is still being written."""
-
-    subset: Subset
-    place: str
-    """What `load_dataset` is given: THIS_FOLDER, or USER/NAME on the Hub."""
-    provenance: Provenance
-    schema: pa.Schema
-    source: SourceFacts
-    counts: Counts | None = None
-    shards_sha256: str = ""
-    size: int = 0
-    """Bytes of all shards."""
-
-    @property
-    def labels(self) -> str:
-        """The subset as commands of this project take it."""
-        place = self.place if self.place == THIS_FOLDER else f"{HUB}{self.place}"
-        return f"{place}/{self.subset.in_repository.data.as_posix()}"
 
 
 def dataset_card(facts: Facts, existing: str | None) -> str:
@@ -132,74 +102,6 @@ def _add_missing(card: DatasetCard, facts: Facts) -> None:
             card.data[key] = value
 
 
-def section(facts: Facts) -> str:
-    """What the card says of a subset."""
-    name, provenance = facts.subset.name, facts.provenance
-    columns = [column for column in DESCRIPTIONS if column in facts.schema.names]
-    described = "\n".join(
-        f"| `{column}` | {_named(facts.schema.field(column).type)} | {DESCRIPTIONS[column]} |" for column in columns
-    )
-    passed = ", ".join(f"`{column}`" for column in facts.schema.names if column not in columns) or "none"
-    origin = "\n".join(f"| {key} | {_shown(value)} |" for key, value in asdict(provenance).items())
-    return f"""## {name}
-
-{_figures(facts)}
-
-| column | type | |
-|---|---|---|
-{described}
-
-Columns of the source: {passed}. `entropy[i]` speaks of `input_ids[i]`: no shift, equal lengths. The tokenizer of
-`input_ids` is in `{facts.subset.in_repository.tokenizer.as_posix()}`, if they were not tokenized already.
-
-```python
-from datasets import load_dataset
-dataset = load_dataset("{facts.place}", "{name}", split="train")  # or streaming=True
-```
-
-    python -m jobs.train_language_model --labels {facts.labels} --objective flood --output model
-
-### Limits
-
-{LIMITS[provenance.method]} {_seen(provenance)}
-
-### Where it comes from
-
-{facts.source.sentence}
-
-| provenance | |
-|---|---|
-{origin}"""
-
-
-def _named(kind: pa.DataType) -> str:
-    """A type as it is named wherever it comes from: a list's items have one name in memory and another in Parquet."""
-    return f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
-
-
-def _figures(facts: Facts) -> str:
-    counts = facts.counts
-    if counts is None:
-        return "It is still being written."
-    mean = counts.mean_entropy
-    a_byte = f", {mean / math.log(2) * counts.tokens / counts.text_bytes:.3f} bits a byte" if counts.text_bytes else ""
-    return f"""{counts.rows:,} documents, {counts.tokens:,} tokens, {counts.labelled_tokens:,} of them labelled.
-A label is {mean:.3f} nats ({mean / math.log(2):.3f} bits) in the mean{a_byte},
-{median(counts.histogram)} nats in the median.
-
-```
-{drawn_histogram(counts.histogram)}
-```"""
-
-
-def _seen(provenance: Provenance) -> str:
-    return {
-        "yes": "The checkpoint was trained on these documents: labels of what it memorised are too low.",
-        "no": "The checkpoint was not trained on these documents.",
-        "unknown": "Whether the checkpoint was trained on these documents is not known: if so, labels are too low.",
-    }[provenance.source_seen_by_estimator]
-
-
 def _with_section(text: str, name: str, content: str) -> str:
     """The text with a subset's section, in place of an older one that nobody edited, or else at the end."""
     whole = f"<!-- begin {name} {_digest(content)} -->\n{content}\n<!-- end {name} -->"
@@ -215,7 +117,3 @@ def _with_section(text: str, name: str, content: str) -> str:
 
 def _digest(content: str) -> str:
     return sha256(content.encode()).hexdigest()[:16]
-
-
-def _shown(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

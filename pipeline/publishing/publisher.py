@@ -19,7 +19,8 @@ from huggingface_hub import CommitOperationAdd
 
 from pipeline.data.hub import Operation, Repository, shard_addition
 from pipeline.data.redaction import told
-from pipeline.engine.ledger import Plan, as_lines, forget, read_plan
+from pipeline.engine.ledger import as_lines, forget
+from pipeline.engine.opening import Plan, read_plan
 from schemas.layout import Subset
 from schemas.ledger import PLAN_FILE, PUBLISHED_FILE, RECEIPTS, Receipt
 

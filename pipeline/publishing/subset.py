@@ -6,8 +6,10 @@ from dataclasses import replace
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 from pipeline.data.hub import Operation, Repository
-from pipeline.engine.ledger import read_plan, require_same, total
-from pipeline.publishing.card import Facts, dataset_card
+from pipeline.engine.ledger import total
+from pipeline.engine.opening import read_plan, require_same
+from pipeline.publishing.card import dataset_card
+from pipeline.publishing.facts import Facts
 from schemas.ledger import PLAN_FILE, QUARANTINE, REPORT_FILE
 
 Missing = Callable[[str], Sequence[Operation]]

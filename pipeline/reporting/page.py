@@ -13,7 +13,9 @@ from string import Template
 from pipeline.data.annotations import find_annotations
 from pipeline.data.shards import write_text
 from pipeline.data.tokenizer import load_tokenizer
-from pipeline.reporting.contents import Extent, Values, page_contents
+from pipeline.reporting.contents import page_contents
+from pipeline.reporting.extent import Extent
+from pipeline.reporting.figures import Values
 from pipeline.reporting.palette import palette_css
 from pipeline.reporting.sampling import LabelledSource
 from pipeline.reporting.view import ASSETS

@@ -25,7 +25,7 @@ from pipeline.engine.annotation import Annotated
 from pipeline.engine.cluster import Share, cluster
 from pipeline.engine.driver import Driver
 from pipeline.engine.labelling import load_annotator
-from pipeline.engine.ledger import open_run
+from pipeline.engine.opening import open_run
 from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.run import Run
 from pipeline.engine.stages import Stages

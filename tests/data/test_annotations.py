@@ -67,19 +67,19 @@ def test_parquet_without_labels_or_provenance_is_refused(tmp_path: Path, columns
 @pytest.mark.parametrize("label", [math.inf, -math.inf])
 def test_an_infinite_label_is_refused(tmp_path: Path, label: float) -> None:
     write_annotated(tmp_path, [[1, 2]], [[label, 1.0]])
-    with pytest.raises(ValueError, match="entropies that are not finite"):
+    with pytest.raises(ValueError, match="a label in `entropy` that is not finite"):
         find_annotations(str(tmp_path)).corpus()
 
 
 def test_labels_that_are_not_one_a_token_are_refused(tmp_path: Path) -> None:
     write_annotated(tmp_path, [[1, 2], [3]], [[1.0], [1.0]])
-    with pytest.raises(ValueError, match=r"row 0 .*1 entropies for 2 tokens"):
+    with pytest.raises(ValueError, match=r"row 0 .*1 labels in `entropy` for 2 tokens"):
         find_annotations(str(tmp_path)).corpus()
 
 
 def test_labels_that_fit_the_sum_but_not_each_document_are_refused(tmp_path: Path) -> None:
     write_annotated(tmp_path, [[1, 2], [3]], [[1.0], [1.0, 2.0]])
-    with pytest.raises(ValueError, match=r"row 0 .*1 entropies for 2 tokens"):
+    with pytest.raises(ValueError, match=r"row 0 .*1 labels in `entropy` for 2 tokens"):
         find_annotations(str(tmp_path)).corpus()
 
 

@@ -11,7 +11,8 @@ from fsspec.core import url_to_fs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.locations import File, find_files, open_file, pinned
+from pipeline.data.locations import File, find_files, pinned
+from pipeline.data.opened import open_file
 
 NAMES = ("one/b.parquet", "one/a.jsonl", "one/deep/c.json.gz", "one/deep/d.NDJSON.zst", "two/e.jsonl", "two/f.jsonl")
 LINE = b'{"text": "a"}\n'

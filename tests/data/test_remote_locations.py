@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.locations import find_files, open_file, pinned
+from pipeline.data.locations import find_files, pinned
+from pipeline.data.opened import open_file
 from tests.file_server import file_server
 from tests.hub import hub_server
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pipeline.engine.cluster import Share, cluster
 from pipeline.engine.driver import Driver
-from pipeline.engine.ledger import finished, locked, open_run
+from pipeline.engine.ledger import finished
+from pipeline.engine.opening import locked, open_run
 from tests.engine.fakes import load_fake, planned_run
 
 

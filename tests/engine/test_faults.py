@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine.ledger import finished, open_run, read_receipts
+from pipeline.engine.ledger import finished, read_receipts
+from pipeline.engine.opening import open_run
 from tests.builders import write_documents
 from tests.conftest import Head
 from tests.engine.fakes import planned_run, shards, token_rows, undisturbed

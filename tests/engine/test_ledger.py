@@ -8,18 +8,8 @@ import pytest
 
 from pipeline.data.annotations import read_quarantine
 from pipeline.data.locations import File
-from pipeline.engine.ledger import (
-    finished,
-    locked,
-    open_run,
-    planned,
-    quarantine,
-    read_receipts,
-    record,
-    total,
-    unpublished,
-    write_published,
-)
+from pipeline.engine.ledger import finished, quarantine, read_receipts, record, total, unpublished, write_published
+from pipeline.engine.opening import locked, open_run, planned
 from pipeline.engine.plan import Unit
 from schemas.annotations import Provenance
 from schemas.layout import GROUP, Subset, shard_name, shards_in_all

@@ -195,7 +195,11 @@ def test_labels_that_are_missing_or_no_numbers_are_refused(
 ) -> None:
     for name, nats, message in (
         ("none", [[np.nan] * 3] * 9, "has no labels for --objective flood; annotate it"),
-        ("infinite", [[1.0, np.inf, 2.0]] * 9, "has entropies that are not finite; annotate it again"),
+        (
+            "infinite",
+            [[1.0, np.inf, 2.0]] * 9,
+            "has a label in `entropy` that is not finite; annotate its source again",
+        ),
     ):
         labels = write_annotated(tmp_path / name, [[1, 2, 3]] * 9, nats, tokenizer_sha256=None)
         assert run_command(JOB, "--config", settings, "--labels", labels, "--output", tmp_path / "out") == 1

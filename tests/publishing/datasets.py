@@ -3,7 +3,8 @@
 from hashlib import sha256
 from pathlib import Path
 
-from pipeline.engine.ledger import open_run, record
+from pipeline.engine.ledger import record
+from pipeline.engine.opening import open_run
 from pipeline.engine.plan import Unit
 from pipeline.engine.run import Run
 from schemas.layout import Subset, shard_name

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard
 
-from pipeline.publishing.card import Facts, dataset_card
+from pipeline.publishing.card import dataset_card
+from pipeline.publishing.facts import Facts
 from pipeline.publishing.source import SourceFacts
 from schemas.annotations import annotated_schema
 from schemas.layout import Subset

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.data.annotations import find_annotations
-from pipeline.reporting.contents import Extent
+from pipeline.reporting.extent import Extent
 from pipeline.reporting.page import write_report
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS
 from tests.annotated import write_annotated

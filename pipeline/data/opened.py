@@ -1,0 +1,63 @@
+"""Files opened where they lie: the content that was found, or an error that says what has become of it."""
+
+import io
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+
+from pipeline.data.formats import compression_of
+from pipeline.data.locations import File, filesystem_of, is_url, local_file, remote_file
+from pipeline.data.reaching import RemoteFile, reaching
+
+READ_BYTES = 2**20
+
+
+def open_file(file: File) -> BinaryIO:
+    """The file's content from its beginning, decompressed if its name ends in .gz or .zst.
+
+    Reading raises OSError itself if the compressed data is cut short or damaged, and otherwise as `open_stored` says.
+
+    Raises:
+        ValueError, OSError: as open_stored does.
+    """
+    stored = open_stored(file)
+    compression = compression_of(file.name)
+    content = stored if compression is None else pa.CompressedInputStream(stored, compression)
+    return cast(BinaryIO, io.BufferedReader(content, READ_BYTES))
+
+
+def open_stored(file: File, read_ahead: int | None = None) -> pa.NativeFile:
+    """The file's bytes as they are stored, for Arrow's readers; seekable wherever the filesystem can seek.
+
+    Beyond what is asked for, a remote file is read `read_ahead` bytes ahead, or as far as its filesystem likes. Reading
+    it raises ConnectionError where the store fails, never OSError itself, which Arrow raises for damaged data.
+
+    Raises:
+        ValueError: if the file is another than was found.
+        FileNotFoundError: if it is gone, at least from where this is called.
+        ConnectionError: if its store cannot be reached now.
+    """
+    try:
+        now, stream = _opened_remotely(file.url, read_ahead) if is_url(file.url) else _opened(Path(file.url))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file.url} is gone since it was found; put it back or start a new run") from None
+    if now.version != file.version:
+        stream.close()
+        raise ValueError(f"{file.url} has changed since the run was planned; put it back or start a new run")
+    return stream
+
+
+def _opened(path: Path) -> tuple[File, pa.NativeFile]:
+    """A file on a disk as it is now."""
+    stream = pa.OSFile(str(path))
+    return local_file(path), stream
+
+
+def _opened_remotely(url: str, read_ahead: int | None) -> tuple[File, pa.NativeFile]:
+    with reaching(url):
+        filesystem, path = filesystem_of(url)
+        now = remote_file(filesystem, filesystem.info(path))
+        return now, pa.PythonFile(
+            RemoteFile(filesystem.open(path, "rb", block_size=read_ahead), now.url, now.size), "r"
+        )

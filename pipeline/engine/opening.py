@@ -1,0 +1,113 @@
+"""A run begins in an empty folder, or goes on in its own: its lock and its plan, and what an interrupted run left."""
+
+import fcntl
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.data.shards import is_unfinished, write_text
+from pipeline.engine.ledger import read_receipts, remove_unfinished
+from pipeline.engine.plan import Unit
+from schemas.annotations import Provenance
+from schemas.layout import LEDGER_FOLDER, Subset
+from schemas.ledger import LOCK_FILE, PLAN_FILE, QUARANTINE
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Keeps other runs from the folder meanwhile; a driver that is killed lets go of it.
+
+    Raises:
+        ValueError: if another run has it.
+    """
+    output.joinpath(LEDGER_FOLDER).mkdir(parents=True, exist_ok=True)
+    with (output / LEDGER_FOLDER / LOCK_FILE).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another run is writing to --output {output}; wait for it or choose another") from error
+        yield
+
+
+class Plan(NamedTuple):
+    """What a run set out to do."""
+
+    provenance: Provenance
+    inputs: tuple[str, ...]
+    """As they were given, before any was pinned to a commit."""
+
+
+def planned(subset: Subset) -> Plan | None:
+    """The plan of the run that writes a subset; None where there is no run.
+
+    Raises:
+        ValueError: if the folder holds anything but subsets, or other files stand where this one's belong.
+    """
+    plan_file = subset.ledger / PLAN_FILE
+    if plan_file.is_file():
+        try:
+            return read_plan(plan_file.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{plan_file} is damaged ({error}); choose another folder, or delete this one") from error
+    beside = any(subset.root.glob(f"{LEDGER_FOLDER}/*/{PLAN_FILE}"))
+    places = [subset.data, subset.tokenizer, subset.ledger] if beside else [subset.root]
+    lock = subset.root / LEDGER_FOLDER / LOCK_FILE
+    found = [file for place in places for file in place.rglob("*") if file.is_file()]
+    if subset.root.is_file() or any(not is_unfinished(file) and file != lock for file in found):
+        raise ValueError(f"--output {subset.root} is not empty and holds no annotation run; choose another folder")
+    return None
+
+
+def read_plan(text: str) -> Plan:
+    """What was written as a plan."""
+    plan = json.loads(text)
+    return Plan(Provenance.from_json(json.dumps(plan["run"])), tuple(plan["inputs"]))
+
+
+def open_run(subset: Subset, provenance: Provenance, units: Sequence[Unit], inputs: Sequence[str] = ()) -> None:
+    """Begins a run in an empty folder or goes on with the same one.
+
+    What an interrupted run left is removed: files half written, shards without a receipt, and notes on units that
+    were given up, which get another chance.
+
+    Raises:
+        ValueError: if the folder holds anything else, another run's dataset among them. Nothing is written then.
+    """
+    there = planned(subset)
+    if there is None:
+        write_text(subset.ledger / PLAN_FILE, _plan(provenance, units, inputs))
+        return
+    require_same(subset.root, provenance, there.provenance)
+    _sweep(subset, keep={receipt.shard for receipt in read_receipts(subset)})
+
+
+def require_same(place: object, wanted: Provenance, there: Provenance) -> None:
+    """What a place has must be what is wanted.
+
+    Raises:
+        ValueError: if not, with all that differs.
+    """
+    differing = [
+        field.name for field in fields(Provenance) if getattr(wanted, field.name) != getattr(there, field.name)
+    ]
+    if differing:
+        shown = "; ".join(f"{name} {getattr(there, name)} there, {getattr(wanted, name)} now" for name in differing)
+        raise ValueError(f"--output {place} holds another run's dataset ({shown}); choose another --output or --subset")
+
+
+def _plan(provenance: Provenance, units: Sequence[Unit], inputs: Sequence[str]) -> str:
+    files = list(dict.fromkeys(unit.file for unit in units))
+    number = {file: index for index, file in enumerate(files)}
+    places = [[number[unit.file], unit.start, unit.stop] for unit in units]
+    listed = [asdict(file) for file in files]
+    return json.dumps({"run": asdict(provenance), "inputs": inputs, "files": listed, "units": places})
+
+
+def _sweep(subset: Subset, keep: set[str]) -> None:
+    orphans = [subset.data / shard for shard in subset.shards() - keep]
+    for file in [*orphans, *(subset.ledger / QUARANTINE).glob("*.json")]:
+        file.unlink()
+    remove_unfinished(subset)

@@ -1,0 +1,35 @@
+"""What is known of a subset that is published or written to a folder."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.data.locations import HUB
+from pipeline.publishing.source import SourceFacts
+from schemas.annotations import Provenance
+from schemas.layout import Subset
+from schemas.ledger import Counts
+
+THIS_FOLDER = "THIS_FOLDER"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Of a subset. Without counts it is still being written."""
+
+    subset: Subset
+    place: str
+    """What `load_dataset` is given: THIS_FOLDER, or USER/NAME on the Hub."""
+    provenance: Provenance
+    schema: pa.Schema
+    source: SourceFacts
+    counts: Counts | None = None
+    shards_sha256: str = ""
+    size: int = 0
+    """Bytes of all shards."""
+
+    @property
+    def labels(self) -> str:
+        """The subset as commands of this project take it."""
+        place = self.place if self.place == THIS_FOLDER else f"{HUB}{self.place}"
+        return f"{place}/{self.subset.in_repository.data.as_posix()}"

@@ -1,0 +1,82 @@
+"""What the card says of one subset: figures, columns, use, limits, provenance."""
+
+import math
+from dataclasses import asdict
+
+import pyarrow as pa
+
+from pipeline.publishing.facts import Facts
+from pipeline.publishing.histogram import drawn_histogram, median
+from schemas.annotations import DESCRIPTIONS, LIMITS, Provenance
+
+
+def section(facts: Facts) -> str:
+    """What the card says of a subset."""
+    name, provenance = facts.subset.name, facts.provenance
+    columns = [column for column in DESCRIPTIONS if column in facts.schema.names]
+    described = "\n".join(
+        f"| `{column}` | {_named(facts.schema.field(column).type)} | {DESCRIPTIONS[column]} |" for column in columns
+    )
+    passed = ", ".join(f"`{column}`" for column in facts.schema.names if column not in columns) or "none"
+    origin = "\n".join(f"| {key} | {_shown(value)} |" for key, value in asdict(provenance).items())
+    return f"""## {name}
+
+{_figures(facts)}
+
+| column | type | |
+|---|---|---|
+{described}
+
+Columns of the source: {passed}. `entropy[i]` speaks of `input_ids[i]`: no shift, equal lengths. The tokenizer of
+`input_ids` is in `{facts.subset.in_repository.tokenizer.as_posix()}`, if they were not tokenized already.
+
+```python
+from datasets import load_dataset
+dataset = load_dataset("{facts.place}", "{name}", split="train")  # or streaming=True
+```
+
+    python -m jobs.train_language_model --labels {facts.labels} --objective flood --output model
+
+### Limits
+
+{LIMITS[provenance.method]} {_seen(provenance)}
+
+### Where it comes from
+
+{facts.source.sentence}
+
+| provenance | |
+|---|---|
+{origin}"""
+
+
+def _named(kind: pa.DataType) -> str:
+    """A type as it is named wherever it comes from: a list's items have one name in memory and another in Parquet."""
+    return f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
+
+
+def _figures(facts: Facts) -> str:
+    counts = facts.counts
+    if counts is None:
+        return "It is still being written."
+    mean = counts.mean_entropy
+    a_byte = f", {mean / math.log(2) * counts.tokens / counts.text_bytes:.3f} bits a byte" if counts.text_bytes else ""
+    return f"""{counts.rows:,} documents, {counts.tokens:,} tokens, {counts.labelled_tokens:,} of them labelled.
+A label is {mean:.3f} nats ({mean / math.log(2):.3f} bits) in the mean{a_byte},
+{median(counts.histogram)} nats in the median.
+
+```
+{drawn_histogram(counts.histogram)}
+```"""
+
+
+def _seen(provenance: Provenance) -> str:
+    return {
+        "yes": "The checkpoint was trained on these documents: labels of what it memorised are too low.",
+        "no": "The checkpoint was not trained on these documents.",
+        "unknown": "Whether the checkpoint was trained on these documents is not known: if so, labels are too low.",
+    }[provenance.source_seen_by_estimator]
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
