@@ -7,6 +7,7 @@ Processes: one; or those of `accelerate launch -m jobs.train_language_model`; or
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -98,9 +99,9 @@ def train_language_model(config: Config) -> None:
     if config.workers is not None:
         from pipeline.engine.processes import run_in_processes  # Ray may be missing where one process trains
 
-        run_in_processes(partial(train_here, anywhere(config)), config.workers, config.address)
+        run_in_processes(partial(train_here, anywhere(config), sys.argv[1:]), config.workers, config.address)
     else:
-        train_here(anywhere(config))
+        train_here(anywhere(config), sys.argv[1:])
 
 
 def anywhere(config: Config) -> Config:
@@ -115,8 +116,8 @@ def anywhere(config: Config) -> Config:
 
 
 @together()
-def train_here(config: Config) -> None:
-    """The training, in this process and those that were started with it."""
+def train_here(config: Config, arguments: Sequence[str]) -> None:
+    """The training, in this process and those that were started with it; `arguments` are the command's."""
     process, dataset = this_process(), find_annotations(config.labels)
     tokens = ModelTokens.of(dataset, config.tokenizer)
     seen, evaluated = documents(config, dataset, tokens)
@@ -137,7 +138,7 @@ def train_here(config: Config) -> None:
         config.output,
     )
     if process.is_main_process:
-        text, kind = card(model, dataset, figures, config), config.training.save_as
+        text, kind = card(model, dataset, seen, figures, config, arguments), config.training.save_as
         save_checkpoint(model, config.output, dtype=kind, tokenizer_folder=tokens.folder, card=text)
         resume.finish(config.output)
         print(f"{config.output}: held-out cross-entropy {figures['held_out_loss']:.3f} nats a token")
@@ -182,20 +183,29 @@ def mean_loss(model: PreTrainedModel, corpus: Corpus, cut: Cut) -> float:
     return mean_of(window_losses(model, batch)[batch.real_BT[:, 1:]] for batch in batches)
 
 
-def card(model: PreTrainedModel, dataset: AnnotatedDataset, figures: Figures, config: Config) -> str:
+def card(
+    model: PreTrainedModel,
+    dataset: AnnotatedDataset,
+    seen: PackedDocuments,
+    figures: Figures,
+    config: Config,
+    arguments: Sequence[str],
+) -> str:
     """The model's card."""
+    held_out = min(len(dataset), config.limit or len(dataset)) - seen.stop
     origin, objective = dataset.provenance, config.objective.objective
     return model_card(
         "Causal language model",
         f"A Llama trained with the objective `{objective}` on per-token entropy labels (arXiv 2511.10618).",
         {
-            "trained on": f"{len(dataset):,} documents with {origin.method} labels, the last of them held out",
+            "trained on": f"{seen.stop:,} documents with {origin.method} labels",
+            "held out": f"{held_out:,} documents after them",
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
             "training": training_length(figures),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             **{f"{name.replace('_', ' ')}, nats a token": figures[name] for name in figures if name.endswith("_loss")},
         },
-        command=command_line("jobs.train_language_model", sys.argv[1:]),
+        command=command_line("jobs.train_language_model", arguments),
         tags=["causal-lm", "token-entropy"],
         usage="AutoModelForCausalLM.from_pretrained(THIS_FOLDER)",
     )

@@ -12,6 +12,7 @@ Exit code 0: complete; 3: complete but for units that were given up; 1: refused 
 import logging
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -26,14 +27,14 @@ from pipeline.engine.annotation import Annotated
 from pipeline.engine.cluster import LOCAL, Share, chosen, cluster
 from pipeline.engine.driver import Driver
 from pipeline.engine.ledger import finished, read_published, total, unpublished, write_published
-from pipeline.engine.opening import locked, open_run, planned, require_same
+from pipeline.engine.opening import Plan, locked, open_run, planned, require_same
 from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.report import Outcome, Report
 from pipeline.engine.run import Run
 from pipeline.models.checkpoint import copy_tokenizer
-from pipeline.preparation import frozen, prepare
+from pipeline.preparation import frozen, frozen_checkpoint, prepare
 from pipeline.progress import Progress
-from pipeline.publishing.card import write_card
+from pipeline.publishing.card import dataset_card, write_card
 from pipeline.publishing.facts import THIS_FOLDER, Facts
 from pipeline.publishing.publisher import Publisher, published_plan, published_receipts
 from pipeline.publishing.source import source_facts
@@ -58,11 +59,12 @@ def annotate(config: Config = DEFAULTS) -> int:
         published = published_plan(config.repository, config.place) if config.repository else None
         staged = planned(config.place)
         inputs = frozen(config.input, published or staged)
+        config = replace(config, estimator=frozen_checkpoint(config.estimator, published or staged))
         source = inspect(find_files(inputs or [str(sample)]), config.column)
         job, units = prepare(config, source, inputs)
         for place, plan in ((config.output, published), (job.subset.root, staged)):
             if plan is not None:
-                require_same(place, job.provenance, plan.provenance)
+                require_same(f"--output {place}", job.provenance, plan.provenance)
         if config.dry_run:
             from pipeline.estimate import estimate, print_estimate
 
@@ -74,16 +76,19 @@ def annotate(config: Config = DEFAULTS) -> int:
 
 def carry_out(job: Run, units: Sequence[Unit], config: Config) -> int:
     """Labels what is not labelled yet, completes the dataset and shows it; returns the exit code."""
+    facts = facts_of(job)
+    dataset_card(facts, None)  # what it cannot describe is refused before anything is labelled
     if job.repository is not None:
         job.repository.prepare(private=config.private)
-    open_run(job.subset, job.provenance, units, config.input)
+    checkpoint = job.snapshot.name if job.snapshot else None
+    open_run(job.subset, Plan(job.provenance, config.input, checkpoint), units)
     if job.tokenizer is not None:
         copy_tokenizer(job.tokenizer, job.subset.tokenizer)
     if job.repository is None:
         report = label(units, job, config)
-        write_card(with_totals(facts_of(job)))
+        write_card(with_totals(facts))
     else:
-        report = label_and_publish(units, job, config, job.repository)
+        report = label_and_publish(units, job, config, job.repository, facts)
     print_summary(config.output or str(job.subset.root), total(job.subset).counts, report)
     given_up = read_quarantine(job.subset)
     print_quarantine(given_up)
@@ -96,9 +101,8 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config) -> int:
     return INCOMPLETE if given_up else 0
 
 
-def label_and_publish(units: Sequence[Unit], job: Run, config: Config, repository: Repository) -> Report:
+def label_and_publish(units: Sequence[Unit], job: Run, config: Config, repository: Repository, facts: Facts) -> Report:
     """Labels what the repository lacks, beginning with what an interrupted run left on this disk."""
-    facts = facts_of(job)
     write_published(job.subset, published_receipts(repository, job.subset))
     if len(read_published(job.subset)) < len(units):
         publish_beginning(repository, facts)

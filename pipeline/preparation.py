@@ -33,6 +33,12 @@ def frozen(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
     return pinned(inputs)
 
 
+def frozen_checkpoint(named: str | None, there: Plan | None) -> str | None:
+    """The checkpoint at the commit that the run has, which is gone on with, if it is the one that is named."""
+    known = None if there is None else there.checkpoint
+    return known if known is not None and named == known.partition("@")[0] else named
+
+
 def prepare(config: Config, source: Source, inputs: Sequence[str]) -> tuple[Run, list[Unit]]:
     """Checks every setting against the source, found at `inputs`, and returns what workers need.
 
@@ -144,5 +150,7 @@ def checkpoint_folder(config: Config) -> Path:
 
 def snapshot_of(config: Config, checkpoint: Path) -> Snapshot | None:
     """Where other nodes fetch the checkpoint from, if a name on the Hub was given and no folder."""
-    named = config.estimator
-    return None if named is None or Path(named).exists() else Snapshot(named, checkpoint.resolve())
+    named, folder = config.estimator, checkpoint.resolve()
+    if named is None or Path(named).exists():
+        return None
+    return Snapshot(f"{named.partition('@')[0]}@{folder.name}", folder)

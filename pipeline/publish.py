@@ -73,7 +73,8 @@ def publish_subset(subset: Subset, repository: Repository) -> None:
     )
     there = published_plan(repository, subset)
     if there is not None:
-        require_same(repository.url, plan.provenance, there.provenance)
+        remedy = "publish to another repository, or annotate under another --subset"
+        require_same(repository.url, plan.provenance, there.provenance, remedy)
     if len(published_receipts(repository, subset)) < len(receipts):
         publish_beginning(repository, facts)
     with Publisher(repository, subset, keeps=True) as publisher:

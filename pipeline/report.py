@@ -67,7 +67,9 @@ def document_view(dataset: str, row: int, tokens: int) -> DocumentView:
     (document,) = LabelledSource.of(found).documents(range(row, row + 1))
     texts = TokenTexts(None if found.tokenizer is None else load_tokenizer(found.tokenizer))
     entropies, *expected = (labels_or_none(labels_N[:tokens].tolist()) for labels_N in document.labels_SN)
-    return DocumentView(texts.of(document.tokens_N[:tokens].tolist()), entropies, *expected)
+    shown = texts.of(document.tokens_N[:tokens].tolist())
+    left = len(document.tokens_N) - len(shown)
+    return DocumentView(shown, entropies, expected[0] if expected else None, left)
 
 
 if __name__ == "__main__":

@@ -45,11 +45,12 @@ class Config:
     private: bool = False
     """Create the repository as a private one."""
     method: Method = "second-order"
-    """second-order: one pass, needs a second-order checkpoint. exact: differences of code lengths, a few hundred
-    times dearer, needs an estimator. causal: the loss of a causal language model."""
+    """second-order: one pass, needs a second-order checkpoint. exact: differences of code lengths, needs an estimator;
+    hundreds of times dearer, but where its embedding adds to the logits. causal: the loss of a causal language model.
+    """
     estimator: str | None = None
-    """Checkpoint for the method: a folder, one with the folds of a cross-fitting, or a model `user/name` of the Hub;
-    the one that comes with the project by default."""
+    """Checkpoint for the method: a folder, one with the folds of a cross-fitting, or a model of the Hub, USER/NAME or
+    USER/NAME@REVISION; the one that comes with the project by default."""
     tokenizer: str | None = None
     """Tokenizer folder, or `none` for an input column `input_ids` in place of `text`; the checkpoint's by default. With
     another than the checkpoint's, labels are moved from its tokens to these through the bytes that both cover."""
@@ -60,7 +61,8 @@ class Config:
     overlap: int | None = None
     """Tokens that a window shares with the next in longer documents; half the window by default."""
     share: float = 1.0
-    """Share of the tokens to label, in random runs of eight; the rest is null; exact labels cost in proportion."""
+    """Share of the tokens to label, in random runs of eight; the rest is null. Exact labels cost in proportion,
+    but where an estimator's embedding adds to the logits."""
     start_token: str | None = None
     """For --method causal, the text of the token that stood between documents when the model was trained; what its
     tokenizer declares as beginning, or else end, of sequence by default."""

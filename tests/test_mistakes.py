@@ -69,10 +69,12 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(materials: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The working folder, beside a Hub with two datasets; what a command writes is taken away."""
+    """The working folder, beside a Hub with datasets; what a command writes is taken away."""
     monkeypatch.chdir(materials)
     for name in ("user/name", "other/name"):
         hub.add(name, {"a.parquet": (materials / "good.parquet").read_bytes()})
+    plan = (materials / "sets" / "run" / "out" / "_ledger" / "exact" / "plan.json").read_bytes()
+    hub.add("user/published", {"_ledger/exact/plan.json": plan.replace(b'"share": 1.0', b'"share": 0.5')})
     yield materials
     shutil.rmtree("out", ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """The command that shows a dataset."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,8 +49,9 @@ def test_a_document_is_printed_in_figures_where_there_is_no_terminal(
     monkeypatch.chdir(tmp_path)
     assert run_command(MODULE, dataset, "--terminal", "--document", 5, "--tokens", 4) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5 and lines[0].split()[:3] == ["token", "entropy", "expected"]
-    beginning = "".join(ast.literal_eval(line[:24].strip()) for line in lines[1:])
+    assert len(lines) == 6 and lines[0].split()[:3] == ["token", "entropy", "expected"]
+    assert re.fullmatch(r"\d+ more tokens are not shown; --tokens says how many are", lines[5])
+    beginning = "".join(ast.literal_eval(line[:24].strip()) for line in lines[1:5])
     assert beginning and TEXTS[5].startswith(beginning)
     assert not [*tmp_path.iterdir()]
 

@@ -106,7 +106,9 @@ def read_quarantine(subset: Subset) -> list[Quarantined]:
 
 
 def _shards(source: str) -> list[File]:
-    named = source if SUBSET_NAMED.search(source) else f"{source.rstrip('/')}/{DATA_FOLDER}"
+    whole = f"{source.rstrip('/')}/{DATA_FOLDER}"
+    is_subset = SUBSET_NAMED.search(source) and not Path(whole).is_dir()  # a dataset may lie in a folder named data
+    named = source if is_subset else whole
     try:
         return find_files([named])
     except ValueError as error:

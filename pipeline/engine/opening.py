@@ -28,7 +28,7 @@ def locked(output: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"another run is writing to --output {output}; wait for it or choose another") from error
+            raise ValueError(f"another run is at work in {output}; wait for it, or choose another folder") from error
         yield
 
 
@@ -38,6 +38,8 @@ class Plan(NamedTuple):
     provenance: Provenance
     inputs: tuple[str, ...]
     """As they were given, before any was pinned to a commit."""
+    checkpoint: str | None = None
+    """If it is from the Hub, USER/NAME@COMMIT."""
 
 
 def planned(subset: Subset) -> Plan | None:
@@ -64,10 +66,10 @@ def planned(subset: Subset) -> Plan | None:
 def read_plan(text: str) -> Plan:
     """What was written as a plan."""
     plan = json.loads(text)
-    return Plan(Provenance.from_json(json.dumps(plan["run"])), tuple(plan["inputs"]))
+    return Plan(Provenance.from_json(json.dumps(plan["run"])), tuple(plan["inputs"]), plan.get("checkpoint"))
 
 
-def open_run(subset: Subset, provenance: Provenance, units: Sequence[Unit], inputs: Sequence[str] = ()) -> None:
+def open_run(subset: Subset, plan: Plan, units: Sequence[Unit]) -> None:
     """Begins a run in an empty folder or goes on with the same one.
 
     What an interrupted run left is removed: files half written, shards without a receipt, and notes on units that
@@ -78,13 +80,15 @@ def open_run(subset: Subset, provenance: Provenance, units: Sequence[Unit], inpu
     """
     there = planned(subset)
     if there is None:
-        write_text(subset.ledger / PLAN_FILE, _plan(provenance, units, inputs))
+        write_text(subset.ledger / PLAN_FILE, _written(plan, units))
         return
-    require_same(subset.root, provenance, there.provenance)
+    require_same(f"--output {subset.root}", plan.provenance, there.provenance)
     _sweep(subset, keep={receipt.shard for receipt in read_receipts(subset)})
 
 
-def require_same(place: object, wanted: Provenance, there: Provenance) -> None:
+def require_same(
+    place: str, wanted: Provenance, there: Provenance, remedy: str = "choose another --output or --subset"
+) -> None:
     """What a place has must be what is wanted.
 
     Raises:
@@ -95,15 +99,16 @@ def require_same(place: object, wanted: Provenance, there: Provenance) -> None:
     ]
     if differing:
         shown = "; ".join(f"{name} {getattr(there, name)} there, {getattr(wanted, name)} now" for name in differing)
-        raise ValueError(f"--output {place} holds another run's dataset ({shown}); choose another --output or --subset")
+        raise ValueError(f"{place} holds another run's dataset ({shown}); {remedy}")
 
 
-def _plan(provenance: Provenance, units: Sequence[Unit], inputs: Sequence[str]) -> str:
+def _written(plan: Plan, units: Sequence[Unit]) -> str:
     files = list(dict.fromkeys(unit.file for unit in units))
     number = {file: index for index, file in enumerate(files)}
     places = [[number[unit.file], unit.start, unit.stop] for unit in units]
     listed = [asdict(file) for file in files]
-    return json.dumps({"run": asdict(provenance), "inputs": inputs, "files": listed, "units": places})
+    what = {"run": asdict(plan.provenance), "inputs": plan.inputs, "checkpoint": plan.checkpoint}
+    return json.dumps({**what, "files": listed, "units": places})
 
 
 def _sweep(subset: Subset, keep: set[str]) -> None:

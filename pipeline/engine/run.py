@@ -17,12 +17,13 @@ class Snapshot:
     """A checkpoint from the Hub."""
 
     name: str
+    """With the commit: USER/NAME@COMMIT."""
     folder: Path
-    """Its copy on the node that prepared the run, named by the commit."""
+    """Its copy on the node that prepared the run."""
 
     def here(self) -> Path:
         """Its copy on this node, fetched if there is none."""
-        return find_checkpoint(self.name, revision=self.folder.name).resolve()
+        return find_checkpoint(self.name).resolve()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Model cards: what a checkpoint was trained on, how well it does, and the command that made it."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from huggingface_hub import ModelCardData
 
@@ -40,7 +40,7 @@ def training_length(metrics: Mapping[str, float]) -> str:
     return f"{metrics['step']:,} steps, {metrics['tokens']:,} tokens, {metrics['seconds'] / 60:,.0f} minutes"
 
 
-def command_line(module: str, arguments: list[str]) -> str:
+def command_line(module: str, arguments: Sequence[str]) -> str:
     """The command as one would type it again."""
     return f"python -m {module} {shlex.join(arguments)}"
 

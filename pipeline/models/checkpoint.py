@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from safetensors import SafetensorError, safe_open
 
@@ -26,6 +27,8 @@ KIND_OF_MODEL_TYPE: dict[str, Kind] = {
     "second-order-entropy": "second-order",
 }
 
+CAUSAL_NAMES = ("ForCausalLM", "LMHeadModel")  # how transformers' classes of causal language models end
+
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 """Folders `tokenizer`, `estimator` and `second-order`, which come with the project."""
 
@@ -34,10 +37,10 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def find_checkpoint(named: str, revision: str | None = None) -> Path:
-    """A folder, or the local copy of a Hub repository `user/name`, of which no pickle is fetched.
+def find_checkpoint(named: str) -> Path:
+    """A folder, or the local copy of `user/name` on the Hub, of which no pickle is fetched; its name is the commit.
 
-    A revision is a commit, branch or tag there; that copy is named by its commit.
+    `user/name@revision` is a commit, branch or tag there.
 
     Raises:
         ValueError: if there is neither.
@@ -45,8 +48,9 @@ def find_checkpoint(named: str, revision: str | None = None) -> Path:
     if Path(named).exists():
         return Path(named)
     try:
-        return Path(snapshot_download(named, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
-    except (RepositoryNotFoundError, HFValidationError) as error:
+        name, _, revision = named.partition("@")
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise ValueError(
             f"no folder {named}, and the Hub does not give out a model of that name; check it, or log in with "
             "`hf auth login`"
@@ -94,7 +98,7 @@ def checkpoint_kind(folder: Path) -> Kind:
         raise ValueError(f"{file} holds no JSON object; fetch or save the checkpoint again")
     if config.get("model_type") in KIND_OF_MODEL_TYPE:
         return KIND_OF_MODEL_TYPE[config["model_type"]]
-    if any(name.endswith("ForCausalLM") for name in config.get("architectures") or ()):
+    if any(name.endswith(CAUSAL_NAMES) for name in config.get("architectures") or ()):
         return "causal"
     kind = config.get("model_type")
     raise ValueError(f"{folder} holds a model of type {kind!r}, which this project does not know; name another")

@@ -9,6 +9,7 @@ import logging
 import re
 from hashlib import sha256
 
+import pyarrow as pa
 from huggingface_hub import DatasetCard
 
 from pipeline.data.shards import write_text
@@ -74,6 +75,7 @@ def _describe(card: DatasetCard, facts: Facts) -> None:
     if not there or default == name or (len(there) == 1 and name in there):
         entry["default"] = True
     MetadataConfigs({name: entry}).to_dataset_card_data(card.data)
+    _require_features(facts.schema)
     info = DatasetInfo(features=Features.from_arrow_schema(facts.schema.remove_metadata()))
     if counts is not None:
         split = SplitInfo(name="train", num_bytes=counts.arrow_bytes, num_examples=counts.rows)
@@ -81,6 +83,18 @@ def _describe(card: DatasetCard, facts: Facts) -> None:
         info.dataset_size = counts.arrow_bytes
     DatasetInfosDict({name: info}).to_dataset_card_data(card.data)
     _add_missing(card, facts)
+
+
+def _require_features(schema: pa.Schema) -> None:
+    """Refuses columns that `datasets` has no type for."""
+    from datasets import Features
+
+    for field in schema:
+        try:
+            Features.from_arrow_schema(pa.schema([field]))
+        except ValueError as error:
+            others = "leave it out by naming others with --columns"
+            raise ValueError(f"`datasets` cannot load the column {field.name}, {field.type}; {others}") from error
 
 
 def _add_missing(card: DatasetCard, facts: Facts) -> None:

@@ -34,7 +34,7 @@ def publish_beginning(repository: Repository, facts: Facts) -> None:
     def missing(head: str) -> Sequence[Operation]:
         plan = repository.text(plan_file.as_posix(), head)
         if plan is not None:
-            require_same(repository.url, facts.provenance, read_plan(plan).provenance)
+            require_same(f"--output {repository.url}", facts.provenance, read_plan(plan).provenance)
         there = [] if plan is not None else [subset.ledger / PLAN_FILE]
         named = [(file.relative_to(subset.root).as_posix(), file) for file in (*there, *files)]
         return [*(CommitOperationAdd(path, file) for path, file in named), _card(repository, facts, head)]

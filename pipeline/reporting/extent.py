@@ -28,4 +28,4 @@ class Extent:
 
     def tokens_each(self, documents: int) -> int:
         """Tokens to show of each of so many documents."""
-        return self.tokens or min(MOST_OF_ONE, MOST_OF_ALL // max(1, documents))
+        return self.tokens or min(MOST_OF_ONE, max(1, MOST_OF_ALL // max(1, documents)))

@@ -60,7 +60,9 @@ class LabelledSource:
         """Names of what every token is labelled with."""
         if self.against is None:
             return [name.replace("_", " ") for name in self.label_columns]
-        return [short_name(self.dataset), *self.label_columns[1:], short_name(self.against)]
+        names = [short_name(self.dataset), short_name(self.against)]
+        ours, theirs = names if names[0] != names[1] else (self.dataset.source, self.against.source)
+        return [ours, *(name.replace("_", " ") for name in self.label_columns[1:]), theirs]
 
     @property
     def source_columns(self) -> list[str]:

@@ -17,6 +17,7 @@ BINS = int(2 * MOST_NATS / BIN_NATS)
 POSITIONS_B = np.unique(np.floor(2.0 ** np.arange(0, 32, 0.25)).astype(np.int64)) - 1
 """Of the first token of each bin: finer where documents begin, where entropy falls the fastest."""
 MOST_GROUPS = 20
+VALUES_KEPT = 10_000  # of a column
 NOT_GIVEN = "(none)"
 
 
@@ -95,9 +96,9 @@ class Statistics:
         return next((column for column in columns if 1 < len(self.groups.get(column, ())) <= most), None)
 
     def _add_to_group(self, groups: dict[str, Group], value: Any, measures_MN: np.ndarray) -> None:
-        """One value more than MOST_GROUPS is kept, which tells that there are more."""
+        """Of a column with more values than VALUES_KEPT, no others than the first of them are counted."""
         name = NOT_GIVEN if value is None else str(value)
-        if name not in groups and len(groups) > MOST_GROUPS:
+        if name not in groups and len(groups) >= VALUES_KEPT:
             return
         none_M = np.zeros(len(measures_MN))
         group = groups.setdefault(name, Group(0, 0, none_M.astype(np.int64), none_M))

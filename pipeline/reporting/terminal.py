@@ -18,9 +18,11 @@ def print_document(view: DocumentView, console: Console) -> None:
     """In colours where the terminal has them and NO_COLOR is not set."""
     if console.no_color or console.color_system is None:
         print(figures(view))
-        return
-    console.print(legend(view))
-    console.print(shaded(view))
+    else:
+        console.print(legend(view))
+        console.print(shaded(view))
+    if view.left:
+        print(f"{view.left:,} more tokens are not shown; --tokens says how many are")
 
 
 def shaded(view: DocumentView) -> Text:

@@ -33,6 +33,8 @@ class DocumentView:
     tokens: Sequence[str]
     entropies: Sequence[float | None]
     expected: Sequence[float | None] | None = None
+    left: int = 0
+    """Tokens of the document after these."""
 
     def __post_init__(self) -> None:
         for labels in (self.entropies, self.expected):

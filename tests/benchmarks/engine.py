@@ -25,7 +25,7 @@ from pipeline.engine.annotation import Annotated
 from pipeline.engine.cluster import Share, cluster
 from pipeline.engine.driver import Driver
 from pipeline.engine.labelling import load_annotator
-from pipeline.engine.opening import open_run
+from pipeline.engine.opening import Plan, open_run
 from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.run import Run
 from pipeline.engine.stages import Stages
@@ -191,7 +191,7 @@ def resume(folder: Path, size: Size) -> Figure:
         rows_per_unit=1,
     )
     job, units = prepare(config, inspect(find_files(config.input), config.column), config.input)
-    open_run(job.subset, job.provenance, units)
+    open_run(job.subset, Plan(job.provenance, ()), units)
     annotator = load_fake(job)
     for unit in units:
         annotator.annotate(unit)

@@ -64,6 +64,12 @@ def test_parquet_without_labels_or_provenance_is_refused(tmp_path: Path, columns
         find_annotations(str(tmp_path))
 
 
+def test_a_dataset_may_lie_in_a_folder_named_data(tmp_path: Path) -> None:
+    folder = write_annotated(tmp_path / "data" / "annotated", [[1, 2]], [[0.5, 1.0]])
+    for named in (folder, folder / "data" / "exact"):
+        np.testing.assert_array_equal(find_annotations(str(named)).corpus().labels_N, [0.5, 1.0])
+
+
 @pytest.mark.parametrize("label", [math.inf, -math.inf])
 def test_an_infinite_label_is_refused(tmp_path: Path, label: float) -> None:
     write_annotated(tmp_path, [[1, 2]], [[label, 1.0]])

@@ -9,7 +9,7 @@ import pytest
 from pipeline.data.annotations import read_quarantine
 from pipeline.data.locations import File
 from pipeline.engine.ledger import finished, quarantine, read_receipts, record, total, unpublished, write_published
-from pipeline.engine.opening import locked, open_run, planned
+from pipeline.engine.opening import Plan, locked, open_run, planned
 from pipeline.engine.plan import Unit
 from schemas.annotations import Provenance
 from schemas.layout import GROUP, Subset, shard_name, shards_in_all
@@ -42,7 +42,7 @@ def finish(output: Path, unit: int) -> Receipt:
 
 def begin(output: Path, provenance: Provenance = PROVENANCE, name: str = "exact") -> set[int]:
     """Begins a run, or goes on with it; returns which units are done."""
-    open_run(Subset(name, output), provenance, UNITS)
+    open_run(Subset(name, output), Plan(provenance, ()), UNITS)
     return finished(Subset(name, output))
 
 
@@ -110,7 +110,7 @@ def test_the_total_is_the_same_whatever_the_order_of_the_receipts(tmp_path: Path
 def test_a_second_run_is_kept_out_while_the_first_is_at_work(tmp_path: Path) -> None:
     with (
         locked(tmp_path / "out"),
-        pytest.raises(ValueError, match=r"another run is writing to --output .*out"),
+        pytest.raises(ValueError, match=r"another run is at work in .*out"),
         locked(tmp_path / "out"),
     ):
         raise AssertionError("two runs have the lock")

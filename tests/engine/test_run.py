@@ -8,10 +8,11 @@ from huggingface_hub import constants
 
 from pipeline.data.locations import find_files
 from pipeline.engine.labelling import load_annotator
+from pipeline.engine.opening import Plan
 from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.run import Run
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
-from pipeline.preparation import prepare
+from pipeline.preparation import frozen_checkpoint, prepare
 from pipeline.settings import Config
 from tests.builders import sample_texts, write_documents
 from tests.engine.fakes import shards
@@ -42,6 +43,14 @@ def test_a_node_without_the_hubs_cache_fetches_the_commit_that_the_run_was_prepa
     shutil.rmtree(constants.HF_HUB_CACHE)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "another node's cache"))
     load_annotator(run, "cpu").annotate(units[0])
+    assert run.snapshot is not None
+    begun = Plan(run.provenance, (), run.snapshot.name)
+    assert frozen_checkpoint("user/model", begun) == run.snapshot.name == frozen_checkpoint(run.snapshot.name, begun)
+    assert frozen_checkpoint("user/other", begun) == "user/other"
+    again, _ = prepared(tmp_path, "elsewhere", run.snapshot.name)
+    assert (
+        again.provenance == run.provenance and again.snapshot is not None and again.snapshot.name == run.snapshot.name
+    )
     here, units = prepared(tmp_path, "here", str(model))
     assert here.snapshot is None and here.on_this_node() is here
     load_annotator(here, "cpu").annotate(units[0])

@@ -42,6 +42,8 @@ def _write_documents(folder: Path) -> None:
     write_documents(folder / "nulls.parquet", ["a"] * 3, input_ids=[[1, None], [2], [3]])
     pq.write_table(pa.table({"body": ["a"]}), folder / "body.parquet")
     pq.write_table(pa.table({"text": [1, 2]}), folder / "numbers.parquet")
+    tags = pa.array([[("a", "b")]], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"text": ["a"], "tags": tags}), folder / "mapped.parquet")
     pq.write_table(pa.table({"text": pa.array(["a"]).dictionary_encode()}), folder / "dictionary.parquet")
     (folder / "truncated.parquet").write_bytes(good.read_bytes()[:-20])
     damaged = bytearray(good.read_bytes())

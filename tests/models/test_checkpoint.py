@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from pipeline.models.checkpoint import (
     checkpoint_kind,
@@ -45,6 +45,13 @@ def test_each_kind_is_known_by_its_configuration(tmp_path: Path, estimator_folde
     assert load_autoencoder(tmp_path / "autoencoder").config.given == "unrolled"
     assert load_second_order(tmp_path / "second-order").config.label_deviation == 2.0
     assert load_causal(tmp_path / "causal").config.vocab_size == 97
+
+
+def test_language_models_that_are_named_by_their_head_are_causal_too(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=97, n_positions=32, n_embd=24, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    assert checkpoint_kind(tmp_path) == "causal" and context_and_vocabulary(tmp_path) == (31, 97)
+    assert load_causal(tmp_path).config.vocab_size == 97
 
 
 def test_a_checkpoint_saved_in_bfloat16_loads_in_float32(tmp_path: Path) -> None:
@@ -114,12 +121,14 @@ def test_a_model_of_the_hub_is_fetched_without_its_pickles(hub: Hub, estimator_f
     files = {file.name: file.read_bytes() for file in estimator_folder.iterdir()}
     first = hub.add("user/name", {**files, "pytorch_model.bin": b"\x80\x04."}, kind="models")
     hub.add("user/name", {"README.md": b"a new card"}, kind="models")
-    folder = find_checkpoint("user/name", revision=first)
+    folder = find_checkpoint(f"user/name@{first}")
     assert folder.name == first and load_estimator(folder).config.bottleneck_width == 3
     assert not (folder / "pytorch_model.bin").exists()
     assert not any(request.path.endswith("pytorch_model.bin") for request in hub.requests)
     assert find_checkpoint("user/name") != folder
     with pytest.raises(ValueError, match="no folder user/other, and the Hub does not give out"):
         find_checkpoint("user/other")
+    with pytest.raises(ValueError, match="no folder user/name@absent, and the Hub does not give out"):
+        find_checkpoint("user/name@absent")
     with pytest.raises(ValueError, match="no folder no such name"):
         find_checkpoint("no such name")

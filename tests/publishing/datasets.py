@@ -4,7 +4,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from pipeline.engine.ledger import record
-from pipeline.engine.opening import open_run
+from pipeline.engine.opening import Plan, open_run
 from pipeline.engine.plan import Unit
 from pipeline.engine.run import Run
 from schemas.layout import Subset, shard_name
@@ -22,7 +22,7 @@ def planned(folder: Path, rows: int = 12, rows_per_unit: int = 2) -> tuple[Run, 
 def annotated(folder: Path, rows: int = 12, rows_per_unit: int = 2) -> Run:
     """A run with all its units done, without the card."""
     run, units = planned(folder, rows, rows_per_unit)
-    open_run(run.subset, run.provenance, units)
+    open_run(run.subset, Plan(run.provenance, ()), units)
     annotator = load_fake(run)
     for unit in units:
         annotator.annotate(unit)

@@ -103,6 +103,10 @@ def test_a_sample_is_drawn_and_the_page_says_of_how_many(tmp_path: Path) -> None
     assert contents["measures"][0]["labelled"] == 300
 
 
+def test_more_documents_than_tokens_fit_are_shown_by_their_first_ones() -> None:
+    assert Extent().tokens_each(10**6) == 1 and Extent(tokens=7).tokens_each(10**6) == 7
+
+
 @pytest.mark.parametrize(
     ("documents", "shown", "told"),
     [

@@ -64,6 +64,13 @@ def test_two_datasets_of_the_same_documents_are_read_together(tmp_path: Path) ->
         np.testing.assert_array_equal(document.labels_SN, np.array([LABELS[row], doubled[row]], np.float32))
 
 
+def test_two_datasets_of_one_name_are_told_apart_by_their_places(tmp_path: Path) -> None:
+    one, other = (
+        find_annotations(str(write_annotated(tmp_path / folder / "annotated", [[1]], [[0.0]]))) for folder in "ab"
+    )
+    assert LabelledSource.of(one, other).series == [one.source, other.source]
+
+
 def test_datasets_of_other_documents_are_refused(tmp_path: Path) -> None:
     one = find_annotations(str(write_annotated(tmp_path / "one", [[1, 2], [3]], [[0, 0], [0]])))
     longer = find_annotations(str(write_annotated(tmp_path / "longer", [[1, 2]] * 3, [[0, 0]] * 3)))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.reporting.measures import Document
-from pipeline.reporting.statistics import BIN_NATS, MOST_GROUPS, MOST_NATS, POSITIONS_B, Statistics
+from pipeline.reporting.statistics import BIN_NATS, MOST_NATS, POSITIONS_B, VALUES_KEPT, Statistics
 
 VOCABULARY = 5
 LABEL = st.just(math.nan) | st.integers(-4000, 4000).map(lambda steps: steps / 128)
@@ -92,8 +92,8 @@ def test_documents_are_grouped_by_the_first_column_with_a_few_values() -> None:
 
 def test_of_a_column_with_many_values_only_some_are_kept() -> None:
     statistics = Statistics(1, 1)
-    add_documents(statistics, {"id": [str(number) for number in range(10 * MOST_GROUPS)]})
-    assert len(statistics.groups["id"]) == MOST_GROUPS + 1
+    add_documents(statistics, {"id": [str(number) for number in range(VALUES_KEPT + 10)]})
+    assert len(statistics.groups["id"]) == VALUES_KEPT
 
 
 def test_as_many_values_as_documents_are_no_groups() -> None:
