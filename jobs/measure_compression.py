@@ -15,6 +15,7 @@ import torch
 from pipeline.command_line import run
 from pipeline.data.corpus import Corpus, held_out_documents, require_tokens
 from pipeline.data.documents import Column, iterate_rows
+from pipeline.data.flags import require_at_least_one
 from pipeline.data.locations import find_files, pinned
 from pipeline.data.sample import sample_documents
 from pipeline.data.tokenizer import TOKENIZER_FILE, encode, load_tokenizer
@@ -60,10 +61,7 @@ class Config:
     """Folder to write the table to."""
 
     def __post_init__(self) -> None:
-        for name in ("window", "tokens_per_batch", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        require_at_least_one(self, "window", "tokens_per_batch", "limit")
 
 
 DEFAULTS = Config()

@@ -13,6 +13,7 @@ from pathlib import Path
 import cyclopts
 
 from pipeline.command_line import run
+from pipeline.data.flags import require_at_least_one
 from pipeline.models.card import command_line
 from pipeline.models.checkpoint import require_new_folder
 from pipeline.training.side_by_side import side_by_side
@@ -39,8 +40,7 @@ class Config:
 
     def __post_init__(self) -> None:
         require_sources(self.sources)
-        if self.processes is not None and self.processes < 1:
-            raise ValueError(f"--processes must be at least 1, not {self.processes}")
+        require_at_least_one(self, "processes")
 
 
 def measure_truth(config: Config) -> None:

@@ -15,6 +15,7 @@ import cyclopts
 from tqdm import tqdm
 
 from pipeline.command_line import run
+from pipeline.data.flags import require_at_least_one
 from pipeline.data.locations import find_files, pinned
 from pipeline.models.window_encoder import WindowEncoder
 from pipeline.reproduction.figures import FIGURES, Figure, Row
@@ -67,8 +68,7 @@ class Config:
     def __post_init__(self) -> None:
         if not self.figure or not set(self.figure) <= set(FIGURES):
             raise ValueError(f"--figure {' '.join(map(str, self.figure))}: choose from {', '.join(map(str, FIGURES))}")
-        if self.processes is not None and self.processes < 1:
-            raise ValueError(f"--processes must be at least 1, not {self.processes}")
+        require_at_least_one(self, "processes")
         if not self.time > 0:
             raise ValueError(f"--time must be above 0, not {self.time}")
 

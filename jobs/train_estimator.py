@@ -15,6 +15,7 @@ import cyclopts
 import torch
 
 from pipeline.command_line import run
+from pipeline.data.flags import require_at_least_one
 from pipeline.models.card import command_line, model_card
 from pipeline.models.checkpoint import find_checkpoint, fold_folder
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig, Introduction
@@ -53,8 +54,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        if self.folds < 1:
-            raise ValueError(f"--folds must be at least 1, not {self.folds}")
+        require_at_least_one(self, "folds")
         if self.init_from is not None and self.folds > 1:
             raise ValueError("--init-from with --folds would have seen every fold; leave out one of them")
 

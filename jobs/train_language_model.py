@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from pipeline.command_line import run
 from pipeline.data.annotations import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import Corpus, held_out_documents
+from pipeline.data.flags import require_at_least_one
 from pipeline.labels.packed import ModelTokens, PackedDocuments
 from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.loading import save_checkpoint
@@ -88,10 +89,7 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"--dropout must be at least 0 and below 1, not {self.dropout}")
-        for name in ("limit", "stream", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, not {value}")
+        require_at_least_one(self, "limit", "stream", "workers")
 
 
 def train_language_model(config: Config) -> None:
@@ -158,7 +156,7 @@ def documents(
     Raises:
         ValueError: if there is nothing of either.
     """
-    stop = min(len(dataset), config.limit or len(dataset))
+    stop = documents_read(config, dataset)
     start = stop - held_out_documents(stop, config.held_out)
     shuffled = config.training.seed if config.shuffle_labels else None
     seen = PackedDocuments(dataset, tokens, 0, start, at_a_time=config.stream, shuffled=shuffled)
@@ -166,6 +164,11 @@ def documents(
     if config.out_of_distribution:
         evaluated["out_of_distribution"] = tokens.read(config.out_of_distribution).packed(tokens.separator)
     return seen, evaluated
+
+
+def documents_read(config: Config, dataset: AnnotatedDataset) -> int:
+    """How many there are, or are to be read: the first ones."""
+    return min(len(dataset), config.limit or len(dataset))
 
 
 def new_model(config: Config, tokens: ModelTokens) -> PreTrainedModel:
@@ -192,7 +195,7 @@ def card(
     arguments: Sequence[str],
 ) -> str:
     """The model's card."""
-    held_out = min(len(dataset), config.limit or len(dataset)) - seen.stop
+    held_out = documents_read(config, dataset) - seen.stop
     origin, objective = dataset.provenance, config.objective.objective
     return model_card(
         "Causal language model",

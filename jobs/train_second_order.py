@@ -21,6 +21,7 @@ import torch
 from pipeline.command_line import run
 from pipeline.data.annotations import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import Corpus
+from pipeline.data.flags import require_at_least_one
 from pipeline.data.tokenizer import declared_beginning, tokenizer_sha256
 from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.checkpoint import (
@@ -87,10 +88,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        for name in ("folds", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, not {value}")
+        require_at_least_one(self, "folds", "limit")
         if self.causal_weight < 0:
             raise ValueError(f"--causal-weight must be 0 or more, not {self.causal_weight}")
 

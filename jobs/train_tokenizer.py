@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.command_line import run
 from pipeline.data.documents import Column, iterate_rows
+from pipeline.data.flags import require_at_least_one
 from pipeline.data.locations import File, find_files, pinned
 from pipeline.data.tokenizer import SEPARATOR, TOKENIZER_FILE, train_byte_pairs
 from pipeline.models.card import CARD_FILE, command_line, model_card
@@ -43,8 +44,7 @@ class Config:
     """Documents to train on at the most."""
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit must be at least 1, not {self.limit}")
+        require_at_least_one(self, "limit")
 
 
 def train_tokenizer(config: Config) -> None:

@@ -58,8 +58,9 @@ def annotate(config: Config = DEFAULTS) -> int:
             write_sample(sample)
         published = published_plan(config.repository, config.place) if config.repository else None
         staged = planned(config.place)
-        inputs = frozen(config.input, published or staged)
-        config = replace(config, estimator=frozen_checkpoint(config.estimator, published or staged))
+        begun = published or staged
+        inputs = frozen(config.input, begun)
+        config = replace(config, estimator=frozen_checkpoint(config.estimator, begun))
         source = inspect(find_files(inputs or [str(sample)]), config.column)
         job, units = prepare(config, source, inputs)
         for place, plan in ((config.output, published), (job.subset.root, staged)):

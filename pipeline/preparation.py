@@ -151,6 +151,6 @@ def checkpoint_folder(config: Config) -> Path:
 def snapshot_of(config: Config, checkpoint: Path) -> Snapshot | None:
     """Where other nodes fetch the checkpoint from, if a name on the Hub was given and no folder."""
     named, folder = config.estimator, checkpoint.resolve()
-    if named is None or Path(named).exists():
+    if named is None or checkpoint == Path(named):
         return None
     return Snapshot(f"{named.partition('@')[0]}@{folder.name}", folder)

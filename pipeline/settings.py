@@ -9,6 +9,7 @@ import cyclopts
 from huggingface_hub.constants import HF_HOME
 
 from pipeline.data.documents import Column
+from pipeline.data.flags import require_at_least_one
 from pipeline.data.hub import Repository
 from pipeline.data.tokenizer import TOKENIZED_ALREADY
 from pipeline.models.checkpoint import (
@@ -92,10 +93,7 @@ class Config:
     """With --dry-run, what a worker labels, known from an earlier run; measured here by default."""
 
     def __post_init__(self) -> None:
-        for name in ("limit", "workers", "rows_per_unit", "window"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        require_at_least_one(self, "limit", "workers", "rows_per_unit", "window")
         for name, most in (("share", 1.0), ("tokens_per_second", inf)):
             value = getattr(self, name)
             if value is not None and not 0 < value <= most:

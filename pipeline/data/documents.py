@@ -20,8 +20,11 @@ from pipeline.data.redaction import redacted
 from pipeline.data.tokenizer import encode
 from schemas.documents import TEXT_COLUMN, is_text, is_token_list
 
-# Arrow's words for damaged data; it also raises OSError itself, without a number.
 DAMAGE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError)
+"""What reading raises of damaged data: Arrow's errors, and Python's where names or text are not UTF-8.
+
+Arrow raises a bare OSError too, without a number; a disk's or a store's has one, or is of a subclass.
+"""
 
 
 @dataclass(frozen=True)

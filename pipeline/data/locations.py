@@ -114,7 +114,7 @@ def _local_files(named: str) -> list[File]:
 
 
 def local_file(path: Path) -> File:
-    """Its absolute path is not resolved: a link may have a suffix that its target lacks."""
+    """A file on a disk as it is now, its path not resolved: a link may have a suffix that its target lacks."""
     status: stat_result = path.stat()
     return File(str(path.absolute()), status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
@@ -136,6 +136,11 @@ def _remote_files(filesystem: AbstractFileSystem, path: str) -> list[File]:
 
 
 def remote_file(filesystem: AbstractFileSystem, info: dict[str, Any]) -> File:
+    """A file behind a URL, of what its filesystem says of it.
+
+    Raises:
+        ValueError: if that tells no size.
+    """
     url = filesystem.unstrip_protocol(info["name"])
     info = info if info.get("size") is not None else filesystem.info(info["name"])
     if info.get("size") is None:
@@ -150,6 +155,7 @@ def _is_data(path: str) -> bool:
 
 
 def is_url(named: str) -> bool:
+    """Whether a name has a protocol."""
     return "://" in named
 
 

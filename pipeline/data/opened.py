@@ -49,7 +49,6 @@ def open_stored(file: File, read_ahead: int | None = None) -> pa.NativeFile:
 
 
 def _opened(path: Path) -> tuple[File, pa.NativeFile]:
-    """A file on a disk as it is now."""
     stream = pa.OSFile(str(path))
     return local_file(path), stream
 

@@ -64,13 +64,12 @@ class Run:
             return self
         there, here = self.snapshot.folder, self.snapshot.here()
 
-        def moved(folder: Path | None) -> Path | None:
-            inside = folder is not None and folder.is_relative_to(there)
-            return here / folder.relative_to(there) if folder and inside else folder
+        def moved(folder: Path) -> Path:
+            return here / folder.relative_to(there) if folder.is_relative_to(there) else folder
 
         return replace(
             self,
-            checkpoints=tuple(here / folder.relative_to(there) for folder in self.checkpoints),
-            tokenizer=moved(self.tokenizer),
-            estimator_tokenizer=moved(self.estimator_tokenizer),
+            checkpoints=tuple(map(moved, self.checkpoints)),
+            tokenizer=self.tokenizer and moved(self.tokenizer),
+            estimator_tokenizer=self.estimator_tokenizer and moved(self.estimator_tokenizer),
         )

@@ -75,8 +75,7 @@ def _describe(card: DatasetCard, facts: Facts) -> None:
     if not there or default == name or (len(there) == 1 and name in there):
         entry["default"] = True
     MetadataConfigs({name: entry}).to_dataset_card_data(card.data)
-    _require_features(facts.schema)
-    info = DatasetInfo(features=Features.from_arrow_schema(facts.schema.remove_metadata()))
+    info = DatasetInfo(features=Features({field.name: _feature(field) for field in facts.schema}))
     if counts is not None:
         split = SplitInfo(name="train", num_bytes=counts.arrow_bytes, num_examples=counts.rows)
         info.splits, info.download_size = SplitDict({"train": split}), facts.size
@@ -85,16 +84,15 @@ def _describe(card: DatasetCard, facts: Facts) -> None:
     _add_missing(card, facts)
 
 
-def _require_features(schema: pa.Schema) -> None:
-    """Refuses columns that `datasets` has no type for."""
+def _feature(field: pa.Field) -> object:
+    """What `datasets` calls a column's type."""
     from datasets import Features
 
-    for field in schema:
-        try:
-            Features.from_arrow_schema(pa.schema([field]))
-        except ValueError as error:
-            others = "leave it out by naming others with --columns"
-            raise ValueError(f"`datasets` cannot load the column {field.name}, {field.type}; {others}") from error
+    try:
+        return Features.from_arrow_schema(pa.schema([field]))[field.name]
+    except ValueError as error:
+        remedy = "leave it out by naming others with --columns"
+        raise ValueError(f"`datasets` cannot load the column {field.name}, {field.type}; {remedy}") from error
 
 
 def _add_missing(card: DatasetCard, facts: Facts) -> None:

@@ -15,10 +15,10 @@ def drawn_histogram(histogram: tuple[int, ...]) -> str:
         return "no labels"
     shown = max(place for place, count in enumerate(histogram) if count / total >= LEAST_SHARE) + 1
     lines = [(_lower_end(place), count) for place, count in enumerate(histogram[:shown]) if place or count]
-    beyond = sum(histogram[shown:])
+    if beyond := sum(histogram[shown:]):
+        lines.append(("above", beyond))
     return "\n".join(
-        f"{end:>9} {'█' * round(WIDTH * count / most):<{WIDTH}} {count / total:6.1%}".rstrip()
-        for end, count in [*lines, *([("above", beyond)] if beyond else [])]
+        f"{end:>9} {'█' * round(WIDTH * count / most):<{WIDTH}} {count / total:6.1%}".rstrip() for end, count in lines
     )
 
 

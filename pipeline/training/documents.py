@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.data.corpus import MOST_HELD_OUT, Corpus, held_out_documents, read_corpus, require_tokens
 from pipeline.data.documents import Column
+from pipeline.data.flags import require_at_least_one
 from pipeline.data.locations import File, find_files, pinned
 from pipeline.data.stream import DocumentStream, Sharing
 from pipeline.data.tokenizer import TokenSource, token_source, tokenizer_sha256
@@ -70,10 +71,7 @@ class DocumentSettings:
     read and tokenized meanwhile, by all processes together."""
 
     def __post_init__(self) -> None:
-        for name in ("limit", "stream"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, not {value}")
+        require_at_least_one(self, "limit", "stream")
 
     def read(self) -> Documents:
         """The documents: all of them, or those that are held out and a stream of the others.

@@ -150,7 +150,7 @@ def test_workers_of_a_cluster_train_the_same_model(
     assert run_command(JOB, "--config", settings, "--labels", labels, "--output", tmp_path / "one") == 0
     assert_near(curve(tmp_path / "ray"), curve(tmp_path / "one"))
     for name, said in (("ray", "--workers 2"), ("one", f"--output {tmp_path / 'one'}")):
-        assert f"{said}" in (tmp_path / name / "README.md").read_text()
+        assert said in (tmp_path / name / "README.md").read_text()
 
 
 def test_other_text_is_evaluated_on_too(
