@@ -12,6 +12,7 @@ from typing import Annotated
 
 import cyclopts
 from rich.console import Console
+from rich.filesize import decimal
 
 from pipeline.command_line import run
 from pipeline.data.annotations import find_annotations
@@ -51,7 +52,7 @@ def report(config: Config) -> None:
         print_document(document_view(config.dataset, config.document, config.extent.tokens_each(1)), Console())
         return
     page = write_report(config.dataset, config.output, against=config.against, by=config.by, extent=config.extent)
-    print(f"{page} has {page.stat().st_size / 1e6:.1f} MB; open it in a browser")
+    print(f"{page} has {decimal(page.stat().st_size)}; open it in a browser")
 
 
 def document_view(dataset: str, row: int, tokens: int) -> DocumentView:
