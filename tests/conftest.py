@@ -22,6 +22,10 @@ from tests.hub import Hub, hub_server
 
 RunCommand = Callable[..., int]
 MOUNT = ("mount", "-t", "tmpfs", "-o")
+# Of a process that starts Ray more than once, Ray 2.60 leaves an exporter of metrics behind. It reports every ten
+# seconds, and when that falls into the end of the process, after the last test, it is a segmentation fault.
+TELEMETRY = "RAY_enable_open_telemetry"
+os.environ[TELEMETRY] = "0"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,6 +61,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_metrics_report_interval_ms": "1000",
+        TELEMETRY: "1",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
     command = [
