@@ -30,7 +30,7 @@ def test_a_page_is_written_with_as_much_as_is_asked_for(
     contents = contents_of(page)
     assert len(contents["documents"]) == 2 and all(len(shown["tokens"]) <= 3 for shown in contents["documents"])
     assert sum(documents for _, documents, *_ in contents["groups"]["rows"]) == 5
-    assert re.search(rf"{page} has [1-9][\d.]* kB; open", capsys.readouterr().out)
+    assert re.search(rf"{re.escape(str(page))} has [1-9][\d.]* kB; open", capsys.readouterr().out)
 
 
 def test_another_dataset_stands_beside(dataset: Path, tmp_path: Path, run_command: RunCommand) -> None:

@@ -20,12 +20,6 @@ from pipeline.data.redaction import redacted
 from pipeline.data.tokenizer import encode
 from schemas.documents import TEXT_COLUMN, is_text, is_token_list
 
-DAMAGE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError)
-"""What reading raises of damaged data: Arrow's errors, and Python's where names or text are not UTF-8.
-
-Arrow raises a bare OSError too, without a number; a disk's or a store's has one, or is of a subclass.
-"""
-
 
 @dataclass(frozen=True)
 class Column:
@@ -203,10 +197,11 @@ def _merged(schemas: Sequence[pa.Schema]) -> pa.Schema:
 
 @contextmanager
 def _reading(file: File) -> Iterator[None]:
-    """Names the file that Arrow cannot decode; an error of the disk or the store passes as it is."""
+    """Names the file that cannot be decoded; an error of the disk or the store passes as it is."""
     try:
         yield
-    except (*DAMAGE, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
+        # Of damaged data too Arrow raises OSError, but bare and without a number, as a disk's and a store's never is.
         if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
             raise
         reason = redacted(" ".join(str(error).split()))
