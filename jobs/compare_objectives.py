@@ -20,16 +20,26 @@ from pipeline.data.annotations import find_annotations
 from pipeline.data.corpus import require_tokens
 from pipeline.labels.packed import ModelTokens
 from pipeline.models.card import command_line
+from pipeline.models.sizes import TransformerSizes
 from pipeline.training import comparison, resume
-from pipeline.training.comparison import Sizes, Study, Trial, default_objectives, trials
-from pipeline.training.config import TrainingConfig
-from pipeline.training.objectives import ObjectiveName
+from pipeline.training.config import ObjectiveName, TrainingConfig
 from pipeline.training.side_by_side import side_by_side
-from pipeline.truth.contestants import Settings
+from pipeline.training.trials import Study, Trial, default_objectives, trials
 from pipeline.truth.plots import require_matplotlib
 from pipeline.truth.results import summarise, write_results
+from pipeline.truth.settings import ContestSettings
 from pipeline.truth.sources import SOURCES
 from pipeline.truth.study import known_study, load_study, save_study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes(TransformerSizes):
+    """The model of every trial."""
+
+    context: int = 64
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +90,7 @@ class Config:
     """Trainings at a time; one a CPU core by default."""
     model: Sizes = field(default_factory=Sizes)
     training: Training = field(default_factory=Training)
-    contest: Settings = field(default_factory=Settings)
+    contest: ContestSettings = field(default_factory=ContestSettings)
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:

@@ -16,13 +16,13 @@ from pipeline.command_line import run
 from pipeline.models.card import command_line
 from pipeline.models.checkpoint import require_new_folder
 from pipeline.training.tables import write_csv
-from pipeline.truth.contestants import Settings
 from pipeline.truth.introduction import Outcome, compare_introductions
+from pipeline.truth.settings import ContestSettings
 from pipeline.truth.sources import SOURCES, require_sources
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contest(Settings):
+class Contest(ContestSettings):
     """Sizes and lengths, with a layer more than the contest of all methods."""
 
     layers: int = 3

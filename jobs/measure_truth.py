@@ -20,8 +20,8 @@ from pipeline.training.side_by_side import side_by_side
 from pipeline.training.tables import write_csv
 from pipeline.truth.accuracy import Accuracy, markdown, verdict
 from pipeline.truth.contest import Entry, hold_contest
-from pipeline.truth.contestants import Settings
 from pipeline.truth.plots import require_matplotlib, write_plots
+from pipeline.truth.settings import ContestSettings
 from pipeline.truth.sources import SOURCES, require_sources
 
 
@@ -36,7 +36,7 @@ class Config:
     """Sources to hold the methods against; all by default."""
     processes: int | None = None
     """Sources at a time; one a CPU core by default."""
-    contest: Settings = field(default_factory=Settings)
+    contest: ContestSettings = field(default_factory=ContestSettings)
 
     def __post_init__(self) -> None:
         require_sources(self.sources)

@@ -18,11 +18,11 @@ from pipeline.command_line import run
 from pipeline.data.flags import require_at_least_one
 from pipeline.data.locations import find_files, pinned
 from pipeline.models.window_encoder import WindowEncoder
-from pipeline.reproduction.figures import FIGURES, Figure, Row
+from pipeline.reproduction.figures import FIGURES, Figure, Row, Trial
 from pipeline.reproduction.layers import rows_by_layer
 from pipeline.reproduction.results import write_figure
 from pipeline.reproduction.text import Text, prepare
-from pipeline.reproduction.trial import Trial, trained
+from pipeline.reproduction.trial import trained
 from pipeline.training import resume
 from pipeline.training.batches import Cut
 from pipeline.training.config import TrainingConfig

@@ -15,13 +15,14 @@ import cyclopts
 import torch
 
 from pipeline.command_line import run
-from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig, Given
+from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
 from pipeline.models.card import command_line, model_card
+from pipeline.models.sizes import Given, WindowEncoderSizes
 from pipeline.training import resume
 from pipeline.training.config import TrainingConfig
 from pipeline.training.documents import DocumentSettings
 from pipeline.training.processes import together
-from pipeline.training.window_training import WindowEncoderSizes, train_on_windows
+from pipeline.training.window_training import train_on_windows
 
 
 @dataclass(frozen=True, kw_only=True)

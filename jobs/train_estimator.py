@@ -18,13 +18,14 @@ from pipeline.command_line import run
 from pipeline.data.flags import require_at_least_one
 from pipeline.models.card import command_line, model_card
 from pipeline.models.checkpoint import find_checkpoint, fold_folder
-from pipeline.models.estimator import EntropyEstimator, EstimatorConfig, Introduction
+from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.loading import load_estimator
+from pipeline.models.sizes import Introduction, WindowEncoderSizes
 from pipeline.training import resume
 from pipeline.training.config import TrainingConfig
 from pipeline.training.documents import Documents, DocumentSettings
 from pipeline.training.processes import this_process, together
-from pipeline.training.window_training import WindowEncoderSizes, train_on_windows
+from pipeline.training.window_training import train_on_windows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,32 +24,27 @@ from pipeline.data.flags import require_at_least_one
 from pipeline.labels.packed import ModelTokens, PackedDocuments
 from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.loading import save_checkpoint
-from pipeline.models.stack import Kind, new_language_model, stack_config
+from pipeline.models.sizes import StackKind, TransformerSizes
+from pipeline.models.stack import new_language_model, stack_config
 from pipeline.models.transformer import add_dropout
 from pipeline.training import resume
 from pipeline.training.batches import Cut, endless_batches
-from pipeline.training.config import TrainingConfig
+from pipeline.training.config import NEED_LABELS, ObjectiveSettings, TrainingConfig
 from pipeline.training.evaluation import held_out_batches, mean_of
 from pipeline.training.log import Figures
 from pipeline.training.loop import train
 from pipeline.training.losses import objective_loss, window_losses
-from pipeline.training.objectives import NEED_LABELS, ObjectiveSettings, objective_function
+from pipeline.training.objectives import objective_function
 from pipeline.training.processes import this_process, together
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class Sizes(TransformerSizes):
     """The model."""
 
-    context: int = 256
-    """Longest window, in tokens."""
-    width: int = 192
-    """Hidden size."""
-    layers: int = 4
-    """Blocks."""
     heads: int = 6
     """Attention heads, or of a mixer's convolution."""
-    kind: Kind = "transformer"
+    kind: StackKind = "transformer"
     """Attention, or a convolution over positions in its place (masked mixer)."""
     kernel: int = 1
     """Neighbouring hidden indices that a mixer's convolution covers."""

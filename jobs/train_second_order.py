@@ -33,7 +33,8 @@ from pipeline.models.checkpoint import (
     fold_folder,
 )
 from pipeline.models.loading import load_causal, load_estimator, save_checkpoint
-from pipeline.models.second_order import Form, SecondOrderModel
+from pipeline.models.second_order import SecondOrderModel
+from pipeline.models.sizes import Form, TransformerSizes
 from pipeline.models.transformer import llama_config
 from pipeline.training import resume
 from pipeline.training.batches import Batch, Cut, endless_batches
@@ -43,20 +44,6 @@ from pipeline.training.log import Figures
 from pipeline.training.loop import train
 from pipeline.training.losses import second_order_loss
 from pipeline.training.processes import this_process, together
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """The model, where it does not start from another."""
-
-    context: int = 256
-    """Longest window, in tokens."""
-    width: int = 192
-    """Hidden size."""
-    layers: int = 4
-    """Blocks."""
-    heads: int = 6
-    """Attention heads."""
 
 
 @cyclopts.Parameter(name="*")
@@ -84,7 +71,7 @@ class Config:
     """Documents to read at the most."""
     held_out: int | None = None
     """Last documents to evaluate on and never train on; one in twenty, 500 at the most, by default."""
-    model: Sizes = field(default_factory=Sizes)
+    model: TransformerSizes = field(default_factory=TransformerSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:

@@ -7,15 +7,12 @@ cannot tell positions apart by repeated embeddings, as its attention averages wh
 B rows, T tokens, C encoder width, H half of it, D decoder width.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.sizes import Given
 from pipeline.models.transformer import causal_hidden
 from pipeline.models.window_encoder import WindowEncoder, WindowEncoderConfig, real_losses
-
-Given = Literal["repeated", "unrolled"]
 
 
 class AutoencoderConfig(WindowEncoderConfig):

@@ -8,16 +8,13 @@ embedding enters the decoder, and above which of its layers; the bottleneck's wi
 B rows, T tokens, C encoder width, E bottleneck width, D decoder width, X what the embedding is when it enters.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from pipeline.models.sizes import Introduction
 from pipeline.models.transformer import causal_hidden, input_embeddings
 from pipeline.models.window_encoder import WindowEncoder, WindowEncoderConfig, real_losses
-
-Introduction = Literal["token", "embedding", "projection"]
 
 
 class EstimatorConfig(WindowEncoderConfig):

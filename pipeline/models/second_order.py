@@ -12,7 +12,7 @@ prediction: such a model begins as good as the language model it was made from.
 B rows, T tokens, S = T + 1 positions with the start, D width, V vocabulary.
 """
 
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from pipeline.models.cross_entropy import token_cross_entropy
 from pipeline.models.estimator import EntropyEstimator
 from pipeline.models.language_model import output_head, predicted_entropies, start_token, surprisals_and_entropies
+from pipeline.models.sizes import Form
 from pipeline.models.transformer import causal_hidden, input_embeddings
-
-Form = Literal["direct", "residual"]
 
 
 class Entropies(NamedTuple):

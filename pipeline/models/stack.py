@@ -1,17 +1,14 @@
 """The two kinds of causal stack that every model here is built from: a transformer and a masked mixer."""
 
-from typing import Literal
-
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedModel
 
 from pipeline.models.mixer import MaskedMixer, MixerConfig, MixerForCausalLM
+from pipeline.models.sizes import StackKind
 from pipeline.models.transformer import llama_config
-
-Kind = Literal["transformer", "mixer"]
 
 
 def stack_config(
-    kind: Kind,
+    kind: StackKind,
     *,
     vocab_size: int,
     width: int,

@@ -7,17 +7,16 @@ B rows, T tokens, C encoder width, E bottleneck width.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.cross_entropy import token_cross_entropy
-from pipeline.models.stack import Kind, new_stack, stack_config
+from pipeline.models.sizes import NoisePlace, StackKind
+from pipeline.models.stack import new_stack, stack_config
 from pipeline.models.transformer import causal_hidden, input_embeddings, real_positions
-
-NoisePlace = Literal["bottleneck", "before-down"]
 
 
 class WindowEncoderConfig(PreTrainedConfig):
@@ -29,7 +28,7 @@ class WindowEncoderConfig(PreTrainedConfig):
 
     vocab_size: int = 8192
     context: int = 256
-    encoder_kind: Kind = "transformer"
+    encoder_kind: StackKind = "transformer"
     encoder_width: int = 64
     encoder_layers: int = 4
     encoder_heads: int = 2
@@ -37,7 +36,7 @@ class WindowEncoderConfig(PreTrainedConfig):
     bottleneck_width: int | None = 4
     noise: float = 0.0
     noise_place: NoisePlace = "before-down"
-    decoder_kind: Kind = "transformer"
+    decoder_kind: StackKind = "transformer"
     decoder_width: int = 192
     decoder_layers: int = 4
     decoder_heads: int = 6
@@ -59,7 +58,7 @@ class WindowEncoderConfig(PreTrainedConfig):
         sizes = {"width": width, "layers": layers, "heads": self.decoder_heads}
         return self._stack(self.decoder_kind, kernel=self.decoder_kernel, **sizes)
 
-    def _stack(self, kind: Kind, **sizes: int) -> PreTrainedModel:
+    def _stack(self, kind: StackKind, **sizes: int) -> PreTrainedModel:
         shared: dict[str, Any] = {"vocab_size": self.vocab_size, "context": self.context}
         return new_stack(stack_config(kind, initializer_range=self.initializer_range, **shared, **sizes))
 

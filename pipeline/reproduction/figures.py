@@ -1,14 +1,47 @@
 """The five figures: what is trained for each, at which size, and what of it the paper reports."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
-
-from pipeline.reproduction.trial import Sizes, Trial
+from typing import Any, Literal
 
 Row = Mapping[str, str | float]
 Rows = Mapping[str, Sequence[Row]]
 """A trial's evaluations, or losses by layer, by the trial's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Of every model of a figure."""
+
+    context: int = 64
+    """Longest window, in tokens."""
+    encoder_width: int = 128
+    """Hidden size of the encoder."""
+    encoder_layers: int = 2
+    """Blocks of the encoder."""
+    encoder_heads: int = 4
+    """Heads of the encoder."""
+    decoder_width: int = 128
+    """Hidden size of the decoder, or of the language model."""
+    decoder_layers: int = 3
+    """Blocks of the decoder, or of the language model."""
+    decoder_heads: int = 4
+    """Heads of the decoder, or of the language model."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is trained: `variant` are fields of its configuration, of a causal model its `kind`."""
+
+    name: str
+    model: Literal["causal", "estimator", "autoencoder"]
+    variant: dict[str, Any] = field(default_factory=dict)
+    paced_by: "Trial | None" = None
+    """Another trial, of which it gets the number of steps in place of the same compute."""
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ One that is interrupted goes on, one that is done is read.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from pipeline.models.quantization import Codec
 from pipeline.models.stack import new_language_model, stack_config
 from pipeline.models.transformer import input_embeddings
 from pipeline.models.window_encoder import WindowEncoder
+from pipeline.reproduction.figures import Sizes, Trial
 from pipeline.reproduction.text import Text
 from pipeline.training import resume
 from pipeline.training.accounting import Accounting, causal_accounting, window_accounting, window_embeddings
@@ -30,40 +31,6 @@ from pipeline.training.loop import train
 from pipeline.training.losses import document_loss, estimator_loss
 
 START, DONE_FILE, CALIBRATING_DOCUMENTS = 0, "done", 50
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """Of every model of a figure."""
-
-    context: int = 64
-    """Longest window, in tokens."""
-    encoder_width: int = 128
-    """Hidden size of the encoder."""
-    encoder_layers: int = 2
-    """Blocks of the encoder."""
-    encoder_heads: int = 4
-    """Heads of the encoder."""
-    decoder_width: int = 128
-    """Hidden size of the decoder, or of the language model."""
-    decoder_layers: int = 3
-    """Blocks of the decoder, or of the language model."""
-    decoder_heads: int = 4
-    """Heads of the decoder, or of the language model."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What is trained: `variant` are fields of its configuration, of a causal model its `kind`."""
-
-    name: str
-    model: Literal["causal", "estimator", "autoencoder"]
-    variant: dict[str, Any] = field(default_factory=dict)
-    paced_by: "Trial | None" = None
-    """Another trial, of which it gets the number of steps in place of the same compute."""
-
-    def __hash__(self) -> int:
-        return hash(self.name)
 
 
 def new_model(trial: Trial, sizes: Sizes, vocabulary: int) -> PreTrainedModel:

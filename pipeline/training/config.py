@@ -1,10 +1,10 @@
-"""What every training job can be told."""
+"""What training jobs can be told.
+
+Without torch, and without accelerate until a tracker is named, so that `--help` comes at once.
+"""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
-
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import LoggerType
 
 from pipeline.training.schedule import Decay
 
@@ -21,6 +21,11 @@ ABOVE_ZERO = (
 AT_LEAST_ZERO = ("weight_decay", "seed")
 DECIDE_NOTHING = ("save_every", "keep", "trackers")
 """Settings that leave the trained model as it is."""
+
+ObjectiveName = Literal[
+    "flood", "floor", "weight", "mask", "cross-entropy", "flood-mean", "random-share", "reference-share"
+]
+NEED_LABELS: tuple[ObjectiveName, ...] = ("flood", "floor", "weight", "mask", "reference-share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +76,7 @@ class TrainingConfig:
                 raise ValueError(f"--training.{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}")
         if not 0 < self.warmup < 1:
             raise ValueError(f"--training.warmup is a share between 0 and 1, not {self.warmup}")
-        there = installed_trackers()
+        there = installed_trackers() if self.trackers else []
         for name in self.trackers:
             if name not in there:
                 known = f"those here are {', '.join(there)}" if there else "none is here"
@@ -91,8 +96,37 @@ class TrainingConfig:
         return self.evaluates(step) if self.save_every is None else step % self.save_every == 0 or step == self.steps
 
 
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings:
+    """What is minimised. l is a token's loss, e its entropy, `scale * label + margin`, in nats."""
+
+    objective: ObjectiveName = "flood"
+    """flood: |l - e|. floor: max(l - e, 0). weight: (1 - ê) l, ê scaled to 0..1 in each window. mask: l where e is
+    below the threshold. Controls: cross-entropy: l. flood-mean: |mean l - level|. random-share: l of a random share of
+    the tokens. reference-share: l of the share with the largest l - e, for labels that are a reference model's losses
+    (Rho-1, arXiv 2404.07965)."""
+    scale: float = 1.0
+    """Times a label, where labels are known to be too wide or too narrow."""
+    margin: float = 0.0
+    """Nats added to a label, where labels are known to be too low (or, below 0, too high)."""
+    threshold: float | None = None
+    """For mask, in nats; the mean of e by default."""
+    level: float | None = None
+    """For flood-mean, in nats; the mean of e by default."""
+    share: float = 0.6
+    """For random-share and reference-share, of the tokens that are trained on."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"--share must be above 0 and at most 1, not {self.share}")
+
+
 def installed_trackers() -> list[str]:
     """Names of the trackers that accelerate can start here, those that were registered with it among them."""
+    # accelerate takes seconds, which --help does not need
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    from accelerate.utils import LoggerType
+
     built_in = {str(name) for name in LoggerType}
     registered = {str(name) for name in LOGGER_TYPE_TO_CLASS} - built_in
     return sorted(registered | {str(name) for name in get_available_trackers()})

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from pipeline.training.objectives import ObjectiveSettings, objective_function
+from pipeline.training.config import ObjectiveSettings
+from pipeline.training.objectives import objective_function
 
 IGNORED = -100
 LOWER = 2**32 - 1

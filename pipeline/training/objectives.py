@@ -8,47 +8,18 @@ B rows, T tokens.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-ObjectiveName = Literal[
-    "flood", "floor", "weight", "mask", "cross-entropy", "flood-mean", "random-share", "reference-share"
-]
+from pipeline.training.config import ObjectiveName, ObjectiveSettings
+
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(losses, entropies, real), [B, T] each, to what is minimised, [B, T]; padding counts for nothing."""
 
 Nats = TypeVar("Nats", float, Tensor)
-
-NEED_LABELS: tuple[ObjectiveName, ...] = ("flood", "floor", "weight", "mask", "reference-share")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveSettings:
-    """What is minimised. l is a token's loss, e its entropy, `scale * label + margin`, in nats."""
-
-    objective: ObjectiveName = "flood"
-    """flood: |l - e|. floor: max(l - e, 0). weight: (1 - ê) l, ê scaled to 0..1 in each window. mask: l where e is
-    below the threshold. Controls: cross-entropy: l. flood-mean: |mean l - level|. random-share: l of a random share of
-    the tokens. reference-share: l of the share with the largest l - e, for labels that are a reference model's losses
-    (Rho-1, arXiv 2404.07965)."""
-    scale: float = 1.0
-    """Times a label, where labels are known to be too wide or too narrow."""
-    margin: float = 0.0
-    """Nats added to a label, where labels are known to be too low (or, below 0, too high)."""
-    threshold: float | None = None
-    """For mask, in nats; the mean of e by default."""
-    level: float | None = None
-    """For flood-mean, in nats; the mean of e by default."""
-    share: float = 0.6
-    """For random-share and reference-share, of the tokens that are trained on."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"--share must be above 0 and at most 1, not {self.share}")
 
 
 def flood(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:

@@ -1,15 +1,13 @@
 """The training of an estimator or an autoencoder: on windows of documents, from a fresh model to its checkpoint."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.corpus import Corpus
 from pipeline.models.card import training_length
 from pipeline.models.loading import save_checkpoint
 from pipeline.models.quantization import Codec
-from pipeline.models.stack import Kind
-from pipeline.models.window_encoder import NoisePlace, WindowEncoder
+from pipeline.models.window_encoder import WindowEncoder
 from pipeline.training import resume
 from pipeline.training.accounting import window_accounting
 from pipeline.training.batches import Cut, endless_batches
@@ -19,47 +17,6 @@ from pipeline.training.log import Figures
 from pipeline.training.loop import train
 from pipeline.training.losses import estimator_loss
 from pipeline.training.processes import this_process
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowEncoderSizes:
-    """The model."""
-
-    context: int = 256
-    """Longest window, in tokens."""
-    encoder_kind: Kind = "transformer"
-    """Attention, or a convolution over positions in its place (masked mixer)."""
-    encoder_width: int = 64
-    """Hidden size of the encoder."""
-    encoder_layers: int = 3
-    """Blocks of the encoder."""
-    encoder_heads: int = 2
-    """Heads of the encoder."""
-    encoder_kernel: int = 1
-    """Neighbouring hidden indices that a mixer's convolution covers."""
-    bottleneck_width: int | None = 4
-    """Numbers that the window's embedding has; fewer make less noisy labels. None: as many as the encoder is wide."""
-    noise: float = 0.0
-    """Uniform noise of up to so much in training, which makes the embedding bear rounding: half of the precision that
-    it is to be stored with."""
-    noise_place: NoisePlace = "before-down"
-    """On the bottleneck's numbers, or on the encoder's state before it is narrowed to them."""
-    decoder_kind: Kind = "transformer"
-    """As of the encoder."""
-    decoder_width: int = 192
-    """Hidden size of the decoder."""
-    decoder_layers: int = 4
-    """Blocks of the decoder."""
-    decoder_heads: int = 6
-    """Heads of the decoder."""
-    decoder_kernel: int = 1
-    """As of the encoder."""
-
-    def __post_init__(self) -> None:
-        if self.bottleneck_width is not None and self.bottleneck_width < 1:
-            raise ValueError(f"--model.bottleneck-width must be at least 1, not {self.bottleneck_width}")
-        if self.noise < 0:
-            raise ValueError(f"--model.noise must be 0 or more, not {self.noise}")
 
 
 def train_on_windows(

@@ -18,14 +18,8 @@ from pipeline.data.windows import sample_positions
 from pipeline.labels import attribution, causal, exact, second_order
 from pipeline.models.estimator import EntropyEstimator
 from pipeline.truth.accuracy import Accuracy, Contestant, Target, measure
-from pipeline.truth.contestants import (
-    RECIPES,
-    Settings,
-    parameters,
-    train_estimator,
-    train_language_model,
-    train_second_order,
-)
+from pipeline.truth.contestants import RECIPES, parameters, train_estimator, train_language_model, train_second_order
+from pipeline.truth.settings import ContestSettings
 from pipeline.truth.sources import SOURCES, Drawn, Source, draw
 
 TERA = 1e12
@@ -40,7 +34,7 @@ class Entry:
     truth_N: np.ndarray
 
 
-def hold_contest(name: str, settings: Settings, folder: Path) -> Iterator[Entry]:
+def hold_contest(name: str, settings: ContestSettings, folder: Path) -> Iterator[Entry]:
     """Trains every model on the source, and yields each method's result as it is known.
 
     Metrics of the trainings go to `folder`.
@@ -82,7 +76,7 @@ def hold_contest(name: str, settings: Settings, folder: Path) -> Iterator[Entry]
 
 
 def teachers_labels(
-    source: Source, estimator: EntropyEstimator, language_model: PreTrainedModel, settings: Settings
+    source: Source, estimator: EntropyEstimator, language_model: PreTrainedModel, settings: ContestSettings
 ) -> dict[str, Corpus]:
     """Documents that neither model has seen, a share of their tokens labelled by each."""
     unseen = drawn(source, settings.labelled_documents, settings, stream=3)
@@ -124,6 +118,6 @@ class _Scorer:
         return Entry(measure(contestant, estimates_N, truth_N, in_nats=in_nats), estimates_N.numpy(), truth_N.numpy())
 
 
-def drawn(source: Source, documents: int, settings: Settings, stream: int) -> Drawn:
+def drawn(source: Source, documents: int, settings: ContestSettings, stream: int) -> Drawn:
     """Documents of the source; another stream gives others."""
     return draw(source, documents, settings.document_tokens, np.random.default_rng([settings.seed, stream]))

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from pipeline.data.corpus import Corpus
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
-from pipeline.models.second_order import Form, SecondOrderModel
+from pipeline.models.second_order import SecondOrderModel
+from pipeline.models.sizes import Form
 from pipeline.models.stack import new_language_model
 from pipeline.models.transformer import llama_config
 from pipeline.training import resume
@@ -24,47 +25,9 @@ from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.config import TrainingConfig
 from pipeline.training.loop import train
 from pipeline.training.losses import document_loss, estimator_loss, second_order_loss
+from pipeline.truth.settings import ContestSettings
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Sizes and lengths; the defaults are for one CPU core and some minutes a source."""
-
-    document_tokens: int = 64
-    """Tokens in a document, which is one window."""
-    width: int = 64
-    """Hidden size of every model; the encoder has half."""
-    layers: int = 2
-    """Blocks of every model; the encoder has one less."""
-    heads: int = 4
-    """Attention heads of every model; the encoder has half."""
-    bottleneck_width: int = 1
-    """Numbers in the embedding of a window."""
-    steps: int = 400
-    """Optimizer steps of the estimator; the language model takes as many as have the same compute."""
-    second_order_steps: int = 150
-    """Optimizer steps of each second-order model."""
-    batch: int = 64
-    """Documents in a batch."""
-    learning_rate: float = 3e-3
-    """Peak rate of what learns from documents; what learns from labels takes a third."""
-    labelled_documents: int = 6000
-    """Documents, other than those trained on, that are labelled for the second-order models."""
-    labelled_share: float = 0.2
-    """Share of their tokens that is labelled."""
-    fresh_documents: int = 300
-    """Documents that all methods are compared on and nothing was trained on."""
-    seed: int = 0
-    """Decides sources, documents and weights."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value <= 0 and name != "seed":
-                raise ValueError(f"--contest.{name.replace('_', '-')} must be above 0, not {value}")
-        if self.labelled_share > 1:
-            raise ValueError(f"--contest.labelled-share must be at most 1, not {self.labelled_share}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +54,7 @@ RECIPES = (
 )
 
 
-def new_estimator(vocabulary: int, settings: Settings, **variant: Any) -> EntropyEstimator:
+def new_estimator(vocabulary: int, settings: ContestSettings, **variant: Any) -> EntropyEstimator:
     """An estimator of the settings' sizes; `variant` are other fields of its configuration."""
     sizes: dict[str, Any] = {
         "vocab_size": vocabulary,
@@ -108,14 +71,14 @@ def new_estimator(vocabulary: int, settings: Settings, **variant: Any) -> Entrop
 
 
 def train_estimator(
-    corpus: Corpus, vocabulary: int, settings: Settings, folder: Path, **variant: Any
+    corpus: Corpus, vocabulary: int, settings: ContestSettings, folder: Path, **variant: Any
 ) -> EntropyEstimator:
     """Trained on windows of every length."""
     model = new_estimator(vocabulary, settings, **variant)
     return _trained(model, corpus, estimator_loss, settings.steps, settings, folder / "estimator", varied=True)
 
 
-def train_language_model(corpus: Corpus, vocabulary: int, settings: Settings, folder: Path) -> PreTrainedModel:
+def train_language_model(corpus: Corpus, vocabulary: int, settings: ContestSettings, folder: Path) -> PreTrainedModel:
     """The decoder by itself; the id after the vocabulary is its start. It gets the compute of the estimator."""
     stack = _stack_config(vocabulary + 1, settings)
     model = new_language_model(stack, start=vocabulary)
@@ -125,7 +88,12 @@ def train_language_model(corpus: Corpus, vocabulary: int, settings: Settings, fo
 
 
 def train_second_order(
-    recipe: Recipe, labels: Corpus, start: PreTrainedModel | None, vocabulary: int, settings: Settings, folder: Path
+    recipe: Recipe,
+    labels: Corpus,
+    start: PreTrainedModel | None,
+    vocabulary: int,
+    settings: ContestSettings,
+    folder: Path,
 ) -> SecondOrderModel:
     """Trained on the labels by the recipe, from the model that the recipe starts from."""
     given = labels.given_labels
@@ -148,7 +116,7 @@ def parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _stack_config(vocabulary: int, settings: Settings) -> Any:
+def _stack_config(vocabulary: int, settings: ContestSettings) -> Any:
     return llama_config(
         vocab_size=vocabulary,
         width=settings.width,
@@ -163,7 +131,7 @@ def _trained(
     corpus: Corpus,
     loss: Callable[..., Tensor],
     steps: int,
-    settings: Settings,
+    settings: ContestSettings,
     folder: Path,
     *,
     rate: float | None = None,

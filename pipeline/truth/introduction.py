@@ -18,10 +18,12 @@ from torch import Tensor
 
 from pipeline.data.corpus import Corpus
 from pipeline.labels import causal, exact
-from pipeline.models.estimator import EntropyEstimator, Introduction
+from pipeline.models.estimator import EntropyEstimator
+from pipeline.models.sizes import Introduction
 from pipeline.training.evaluation import r_squared
 from pipeline.truth.contest import drawn
-from pipeline.truth.contestants import Settings, train_estimator, train_language_model
+from pipeline.truth.contestants import train_estimator, train_language_model
+from pipeline.truth.settings import ContestSettings
 from pipeline.truth.sources import SOURCES
 
 TIMED_WINDOWS, REPEATS = 32, 5
@@ -67,7 +69,9 @@ def variants(layers: int, widths: tuple[int, ...]) -> list[Variant]:
     ]
 
 
-def compare_introductions(name: str, settings: Settings, widths: tuple[int, ...], folder: Path) -> Iterator[Outcome]:
+def compare_introductions(
+    name: str, settings: ContestSettings, widths: tuple[int, ...], folder: Path
+) -> Iterator[Outcome]:
     """The causal model of equal compute, then every variant, each as it is known."""
     source = SOURCES[name](np.random.default_rng(settings.seed))
     seen = drawn(source, settings.steps * settings.batch, settings, stream=2)

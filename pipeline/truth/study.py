@@ -13,15 +13,16 @@ import torch
 
 from pipeline.data.corpus import Corpus
 from pipeline.labels import causal, exact, second_order
-from pipeline.training.comparison import TRUTH, Study
+from pipeline.training.trials import TRUTH, Study
 from pipeline.truth.contest import drawn, teachers_labels
-from pipeline.truth.contestants import RECIPES, Settings, train_estimator, train_language_model, train_second_order
+from pipeline.truth.contestants import RECIPES, train_estimator, train_language_model, train_second_order
+from pipeline.truth.settings import ContestSettings
 from pipeline.truth.sources import SOURCES, Drawn
 
 RECIPE = next(recipe for recipe in RECIPES if recipe.name == "second-order, residual, joint")
 
 
-def known_study(name: str, settings: Settings, documents: int, folder: Path) -> tuple[Study, float]:
+def known_study(name: str, settings: ContestSettings, documents: int, folder: Path) -> tuple[Study, float]:
     """The study, and the truth's own loss on its held-out documents, in nats a token: no model can be better."""
     source = SOURCES[name](np.random.default_rng(settings.seed))
     vocabulary = source.vocabulary

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 from pipeline.models.stack import new_language_model
 from pipeline.models.transformer import llama_config
 from pipeline.training.batches import Batch
-from pipeline.training.config import TrainingConfig
+from pipeline.training.config import ObjectiveName, ObjectiveSettings, TrainingConfig
 from pipeline.training.loop import train
 from pipeline.training.losses import objective_loss
-from pipeline.training.objectives import ObjectiveName, ObjectiveSettings, objective_function
+from pipeline.training.objectives import objective_function
 from tests.benchmarks.figure import Figure, median_seconds
 from tests.tiny_models import random_tokens
 

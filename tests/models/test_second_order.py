@@ -11,7 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from pipeline.models.language_model import next_token_losses, with_start
 from pipeline.models.loading import load_second_order
-from pipeline.models.second_order import Form, SecondOrderModel
+from pipeline.models.second_order import SecondOrderModel
+from pipeline.models.sizes import Form
 from tests.tiny_models import frozen, random_tokens, tiny_estimator, tiny_language_model, tiny_second_order
 
 

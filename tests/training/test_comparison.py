@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from pipeline.data.corpus import Corpus
-from pipeline.training.comparison import Sizes, Study, Trial, carry_out, default_objectives, trials
+from pipeline.models.sizes import TransformerSizes
+from pipeline.training.comparison import carry_out
 from pipeline.training.config import TrainingConfig
+from pipeline.training.trials import Study, Trial, default_objectives, trials
 from pipeline.truth.results import interval, markdown, summarise, write_results
 from pipeline.truth.sources import SOURCES, draw
 
-SIZES = Sizes(context=8, width=16, layers=1, heads=2)
+SIZES = TransformerSizes(context=8, width=16, layers=1, heads=2)
 CONFIG = TrainingConfig(steps=6, tokens_per_batch=64, learning_rate=0.01, evaluate_every=3)
 
 
@@ -88,7 +90,7 @@ def test_flooding_with_the_truth_does_not_overfit_and_cross_entropy_does(tmp_pat
     labels = {"truth": seen.surprisal_MT.ravel().astype(np.float32)}
     study = Study(corpora[0], labels, {"held_out": corpora[1]}, source.vocabulary, source.vocabulary)
     sizes, config = (
-        Sizes(context=32),
+        TransformerSizes(context=32, width=64, layers=2, heads=4),
         TrainingConfig(steps=200, tokens_per_batch=1024, learning_rate=5e-3, evaluate_every=20),
     )
     flooded, plain = (

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from pipeline.training.config import ObjectiveSettings
 from pipeline.training.drop_in import IGNORED, EntropyCollator, entropy_loss, packed_labels, unpacked_labels
-from pipeline.training.objectives import ObjectiveSettings
 from tests.tiny_models import random_tokens, tiny_language_model
 
 CONTEXT = 24

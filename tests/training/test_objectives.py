@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.training.objectives import ObjectiveName, ObjectiveSettings, objective_function
+from pipeline.training.config import ObjectiveName, ObjectiveSettings
+from pipeline.training.objectives import objective_function
 
 THRESHOLD, LEVEL = 3.0, 4.0
 TOKENWISE: tuple[ObjectiveName, ...] = ("flood", "floor", "weight", "mask", "cross-entropy")

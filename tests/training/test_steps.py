@@ -17,10 +17,10 @@ from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.stack import new_language_model
 from pipeline.models.transformer import llama_config
 from pipeline.training.batches import Batch
-from pipeline.training.config import TrainingConfig
+from pipeline.training.config import ObjectiveName, ObjectiveSettings, TrainingConfig
 from pipeline.training.loop import train
 from pipeline.training.losses import document_loss, estimator_loss, objective_loss, second_order_loss
-from pipeline.training.objectives import ObjectiveName, ObjectiveSettings, objective_function
+from pipeline.training.objectives import objective_function
 from pipeline.training.steps import joined, steps_of
 
 VOCABULARY = 23
