@@ -21,7 +21,6 @@ from pipeline.data.corpus import require_tokens
 from pipeline.labels.packed import ModelTokens
 from pipeline.models.card import command_line
 from pipeline.models.sizes import TransformerSizes
-from pipeline.training import comparison, resume
 from pipeline.training.config import ObjectiveName, TrainingConfig
 from pipeline.training.side_by_side import side_by_side
 from pipeline.training.trials import Study, Trial, default_objectives, trials
@@ -29,7 +28,6 @@ from pipeline.truth.plots import require_matplotlib
 from pipeline.truth.results import summarise, write_results
 from pipeline.truth.settings import ContestSettings
 from pipeline.truth.sources import SOURCES
-from pipeline.truth.study import known_study, load_study, save_study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +105,8 @@ class Config:
 
 def compare_objectives(config: Config) -> None:
     """Compare what held-out loss comes to with every objective, labels and control."""
+    from pipeline.training import resume  # imports torch, which takes seconds that --help does not need
+
     require_matplotlib()
     settings = asdict(config)
     del settings["processes"]
@@ -124,6 +124,8 @@ def compare_objectives(config: Config) -> None:
 
 def made_study(config: Config) -> tuple[Study, float]:
     """The study of the known source, made once, and the truth's own held-out loss."""
+    from pipeline.truth.study import known_study, load_study, save_study
+
     file = config.output / "study.npz"
     if not file.is_file():
         save_study(file, *known_study(config.source, config.contest, config.documents, config.output / "labels"))
@@ -156,7 +158,9 @@ def read_study(config: Config) -> tuple[Study, None]:
 
 def figures_of(trial: Trial, study: Study, config: Config) -> list[dict[str, float]]:
     """One trial's figures."""
-    return comparison.carry_out(trial, study, config.model, config.training, config.output / "trials")
+    from pipeline.training.comparison import carry_out
+
+    return carry_out(trial, study, config.model, config.training, config.output / "trials")
 
 
 if __name__ == "__main__":

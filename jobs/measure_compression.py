@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cyclopts
-import torch
 
 from pipeline.command_line import run
 from pipeline.data.corpus import Corpus, held_out_documents, require_tokens
@@ -27,10 +26,6 @@ from pipeline.models.checkpoint import (
     find_checkpoint,
     require_new_folder,
 )
-from pipeline.models.loading import declared_start, load_autoencoder, load_causal, load_estimator
-from pipeline.models.quantization import KINDS, Codec
-from pipeline.training.accounting import causal_accounting, window_accounting, window_embeddings
-from pipeline.training.batches import Cut
 from pipeline.training.compression import Compression, classical, markdown
 from pipeline.training.tables import write_csv
 from schemas.documents import TEXT_COLUMN
@@ -123,6 +118,14 @@ def read_texts(config: Config) -> Texts:
 
 def by_model(name: str, folder: Path, texts: Texts, config: Config) -> Iterator[Compression]:
     """A causal language model's one line, or a line for every way to store the embedding."""
+    # torch takes seconds, which --help does not need
+    import torch
+
+    from pipeline.models.loading import declared_start, load_autoencoder, load_causal, load_estimator
+    from pipeline.models.quantization import KINDS, Codec
+    from pipeline.training.accounting import causal_accounting, window_accounting, window_embeddings
+    from pipeline.training.batches import Cut
+
     context, vocabulary = context_and_vocabulary(folder)
     seen, held_out = (tokenized(part, folder, vocabulary) for part in (texts.seen, texts.held_out))
     window, device = min(context, config.window or context), "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,22 +3,26 @@
 Writes results.csv, and results.md, the means over sources.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 import cyclopts
-import torch
 
 from pipeline.command_line import run
 from pipeline.models.card import command_line
 from pipeline.models.checkpoint import require_new_folder
 from pipeline.training.tables import write_csv
-from pipeline.truth.introduction import Outcome, compare_introductions
 from pipeline.truth.settings import ContestSettings
 from pipeline.truth.sources import SOURCES, require_sources
+
+if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
+    from pipeline.truth.introduction import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,10 @@ class Config:
 
 def measure_introduction(config: Config) -> None:
     """Measure estimators whose embedding enters above none to all of the decoder's layers."""
+    import torch
+
+    from pipeline.truth.introduction import compare_introductions
+
     require_new_folder(config.output)
     config.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # more do not help models of this size

@@ -5,10 +5,13 @@ models learn the labels of these, and all of them label the same fresh documents
 sources run beside each other. Writes results.csv, results.md, a scatter plot a method and the metrics of each training.
 """
 
+from __future__ import annotations
+
 import sys
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cyclopts
 
@@ -18,11 +21,13 @@ from pipeline.models.card import command_line
 from pipeline.models.checkpoint import require_new_folder
 from pipeline.training.side_by_side import side_by_side
 from pipeline.training.tables import write_csv
-from pipeline.truth.accuracy import Accuracy, markdown, verdict
-from pipeline.truth.contest import Entry, hold_contest
 from pipeline.truth.plots import require_matplotlib, write_plots
 from pipeline.truth.settings import ContestSettings
 from pipeline.truth.sources import SOURCES, require_sources
+
+if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
+    from pipeline.truth.accuracy import Accuracy
+    from pipeline.truth.contest import Entry
 
 
 @cyclopts.Parameter(name="*")
@@ -45,6 +50,8 @@ class Config:
 
 def measure_truth(config: Config) -> None:
     """Measure how near each label method comes to the true entropies of known sources."""
+    from pipeline.truth.accuracy import markdown, verdict
+
     require_matplotlib()
     require_new_folder(config.output)
     config.output.mkdir(parents=True, exist_ok=True)
@@ -62,6 +69,8 @@ def measure_truth(config: Config) -> None:
 
 def contest(name: str, config: Config) -> list[Entry]:
     """One source's contest on one core, printing each result. More threads do not help models of this size."""
+    from pipeline.truth.contest import hold_contest
+
     entries: list[Entry] = []
     for entry in hold_contest(name, config.contest, config.output / "training" / name):
         print(line(entry.accuracy), flush=True)

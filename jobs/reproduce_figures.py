@@ -17,16 +17,10 @@ from tqdm import tqdm
 from pipeline.command_line import run
 from pipeline.data.flags import require_at_least_one
 from pipeline.data.locations import find_files, pinned
-from pipeline.models.window_encoder import WindowEncoder
 from pipeline.reproduction.figures import FIGURES, Figure, Row, Trial
-from pipeline.reproduction.layers import rows_by_layer
 from pipeline.reproduction.results import write_figure
 from pipeline.reproduction.text import Text, prepare
-from pipeline.reproduction.trial import trained
-from pipeline.training import resume
-from pipeline.training.batches import Cut
 from pipeline.training.config import TrainingConfig
-from pipeline.training.log import evaluations
 from pipeline.training.side_by_side import side_by_side
 from pipeline.truth.plots import require_matplotlib
 
@@ -75,6 +69,8 @@ class Config:
 
 def reproduce_figures(config: Config) -> None:
     """Redraw the paper's kinds of figure at laptop scale."""
+    from pipeline.training import resume  # imports torch, which takes seconds that --help does not need
+
     require_matplotlib()
     named = config.input or tuple(filter(None, [os.environ.get("FINEWEB")]))
     inputs = pinned(named) if named else ()
@@ -97,6 +93,12 @@ def reproduce_figures(config: Config) -> None:
 
 def rows_of(trial: Trial, figure: Figure, text: Text, config: Config, folder: Path) -> Sequence[Row]:
     """The trial's evaluations, or what rounding each of its layers costs."""
+    from pipeline.models.window_encoder import WindowEncoder
+    from pipeline.reproduction.layers import rows_by_layer
+    from pipeline.reproduction.trial import trained
+    from pipeline.training.batches import Cut
+    from pipeline.training.log import evaluations
+
     steps = max(1, round(figure.steps * config.time))
     training = replace(config.training, steps=steps, evaluate_every=max(1, steps // EVALUATIONS))
     model = trained(trial, text, figure.sizes, training, folder)

@@ -12,17 +12,12 @@ from pathlib import Path
 from typing import Annotated
 
 import cyclopts
-import torch
 
 from pipeline.command_line import run
-from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
 from pipeline.models.card import command_line, model_card
 from pipeline.models.sizes import Given, WindowEncoderSizes
-from pipeline.training import resume
 from pipeline.training.config import TrainingConfig
 from pipeline.training.documents import DocumentSettings
-from pipeline.training.processes import together
-from pipeline.training.window_training import train_on_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +44,23 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
-@together()
 def train_autoencoder(config: Config) -> None:
     """Train an autoencoder on documents."""
-    documents = config.documents.read()
-    decisive = {"model": asdict(config.model), "training": config.training.decisive}
-    resume.begin_together(config.output, {**documents.decisive, **decisive})
-    torch.manual_seed(config.training.seed)
-    model = Autoencoder(AutoencoderConfig(vocab_size=documents.source.vocabulary, **asdict(config.model)))
-    train_on_windows(model, documents, config.training, config.output, card)
+    # torch takes seconds, which --help does not need
+    import torch
+
+    from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
+    from pipeline.training import resume
+    from pipeline.training.processes import together
+    from pipeline.training.window_training import train_on_windows
+
+    with together():
+        documents = config.documents.read()
+        decisive = {"model": asdict(config.model), "training": config.training.decisive}
+        resume.begin_together(config.output, {**documents.decisive, **decisive})
+        torch.manual_seed(config.training.seed)
+        model = Autoencoder(AutoencoderConfig(vocab_size=documents.source.vocabulary, **asdict(config.model)))
+        train_on_windows(model, documents, config.training, config.output, card)
 
 
 def card(facts: Mapping[str, object]) -> str:

@@ -12,20 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
-import torch
 
 from pipeline.command_line import run
 from pipeline.data.flags import require_at_least_one
 from pipeline.models.card import command_line, model_card
 from pipeline.models.checkpoint import find_checkpoint, fold_folder
-from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
-from pipeline.models.loading import load_estimator
 from pipeline.models.sizes import Introduction, WindowEncoderSizes
-from pipeline.training import resume
 from pipeline.training.config import TrainingConfig
 from pipeline.training.documents import Documents, DocumentSettings
-from pipeline.training.processes import this_process, together
-from pipeline.training.window_training import train_on_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,21 +60,31 @@ class Config:
         return {**own, "model": asdict(self.model), "training": self.training.decisive}
 
 
-@together()
 def train_estimator(config: Config) -> None:
     """Train an entropy estimation model on documents."""
-    documents = config.documents.read()
-    resume.begin_together(config.output, {**documents.decisive, **config.decisive})
-    for fold, part in enumerate(documents.each_without_a_fold(config.folds)):
-        folder = fold_folder(config.output, fold, config.folds)
-        if not resume.is_finished(folder):
-            train_on(part, folder, config)
-    if this_process().is_main_process:
-        resume.finish(config.output)
+    # torch takes seconds, which --help does not need
+    from pipeline.training import resume
+    from pipeline.training.processes import this_process, together
+
+    with together():
+        documents = config.documents.read()
+        resume.begin_together(config.output, {**documents.decisive, **config.decisive})
+        for fold, part in enumerate(documents.each_without_a_fold(config.folds)):
+            folder = fold_folder(config.output, fold, config.folds)
+            if not resume.is_finished(folder):
+                train_on(part, folder, config)
+        if this_process().is_main_process:
+            resume.finish(config.output)
 
 
 def train_on(documents: Documents, output: Path, config: Config) -> None:
     """Trains one estimator and writes it, with its card, to `output`."""
+    import torch
+
+    from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
+    from pipeline.models.loading import load_estimator
+    from pipeline.training.window_training import train_on_windows
+
     torch.manual_seed(config.training.seed)
     model = EntropyEstimator(EstimatorConfig(vocab_size=documents.source.vocabulary, **asdict(config.model)))
     if config.init_from is not None:

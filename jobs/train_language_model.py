@@ -6,16 +6,16 @@ model is an ordinary Llama that `AutoModelForCausalLM` loads. The same command g
 Processes: one; or those of `accelerate launch -m jobs.train_language_model`; or, with --workers, of a Ray cluster.
 """
 
+from __future__ import annotations
+
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
-import torch
-from transformers import PreTrainedModel
 
 from pipeline.command_line import run
 from pipeline.data.annotations import AnnotatedDataset, find_annotations
@@ -23,19 +23,13 @@ from pipeline.data.corpus import Corpus, held_out_documents
 from pipeline.data.flags import require_at_least_one
 from pipeline.labels.packed import ModelTokens, PackedDocuments
 from pipeline.models.card import command_line, model_card, training_length
-from pipeline.models.loading import save_checkpoint
 from pipeline.models.sizes import StackKind, TransformerSizes
-from pipeline.models.stack import new_language_model, stack_config
-from pipeline.models.transformer import add_dropout
-from pipeline.training import resume
-from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.config import NEED_LABELS, ObjectiveSettings, TrainingConfig
-from pipeline.training.evaluation import held_out_batches, mean_of
-from pipeline.training.log import Figures
-from pipeline.training.loop import train
-from pipeline.training.losses import objective_loss, window_losses
-from pipeline.training.objectives import objective_function
-from pipeline.training.processes import this_process, together
+
+if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
+    from transformers import PreTrainedModel
+
+    from pipeline.training.log import Figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,33 +102,52 @@ def anywhere(config: Config) -> Config:
     )
 
 
-@together()
 def train_here(config: Config, arguments: Sequence[str]) -> None:
     """The training, in this process and those that were started with it; `arguments` are the command's."""
-    process, dataset = this_process(), find_annotations(config.labels)
-    tokens = ModelTokens.of(dataset, config.tokenizer)
-    seen, evaluated = documents(config, dataset, tokens)
-    first = next(iter(seen))
-    if config.objective.objective in NEED_LABELS and not len(first.given_labels):
-        raise ValueError(f"{config.labels} has no labels for --objective {config.objective.objective}; annotate it")
-    resume.begin_together(config.output, what_decides(config, dataset))
+    from pipeline.models.loading import save_checkpoint
+    from pipeline.training import resume
+    from pipeline.training.processes import this_process, together
+
+    with together():
+        process, dataset = this_process(), find_annotations(config.labels)
+        tokens = ModelTokens.of(dataset, config.tokenizer)
+        seen, evaluated = documents(config, dataset, tokens)
+        first = next(iter(seen))
+        if config.objective.objective in NEED_LABELS and not len(first.given_labels):
+            raise ValueError(f"{config.labels} has no labels for --objective {config.objective.objective}; annotate it")
+        resume.begin_together(config.output, what_decides(config, dataset))
+        model, figures = trained(config, tokens, seen, first.mean_label, evaluated)
+        if process.is_main_process:
+            text, kind = card(model, dataset, seen, figures, config, arguments), config.training.save_as
+            save_checkpoint(model, config.output, dtype=kind, tokenizer_folder=tokens.folder, card=text)
+            resume.finish(config.output)
+            print(f"{config.output}: held-out cross-entropy {figures['held_out_loss']:.3f} nats a token")
+
+
+def trained(
+    config: Config, tokens: ModelTokens, seen: PackedDocuments, mean_label: float, evaluated: Mapping[str, Corpus]
+) -> tuple[PreTrainedModel, Figures]:
+    """A model after its training, and the last of its figures; `mean_label` is that of the labels, in nats."""
+    import torch
+
+    from pipeline.training.batches import Cut, endless_batches
+    from pipeline.training.evaluation import window_loss
+    from pipeline.training.loop import train
+    from pipeline.training.losses import objective_loss
+    from pipeline.training.objectives import objective_function
+
     torch.manual_seed(config.training.seed)
     model = new_model(config, tokens)
     cut = Cut(config.model.context + 1, config.training.tokens_per_batch, overlap=1)
-    objective = objective_function(config.objective, first.mean_label)
     figures = train(
         model,
         endless_batches(seen, cut, config.training.seed),
-        partial(objective_loss, objective=objective),
-        lambda trained: {f"{name}_loss": mean_loss(trained, corpus, cut) for name, corpus in evaluated.items()},
+        partial(objective_loss, objective=objective_function(config.objective, mean_label)),
+        lambda model: {f"{name}_loss": window_loss(model, corpus, cut) for name, corpus in evaluated.items()},
         config.training,
         config.output,
     )
-    if process.is_main_process:
-        text, kind = card(model, dataset, seen, figures, config, arguments), config.training.save_as
-        save_checkpoint(model, config.output, dtype=kind, tokenizer_folder=tokens.folder, card=text)
-        resume.finish(config.output)
-        print(f"{config.output}: held-out cross-entropy {figures['held_out_loss']:.3f} nats a token")
+    return model, figures
 
 
 def what_decides(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
@@ -168,17 +181,14 @@ def documents_read(config: Config, dataset: AnnotatedDataset) -> int:
 
 def new_model(config: Config, tokens: ModelTokens) -> PreTrainedModel:
     """Fresh, of random weights."""
+    from pipeline.models.stack import new_language_model, stack_config
+    from pipeline.models.transformer import add_dropout
+
     sizes = stack_config(vocab_size=max(tokens.vocabulary, tokens.separator + 1), **vars(config.model))
     model = new_language_model(sizes, tokens.separator)
     if config.dropout:
         add_dropout(model, config.dropout)
     return model
-
-
-def mean_loss(model: PreTrainedModel, corpus: Corpus, cut: Cut) -> float:
-    """Plain cross-entropy in nats a token, whatever the objective."""
-    batches = held_out_batches(corpus, cut, model.device)
-    return mean_of(window_losses(model, batch)[batch.real_BT[:, 1:]] for batch in batches)
 
 
 def card(

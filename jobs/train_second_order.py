@@ -8,15 +8,16 @@ The same command goes on with an interrupted training. Processes: one, or those 
 jobs.train_second_order`.
 """
 
+from __future__ import annotations
+
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cyclopts
 import numpy as np
-import torch
 
 from pipeline.command_line import run
 from pipeline.data.annotations import AnnotatedDataset, find_annotations
@@ -32,18 +33,12 @@ from pipeline.models.checkpoint import (
     find_checkpoint,
     fold_folder,
 )
-from pipeline.models.loading import load_causal, load_estimator, save_checkpoint
-from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.sizes import Form, TransformerSizes
-from pipeline.models.transformer import llama_config
-from pipeline.training import resume
-from pipeline.training.batches import Batch, Cut, endless_batches
 from pipeline.training.config import TrainingConfig
-from pipeline.training.evaluation import held_out_batches, r_squared
-from pipeline.training.log import Figures
-from pipeline.training.loop import train
-from pipeline.training.losses import second_order_loss
-from pipeline.training.processes import this_process, together
+
+if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
+    from pipeline.models.second_order import SecondOrderModel
+    from pipeline.training.log import Figures
 
 
 @cyclopts.Parameter(name="*")
@@ -80,10 +75,30 @@ class Config:
             raise ValueError(f"--causal-weight must be 0 or more, not {self.causal_weight}")
 
 
-@together()
 def train_second_order(config: Config) -> None:
     """Train a second-order model on the labels of an annotated dataset."""
-    process, dataset = this_process(), find_annotations(config.labels)
+    from pipeline.training import resume
+    from pipeline.training.processes import this_process, together
+
+    with together():
+        process, dataset = this_process(), find_annotations(config.labels)
+        seen, held_out = read_documents(config, dataset)
+        starts = starting_points(config, dataset)
+        resume.begin_together(config.output, what_decides(config, dataset, starts))
+        for fold, part in enumerate(seen.each_without_a_fold(config.folds)):
+            folder = fold_folder(config.output, fold, config.folds)
+            if not resume.is_finished(folder):
+                train_on(part, held_out, dataset, starts[fold], folder, config)
+        if process.is_main_process:
+            resume.finish(config.output)
+
+
+def read_documents(config: Config, dataset: AnnotatedDataset) -> tuple[Corpus, Corpus]:
+    """What to train on, and what to evaluate on.
+
+    Raises:
+        ValueError: if there are not two labels of either.
+    """
     seen, held_out = dataset.corpus(stop=config.limit).held_out(config.held_out)
     for part in (seen, held_out):
         if len(part.given_labels) < 2:
@@ -91,14 +106,7 @@ def train_second_order(config: Config) -> None:
                 f"{config.labels} has too few labels to train and evaluate on; annotate more documents, or a larger "
                 "--share of their tokens"
             )
-    starts = starting_points(config, dataset)
-    resume.begin_together(config.output, what_decides(config, dataset, starts))
-    for fold, part in enumerate(seen.each_without_a_fold(config.folds)):
-        folder = fold_folder(config.output, fold, config.folds)
-        if not resume.is_finished(folder):
-            train_on(part, held_out, dataset, starts[fold], folder, config)
-    if process.is_main_process:
-        resume.finish(config.output)
+    return seen, held_out
 
 
 def what_decides(config: Config, dataset: AnnotatedDataset, starts: Sequence[Path | None]) -> dict[str, Any]:
@@ -112,6 +120,16 @@ def train_on(
     seen: Corpus, held_out: Corpus, dataset: AnnotatedDataset, start: Path | None, output: Path, config: Config
 ) -> None:
     """Trains one model and writes it, with its card, to `output`."""
+    import torch
+
+    from pipeline.models.loading import save_checkpoint
+    from pipeline.training import resume
+    from pipeline.training.batches import Cut, endless_batches
+    from pipeline.training.evaluation import held_out_batches, second_order_figures
+    from pipeline.training.loop import train
+    from pipeline.training.losses import second_order_loss
+    from pipeline.training.processes import this_process
+
     torch.manual_seed(config.training.seed)
     model = initial_model(config, dataset, start, seen.given_labels)
     if model.head is not None and config.form == "direct" and config.causal_weight == 0:
@@ -123,7 +141,7 @@ def train_on(
         model,
         endless_batches([seen], cut, config.training.seed),
         lambda trained, batch: second_order_loss(trained, batch, config.causal_weight),
-        lambda trained: held_out_figures(trained, held_out_batches(held_out, cut, trained.device)),
+        lambda trained: second_order_figures(trained, held_out_batches(held_out, cut, trained.device)),
         config.training,
         output,
     )
@@ -154,6 +172,10 @@ def initial_model(
     config: Config, dataset: AnnotatedDataset, start: Path | None, labels: np.ndarray
 ) -> SecondOrderModel:
     """A fresh model, or one that starts as another; its outputs are scaled to the labels."""
+    from pipeline.models.loading import load_causal, load_estimator
+    from pipeline.models.second_order import SecondOrderModel
+    from pipeline.models.transformer import llama_config
+
     settings: dict[str, Any] = {
         "label_mean": float(labels.mean()),
         "label_deviation": max(float(labels.std()), 1e-3),
@@ -177,20 +199,6 @@ def require_same_tokens(start: Path, dataset: AnnotatedDataset) -> None:
     same = tokenizer_sha256(start) == dataset.provenance.tokenizer_sha256
     if not same or context_and_vocabulary(start)[1] < dataset.provenance.vocabulary:
         raise ValueError(f"{start} has another tokenizer than the labels; annotate with --tokenizer {start}")
-
-
-def held_out_figures(model: SecondOrderModel, batches: Iterator[Batch]) -> Figures:
-    """R² of the seeing and of the expecting output against held-out labels."""
-    seeing, expecting, labels = [], [], []
-    for batch in batches:
-        assert batch.labels_BT is not None
-        labelled_BT = ~batch.labels_BT.isnan()
-        entropy_BT, expected_BT = model.entropies(batch.input_ids_BT)
-        seeing.append(entropy_BT[labelled_BT])
-        expecting.append(expected_BT[labelled_BT])
-        labels.append(batch.labels_BT[labelled_BT])
-    truth = torch.cat(labels)
-    return {"r2_seeing": r_squared(torch.cat(seeing), truth), "r2_expecting": r_squared(torch.cat(expecting), truth)}
 
 
 def card(

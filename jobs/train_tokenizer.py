@@ -12,7 +12,6 @@ from pathlib import Path
 
 import cyclopts
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
 from pipeline.command_line import run
 from pipeline.data.documents import Column, iterate_rows
@@ -64,6 +63,8 @@ def train_tokenizer(config: Config) -> None:
 
 def save(tokenizer: Tokenizer, config: Config) -> None:
     """A folder for `AutoTokenizer`; its largest file without white space is 230 kB in place of 550."""
+    from transformers import PreTrainedTokenizerFast  # takes a while, which --help does not need
+
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=SEPARATOR, eos_token=SEPARATOR, pad_token=SEPARATOR
     )

@@ -5,16 +5,19 @@ latter is the fair comparison, since a model begins anew with every window: but 
 a compressor has learned nothing before it, and a model has.
 """
 
+from __future__ import annotations
+
 import gzip
 import lzma
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import zstandard
 
-from pipeline.training.accounting import Accounting
+if TYPE_CHECKING:  # imports torch, which takes seconds
+    from pipeline.training.accounting import Accounting
 
 COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType(
     {

@@ -10,7 +10,6 @@ from pipeline.data.flags import require_at_least_one
 from pipeline.data.locations import File, find_files, pinned
 from pipeline.data.stream import DocumentStream, Sharing
 from pipeline.data.tokenizer import TokenSource, token_source, tokenizer_sha256
-from pipeline.training.processes import gathered, this_process
 from schemas.documents import TEXT_COLUMN, TOKENS_COLUMN
 
 
@@ -91,6 +90,9 @@ class DocumentSettings:
         return Documents(*corpus.held_out(self.held_out), source, {**decisive, **found})
 
     def _streamed(self, files: Sequence[File], source: TokenSource, tokens: int, decisive: dict[str, Any]) -> Documents:
+        # torch takes seconds, which --help does not need
+        from pipeline.training.processes import gathered, this_process
+
         wanted = MOST_HELD_OUT if self.held_out is None else self.held_out
         one_more = wanted + 1 if self.limit is None else min(wanted + 1, self.limit)
         first = self._corpus(files, source, one_more)

@@ -7,8 +7,6 @@ from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import TypeVar
 
-import torch
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -33,6 +31,8 @@ def side_by_side(
 
 
 def _one_core_of_this_process() -> None:
+    import torch  # takes seconds, which --help does not need
+
     torch.set_num_threads(1)
 
     def end_with_the_parent() -> None:

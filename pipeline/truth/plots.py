@@ -1,10 +1,14 @@
 """Scatter plots of labels against the truth: a file a method, a panel a source."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.truth.contest import Entry
+if TYPE_CHECKING:  # imports torch, which takes seconds
+    from pipeline.truth.contest import Entry
 
 MOST_POINTS = 3000
 
