@@ -48,6 +48,7 @@ RULES = (
     Rule("make ", "make"),
     Rule("docker ", "docker"),
     Rule(".venv/bin/python -m pytest", "tests"),
+    Rule("python -m pipeline --help", "process"),
     Rule("python -m pipeline.annotate", added="--workers 1"),
     Rule(
         "python -m pipeline.annotate --input hf://",

@@ -1,0 +1,46 @@
+"""Lists the commands, each with the first line of its docstring, which is read without importing the module."""
+
+import ast
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HELP = ("--help", "-h")
+
+
+def list_commands(arguments: Sequence[str]) -> None:
+    """Prints every command and what it does; arguments other than --help are refused."""
+    known = commands()
+    for argument in arguments:
+        if argument not in HELP:
+            (closest,) = get_close_matches(argument, known, n=1, cutoff=0)
+            sys.exit(
+                f"error: {argument} is no command; the nearest is python -m {closest}, python -m pipeline lists all"
+            )
+    print("Commands, each explained by `python -m COMMAND --help`:\n")
+    for name, does in known.items():
+        print(f"{name:{max(map(len, known))}}  {does}")
+
+
+def commands() -> dict[str, str]:
+    """What each module that can be run does."""
+    files = [file for folder in ("pipeline", "jobs") for file in sorted((ROOT / folder).glob("[!_]*.py"))]
+    modules = {f"{file.parent.name}.{file.stem}": ast.parse(file.read_bytes()) for file in files}
+    return {name: first_line(module) for name, module in modules.items() if can_be_run(module)}
+
+
+def can_be_run(module: ast.Module) -> bool:
+    """Whether it looks at how it was started."""
+    tests = [statement.test for statement in module.body if isinstance(statement, ast.If)]
+    return "__name__ == '__main__'" in map(ast.unparse, tests)
+
+
+def first_line(module: ast.Module) -> str:
+    """The docstring's, which is a sentence."""
+    return (ast.get_docstring(module) or "").partition("\n")[0]
+
+
+if __name__ == "__main__":
+    list_commands(sys.argv[1:])
