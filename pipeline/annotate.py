@@ -11,7 +11,8 @@ Exit code 0: complete; 3: complete but for units that were given up; 1: refused 
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,14 +24,16 @@ from pipeline.data.hub import Repository
 from pipeline.data.locations import find_files
 from pipeline.data.sample import write_sample
 from pipeline.data.shards import write_text
-from pipeline.engine.annotation import Annotated
-from pipeline.engine.cluster import LOCAL, Share, chosen, cluster
+from pipeline.engine.annotation import Annotated, Annotator
+from pipeline.engine.crew import Crew
 from pipeline.engine.driver import Driver
 from pipeline.engine.ledger import finished, read_published, total, unpublished, write_published
 from pipeline.engine.opening import Plan, locked, open_run, planned, require_same
 from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.report import Outcome, Report
 from pipeline.engine.run import Run
+from pipeline.engine.this_process import ThisProcess
+from pipeline.engine.worker import Device
 from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.preparation import frozen, frozen_checkpoint, prepare
 from pipeline.progress import Progress
@@ -128,25 +131,20 @@ def facts_of(job: Run) -> Facts:
 
 
 def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher | None = None) -> Report:
-    """Labels the units that are not done, with a progress bar; does not start Ray where there are none."""
+    """Labels the units that are not done, with a progress bar; starts no worker where there are none."""
     done = finished(job.subset)
     left = [unit for unit in units if unit.index not in done]
     if not left:
         return Report()
-    from pipeline.engine.labelling import load_annotator
-
-    share = Share(cpus=config.cpus_per_worker, gpus=config.gpus_per_worker)
-    workers = None if config.workers == "auto" else config.workers
-    address = chosen(config.address)
     report, rows = Report(), job.provenance.source_rows
+    left_rows = sum(unit.stop - unit.start for unit in left)
+    print(f"to label       {left_rows:,} documents in {len(left):,} units", flush=True)
     with (
-        cluster(address),
-        Progress(rows, rows - sum(unit.stop - unit.start for unit in left)) as progress,
+        crew_of(job, config) as crew,
+        Progress(rows, rows - left_rows) as progress,
         logging_redirect_tqdm(),
     ):
-        if address == LOCAL:
-            share.require_room()
-        driver = Driver(job, load_annotator, workers=workers, share=share, done=len(done))
+        driver = Driver(job, crew, done=len(done))
         for outcome in driver.outcomes(left):
             report.add(outcome)
             progress.show(report, driver.loaded)
@@ -154,6 +152,39 @@ def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher 
                 pass_on(outcome, publisher, driver, last=report.units + report.given_up == len(left))
     write_text(job.subset.ledger / REPORT_FILE, report.to_json())
     return report
+
+
+@contextmanager
+def crew_of(job: Run, config: Config) -> Iterator[Crew]:
+    """The workers that were asked for: this process alone, or those of a Ray cluster."""
+    if config.workers == 0:
+        from pipeline.engine.labelling import device_here
+
+        print("workers        none: this process labels", flush=True)
+        yield ThisProcess(job, load, device_here(config.gpus_per_worker))
+        return
+    from pipeline.engine.cluster import (  # Ray may be missing where this process labels
+        LOCAL,
+        Share,
+        cluster,
+        ray_address,
+    )
+    from pipeline.engine.ray_crew import RayCrew
+
+    share = Share(cpus=config.cpus_per_worker, gpus=config.gpus_per_worker)
+    address = ray_address(config.address)
+    print(f"workers        {'starting Ray here' if address == LOCAL else f'joining Ray at {address}'}", flush=True)
+    with cluster(address):
+        if address == LOCAL:
+            share.require_room()
+        yield RayCrew(job, load, workers=None if config.workers == "auto" else config.workers, share=share)
+
+
+def load(job: Run, device: Device) -> Annotator:
+    """A worker's checkpoints and tokenizers, on its device; where Ray's workers label, the driver needs no torch."""
+    from pipeline.engine.labelling import load_annotator
+
+    return load_annotator(job, device)
 
 
 def pass_on(outcome: Outcome, publisher: Publisher, driver: Driver, *, last: bool) -> None:

@@ -72,7 +72,8 @@ class Config:
     batch_invariant: bool = False
     """Label every window by itself, so that a document's labels are the same bits whatever is labelled beside it."""
     workers: int | Literal["auto"] = "auto"
-    """Worker processes; as many as the cluster has room for, and more when it grows, by default."""
+    """Worker processes; as many as the cluster has room for, and more when it grows, by default. 0: label in this
+    process, without Ray, on one GPU or one CPU core. The shards are the same bits."""
     gpus_per_worker: float | None = None
     """GPUs, or a part of one, that a worker takes; one where the cluster has any, by default."""
     cpus_per_worker: float = 1.0
@@ -93,13 +94,13 @@ class Config:
     """With --dry-run, what a worker labels, known from an earlier run; measured here by default."""
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "limit", "workers", "rows_per_unit", "window")
+        require_at_least_one(self, "limit", "rows_per_unit", "window")
         for name, most in (("share", 1.0), ("tokens_per_second", inf)):
             value = getattr(self, name)
             if value is not None and not 0 < value <= most:
                 limit = "" if most == inf else f" and at most {most:g}"
                 raise ValueError(f"--{name.replace('_', '-')} must be above 0{limit}, not {value}")
-        self._check_worker()
+        self._check_workers()
         self._check_output()
         if self.column.name in (self.columns or ()) and not self.keep_text:
             raise ValueError(f"--columns names {self.column.name}, which is labelled; --keep-text passes it on")
@@ -111,7 +112,11 @@ class Config:
             raise ValueError("--staging is for an --output at hf://datasets/USER/NAME")
         assert self.place  # its name is looked at
 
-    def _check_worker(self) -> None:
+    def _check_workers(self) -> None:
+        if self.workers != "auto" and self.workers < 0:
+            raise ValueError(f"--workers must be 0 (label in this process) or more, not {self.workers}")
+        if self.workers == 0 and self.address is not None:
+            raise ValueError(f"--workers 0 labels in this process, without Ray; leave --address {self.address} out")
         for name, need in (("cpus", self.cpus_per_worker), ("gpus", self.gpus_per_worker)):
             if need and not (LEAST_SHARE <= need <= 1 or (need > 1 and need == round(need))):
                 raise ValueError(

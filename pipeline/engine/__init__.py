@@ -1,1 +1,1 @@
-"""Plan, workers, driver and ledger: how units of rows become committed shards. Ray lives in worker.py and driver.py."""
+"""Plan, workers, driver, ledger: units of rows become committed shards. Ray: cluster, ray_crew and processes alone."""

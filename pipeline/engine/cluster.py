@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 
 LOCAL = "local"
 ANSWER_SECONDS = 10.0
 
 
-def chosen(address: str | None) -> str:
+def ray_address(address: str | None) -> str:
     """The address that is given, or else that of the job that this runs in, or else LOCAL."""
     return address or os.environ.get("RAY_ADDRESS") or LOCAL
 
@@ -48,6 +48,22 @@ def cluster(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def require_ray() -> None:
+    """Of a node whose raylet has ended (a person, the out-of-memory killer), Ray says nothing to a driver: calls wait
+    for ever, and some end the driver's process without a word.
+
+    Raises:
+        ConnectionError: if this process's node, or a process of the Ray that it started, is gone.
+    """
+    started = worker._global_node  # None where Ray's client connects
+    ours = ray.get_runtime_context().get_node_id()
+    ended: list[str] = [kind for kind, _ in started.dead_processes()] if started else []
+    if not ended and any(node["NodeID"] == ours and not node["Alive"] for node in ray.nodes()):
+        ended = ["this node"]
+    if ended:
+        raise ConnectionError(f"Ray is gone: {' and '.join(ended)} ended, perhaps killed; the same command resumes")
 
 
 def _require_answer(address: str) -> None:

@@ -11,14 +11,12 @@ from collections.abc import Generator, Sequence
 
 from pipeline.engine.annotation import Annotated
 from pipeline.engine.backlog import Backlog, Try
-from pipeline.engine.cluster import Share
 from pipeline.engine.crew import Crew, Ended, Hand, shown
 from pipeline.engine.errors import OutputError, SourceError
 from pipeline.engine.ledger import quarantine, remove_unfinished
 from pipeline.engine.plan import Unit
 from pipeline.engine.report import Outcome
 from pipeline.engine.run import Run
-from pipeline.engine.worker import UNITS_AT_A_TIME, Load
 from schemas.layout import shard_name
 from schemas.ledger import Quarantined
 
@@ -31,10 +29,10 @@ LOG = logging.getLogger(__name__)
 
 
 class Driver:
-    """One run over its units, of which `done` are finished already. `workers` as in `Crew`."""
+    """One run over its units, of which `done` are finished already."""
 
-    def __init__(self, run: Run, load: Load, *, workers: int | None, share: Share, done: int = 0) -> None:
-        self.run, self.crew = run, Crew(run, load, workers=workers, share=share)
+    def __init__(self, run: Run, crew: Crew, *, done: int = 0) -> None:
+        self.run, self.crew = run, crew
         self.done, self.given_up = done, 0
         self.running: dict[Unit, float] = {}
         self.finished, self.seconds = 0, 0.0
@@ -106,8 +104,8 @@ class Driver:
         if not hand.units:
             return self.backlog.take(hand, alone=self.loaded == 1)
         suspect = any(unit in self.backlog.tries for unit in hand.units)
-        plenty = len(self.backlog.fresh) > len(self.crew.hands)
-        return self.backlog.fresh.popleft() if plenty and not suspect and len(hand.units) < UNITS_AT_A_TIME else None
+        plenty, room = len(self.backlog.fresh) > len(self.crew.hands), len(hand.units) < self.crew.units_at_a_time
+        return self.backlog.fresh.popleft() if plenty and not suspect and room else None
 
     def _give(self, hand: Hand, unit: Unit) -> None:
         self.running.setdefault(unit, time.monotonic())

@@ -15,3 +15,7 @@ class DeviceError(UnitError):
 
 class OutputError(UnitError):
     """Nothing can be written: no use in trying other units."""
+
+
+class WorkerLostError(UnitError):
+    """The worker died, or its node is gone; another worker may label the rows."""

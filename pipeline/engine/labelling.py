@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -106,6 +107,17 @@ def load_labeller(
     first = declared_start(checkpoint) if start is None else start
     losses = partial(in_parts, lambda ids: {ENTROPY: causal.token_entropies(language_model, ids, first)})
     return TorchLabeller((ENTROPY,), losses, device, BATCH_TOKENS)
+
+
+def device_here(gpus: float | None) -> Literal["cpu", "cuda"]:
+    """The device of a process that labels: a GPU where there is one, unless 0 GPUs are asked for.
+
+    Raises:
+        ValueError: if a GPU is asked for and there is none.
+    """
+    if gpus and not torch.cuda.is_available():
+        raise ValueError(f"--gpus-per-worker {gpus:g}, but torch sees no GPU here; leave it out")
+    return "cuda" if gpus != 0 and torch.cuda.is_available() else "cpu"
 
 
 def load_annotator(run: Run, device: str) -> Annotator:

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from pipeline.engine.cluster import chosen, cluster
+from pipeline.engine.cluster import cluster, ray_address
 
 
 def run_in_processes(work: Callable[[], None], processes: int, address: str | None) -> None:
@@ -15,7 +15,7 @@ def run_in_processes(work: Callable[[], None], processes: int, address: str | No
     Raises:
         ValueError: if `work` raises one; other errors of it come as Ray's, with where they happened.
     """
-    with cluster(chosen(address)), tempfile.TemporaryDirectory() as folder:
+    with cluster(ray_address(address)), tempfile.TemporaryDirectory() as folder:
         from ray.train import RunConfig, ScalingConfig, WorkerGroupError  # loads torch, which takes seconds
         from ray.train.torch import TorchTrainer
 

@@ -27,6 +27,7 @@ from pipeline.engine.driver import Driver
 from pipeline.engine.labelling import load_annotator
 from pipeline.engine.opening import Plan, open_run
 from pipeline.engine.plan import Unit, inspect
+from pipeline.engine.ray_crew import RayCrew
 from pipeline.engine.run import Run
 from pipeline.engine.stages import Stages
 from pipeline.preparation import prepare
@@ -104,7 +105,7 @@ def bare(job: Run, units: list[Unit]) -> float:
 
 def end_to_end(job: Run, units: list[Unit], workers: int) -> float:
     """Tokens/s from when all workers have loaded to the last receipt."""
-    driver = Driver(job, load_annotator, workers=workers, share=Share())
+    driver = Driver(job, RayCrew(job, load_annotator, workers=workers, share=Share()))
     started, tokens = time.perf_counter(), 0
     for outcome in driver.outcomes(units):
         if driver.loaded < workers and not tokens:
@@ -155,7 +156,7 @@ def driver_alone(size: Size) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         job, _ = planned_noop(Path(folder))
         units = [Unit(index, File("none", 0, ""), 0, 1) for index in range(size.noop_units)]
-        driver = Driver(job, NoOp, workers=size.noop_workers, share=Share(cpus=0.1))
+        driver = Driver(job, RayCrew(job, NoOp, workers=size.noop_workers, share=Share(cpus=0.1)))
         done, process, early = 0, psutil.Process(), 0
         started, wall = time.process_time(), time.perf_counter()
         for outcome in driver.outcomes(units):

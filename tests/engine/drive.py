@@ -11,6 +11,7 @@ from pipeline.engine.cluster import Share, cluster
 from pipeline.engine.driver import Driver
 from pipeline.engine.ledger import finished
 from pipeline.engine.opening import Plan, locked, open_run
+from pipeline.engine.ray_crew import RayCrew
 from tests.engine.fakes import load_fake, planned_run
 
 
@@ -21,7 +22,7 @@ def main(input_file: str, output: str, address: str, seconds: str) -> None:
         done = finished(run.subset)
         left = [unit for unit in units if unit.index not in done]
         load = partial(load_fake, seconds=float(seconds))
-        driver = Driver(run, load, workers=2, share=Share(cpus=1), done=len(done))
+        driver = Driver(run, RayCrew(run, load, workers=2, share=Share(cpus=1)), done=len(done))
         for _ in driver.outcomes(left):
             pass
 

@@ -15,6 +15,7 @@ from ray.cluster_utils import Cluster
 
 from pipeline.engine.cluster import Share
 from pipeline.engine.driver import Driver
+from pipeline.engine.ray_crew import RayCrew
 from tests.engine.fakes import load_fake, planned_run
 
 
@@ -24,7 +25,7 @@ def main(input_file: str, output: str, seconds: str) -> None:
     ray.init(address=nodes.address, log_to_driver=False)
     run, units = planned_run(Path(output), [Path(input_file)], rows_per_unit=1)
     load = partial(load_fake, seconds=float(seconds))
-    driver = Driver(run, load, workers=None, share=Share(cpus=0.2, gpus=0.5))
+    driver = Driver(run, RayCrew(run, load, workers=None, share=Share(cpus=0.2, gpus=0.5)))
     most, committed, lost = 0, 0, False
     for outcome in driver.outcomes(units):
         committed += outcome is not None

@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from pipeline.data.annotations import read_quarantine
-from pipeline.engine import backlog, crew, driver
+from pipeline.engine import backlog, driver, ray_crew
 from pipeline.engine.annotation import Annotated, Annotator
 from pipeline.engine.cluster import Share
 from pipeline.engine.driver import Driver
@@ -22,6 +22,7 @@ from pipeline.engine.errors import SourceError
 from pipeline.engine.labelling import TorchLabeller, load_annotator
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit
+from pipeline.engine.ray_crew import RayCrew
 from pipeline.engine.run import Run
 from pipeline.engine.worker import Load
 from schemas.layout import Subset, shard_name
@@ -49,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog, "PAUSE", 1.0)
     monkeypatch.setattr(driver, "REST", 0.1)
-    monkeypatch.setattr(crew, "LOOK", 0.5)
+    monkeypatch.setattr(ray_crew, "LOOK", 0.5)
 
 
 def planned(folder: Path, faults: dict[int, int] | None = None, rows: int = 12) -> tuple[Run, list[Unit]]:
@@ -64,7 +65,8 @@ def planned(folder: Path, faults: dict[int, int] | None = None, rows: int = 12) 
 def carry_out(
     run: Run, units: Sequence[Unit], workers: int = 1, load: Load = load_faulty
 ) -> list[Receipt | Quarantined]:
-    outcomes = Driver(run, load, workers=workers, share=Share(cpus=0.5)).outcomes(units)
+    crew = RayCrew(run, load, workers=workers, share=Share(cpus=0.5))
+    outcomes = Driver(run, crew).outcomes(units)
     return [outcome if isinstance(outcome, Quarantined) else outcome[0] for outcome in outcomes if outcome]
 
 
@@ -289,7 +291,7 @@ def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
 
 def test_shards_that_are_published_are_removed_by_the_workers(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
-    driver = Driver(run, load_fake, workers=1, share=Share(cpus=1))
+    driver = Driver(run, RayCrew(run, load_fake, workers=1, share=Share(cpus=1)))
     kept, *published = [shard_name(unit.index, len(units)) for unit in units]
     outcomes = driver.outcomes(units)
     done = 0

@@ -49,12 +49,13 @@ RULES = (
     Rule("docker ", "docker"),
     Rule(".venv/bin/python -m pytest", "tests"),
     Rule("python -m pipeline --help", "process"),
-    Rule("python -m pipeline.annotate", added="--workers 1"),
+    Rule("python -m pipeline.annotate", added="--workers 0"),
+    Rule("python -m pipeline.annotate --input notes.txt"),
     Rule(
         "python -m pipeline.annotate --input hf://",
         "process",
         changed={"USER/NAME": "user/streamed"},  # beside what a folder is published as
-        added="--workers 1",
+        added="--workers 0",
     ),
     Rule("python -m pipeline.report"),
     Rule("python -m pipeline.publish annotated", "process"),

@@ -1,0 +1,157 @@
+"""Workers that are actors of a Ray cluster: started while it has room, called, and killed when they are dismissed."""
+
+import logging
+import queue
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.metrics import Counter, Gauge
+
+from pipeline.engine.annotation import Annotated
+from pipeline.engine.cluster import Share, require_ray
+from pipeline.engine.crew import Crew, Ended, Hand
+from pipeline.engine.errors import WorkerLostError
+from pipeline.engine.plan import Unit
+from pipeline.engine.run import Run
+from pipeline.engine.worker import Device, Load, Worker
+
+PATIENCE = 10.0  # seconds for what a worker does beside its units
+LOOK = 5.0  # seconds between looks at the cluster
+
+LOG = logging.getLogger(__name__)
+
+
+class RayCrew(Crew):
+    """`workers` is how many to keep, None for all that the cluster has room for and more."""
+
+    units_at_a_time = 2  # one is labelled while the next is read
+    failed_starts_that_end = 3
+
+    def __init__(self, run: Run, load: Load, *, workers: int | None, share: Share) -> None:
+        super().__init__()
+        self.run, self.load = run, load
+        self.workers, self.share = workers, share.resolved()
+        self.events: queue.SimpleQueue[tuple[Hand, Unit | None, Any]] = queue.SimpleQueue()
+        self.next_look, self.room = 0.0, 1
+
+    def keep(self, needed: int) -> None:
+        """Starts workers now and then, and when one has died; no more than are needed.
+
+        Raises:
+            ConnectionError: if Ray is gone.
+        """
+        if time.monotonic() < self.next_look:
+            return
+        require_ray()
+        self.next_look = time.monotonic() + LOOK
+        before, self.room = self.room, self.share.room()
+        # Twice what there is room for: workers that wait for room make a cluster that can grow do so.
+        wanted = self.workers or max(1, 2 * self.room)
+        for _ in range(min(wanted, needed) - len(self.hands)):
+            self._hire()
+        if before and not self.room:
+            LOG.warning("no node has room for a worker, which wants %s", self.share)
+
+    def _hire(self) -> None:
+        actor: Any = Actor  # ray.remote made an actor class of it, which its type does not show
+        share = {"num_cpus": self.share.cpus, "num_gpus": self.share.gpus}
+        device: Device = "cuda" if self.share.gpus else "cpu"
+        hand = Hand(
+            actor.options(max_concurrency=self.units_at_a_time + 1, **share).remote(self.run, self.load, device)
+        )
+        self.hands.add(hand)
+        self._expect(hand, None, hand.actor.load.remote())
+
+    def give(self, hand: Hand, unit: Unit) -> None:
+        """Lets a worker annotate a unit."""
+        hand.units.add(unit)
+        self._expect(hand, unit, hand.actor.annotate.remote(unit))
+
+    def _expect(self, hand: Hand, unit: Unit | None, reference: Any) -> None:
+        """Queues an event when a call has ended: the driver's work for a unit does not grow with the workers."""
+        reference.future().add_done_callback(lambda future: self.events.put((hand, unit, future)))
+
+    def ended(self, patience: float) -> Ended | None:
+        """Next call that has ended, or None after `patience` seconds without one."""
+        try:
+            hand, unit, future = self.events.get(timeout=patience)
+        except queue.Empty:
+            return None
+        hand.units -= {unit}
+        error = future.exception()
+        return Ended(hand, unit, None if error else future.result(), _cause(error))
+
+    def dismiss(self, hand: Hand) -> None:
+        """Ends a worker; another one takes its place."""
+        if hand in self.hands:
+            ray.kill(hand.actor)
+        if hand in self.at_work:  # else it died at its start: another one at once might do the same
+            self.next_look = 0.0
+        super().dismiss(hand)
+
+    def forget(self, shards: Sequence[str]) -> None:
+        """Has published shards removed on every node; returns when they are, or after PATIENCE seconds."""
+        one_a_node = {hand.node: hand for hand in self.at_work}.values()
+        if calls := [hand.actor.forget.remote(shards) for hand in one_a_node]:
+            ray.wait(calls, num_returns=len(calls), timeout=PATIENCE)
+
+    def nodes(self) -> set[str | None]:
+        """Nodes that are alive."""
+        return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+    def close(self) -> None:
+        """Ends all workers."""
+        for hand in self.hands:
+            ray.kill(hand.actor)
+
+
+def _cause(error: BaseException | None) -> BaseException | None:
+    """The worker's own error, or the loss of the worker: below its first line Ray gives advice."""
+    if isinstance(error, RayTaskError):
+        cause: BaseException = error.cause
+        return cause
+    if isinstance(error, RayError):
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return WorkerLostError(lines[0] if lines else type(error).__name__)
+    return error
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class Actor(Worker):
+    """A worker in a process of its own: one per GPU, a share of one, or one per CPU core.
+
+    Ray restarts nothing by itself: a call to a restarting actor fails at once, so the driver starts another one.
+    """
+
+    def load(self) -> str:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        super().load()
+        self.metrics = Metrics()
+        return str(ray.get_runtime_context().get_node_id())
+
+    def annotate(self, unit: Unit) -> Annotated:
+        annotated = super().annotate(unit)
+        self.metrics.record(annotated)
+        return annotated
+
+
+class Metrics:
+    """What Ray's dashboard, and a Prometheus that asks Ray, show of a worker."""
+
+    def __init__(self) -> None:
+        self.units = Counter("token_entropy_units", "Units committed")
+        self.tokens = Counter("token_entropy_tokens", "Tokens in committed units")
+        self.fill = Gauge("token_entropy_batch_fill", "Share of the last unit's batches that is no padding")
+        self.wait = Gauge("token_entropy_device_wait", "Share of its time on the last unit that the device waited")
+
+    def record(self, annotated: Annotated) -> None:
+        """Adds a unit."""
+        receipt, stages, _ = annotated
+        self.units.inc()
+        if receipt.counts.tokens:  # Ray refuses to count up by nothing
+            self.tokens.inc(receipt.counts.tokens)
+        self.fill.set(stages.batch_fill)
+        self.wait.set(stages.device_wait)

@@ -1,0 +1,151 @@
+"""A run whose one worker is the driver's own process: the same shards, and the same care for what fails; no Ray."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.data.annotations import read_quarantine
+from pipeline.engine import backlog, driver
+from pipeline.engine.annotation import Annotated
+from pipeline.engine.driver import Driver
+from pipeline.engine.errors import SourceError
+from pipeline.engine.labelling import device_here
+from pipeline.engine.ledger import read_receipts
+from pipeline.engine.plan import Unit
+from pipeline.engine.run import Run
+from pipeline.engine.this_process import ThisProcess
+from pipeline.engine.worker import AnnotatesUnits, Device, Load
+from schemas.layout import Subset, shard_name
+from schemas.ledger import Quarantined
+from tests.builders import write_documents
+from tests.engine.fakes import (
+    FAILS_ONCE,
+    NOT_FINITE,
+    load_fake,
+    load_faulty,
+    planned_run,
+    shards,
+    token_rows,
+    undisturbed,
+)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "PAUSE", 0.1)
+    monkeypatch.setattr(driver, "REST", 0.1)
+    monkeypatch.setattr(driver, "PATIENCE", 0.05)
+
+
+def planned(folder: Path, faults: dict[int, int] | None = None) -> tuple[Run, list[Unit]]:
+    """Twelve documents in six units; a document of a row in `faults` ends with that token."""
+    documents = token_rows(12)
+    for row, token in (faults or {}).items():
+        documents[row].append(token)
+    return planned_run(folder / "out", [write_documents(folder / "in.parquet", ["text"] * 12, input_ids=documents)])
+
+
+def given_up(run: Run, units: Sequence[Unit], load: Load = load_faulty) -> list[Quarantined]:
+    """Carries the run out."""
+    outcomes = Driver(run, ThisProcess(run, load, "cpu")).outcomes(units)
+    return [outcome for outcome in outcomes if isinstance(outcome, Quarantined)]
+
+
+@pytest.mark.parametrize("fault", [{}, {3: FAILS_ONCE}], ids=["sound", "its device fails once"])
+def test_every_unit_is_labelled(tmp_path: Path, fault: dict[int, int]) -> None:
+    run, units = planned(tmp_path, fault)
+    assert given_up(run, units) == []
+    assert run.subset.root.with_suffix(".marks").is_dir() == bool(fault)
+    assert shards(run.subset.root) == undisturbed(run, units, tmp_path / "plain")
+
+
+def test_a_unit_that_cannot_be_labelled_is_given_up_alone(tmp_path: Path) -> None:
+    run, units = planned(tmp_path, {4: NOT_FINITE})
+    (note,) = given_up(run, units)
+    assert [note] == read_quarantine(run.subset)
+    assert note.unit == 2 and "not trained (2 tries)" in note.reason
+    others = undisturbed(run, [unit for unit in units if unit.index != 2], tmp_path / "plain")
+    assert shards(run.subset.root) == others
+
+
+def test_a_checkpoint_that_cannot_be_loaded_ends_the_run_at_once(tmp_path: Path) -> None:
+    tries = []
+
+    def load(run: Run, device: Device) -> AnnotatesUnits:
+        tries.append(device)
+        raise ValueError("the checkpoint is broken; save it again")
+
+    run, units = planned(tmp_path)
+    with pytest.raises(ValueError, match=r"^the checkpoint is broken; save it again$"):
+        given_up(run, units, load)
+    assert tries == ["cpu"]
+
+
+class Unreachable:
+    """No row can be read until its file has been asked for twice."""
+
+    def __init__(self, run: Run, device: str) -> None:
+        self.annotator, self.asked = load_fake(run), 0
+
+    def annotate(self, unit: Unit) -> Annotated:
+        self.asked += 1
+        if self.asked <= 2:
+            raise SourceError("cannot read https://host/in.parquet: 503")
+        return self.annotator.annotate(unit)
+
+
+def test_a_source_that_is_down_for_a_moment_costs_no_unit(tmp_path: Path) -> None:
+    run, units = planned(tmp_path)
+    assert given_up(run, units, Unreachable) == []
+    assert len(list(read_receipts(run.subset))) == 6
+
+
+def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
+    run, units = planned(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match=r"cannot write to .*file/out"):
+        given_up(replace(run, subset=Subset("exact", tmp_path / "file" / "out")), units)
+
+
+def test_an_interrupt_ends_the_run_within_a_unit_and_the_rest_is_left_for_the_next(tmp_path: Path) -> None:
+    class Interrupted(Unreachable):
+        def annotate(self, unit: Unit) -> Annotated:
+            self.asked += 1
+            if self.asked > 3:
+                raise KeyboardInterrupt
+            return self.annotator.annotate(unit)
+
+    run, units = planned(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        given_up(run, units, Interrupted)
+    done = {receipt.unit for receipt in read_receipts(run.subset)}
+    assert len(done) == 3
+    assert given_up(run, [unit for unit in units if unit.index not in done]) == []
+    assert shards(run.subset.root) == undisturbed(run, units, tmp_path / "plain")
+
+
+def test_shards_that_are_published_are_removed(tmp_path: Path) -> None:
+    run, units = planned(tmp_path)
+    runs = Driver(run, ThisProcess(run, load_fake, "cpu"))
+    kept, *published = [shard_name(unit.index, len(units)) for unit in units]
+    outcomes = runs.outcomes(units)
+    assert sum(next(outcomes) is not None for _ in range(1 + len(units))) == len(units)  # the first is the start
+    runs.forget(published)
+    assert run.subset.shards() == {kept}
+    outcomes.close()
+
+
+def test_a_gpu_is_taken_where_there_is_one_and_not_waited_for_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert device_here(None) == ("cuda" if there else "cpu") and device_here(0) == "cpu"
+        if there:
+            assert device_here(1) == "cuda"
+        else:
+            with pytest.raises(ValueError, match=r"--gpus-per-worker 1, but torch sees no GPU here; leave it out"):
+                device_here(1)
