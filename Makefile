@@ -5,7 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test bench lint docs pretrained
+# Two processes, a file to each at a time.
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: setup demo test test-all bench lint docs pretrained
 
 setup: $(INSTALLED)
 
@@ -19,7 +22,11 @@ demo: $(INSTALLED)
 	$(BIN)/python -m pipeline.annotate
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(TESTS)
+
+# With the long repetitions, and with coverage, which costs a fifth of the time.
+test-all: $(INSTALLED)
+	$(TESTS) --slow --cov --cov-report=term:skip-covered
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks

@@ -2,13 +2,15 @@
 
 import importlib
 import os
+import random
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +28,23 @@ MOUNT = ("mount", "-t", "tmpfs", "-o")
 # seconds, and when that falls into the end of the process, after the last test, it is a segmentation fault.
 TELEMETRY = "RAY_enable_open_telemetry"
 os.environ[TELEMETRY] = "0"
+# Models of tests are small: threads of torch that wait for each other double the time, where several processes test.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not os.environ.get("FINEWEB"):
-        for item in items:
-            if item.get_closest_marker("fineweb"):
-                item.add_marker(pytest.mark.skip(reason="FINEWEB names no Parquet file of FineWeb rows"))
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked `slow` too, as CI does")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    slow = [] if config.getoption("--slow") else [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    long = {item.path for item in items if item.get_closest_marker("cluster")}
+    # Of files that several processes share (pytest -n), those that take minutes come first.
+    items[:] = sorted((item for item in items if item not in slow), key=lambda item: item.path not in long)
+    for item in items:
+        if item.get_closest_marker("fineweb") and not os.environ.get("FINEWEB"):
+            item.add_marker(pytest.mark.skip(reason="FINEWEB names no Parquet file of FineWeb rows"))
 
 
 @pytest.fixture(scope="session")
@@ -52,10 +64,12 @@ class Head:
     environment: dict[str, str]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     gcs, dashboard, metrics, client, agent, agent_grpc = (str(port) for port in free_ports(6))
     home = tmp_path_factory.mktemp("ray")
+    # Its jobs join the Ray that was started last below this folder. Sockets lie there too, whose paths must be short.
+    folder = tempfile.TemporaryDirectory(prefix="ray-")
     environment = {
         "HOME": str(home),
         "RAY_AUTH_MODE": "disabled",
@@ -66,6 +80,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     }
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "2"),
+        *("--temp-dir", folder.name),
         *("--node-ip-address", "127.0.0.1", "--port", gcs, "--ray-client-server-port", client),
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard, "--metrics-export-port", metrics),
         # The agent takes jobs; at its usual port another Ray's may be.
@@ -81,13 +96,21 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     finally:
         head.terminate()
         head.wait(30)
+        folder.cleanup()
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
+    """Ports that nobody listens on, below those that the system gives to whoever asks for any.
+
+    Ray's servers listen on every address; what is given the same port of loopback later is reached in their place.
+    """
+    free: list[int] = []
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in sockets]
+        for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+            with suppress(OSError):
+                stack.enter_context(socket.create_server(("", port)))
+                free.append(port)
+    return free[:count]
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 60) -> None:

@@ -1,4 +1,4 @@
-"""`--output hf://datasets/USER/NAME`, as a user runs it: in processes of its own, against a Hub that fails at times."""
+"""`--output hf://datasets/USER/NAME` against a Hub that fails at times; in a process of its own what is killed."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.data import hub as requests
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from tests.builders import sample_texts, write_documents
-from tests.conftest import SmallDisk
+from tests.conftest import RunCommand, SmallDisk
 from tests.hub import Hub, hub_server
 from tests.tiny_models import tiny_second_order
 
@@ -31,12 +32,7 @@ whole = load_dataset("user/name", split="train")
 streamed = load_dataset("user/name", split="train", streaming=True)
 print(json.dumps([list(whole), list(streamed)]))
 """
-
-
-@pytest.fixture
-def served() -> Iterator[Hub]:
-    with hub_server() as running:
-        yield running
+Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +43,39 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def run(run_command: RunCommand, hub: Hub, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A command's exit code, and all that it printed, in which no token may be."""
+
+    def run_it(*arguments: object, module: str = "pipeline.annotate") -> tuple[int, str]:
+        here = ("--workers", 0) if module == "pipeline.annotate" else ()
+        capsys.readouterr()
+        code = run_command(module, *arguments, *here)
+        printed = capsys.readouterr()
+        check_no_token(printed.out + printed.err)
+        return code, printed.out + printed.err
+
+    return run_it
+
+
+def check_no_token(printed: str) -> None:
+    assert not re.search(r"hf_[A-Za-z0-9]{8}", printed)
+
+
 def environment(hub: Hub, home: Path) -> dict[str, str]:
     return {**hub.environment, "HF_HOME": str(home)}
 
 
-def start(
-    hub: Hub, home: Path, *arguments: object, module: str = "pipeline.annotate", token: str | None = None
-) -> subprocess.Popen[str]:
+def start(hub: Hub, home: Path, *arguments: object) -> subprocess.Popen[str]:
+    """The command in a process of its own, whose staging is below `home`."""
     return subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        env={**environment(hub, home), "HF_TOKEN": token or hub.writer},
+        [sys.executable, "-m", "pipeline.annotate", *map(str, arguments)],
+        env={**os.environ, **environment(hub, home)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-
-
-def ended(hub: Hub, home: Path, *arguments: object, **chosen: Any) -> tuple[int, str]:
-    """The exit code, and all that was printed, in which no token may be."""
-    process = start(hub, home, *arguments, **chosen)
-    output, errors = process.communicate(timeout=300)
-    assert not re.search(r"hf_[A-Za-z0-9]{8}", output + errors)
-    return process.returncode, output + errors
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -87,33 +93,35 @@ def loaded(hub: Hub, home: Path) -> list[list[dict[str, Any]]]:
 
 
 def test_a_run_that_is_killed_twice_while_requests_fail_publishes_what_a_local_run_writes(
-    served: Hub, tmp_path: Path, model: Path, documents: Path
+    hub: Hub, run: Run, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second time on an empty disk: the repository alone says what is missing."""
-    chosen = ("--input", documents, "--limit", 50, "--estimator", model, "--rows-per-unit", 1, "--workers", 1)
-    served.faults.share = 0.1
+    """Each time on an empty disk: the repository alone says what is missing."""
+    documents = write_documents(tmp_path / "in.parquet", sample_texts(30, 600))
+    chosen = ("--input", documents, "--estimator", model, "--rows-per-unit", 1)
+    hub.faults.share = 0.1
     for time_of_death in (1, 2):
-        run = start(served, tmp_path / f"home-{time_of_death}", *chosen, "--output", URL)
-        wait_for_uploads(served, 10 * time_of_death, run)
-        os.killpg(run.pid, signal.SIGKILL)
-        run.communicate()
-    code, printed = ended(served, tmp_path / "home-3", *chosen, "--output", URL)
+        killed = start(hub, tmp_path / f"home-{time_of_death}", *chosen, "--workers", 0, "--output", URL)
+        wait_for_uploads(hub, 7 * time_of_death, killed)
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.communicate()
+    monkeypatch.setattr(requests, "LONGEST_PAUSE", 0.1)
+    code, printed = run(*chosen, "--output", URL, "--staging", tmp_path / "staging")
     assert code == 0, printed
-    assert "documents      50" in printed and f"dataset        {URL}" in printed
-    served.faults.share = 0.0
-    assert ended(served, tmp_path / "plain", *chosen, "--output", tmp_path / "plain")[0] == 0
+    assert "documents      30" in printed and f"dataset        {URL}" in printed
+    hub.faults.share = 0.0
+    assert run(*chosen, "--output", tmp_path / "plain")[0] == 0
     expected = rows_of(tmp_path / "plain")
-    assert loaded(served, tmp_path / "home") == [expected, expected]
-    files = served.files("user/name")
+    assert loaded(hub, tmp_path / "home") == [expected, expected]
+    files = hub.files("user/name")
     shards = [path for path in files if path.startswith("data/")]
     receipts = [line for path, text in files.items() if "/receipts/" in path for line in text.decode().splitlines()]
-    assert len(shards) == 50 == len(receipts) == len({json.loads(line)["unit"] for line in receipts})
-    assert len(served.commits("user/name")) <= 9
-    staged = list((tmp_path / "home-3" / "annotated").rglob("*.parquet"))
+    assert len(shards) == 30 == len(receipts) == len({json.loads(line)["unit"] for line in receipts})
+    assert len(hub.commits("user/name")) <= 9
+    staged = list((tmp_path / "staging").rglob("*.parquet"))
     assert staged == [], "shards that are published still lie on the disk"
-    before = len(served.commits("user/name"))
-    code, printed = ended(served, tmp_path / "home-4", *chosen, "--output", URL)
-    assert code == 0 and "the dataset was complete" in printed and len(served.commits("user/name")) == before
+    before = len(hub.commits("user/name"))
+    code, printed = run(*chosen, "--output", URL, "--staging", tmp_path / "another")
+    assert code == 0 and "the dataset was complete" in printed and len(hub.commits("user/name")) == before
 
 
 def wait_for_uploads(hub: Hub, count: int, run: subprocess.Popen[str]) -> None:
@@ -123,15 +131,15 @@ def wait_for_uploads(hub: Hub, count: int, run: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-def test_a_folder_is_published_with_what_it_would_have_had(served: Hub, tmp_path: Path, model: Path) -> None:
+def test_a_folder_is_published_with_what_it_would_have_had(hub: Hub, run: Run, tmp_path: Path, model: Path) -> None:
     file = write_documents(tmp_path / "in.parquet", sample_texts(20, 300), id=list(range(20)))
-    chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 5, "--workers", 1)
-    assert ended(served, tmp_path, *chosen, "--output", URL)[0] == 0
-    direct = served.files("user/name")
-    assert ended(served, tmp_path, *chosen, "--output", tmp_path / "folder")[0] == 0
-    code, printed = ended(served, tmp_path, tmp_path / "folder", f"{URL}-2", module="pipeline.publish")
+    chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 5)
+    assert run(*chosen, "--output", URL, "--staging", tmp_path / "staging")[0] == 0
+    direct = hub.files("user/name")
+    assert run(*chosen, "--output", tmp_path / "folder")[0] == 0
+    code, printed = run(tmp_path / "folder", f"{URL}-2", module="pipeline.publish")
     assert code == 0 and "second-order: 4 of 4 shards are in hf://datasets/user/name-2" in printed
-    later = served.files("user/name-2")
+    later = hub.files("user/name-2")
     assert {path: content for path, content in later.items() if "data/" in path or "tokenizer/" in path} == {
         path: content for path, content in direct.items() if "data/" in path or "tokenizer/" in path
     }
@@ -139,9 +147,9 @@ def test_a_folder_is_published_with_what_it_would_have_had(served: Hub, tmp_path
         re.sub(r"user/name-2|begin \S+ \w+", "user/name", files["README.md"].decode()) for files in (direct, later)
     ]
     assert cards[0].replace("begin ", "") == cards[1].replace("begin ", "")
-    commits = len(served.commits("user/name-2"))
-    assert ended(served, tmp_path, tmp_path / "folder", f"{URL}-2", module="pipeline.publish")[0] == 0
-    assert len(served.commits("user/name-2")) == commits
+    commits = len(hub.commits("user/name-2"))
+    assert run(tmp_path / "folder", f"{URL}-2", module="pipeline.publish")[0] == 0
+    assert len(hub.commits("user/name-2")) == commits
     check_that_others_read_it(tmp_path / "folder")
 
 
@@ -162,41 +170,43 @@ def check_that_others_read_it(folder: Path) -> None:
     assert kept == 1 < sum(part.num_row_groups for part in dataset.get_fragments())
 
 
-def test_shards_go_by_xet_too(tmp_path: Path, model: Path) -> None:
+def test_shards_go_by_xet_too(run: Run, tmp_path: Path, model: Path) -> None:
     file = write_documents(tmp_path / "in.parquet", sample_texts(6, 300))
-    chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 2, "--workers", 1)
+    chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 2)
     with hub_server(xet=tmp_path / "xet") as hub:
-        code, printed = ended(hub, tmp_path / "home", *chosen, "--output", URL)
-        assert code == 0, printed
+        published = start(hub, tmp_path / "home", *chosen, "--workers", 0, "--output", URL)
+        printed = "".join(published.communicate(timeout=300))
+        check_no_token(printed)
+        assert published.returncode == 0, printed
         assert any("xet" in request.path for request in hub.requests)
         rows = loaded(hub, tmp_path / "home")
-    assert ended(hub, tmp_path, *chosen, "--output", tmp_path / "plain")[0] == 0
+    assert run(*chosen, "--output", tmp_path / "plain")[0] == 0
     assert rows == [rows_of(tmp_path / "plain")] * 2
 
 
-def test_two_jobs_on_one_repository_do_no_harm(served: Hub, tmp_path: Path, model: Path) -> None:
+def test_two_jobs_on_one_repository_do_no_harm(hub: Hub, tmp_path: Path, model: Path) -> None:
     file = write_documents(tmp_path / "in.parquet", sample_texts(24, 300))
-    chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 1, "--workers", 1, "--output", URL)
-    both = [start(served, tmp_path / f"home-{job}", *chosen) for job in (1, 2)]
+    chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 1, "--workers", 0, "--output", URL)
+    both = [start(hub, tmp_path / f"home-{job}", *chosen) for job in (1, 2)]
     printed = [job.communicate(timeout=300) for job in both]
     assert [job.returncode for job in both] == [0, 0], printed
-    files = served.files("user/name")
+    files = hub.files("user/name")
     receipts = [line for path, text in files.items() if "/receipts/" in path for line in text.decode().splitlines()]
     assert sorted(json.loads(line)["unit"] for line in receipts) == list(range(24))
     assert len([path for path in files if path.startswith("data/")]) == 24
 
 
-def test_another_run_in_the_repository_is_refused(served: Hub, tmp_path: Path, model: Path) -> None:
+def test_another_run_in_the_repository_is_refused(hub: Hub, run: Run, tmp_path: Path, model: Path) -> None:
     file = write_documents(tmp_path / "in.parquet", sample_texts(4, 300))
-    chosen = ("--input", file, "--estimator", model, "--workers", 1, "--output", URL)
-    assert ended(served, tmp_path / "one", *chosen)[0] == 0
-    before = served.files("user/name")
-    code, printed = ended(served, tmp_path / "two", *chosen, "--overlap", 0)
+    chosen = ("--input", file, "--estimator", model, "--output", URL)
+    assert run(*chosen, "--staging", tmp_path / "one")[0] == 0
+    before, other = hub.files("user/name"), ("--staging", tmp_path / "two", "--overlap", 0)
+    code, printed = run(*chosen, *other)
     assert code == 1 and re.fullmatch(r"error: --output .*another run's dataset \(overlap .*\n", printed)
-    assert served.files("user/name") == before
-    code, printed = ended(served, tmp_path / "two", *chosen, "--overlap", 0, "--subset", "no-overlap")
+    assert hub.files("user/name") == before
+    code, printed = run(*chosen, *other, "--subset", "no-overlap")
     assert code == 0, printed
-    assert served.files("user/name").items() >= {name: before[name] for name in before if name != "README.md"}.items()
+    assert hub.files("user/name").items() >= {name: before[name] for name in before if name != "README.md"}.items()
     assert 'load_dataset("user/name", "no-overlap", split="train")' in printed
 
 
@@ -212,23 +222,32 @@ def test_another_run_in_the_repository_is_refused(served: Hub, tmp_path: Path, m
     ],
 )
 def test_an_output_that_cannot_be_written_is_one_line(
-    served: Hub, tmp_path: Path, model: Path, token: str, output: str, said: str
+    hub: Hub,
+    run: Run,
+    tmp_path: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    token: str,
+    output: str,
+    said: str,
 ) -> None:
-    served.add("other/name", {"README.md": b"theirs"})
-    file, known = write_documents(tmp_path / "in.parquet", sample_texts(2, 300)), getattr(served, token, token)
-    code, printed = ended(served, tmp_path, "--input", file, "--estimator", model, "--output", output, token=known)
+    hub.add("other/name", {"README.md": b"theirs"})
+    file = write_documents(tmp_path / "in.parquet", sample_texts(2, 300))
+    monkeypatch.setenv("HF_TOKEN", getattr(hub, token, token))
+    monkeypatch.setattr("pipeline.settings.HF_HOME", str(tmp_path / "home"))
+    code, printed = run("--input", file, "--estimator", model, "--output", output)
     assert code == 1 and said in printed and len(printed.splitlines()) == 1
 
 
 def test_a_disk_that_is_full_while_shards_are_staged_loses_nothing(
-    served: Hub, tmp_path: Path, model: Path, small_disk: SmallDisk
+    hub: Hub, run: Run, tmp_path: Path, model: Path, small_disk: SmallDisk
 ) -> None:
-    served.faults.seconds_per_upload = 0.2
+    hub.faults.seconds_per_upload = 0.2
     file = write_documents(tmp_path / "in.parquet", sample_texts(100, 4000) * 4)
-    chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 200, "--workers", 1, "--output", URL)
-    code, printed = ended(served, tmp_path, *chosen, "--staging", small_disk.folder / "staging")
+    chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 200, "--output", URL)
+    code, printed = run(*chosen, "--staging", small_disk.folder / "staging")
     error = printed.splitlines()[-1]
     assert code == 1 and error.startswith("error: cannot write to") and "No space left on device" in error
     small_disk.grow()
-    code, printed = ended(served, tmp_path, *chosen, "--staging", small_disk.folder / "staging")
+    code, printed = run(*chosen, "--staging", small_disk.folder / "staging")
     assert code == 0 and "documents      316" in printed

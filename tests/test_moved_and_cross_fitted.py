@@ -1,4 +1,4 @@
-"""Annotation with a checkpoint of another tokenizer, and with one that was cross-fitted, on a real local Ray."""
+"""Annotation with a checkpoint of another tokenizer, and with one that was cross-fitted."""
 
 import json
 from pathlib import Path
@@ -20,8 +20,7 @@ from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand
 from tests.tiny_models import random_tokens, tiny_estimator, tiny_language_model
 
-ANNOTATE = ("pipeline.annotate", "--workers", 1)  # on two cores one worker starts in half the time of two
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+ANNOTATE = ("pipeline.annotate", "--workers", 0)
 
 
 def read(output: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

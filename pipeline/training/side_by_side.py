@@ -10,18 +10,23 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+PRELOADED = ["pipeline.training.loop", "pipeline.models.loading"]
+PROCESSES = get_context("forkserver")
+PROCESSES.set_forkserver_preload(PRELOADED)
+
 
 def side_by_side(
     work: Callable[[Item], Result], items: Sequence[Item], processes: int | None = None
 ) -> Iterator[tuple[Item, Result]]:
     """Each item with what the work gives for it, as it ends; by default as many at a time as there are cores.
 
-    A fork of a process that uses torch can hang: they spawn. They end with this process, even where it is killed: what
-    they do would go on beside the same work of the next command.
+    A fork of a process that uses torch can hang. These are forked from a server that imports torch once for all of
+    them and uses nothing of it. They end with this process, even where it is killed: what they do would go on beside
+    the same work of the next command.
     """
     at_a_time = processes or min(len(items), os.cpu_count() or 1)
     os.environ["TQDM_DISABLE"] = "1"  # of what is started from here: bars of several processes are one heap
-    with ProcessPoolExecutor(at_a_time, get_context("spawn"), initializer=_one_core_of_this_process) as pool:
+    with ProcessPoolExecutor(at_a_time, PROCESSES, initializer=_one_core_of_this_process) as pool:
         running = {pool.submit(work, item): item for item in items}
         try:
             for finished in as_completed(running):
@@ -31,7 +36,7 @@ def side_by_side(
 
 
 def _one_core_of_this_process() -> None:
-    import torch  # takes seconds, which --help does not need
+    import torch  # which the server has: in the command, --help does not need it
 
     torch.set_num_threads(1)
 

@@ -50,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog, "PAUSE", 1.0)
     monkeypatch.setattr(driver, "REST", 0.1)
-    monkeypatch.setattr(ray_crew, "LOOK", 0.5)
+    monkeypatch.setattr(ray_crew, "LOOK", 0.2)
 
 
 def planned(folder: Path, faults: dict[int, int] | None = None, rows: int = 12) -> tuple[Run, list[Unit]]:

@@ -16,9 +16,7 @@ from pipeline.models.checkpoint import SHIPPED
 from pipeline.models.loading import load_estimator, load_second_order
 from tests.conftest import RunCommand
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-ANNOTATE = ("pipeline.annotate", "--workers", 1)  # on two cores one worker starts in half the time of two
+ANNOTATE = ("pipeline.annotate", "--workers", 0)
 TRAINING = {"steps": 12, "evaluate-every": 6, "tokens-per-batch": 1024, "learning-rate": 0.003}
 ESTIMATOR = {
     "context": 48,

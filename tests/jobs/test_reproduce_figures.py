@@ -9,7 +9,7 @@ from pipeline.reproduction.figures import FIGURES
 from tests.conftest import RunCommand
 
 JOB = "jobs.reproduce_figures"
-LOOK = ("--time", 0.0004, "--documents", 20, "--held-out", 2, "--processes", 1)
+LOOK = ("--time", 0.0004, "--documents", 20, "--held-out", 1, "--processes", 1)
 
 
 def test_every_figure_is_drawn(

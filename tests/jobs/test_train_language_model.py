@@ -1,14 +1,9 @@
 """Training with a floor: from disk or the Hub, in one process or more, killed and taken up again."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +16,8 @@ from pipeline.data.annotations import find_annotations
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from tests.annotated import write_annotated
 from tests.conftest import RunCommand
-from tests.hub import hub_server
+from tests.forkserver import Forked, group
+from tests.hub import Hub
 
 JOB = "jobs.train_language_model"
 
@@ -52,15 +48,6 @@ def curve(output: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
 
 
-def started(
-    *arguments: object, processes: int = 1, environment: Mapping[str, str] = MappingProxyType({})
-) -> subprocess.Popen[bytes]:
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", JOB, *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
-
-
 def assert_near(found: list[dict[str, float]], wanted: list[dict[str, float]]) -> None:
     for one, other in zip(found, wanted, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
@@ -71,7 +58,7 @@ def test_two_processes_and_one_give_the_same_loss_curve(
 ) -> None:
     arguments = ("--config", settings, "--labels", labels)
     assert run_command(JOB, *arguments, "--output", tmp_path / "one") == 0
-    assert started(*arguments, "--output", tmp_path / "two", processes=2).wait() == 0
+    assert [one.wait() for one in group(2, JOB, *arguments, "--output", tmp_path / "two")] == [0, 0]
     assert len(curve(tmp_path / "one")) == 3
     assert_near(curve(tmp_path / "two"), curve(tmp_path / "one"))
 
@@ -81,7 +68,7 @@ def test_a_training_that_is_killed_goes_on_as_if_nothing_had_happened(
 ) -> None:
     arguments = ("--config", settings, "--labels", labels, "--dropout", 0.1, "--training.steps", 400)
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
-    process = started(*arguments, "--output", killed)
+    process = Forked(JOB, *arguments, "--output", killed)
     while not list(killed.glob("unfinished-*.safetensors")):
         assert process.poll() is None
         time.sleep(0.01)
@@ -114,18 +101,14 @@ def test_an_interrupted_training_is_gone_on_with_by_the_same_command_alone(
 
 
 def test_a_dataset_of_the_hub_piece_by_piece_is_what_lies_on_the_disk(
-    labels: Path, settings: Path, tmp_path: Path
+    run_command: RunCommand, hub: Hub, labels: Path, settings: Path, tmp_path: Path
 ) -> None:
     copy_tokenizer(SHIPPED / "tokenizer", labels / "tokenizer" / "exact")
     files = {str(path.relative_to(labels)): path.read_bytes() for path in labels.rglob("*") if path.is_file()}
+    hub.add("user/name", files)
     arguments = ("--config", settings, "--objective", "floor", "--stream", 500, "--shuffle-labels")
-    # A process of its own too: rounding differs with the number of threads
-    assert started(*arguments, "--labels", labels, "--output", tmp_path / "disk").wait() == 0
-    with hub_server() as hub:
-        hub.add("user/name", files)
-        environment = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
-        of_the_hub = (*arguments, "--labels", "hf://datasets/user/name", "--output", tmp_path / "hub")
-        assert started(*of_the_hub, environment=environment).wait() == 0
+    assert run_command(JOB, *arguments, "--labels", labels, "--output", tmp_path / "disk") == 0
+    assert run_command(JOB, *arguments, "--labels", "hf://datasets/user/name", "--output", tmp_path / "hub") == 0
     assert curve(tmp_path / "hub") == curve(tmp_path / "disk")
     assert (tmp_path / "hub" / "tokenizer.json").is_file()
 

@@ -5,9 +5,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from tests.annotated import write_annotated
 from tests.conftest import RunCommand, free_ports
+from tests.forkserver import Forked, group
 from tests.jobs.test_train_language_model import assert_near, curve
 
 JOBS = ("estimator", "second_order", "language_model", "autoencoder")
@@ -55,22 +58,22 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[object
     }
 
 
-def started(
-    launcher: tuple[object, ...], *command: object, environment: Mapping[str, str] = MappingProxyType({})
-) -> subprocess.Popen[str]:
+def launched(launcher: tuple[object, ...], *command: object) -> subprocess.Popen[str]:
+    """By a real launcher, whose processes import torch anew."""
     words = [sys.executable, "-m", *map(str, (*launcher, *command))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def started_together(*command: object) -> list[subprocess.Popen[str]]:
-    """Two processes of one group, without a launcher that ends one when the other has ended."""
-    (port,) = free_ports(1)
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [started((), *command, environment={"RANK": rank, "LOCAL_RANK": rank, **group}) for rank in "01"]
+def as_accelerate_sets_it() -> dict[str, str]:
+    """What `accelerate launch` tells the processes of a sharded training in their environment."""
+    words = ["--config_file", str(SHARDS), "--num_processes", "2", "-m", "module"]
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    environment: dict[str, str] = prepare_multi_gpu_env(arguments)
+    return {name: value for name, value in environment.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
 
 
-def finished(process: subprocess.Popen[str]) -> str:
+def finished(process: Forked | subprocess.Popen[str]) -> str:
     output, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
     return output
@@ -84,35 +87,58 @@ def assert_same_weights(one: Path, other: Path, near: float = 0) -> None:
         torch.testing.assert_close(tensor, wanted[name], atol=near, rtol=0)
 
 
-def wait_for_state(output: Path, process: subprocess.Popen[str]) -> None:
+def wait_for_state(output: Path, process: Forked) -> None:
     while not list(output.rglob("unfinished-*.safetensors")):
         assert process.poll() is None
         time.sleep(0.01)
+
+
+def compare_processes(command: tuple[object, ...], folder: Path, run: Callable[..., list[Any]]) -> None:
+    """`run` gives the processes of a way to train that print; all ways must give one model."""
+    ways = ("one", "replicated", "sharded")
+    running = {way: run(way, *command, folder / way) for way in ways}
+    for processes in running.values():
+        assert sum(len(finished(process).splitlines()) for process in processes) == 1  # the main process alone prints
+    wanted = folder / "one"
+    assert len(curve(wanted)) == 3
+    for way in ways[1:]:
+        assert_near(curve(folder / way), curve(wanted))
+        assert {file.name for file in (folder / way).iterdir()} == {file.name for file in wanted.iterdir()}
+        assert_same_weights(folder / way, wanted, near=1e-3)  # a last bit of bfloat16
+    assert not list(folder.rglob("unfinished*"))
+
+
+def quiet(commands: dict[str, tuple[object, ...]], job: str) -> tuple[object, ...]:
+    """A job's command without noise, which differs from process to process."""
+    noise = ("--model.noise", 0) if job in WINDOW_ENCODERS else ()
+    return (*commands[job], *noise, "--training.accumulate", 2, "--training.save-as", "bfloat16", "--output")
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_two_processes_and_two_with_shards_train_the_model_of_one(
     commands: dict[str, tuple[object, ...]], tmp_path: Path, job: str
 ) -> None:
-    # Without noise, which differs from process to process
-    quiet = ("--model.noise", 0) if job in WINDOW_ENCODERS else ()
-    command = (*commands[job], *quiet, "--training.accumulate", 2, "--training.save-as", "bfloat16", "--output")
-    port = ("--main_process_port", *free_ports(1))
+    def run(way: str, *command: object) -> list[Forked]:
+        if way == "one":
+            return [Forked(*command)]
+        return group(2, *command, environment=as_accelerate_sets_it() if way == "sharded" else {})
+
+    compare_processes(quiet(commands, job), tmp_path, run)
+
+
+def test_real_launchers_train_the_model_of_one_process(commands: dict[str, tuple[object, ...]], tmp_path: Path) -> None:
     launchers: dict[str, tuple[object, ...]] = {
-        "one": (),
         "replicated": ("torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m"),
-        "sharded": ("accelerate.commands.launch", "--config_file", SHARDS, "--num_processes", 2, *port, "-m"),
+        "sharded": (
+            *("accelerate.commands.launch", "--config_file", SHARDS, "--num_processes", 2),
+            *("--main_process_port", *free_ports(1), "-m"),
+        ),
     }
-    running = {name: started(launcher, *command, tmp_path / name) for name, launcher in launchers.items()}
-    for process in running.values():
-        assert len(finished(process).splitlines()) == 1  # the main process alone prints
-    wanted = tmp_path / "one"
-    assert len(curve(wanted)) == 3
-    for name in ("replicated", "sharded"):
-        assert_near(curve(tmp_path / name), curve(wanted))
-        assert {file.name for file in (tmp_path / name).iterdir()} == {file.name for file in wanted.iterdir()}
-        assert_same_weights(tmp_path / name, wanted, near=1e-3)  # a last bit of bfloat16
-    assert not list(tmp_path.rglob("unfinished*"))
+
+    def run(way: str, *command: object) -> list[Any]:
+        return [launched(launchers[way], *command) if way in launchers else Forked(*command)]
+
+    compare_processes(quiet(commands, "language_model"), tmp_path, run)
 
 
 @pytest.mark.parametrize("job", JOBS[:2])
@@ -121,13 +147,13 @@ def test_killed_in_its_second_fold_a_training_goes_on_there(
 ) -> None:
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     command = (*commands[job], "--folds", 2, "--training.steps", 100)
-    other = started((), *command, "--output", undisturbed)
-    process = started((), *command, "--output", killed)
+    other = Forked(*command, "--output", undisturbed)
+    process = Forked(*command, "--output", killed)
     wait_for_state(killed / "fold-1-of-2", process)
     process.kill()
     process.communicate()
     first = (killed / "fold-0-of-2" / "model.safetensors").stat()
-    finished(started((), *command, "--output", killed, "--training.keep", 1))
+    finished(Forked(*command, "--output", killed, "--training.keep", 1))
     finished(other)
     assert (killed / "fold-0-of-2" / "model.safetensors").stat() == first
     for fold in ("fold-0-of-2", "fold-1-of-2"):
@@ -140,8 +166,8 @@ def test_two_processes_share_a_stream_and_train_the_model_of_one(
     commands: dict[str, tuple[object, ...]], tmp_path: Path
 ) -> None:
     command = (*commands["estimator"], "--model.noise", 0, "--stream", 300, "--output")
-    one, whole = started((), *command, tmp_path / "one"), started((), *command[:-3], "--output", tmp_path / "whole")
-    for process in (*started_together(*command, tmp_path / "two"), one, whole):
+    one, whole = Forked(*command, tmp_path / "one"), Forked(*command[:-3], "--output", tmp_path / "whole")
+    for process in (*group(2, *command, tmp_path / "two"), one, whole):
         finished(process)
     assert_near(curve(tmp_path / "two"), curve(tmp_path / "one"))
     assert_same_weights(tmp_path / "two", tmp_path / "one", near=1e-3)
@@ -155,12 +181,12 @@ def test_killed_within_a_stream_a_training_goes_on_there(
 ) -> None:
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     command = (*commands["autoencoder"], "--stream", 300, "--training.steps", 100, "--output")
-    other, process = started((), *command, undisturbed), started((), *command, killed)
+    other, process = Forked(*command, undisturbed), Forked(*command, killed)
     wait_for_state(killed, process)
     process.kill()
     process.communicate()
     assert list(killed.glob("unfinished-*.safetensors"))
-    finished(started((), *command, killed))
+    finished(Forked(*command, killed))
     finished(other)
     assert curve(killed) == curve(undisturbed) and len(curve(killed)) == 25
     assert_same_weights(killed, undisturbed)
@@ -190,7 +216,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
 ) -> None:
     output = tmp_path / "out"
     command = (*commands["second_order"], "--training.steps", 100_000, "--output", output)
-    processes = started_together(*command)
+    processes = group(2, *command)
     wait_for_state(output, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     errors = [process.communicate(timeout=60)[1] for process in processes]
@@ -204,7 +230,7 @@ def test_a_loss_that_is_not_finite_ends_every_process_with_one_line(
     commands: dict[str, tuple[object, ...]], tmp_path: Path
 ) -> None:
     rate = ("--training.learning-rate", 1e30, "--training.warmup", 0.01)
-    processes = started_together(*commands["language_model"], *rate, "--output", tmp_path / "out")
+    processes = group(2, *commands["language_model"], *rate, "--output", tmp_path / "out")
     errors = [process.communicate(timeout=60)[1].splitlines() for process in processes]
     lines = [line for error in errors for line in error if line.startswith("error: ")]
     assert len(lines) == 2 and lines[0] == lines[1] and lines[0].startswith("error: the ")

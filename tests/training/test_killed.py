@@ -1,7 +1,6 @@
 """A training that is killed ten times, anywhere in a step, ends with the weights of one that never was."""
 
 import time
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -14,13 +13,12 @@ from pipeline.training import resume
 from pipeline.training.batches import Batch
 from pipeline.training.config import TrainingConfig
 from pipeline.training.loop import train
+from pipeline.training.side_by_side import PROCESSES
 from tests.training.test_loop import Bigrams, circle, figures, metrics
 from tests.training.test_resume import dropped
 
 KILLS = 10
 CONFIG = TrainingConfig(steps=200, tokens_per_batch=40, accumulate=2, learning_rate=0.1, evaluate_every=7, save_every=1)
-PROCESSES = get_context("forkserver")  # the server imports torch once, and each training is a process of its own
-PROCESSES.set_forkserver_preload([__name__])
 
 
 def trained(output: Path, watched: Connection) -> None:

@@ -1,0 +1,77 @@
+"""Commands in processes of their own that start at once: forked from a server that has imported torch and used nothing.
+
+`Forked` has what tests use of `subprocess.Popen`. A process group is started without a launcher; what a launcher tells
+its processes stands in their environment.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+
+from pipeline.training.side_by_side import PROCESSES
+from tests.conftest import free_ports
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+class Forked:
+    """`python -m MODULE ARGUMENTS...` on one thread, with what it prints kept in files."""
+
+    def __init__(self, *command: object, environment: Mapping[str, str] = NOTHING) -> None:
+        self.folder = TemporaryDirectory()
+        self.printed = [Path(self.folder.name, name) for name in ("out", "err")]
+        whole, words = {**os.environ, **environment}, list(map(str, command))
+        self.process = PROCESSES.Process(target=_run, args=(words, whole, str(Path.cwd()), self.printed))
+        self.process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def send_signal(self, number: int) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        assert self.process.exitcode is not None, "it takes too long"
+        return self.process.exitcode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self.wait(timeout)
+        output, errors = (file.read_text() for file in self.printed)
+        return output, errors
+
+
+def group(processes: int, *command: object, environment: Mapping[str, str] = NOTHING) -> list[Forked]:
+    """Processes of one torch process group."""
+    (port,) = free_ports(1)
+    size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    shared = {**size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **environment}
+    ranks = ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes))
+    return [Forked(*command, environment={**shared, **rank}) for rank in ranks]
+
+
+def _run(words: Sequence[str], environment: Mapping[str, str], folder: str, printed: Sequence[Path]) -> None:
+    import torch
+
+    from pipeline.command_line import run
+
+    for file, stream in zip(printed, (sys.stdout, sys.stderr), strict=True):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream.fileno())
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    sys.argv, module = list(words), words[0]
+    run(getattr(importlib.import_module(module), module.rpartition(".")[2]), module)
