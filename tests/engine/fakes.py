@@ -15,8 +15,9 @@ import numpy as np
 
 from pipeline.data.documents import Column
 from pipeline.data.locations import find_files
-from pipeline.engine.annotation import Annotator, Labeller, with_tokenizers
+from pipeline.engine.annotation import Annotated, Annotator, Labeller, with_tokenizers
 from pipeline.engine.batches import BATCH_TOKENS, Batch, gather, window_batches
+from pipeline.engine.errors import SourceError
 from pipeline.engine.plan import Unit, inspect, plan_units
 from pipeline.engine.run import Run
 from schemas.annotations import ENTROPY, INPUT_IDS, annotated_schema
@@ -82,6 +83,21 @@ def load_fake(run: Run, device: str = "cpu", seconds: float = 0.0) -> Annotator:
 def load_faulty(run: Run, device: str) -> Annotator:
     """The same with faults."""
     return with_tokenizers(run, (FaultyLabeller(marks=run.subset.root.with_suffix(".marks")),))
+
+
+class Unreachable:
+    """No row can be read until its file has been asked for a few times."""
+
+    refusals = 3
+
+    def __init__(self, run: Run, device: str) -> None:
+        self.annotator, self.asked = load_fake(run), 0
+
+    def annotate(self, unit: Unit) -> Annotated:
+        self.asked += 1
+        if self.asked <= self.refusals:
+            raise SourceError("cannot read https://host/in.parquet: 503")
+        return self.annotator.annotate(unit)
 
 
 def planned_run(

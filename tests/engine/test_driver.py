@@ -18,7 +18,6 @@ from pipeline.engine import backlog, driver, ray_crew
 from pipeline.engine.annotation import Annotated, Annotator
 from pipeline.engine.cluster import Share
 from pipeline.engine.driver import Driver
-from pipeline.engine.errors import SourceError
 from pipeline.engine.labelling import TorchLabeller, load_annotator
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit
@@ -33,6 +32,7 @@ from tests.engine.fakes import (
     KILLS_ALWAYS,
     KILLS_ONCE,
     NOT_FINITE,
+    Unreachable,
     load_fake,
     load_faulty,
     planned_run,
@@ -227,19 +227,6 @@ def test_what_one_worker_fails_with_another_one_does(tmp_path: Path) -> None:
     outcomes = carry_out(run, units, workers=2, load=Unsound)
     assert [outcome for outcome in outcomes if isinstance(outcome, Quarantined)] == []
     assert shards(run.subset.root) == undisturbed(run, units, tmp_path / "plain")
-
-
-class Unreachable:
-    """No row can be read until its file has been asked for a few times."""
-
-    def __init__(self, run: Run, device: str) -> None:
-        self.annotator, self.asked = load_fake(run), 0
-
-    def annotate(self, unit: Unit) -> Annotated:
-        self.asked += 1
-        if self.asked <= 3:
-            raise SourceError("cannot read https://host/in.parquet: 503")
-        return self.annotator.annotate(unit)
 
 
 def test_a_source_that_is_down_for_a_moment_costs_no_unit(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from pipeline.data.annotations import read_quarantine
 from pipeline.engine import backlog, driver
 from pipeline.engine.annotation import Annotated
 from pipeline.engine.driver import Driver
-from pipeline.engine.errors import SourceError
 from pipeline.engine.labelling import device_here
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit
@@ -24,6 +23,7 @@ from tests.builders import write_documents
 from tests.engine.fakes import (
     FAILS_ONCE,
     NOT_FINITE,
+    Unreachable,
     load_fake,
     load_faulty,
     planned_run,
@@ -84,22 +84,13 @@ def test_a_checkpoint_that_cannot_be_loaded_ends_the_run_at_once(tmp_path: Path)
     assert tries == ["cpu"]
 
 
-class Unreachable:
-    """No row can be read until its file has been asked for twice."""
-
-    def __init__(self, run: Run, device: str) -> None:
-        self.annotator, self.asked = load_fake(run), 0
-
-    def annotate(self, unit: Unit) -> Annotated:
-        self.asked += 1
-        if self.asked <= 2:
-            raise SourceError("cannot read https://host/in.parquet: 503")
-        return self.annotator.annotate(unit)
+class UnreachableTwice(Unreachable):
+    refusals = 2
 
 
 def test_a_source_that_is_down_for_a_moment_costs_no_unit(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
-    assert given_up(run, units, Unreachable) == []
+    assert given_up(run, units, UnreachableTwice) == []
     assert len(list(read_receipts(run.subset))) == 6
 
 
