@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.__main__ import commands, list_commands
+
 ROOT = Path(__file__).parents[1]
 GUARD = '\nif __name__ == "__main__":\n'
 COMMANDS = [
@@ -70,6 +72,14 @@ def test_the_listing_has_every_command_and_a_sentence_on_it() -> None:
     assert [name for name, _ in lines] == COMMANDS and len(COMMANDS) >= 13
     assert all(sentence.endswith(".") for _, sentence in lines)
     assert listing("--help").stdout == shown.stdout
+
+
+def test_it_is_what_the_module_lists_here(capsys: pytest.CaptureFixture[str]) -> None:
+    list_commands([])
+    assert capsys.readouterr().out == listing().stdout
+    assert list(commands()) == COMMANDS
+    with pytest.raises(SystemExit, match=r"is no command; the nearest is python -m pipeline\.report,"):
+        list_commands(["reports"])
 
 
 @pytest.mark.parametrize(
