@@ -163,12 +163,8 @@ def crew_of(job: Run, config: Config) -> Iterator[Crew]:
         print("workers        none: this process labels", flush=True)
         yield ThisProcess(job, load, device_here(config.gpus_per_worker))
         return
-    from pipeline.engine.cluster import (  # Ray may be missing where this process labels
-        LOCAL,
-        Share,
-        cluster,
-        ray_address,
-    )
+    # Ray may be missing where this process labels
+    from pipeline.engine.cluster import LOCAL, Share, cluster, ray_address
     from pipeline.engine.ray_crew import RayCrew
 
     share = Share(cpus=config.cpus_per_worker, gpus=config.gpus_per_worker)

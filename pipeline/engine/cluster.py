@@ -51,8 +51,10 @@ def cluster(address: str) -> Iterator[None]:
 
 
 def require_ray() -> None:
-    """Of a node whose raylet has ended (a person, the out-of-memory killer), Ray says nothing to a driver: calls wait
-    for ever, and some end the driver's process without a word.
+    """Checks that Ray still runs on this node.
+
+    A driver is not told when its raylet was killed, by a person or for want of memory: most calls then wait for ever,
+    and some end the driver's process in silence.
 
     Raises:
         ConnectionError: if this process's node, or a process of the Ray that it started, is gone.
