@@ -2,6 +2,7 @@
 
     python -m pipeline.annotate                                          # built-in sample documents
     python -m pipeline.annotate --input fineweb/*.parquet --output DIR   # your own
+    python -m pipeline.annotate ... --workers 0                          # in this process, without Ray
     python -m pipeline.annotate ... --output hf://datasets/USER/NAME     # published while it grows
     ray job submit --working-dir . -- python -m pipeline.annotate ...    # on a cluster
 

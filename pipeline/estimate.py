@@ -5,11 +5,9 @@ from dataclasses import dataclass, replace
 from math import nan
 from statistics import fmean, stdev
 
-import torch
-
 from pipeline.engine.annotation import with_tokenizers
 from pipeline.engine.errors import UnitError
-from pipeline.engine.labelling import load_annotator
+from pipeline.engine.labelling import device_here, load_annotator
 from pipeline.engine.plan import FEWEST_ROWS, Source, Unit
 from pipeline.engine.run import Run
 from pipeline.engine.stages import Stages
@@ -18,7 +16,7 @@ from schemas.annotations import INPUT_IDS
 SAMPLED_UNITS, SAMPLED_ROWS = 16, 32
 MANY_FILES = 100  # a shard costs a part of a second and two files
 MEASURED_SECONDS = 20.0
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = device_here()
 LABEL_BYTES, TOKEN_BYTES = 1.4, 1.5  # a token of FineWeb in each entropy column, and in `input_ids`
 
 

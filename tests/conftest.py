@@ -106,11 +106,12 @@ def free_ports(count: int) -> list[int]:
     """
     free: list[int] = []
     with ExitStack() as stack:
-        for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        while len(free) < count:
+            port = random.SystemRandom().randrange(20_000, 32_000)
             with suppress(OSError):
                 stack.enter_context(socket.create_server(("", port)))
                 free.append(port)
-    return free[:count]
+    return free
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 60) -> None:

@@ -25,7 +25,7 @@ class Forked:
         self.folder = TemporaryDirectory()
         self.printed = [Path(self.folder.name, name) for name in ("out", "err")]
         whole, words = {**os.environ, **environment}, list(map(str, command))
-        self.process = PROCESSES.Process(target=_run, args=(words, whole, str(Path.cwd()), self.printed))
+        self.process = PROCESSES.Process(target=_run, args=(words, whole, str(Path.cwd()), self.printed), daemon=True)
         self.process.start()
 
     @property

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from pipeline.engine.annotation import Annotator, with_tokenizers
 from pipeline.engine.batches import BATCH_TOKENS, Batch
 from pipeline.engine.errors import DeviceError
 from pipeline.engine.run import Run
+from pipeline.engine.worker import Device
 from pipeline.labels import causal, exact, second_order
 from pipeline.models.loading import declared_start, load_causal, load_estimator, load_second_order
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Dtype, Method
@@ -109,7 +109,7 @@ def load_labeller(
     return TorchLabeller((ENTROPY,), losses, device, BATCH_TOKENS)
 
 
-def device_here(gpus: float | None) -> Literal["cpu", "cuda"]:
+def device_here(gpus: float | None = None) -> Device:
     """The device of a process that labels: a GPU where there is one, unless 0 GPUs are asked for.
 
     Raises:

@@ -22,7 +22,7 @@ from pipeline.engine.plan import Unit, inspect, plan_units
 from pipeline.engine.run import Run
 from schemas.annotations import ENTROPY, INPUT_IDS, annotated_schema
 from schemas.layout import Subset
-from tests.builders import PROVENANCE
+from tests.builders import PROVENANCE, write_documents
 
 KILLS_ONCE, KILLS_ALWAYS, FAILS_ONCE, NOT_FINITE = 96, 95, 94, 93
 
@@ -120,6 +120,15 @@ def planned_run(
     provenance = replace(PROVENANCE, **{**settings, **changed})
     schema = annotated_schema(source.schema, provenance)
     return Run(Subset("exact", output), (), None, None, provenance, source.schema, schema, len(units)), units
+
+
+def planned(folder: Path, faults: dict[int, int] | None = None, rows: int = 12) -> tuple[Run, list[Unit]]:
+    """Twelve documents in six units; a document of a row in `faults` ends with that token."""
+    documents = token_rows(rows)
+    for row, token in (faults or {}).items():
+        documents[row].append(token)
+    file = write_documents(folder / "in.parquet", ["text"] * rows, input_ids=documents)
+    return planned_run(folder / "out", [file])
 
 
 def changed(run: Run, **settings: Any) -> Run:

@@ -35,6 +35,7 @@ from tests.engine.fakes import (
     Unreachable,
     load_fake,
     load_faulty,
+    planned,
     planned_run,
     shards,
     token_rows,
@@ -51,15 +52,6 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog, "PAUSE", 1.0)
     monkeypatch.setattr(driver, "REST", 0.1)
     monkeypatch.setattr(ray_crew, "LOOK", 0.2)
-
-
-def planned(folder: Path, faults: dict[int, int] | None = None, rows: int = 12) -> tuple[Run, list[Unit]]:
-    """Twelve documents in six units; a document of a row in `faults` ends with that token."""
-    documents = token_rows(rows)
-    for row, token in (faults or {}).items():
-        documents[row].append(token)
-    file = write_documents(folder / "in.parquet", ["text"] * rows, input_ids=documents)
-    return planned_run(folder / "out", [file])
 
 
 def carry_out(

@@ -19,16 +19,14 @@ from pipeline.engine.this_process import ThisProcess
 from pipeline.engine.worker import AnnotatesUnits, Device, Load
 from schemas.layout import Subset, shard_name
 from schemas.ledger import Quarantined
-from tests.builders import write_documents
 from tests.engine.fakes import (
     FAILS_ONCE,
     NOT_FINITE,
     Unreachable,
     load_fake,
     load_faulty,
-    planned_run,
+    planned,
     shards,
-    token_rows,
     undisturbed,
 )
 
@@ -38,14 +36,6 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog, "PAUSE", 0.1)
     monkeypatch.setattr(driver, "REST", 0.1)
     monkeypatch.setattr(driver, "PATIENCE", 0.05)
-
-
-def planned(folder: Path, faults: dict[int, int] | None = None) -> tuple[Run, list[Unit]]:
-    """Twelve documents in six units; a document of a row in `faults` ends with that token."""
-    documents = token_rows(12)
-    for row, token in (faults or {}).items():
-        documents[row].append(token)
-    return planned_run(folder / "out", [write_documents(folder / "in.parquet", ["text"] * 12, input_ids=documents)])
 
 
 def given_up(run: Run, units: Sequence[Unit], load: Load = load_faulty) -> list[Quarantined]:
