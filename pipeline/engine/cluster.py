@@ -12,6 +12,7 @@ import ray
 from ray._private import ray_constants, worker
 
 LOCAL = "local"
+VITAL = ("raylet", "gcs_server")  # Ray goes on without its other processes, as the one that passes on logs
 ANSWER_SECONDS = 10.0
 
 
@@ -57,11 +58,11 @@ def require_ray() -> None:
     and some end the driver's process in silence.
 
     Raises:
-        ConnectionError: if this process's node, or a process of the Ray that it started, is gone.
+        ConnectionError: if this process's node, or a vital process of the Ray that it started, is gone.
     """
     started = worker._global_node  # None where Ray's client connects
     ours = ray.get_runtime_context().get_node_id()
-    ended: list[str] = [kind for kind, _ in started.dead_processes()] if started else []
+    ended: list[str] = [kind for kind, _ in started.dead_processes() if kind in VITAL] if started else []
     if not ended and any(node["NodeID"] == ours and not node["Alive"] for node in ray.nodes()):
         ended = ["this node"]
     if ended:
