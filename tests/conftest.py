@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, chdir, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from pipeline.engine.cluster import cluster
 from tests.builders import sample_texts, write_documents
 from tests.hub import Hub, hub_server
 
+ROOT = Path(__file__).parents[1]
 RunCommand = Callable[..., int]
 MOUNT = ("mount", "-t", "tmpfs", "-o")
 # Of a process that starts Ray more than once, Ray 2.60 leaves an exporter of metrics behind. It reports every ten
@@ -49,7 +50,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    with cluster("local"):
+    with ExitStack() as stack:
+        with chdir(
+            ROOT
+        ):  # its workers import tests from where it is started, wherever the first test that asks for it is
+            stack.enter_context(cluster("local"))
         yield
     assert not ray.is_initialized()
 
