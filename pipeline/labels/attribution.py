@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cosine_similarity, pad
 
-from pipeline.models.cross_entropy import chunk_tokens, token_cross_entropy
+from pipeline.models.cross_entropy import chunk_tokens, token_cross_entropy, wide_product
 from pipeline.models.estimator import EntropyEstimator
 from pipeline.models.transformer import causal_hidden, input_embeddings, real_positions
 
@@ -131,7 +131,7 @@ def _over_logits(function: OfTwo, one_ND: Tensor, other_ND: Tensor, head_VD: Ten
     """The function [N] of two sets of logits, of which a chunk of tokens exists at a time."""
     tokens = chunk_tokens(head_VD)
     chunks = zip(one_ND.split(tokens), other_ND.split(tokens), strict=True)
-    return torch.cat([function((one @ head_VD.T).float(), (other @ head_VD.T).float()) for one, other in chunks])
+    return torch.cat([function(wide_product(one, head_VD), wide_product(other, head_VD)) for one, other in chunks])
 
 
 def _l1(seen_nV: Tensor, other_nV: Tensor) -> Tensor:

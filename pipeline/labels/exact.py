@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pipeline.data.windows import budget_groups
-from pipeline.models.cross_entropy import token_cross_entropy
+from pipeline.models.cross_entropy import token_cross_entropy, wide_product
 from pipeline.models.estimator import EntropyEstimator
 from pipeline.models.transformer import real_positions
 
@@ -148,7 +148,7 @@ def _losses_of_sums(added_KD: Tensor, states_TD: Tensor, head_VD: Tensor, tokens
     normalizer_KT = added_KD.new_full((len(added_KD), len(states_TD)), -torch.inf, dtype=torch.float64)
     for head_vD in head_VD.split(CHUNK_VOCABULARY):
         normalizer_KT = normalizer_KT.logaddexp(
-            _log_sum_exp((added_KD @ head_vD.T).float(), (states_TD @ head_vD.T).float())
+            _log_sum_exp(wide_product(added_KD, head_vD), wide_product(states_TD, head_vD))
         )
     target_TD = head_VD[tokens_T]
     return normalizer_KT - (added_KD @ target_TD.T).double() - (states_TD * target_TD).sum(dim=1).double()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pipeline.models.cross_entropy import chunk_tokens, token_cross_entropy
+from pipeline.models.cross_entropy import chunk_tokens, token_cross_entropy, wide_product
 
 
 class Head(NamedTuple):
@@ -67,7 +67,7 @@ def surprisals_and_entropies(hidden_BTD: Tensor, head_VD: Tensor, targets_BT: Te
     for hidden_ND, target_N in zip(
         hidden_BTD.flatten(0, 1).split(tokens), targets_BT.flatten().split(tokens), strict=True
     ):
-        logits_NV = (hidden_ND @ head_VD.T).float()
+        logits_NV = wide_product(hidden_ND, head_VD)
         total_N1 = logits_NV.logsumexp(dim=1, keepdim=True)
         surprisals.append((total_N1 - logits_NV.gather(1, target_N.unsqueeze(1))).squeeze(1))
         mean_logit_N = torch.linalg.vecdot((logits_NV - total_N1).exp_(), logits_NV)

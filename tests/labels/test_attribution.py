@@ -130,7 +130,7 @@ def test_logits_exist_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None
         return l1(seen_nV, other_nV)
 
     whole_BT = token_entropies(estimator, input_ids_BT, measure="occlusion-l1")
-    monkeypatch.setattr(chunked, "CHUNK_LOGITS", 40 * VOCABULARY)
+    monkeypatch.setattr(chunked, "CPU_CHUNK_LOGITS", 40 * VOCABULARY)
     monkeypatch.setattr(attribution, "_l1", counted)
     chunked_BT = token_entropies(estimator, input_ids_BT, measure="occlusion-l1")
     assert sizes == [40, 40, 10]

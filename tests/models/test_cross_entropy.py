@@ -20,7 +20,7 @@ CHUNK = 16
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 16 tokens at a vocabulary of 53; 16 x 53 is not the budget, which leaves a remainder."""
-    monkeypatch.setattr(chunked, "CHUNK_LOGITS", CHUNK * VOCABULARY + 7)
+    monkeypatch.setattr(chunked, "CPU_CHUNK_LOGITS", CHUNK * VOCABULARY + 7)
 
 
 class Case:
@@ -105,7 +105,7 @@ def test_autocast_multiplies_in_bfloat16_and_keeps_losses_and_gradients_in_float
 
 
 def test_bfloat16_sums_the_head_gradient_of_many_chunks_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunked, "CHUNK_LOGITS", VOCABULARY)
+    monkeypatch.setattr(chunked, "CPU_CHUNK_LOGITS", VOCABULARY)
     case = Case(600, torch.bfloat16)
     losses_N = case.chunked()
     assert losses_N.dtype == torch.float32
@@ -133,7 +133,7 @@ def test_no_tensor_grows_with_tokens_times_vocabulary() -> None:
     case = Case(50 * CHUNK)
     with LargestTensor() as largest:  # type: ignore[no-untyped-call]
         case.gradients(case.chunked())
-    assert largest.elements <= max(chunked.CHUNK_LOGITS, case.head_VD.numel(), case.hidden_ND.numel())
+    assert largest.elements <= max(chunked.CPU_CHUNK_LOGITS, case.head_VD.numel(), case.hidden_ND.numel())
     with LargestTensor() as plain:  # type: ignore[no-untyped-call]
         case.gradients(case.plain())
     assert plain.elements == 50 * CHUNK * VOCABULARY
