@@ -27,6 +27,7 @@ from pipeline.data.sample import write_sample
 from pipeline.data.shards import write_text
 from pipeline.engine.annotation import Annotated, Annotator
 from pipeline.engine.crew import Crew
+from pipeline.engine.device import Device
 from pipeline.engine.driver import Driver
 from pipeline.engine.ledger import finished, read_published, total, unpublished, write_published
 from pipeline.engine.opening import Plan, locked, open_run, planned, require_same
@@ -34,7 +35,6 @@ from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.report import Outcome, Report
 from pipeline.engine.run import Run
 from pipeline.engine.this_process import ThisProcess
-from pipeline.engine.worker import Device
 from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.preparation import frozen, frozen_checkpoint, prepare
 from pipeline.progress import Progress
@@ -66,7 +66,7 @@ def annotate(config: Config = DEFAULTS) -> int:
         inputs = frozen(config.input, begun)
         config = replace(config, estimator=frozen_checkpoint(config.estimator, begun))
         source = inspect(find_files(inputs or [str(sample)]), config.column)
-        job, units = prepare(config, source, inputs)
+        job, units = prepare(config, source, inputs, begun)
         for place, plan in ((config.output, published), (job.subset.root, staged)):
             if plan is not None:
                 require_same(f"--output {place}", job.provenance, plan.provenance)
@@ -139,7 +139,7 @@ def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher 
         return Report()
     report, rows = Report(), job.provenance.source_rows
     left_rows = sum(unit.stop - unit.start for unit in left)
-    print(f"to label       {left_rows:,} documents in {len(left):,} units", flush=True)
+    print(f"to label       {left_rows:,} documents in {len(left):,} units, in {job.provenance.dtype}", flush=True)
     with (
         crew_of(job, config) as crew,
         Progress(rows, rows - left_rows) as progress,

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline.data.locations import pinned
 from pipeline.data.sample import SAMPLE_NAME
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, load_tokenizer, token_source, tokenizer_sha256
+from pipeline.engine.device import Device, fast_dtype
 from pipeline.engine.opening import Plan
 from pipeline.engine.plan import Source, Unit, default_rows_per_unit, plan_units
 from pipeline.engine.run import Run, Snapshot
@@ -23,7 +24,7 @@ from pipeline.models.checkpoint import (
     require_kind,
 )
 from pipeline.settings import KIND_OF_METHOD, Config
-from schemas.annotations import INPUT_IDS, Provenance, annotated_schema
+from schemas.annotations import INPUT_IDS, Dtype, Provenance, annotated_schema
 
 
 def frozen(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
@@ -39,11 +40,39 @@ def frozen_checkpoint(named: str | None, there: Plan | None) -> str | None:
     return known if known is not None and named == known.partition("@")[0] else named
 
 
-def prepare(config: Config, source: Source, inputs: Sequence[str]) -> tuple[Run, list[Unit]]:
+def dtype_for(config: Config, there: Plan | None) -> Dtype:
+    """The precision that was asked for, or that of the run that is resumed, or else what suits the workers' device.
+
+    Raises:
+        ValueError: if a GPU is asked for in this process and there is none.
+        ConnectionError: if there is no cluster at the address.
+    """
+    if config.dtype != "auto":
+        return config.dtype
+    return there.provenance.dtype if there is not None else fast_dtype(device_for(config))
+
+
+def device_for(config: Config) -> Device:
+    """The kind of device that labels will be computed on."""
+    if config.workers == 0 or config.dry_run:
+        from pipeline.engine.labelling import device_here  # imports torch, which takes seconds
+
+        return device_here(config.gpus_per_worker)
+    if config.gpus_per_worker is None:
+        from pipeline.engine.cluster import has_gpus, ray_address  # Ray may be missing where this process labels
+
+        return "cuda" if has_gpus(ray_address(config.address)) else "cpu"
+    return "cuda" if config.gpus_per_worker else "cpu"
+
+
+def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan | None = None) -> tuple[Run, list[Unit]]:
     """Checks every setting against the source, found at `inputs`, and returns what workers need.
+
+    `there` is the plan of the run that is resumed, if one is.
 
     Raises:
         ValueError: if the settings do not fit together.
+        ConnectionError: if there is no cluster at the address.
     """
     checkpoint = checkpoint_folder(config)
     members = checkpoint_members(checkpoint)
@@ -74,7 +103,7 @@ def prepare(config: Config, source: Source, inputs: Sequence[str]) -> tuple[Run,
         source_seen_by_estimator=config.source_seen_by_estimator if len(members) == 1 else "no",
         folds=len(members),
         start_token=start_token_id(members[0], config) if config.method == "causal" else None,
-        dtype=config.dtype,
+        dtype=dtype_for(config, there),
         batch_invariant=config.batch_invariant,
         estimator_tokenizer_sha256=tokenizer_sha256(other) if other else None,
     )

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import yaml
 from datasets import load_dataset
 
@@ -22,6 +23,8 @@ from pipeline.engine import backlog
 from pipeline.engine.driver import Driver
 from pipeline.engine.stages import WORK
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
+from pipeline.preparation import dtype_for
+from pipeline.settings import Config
 from schemas.annotations import PROVENANCE_KEY, Provenance
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand, SmallDisk
@@ -158,6 +161,31 @@ def test_shards_are_the_same_bits_in_this_process_and_in_workers(
         written.append(shards(output))
     assert len(written[0]) == 4
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("fast", ["bfloat16", "float32"])
+def test_the_precision_is_what_suits_the_device_until_the_run_is_complete(
+    run_command: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: str
+) -> None:
+    file, other = write_documents(tmp_path / "in.parquet", sample_texts(2, 300)), {"bfloat16", "float32"} - {fast}
+    command = ("pipeline.annotate", "--input", file, "--output", tmp_path / "out", "--workers", 0)
+    monkeypatch.setattr("pipeline.preparation.fast_dtype", lambda device: fast)
+    assert run_command(*command) == 0
+    (shard,) = (tmp_path / "out" / "data").rglob("*.parquet")
+    assert Provenance.from_json(pq.read_schema(shard).metadata[PROVENANCE_KEY].decode()).dtype == fast
+    monkeypatch.setattr("pipeline.preparation.fast_dtype", lambda device: other.copy().pop())
+    assert run_command(*command) == 0, "on another machine the run is the same"
+    assert run_command(*command, "--dtype", *other) == 1
+
+
+def test_a_gpu_that_workers_are_to_have_decides_on_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.preparation.fast_dtype", {"cpu": "float32", "cuda": "bfloat16"}.__getitem__)
+    assert dtype_for(Config(gpus_per_worker=0.5), None) == "bfloat16"
+    assert dtype_for(Config(gpus_per_worker=0), None) == dtype_for(Config(), None) == "float32"
+    assert dtype_for(Config(dtype="float32", gpus_per_worker=1), None) == "float32"
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8, "GPU": 2})
+    assert dtype_for(Config(), None) == "bfloat16"
 
 
 def test_ray_may_be_missing_where_this_process_labels(tmp_path: Path) -> None:

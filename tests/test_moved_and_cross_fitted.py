@@ -58,7 +58,7 @@ def test_a_causal_model_starts_from_what_is_declared_or_asked_for(
     model = tiny_language_model(vocabulary=8192)
     model.save_pretrained(tmp_path / "model")
     copy_tokenizer(SHIPPED / "tokenizer", tmp_path / "model")
-    label = (*ANNOTATE, "--input", file, "--method", "causal", "--estimator", tmp_path / "model")
+    label = (*ANNOTATE, "--input", file, "--method", "causal", "--estimator", tmp_path / "model", "--dtype", "float32")
     assert run_command(*label, "--output", tmp_path / "declared") == 0
     assert run_command(*label, "--start-token", "!", "--output", tmp_path / "asked") == 0
     assert run_command(*label, "--start-token", "no such", "--output", tmp_path / "mistake") == 1
@@ -82,7 +82,16 @@ def test_a_document_is_labelled_by_the_estimator_of_its_fold(run_command: RunCom
     ids = pa.array([document.tolist() for document in documents], pa.list_(pa.int32()))
     pq.write_table(pa.table({"input_ids": ids}), tmp_path / "in.parquet")
     tokenized = ("--input", tmp_path / "in.parquet", "--tokenizer", "none", "--vocabulary", 97)
-    exactly = ("--method", "exact", "--estimator", tmp_path / "folds", "--output", tmp_path / "out")
+    exactly = (
+        "--method",
+        "exact",
+        "--estimator",
+        tmp_path / "folds",
+        "--dtype",
+        "float32",
+        "--output",
+        tmp_path / "out",
+    )
     assert run_command(*ANNOTATE, *tokenized, *exactly) == 0
     rows, provenance = read(tmp_path / "out")
     chosen = [fold_of(document.numpy(), 2) for document in documents]

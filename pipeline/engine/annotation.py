@@ -23,7 +23,7 @@ from pipeline.data.redaction import redacted
 from pipeline.data.shards import annotated_rows, write_shard
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.data.windows import sample_positions
-from pipeline.engine.batches import BATCH_TOKENS, Batch, gather, window_batches
+from pipeline.engine.batches import Batch, gather, window_batches
 from pipeline.engine.counts import count
 from pipeline.engine.errors import OutputError, SourceError
 from pipeline.engine.ledger import record
@@ -51,6 +51,9 @@ class Labeller(Protocol):
 
     @property
     def columns(self) -> tuple[str, ...]: ...
+
+    @property
+    def batch_tokens(self) -> int: ...
 
     def label(self, batches: Iterable[Batch]) -> tuple[list[dict[str, np.ndarray]], int]: ...
 
@@ -194,9 +197,9 @@ class Annotator:
                 [asked_T & (own == fold) for asked_T, own in zip(wanted, fold_M, strict=True)],
                 window=settings.window,
                 overlap=settings.overlap,
-                budget=1 if settings.batch_invariant else BATCH_TOKENS,
+                budget=1 if settings.batch_invariant else labeller.batch_tokens,
             )
-            for fold in range(settings.folds)
+            for fold, labeller in enumerate(self.labellers)
         ]
 
 

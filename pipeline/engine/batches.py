@@ -10,8 +10,6 @@ import numpy as np
 
 from pipeline.data.windows import Window, budget_groups, cover
 
-BATCH_TOKENS = 16384
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -32,7 +30,7 @@ def window_batches(
     *,
     window: int,
     overlap: int,
-    budget: int = BATCH_TOKENS,
+    budget: int,
 ) -> list[Batch]:
     """Batches of at most `budget` tokens, or of one window, over all documents, longest windows first.
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants, worker
+from ray._private.accelerators import get_all_accelerator_managers
 
 LOCAL = "local"
 VITAL = ("raylet", "gcs_server")  # Ray goes on without its other processes, as the one that passes on logs
 ANSWER_SECONDS = 10.0
+MOST_CORES = 4  # a core reads, tokenizes and writes 1 million tokens a second, a GPU labels at most a few (computed)
 
 
 def ray_address(address: str | None) -> str:
@@ -92,21 +94,22 @@ def _unreachable(address: str, reason: str) -> ConnectionError:
 class Share:
     """What a worker takes of the cluster; parts of a GPU or a core are fine."""
 
-    cpus: float = 1.0
+    cpus: float | None = None
+    """None: 1, and beside a GPU up to MOST_CORES."""
     gpus: float | None = None
     """None: one where the cluster has GPUs when the run starts."""
 
     def resolved(self) -> "Share":
-        """The same with the number of GPUs decided."""
+        """The same with the numbers of GPUs and of cores decided."""
         gpus = self.gpus if self.gpus is not None else float(_total("GPU") > 0)
-        return Share(cpus=self.cpus, gpus=gpus)
+        return Share(cpus=_cores_beside(gpus) if self.cpus is None else self.cpus, gpus=gpus)
 
     def room(self) -> int:
         """Workers that fit the nodes that are there now."""
-        needs = {name: need for name, need in (("CPU", self.cpus), ("GPU", self.gpus or 0.0)) if need}
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        share = self.resolved()
+        needs = {name: need for name, need in (("CPU", share.cpus), ("GPU", share.gpus)) if need}
         # 1 // 0.1 is 9: a tenth is a little more than a tenth
-        return sum(min(int(has.get(name, 0) / need + 1e-9) for name, need in needs.items()) for has in nodes)
+        return sum(min(int(has.get(name, 0) / need + 1e-9) for name, need in needs.items()) for has in _nodes())
 
     def require_room(self) -> None:
         """For a cluster that does not grow.
@@ -116,10 +119,41 @@ class Share:
         """
         if not self.room():
             has = ", ".join(f"{_total(name):g} {name}" for name in ("CPU", "GPU"))
-            raise ValueError(f"this machine has no room for a worker, which wants {self}; it has {has}: ask for less")
+            wanted = self.resolved()
+            raise ValueError(f"this machine has no room for a worker, which wants {wanted}; it has {has}: ask for less")
 
     def __str__(self) -> str:
-        return f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+        return f"{self.cpus or 0:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+
+
+def has_gpus(address: str) -> bool:
+    """Whether the cluster at an address has GPUs now, or this machine, where Ray is still to be started (LOCAL).
+
+    Raises:
+        ConnectionError: if there is no cluster at the address.
+    """
+    if address == LOCAL and not ray.is_initialized():
+        managers = get_all_accelerator_managers()
+        return any(manager.get_current_node_num_accelerators() for manager in managers if _counts_gpus(manager))
+    with cluster(address):
+        return _total("GPU") > 0
+
+
+def _counts_gpus(manager: Any) -> bool:
+    return bool(manager.get_resource_name() == "GPU")
+
+
+def _cores_beside(gpus: float) -> float:
+    """As many cores as leave none of the GPUs that there are now without a worker."""
+    if not gpus:
+        return 1.0
+    a_worker = [has.get("CPU", 0) * gpus // has["GPU"] for has in _nodes() if has.get("GPU")]
+    return float(max(1, min(MOST_CORES, *a_worker))) if a_worker else 1.0
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Resources of each node that is there now."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _total(resource: str) -> float:

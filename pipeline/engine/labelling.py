@@ -3,27 +3,54 @@
 B rows, T tokens of the longest row.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from pipeline.engine.annotation import Annotator, with_tokenizers
-from pipeline.engine.batches import BATCH_TOKENS, Batch
+from pipeline.engine.batches import Batch
+from pipeline.engine.device import Device
 from pipeline.engine.errors import DeviceError
 from pipeline.engine.run import Run
-from pipeline.engine.worker import Device
 from pipeline.labels import causal, exact, second_order
+from pipeline.models.estimator import EntropyEstimator
 from pipeline.models.loading import declared_start, load_causal, load_estimator, load_second_order
+from pipeline.models.second_order import SecondOrderModel
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Dtype, Method
+
+LOG = logging.getLogger(__name__)
 
 Columns = Mapping[str, Tensor]
 OfWindows = Callable[[Tensor, Tensor, Tensor, int], Columns]
 """(input_ids [B, T], lengths [B], wanted positions [B, T], most tokens of a forward) to columns of nats [B, T]"""
+
+
+# On a CPU core SmolLM2 labels 1.6 times as many tokens a second in forwards of 2,048 tokens as of 16,384, and as many
+# in 1,024; a model of a few million parameters does not care. A GPU wants so much work in a forward that it does not
+# wait for its host to launch kernels: some 9 TFLOP, 20 ms of an H100, 32,768 tokens of SmolLM2 (computed). More tokens
+# fill batches with padding: of FineWeb's windows of 2,047, 3% with 32,768 tokens, 14% with eight times as many. So
+# little is not worth a forward without padding, whose mask would rule out the fastest attention kernels.
+CPU_FORWARD_TOKENS = 2**11
+FORWARD_FLOP = 2**43
+FEWEST_FORWARD_TOKENS, MOST_FORWARD_TOKENS = 2**14, 2**17
+WINDOW_TOKENS = 2**14  # of windows whose prefixes the exact method sorts by length together
+
+
+def forward_tokens(model: nn.Module, device: str) -> int:
+    """Tokens to label in one forward on a device; a power of two, so that models of a size label in equal batches."""
+    if device == "cpu":
+        return CPU_FORWARD_TOKENS
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    enough: int = 2 ** round(math.log2(FORWARD_FLOP / (2 * parameters)))
+    return min(MOST_FORWARD_TOKENS, max(FEWEST_FORWARD_TOKENS, enough))
 
 
 @dataclass(frozen=True)
@@ -34,21 +61,31 @@ class TorchLabeller:
     of_windows: OfWindows
     device: str
     budget: int
-    """Tokens of a forward at the most."""
+    """Most tokens of a forward."""
+    batch_tokens: int
+    """Most tokens of a batch."""
 
     def label(self, batches: Iterable[Batch]) -> tuple[list[dict[str, np.ndarray]], int]:
         """Float32 [B, T] for every column of every batch, and how many batches were labelled in parts.
 
-        All batches are given to the device before the first result is fetched: it does not wait for its host.
+        Windows go to the device in one transfer and labels come back in one: in between it does not wait for its host.
         """
         results, parts = [], 0
-        for batch in batches:
-            found, budget = self._within_memory(batch)
+        for batch in self._on_device(list(batches)):
+            found, budget = self._within_memory(*batch)
             parts += budget < self.budget
             results.append(found)
-        return [{name: values_BT.cpu().numpy() for name, values_BT in found.items()} for found in results], parts
+        fetched = iter(_fetched([found[name] for found in results for name in self.columns]))
+        return [{name: next(fetched) for name in self.columns} for _ in results], parts
 
-    def _within_memory(self, batch: Batch) -> tuple[Columns, int]:
+    def _on_device(self, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Ids, lengths and wanted positions of each batch."""
+        ids = _sent([batch.ids_BT for batch in batches], self.device)
+        lengths = _sent([batch.lengths_B for batch in batches], self.device)
+        wanted = _sent([batch.wanted_BT for batch in batches], self.device)
+        return zip(ids, lengths, wanted, strict=True)
+
+    def _within_memory(self, ids_BT: Tensor, lengths_B: Tensor, wanted_BT: Tensor) -> tuple[Columns, int]:
         """The labels, and the budget of a forward that fitted the device's memory.
 
         A batch that does not fit is tried again when the memory that torch keeps for later has been given back: it
@@ -57,18 +94,33 @@ class TorchLabeller:
         Raises:
             DeviceError: if not even a single window fits.
         """
-        for budget in _budgets(self.budget, smallest=batch.ids_BT.shape[1]):
+        for budget in _budgets(self.budget, smallest=ids_BT.shape[1]):
             try:
-                ids_BT, lengths_B, wanted_BT = map(self._to_device, (batch.ids_BT, batch.lengths_B, batch.wanted_BT))
                 return self.of_windows(ids_BT, lengths_B, wanted_BT, budget), budget
             except torch.OutOfMemoryError:
                 pass
             torch.cuda.empty_cache()  # not before the error is gone, whose traceback holds tensors
-        raise DeviceError(f"a window of {batch.ids_BT.shape[1]} tokens does not fit the memory of {self.device}")
+        raise DeviceError(f"a window of {ids_BT.shape[1]} tokens does not fit the memory of {self.device}")
 
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device != "cpu" else tensor
+
+def _sent(arrays: Sequence[np.ndarray], device: str) -> list[Tensor]:
+    """Arrays of one type on a device, in one transfer, which need not have ended."""
+    if not arrays:
+        return []
+    joined_N = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
+    if device != "cpu":
+        joined_N = joined_N.pin_memory().to(device, non_blocking=True)
+    parts = joined_N.split([array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
+def _fetched(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    """Tensors of one type as arrays, in one transfer."""
+    if not tensors:
+        return []
+    joined_N = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
+    parts = joined_N.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape).numpy() for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def _budgets(budget: int, smallest: int) -> Iterator[int]:
@@ -84,8 +136,29 @@ def in_parts(one_pass: Callable[[Tensor], Columns], ids_BT: Tensor, _: Tensor, _
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
+def exact_labeller(estimator: EntropyEstimator, device: Device) -> TorchLabeller:
+    """Exact labels of an estimator that is on the device."""
+    entropies, positions = partial(exact.token_entropies, estimator), exact.default_batch_tokens(device)
+    return TorchLabeller((ENTROPY,), lambda *batch: {ENTROPY: entropies(*batch)}, device, positions, WINDOW_TOKENS)
+
+
+def second_order_labeller(model: SecondOrderModel, device: Device) -> TorchLabeller:
+    """Both columns of a second-order model that is on the device."""
+    columns = (ENTROPY, EXPECTED_ENTROPY)
+    both = partial(in_parts, lambda ids: dict(zip(columns, second_order.token_entropies(model, ids), strict=True)))
+    tokens = forward_tokens(model, device)
+    return TorchLabeller(columns, both, device, tokens, tokens)
+
+
+def causal_labeller(model: PreTrainedModel, start: int, device: Device) -> TorchLabeller:
+    """Losses of a causal language model that is on the device and reads the token `start` before each window."""
+    losses = partial(in_parts, lambda ids: {ENTROPY: causal.token_entropies(model, ids, start)})
+    tokens = forward_tokens(model, device)
+    return TorchLabeller((ENTROPY,), losses, device, tokens, tokens)
+
+
 def load_labeller(
-    method: Method, checkpoint: Path, device: str, dtype: Dtype = "float32", start: int | None = None
+    method: Method, checkpoint: Path, device: Device, dtype: Dtype = "float32", start: int | None = None
 ) -> TorchLabeller:
     """The method with its checkpoint on the device, computing in `dtype`; losses and sums are wider.
 
@@ -93,20 +166,11 @@ def load_labeller(
     """
     precision = getattr(torch, dtype)
     if method == "exact":
-        estimator = load_estimator(checkpoint, device).to(precision)
-        budget = exact.default_batch_tokens(device)
-        return TorchLabeller(
-            (ENTROPY,), lambda *batch: {ENTROPY: exact.token_entropies(estimator, *batch)}, device, budget
-        )
+        return exact_labeller(load_estimator(checkpoint, device).to(precision), device)
     if method == "second-order":
-        model = load_second_order(checkpoint, device).to(precision)
-        columns = (ENTROPY, EXPECTED_ENTROPY)
-        both = partial(in_parts, lambda ids: dict(zip(columns, second_order.token_entropies(model, ids), strict=True)))
-        return TorchLabeller(columns, both, device, BATCH_TOKENS)
-    language_model = load_causal(checkpoint, device).to(precision)
+        return second_order_labeller(load_second_order(checkpoint, device).to(precision), device)
     first = declared_start(checkpoint) if start is None else start
-    losses = partial(in_parts, lambda ids: {ENTROPY: causal.token_entropies(language_model, ids, first)})
-    return TorchLabeller((ENTROPY,), losses, device, BATCH_TOKENS)
+    return causal_labeller(load_causal(checkpoint, device).to(precision), first, device)
 
 
 def device_here(gpus: float | None = None) -> Device:
@@ -120,7 +184,7 @@ def device_here(gpus: float | None = None) -> Device:
     return "cuda" if gpus != 0 and torch.cuda.is_available() else "cpu"
 
 
-def load_annotator(run: Run, device: str) -> Annotator:
+def load_annotator(run: Run, device: Device) -> Annotator:
     """A run's checkpoints on a GPU, or on one core: labels must not depend on how many there are.
 
     Raises:
@@ -129,6 +193,12 @@ def load_annotator(run: Run, device: str) -> Annotator:
     """
     torch.set_num_threads(1)
     run, settings = run.on_this_node(), run.provenance
+    if (
+        device == "cuda"
+        and settings.dtype == "bfloat16"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        LOG.warning("%s cannot multiply in bfloat16; --dtype float32 is faster", torch.cuda.get_device_name())
     labellers = tuple(
         load_labeller(settings.method, checkpoint, device, settings.dtype, settings.start_token)
         for checkpoint in run.checkpoints

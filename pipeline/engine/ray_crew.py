@@ -1,6 +1,7 @@
 """Workers that are actors of a Ray cluster: started while it has room, called, and killed when they are dismissed."""
 
 import logging
+import os
 import queue
 import time
 from collections.abc import Sequence
@@ -13,10 +14,11 @@ from ray.util.metrics import Counter, Gauge
 from pipeline.engine.annotation import Annotated
 from pipeline.engine.cluster import Share, require_ray
 from pipeline.engine.crew import Crew, Ended, Hand
+from pipeline.engine.device import Device
 from pipeline.engine.errors import WorkerLostError
 from pipeline.engine.plan import Unit
 from pipeline.engine.run import Run
-from pipeline.engine.worker import Device, Load, Worker
+from pipeline.engine.worker import Load, Worker
 
 PATIENCE = 10.0  # seconds for what a worker does beside its units
 LOOK = 5.0  # seconds between looks at the cluster
@@ -128,9 +130,12 @@ class Actor(Worker):
 
     def load(self) -> str:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        context = ray.get_runtime_context()
+        cores = context.get_assigned_resources().get("CPU", 1.0)
+        os.environ["RAYON_NUM_THREADS"] = str(max(1, int(cores)))  # the tokenizer's, which takes all cores by itself
         super().load()
         self.metrics = Metrics()
-        return str(ray.get_runtime_context().get_node_id())
+        return str(context.get_node_id())
 
     def annotate(self, unit: Unit) -> Annotated:
         annotated = super().annotate(unit)

@@ -9,9 +9,10 @@ from collections import deque
 from collections.abc import Sequence
 
 from pipeline.engine.crew import Crew, Ended, Hand
+from pipeline.engine.device import Device
 from pipeline.engine.plan import Unit
 from pipeline.engine.run import Run
-from pipeline.engine.worker import Device, Load, Worker
+from pipeline.engine.worker import Load, Worker
 
 
 class ThisProcess(Crew):

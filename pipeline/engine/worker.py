@@ -2,17 +2,16 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from pipeline.engine.annotation import Annotated
+from pipeline.engine.device import Device
 from pipeline.engine.plan import Unit
 from pipeline.engine.run import Run
 
 LOG = logging.getLogger(__name__)
-
-Device = Literal["cpu", "cuda"]
 
 
 class AnnotatesUnits(Protocol):

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.data.documents import Column
 from pipeline.data.locations import find_files
 from pipeline.engine.annotation import Annotated, Annotator, Labeller, with_tokenizers
-from pipeline.engine.batches import BATCH_TOKENS, Batch, gather, window_batches
+from pipeline.engine.batches import Batch, gather, window_batches
 from pipeline.engine.errors import SourceError
 from pipeline.engine.plan import Unit, inspect, plan_units
 from pipeline.engine.run import Run
@@ -34,6 +34,7 @@ class FakeLabeller:
     seconds: float = 0.0
     """That a batch takes."""
     columns: tuple[str, ...] = (ENTROPY,)
+    batch_tokens: int = 16384
 
     def label(self, batches: Iterable[Batch]) -> tuple[list[dict[str, np.ndarray]], int]:
         values = []
@@ -162,10 +163,12 @@ def label_documents(
     window: int,
     overlap: int,
     wanted: Sequence[np.ndarray] | None = None,
-    budget: int = BATCH_TOKENS,
+    budget: int | None = None,
 ) -> dict[str, list[np.ndarray]]:
     """Labels of documents, everywhere if not told where: windows, batches, method and back, as in a unit."""
     everywhere = [np.ones(len(ids), bool) for ids in documents]
-    batches = window_batches(documents, wanted or everywhere, window=window, overlap=overlap, budget=budget)
+    batches = window_batches(
+        documents, wanted or everywhere, window=window, overlap=overlap, budget=budget or labeller.batch_tokens
+    )
     values, _ = labeller.label(batches)
     return gather(documents, zip(batches, values, strict=True), labeller.columns)

@@ -41,7 +41,7 @@ def test_windows_of_a_batch_are_of_neighbouring_lengths() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_wanted_label_that_is_not_finite_is_refused(value: float) -> None:
     documents, wanted = documents_of([4]), [np.array([True, True, False, False])]
-    (batch,) = window_batches(documents, wanted, window=8, overlap=0)
+    (batch,) = window_batches(documents, wanted, window=8, overlap=0, budget=8)
     unwanted = np.array([[1, 2, value, value]], np.float32)
     assert np.array_equal(gather(documents, [(batch, {"label": unwanted})], ["label"])["label"][0][:2], [1, 2])
     with pytest.raises(ValueError, match="gives label that is not finite"):

@@ -17,6 +17,7 @@ from pipeline.data.annotations import read_quarantine
 from pipeline.engine import backlog, driver, ray_crew
 from pipeline.engine.annotation import Annotated, Annotator
 from pipeline.engine.cluster import Share
+from pipeline.engine.device import Device
 from pipeline.engine.driver import Driver
 from pipeline.engine.labelling import TorchLabeller, load_annotator
 from pipeline.engine.ledger import read_receipts
@@ -41,7 +42,7 @@ from tests.engine.fakes import (
     token_rows,
     undisturbed,
 )
-from tests.engine.test_labelling import Device
+from tests.engine.test_labelling import LimitedDevice
 from tests.tiny_models import tiny_estimator
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -79,6 +80,21 @@ def test_room_is_counted_in_whole_workers() -> None:
     assert [share.room() for share in shares] == [10 * cores, cores, 1, 0]
     with pytest.raises(ValueError, match=f"has no room for a worker, which wants {cores + 1} CPU; it has {cores} CPU"):
         shares[-1].require_room()
+
+
+def test_a_worker_beside_a_gpu_gets_the_cores_that_its_node_has_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cores(*nodes: tuple[float, float], gpus: float | None = None) -> float | None:
+        resources = [{"CPU": cpu, "GPU": gpu} if gpu else {"CPU": cpu} for cpu, gpu in nodes]
+        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": has} for has in resources])
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": sum(gpu for _, gpu in nodes)})
+        return Share(gpus=gpus).resolved().cpus
+
+    assert cores((192, 8), (64, 0)) == 4  # no more than it can use
+    assert cores((16, 8), (192, 8)) == 2  # else half of the first node's GPUs would have no worker
+    assert cores((4, 8)) == cores((8, 0)) == cores((8, 0), gpus=1) == 1
+    assert cores((16, 4), gpus=0.5) == 2
+    assert cores((16, 4), gpus=0) == 1
+    assert Share(cpus=3, gpus=1).resolved() == Share(cpus=3, gpus=1)
 
 
 def test_more_workers_than_there_is_room_for_only_wait(tmp_path: Path) -> None:
@@ -146,12 +162,12 @@ def test_a_damaged_part_of_a_file_is_given_up_and_the_rest_labelled(tmp_path: Pa
     assert shards(run.subset.root) == {name: content for name, content in expected.items() if name != note.shard}
 
 
-def load_short_of_memory(run: Run, device: str) -> Annotator:
+def load_short_of_memory(run: Run, device: Device) -> Annotator:
     """Every batch is out of memory at its first try."""
     annotator = load_annotator(run, device)
     (labeller,) = annotator.labellers
     assert isinstance(labeller, TorchLabeller)
-    return replace(annotator, labellers=(replace(labeller, of_windows=Device(labeller, once=True)),))
+    return replace(annotator, labellers=(replace(labeller, of_windows=LimitedDevice(labeller, once=True)),))
 
 
 def test_a_device_that_is_out_of_memory_for_a_moment_changes_no_bit(tmp_path: Path) -> None:

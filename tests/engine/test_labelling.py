@@ -12,7 +12,14 @@ from transformers import PreTrainedModel
 
 from pipeline.engine.batches import window_batches
 from pipeline.engine.errors import DeviceError
-from pipeline.engine.labelling import TorchLabeller, load_annotator, load_labeller
+from pipeline.engine.labelling import (
+    TorchLabeller,
+    _fetched,
+    _sent,
+    forward_tokens,
+    load_annotator,
+    load_labeller,
+)
 from pipeline.labels import exact, second_order
 from pipeline.models.second_order import Entropies, SecondOrderModel
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Dtype, Method
@@ -114,7 +121,7 @@ def test_a_document_of_half_a_million_tokens_is_labelled_to_its_end(tmp_path: Pa
     np.testing.assert_allclose(labels[-32:], last.entropy_BT[0, -32:], atol=1e-4)
 
 
-class Device:
+class LimitedDevice:
     """A method on a device of so much memory, or that is out of memory once for every batch: others freed it then."""
 
     def __init__(self, labeller: TorchLabeller, *, tokens: int | None = None, once: bool = False) -> None:
@@ -131,7 +138,7 @@ class Device:
 def test_memory_that_lacks_once_changes_no_bit(tmp_path: Path, method: Method) -> None:
     checkpoint(method).save_pretrained(tmp_path)
     labeller, documents = load_labeller(method, tmp_path, "cpu"), random_documents(40, 3, 25)
-    device = Device(labeller, once=True)
+    device = LimitedDevice(labeller, once=True)
     undisturbed = label_documents(documents, labeller, window=32, overlap=16)
     disturbed = label_documents(documents, replace(labeller, of_windows=device), window=32, overlap=16)
     assert device.calls == 2
@@ -145,11 +152,13 @@ def test_a_batch_that_does_not_fit_is_labelled_in_parts(tmp_path: Path, method: 
     checkpoint(method).save_pretrained(tmp_path)
     labeller, documents = load_labeller(method, tmp_path, "cpu"), random_documents(40, 30, 25)
     whole = label_documents(documents, labeller, window=32, overlap=16)
-    small = replace(labeller, of_windows=Device(labeller, tokens=70))
+    small = replace(labeller, of_windows=LimitedDevice(labeller, tokens=70))
     for name, arrays in label_documents(documents, small, window=32, overlap=16).items():
         for one, other in zip(arrays, whole[name], strict=True):
             np.testing.assert_allclose(one, other, atol=1e-4)
-    batches = window_batches(documents, [np.ones(len(ids), bool) for ids in documents], window=32, overlap=16)
+    batches = window_batches(
+        documents, [np.ones(len(ids), bool) for ids in documents], window=32, overlap=16, budget=labeller.batch_tokens
+    )
     assert small.label(batches)[1] == len(batches) and labeller.label(batches)[1] == 0
 
 
@@ -167,10 +176,30 @@ def test_parts_keep_within_the_budget(tmp_path: Path, monkeypatch: pytest.Monkey
     assert shapes == [60, 30]
 
 
+def test_batches_come_back_as_they_were_sent() -> None:
+    shapes = [(3, 7), (1, 1), (2, 5)]
+    arrays = [np.random.default_rng(0).integers(100, size=shape) for shape in shapes]
+    for kind in (np.int64, np.bool_):
+        given = [array.astype(kind) for array in arrays]
+        for one, other in zip(given, _fetched(_sent(given, "cpu")), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert _sent([], "cpu") == _fetched([]) == []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tokens"), [(4e6, 2**17), (135e6, 2**15), (360e6, 2**14), (1.7e9, 2**14), (70e9, 2**14)]
+)
+def test_a_gpu_gets_enough_work_in_a_forward(parameters: float, tokens: int) -> None:
+    with torch.device("meta"):
+        model = torch.nn.Linear(int(parameters), 1, bias=False)
+    assert forward_tokens(model, "cuda") == tokens
+    assert forward_tokens(model, "cpu") == 2048
+
+
 def test_a_window_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     tiny_second_order().save_pretrained(tmp_path)
     labeller = load_labeller("second-order", tmp_path, "cpu")
-    none = replace(labeller, of_windows=Device(labeller, tokens=20))
+    none = replace(labeller, of_windows=LimitedDevice(labeller, tokens=20))
     with pytest.raises(DeviceError, match="a window of 25 tokens does not fit the memory of cpu"):
         label_documents(random_documents(25), none, window=32, overlap=16)
 

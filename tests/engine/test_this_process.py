@@ -10,13 +10,14 @@ import torch
 from pipeline.data.annotations import read_quarantine
 from pipeline.engine import backlog, driver
 from pipeline.engine.annotation import Annotated
+from pipeline.engine.device import Device
 from pipeline.engine.driver import Driver
 from pipeline.engine.labelling import device_here
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit
 from pipeline.engine.run import Run
 from pipeline.engine.this_process import ThisProcess
-from pipeline.engine.worker import AnnotatesUnits, Device, Load
+from pipeline.engine.worker import AnnotatesUnits, Load
 from schemas.layout import Subset, shard_name
 from schemas.ledger import Quarantined
 from tests.engine.fakes import (

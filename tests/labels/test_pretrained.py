@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from pipeline.data.tokenizer import encode, load_tokenizer
-from pipeline.engine.batches import BATCH_TOKENS
 from pipeline.engine.labelling import TorchLabeller, in_parts
 from pipeline.labels.causal import token_entropies
 from pipeline.labels.retokenize import Tokens, encode_with_ends, move_nats
@@ -80,7 +79,7 @@ def labelled(smollm2: Pretrained) -> Labelled:
 def nats_of(smollm2: Pretrained, documents: list[np.ndarray], start: int) -> list[np.ndarray]:
     """Labels in windows of 320 tokens that overlap by 64."""
     losses = partial(in_parts, lambda ids: {ENTROPY: token_entropies(smollm2.model, ids, start)})
-    labeller = TorchLabeller((ENTROPY,), losses, "cpu", BATCH_TOKENS)
+    labeller = TorchLabeller((ENTROPY,), losses, "cpu", 16384, 16384)
     return label_documents(documents, labeller, window=320, overlap=64)[ENTROPY]
 
 
