@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ class Size:
     steps: int = 8
     repeats: int = 9
     loops: int = 5
+    precision: Literal["no", "bf16"] = "no"
 
 
 QUICK = Size(context=16, width=16, layers=1, heads=1, vocabulary=97, windows=2, steps=2, repeats=1, loops=1)
@@ -54,7 +56,7 @@ def figures(size: Size, device: torch.device) -> Iterator[Figure]:
     yield Figure(f"{what} ({plain:.2f} s), flood", seconds["flood"] / plain, at_most=1.03)
     yield Figure(f"{what}, the share furthest above a reference", seconds["reference-share"] / plain)
     seconds = median_seconds({"bare": lambda: bare(size, device), "loop": lambda: looped(size)}, size.loops)
-    tokens = sum(int(batch.lengths_B.sum()) for batch in batches(size)) / seconds["bare"]
+    tokens = tokens_of(size) / seconds["bare"]
     what = f"training: tokens a second of the loop against bare steps ({tokens:,.0f})"
     yield Figure(what, seconds["bare"] / seconds["loop"], at_least=0.9)
 
@@ -67,19 +69,31 @@ def model_of(size: Size) -> PreTrainedModel:
     return new_language_model(config, start=0)
 
 
+def tokens_of(size: Size) -> int:
+    """Tokens of all steps."""
+    return sum(int(batch.lengths_B.sum()) for batch in batches(size))
+
+
+def autocast(size: Size, device: torch.device) -> torch.autocast:
+    """Of the forward, in both."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=size.precision == "bf16")
+
+
 def bare(size: Size, device: torch.device) -> None:
     """Forward, backward and optimizer, batch after batch, and nothing else."""
     model = model_of(size).to(device)  # type: ignore[arg-type]
     optimizer = AdamW(model.parameters(), lr=1e-4)
     for batch in batches(size):
-        LOSS(model, batch.to(device)).backward()
+        with autocast(size, device):
+            loss = LOSS(model, batch.to(device))
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
 
 def looped(size: Size) -> None:
     """A whole training on the same batches, with a state that is saved at its end."""
-    config = TrainingConfig(steps=size.steps, evaluate_every=size.steps)
+    config = TrainingConfig(steps=size.steps, evaluate_every=size.steps, precision=size.precision)
     with TemporaryDirectory() as folder:
         train(model_of(size), batches(size), LOSS, lambda trained: {}, config, Path(folder))
 
@@ -103,7 +117,9 @@ def step(name: ObjectiveName, size: Size, device: torch.device) -> Callable[[], 
     loss = partial(objective_loss, objective=objective_function(ObjectiveSettings(objective=name), mean_entropy=4.5))
 
     def one() -> None:
-        loss(model, batch).backward()
+        with autocast(size, device):
+            value = loss(model, batch)
+        value.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -1,0 +1,82 @@
+"""The lines of a run: one for each measurement, in the file as soon as it ends, so that a time-out loses nothing."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+Figures = dict[str, float | str]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A measurement, or the reason why there is none."""
+
+    section: str
+    what: str
+    figures: Figures = field(default_factory=dict)
+    reason: str = ""
+    seconds: float = 0.0
+
+
+class Log:
+    """Appends lines to a file until the time is over."""
+
+    def __init__(self, file: Path, minutes: float) -> None:
+        self.file, self.deadline = file, time.monotonic() + 60 * minutes
+        self.failed = False
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def seconds_left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def measure(self, section: str, what: str, figures: Callable[[], Figures], *, needs: float = 0.0) -> Figures:
+        """Takes a measurement that needs so many seconds and writes its line; nothing if there is only a reason.
+
+        What does not fit the memory is a reason. An error is one too, and makes the run a failed one.
+        """
+        started, found, reason = time.monotonic(), Figures(), ""
+        if self.seconds_left < needs or self.seconds_left <= 0:
+            reason = f"{max(0, self.seconds_left):.0f} seconds are left"
+        else:
+            try:
+                found = figures()
+            except torch.OutOfMemoryError as error:
+                reason = f"does not fit the memory: {_first_line(error)}"
+            except Exception as error:  # the next measurement may work
+                reason, self.failed = f"failed: {type(error).__name__}: {_first_line(error)}", True
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.append(Line(section, what, found, reason, round(time.monotonic() - started, 2)))
+        return found
+
+    def skip(self, section: str, what: str, reason: str) -> None:
+        """Says why a measurement is not taken."""
+        self.append(Line(section, what, reason=reason))
+
+    def append(self, line: Line) -> None:
+        with self.file.open("a") as file:
+            file.write(json.dumps(asdict(line)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        shown = ", ".join(f"{name} {_shown(value)}" for name, value in line.figures.items())
+        print(f"{line.section:<12} {line.what}: {shown or line.reason}", flush=True)
+
+
+def read_lines(file: Path) -> list[Line]:
+    """The lines of a run; one that a kill cut short is left out."""
+    lines = file.read_text().splitlines(keepends=True)
+    return [Line(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:,.4g}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:300]

@@ -1,0 +1,211 @@
+"""Fast: tokens a second and the share of the device's matrix rate; the head's chunks; exact labels; what a host adds.
+
+B windows, T tokens, D width, V vocabulary, N tokens of all windows.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from pipeline.engine.batches import Batch
+from pipeline.engine.device import Device
+from pipeline.engine.labelling import TorchLabeller, causal_labeller, second_order_labeller
+from pipeline.labels import exact
+from pipeline.models import cross_entropy
+from pipeline.models.cross_entropy import token_cross_entropy
+from pipeline.models.language_model import next_token_hidden
+from tests.device.log import Figures, Log
+from tests.device.sizes import Shape, Sizes, batches, documents, estimator, language_model, second_order_model
+from tests.published import published_entropies
+
+HALF = torch.bfloat16
+COMPILE_SECONDS = 60.0
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as a token": {},
+    "beside every token": {"introduction": "embedding"},
+    "added": {"introduction": "projection"},
+}
+
+
+def section(log: Log, sizes: Sizes, device: Device) -> None:
+    """At most 500,000 tokens a measurement, which is what a worker labels at a time."""
+    product = log.measure("fast", "matrix rate", partial(_matrix_rate, sizes, device))
+    rate = float(product.get("FLOP/s", float("nan")))
+    for shape in sizes.models:
+        for method in ("causal", "second-order"):
+            log.measure("fast", f"{method}, {shape.name}", partial(_labels, method, shape, sizes, device, rate))
+    log.measure("fast", "tokens of a forward", partial(_budgets, sizes, device))
+    for vocabulary in sizes.vocabularies:
+        log.measure(
+            "fast", f"logits of a chunk, vocabulary {vocabulary:,}", partial(_chunks, sizes, vocabulary, device)
+        )
+    for name, variant in _variants(sizes).items():
+        log.measure("fast", f"exact, the embedding {name}", partial(_exact, sizes, device, variant))
+    log.measure("fast", "kernels of a forward", partial(_kernels, sizes, device))
+    log.measure("fast", "eager, compiled, graph", partial(_compiled, sizes, device), needs=_compile_seconds(device))
+
+
+def best_seconds(function: Callable[[], object], device: Device, repeats: int) -> float:
+    """Least time of several, after one that is not counted; the device's work is waited for."""
+    times = []
+    for _ in range(repeats + 1):
+        _wait(device)
+        started = time.perf_counter()
+        function()
+        _wait(device)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def _wait(device: Device) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _matrix_rate(sizes: Sizes, device: Device) -> Figures:
+    square = torch.randn(sizes.matrix, sizes.matrix, device=device, dtype=HALF)
+    return {"FLOP/s": 2 * sizes.matrix**3 / best_seconds(lambda: square @ square, device, 4 * sizes.repeats)}
+
+
+def _labeller(method: str, shape: Shape, sizes: Sizes, device: Device) -> tuple[TorchLabeller, nn.Module]:
+    if method == "causal":
+        model = language_model(shape, sizes.context, device, HALF)
+        return causal_labeller(model, 0, device), model
+    regressor = second_order_model(shape, sizes.context, device, HALF)
+    return second_order_labeller(regressor, device), regressor
+
+
+def _labels(method: str, shape: Shape, sizes: Sizes, device: Device, rate: float) -> Figures:
+    labeller, model = _labeller(method, shape, sizes, device)
+    read = documents(sizes, shape.vocabulary)
+    sent = batches(read, sizes.context, labeller.batch_tokens)
+    seconds = best_seconds(lambda: labeller.label(sent), device, 2)
+    tokens, filled = (sum(int(count) for count in counts) for counts in _counts(sent))
+    return {
+        "tokens/s": tokens / seconds,
+        "documents' tokens/s": sum(map(len, read)) / seconds,
+        "share of the matrix rate": _work(model, shape, sent) / seconds / rate,
+        "tokens of a forward": labeller.budget,
+        "fill": tokens / filled,
+    }
+
+
+def _counts(sent: Sequence[Batch]) -> tuple[list[int], list[int]]:
+    return [int(batch.lengths_B.sum()) for batch in sent], [batch.ids_BT.size for batch in sent]
+
+
+def _work(model: nn.Module, shape: Shape, sent: Sequence[Batch]) -> float:
+    """FLOP of the linear layers, the head and causal attention over real tokens."""
+    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    if not any(isinstance(module, nn.Linear) and len(module.weight) == shape.vocabulary for module in model.modules()):
+        weights += shape.vocabulary * shape.width  # a head that is the embeddings
+    lengths = [float(length) for batch in sent for length in batch.lengths_B]
+    return sum(2 * length * (weights + shape.layers * length * shape.width) for length in lengths)
+
+
+def _budgets(sizes: Sizes, device: Device) -> Figures:
+    """Tokens a second of the smallest model by the tokens of a forward."""
+    labeller, _ = _labeller("causal", sizes.models[0], sizes, device)
+    read = documents(sizes, sizes.models[0].vocabulary)
+    speeds: Figures = {}
+    for budget in sizes.budgets:
+        sent = batches(read, sizes.context, budget)
+        sized = replace(labeller, budget=budget, batch_tokens=budget)
+        tokens = sum(_counts(sent)[0])
+        speeds[f"{budget:,}"] = tokens / best_seconds(partial(sized.label, sent), device, 1)
+    return speeds
+
+
+def _chunks(sizes: Sizes, vocabulary: int, device: Device) -> Figures:
+    """Milliseconds of the head by the logits of a chunk, for the tokens of a forward of the smallest model."""
+    tokens, width = sizes.budgets[-2], sizes.models[0].width
+    torch.manual_seed(0)
+    hidden_ND = torch.randn(tokens, width, device=device, dtype=HALF)
+    head_VD = torch.randn(vocabulary, width, device=device, dtype=HALF) * width**-0.5
+    target_N = torch.randint(vocabulary, (tokens,), device=device)
+    name = "CPU_CHUNK_LOGITS" if device == "cpu" else "CHUNK_LOGITS"
+    before, found = getattr(cross_entropy, name), Figures()
+    try:
+        for chunk in sizes.chunks:
+            setattr(cross_entropy, name, chunk)
+            with torch.no_grad():
+                head = partial(token_cross_entropy, hidden_ND, head_VD, target_N)
+                found[f"{chunk:,}"] = 1e3 * best_seconds(head, device, 2)
+    finally:
+        setattr(cross_entropy, name, before)
+    return found
+
+
+def _variants(sizes: Sizes) -> dict[str, dict[str, Any]]:
+    half, top = sizes.layers // 2, sizes.layers
+    late = {"introduction": "projection", "introduced_above": half}
+    added = {"introduction": "projection", "introduced_above": top}
+    return {**VARIANTS, f"added above layer {half}": late, "added to the logits": added}
+
+
+def _exact(sizes: Sizes, device: Device, variant: dict[str, Any]) -> Figures:
+    """Ours for whole windows; the published procedure, two passes a token, at a few positions."""
+    model = estimator(sizes, device, HALF, **variant)
+    torch.manual_seed(0)
+    shape = (sizes.exact_windows, sizes.estimator_context)
+    ids_BT = torch.randint(sizes.estimator_vocabulary, shape, device=device)
+    ours = best_seconds(lambda: exact.token_entropies(model, ids_BT), device, 2) / sizes.exact_windows
+    found: Figures = {"tokens/s": sizes.estimator_context / ours}
+    if not variant:
+        count = sizes.published_positions
+        positions = range(0, sizes.estimator_context, sizes.estimator_context // count)
+        alone = best_seconds(lambda: published_entropies(model, ids_BT[0], positions, batch=1), device, 1)
+        batched = best_seconds(lambda: published_entropies(model, ids_BT[0], positions, batch=count), device, 1)
+        whole = sizes.estimator_context / count
+        found |= {"times the published": whole * alone / ours, f"times it, {count} at a time": whole * batched / ours}
+    return found
+
+
+def _window(sizes: Sizes, device: Device) -> Tensor:
+    torch.manual_seed(0)
+    return torch.randint(sizes.models[0].vocabulary, (sizes.peer_rows, sizes.context), device=device)
+
+
+@torch.no_grad()
+def _kernels(sizes: Sizes, device: Device) -> Figures:
+    """What took longest in a forward, and which of it is attention."""
+    model, ids_BT = language_model(sizes.models[0], sizes.context, device, HALF), _window(sizes, device)
+    next_token_hidden(model, ids_BT)
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]) as profiled:
+        next_token_hidden(model, ids_BT)
+        _wait(device)
+    key = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    events = sorted(profiled.key_averages(), key=lambda event: getattr(event, key), reverse=True)
+    total = sum(getattr(event, key) for event in events)
+    attention = [event for event in events if any(word in event.key.lower() for word in ("flash", "fmha", "attention"))]
+    shown = [*dict.fromkeys((*events[:5], *attention[:1]))]
+    return {event.key[:80]: f"{getattr(event, key) / total:.1%}" for event in shown}
+
+
+def _compile_seconds(device: Device) -> float:
+    return COMPILE_SECONDS if device == "cuda" else 0.0
+
+
+@torch.no_grad()
+def _compiled(sizes: Sizes, device: Device) -> Figures:
+    """Tokens a second of forwards of one shape; a CPU has neither the compiler's gain nor graphs."""
+    model, ids_BT = language_model(sizes.models[0], sizes.context, device, HALF), _window(sizes, device)
+
+    def speed(function: Callable[[], object]) -> float:
+        return ids_BT.numel() / best_seconds(function, device, sizes.repeats)
+
+    found: Figures = {"eager": speed(lambda: next_token_hidden(model, ids_BT))}
+    if device == "cuda":
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            next_token_hidden(model, ids_BT)
+        found["graph"] = speed(graph.replay)
+        base = torch.compile(model.base_model)
+        found["compiled"] = speed(lambda: base(input_ids=ids_BT, use_cache=False).last_hidden_state)
+    return found

@@ -1,0 +1,46 @@
+"""`python -m tests.device.tables device.jsonl`: the lines of a run as the tables of a page."""
+
+import sys
+from itertools import groupby
+from pathlib import Path
+
+from tests.device.log import Line, read_lines
+
+TITLES = {
+    "machine": "Machine",
+    "right": "Right",
+    "fast": "Fast",
+    "peers": "Against peers",
+    "training": "Training",
+    "host": "Host",
+    "checkpoints": "Checkpoints",
+}
+
+
+def tables(lines: list[Line]) -> str:
+    """Markdown: a table for each section, a row for each measurement, with its reason where there is no figure."""
+    parts = []
+    for section, found in groupby(lines, key=lambda line: line.section):
+        rows = [f"| {line.what} | {figures_of(line)} | {line.seconds:.1f} |" for line in found]
+        parts.append("\n".join([f"### {TITLES[section]}", "", "| measurement | figures | s |", "|---|---|---|", *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def figures_of(line: Line) -> str:
+    """The figures of a line, or its reason."""
+    told = line.reason or "; ".join(f"{name} {_number(value)}" for name, value in line.figures.items())
+    return told.replace("|", "\\|")
+
+
+def _number(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    if value != value or value in (float("inf"), -float("inf")):
+        return "not a number"
+    if value >= 1e12:
+        return f"{value / 1e12:,.0f} T"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    print(tables(read_lines(Path(sys.argv[1]))), end="")
