@@ -168,6 +168,8 @@ def fold_of(tokens_N: np.ndarray, folds: int) -> int:
 
     Its tokens alone decide, so that a document and its copies share a fold wherever they stand.
     """
+    if folds == 1:
+        return 0
     digest = hashlib.blake2b(np.ascontiguousarray(tokens_N, dtype="<i4").tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little") % folds
 

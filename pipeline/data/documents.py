@@ -14,10 +14,10 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from pipeline.data import json_lines, parquet_rows, plain_text
+from pipeline.data.encoding import encode_column
 from pipeline.data.locations import File
 from pipeline.data.opened import open_file
 from pipeline.data.redaction import redacted
-from pipeline.data.tokenizer import encode
 from schemas.documents import TEXT_COLUMN, is_text, is_token_list
 
 
@@ -126,11 +126,11 @@ def document_tokens(
     Raises:
         ValueError: if an id is null or outside the vocabulary.
     """
-    values = rows.column(column.name).to_pylist()
+    given = rows.column(column.name)
     if tokenizer is not None:
-        return encode(tokenizer, [text or "" for text in values])
+        return encode_column(tokenizer, given)
     try:
-        documents = [np.array(ids or [], dtype=np.int64) for ids in values]
+        documents = [np.array(ids or [], dtype=np.int64) for ids in given.to_pylist()]
     except (TypeError, OverflowError) as error:
         raise ValueError(
             f"`{column.name}` holds something that is no token id ({error}); leave such rows out"

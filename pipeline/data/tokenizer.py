@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from pipeline.data.encoding import encode_column
 
 SEPARATOR = "<|endoftext|>"
 """Of a tokenizer of our own; it has id 0."""
@@ -61,8 +64,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     """Token ids of each text, int32, without special tokens."""
-    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+    return encode_column(tokenizer, pa.array(texts, pa.large_string()))
 
 
 def tokenizer_sha256(folder: Path) -> str | None:

@@ -28,10 +28,11 @@ class Encoding(NamedTuple):
     ids: list[int]
 
 
-@dataclass
+@dataclass(eq=False)
 class Bytes:
     """A tokenizer of bytes that knows how many texts it was given, and waits at its gate for those with a colon."""
 
+    model: None = None
     seen: int = 0
     waiting: threading.Event = field(default_factory=threading.Event)
     gate: threading.Event = field(default_factory=threading.Event)

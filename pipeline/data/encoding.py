@@ -1,0 +1,132 @@
+"""Columns of text to token ids, where a tokenizer allows it with every piece of text encoded once.
+
+Words come again: of the pieces of a slab of English text one in twelve is another one than those before it in the
+slab, and of these a few thousand were not in earlier slabs either. Only they are left to the tokenizer.
+
+N bytes, M texts, P pieces, U unique ones, T tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain, repeat
+from threading import Lock
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tokenizers import Tokenizer
+
+from pipeline.data.cuts import beginnings, cuts
+
+# 60 MiB of the usual pieces, which have 9 characters, and 200 MiB of any. Four million English words have 180,000.
+MOST_PIECES, MOST_CHARACTERS = 2**18, 32
+# A piece alone takes three times as long as within its text. In 2 MiB of English a tenth are unique; of random numbers
+# or base64, which would only drive out the words, nearly all. Little text tells nothing of what is to come.
+MOST_UNIQUE, MEASURABLE_PIECES = 1 / 3, 2**16
+
+
+class Encoded(NamedTuple):
+    """Ids end to end, int32 [T], and the borders between texts or pieces: k has ids[borders[k] : borders[k + 1]]."""
+
+    ids_T: np.ndarray
+    borders: np.ndarray
+
+
+NOTHING = Encoded(np.empty(0, np.int32), np.zeros(1, np.int64))
+
+
+@dataclass
+class Pieces:
+    """The ids of pieces that one tokenizer has encoded, emptied when there are MOST_PIECES. Threads may share it."""
+
+    places: dict[str, int] = field(default_factory=dict)
+    encoded: Encoded = NOTHING
+    lock: Lock = field(default_factory=Lock)
+
+    def take(self, tokenizer: Tokenizer, pieces: pa.Array) -> Encoded | None:
+        """The encodings of the pieces, in their order; nothing where too few come again for it to pay."""
+        coded = pieces.dictionary_encode()
+        if len(pieces) >= MEASURABLE_PIECES and len(coded.dictionary) > MOST_UNIQUE * len(pieces):
+            return None
+        unique = coded.dictionary.to_pylist()
+        with self.lock:
+            place_U = self._places(unique)
+            new = np.flatnonzero(place_U < 0).tolist()
+            new.sort(key=lambda place: len(unique[place]) > MOST_CHARACTERS)  # those that are not kept come last
+            place_U[new] = len(self.places) + np.arange(len(new))
+            encoded = self._with([unique[place] for place in new], tokenizer)
+        return _chosen(encoded, place_U[coded.indices.to_numpy()])
+
+    def _places(self, pieces: Sequence[str]) -> np.ndarray:
+        """The place of each piece among the encodings, -1 where it is new."""
+        if len(self.places) >= MOST_PIECES:
+            self.places, self.encoded = {}, NOTHING
+        return np.fromiter(map(self.places.get, pieces, repeat(-1)), np.int64, len(pieces))
+
+    def _with(self, pieces: Sequence[str], tokenizer: Tokenizer) -> Encoded:
+        """What is kept and after it the encodings of new pieces, of which the first are kept from now on."""
+        before, new, known = self.encoded, _encoded(tokenizer, pieces), len(self.places)
+        kept = [piece for piece in pieces[: MOST_PIECES - known] if len(piece) <= MOST_CHARACTERS]
+        self.places.update(zip(kept, range(known, MOST_PIECES), strict=False))
+        self.encoded = _joined(before, Encoded(new.ids_T[: new.borders[len(kept)]], new.borders[: len(kept) + 1]))
+        return self.encoded if len(kept) == len(pieces) else _joined(before, new)
+
+
+_PIECES: WeakKeyDictionary[Tokenizer, tuple[np.ndarray | None, Pieces]] = WeakKeyDictionary()
+
+
+def encode_column(tokenizer: Tokenizer, column: pa.Array | pa.ChunkedArray) -> list[np.ndarray]:
+    """Token ids of each text of an Arrow column, int32, without special tokens; none of a null.
+
+    The tokenizer is looked at once: it must not be changed after that.
+    """
+    if tokenizer not in _PIECES:
+        _PIECES[tokenizer] = (beginnings(tokenizer), Pieces())
+    allowed, pieces = _PIECES[tokenizer]
+    texts = pc.fill_null(column, "") if column.null_count else column
+    encoded = None if allowed is None else _by_piece(tokenizer, texts.cast(pa.large_string()), allowed, pieces)
+    encoded = _encoded(tokenizer, texts.to_pylist()) if encoded is None else encoded
+    return np.split(encoded.ids_T, encoded.borders[1:-1])[: len(texts)]  # of no text, np.split makes one
+
+
+def _by_piece(
+    tokenizer: Tokenizer, texts: pa.Array | pa.ChunkedArray, allowed: np.ndarray, pieces: Pieces
+) -> Encoded | None:
+    """The encodings of texts of large strings; nothing where `Pieces.take` has none."""
+    array = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    _, offsets, data = array.buffers()
+    borders_M = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+    text_N = np.frombuffer(data, np.uint8)[borders_M[0] : borders_M[-1]]
+    begins_N = np.zeros(len(text_N) + 1, dtype=bool)
+    begins_N[cuts(text_N, allowed)] = True
+    begins_N[borders_M - borders_M[0]] = True
+    borders_P = np.flatnonzero(begins_N) + borders_M[0]
+    encoded = pieces.take(
+        tokenizer, pa.LargeStringArray.from_buffers(len(borders_P) - 1, pa.py_buffer(borders_P), data)
+    )
+    return encoded and Encoded(encoded.ids_T, encoded.borders[np.searchsorted(borders_P, borders_M)])
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Encoded:
+    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    borders = _borders(np.fromiter(map(len, ids), np.int64, len(ids)))
+    return Encoded(np.fromiter(chain.from_iterable(ids), np.int32, borders[-1]), borders)
+
+
+def _chosen(encoded: Encoded, place_P: np.ndarray) -> Encoded:
+    """The encodings at some places, in their order, each as often as it is named."""
+    lengths_P = np.diff(encoded.borders)[place_P]
+    borders = _borders(lengths_P)
+    place_T = np.repeat(encoded.borders[place_P] - borders[:-1], lengths_P) + np.arange(borders[-1])
+    return Encoded(encoded.ids_T[place_T], borders)
+
+
+def _joined(first: Encoded, second: Encoded) -> Encoded:
+    borders = np.concatenate([first.borders, first.borders[-1] + second.borders[1:]])
+    return Encoded(np.concatenate([first.ids_T, second.ids_T]), borders)
+
+
+def _borders(lengths: np.ndarray) -> np.ndarray:
+    return np.append(0, np.cumsum(lengths))
