@@ -1,10 +1,12 @@
 """Documents to batches of padded windows of neighbouring lengths, and labels of windows back to documents.
 
-B rows, T tokens of the longest row.
+B rows, T tokens of the longest row, N tokens of all documents, W wanted ones of a batch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from operator import attrgetter
 
 import numpy as np
 
@@ -36,15 +38,18 @@ def window_batches(
 
     `wanted` has a bool for every token of every document; windows without a wanted token are left out.
     """
-    windows = [
-        piece
-        for index, ids in enumerate(documents)
-        for piece in cover(index, len(ids), window=window, overlap=overlap)
-        if wanted[index][piece.label_from : piece.stop].any()
+    pieces = [
+        piece for index, ids in enumerate(documents) for piece in cover(index, len(ids), window=window, overlap=overlap)
     ]
+    firsts = _borders(documents)
+    wanted_N = np.concatenate([np.empty(0, bool), *wanted])
+    before = np.append(0, np.cumsum(wanted_N))
+    label_from, stop = (firsts[_of(pieces, "document")] + _of(pieces, name) for name in ("label_from", "stop"))
+    windows = list(compress(pieces, before[stop] > before[label_from]))
     windows.sort(key=len, reverse=True)
     groups = budget_groups([len(piece) for piece in windows], budget)
-    return [_padded(documents, wanted, tuple(windows[group])) for group in groups]
+    ids_N = np.concatenate([np.empty(0, np.int64), *documents])
+    return [_padded(ids_N, wanted_N, firsts, tuple(windows[group])) for group in groups]
 
 
 def gather(
@@ -55,25 +60,37 @@ def gather(
     Raises:
         ValueError: if a wanted value is not finite.
     """
-    results = {name: [np.full(len(ids), np.nan, np.float32) for ids in documents] for name in columns}
+    firsts = _borders(documents)
+    labels = {name: np.full(firsts[-1], np.nan, np.float32) for name in columns}
     for batch, values in labelled:
+        place_W = _places(firsts, batch.windows, batch.ids_BT.shape[1])[batch.wanted_BT]
         for name in columns:
-            if not np.isfinite(values[name][batch.wanted_BT]).all():
+            value_W = values[name][batch.wanted_BT]
+            if not np.isfinite(value_W).all():
                 raise ValueError(f"the checkpoint gives {name} that is not finite; it is broken or was not trained")
-            labels_BT = np.where(batch.wanted_BT, values[name], np.float32("nan"))
-            for row, piece in enumerate(batch.windows):
-                results[name][piece.document][piece.label_from : piece.stop] = labels_BT[
-                    row, piece.label_from - piece.start : len(piece)
-                ]
-    return results
+            labels[name][place_W] = value_W
+    return {name: np.split(label_N, firsts[1:-1])[: len(documents)] for name, label_N in labels.items()}
 
 
-def _padded(documents: Sequence[np.ndarray], wanted: Sequence[np.ndarray], windows: tuple[Window, ...]) -> Batch:
-    lengths_B = np.array([len(piece) for piece in windows])
-    ids_BT = np.zeros((len(windows), int(lengths_B.max())), dtype=np.int64)
-    wanted_BT = np.zeros(ids_BT.shape, dtype=bool)
-    for row, piece in enumerate(windows):
-        ids_BT[row, : len(piece)] = documents[piece.document][piece.start : piece.stop]
-        labelled = wanted[piece.document][piece.label_from : piece.stop]
-        wanted_BT[row, piece.label_from - piece.start : len(piece)] = labelled
-    return Batch(windows, ids_BT, lengths_B, wanted_BT)
+def _padded(ids_N: np.ndarray, wanted_N: np.ndarray, firsts: np.ndarray, windows: tuple[Window, ...]) -> Batch:
+    lengths_B = _of(windows, "stop") - _of(windows, "start")
+    column_T = np.arange(lengths_B.max())
+    place_BT = np.minimum(_places(firsts, windows, len(column_T)), len(ids_N) - 1)
+    inside_BT = column_T < lengths_B[:, None]
+    labelled_BT = inside_BT & (column_T >= (_of(windows, "label_from") - _of(windows, "start"))[:, None])
+    return Batch(windows, np.where(inside_BT, ids_N[place_BT], 0), lengths_B, labelled_BT & wanted_N[place_BT])
+
+
+def _places(firsts: np.ndarray, windows: Sequence[Window], columns: int) -> np.ndarray:
+    """Where among the tokens of all documents those of windows are, and as many after them as fill up the columns."""
+    start_B: np.ndarray = firsts[_of(windows, "document")] + _of(windows, "start")
+    return start_B[:, None] + np.arange(columns)
+
+
+def _of(windows: Sequence[Window], name: str) -> np.ndarray:
+    return np.fromiter(map(attrgetter(name), windows), np.int64, len(windows))
+
+
+def _borders(documents: Sequence[np.ndarray]) -> np.ndarray:
+    """Where each document begins among the tokens of all, and where the last one ends."""
+    return np.cumsum([0, *map(len, documents)])
