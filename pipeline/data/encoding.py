@@ -3,7 +3,7 @@
 Words come again: of the pieces of a slab of English text one in twelve is another one than those before it in the
 slab, and of these a few thousand were not in earlier slabs either. Only they are left to the tokenizer.
 
-N bytes, M texts, P pieces, U unique ones, T tokens.
+N bytes, M texts, P pieces, U unique ones, T tokens, V token ids.
 """
 
 from collections.abc import Sequence
@@ -16,15 +16,16 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
 from pipeline.data.cuts import beginnings, cuts
 
 # 60 MiB of the usual pieces, which have 9 characters, and 200 MiB of any. Four million English words have 180,000.
 MOST_PIECES, MOST_CHARACTERS = 2**18, 32
-# A piece alone takes three times as long as within its text. In 2 MiB of English a tenth are unique; of random numbers
-# or base64, which would only drive out the words, nearly all. Little text tells nothing of what is to come.
-MOST_UNIQUE, MEASURABLE_PIECES = 1 / 3, 2**16
+# A new piece takes up to twice as long as where it comes again in a text. In 2 MiB of English a tenth are unique; of
+# random numbers or base64, which would only drive out the words, nearly all. Little text tells nothing of what is next.
+MOST_UNIQUE, MEASURABLE_PIECES = 1 / 2, 2**16
+RUN = 1024  # new pieces that are encoded as one text: each alone would take three times as long
 
 
 class Encoded(NamedTuple):
@@ -41,6 +42,10 @@ NOTHING = Encoded(np.empty(0, np.int32), np.zeros(1, np.int64))
 class Pieces:
     """The ids of pieces that one tokenizer has encoded, emptied when there are MOST_PIECES. Threads may share it."""
 
+    beginnings: np.ndarray
+    """As `cuts` takes them."""
+    bytes_V: np.ndarray | None
+    """As `token_bytes` tells them."""
     places: dict[str, int] = field(default_factory=dict)
     encoded: Encoded = NOTHING
     lock: Lock = field(default_factory=Lock)
@@ -67,14 +72,30 @@ class Pieces:
 
     def _with(self, pieces: Sequence[str], tokenizer: Tokenizer) -> Encoded:
         """What is kept and after it the encodings of new pieces, of which the first are kept from now on."""
-        before, new, known = self.encoded, _encoded(tokenizer, pieces), len(self.places)
+        before, new, known = self.encoded, self._encoded(pieces, tokenizer), len(self.places)
         kept = [piece for piece in pieces[: MOST_PIECES - known] if len(piece) <= MOST_CHARACTERS]
         self.places.update(zip(kept, range(known, MOST_PIECES), strict=False))
         self.encoded = _joined(before, Encoded(new.ids_T[: new.borders[len(kept)]], new.borders[: len(kept) + 1]))
         return self.encoded if len(kept) == len(pieces) else _joined(before, new)
 
+    def _encoded(self, pieces: Sequence[str], tokenizer: Tokenizer) -> Encoded:
+        """Pieces that may stand side by side are encoded as one text, and known apart by the bytes of their tokens."""
+        if self.bytes_V is None:
+            return _encoded(tokenizer, pieces)
+        text_N, borders_U = _bytes(pa.array(pieces, pa.large_string()))
+        cut_N = np.zeros(len(text_N) + 1, dtype=bool)
+        cut_N[cuts(text_N, self.beginnings)] = True
+        begins_U = ~cut_N[borders_U[:-1]]
+        begins_U[::RUN] = True
+        runs = _texts(text_N, np.append(borders_U[:-1][begins_U], borders_U[-1]))
+        ids_T, _ = _encoded(tokenizer, runs.to_pylist())
+        ends_T = np.cumsum(self.bytes_V[ids_T])
+        if not len(ends_T) or ends_T[-1] < len(text_N):  # bytes that no token covers were dropped
+            return _encoded(tokenizer, pieces)
+        return Encoded(ids_T, np.searchsorted(ends_T, borders_U, side="right"))
 
-_PIECES: WeakKeyDictionary[Tokenizer, tuple[np.ndarray | None, Pieces]] = WeakKeyDictionary()
+
+_PIECES: WeakKeyDictionary[Tokenizer, Pieces | None] = WeakKeyDictionary()
 
 
 def encode_column(tokenizer: Tokenizer, column: pa.Array | pa.ChunkedArray) -> list[np.ndarray]:
@@ -83,30 +104,50 @@ def encode_column(tokenizer: Tokenizer, column: pa.Array | pa.ChunkedArray) -> l
     The tokenizer is looked at once: it must not be changed after that.
     """
     if tokenizer not in _PIECES:
-        _PIECES[tokenizer] = (beginnings(tokenizer), Pieces())
-    allowed, pieces = _PIECES[tokenizer]
+        allowed = beginnings(tokenizer)
+        _PIECES[tokenizer] = None if allowed is None else Pieces(allowed, token_bytes(tokenizer))
+    pieces = _PIECES[tokenizer]
     texts = pc.fill_null(column, "") if column.null_count else column
-    encoded = None if allowed is None else _by_piece(tokenizer, texts.cast(pa.large_string()), allowed, pieces)
+    encoded = None if pieces is None else _by_piece(tokenizer, texts.cast(pa.large_string()), pieces)
     encoded = _encoded(tokenizer, texts.to_pylist()) if encoded is None else encoded
     return np.split(encoded.ids_T, encoded.borders[1:-1])[: len(texts)]  # of no text, np.split makes one
 
 
-def _by_piece(
-    tokenizer: Tokenizer, texts: pa.Array | pa.ChunkedArray, allowed: np.ndarray, pieces: Pieces
-) -> Encoded | None:
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
+    """How many bytes of text each token id of byte-level BPE stands for, int64 [V]; together all that are not dropped.
+
+    None where ids do not tell: normalizers and tokens of unknown bytes change how many there are.
+    """
+    model, vocabulary = tokenizer.model, tokenizer.get_vocab()
+    covered = vocabulary.keys() >= set(pre_tokenizers.ByteLevel.alphabet())
+    replaced = not covered and (model.unk_token is not None or model.byte_fallback)
+    if tokenizer.normalizer is not None or replaced or model.continuing_subword_prefix or model.end_of_word_suffix:
+        return None
+    bytes_V = np.zeros(max(vocabulary.values()) + 1, np.int64)
+    bytes_V[list(vocabulary.values())] = list(map(len, vocabulary))
+    return bytes_V
+
+
+def _by_piece(tokenizer: Tokenizer, texts: pa.Array | pa.ChunkedArray, pieces: Pieces) -> Encoded | None:
     """The encodings of texts of large strings; nothing where `Pieces.take` has none."""
-    array = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
-    _, offsets, data = array.buffers()
-    borders_M = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
-    text_N = np.frombuffer(data, np.uint8)[borders_M[0] : borders_M[-1]]
+    text_N, borders_M = _bytes(texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts)
     begins_N = np.zeros(len(text_N) + 1, dtype=bool)
-    begins_N[cuts(text_N, allowed)] = True
-    begins_N[borders_M - borders_M[0]] = True
-    borders_P = np.flatnonzero(begins_N) + borders_M[0]
-    encoded = pieces.take(
-        tokenizer, pa.LargeStringArray.from_buffers(len(borders_P) - 1, pa.py_buffer(borders_P), data)
-    )
+    begins_N[cuts(text_N, pieces.beginnings)] = True
+    begins_N[borders_M] = True
+    borders_P = np.flatnonzero(begins_N)
+    encoded = pieces.take(tokenizer, _texts(text_N, borders_P))
     return encoded and Encoded(encoded.ids_T, encoded.borders[np.searchsorted(borders_P, borders_M)])
+
+
+def _bytes(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+    """All texts end to end in UTF-8, and the borders between them."""
+    _, offsets, data = texts.buffers()
+    borders_M = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return np.frombuffer(data, np.uint8)[borders_M[0] : borders_M[-1]], borders_M - borders_M[0]
+
+
+def _texts(text_N: np.ndarray, borders: np.ndarray) -> pa.LargeStringArray:
+    return pa.LargeStringArray.from_buffers(len(borders) - 1, pa.py_buffer(borders), pa.py_buffer(text_N))
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Encoded:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from pipeline.data import encoding
 from pipeline.data.cuts import GPT_2, LLAMA_3, PATTERNS, QWEN_2, beginnings, cuts
-from pipeline.data.encoding import Pieces, encode_column
+from pipeline.data.encoding import Pieces, encode_column, token_bytes
 from pipeline.data.tokenizer import load_tokenizer, train_byte_pairs
 from pipeline.models.checkpoint import SHIPPED
 from tests.builders import sample_texts
@@ -55,14 +56,25 @@ def split(pattern: str, behavior: str = "isolated") -> pre_tokenizers.PreTokeniz
     return pre_tokenizers.Split(Regex(pattern), behavior)
 
 
-def trained(*stages: pre_tokenizers.PreTokenizer, normalizer: normalizers.Normalizer | None = None) -> Tokenizer:
+def trained(
+    *stages: pre_tokenizers.PreTokenizer,
+    normalizer: normalizers.Normalizer | None = None,
+    every_byte: bool = True,
+    **model: Any,
+) -> Tokenizer:
     """BPE with merges of all that hypothesis puts together, whitespace above all."""
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Tokenizer(models.BPE(**model))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(stages)) if len(stages) > 1 else stages[0]
     if normalizer is not None:
         tokenizer.normalizer = normalizer
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, show_progress=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) if every_byte else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=900,
+        initial_alphabet=alphabet,
+        special_tokens=[model["unk_token"]] if "unk_token" in model else [],
+        end_of_word_suffix=model.get("end_of_word_suffix", ""),
+        show_progress=False,
+    )
     random = np.random.default_rng(0)
     tokenizer.train_from_iterator(["".join(random.choice(ATOMS, 60)) for _ in range(200)] + sample_texts(3), trainer)
     return tokenizer
@@ -112,6 +124,10 @@ CUT: dict[str, Callable[[], Tokenizer]] = {
         encode_special=False,
     ),
     "special around added": lambda: with_added(trained(byte_level()), added("<|a b|>", special=True), added("b|>")),
+    "not every byte": lambda: trained(byte_level(), every_byte=False),
+    "unknown bytes": lambda: trained(byte_level(), every_byte=False, unk_token="<unk>"),
+    "unknown bytes together": lambda: trained(byte_level(), every_byte=False, unk_token="<unk>", fuse_unk=True),
+    "a suffix": lambda: trained(byte_level(), end_of_word_suffix="</w>"),
     "template": lambda: with_template(trained(byte_level()), "a $A"),
 }
 WHOLE: dict[str, Callable[[], Tokenizer]] = {
@@ -224,10 +240,15 @@ def test_pieces_begin_at_spaces_and_after_words() -> None:
     assert pieces == said
 
 
-def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["shipped", "NFC"])
+def test_what_is_kept_is_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "MOST_PIECES", 10)
     monkeypatch.setattr(encoding, "MOST_CHARACTERS", 5)
-    tokenizer, pieces, kept = tokenizer_of("shipped"), Pieces(), []
+    monkeypatch.setattr(encoding, "RUN", 3)
+    tokenizer, kept = tokenizer_of(name), []
+    allowed = beginnings(tokenizer)
+    assert allowed is not None
+    pieces = Pieces(allowed, token_bytes(tokenizer))
     for start in range(0, 60, 3):
         given = [f" {number}" * (1 + number % 4) for number in range(start, start + 7)]
         found = pieces.take(tokenizer, pa.array(given, pa.large_string()))
@@ -246,8 +267,8 @@ def test_words_are_not_driven_out_by_what_never_comes_again(monkeypatch: pytest.
     require_same(tokenizer, ["the end of it"])
     numbers = " ".join(map(str, range(10**6, 10**6 + 200)))
     require_same(tokenizer, [numbers, ""])
-    _, pieces = encoding._PIECES[tokenizer]
-    assert list(pieces.places) == ["the", " end", " of", " it"]
+    pieces = encoding._PIECES[tokenizer]
+    assert pieces is not None and list(pieces.places) == ["the", " end", " of", " it"]
     require_same(tokenizer, [" of the end of it" * 100])
     assert len(pieces.places) == 5
     require_same(tokenizer, [numbers[:399]])
