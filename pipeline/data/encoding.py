@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from itertools import chain, repeat
 from threading import Lock
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ MOST_PIECES, MOST_CHARACTERS = 2**18, 32
 # random numbers or base64, which would only drive out the words, nearly all. Little text tells nothing of what is next.
 MOST_UNIQUE, MEASURABLE_PIECES = 1 / 2, 2**16
 RUN = 1024  # new pieces that are encoded as one text: each alone would take three times as long
+KEPT = "pieces"
 
 
 class Encoded(NamedTuple):
@@ -95,18 +95,22 @@ class Pieces:
         return Encoded(ids_T, np.searchsorted(ends_T, borders_U, side="right"))
 
 
-_PIECES: WeakKeyDictionary[Tokenizer, Pieces | None] = WeakKeyDictionary()
-
-
-def encode_column(tokenizer: Tokenizer, column: pa.Array | pa.ChunkedArray) -> list[np.ndarray]:
-    """Token ids of each text of an Arrow column, int32, without special tokens; none of a null.
+def pieces_of(tokenizer: Tokenizer) -> Pieces | None:
+    """What is kept for a tokenizer, as an attribute of it, which goes when it goes; None where texts are left whole.
 
     The tokenizer is looked at once: it must not be changed after that.
     """
-    if tokenizer not in _PIECES:
+    attributes = vars(tokenizer)
+    if KEPT not in attributes:
         allowed = beginnings(tokenizer)
-        _PIECES[tokenizer] = None if allowed is None else Pieces(allowed, token_bytes(tokenizer))
-    pieces = _PIECES[tokenizer]
+        attributes[KEPT] = None if allowed is None else Pieces(allowed, token_bytes(tokenizer))
+    kept: Pieces | None = attributes[KEPT]
+    return kept
+
+
+def encode_column(tokenizer: Tokenizer, column: pa.Array | pa.ChunkedArray) -> list[np.ndarray]:
+    """Token ids of each text of an Arrow column, int32, without special tokens; none of a null."""
+    pieces = pieces_of(tokenizer)
     texts = pc.fill_null(column, "") if column.null_count else column
     encoded = None if pieces is None else _by_piece(tokenizer, texts.cast(pa.large_string()), pieces)
     encoded = _encoded(tokenizer, texts.to_pylist()) if encoded is None else encoded

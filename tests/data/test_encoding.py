@@ -1,6 +1,8 @@
 """Texts encoded piece by piece, held against the tokenizer's own encoding of the whole."""
 
 import os
+import pickle
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -16,7 +18,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from pipeline.data import encoding
 from pipeline.data.cuts import GPT_2, LLAMA_3, PATTERNS, QWEN_2, beginnings, cuts
-from pipeline.data.encoding import Pieces, encode_column, token_bytes
+from pipeline.data.encoding import Pieces, encode_column, pieces_of, token_bytes
 from pipeline.data.tokenizer import load_tokenizer, train_byte_pairs
 from pipeline.models.checkpoint import SHIPPED
 from tests.builders import sample_texts
@@ -267,7 +269,7 @@ def test_words_are_not_driven_out_by_what_never_comes_again(monkeypatch: pytest.
     require_same(tokenizer, ["the end of it"])
     numbers = " ".join(map(str, range(10**6, 10**6 + 200)))
     require_same(tokenizer, [numbers, ""])
-    pieces = encoding._PIECES[tokenizer]
+    pieces = pieces_of(tokenizer)
     assert pieces is not None and list(pieces.places) == ["the", " end", " of", " it"]
     require_same(tokenizer, [" of the end of it" * 100])
     assert len(pieces.places) == 5
@@ -282,9 +284,12 @@ def test_threads_share_what_is_kept() -> None:
 
 
 def test_what_is_kept_goes_with_its_tokenizer() -> None:
-    before = len(encoding._PIECES)
     tokenizer = load_tokenizer(SHIPPED / "tokenizer")
     require_same(tokenizer, ["the end"])
-    assert len(encoding._PIECES) == before + 1
-    del tokenizer
-    assert len(encoding._PIECES) == before
+    copied = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301  # its own
+    require_same(copied, ["the end"])
+    pieces = pieces_of(tokenizer)
+    assert pieces is not None and pieces is pieces_of(tokenizer) and pieces is not pieces_of(copied)
+    left = weakref.ref(pieces)
+    del tokenizer, pieces
+    assert left() is None

@@ -28,7 +28,7 @@ class Encoding(NamedTuple):
     ids: list[int]
 
 
-@dataclass(eq=False)
+@dataclass
 class Bytes:
     """A tokenizer of bytes that knows how many texts it was given, and waits at its gate for those with a colon."""
 
