@@ -3,6 +3,8 @@
 Documents are the built-in ones, over and over. One core a worker.
 """
 
+import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -47,9 +49,10 @@ class Size:
     noop_units: int = 100_000
     noop_workers: int = 16
     resumed_units: int = 10_000
+    host_documents: int = 3000
 
 
-QUICK = Size(documents=12, repeats=1, noop_units=300, noop_workers=2, resumed_units=20)
+QUICK = Size(documents=12, repeats=1, noop_units=300, noop_workers=2, resumed_units=20, host_documents=16)
 WORKERS_AT_A_UNIT_A_MINUTE = 1000
 
 
@@ -60,6 +63,8 @@ def figures(size: Size) -> Iterator[Figure]:
         yield from driver_alone(size)
     with tempfile.TemporaryDirectory() as folder:
         yield resume(Path(folder), size)
+    with tempfile.TemporaryDirectory() as folder:
+        yield host_path(Path(folder), size)
 
 
 def throughput(folder: Path, size: Size) -> Iterator[Figure]:
@@ -204,3 +209,21 @@ def resume(folder: Path, size: Size) -> Figure:
     assert "the dataset was complete" in printed
     seconds = time.perf_counter() - started
     return Figure(f"engine: seconds to resume a complete run of {len(units):,} units", seconds, at_most=10)
+
+
+def host_path(folder: Path, size: Size) -> Figure:
+    """Tokens per CPU second of all that a worker does beside labelling, of documents that it has not seen before."""
+    named = os.environ.get("FINEWEB")
+    documents = pq.read_table(named) if named else sample_documents()
+    file = folder / "in.parquet"
+    pq.write_table(documents.slice(0, size.host_documents), file)
+    command = [sys.executable, "-m", "tests.benchmarks.host_path", str(file), str(folder)]
+    one_thread = {**os.environ, "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=one_thread).stdout)
+    shares = ", ".join(f"{stage} {share:.0%}" for stage, share in found["shares"].items())
+    text = f"{min(len(documents), size.host_documents):,} {'rows of FineWeb' if named else 'built-in documents'}"
+    return Figure(
+        f"engine: host path, tokens/s a core, labels at no cost, two columns ({text}: {shares})",
+        found["tokens a second"],
+        at_least=1_000_000 if named else None,
+    )

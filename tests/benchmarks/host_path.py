@@ -1,0 +1,124 @@
+"""What a labelling worker does beside labelling, in a process of its own on one core.
+
+`python -m tests.benchmarks.host_path FILE FOLDER` prints tokens per CPU second, those of all threads, and each stage's
+share of it, as JSON. No row is tokenized twice by one tokenizer; the first unit, in which a process loads what it
+needs, is not counted.
+"""
+
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer
+
+from pipeline.data.documents import document_tokens, read_rows
+from pipeline.data.shards import annotated_rows, write_shard
+from pipeline.data.tokenizer import load_tokenizer
+from pipeline.engine.annotation import with_tokenizers
+from pipeline.engine.batches import Batch, gather, window_batches
+from pipeline.engine.counts import count
+from pipeline.engine.plan import Unit
+from pipeline.engine.run import Run
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, ROUNDING_NATS
+from tests.benchmarks.engine import planned
+
+UNITS = 4
+VALUES = 2**22
+"""Entropies that are drawn once; a batch has those from some place on."""
+
+
+class FreeLabels:
+    """Labels at no cost, spread like those of English text."""
+
+    columns = (ENTROPY, EXPECTED_ENTROPY)
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+        nats = self.random.gamma(1.5, 2.0, VALUES) / ROUNDING_NATS
+        self.values = (np.round(nats) * ROUNDING_NATS).astype(np.float32)
+
+    def label(self, batches: Iterable[Batch]) -> tuple[list[dict[str, np.ndarray]], int]:
+        return [{name: self._drawn(batch.ids_BT.shape) for name in self.columns} for batch in batches], 0
+
+    def _drawn(self, shape: tuple[int, ...]) -> np.ndarray:
+        size = int(np.prod(shape))
+        start = int(self.random.integers(VALUES - size))
+        return self.values[start : start + size].reshape(shape)
+
+
+def tokens_a_second(job: Run, units: Sequence[Unit]) -> float:
+    """Of all units but the first, each from its rows to its receipt."""
+    annotator = with_tokenizers(job, (FreeLabels(),))
+    annotator.annotate(units[0])
+    started = time.process_time()
+    tokens = sum(annotator.annotate(unit).receipt.counts.tokens for unit in units[1:])
+    return tokens / (time.process_time() - started)
+
+
+@dataclass(frozen=True)
+class OneByOne:
+    """The same stages one after the other, and the CPU seconds of each."""
+
+    job: Run
+    tokenizer: Tokenizer
+    labels: FreeLabels = field(default_factory=FreeLabels)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def shares(self, units: Sequence[Unit]) -> dict[str, float]:
+        """Of the time of all units but the first."""
+        for unit in units:
+            tables = list(self._tables(unit))
+            self._timed("write", write_shard, self.job.subset.root / f"{unit.index}.parquet", tables, self.job.schema)
+            if unit is units[0]:
+                self.seconds.clear()
+        return {stage: spent / sum(self.seconds.values()) for stage, spent in self.seconds.items()}
+
+    def _tables(self, unit: Unit) -> Iterator[pa.Table]:
+        job = self.job
+        given = read_rows(unit.file, unit.start, unit.stop, job.source_schema, job.column)
+        while (rows := self._timed("read", next, given, None)) is not None:
+            vocabulary = job.provenance.vocabulary
+            documents = self._timed("tokenize", document_tokens, rows, job.column, self.tokenizer, vocabulary)
+            batches = self._timed("batch", self._batches, documents)
+            values, _ = self.labels.label(batches)
+            yield self._timed("gather and Arrow", self._table, rows, documents, zip(batches, values, strict=True))
+
+    def _batches(self, documents: list[np.ndarray]) -> list[Batch]:
+        settings = self.job.provenance
+        wanted = [np.ones(len(ids), bool) for ids in documents]
+        return window_batches(documents, wanted, window=settings.window, overlap=settings.overlap)
+
+    def _table(
+        self, rows: pa.RecordBatch, documents: list[np.ndarray], labelled: Iterable[tuple[Batch, dict[str, np.ndarray]]]
+    ) -> pa.Table:
+        table = annotated_rows(rows, documents, gather(documents, labelled, self.labels.columns), self.job.schema)
+        count(rows, table, self.job.column)
+        return table
+
+    def _timed(self, stage: str, work: Callable[..., Any], *given: Any) -> Any:
+        started = time.process_time()
+        result = work(*given)
+        self.seconds[stage] += time.process_time() - started
+        return result
+
+
+def main(file: Path, folder: Path) -> None:
+    rows = pq.read_metadata(file).num_rows
+    job, units = planned(file, folder / "out", -(-rows // UNITS))
+    assert job.tokenizer is not None
+    shares = OneByOne(job, load_tokenizer(job.tokenizer)).shares(units)
+    print(json.dumps({"tokens a second": tokens_a_second(job, units), "shares": shares}))
+
+
+if __name__ == "__main__":
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+    main(*map(Path, sys.argv[1:]))
