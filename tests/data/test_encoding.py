@@ -201,6 +201,11 @@ def test_texts_that_are_hardly_any(cut: Tokenizer, text: str) -> None:
     require_same(cut, [text, text, "", text])
 
 
+def test_characters_that_become_longer_and_shorter(cut: Tokenizer) -> None:
+    """NFC makes three bytes more of the first word, and of the second three less."""
+    require_same(cut, ["a \u0958 e\u0301e\u0301e\u0301 b"])
+
+
 def test_every_pair_of_neighbours(cut: Tokenizer) -> None:
     require_same(cut, [f"a{first}{second}b {second} {first}." for first in ATOMS for second in ATOMS])
 
