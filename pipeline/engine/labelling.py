@@ -6,6 +6,7 @@ B rows, T tokens of the longest row.
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.engine.device import Device
 from pipeline.engine.errors import DeviceError
 from pipeline.engine.run import Run
 from pipeline.labels import causal, exact, second_order
+from pipeline.models.attention import BlockedAttention
 from pipeline.models.estimator import EntropyEstimator
 from pipeline.models.loading import declared_start, load_causal, load_estimator, load_second_order
 from pipeline.models.second_order import SecondOrderModel
@@ -71,10 +73,11 @@ class TorchLabeller:
         Windows go to the device in one transfer and labels come back in one: in between it does not wait for its host.
         """
         results, parts = [], 0
-        for batch in self._on_device(list(batches)):
-            found, budget = self._within_memory(*batch)
-            parts += budget < self.budget
-            results.append(found)
+        with BlockedAttention() if self.device == "cpu" else nullcontext():
+            for batch in self._on_device(list(batches)):
+                found, budget = self._within_memory(*batch)
+                parts += budget < self.budget
+                results.append(found)
         fetched = iter(_fetched([found[name] for found in results for name in self.columns]))
         return [{name: next(fetched) for name in self.columns} for _ in results], parts
 

@@ -1,0 +1,98 @@
+"""Attention in blocks against torch's own, and when it stands aside.
+
+B rows, H heads, T tokens, D width of a head.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
+
+from pipeline.labels import causal, exact, second_order
+from pipeline.models import attention
+from pipeline.models.attention import BLOCK, BlockedAttention, causal_attention
+from tests.tiny_models import random_tokens, tiny_estimator, tiny_language_model, tiny_second_order
+
+
+def heads(tokens: int, count: int, *, seed: int, width: int = 16, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, count, tokens, width, generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7])
+@pytest.mark.parametrize(("query_heads", "key_heads"), [(4, 4), (6, 2), (3, 1)])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_blocks_give_the_attention_of_the_whole(
+    tokens: int, query_heads: int, key_heads: int, scale: float | None
+) -> None:
+    query, key, value = (
+        heads(tokens, count, seed=seed) for seed, count in enumerate((query_heads, key_heads, key_heads))
+    )
+    whole = scaled_dot_product_attention(
+        query.double(), key.double(), value.double(), is_causal=True, scale=scale, enable_gqa=True
+    )
+    wide = causal_attention(query.double().float(), key.float(), value.float(), scale=scale)
+    torch.testing.assert_close(wide, whole.float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(causal_attention(query, key, value, scale=scale).double(), whole, atol=0.05, rtol=0.05)
+
+
+def test_values_may_be_of_another_width_than_keys() -> None:
+    query, key, value = heads(70, 2, seed=0), heads(70, 2, seed=1), heads(70, 2, seed=2, width=5)
+    whole = scaled_dot_product_attention(query, key, value, is_causal=True)
+    torch.testing.assert_close(causal_attention(query, key, value), whole, atol=0.05, rtol=0.05)
+
+
+ALWAYS: dict[str, Any] = {"is_causal": True}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "key_tokens", "named", "grad"),
+    [
+        (torch.float32, 70, ALWAYS, False),
+        (torch.bfloat16, 80, ALWAYS, False),
+        (torch.bfloat16, 70, {"is_causal": False}, False),
+        (torch.bfloat16, 70, {"attn_mask": torch.ones(70, 70, dtype=torch.bool)}, False),
+        (torch.bfloat16, 70, {**ALWAYS, "dropout_p": 0.5}, False),
+        (torch.bfloat16, 70, ALWAYS, True),
+    ],
+)
+def test_all_else_is_torchs(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, key_tokens: int, named: dict[str, Any], grad: bool
+) -> None:
+    monkeypatch.setattr(attention, "causal_attention", lambda *_, **__: pytest.fail("it was computed in blocks"))
+    query, key, value = heads(70, 2, seed=0), heads(key_tokens, 2, seed=1), heads(key_tokens, 2, seed=2)
+    with torch.set_grad_enabled(grad), BlockedAttention():
+        torch.manual_seed(0)
+        inside = scaled_dot_product_attention(query.to(dtype), key.to(dtype), value.to(dtype), **named)
+    torch.manual_seed(0)
+    outside = scaled_dot_product_attention(query.to(dtype), key.to(dtype), value.to(dtype), **named)
+    torch.testing.assert_close(inside, outside, rtol=0, atol=0)
+
+
+def test_every_method_takes_blocks_and_is_no_further_from_its_labels_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken, ids_BT = list[int](), random_tokens(3, 32)
+    blocked = causal_attention
+
+    def counted(*args: Any, **named: Any) -> Tensor:
+        taken.append(1)
+        return blocked(*args, **named)
+
+    monkeypatch.setattr(attention, "causal_attention", counted)
+    labels: list[tuple[PreTrainedModel, Callable[[Any], Tensor]]] = [
+        (tiny_language_model(), lambda model: causal.token_entropies(model, ids_BT, 0)),
+        (tiny_second_order(), lambda model: second_order.token_entropies(model, ids_BT).entropy_BT),
+        (tiny_estimator(), lambda model: exact.token_entropies(model, ids_BT)),
+    ]
+    for model, label in labels:
+        wide, half = label(model), label(model.bfloat16())
+        with BlockedAttention():
+            blocks = label(model)
+        assert taken, "no attention was computed in blocks"
+        taken.clear()
+        assert (blocks - wide).abs().mean() < 1.5 * (half - wide).abs().mean()
