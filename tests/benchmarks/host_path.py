@@ -1,4 +1,4 @@
-"""What a labelling worker does beside labelling, in a process of its own on one core.
+"""What a labelling worker does beside labelling, in a process of its own on one core; without Ray or torch.
 
 `python -m tests.benchmarks.host_path FILE FOLDER` prints tokens per CPU second, those of all threads, and each stage's
 share of it, as JSON. No row is tokenized twice by one tokenizer; the first unit, in which a process loads what it
@@ -7,11 +7,12 @@ needs, is not counted.
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,64 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
-from pipeline.data.documents import document_tokens, read_rows
+from pipeline.data.documents import Column, document_tokens, read_rows
+from pipeline.data.locations import find_files
+from pipeline.data.sample import sample_documents
 from pipeline.data.shards import annotated_rows, write_shard
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.engine.annotation import with_tokenizers
 from pipeline.engine.batches import Batch, gather, window_batches
 from pipeline.engine.counts import count
-from pipeline.engine.plan import Unit
+from pipeline.engine.plan import Unit, inspect, plan_units
 from pipeline.engine.run import Run
-from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, ROUNDING_NATS
-from tests.benchmarks.engine import planned
+from pipeline.models.checkpoint import SHIPPED
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, ROUNDING_NATS, annotated_schema
+from schemas.layout import Subset
+from tests.builders import PROVENANCE
 
 UNITS = 4
 VALUES = 2**22
 """Entropies that are drawn once; a batch has those from some place on."""
+BATCH_TOKENS = 2**14
+
+
+@dataclass(frozen=True)
+class HostPath:
+    """What was measured."""
+
+    text: str
+    tokens_per_second: float
+    """Of CPU time."""
+    shares: dict[str, float]
+    """Of each stage in it."""
+
+
+def measured(folder: Path, documents: int) -> HostPath:
+    """The first documents of the file that the environment variable FINEWEB names, or else built-in ones."""
+    named = os.environ.get("FINEWEB")
+    table = (pq.read_table(named) if named else sample_documents()).slice(0, documents)
+    pq.write_table(table, folder / "in.parquet")
+    command = [sys.executable, "-m", "tests.benchmarks.host_path", str(folder / "in.parquet"), str(folder / "out")]
+    one_thread = {**os.environ, "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=one_thread).stdout
+    return HostPath(f"{len(table):,} {'rows of FineWeb' if named else 'built-in documents'}", **json.loads(printed))
+
+
+def planned(file: Path, output: Path, rows_per_unit: int) -> tuple[Run, list[Unit]]:
+    """A run with the shipped tokenizer and the columns of second-order labels."""
+    source = inspect(find_files([str(file)]), Column())
+    units = plan_units(source, rows_per_unit=rows_per_unit, limit=None)
+    provenance = replace(PROVENANCE, method="second-order", vocabulary=8192, window=256, overlap=128)
+    schema, tokenizer = annotated_schema(source.schema, provenance), SHIPPED / "tokenizer"
+    subset = Subset("host-path", output)
+    return Run(subset, (), tokenizer, None, provenance, source.schema, schema, len(units)), units
 
 
 class FreeLabels:
     """Labels at no cost, spread like those of English text."""
 
-    columns = (ENTROPY, EXPECTED_ENTROPY)
+    columns: tuple[str, ...] = (ENTROPY, EXPECTED_ENTROPY)
+    batch_tokens = BATCH_TOKENS
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
@@ -95,7 +134,7 @@ class OneByOne:
     def _batches(self, documents: list[np.ndarray]) -> list[Batch]:
         settings = self.job.provenance
         wanted = [np.ones(len(ids), bool) for ids in documents]
-        return window_batches(documents, wanted, window=settings.window, overlap=settings.overlap)
+        return window_batches(documents, wanted, window=settings.window, overlap=settings.overlap, budget=BATCH_TOKENS)
 
     def _table(
         self, rows: pa.RecordBatch, documents: list[np.ndarray], labelled: Iterable[tuple[Batch, dict[str, np.ndarray]]]
@@ -113,10 +152,10 @@ class OneByOne:
 
 def main(file: Path, folder: Path) -> None:
     rows = pq.read_metadata(file).num_rows
-    job, units = planned(file, folder / "out", -(-rows // UNITS))
+    job, units = planned(file, folder, -(-rows // UNITS))
     assert job.tokenizer is not None
     shares = OneByOne(job, load_tokenizer(job.tokenizer)).shares(units)
-    print(json.dumps({"tokens a second": tokens_a_second(job, units), "shares": shares}))
+    print(json.dumps({"tokens_per_second": tokens_a_second(job, units), "shares": shares}))
 
 
 if __name__ == "__main__":

@@ -6,19 +6,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipeline.engine.device import Device
-from tests.benchmarks.host import host_path
+from tests.benchmarks.host_path import measured
 from tests.device.log import Figures, Log, read_lines
 from tests.device.sizes import Sizes
 
 
-def section(log: Log, _: Sizes, __: Device) -> None:
-    log.measure("host", "reading, tokenizing, batching and writing", partial(_host, log))
+def section(log: Log, sizes: Sizes, _: Device) -> None:
+    log.measure("host", "reading, tokenizing, batching and writing", partial(_host, log, sizes))
 
 
-def _host(log: Log) -> Figures:
+def _host(log: Log, sizes: Sizes) -> Figures:
     """Tokens a second of a core with labels that cost nothing, and the cores that each labelling model wants."""
     with TemporaryDirectory() as folder:
-        path = host_path(Path(folder))
+        path = measured(Path(folder), sizes.host_documents)
     found: Figures = {"text": path.text, "tokens/s a core": path.tokens_per_second}
     found |= {f"share of {stage}": share for stage, share in path.shares.items()}
     for line in read_lines(log.file):

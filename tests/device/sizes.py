@@ -75,6 +75,7 @@ class Sizes:
     budgets: tuple[int, ...] = tuple(2**power for power in range(12, 18))
     chunks: tuple[int, ...] = tuple(2**power for power in range(20, 30, 2))
     peer_rows: int = 4
+    host_documents: int = 3000
     repeats: int = 5
 
     def shape_of_vocabulary(self, vocabulary: int) -> Shape:
@@ -100,6 +101,7 @@ TINY = Sizes(
     budgets=(64, 256),
     chunks=(2**10, 2**14),
     peer_rows=2,
+    host_documents=16,
     repeats=2,
 )
 

