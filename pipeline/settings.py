@@ -70,7 +70,7 @@ class Config:
     tokenizer declares as beginning, or else end, of sequence by default."""
     dtype: Precision = "auto"
     """Precision that the checkpoint computes in; losses and sums are wider. bfloat16 moves a label by 0.01 to 0.04 nats
-    on average and is twice as fast or more. auto: that of the run that is resumed, or else bfloat16 on GPUs and on CPUs
+    on average and is about twice as fast. auto: that of the run that is resumed, or else bfloat16 on GPUs and on CPUs
     that multiply in it (AVX512-BF16, AMX), float32 on other CPUs."""
     batch_invariant: bool = False
     """Label every window by itself, so that a document's labels are the same bits whatever is labelled beside it."""

@@ -30,6 +30,7 @@ SECTIONS: dict[str, Section] = {
     "peers": peers.section,
     "training": training.section,
     "host": host.section,
+    "launches": speed.launches,
 }
 
 

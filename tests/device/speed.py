@@ -1,4 +1,4 @@
-"""Fast: tokens a second and the share of the device's matrix rate; the head's chunks; exact labels; what a host adds.
+"""Fast: tokens a second and the share of the device's matrix rate; the head's chunks; exact labels; launches.
 
 B windows, T tokens, D width, V vocabulary, N tokens of all windows.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaForCausalLM
 
 from pipeline.engine.batches import Batch
 from pipeline.engine.device import Device
@@ -26,6 +27,7 @@ from tests.published import published_entropies
 
 HALF = torch.bfloat16
 COMPILE_SECONDS = 60.0
+Way = Callable[[LlamaForCausalLM, Tensor], Callable[[], object]]
 VARIANTS: dict[str, dict[str, Any]] = {
     "as a token": {},
     "beside every token": {"introduction": "embedding"},
@@ -48,7 +50,20 @@ def section(log: Log, sizes: Sizes, device: Device) -> None:
     for name, variant in _variants(sizes).items():
         log.measure("fast", f"exact, the embedding {name}", partial(_exact, sizes, device, variant))
     log.measure("fast", "kernels of a forward", partial(_kernels, sizes, device))
-    log.measure("fast", "eager, compiled, graph", partial(_compiled, sizes, device), needs=_compile_seconds(device))
+
+
+def launches(log: Log, sizes: Sizes, device: Device) -> None:
+    """What the host's launches cost: forwards of one shape. Last, since a capture that fails may harm what follows."""
+    model, ids_BT = language_model(sizes.models[0], sizes.context, device, HALF), _window(sizes, device)
+    ways = {"eager": _eager, "CUDA graph": _graph, "compiled": _compiled}
+    for name, way in ways.items():
+        if name == "CUDA graph" and device == "cpu":
+            log.skip("launches", name, "a CPU has none")
+        elif name == "compiled" and device == "cpu":
+            log.skip("launches", name, "a CPU wants minutes to compile")
+        else:
+            needs = COMPILE_SECONDS if name == "compiled" else 0.0
+            log.measure("launches", name, partial(_launched, way, model, ids_BT, sizes, device), needs=needs)
 
 
 def best_seconds(function: Callable[[], object], device: Device, repeats: int) -> float:
@@ -188,24 +203,22 @@ def _kernels(sizes: Sizes, device: Device) -> Figures:
     return {event.key[:80]: f"{getattr(event, key) / total:.1%}" for event in shown}
 
 
-def _compile_seconds(device: Device) -> float:
-    return COMPILE_SECONDS if device == "cuda" else 0.0
-
-
 @torch.no_grad()
-def _compiled(sizes: Sizes, device: Device) -> Figures:
-    """Tokens a second of forwards of one shape; a CPU has neither the compiler's gain nor graphs."""
-    model, ids_BT = language_model(sizes.models[0], sizes.context, device, HALF), _window(sizes, device)
+def _launched(way: Way, model: LlamaForCausalLM, ids_BT: Tensor, sizes: Sizes, device: Device) -> Figures:
+    return {"tokens/s": ids_BT.numel() / best_seconds(way(model, ids_BT), device, sizes.repeats)}
 
-    def speed(function: Callable[[], object]) -> float:
-        return ids_BT.numel() / best_seconds(function, device, sizes.repeats)
 
-    found: Figures = {"eager": speed(lambda: next_token_hidden(model, ids_BT))}
-    if device == "cuda":
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            next_token_hidden(model, ids_BT)
-        found["graph"] = speed(graph.replay)
-        base = torch.compile(model.base_model)
-        found["compiled"] = speed(lambda: base(input_ids=ids_BT, use_cache=False).last_hidden_state)
-    return found
+def _eager(model: LlamaForCausalLM, ids_BT: Tensor) -> Callable[[], object]:
+    return lambda: next_token_hidden(model, ids_BT)
+
+
+def _graph(model: LlamaForCausalLM, ids_BT: Tensor) -> Callable[[], object]:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        next_token_hidden(model, ids_BT)
+    return graph.replay
+
+
+def _compiled(model: LlamaForCausalLM, ids_BT: Tensor) -> Callable[[], object]:
+    base = torch.compile(model.base_model)
+    return lambda: base(input_ids=ids_BT, use_cache=False).last_hidden_state

@@ -13,6 +13,7 @@ TITLES = {
     "peers": "Against peers",
     "training": "Training",
     "host": "Host",
+    "launches": "Launches",
     "checkpoints": "Checkpoints",
 }
 
