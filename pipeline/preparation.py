@@ -54,7 +54,7 @@ def dtype_for(config: Config, there: Plan | None) -> Dtype:
 
 def device_for(config: Config) -> Device:
     """The kind of device that labels will be computed on."""
-    if config.workers == 0 or config.dry_run:
+    if config.workers == 0 or (config.dry_run and config.gpus_per_worker is None):
         from pipeline.engine.labelling import device_here  # imports torch, which takes seconds
 
         return device_here(config.gpus_per_worker)
