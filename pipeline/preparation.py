@@ -82,9 +82,7 @@ def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan |
     tokens = tokens_for(members[0], model_vocabulary, config)
     other = other_tokenizer(members[0], tokens)
     window, overlap = windows_for(config, context)
-    rows = min(source.rows, config.limit or source.rows)
-    if rows == 0:
-        raise ValueError("the input has no rows; name files that have some with --input")
+    rows = rows_to_label(source, config.limit)
     provenance = Provenance(
         method=config.method,
         checkpoint_sha256=checkpoint_sha256(*members),
@@ -118,6 +116,17 @@ def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan |
         config.place, checkpoints, folder, other, provenance, read, schema, len(units), config.repository, snapshot
     )
     return run, units
+
+
+def rows_to_label(source: Source, limit: int | None) -> int:
+    """Number of the source's rows up to the limit.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if source.rows == 0:
+        raise ValueError("the input has no rows; name files that have some with --input")
+    return min(source.rows, limit or source.rows)
 
 
 def windows_for(config: Config, context: int) -> tuple[int, int]:

@@ -2,9 +2,9 @@
 
 Text is cut between an ASCII letter or digit and any other ASCII character, and between anything but whitespace and a
 space. Byte-level BPE encodes what its pre-tokenizer splits off without a look at the rest, and pre-tokenizers with the
-patterns below split there themselves: after a letter or a digit no match goes on with another ASCII character, and a
-space is the first character of a match or within a run of whitespace. No pattern looks behind, and they look ahead
-from whitespace alone, which does not stand before a cut. NFC changes nothing across an ASCII character's beginning.
+patterns below split there themselves: no match continues from a letter or digit into another ASCII character, and a
+space begins a match or lies within a run of whitespace. No pattern looks behind, and patterns look ahead only from
+whitespace, which never precedes a cut. NFC changes nothing across an ASCII character's beginning.
 
 N bytes.
 """
@@ -38,9 +38,9 @@ BEGINNINGS[SPACE] = WORD | OTHER | UNSURE
 
 
 def beginnings(tokenizer: Tokenizer) -> np.ndarray | None:
-    """What a piece of text may begin with, as `cuts` takes it; None for a tokenizer whose text must not be cut.
+    """Table of the bytes that may begin a piece, for `cuts`; None if the tokenizer's text must not be cut.
 
-    Added tokens are found in the text as it is, before it is split: no cut may fall into what could be one of them.
+    Added tokens are matched in the raw text before it is split, so no cut may fall inside one.
     """
     if not _splits_at_cuts(tokenizer):
         return None
@@ -66,7 +66,7 @@ def cuts(text_N: np.ndarray, beginnings: np.ndarray) -> np.ndarray:
 
 
 def _end_whitespace(text_N: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Whether a character of whitespace ends at each of the places, none of which holds an ASCII character.
+    """True at each place where a non-ASCII whitespace character ends.
 
     Before the text's first byte its last ones are read: what then looks like whitespace is only not cut after.
     """
@@ -104,7 +104,7 @@ def _pre_tokenizers_split(state: Any) -> bool:
 
 
 def _pattern(stage: dict[str, Any]) -> str | None:
-    """Of a Split that keeps all of the text."""
+    """Regex of a Split that keeps all of the text; None for any other stage."""
     kept = stage["type"] == "Split" and stage["behavior"] == "Isolated" and not stage["invert"]
     return stage["pattern"].get("Regex") if kept else None
 

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from pipeline.data.cuts import beginnings, cuts
 
-# 37 MiB of English, of which 7 million pieces have as many different ones, and at the most 210 MiB of any text.
+# 37 MiB for English, where 7 million pieces hold 2^18 different ones, and at most 210 MiB for any text.
 MOST_PIECES, MOST_CHARACTERS = 2**18, 32
 # A new piece takes up to twice as long as where it comes again in a text. In 2 MiB of English a tenth are unique; of
 # random numbers or base64, which would only drive out the words, nearly all. Little text tells nothing of what is next.
@@ -71,7 +71,7 @@ class Pieces:
         return np.fromiter(map(self.places.get, pieces, repeat(-1)), np.int64, len(pieces))
 
     def _with(self, pieces: Sequence[str], tokenizer: Tokenizer) -> Encoded:
-        """What is kept and after it the encodings of new pieces, of which the first are kept from now on."""
+        """The cached encodings followed by those of new pieces; short new pieces are cached while there is room."""
         before, new, known = self.encoded, self._encoded(pieces, tokenizer), len(self.places)
         kept = [piece for piece in pieces[: MOST_PIECES - known] if len(piece) <= MOST_CHARACTERS]
         self.places.update(zip(kept, range(known, MOST_PIECES), strict=False))
@@ -96,7 +96,7 @@ class Pieces:
 
 
 def pieces_of(tokenizer: Tokenizer) -> Pieces | None:
-    """What is kept for a tokenizer, as an attribute of it, which goes when it goes; None where texts are left whole.
+    """The tokenizer's cache of pieces, stored as its attribute; None if its texts must be encoded whole.
 
     The tokenizer is looked at once: it must not be changed after that.
     """
@@ -118,9 +118,9 @@ def encode_column(tokenizer: Tokenizer, column: pa.Array | pa.ChunkedArray) -> l
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
-    """How many bytes of text each token id of byte-level BPE stands for, int64 [V]; together all that are not dropped.
+    """Number of bytes of text behind each token id of byte-level BPE, int64 [V].
 
-    None where ids do not tell: normalizers and tokens of unknown bytes change how many there are.
+    None if ids do not determine it: normalizers and tokens for unknown bytes change the number.
     """
     model, vocabulary = tokenizer.model, tokenizer.get_vocab()
     covered = vocabulary.keys() >= set(pre_tokenizers.ByteLevel.alphabet())

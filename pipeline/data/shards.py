@@ -132,7 +132,7 @@ def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
 def _means(lists: pa.ListArray) -> pa.Array:
     """The mean of each list, float32, null of one without values.
 
-    Sums of multiples of ROUNDING_NATS are exact in float64, in whatever order and from wherever they begin.
+    Sums of multiples of ROUNDING_NATS are exact in float64 in any order, so differences of running sums are too.
     """
     given = lists.values.is_valid().to_numpy(zero_copy_only=False)
     sums = np.append(0, np.cumsum(lists.values.fill_null(0).to_numpy(), dtype=np.float64))

@@ -127,7 +127,7 @@ class Share:
 
 
 def has_gpus(address: str) -> bool:
-    """Whether the cluster at an address has GPUs now, or this machine, where Ray is still to be started (LOCAL).
+    """True if the cluster at an address has GPUs now; for LOCAL before Ray has started, if this machine has.
 
     Raises:
         ConnectionError: if there is no cluster at the address.

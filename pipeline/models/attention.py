@@ -25,13 +25,14 @@ class BlockedAttention(TorchFunctionMode):
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         named = kwargs or {}
-        if func is scaled_dot_product_attention and _is_faster_in_blocks(*args, **named):
+        by_position = func is scaled_dot_product_attention and len(args) >= 3
+        if by_position and _is_faster_in_blocks(*args, **named):
             return causal_attention(*args[:3], scale=named.get("scale"))
         return func(*args, **named)
 
 
 def causal_attention(query_BHTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, *, scale: float | None = None) -> Tensor:
-    """What each token makes of the values of those before it and its own [B, H, T, D]; the softmax is in float32."""
+    """Attention outputs [B, H, T, D], each token attending to itself and those before it; softmax in float32."""
     groups = query_BHTD.shape[1] // key_BGTD.shape[1]
     key_BHTD, value_BHTD = (heads.repeat_interleave(groups, dim=1) for heads in (key_BGTD, value_BGTD))
     factor = query_BHTD.shape[-1] ** -0.5 if scale is None else scale

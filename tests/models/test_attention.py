@@ -73,6 +73,13 @@ def test_all_else_is_torchs(
     torch.testing.assert_close(inside, outside, rtol=0, atol=0)
 
 
+def test_arguments_by_name_are_torchs() -> None:
+    query, key, value = (heads(70, 2, seed=seed) for seed in range(3))
+    with torch.no_grad(), BlockedAttention():
+        inside = scaled_dot_product_attention(query=query, key=key, value=value, is_causal=True)
+    torch.testing.assert_close(inside, scaled_dot_product_attention(query, key, value, is_causal=True), rtol=0, atol=0)
+
+
 def test_every_method_takes_blocks_and_is_no_further_from_its_labels_in_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
