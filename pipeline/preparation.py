@@ -66,9 +66,7 @@ def device_for(config: Config) -> Device:
 
 
 def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan | None = None) -> tuple[Run, list[Unit]]:
-    """Checks every setting against the source, found at `inputs`, and returns what workers need.
-
-    `there` is the plan of the run that is resumed, if one is.
+    """Checks all settings against the source, found at `inputs`, and a resumed run's plan; returns what workers need.
 
     Raises:
         ValueError: if the settings do not fit together.
