@@ -20,6 +20,7 @@ from pipeline.data.sample import sample_documents
 from pipeline.data.tokenizer import TOKENIZER_FILE, encode, load_tokenizer
 from pipeline.models.card import command_line
 from pipeline.models.checkpoint import (
+    CONFIG_FILE,
     SHIPPED,
     checkpoint_kind,
     context_and_vocabulary,
@@ -128,7 +129,10 @@ def by_model(name: str, folder: Path, texts: Texts, config: Config) -> Iterator[
 
     context, vocabulary = context_and_vocabulary(folder)
     seen, held_out = (tokenized(part, folder, vocabulary) for part in (texts.seen, texts.held_out))
-    window, device = min(context, config.window or context), "cuda" if torch.cuda.is_available() else "cpu"
+    windows = [window for window in (context, config.window) if window is not None]
+    if not windows:
+        raise ValueError(f"{folder / CONFIG_FILE} names no context; give a window with --window")
+    window, device = min(windows), "cuda" if torch.cuda.is_available() else "cpu"
     cut, kind = Cut(window, config.tokens_per_batch), checkpoint_kind(folder)
     if kind == "causal":
         account = causal_accounting(load_causal(folder, device), declared_start(folder), held_out, cut)

@@ -17,6 +17,7 @@ from pipeline.engine.plan import Source, Unit, default_rows_per_unit, plan_units
 from pipeline.engine.run import Run, Snapshot
 from pipeline.models.checkpoint import (
     SHIPPED,
+    Kind,
     checkpoint_members,
     checkpoint_sha256,
     context_and_vocabulary,
@@ -76,10 +77,11 @@ def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan |
     members = checkpoint_members(checkpoint)
     for member in members:
         require_kind(member, KIND_OF_METHOD[config.method])
-    context, model_vocabulary = min(map(context_and_vocabulary, members))
+    context, model_vocabulary = context_and_vocabulary(members[0])
     tokens = tokens_for(members[0], model_vocabulary, config)
     other = other_tokenizer(members[0], tokens)
     window, overlap = windows_for(config, context)
+    require_sound(members, KIND_OF_METHOD[config.method])
     rows = rows_to_label(source, config.limit)
     provenance = Provenance(
         method=config.method,
@@ -127,17 +129,34 @@ def rows_to_label(source: Source, limit: int | None) -> int:
     return min(source.rows, limit or source.rows)
 
 
-def windows_for(config: Config, context: int) -> tuple[int, int]:
+def require_sound(checkpoints: Sequence[Path], kind: Kind) -> None:
+    """Checks that checkpoints can be loaded, before any worker starts; not those that came with the project.
+
+    Raises:
+        ValueError: if one cannot.
+    """
+    others = [folder for folder in checkpoints if not folder.is_relative_to(SHIPPED)]
+    if others:
+        from pipeline.models.loading import require_loadable  # imports torch, which takes seconds
+
+        for folder in others:
+            require_loadable(folder, kind)
+
+
+def windows_for(config: Config, context: int | None) -> tuple[int, int]:
     """Tokens of a window, and those that it shares with the next.
 
     Raises:
-        ValueError: if the checkpoint cannot read such windows.
+        ValueError: if the checkpoint cannot read such windows, or names no context and no window is given.
     """
-    window = config.window if config.window is not None else context
+    longest = config.window if context is None else context
+    if longest is None:
+        raise ValueError("the checkpoint's config.json names no context; give a window with --window, as its card does")
+    window = longest if config.window is None else config.window
     overlap = config.overlap if config.overlap is not None else window // 2
-    if not 0 <= overlap < window <= context:
+    if not 0 <= overlap < window <= longest:
         raise ValueError(
-            f"the checkpoint needs 0 <= overlap < window <= {context}, not --overlap {overlap} and --window {window}"
+            f"the checkpoint needs 0 <= overlap < window <= {longest}, not --overlap {overlap} and --window {window}"
         )
     return window, overlap
 

@@ -55,6 +55,9 @@ class Labeller(Protocol):
     @property
     def batch_tokens(self) -> int: ...
 
+    @property
+    def border(self) -> int | None: ...
+
     def label(self, batches: Iterable[Batch]) -> tuple[list[dict[str, np.ndarray]], int]: ...
 
 
@@ -198,6 +201,7 @@ class Annotator:
                 window=settings.window,
                 overlap=settings.overlap,
                 budget=1 if settings.batch_invariant else labeller.batch_tokens,
+                border=labeller.border,
             )
             for fold, labeller in enumerate(self.labellers)
         ]

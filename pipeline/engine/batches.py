@@ -33,9 +33,11 @@ def window_batches(
     window: int,
     overlap: int,
     budget: int,
+    border: int | None = None,
 ) -> list[Batch]:
     """Batches of at most `budget` tokens, or of one window, over all documents, longest windows first.
 
+    No batch has windows on either side of the border: those of so many tokens, and longer ones.
     `wanted` has a bool for every token of every document; windows without a wanted token are left out.
     """
     pieces = [
@@ -47,9 +49,13 @@ def window_batches(
     label_from, stop = (firsts[_of(pieces, "document")] + _of(pieces, name) for name in ("label_from", "stop"))
     windows = list(compress(pieces, before[stop] > before[label_from]))
     windows.sort(key=len, reverse=True)
-    groups = budget_groups([len(piece) for piece in windows], budget)
+    longer = sum(len(piece) > border for piece in windows) if border is not None else 0
     ids_N = np.concatenate([np.empty(0, np.int64), *documents])
-    return [_padded(ids_N, wanted_N, firsts, tuple(windows[group])) for group in groups]
+    return [
+        _padded(ids_N, wanted_N, firsts, tuple(side[group]))
+        for side in (windows[:longer], windows[longer:])
+        for group in budget_groups([len(piece) for piece in side], budget)
+    ]
 
 
 def gather(

@@ -24,6 +24,7 @@ from pipeline.engine.run import Run
 from pipeline.labels import causal, exact, second_order
 from pipeline.models.attention import BlockedAttention
 from pipeline.models.estimator import EntropyEstimator
+from pipeline.models.language_model import frequency_border
 from pipeline.models.loading import declared_start, load_causal, load_estimator, load_second_order
 from pipeline.models.second_order import SecondOrderModel
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Dtype, Method
@@ -66,6 +67,8 @@ class TorchLabeller:
     """Most tokens of a forward."""
     batch_tokens: int
     """Most tokens of a batch."""
+    border: int | None = None
+    """Windows of so many tokens, and longer ones, must not share a batch."""
 
     def label(self, batches: Iterable[Batch]) -> tuple[list[dict[str, np.ndarray]], int]:
         """Float32 [B, T] for every column of every batch, and how many batches were labelled in parts.
@@ -149,15 +152,15 @@ def second_order_labeller(model: SecondOrderModel, device: Device) -> TorchLabel
     """Both columns of a second-order model that is on the device."""
     columns = (ENTROPY, EXPECTED_ENTROPY)
     both = partial(in_parts, lambda ids: dict(zip(columns, second_order.token_entropies(model, ids), strict=True)))
-    tokens = forward_tokens(model, device)
-    return TorchLabeller(columns, both, device, tokens, tokens)
+    tokens, border = forward_tokens(model, device), frequency_border(model.transformer.config)
+    return TorchLabeller(columns, both, device, tokens, tokens, border and border - 1)  # it reads the start too
 
 
 def causal_labeller(model: PreTrainedModel, start: int, device: Device) -> TorchLabeller:
     """Losses of a causal language model that is on the device and reads the token `start` before each window."""
     losses = partial(in_parts, lambda ids: {ENTROPY: causal.token_entropies(model, ids, start)})
     tokens = forward_tokens(model, device)
-    return TorchLabeller((ENTROPY,), losses, device, tokens, tokens)
+    return TorchLabeller((ENTROPY,), losses, device, tokens, tokens, frequency_border(model.config))
 
 
 def load_labeller(
@@ -167,13 +170,12 @@ def load_labeller(
 
     `start` is the token that a causal model reads before each window; what it declares where None.
     """
-    precision = getattr(torch, dtype)
     if method == "exact":
-        return exact_labeller(load_estimator(checkpoint, device).to(precision), device)
+        return exact_labeller(load_estimator(checkpoint, device, dtype), device)
     if method == "second-order":
-        return second_order_labeller(load_second_order(checkpoint, device).to(precision), device)
+        return second_order_labeller(load_second_order(checkpoint, device, dtype), device)
     first = declared_start(checkpoint) if start is None else start
-    return causal_labeller(load_causal(checkpoint, device).to(precision), first, device)
+    return causal_labeller(load_causal(checkpoint, device, dtype), first, device)
 
 
 def device_here(gpus: float | None = None) -> Device:

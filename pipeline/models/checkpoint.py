@@ -27,7 +27,21 @@ KIND_OF_MODEL_TYPE: dict[str, Kind] = {
     "second-order-entropy": "second-order",
 }
 
+POSITIONS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",  # MPT
+    "max_sequence_length",
+    "seq_length",  # Bloom
+    "n_ctx",
+    "context_length",  # RWKV
+    "model_max_length",  # Kimi Linear
+    "max_target_positions",  # Whisper's decoder
+)
+"""Names by which configurations tell how many positions a causal language model has, the most common first."""
+
 CAUSAL_NAMES = ("ForCausalLM", "LMHeadModel")  # how transformers' classes of causal language models end
+TEXT_CONFIG = "text_config"  # of a model that reads images, too: what concerns its language model
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 """Folders `tokenizer`, `estimator` and `second-order`, which come with the project."""
@@ -98,7 +112,8 @@ def checkpoint_kind(folder: Path) -> Kind:
         raise ValueError(f"{file} holds no JSON object; fetch or save the checkpoint again")
     if config.get("model_type") in KIND_OF_MODEL_TYPE:
         return KIND_OF_MODEL_TYPE[config["model_type"]]
-    if any(name.endswith(CAUSAL_NAMES) for name in config.get("architectures") or ()):
+    names = CAUSAL_NAMES if TEXT_CONFIG not in config else (*CAUSAL_NAMES, "ForConditionalGeneration")
+    if any(name.endswith(names) for name in config.get("architectures") or ()):
         return "causal"
     kind = config.get("model_type")
     raise ValueError(f"{folder} holds a model of type {kind!r}, which this project does not know; name another")
@@ -128,20 +143,21 @@ def require_kind(folder: Path, expected: Kind) -> None:
             raise ValueError(f"{file} is not a safetensors file: {error}; fetch or save it again") from error
 
 
-def context_and_vocabulary(folder: Path) -> tuple[int, int]:
+def context_and_vocabulary(folder: Path) -> tuple[int | None, int]:
     """Longest window in tokens and number of token ids, from the configuration alone.
 
-    A causal language model keeps one position for the token that stands before the first.
+    A causal language model keeps one position for the token that stands before the first. No context where the
+    configuration names none, as those of Mamba, RWKV and models with ALiBi may.
 
     Raises:
-        ValueError: if the configuration does not say.
+        ValueError: if the configuration has no `vocab_size`.
     """
     config = json.loads((folder / CONFIG_FILE).read_text())
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    context = config.get("context") or (positions - 1 if positions else None)
-    if context is None or "vocab_size" not in config:
-        raise ValueError(f"{folder / CONFIG_FILE} names no max_position_embeddings or no vocab_size; save it again")
-    return context, config["vocab_size"]
+    config = config.get(TEXT_CONFIG, config)
+    if "vocab_size" not in config:
+        raise ValueError(f"{folder / CONFIG_FILE} names no vocab_size; name another checkpoint")
+    positions = next((config[name] for name in POSITIONS if isinstance(config.get(name), int)), None)
+    return config.get("context") or (positions and positions - 1), config["vocab_size"]
 
 
 def checkpoint_sha256(*folders: Path) -> str:

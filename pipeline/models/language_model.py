@@ -3,13 +3,17 @@
 B rows, T tokens, D width, V vocabulary.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.cross_entropy import chunk_tokens, token_cross_entropy, wide_product
+
+SCALES = ("logit_scale", "lm_head_multiplier")  # Cohere, Falcon-H1
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma 2, RecurrentGemma, xLSTM
 
 
 class Head(NamedTuple):
@@ -33,8 +37,23 @@ def with_start(input_ids_BT: Tensor, start: int) -> Tensor:
 
 def next_token_hidden(model: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
     """Last hidden states [B, T, D]; index i predicts what comes after `inputs[:, : i + 1]`."""
-    hidden_BTD: Tensor = model.base_model(input_ids=inputs_BT, use_cache=False).last_hidden_state
+    hidden_BTD: Tensor = decoder(model)(input_ids=inputs_BT, use_cache=False).last_hidden_state
     return hidden_BTD
+
+
+def decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The model below the head.
+
+    Where transformers finds none or a layer (Llama 4's text model, ModernBERT's decoder), the only one it consists of.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    children = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+    for found in (model.get_decoder(), model.base_model, *(children if len(children) == 1 else ())):
+        if isinstance(found, PreTrainedModel) and found is not model:
+            return found
+    raise ValueError(f"{type(model).__name__} has no decoder that can be found; use another model")
 
 
 def next_token_losses(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
@@ -88,27 +107,31 @@ def start_token(config: PreTrainedConfig) -> int:
 
 
 def output_head(model: PreTrainedModel) -> Head:
-    """The head as its module and the configuration describe it."""
-    module, config = model.get_output_embeddings(), model.config
-    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    """The head as its module and the configuration describe it; `require_causal` holds it against the logits."""
+    module, config = model.get_output_embeddings(), model.config.get_text_config()
+    scale = _first(config, SCALES) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
-    return Head(
-        module.weight, getattr(module, "bias", None), getattr(config, "final_logit_softcapping", None), scale / divisor
-    )
+    return Head(module.weight, getattr(module, "bias", None), _first(config, SOFT_CAPS), scale / divisor)
 
 
-@torch.no_grad()
-def require_known_head(model: PreTrainedModel) -> None:
-    """Refuses a model that does more to its last hidden states than `Head` says, whose losses would be silently wrong.
+def frequency_border(config: PreTrainedConfig) -> int | None:
+    """Longest row, in tokens, that is read with the rotary frequencies of short rows; None where all rows are.
 
-    Raises:
-        ValueError: if its logits are others.
+    LongRoPE has two sets of them, and transformers takes one for a batch, by its longest row.
     """
-    probe_11, head = torch.zeros(1, 1, dtype=torch.long, device=model.device), output_head(model)
-    logits_V = head.weight_VD @ (next_token_hidden(model, probe_11)[0, 0] * head.scale)
-    if head.bias_V is not None:
-        logits_V = logits_V + head.bias_V
-    if head.softcap is not None:
-        logits_V = head.softcap * torch.tanh(logits_V / head.softcap)
-    if not torch.allclose(model(input_ids=probe_11, use_cache=False).logits[0, 0], logits_V, atol=1e-3, rtol=1e-3):
-        raise ValueError(f"the head of {type(model).__name__} is of a kind that this project does not know")
+    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    sets = [
+        parameters,
+        *(value for value in parameters.values() if isinstance(value, dict)),
+    ]  # or a set a kind of layer
+    borders = [rope["original_max_position_embeddings"] for rope in sets if _has_two_sets(rope)]
+    return min(borders, default=None)
+
+
+def _has_two_sets(rope: dict[str, Any]) -> bool:
+    return rope.get("rope_type") == "longrope" or "long_mscale" in rope  # the latter in Phi-3.5-MoE
+
+
+def _first(config: PreTrainedConfig, names: Sequence[str]) -> float | None:
+    """The first of some settings that the configuration has."""
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)

@@ -9,40 +9,44 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from pipeline.data.tokenizer import declared_beginning
 from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.card import CARD_FILE
-from pipeline.models.checkpoint import CONFIG_FILE, copy_tokenizer, require_kind
+from pipeline.models.checkpoint import CONFIG_FILE, Kind, copy_tokenizer, require_kind
 from pipeline.models.estimator import EntropyEstimator
-from pipeline.models.language_model import require_known_head, start_token
+from pipeline.models.language_model import start_token
+from pipeline.models.probe import require_causal
 from pipeline.models.second_order import SecondOrderModel
 
 WeightType = Literal["float32", "bfloat16"]
 
+CLASSES: dict[Kind, Any] = {
+    "estimator": EntropyEstimator,
+    "autoencoder": Autoencoder,
+    "second-order": SecondOrderModel,
+    "causal": AutoModelForCausalLM,
+}
 
-def load_estimator(folder: Path, device: str = "cpu") -> EntropyEstimator:
-    """An entropy estimation model in float32 on the device, ready to evaluate."""
-    require_kind(folder, "estimator")
-    estimator: EntropyEstimator = _loaded(EntropyEstimator, folder, device)
+
+def load_estimator(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> EntropyEstimator:
+    """An entropy estimation model in `dtype` on the device, ready to evaluate."""
+    estimator: EntropyEstimator = _loaded(folder, "estimator", device, dtype)
     return estimator
 
 
-def load_autoencoder(folder: Path, device: str = "cpu") -> Autoencoder:
-    """An autoencoder in float32 on the device, ready to evaluate."""
-    require_kind(folder, "autoencoder")
-    autoencoder: Autoencoder = _loaded(Autoencoder, folder, device)
+def load_autoencoder(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> Autoencoder:
+    """An autoencoder in `dtype` on the device, ready to evaluate."""
+    autoencoder: Autoencoder = _loaded(folder, "autoencoder", device, dtype)
     return autoencoder
 
 
-def load_second_order(folder: Path, device: str = "cpu") -> SecondOrderModel:
-    """A second-order model in float32 on the device, ready to evaluate."""
-    require_kind(folder, "second-order")
-    model: SecondOrderModel = _loaded(SecondOrderModel, folder, device)
+def load_second_order(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> SecondOrderModel:
+    """A second-order model in `dtype` on the device, ready to evaluate."""
+    model: SecondOrderModel = _loaded(folder, "second-order", device, dtype)
     return model
 
 
-def load_causal(folder: Path, device: str = "cpu") -> PreTrainedModel:
-    """A causal language model in float32 on the device, ready to evaluate."""
-    require_kind(folder, "causal")
-    model: PreTrainedModel = _loaded(AutoModelForCausalLM, folder, device)
-    require_known_head(model)
+def load_causal(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> PreTrainedModel:
+    """A causal language model in `dtype` on the device, ready to evaluate."""
+    model: PreTrainedModel = _loaded(folder, "causal", device, dtype)
+    require_causal(model)
     return model
 
 
@@ -54,7 +58,7 @@ def declared_start(folder: Path) -> int:
         ValueError: if neither declares any.
     """
     declared = declared_beginning(folder)
-    return start_token(AutoConfig.from_pretrained(folder)) if declared is None else declared
+    return start_token(AutoConfig.from_pretrained(folder, trust_remote_code=False)) if declared is None else declared
 
 
 def save_checkpoint(
@@ -67,16 +71,38 @@ def save_checkpoint(
     (folder / CARD_FILE).write_text(card)
 
 
-def _loaded(model_class: Any, folder: Path, device: str) -> Any:
+def require_loadable(folder: Path, kind: Kind) -> None:
+    """Checks that a checkpoint has all its weights, in their shapes, and needs no code of its own; reads no weight.
+
+    Raises:
+        ValueError: if that is not so.
+    """
+    require_kind(folder, kind)
+    _read(folder, kind, device_map="meta")
+
+
+def _loaded(folder: Path, kind: Kind, device: str, dtype: WeightType) -> Any:
+    require_kind(folder, kind)
+    # Not by `.to(dtype)`, which would round the frequencies of rotary positions too.
+    model = _read(folder, kind, dtype=getattr(torch, dtype))
+    model.to(device).eval()
+    model.requires_grad_(False)
+    return model
+
+
+def _read(folder: Path, kind: Kind, **settings: Any) -> Any:
     try:
-        model, report = model_class.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        model, report = CLASSES[kind].from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings
         )
     except RuntimeError as error:  # shapes that do not fit
         raise ValueError(f"the weights of {folder} do not fit its {CONFIG_FILE}; fetch or save both again") from error
+    except Exception as error:  # a class or a package that is not here, settings that do not fit together
+        reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason:
+            reason = "it needs code of its own, which is never run"
+        raise ValueError(f"{folder} cannot be loaded: {reason}; name another checkpoint") from error
     if missing := sorted(report["missing_keys"]):
         listed = f"{missing[0]} and {len(missing) - 1} others" if len(missing) > 1 else missing[0]
         raise ValueError(f"{folder} lacks weights: {listed}; fetch or save it again")
-    model.to(device).eval()
-    model.requires_grad_(False)
     return model

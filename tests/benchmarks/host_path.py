@@ -79,6 +79,7 @@ class FreeLabels:
 
     columns: tuple[str, ...] = (ENTROPY, EXPECTED_ENTROPY)
     batch_tokens = BATCH_TOKENS
+    border = None
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)

@@ -35,6 +35,7 @@ class FakeLabeller:
     """That a batch takes."""
     columns: tuple[str, ...] = (ENTROPY,)
     batch_tokens: int = 16384
+    border: int | None = None
 
     def label(self, batches: Iterable[Batch]) -> tuple[list[dict[str, np.ndarray]], int]:
         values = []
@@ -168,7 +169,12 @@ def label_documents(
     """Labels of documents, everywhere if not told where: windows, batches, method and back, as in a unit."""
     everywhere = [np.ones(len(ids), bool) for ids in documents]
     batches = window_batches(
-        documents, wanted or everywhere, window=window, overlap=overlap, budget=budget or labeller.batch_tokens
+        documents,
+        wanted or everywhere,
+        window=window,
+        overlap=overlap,
+        budget=budget or labeller.batch_tokens,
+        border=labeller.border,
     )
     values, _ = labeller.label(batches)
     return gather(documents, zip(batches, values, strict=True), labeller.columns)

@@ -15,17 +15,20 @@ def documents_of(lengths: list[int]) -> list[np.ndarray]:
 
 
 @settings(max_examples=100, deadline=None)
-@given(LENGTHS, st.integers(1, 12), st.integers(0, 11), st.integers(1, 60), st.floats(0, 1))
+@given(
+    LENGTHS, st.integers(1, 12), st.integers(0, 11), st.integers(1, 60), st.none() | st.integers(0, 12), st.floats(0, 1)
+)
 def test_every_wanted_token_is_labelled_once_and_lands_in_its_place(
-    lengths: list[int], window: int, overlap: int, budget: int, share: float
+    lengths: list[int], window: int, overlap: int, budget: int, border: int | None, share: float
 ) -> None:
     documents, random = documents_of(lengths), np.random.default_rng(0)
     wanted = [random.random(length) < share for length in lengths]
     overlap = min(overlap, window - 1)
-    batches = window_batches(documents, wanted, window=window, overlap=overlap, budget=budget)
+    batches = window_batches(documents, wanted, window=window, overlap=overlap, budget=budget, border=border)
     for batch in batches:
         assert batch.ids_BT.size <= max(budget, batch.ids_BT.shape[1]) and batch.ids_BT.shape[1] <= window
         assert batch.wanted_BT.any(axis=1).all() and (batch.lengths_B > 0).all()
+        assert border is None or len(set((batch.lengths_B > border).tolist())) == 1
     labels = gather(documents, [(batch, {"label": batch.ids_BT.astype(np.float32)}) for batch in batches], ["label"])
     for ids, asked, values in zip(documents, wanted, labels["label"], strict=True):
         np.testing.assert_array_equal(values, np.where(asked, ids, np.nan))

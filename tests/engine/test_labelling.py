@@ -25,6 +25,7 @@ from pipeline.models.second_order import Entropies, SecondOrderModel
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Dtype, Method
 from tests.builders import write_documents
 from tests.engine.fakes import label_documents, planned_run, token_rows
+from tests.models.families import VOCABULARY, tiny_causal
 from tests.tiny_models import random_tokens, tiny_estimator, tiny_language_model, tiny_second_order
 
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
@@ -43,6 +44,35 @@ def test_short_documents_have_the_labels_of_the_bare_method(tmp_path: Path) -> N
         bare = second_order.token_entropies(tiny_second_order(), torch.from_numpy(ids[None]).long())
         np.testing.assert_allclose(labels[ENTROPY][place], bare.entropy_BT[0], atol=1e-5)
         np.testing.assert_allclose(labels[EXPECTED_ENTROPY][place], bare.expected_entropy_BT[0], atol=1e-5)
+
+
+TWO_SETS: dict[str, dict[str, Any]] = {
+    "phi3": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [8.0] * 4},
+    "phimoe": {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 4,
+        "long_factor": [8.0] * 4,
+        "short_mscale": 1.0,
+        "long_mscale": 1.4,
+    },
+}
+
+
+@pytest.mark.parametrize("method", ["causal", "second-order"])
+@pytest.mark.parametrize("family", TWO_SETS)
+def test_two_sets_of_rotary_frequencies_never_meet_in_a_batch(tmp_path: Path, family: str, method: Method) -> None:
+    rope = {**TWO_SETS[family], "rope_theta": 10000.0, "original_max_position_embeddings": 24}
+    there = {"original_max_position_embeddings": 24} if family == "phi3" else {}
+    model = tiny_causal(family, rope_parameters=rope, **there)
+    (model if method == "causal" else SecondOrderModel.from_language_model(model)).save_pretrained(tmp_path)
+    labeller = load_labeller(method, tmp_path, "cpu")
+    documents = [ids % VOCABULARY for ids in random_documents(40, 23, 24, 7, 25, 60)]
+    together = label_documents(documents, labeller, window=60, overlap=30)[ENTROPY]
+    for ids, labels in zip(documents, together, strict=True):
+        alone = label_documents([ids], labeller, window=60, overlap=30)[ENTROPY][0]
+        np.testing.assert_allclose(labels, alone, atol=1e-4)
+    mixed = label_documents(documents, replace(labeller, border=None), window=60, overlap=30)[ENTROPY]
+    assert max(abs(one - other).max() for one, other in zip(together, mixed, strict=True)) > 0.1
 
 
 @pytest.mark.parametrize(("window", "overlap"), [(16, 8), (16, 0), (16, 15), (10, 3)])

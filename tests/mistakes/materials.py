@@ -16,11 +16,13 @@ from schemas.layout import LEDGER_FOLDER, Subset
 from schemas.ledger import PLAN_FILE
 from tests.annotated import write_annotated
 from tests.builders import sample_texts, write_documents
+from tests.models.families import tiny_causal
 from tests.publishing.datasets import annotated
 from tests.tiny_models import tiny_autoencoder, tiny_estimator, tiny_language_model, tiny_second_order
 
 TOKENS = [[(start * step) % 97 for step in range(40)] for start in range(1, 25)]
 SECRET = "hf_secretsecretsecret"
+CODE = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
 
 
 def write_materials(folder: Path) -> None:
@@ -81,6 +83,16 @@ def _write_checkpoints(folder: Path) -> None:
         (models / name / file).unlink()
         if content is not None:
             (models / name / file).write_bytes(content)
+    for name, family in (
+        ("without-context", "mamba"),
+        ("other-head", "roformer"),
+        ("not-causal", "llama"),
+        ("code", "llama"),
+    ):
+        tiny_causal(family).save_pretrained(models / name)
+    for name, setting in (("not-causal", {"is_causal": False}), ("code", {"model_type": "own", "auto_map": CODE})):
+        file = models / name / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **setting}))
     shutil.copytree(models / "weights-missing", models / "pickled")
     (models / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     sizes = models / "sizes-of-another"

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models.language_model import next_token_losses, require_known_head
+from pipeline.models.language_model import next_token_losses
 from pipeline.models.loading import load_causal
 from pipeline.models.mixer import CausalConvolution, MaskedMixer, MixerConfig, MixerForCausalLM
+from pipeline.models.probe import require_causal
 from pipeline.models.stack import new_language_model, stack_config
 from pipeline.models.transformer import add_dropout
 from tests.tiny_models import frozen
@@ -85,7 +86,7 @@ def test_a_mixer_is_a_causal_language_model_that_loads_as_any_does(tmp_path: Pat
     loaded = load_causal(tmp_path)
     assert isinstance(loaded, MixerForCausalLM) and loaded.config.bos_token_id == 10
     torch.testing.assert_close(loaded(input_ids_BT).logits, model(input_ids_BT).logits)
-    require_known_head(model)
+    require_causal(model)
     losses_BT = next_token_losses(model, input_ids_BT[:, :-1], input_ids_BT[:, 1:])
     for length in range(1, 9):
         alone_B = torch.nn.functional.cross_entropy(

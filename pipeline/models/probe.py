@@ -1,0 +1,72 @@
+"""A causal language model is tried before it labels: are its losses what this project takes them for?
+
+Two forwards of 16 tokens, the padding token not among them: its row may be zeros, and any scale of zeros is right.
+
+T tokens, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline.models.language_model import Head, next_token_hidden, output_head
+
+TOKENS = 16
+# Shares of the range of the logits that rounding may take. Two ways to the same logits differ by that of one product.
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2**-8, torch.bfloat16: 2**-6}
+
+
+@torch.no_grad()
+def require_causal(model: PreTrainedModel) -> None:
+    """Refuses a model whose losses would be silently wrong.
+
+    Raises:
+        ValueError: if its logits are not finite, depend on tokens that come later, or are not those that `Head` makes
+            of its last hidden states.
+    """
+    name, ids_1T = type(model).__name__, _probe(model)
+    logits_TV = _logits(model, ids_1T)
+    if not logits_TV.isfinite().all():
+        raise ValueError(f"{name} gives logits that are not finite; its weights are broken or were not trained")
+    allowed = TOLERANCES[model.dtype] * float(logits_TV.max() - logits_TV.min())
+    changed_1T = torch.cat([ids_1T[:, :-1], ids_1T[:, :1]], dim=1)
+    if _difference(_logits(model, changed_1T)[:-1], logits_TV[:-1]) > allowed:
+        raise ValueError(
+            f"{name} is not causal: its logits depend on tokens that come later, so its losses are no surprisals; look "
+            f"at is_causal and is_decoder in its config.json, or use another model"
+        )
+    hidden_TD, head = next_token_hidden(model, ids_1T)[0], output_head(model)
+    fits = hidden_TD.shape[-1] == head.weight_VD.shape[-1]
+    if not fits or _difference(logits(hidden_TD, head), logits_TV) > allowed:
+        raise ValueError(f"the head of {name} is of a kind that this project does not know; use another model")
+
+
+def logits(hidden_TD: Tensor, head: Head) -> Tensor:
+    """The logits [T, V] that a head makes of hidden states, in float32; the slow, obvious way."""
+    logits_TV = hidden_TD.float() * head.scale @ head.weight_VD.float().T
+    if head.bias_V is not None:
+        logits_TV = logits_TV + head.bias_V.float()
+    return logits_TV if head.softcap is None else head.softcap * torch.tanh(logits_TV / head.softcap)
+
+
+def _probe(model: PreTrainedModel) -> Tensor:
+    """Ids [1, T] from all over the vocabulary, fewer where the context is shorter."""
+    config, vocabulary = model.config.get_text_config(), len(output_head(model).weight_VD)
+    tokens = min(TOKENS, getattr(config, "max_position_embeddings", None) or TOKENS)
+    known = [token for token in range(vocabulary) if token != getattr(config, "pad_token_id", None)] or [0]
+    return torch.tensor([[known[place * len(known) // tokens] for place in range(tokens)]], device=model.device)
+
+
+def _logits(model: PreTrainedModel, ids_1T: Tensor) -> Tensor:
+    try:
+        logits_TV: Tensor = model(input_ids=ids_1T, use_cache=False).logits[0].float()
+    except Exception as error:  # classes differ in what they fail by: a setting, a position or an argument too few
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{type(model).__name__} cannot read {ids_1T.shape[1]} tokens: {reason}; use another model"
+        ) from error
+    return logits_TV
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max()) if one.shape == other.shape else float("inf")

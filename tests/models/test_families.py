@@ -1,0 +1,60 @@
+"""Every causal architecture of the installed transformers: labels are those of its own logits, or it is refused."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from pipeline.labels.causal import token_entropies
+from pipeline.models.language_model import with_start
+from pipeline.models.probe import require_causal
+from tests.models.families import FAMILIES, START, VOCABULARY, tiny_causal
+from tests.tiny_models import random_tokens
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+REFUSED = set(re.findall(r"^\| `(\S+)` \|", PAGE.read_text(), re.MULTILINE))
+LENGTHS = (20, 7, 1)
+
+
+@cache
+def built_or_why_not(family: str) -> PreTrainedModel | str:
+    try:
+        return tiny_causal(family)
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_labels_are_those_of_the_models_own_logits_alone_and_in_a_batch(family: str) -> None:
+    model = built_or_why_not(family)
+    if isinstance(model, str):
+        pytest.skip(model)
+    if family in REFUSED:
+        with pytest.raises(ValueError, match=type(model).__name__):
+            require_causal(model)
+        return
+    require_causal(model)
+    ids_BT = random_tokens(len(LENGTHS), max(LENGTHS), vocabulary=VOCABULARY)
+    logits_BTV = model(input_ids=with_start(ids_BT, START), use_cache=False).logits.float()
+    expected_BT = cross_entropy(logits_BTV.transpose(1, 2), ids_BT, reduction="none")
+    assert expected_BT.std() > 0.01, "labels too much alike to tell anything"
+    together_BT = token_entropies(model, ids_BT, START)
+    torch.testing.assert_close(together_BT, expected_BT, atol=1e-4, rtol=0)
+    for row, length in enumerate(LENGTHS):
+        alone_1T = token_entropies(model, ids_BT[row : row + 1, :length], START)
+        torch.testing.assert_close(alone_1T[0], together_BT[row, :length], atol=1e-4, rtol=0)
+
+
+@pytest.mark.skipif(not transformers.__version__.startswith("5.23."), reason="the page counts those of 5.23")
+def test_the_page_counts_the_architectures_right() -> None:
+    built = {family for family in FAMILIES if not isinstance(built_or_why_not(family), str)}
+    (known,) = re.findall(
+        r"Of the (\d+) causal architectures .* build (\d+), .* The (\d+) that", PAGE.read_text(), re.DOTALL
+    )
+    assert tuple(map(int, known)) == (len(FAMILIES), len(built), len(built - REFUSED))
+    assert built >= REFUSED
