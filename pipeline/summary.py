@@ -27,6 +27,8 @@ def print_summary(place: str, counts: Counts, report: Report) -> None:
     bits = f"{mean / math.log(2) * tokens / counts.text_bytes:.3f}" if counts.text_bytes else "unknown without text"
     without = f", {counts.rows_without_text:,} of them without text" if counts.rows_without_text else ""
     print(f"documents      {counts.rows:,}{without}")
+    if counts.rows_with_unknown_text:
+        print(f"unknown text   in {counts.rows_with_unknown_text:,} documents, which have characters without a token")
     print(f"tokens         {tokens:,}" + (f", {labelled:,} of them labelled" if labelled < tokens else ""))
     idle = "none: no unit succeeded" if report.given_up else "none: the dataset was complete"
     print(f"tokens/s       {f'{report.tokens_per_second:,.0f}' if report.units else idle}")

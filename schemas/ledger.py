@@ -17,6 +17,8 @@ class Counts:
     rows: int = 0
     rows_without_text: int = 0
     """Null, empty or not text; their lists are empty."""
+    rows_with_unknown_text: int = 0
+    """Something in them has no token: it became the tokenizer's unknown token, or nothing."""
     tokens: int = 0
     labelled_tokens: int = 0
     text_bytes: int = 0

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from pipeline.data.control_tokens import keep_text
 from pipeline.data.encoding import encode_column
 
 SEPARATOR = "<|endoftext|>"
@@ -57,6 +58,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except Exception as error:  # the library raises bare Exception for a malformed file
         raise ValueError(f"{file} is not a tokenizer: {error}; name another folder with --tokenizer") from error
     tokenizer.encode_special_tokens = True
+    keep_text(tokenizer)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

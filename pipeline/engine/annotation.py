@@ -174,7 +174,7 @@ class Annotator:
             if slab.ends is not None:
                 labels = {name: moved(nats, slab.ends) for name, nats in labels.items()}
             table = annotated_rows(slab.rows, slab.tokens, labels, self.run.schema)
-            counts.append(count(slab.rows, table, self.run.column))
+            counts.append(count(slab.rows, table, self.run.column, self.tokenizer))
             yield table
 
     def _tokenized(self, rows: pa.RecordBatch, random: np.random.Generator) -> Slab:

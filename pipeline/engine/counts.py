@@ -6,20 +6,25 @@ N labelled tokens.
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from tokenizers import Tokenizer
 
 from pipeline.data.documents import Column
-from schemas.annotations import ENTROPY, NUM_TOKENS
+from pipeline.data.unknown_text import documents_with_unknown_text
+from schemas.annotations import ENTROPY, INPUT_IDS, NUM_TOKENS
 from schemas.ledger import BIN_NATS, BINS, Counts
 
 
-def count(source: pa.RecordBatch, annotated: pa.Table, column: Column) -> Counts:
-    """Counts of some rows, before and after annotation."""
+def count(source: pa.RecordBatch, annotated: pa.Table, column: Column, tokenizer: Tokenizer | None) -> Counts:
+    """Counts of some rows, before and after annotation; no tokenizer where they came tokenized."""
     entropies = pc.list_flatten(annotated.column(ENTROPY)).drop_null().to_numpy()
     given = source.column(column.name)
     lengths = pc.fill_null(pc.list_value_length(given) if column.tokenized else pc.binary_length(given), 0)
     return Counts(
         rows=len(source),
         rows_without_text=pc.sum(pc.equal(lengths, 0)).as_py() or 0,
+        rows_with_unknown_text=documents_with_unknown_text(tokenizer, given, annotated.column(INPUT_IDS))
+        if tokenizer
+        else 0,
         tokens=pc.sum(annotated.column(NUM_TOKENS)).as_py() or 0,
         labelled_tokens=len(entropies),
         text_bytes=0 if column.tokenized else pc.sum(lengths).as_py() or 0,

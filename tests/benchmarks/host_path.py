@@ -141,7 +141,7 @@ class OneByOne:
         self, rows: pa.RecordBatch, documents: list[np.ndarray], labelled: Iterable[tuple[Batch, dict[str, np.ndarray]]]
     ) -> pa.Table:
         table = annotated_rows(rows, documents, gather(documents, labelled, self.labels.columns), self.job.schema)
-        count(rows, table, self.job.column)
+        count(rows, table, self.job.column, self.tokenizer)
         return table
 
     def _timed(self, stage: str, work: Callable[..., Any], *given: Any) -> Any:

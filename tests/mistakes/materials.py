@@ -91,8 +91,8 @@ def _write_checkpoints(folder: Path) -> None:
     ):
         tiny_causal(family).save_pretrained(models / name)
     for name, setting in (("not-causal", {"is_causal": False}), ("code", {"model_type": "own", "auto_map": CODE})):
-        file = models / name / "config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), **setting}))
+        config = json.loads((models / name / "config.json").read_text())
+        (models / name / "config.json").write_text(json.dumps({**config, **setting}))
     shutil.copytree(models / "weights-missing", models / "pickled")
     (models / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     sizes = models / "sizes-of-another"

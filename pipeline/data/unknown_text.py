@@ -1,0 +1,93 @@
+"""Text that a tokenizer has no token for: it becomes the unknown token, or nothing at all, and is counted.
+
+M documents, N bytes or tokens end to end, V token ids.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tokenizers import Tokenizer, pre_tokenizers
+
+from pipeline.data.control_tokens import readable_from_text
+
+KEPT = "unknown"
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Signs that a tokenizer has left out something of a text."""
+
+    ids: Sequence[int]
+    """Ids that stand for text without being it."""
+    bytes_256: np.ndarray
+    """True for bytes that vanish, as byte-level BPE has no token for them."""
+    alphabet: frozenset[str] | None
+    """All characters that do not vanish, where a tokenizer that is not byte-level lets others do so."""
+
+
+def documents_with_unknown_text(tokenizer: Tokenizer, texts: pa.Array, ids: pa.ChunkedArray) -> int:
+    """Number of documents, given as texts and as lists of ids, of which something has no token."""
+    unknown = unknown_to(tokenizer)
+    lists, strings = ids.combine_chunks(), pc.fill_null(texts, "").cast(pa.large_string())
+    found_M = np.zeros(len(lists), dtype=bool)
+    for token in unknown.ids:
+        found_M |= _any(lists.flatten().to_numpy() == token, _borders(pc.list_value_length(lists)))
+    if unknown.bytes_256.any():
+        text_N = np.frombuffer(b"".join(text.encode() for text in strings.to_pylist()), np.uint8)
+        found_M |= _any(unknown.bytes_256[text_N], _borders(pc.binary_length(strings)))
+    if unknown.alphabet is not None:
+        found_M |= [not unknown.alphabet.issuperset(_characters(tokenizer, text)) for text in strings.to_pylist()]
+    return int(found_M.sum())
+
+
+def unknown_to(tokenizer: Tokenizer) -> Unknown:
+    """The tokenizer's signs, stored as its attribute: it must not be changed after that."""
+    attributes = vars(tokenizer)
+    if KEPT not in attributes:
+        attributes[KEPT] = _looked_up(tokenizer)
+    kept: Unknown = attributes[KEPT]
+    return kept
+
+
+def _looked_up(tokenizer: Tokenizer) -> Unknown:
+    settings, vocabulary = json.loads(tokenizer.to_str()), tokenizer.get_vocab(with_added_tokens=False)
+    model = settings["model"]
+    stand_ins = {tokenizer.token_to_id(token) for token in readable_from_text(tokenizer)}
+    stand_ins |= {model.get("unk_id"), vocabulary.get(model.get("unk_token"))}
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    byte_level = any('"ByteLevel"' in json.dumps(settings[part]) for part in ("normalizer", "pre_tokenizer"))
+    vanishing = model["type"] == "BPE" and model.get("unk_token") not in vocabulary and not model.get("byte_fallback")
+    lacking = sorted(set(alphabet) - vocabulary.keys()) if byte_level and vanishing else []
+    bytes_256 = np.zeros(256, dtype=bool)
+    bytes_256[[_byte(character) for character in lacking]] = True
+    characters = frozenset(piece for piece in vocabulary if len(piece) == 1) if vanishing and not byte_level else None
+    return Unknown([token for token in stand_ins if token is not None], bytes_256, characters)
+
+
+def _byte(character: str) -> int:
+    """The byte that a character of the byte-level alphabet stands for: itself, or one of those that do not print."""
+    printed = {chr(byte) for byte in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))}
+    hidden = [byte for byte in range(256) if chr(byte) not in printed]
+    return ord(character) if character in printed else hidden[ord(character) - 256]
+
+
+def _characters(tokenizer: Tokenizer, text: str) -> set[str]:
+    """Those that the model has to find tokens for."""
+    normal = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
+    pieces = tokenizer.pre_tokenizer.pre_tokenize_str(normal) if tokenizer.pre_tokenizer else [(normal, None)]
+    return set().union(*(piece for piece, _ in pieces))
+
+
+def _any(marks_N: np.ndarray, borders: np.ndarray) -> np.ndarray:
+    """True for the documents that have a mark."""
+    marks = np.append(0, np.cumsum(marks_N))
+    found: np.ndarray = np.diff(marks[borders]) > 0
+    return found
+
+
+def _borders(lengths: pa.Array) -> np.ndarray:
+    return np.append(0, np.cumsum(lengths.to_numpy(zero_copy_only=False)))
