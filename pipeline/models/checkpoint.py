@@ -156,7 +156,8 @@ def context_and_vocabulary(folder: Path) -> tuple[int | None, int]:
     config = config.get(TEXT_CONFIG, config)
     if "vocab_size" not in config:
         raise ValueError(f"{folder / CONFIG_FILE} names no vocab_size; name another checkpoint")
-    positions = next((config[name] for name in POSITIONS if isinstance(config.get(name), int)), None)
+    named = (config.get(name) for name in POSITIONS)
+    positions = next((number for number in named if isinstance(number, int) and number > 1), None)
     return config.get("context") or (positions and positions - 1), config["vocab_size"]
 
 

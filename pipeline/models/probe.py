@@ -52,7 +52,8 @@ def logits(hidden_TD: Tensor, head: Head) -> Tensor:
 def _probe(model: PreTrainedModel) -> Tensor:
     """Ids [1, T] from all over the vocabulary, fewer where the context is shorter."""
     config, vocabulary = model.config.get_text_config(), len(output_head(model).weight_VD)
-    tokens = min(TOKENS, getattr(config, "max_position_embeddings", None) or TOKENS)
+    positions = getattr(config, "max_position_embeddings", None) or TOKENS
+    tokens = min(TOKENS, positions) if positions > 0 else TOKENS  # XLNet's are -1
     known = [token for token in range(vocabulary) if token != getattr(config, "pad_token_id", None)] or [0]
     return torch.tensor([[known[place * len(known) // tokens] for place in range(tokens)]], device=model.device)
 

@@ -100,6 +100,7 @@ CONTEXTS = {
     "max_target_positions": (65, 64),
     "model_max_length": (65, 64),
     "num_hidden_layers": (65, None),
+    "max_sequence_length": (-1, None),
 }
 
 
