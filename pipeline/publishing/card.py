@@ -104,7 +104,7 @@ def _add_missing(card: DatasetCard, facts: Facts) -> None:
         "pretty_name": "Per-token entropy labels",
         "annotations_creators": ["machine-generated"],
         "task_categories": ["text-generation"],
-        "license": facts.source.license,
+        **(facts.source.license.front_matter() if facts.source.license and not card.data.get("license") else {}),
         "language": list(facts.source.languages),
         "source_datasets": list(facts.source.datasets),
         "tags": ["token-entropy"],

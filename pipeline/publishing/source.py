@@ -1,6 +1,6 @@
-"""What the Hub says of the datasets that documents came from: their licence and languages."""
+"""The datasets of the Hub that documents came from: their licence and languages, as their cards tell them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from huggingface_hub import HfApi, parse_hf_uri
@@ -10,12 +10,37 @@ from pipeline.data.reaching import reaching
 
 
 @dataclass(frozen=True)
+class License:
+    """Identifiers of one or several licences and, where one is `other`, its name and the place of its text."""
+
+    ids: tuple[str, ...]
+    name: str | None = None
+    link: str | None = None
+
+    @classmethod
+    def of(cls, card: Mapping[str, object]) -> "License | None":
+        """The licence in a card's front matter; None where it tells none."""
+        ids = tuple(_listed(card.get("license")))
+        name, link = (next(iter(_listed(card.get(key))), None) for key in ("license_name", "license_link"))
+        return cls(ids, name, link) if ids else None
+
+    def front_matter(self) -> dict[str, object]:
+        """The same as a card has it: a list only where there are several, as the Hub wants it."""
+        told: dict[str, object] = {"license": list(self.ids) if len(self.ids) > 1 else self.ids[0]}
+        return told | {key: value for key, value in (("license_name", self.name), ("license_link", self.link)) if value}
+
+    def __str__(self) -> str:
+        named = " and ".join(self.name or id if id == "other" else id for id in self.ids)
+        return f"{named} ({self.link})" if self.link else named
+
+
+@dataclass(frozen=True)
 class SourceFacts:
     """Of all inputs together."""
 
     datasets: tuple[str, ...] = ()
     """Names on the Hub."""
-    license: str | None = None
+    license: License | None = None
     """Where all of them have the same."""
     languages: tuple[str, ...] = ()
 
@@ -39,9 +64,9 @@ def source_facts(inputs: Sequence[str]) -> SourceFacts:
     """
     names = tuple(dict.fromkeys(parse_hf_uri(url).id for url in filter(_on_hub, inputs)))
     cards = [_card(name) for name in names]
-    licenses = {str(card["license"]) for card in cards if card.get("license")}
+    licenses = set(map(License.of, cards))
     languages = [language for card in cards for language in _listed(card.get("language"))]
-    same = len(licenses) == 1 and all(card.get("license") for card in cards) and all(map(_on_hub, inputs))
+    same = len(licenses) == 1 and all(map(_on_hub, inputs))
     return SourceFacts(names, licenses.pop() if same else None, tuple(dict.fromkeys(languages)))
 
 
