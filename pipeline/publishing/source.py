@@ -8,6 +8,8 @@ from huggingface_hub import HfApi, parse_hf_uri
 from pipeline.data.locations import HUB
 from pipeline.data.reaching import reaching
 
+PAGES = "https://huggingface.co/datasets"
+
 
 @dataclass(frozen=True)
 class License:
@@ -18,11 +20,17 @@ class License:
     link: str | None = None
 
     @classmethod
-    def of(cls, card: Mapping[str, object]) -> "License | None":
-        """The licence in a card's front matter; None where it tells none."""
+    def of(cls, card: Mapping[str, object], dataset: str) -> "License | None":
+        """The licence in the front matter of a dataset's card, its text at an absolute URL; None where it tells none."""
         ids = tuple(_listed(card.get("license")))
         name, link = (next(iter(_listed(card.get(key))), None) for key in ("license_name", "license_link"))
-        return cls(ids, name, link) if ids else None
+        in_dataset = link is not None and "://" not in link
+        return cls(ids, name, f"{PAGES}/{dataset}/blob/main/{link}" if in_dataset else link) if ids else None
+
+    @property
+    def says_which(self) -> bool:
+        """False for an `other` without a text to compare: two of these may be two licences."""
+        return "other" not in self.ids or self.link is not None
 
     def front_matter(self) -> dict[str, object]:
         """The same as a card has it: a list only where there are several, as the Hub wants it."""
@@ -51,7 +59,7 @@ class SourceFacts:
             return (
                 "The documents come from files outside the Hub, whose licence is not known here and holds for this too."
             )
-        named = ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in self.datasets)
+        named = ", ".join(f"[{name}]({PAGES}/{name})" for name in self.datasets)
         licence = f"whose licence is {self.license}" if self.license else "whose licences their cards tell"
         return f"The documents are those of {named}, {licence} and holds for this dataset too."
 
@@ -64,10 +72,11 @@ def source_facts(inputs: Sequence[str]) -> SourceFacts:
     """
     names = tuple(dict.fromkeys(parse_hf_uri(url).id for url in filter(_on_hub, inputs)))
     cards = [_card(name) for name in names]
-    licenses = set(map(License.of, cards))
+    licenses = set(map(License.of, cards, names))
     languages = [language for card in cards for language in _listed(card.get("language"))]
-    same = len(licenses) == 1 and all(map(_on_hub, inputs))
-    return SourceFacts(names, licenses.pop() if same else None, tuple(dict.fromkeys(languages)))
+    first = next(iter(licenses), None)
+    same = len(licenses) == 1 and all(map(_on_hub, inputs)) and (len(names) == 1 or (first and first.says_which))
+    return SourceFacts(names, first if same else None, tuple(dict.fromkeys(languages)))
 
 
 def _on_hub(url: str) -> bool:
