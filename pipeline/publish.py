@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.command_line import run
 from pipeline.data.hub import Repository
+from pipeline.data.loading import load_call
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.opening import locked, planned, require_same
 from pipeline.publishing.facts import Facts
@@ -51,7 +52,7 @@ def publish(config: Config) -> None:
         repository.prepare(private=config.private)
         for name in wanted:
             publish_subset(Subset(name, config.folder.resolve()), repository)
-    print(f'load_dataset("{repository.name}", "{wanted[0]}", split="train") has it')
+    print(f"{load_call(repository.name, wanted[0], repository.revision)} has it")
 
 
 def publish_subset(subset: Subset, repository: Repository) -> None:
@@ -67,9 +68,10 @@ def publish_subset(subset: Subset, repository: Repository) -> None:
     facts = Facts(
         subset=subset,
         place=repository.name,
+        revision=repository.revision,
         provenance=plan.provenance,
         schema=schema,
-        source=source_facts(plan.provenance.source),
+        source=source_facts(plan.source),
     )
     there = published_plan(repository, subset)
     if there is not None:

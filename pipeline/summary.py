@@ -9,20 +9,21 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.data.hub import Repository
+from pipeline.data.loading import load_call
 from pipeline.data.locations import find_files
 from pipeline.data.opened import open_stored
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.report import Report
-from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, Provenance
 from schemas.layout import Subset
 from schemas.ledger import Counts, Quarantined
 
 EXAMPLE_TOKENS, MOST_LOOKS = 16, 1000
 
 
-def print_summary(place: str, counts: Counts, report: Report) -> None:
-    """Documents, tokens, tokens/s, mean entropy, bits per byte, place; then where the time went."""
+def print_summary(place: str, provenance: Provenance, counts: Counts, report: Report) -> None:
+    """Documents, tokens, tokens/s, mean entropy, bits per byte, model, place; then where the time went."""
     tokens, labelled, mean = counts.tokens, counts.labelled_tokens, counts.mean_entropy
     bits = f"{mean / math.log(2) * tokens / counts.text_bytes:.3f}" if counts.text_bytes else "unknown without text"
     without = f", {counts.rows_without_text:,} of them without text" if counts.rows_without_text else ""
@@ -32,6 +33,7 @@ def print_summary(place: str, counts: Counts, report: Report) -> None:
     print(f"tokens/s       {f'{report.tokens_per_second:,.0f}' if report.units else idle}")
     print(f"mean entropy   {mean:.3f} nats a token")
     print(f"bits per byte  {bits}")
+    print(f"model          {provenance.labelled_by}")
     print(f"dataset        {place}")
     if report.units:
         speeds = ", ".join(f"{stage} {speed:,.0f}" for stage, speed in report.stage_speeds().items())
@@ -55,8 +57,9 @@ def print_examples(subset: Subset, repository: Repository | None) -> None:
     if row is None:
         return
     columns = [name for name in (ENTROPY, EXPECTED_ENTROPY) if name in row]
-    named = repository.name if repository else str(subset.root)
-    print(f'\nload_dataset("{named}", "{subset.name}", split="train") has every document; one begins')
+    root = str(subset.root)
+    call = load_call(repository.name, subset.name, repository.revision) if repository else load_call(root, subset.name)
+    print(f"\n{call} has every document; one begins")
     print(f"{'token':<17}" + "".join(f"{name:>18}" for name in columns))
     for number, token in enumerate(_shown(row[INPUT_IDS][:EXAMPLE_TOKENS], subset.tokenizer)):
         values = (row[name][number] for name in columns)

@@ -21,7 +21,7 @@ class License:
 
     @classmethod
     def of(cls, card: Mapping[str, object], dataset: str) -> "License | None":
-        """The licence in the front matter of a dataset's card, its text at an absolute URL; None where it tells none."""
+        """The licence that a dataset's card tells, with an absolute URL of its text; None where it tells none."""
         ids = tuple(_listed(card.get("license")))
         name, link = (next(iter(_listed(card.get(key))), None) for key in ("license_name", "license_link"))
         in_dataset = link is not None and "://" not in link
