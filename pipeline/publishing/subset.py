@@ -12,6 +12,7 @@ from pipeline.engine.ledger import total
 from pipeline.engine.opening import plan_without_paths, read_plan, require_same
 from pipeline.publishing.card import dataset_card
 from pipeline.publishing.facts import Facts
+from pipeline.publishing.own_data import beside_own_data
 from schemas.ledger import PLAN_FILE, QUARANTINE, REPORT_FILE, Quarantined
 
 Missing = Callable[[str], Sequence[Operation]]
@@ -28,7 +29,7 @@ def publish_beginning(repository: Repository, facts: Facts) -> None:
     """Commits the plan, the tokenizer and a first card, so that the dataset can be loaded while it grows.
 
     Raises:
-        ValueError: if the repository has another run's subset of this name.
+        ValueError: if the repository has another run's subset of this name, or data that labels would hide.
     """
     subset, files = facts.subset, sorted(facts.subset.tokenizer.glob("*"))
     plan_file = subset.in_repository.ledger / PLAN_FILE
@@ -40,7 +41,10 @@ def publish_beginning(repository: Repository, facts: Facts) -> None:
         own = plan_without_paths((subset.ledger / PLAN_FILE).read_text()).encode()
         begun = [CommitOperationAdd(plan_file.as_posix(), own)] if plan is None else []
         named = [(file.relative_to(subset.root).as_posix(), file) for file in files]
-        return [*begun, *(CommitOperationAdd(path, file) for path, file in named), _card(repository, facts, head)]
+        card = repository.text(subset.in_repository.card.as_posix(), head)
+        if plan is None:
+            card = beside_own_data(card, repository.files("", head), subset, repository.url)
+        return [*begun, *(CommitOperationAdd(path, file) for path, file in named), _card(facts, card)]
 
     repository.commit(f"{subset.name}: plan", missing)
 
@@ -59,7 +63,7 @@ def publish_end(repository: Repository, facts: Facts) -> None:
         return [
             *(CommitOperationAdd(file.relative_to(subset.root).as_posix(), content) for file, content in contents),
             *(CommitOperationDelete(path) for path in sorted(set(there) - kept)),
-            _card(repository, facts, head),
+            _card(facts, repository.text(places.card.as_posix(), head)),
         ]
 
     repository.commit(f"{subset.name}: card", missing)
@@ -72,7 +76,6 @@ def _note(file: Path) -> bytes:
     return replace(unit, file=name, reason=unit.reason.replace(unit.file, name)).to_json().encode()
 
 
-def _card(repository: Repository, facts: Facts, head: str) -> CommitOperationAdd:
-    """The card that a commit has, brought up to date."""
-    path = facts.subset.in_repository.card.as_posix()
-    return CommitOperationAdd(path, dataset_card(facts, repository.text(path, head)).encode())
+def _card(facts: Facts, existing: str | None) -> CommitOperationAdd:
+    """The card that a repository has, brought up to date."""
+    return CommitOperationAdd(facts.subset.in_repository.card.as_posix(), dataset_card(facts, existing).encode())

@@ -129,7 +129,11 @@ def test_a_card_that_somebody_else_wrote_is_added_to() -> None:
         facts(), "---\nlicense: mit\nconfigs:\n- config_name: old\n  data_files: old/*\n---\n# Old\ntext"
     )
     configs = front_matter(card)["configs"]
-    assert isinstance(configs, list) and [config["config_name"] for config in configs] == ["exact", "old"]
+    assert isinstance(configs, list) and configs[0] == {"config_name": "old", "data_files": "old/*", "default": True}
+    assert configs[1]["config_name"] == "exact" and "default" not in configs[1]
+    again = front_matter(dataset_card(facts(), card))
+    assert again["configs"] == configs and "size_categories" not in again and again["tags"] == ["token-entropy"]
+    assert not {"pretty_name", "annotations_creators", "source_datasets"} & again.keys()
     assert "# Old\ntext" in card and "## exact" in card
 
 
