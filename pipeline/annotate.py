@@ -56,6 +56,7 @@ def annotate(config: Config = DEFAULTS) -> int:
 
     Exit code 0: complete; 3: complete but for units that were given up and are listed; 1: refused or failed.
     """
+    config.check_place()
     with tempfile.TemporaryDirectory() as scratch:
         sample = Path(scratch) / "sample.parquet"
         if not config.input:

@@ -101,9 +101,8 @@ def _feature(field: pa.Field) -> object:
 def _add_missing(card: DatasetCard, facts: Facts) -> None:
     infos = card.data["dataset_info"]
     infos = infos if isinstance(infos, list) else [infos]
-    others = [
-        config["config_name"] for config in card.data["configs"] if not _is_ours(config["config_name"], card, facts)
-    ]
+    names = [config["config_name"] for config in card.data["configs"]]
+    others = [name for name in names if not _is_ours(name, card, facts)]
     if set(others) <= {info.get("config_name", "default") for info in infos}:
         rows = sum(split["num_examples"] for info in infos for split in info.get("splits", []))
         card.data["size_categories"] = [next((size for most, size in SIZES.items() if rows < most), "n>1T")]

@@ -56,7 +56,7 @@ def test_a_folder_that_is_not_refused_is_loaded_by_its_line(
 @pytest.mark.parametrize("name", NOT_LOADABLE)
 def test_a_folder_that_cannot_be_loaded_is_refused_as_an_output(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=r"is a path that load_dataset cannot read: .*; choose a folder without"):
-        Config(output=str(tmp_path / name))
+        Config(output=str(tmp_path / name)).check_place()
 
 
 def test_an_output_in_a_working_folder_that_cannot_be_loaded_is_refused(
@@ -65,4 +65,4 @@ def test_an_output_in_a_working_folder_that_cannot_be_loaded_is_refused(
     (tmp_path / "[a]").mkdir()
     monkeypatch.chdir(tmp_path / "[a]")
     with pytest.raises(ValueError, match=r"--output .*/\[a\]/annotated is a path"):
-        Config(input=("a.parquet",))
+        Config(input=("a.parquet",)).check_place()

@@ -54,9 +54,11 @@ def test_a_card_that_the_hub_does_not_take_is_told_of_before_any_shard_is_sent(
 OWN = ["mine", "mine too"]
 LOAD = """
 import json, sys
-from datasets import get_dataset_config_names, load_dataset
+from datasets import load_dataset
+def texts(rows):
+    return rows.column_names + list(map(str, rows[rows.column_names[0]]))
 def loaded(*config):
-    return {split: rows.column_names + list(map(str, rows[rows.column_names[0]])) for split, rows in load_dataset("user/name", *config).items()}
+    return {split: texts(rows) for split, rows in load_dataset("user/name", *config).items()}
 print(json.dumps([loaded(*config) for config in ([], *([name] for name in sys.argv[1:]))]))
 """
 
@@ -143,7 +145,7 @@ def test_what_is_no_data_hides_nothing(hub: Hub, subset: Subset, tmp_path: Path)
 def test_a_branch_is_loaded_by_the_line_that_tells_of_it(
     hub: Hub, subset: Subset, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub.add("user/name", {"a.txt": b"a"}, revision="draft")
+    hub.add("user/name", {"a.bin": b"a"}, revision="draft")
     assert run_command("pipeline.publish", subset.root, "hf://datasets/user/name@draft") == 0
     assert 'load_dataset("user/name", "exact", split="train", revision="draft") has it' in capsys.readouterr().out
     card = hub.files("user/name", "draft")["README.md"].decode()
