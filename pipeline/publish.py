@@ -24,6 +24,8 @@ from pipeline.publishing.subset import publish_beginning, publish_end, with_tota
 from schemas.layout import LEDGER_FOLDER, Subset, shards_in_all
 from schemas.ledger import PLAN_FILE
 
+LOG = logging.getLogger(__name__)
+
 
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def publish_subset(subset: Subset, repository: Repository) -> None:
     plan, receipts = planned(subset), list(read_receipts(subset))
     if plan is None or not receipts:
         raise ValueError(f"{subset.root} has no shard of {subset.name} yet; annotate first")
+    if any(Path(name).is_absolute() for name in plan.provenance.source):
+        LOG.warning("the shards of %s hold the paths of their inputs; annotate anew to publish none", subset.name)
     schema = pq.read_schema(subset.data / receipts[0].shard)
     facts = Facts(
         subset=subset,

@@ -30,7 +30,7 @@ def print_summary(place: str, provenance: Provenance, counts: Counts, report: Re
     print(f"documents      {counts.rows:,}{without}")
     print(f"tokens         {tokens:,}" + (f", {labelled:,} of them labelled" if labelled < tokens else ""))
     idle = "none: no unit succeeded" if report.given_up else "none: the dataset was complete"
-    print(f"tokens/s       {f'{report.tokens_per_second:,.0f}' if report.units else idle}")
+    print(f"tokens/s       {_speed(report) if report.units else idle}")
     print(f"mean entropy   {mean:.3f} nats a token")
     print(f"bits per byte  {bits}")
     print(f"model          {provenance.labelled_by}")
@@ -42,6 +42,14 @@ def print_summary(place: str, provenance: Provenance, counts: Counts, report: Re
         print(f"device         waits {wait:.1%} of its time; batches are {fill:.1%} full")
 
 
+def _speed(report: Report) -> str:
+    """Of all tokens; where some were not to be labelled, of those that were too."""
+    tokens, labelled = report.counts.tokens, report.counts.labelled_tokens
+    if labelled == tokens:
+        return f"{report.tokens_per_second:,.0f}"
+    return f"{report.tokens_per_second:,.0f} read, {report.tokens_per_second * labelled / tokens:,.0f} labelled"
+
+
 def print_quarantine(given_up: Sequence[Quarantined]) -> None:
     """The units that have no shard, and why; the same command tries them again."""
     if given_up:
@@ -51,19 +59,27 @@ def print_quarantine(given_up: Sequence[Quarantined]) -> None:
 
 
 def print_examples(subset: Subset, repository: Repository | None) -> None:
-    """The first tokens of a document with their labels."""
+    """The line that loads the dataset, and some tokens of a document: the first ones, or the first that have labels."""
     place = f"{repository.url}/{subset.in_repository.data}" if repository else str(subset.data)
-    row = next((row for row in islice(_rows(subset, place), MOST_LOOKS) if len(row[INPUT_IDS]) >= EXAMPLE_TOKENS), None)
-    if row is None:
-        return
-    columns = [name for name in (ENTROPY, EXPECTED_ENTROPY) if name in row]
     root = str(subset.root)
     call = load_call(repository.name, subset.name, repository.revision) if repository else load_call(root, subset.name)
-    print(f"\n{call} has every document; one begins")
+    row = next(filter(_has_example, islice(_rows(subset, place), MOST_LOOKS)), None)
+    if row is None:
+        print(f"\n{call} has every document")
+        return
+    first_label = next(place for place, nats in enumerate(row[ENTROPY]) if nats is not None)
+    start = min(first_label, len(row[INPUT_IDS]) - EXAMPLE_TOKENS)
+    columns = [name for name in (ENTROPY, EXPECTED_ENTROPY) if name in row]
+    print(f"\n{call} has every document; one {f'has, from token {start:,} on' if start else 'begins'}")
     print(f"{'token':<17}" + "".join(f"{name:>18}" for name in columns))
-    for number, token in enumerate(_shown(row[INPUT_IDS][:EXAMPLE_TOKENS], subset.tokenizer)):
+    ids = row[INPUT_IDS][start : start + EXAMPLE_TOKENS]
+    for number, token in enumerate(_shown(ids, subset.tokenizer), start):
         values = (row[name][number] for name in columns)
         print(f"{token:<17}" + "".join(f"{'':>18}" if value is None else f"{value:>18.2f}" for value in values))
+
+
+def _has_example(row: dict[str, Any]) -> bool:
+    return len(row[INPUT_IDS]) >= EXAMPLE_TOKENS and any(nats is not None for nats in row[ENTROPY])
 
 
 def _rows(subset: Subset, place: str) -> Iterator[dict[str, Any]]:
