@@ -1,4 +1,4 @@
-"""What is printed in the end: the line that loads the dataset, an example with labels, and whose tokens a speed counts."""
+"""The summary that a run ends with: the line that loads the dataset, an example with labels, speeds."""
 
 import re
 from pathlib import Path
@@ -47,9 +47,8 @@ def test_a_label_at_the_end_is_shown_with_those_before_it(
 def test_where_there_is_no_example_the_line_that_loads_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: list[list[float]]
 ) -> None:
-    assert printed(tmp_path, labels, capsys) == [
-        f'load_dataset("{tmp_path}", "exact", split="train") has every document'
-    ]
+    call = f'load_dataset("{tmp_path}", "exact", split="train")'
+    assert printed(tmp_path, labels, capsys) == [f"{call} has every document"]
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3])
