@@ -1,5 +1,6 @@
 """Folders that outlast the job that writes to them: Ray runs a job in a copy of a working directory, and deletes it."""
 
+import os
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,8 @@ def require_lasting(flag: str, folder: Path) -> None:
     """
     parts = folder.resolve().parts
     if COPIES in pairwise(parts):
-        better = Path.home() / folder.name
+        home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises for a user without one
+        better = Path(home).absolute() / folder.name
         raise ValueError(
             f"--{flag} {folder} is in Ray's copy of the working directory, which Ray deletes after the job; give an "
             f"absolute path that lasts, on a disk that all nodes share, as in --{flag} {better}"

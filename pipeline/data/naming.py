@@ -46,4 +46,5 @@ def _first(names: Sequence[str]) -> list[str]:
 def _in_folder(files: Sequence[Path]) -> str:
     """Nothing where the folder's name is a user's, or one above it."""
     folder = Path(os.path.commonpath([file.parent for file in files]))
-    return "" if Path.home().is_relative_to(folder) else f" in {folder.name}"
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises for a user without one
+    return "" if home.is_relative_to(folder) else f" in {folder.name}"

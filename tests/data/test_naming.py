@@ -1,7 +1,5 @@
 """The names of inputs that a dataset shows to everybody."""
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +37,7 @@ def test_a_path_is_never_published(named: str) -> None:
 def test_local_files_are_a_number_and_a_folder_that_is_nobodys_home(
     paths: list[str], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/ann"))
+    monkeypatch.setenv("HOME", "/home/ann")
     assert named_inputs(paths, local(*paths)) == (name,)
     assert named_inputs([URL, *paths], local(*paths, URL)) == (URL, name)
 
