@@ -150,3 +150,17 @@ def test_a_branch_is_loaded_by_the_line_that_tells_of_it(
     assert 'load_dataset("user/name", "exact", split="train", revision="draft") has it' in capsys.readouterr().out
     card = hub.files("user/name", "draft")["README.md"].decode()
     assert 'split="train", revision="draft")' in card and "--labels hf://datasets/user/name@draft/data/exact" in card
+
+
+@pytest.mark.parametrize("path", ["/home/ann/in.parquet", "in.parquet"])
+def test_paths_that_an_older_version_wrote_into_shards_are_warned_of(
+    hub: Hub, subset: Subset, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    plan = subset.ledger / "plan.json"
+    plan.write_text(plan.read_text().replace('"source": ["a.parquet"]', f'"source": ["{path}"]', 1))
+    REPOSITORY.prepare(private=False)
+    publish_subset(subset, REPOSITORY)
+    told = "the shards of exact hold the paths of their inputs; annotate anew to publish none"
+    assert (told in caplog.text) == path.startswith("/")
+    card = hub.files("user/name")["README.md"].decode()
+    assert "| source | in.parquet |" in card and "/home/ann" not in card
