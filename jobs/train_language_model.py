@@ -208,6 +208,7 @@ def card(
         {
             "trained on": f"{seen.stop:,} documents with {origin.method} labels",
             "held out": f"{held_out:,} documents after them",
+            "model behind the labels": origin.labelled_by,
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
             "training": training_length(figures),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -56,6 +56,7 @@ def annotate(config: Config = DEFAULTS) -> int:
 
     Exit code 0: complete; 3: complete but for units that were given up and are listed; 1: refused or failed.
     """
+    config.check_place()
     with tempfile.TemporaryDirectory() as scratch:
         sample = Path(scratch) / "sample.parquet"
         if not config.input:
@@ -76,17 +77,17 @@ def annotate(config: Config = DEFAULTS) -> int:
             print_estimate(estimate(job, units, source, config.tokens_per_second))
             return 0
         with locked(job.subset.root):
-            return carry_out(job, units, config)
+            return carry_out(job, units, config, inputs)
 
 
-def carry_out(job: Run, units: Sequence[Unit], config: Config) -> int:
+def carry_out(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str, ...]) -> int:
     """Labels what is not labelled yet, completes the dataset and shows it; returns the exit code."""
-    facts = facts_of(job)
+    facts = facts_of(job, inputs)
     dataset_card(facts, None)  # what it cannot describe is refused before anything is labelled
     if job.repository is not None:
         job.repository.prepare(private=config.private)
     checkpoint = job.snapshot.name if job.snapshot else None
-    open_run(job.subset, Plan(job.provenance, config.input, checkpoint), units)
+    open_run(job.subset, Plan(job.provenance, config.input, checkpoint, inputs), units)
     if job.tokenizer is not None:
         copy_tokenizer(job.tokenizer, job.subset.tokenizer)
     if job.repository is None:
@@ -94,7 +95,7 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config) -> int:
         write_card(with_totals(facts))
     else:
         report = label_and_publish(units, job, config, job.repository, facts)
-    print_summary(config.output or str(job.subset.root), total(job.subset).counts, report)
+    print_summary(config.output or str(job.subset.root), job.provenance, total(job.subset).counts, report)
     given_up = read_quarantine(job.subset)
     print_quarantine(given_up)
     print_examples(job.subset, job.repository)
@@ -120,14 +121,15 @@ def label_and_publish(units: Sequence[Unit], job: Run, config: Config, repositor
     return report
 
 
-def facts_of(job: Run) -> Facts:
+def facts_of(job: Run, inputs: Sequence[str]) -> Facts:
     """What the card says of a run that has not begun."""
     return Facts(
         subset=job.subset,
         place=job.repository.name if job.repository else THIS_FOLDER,
+        revision=job.repository.revision if job.repository else "main",
         provenance=job.provenance,
         schema=job.schema,
-        source=source_facts(job.provenance.source),
+        source=source_facts(inputs),
     )
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +17,7 @@ import yaml
 from cyclopts.config import Yaml
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from pipeline.data.lasting import require_lasting_outputs
 from pipeline.data.redaction import redacted
 
 COMMON_FLAGS = """\
@@ -60,7 +62,7 @@ def _parser(command: Callable[..., int | None], module: str, arguments: list[str
         arguments.remove("--debug")
     return cyclopts.App(
         name=f"python -m {module}",
-        default_command=command,
+        default_command=_checked(command),
         default_parameter=cyclopts.Parameter(consume_multiple=(1, None), negative=()),
         config=_config_files(arguments),
         help_epilogue=COMMON_FLAGS,
@@ -68,6 +70,18 @@ def _parser(command: Callable[..., int | None], module: str, arguments: list[str
         version_flags=(),
         result_action="return_value",
     )
+
+
+def _checked(command: Callable[..., int | None]) -> Callable[..., int | None]:
+    """The same command, which refuses outputs that would not last before it begins."""
+
+    @wraps(command)
+    def checked(*configs: object) -> int | None:
+        for config in configs:
+            require_lasting_outputs(config)
+        return command(*configs)
+
+    return checked
 
 
 def _split(argument: str) -> list[str]:

@@ -5,10 +5,12 @@ Nothing is written here, so that a mistake leaves nothing behind.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import pyarrow as pa
 
 from pipeline.data.locations import pinned
+from pipeline.data.naming import is_local, named_inputs, urls, without_paths
 from pipeline.data.sample import SAMPLE_NAME
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, load_tokenizer, token_source, tokenizer_sha256
 from pipeline.engine.device import Device, fast_dtype
@@ -25,13 +27,13 @@ from pipeline.models.checkpoint import (
     require_kind,
 )
 from pipeline.settings import KIND_OF_METHOD, Config
-from schemas.annotations import INPUT_IDS, Dtype, Provenance, annotated_schema
+from schemas.annotations import INPUT_IDS, SHIPPED_MODEL, Dtype, Provenance, annotated_schema
 
 
 def frozen(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
     """The inputs with the commit of every Hub repository: today's, or that of the run that is gone on with."""
-    if inputs and there is not None and there.inputs == tuple(inputs):
-        return there.provenance.source
+    if inputs and there is not None and without_paths(there.inputs) == without_paths(inputs):
+        return tuple(named if is_local(named) else pin for named, pin in zip(inputs, there.source, strict=True))
     return pinned(inputs)
 
 
@@ -92,7 +94,6 @@ def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan |
         overlap=overlap,
         share=config.share,
         keep_text=config.keep_text,
-        source=tuple(inputs) if config.input else (SAMPLE_NAME,),
         text_column=config.column.name,
         columns=config.columns,
         source_sha256=source.sha256,
@@ -104,6 +105,7 @@ def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan |
         dtype=dtype_for(config, there),
         batch_invariant=config.batch_invariant,
         estimator_tokenizer_sha256=tokenizer_sha256(other) if other else None,
+        **names_for(config, source, inputs, checkpoint, there),
     )
     schema = annotated_schema(source.schema, provenance)
     passed = set(schema.names) - {INPUT_IDS}  # which is ours
@@ -116,6 +118,34 @@ def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan |
         config.place, checkpoints, folder, other, provenance, read, schema, len(units), config.repository, snapshot
     )
     return run, units
+
+
+class Names(TypedDict):
+    """What a dataset calls its inputs and its model, which no label depends on."""
+
+    source: tuple[str, ...]
+    source_files: int
+    model: str
+
+
+def names_for(config: Config, source: Source, inputs: Sequence[str], checkpoint: Path, there: Plan | None) -> Names:
+    """The names of a run that is resumed, whatever folders were moved since; those of a new run else."""
+    if there is not None and urls(there.source) == urls(inputs):
+        run = there.provenance
+        return Names(source=run.source, source_files=run.source_files, model=run.model)
+    return Names(
+        source=named_inputs(inputs, source.files) if config.input else (SAMPLE_NAME,),
+        source_files=len(source.files),
+        model=model_name(config, checkpoint),
+    )
+
+
+def model_name(config: Config, checkpoint: Path) -> str:
+    """Name of a checkpoint on the Hub with its commit, last part of a folder, or SHIPPED_MODEL."""
+    snapshot, folder = snapshot_of(config, checkpoint), checkpoint.resolve()
+    if folder.is_relative_to(SHIPPED.resolve()):
+        return SHIPPED_MODEL
+    return snapshot.name if snapshot else folder.name
 
 
 def rows_to_label(source: Source, limit: int | None) -> int:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.command_line import run
 from pipeline.data.hub import Repository
+from pipeline.data.loading import load_call
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.opening import locked, planned, require_same
 from pipeline.publishing.facts import Facts
@@ -22,6 +23,8 @@ from pipeline.publishing.source import source_facts
 from pipeline.publishing.subset import publish_beginning, publish_end, with_totals
 from schemas.layout import LEDGER_FOLDER, Subset, shards_in_all
 from schemas.ledger import PLAN_FILE
+
+LOG = logging.getLogger(__name__)
 
 
 @cyclopts.Parameter(name="*")
@@ -51,7 +54,7 @@ def publish(config: Config) -> None:
         repository.prepare(private=config.private)
         for name in wanted:
             publish_subset(Subset(name, config.folder.resolve()), repository)
-    print(f'load_dataset("{repository.name}", "{wanted[0]}", split="train") has it')
+    print(f"{load_call(repository.name, wanted[0], repository.revision)} has it")
 
 
 def publish_subset(subset: Subset, repository: Repository) -> None:
@@ -63,13 +66,16 @@ def publish_subset(subset: Subset, repository: Repository) -> None:
     plan, receipts = planned(subset), list(read_receipts(subset))
     if plan is None or not receipts:
         raise ValueError(f"{subset.root} has no shard of {subset.name} yet; annotate first")
+    if any(Path(name).is_absolute() for name in plan.provenance.source):
+        LOG.warning("the shards of %s hold the paths of their inputs; annotate anew to publish none", subset.name)
     schema = pq.read_schema(subset.data / receipts[0].shard)
     facts = Facts(
         subset=subset,
         place=repository.name,
+        revision=repository.revision,
         provenance=plan.provenance,
         schema=schema,
-        source=source_facts(plan.provenance.source),
+        source=source_facts(plan.source),
     )
     there = published_plan(repository, subset)
     if there is not None:

@@ -11,6 +11,8 @@ from huggingface_hub.constants import HF_HOME
 from pipeline.data.documents import Column
 from pipeline.data.flags import require_at_least_one
 from pipeline.data.hub import Repository
+from pipeline.data.lasting import require_lasting
+from pipeline.data.loading import require_loadable
 from pipeline.data.tokenizer import TOKENIZED_ALREADY
 from pipeline.models.checkpoint import (
     Kind,
@@ -115,6 +117,16 @@ class Config:
         if self.staging is not None and self.repository is None:
             raise ValueError("--staging is for an --output at hf://datasets/USER/NAME")
         assert self.place  # its name is looked at
+
+    def check_place(self) -> None:
+        """Refuses a folder that `load_dataset` cannot read, or one that Ray deletes after the job.
+
+        Raises:
+            ValueError: if it is one.
+        """
+        if self.repository is None:
+            require_loadable(self.place.root)
+            require_lasting("output", Path(self.place.root if self.output is None else self.output))
 
     def _check_workers(self) -> None:
         if self.workers != "auto" and self.workers < 0:

@@ -9,20 +9,21 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.data.hub import Repository
+from pipeline.data.loading import load_call
 from pipeline.data.locations import find_files
 from pipeline.data.opened import open_stored
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.report import Report
-from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, Provenance
 from schemas.layout import Subset
 from schemas.ledger import Counts, Quarantined
 
 EXAMPLE_TOKENS, MOST_LOOKS = 16, 1000
 
 
-def print_summary(place: str, counts: Counts, report: Report) -> None:
-    """Documents, tokens, tokens/s, mean entropy, bits per byte, place; then where the time went."""
+def print_summary(place: str, provenance: Provenance, counts: Counts, report: Report) -> None:
+    """Documents, tokens, tokens/s, mean entropy, bits per byte, model, place; then where the time went."""
     tokens, labelled, mean = counts.tokens, counts.labelled_tokens, counts.mean_entropy
     bits = f"{mean / math.log(2) * tokens / counts.text_bytes:.3f}" if counts.text_bytes else "unknown without text"
     without = f", {counts.rows_without_text:,} of them without text" if counts.rows_without_text else ""
@@ -31,15 +32,24 @@ def print_summary(place: str, counts: Counts, report: Report) -> None:
         print(f"unknown text   in {counts.rows_with_unknown_text:,} documents, which have characters without a token")
     print(f"tokens         {tokens:,}" + (f", {labelled:,} of them labelled" if labelled < tokens else ""))
     idle = "none: no unit succeeded" if report.given_up else "none: the dataset was complete"
-    print(f"tokens/s       {f'{report.tokens_per_second:,.0f}' if report.units else idle}")
+    print(f"tokens/s       {_speed(report) if report.units else idle}")
     print(f"mean entropy   {mean:.3f} nats a token")
     print(f"bits per byte  {bits}")
+    print(f"model          {provenance.labelled_by}")
     print(f"dataset        {place}")
     if report.units:
         speeds = ", ".join(f"{stage} {speed:,.0f}" for stage, speed in report.stage_speeds().items())
         wait, fill = report.stages.device_wait, report.stages.batch_fill
         print(f"stages         tokens/s of a worker: {speeds}; {report.stages.bottleneck} is the slowest")
         print(f"device         waits {wait:.1%} of its time; batches are {fill:.1%} full")
+
+
+def _speed(report: Report) -> str:
+    """Of all tokens; where some were not to be labelled, of those that were too."""
+    tokens, labelled = report.counts.tokens, report.counts.labelled_tokens
+    if labelled == tokens:
+        return f"{report.tokens_per_second:,.0f}"
+    return f"{report.tokens_per_second:,.0f} read, {report.tokens_per_second * labelled / tokens:,.0f} labelled"
 
 
 def print_quarantine(given_up: Sequence[Quarantined]) -> None:
@@ -51,18 +61,27 @@ def print_quarantine(given_up: Sequence[Quarantined]) -> None:
 
 
 def print_examples(subset: Subset, repository: Repository | None) -> None:
-    """The first tokens of a document with their labels."""
+    """The line that loads the dataset, and some tokens of a document: the first ones, or the first that have labels."""
     place = f"{repository.url}/{subset.in_repository.data}" if repository else str(subset.data)
-    row = next((row for row in islice(_rows(subset, place), MOST_LOOKS) if len(row[INPUT_IDS]) >= EXAMPLE_TOKENS), None)
+    root = str(subset.root)
+    call = load_call(repository.name, subset.name, repository.revision) if repository else load_call(root, subset.name)
+    row = next(filter(_has_example, islice(_rows(subset, place), MOST_LOOKS)), None)
     if row is None:
+        print(f"\n{call} has every document")
         return
+    first_label = next(place for place, nats in enumerate(row[ENTROPY]) if nats is not None)
+    start = min(first_label, len(row[INPUT_IDS]) - EXAMPLE_TOKENS)
     columns = [name for name in (ENTROPY, EXPECTED_ENTROPY) if name in row]
-    named = repository.name if repository else str(subset.root)
-    print(f'\nload_dataset("{named}", "{subset.name}", split="train") has every document; one begins')
+    print(f"\n{call} has every document; one {f'has, from token {start:,} on' if start else 'begins'}")
     print(f"{'token':<17}" + "".join(f"{name:>18}" for name in columns))
-    for number, token in enumerate(_shown(row[INPUT_IDS][:EXAMPLE_TOKENS], subset.tokenizer)):
+    ids = row[INPUT_IDS][start : start + EXAMPLE_TOKENS]
+    for number, token in enumerate(_shown(ids, subset.tokenizer), start):
         values = (row[name][number] for name in columns)
         print(f"{token:<17}" + "".join(f"{'':>18}" if value is None else f"{value:>18.2f}" for value in values))
+
+
+def _has_example(row: dict[str, Any]) -> bool:
+    return len(row[INPUT_IDS]) >= EXAMPLE_TOKENS and any(nats is not None for nats in row[ENTROPY])
 
 
 def _rows(subset: Subset, place: str) -> Iterator[dict[str, Any]]:

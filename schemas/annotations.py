@@ -22,6 +22,9 @@ MEAN_ENTROPY = "mean_entropy"
 
 ROUNDING_NATS = 1 / 128
 
+SHIPPED_MODEL, UNRECORDED_MODEL = "shipped demonstration model", "a model that was not recorded"
+BETTER_MODEL = "small, for demonstrations; --method causal --estimator NAME labels with a language model of your choice"
+
 Method = Literal["second-order", "exact", "causal"]
 Dtype = Literal["float32", "bfloat16"]
 
@@ -58,6 +61,7 @@ class Provenance:
     """Share of the tokens that is labelled; below 1 the rest is null."""
     keep_text: bool
     source: tuple[str, ...]
+    """Names of the inputs: the first URLs, the number of local files."""
     source_sha256: str
     """Digest of the source files' names, sizes and Parquet footers."""
     source_rows: int
@@ -77,8 +81,17 @@ class Provenance:
     """What the checkpoint computed in."""
     batch_invariant: bool = False
     """Whether every window was labelled by itself, so that labels do not depend, by rounding, on other documents."""
+    source_files: int = 0
+    """Number of files; 0 if an older version wrote this."""
+    model: str = UNRECORDED_MODEL
+    """The checkpoint's name: USER/NAME@COMMIT of the Hub, or its folder's last part, or SHIPPED_MODEL."""
     rounding_nats: float = ROUNDING_NATS
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def labelled_by(self) -> str:
+        """The model's name, and where better labels come from if it is SHIPPED_MODEL."""
+        return f"{self.model} ({BETTER_MODEL})" if self.model == SHIPPED_MODEL else self.model
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)

@@ -210,6 +210,22 @@ def test_another_run_in_the_repository_is_refused(hub: Hub, run: Run, tmp_path: 
     assert 'load_dataset("user/name", "no-overlap", split="train")' in printed
 
 
+def test_a_repository_with_data_of_its_own_keeps_it_or_is_left_as_it_is(
+    hub: Hub, run: Run, tmp_path: Path, model: Path
+) -> None:
+    file = write_documents(tmp_path / "in.parquet", sample_texts(4, 300))
+    chosen = ("--input", file, "--estimator", model, "--staging", tmp_path / "staging", "--output")
+    hub.add("user/table", {"a.csv": b"text\nmine\n"})
+    before = hub.files("user/table")
+    code, printed = run(*chosen, "hf://datasets/user/table")
+    assert code == 1 and printed.startswith("error: hf://datasets/user/table has data that `datasets` reads as csv")
+    assert len(printed.splitlines()) == 1 and hub.files("user/table") == before
+    hub.add("user/name", {"mine.parquet": file.read_bytes()})
+    assert run(*chosen[:-2], tmp_path / "other", "--output", URL)[0] == 0
+    own, streamed = loaded(hub, tmp_path / "home")
+    assert own == streamed == pq.read_table(file).to_pylist()
+
+
 @pytest.mark.parametrize(
     ("token", "output", "said"),
     [

@@ -35,13 +35,13 @@ def submit(head: Head, name: str, *arguments: object, follow: bool) -> str:
     return submitted(head, "submit", *options, "--", *entry)
 
 
-def submitted(head: Head, *words: str) -> str:
+def submitted(head: Head, *words: str, succeeds: bool = True) -> str:
     """What `ray job` prints. A busy head may have nobody to take a job for a moment, and says to try again."""
     deadline = time.monotonic() + 120
     while "No available agent" in (ended := ray_job(head, *words)).stdout:
         assert time.monotonic() < deadline, ended.stdout
         time.sleep(2)
-    assert not ended.returncode, ended.stdout
+    assert (ended.returncode == 0) == succeeds, ended.stdout
     return ended.stdout
 
 
@@ -74,3 +74,11 @@ def test_a_job_is_submitted_followed_interrupted_and_gone_on_with(
     assert "documents      40" in printed and "succeeded" in printed
     assert run_command("pipeline.annotate", *arguments, "--workers", 0, "--output", tmp_path / "plain") == 0
     assert shards(output) == shards(tmp_path / "plain")
+
+
+def test_an_output_in_the_folder_that_ray_deletes_is_refused_at_once(ray_head: Head) -> None:
+    words = ("submit", "--submission-id", "relative", "--working-dir", ".", "--")
+    entry = (sys.executable, "-m", "pipeline.annotate", "--output", "annotated")
+    printed = submitted(ray_head, *words, *entry, succeeds=False)
+    assert "error: --output annotated is in Ray's copy of the working directory" in printed
+    assert f"as in --output {ray_head.environment['HOME']}/annotated" in printed and "workers  " not in printed

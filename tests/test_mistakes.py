@@ -73,6 +73,9 @@ def folder(materials: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.chdir(materials)
     for name in ("user/name", "other/name"):
         hub.add(name, {"a.parquet": (materials / "good.parquet").read_bytes()})
+    hub.add("user/table", {"a.csv": (materials / "table.csv").read_bytes()})
+    named = b"---\nconfigs:\n- config_name: exact\n  data_files: a.parquet\n---\n"
+    hub.add("user/exact", {"a.parquet": (materials / "good.parquet").read_bytes(), "README.md": named})
     plan = (materials / "sets" / "run" / "out" / "_ledger" / "exact" / "plan.json").read_bytes()
     hub.add("user/published", {"_ledger/exact/plan.json": plan.replace(b'"share": 1.0', b'"share": 0.5')})
     yield materials

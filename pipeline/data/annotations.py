@@ -157,8 +157,9 @@ def _corpus(rows: pa.Table) -> Corpus:
 
 def _shared_provenance(source: str, names: set[str], schemas: tuple[pa.Schema, ...]) -> Provenance:
     """The provenance of all shards, which must be, with those that were given up, all of one run."""
-    found = {schema.metadata[PROVENANCE_KEY] for schema in schemas}
+    # not their bytes: older versions wrote fewer fields, which have defaults now
+    found = {Provenance.from_json(text.decode()) for text in {each.metadata[PROVENANCE_KEY] for each in schemas}}
     units = shards_in_all(min(names))
     if len(found) > 1 or names != {shard_name(index, units) for index in range(units)}:
         raise ValueError(f"{source} does not hold one finished run; give the same annotate command again")
-    return Provenance.from_json(found.pop().decode())
+    return found.pop()

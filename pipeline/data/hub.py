@@ -159,6 +159,11 @@ class Repository:
                 return request()
             except (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
                 raise LookupError(f"no dataset at {self.url} that this token may see") from error
+            except ValueError as error:  # the client's, of a card that the Hub does not take
+                if not str(error).startswith("Invalid metadata"):
+                    raise
+                remedy = "write those fields into the README.md of the repository yourself: what it has already is kept"
+                raise ValueError(f"{self.url} does not take the card: {told(error)}; {remedy}") from None
             except (HTTPError, LocalEntryNotFoundError) as error:  # the second: a download without an answer
                 _require_passing(error, self.url)
                 wait = pause(error, attempt)

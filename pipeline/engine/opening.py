@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.data.naming import without_paths
 from pipeline.data.shards import is_unfinished, write_text
 from pipeline.engine.ledger import read_receipts, remove_unfinished
 from pipeline.engine.plan import Unit
@@ -40,6 +41,8 @@ class Plan(NamedTuple):
     """As they were given, before any was pinned to a commit."""
     checkpoint: str | None = None
     """If it is from the Hub, USER/NAME@COMMIT."""
+    source: tuple[str, ...] = ()
+    """The same inputs, those on the Hub at their commits."""
 
 
 def planned(subset: Subset) -> Plan | None:
@@ -66,7 +69,17 @@ def planned(subset: Subset) -> Plan | None:
 def read_plan(text: str) -> Plan:
     """What was written as a plan."""
     plan = json.loads(text)
-    return Plan(Provenance.from_json(json.dumps(plan["run"])), tuple(plan["inputs"]), plan.get("checkpoint"))
+    provenance = Provenance.from_json(json.dumps(plan["run"]))
+    source = plan.get("source", provenance.source)  # older versions had all inputs in the provenance
+    return Plan(provenance, tuple(plan["inputs"]), plan.get("checkpoint"), tuple(source))
+
+
+def plan_without_paths(text: str) -> str:
+    """A plan as it is published: URLs stay, paths of this disk do not."""
+    plan = json.loads(text)
+    listed = {key: without_paths(plan[key]) for key in ("inputs", "source") if key in plan}
+    files = [{**file, "url": without_paths([file["url"]])[0]} for file in plan["files"]]
+    return json.dumps({**plan, **listed, "files": files})
 
 
 def open_run(subset: Subset, plan: Plan, units: Sequence[Unit]) -> None:
@@ -107,7 +120,7 @@ def _written(plan: Plan, units: Sequence[Unit]) -> str:
     number = {file: index for index, file in enumerate(files)}
     places = [[number[unit.file], unit.start, unit.stop] for unit in units]
     listed = [asdict(file) for file in files]
-    what = {"run": asdict(plan.provenance), "inputs": plan.inputs, "checkpoint": plan.checkpoint}
+    what = {"run": asdict(plan.provenance), **{name: getattr(plan, name) for name in Plan._fields[1:]}}
     return json.dumps({**what, "files": listed, "units": places})
 
 

@@ -11,8 +11,11 @@ CARD_FILE = "README.md"
 def model_card(
     title: str, description: str, facts: Mapping[str, object], *, command: str, tags: list[str], usage: str
 ) -> str:
-    """Markdown with the front matter that the Hugging Face Hub reads; `facts` become a table in their order."""
-    front_matter = ModelCardData(library_name="transformers", license="apache-2.0", language="en", tags=tags).to_yaml()
+    """Markdown with the front matter that the Hugging Face Hub reads; `facts` become a table in their order.
+
+    No licence and no language: whose documents a model learned from, only its owner knows.
+    """
+    front_matter = ModelCardData(library_name="transformers", tags=tags).to_yaml()
     table = "\n".join(f"| {name} | {_shown(value)} |" for name, value in facts.items())
     return f"""---
 {front_matter}

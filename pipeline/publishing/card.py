@@ -66,15 +66,18 @@ def _describe(card: DatasetCard, facts: Facts) -> None:
     from datasets.utils.metadata import MetadataConfigs
 
     name, counts = facts.subset.name, facts.counts
-    there = MetadataConfigs.from_dataset_card_data(card.data)
+    default = MetadataConfigs.from_dataset_card_data(card.data).get_default_config_name()
+    configs = {config["config_name"]: config for config in card.data.get("configs") or []}
+    if default is not None:  # a single one is it without saying so
+        configs[default] = {**configs[default], "default": True}
     entry: dict[str, object] = {
+        "config_name": name,
         "description": f"{facts.provenance.method} labels, shards {facts.shards_sha256 or 'not all written yet'}",
         "data_files": [{"split": "train", "path": f"{facts.subset.in_repository.data.as_posix()}/**/*.parquet"}],
     }
-    default = there.get_default_config_name() if len(there) > 1 else None
-    if not there or default == name or (len(there) == 1 and name in there):
+    if default == name or not configs:
         entry["default"] = True
-    MetadataConfigs({name: entry}).to_dataset_card_data(card.data)
+    card.data["configs"] = list({**configs, name: entry}.values())
     info = DatasetInfo(features=Features({field.name: _feature(field) for field in facts.schema}))
     if counts is not None:
         split = SplitInfo(name="train", num_bytes=counts.arrow_bytes, num_examples=counts.rows)
@@ -98,20 +101,32 @@ def _feature(field: pa.Field) -> object:
 def _add_missing(card: DatasetCard, facts: Facts) -> None:
     infos = card.data["dataset_info"]
     infos = infos if isinstance(infos, list) else [infos]
-    rows = sum(split["num_examples"] for info in infos for split in info.get("splits", []))
-    card.data["size_categories"] = [next((size for most, size in SIZES.items() if rows < most), "n>1T")]
-    wanted = {
+    names = [config["config_name"] for config in card.data["configs"]]
+    others = [name for name in names if not _is_ours(name, card, facts)]
+    if set(others) <= {info.get("config_name", "default") for info in infos}:
+        rows = sum(split["num_examples"] for info in infos for split in info.get("splits", []))
+        card.data["size_categories"] = [next((size for most, size in SIZES.items() if rows < most), "n>1T")]
+    wanted = {"tags": ["token-entropy"]} if others else _wanted(card, facts)
+    for key, value in wanted.items():
+        if value and not card.data.get(key):
+            card.data[key] = value
+
+
+def _is_ours(name: str, card: DatasetCard, facts: Facts) -> bool:
+    """False for data that somebody put into the repository, of which nothing is claimed here."""
+    return name == facts.subset.name or f"<!-- begin {name} " in card.text
+
+
+def _wanted(card: DatasetCard, facts: Facts) -> dict[str, object]:
+    return {
         "pretty_name": "Per-token entropy labels",
         "annotations_creators": ["machine-generated"],
         "task_categories": ["text-generation"],
-        "license": facts.source.license,
+        **(facts.source.license.front_matter() if facts.source.license and not card.data.get("license") else {}),
         "language": list(facts.source.languages),
         "source_datasets": list(facts.source.datasets),
         "tags": ["token-entropy"],
     }
-    for key, value in wanted.items():
-        if value and not card.data.get(key):
-            card.data[key] = value
 
 
 def _with_section(text: str, name: str, content: str) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.data.locations import HUB
+from pipeline.data.hub import Repository
 from pipeline.publishing.source import SourceFacts
 from schemas.annotations import Provenance
 from schemas.layout import Subset
@@ -20,6 +20,8 @@ class Facts:
     subset: Subset
     place: str
     """What `load_dataset` is given: THIS_FOLDER, or USER/NAME on the Hub."""
+    revision: str = "main"
+    """The branch on the Hub."""
     provenance: Provenance
     schema: pa.Schema
     source: SourceFacts
@@ -31,5 +33,5 @@ class Facts:
     @property
     def labels(self) -> str:
         """The subset as commands of this project take it."""
-        place = self.place if self.place == THIS_FOLDER else f"{HUB}{self.place}"
+        place = self.place if self.place == THIS_FOLDER else Repository(self.place, self.revision).url
         return f"{place}/{self.subset.in_repository.data.as_posix()}"

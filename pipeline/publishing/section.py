@@ -5,6 +5,8 @@ from dataclasses import asdict
 
 import pyarrow as pa
 
+from pipeline.data.loading import load_call
+from pipeline.data.naming import public_names
 from pipeline.publishing.facts import Facts
 from pipeline.publishing.histogram import drawn_histogram, median
 from schemas.annotations import DESCRIPTIONS, LIMITS, Provenance
@@ -18,7 +20,8 @@ def section(facts: Facts) -> str:
         f"| `{column}` | {_named(facts.schema.field(column).type)} | {DESCRIPTIONS[column]} |" for column in columns
     )
     passed = ", ".join(f"`{column}`" for column in facts.schema.names if column not in columns) or "none"
-    origin = "\n".join(f"| {key} | {_shown(value)} |" for key, value in asdict(provenance).items())
+    shown = {**asdict(provenance), "source": public_names(provenance.source)}
+    origin = "\n".join(f"| {key} | {_shown(value)} |" for key, value in shown.items())
     return f"""## {name}
 
 {_figures(facts)}
@@ -32,7 +35,7 @@ Columns of the source: {passed}. `entropy[i]` speaks of `input_ids[i]`: no shift
 
 ```python
 from datasets import load_dataset
-dataset = load_dataset("{facts.place}", "{name}", split="train")  # or streaming=True
+dataset = {load_call(facts.place, name, facts.revision)}  # or streaming=True
 ```
 
     python -m jobs.train_language_model --labels {facts.labels} --objective flood --output model
@@ -44,6 +47,7 @@ dataset = load_dataset("{facts.place}", "{name}", split="train")  # or streaming
 ### Where it comes from
 
 {facts.source.sentence}
+Model: {provenance.labelled_by}.
 
 | provenance | |
 |---|---|

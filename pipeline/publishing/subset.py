@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 from pipeline.data.hub import Operation, Repository
+from pipeline.data.naming import is_local
 from pipeline.engine.ledger import total
-from pipeline.engine.opening import read_plan, require_same
+from pipeline.engine.opening import plan_without_paths, read_plan, require_same
 from pipeline.publishing.card import dataset_card
 from pipeline.publishing.facts import Facts
-from schemas.ledger import PLAN_FILE, QUARANTINE, REPORT_FILE
+from pipeline.publishing.own_data import beside_own_data
+from schemas.ledger import PLAN_FILE, QUARANTINE, REPORT_FILE, Quarantined
 
 Missing = Callable[[str], Sequence[Operation]]
 """From a commit to what it lacks."""
@@ -26,7 +29,7 @@ def publish_beginning(repository: Repository, facts: Facts) -> None:
     """Commits the plan, the tokenizer and a first card, so that the dataset can be loaded while it grows.
 
     Raises:
-        ValueError: if the repository has another run's subset of this name.
+        ValueError: if the repository has another run's subset of this name, or data that labels would hide.
     """
     subset, files = facts.subset, sorted(facts.subset.tokenizer.glob("*"))
     plan_file = subset.in_repository.ledger / PLAN_FILE
@@ -35,9 +38,13 @@ def publish_beginning(repository: Repository, facts: Facts) -> None:
         plan = repository.text(plan_file.as_posix(), head)
         if plan is not None:
             require_same(f"--output {repository.url}", facts.provenance, read_plan(plan).provenance)
-        there = [] if plan is not None else [subset.ledger / PLAN_FILE]
-        named = [(file.relative_to(subset.root).as_posix(), file) for file in (*there, *files)]
-        return [*(CommitOperationAdd(path, file) for path, file in named), _card(repository, facts, head)]
+        own = plan_without_paths((subset.ledger / PLAN_FILE).read_text()).encode()
+        begun = [CommitOperationAdd(plan_file.as_posix(), own)] if plan is None else []
+        named = [(file.relative_to(subset.root).as_posix(), file) for file in files]
+        card = repository.text(subset.in_repository.card.as_posix(), head)
+        if plan is None:
+            card = beside_own_data(card, repository.files("", head), subset, repository.url)
+        return [*begun, *(CommitOperationAdd(path, file) for path, file in named), _card(facts, card)]
 
     repository.commit(f"{subset.name}: plan", missing)
 
@@ -51,17 +58,24 @@ def publish_end(repository: Repository, facts: Facts) -> None:
 
     def missing(head: str) -> Sequence[Operation]:
         there = repository.files((places.ledger / QUARANTINE).as_posix(), head)
-        named = [(file.relative_to(subset.root).as_posix(), file) for file in (*report, *given_up)]
+        notes = [(file, _note(file)) for file in given_up]
+        contents = [*((file, file.read_bytes()) for file in report), *notes]
         return [
-            *(CommitOperationAdd(path, file) for path, file in named),
+            *(CommitOperationAdd(file.relative_to(subset.root).as_posix(), content) for file, content in contents),
             *(CommitOperationDelete(path) for path in sorted(set(there) - kept)),
-            _card(repository, facts, head),
+            _card(facts, repository.text(places.card.as_posix(), head)),
         ]
 
     repository.commit(f"{subset.name}: card", missing)
 
 
-def _card(repository: Repository, facts: Facts, head: str) -> CommitOperationAdd:
-    """The card that a commit has, brought up to date."""
-    path = facts.subset.in_repository.card.as_posix()
-    return CommitOperationAdd(path, dataset_card(facts, repository.text(path, head)).encode())
+def _note(file: Path) -> bytes:
+    """What is written down of a unit that was given up, without its file's path on this disk."""
+    unit = Quarantined.from_json(file.read_text())
+    name = Path(unit.file).name if is_local(unit.file) else unit.file
+    return replace(unit, file=name, reason=unit.reason.replace(unit.file, name)).to_json().encode()
+
+
+def _card(facts: Facts, existing: str | None) -> CommitOperationAdd:
+    """The card that a repository has, brought up to date."""
+    return CommitOperationAdd(facts.subset.in_repository.card.as_posix(), dataset_card(facts, existing).encode())

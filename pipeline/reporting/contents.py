@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
+from pipeline.data.naming import public_names
 from pipeline.reporting.extent import Extent
 from pipeline.reporting.figures import LEAST_OCCURRENCES, Values, groups, measures
 from pipeline.reporting.measures import Document
@@ -77,10 +78,9 @@ def _read(source: LabelledSource, extent: Extent, columns: Sequence[str]) -> Sam
 def _told(source: LabelledSource, sampled: Sampled, extent: Extent, most_tokens: int) -> Iterator[str]:
     """What was looked at."""
     rows, statistics, provenance = len(source.dataset), sampled.statistics, source.dataset.provenance
-    first, more = provenance.source[0], len(provenance.source) - 1
-    others = f" and {more:,} more" if more else ""
+    source_names = ", ".join(public_names(provenance.source))
     compared = "" if source.against is None else f", beside {short_name(source.against)}"
-    yield f"{provenance.method.capitalize()} labels of {first}{others}{compared}."
+    yield f"{provenance.method.capitalize()} labels of {source_names}{compared}. Model: {provenance.labelled_by}."
     drawn = "" if statistics.documents == rows else f", drawn from all over it with seed {extent.seed}"
     cut = any(len(document.tokens_N) > most_tokens for document in sampled.shown)
     shown = f", the first {most_tokens:,} tokens of each at most" if cut else ""

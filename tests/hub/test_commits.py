@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -177,3 +178,20 @@ def test_branches_and_tags_are_made_read_written_and_deleted(hub: Hub, api: HfAp
             api.dataset_info(NAME, revision=gone)
     with pytest.raises(RevisionNotFoundError):
         commit(api, {"a.txt": b"three"}, revision=first)
+
+
+@pytest.mark.parametrize(
+    ("front_matter", "said"),
+    [
+        ("license: \"['cc-by-sa-3.0', 'gfdl']\"", '"license" must be one of'),
+        ("license: [mit, Apache 2.0]", '"license" must be one of'),
+        ("language: English", '"language" must be an ISO 639'),
+        ("license_name: [a]", '"license_name" must be a string'),
+        ("tags: a", '"tags" must be an array'),
+        ("license: [", "Invalid metadata"),
+    ],
+)
+def test_a_card_is_refused_for_what_the_hub_does_not_know(api: HfApi, front_matter: str, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        commit(api, {"README.md": f"---\n{front_matter}\n---\n".encode()})
+    assert commit(api, {"README.md": b"---\nlicense: [cc-by-sa-3.0, gfdl]\nlanguage: en\ntags: [a]\n---\n"})

@@ -13,6 +13,7 @@ from tests.hub.attributes import GIT_ATTRIBUTES, LARGE, is_ignored, is_large
 from tests.hub.exchange import Exchange
 from tests.hub.history import Blob, Repository
 from tests.hub.hub import attributes_of
+from tests.hub.metadata import metadata_errors
 from tests.hub.storage import large_file
 
 NAME = r"(?!.*(--|\.\.))[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?(?<!\.git)(?<!\.ipynb)"
@@ -42,10 +43,12 @@ def validate_yaml(exchange: Exchange) -> Answer:
     if not content.startswith("---\n"):
         return as_json({"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]})
     try:
-        yaml.safe_load(content[4:].split("\n---")[0])
+        data = yaml.safe_load(content[4:].split("\n---")[0])
     except yaml.YAMLError as error:
         return as_json({"errors": [{"message": str(error)}], "warnings": []}, 400)
-    return as_json({"errors": [], "warnings": []})
+    errors = list(metadata_errors(data if isinstance(data, dict) else {}))
+    told = {"errors": [{"message": error} for error in errors], "warnings": []}
+    return as_json(told, 400 if errors else 200)
 
 
 def preupload(exchange: Exchange, repository: Repository, revision: str) -> Answer:

@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCard
 
 from pipeline.publishing.card import dataset_card
 from pipeline.publishing.facts import Facts
-from pipeline.publishing.source import SourceFacts
+from pipeline.publishing.source import License, SourceFacts
 from schemas.annotations import annotated_schema
 from schemas.layout import Subset
 from schemas.ledger import Counts
@@ -25,7 +25,7 @@ COUNTS = Counts(
     nats=8000.0,
     histogram=(100, 3000, 900),
 )
-SOURCE = SourceFacts(("owner/source",), "odc-by", ("en",))
+SOURCE = SourceFacts(("owner/source",), License(("odc-by",)), ("en",))
 
 
 def facts(name: str = "exact", **changed: object) -> Facts:
@@ -109,6 +109,13 @@ def test_what_a_person_changed_stays(caplog: pytest.LogCaptureFixture) -> None:
     assert "# My labels" in again and "Each token" in again and "12 documents, 5,000" in again and not caplog.text
 
 
+def test_a_licence_that_a_person_chose_gets_nothing_of_the_sources(caplog: pytest.LogCaptureFixture) -> None:
+    source = SourceFacts(("owner/source",), License(("other",), "terms", "https://owner.example/terms"))
+    assert front_matter(dataset_card(facts(source=source), None))["license_name"] == "terms"
+    kept = front_matter(dataset_card(facts(source=source), "---\nlicense: mit\n---\n# Mine\n"))
+    assert kept["license"] == "mit" and "license_name" not in kept and "license_link" not in kept
+
+
 def test_a_section_that_a_person_changed_stays_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     edited = dataset_card(facts(), None).replace("1,200 documents", "Twelve hundred documents")
     again = dataset_card(facts(counts=replace(COUNTS, rows=12)), edited)
@@ -122,7 +129,11 @@ def test_a_card_that_somebody_else_wrote_is_added_to() -> None:
         facts(), "---\nlicense: mit\nconfigs:\n- config_name: old\n  data_files: old/*\n---\n# Old\ntext"
     )
     configs = front_matter(card)["configs"]
-    assert isinstance(configs, list) and [config["config_name"] for config in configs] == ["exact", "old"]
+    assert isinstance(configs, list) and configs[0] == {"config_name": "old", "data_files": "old/*", "default": True}
+    assert configs[1]["config_name"] == "exact" and "default" not in configs[1]
+    again = front_matter(dataset_card(facts(), card))
+    assert again["configs"] == configs and "size_categories" not in again and again["tags"] == ["token-entropy"]
+    assert not {"pretty_name", "annotations_creators", "source_datasets"} & again.keys()
     assert "# Old\ntext" in card and "## exact" in card
 
 

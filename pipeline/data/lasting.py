@@ -1,0 +1,37 @@
+"""Folders that outlast the job that writes to them: Ray runs a job in a copy of a working directory, and deletes it."""
+
+import os
+from dataclasses import fields, is_dataclass
+from itertools import pairwise
+from pathlib import Path
+
+COPIES = ("runtime_resources", "working_dir_files")  # of the folder that `ray job submit --working-dir` is given
+WRITTEN = ("output", "staging")
+
+
+def require_lasting(flag: str, folder: Path) -> None:
+    """Refuses a folder in Ray's copy of the working directory.
+
+    Raises:
+        ValueError: if it is there.
+    """
+    parts = folder.resolve().parts
+    if COPIES in pairwise(parts):
+        home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises for a user without one
+        better = Path(home).absolute() / folder.name
+        raise ValueError(
+            f"--{flag} {folder} is in Ray's copy of the working directory, which Ray deletes after the job; give an "
+            f"absolute path that lasts, on a disk that all nodes share, as in --{flag} {better}"
+        )
+
+
+def require_lasting_outputs(config: object) -> None:
+    """Refuses a command's settings that name such a folder.
+
+    Raises:
+        ValueError: if they do.
+    """
+    named = {field.name for field in fields(config)} if is_dataclass(config) else set()
+    for flag in named.intersection(WRITTEN):
+        if isinstance(folder := getattr(config, flag), Path):
+            require_lasting(flag, folder)

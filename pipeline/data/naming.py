@@ -1,0 +1,50 @@
+"""Inputs as a dataset names them to everybody who reads it: URLs, and no path of anybody's disk."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.data.locations import File, is_url
+
+LOCAL_URLS = ("file:", "local:")
+LOCAL_NAME = "a local file"
+MOST_NAMED = 4  # every shard has these names twice: its footer stays at 4 kB whatever the number of inputs
+
+
+def is_local(named: str) -> bool:
+    """True for a path, and for a URL of one."""
+    return not is_url(named) or named.startswith(LOCAL_URLS)
+
+
+def without_paths(inputs: Sequence[str]) -> tuple[str, ...]:
+    """The inputs, each path replaced by LOCAL_NAME."""
+    return tuple(LOCAL_NAME if is_local(named) else named for named in inputs)
+
+
+def urls(inputs: Sequence[str]) -> list[str]:
+    """Those of the inputs that are elsewhere than on a disk here."""
+    return [named for named in inputs if not is_local(named)]
+
+
+def named_inputs(inputs: Sequence[str], files: Sequence[File]) -> tuple[str, ...]:
+    """The first URLs, then the number of all local files among those found and the name of the folder that has them."""
+    local = [Path(file.url) for file in files if not is_url(file.url)]
+    counted = [f"{len(local):,} local file{'s' if len(local) > 1 else ''}{_in_folder(local)}"] if local else []
+    return (*_first(urls(inputs)), *counted)
+
+
+def public_names(source: Sequence[str]) -> tuple[str, ...]:
+    """The names that a provenance has; of the paths that older versions wrote there the last part, of the first few."""
+    return tuple(_first([Path(name).name if Path(name).is_absolute() else name for name in source]))
+
+
+def _first(names: Sequence[str]) -> list[str]:
+    more = len(names) - MOST_NAMED
+    return list(names) if more <= 0 else [*names[:MOST_NAMED], f"{more:,} more"]
+
+
+def _in_folder(files: Sequence[Path]) -> str:
+    """Nothing where the folder's name is a user's, or one above it."""
+    folder = Path(os.path.commonpath([file.parent for file in files]))
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises for a user without one
+    return "" if home.is_relative_to(folder) else f" in {folder.name}"
