@@ -94,6 +94,7 @@ def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan |
         text_column=config.column.name,
         columns=config.columns,
         source_sha256=source.sha256,
+        choices=source.choices,
         source_rows=rows,
         rows_per_unit=config.rows_per_unit or default_rows_per_unit(rows),
         source_seen_by_estimator=config.source_seen_by_estimator if len(members) == 1 else "no",
