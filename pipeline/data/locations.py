@@ -94,7 +94,7 @@ def find_files(inputs: Sequence[str]) -> list[File]:
 
     Raises:
         ValueError: if there is no input, or one names nothing, holds a credential or needs a package that is not
-            installed, or a file is named twice.
+            installed, or a file is named twice or is of Arrow's format.
         ConnectionError: if a store cannot be reached now.
     """
     if not inputs:
@@ -125,8 +125,13 @@ def distinct(files: Sequence[File]) -> list[File]:
     """The files, each of another path. Links of two names to one file are two files, as in the cache of the Hub.
 
     Raises:
-        ValueError: if a path is there twice.
+        ValueError: if a path is there twice, or one is of Arrow's format.
     """
+    for file in files:
+        if file.format == "Arrow":
+            folder = file.url.rpartition("/")[0]
+            remedy = f'write Parquet first, with datasets.load_from_disk("{folder}").to_parquet("documents.parquet")'
+            raise ValueError(f"{file.url} is an Arrow file, as save_to_disk writes them; {remedy}, and name that")
     times = Counter(_identity(file) for file in files)
     repeated = [path for path, count in times.items() if count > 1]
     if repeated:

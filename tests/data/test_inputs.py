@@ -1,11 +1,15 @@
 """Inputs of documents: one rule for what is data on a disk, behind URLs and on the Hub."""
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import count
+from pathlib import Path
 
+import datasets
 import fsspec
 import pytest
 
+from pipeline.data.documents import Column, iterate_rows
 from pipeline.data.inputs import Found, Inputs, find_documents
 from pipeline.data.locations import pinned
 from tests.file_server import file_server
@@ -169,6 +173,28 @@ def test_each_folder_has_the_split_that_is_named(store: Store) -> None:
     ]
     with pytest.raises(ValueError, match="two has no split train; --split takes all or one of test"):
         store.find("/one", "/two", split="train")
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_what_save_to_disk_wrote_is_refused_with_a_remedy_that_works(tmp_path: Path, splits: bool) -> None:
+    rows = datasets.Dataset.from_dict({"text": [f"document {row}" for row in range(9)]})
+    saved = tmp_path / "saved"
+    if splits:
+        datasets.DatasetDict({"train": rows, "test": rows.select(range(2))}).save_to_disk(saved)
+    else:
+        rows.save_to_disk(saved, num_shards=2)
+    for named in saved.rglob("*.arrow"):
+        with pytest.raises(ValueError, match="is an Arrow file, as save_to_disk writes them; write Parquet"):
+            find_documents([str(named)])
+    with pytest.raises(ValueError, match="is an Arrow file") as said:
+        find_documents([str(saved)])
+    remedy = re.search(r'load_from_disk\("(.+)"\)\.to_parquet', str(said.value))
+    assert remedy is not None
+    written = tmp_path / "documents.parquet"
+    datasets.load_from_disk(remedy[1]).to_parquet(written)
+    (file,) = find_documents([str(written)]).files
+    (batch,) = iterate_rows([file], Column())
+    assert batch.column("text").to_pylist() == rows["text"][:]
 
 
 @pytest.mark.parametrize(("setting", "flag"), [("split", "--split"), ("config_name", "--config-name")])

@@ -76,6 +76,12 @@ def _write_folders(folder: Path) -> None:
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
+    arrow = folder / "saved" / "data-00000-of-00001.arrow"
+    arrow.parent.mkdir()
+    (folder / "saved" / "state.json").write_text('{"_data_files": []}')
+    table = pa.table({"text": ["a"]})
+    with pa.ipc.new_stream(arrow, table.schema) as stream:
+        stream.write_table(table)
     (folder / "broken-link").mkdir()
     (folder / "broken-link" / "a.parquet").symlink_to("gone")
 
