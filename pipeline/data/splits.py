@@ -119,9 +119,11 @@ def contents_of(folder: Folder, config: Mapping[str, Any]) -> Contents:
         placed = {path for names in splits.values() for path in names}
         left_out["in no split by their names"] = [asked[path] for path in of_one if path not in placed]
     else:
-        splits = {split: matching(paths, given) for split, given in _declared_patterns(folder, declared).items()}
+        patterns = _declared_patterns(folder, declared)
+        splits = {split: matching(paths, given) for split, given in patterns.items()}
         asked = {path: paths[path] for names in splits.values() for path in names}
-        left_out = {}
+        matched = {path for given in patterns.values() for pattern in given for path in _matched(paths, pattern)}
+        left_out = {NOT_DATA: [where for path, where in paths.items() if path in matched and path not in asked]}
         of_one, format_ = _of_one_format(folder, asked)
     others = [where for path, where in asked.items() if path not in of_one]
     left_out[f"not {format_}, which holds the most bytes"] = others
@@ -149,14 +151,12 @@ def by_names(paths: Iterable[str]) -> dict[str, list[str]]:
 def matching(paths: Iterable[str], patterns: Iterable[str]) -> list[str]:
     """The paths that match a pattern, in the order of the patterns and then their own."""
     paths = list(paths)
-    return list(
-        dict.fromkeys(
-            path
-            for pattern in patterns
-            for path in filter(_compiled(pattern).match, paths)
-            if is_asked_for(path, pattern)
-        )
-    )
+    found = (path for pattern in patterns for path in _matched(paths, pattern) if is_asked_for(path, pattern))
+    return list(dict.fromkeys(found))
+
+
+def _matched(paths: Iterable[str], pattern: str) -> Iterable[str]:
+    return filter(_compiled(pattern).match, paths)
 
 
 @cache

@@ -68,6 +68,12 @@ def test_a_glob_that_names_files_in_a_folder_reads_these_alone(store: Store) -> 
     assert store.find("/*/*.parquet") == (["x.parquet/part-0.parquet"], [])
 
 
+def test_of_folders_in_one_another_each_file_is_read_once(store: Store) -> None:
+    store.put("d1/d2/a.parquet", "d1/b.parquet", "d3/d4/d5/c.parquet", "e/d6/d.parquet")
+    files = ["d1/b.parquet", "d1/d2/a.parquet", "d3/d4/d5/c.parquet", "e/d6/d.parquet"]
+    assert store.find("/**/d?") == (files, [])
+
+
 def test_a_folder_that_a_glob_matches_has_splits(store: Store) -> None:
     store.put("one/train.parquet", "one/test.parquet", "two/0.parquet")
     files, notes = store.find("/*")

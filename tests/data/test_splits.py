@@ -1,7 +1,7 @@
 """Splits and configurations of a folder, held against those that `datasets` finds in it."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -42,6 +42,10 @@ def card(*configs: Mapping[str, object]) -> str:
     return f"---\n{yaml.safe_dump({'license': 'mit', 'configs': list(configs)})}---\n# A dataset\n"
 
 
+def in_order(splits: Mapping[str, Sequence[str]]) -> list[tuple[str, list[str]]]:
+    return [(split, [*paths]) for split, paths in splits.items()]
+
+
 def by_datasets(root: Path, config: str | None = None) -> dict[str, list[str]]:
     """The files of each split as `load_dataset` would read them, each of them once."""
     found = datasets.load_dataset_builder(str(root), config).config.data_files
@@ -62,7 +66,7 @@ def test_names_tell_the_splits_that_datasets_finds(tmp_path_factory: pytest.Temp
     root = tmp_path_factory.mktemp("folder")
     whole = {path for path in paths if not any(other.startswith(f"{path}/") for other in paths)}
     folder = folder_of(root, parquet(*whole))
-    assert contents_of(folder, configs_of(folder)["default"]).splits == by_datasets(root)
+    assert in_order(contents_of(folder, configs_of(folder)["default"]).splits) == in_order(by_datasets(root))
     shutil.rmtree(root)
 
 
@@ -93,7 +97,7 @@ def test_a_card_tells_the_splits_that_datasets_finds(
     files |= parquet("data/b/b.parquet", "data/data/a.parquet", "data/x/y.parquet")
     config = {"config_name": "c", "data_files": declared} | ({"data_dir": data_dir} if data_dir else {})
     folder = folder_of(root, files, card(config))
-    assert contents_of(folder, configs_of(folder)["c"]).splits == by_datasets(root)
+    assert in_order(contents_of(folder, configs_of(folder)["c"]).splits) == in_order(by_datasets(root))
     shutil.rmtree(root)
 
 
@@ -249,6 +253,8 @@ def test_the_format_that_holds_most_bytes_is_read(tmp_path: Path) -> None:
     table = folder_of(tmp_path / "table", {"a.parquet": b"PAR1" * 50, **logs})
     assert [file.name for file in part_of(lines).files] == ["a.jsonl", "b.json"]
     assert [file.name for file in part_of(table).files] == ["a.parquet"]
+    same = folder_of(tmp_path / "same", {"a.jsonl": b"{}{}", "b.parquet": b"PAR1"})
+    assert [file.name for file in part_of(same).files] == ["b.parquet"]
     assert part_of(table).notes[0].endswith("logs/0.json, logs/1.json, logs/2.json and 6 more")
 
 
@@ -256,3 +262,10 @@ def test_a_card_may_name_a_folder_that_is_left_out_otherwise(tmp_path: Path) -> 
     files = parquet("_data/0.parquet", "0.parquet")
     named = folder_of(tmp_path, files, card({"config_name": "c", "data_files": "_data/*"}))
     assert [file.url for file in part_of(named).files] == [f"{tmp_path}/_data/0.parquet"]
+
+
+def test_what_a_card_does_not_name_is_left_out_and_told(tmp_path: Path) -> None:
+    files = parquet("_x/0.parquet", "a/0.parquet", "a/_1.parquet", "elsewhere.parquet")
+    part = part_of(folder_of(tmp_path, files, card({"config_name": "c", "data_files": "*/*.parquet"})))
+    assert [file.url for file in part.files] == [f"{tmp_path}/a/0.parquet"]
+    assert part.notes == [f"{tmp_path}: left out 2 files (not data): _x/0.parquet, a/_1.parquet"]
