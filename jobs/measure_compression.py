@@ -15,7 +15,8 @@ from pipeline.command_line import run
 from pipeline.data.corpus import Corpus, held_out_documents, require_tokens
 from pipeline.data.documents import Column, iterate_rows
 from pipeline.data.flags import require_at_least_one
-from pipeline.data.locations import find_files, pinned
+from pipeline.data.inputs import Inputs
+from pipeline.data.locations import pinned
 from pipeline.data.sample import sample_documents
 from pipeline.data.tokenizer import TOKENIZER_FILE, encode, load_tokenizer
 from pipeline.models.card import command_line
@@ -34,7 +35,7 @@ from schemas.documents import TEXT_COLUMN
 
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Inputs):
     """Which models, on which text, where to write."""
 
     models: tuple[str, ...] = ()
@@ -107,9 +108,11 @@ def require_compressor(folder: Path) -> Path:
 
 def read_texts(config: Config) -> Texts:
     """The documents, a row without text being an empty one."""
+    found = config.find_any(pinned(config.input))
     if config.input:
-        column, files = Column(config.text_column), find_files(pinned(config.input))
-        rows = [text for batch in iterate_rows(files, column, config.limit) for text in batch.column(0).to_pylist()]
+        found.tell()
+        batches = iterate_rows(found.files, Column(config.text_column), config.limit)
+        rows = [text for batch in batches for text in batch.column(0).to_pylist()]
     else:
         rows = sample_documents().column(TEXT_COLUMN).to_pylist()[: config.limit]
     texts = [text or "" for text in rows]

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from pipeline.command_line import run
 from pipeline.data.flags import require_at_least_one
-from pipeline.data.locations import find_files, pinned
+from pipeline.data.inputs import Inputs
+from pipeline.data.locations import pinned
 from pipeline.reproduction.figures import FIGURES, Figure, Row, Trial
 from pipeline.reproduction.results import write_figure
 from pipeline.reproduction.text import Text, prepare
@@ -39,7 +40,7 @@ class Training(TrainingConfig):
 
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Inputs):
     """Which figures, on what text, where to write."""
 
     output: Path
@@ -74,13 +75,15 @@ def reproduce_figures(config: Config) -> None:
     require_matplotlib()
     named = config.input or tuple(filter(None, [os.environ.get("FINEWEB")]))
     inputs = pinned(named) if named else ()
-    decisive = {**asdict(config), "input": inputs, "training": config.training.decisive}
+    found = config.find_any(inputs)
+    found.tell()
+    decisive = {**asdict(config), "input": inputs, **found.decisive, "training": config.training.decisive}
     del decisive["output"], decisive["processes"]
     resume.begin(config.output, decisive)
     for number in config.figure:
         figure = FIGURES[number]
         text = prepare(
-            find_files(inputs) if inputs else [],
+            found.files,
             vocabulary=figure.vocabulary,
             documents=config.documents,
             held_out=config.held_out,

@@ -6,7 +6,7 @@ document when a language model is trained; annotation never adds it.
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 from pipeline.command_line import run
 from pipeline.data.documents import Column, iterate_rows
 from pipeline.data.flags import require_at_least_one
-from pipeline.data.locations import File, find_files, pinned
+from pipeline.data.inputs import Inputs
+from pipeline.data.locations import File, pinned
 from pipeline.data.tokenizer import SEPARATOR, TOKENIZER_FILE, train_byte_pairs
 from pipeline.models.card import CARD_FILE, command_line, model_card
 from pipeline.models.checkpoint import require_new_folder
@@ -27,12 +28,9 @@ MEASURED_DOCUMENTS = 1000
 
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Inputs):
     """What to train on and where to write."""
 
-    input: tuple[str, ...]
-    """Documents, as --input of pipeline.annotate takes them: Parquet, JSON lines or text files, folders, globs or URLs
-    of these (hf://datasets/user/name, https://, s3://)."""
     output: Path
     """Folder to write the tokenizer to."""
     vocabulary: int = 8192
@@ -49,7 +47,9 @@ class Config:
 def train_tokenizer(config: Config) -> None:
     """Train a byte-level BPE tokenizer on documents."""
     require_new_folder(config.output)
-    files = find_files(pinned(config.input))
+    found = config.find(pinned(config.input))
+    found.tell()
+    files = found.files
     tokenizer = train_byte_pairs(texts(files, config), config.vocabulary)
     sample = list(itertools.islice(texts(files, config), MEASURED_DOCUMENTS))
     if not sample:
@@ -72,7 +72,7 @@ def save(tokenizer: Tokenizer, config: Config) -> None:
     tokenizer.save(str(config.output / TOKENIZER_FILE), pretty=False)
 
 
-def card(tokenizer: Tokenizer, files: list[File], config: Config, bytes_a_token: float) -> str:
+def card(tokenizer: Tokenizer, files: Sequence[File], config: Config, bytes_a_token: float) -> str:
     """The tokenizer's card."""
     return model_card(
         "Byte-level BPE tokenizer",
@@ -88,7 +88,7 @@ def card(tokenizer: Tokenizer, files: list[File], config: Config, bytes_a_token:
     )
 
 
-def texts(files: list[File], config: Config) -> Iterator[str]:
+def texts(files: Sequence[File], config: Config) -> Iterator[str]:
     """The text of each document, rows without any left out."""
     for rows in iterate_rows(files, Column(config.text_column), config.limit):
         yield from (text for text in rows.column(config.text_column).to_pylist() if text)

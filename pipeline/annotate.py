@@ -22,7 +22,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from pipeline.command_line import run
 from pipeline.data.annotations import read_quarantine
 from pipeline.data.hub import Repository
-from pipeline.data.locations import find_files
 from pipeline.data.sample import write_sample
 from pipeline.data.shards import write_text
 from pipeline.engine.annotation import Annotated, Annotator
@@ -66,7 +65,9 @@ def annotate(config: Config = DEFAULTS) -> int:
         begun = published or staged
         inputs = frozen(config.input, begun)
         config = replace(config, estimator=frozen_checkpoint(config.estimator, begun))
-        source = inspect(find_files(inputs or [str(sample)]), config.column)
+        found = config.find(inputs or [str(sample)])
+        found.tell()
+        source = inspect(found.files, config.column, found.choices)
         job, units = prepare(config, source, inputs, begun)
         for place, plan in ((config.output, published), (job.subset.root, staged)):
             if plan is not None:

@@ -97,6 +97,7 @@ def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan |
         text_column=config.column.name,
         columns=config.columns,
         source_sha256=source.sha256,
+        choices=source.choices,
         source_rows=rows,
         rows_per_unit=config.rows_per_unit or default_rows_per_unit(rows),
         source_seen_by_estimator=config.source_seen_by_estimator if len(members) == 1 else "no",
@@ -167,10 +168,10 @@ def require_sound(checkpoints: Sequence[Path], kind: Kind) -> None:
     """
     others = [folder for folder in checkpoints if not folder.is_relative_to(SHIPPED)]
     if others:
-        from pipeline.models.loading import require_loadable  # imports torch, which takes seconds
+        from pipeline.models.loading import require_complete  # imports torch, which takes seconds
 
         for folder in others:
-            require_loadable(folder, kind)
+            require_complete(folder, kind)
 
 
 def windows_for(config: Config, context: int | None) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from huggingface_hub.constants import HF_HOME
 from pipeline.data.documents import Column
 from pipeline.data.flags import require_at_least_one
 from pipeline.data.hub import Repository
+from pipeline.data.inputs import Inputs
 from pipeline.data.lasting import require_lasting
 from pipeline.data.loading import require_loadable
 from pipeline.data.tokenizer import TOKENIZED_ALREADY
@@ -28,7 +29,7 @@ KIND_OF_METHOD: dict[Method, Kind] = {"second-order": "second-order", "exact": "
 
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Inputs):
     """What to label, with what, and where to write it."""
 
     input: tuple[str, ...] = ()

@@ -79,6 +79,8 @@ class Provenance:
     """The checkpoint's tokenizer, where labels were moved from its tokens to `input_ids` through their bytes."""
     dtype: Dtype = "float32"
     """What the checkpoint computed in."""
+    choices: tuple[str, ...] = ()
+    """Of each folder or dataset in the source that has several configurations or splits, what was read of it."""
     batch_invariant: bool = False
     """Whether every window was labelled by itself, so that labels do not depend, by rounding, on other documents."""
     source_files: int = 0
@@ -109,7 +111,7 @@ class Provenance:
             raise ValueError(f"labels of schema version {there}, this reads {SCHEMA_VERSION}; annotate anew elsewhere")
         columns = values["columns"]
         lists = {"source": tuple(values["source"]), "columns": None if columns is None else tuple(columns)}
-        return cls(**{**values, **lists})
+        return cls(**{**values, **lists, "choices": tuple(values.get("choices", ()))})
 
 
 def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:

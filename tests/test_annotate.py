@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from pipeline.preparation import dtype_for
 from pipeline.settings import Config
 from schemas.annotations import PROVENANCE_KEY, Provenance
-from tests.builders import sample_texts, write_documents
+from tests.builders import PROVENANCE, sample_texts, write_documents
 from tests.conftest import RunCommand, SmallDisk
 from tests.engine.fakes import shards
 from tests.hub import hub_server
@@ -84,6 +85,54 @@ def test_rows_keep_their_order_and_their_text_is_what_was_tokenized(run_command:
     for row, ids in zip(rows, encode(tokenizer, [text or "" for text in texts]), strict=True):
         assert row["input_ids"] == ids.tolist()
     assert [row["mean_entropy"] is None for row in rows] == [False] * 9 + [True, True, False]
+
+
+def test_a_split_is_labelled_and_resumed(
+    run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = sample_texts(6, 100)
+    for index, split in enumerate(("train", "validation", "test")):
+        write_documents(tmp_path / "in" / "data" / f"{split}-00000-of-00001.parquet", texts[2 * index : 2 * index + 2])
+    command = (*HERE, "--input", tmp_path / "in", "--keep-text", "--output", tmp_path / "out")
+    taking = "taking split train of train, validation, test; --split names another, --split all takes all"
+    for further in ((), (), ("--split", "train")):
+        capsys.readouterr()
+        assert run_command(*command, *further) == 0
+        assert [line for line in capsys.readouterr().err.splitlines() if "taking" in line] == [
+            f"{tmp_path}/in: {taking}"
+        ]
+    assert shard_rows(tmp_path / "out").column("text").to_pylist() == texts[:2]
+    assert run_command(*command, "--split", "all") == 1
+    assert "choices ('split train',) there, ('split all',) now" in capsys.readouterr().err
+    assert run_command(*command, "--split", "all", "--subset", "all") == 0
+    rows = load_dataset(str(tmp_path / "out"), "all", split="train", streaming=True)
+    assert [row["text"] for row in rows] == texts
+
+
+def test_an_annotated_dataset_is_an_input_with_its_subsets(
+    run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_documents(tmp_path / "in.parquet", sample_texts(2, 100))
+    first = (*HERE, "--input", file, "--keep-text", "--output", tmp_path / "one")
+    assert run_command(*first) == 0
+    assert run_command(*first, "--subset", "short", "--limit", 1) == 0
+    again = ("jobs.train_tokenizer", "--input", tmp_path / "one", "--vocabulary", 300)
+    capsys.readouterr()
+    assert run_command(*again, "--output", tmp_path / "tokenizer") == 0
+    taking = "taking config second-order of second-order, short; --config-name names another"
+    assert capsys.readouterr().err.splitlines() == [f"{tmp_path}/one: {taking}"]
+    assert run_command(*again, "--config-name", "short", "--output", tmp_path / "tokenizer-short") == 0
+    for folder, documents in (("tokenizer", 2), ("tokenizer-short", 1)):
+        assert f"{documents} documents" in (tmp_path / folder / "README.md").read_text()
+    assert len(find_annotations(f"{tmp_path}/one/data/short")) == 1
+
+
+def test_provenance_of_before_there_were_choices_is_read() -> None:
+    values = json.loads(PROVENANCE.to_json())
+    del values["choices"]
+    assert Provenance.from_json(json.dumps(values)) == PROVENANCE
+    chosen = replace(PROVENANCE, choices=("split train",))
+    assert Provenance.from_json(chosen.to_json()) == chosen
 
 
 def test_load_dataset_reads_what_was_written_and_streams_it(run_command: RunCommand, tmp_path: Path) -> None:

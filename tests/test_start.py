@@ -1,6 +1,7 @@
 """How commands start: help comes at once, since nothing is imported that only the work needs; and all are listed."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ FLAGS = {"pipeline.publish": "--repository"}
 HEAVY = {"torch", "transformers", "accelerate", "matplotlib", "ray", "datasets"}
 """Packages that take long to import."""
 MOST_SECONDS = 1.5
+INPUT_FLAGS = {"--input", "--split", "--config-name"}
+"""Of every command that reads documents."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ def test_help_comes_at_once(command: str) -> None:
     started = start(command)
     assert started.exit_code == 0
     assert FLAGS.get(command, "--output") in started.printed
+    flags = set(re.findall(r"^│ (?:[* ]  )?(--[a-z-]+) ", started.printed, re.MULTILINE))
+    assert flags.isdisjoint(INPUT_FLAGS) or flags >= INPUT_FLAGS
     assert "cyclopts" in started.imported and not started.imported & HEAVY
     again = (start(command).seconds for _ in range(3))  # the first start may have compiled modules
     assert started.seconds < MOST_SECONDS or any(seconds < MOST_SECONDS for seconds in again)

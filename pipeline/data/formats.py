@@ -3,17 +3,20 @@
 from pathlib import PurePosixPath
 from typing import Literal
 
-Format = Literal["Parquet", "JSON lines", "text"]
+Format = Literal["Parquet", "JSON lines", "text", "Arrow"]
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 JSON_LINES = tuple(kind + end for kind in (".jsonl", ".json", ".ndjson") for end in ("", *COMPRESSIONS))
 TEXT = tuple(kind + end for kind in (".txt", ".md", ".text") for end in ("", *COMPRESSIONS))
-FOUND_IN_FOLDERS = (".parquet", *JSON_LINES)
+ARROW = ".arrow"
+FOUND_IN_FOLDERS = (".parquet", *JSON_LINES, ARROW)
 """Text is read where it is named or a glob names it: beside data lie a README.md and a LICENSE.txt."""
 
 
 def format_of(name: str) -> Format:
     """As what a file is read; any name that tells nothing is taken for Parquet's."""
+    if name.lower().endswith(ARROW):
+        return "Arrow"
     if name.lower().endswith(JSON_LINES):
         return "JSON lines"
     return "text" if name.lower().endswith(TEXT) else "Parquet"

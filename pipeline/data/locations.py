@@ -1,5 +1,9 @@
 """Files wherever they lie, on a disk or behind a URL: found, and pinned to a revision.
 
+One rule says what is data, on a disk and behind a URL alike. Names that begin with a dot or an underscore, and all in
+folders of such names, are left out unless the input names them, as Spark, Hive, Arrow and `datasets` do; so are the
+files of settings that `datasets` knows. A folder that a glob matches is read as a folder that is named.
+
 A URL is anything that fsspec takes, `hf://datasets/user/name@revision/path` among it. Filesystems take credentials
 from the environment or from their own configuration; a URL must hold none, since inputs are written down.
 """
@@ -7,11 +11,11 @@ from the environment or from their own configuration; a URL must hold none, sinc
 import glob
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import stat_result
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -25,7 +29,11 @@ from pipeline.data.redaction import has_credential, redacted
 
 HUB = "hf://datasets/"
 MAGIC = re.compile(r"[*?\[]")
+DOTTED = re.compile(r"(^|/)\.")
 COMMIT = re.compile("[0-9a-f]{40}")
+CARD = "README.md"
+# As `datasets` has them (FILES_TO_IGNORE).
+SETTINGS_FILES = frozenset((CARD, "config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"))
 # What filesystems call the digest or the time of a file's content, the surest first.
 DIGESTS = ("blob_id", "ETag", "etag", "Content-MD5", "md5Hash")
 TIMES = ("Last-Modified", "LastModified", "last_modified", "mtime", "created")
@@ -53,25 +61,95 @@ class File:
         return format_of(self.name)
 
 
+@dataclass(frozen=True)
+class Folder:
+    """A folder as it was found, with the folders in it."""
+
+    url: str
+    """As it was named, or as a glob matched it."""
+    files: Mapping[str, File]
+    """Files with an ending of data by their paths in the folder, in the order of these; none in a hidden folder."""
+    card: str = ""
+    """Text of its README.md."""
+
+    @property
+    def data(self) -> list[str]:
+        """Paths of the files that are data."""
+        return [path for path in self.files if is_asked_for(path, "")]
+
+
+class Located(NamedTuple):
+    """What an input names."""
+
+    places: Sequence[File | Folder]
+    left_out: Sequence[str] = ()
+    """What a glob matched besides and is no data."""
+
+
 def find_files(inputs: Sequence[str]) -> list[File]:
     """Files named by paths, folders, globs or URLs of these, in the order given; a folder's or glob's in name order.
 
-    Of a folder, and the folders in it, all Parquet and JSON lines files whose path has no part with a leading dot;
-    text files only where they are named or a glob names them.
+    Of a folder, and the folders in it, all files of data, of every split and format; text files only where they are
+    named or a glob names them.
 
     Raises:
         ValueError: if there is no input, or one names nothing, holds a credential or needs a package that is not
-            installed, or a file is named twice.
+            installed, or a file is named twice or is of Arrow's format.
         ConnectionError: if a store cannot be reached now.
     """
     if not inputs:
         raise ValueError("no input is named; name files, folders or URLs with --input")
-    files = [file for named in inputs for file in _found(named)]
+    places = [place for named in inputs for place in locate(named).places]
+    return distinct([file for place in places for file in _all_data(place)])
+
+
+def locate(named: str) -> Located:
+    """The files and folders that one input names: folders have data.
+
+    Raises:
+        ValueError, ConnectionError: as find_files does.
+    """
+    try:
+        found = _behind(named) if is_url(named) else _on_disk(named)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from None
+    places = [place for place in found.places if _all_data(place)]
+    empty = [f"{place.url}/" for place in found.places if isinstance(place, Folder) and not _all_data(place)]
+    if not places:
+        hidden = [path for place in found.places if isinstance(place, Folder) for path in place.files]
+        raise ValueError(_nothing_at(named, [*found.left_out, *hidden]))
+    return Located(places, [*found.left_out, *empty])
+
+
+def distinct(files: Sequence[File]) -> list[File]:
+    """The files, each of another path. Links of two names to one file are two files, as in the cache of the Hub.
+
+    Raises:
+        ValueError: if a path is there twice, or one is of Arrow's format.
+    """
+    for file in files:
+        if file.format == "Arrow":
+            folder = file.url.rpartition("/")[0]
+            remedy = f'write Parquet first, with datasets.load_from_disk("{folder}").to_parquet("documents.parquet")'
+            raise ValueError(f"{file.url} is an Arrow file, as save_to_disk writes them; {remedy}, and name that")
     times = Counter(_identity(file) for file in files)
     repeated = [path for path, count in times.items() if count > 1]
     if repeated:
-        raise ValueError(f"named more than once in the input: {', '.join(repeated)}; name each file once")
-    return files
+        raise ValueError(f"named more than once in the input: {shortened(repeated)}; name each file once")
+    return list(files)
+
+
+def is_asked_for(path: str, pattern: str) -> bool:
+    """False for a path that the pattern matches by accident: hidden, or a file of settings."""
+    name = PurePosixPath(path).name
+    settings = name in SETTINGS_FILES and name != PurePosixPath(pattern).name
+    return _hidden_parts(path) == _hidden_parts(pattern) and not settings
+
+
+def shortened(names: Sequence[str], most: int = 3) -> str:
+    """The first of the names and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
@@ -84,55 +162,97 @@ def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
     return tuple(_pinned(named) if named.startswith(HUB) else named for named in inputs)
 
 
-def _found(named: str) -> list[File]:
-    """The files that one input names."""
-    try:
-        files = _files_behind(named) if is_url(named) else _local_files(named)
-    except FileNotFoundError as error:
-        raise ValueError(str(error)) from None
-    if not files:
-        raise ValueError(
-            f"no Parquet or JSON lines file at {named}; check the path (a folder's text files are read where a glob "
-            "names them, as in notes/*.txt)"
-        )
-    return files
+def _all_data(place: File | Folder) -> list[File]:
+    return [place] if isinstance(place, File) else [place.files[path] for path in place.data]
 
 
-def _files_behind(url: str) -> list[File]:
+def _nothing_at(named: str, left_out: Sequence[str]) -> str:
+    if left_out:
+        return f"no data at {named}: {shortened(left_out)} would be left out; name the files that are data"
+    remedy = "check the path (a folder's text files are read where a glob names them, as in notes/*.txt)"
+    return f"no Parquet or JSON lines file at {named}; {remedy}"
+
+
+def _behind(url: str) -> Located:
     _require_no_credential(url)
     with reaching(url):
         filesystem, path = filesystem_of(url)
-        return _local_files(path) if isinstance(filesystem, LocalFileSystem) else _remote_files(filesystem, path)
+        return _on_disk(path) if isinstance(filesystem, LocalFileSystem) else _in_store(filesystem, path)
 
 
-def _local_files(named: str) -> list[File]:
-    folder = Path(named).is_dir()
-    pattern = str(Path(glob.escape(named)) / "**") if folder else named
-    matches = [named] if Path(named).is_file() else sorted(glob.glob(pattern, recursive=True))
-    paths = [Path(match) for match in matches if Path(match).is_file()]
-    return [local_file(path) for path in paths if not folder or path.name.lower().endswith(FOUND_IN_FOLDERS)]
+def _on_disk(named: str) -> Located:
+    if Path(named).is_file():
+        return Located([local_file(Path(named))])
+    if Path(named).is_dir():
+        return Located([_local_folder(named)])
+    matches = {str(path): path.is_dir() for path in _on_disk_matching(named)}
+    kept, left_out = _matched(matches, named)
+    return Located([_local_folder(path) if matches[path] else local_file(Path(path)) for path in kept], left_out)
+
+
+def _local_folder(named: str) -> Folder:
+    matches = _on_disk_matching(str(Path(glob.escape(named)) / "**"))
+    data = [path for path in matches if path.name.lower().endswith(FOUND_IN_FOLDERS) and not path.is_dir()]
+    card = Path(named) / CARD
+    text = card.read_text(errors="replace") if card.is_file() else ""
+    return Folder(named, {path.relative_to(named).as_posix(): local_file(path) for path in data}, text)
+
+
+def _on_disk_matching(pattern: str) -> list[Path]:
+    """Files, folders and links, broken ones among them."""
+    matches = map(Path, sorted(glob.glob(pattern, recursive=True)))
+    return [path for path in matches if path.is_file() or path.is_dir() or path.is_symlink()]
+
+
+def _matched(matches: Mapping[str, bool], pattern: str) -> tuple[list[str], list[str]]:
+    """What to read of a glob's matches, True for folders, and what to tell of the others.
+
+    Of a folder in which the glob matches files, these are read; of folders in one another, the outermost.
+    """
+    kept = {path: PurePosixPath(path) for path in matches if is_asked_for(path, pattern)}
+    with_files = {parent for path in kept if not matches[path] for parent in kept[path].parents}
+    folders = {kept[path] for path in kept if matches[path]} - with_files
+    places = [
+        path for path in kept if not matches[path] or (kept[path] in folders and folders.isdisjoint(kept[path].parents))
+    ]
+    told = [path for path in matches if path not in kept and not DOTTED.search(PurePosixPath(path).name)]
+    return places, [path for path in told if not matches[path] or "**" not in pattern]
 
 
 def local_file(path: Path) -> File:
     """A file on a disk as it is now, its path not resolved: a link may have a suffix that its target lacks."""
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path} is a link to a file that is gone; fetch it again, or delete the link")
     status: stat_result = path.stat()
     return File(str(path.absolute()), status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
 
-def _remote_files(filesystem: AbstractFileSystem, path: str) -> list[File]:
+def _in_store(filesystem: AbstractFileSystem, path: str) -> Located:
     try:
-        found = filesystem.info(path)
-        if found["type"] == "file" and path.endswith("/"):  # a web server's index, which tells no folder from a page
-            raise ValueError(f"{path} is a web page; name files, or a glob of them as in {path}*.parquet")
-        if found["type"] == "file":
-            return [remote_file(filesystem, found)]
-        infos = filesystem.find(path, detail=True)
-        names = [name for name in infos if _is_data(name[len(path) :])]
+        return Located([_place(filesystem, filesystem.info(path), path)])
     except FileNotFoundError as error:
         if not MAGIC.search(path) or not is_answer(error):
             raise
-        names = infos = filesystem.glob(path, detail=True)
-    return [remote_file(filesystem, infos[name]) for name in sorted(names) if infos[name]["type"] == "file"]
+    infos = filesystem.glob(path, detail=True)
+    kept, left_out = _matched({name: infos[name]["type"] == "directory" for name in sorted(infos)}, path)
+    return Located([_place(filesystem, infos[name], name) for name in kept], left_out)
+
+
+def _place(filesystem: AbstractFileSystem, info: dict[str, Any], path: str) -> File | Folder:
+    if info["type"] == "directory":
+        return _remote_folder(filesystem, path.rstrip("/"))
+    if path.endswith("/"):  # a web server's index, which tells no folder from a page
+        raise ValueError(f"{path} is a web page; name files, or a glob of them as in {path}*.parquet")
+    return remote_file(filesystem, info)
+
+
+def _remote_folder(filesystem: AbstractFileSystem, path: str) -> Folder:
+    found = filesystem.find(path, detail=True)
+    inside = {name.removeprefix(path).lstrip("/"): found[name] for name in sorted(found)}
+    data = [name for name in inside if name.lower().endswith(FOUND_IN_FOLDERS) and not DOTTED.search(name)]
+    card = filesystem.cat_file(f"{path}/{CARD}").decode(errors="replace") if CARD in inside else ""
+    files = {name: remote_file(filesystem, inside[name]) for name in data}
+    return Folder(filesystem.unstrip_protocol(path), files, card)
 
 
 def remote_file(filesystem: AbstractFileSystem, info: dict[str, Any]) -> File:
@@ -149,9 +269,8 @@ def remote_file(filesystem: AbstractFileSystem, info: dict[str, Any]) -> File:
     return File(url, info["size"], "-".join([str(info["size"]), *versions[:1]]))
 
 
-def _is_data(path: str) -> bool:
-    hidden = any(part.startswith(".") for part in path.split("/"))
-    return path.lower().endswith(FOUND_IN_FOLDERS) and not hidden
+def _hidden_parts(path: str) -> int:
+    return sum(part.startswith((".", "_")) and part not in (".", "..") for part in PurePosixPath(path).parts)
 
 
 def is_url(named: str) -> bool:
@@ -179,7 +298,7 @@ def _require_no_credential(url: str) -> None:
 
 
 def _identity(file: File) -> str:
-    return file.url if is_url(file.url) else str(Path(file.url).resolve())
+    return file.url if is_url(file.url) else str(Path(file.url).parent.resolve() / file.name)
 
 
 def _pinned(url: str) -> str:

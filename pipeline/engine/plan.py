@@ -35,13 +35,15 @@ class Source:
     layouts: tuple[Layout, ...]
     schema: pa.Schema
     sha256: str
+    choices: tuple[str, ...] = ()
+    """What was chosen of folders with several configurations or splits."""
 
     @property
     def rows(self) -> int:
         return sum(layout.rows for layout in self.layouts)
 
 
-def inspect(files: Sequence[File], column: Column) -> Source:
+def inspect(files: Sequence[File], column: Column, choices: tuple[str, ...] = ()) -> Source:
     """Looks at every file: a Parquet file's footer, JSON lines and text from beginning to end.
 
     Raises:
@@ -51,7 +53,7 @@ def inspect(files: Sequence[File], column: Column) -> Source:
     with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
         layouts = tuple(pool.map(lambda file: inspect_file(file, column), files))
     digest = hashlib.sha256("".join(layout.sha256 for layout in layouts).encode())
-    return Source(tuple(files), layouts, unified(layouts, files), digest.hexdigest())
+    return Source(tuple(files), layouts, unified(layouts, files), digest.hexdigest(), choices)
 
 
 def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list[Unit]:

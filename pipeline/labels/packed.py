@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.data.annotations import AnnotatedDataset
 from pipeline.data.corpus import Corpus, read_corpus, require_tokens
 from pipeline.data.documents import Column
-from pipeline.data.locations import find_files
+from pipeline.data.inputs import find_documents
 from pipeline.data.tokenizer import beginning_token, load_tokenizer
 from pipeline.labels.retokenize import retokenized
 
@@ -45,15 +45,18 @@ class ModelTokens:
         return cls(folder, vocabulary, beginning_token(folder), moved=tokenizer is not None)
 
     def read(self, inputs: Sequence[str]) -> Corpus:
-        """Other text, in files as `find_files` takes them, in these tokens and without labels.
+        """Other text, in files as `find_documents` takes them, in these tokens and without labels.
 
         Raises:
             ValueError: if there is none, or no tokenizer to read it with.
         """
         if self.folder is None:
             raise ValueError("--out-of-distribution needs a tokenizer, and these documents came as tokens")
-        files, tokenizer = find_files(inputs), load_tokenizer(self.folder)
-        return require_tokens(read_corpus(files, column=Column(), tokenizer=tokenizer, vocabulary=self.vocabulary))
+        found, tokenizer = find_documents(inputs), load_tokenizer(self.folder)
+        found.tell()
+        return require_tokens(
+            read_corpus(found.files, column=Column(), tokenizer=tokenizer, vocabulary=self.vocabulary)
+        )
 
 
 @dataclass(frozen=True)

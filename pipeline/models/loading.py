@@ -71,7 +71,7 @@ def save_checkpoint(
     (folder / CARD_FILE).write_text(card)
 
 
-def require_loadable(folder: Path, kind: Kind) -> None:
+def require_complete(folder: Path, kind: Kind) -> None:
     """Checks that a checkpoint has all its weights, in their shapes, and needs no code of its own; reads no weight.
 
     Raises:

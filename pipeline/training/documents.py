@@ -7,7 +7,8 @@ from typing import Any
 from pipeline.data.corpus import MOST_HELD_OUT, Corpus, held_out_documents, read_corpus, require_tokens
 from pipeline.data.documents import Column
 from pipeline.data.flags import require_at_least_one
-from pipeline.data.locations import File, find_files, pinned
+from pipeline.data.inputs import Inputs
+from pipeline.data.locations import File, pinned
 from pipeline.data.stream import DocumentStream, Sharing
 from pipeline.data.tokenizer import TokenSource, token_source, tokenizer_sha256
 from schemas.documents import TEXT_COLUMN, TOKENS_COLUMN
@@ -48,7 +49,7 @@ class Documents:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DocumentSettings:
+class DocumentSettings(Inputs):
     """Which documents, and how they become tokens."""
 
     input: tuple[str, ...]
@@ -80,8 +81,10 @@ class DocumentSettings:
             OSError: if a disk or a store cannot be reached now.
         """
         inputs, source = pinned(self.input), token_source(self.tokenizer, self.vocabulary)
-        files, sha256 = find_files(inputs), tokenizer_sha256(source.folder) if source.folder else None
-        decisive = {**asdict(self), "input": inputs, "tokenizer_sha256": sha256}
+        documents, sha256 = self.find(inputs), tokenizer_sha256(source.folder) if source.folder else None
+        documents.tell()
+        decisive = {**asdict(self), "input": inputs, **documents.decisive, "tokenizer_sha256": sha256}
+        files = documents.files
         if self.stream is not None:
             stored = {"files": len(files), "stored_bytes": sum(file.size for file in files)}
             return self._streamed(files, source, self.stream, {**decisive, **stored})

@@ -75,11 +75,42 @@ def test_text_is_found_where_it_is_named_or_globbed_and_not_in_folders(tmp_path:
 
 def test_a_file_that_is_named_twice_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    (folder / "link.json").symlink_to("z.json")
-    for again in ("z.json", f"{folder}/z.json", "two/../z.json", f"file://{folder}/z.json", "link.json"):
+    (folder / "link").symlink_to(".")
+    for again in ("z.json", f"{folder}/z.json", "two/../z.json", f"file://{folder}/z.json", "link/z.json"):
         with pytest.raises(ValueError, match=r"more than once.*z\.json") as refusal:
             find_files(["z.json", "two", again])
         assert "e.jsonl" not in str(refusal.value)
+
+
+def test_equal_files_that_are_stored_once_are_two(tmp_path: Path) -> None:
+    """As the cache of the Hub keeps them: links to one blob, across datasets too."""
+    put(tmp_path, "blobs/0123")
+    for name in ("a/0.parquet", "a/1.parquet", "b/0.parquet"):
+        put(tmp_path, f"snapshots/{name}")
+        (tmp_path / "snapshots" / name).unlink()
+        (tmp_path / "snapshots" / name).symlink_to("../../blobs/0123")
+    found = find_files([f"{tmp_path}/snapshots/{name}" for name in ("a", "b/0.parquet")])
+    assert [file.url.removeprefix(f"{tmp_path}/snapshots/") for file in found] == [
+        "a/0.parquet",
+        "a/1.parquet",
+        "b/0.parquet",
+    ]
+
+
+def test_a_link_to_a_file_that_is_gone_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "a.parquet")
+    (tmp_path / "b.parquet").symlink_to("gone")
+    for named in ("", "/*.parquet"):
+        with pytest.raises(ValueError, match=r"b\.parquet is a link to a file that is gone; fetch it again"):
+            find_files([f"{tmp_path}{named}"])
+
+
+def test_a_folder_of_folders_linked_to_one_another_is_refused(tmp_path: Path) -> None:
+    """What `latest` has would be read twice."""
+    put(tmp_path, "2024/a.parquet")
+    (tmp_path / "latest").symlink_to("2024")
+    with pytest.raises(ValueError, match=r"named more than once in the input: .*/2024/a\.parquet; name each file once"):
+        find_files([str(tmp_path)])
 
 
 def test_a_link_keeps_its_name(folder: Path) -> None:

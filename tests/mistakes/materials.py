@@ -56,10 +56,36 @@ def _write_documents(folder: Path) -> None:
     (folder / "empty-folder").mkdir()
     (folder / "notes").mkdir()
     (folder / "notes" / "a.txt").write_text("a note")
+    _write_folders(folder)
     (folder / "latin.txt").write_bytes("un café".encode("latin-1"))
     (folder / "body.jsonl").write_text('{"body": "a"}\n')
     (folder / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 99)[:-9])
     (folder / "file").write_text("not a folder")
+
+
+def _write_folders(folder: Path) -> None:
+    configs = "\n".join(f"- config_name: {name}\n  data_files: {name}/*" for name in ("one", "two"))
+    for name, content in (
+        ("splits/test.jsonl", '{"text": "a"}\n'),
+        ("splits/validation.jsonl", '{"text": "a"}\n'),
+        ("configs/one/a.jsonl", '{"text": "a"}\n'),
+        ("configs/README.md", f"---\nconfigs:\n{configs}\n---\n"),
+        ("card-broken/a.jsonl", '{"text": "a"}\n'),
+        ("card-broken/README.md", "---\nconfigs: [\n---\n"),
+        ("card-wrong/a.jsonl", '{"text": "a"}\n'),
+        ("card-wrong/README.md", "---\nconfigs: one\n---\n"),
+        ("hidden/_old/a.jsonl", '{"text": "a"}\n'),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    arrow = folder / "saved" / "data-00000-of-00001.arrow"
+    arrow.parent.mkdir()
+    (folder / "saved" / "state.json").write_text('{"_data_files": []}')
+    table = pa.table({"text": ["a"]})
+    with pa.ipc.new_stream(arrow, table.schema) as stream:
+        stream.write_table(table)
+    (folder / "broken-link").mkdir()
+    (folder / "broken-link" / "a.parquet").symlink_to("gone")
 
 
 def _write_checkpoints(folder: Path) -> None:

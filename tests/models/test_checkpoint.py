@@ -22,7 +22,7 @@ from pipeline.models.loading import (
     load_causal,
     load_estimator,
     load_second_order,
-    require_loadable,
+    require_complete,
     save_checkpoint,
 )
 from pipeline.models.stack import new_language_model
@@ -162,9 +162,9 @@ def test_what_is_wrong_with_a_checkpoint_is_said_before_any_weight_is_read(
 ) -> None:
     folder = tmp_path / "causal"
     language_model().save_pretrained(folder)
-    require_loadable(folder, "causal")
+    require_complete(folder, "causal")
     fault(folder, "model.layers.0.mlp.up_proj.weight")
-    for check in (lambda: require_loadable(folder, "causal"), lambda: load_causal(folder)):
+    for check in (lambda: require_complete(folder, "causal"), lambda: load_causal(folder)):
         with pytest.raises(ValueError, match=FAULTS[fault]) as raised:
             check()
         assert "\n" not in str(raised.value)

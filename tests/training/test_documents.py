@@ -10,7 +10,7 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.stream import DocumentStream
 from pipeline.models.checkpoint import SHIPPED
 from pipeline.training.batches import Cut, endless_batches
-from pipeline.training.documents import DocumentSettings
+from pipeline.training.documents import Documents, DocumentSettings
 from tests.builders import sample_texts, write_documents
 
 TOKENIZER = str(SHIPPED / "tokenizer")
@@ -55,6 +55,23 @@ def test_what_decides_tells_streams_and_documents_apart(texts: str) -> None:
     assert decisive[0]["documents"] == 20 and decisive[1]["files"] == 1
     write_documents(Path(texts), sample_texts(21, 200))
     assert DocumentSettings(**settings, stream=50).read().decisive != decisive[1]  # type: ignore[arg-type]
+
+
+def test_a_split_is_read_and_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, texts = str(tmp_path / "in"), sample_texts(9, 200)
+    write_documents(tmp_path / "in" / "train.parquet", texts[:6])
+
+    def read(split: str | None = None) -> Documents:
+        return DocumentSettings(input=(folder,), tokenizer=TOKENIZER, held_out=1, split=split).read()
+
+    alone = read()
+    assert capsys.readouterr().err == "" and alone.decisive["choices"] is None
+    write_documents(tmp_path / "in" / "test.parquet", texts[6:])
+    default, named, every, test = (read(split) for split in (None, "train", "all", "test"))
+    assert lists(*default.blocks, default.held_out) == lists(*alone.blocks, alone.held_out)
+    assert default.decisive == named.decisive == {**alone.decisive, "choices": ("split train",)}
+    assert (every.decisive["documents"], test.decisive["documents"]) == (9, 3)
+    assert len(capsys.readouterr().err.splitlines()) == 4
 
 
 @pytest.mark.parametrize("held_out", [None, 0, -1, 20, 21])
