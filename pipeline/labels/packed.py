@@ -14,7 +14,7 @@ from pipeline.data.annotations import AnnotatedDataset
 from pipeline.data.corpus import Corpus, read_corpus, require_tokens
 from pipeline.data.documents import Column
 from pipeline.data.locations import find_files
-from pipeline.data.tokenizer import beginning_token, load_tokenizer
+from pipeline.data.tokenizer import beginning_token, id_count, load_tokenizer
 from pipeline.labels.retokenize import retokenized
 
 
@@ -38,10 +38,10 @@ class ModelTokens:
         """
         if tokenizer is not None and dataset.tokenizer is None:
             raise ValueError("--tokenizer needs labels of text; these documents came as tokens")
-        folder, vocabulary = tokenizer or dataset.tokenizer, dataset.provenance.vocabulary
+        folder, vocabulary = tokenizer or dataset.tokenizer, dataset.vocabulary
         if folder is None:  # the separator is one id more
             return cls(None, vocabulary, vocabulary, moved=False)
-        vocabulary = load_tokenizer(folder).get_vocab_size()
+        vocabulary = id_count(load_tokenizer(folder))
         return cls(folder, vocabulary, beginning_token(folder), moved=tokenizer is not None)
 
     def read(self, inputs: Sequence[str]) -> Corpus:
