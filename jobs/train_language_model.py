@@ -133,7 +133,7 @@ def trained(
     from pipeline.training.batches import Cut, endless_batches
     from pipeline.training.evaluation import window_loss
     from pipeline.training.loop import train
-    from pipeline.training.losses import objective_loss
+    from pipeline.training.losses import ObjectiveLoss
     from pipeline.training.objectives import objective_function
 
     torch.manual_seed(config.training.seed)
@@ -142,7 +142,7 @@ def trained(
     figures = train(
         model,
         endless_batches(seen, cut, config.training.seed),
-        partial(objective_loss, objective=objective_function(config.objective, mean_label)),
+        ObjectiveLoss(objective_function(config.objective, mean_label)),
         lambda model: {f"{name}_loss": window_loss(model, corpus, cut) for name, corpus in evaluated.items()},
         config.training,
         config.output,
