@@ -18,7 +18,7 @@ from pipeline.data.flags import require_at_least_one
 from pipeline.data.inputs import Inputs
 from pipeline.data.locations import pinned
 from pipeline.data.sample import sample_documents
-from pipeline.data.tokenizer import TOKENIZER_FILE, encode, load_tokenizer
+from pipeline.data.tokenizer import TOKENIZER_FILE, encode, id_count, load_tokenizer
 from pipeline.models.card import command_line
 from pipeline.models.checkpoint import (
     CONFIG_FILE,
@@ -151,8 +151,8 @@ def by_model(name: str, folder: Path, texts: Texts, config: Config) -> Iterator[
 def tokenized(texts: Sequence[str], folder: Path, vocabulary: int) -> Corpus:
     """Documents in the tokens of the folder's tokenizer."""
     tokenizer = load_tokenizer(folder)
-    if tokenizer.get_vocab_size() > vocabulary:
-        known = f"{tokenizer.get_vocab_size()} ids, its model {vocabulary}"
+    if (ids := id_count(tokenizer)) > vocabulary:
+        known = f"{ids} ids, its model {vocabulary}"
         raise ValueError(f"the tokenizer of {folder} has {known}; put the model's own there")
     return require_tokens(Corpus.of(encode(tokenizer, texts), text_bytes=[len(text.encode()) for text in texts]))
 

@@ -8,6 +8,7 @@ Processes: one; or those of `accelerate launch -m jobs.train_language_model`; or
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -57,7 +58,8 @@ class Config:
     shuffle_labels: bool = False
     """Give every label to a token of chance: a control, which has the labels' distribution and nothing else of them."""
     tokenizer: Path | None = None
-    """Tokenizer folder of the model; the labels' own by default. Labels move to its tokens through their bytes."""
+    """Tokenizer folder of the model; the labels' own by default. Labels move to its tokens through their bytes.
+    Documents whose tokens are not those of their text are left out, and counted in metrics.jsonl."""
     limit: int | None = None
     """Documents to read at the most."""
     held_out: int | None = None
@@ -110,9 +112,11 @@ def train_here(config: Config, arguments: Sequence[str]) -> None:
 
     with together():
         process, dataset = this_process(), find_annotations(config.labels)
+        if not process.is_main_process:  # all read the same, and one says what is left out
+            logging.getLogger(PackedDocuments.__module__).setLevel(logging.ERROR)
         tokens = ModelTokens.of(dataset, config.tokenizer)
         seen, evaluated = documents(config, dataset, tokens)
-        first = next(iter(seen))
+        first = seen.first()
         if config.objective.objective in NEED_LABELS and not len(first.given_labels):
             raise ValueError(f"{config.labels} has no labels for --objective {config.objective.objective}; annotate it")
         resume.begin_together(config.output, what_decides(config, dataset))
@@ -133,7 +137,7 @@ def trained(
     from pipeline.training.batches import Cut, endless_batches
     from pipeline.training.evaluation import window_loss
     from pipeline.training.loop import train
-    from pipeline.training.losses import objective_loss
+    from pipeline.training.losses import ObjectiveLoss
     from pipeline.training.objectives import objective_function
 
     torch.manual_seed(config.training.seed)
@@ -142,8 +146,11 @@ def trained(
     figures = train(
         model,
         endless_batches(seen, cut, config.training.seed),
-        partial(objective_loss, objective=objective_function(config.objective, mean_label)),
-        lambda model: {f"{name}_loss": window_loss(model, corpus, cut) for name, corpus in evaluated.items()},
+        ObjectiveLoss(objective_function(config.objective, mean_label)),
+        lambda model: {
+            **{f"{name}_loss": window_loss(model, corpus, cut) for name, corpus in evaluated.items()},
+            **({"documents_left_out": seen.left_out} if tokens.moved else {}),
+        },
         config.training,
         config.output,
     )
@@ -206,7 +213,8 @@ def card(
         "Causal language model",
         f"A Llama trained with the objective `{objective}` on per-token entropy labels (arXiv 2511.10618).",
         {
-            "trained on": f"{seen.stop:,} documents with {origin.method} labels",
+            "trained on": f"{seen.stop - seen.left_out:,} documents with {origin.method} labels",
+            **({"left out": f"{seen.left_out:,} documents, whose labels do not move"} if seen.left_out else {}),
             "held out": f"{held_out:,} documents after them",
             "model behind the labels": origin.labelled_by,
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,

@@ -183,7 +183,7 @@ def initial_model(
         "transformers": config.transformers,
     }
     if start is None:
-        stack = llama_config(vocab_size=dataset.provenance.vocabulary, **vars(config.model))
+        stack = llama_config(vocab_size=dataset.vocabulary, **vars(config.model))
         return SecondOrderModel.from_scratch(stack, context=config.model.context, **settings)
     if checkpoint_kind(start) == "estimator":
         return SecondOrderModel.from_estimator(load_estimator(start), **settings)
@@ -197,7 +197,7 @@ def require_same_tokens(start: Path, dataset: AnnotatedDataset) -> None:
         ValueError: if its tokenizer is another or its vocabulary smaller.
     """
     same = tokenizer_sha256(start) == dataset.provenance.tokenizer_sha256
-    if not same or context_and_vocabulary(start)[1] < dataset.provenance.vocabulary:
+    if not same or context_and_vocabulary(start)[1] < dataset.vocabulary:
         raise ValueError(f"{start} has another tokenizer than the labels; annotate with --tokenizer {start}")
 
 

@@ -18,7 +18,7 @@ from pipeline.data.documents import Column, iterate_rows
 from pipeline.data.flags import require_at_least_one
 from pipeline.data.inputs import Inputs
 from pipeline.data.locations import File, pinned
-from pipeline.data.tokenizer import SEPARATOR, TOKENIZER_FILE, train_byte_pairs
+from pipeline.data.tokenizer import SEPARATOR, TOKENIZER_FILE, id_count, train_byte_pairs
 from pipeline.models.card import CARD_FILE, command_line, model_card
 from pipeline.models.checkpoint import require_new_folder
 from schemas.documents import TEXT_COLUMN
@@ -58,7 +58,7 @@ def train_tokenizer(config: Config) -> None:
     tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(sample))
     bytes_a_token = sum(len(text.encode()) for text in sample) / max(1, tokens)
     (config.output / CARD_FILE).write_text(card(tokenizer, files, config, bytes_a_token))
-    print(f"{config.output}: {tokenizer.get_vocab_size():,} tokens, {bytes_a_token:.2f} bytes a token")
+    print(f"{config.output}: {id_count(tokenizer):,} tokens, {bytes_a_token:.2f} bytes a token")
 
 
 def save(tokenizer: Tokenizer, config: Config) -> None:
@@ -79,7 +79,7 @@ def card(tokenizer: Tokenizer, files: Sequence[File], config: Config, bytes_a_to
         f"Every string has an encoding. `{SEPARATOR}` has id 0 and stands between documents in training.",
         {
             "trained on": f"{sum(1 for _ in texts(files, config)):,} documents",
-            "vocabulary": tokenizer.get_vocab_size(),
+            "vocabulary": id_count(tokenizer),
             f"bytes a token, first {MEASURED_DOCUMENTS} documents": bytes_a_token,
         },
         command=command_line("jobs.train_tokenizer", sys.argv[1:]),

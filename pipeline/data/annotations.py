@@ -15,7 +15,7 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.labelled_batches import read_labelled
 from pipeline.data.locations import HUB, File, find_files, pinned
 from pipeline.data.opened import open_stored
-from pipeline.data.tokenizer import TOKENIZER_FILE
+from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
 from schemas.annotations import ENTROPY, INPUT_IDS, PROVENANCE_KEY, Provenance
 from schemas.layout import DATA_FOLDER, Subset, shard_name, shards_in_all
 from schemas.ledger import QUARANTINE, Quarantined
@@ -40,6 +40,15 @@ class AnnotatedDataset:
 
     def __len__(self) -> int:
         return sum(self.rows)
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows that the embedding of a model of these tokens needs.
+
+        Older datasets noted how many tokens there are, which is less where the tokenizer leaves ids out.
+        """
+        noted = self.provenance.vocabulary
+        return noted if self.tokenizer is None else max(noted, id_count(load_tokenizer(self.tokenizer)))
 
     def corpus(self, start: int = 0, stop: int | None = None) -> Corpus:
         """Rows `start` to `stop`, labels NaN where a token has none.

@@ -6,9 +6,9 @@ thread of their own, and hold a few megabytes. They do not move labels to anothe
 """
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, count
 from typing import Any
@@ -38,13 +38,16 @@ class Reading:
     ranks: int = 1
     """How many read the dataset together: each its part of every epoch, equal to a row, none twice.
 
-    In the workers of a data loader these are `rank * workers + worker` and `ranks * workers`."""
+    In the workers of a data loader these are `rank * workers + worker` and `ranks * workers`, as
+    `pipeline.training.loader` has them."""
     seed: int | None = None
     """Shuffles row groups anew every epoch, and what each rank has of them; the dataset's order where None."""
     shuffled_rows: int = 1
     """Rows of a row group that are shuffled among themselves; they are in memory together."""
     epochs: int | None = None
     """Without end where None."""
+    first_epoch: int = 0
+    """Number of the epoch to begin with, whose order follows from it; a state that is loaded has its own."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.ranks:
@@ -55,6 +58,8 @@ class Reading:
             raise ValueError(f"shuffled_rows must be at least 1, and needs a seed above; it is {self.shuffled_rows}")
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, or None for no end, not {self.epochs}")
+        if self.first_epoch < 0:
+            raise ValueError(f"the first epoch must be at least 0, not {self.first_epoch}")
 
 
 def labelled_rows(
@@ -67,8 +72,8 @@ def labelled_rows(
     Raises:
         ValueError: if there is no such column, or not a row for every rank; as inspect_file does.
     """
-    rows = _Rows.of(dataset, tuple(columns), reading or Reading())
-    return Resumable(rows.begin, rows.stream | {"packing": None})
+    rows = _Rows.of(dataset, tuple(columns)).read_by(reading or Reading())
+    return Resumable(rows.begin, rows.stream | {"packing": None}, rows.first)
 
 
 def labelled_windows(
@@ -81,11 +86,26 @@ def labelled_windows(
     Raises:
         ValueError: as labelled_rows does, or if the column holds no labels.
     """
+    return windows_for(dataset, packing, label)(reading or Reading())
+
+
+def windows_for(
+    dataset: AnnotatedDataset, packing: Packing, label: str = ENTROPY
+) -> Callable[[Reading], Resumable[Window]]:
+    """The same for one reading after another: every shard's footer is read once.
+
+    Raises:
+        ValueError: as labelled_windows does; on the call, if there is not a row for every rank.
+    """
     if label not in ENTROPY_COLUMNS:
         raise ValueError(f"`{label}` is no column of labels; there are {', '.join(ENTROPY_COLUMNS)}")
-    rows = _Rows.of(dataset, (INPUT_IDS, label), reading or Reading())
+    return partial(_windows, _Rows.of(dataset, (INPUT_IDS, label)), packing, label)
+
+
+def _windows(there: "_Rows", packing: Packing, label: str, reading: Reading) -> Resumable[Window]:
+    rows = there.read_by(reading)
     described = {"packing": {"kind": type(packing).__name__, **asdict(packing)}}
-    return Resumable(partial(_packed, rows, packing, label), rows.stream | described)
+    return Resumable(partial(_packed, rows, packing, label), rows.stream | described, rows.first)
 
 
 def _packed(
@@ -113,10 +133,12 @@ class _Rows:
     """Of what is read."""
     sha256: str
     """Of the shards' names, sizes and footers, in which the provenance stands."""
-    reading: Reading
+    source: str
+    """The dataset's, for messages."""
+    reading: Reading = Reading()
 
     @classmethod
-    def of(cls, dataset: AnnotatedDataset, columns: tuple[str, ...], reading: Reading) -> "_Rows":
+    def of(cls, dataset: AnnotatedDataset, columns: tuple[str, ...]) -> "_Rows":
         with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
             layouts = list(pool.map(partial(inspect_file, column=TOKENS), dataset.shards))
         there = unified(layouts, dataset.shards)
@@ -126,21 +148,36 @@ class _Rows:
             )
         if not columns or len(set(columns)) < len(columns):
             raise ValueError(f"columns must be at least one, and each once, not {columns}")
-        if len(dataset) < reading.ranks:
-            raise ValueError(f"{dataset.source} has {len(dataset)} rows for {reading.ranks} ranks; use fewer")
         return cls(
             shards=dataset.shards,
             groups=tuple(row_groups([layout.groups for layout in layouts])),
             schema=pa.schema([there.field(name) for name in columns]),
             sha256=hashlib.sha256("\n".join(layout.sha256 for layout in layouts).encode()).hexdigest(),
-            reading=reading,
+            source=dataset.source,
         )
+
+    def read_by(self, reading: Reading) -> "_Rows":
+        """The rows of another rank, or in another order.
+
+        Raises:
+            ValueError: if there is not a row for every rank.
+        """
+        rows = sum(map(len, self.groups))
+        if rows < reading.ranks:
+            raise ValueError(f"{self.source} has {rows} rows for {reading.ranks} ranks; use fewer ranks or workers")
+        return replace(self, reading=reading)
 
     @property
     def stream(self) -> dict[str, Any]:
-        """What the rows and their order follow from, but for how many epochs are read."""
-        order = {name: value for name, value in asdict(self.reading).items() if name != "epochs"}
+        """What the rows and their order follow from, but for which epochs are read."""
+        which = ("epochs", "first_epoch")
+        order = {name: value for name, value in asdict(self.reading).items() if name not in which}
         return {"dataset_sha256": self.sha256, **order}
+
+    @property
+    def first(self) -> Position:
+        """Where the first epoch begins."""
+        return Position(self.reading.first_epoch * self.an_epoch)
 
     @property
     def an_epoch(self) -> int:
@@ -155,7 +192,8 @@ class _Rows:
 
     def _from(self, row: int) -> Generator[list[Row], None, None]:
         first, skip = divmod(row, self.an_epoch)
-        for epoch in count(first) if self.reading.epochs is None else range(first, self.reading.epochs):
+        reading = self.reading
+        for epoch in count(first) if reading.epochs is None else range(first, reading.first_epoch + reading.epochs):
             for run in self._runs(epoch):
                 if skip < len(run):
                     yield from map(as_rows, self._batches(run, skip, epoch))

@@ -4,6 +4,8 @@ They have `state_dict` and `load_state_dict`, by which torchdata's StatefulDataL
 iterators; neither is needed here.
 """
 
+import os
+import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 from weakref import finalize
@@ -27,16 +29,22 @@ class Resumable(Iterator[Item]):
     """
 
     def __init__(
-        self, begin: Callable[[Position], Generator[tuple[Item, Position], None, None]], stream: Mapping[str, Any]
+        self,
+        begin: Callable[[Position], Generator[tuple[Item, Position], None, None]],
+        stream: Mapping[str, Any],
+        position: Position = Position(),  # noqa: B008 (it cannot change)
     ) -> None:
         """`begin` makes the items from a position on; `stream` is all that they follow from, in JSON's types."""
         self._begin, self._stream = begin, dict(stream)
-        self._position = Position()
+        self._position = position
+        self._process = os.getpid()
         self._coming: Generator[tuple[Item, Position], None, None] | None = None
         self._end: Callable[[], object] | None = None
 
     def __next__(self) -> Item:
-        if self._coming is None:
+        if self._coming is None or os.getpid() != self._process:
+            self._require_own_worker()
+            self._process = os.getpid()
             self._coming = self._begin(self._position)
             self._end = finalize(self, self._coming.close)  # at the process's end, too, while threads can be ended
         try:
@@ -45,6 +53,19 @@ class Resumable(Iterator[Item]):
             self.close()
             raise
         return item
+
+    def _require_own_worker(self) -> None:
+        """Refuses a copy in the worker of a torch DataLoader: each worker would give every item again.
+
+        Raises:
+            ValueError: if this is such a copy.
+        """
+        torch_data = sys.modules.get("torch.utils.data")  # which a worker has
+        if os.getpid() != self._process and torch_data is not None and torch_data.get_worker_info() is not None:
+            raise ValueError(
+                "every worker of the DataLoader has a copy of this iterator and would give all of it again; read with"
+                " pipeline.training.loader.LabelledWindows, or make an iterator in each worker"
+            )
 
     def close(self) -> None:
         """Stops reading ahead; the next item is still the one that would have come."""

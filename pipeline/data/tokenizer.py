@@ -64,6 +64,15 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def id_count(tokenizer: Tokenizer) -> int:
+    """Rows that a model's embedding needs: the highest token id + 1.
+
+    A tokenizer may leave ids out, as where tokens were removed or added at round numbers; `get_vocab_size()` counts
+    the tokens, and the highest ids would have no row.
+    """
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     """Token ids of each text, int32, without special tokens."""
     return encode_column(tokenizer, pa.array(texts, pa.large_string()))
@@ -95,9 +104,10 @@ def token_source(tokenizer: str, vocabulary: int | None) -> TokenSource:
             raise ValueError("--tokenizer none needs --vocabulary N, the number of token ids in use")
         return TokenSource(vocabulary)
     loaded = load_tokenizer(Path(tokenizer))
-    if vocabulary not in (None, loaded.get_vocab_size()):
-        raise ValueError(f"--vocabulary {vocabulary} is not the {loaded.get_vocab_size()} of {tokenizer}; leave it out")
-    return TokenSource(loaded.get_vocab_size(), loaded, Path(tokenizer))
+    ids = id_count(loaded)
+    if vocabulary not in (None, ids):
+        raise ValueError(f"--vocabulary {vocabulary} is not the {ids} of {tokenizer}; leave it out")
+    return TokenSource(ids, loaded, Path(tokenizer))
 
 
 def declared_beginning(folder: Path) -> int | None:

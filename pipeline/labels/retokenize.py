@@ -62,22 +62,20 @@ def move_nats(nats_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.
 
 
 def retokenized(corpus: Corpus, own: Tokenizer, other: Tokenizer) -> Corpus:
-    """The same documents and labels in the tokens of another tokenizer, by way of their text.
+    """The documents and labels in the tokens of another tokenizer, by way of their text.
 
-    Raises:
-        ValueError: if a document's tokens are not what its tokenizer makes of their text.
+    A document is left out where its tokens are not those that its tokenizer makes of their text, as may be where that
+    drops characters or has one token for whatever it does not know: where their bytes lie cannot be told.
     """
     documents = corpus.by_document(corpus.tokens_N)
     texts = own.decode_batch([ids.tolist() for ids in documents], skip_special_tokens=False)
     before, after = encode_with_ends(own, texts), encode_with_ends(other, texts)
-    for place, (ids, tokens) in enumerate(zip(documents, before, strict=True)):
-        if not np.array_equal(ids, tokens.ids_T):
-            raise ValueError(f"document {place} has tokens that its text does not have; annotate with --tokenizer")
+    kept = [place for place, ids in enumerate(documents) if np.array_equal(ids, before[place].ids_T)]
     labels = None
     if corpus.labels_N is not None:
-        each = zip(corpus.by_document(corpus.labels_N), before, after, strict=True)
-        labels = [move_nats(nats, source.ends_T, target.ends_T) for nats, source, target in each]
-    return Corpus.of([tokens.ids_T for tokens in after], labels, [len(text.encode()) for text in texts])
+        nats = corpus.by_document(corpus.labels_N)
+        labels = [move_nats(nats[place], before[place].ends_T, after[place].ends_T) for place in kept]
+    return Corpus.of([after[place].ids_T for place in kept], labels, [len(texts[place].encode()) for place in kept])
 
 
 def _moved(amounts_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.ndarray:

@@ -61,7 +61,7 @@ def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, extent: E
 
 def _read(source: LabelledSource, extent: Extent, columns: Sequence[str]) -> Sampled:
     """All that is kept of a document that is not shown is in sums."""
-    statistics = Statistics(2 * len(source.series) - 1, source.dataset.provenance.vocabulary)
+    statistics = Statistics(2 * len(source.series) - 1, source.dataset.vocabulary)
     runs = sampled_rows(len(source.dataset), extent.sample, extent.seed)
     sample = sum(map(len, runs))
     documents = min(extent.documents, sample)

@@ -7,7 +7,7 @@ from pipeline.data.corpus import Corpus, held_out_documents, require_tokens
 from pipeline.data.documents import Column, iterate_rows
 from pipeline.data.locations import File
 from pipeline.data.sample import sample_documents
-from pipeline.data.tokenizer import encode, train_byte_pairs
+from pipeline.data.tokenizer import encode, id_count, train_byte_pairs
 from schemas.documents import TEXT_COLUMN
 
 
@@ -30,9 +30,7 @@ def prepare(files: Sequence[File], *, vocabulary: int, documents: int, held_out:
     stop = len(found) - held_out_documents(len(found), min(held_out, max(1, len(found) // 10)))
     tokenizer = train_byte_pairs(found[:stop], vocabulary)
     corpus = Corpus.of(encode(tokenizer, found), text_bytes=[len(text.encode()) for text in found])
-    return Text(
-        corpus.documents(0, stop), require_tokens(corpus.documents(stop, len(found))), tokenizer.get_vocab_size()
-    )
+    return Text(corpus.documents(0, stop), require_tokens(corpus.documents(stop, len(found))), id_count(tokenizer))
 
 
 def _texts(files: Sequence[File], documents: int) -> list[str]:

@@ -6,8 +6,8 @@ B rows, T tokens of the longest row, N tokens of the corpus, P pieces.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ class Batch:
     input_ids_BT: Tensor
     lengths_B: Tensor
     labels_BT: Tensor | None = None
+    factors_BT: Tensor | None = None
+    """Factors of the tokens' losses, where an objective compares them over the whole step; None until it has."""
     others: "Batch | None" = None
     """The whole batch, of which this is a part: one process's, one of a step's batches; None where it is one."""
 
@@ -43,16 +45,26 @@ class Batch:
         """The rows of one of several processes; a row of length 0, without labels, where there is none for it."""
         if processes == 1:
             return self
-        rows = list(range(process, len(self.lengths_B), processes))
-        if not rows:
+        rows = self.rows(process, processes)
+        if not len(self.input_ids_BT[rows]):
             labels_BT = None if self.labels_BT is None else torch.full_like(self.labels_BT[:1], torch.nan)
-            return Batch(self.input_ids_BT[:1], torch.zeros_like(self.lengths_B[:1]), labels_BT, self.whole)
-        labels_BT = None if self.labels_BT is None else self.labels_BT[rows]
-        return Batch(self.input_ids_BT[rows], self.lengths_B[rows], labels_BT, self.whole)
+            factors_BT = None if self.factors_BT is None else self.factors_BT[:1]
+            lengths_B = torch.zeros_like(self.lengths_B[:1])
+            return Batch(self.input_ids_BT[:1], lengths_B, labels_BT, factors_BT, self.whole)
+        return replace(self._each(lambda tensor: tensor[rows]), others=self.whole)
+
+    @staticmethod
+    def rows(process: int, processes: int) -> slice:
+        """Rows of one of several processes; it may have none."""
+        return slice(process, None, processes)
 
     def to(self, device: torch.device) -> "Batch":
-        labels_BT = None if self.labels_BT is None else self.labels_BT.to(device)
-        return Batch(self.input_ids_BT.to(device), self.lengths_B.to(device), labels_BT, self.others)
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        labels_BT = None if self.labels_BT is None else function(self.labels_BT)
+        factors_BT = None if self.factors_BT is None else function(self.factors_BT)
+        return Batch(function(self.input_ids_BT), function(self.lengths_B), labels_BT, factors_BT, self.others)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ Documents are windows with the start token before each; a trial is one process's
 """
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from pipeline.training.config import ObjectiveSettings, TrainingConfig
 from pipeline.training.evaluation import held_out_batches, mean_of
 from pipeline.training.log import Figures, evaluations
 from pipeline.training.loop import train
-from pipeline.training.losses import document_loss, document_losses
+from pipeline.training.losses import ObjectiveLoss, document_losses
 from pipeline.training.objectives import objective_function
 from pipeline.training.trials import Study, Trial
 
@@ -62,7 +61,7 @@ def _train(trial: Trial, study: Study, sizes: TransformerSizes, config: Training
     train(
         model,
         endless_batches([labelled], cut, trial.seed),
-        partial(document_loss, start=study.start, objective=objective),
+        ObjectiveLoss(objective, start=study.start),
         figures,
         config,
         output,

@@ -38,7 +38,8 @@ class TrainingConfig:
     """Tokens in a batch, padding included."""
     accumulate: int = 1
     """Batches a step, one after the other in memory: losses and gradients are those of one batch that holds them all.
-    Objectives that compare the tokens of a batch (flood-mean and the shares) compare those of each by itself."""
+    Objectives that compare tokens (flood-mean and the shares) compare those of the whole step, in all processes; with
+    several batches or processes that takes another forward pass."""
     learning_rate: float = 1e-3
     """Peak rate of AdamW; a linear warm-up before it, a decay to zero after it."""
     decay: Decay = "cosine"

@@ -51,7 +51,7 @@ def train(
     module, prepared = accelerator.prepare(Applied(trained), optimizer)
     place = resume.load(output, trained, optimizer)
     _require_same(place.step, accelerator)
-    stepper = Stepper(accelerator, module, prepared, _compiled(loss, config), config, output)
+    stepper = Stepper(accelerator, module, prepared, loss, _compiled(loss, config), config, output)
     remaining = steps_of(islice(batches, place.step * config.accumulate, None), config.accumulate)
     stopping = False
     with stop_requests() as asked, Log(accelerator, config, output, place) as log:

@@ -5,15 +5,18 @@ Where a batch is one process's part of a whole, its loss is its part of the whol
 B rows, T tokens, N labelled tokens.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from pipeline.models.language_model import next_token_losses, with_start
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.window_encoder import WindowEncoder
 from pipeline.training.batches import Batch
-from pipeline.training.objectives import Objective, cross_entropy
+from pipeline.training.objectives import Comparing, Objective
 
 
 def estimator_loss(model: WindowEncoder, batch: Batch) -> Tensor:
@@ -27,12 +30,9 @@ def document_losses(model: PreTrainedModel, batch: Batch, start: int) -> Tensor:
     return next_token_losses(model, with_start(batch.input_ids_BT, start), batch.input_ids_BT)
 
 
-def document_loss(model: PreTrainedModel, batch: Batch, start: int, objective: Objective = cross_entropy) -> Tensor:
-    """The objective's mean over the real tokens of `document_losses`; nats a token where none is named."""
-    losses_BT = document_losses(model, batch, start)
-    labels_BT = torch.full_like(losses_BT, torch.nan) if batch.labels_BT is None else batch.labels_BT
-    values_BT = objective(losses_BT, labels_BT, batch.real_BT)
-    return values_BT[batch.real_BT].sum() / int(batch.whole.lengths_B.sum())
+def document_loss(model: PreTrainedModel, batch: Batch, start: int) -> Tensor:
+    """Nats a real token of `document_losses`."""
+    return document_losses(model, batch, start)[batch.real_BT].sum() / int(batch.whole.lengths_B.sum())
 
 
 def window_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -40,12 +40,45 @@ def window_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
     return next_token_losses(model, batch.input_ids_BT[:, :-1], batch.input_ids_BT[:, 1:])
 
 
-def objective_loss(model: PreTrainedModel, batch: Batch, objective: Objective) -> Tensor:
-    """The objective's mean over the real tokens of `window_losses`."""
-    assert batch.labels_BT is not None
-    real_BT = batch.real_BT[:, 1:]
-    values_BT = objective(window_losses(model, batch), batch.labels_BT[:, 1:], real_BT)
-    return values_BT[real_BT].sum() / max(1, int(batch.whole.real_BT[:, 1:].sum()))
+@dataclass(frozen=True)
+class ObjectiveLoss:
+    """The mean of an objective over the tokens that a causal language model predicts."""
+
+    objective: Objective
+    start: int | None = None
+    """Token to read before each row; where None a row's first token is read and not predicted."""
+
+    @property
+    def comparing(self) -> Comparing | None:
+        """The objective where it compares the tokens of a step."""
+        return self.objective if isinstance(self.objective, Comparing) else None
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        losses_BT, predicted_BT = self.token_losses(model, batch), self.predicted(batch)
+        if self.comparing is not None and batch.factors_BT is not None:
+            values_BT = self.comparing.given(losses_BT, batch.factors_BT)
+        else:
+            assert self.comparing is None or batch.others is None, "a part cannot tell what follows from the whole"
+            values_BT = self.objective(losses_BT, self.entropies(batch), predicted_BT)
+        return values_BT[predicted_BT].sum() / max(1, int(self.predicted(batch.whole).sum()))
+
+    def token_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """Cross-entropies [B, T]; those that count are `predicted`."""
+        if self.start is None:
+            return pad(window_losses(model, batch), (1, 0))
+        return document_losses(model, batch, self.start)
+
+    def entropies(self, batch: Batch) -> Tensor:
+        """Labels [B, T] of the predicted tokens; NaN at others."""
+        assert batch.labels_BT is not None
+        return batch.labels_BT.masked_fill(~self.predicted(batch), torch.nan)
+
+    def predicted(self, batch: Batch) -> Tensor:
+        """True [B, T] at tokens that the model predicts."""
+        predicted_BT = batch.real_BT
+        if self.start is None:
+            predicted_BT[:, 0] = False
+        return predicted_BT
 
 
 def second_order_loss(model: SecondOrderModel, batch: Batch, causal_weight: float = 0.0) -> Tensor:

@@ -4,10 +4,14 @@ Each is a pure function of losses l and entropies e in nats, [B, T] each, and of
 real tokens is minimised (paper section 5). A token without a label (NaN) gets plain cross-entropy. `l - e` would be no
 objective: its gradient is that of l.
 
-B rows, T tokens.
+Some compare tokens with each other. They are computed over all tokens of a step, whatever the number of its batches and
+processes: what they make of each token follows from all, and is a factor of its loss.
+
+B rows, T tokens, N real tokens.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar, get_args
 
@@ -20,6 +24,23 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(losses, entropies, real), [B, T] each, to what is minimised, [B, T]; padding counts for nothing."""
 
 Nats = TypeVar("Nats", float, Tensor)
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """An objective that compares the tokens of a step: a factor for each, times its loss above a level."""
+
+    factors: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """(losses, entropies, real), of any one shape and all that is compared, to factors of that shape."""
+    level: float = 0.0
+
+    def __call__(self, losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
+        """The objective where these tokens are all that is compared."""
+        return self.given(losses_BT, self.factors(losses_BT.detach(), entropies_BT, real_BT))
+
+    def given(self, losses_BT: Tensor, factors_BT: Tensor) -> Tensor:
+        """The objective where factors follow from more tokens than these."""
+        return factors_BT * (losses_BT - self.level)
 
 
 def flood(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
@@ -52,37 +73,41 @@ def cross_entropy(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> T
 
 
 def flood_mean(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, level: float) -> Tensor:
-    """What has the mean, and the gradient, of |mean l - level|: flooding with one number in place of labels."""
-    above = (losses_BT.detach()[real_BT].mean() - level).sign().nan_to_num()  # of no token, in a process without rows
-    return above * (losses_BT - level)
+    """1 where the mean loss is above the level and -1 below it: the gradient of |mean l - level|, flooding with one
+    number instead of labels."""
+    above = (losses_BT[real_BT].mean() - level).sign().nan_to_num()  # of no token, in a process without rows
+    return above.expand_as(losses_BT)
 
 
 def random_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, share: float) -> Tensor:
-    """l of a random share of the tokens: the control of every selection."""
-    return _selected(losses_BT, real_BT, torch.rand_like(losses_BT), share)
+    """Factors that keep a random share of the tokens: the control of every selection."""
+    return _selected(real_BT, torch.rand(int(real_BT.sum()), device=losses_BT.device), share)
 
 
 def reference_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, share: float) -> Tensor:
-    """l of the share of the batch's tokens with the largest l - e, those without a label among them."""
-    excess_BT = (losses_BT.detach() - entropies_BT).masked_fill(entropies_BT.isnan(), torch.inf)
-    return _selected(losses_BT, real_BT, excess_BT, share)
+    """Factors that keep the share of the tokens with the largest l - e, those without a label among them."""
+    excess_BT = (losses_BT - entropies_BT).masked_fill(entropies_BT.isnan(), torch.inf)
+    return _selected(real_BT, excess_BT[real_BT], share)
 
 
 def objective_function(settings: ObjectiveSettings, mean_entropy: float) -> Objective:
     """The objective with its settings; `mean_entropy`, in nats, is the labels' mean before scale and margin."""
+    level = _given(settings.level, corrected(mean_entropy, settings))
     functions: dict[ObjectiveName, Objective] = {
         "flood": flood,
         "floor": floor,
         "weight": weight,
         "mask": partial(mask, threshold=_given(settings.threshold, corrected(mean_entropy, settings))),
         "cross-entropy": cross_entropy,
-        "flood-mean": partial(flood_mean, level=_given(settings.level, corrected(mean_entropy, settings))),
-        "random-share": partial(random_share, share=settings.share),
-        "reference-share": partial(reference_share, share=settings.share),
+        "flood-mean": Comparing(partial(flood_mean, level=level), level),
+        "random-share": Comparing(partial(random_share, share=settings.share)),
+        "reference-share": Comparing(partial(reference_share, share=settings.share)),
     }
     assert set(functions) == set(get_args(ObjectiveName))
     chosen = functions[settings.objective]
-    return lambda losses_BT, entropies_BT, real_BT: chosen(losses_BT, corrected(entropies_BT, settings), real_BT)
+    if isinstance(chosen, Comparing):
+        return Comparing(_with_corrected_labels(chosen.factors, settings), chosen.level)
+    return _with_corrected_labels(chosen, settings)
 
 
 def corrected(nats: Nats, settings: ObjectiveSettings) -> Nats:
@@ -90,16 +115,20 @@ def corrected(nats: Nats, settings: ObjectiveSettings) -> Nats:
     return settings.scale * nats + settings.margin
 
 
+def _with_corrected_labels(function: Objective, settings: ObjectiveSettings) -> Objective:
+    return lambda losses_BT, entropies_BT, real_BT: function(losses_BT, corrected(entropies_BT, settings), real_BT)
+
+
 def _given(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def _selected(losses_BT: Tensor, real_BT: Tensor, order_BT: Tensor, share: float) -> Tensor:
-    """The losses of the share of real tokens that come first, largest first, times what keeps their mean over all."""
-    real = int(real_BT.sum())
+def _selected(real_BT: Tensor, order_N: Tensor, share: float) -> Tensor:
+    """Factors of the share of real tokens that come first, largest first, which keep their mean over all; else 0."""
+    real = len(order_N)
     wanted = max(1, round(share * real))
-    kept_BT = torch.zeros_like(real_BT)
-    kept_N = torch.zeros(real, dtype=torch.bool, device=real_BT.device)
-    kept_N[order_BT[real_BT].topk(min(wanted, real)).indices] = True
-    kept_BT[real_BT] = kept_N
-    return losses_BT * kept_BT * (real / wanted)
+    factors_N = torch.zeros(real, device=real_BT.device)
+    factors_N[order_N.topk(min(wanted, real)).indices] = real / wanted
+    factors_BT = torch.zeros(real_BT.shape, device=real_BT.device)
+    factors_BT[real_BT] = factors_N
+    return factors_BT

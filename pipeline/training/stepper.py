@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.training.batches import Batch
+from pipeline.training.comparing import compared, compares
 from pipeline.training.config import TrainingConfig
 from pipeline.training.processes import whole
 from pipeline.training.schedule import learning_rate_share
@@ -31,6 +32,8 @@ class Stepper:
     module: nn.Module
     optimizer: Any
     loss: Loss
+    compiled: Loss
+    """The same, or what torch.compile made of it."""
     config: TrainingConfig
     output: Path
 
@@ -43,9 +46,9 @@ class Stepper:
         Raises:
             ValueError: if a loss or the gradient is not finite; weights stay as they were.
         """
-        process = self.accelerator.process_index
-        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, step, process]).generate_state(1)[0]))
+        self._seed(step)
         self._set_rate(step)
+        batches = self._compared(step, batches)
         losses = [self._add_gradients(batch, last=batch is batches[-1]) for batch in batches]
         norm = whole(self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip))
         stop = torch.tensor(float(asked()), device=self.accelerator.device)
@@ -55,6 +58,27 @@ class Stepper:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return sum(parts), stops > 0
+
+    def _seed(self, step: int) -> None:
+        torch.manual_seed(self._seed_of(step, self.accelerator.process_index))
+
+    def _seed_of(self, step: int, process: int) -> int:
+        return int(np.random.SeedSequence([self.config.seed, step, process]).generate_state(1)[0])
+
+    def _compared(self, step: int, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """The batches, with the factors that an objective which compares tokens has of all of them."""
+        loss, accelerator = self.loss, self.accelerator
+        if not compares(loss, batches, accelerator):
+            return batches
+
+        def token_losses(part: Batch) -> Tensor:
+            with torch.no_grad(), accelerator.autocast():
+                found: Tensor = self.module(loss.token_losses, part)
+            return found
+
+        found = compared(loss, batches, token_losses, accelerator, self._seed_of(step, 0))
+        self._seed(step)  # what is dropped is dropped again
+        return found
 
     def _set_rate(self, step: int) -> None:
         share = learning_rate_share(step / (self.config.steps + 1), self.config.warmup, self.config.decay)
@@ -67,7 +91,7 @@ class Stepper:
         part = batch.part(accelerator.process_index, processes).to(accelerator.device)
         with nullcontext() if last else accelerator.no_sync(self.module):
             with accelerator.autocast():
-                loss: Tensor = self.module(self.loss, part)
+                loss: Tensor = self.module(self.compiled, part)
             accelerator.backward(loss * processes)  # they are averaged, and parts add up
         return loss.detach().float()
 

@@ -5,7 +5,6 @@ The same model and the same batches, in turns.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -20,7 +19,7 @@ from pipeline.models.transformer import llama_config
 from pipeline.training.batches import Batch
 from pipeline.training.config import ObjectiveName, ObjectiveSettings, TrainingConfig
 from pipeline.training.loop import train
-from pipeline.training.losses import objective_loss
+from pipeline.training.losses import ObjectiveLoss
 from pipeline.training.objectives import objective_function
 from tests.benchmarks.figure import Figure, median_seconds
 from tests.tiny_models import random_tokens
@@ -43,9 +42,7 @@ class Size:
 
 
 QUICK = Size(context=16, width=16, layers=1, heads=1, vocabulary=97, windows=2, steps=2, repeats=1, loops=1)
-LOSS = partial(
-    objective_loss, objective=objective_function(ObjectiveSettings(objective="cross-entropy"), mean_entropy=4.5)
-)
+LOSS = ObjectiveLoss(objective_function(ObjectiveSettings(objective="cross-entropy"), mean_entropy=4.5))
 
 
 def figures(size: Size, device: torch.device) -> Iterator[Figure]:
@@ -114,7 +111,7 @@ def step(name: ObjectiveName, size: Size, device: torch.device) -> Callable[[], 
     ids_BT = random_tokens(size.windows, size.context + 1, vocabulary=size.vocabulary)
     lengths_B = torch.full((size.windows,), size.context + 1)
     batch = Batch(ids_BT, lengths_B, torch.rand(ids_BT.shape) * 9).to(device)
-    loss = partial(objective_loss, objective=objective_function(ObjectiveSettings(objective=name), mean_entropy=4.5))
+    loss = ObjectiveLoss(objective_function(ObjectiveSettings(objective=name), mean_entropy=4.5))
 
     def one() -> None:
         with autocast(size, device):

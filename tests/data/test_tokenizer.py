@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.data.tokenizer import beginning_token, encode, load_tokenizer, token_source, tokenizer_sha256
+from pipeline.data.tokenizer import beginning_token, encode, id_count, load_tokenizer, token_source, tokenizer_sha256
 
 SEPARATOR = "<|endoftext|>"
 VOCABULARY = 280
@@ -122,3 +122,13 @@ def test_a_tokenizer_without_bos_and_eos_is_refused(folder: Path, tmp_path: Path
     for path in (folder, declare(folder, tmp_path, bos_token=None)):
         with pytest.raises(ValueError, match="declares no bos_token and no eos_token"):
             beginning_token(path)
+
+
+@pytest.mark.parametrize("highest", [VOCABULARY - 1, VOCABULARY, 10**6])
+def test_ids_are_counted_up_to_the_highest_though_some_are_left_out(folder: Path, tmp_path: Path, highest: int) -> None:
+    parts = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = parts["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.__getitem__)] = highest
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parts))
+    assert id_count(load_tokenizer(tmp_path)) == token_source(str(tmp_path), None).vocabulary == highest + 1
+    assert id_count(Tokenizer(models.BPE())) == 0

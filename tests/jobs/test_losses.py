@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from pipeline.models.stack import new_language_model
 from pipeline.models.transformer import llama_config
 from pipeline.training.batches import Batch
-from pipeline.training.losses import objective_loss, second_order_loss
+from pipeline.training.losses import ObjectiveLoss, second_order_loss
 from pipeline.training.objectives import flood
 from tests.tiny_models import frozen, random_tokens, tiny_second_order
 
@@ -35,7 +35,7 @@ def test_a_language_model_is_flooded_at_each_token_with_its_own_label(batch: Bat
             label = batch.labels_BT[row, place]
             values.append(loss if label.isnan() else (loss - label).abs())
     expected = torch.stack(values).mean()
-    torch.testing.assert_close(objective_loss(model, batch, flood), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ObjectiveLoss(flood)(model, batch), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_second_order_model_is_held_to_each_token_with_its_own_label(batch: Batch) -> None:

@@ -1,6 +1,7 @@
 """Training with a floor: from disk or the Hub, in one process or more, killed and taken up again."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,8 +14,10 @@ import yaml
 from safetensors.torch import load_file
 
 from pipeline.data.annotations import find_annotations
+from pipeline.data.tokenizer import encode, load_tokenizer
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from tests.annotated import write_annotated
+from tests.builders import sample_texts
 from tests.conftest import RunCommand
 from tests.forkserver import Forked, group
 from tests.hub import Hub
@@ -189,3 +192,52 @@ def test_labels_that_are_missing_or_no_numbers_are_refused(
         labels = write_annotated(tmp_path / name, [[1, 2, 3]] * 9, nats, tokenizer_sha256=None)
         assert run_command(JOB, "--config", settings, "--labels", labels, "--output", tmp_path / "out") == 1
         assert message in capsys.readouterr().err
+
+
+def moving_labels(folder: Path, documents: list[list[int]]) -> Path:
+    """A dataset of text whose tokens are these."""
+    write_annotated(folder, documents, [[1.0] * len(ids) for ids in documents])
+    copy_tokenizer(SHIPPED / "tokenizer", folder / "tokenizer" / "exact")
+    return folder
+
+
+@pytest.mark.parametrize("stream", [(), ("--stream", 300)])
+def test_a_document_whose_labels_cannot_move_is_left_out_counted_and_said_once(
+    run_command: RunCommand,
+    settings: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    stream: tuple[object, ...],
+) -> None:
+    tokenizer = load_tokenizer(SHIPPED / "tokenizer")
+    texts = [ids.tolist() for ids in encode(tokenizer, sample_texts(40, 200))]
+    letters = [int(token) for ids in encode(tokenizer, ["t", "h", "e"]) for token in ids]  # no text has them
+    arguments = ("--config", settings, "--tokenizer", SHIPPED / "tokenizer", "--training.steps", 24, *stream)
+    whole, without = tmp_path / "whole", tmp_path / "without"
+    labels = moving_labels(tmp_path / "labels", [*texts[:5], letters, *texts[5:9], letters, *texts[9:]])
+    assert run_command(JOB, *arguments, "--labels", labels, "--output", whole) == 0
+    assert [record["documents_left_out"] for record in curve(whole)][-1] == 2
+    said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(said) == 1 and "their tokens are not those of their text" in said[0]
+    assert "2 documents, whose labels do not move" in (whole / "README.md").read_text()
+    if not stream:
+        assert (
+            run_command(JOB, *arguments, "--labels", moving_labels(tmp_path / "good", texts), "--output", without) == 0
+        )
+        weights, wanted = (load_file(folder / "model.safetensors") for folder in (whole, without))
+        assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+        assert [record["documents_left_out"] for record in curve(without)] == [0] * len(curve(without))
+
+
+def test_labels_of_which_none_can_move_are_refused(
+    run_command: RunCommand, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = load_tokenizer(SHIPPED / "tokenizer")
+    letters = [int(token) for ids in encode(tokenizer, ["t", "h", "e"]) for token in ids]
+    for held_out in ([letters], [[int(ids) for ids in encode(tokenizer, ["the end"])[0]]]):
+        shutil.rmtree(tmp_path / "labels", ignore_errors=True)
+        labels = moving_labels(tmp_path / "labels", [letters] * 5 + held_out)
+        arguments = ("--config", settings, "--labels", labels, "--held-out", 1, "--tokenizer", SHIPPED / "tokenizer")
+        assert run_command(JOB, *arguments, "--output", tmp_path / "out") == 1
+        assert "no label of " in (error := capsys.readouterr().err) and "annotate with --tokenizer" in error

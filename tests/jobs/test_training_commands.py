@@ -54,7 +54,8 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[object
         "estimator": ("jobs.train_estimator", *tokenized),
         "autoencoder": ("jobs.train_autoencoder", *tokenized),
         "second_order": ("jobs.train_second_order", *labelled),
-        "language_model": ("jobs.train_language_model", *labelled),
+        # an objective that compares the tokens of all processes
+        "language_model": ("jobs.train_language_model", *labelled, "--objective", "reference-share"),
     }
 
 

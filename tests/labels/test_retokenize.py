@@ -210,10 +210,21 @@ def test_a_corpus_keeps_each_documents_nats_in_other_tokens() -> None:
     np.testing.assert_allclose(totals, [nats.sum(dtype=np.float64) for nats in labels], rtol=1e-4)
 
 
-def test_tokens_that_are_not_those_of_their_text_are_refused() -> None:
-    own = shipped()
-    (ids,) = encode(own, ["the"])
-    letters = np.concatenate(encode(own, ["t", "h", "e"]))
-    assert len(ids) < len(letters)
-    with pytest.raises(ValueError, match="document 1 has tokens that its text does not have"):
-        retokenized(Corpus.of([ids, letters]), own, own)
+def letters() -> np.ndarray:
+    """Tokens that no text has: a word's letters."""
+    return np.concatenate(encode(shipped(), ["t", "h", "e"]))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_document_whose_tokens_are_not_those_of_its_text_is_left_out_with_its_labels(place: int) -> None:
+    own, other = shipped(), tokenizer_of("byte-level")
+    tokens = encode(own, ["the rain", "in Spain"])
+    labels = [np.full(len(ids), 1.0, np.float32) for ids in tokens]
+    wanted = retokenized(Corpus.of(tokens, labels), own, other)
+    tokens.insert(place, letters())
+    labels.insert(place, np.full(3, 9.0, np.float32))
+    found = retokenized(Corpus.of(tokens, labels), own, other)
+    for name in ("tokens_N", "offsets", "labels_N", "text_bytes_M"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+    nothing = retokenized(Corpus.of([letters()], [np.ones(3, np.float32)]), own, other)
+    assert len(nothing) == 0 and len(nothing.tokens_N) == 0

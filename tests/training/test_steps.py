@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
@@ -19,9 +20,11 @@ from pipeline.models.transformer import llama_config
 from pipeline.training.batches import Batch
 from pipeline.training.config import ObjectiveName, ObjectiveSettings, TrainingConfig
 from pipeline.training.loop import train
-from pipeline.training.losses import document_loss, estimator_loss, objective_loss, second_order_loss
+from pipeline.training.losses import ObjectiveLoss, document_loss, estimator_loss, second_order_loss
 from pipeline.training.objectives import objective_function
 from pipeline.training.steps import joined, steps_of
+from tests.forkserver import group
+from tests.training import step_gradients
 
 VOCABULARY = 23
 CONFIG = TrainingConfig(steps=3, tokens_per_batch=40, learning_rate=0.01, evaluate_every=3)
@@ -66,8 +69,9 @@ def second_order() -> nn.Module:
 
 LOSSES: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Batch], Tensor]]] = {
     "estimator": (estimator, estimator_loss),
-    "flood": (language_model, partial(objective_loss, objective=FLOOD)),
-    "documents": (language_model, partial(document_loss, start=0, objective=FLOOD)),
+    "flood": (language_model, ObjectiveLoss(FLOOD)),
+    "documents": (language_model, partial(document_loss, start=0)),
+    "flood of documents": (language_model, ObjectiveLoss(FLOOD, start=0)),
     "second-order": (second_order, partial(second_order_loss, causal_weight=0.7)),
 }
 
@@ -125,7 +129,8 @@ def test_losses_and_gradients_of_a_step_are_those_of_the_big_batch(name: str, pr
 def test_a_process_without_rows_adds_nothing(objective: ObjectiveName) -> None:
     (batch,) = batches(1, [(1, 6)])
     model, function = language_model(), objective_function(ObjectiveSettings(objective=objective), 2.0)
-    loss = objective_loss(model, batch.part(1, 2), function)  # type: ignore[arg-type]
+    part = replace(batch, factors_BT=torch.ones(1, 6)).part(1, 2)
+    loss = ObjectiveLoss(function)(model, part)  # type: ignore[arg-type]
     loss.backward()
     assert loss.item() == 0
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
@@ -148,3 +153,37 @@ def test_a_training_that_accumulates_is_that_on_big_batches(tmp_path: Path, name
     assert {**lines[0], "seconds": 0} == pytest.approx({**lines[1], "seconds": 0}, rel=1e-5)
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=2e-4, rtol=0)  # a fiftieth of one step: AdamW's are all as long
+
+
+@pytest.fixture(scope="module")
+def whole_steps() -> dict[str, Tensor]:
+    return dict(step_gradients.gradients("whole"))
+
+
+def assert_same_gradients(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys() and len(wanted) == 2 * len(get_args(ObjectiveName))
+    for name, gradient in wanted.items():
+        assert gradient.norm() > 1e-2
+        assert torch.allclose(found[name], gradient, atol=1e-6, rtol=1e-6), name
+
+
+def test_every_objective_has_the_gradient_of_the_big_batch_when_it_accumulates(whole_steps: dict[str, Tensor]) -> None:
+    assert_same_gradients(dict(step_gradients.gradients("parts")), whole_steps)
+
+
+@pytest.mark.parametrize("way", ["whole", "parts"])
+def test_every_objective_has_the_gradient_of_the_big_batch_in_two_processes(
+    whole_steps: dict[str, Tensor], tmp_path: Path, way: str
+) -> None:
+    file = tmp_path / "gradients.safetensors"
+    processes = group(2, "tests.training.step_gradients", way, file)
+    assert [one.wait(200) for one in processes] == [0, 0], processes[0].communicate()
+    assert_same_gradients(load_file(file), whole_steps)
+
+
+@pytest.mark.parametrize("objective", ["flood-mean", "random-share", "reference-share"])
+def test_a_part_of_a_step_is_not_compared_by_itself(objective: ObjectiveName) -> None:
+    loss = ObjectiveLoss(objective_function(ObjectiveSettings(objective=objective), 2.0))
+    (step,) = steps_of(iter(batches(3, [(2, 9), (3, 4)])), 2)
+    with pytest.raises(AssertionError, match="a part cannot tell"):
+        loss(language_model(), step[0])  # type: ignore[arg-type]

@@ -1,0 +1,147 @@
+"""An annotated dataset for torch's DataLoader: windows of tokens and labels, divided among ranks and loader workers.
+
+A pass gives every token of the dataset once, whatever the number of ranks and workers. Each worker of each rank packs
+documents of its own, so that the last windows of each have padding, and ranks may differ by a few windows: where they
+must take equally many steps, read without end (`epochs=None`) and count steps.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from pipeline.data.annotations import AnnotatedDataset
+from pipeline.data.packing import Packing, Window
+from pipeline.data.reader import Reading, windows_for
+from pipeline.data.resumable import Resumable
+from schemas.annotations import ENTROPY
+
+
+class LabelledWindows(IterableDataset[Window]):
+    """Windows of an annotated dataset, again in each pass; `set_epoch` gives a pass another order.
+
+    It and its iterators have `state_dict` and `load_state_dict`. Where the loader has workers, these have the states:
+    torchdata's StatefulDataLoader collects them.
+
+    A loader that divides batches itself, as those of accelerate and transformers.Trainer do, wants `rank=0` and
+    `world_size=1`.
+    """
+
+    def __init__(
+        self,
+        dataset: AnnotatedDataset,
+        packing: Packing,
+        *,
+        seed: int | None = None,
+        shuffled_rows: int = 1,
+        epochs: int | None = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
+        label: str = ENTROPY,
+    ) -> None:
+        """Reads as `labelled_windows` does.
+
+        Args:
+            seed: shuffles row groups anew each epoch; the dataset's order where None.
+            shuffled_rows: rows of a row group that are shuffled among themselves.
+            epochs: of a pass; without end where None.
+            rank: of this process; that of torch.distributed, or what a launcher set, where None.
+            world_size: processes that read the dataset together.
+            label: column of the labels.
+
+        Raises:
+            ValueError: if one of rank and world_size is given alone; as Reading and labelled_windows do.
+        """
+        if (rank is None) != (world_size is None):
+            raise ValueError("give both rank and world_size, or neither")
+        self._windows = windows_for(dataset, packing, label)
+        self._order: dict[str, Any] = {"seed": seed, "shuffled_rows": shuffled_rows, "epochs": epochs}
+        self._given = None if rank is None or world_size is None else (rank, world_size)
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that stay see it change
+        self._pass: WindowsPass | None = None
+        self._state: Mapping[str, Any] | None = None
+        self.windows(0)  # what is wrong is said here, not in a worker
+
+    def __iter__(self) -> "WindowsPass":
+        """A pass: from a state where one was loaded, else from the beginning."""
+        self._pass = WindowsPass(self, int(self._epoch))
+        if self._state is not None:
+            self._pass.load_state_dict(self._state)
+            self._state = None
+        return self._pass
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker that is started anew: it has no torch.distributed."""
+        return {**self.__dict__, "_given": self._place(), "_pass": None}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Number of the epoch that the next pass begins with."""
+        self._epoch.fill_(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the pass of this process is, small and fit for JSON.
+
+        Raises:
+            ValueError: if nothing was read here.
+        """
+        if self._pass is not None and self._state is None:
+            return self._pass.state_dict()
+        if self._state is None:
+            raise ValueError(
+                "nothing was read in this process, so that it has no state; where workers read, take the state of"
+                " torchdata's StatefulDataLoader"
+            )
+        return dict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next pass goes on where that was whose state this is, with the same windows to the bit.
+
+        Raises:
+            ValueError: when the pass begins, if the state is of another dataset, order, rank or number of workers.
+        """
+        self._state = dict(state)
+
+    def windows(self, epoch: int) -> Resumable[Window]:
+        """The windows of this process, or loader worker, from an epoch on."""
+        (rank, world_size), worker = self._place(), get_worker_info()
+        if worker is not None:
+            rank, world_size = rank * worker.num_workers + worker.id, world_size * worker.num_workers
+        return self._windows(Reading(rank=rank, ranks=world_size, first_epoch=epoch, **self._order))
+
+    def _place(self) -> tuple[int, int]:
+        """Rank and number of ranks."""
+        if self._given is not None:
+            return self._given
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # launched, but not joined yet
+
+
+class WindowsPass(Iterator[Window]):
+    """One pass over the windows."""
+
+    def __init__(self, dataset: LabelledWindows, epoch: int) -> None:
+        self._dataset, self._epoch = dataset, epoch
+        self._windows = dataset.windows(epoch)
+
+    def __next__(self) -> Window:
+        return next(self._windows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is, and the epoch that it began with."""
+        return {"epoch": self._epoch, **self._windows.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where the pass was whose state this is.
+
+        Raises:
+            ValueError: if that had other windows.
+        """
+        if "epoch" not in state:
+            raise ValueError("this is no state of LabelledWindows: it lacks epoch")
+        self._epoch = int(state["epoch"])
+        self._dataset.set_epoch(self._epoch)
+        self._windows = self._dataset.windows(self._epoch)
+        self._windows.load_state_dict(state)

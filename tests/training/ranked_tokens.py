@@ -1,0 +1,33 @@
+"""The tokens that one of several processes reads, without being told its rank."""
+
+import json
+import os
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from pipeline.data.annotations import find_annotations
+from pipeline.data.packing import CutAtEnd, Window
+from pipeline.training.loader import LabelledWindows
+from pipeline.training.processes import this_process, together
+
+
+def ranked_tokens(source: str, folder: Path) -> None:
+    """Writes them."""
+    windows = LabelledWindows(find_annotations(source), CutAtEnd(length=8))
+    launched = tokens(DataLoader(windows, batch_size=None))
+    with together():
+        rank = this_process().process_index
+        assert torch.distributed.get_world_size() == 2
+        del os.environ["RANK"], os.environ["WORLD_SIZE"]
+        joined, pickled = tokens(DataLoader(windows, batch_size=None)), pickle.dumps(windows)
+    found = {"launched": launched, "joined": joined, "pickled": tokens(pickle.loads(pickled))}  # noqa: S301
+    for way, ids in found.items():
+        (folder / f"{way}-{rank}.json").write_text(json.dumps(ids))
+
+
+def tokens(loader: Iterable[Window]) -> list[int]:
+    return [int(token) for window in loader for token in window[0].ravel() if token]

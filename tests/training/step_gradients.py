@@ -1,0 +1,97 @@
+"""The gradient of one step of every objective, in a process of its own or in one of several."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipeline.models.stack import new_language_model
+from pipeline.models.transformer import llama_config
+from pipeline.training.batches import Batch
+from pipeline.training.config import ObjectiveName, ObjectiveSettings, TrainingConfig
+from pipeline.training.losses import ObjectiveLoss
+from pipeline.training.objectives import objective_function
+from pipeline.training.processes import Applied, together
+from pipeline.training.stepper import Stepper
+from pipeline.training.steps import joined, steps_of
+
+VOCABULARY = 23
+CONFIG = TrainingConfig(steps=3, gradient_clip=1e9)
+STARTS = {"windows": None, "documents": 0}
+
+
+class Kept(torch.optim.SGD):
+    """Keeps the gradients of its step, and takes none."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.gradients = torch.cat(
+            [parameter.grad.flatten() for group in self.param_groups for parameter in group["params"]]
+        )
+
+
+def language_model() -> nn.Module:
+    """Weights ten times the usual size, so that the batches have different losses."""
+    torch.manual_seed(0)
+    sizes = {"width": 8, "layers": 1, "heads": 2, "context": 12, "initializer_range": 0.2}
+    return new_language_model(llama_config(vocab_size=VOCABULARY, **sizes), start=0)  # type: ignore[arg-type]
+
+
+def batches() -> list[Batch]:
+    """Of one row, three and two; one token again and again in the second."""
+    random = torch.Generator().manual_seed(3)
+    made = []
+    for lengths in ((9,), (4, 7, 3), (6, 5)):
+        ids_BT = torch.randint(VOCABULARY, (len(lengths), max(lengths)), generator=random)
+        labels_BT = torch.rand(ids_BT.shape, generator=random) * 4
+        lengths_B = torch.tensor(lengths)
+        labels_BT[torch.arange(max(lengths)) >= lengths_B.unsqueeze(1)] = torch.nan
+        labels_BT[0, 2] = torch.nan
+        made.append(Batch(ids_BT, lengths_B, labels_BT))
+    made[1].input_ids_BT[:] = 7
+    return made
+
+
+def mean_loss(model: nn.Module, batch: Batch, start: int | None) -> float:
+    """Cross-entropy of the predicted tokens."""
+    loss = ObjectiveLoss(objective_function(ObjectiveSettings(objective="cross-entropy"), 0.0), start)
+    with torch.no_grad():
+        return loss(model, batch).item()  # type: ignore[arg-type]
+
+
+def level(start: int | None) -> float:
+    """Between the mean loss of the whole step and that of a batch, which flooding of the mean tells apart."""
+    model, whole = language_model(), joined(batches())
+    means = [mean_loss(model, batch, start) for batch in batches()]
+    mean = mean_loss(model, whole, start)
+    return mean + 0.1 if max(means) > mean + 0.1 else mean - 0.1
+
+
+def gradients(way: str) -> Iterator[tuple[str, Tensor]]:
+    """Of each objective, and its loss, by its name: `whole`, all in one batch; `parts`, batch after batch."""
+    for name in get_args(ObjectiveName):
+        for kind, start in STARTS.items():
+            yield f"{name} of {kind}", gradient(way, name, start)
+
+
+def gradient(way: str, name: ObjectiveName, start: int | None) -> Tensor:
+    settings = ObjectiveSettings(objective=name, level=level(start), share=0.4)
+    loss = ObjectiveLoss(objective_function(settings, 2.0), start)
+    accelerator, model = Accelerator(cpu=True), language_model()
+    module, optimizer = accelerator.prepare(Applied(model), Kept(model.parameters(), lr=1.0))
+    (step,) = steps_of(iter([joined(batches())] if way == "whole" else batches()), 3)
+    assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", 1))
+    total, _ = Stepper(accelerator, module, optimizer, loss, loss, CONFIG, Path())(1, step, lambda: False)
+    return torch.cat([optimizer.optimizer.gradients, torch.tensor([total])])
+
+
+def step_gradients(way: str, file: Path) -> None:
+    """Writes them."""
+    with together():
+        found = dict(gradients(way))
+        if Accelerator(cpu=True).is_main_process:
+            save_file(found, file)
