@@ -13,8 +13,9 @@ Exit code 0: complete; 3: complete but for units that were given up; 1: refused 
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -37,7 +38,7 @@ from pipeline.engine.run import Run
 from pipeline.engine.this_process import ThisProcess
 from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.preparation import frozen, frozen_checkpoint, prepare
-from pipeline.progress import Progress
+from pipeline.progress import Progress, State, stage
 from pipeline.publishing.card import dataset_card, write_card
 from pipeline.publishing.facts import THIS_FOLDER, Facts
 from pipeline.publishing.publisher import Publisher, published_plan, published_receipts
@@ -60,20 +61,23 @@ def annotate(config: Config = DEFAULTS) -> int:
         sample = Path(scratch) / "sample.parquet"
         if not config.input:
             write_sample(sample)
-        published = published_plan(config.repository, config.place) if config.repository else None
+        with stage("asking the Hub for what is published"):
+            published = published_plan(config.repository, config.place) if config.repository else None
         staged = planned(config.place)
         begun = published or staged
-        inputs = frozen(config.input, begun)
         config = replace(config, estimator=frozen_checkpoint(config.estimator, begun))
-        source = inspect(find_files(inputs or [str(sample)]), config.column)
-        job, units = prepare(config, source, inputs, begun)
+        with stage("reading the inputs"):
+            inputs = frozen(config.input, begun)
+            source = inspect(find_files(inputs or [str(sample)]), config.column)
+        with stage("reading the checkpoint"):
+            job, units = prepare(config, source, inputs, begun)
         for place, plan in ((config.output, published), (job.subset.root, staged)):
             if plan is not None:
                 require_same(f"--output {place}", job.provenance, plan.provenance)
         if config.dry_run:
-            from pipeline.estimate import estimate, print_estimate
+            from pipeline.estimate import estimate, print_estimate, workers_of
 
-            print_estimate(estimate(job, units, source, config.tokens_per_second))
+            print_estimate(estimate(job, units, source, config.tokens_per_second), workers_of(config))
             return 0
         with locked(job.subset.root):
             return carry_out(job, units, config)
@@ -84,7 +88,8 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config) -> int:
     facts = facts_of(job)
     dataset_card(facts, None)  # what it cannot describe is refused before anything is labelled
     if job.repository is not None:
-        job.repository.prepare(private=config.private)
+        with stage("preparing the repository"):
+            job.repository.prepare(private=config.private)
     checkpoint = job.snapshot.name if job.snapshot else None
     open_run(job.subset, Plan(job.provenance, config.input, checkpoint), units)
     if job.tokenizer is not None:
@@ -101,7 +106,8 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config) -> int:
     if not config.input and job.repository is None:
         from pipeline.reporting import write_report
 
-        page = write_report(str(job.subset.data), job.subset.root.with_name(f"{job.subset.root.name}-report"))
+        with stage("writing the report"):
+            page = write_report(str(job.subset.data), job.subset.root.with_name(f"{job.subset.root.name}-report"))
         print(f"\n{page} shows every token in the colour of its entropy")
     return INCOMPLETE if given_up else 0
 
@@ -140,38 +146,54 @@ def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher 
     report, rows = Report(), job.provenance.source_rows
     left_rows = sum(unit.stop - unit.start for unit in left)
     print(f"to label       {left_rows:,} documents in {len(left):,} units, in {job.provenance.dtype}", flush=True)
-    with (
-        crew_of(job, config) as crew,
-        Progress(rows, rows - left_rows) as progress,
-        logging_redirect_tqdm(),
-    ):
+    with interrupts_told(job), crew_of(job, config) as crew:
         driver = Driver(job, crew, done=len(done))
-        for outcome in driver.outcomes(left):
-            report.add(outcome)
-            progress.show(report, driver.loaded)
-            if publisher is not None:
-                pass_on(outcome, publisher, driver, last=report.units + report.given_up == len(left))
+        with Progress(rows, rows - left_rows, partial(state_of, report, driver)), logging_redirect_tqdm():
+            for outcome in driver.outcomes(left):
+                report.add(outcome)
+                if publisher is not None:
+                    pass_on(outcome, publisher, driver, last=report.units + report.given_up == len(left))
     write_text(job.subset.ledger / REPORT_FILE, report.to_json())
     return report
+
+
+def state_of(report: Report, driver: Driver) -> State:
+    """What progress shows: what is committed, and the parts of units that are not yet."""
+    underway, counts = driver.underway, report.counts
+    return State(counts.rows + underway.rows, counts.tokens + underway.tokens, driver.loaded, report.given_up)
+
+
+@contextmanager
+def interrupts_told(job: Run) -> Iterator[None]:
+    """Notes how far the run is on what interrupts it."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"{len(finished(job.subset)):,} of {job.units:,} units are done")
+        raise
 
 
 @contextmanager
 def crew_of(job: Run, config: Config) -> Iterator[Crew]:
     """The workers that were asked for: this process alone, or those of a Ray cluster."""
     if config.workers == 0:
-        from pipeline.engine.labelling import device_here
+        with stage("loading torch"):
+            from pipeline.engine.labelling import device_here
 
+            device = device_here(config.gpus_per_worker)
         print("workers        none: this process labels", flush=True)
-        yield ThisProcess(job, load, device_here(config.gpus_per_worker))
+        yield ThisProcess(job, load, device)
         return
-    # Ray may be missing where this process labels
-    from pipeline.engine.cluster import LOCAL, Share, cluster, ray_address
-    from pipeline.engine.ray_crew import RayCrew
+    with stage("loading Ray"):  # which may be missing where this process labels
+        from pipeline.engine.cluster import LOCAL, Share, cluster, ray_address
+        from pipeline.engine.ray_crew import RayCrew
 
     share = Share(cpus=config.cpus_per_worker, gpus=config.gpus_per_worker)
     address = ray_address(config.address)
-    print(f"workers        {'starting Ray here' if address == LOCAL else f'joining Ray at {address}'}", flush=True)
-    with cluster(address):
+    print(f"workers        of Ray, {'started here' if address == LOCAL else f'at {address}'}", flush=True)
+    with ExitStack() as stack:
+        with stage("starting Ray" if address == LOCAL else "joining Ray"):
+            stack.enter_context(cluster(address))
         if address == LOCAL:
             share.require_room()
         yield RayCrew(job, load, workers=None if config.workers == "auto" else config.workers, share=share)

@@ -75,4 +75,4 @@ def document_view(dataset: str, row: int, tokens: int) -> DocumentView:
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    run(report, "pipeline.report")
+    run(report, "pipeline.report", resumes=False)

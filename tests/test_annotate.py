@@ -184,7 +184,7 @@ def test_a_gpu_that_workers_are_to_have_decides_on_the_precision(monkeypatch: py
     assert dtype_for(Config(gpus_per_worker=0), None) == dtype_for(Config(), None) == "float32"
     assert dtype_for(Config(dtype="float32", gpus_per_worker=1), None) == "float32"
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8, "GPU": 2})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8, "GPU": 2}}])
     assert dtype_for(Config(), None) == "bfloat16"
 
 
