@@ -11,6 +11,7 @@ Exit code 0: complete; 3: complete but for units that were given up; 1: refused 
 """
 
 import logging
+import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -109,7 +110,17 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config) -> int:
         with stage("writing the report"):
             page = write_report(str(job.subset.data), job.subset.root.with_name(f"{job.subset.root.name}-report"))
         print(f"\n{page} shows every token in the colour of its entropy")
+    else:
+        print(f"\npython -m pipeline.report {shlex.quote(labels_named(job, config))} shows every token in its colour")
     return INCOMPLETE if given_up else 0
+
+
+def labels_named(job: Run, config: Config) -> str:
+    """The labels as pipeline.report takes them: the dataset, or one of several subsets."""
+    if job.repository is not None:
+        return f"{job.repository.url}/{job.subset.in_repository.data}"
+    place, subsets = config.output or job.subset.root.name, job.subset.data.parent.iterdir()
+    return place if len(list(subsets)) == 1 else str(Path(place, job.subset.in_repository.data))
 
 
 def label_and_publish(units: Sequence[Unit], job: Run, config: Config, repository: Repository, facts: Facts) -> Report:

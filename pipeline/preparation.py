@@ -17,6 +17,7 @@ from pipeline.engine.plan import Source, Unit, default_rows_per_unit, plan_units
 from pipeline.engine.run import Run, Snapshot
 from pipeline.models.checkpoint import (
     SHIPPED,
+    checkpoint_kind,
     checkpoint_members,
     checkpoint_sha256,
     context_and_vocabulary,
@@ -24,7 +25,7 @@ from pipeline.models.checkpoint import (
     require_kind,
 )
 from pipeline.settings import KIND_OF_METHOD, Config
-from schemas.annotations import INPUT_IDS, Dtype, Provenance, annotated_schema
+from schemas.annotations import INPUT_IDS, Dtype, Method, Provenance, annotated_schema
 
 
 def frozen(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
@@ -75,7 +76,7 @@ def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan |
     checkpoint = checkpoint_folder(config)
     members = checkpoint_members(checkpoint)
     for member in members:
-        require_kind(member, KIND_OF_METHOD[config.method])
+        require_kind_for(member, config.method)
     context, model_vocabulary = min(map(context_and_vocabulary, members))
     tokens = tokens_for(members[0], model_vocabulary, config)
     other = other_tokenizer(members[0], tokens)
@@ -114,6 +115,22 @@ def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan |
         config.place, checkpoints, folder, other, provenance, read, schema, len(units), config.repository, snapshot
     )
     return run, units
+
+
+def require_kind_for(checkpoint: Path, method: Method) -> None:
+    """Checks that a checkpoint is of the kind that the method labels with.
+
+    Raises:
+        ValueError: if not, with the method that does.
+    """
+    kind, wanted = checkpoint_kind(checkpoint), KIND_OF_METHOD[method]
+    for other, its_kind in KIND_OF_METHOD.items():
+        if kind == its_kind != wanted:
+            raise ValueError(
+                f"{checkpoint} holds a checkpoint of kind {kind}: give --method {other} with it, or name one of kind "
+                f"{wanted} for --method {method}"
+            )
+    require_kind(checkpoint, wanted)
 
 
 def rows_to_label(source: Source, limit: int | None) -> int:
