@@ -46,9 +46,10 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.cluster)])
 def test_an_interrupted_annotation_says_how_far_it_is_and_the_same_command_goes_on(
-    tmp_path: Path, number: int, code: int, workers: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, workers: int
 ) -> None:
     command, output = long_annotation(tmp_path, workers), tmp_path / "out"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     process = started(*command, "--output", str(output))
     wait_until(lambda: len(list(output.rglob("receipts/*.json"))) > 2, process)
     # Ctrl-C reaches all processes of a terminal, Ray's too; a scheduler asks one.
@@ -59,6 +60,7 @@ def test_an_interrupted_annotation_says_how_far_it_is_and_the_same_command_goes_
     assert error.splitlines()[-1] == f"interrupted; {done} of 300 units are done; the same command goes on"
     assert "Traceback" not in error
     assert not list(output.rglob("*.unfinished"))
+    assert not (tmp_path / "home" / ".ray").exists(), "a token there would be asked of every later cluster's users"
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
