@@ -31,6 +31,7 @@ from pipeline.engine.annotation import Annotated, Annotator
 from pipeline.engine.crew import Crew
 from pipeline.engine.device import Device
 from pipeline.engine.driver import Driver
+from pipeline.engine.growth import grows, require_growing
 from pipeline.engine.ledger import finished, read_published, total, unpublished, write_published
 from pipeline.engine.opening import Plan, locked, open_run, planned, require_same
 from pipeline.engine.plan import Unit, inspect
@@ -74,7 +75,7 @@ def annotate(config: Config = DEFAULTS) -> int:
             job, units = prepare(config, source, inputs, begun)
         for place, plan in ((config.output, published), (job.subset.root, staged)):
             if plan is not None:
-                require_same(f"--output {place}", job.provenance, plan.provenance)
+                require_continuing(str(place), job, plan)
         if config.dry_run:
             from pipeline.estimate import estimate, print_estimate, workers_of
 
@@ -82,6 +83,21 @@ def annotate(config: Config = DEFAULTS) -> int:
             return 0
         with locked(job.subset.root):
             return carry_out(job, units, config)
+
+
+def require_continuing(place: str, job: Run, there: Plan) -> None:
+    """Refuses another run's dataset; a folder's own may get more rows of its source.
+
+    Raises:
+        ValueError: if the place has another run's, or the same with more rows, or fewer and is published.
+    """
+    wanted, published = job.provenance, job.repository is not None
+    require_growing(place, job.subset, there.provenance, wanted, published=published)
+    if grows(there.provenance, wanted):
+        rows, more = there.provenance.source_rows, wanted.source_rows
+        print(f"grows          from {rows:,} to {more:,} documents, {wanted.rows_per_unit:,} in a shard as before")
+    else:
+        require_same(f"--output {place}", wanted, there.provenance)
 
 
 def carry_out(job: Run, units: Sequence[Unit], config: Config) -> int:
@@ -92,7 +108,8 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config) -> int:
         with stage("preparing the repository"):
             job.repository.prepare(private=config.private)
     checkpoint = job.snapshot.name if job.snapshot else None
-    open_run(job.subset, Plan(job.provenance, config.input, checkpoint), units)
+    with stage("looking at what is there"):
+        open_run(job.subset, Plan(job.provenance, config.input, checkpoint), units, job.schema)
     if job.tokenizer is not None:
         copy_tokenizer(job.tokenizer, job.subset.tokenizer)
     if job.repository is None:

@@ -96,7 +96,7 @@ def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan |
         columns=config.columns,
         source_sha256=source.sha256,
         source_rows=rows,
-        rows_per_unit=config.rows_per_unit or default_rows_per_unit(rows),
+        rows_per_unit=config.rows_per_unit or (there and there.provenance.rows_per_unit) or default_rows_per_unit(rows),
         source_seen_by_estimator=config.source_seen_by_estimator if len(members) == 1 else "no",
         folds=len(members),
         start_token=start_token_id(members[0], config) if config.method == "causal" else None,
