@@ -24,7 +24,7 @@ from schemas.annotations import INPUT_IDS
 SAMPLED_UNITS, SAMPLED_ROWS = 16, 32
 MANY_FILES = 100  # a shard costs a part of a second and two files
 LOOK_SECONDS, MEASURED_SECONDS = 10.0, 30.0
-FIRST_TOKENS, GROWTH = 128, 4  # of the first measurement, and how many times as many the next has
+FIRST_TOKENS, GROWTH = 32, 4  # of the first measurement, and how many times as many the next has
 DEVICE = device_here()
 LABEL_BYTES, TOKEN_BYTES = 1.4, 1.5  # a token of FineWeb in each entropy column, and in `input_ids`
 
@@ -77,7 +77,7 @@ class Speed:
 
     tokens_per_second: float
     measured_tokens: int = 0
-    """None where it was given."""
+    """0 where it was given."""
     seconds: float = 0.0
     """That these took."""
 
@@ -124,23 +124,22 @@ def look(job: Run, units: Sequence[Unit]) -> list[Slab]:
 def measure(job: Run, slabs: Sequence[Slab]) -> Speed:
     """Labels the beginning of these documents, then a longer one, while the next is expected to end in time.
 
-    The last one counts: it is the longest, and what a device does at its first use is over by then.
+    The last one counts, which is the longest. The first is made twice: a device's first use takes longer.
     """
     with stage("loading the model"):
         annotator = load_annotator(job, DEVICE)
     documents = [ids for slab in slabs for ids in slab.documents]
     read, written = (sum(map(len, ids)) for ids in (documents, [ids for slab in slabs for ids in slab.tokens]))
-    deadline, tokens = time.monotonic() + MEASURED_SECONDS, FIRST_TOKENS
+    deadline, tokens, growth = time.monotonic() + MEASURED_SECONDS, FIRST_TOKENS, 1
     with stage(f"measuring for {MEASURED_SECONDS:.0f} s at most"):
         while True:
-            part = beginning(documents, tokens)
-            labelled, stages = sum(map(len, part)), Stages()
+            part, stages = beginning(documents, tokens), Stages()
             batches = annotator.batches(part, np.random.default_rng(0))
             annotator.label(slabs[0]._replace(documents=part, tokens=part, batches=batches), stages, Underway())
-            seconds = stages.seconds["label"]
-            if labelled == read or time.monotonic() + GROWTH * seconds > deadline:
+            seconds, labelled = stages.seconds["label"], sum(map(len, part))
+            if (labelled == read and growth > 1) or time.monotonic() + growth * seconds > deadline:
                 return Speed(labelled / max(1e-9, seconds) * written / max(1, read), labelled, seconds)
-            tokens *= GROWTH
+            tokens, growth = tokens * growth, GROWTH
 
 
 def beginning(documents: Sequence[np.ndarray], tokens: int) -> list[np.ndarray]:
@@ -183,7 +182,7 @@ def print_estimate(plan: Estimate, workers: Workers | None) -> None:
     print(f"token ids      {ids:,.3f} GB, {TOKEN_BYTES} bytes a token")
     print(f"passed on      {', '.join(plan.passed) or 'no column'}; as large as in the source")
     print(f"tokens/s       {plan.speed.tokens_per_second:,.0f} a worker, {origin}")
-    print(f"time           {plan.worker_hours:,.2f} hours of one worker{_of_workers(plan, workers) if workers else ''}")
+    print(f"time           {_duration(plan.worker_hours)} of one worker{_of_workers(plan, workers) if workers else ''}")
 
 
 def _of_small_files(plan: Estimate) -> str:
@@ -206,4 +205,8 @@ def _of_workers(plan: Estimate, workers: Workers) -> str:
 def _hours(plan: Estimate, workers: int) -> str:
     """The time of so many workers, each of which labels whole units, as fast as one alone."""
     idle = f", {workers - plan.units:,} of them without a unit" if workers > plan.units else ""
-    return f"{workers:,} that are as fast, {plan.hours(workers):,.2f} hours{idle}"
+    return f"{workers:,} that are as fast, {_duration(plan.hours(workers))}{idle}"
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:,.2f} hours" if hours >= 0.1 else f"{hours * 60:.1f} minutes"

@@ -43,8 +43,15 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> 
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize(("number", "code"), SIGNALS)
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.cluster)])
+@pytest.mark.parametrize(
+    ("workers", "number", "code"),
+    [
+        (0, *SIGNALS[0]),
+        (0, *SIGNALS[1]),
+        pytest.param(1, *SIGNALS[0], marks=[pytest.mark.cluster, pytest.mark.slow]),
+        pytest.param(1, *SIGNALS[1], marks=pytest.mark.cluster),
+    ],
+)
 def test_an_interrupted_annotation_says_how_far_it_is_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, workers: int
 ) -> None:
