@@ -158,4 +158,4 @@ def tokenized(texts: Sequence[str], folder: Path, vocabulary: int) -> Corpus:
 
 
 if __name__ == "__main__":
-    run(measure_compression, "jobs.measure_compression")
+    run(measure_compression, "jobs.measure_compression", resumes=False)

@@ -99,4 +99,4 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
 
 
 if __name__ == "__main__":
-    run(measure_introduction, "jobs.measure_introduction")
+    run(measure_introduction, "jobs.measure_introduction", resumes=False)

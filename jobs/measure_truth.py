@@ -85,4 +85,4 @@ def line(result: Accuracy) -> str:
 
 
 if __name__ == "__main__":
-    run(measure_truth, "jobs.measure_truth")
+    run(measure_truth, "jobs.measure_truth", resumes=False)

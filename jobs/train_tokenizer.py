@@ -95,4 +95,4 @@ def texts(files: Sequence[File], config: Config) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    run(train_tokenizer, "jobs.train_tokenizer")
+    run(train_tokenizer, "jobs.train_tokenizer", resumes=False)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+from pipeline.interruptions import ending_in_a_line
+
 ROOT = Path(__file__).parents[1]
 HELP = ("--help", "-h")
 
@@ -43,4 +45,5 @@ def first_line(module: ast.Module) -> str:
 
 
 if __name__ == "__main__":
-    list_commands(sys.argv[1:])
+    with ending_in_a_line(resumes=False):
+        list_commands(sys.argv[1:])

@@ -11,10 +11,12 @@ Exit code 0: complete; 3: complete but for units that were given up; 1: refused 
 """
 
 import logging
+import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -28,6 +30,7 @@ from pipeline.engine.annotation import Annotated, Annotator
 from pipeline.engine.crew import Crew
 from pipeline.engine.device import Device
 from pipeline.engine.driver import Driver
+from pipeline.engine.growth import grows, require_growing
 from pipeline.engine.ledger import finished, read_published, total, unpublished, write_published
 from pipeline.engine.opening import Plan, locked, open_run, planned, require_same
 from pipeline.engine.plan import Unit, inspect
@@ -36,7 +39,7 @@ from pipeline.engine.run import Run
 from pipeline.engine.this_process import ThisProcess
 from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.preparation import frozen, frozen_checkpoint, prepare
-from pipeline.progress import Progress
+from pipeline.progress import Progress, State, stage
 from pipeline.publishing.card import dataset_card, write_card
 from pipeline.publishing.facts import THIS_FOLDER, Facts
 from pipeline.publishing.publisher import Publisher, published_plan, published_receipts
@@ -60,25 +63,43 @@ def annotate(config: Config = DEFAULTS) -> int:
         sample = Path(scratch) / "sample.parquet"
         if not config.input:
             write_sample(sample)
-        published = published_plan(config.repository, config.place) if config.repository else None
+        with stage("asking the Hub for what is published"):
+            published = published_plan(config.repository, config.place) if config.repository else None
         staged = planned(config.place)
         begun = published or staged
-        inputs = frozen(config.input, begun)
         config = replace(config, estimator=frozen_checkpoint(config.estimator, begun))
-        found = config.find(inputs or [str(sample)])
+        with stage("reading the inputs"):
+            inputs = frozen(config.input, begun)
+            found = config.find(inputs or [str(sample)])
+            source = inspect(found.files, config.column, found.choices)
         found.tell()
-        source = inspect(found.files, config.column, found.choices)
-        job, units = prepare(config, source, inputs, begun)
+        with stage("reading the checkpoint"):
+            job, units = prepare(config, source, inputs, begun)
         for place, plan in ((config.output, published), (job.subset.root, staged)):
             if plan is not None:
-                require_same(f"--output {place}", job.provenance, plan.provenance)
+                require_continuing(str(place), job, plan)
         if config.dry_run:
-            from pipeline.estimate import estimate, print_estimate
+            from pipeline.estimate import estimate, print_estimate, workers_of
 
-            print_estimate(estimate(job, units, source, config.tokens_per_second))
+            print_estimate(estimate(job, units, source, config.tokens_per_second), workers_of(config))
             return 0
         with locked(job.subset.root):
             return carry_out(job, units, config, inputs)
+
+
+def require_continuing(place: str, job: Run, there: Plan) -> None:
+    """Refuses another run's dataset; a folder's own may get more rows of its source.
+
+    Raises:
+        ValueError: if the place has another run's, or the same with more rows, or fewer and is published.
+    """
+    wanted, published = job.provenance, job.repository is not None
+    require_growing(place, job.subset, there.provenance, wanted, published=published)
+    if grows(there.provenance, wanted):
+        rows, more = there.provenance.source_rows, wanted.source_rows
+        print(f"grows          from {rows:,} to {more:,} documents, {wanted.rows_per_unit:,} in a shard as before")
+    else:
+        require_same(f"--output {place}", wanted, there.provenance)
 
 
 def carry_out(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str, ...]) -> int:
@@ -86,9 +107,11 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str
     facts = facts_of(job, inputs)
     dataset_card(facts, None)  # what it cannot describe is refused before anything is labelled
     if job.repository is not None:
-        job.repository.prepare(private=config.private)
+        with stage("preparing the repository"):
+            job.repository.prepare(private=config.private)
     checkpoint = job.snapshot.name if job.snapshot else None
-    open_run(job.subset, Plan(job.provenance, config.input, checkpoint, inputs), units)
+    with stage("looking at what is there"):
+        open_run(job.subset, Plan(job.provenance, config.input, checkpoint, inputs), units, job.schema)
     if job.tokenizer is not None:
         copy_tokenizer(job.tokenizer, job.subset.tokenizer)
     if job.repository is None:
@@ -103,9 +126,20 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str
     if not config.input and job.repository is None:
         from pipeline.reporting import write_report
 
-        page = write_report(str(job.subset.data), job.subset.root.with_name(f"{job.subset.root.name}-report"))
+        with stage("writing the report"):
+            page = write_report(str(job.subset.data), job.subset.root.with_name(f"{job.subset.root.name}-report"))
         print(f"\n{page} shows every token in the colour of its entropy")
+    else:
+        print(f"\npython -m pipeline.report {shlex.quote(labels_named(job, config))} shows every token in its colour")
     return INCOMPLETE if given_up else 0
+
+
+def labels_named(job: Run, config: Config) -> str:
+    """The labels as pipeline.report takes them: the dataset, or one of several subsets."""
+    if job.repository is not None:
+        return f"{job.repository.url}/{job.subset.in_repository.data}"
+    place, subsets = config.output or job.subset.root.name, job.subset.data.parent.iterdir()
+    return place if len(list(subsets)) == 1 else str(Path(place, job.subset.in_repository.data))
 
 
 def label_and_publish(units: Sequence[Unit], job: Run, config: Config, repository: Repository, facts: Facts) -> Report:
@@ -143,38 +177,54 @@ def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher 
     report, rows = Report(), job.provenance.source_rows
     left_rows = sum(unit.stop - unit.start for unit in left)
     print(f"to label       {left_rows:,} documents in {len(left):,} units, in {job.provenance.dtype}", flush=True)
-    with (
-        crew_of(job, config) as crew,
-        Progress(rows, rows - left_rows) as progress,
-        logging_redirect_tqdm(),
-    ):
+    with interrupts_told(job), crew_of(job, config) as crew:
         driver = Driver(job, crew, done=len(done))
-        for outcome in driver.outcomes(left):
-            report.add(outcome)
-            progress.show(report, driver.loaded)
-            if publisher is not None:
-                pass_on(outcome, publisher, driver, last=report.units + report.given_up == len(left))
+        with Progress(rows, rows - left_rows, partial(state_of, report, driver)), logging_redirect_tqdm():
+            for outcome in driver.outcomes(left):
+                report.add(outcome)
+                if publisher is not None:
+                    pass_on(outcome, publisher, driver, last=report.units + report.given_up == len(left))
     write_text(job.subset.ledger / REPORT_FILE, report.to_json())
     return report
+
+
+def state_of(report: Report, driver: Driver) -> State:
+    """What progress shows: what is committed, and the parts of units that are not yet."""
+    underway, counts = driver.underway, report.counts
+    return State(counts.rows + underway.rows, counts.tokens + underway.tokens, driver.loaded, report.given_up)
+
+
+@contextmanager
+def interrupts_told(job: Run) -> Iterator[None]:
+    """Notes how far the run is on what interrupts it."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"{len(finished(job.subset)):,} of {job.units:,} units are done")
+        raise
 
 
 @contextmanager
 def crew_of(job: Run, config: Config) -> Iterator[Crew]:
     """The workers that were asked for: this process alone, or those of a Ray cluster."""
     if config.workers == 0:
-        from pipeline.engine.labelling import device_here
+        with stage("loading torch"):
+            from pipeline.engine.labelling import device_here
 
+            device = device_here(config.gpus_per_worker)
         print("workers        none: this process labels", flush=True)
-        yield ThisProcess(job, load, device_here(config.gpus_per_worker))
+        yield ThisProcess(job, load, device)
         return
-    # Ray may be missing where this process labels
-    from pipeline.engine.cluster import LOCAL, Share, cluster, ray_address
-    from pipeline.engine.ray_crew import RayCrew
+    with stage("loading Ray"):  # which may be missing where this process labels
+        from pipeline.engine.cluster import LOCAL, Share, cluster, ray_address
+        from pipeline.engine.ray_crew import RayCrew
 
     share = Share(cpus=config.cpus_per_worker, gpus=config.gpus_per_worker)
     address = ray_address(config.address)
-    print(f"workers        {'starting Ray here' if address == LOCAL else f'joining Ray at {address}'}", flush=True)
-    with cluster(address):
+    print(f"workers        of Ray, {'started here' if address == LOCAL else f'at {address}'}", flush=True)
+    with ExitStack() as stack:
+        with stage("starting Ray" if address == LOCAL else "joining Ray"):
+            stack.enter_context(cluster(address))
         if address == LOCAL:
             share.require_room()
         yield RayCrew(job, load, workers=None if config.workers == "auto" else config.workers, share=share)

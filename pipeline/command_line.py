@@ -19,14 +19,18 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from pipeline.data.lasting import require_lasting_outputs
 from pipeline.data.redaction import redacted
+from pipeline.interruptions import ending_in_a_line, output_is_closed
 
 COMMON_FLAGS = """\
 Also, for every command: --config FILE reads a YAML file of the flags above (input: [a, b], training: {steps: 9}),
 which flags on the command line override; --debug shows the traceback of an error."""
 
 
-def run(command: Callable[..., int | None], module: str) -> NoReturn:
-    """Parses the arguments into `command`'s dataclass, calls it and exits with what it returns (None is 0)."""
+def run(command: Callable[..., int | None], module: str, *, resumes: bool = True) -> NoReturn:
+    """Parses the arguments into `command`'s dataclass, calls it and exits with what it returns (None is 0).
+
+    `resumes` says whether the same command goes on where it was interrupted.
+    """
     disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of each try, and of commits of nothing
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it reports on weights that do not fit, as our error does
@@ -35,14 +39,16 @@ def run(command: Callable[..., int | None], module: str) -> NoReturn:
         sys.modules["transformers"].utils.logging.set_verbosity_error()
     arguments = [part for argument in sys.argv[1:] for part in _split(argument)]
     debug = "--debug" in arguments
-    try:
-        sys.exit(_parser(command, module, arguments)(arguments, exit_on_error=False, print_error=False))
-    except (ValueError, OSError, cyclopts.CycloptsError) as error:
-        if debug:
-            sys.exit(redacted(traceback.format_exc()))
-        sys.exit(f"error: {redacted(' '.join(_told(error).split()))}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    with ending_in_a_line(resumes=resumes):
+        try:
+            code = _parser(command, module, arguments)(arguments, exit_on_error=False, print_error=False)
+        except (ValueError, OSError, cyclopts.CycloptsError) as error:
+            if isinstance(error, BrokenPipeError) and output_is_closed():
+                raise
+            if debug:
+                sys.exit(redacted(traceback.format_exc()))
+            sys.exit(f"error: {redacted(' '.join(_told(error).split()))}")
+    sys.exit(code)
 
 
 def _told(error: Exception) -> str:
@@ -69,6 +75,7 @@ def _parser(command: Callable[..., int | None], module: str, arguments: list[str
         help_format="plaintext",
         version_flags=(),
         result_action="return_value",
+        suppress_keyboard_interrupt=False,
     )
 
 

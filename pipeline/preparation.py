@@ -20,6 +20,7 @@ from pipeline.engine.run import Run, Snapshot
 from pipeline.models.checkpoint import (
     SHIPPED,
     Kind,
+    checkpoint_kind,
     checkpoint_members,
     checkpoint_sha256,
     context_and_vocabulary,
@@ -27,7 +28,7 @@ from pipeline.models.checkpoint import (
     require_kind,
 )
 from pipeline.settings import KIND_OF_METHOD, Config
-from schemas.annotations import INPUT_IDS, SHIPPED_MODEL, Dtype, Provenance, annotated_schema
+from schemas.annotations import INPUT_IDS, SHIPPED_MODEL, Dtype, Method, Provenance, annotated_schema
 
 
 def frozen(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
@@ -78,7 +79,7 @@ def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan |
     checkpoint = checkpoint_folder(config)
     members = checkpoint_members(checkpoint)
     for member in members:
-        require_kind(member, KIND_OF_METHOD[config.method])
+        require_kind_for(member, config.method)
     context, model_vocabulary = context_and_vocabulary(members[0])
     tokens = tokens_for(members[0], model_vocabulary, config)
     other = other_tokenizer(members[0], tokens)
@@ -99,7 +100,7 @@ def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan |
         source_sha256=source.sha256,
         choices=source.choices,
         source_rows=rows,
-        rows_per_unit=config.rows_per_unit or default_rows_per_unit(rows),
+        rows_per_unit=config.rows_per_unit or (there and there.provenance.rows_per_unit) or default_rows_per_unit(rows),
         source_seen_by_estimator=config.source_seen_by_estimator if len(members) == 1 else "no",
         folds=len(members),
         start_token=start_token_id(members[0], config) if config.method == "causal" else None,
@@ -147,6 +148,22 @@ def model_name(config: Config, checkpoint: Path) -> str:
     if folder.is_relative_to(SHIPPED.resolve()):
         return SHIPPED_MODEL
     return snapshot.name if snapshot else folder.name
+
+
+def require_kind_for(checkpoint: Path, method: Method) -> None:
+    """Checks that a checkpoint is of the kind that the method labels with.
+
+    Raises:
+        ValueError: if not, with the method that does.
+    """
+    kind, wanted = checkpoint_kind(checkpoint), KIND_OF_METHOD[method]
+    for other, its_kind in KIND_OF_METHOD.items():
+        if kind == its_kind != wanted:
+            raise ValueError(
+                f"{checkpoint} holds a checkpoint of kind {kind}: give --method {other} with it, or name one of kind "
+                f"{wanted} for --method {method}"
+            )
+    require_kind(checkpoint, wanted)
 
 
 def rows_to_label(source: Source, limit: int | None) -> int:

@@ -1,56 +1,113 @@
-"""How far a run is: a bar on a terminal, elsewhere a line a minute."""
+"""How far a run is, on standard error: a line for each stage that takes a while, then a bar, or a line a minute."""
 
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from tqdm import tqdm
 
-from pipeline.engine.report import Report
-
 LINE_SECONDS = 60.0
+TICK_SECONDS = 0.5  # between looks at the run
+SHORT_SECONDS = 1.0  # a stage that is over by then is not worth a line
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Says what is being done if it takes longer than a moment."""
+    timer = threading.Timer(SHORT_SECONDS, lambda: print(f"{name} ...", file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@dataclass(frozen=True)
+class State:
+    """A session of a run at a moment, units that are not committed counted in part."""
+
+    rows: float
+    tokens: float
+    workers: int
+    """Those that have loaded."""
+    given_up: int
 
 
 class Progress:
-    """Rows of `total` that are done, of which `done` were before; tokens/s, time left, failures, workers."""
+    """Rows of `total` that are done, of which `done` were before; tokens/s, time left, failures, workers.
 
-    def __init__(self, total: int, done: int) -> None:
+    A thread of its own asks `look` for the state: where the run's own process labels, its thread is busy with that.
+    """
+
+    def __init__(self, total: int, done: int, look: Callable[[], State]) -> None:
         self.terminal = sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=done, desc="annotating", unit=" documents", disable=not self.terminal)
-        self.total, self.done = total, done
-        self.next_line = time.monotonic() + LINE_SECONDS
+        self.total, self.done, self.look = total, done, look
+        self.started: float | None = None
+        """When there was a worker at work."""
+        self.next_line = 0.0
+        self.loading = ExitStack()
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name="progress", daemon=True)
 
     def __enter__(self) -> Self:
+        if not self.terminal:  # where the bar says it
+            self.loading.enter_context(stage("loading the model"))
+        self.thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.ended.set()
+        self.thread.join()
+        self.loading.close()
+        self.show(self.look())
         self.bar.close()
 
-    def show(self, report: Report, workers: int) -> None:
+    def _watch(self) -> None:
+        while not self.ended.wait(TICK_SECONDS):
+            self.show(self.look())
+
+    def show(self, state: State) -> None:
         """Brings the bar up to date, or prints a line when a minute has passed."""
+        if self.started is None and state.workers:
+            self.started = time.monotonic()
+            self.next_line = self.started + LINE_SECONDS
+            self.loading.close()
         if self.terminal:
-            self.bar.set_postfix_str(self._state(report, workers), refresh=False)
-            self.bar.update(self.done + report.counts.rows - self.bar.n)
-        elif time.monotonic() >= self.next_line:
+            self.bar.set_postfix_str(self._state(state), refresh=False)
+            self.bar.n = self.done + int(state.rows)  # less than before where a worker died
+            self.bar.refresh()
+        elif self.started is not None and time.monotonic() >= self.next_line:
             self.next_line = time.monotonic() + LINE_SECONDS
-            rows = self.done + report.counts.rows
+            rows = self.done + state.rows
             print(
-                f"{rows:,} of {self.total:,} documents ({rows / self.total:.1%}), {self._left(report)}, "
-                + self._state(report, workers),
+                f"{int(rows):,} of {self.total:,} documents ({rows / self.total:.1%}), {self._left(state)}, "
+                + self._state(state),
                 file=sys.stderr,
                 flush=True,
             )
 
-    @staticmethod
-    def _state(report: Report, workers: int) -> str:
-        failures = f", {report.given_up} units given up" if report.given_up else ""
-        return f"{report.tokens_per_second:,.0f} tokens/s, {workers} workers{failures}"
+    @property
+    def seconds(self) -> float:
+        """Since the first worker has loaded."""
+        return max(1e-9, time.monotonic() - self.started) if self.started is not None else 0.0
 
-    def _left(self, report: Report) -> str:
-        if not report.counts.rows:
+    def _state(self, state: State) -> str:
+        if self.started is None:
+            return "loading the model"
+        failures = f", {state.given_up} units given up" if state.given_up else ""
+        return f"{state.tokens / self.seconds:,.0f} tokens/s, {state.workers} workers{failures}"
+
+    def _left(self, state: State) -> str:
+        if not state.rows:
             return "time left unknown"
-        rows = self.total - self.done - report.counts.rows
-        return f"{tqdm.format_interval(rows * report.seconds / report.counts.rows)} left"
+        rows = self.total - self.done - state.rows
+        return f"{tqdm.format_interval(rows * self.seconds / state.rows)} left"

@@ -1,6 +1,6 @@
 """An annotated dataset for people to look at: a page with its documents and figures, or one document in the terminal.
 
-python -m pipeline.report annotated                                  # writes report/report.html
+python -m pipeline.report annotated                                  # writes annotated-report/report.html
 python -m pipeline.report annotated/data/second-order --against annotated/data/exact
 python -m pipeline.report hf://datasets/USER/NAME --terminal --document 7
 """
@@ -15,10 +15,13 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from pipeline.command_line import run
-from pipeline.data.annotations import find_annotations
+from pipeline.data.annotations import SUBSET_NAMED, find_annotations
+from pipeline.data.hub import Repository
+from pipeline.data.locations import HUB
 from pipeline.data.tokenizer import load_tokenizer
+from pipeline.progress import stage
 from pipeline.reporting.extent import Extent
-from pipeline.reporting.page import write_report
+from pipeline.reporting.page import PAGE_FILE, write_report
 from pipeline.reporting.sampling import LabelledSource
 from pipeline.reporting.terminal import print_document
 from pipeline.reporting.token_texts import TokenTexts
@@ -33,8 +36,9 @@ class Config:
     dataset: str
     """Folder that pipeline.annotate wrote, or hf://datasets/USER/NAME; one of several subsets by its folder of data,
     as in annotated/data/exact."""
-    output: Path = field(default=Path("report"), kw_only=True)
-    """Folder for report.html."""
+    output: Path | None = field(default=None, kw_only=True)
+    """Folder for report.html; DATASET-report beside the dataset, of one of the Hub in this folder, by default. Only an
+    earlier report of the same dataset is replaced."""
     against: str | None = field(default=None, kw_only=True)
     """Another dataset of the same documents, whose labels stand beside these."""
     by: str | None = field(default=None, kw_only=True)
@@ -51,8 +55,24 @@ def report(config: Config) -> None:
     if config.terminal:
         print_document(document_view(config.dataset, config.document, config.extent.tokens_each(1)), Console())
         return
-    page = write_report(config.dataset, config.output, against=config.against, by=config.by, extent=config.extent)
-    print(f"{page} has {decimal(page.stat().st_size)}; open it in a browser")
+    folder = config.output or folder_for(config.dataset)
+    there = (folder / PAGE_FILE).exists()
+    with stage("reading the dataset"):
+        page = write_report(config.dataset, folder, against=config.against, by=config.by, extent=config.extent)
+    replaced = " and replaces an earlier one of this dataset" if there else ""
+    print(f"{page} has {decimal(page.stat().st_size)}{replaced}; open it in a browser")
+
+
+def folder_for(dataset: str) -> Path:
+    """Where a dataset's report goes: never into the dataset, whose files are read as data and published."""
+    subset = SUBSET_NAMED.search(dataset)
+    place = dataset[: subset.start()] if subset else dataset
+    name = f"-{subset[0].strip('/').rpartition('/')[2]}" if subset else ""
+    if place.startswith(HUB):
+        return Path(f"{Repository.at(place).name.rpartition('/')[2]}{name}-report")
+    folder = Path(place)
+    folder = folder if folder.name else folder.resolve()
+    return folder.with_name(f"{folder.name}{name}-report")
 
 
 def document_view(dataset: str, row: int, tokens: int) -> DocumentView:
@@ -75,4 +95,4 @@ def document_view(dataset: str, row: int, tokens: int) -> DocumentView:
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    run(report, "pipeline.report")
+    run(report, "pipeline.report", resumes=False)

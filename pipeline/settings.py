@@ -86,7 +86,7 @@ class Config(Inputs):
     """CPU cores, or a part of one, that a worker takes to read, tokenize and write, and to label without a GPU. 1 by
     default; beside a GPU up to 4, if its node has as many for each of its GPUs."""
     limit: int | None = None
-    """Rows to label at the most, from the first on."""
+    """Rows to label at the most, from the first on. A larger limit goes on with what a folder has."""
     rows_per_unit: int | None = None
     """Rows in a shard at the most; a sixteenth of the rows, from 8 to 16,384, by default."""
     keep_text: bool = False

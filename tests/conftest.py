@@ -3,6 +3,7 @@
 import importlib
 import os
 import random
+import secrets
 import socket
 import subprocess
 import sys
@@ -73,11 +74,14 @@ class Head:
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     gcs, dashboard, metrics, client, agent, agent_grpc = (str(port) for port in free_ports(6))
     home = tmp_path_factory.mktemp("ray")
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text(secrets.token_hex(32))  # as another Ray leaves one
     # Its jobs join the Ray that was started last below this folder. Sockets lie there too, whose paths must be short.
     folder = tempfile.TemporaryDirectory(prefix="ray-")
     environment = {
         "HOME": str(home),
-        "RAY_AUTH_MODE": "disabled",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_metrics_report_interval_ms": "1000",
         TELEMETRY: "1",
@@ -94,7 +98,8 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     with (home / "head.log").open("w") as log:
         head = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
     try:
-        wait_for(f"http://127.0.0.1:{dashboard}/api/version", head)
+        shown = {"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}
+        wait_for(urllib.request.Request(f"http://127.0.0.1:{dashboard}/api/version", headers=shown), head)
         yield Head(
             f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics", environment
         )
@@ -119,17 +124,17 @@ def free_ports(count: int) -> list[int]:
     return free
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
+def wait_for(request: urllib.request.Request, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
     """Returns when a server answers; fails when its process has ended or takes too long."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            urllib.request.urlopen(url, timeout=5).close()
+            urllib.request.urlopen(request, timeout=5).close()
         except OSError:
             time.sleep(0.2)
         else:
             return
-    raise AssertionError(f"{url} does not answer")
+    raise AssertionError(f"{request.full_url} does not answer")
 
 
 @pytest.fixture

@@ -233,7 +233,7 @@ def test_a_gpu_that_workers_are_to_have_decides_on_the_precision(monkeypatch: py
     assert dtype_for(Config(gpus_per_worker=0), None) == dtype_for(Config(), None) == "float32"
     assert dtype_for(Config(dtype="float32", gpus_per_worker=1), None) == "float32"
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8, "GPU": 2})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8, "GPU": 2}}])
     assert dtype_for(Config(), None) == "bfloat16"
 
 
@@ -437,6 +437,24 @@ def test_a_machine_without_the_gpu_that_a_worker_wants_is_not_waited_for(
     assert "has no room for a worker, which wants 1 CPU and 64 GPU; it has" in capsys.readouterr().err
 
 
+def test_a_larger_limit_goes_on_and_a_smaller_one_is_refused(
+    run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = tokenized(tmp_path, [[1, 2, 3, place] for place in range(20)])[:-2]
+    limits: list[tuple[object, ...]] = [("--limit", 10), ("--limit", 13), ()]
+    for limit in limits:
+        assert run_command(*command, "--output", tmp_path / "out", *limit) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "grows          from 10 to 13 documents, 8 in a shard as before" in printed and "from 13 to 20 doc" in printed
+    )
+    assert "to label       12 documents in 2 units" in printed, "the first shard stays"
+    assert run_command(*command, "--output", tmp_path / "plain", "--rows-per-unit", 8) == 0
+    assert shards(tmp_path / "out") == shards(tmp_path / "plain")
+    assert run_command(*command, "--output", tmp_path / "out", "--limit", 5) == 1
+    assert "holds 20 documents and --limit asks for 5; give the larger limit again" in capsys.readouterr().err
+
+
 def test_the_output_of_another_run_is_refused_and_kept(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -445,7 +463,7 @@ def test_the_output_of_another_run_is_refused_and_kept(
     assert run_command("pipeline.annotate", "--input", file, "--output", output, "--workers", 0) == 0
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     capsys.readouterr()
-    assert run_command("pipeline.annotate", "--input", file, "--output", output, "--limit", 2) == 1
+    assert run_command("pipeline.annotate", "--input", file, "--output", output, "--share", 0.5) == 1
     error = capsys.readouterr().err
-    assert "holds another run's dataset (source_rows 3 there, 2 now" in error
+    assert "holds another run's dataset (share 1.0 there, 0.5 now" in error
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before

@@ -71,6 +71,7 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(materials: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working folder, beside a Hub with datasets; what a command writes is taken away."""
     monkeypatch.chdir(materials)
+    monkeypatch.setattr("pipeline.progress.SHORT_SECONDS", 3600)  # on a busy machine a stage would have a line too
     for name in ("user/name", "other/name"):
         hub.add(name, {"a.parquet": (materials / "good.parquet").read_bytes()})
     hub.add("user/table", {"a.csv": (materials / "table.csv").read_bytes()})

@@ -1,19 +1,35 @@
-"""What a user sees of a run: a bar on a terminal, lines elsewhere, and a report that names the bottleneck."""
+"""What is told of a run: its stages, a bar on a terminal, lines elsewhere, and a report that names the bottleneck."""
 
 import io
 import json
+import re
 import sys
 import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 
+from pipeline import progress
+from pipeline.annotate import state_of
 from pipeline.engine.annotation import Annotated
+from pipeline.engine.cluster import Share
+from pipeline.engine.crew import Crew
+from pipeline.engine.driver import Driver
+from pipeline.engine.plan import Unit
+from pipeline.engine.ray_crew import RayCrew
 from pipeline.engine.report import Report
+from pipeline.engine.run import Run
 from pipeline.engine.stages import Stages
-from pipeline.progress import Progress
+from pipeline.engine.this_process import ThisProcess
+from pipeline.progress import Progress, State, stage
 from schemas.ledger import Counts, Quarantined, Receipt
+from tests.builders import write_documents
+from tests.engine.fakes import load_fake, planned_run, token_rows
 
 GIVEN_UP = Quarantined(unit=1, shard="b", file="a.parquet", start=0, stop=10, reason="it is broken")
+LOADING, LABELLING = State(0, 0, workers=0, given_up=0), State(20.5, 5000, workers=2, given_up=1)
 
 
 def outcome(rows: int, tokens: int) -> Annotated:
@@ -30,19 +46,44 @@ def report_of(*outcomes: Annotated | Quarantined | None) -> Report:
     return report
 
 
-def test_where_there_is_no_terminal_a_line_a_minute_is_printed(
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which tests set."""
+    times = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: times[0])
+    return times
+
+
+def test_a_stage_is_told_of_while_it_lasts_if_it_takes_longer_than_a_moment(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = report_of(outcome(20, 5000), GIVEN_UP)
-    with Progress(total=100, done=40) as shown:
-        shown.show(report, workers=2)
-        assert capsys.readouterr().err == ""
-        late = shown.next_line + 1
-        monkeypatch.setattr(time, "monotonic", lambda: late)
-        shown.show(report, workers=2)
-        shown.show(report, workers=2)
-    expected = "60 of 100 documents (60.0%), 00:20 left, 500 tokens/s, 2 workers, 1 units given up"
-    assert capsys.readouterr().err.splitlines() == [expected]
+    with stage("reading the inputs"):
+        pass
+    monkeypatch.setattr(progress, "SHORT_SECONDS", 0.02)
+    with stage("starting Ray"):
+        time.sleep(0.3)
+        assert capsys.readouterr() == ("", "starting Ray ...\n")
+    with pytest.raises(ValueError, match="broken"), stage("loading the model"):
+        raise ValueError("broken")
+    time.sleep(0.1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_where_there_is_no_terminal_a_line_a_minute_is_printed(
+    capsys: pytest.CaptureFixture[str], now: list[float]
+) -> None:
+    shown = Progress(total=100, done=40, look=lambda: LOADING)
+    now[0] += 100
+    shown.show(LOADING)
+    shown.show(LABELLING)
+    now[0] += 10
+    shown.show(LABELLING)
+    assert capsys.readouterr().err == ""
+    now[0] += 52
+    shown.show(LABELLING)
+    shown.show(LABELLING)
+    expected = "60 of 100 documents (60.5%), 01:59 left, 81 tokens/s, 2 workers, 1 units given up"
+    assert capsys.readouterr().err.splitlines() == [expected], "the time until a worker is there does not count"
 
 
 class Terminal(io.StringIO):
@@ -50,13 +91,53 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch, now: list[float]) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with Progress(total=100, done=40) as shown:
-        shown.show(report_of(outcome(20, 5000), GIVEN_UP), workers=2)
-        shown.bar.refresh()
+    shown = Progress(total=100, done=40, look=lambda: LOADING)
+    shown.show(LOADING)
+    assert "40/100" in terminal.getvalue() and "loading the model" in terminal.getvalue()
+    shown.show(LABELLING)
+    now[0] += 10
+    shown.show(LABELLING)
     assert "60/100" in terminal.getvalue() and "500 tokens/s, 2 workers, 1 units given up" in terminal.getvalue()
+    shown.show(replace(LABELLING, rows=3))
+    assert terminal.getvalue().rpartition("\r")[2].strip().startswith("annotating:  43%"), "a worker has died"
+
+
+def slow_run(folder: Path) -> tuple[Run, list[Unit]]:
+    """One unit of twelve documents, each a batch."""
+    file = write_documents(folder / "in.parquet", ["text"] * 12, input_ids=token_rows(12))
+    return planned_run(folder / "out", [file], rows_per_unit=12, batch_invariant=True)
+
+
+def lines_of(run: Run, units: list[Unit], crew: Crew, monkeypatch: pytest.MonkeyPatch) -> Report:
+    """Labels, with a line as often as the run is looked at."""
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "TICK_SECONDS", 0.1)
+    report, driver = Report(), Driver(run, crew)
+    with Progress(12, 0, partial(state_of, report, driver)):
+        for one in driver.outcomes(units):
+            report.add(one)
+    return report
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_documents_are_counted_while_their_unit_is_labelled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr("pipeline.engine.ray_crew.ASK", 0.1)
+    monkeypatch.setattr("pipeline.engine.driver.PATIENCE", 0.1)
+    run, units = slow_run(tmp_path)
+    load = partial(load_fake, seconds=0.05)
+    crew = RayCrew(run, load, workers=1, share=Share(cpus=0.5)) if workers else ThisProcess(run, load, "cpu")
+    report = lines_of(run, units, crew, monkeypatch)
+    lines = capsys.readouterr().err.splitlines()
+    counted = [int(line.split(" of ")[0]) for line in lines if " of 12 documents" in line]
+    assert counted == sorted(counted) and counted[-1] == report.counts.rows == 12
+    assert len({count for count in counted if 0 < count < 12}) >= 3, lines
+    assert all(re.search(r"\d+ tokens/s, 1 workers$", line) for line in lines if line.startswith(("5 ", "6 ", "7 ")))
 
 
 def test_the_report_names_the_bottleneck() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.report import folder_for
 from tests.conftest import RunCommand
 from tests.hub import hub_server
 from tests.reporting.labelled_texts import TEXTS, write_texts
@@ -31,6 +32,36 @@ def test_a_page_is_written_with_as_much_as_is_asked_for(
     assert len(contents["documents"]) == 2 and all(len(shown["tokens"]) <= 3 for shown in contents["documents"])
     assert sum(documents for _, documents, *_ in contents["groups"]["rows"]) == 5
     assert re.search(rf"{re.escape(str(page))} has [1-9][\d.]* kB; open", capsys.readouterr().out)
+
+
+def test_a_page_lies_beside_its_dataset_and_takes_the_place_of_no_other(
+    tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        write_texts(tmp_path / "sets" / name)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    pages = {"sets/one": "sets/one-report", "sets/two/": "sets/two-report"}
+    pages["sets/two/data/second-order"] = "sets/two-second-order-report"
+    for named, folder in pages.items():
+        assert run_command(MODULE, named) == 0
+        assert f"{folder}/report.html has " in (told := capsys.readouterr().out) and "replaces" not in told
+    assert {path: path.read_bytes() for path in before} == before
+    assert run_command(MODULE, "sets/one/data/second-order", "--output", "sets/one-report") == 0
+    assert "and replaces an earlier one of this dataset; open it" in capsys.readouterr().out
+    page = (tmp_path / "sets/one-report/report.html").read_bytes()
+    assert run_command(MODULE, "sets/two", "--output", "sets/one-report") == 1
+    assert "is there already and shows something else than sets/two" in capsys.readouterr().err
+    assert (tmp_path / "sets/one-report/report.html").read_bytes() == page
+    assert str(tmp_path).encode() not in page
+    monkeypatch.chdir("sets/two")
+    assert run_command(MODULE, ".", "--documents", 1) == 0
+    assert "two-report/report.html has " in capsys.readouterr().out
+
+
+def test_a_dataset_of_the_hub_has_its_page_here() -> None:
+    assert folder_for("hf://datasets/user/name") == folder_for("hf://datasets/user/name@main") == Path("name-report")
+    assert folder_for("hf://datasets/user/name/data/exact") == Path("name-exact-report")
 
 
 def test_another_dataset_stands_beside(dataset: Path, tmp_path: Path, run_command: RunCommand) -> None:

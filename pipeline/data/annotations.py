@@ -21,6 +21,7 @@ from schemas.layout import DATA_FOLDER, Subset, shard_name, shards_in_all
 from schemas.ledger import QUARANTINE, Quarantined
 
 SUBSET_NAMED = re.compile(rf"/{DATA_FOLDER}/[^/]+/?$")
+COMMIT_NAMED = re.compile("@[0-9a-f]{40}$")
 SHARD = re.compile(rf"(.*)/{DATA_FOLDER}/([^/]+)/((?:\d+/)?train-\d+-of-\d+\.parquet)")
 LOOKS_AT_A_TIME = 16  # at shards: on the Hub most of a look is waiting for an answer
 
@@ -49,6 +50,12 @@ class AnnotatedDataset:
         """
         noted = self.provenance.vocabulary
         return noted if self.tokenizer is None else max(noted, id_count(load_tokenizer(self.tokenizer)))
+
+    @property
+    def place(self) -> str:
+        """The dataset and its subset, without the commit that it is read at."""
+        place, name, _ = _parts(self.source, self.shards[0])
+        return f"{COMMIT_NAMED.sub('', place)}/{DATA_FOLDER}/{name}"
 
     def corpus(self, start: int = 0, stop: int | None = None) -> Corpus:
         """Rows `start` to `stop`, labels NaN where a token has none.

@@ -6,6 +6,7 @@ request again, and an answer that was lost may have been a success: what is stil
 
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -34,10 +35,13 @@ from pipeline.data.reaching import PASSING_STATUSES
 from pipeline.data.redaction import told
 from schemas.layout import Subset
 
-PATIENCE = 3600.0  # seconds that a request is tried for
+FIRST_PATIENCE, PATIENCE = 60.0, 3600.0  # seconds that a request is tried for, until there was an answer and after
 LONGEST_PAUSE = 60.0  # seconds
 CONFLICTS = (409, 412)  # of HTTP: another commit is being made, or was made since
 PATHS_A_REQUEST = 500
+
+ANSWERED = threading.Event()
+"""The Hub has given this process an answer: there is a network, and what fails may pass."""
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -123,7 +127,8 @@ class Repository:
         self._tried(
             lambda: HfApi().preupload_lfs_files(
                 self.name, additions, repo_type="dataset", revision=self.revision, free_memory=False
-            )
+            ),
+            prepared=True,
         )
 
     def commit(self, title: str, missing: Callable[[str], Sequence[Operation]]) -> None:
@@ -143,21 +148,26 @@ class Repository:
                     parent_commit=head,
                 )
 
-        self._tried(once)
+        self._tried(once, prepared=True)
 
-    def _tried(self, request: Callable[[], Result]) -> Result:
+    def _tried(self, request: Callable[[], Result], *, prepared: bool = False) -> Result:
         """What a request gives, tried again while another answer can be hoped for.
+
+        `prepared`: of a repository that gave another process an answer.
 
         Raises:
             ValueError: if the Hub refuses.
             LookupError: if there is no such repository, revision or folder.
-            ConnectionError: if it gives no answer for PATIENCE seconds.
+            ConnectionError: if it gives none for PATIENCE seconds, or FIRST_PATIENCE where it never gave one.
         """
-        deadline = time.monotonic() + PATIENCE
+        started = time.monotonic()
         for attempt in count():
             try:
-                return request()
+                result = request()
+                ANSWERED.set()
+                return result
             except (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+                ANSWERED.set()
                 raise LookupError(f"no dataset at {self.url} that this token may see") from error
             except ValueError as error:  # the client's, of a card that the Hub does not take
                 if not str(error).startswith("Invalid metadata"):
@@ -165,10 +175,14 @@ class Repository:
                 remedy = "write those fields into the README.md of the repository yourself: what it has already is kept"
                 raise ValueError(f"{self.url} does not take the card: {told(error)}; {remedy}") from None
             except (HTTPError, LocalEntryNotFoundError) as error:  # the second: a download without an answer
+                if isinstance(error, HfHubHTTPError):
+                    ANSWERED.set()
                 _require_passing(error, self.url)
                 wait = pause(error, attempt)
-                if time.monotonic() + wait > deadline:
-                    raise ConnectionError(f"cannot reach {self.url}: {told(error)}") from None
+                patience = PATIENCE if prepared or ANSWERED.is_set() else FIRST_PATIENCE
+                if time.monotonic() - started + wait > patience:
+                    tries = f"after {attempt + 1} tries in {time.monotonic() - started:.0f} s"
+                    raise ConnectionError(f"cannot reach {self.url} {tries}: {told(error)}") from None
                 LOG.info("%s: %s; another try in %.0f s", self.url, told(error), wait)
                 time.sleep(wait)
         raise AssertionError

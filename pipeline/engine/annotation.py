@@ -6,8 +6,10 @@ Each stage is a generator that runs in a thread of its own, a few slabs of rows 
 """
 
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -30,6 +32,7 @@ from pipeline.engine.ledger import record
 from pipeline.engine.plan import Unit
 from pipeline.engine.run import Run
 from pipeline.engine.stages import HELD, Stages
+from pipeline.engine.underway import Part, Underway
 from pipeline.labels.retokenize import encode_with_ends, move_nats
 from schemas.layout import shard_name
 from schemas.ledger import Counts, Receipt
@@ -58,7 +61,9 @@ class Labeller(Protocol):
     @property
     def border(self) -> int | None: ...
 
-    def label(self, batches: Iterable[Batch]) -> tuple[list[dict[str, np.ndarray]], int]: ...
+    def label(
+        self, batches: Iterable[Batch], labelled: Callable[[Batch], None] = ...
+    ) -> tuple[list[dict[str, np.ndarray]], int]: ...
 
 
 class Slab(NamedTuple):
@@ -92,8 +97,10 @@ class Annotator:
     estimator_tokenizer: Tokenizer | None = None
     device: threading.Lock = field(default_factory=threading.Lock)
 
-    def annotate(self, unit: Unit) -> Annotated:
+    def annotate(self, unit: Unit, underway: Underway | None = None) -> Annotated:
         """Labels the unit's rows, commits their shard and then its receipt, and sends it to the repository, if any.
+
+        Another thread may see in `underway` how far it is. An interrupt ends it when its batch is labelled.
 
         Raises:
             SourceError: if rows cannot be read, for a reason that may pass.
@@ -102,16 +109,17 @@ class Annotator:
             ValueError: if the rows or their labels are wrong.
         """
         try:
-            return self._commit(unit)
+            return self._commit(unit, underway or Underway())
         except OSError as error:  # what reading raises is none by now
             raise OutputError(f"cannot write to {self.run.subset.root}: {error}") from error
 
-    def _commit(self, unit: Unit) -> Annotated:
+    def _commit(self, unit: Unit, underway: Underway) -> Annotated:
         stages, counts = Stages(), [Counts()]
         shard = shard_name(unit.index, self.run.units)
         with (
             ahead(self.slabs(unit, stages), SLABS_AHEAD) as slabs,
-            ahead(self._labelled(slabs, stages), SLABS_AHEAD) as labelled,
+            ahead(self._labelled(slabs, stages, underway), SLABS_AHEAD) as labelled,
+            _stopping(underway),
             stages.timed("write"),
         ):
             tables = self._tables(stages.untimed_items("write", labelled), counts)
@@ -151,20 +159,23 @@ class Annotator:
             told = redacted(str(error))
             raise SourceError(told if unit.file.url in told else f"cannot read {unit.file.url}: {told}") from None
 
-    def _labelled(self, slabs: Iterator[Slab], stages: Stages) -> Generator[Labelled, None, None]:
+    def _labelled(self, slabs: Iterator[Slab], stages: Stages, underway: Underway) -> Generator[Labelled, None, None]:
         """The second stage, which has the device until the unit's last row is labelled."""
         with self.device, stages.timed(HELD):
             for slab in slabs:
-                yield slab, self.label(slab, stages)
+                yield slab, self.label(slab, stages, underway)
 
-    def label(self, slab: Slab, stages: Stages) -> list[LabelledBatch]:
+    def label(self, slab: Slab, stages: Stages, underway: Underway) -> list[LabelledBatch]:
         """Every batch of a slab with its values."""
         labelled: list[LabelledBatch] = []
+        rows, tokens = len(slab.rows), sum(map(len, slab.tokens))
+        before, told = underway.labelled, underway.slab(rows, tokens, [*chain.from_iterable(slab.batches)])
         for labeller, batches in zip(self.labellers, slab.batches, strict=True):
             with stages.timed("label"):
-                values, parts = labeller.label(batches)
+                values, parts = labeller.label(batches, told)
             labelled += zip(batches, values, strict=True)
             stages.add_batches(batches, parts)
+        underway.labelled = Part(before.rows + rows, before.tokens + tokens)  # of no batch where none is asked
         return labelled
 
     def _tables(self, labelled: Iterable[Labelled], counts: list[Counts]) -> Iterator[pa.Table]:
@@ -187,9 +198,9 @@ class Annotator:
             read, written = (encode_with_ends(way, texts) for way in (self.estimator_tokenizer, self.tokenizer))
             documents, tokens = [one.ids_T for one in read], [one.ids_T for one in written]
             ends = [(one.ends_T, other.ends_T) for one, other in zip(read, written, strict=True)]
-        return Slab(rows, tokens, documents, ends, self._batches(documents, random))
+        return Slab(rows, tokens, documents, ends, self.batches(documents, random))
 
-    def _batches(self, documents: list[np.ndarray], random: np.random.Generator) -> list[list[Batch]]:
+    def batches(self, documents: list[np.ndarray], random: np.random.Generator) -> list[list[Batch]]:
         """What each checkpoint labels: every document, or where there are folds those it was not trained on."""
         settings = self.run.provenance
         wanted = [sample_positions(len(ids), settings.share, random) for ids in documents]
@@ -205,6 +216,15 @@ class Annotator:
             )
             for fold, labeller in enumerate(self.labellers)
         ]
+
+
+@contextmanager
+def _stopping(underway: Underway) -> Iterator[None]:
+    """Whatever ends the writing of a unit ends its labelling too, which runs ahead in a thread of its own."""
+    try:
+        yield
+    finally:
+        underway.stopped = True
 
 
 def with_tokenizers(run: Run, labellers: tuple[Labeller, ...]) -> Annotator:

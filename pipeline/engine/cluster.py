@@ -2,8 +2,11 @@
 
 import logging
 import os
+import secrets
+import signal
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +14,10 @@ from typing import Any
 import ray
 from ray._private import ray_constants, worker
 from ray._private.accelerators import get_all_accelerator_managers
+from ray._private.utils import get_num_cpus
+
+Node = dict[str, float]
+"""Resources of a machine, by their names."""
 
 LOCAL = "local"
 VITAL = ("raylet", "gcs_server")  # Ray goes on without its other processes, as the one that passes on logs
@@ -40,13 +47,18 @@ def cluster(address: str) -> Iterator[None]:
     ours: dict[str, Any] = {}
     if address == LOCAL:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of a local run leaves the machine
+        # Ray would write a token to ~/.ray, by which every cluster that is started later wants it from whoever joins.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Ray swaps 127.0.0.1 for an outside address and listens there, unless it takes itself for a laptop's.
         ray_constants.ENABLE_RAY_CLUSTER = False
         ours = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **ours)
     except Exception as error:  # Ray's are of many kinds, a bare Exception among them
         raise _unreachable(address, str(error).partition("\n")[0]) from error
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray's own handler ends the process with exit code 15
     try:
         yield
     finally:
@@ -99,17 +111,19 @@ class Share:
     gpus: float | None = None
     """None: one where the cluster has GPUs when the run starts."""
 
-    def resolved(self) -> "Share":
-        """The same with the numbers of GPUs and of cores decided."""
-        gpus = self.gpus if self.gpus is not None else float(_total("GPU") > 0)
-        return Share(cpus=_cores_beside(gpus) if self.cpus is None else self.cpus, gpus=gpus)
+    def resolved(self, nodes: Sequence[Node] | None = None) -> "Share":
+        """The same with the numbers of GPUs and of cores decided, by these nodes or those that are there now."""
+        nodes = _nodes() if nodes is None else nodes
+        gpus = self.gpus if self.gpus is not None else float(any(node.get("GPU") for node in nodes))
+        return Share(cpus=_cores_beside(gpus, nodes) if self.cpus is None else self.cpus, gpus=gpus)
 
-    def room(self) -> int:
-        """Workers that fit the nodes that are there now."""
-        share = self.resolved()
+    def room(self, nodes: Sequence[Node] | None = None) -> int:
+        """Workers that fit these nodes, or those that are there now."""
+        nodes = _nodes() if nodes is None else nodes
+        share = self.resolved(nodes)
         needs = {name: need for name, need in (("CPU", share.cpus), ("GPU", share.gpus)) if need}
         # 1 // 0.1 is 9: a tenth is a little more than a tenth
-        return sum(min(int(has.get(name, 0) / need + 1e-9) for name, need in needs.items()) for has in _nodes())
+        return sum(min(int(has.get(name, 0) / need + 1e-9) for name, need in needs.items()) for has in nodes)
 
     def require_room(self) -> None:
         """For a cluster that does not grow.
@@ -132,26 +146,36 @@ def has_gpus(address: str) -> bool:
     Raises:
         ConnectionError: if there is no cluster at the address.
     """
+    return any(node.get("GPU") for node in nodes_at(address))
+
+
+def nodes_at(address: str) -> list[Node]:
+    """Resources of each node of the cluster at an address; for LOCAL before Ray has started, of this machine.
+
+    Raises:
+        ConnectionError: if there is no cluster at the address.
+    """
     if address == LOCAL and not ray.is_initialized():
-        managers = get_all_accelerator_managers()
-        return any(manager.get_current_node_num_accelerators() for manager in managers if _counts_gpus(manager))
+        managers = filter(_counts_gpus, get_all_accelerator_managers())
+        gpus = sum(manager.get_current_node_num_accelerators() for manager in managers)
+        return [{"CPU": float(get_num_cpus()), "GPU": float(gpus)}]
     with cluster(address):
-        return _total("GPU") > 0
+        return _nodes()
 
 
 def _counts_gpus(manager: Any) -> bool:
     return bool(manager.get_resource_name() == "GPU")
 
 
-def _cores_beside(gpus: float) -> float:
-    """As many cores as leave none of the GPUs that there are now without a worker."""
+def _cores_beside(gpus: float, nodes: Sequence[Node]) -> float:
+    """As many cores as leave none of the nodes' GPUs without a worker."""
     if not gpus:
         return 1.0
-    a_worker = [has.get("CPU", 0) * gpus // has["GPU"] for has in _nodes() if has.get("GPU")]
+    a_worker = [has.get("CPU", 0) * gpus // has["GPU"] for has in nodes if has.get("GPU")]
     return float(max(1, min(MOST_CORES, *a_worker))) if a_worker else 1.0
 
 
-def _nodes() -> list[dict[str, float]]:
+def _nodes() -> list[Node]:
     """Resources of each node that is there now."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from pipeline.data.redaction import redacted
 from pipeline.engine.errors import UnitError
 from pipeline.engine.plan import Unit
+from pipeline.engine.underway import Part
 
 LOG = logging.getLogger(__name__)
 
@@ -61,6 +62,10 @@ class Crew(ABC):
     @abstractmethod
     def ended(self, patience: float) -> Ended | None:
         """Next call that has ended, or None after `patience` seconds without one."""
+
+    @abstractmethod
+    def underway(self, hand: Hand) -> dict[Unit, Part]:
+        """What is labelled of a worker's units, as far as is known here; another thread may ask."""
 
     @abstractmethod
     def forget(self, shards: Sequence[str]) -> None:

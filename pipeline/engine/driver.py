@@ -17,6 +17,7 @@ from pipeline.engine.ledger import quarantine, remove_unfinished
 from pipeline.engine.plan import Unit
 from pipeline.engine.report import Outcome
 from pipeline.engine.run import Run
+from pipeline.engine.underway import Part
 from schemas.layout import shard_name
 from schemas.ledger import Quarantined
 
@@ -37,11 +38,26 @@ class Driver:
         self.running: dict[Unit, float] = {}
         self.finished, self.seconds = 0, 0.0
         self.next_look = 0.0
+        self.unfinished: set[Unit] = set()
 
     @property
     def loaded(self) -> int:
         """Workers that are at work."""
         return len(self.crew.at_work)
+
+    @property
+    def underway(self) -> Part:
+        """What is labelled of units that are not committed; another thread may ask.
+
+        Of a unit that two workers are at, the farther one counts. What a worker had of a unit is lost with its call.
+        """
+        farthest: dict[Unit, Part] = {}
+        for hand in tuple(self.crew.at_work):
+            units = tuple(hand.units)
+            for unit, labelled in self.crew.underway(hand).items():
+                if unit in units and unit in self.unfinished:
+                    farthest[unit] = max(labelled, farthest.get(unit, Part()))
+        return Part(*(sum(part) for part in zip(*farthest.values(), strict=True))) if farthest else Part()
 
     def outcomes(self, units: Sequence[Unit]) -> Generator[Outcome, None, None]:
         """What becomes of every unit, as it happens.

@@ -70,17 +70,22 @@ class TorchLabeller:
     border: int | None = None
     """Windows of so many tokens, and longer ones, must not share a batch."""
 
-    def label(self, batches: Iterable[Batch]) -> tuple[list[dict[str, np.ndarray]], int]:
+    def label(
+        self, batches: Iterable[Batch], labelled: Callable[[Batch], None] = lambda batch: None
+    ) -> tuple[list[dict[str, np.ndarray]], int]:
         """Float32 [B, T] for every column of every batch, and how many batches were labelled in parts.
 
         Windows go to the device in one transfer and labels come back in one: in between it does not wait for its host.
+        `labelled` is called with each batch when it is, on a GPU as soon as the device has the work.
         """
         results, parts = [], 0
         with BlockedAttention() if self.device == "cpu" else nullcontext():
-            for batch in self._on_device(list(batches)):
-                found, budget = self._within_memory(*batch)
+            whole = list(batches)
+            for batch, sent in zip(whole, self._on_device(whole), strict=True):
+                found, budget = self._within_memory(*sent)
                 parts += budget < self.budget
                 results.append(found)
+                labelled(batch)
         fetched = iter(_fetched([found[name] for found in results for name in self.columns]))
         return [{name: next(fetched) for name in self.columns} for _ in results], parts
 

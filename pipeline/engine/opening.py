@@ -8,8 +8,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+
 from pipeline.data.naming import without_paths
 from pipeline.data.shards import is_unfinished, write_text
+from pipeline.engine.growth import begin_growing, finish_growing, grows
 from pipeline.engine.ledger import read_receipts, remove_unfinished
 from pipeline.engine.plan import Unit
 from schemas.annotations import Provenance
@@ -82,8 +85,8 @@ def plan_without_paths(text: str) -> str:
     return json.dumps({**plan, **listed, "files": files})
 
 
-def open_run(subset: Subset, plan: Plan, units: Sequence[Unit]) -> None:
-    """Begins a run in an empty folder or goes on with the same one.
+def open_run(subset: Subset, plan: Plan, units: Sequence[Unit], schema: pa.Schema) -> None:
+    """Begins a run in an empty folder or goes on with the same one, which may have had a smaller limit.
 
     What an interrupted run left is removed: files half written, shards without a receipt, and notes on units that
     were given up, which get another chance.
@@ -95,8 +98,13 @@ def open_run(subset: Subset, plan: Plan, units: Sequence[Unit]) -> None:
     if there is None:
         write_text(subset.ledger / PLAN_FILE, _written(plan, units))
         return
-    require_same(f"--output {subset.root}", plan.provenance, there.provenance)
+    if grows(there.provenance, plan.provenance):
+        begin_growing(subset)
+        write_text(subset.ledger / PLAN_FILE, _written(plan, units))
+    else:
+        require_same(f"--output {subset.root}", plan.provenance, there.provenance)
     _sweep(subset, keep={receipt.shard for receipt in read_receipts(subset)})
+    finish_growing(subset, units, schema)
 
 
 def require_same(

@@ -5,6 +5,7 @@ import os
 import queue
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -18,10 +19,12 @@ from pipeline.engine.device import Device
 from pipeline.engine.errors import WorkerLostError
 from pipeline.engine.plan import Unit
 from pipeline.engine.run import Run
+from pipeline.engine.underway import Part
 from pipeline.engine.worker import Load, Worker
 
 PATIENCE = 10.0  # seconds for what a worker does beside its units
 LOOK = 5.0  # seconds between looks at the cluster
+ASK, ASKED_A_SECOND = 2.0, 100  # seconds until all workers are asked how far they are, or as they are so many longer
 
 LOG = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ class RayCrew(Crew):
         self.workers, self.share = workers, share.resolved()
         self.events: queue.SimpleQueue[tuple[Hand, Unit | None, Any]] = queue.SimpleQueue()
         self.next_look, self.room = 0.0, 1
+        self.next_question = 0.0
+        self.answers: dict[Hand, dict[Unit, Part]] = {}
 
     def keep(self, needed: int) -> None:
         """Starts workers now and then, and when one has died; no more than are needed.
@@ -45,6 +50,8 @@ class RayCrew(Crew):
         Raises:
             ConnectionError: if Ray is gone.
         """
+        if time.monotonic() >= self.next_question:
+            self._ask()
         if time.monotonic() < self.next_look:
             return
         require_ray()
@@ -70,11 +77,26 @@ class RayCrew(Crew):
     def give(self, hand: Hand, unit: Unit) -> None:
         """Lets a worker annotate a unit."""
         hand.units.add(unit)
+        self.answers.get(hand, {}).pop(unit, None)  # of an earlier try
         self._expect(hand, unit, hand.actor.annotate.remote(unit))
 
     def _expect(self, hand: Hand, unit: Unit | None, reference: Any) -> None:
         """Queues an event when a call has ended: the driver's work for a unit does not grow with the workers."""
         reference.future().add_done_callback(lambda future: self.events.put((hand, unit, future)))
+
+    def _ask(self) -> None:
+        """Asks all workers how far they are with their units; nobody waits for the answers."""
+        self.next_question = time.monotonic() + max(ASK, len(self.at_work) / ASKED_A_SECOND)
+        for hand in self.at_work:
+            hand.actor.underway.remote().future().add_done_callback(partial(self._answered, hand))
+
+    def _answered(self, hand: Hand, answer: Any) -> None:
+        if hand in self.hands and answer.exception() is None:  # of a worker's end another call tells
+            self.answers[hand] = answer.result()
+
+    def underway(self, hand: Hand) -> dict[Unit, Part]:
+        """What the worker said last."""
+        return self.answers.get(hand, {})
 
     def ended(self, patience: float) -> Ended | None:
         """Next call that has ended, or None after `patience` seconds without one."""
@@ -93,6 +115,7 @@ class RayCrew(Crew):
         if hand in self.at_work:  # else it died at its start: another one at once might do the same
             self.next_look = 0.0
         super().dismiss(hand)
+        self.answers.pop(hand, None)
 
     def forget(self, shards: Sequence[str]) -> None:
         """Has published shards removed on every node; returns when they are, or after PATIENCE seconds."""

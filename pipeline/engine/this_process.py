@@ -12,6 +12,7 @@ from pipeline.engine.crew import Crew, Ended, Hand
 from pipeline.engine.device import Device
 from pipeline.engine.plan import Unit
 from pipeline.engine.run import Run
+from pipeline.engine.underway import Part
 from pipeline.engine.worker import Load, Worker
 
 
@@ -47,6 +48,11 @@ class ThisProcess(Crew):
             result, error = None, raised
         hand.units -= {unit}
         return Ended(hand, unit, result, error)
+
+    def underway(self, hand: Hand) -> dict[Unit, Part]:
+        """What the worker says."""
+        labelled: dict[Unit, Part] = hand.actor.underway()
+        return labelled
 
     def forget(self, shards: Sequence[str]) -> None:
         """Removes shards that are published."""

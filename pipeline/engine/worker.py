@@ -10,6 +10,7 @@ from pipeline.engine.annotation import Annotated
 from pipeline.engine.device import Device
 from pipeline.engine.plan import Unit
 from pipeline.engine.run import Run
+from pipeline.engine.underway import Part, Underway
 
 LOG = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ LOG = logging.getLogger(__name__)
 class AnnotatesUnits(Protocol):
     """What a worker loads; an `Annotator`, unless a test wants something else."""
 
-    def annotate(self, unit: Unit) -> Annotated: ...
+    def annotate(self, unit: Unit, underway: Underway) -> Annotated: ...
 
 
 Load = Callable[[Run, Device], AnnotatesUnits]
@@ -29,6 +30,7 @@ class Worker:
     def __init__(self, run: Run, load: Load, device: Device) -> None:
         self.run, self.device = run, device
         self.load_annotator = load
+        self.at_work_on: dict[Unit, Underway] = {}
 
     def load(self) -> str:
         """Puts the checkpoint on this worker's device, never on another; returns the id of its node."""
@@ -39,12 +41,20 @@ class Worker:
     def annotate(self, unit: Unit) -> Annotated:
         """Labels a unit; returns its receipt, after the shard is committed, and where the time went."""
         LOG.info("%s begins", unit)
-        annotated = self.annotator.annotate(unit)
+        underway = self.at_work_on[unit] = Underway()
+        try:
+            annotated = self.annotator.annotate(unit, underway)
+        finally:
+            del self.at_work_on[unit]
         receipt, stages, _ = annotated
         if stages.smaller_batches:
             LOG.warning("unit %d: %d batches did not fit the device's memory whole", unit.index, stages.smaller_batches)
         LOG.info("unit %d: %d tokens, %.1f s on the device", unit.index, receipt.counts.tokens, stages.seconds["label"])
         return annotated
+
+    def underway(self) -> dict[Unit, Part]:
+        """What is labelled of each unit that is begun; another thread may ask."""
+        return {unit: underway.labelled for unit, underway in self.at_work_on.copy().items()}
 
     def forget(self, shards: Sequence[str]) -> None:
         """Removes shards that were labelled on this node and are published."""

@@ -28,28 +28,32 @@ USUAL = Extent()
 def write_report(
     dataset: str, folder: Path, *, against: str | None = None, by: str | None = None, extent: Extent = USUAL
 ) -> Path:
-    """Writes `report.html` into the folder and returns its path.
+    """Writes `report.html` into the folder, where it may replace an earlier one of the dataset; returns its path.
 
     `dataset` is what find_annotations takes. With `against`, the same documents' labels in another dataset stand beside
     its own. Documents are counted by the values of the source's column `by`, or of the first that has few.
 
     Raises:
-        ValueError: as find_annotations and page_contents do, or if the datasets' documents are not the same.
+        ValueError: as find_annotations and page_contents do, if the datasets' documents are not the same, or if the
+            folder has a `report.html` that shows something else.
         ConnectionError: if the Hub cannot be reached.
     """
-    found = find_annotations(dataset)
+    found, page = find_annotations(dataset), folder / PAGE_FILE
+    digest = hashlib.sha256(found.place.encode()).hexdigest()  # a path of this machine is in no page
+    if page.exists() and f'<meta name="annotated-dataset" content="{digest}">' not in page.read_text(errors="replace"):
+        raise ValueError(f"{page} is there already and shows something else than {dataset}; choose another folder")
     source = LabelledSource.of(found, None if against is None else find_annotations(against))
     tokenizer = None if found.tokenizer is None else load_tokenizer(found.tokenizer)
-    page = folder / PAGE_FILE
-    write_text(page, page_html(page_contents(source, tokenizer, extent, by)))
+    write_text(page, page_html(page_contents(source, tokenizer, extent, by), digest))
     return page
 
 
-def page_html(contents: Values) -> str:
-    """A whole page of what page_contents gives."""
+def page_html(contents: Values, dataset: str) -> str:
+    """A whole page of what page_contents gives, marked with the dataset's digest."""
     script = "\n".join((ASSETS / name).read_text() for name in SCRIPTS)
     return Template((ASSETS / "page.html").read_text()).substitute(
         style=palette_css() + "".join((ASSETS / name).read_text() for name in ("tokens.css", "page.css")),
+        dataset=dataset,
         script=script,
         script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         contents=_harmless(json.dumps(contents, ensure_ascii=False, allow_nan=False, separators=(",", ":"))),

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
 from typing import TypeVar
 
@@ -31,6 +31,10 @@ def side_by_side(
         try:
             for finished in as_completed(running):
                 yield running[finished], finished.result()
+        except KeyboardInterrupt:  # the same command does what they do again
+            for process in active_children():
+                process.kill()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -31,6 +31,7 @@ from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.ray_crew import RayCrew
 from pipeline.engine.run import Run
 from pipeline.engine.stages import Stages
+from pipeline.engine.underway import Underway
 from pipeline.preparation import prepare
 from pipeline.settings import Config
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY
@@ -102,7 +103,7 @@ def bare(job: Run, units: list[Unit]) -> float:
     annotator, stages, tokens = load_annotator(job, "cpu"), Stages(), 0
     slabs = [slab for unit in units for slab in annotator.slabs(unit, stages)]
     for slab in slabs:
-        annotator.label(slab, stages)
+        annotator.label(slab, stages, Underway())
         tokens += sum(len(ids) for ids in slab.tokens)
     torch.set_num_threads(threads)
     return tokens / stages.seconds["label"]
@@ -151,7 +152,7 @@ class NoOp:
     def __init__(self, run: Run, device: str) -> None:
         pass
 
-    def annotate(self, unit: Unit) -> Annotated:
+    def annotate(self, unit: Unit, underway: Underway) -> Annotated:
         receipt = Receipt(unit=unit.index, shard="", sha256="0" * 64, size=0, counts=Counts(rows=1))
         return Annotated(receipt, Stages())
 
@@ -197,7 +198,7 @@ def resume(folder: Path, size: Size) -> Figure:
         rows_per_unit=1,
     )
     job, units = prepare(config, inspect(find_files(config.input), config.column), config.input)
-    open_run(job.subset, Plan(job.provenance, ()), units)
+    open_run(job.subset, Plan(job.provenance, ()), units, job.schema)
     annotator = load_fake(job)
     for unit in units:
         annotator.annotate(unit)

@@ -86,7 +86,9 @@ class FreeLabels:
         nats = self.random.gamma(1.5, 2.0, VALUES) / ROUNDING_NATS
         self.values = (np.round(nats) * ROUNDING_NATS).astype(np.float32)
 
-    def label(self, batches: Iterable[Batch]) -> tuple[list[dict[str, np.ndarray]], int]:
+    def label(
+        self, batches: Iterable[Batch], labelled: Callable[[Batch], None] = lambda batch: None
+    ) -> tuple[list[dict[str, np.ndarray]], int]:
         return [{name: self._drawn(batch.ids_BT.shape) for name in self.columns} for batch in batches], 0
 
     def _drawn(self, shape: tuple[int, ...]) -> np.ndarray:

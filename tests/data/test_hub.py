@@ -1,8 +1,11 @@
 """A repository of the Hub: named, prepared, read, and what it refuses."""
 
+import threading
 import time
+from collections.abc import Iterator
 
 import pytest
+from httpx2 import ConnectError
 from huggingface_hub import CommitOperationAdd
 
 from pipeline.data import hub as requests
@@ -104,3 +107,41 @@ def test_a_pause_is_what_the_hub_asks_for(hub: Hub, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(time, "sleep", slept.append)
     assert Repository("user/name").head() == hub.commits("user/name")[-1].oid
     assert 7 in slept or 8 in slept, slept
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The time, which passes while somebody sleeps; the Hub has given no answer yet."""
+    now = [0.0]
+    monkeypatch.setattr(requests, "ANSWERED", threading.Event())
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    yield now
+    monkeypatch.undo()
+
+
+def unplugged() -> None:
+    raise ConnectError("[Errno -3] Temporary failure in name resolution")
+
+
+def test_a_hub_that_never_answered_is_tried_for_a_minute(clock: list[float]) -> None:
+    with pytest.raises(ConnectionError, match=r"^cannot reach \S+/user/name after \d+ tries in \d\d s: .*resolution"):
+        Repository("user/name")._tried(unplugged)
+    assert 20 < clock[0] <= 60
+
+
+@pytest.mark.parametrize("answer", ["a commit", "no such repository", "too many requests", "another process's"])
+def test_a_hub_that_answered_once_is_tried_for_an_hour(
+    hub: Hub, clock: list[float], monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    if answer == "a commit":
+        hub.add("user/name", {"a": b"1"})
+    if answer in ("a commit", "no such repository"):
+        Repository("user/name").head()
+    if answer == "too many requests":
+        hub.faults.refuse(429, method="GET", path="/api/datasets/user/name")
+        Repository("user/name").head()
+    clock[0] = 0
+    with pytest.raises(ConnectionError, match="cannot reach hf://datasets/user/name after"):
+        Repository("user/name")._tried(unplugged, prepared=answer == "another process's")
+    assert 3500 < clock[0] <= 3600

@@ -6,7 +6,7 @@ A token of an ordered fault works in the batch that holds it. Faults that happen
 import os
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pipeline.engine.batches import Batch, gather, window_batches
 from pipeline.engine.errors import SourceError
 from pipeline.engine.plan import Unit, inspect, plan_units
 from pipeline.engine.run import Run
+from pipeline.engine.underway import Underway
 from schemas.annotations import ENTROPY, INPUT_IDS, annotated_schema
 from schemas.layout import Subset
 from tests.builders import PROVENANCE, write_documents
@@ -37,13 +38,16 @@ class FakeLabeller:
     batch_tokens: int = 16384
     border: int | None = None
 
-    def label(self, batches: Iterable[Batch]) -> tuple[list[dict[str, np.ndarray]], int]:
+    def label(
+        self, batches: Iterable[Batch], labelled: Callable[[Batch], None] = lambda batch: None
+    ) -> tuple[list[dict[str, np.ndarray]], int]:
         values = []
         for batch in batches:
             time.sleep(self.seconds)
             sums_BT = np.cumsum(batch.ids_BT, axis=1) % 1013 / 101 + batch.ids_BT / 7
             sums_BT += np.arange(len(sums_BT))[:, None] + batch.ids_BT.size / 100  # which a device's rounding may feel
             values.append({ENTROPY: sums_BT.astype(np.float32)})
+            labelled(batch)
         return values, 0
 
 
@@ -53,11 +57,13 @@ class FaultyLabeller(FakeLabeller):
 
     marks: Path = Path()
 
-    def label(self, batches: Iterable[Batch]) -> tuple[list[dict[str, np.ndarray]], int]:
+    def label(
+        self, batches: Iterable[Batch], labelled: Callable[[Batch], None] = lambda batch: None
+    ) -> tuple[list[dict[str, np.ndarray]], int]:
         batches = list(batches)
         for batch in batches:
             self._fail(batch)
-        values, parts = super().label(batches)
+        values, parts = super().label(batches, labelled)
         for batch, labels in zip(batches, values, strict=True):
             labels[ENTROPY][batch.ids_BT == NOT_FINITE] = np.inf
         return values, parts
@@ -95,11 +101,11 @@ class Unreachable:
     def __init__(self, run: Run, device: str) -> None:
         self.annotator, self.asked = load_fake(run), 0
 
-    def annotate(self, unit: Unit) -> Annotated:
+    def annotate(self, unit: Unit, underway: Underway) -> Annotated:
         self.asked += 1
         if self.asked <= self.refusals:
             raise SourceError("cannot read https://host/in.parquet: 503")
-        return self.annotator.annotate(unit)
+        return self.annotator.annotate(unit, underway)
 
 
 def planned_run(

@@ -136,7 +136,7 @@ def test_counts_are_those_of_the_shard(tmp_path: Path) -> None:
 class Broken(Annotator):
     """Its batches cannot be labelled."""
 
-    def label(self, slab: Any, stages: Any) -> Any:
+    def label(self, slab: Any, stages: Any, underway: Any) -> Any:
         raise RuntimeError("the device is gone")
 
 

@@ -24,6 +24,7 @@ from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit
 from pipeline.engine.ray_crew import RayCrew
 from pipeline.engine.run import Run
+from pipeline.engine.underway import Underway
 from pipeline.engine.worker import Load
 from schemas.layout import Subset, shard_name
 from schemas.ledger import Quarantined, Receipt
@@ -86,7 +87,6 @@ def test_a_worker_beside_a_gpu_gets_the_cores_that_its_node_has_for_one(monkeypa
     def cores(*nodes: tuple[float, float], gpus: float | None = None) -> float | None:
         resources = [{"CPU": cpu, "GPU": gpu} if gpu else {"CPU": cpu} for cpu, gpu in nodes]
         monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": has} for has in resources])
-        monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": sum(gpu for _, gpu in nodes)})
         return Share(gpus=gpus).resolved().cpus
 
     assert cores((192, 8), (64, 0)) == 4  # no more than it can use
@@ -223,11 +223,11 @@ class Unsound:
         except FileExistsError:
             self.error = None
 
-    def annotate(self, unit: Unit) -> Annotated:
+    def annotate(self, unit: Unit, underway: Underway) -> Annotated:
         if self.error is not None:
             raise self.error
         time.sleep(0.1)
-        return self.annotator.annotate(unit)
+        return self.annotator.annotate(unit, underway)
 
 
 def test_what_one_worker_fails_with_another_one_does(tmp_path: Path) -> None:
@@ -261,11 +261,11 @@ class Slow:
     def __init__(self, run: Run, device: str) -> None:
         self.annotator, self.mark = load_fake(run), run.subset.root.with_suffix(".slow")
 
-    def annotate(self, unit: Unit) -> Annotated:
+    def annotate(self, unit: Unit, underway: Underway) -> Annotated:
         try:
             self.mark.touch(exist_ok=False)
         except FileExistsError:
-            return self.annotator.annotate(unit)
+            return self.annotator.annotate(unit, underway)
         signal.pause()
         raise AssertionError
 

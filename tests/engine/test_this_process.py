@@ -17,6 +17,7 @@ from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit
 from pipeline.engine.run import Run
 from pipeline.engine.this_process import ThisProcess
+from pipeline.engine.underway import Underway
 from pipeline.engine.worker import AnnotatesUnits, Load
 from schemas.layout import Subset, shard_name
 from schemas.ledger import Quarantined
@@ -94,11 +95,11 @@ def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
 
 def test_an_interrupt_ends_the_run_within_a_unit_and_the_rest_is_left_for_the_next(tmp_path: Path) -> None:
     class Interrupted(Unreachable):
-        def annotate(self, unit: Unit) -> Annotated:
+        def annotate(self, unit: Unit, underway: Underway) -> Annotated:
             self.asked += 1
             if self.asked > 3:
                 raise KeyboardInterrupt
-            return self.annotator.annotate(unit)
+            return self.annotator.annotate(unit, underway)
 
     run, units = planned(tmp_path)
     with pytest.raises(KeyboardInterrupt):

@@ -118,6 +118,15 @@ def test_a_recipe_names_commands_that_are_understood(recipe: Path, monkeypatch: 
         assert config.input and config.output
 
 
+def test_a_ray_that_is_started_by_hand_has_a_token_that_its_jobs_show() -> None:
+    """By default it takes the token that another Ray has left in ~/.ray, and `ray job submit` does not."""
+    by_hand = [recipe for recipe in RECIPES if "#   ray start --head" in recipe.read_text()]
+    assert len(by_hand) == 2
+    for recipe in by_hand:
+        before = recipe.read_text().partition("#   ray start")[0]
+        assert "RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(openssl rand -hex 32)" in before
+
+
 @pytest.mark.parametrize("recipe", [*MANIFESTS, LAUNCHER], ids=lambda path: path.stem)
 def test_a_cluster_without_a_shared_disk_writes_to_the_hub(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entrypoint = read(recipe).get("spec", {}).get("entrypoint")

@@ -57,6 +57,8 @@ def _write_documents(folder: Path) -> None:
     (folder / "notes").mkdir()
     (folder / "notes" / "a.txt").write_text("a note")
     _write_folders(folder)
+    (folder / "pages").mkdir()
+    (folder / "pages" / "report.html").write_text("<!doctype html>a page")
     (folder / "latin.txt").write_bytes("un café".encode("latin-1"))
     (folder / "body.jsonl").write_text('{"body": "a"}\n')
     (folder / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 99)[:-9])

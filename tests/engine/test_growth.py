@@ -1,0 +1,127 @@
+"""A dataset that takes in more rows ends as if it had been labelled with the larger limit at once, wherever killed."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import load_dataset
+
+from pipeline.data.annotations import find_annotations
+from pipeline.engine import growth
+from pipeline.engine.growth import grows, require_growing
+from pipeline.engine.ledger import finished, read_receipts
+from pipeline.engine.opening import Plan, open_run, planned
+from pipeline.engine.plan import Unit
+from pipeline.engine.run import Run
+from schemas.ledger import RECEIPTS
+from tests.builders import write_documents
+from tests.engine.fakes import load_fake, planned_run, shards, token_rows
+
+
+class KilledError(BaseException):
+    """The process ends here."""
+
+
+def limited(folder: Path, output: str, limit: int) -> tuple[Run, list[Unit]]:
+    """A run over the first rows of thirteen, in units of three."""
+    file = folder / "in.parquet"
+    if not file.exists():
+        write_documents(file, ["text"] * 13, input_ids=token_rows(13))
+    run, whole = planned_run(folder / output, [file], rows_per_unit=3)
+    units = [replace(unit, stop=min(unit.stop, limit)) for unit in whole if unit.start < limit]
+    return replace(
+        run,
+        provenance=(provenance := replace(run.provenance, source_rows=limit)),
+        units=len(units),
+        schema=run.schema.with_metadata({b"token_entropy.provenance": provenance.to_json().encode()}),
+    ), units
+
+
+def carry_out(folder: Path, output: str, limit: int) -> Run:
+    run, units = limited(folder, output, limit)
+    open_run(run.subset, Plan(run.provenance, ()), units, run.schema)
+    done = finished(run.subset)
+    annotator = load_fake(run)
+    for unit in units:
+        if unit.index not in done:
+            annotator.annotate(unit)
+    return run
+
+
+@pytest.mark.parametrize(("few", "many"), [(3, 12), (4, 5), (5, 13), (1, 2), (9, 10)])
+def test_a_grown_dataset_is_the_one_that_the_larger_limit_makes(tmp_path: Path, few: int, many: int) -> None:
+    before = shards(carry_out(tmp_path, "out", few).subset.root)
+    run = carry_out(tmp_path, "out", many)
+    plain = carry_out(tmp_path, "plain", many)
+    assert shards(run.subset.root) == shards(plain.subset.root) != before
+    assert list(read_receipts(run.subset)) == list(read_receipts(plain.subset))
+    assert planned(run.subset) == planned(plain.subset)
+    assert len(find_annotations(str(run.subset.root))) == many
+    loaded = load_dataset(str(run.subset.root), split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded["input_ids"][:] == token_rows(13)[:many]
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """The process ends before the step of that number of all that change a file."""
+    steps = iter(range(1000))
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **named: Any) -> Any:
+            if next(steps) == call:
+                raise KilledError
+            return function(*arguments, **named)
+
+        return step
+
+    for name in ("write_text", "write_shard", "record"):
+        monkeypatch.setattr(growth, name, counted(getattr(growth, name)))
+    for name in ("unlink", "replace"):
+        monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
+
+
+@pytest.mark.parametrize("again", [5, 8])
+def test_a_growth_that_is_killed_anywhere_goes_on_and_shows_no_row_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: int
+) -> None:
+    """With the larger limit or, where the plan is still the old one, with the old one."""
+    wanted = {limit: shards(carry_out(tmp_path, f"plain-{limit}", limit).subset.root) for limit in (5, 8)}
+    kills = 0
+    for call in range(60):
+        output = f"out-{call}"
+        carry_out(tmp_path, output, 5)
+        run, units = limited(tmp_path, output, 8)
+        with monkeypatch.context() as patched:
+            killed_at(patched, call)
+            try:
+                open_run(run.subset, Plan(run.provenance, ()), units, run.schema)
+            except KilledError:
+                kills += 1
+        there = [file.name.split("-of-")[0] for file in run.subset.data.glob("*.parquet")]
+        assert len(set(there)) == len(there), "labels of a row lie in two shards"
+        plan = planned(run.subset)
+        limit = again if plan is not None and plan.provenance.source_rows == 5 else 8
+        assert shards(carry_out(tmp_path, output, limit).subset.root) == wanted[limit]
+        assert not (run.subset.ledger / growth.GROWING_FILE).exists()
+        if kills <= call:
+            break
+    assert 8 < kills < 60
+
+
+def test_what_grows_has_the_same_source_and_settings(tmp_path: Path) -> None:
+    run, _ = limited(tmp_path, "out", 5)
+    five = run.provenance
+    eight = replace(five, source_rows=8)
+    assert grows(five, eight) and not grows(eight, five) and not grows(five, five)
+    assert not grows(five, replace(eight, share=0.5))
+    require_growing("out", run.subset, five, eight, published=False)
+    require_growing("out", run.subset, five, five, published=True)
+    with pytest.raises(ValueError, match="holds 8 documents and --limit asks for 5; give the larger limit again"):
+        require_growing("out", run.subset, eight, five, published=False)
+    with pytest.raises(ValueError, match="begun with 5 documents, not 8, and a published dataset does not"):
+        require_growing("out", run.subset, five, eight, published=True)
+    (run.subset.ledger / RECEIPTS).mkdir(parents=True)
+    (run.subset.ledger / RECEIPTS / "abc.jsonl").write_text("")
+    with pytest.raises(ValueError, match="a published dataset does not grow"):
+        require_growing("out", run.subset, five, eight, published=False)
