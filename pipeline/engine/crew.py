@@ -10,6 +10,7 @@ from pipeline.data.redaction import redacted
 from pipeline.engine.errors import UnitError
 from pipeline.engine.plan import Unit
 from pipeline.engine.underway import Part
+from pipeline.models.checkpoint import UnfitModelError
 
 LOG = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ class Crew(ABC):
         Raises:
             ValueError: if none can.
         """
+        if isinstance(error, UnfitModelError):
+            raise ValueError(shown(error))
         self.dismiss(hand)
         self.failed_starts += 1
         LOG.warning("a worker failed at its start: %s", shown(error))

@@ -51,6 +51,10 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
+class UnfitModelError(ValueError):
+    """A model that no worker can label with, on whatever node."""
+
+
 def find_checkpoint(named: str) -> Path:
     """A folder, or the local copy of `user/name` on the Hub, of which no pickle is fetched; its name is the commit.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipeline.models.checkpoint import UnfitModelError
 from pipeline.models.language_model import Head, next_token_hidden, output_head
 
 TOKENS = 16
@@ -21,24 +22,24 @@ def require_causal(model: PreTrainedModel) -> None:
     """Refuses a model whose losses would be silently wrong.
 
     Raises:
-        ValueError: if its logits are not finite, depend on tokens that come later, or are not those that `Head` makes
+        UnfitModelError: if its logits are not finite, depend on tokens that come later, or are not those that `Head` makes
             of its last hidden states.
     """
     name, ids_1T = type(model).__name__, _probe(model)
     logits_TV = _logits(model, ids_1T)
     if not logits_TV.isfinite().all():
-        raise ValueError(f"{name} gives logits that are not finite; its weights are broken or were not trained")
+        raise UnfitModelError(f"{name} gives logits that are not finite; its weights are broken or were not trained")
     allowed = TOLERANCES[model.dtype] * float(logits_TV.max() - logits_TV.min())
     changed_1T = torch.cat([ids_1T[:, :-1], ids_1T[:, :1]], dim=1)
     if _difference(_logits(model, changed_1T)[:-1], logits_TV[:-1]) > allowed:
-        raise ValueError(
+        raise UnfitModelError(
             f"{name} is not causal: its logits depend on tokens that come later, so its losses are no surprisals; look "
             f"at is_causal and is_decoder in its config.json, or use another model"
         )
     hidden_TD, head = next_token_hidden(model, ids_1T)[0], output_head(model)
     fits = hidden_TD.shape[-1] == head.weight_VD.shape[-1]
     if not fits or _difference(logits(hidden_TD, head), logits_TV) > allowed:
-        raise ValueError(f"the head of {name} is of a kind that this project does not know; use another model")
+        raise UnfitModelError(f"the head of {name} is of a kind that this project does not know; use another model")
 
 
 def logits(hidden_TD: Tensor, head: Head) -> Tensor:
@@ -63,7 +64,7 @@ def _logits(model: PreTrainedModel, ids_1T: Tensor) -> Tensor:
         logits_TV: Tensor = model(input_ids=ids_1T, use_cache=False).logits[0].float()
     except Exception as error:  # classes differ in what they fail by: a setting, a position or an argument too few
         reason = " ".join(str(error).split())
-        raise ValueError(
+        raise UnfitModelError(
             f"{type(model).__name__} cannot read {ids_1T.shape[1]} tokens: {reason}; use another model"
         ) from error
     return logits_TV

@@ -26,6 +26,7 @@ from pipeline.engine.ray_crew import RayCrew
 from pipeline.engine.run import Run
 from pipeline.engine.underway import Underway
 from pipeline.engine.worker import Load
+from pipeline.models.checkpoint import UnfitModelError
 from schemas.layout import Subset, shard_name
 from schemas.ledger import Quarantined, Receipt
 from tests.builders import write_documents
@@ -195,6 +196,19 @@ def load_on_a_broken_device(run: Run, device: str) -> Annotator:
 
 def load_what_is_not_there(run: Run, device: str) -> Annotator:
     raise ValueError("the checkpoint is broken")
+
+
+def load_an_unfit_model(run: Run, device: str) -> Annotator:
+    raise UnfitModelError("it reads the future")
+
+
+def test_a_model_that_no_worker_can_label_with_ends_the_run_at_once_and_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, units = planned(tmp_path)
+    with pytest.raises(ValueError, match="^it reads the future$"):
+        carry_out(run, units, load=load_an_unfit_model)
+    assert "future" not in caplog.text
 
 
 @pytest.mark.parametrize(
