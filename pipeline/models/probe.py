@@ -22,8 +22,8 @@ def require_causal(model: PreTrainedModel) -> None:
     """Refuses a model whose losses would be silently wrong.
 
     Raises:
-        UnfitModelError: if its logits are not finite, depend on tokens that come later, or are not those that `Head` makes
-            of its last hidden states.
+        UnfitModelError: if its logits are not finite, depend on tokens that come later, or are not those of its last
+            hidden states under `Head`.
     """
     name, ids_1T = type(model).__name__, _probe(model)
     logits_TV = _logits(model, ids_1T)

@@ -206,7 +206,7 @@ def test_a_model_that_no_worker_can_label_with_ends_the_run_at_once_and_is_told_
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, units = planned(tmp_path)
-    with pytest.raises(ValueError, match="^it reads the future$"):
+    with pytest.raises(ValueError, match=r"^it reads the future$"):
         carry_out(run, units, load=load_an_unfit_model)
     assert "future" not in caplog.text
 
