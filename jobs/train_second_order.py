@@ -162,7 +162,7 @@ def train_second_order(config: Config) -> None:
         seen, held_out = read_documents(plan)
         resume.begin_together(config.output, plan.decisive)
         if process.is_main_process:
-            print(f"windows        {plan.windows}", flush=True)
+            print(f"windows of {plan.windows}", file=sys.stderr)
         for fold, part in enumerate(seen.each_without_a_fold(config.folds)):
             folder = fold_folder(config.output, fold, config.folds)
             if not resume.is_finished(folder):

@@ -107,7 +107,7 @@ def test_the_command_keeps_to_the_windows_of_the_subset_and_says_so(
     train = (*TRAIN, "--init-from", causal, "--held-out", 4)
     assert run_command(*train, "--labels", labels / "data" / "narrow", "--output", output) == 0
     told = "24 tokens after token 1, 7 of them shared with the next window"
-    assert f"windows        {told}" in capsys.readouterr().out
+    assert f"windows of {told}" in capsys.readouterr().err
     assert f"| windows | {told} |" in (output / "README.md").read_text()
     assert json.loads((output / "metrics.jsonl").read_text())["r2_seeing"] >= 0.9999
     assert load_second_order(output).config.context == WINDOW
