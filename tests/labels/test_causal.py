@@ -6,7 +6,14 @@ from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy
 
 from pipeline.labels.causal import expected_entropies, token_entropies
-from pipeline.models.language_model import require_known_head, start_token, with_start
+from pipeline.models import cross_entropy as cross_entropy_in_chunks
+from pipeline.models.language_model import (
+    Head,
+    require_known_head,
+    start_token,
+    surprisals_and_entropies,
+    with_start,
+)
 from tests.families import FAMILIES, START, WITHOUT_POSITIONS, tiny_of_family
 from tests.tiny_models import random_tokens, tiny_language_model
 
@@ -47,3 +54,26 @@ def test_models_of_many_families_have_the_losses_and_entropies_of_their_own_logi
     torch.testing.assert_close(token_entropies(model, input_ids_BT, START), losses_BT, atol=1e-4, rtol=1e-4)
     entropies_BT = Categorical(logits=logits_BTV).entropy()
     torch.testing.assert_close(expected_entropies(model, input_ids_BT, START), entropies_BT, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_a_few_tokens_at_a_time_have_the_entropies_of_all_their_logits(
+    tokens: int, bias: bool, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    head = Head(torch.randn(31, 8), torch.randn(31) if bias else None, softcap, scale=1.7)
+    hidden_BTD, targets_BT = torch.randn(2, 9, 8), random_tokens(2, 9, vocabulary=31)
+    logits_BTV = 1.7 * hidden_BTD @ head.weight_VD.T + (0 if head.bias_V is None else head.bias_V)
+    if softcap is not None:
+        logits_BTV = softcap * torch.tanh(logits_BTV / softcap)
+    monkeypatch.setattr(cross_entropy_in_chunks, "CPU_CHUNK_LOGITS", 31 * tokens)
+    surprisals_BT, entropies_BT = surprisals_and_entropies(hidden_BTD, head, targets_BT)
+    losses_BT = cross_entropy(logits_BTV.transpose(1, 2), targets_BT, reduction="none")
+    for found_BT, expected_BT in (
+        (surprisals_BT, losses_BT),
+        (head.losses(hidden_BTD, targets_BT), losses_BT),
+        (entropies_BT, Categorical(logits=logits_BTV).entropy()),
+    ):
+        torch.testing.assert_close(found_BT, expected_BT, atol=1e-5, rtol=1e-5)
