@@ -2,7 +2,8 @@
 
 The seeing and the expecting output both learn the column `entropy` by mean squared error. Since the expecting one
 has not seen the token, the best it can do is the label's mean there, which is the expected entropy. Tokens without
-a label count for nothing. Any method's labels can be the teacher, a stronger language model's among them.
+a label count for nothing. Any method's labels can be the teacher, a stronger language model's among them. Documents are
+cut into the windows that the labels were made in, and a causal language model reads the same token before each.
 
 The same command goes on with an interrupted training. Processes: one, or those of `accelerate launch -m
 jobs.train_second_order`.
@@ -11,7 +12,6 @@ jobs.train_second_order`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +23,7 @@ from pipeline.command_line import run
 from pipeline.data.annotations import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import Corpus
 from pipeline.data.flags import require_at_least_one
-from pipeline.data.tokenizer import declared_beginning, tokenizer_sha256
+from pipeline.data.tokenizer import tokenizer_sha256
 from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.checkpoint import (
     checkpoint_kind,
@@ -32,13 +32,35 @@ from pipeline.models.checkpoint import (
     context_and_vocabulary,
     find_checkpoint,
     fold_folder,
+    require_kind,
 )
 from pipeline.models.sizes import Form, TransformerSizes
 from pipeline.training.config import TrainingConfig
+from pipeline.training.label_windows import LabelWindows, label_windows
 
 if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
     from pipeline.models.second_order import SecondOrderModel
+    from pipeline.training.batches import Cut
     from pipeline.training.log import Figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The model."""
+
+    context: int | None = None
+    """Longest window, in tokens; that of the labels by default."""
+    width: int | None = None
+    """From scratch, hidden size; 192 by default."""
+    layers: int | None = None
+    """From scratch, blocks; 4 by default."""
+    heads: int | None = None
+    """From scratch, attention heads; 6 by default."""
+
+    @property
+    def from_scratch(self) -> dict[str, int]:
+        """Those given that another model would bring along."""
+        return {name: size for name, size in asdict(self).items() if size is not None and name != "context"}
 
 
 @cyclopts.Parameter(name="*")
@@ -53,6 +75,12 @@ class Config:
     init_from: str | None = None
     """Model to start as, sizes and all: an estimator, whose decoder is taken, or a causal language model, each a folder
     (one with folds, where --folds asks for them) or a name on the Hub. Else it starts from scratch."""
+    overlap: int | None = None
+    """Tokens that a window shares with the next in longer documents; as when the labels were made by default, or half
+    the window where that is another."""
+    start_token: str | None = None
+    """With --init-from a causal language model, the text of the token to read before every window. By default the one
+    that was read when the labels were made, or else what its tokenizer declares as beginning, or end, of sequence."""
     form: Form = "residual"
     """residual: an output is a correction to the model's own loss as a language model. direct: it is the estimate, and
     nothing is projected on the vocabulary."""
@@ -66,13 +94,62 @@ class Config:
     """Documents to read at the most."""
     held_out: int | None = None
     """Last documents to evaluate on and never train on; one in twenty, 500 at the most, by default."""
-    model: TransformerSizes = field(default_factory=TransformerSizes)
+    model: Sizes = field(default_factory=Sizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "folds", "limit")
         if self.causal_weight < 0:
             raise ValueError(f"--causal-weight must be 0 or more, not {self.causal_weight}")
+        if self.model.context is not None and self.model.context < 1:
+            raise ValueError(f"--model.context must be at least 1, not {self.model.context}")
+        if self.init_from is not None and self.model.from_scratch:
+            flags = " ".join(f"--model.{name}" for name in self.model.from_scratch)
+            raise ValueError(f"a model that starts as --init-from has its sizes; leave out {flags}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was asked for, with what was found."""
+
+    config: Config
+    dataset: AnnotatedDataset
+    starts: tuple[Path | None, ...]
+    """For each fold the checkpoint that its model starts as; None from scratch."""
+    windows: LabelWindows
+
+    @classmethod
+    def of(cls, config: Config) -> Plan:
+        """Finds labels and checkpoints, and decides on windows.
+
+        Raises:
+            ValueError: if they do not fit together.
+        """
+        dataset = find_annotations(config.labels)
+        starts = starting_points(config, dataset)
+        given = (config.model.context, config.overlap, config.start_token)
+        return cls(config, dataset, starts, label_windows(dataset.provenance, starts, *given))
+
+    @property
+    def cut(self) -> Cut:
+        """How training and evaluation cut documents: as they were cut when the labels were made."""
+        from pipeline.training.batches import Cut
+
+        tokens = self.config.training.tokens_per_batch
+        return Cut(self.windows.window, tokens, overlap=self.windows.overlap, labelled_only=True)
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """All that the models depend on: not where, nor in how many processes, they are trained."""
+        settings = {
+            **asdict(self.config),
+            "training": self.config.training.decisive,
+            "provenance": asdict(self.dataset.provenance),
+            "windows": asdict(self.windows),
+            "init_from_sha256": checkpoint_sha256(*filter(None, self.starts)),
+        }
+        del settings["output"]
+        return settings
 
 
 def train_second_order(config: Config) -> None:
@@ -81,73 +158,64 @@ def train_second_order(config: Config) -> None:
     from pipeline.training.processes import this_process, together
 
     with together():
-        process, dataset = this_process(), find_annotations(config.labels)
-        seen, held_out = read_documents(config, dataset)
-        starts = starting_points(config, dataset)
-        resume.begin_together(config.output, what_decides(config, dataset, starts))
+        process, plan = this_process(), Plan.of(config)
+        seen, held_out = read_documents(plan)
+        resume.begin_together(config.output, plan.decisive)
+        if process.is_main_process:
+            print(f"windows of {plan.windows}", file=sys.stderr)
         for fold, part in enumerate(seen.each_without_a_fold(config.folds)):
             folder = fold_folder(config.output, fold, config.folds)
             if not resume.is_finished(folder):
-                train_on(part, held_out, dataset, starts[fold], folder, config)
+                train_on(part, held_out, plan.starts[fold], folder, plan)
         if process.is_main_process:
             resume.finish(config.output)
 
 
-def read_documents(config: Config, dataset: AnnotatedDataset) -> tuple[Corpus, Corpus]:
+def read_documents(plan: Plan) -> tuple[Corpus, Corpus]:
     """What to train on, and what to evaluate on.
 
     Raises:
         ValueError: if there are not two labels of either.
     """
-    seen, held_out = dataset.corpus(stop=config.limit).held_out(config.held_out)
+    seen, held_out = plan.dataset.corpus(stop=plan.config.limit).held_out(plan.config.held_out)
     for part in (seen, held_out):
         if len(part.given_labels) < 2:
             raise ValueError(
-                f"{config.labels} has too few labels to train and evaluate on; annotate more documents, or a larger "
-                "--share of their tokens"
+                f"{plan.config.labels} has too few labels to train and evaluate on; annotate more documents, or a "
+                "larger --share of their tokens"
             )
     return seen, held_out
 
 
-def what_decides(config: Config, dataset: AnnotatedDataset, starts: Sequence[Path | None]) -> dict[str, Any]:
-    """All that the models depend on: not where, nor in how many processes, they are trained."""
-    settings = {**asdict(config), "training": config.training.decisive, "provenance": asdict(dataset.provenance)}
-    del settings["output"]
-    return {**settings, "init_from_sha256": checkpoint_sha256(*filter(None, starts))}
-
-
-def train_on(
-    seen: Corpus, held_out: Corpus, dataset: AnnotatedDataset, start: Path | None, output: Path, config: Config
-) -> None:
+def train_on(seen: Corpus, held_out: Corpus, start: Path | None, output: Path, plan: Plan) -> None:
     """Trains one model and writes it, with its card, to `output`."""
     import torch
 
     from pipeline.models.loading import save_checkpoint
     from pipeline.training import resume
-    from pipeline.training.batches import Cut, endless_batches
+    from pipeline.training.batches import endless_batches
     from pipeline.training.evaluation import held_out_batches, second_order_figures
     from pipeline.training.loop import train
     from pipeline.training.losses import second_order_loss
     from pipeline.training.processes import this_process
 
-    torch.manual_seed(config.training.seed)
-    model = initial_model(config, dataset, start, seen.given_labels)
-    if model.head is not None and config.form == "direct" and config.causal_weight == 0:
-        model.head.requires_grad_(False)  # several processes wait for every gradient, and nothing reads this weight
-    context = model.config.context
-    cut = Cut(context, config.training.tokens_per_batch, overlap=context // 2, labelled_only=True)
+    config, training = plan.config, plan.config.training
+    torch.manual_seed(training.seed)
+    model = initial_model(plan, start, seen.given_labels)
+    if config.form == "direct" and config.causal_weight == 0:
+        model.freeze_head()  # several processes wait for every gradient, and nothing reads these weights
     output.mkdir(parents=True, exist_ok=True)
     figures = train(
         model,
-        endless_batches([seen], cut, config.training.seed),
+        endless_batches([seen], plan.cut, training.seed),
         lambda trained, batch: second_order_loss(trained, batch, config.causal_weight),
-        lambda trained: second_order_figures(trained, held_out_batches(held_out, cut, trained.device)),
-        config.training,
+        lambda trained: second_order_figures(trained, held_out_batches(held_out, plan.cut, trained.device)),
+        training,
         output,
     )
     if this_process().is_main_process:
-        text, kind = card(model, dataset, seen, held_out, figures, config), config.training.save_as
-        save_checkpoint(model, output, dtype=kind, tokenizer_folder=dataset.tokenizer, card=text)
+        text = card(model, plan, seen, held_out, figures)
+        save_checkpoint(model, output, dtype=training.save_as, tokenizer_folder=plan.dataset.tokenizer, card=text)
         resume.finish(output)
         print(f"{output}: held-out R² {figures['r2_seeing']:.3f} seeing, {figures['r2_expecting']:.3f} expecting")
 
@@ -156,7 +224,7 @@ def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Path | N
     """For each fold the checkpoint that its model starts as, which must not have seen the fold either.
 
     Raises:
-        ValueError: if they are of another number of folds, or read other tokens than the labels speak of.
+        ValueError: if they are of another number of folds or another kind, or read other tokens than the labels' own.
     """
     if config.init_from is None:
         return (None,) * config.folds
@@ -164,30 +232,32 @@ def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Path | N
     if len(members) != config.folds:
         raise ValueError(f"{config.init_from} has {len(members)} folds, and --folds is {config.folds}; make them equal")
     for member in members:
+        if checkpoint_kind(member) != "estimator":
+            require_kind(member, "causal")
         require_same_tokens(member, dataset)
     return members
 
 
-def initial_model(
-    config: Config, dataset: AnnotatedDataset, start: Path | None, labels: np.ndarray
-) -> SecondOrderModel:
+def initial_model(plan: Plan, start: Path | None, labels: np.ndarray) -> SecondOrderModel:
     """A fresh model, or one that starts as another; its outputs are scaled to the labels."""
     from pipeline.models.loading import load_causal, load_estimator
     from pipeline.models.second_order import SecondOrderModel
     from pipeline.models.transformer import llama_config
 
     settings: dict[str, Any] = {
+        "context": plan.windows.window,
         "label_mean": float(labels.mean()),
         "label_deviation": max(float(labels.std()), 1e-3),
-        "form": config.form,
-        "transformers": config.transformers,
+        "form": plan.config.form,
+        "transformers": plan.config.transformers,
     }
     if start is None:
-        stack = llama_config(vocab_size=dataset.vocabulary, **vars(config.model))
-        return SecondOrderModel.from_scratch(stack, context=config.model.context, **settings)
+        sizes = TransformerSizes(context=plan.windows.window, **plan.config.model.from_scratch)
+        stack = llama_config(vocab_size=plan.dataset.vocabulary, **vars(sizes))
+        return SecondOrderModel.from_scratch(stack, **settings)
     if checkpoint_kind(start) == "estimator":
         return SecondOrderModel.from_estimator(load_estimator(start), **settings)
-    return SecondOrderModel.from_language_model(load_causal(start), start=declared_beginning(start), **settings)
+    return SecondOrderModel.from_language_model(load_causal(start), start=plan.windows.start, **settings)
 
 
 def require_same_tokens(start: Path, dataset: AnnotatedDataset) -> None:
@@ -201,11 +271,9 @@ def require_same_tokens(start: Path, dataset: AnnotatedDataset) -> None:
         raise ValueError(f"{start} has another tokenizer than the labels; annotate with --tokenizer {start}")
 
 
-def card(
-    model: SecondOrderModel, dataset: AnnotatedDataset, seen: Corpus, held_out: Corpus, figures: Figures, config: Config
-) -> str:
+def card(model: SecondOrderModel, plan: Plan, seen: Corpus, held_out: Corpus, figures: Figures) -> str:
     """The checkpoint's model card."""
-    origin = dataset.provenance
+    config, origin = plan.config, plan.dataset.provenance
     return model_card(
         "Second-order entropy model",
         "Estimates every token's entropy in one causal pass, after seeing the token and before (arXiv 2511.10618).",
@@ -215,6 +283,7 @@ def card(
             f"--window {origin.window} --overlap {origin.overlap}",
             "model behind the labels": origin.labelled_by,
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
+            "windows": str(plan.windows),
             "training": training_length(figures),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "form": f"{config.form}, {config.transformers} transformer(s), causal weight {config.causal_weight}",

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.data.locations import pinned
 from pipeline.data.naming import is_local, named_inputs, urls, without_paths
 from pipeline.data.sample import SAMPLE_NAME
-from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, load_tokenizer, token_source, tokenizer_sha256
+from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, named_token, token_source, tokenizer_sha256
 from pipeline.engine.device import Device, fast_dtype
 from pipeline.engine.opening import Plan
 from pipeline.engine.plan import Source, Unit, default_rows_per_unit, plan_units
@@ -234,12 +234,7 @@ def start_token_id(checkpoint: Path, config: Config) -> int:
         from pipeline.models.loading import declared_start  # imports torch, which takes seconds
 
         return declared_start(checkpoint)
-    found = load_tokenizer(checkpoint).token_to_id(config.start_token)
-    if found is None:
-        raise ValueError(
-            f"--start-token {config.start_token} is no token of {checkpoint}; name one that its tokenizer has"
-        )
-    return found
+    return named_token(checkpoint, config.start_token)
 
 
 def checkpoint_folder(config: Config) -> Path:

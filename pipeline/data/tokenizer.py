@@ -123,6 +123,18 @@ def declared_beginning(folder: Path) -> int | None:
     return None
 
 
+def named_token(folder: Path, text: str) -> int:
+    """Id of the token that a --start-token names.
+
+    Raises:
+        ValueError: if the folder's tokenizer has no such token.
+    """
+    found = load_tokenizer(folder).token_to_id(text)
+    if found is None:
+        raise ValueError(f"--start-token {text} is no token of {folder}; name one that its tokenizer has")
+    return found
+
+
 def beginning_token(folder: Path) -> int:
     """Id of the token that stands before a document when a language model is trained.
 

@@ -50,11 +50,14 @@ def token_entropies(
         The scores, NaN at padding; zeros in a row whose tokens all score the same.
 
     Raises:
-        ValueError: if `measure` is none of `Measure`, or occlusion is asked of an estimator that it is not defined for.
+        ValueError: if `measure` is none of `Measure`, if occlusion is asked of an estimator that it is not defined for,
+            or if windows are longer than the estimator's context: scores of two windows do not compare.
     """
     if measure not in get_args(Measure):
         raise ValueError(f"unknown measure {measure!r}; choose one of {', '.join(get_args(Measure))}")
     rows, width = input_ids_BT.shape
+    if width > (context := estimator.config.context):
+        raise ValueError(f"windows of {width} tokens are beyond the {context} that the estimator reads; cut them")
     if lengths_B is None:
         lengths_B = torch.full((rows,), width, device=input_ids_BT.device)
     real_BT = real_positions(lengths_B, width)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pipeline.data.windows import budget_groups
+from pipeline.data.windows import Window, budget_groups
+from pipeline.labels.windowed import over_windows
 from pipeline.models.cross_entropy import token_cross_entropy, wide_product
 from pipeline.models.estimator import EntropyEstimator
 from pipeline.models.transformer import real_positions
@@ -55,7 +56,8 @@ def token_entropies(
             move a label by at most 0.06 nats (0.013 on average; windows of 48, untrained weights of the usual scale),
             and by at most 0.26 (0.07; windows of 64) with weights ten times as large. That float32 logits would not
             change.
-        input_ids_BT: windows, padded on the right with any token.
+        input_ids_BT: texts, padded on the right with any token. Those beyond the estimator's context are labelled in
+            windows of it that overlap by half.
         lengths_B: real tokens in each row; all T where None.
         positions_BT: True where a label is wanted; everywhere where None. The cost is one code length a
             position and one more for every run of neighbouring positions.
@@ -72,6 +74,17 @@ def token_entropies(
     wanted_BT = real_positions(lengths_B, width)
     if positions_BT is not None:
         wanted_BT = wanted_BT & positions_BT
+
+    def of_window(window: Window) -> Tensor:
+        inside = slice(window.start, window.stop)
+        labelled_T = torch.arange(window.start, window.stop, device=wanted_BT.device) >= window.label_from
+        return _of_windows(estimator, input_ids_BT[:, inside], wanted_BT[:, inside] & labelled_T, batch_tokens)
+
+    return over_windows(of_window, width, estimator.config.context)
+
+
+def _of_windows(estimator: EntropyEstimator, input_ids_BT: Tensor, wanted_BT: Tensor, batch_tokens: int) -> Tensor:
+    """Labels where wanted, NaN elsewhere, of windows that the estimator can read."""
     codes_wanted_BT = wanted_BT.clone()
     codes_wanted_BT[:, :-1] |= wanted_BT[:, 1:]
     if estimator.config.adds_logits:

@@ -6,13 +6,20 @@ B rows, T tokens.
 import torch
 from torch import Tensor
 
+from pipeline.data.windows import Window
+from pipeline.labels.windowed import over_windows
 from pipeline.models.second_order import Entropies, SecondOrderModel
 
 
 @torch.no_grad()
 def token_entropies(model: SecondOrderModel, input_ids_BT: Tensor) -> Entropies:
-    """Entropies and expected entropies in nats, float32 [B, T] each, of right-padded windows.
+    """Entropies and expected entropies in nats, float32 [B, T] each, of right-padded texts.
 
-    Nothing is clipped: an estimate may fall slightly below zero. Values at padding mean nothing.
+    Nothing is clipped: an estimate may fall slightly below zero. Values at padding mean nothing. Texts beyond the
+    model's context are labelled in windows of it that overlap by half.
     """
-    return model.entropies(input_ids_BT)
+
+    def both_2BT(window: Window) -> Tensor:
+        return torch.stack(model.entropies(input_ids_BT[:, window.start : window.stop]))
+
+    return Entropies(*over_windows(both_2BT, input_ids_BT.shape[1], model.config.context))

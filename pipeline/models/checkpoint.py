@@ -7,8 +7,9 @@ can run code when it is loaded.
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -160,9 +161,14 @@ def context_and_vocabulary(folder: Path) -> tuple[int | None, int]:
     config = config.get(TEXT_CONFIG, config)
     if "vocab_size" not in config:
         raise ValueError(f"{folder / CONFIG_FILE} names no vocab_size; name another checkpoint")
+    return config.get("context") or declared_context(config), config["vocab_size"]
+
+
+def declared_context(config: Mapping[str, Any]) -> int | None:
+    """Tokens that a causal language model can read after the one that stands before them, if its configuration says."""
     named = (config.get(name) for name in POSITIONS)
     positions = next((number for number in named if isinstance(number, int) and number > 1), None)
-    return config.get("context") or (positions and positions - 1), config["vocab_size"]
+    return None if positions is None else positions - 1
 
 
 def checkpoint_sha256(*folders: Path) -> str:

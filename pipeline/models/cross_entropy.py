@@ -87,7 +87,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_ND, head_VD = hidden_ND.to(precision), head_VD.to(precision)
         losses_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.promote_types(precision, torch.float32))
         for chunk in _chunks(hidden_ND, head_VD):
-            logits_nV = _logits(hidden_ND[chunk], head_VD, bias_V, softcap)
+            logits_nV = head_logits(hidden_ND[chunk], head_VD, bias_V, softcap)
             losses_N[chunk] = cross_entropy(logits_nV, target_N[chunk], reduction="none")
         return losses_N
 
@@ -105,7 +105,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         )
         for chunk in _chunks(hidden_ND, head_VD):
             gradient_nV = _logit_gradient(
-                _logits(hidden_ND[chunk], head_VD, bias_V, ctx.softcap), target_N[chunk], upstream_N[chunk], ctx.softcap
+                head_logits(hidden_ND[chunk], head_VD, bias_V, ctx.softcap),
+                target_N[chunk],
+                upstream_N[chunk],
+                ctx.softcap,
             )
             if bias_grad_V is not None:
                 bias_grad_V += gradient_nV.sum(dim=0)
@@ -135,18 +138,22 @@ def wide_product(hidden_ND: Tensor, head_VD: Tensor) -> Tensor:
     return product_NV.to(torch.promote_types(product_NV.dtype, torch.float32))
 
 
+def head_logits(hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
+    """`hidden @ head.T + bias` [N, V], capped to `softcap * tanh(logits / softcap)`; as wide as `wide_product`.
+
+    In place, so that one matrix of logits exists; no gradient flows through it.
+    """
+    logits_NV = wide_product(hidden_ND, head_VD)
+    if bias_V is not None:
+        logits_NV += bias_V
+    if softcap is not None:
+        logits_NV.div_(softcap).tanh_().mul_(softcap)
+    return logits_NV
+
+
 def _chunks(hidden_ND: Tensor, head_VD: Tensor) -> Iterator[slice]:
     tokens = chunk_tokens(head_VD)
     return (slice(start, start + tokens) for start in range(0, len(hidden_ND), tokens))
-
-
-def _logits(hidden_nD: Tensor, head_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
-    logits_nV = wide_product(hidden_nD, head_VD)
-    if bias_V is not None:
-        logits_nV += bias_V
-    if softcap is not None:
-        logits_nV.div_(softcap).tanh_().mul_(softcap)
-    return logits_nV
 
 
 def _logit_gradient(logits_nV: Tensor, target_n: Tensor, upstream_n: Tensor, softcap: float | None) -> Tensor:

@@ -3,31 +3,53 @@
 B rows, T tokens, D width, V vocabulary.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import math
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pipeline.models.cross_entropy import chunk_tokens, token_cross_entropy, wide_product
+from pipeline.models.checkpoint import declared_context
+from pipeline.models.cross_entropy import chunk_tokens, head_logits, token_cross_entropy
 
-SCALES = ("logit_scale", "lm_head_multiplier")  # Cohere, Falcon-H1
-SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma 2, RecurrentGemma, xLSTM
+# How configurations name what happens to logits after the product.
+MULTIPLIERS = ("logit_scale", "lm_head_multiplier")  # Cohere, Falcon-H1
+DIVISORS = ("logits_scaling",)  # Granite, MiniCPM
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
 
 
 class Head(NamedTuple):
     """How a model's logits come from its last hidden states: `scale * hidden @ weight.T + bias`, then the soft cap."""
 
     weight_VD: Tensor
-    bias_V: Tensor | None
-    softcap: float | None
-    scale: float
+    bias_V: Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
 
-    @property
-    def plain(self) -> bool:
-        """Whether it is a matrix product and nothing else."""
-        return self.bias_V is None and self.softcap is None and self.scale == 1
+    @classmethod
+    def configured(cls, config: PreTrainedConfig, weight_VD: Tensor, bias_V: Tensor | None) -> Self:
+        """The head of these weights, with the scale and the soft cap that a model's configuration names."""
+        config = config.get_text_config()
+        multipliers = [getattr(config, name, None) or 1.0 for name in MULTIPLIERS]
+        divisors = [getattr(config, name, None) or 1.0 for name in DIVISORS]
+        caps = [cap for name in CAPS if (cap := getattr(config, name, None))]
+        return cls(weight_VD, bias_V, caps[0] if caps else None, math.prod(multipliers) / math.prod(divisors))
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Float32 [N, V], without a gradient, all at once: callers hand in few tokens."""
+        return head_logits(hidden_ND * self.scale, self.weight_VD, self.bias_V, self.softcap)
+
+    def losses(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """-ln p(target) in nats, float32 [B, T], under the distribution that each state predicts."""
+        losses_N = token_cross_entropy(
+            hidden_BTD.flatten(0, 1) * self.scale,
+            self.weight_VD,
+            targets_BT.flatten(),
+            bias_V=self.bias_V,
+            softcap=self.softcap,
+        )
+        return losses_N.view(targets_BT.shape)
 
 
 def with_start(input_ids_BT: Tensor, start: int) -> Tensor:
@@ -37,7 +59,12 @@ def with_start(input_ids_BT: Tensor, start: int) -> Tensor:
 
 def next_token_hidden(model: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
     """Last hidden states [B, T, D]; index i predicts what comes after `inputs[:, : i + 1]`."""
-    hidden_BTD: Tensor = decoder(model)(input_ids=inputs_BT, use_cache=False).last_hidden_state
+    return last_hidden(decoder(model), inputs_BT)
+
+
+def last_hidden(stack: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
+    """Last hidden states [B, T, D] of the layers below a head."""
+    hidden_BTD: Tensor = stack(input_ids=inputs_BT, use_cache=False).last_hidden_state
     return hidden_BTD
 
 
@@ -58,35 +85,27 @@ def decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 def next_token_losses(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
     """-ln p(targets[:, i] | inputs[:, : i + 1]) in nats, float32 [B, T]."""
-    hidden_BTD, head = next_token_hidden(model, inputs_BT), output_head(model)
-    losses_N = token_cross_entropy(
-        hidden_BTD.flatten(0, 1) * head.scale,
-        head.weight_VD,
-        targets_BT.flatten(),
-        bias_V=head.bias_V,
-        softcap=head.softcap,
-    )
-    return losses_N.view(targets_BT.shape)
+    return output_head(model).losses(next_token_hidden(model, inputs_BT), targets_BT)
 
 
 @torch.no_grad()
-def predicted_entropies(hidden_BTD: Tensor, head_VD: Tensor) -> Tensor:
+def predicted_entropies(hidden_BTD: Tensor, head: Head) -> Tensor:
     """Entropy in nats, float32 [B, T], of the distribution that each state predicts; no gradient, in chunks."""
-    return surprisals_and_entropies(hidden_BTD, head_VD, torch.zeros_like(hidden_BTD[..., 0], dtype=torch.long))[1]
+    return surprisals_and_entropies(hidden_BTD, head, torch.zeros_like(hidden_BTD[..., 0], dtype=torch.long))[1]
 
 
 @torch.no_grad()
-def surprisals_and_entropies(hidden_BTD: Tensor, head_VD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+def surprisals_and_entropies(hidden_BTD: Tensor, head: Head, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
     """-ln p(target), and the entropy of p, in nats, float32 [B, T] each, of the distribution that each state predicts.
 
     One product with the vocabulary serves both. No gradient, in chunks.
     """
     surprisals, entropies = [], []
-    tokens = chunk_tokens(head_VD)
+    tokens = chunk_tokens(head.weight_VD)
     for hidden_ND, target_N in zip(
         hidden_BTD.flatten(0, 1).split(tokens), targets_BT.flatten().split(tokens), strict=True
     ):
-        logits_NV = wide_product(hidden_ND, head_VD)
+        logits_NV = head.logits(hidden_ND)
         total_N1 = logits_NV.logsumexp(dim=1, keepdim=True)
         surprisals.append((total_N1 - logits_NV.gather(1, target_N.unsqueeze(1))).squeeze(1))
         mean_logit_N = torch.linalg.vecdot((logits_NV - total_N1).exp_(), logits_NV)
@@ -106,12 +125,15 @@ def start_token(config: PreTrainedConfig) -> int:
     raise ValueError("no bos_token and no eos_token is declared to stand before a document; name one: --start-token")
 
 
+def longest_window(config: PreTrainedConfig) -> int | None:
+    """Number of tokens that a model can read after the one that stands before them; None if no number is declared."""
+    return declared_context(config.get_text_config().to_dict())
+
+
 def output_head(model: PreTrainedModel) -> Head:
     """The head as its module and the configuration describe it; `require_causal` holds it against the logits."""
-    module, config = model.get_output_embeddings(), model.config.get_text_config()
-    scale = _first(config, SCALES) or 1.0
-    divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
-    return Head(module.weight, getattr(module, "bias", None), _first(config, SOFT_CAPS), scale / divisor)
+    module = model.get_output_embeddings()
+    return Head.configured(model.config, module.weight, getattr(module, "bias", None))
 
 
 def frequency_border(config: PreTrainedConfig) -> int | None:
@@ -120,18 +142,10 @@ def frequency_border(config: PreTrainedConfig) -> int | None:
     LongRoPE has two sets of them, and transformers takes one for a batch, by its longest row.
     """
     parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    sets = [
-        parameters,
-        *(value for value in parameters.values() if isinstance(value, dict)),
-    ]  # or a set a kind of layer
-    borders = [rope["original_max_position_embeddings"] for rope in sets if _has_two_sets(rope)]
+    of_layers = [value for value in parameters.values() if isinstance(value, dict)]  # where kinds of layers differ
+    borders = [rope["original_max_position_embeddings"] for rope in (parameters, *of_layers) if _has_two_sets(rope)]
     return min(borders, default=None)
 
 
 def _has_two_sets(rope: dict[str, Any]) -> bool:
     return rope.get("rope_type") == "longrope" or "long_mscale" in rope  # the latter in Phi-3.5-MoE
-
-
-def _first(config: PreTrainedConfig, names: Sequence[str]) -> float | None:
-    """The first of some settings that the configuration has."""
-    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.models.checkpoint import UnfitModelError
-from pipeline.models.language_model import Head, next_token_hidden, output_head
+from pipeline.models.language_model import next_token_hidden, output_head
 
 TOKENS = 16
 # Shares of the range of the logits that rounding may take. Two ways to the same logits differ by that of one product.
@@ -38,16 +38,8 @@ def require_causal(model: PreTrainedModel) -> None:
         )
     hidden_TD, head = next_token_hidden(model, ids_1T)[0], output_head(model)
     fits = hidden_TD.shape[-1] == head.weight_VD.shape[-1]
-    if not fits or _difference(logits(hidden_TD, head), logits_TV) > allowed:
+    if not fits or _difference(head.logits(hidden_TD), logits_TV) > allowed:
         raise UnfitModelError(f"the head of {name} is of a kind that this project does not know; use another model")
-
-
-def logits(hidden_TD: Tensor, head: Head) -> Tensor:
-    """The logits [T, V] that a head makes of hidden states, in float32; the slow, obvious way."""
-    logits_TV = hidden_TD.float() * head.scale @ head.weight_VD.float().T
-    if head.bias_V is not None:
-        logits_TV = logits_TV + head.bias_V.float()
-    return logits_TV if head.softcap is None else head.softcap * torch.tanh(logits_TV / head.softcap)
 
 
 def _probe(model: PreTrainedModel) -> Tensor:

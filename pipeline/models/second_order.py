@@ -2,12 +2,13 @@
 
 Two linear outputs on a causal transformer, trained by mean squared error on first-order labels. *Seeing*: the
 state that has read token i estimates `entropy[i]`. *Expecting*: the state before token i estimates
-`expected_entropy[i]`. A learned start vector stands before the first token, so that it has both too. The two share
-one transformer, or have one each.
+`expected_entropy[i]`. A start stands before the first token, so that it has both too: the token that a language model
+read there, or else a learned vector. The two share one transformer, or have one each.
 
 In the *direct* form an output is the estimate, and nothing is projected on the vocabulary. In the *residual* form it
 is a correction to what the transformer says as a language model, to its own surprisal and to the entropy of its own
-prediction: such a model begins as good as the language model it was made from.
+prediction: such a model begins as good as the language model it was made from. That model's head comes along with all
+that it does to logits: bias, scale and soft cap.
 
 B rows, T tokens, S = T + 1 positions with the start, D width, V vocabulary.
 """
@@ -16,13 +17,26 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from torch.nn.functional import pad
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from pipeline.models.cross_entropy import token_cross_entropy
 from pipeline.models.estimator import EntropyEstimator
-from pipeline.models.language_model import output_head, predicted_entropies, start_token, surprisals_and_entropies
+from pipeline.models.language_model import (
+    Head,
+    decoder,
+    last_hidden,
+    longest_window,
+    next_token_losses,
+    output_head,
+    predicted_entropies,
+    start_token,
+    surprisals_and_entropies,
+    with_start,
+)
 from pipeline.models.sizes import Form
 from pipeline.models.transformer import causal_hidden, input_embeddings
+
+PROBE_TOKENS = 8
 
 
 class Entropies(NamedTuple):
@@ -33,7 +47,11 @@ class Entropies(NamedTuple):
 
 
 class SecondOrderConfig(PreTrainedConfig):
-    """The transformer's own configuration, and the labels' mean and deviation (nats), which scale the outputs."""
+    """The transformer's own configuration, and the labels' mean and deviation (nats), which scale the outputs.
+
+    `start_token`: id read before the first token; a learned vector stands there where None. `width`: of the last hidden
+    states; that of the embeddings where None. The head's scale and soft cap are in the transformer's configuration.
+    """
 
     model_type = "second-order-entropy"
 
@@ -43,6 +61,9 @@ class SecondOrderConfig(PreTrainedConfig):
     form: Form = "direct"
     transformers: int = 1
     tied_head: bool = True
+    head_bias: bool = False
+    start_token: int | None = None
+    width: int | None = None
     label_mean: float = 0.0
     label_deviation: float = 1.0
     initializer_range: float = 0.02
@@ -58,13 +79,21 @@ class SecondOrderModel(PreTrainedModel):
         super().__init__(config)
         assert config.transformer is not None
         self.transformer = _stack(config.transformer)
-        width = input_embeddings(self.transformer).embedding_dim
+        embedding_width = input_embeddings(self.transformer).embedding_dim
+        width = config.width or embedding_width
         self.expecting_transformer = _stack(config.transformer) if config.transformers == 2 else None
         self.head = None if config.tied_head else nn.Linear(width, config.vocab_size, bias=False)
-        self.start = nn.Embedding(1, width)
+        self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
+        self.start = nn.Embedding(1, embedding_width) if config.start_token is None else None
         self.seeing = nn.Linear(width, 1)
         self.expecting = nn.Linear(width, 1)
         self.post_init()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False, so that transformers computes every buffer that checkpoints leave out: in a model that it takes for
+        custom code it leaves Falcon-H1's multipliers as memory has them. The layers are its own."""
+        return False
 
     @classmethod
     def from_scratch(cls, stack: PreTrainedConfig, *, context: int, **settings: Any) -> Self:
@@ -89,52 +118,67 @@ class SecondOrderModel(PreTrainedModel):
                 "the embedding enters this estimator's decoder, or it is a mixer, so that it is no language model by "
                 "itself; start from a causal language model, or from scratch"
             )
-        return cls._from_stack(estimator.decoder, estimator.first_state, config.context, settings)
+        made = cls._from_stack(estimator.decoder, {"context": config.context, **settings})
+        assert made.start is not None
+        with torch.no_grad():
+            made.start.weight.copy_(estimator.first_state.unsqueeze(0))
+        return made
 
     @classmethod
     def from_language_model(cls, model: PreTrainedModel, *, start: int | None = None, **settings: Any) -> Self:
         """A model that starts as a causal language model, which reads `start` before a document's first token.
 
+        `settings` are fields of the configuration; `context` is by default as many tokens as the model has positions
+        for, but for the start's.
+
         Raises:
-            ValueError: if the language model's logits are more than a product with its output matrix.
+            ValueError: if the language model declares no start or no number of positions and none is given, or if its
+                losses change when its weights are loaded here.
         """
-        if not output_head(model).plain:
-            raise ValueError(
-                f"{type(model).__name__} has a head with a bias, a scale or a cap; start from another model"
-            )
-        token = start_token(model.config) if start is None else start
-        stack = model.base_model
-        assert isinstance(stack, PreTrainedModel)
-        head_VD, embeddings_VD = model.get_output_embeddings().weight, input_embeddings(stack).weight
-        context = int(model.config.max_position_embeddings) - 1
-        tied = head_VD is embeddings_VD
-        made = cls._from_stack(stack, embeddings_VD[token], context, {**settings, "tied_head": tied})
-        if made.head is not None:
-            made.head.load_state_dict({"weight": head_VD})
+        stack, head = decoder(model), output_head(model)
+        carried = {
+            "context": longest_window(model.config),
+            "start_token": start_token(model.config) if start is None else start,
+            "tied_head": head.weight_VD is input_embeddings(stack).weight,
+            "head_bias": head.bias_V is not None,
+            "width": head.weight_VD.shape[1],
+        }
+        made = cls._from_stack(stack, {**carried, **settings})
+        with torch.no_grad():
+            if made.head is not None:
+                made.head.weight.copy_(head.weight_VD)
+            if made.head_bias is not None and head.bias_V is not None:
+                made.head_bias.copy_(head.bias_V)
+        _require_same_losses(made, model)
         return made
 
     @classmethod
-    def _from_stack(cls, stack: PreTrainedModel, start_D: Tensor, context: int, settings: dict[str, Any]) -> Self:
-        config = SecondOrderConfig(
-            vocab_size=len(input_embeddings(stack).weight),
-            context=context,
-            transformer=stack.config.to_dict(),
-            **settings,
-        )
+    def _from_stack(cls, stack: PreTrainedModel, settings: dict[str, Any]) -> Self:
+        if settings["context"] is None:
+            raise ValueError("the language model does not say how many positions it has; give a context")
+        vocabulary = len(input_embeddings(stack).weight)
+        config = SecondOrderConfig(vocab_size=vocabulary, transformer=stack.config.to_dict(), **settings)
         model = cls(config)
         for own in filter(None, (model.transformer, model.expecting_transformer)):
             own.load_state_dict(stack.state_dict())
-        with torch.no_grad():
-            model.start.weight.copy_(start_D.unsqueeze(0))
-            if config.form == "residual":
+        if config.form == "residual":
+            with torch.no_grad():
                 for output in (model.seeing, model.expecting):
                     output.weight.zero_()
                     output.bias.zero_()
         return model
 
     @property
-    def head_VD(self) -> Tensor:
-        return (input_embeddings(self.transformer) if self.head is None else self.head).weight
+    def language_head(self) -> Head:
+        """Head of the transformer as a language model."""
+        weight_VD = (input_embeddings(self.transformer) if self.head is None else self.head).weight
+        return Head.configured(self.transformer.config, weight_VD, self.head_bias)
+
+    def freeze_head(self) -> None:
+        """Leaves what a head of its own has as it is; a head that is the table of embeddings is trained with it."""
+        for weight in (None if self.head is None else self.head.weight, self.head_bias):
+            if weight is not None:
+                weight.requires_grad_(False)
 
     def forward(self, input_ids_BT: Tensor, *, with_surprisal: bool = False) -> tuple[Entropies, Tensor | None]:
         """Both estimates, and where it is wanted or used the model's own loss as a language model, nats [B, T]."""
@@ -143,11 +187,11 @@ class SecondOrderModel(PreTrainedModel):
         residual = self.config.form == "residual"
         surprisal_BT = predicted_BT = None
         if residual and not torch.is_grad_enabled():
-            surprisal_BT, predicted_BT = surprisals_and_entropies(before_BTD, self.head_VD, input_ids_BT)
+            surprisal_BT, predicted_BT = surprisals_and_entropies(before_BTD, self.language_head, input_ids_BT)
         elif residual or with_surprisal:
-            surprisal_BT = self._own_surprisal(before_BTD, input_ids_BT)
+            surprisal_BT = self.language_head.losses(before_BTD, input_ids_BT)
         if residual and predicted_BT is None:
-            predicted_BT = predicted_entropies(before_BTD, self.head_VD)
+            predicted_BT = predicted_entropies(before_BTD, self.language_head)
         if self.expecting_transformer is not None:
             before_BTD = self._hidden(self.expecting_transformer, input_ids_BT)[:, :-1]
         seen_BT = self._scaled(self.seeing(after_BTD))
@@ -160,11 +204,11 @@ class SecondOrderModel(PreTrainedModel):
         """Both estimates for every token of right-padded windows; the values at padding mean nothing."""
         return self.forward(input_ids_BT)[0]
 
-    def _own_surprisal(self, before_BTD: Tensor, input_ids_BT: Tensor) -> Tensor:
-        losses_N = token_cross_entropy(before_BTD.flatten(0, 1), self.head_VD, input_ids_BT.flatten())
-        return losses_N.view(input_ids_BT.shape)
-
     def _hidden(self, transformer: PreTrainedModel, input_ids_BT: Tensor) -> Tensor:
+        token = self.config.start_token
+        if token is not None:  # ids, since some models scale, normalise or project what their table of embeddings holds
+            return last_hidden(transformer, pad(input_ids_BT, (1, 0), value=token))
+        assert self.start is not None
         start_B1D = self.start.weight.expand(len(input_ids_BT), 1, -1)
         tokens_BTD = input_embeddings(transformer)(input_ids_BT)
         return causal_hidden(transformer, torch.cat([start_B1D, tokens_BTD], dim=1))
@@ -174,5 +218,21 @@ class SecondOrderModel(PreTrainedModel):
 
 
 def _stack(settings: dict[str, Any]) -> PreTrainedModel:
-    stack: PreTrainedModel = AutoModel.from_config(AutoConfig.for_model(**{**settings, "dtype": None}))
-    return stack
+    """Layers as they are within a language model: by themselves some have more, such as BERT's pooler."""
+    config = AutoConfig.for_model(**{**settings, "dtype": None})
+    return decoder(AutoModelForCausalLM.from_config(config))
+
+
+@torch.no_grad()
+def _require_same_losses(made: SecondOrderModel, model: PreTrainedModel) -> None:
+    """Refuses a language model whose layers keep more than weights and configuration, such as RWKV's rescaled ones."""
+    tokens = min(PROBE_TOKENS, made.config.context, made.config.vocab_size)
+    ids_1T = torch.arange(tokens, device=model.device).unsqueeze(0)
+    assert made.config.start_token is not None
+    expected_1T = next_token_losses(model, with_start(ids_1T, made.config.start_token), ids_1T).to(made.device)
+    made.eval()  # type: ignore[no-untyped-call]
+    losses_1T = made(ids_1T.to(made.device), with_surprisal=True)[1]
+    made.train()
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.5  # in half precision only the gross is seen
+    if not torch.allclose(losses_1T, expected_1T, atol=tolerance, rtol=tolerance):
+        raise ValueError(f"the losses of {type(model).__name__} change when its weights are copied; start from another")

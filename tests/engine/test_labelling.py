@@ -25,7 +25,7 @@ from pipeline.models.second_order import Entropies, SecondOrderModel
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Dtype, Method
 from tests.builders import write_documents
 from tests.engine.fakes import label_documents, planned_run, token_rows
-from tests.models.families import VOCABULARY, tiny_causal
+from tests.models.architectures import VOCABULARY, tiny_causal
 from tests.tiny_models import random_tokens, tiny_estimator, tiny_language_model, tiny_second_order
 
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")

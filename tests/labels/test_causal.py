@@ -1,16 +1,16 @@
 """Causal labels against the model's own logits, one prediction after another."""
 
-from typing import Any
-
 import pytest
 import torch
+from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.labels.causal import token_entropies
-from pipeline.models.language_model import start_token, with_start
+from pipeline.labels.causal import expected_entropies, token_entropies
+from pipeline.models import cross_entropy as cross_entropy_in_chunks
+from pipeline.models.language_model import Head, start_token, surprisals_and_entropies, with_start
 from pipeline.models.probe import require_causal
-from tests.tiny_models import frozen, random_tokens, tiny_language_model
+from tests.families import FAMILIES, START, WITHOUT_POSITIONS, tiny_of_family
+from tests.tiny_models import random_tokens, tiny_language_model
 
 
 def test_labels_equal_the_losses_of_the_logits() -> None:
@@ -30,35 +30,37 @@ def test_a_model_that_names_no_start_is_refused() -> None:
         start_token(model.config)
 
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 31,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "bos_token_id": 3,
-}
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "soft cap": ("gemma2", {**SIZES, "intermediate_size": 32, "head_dim": 8, "num_key_value_heads": 1}),
-    "scale": ("cohere", {**SIZES, "intermediate_size": 32, "logit_scale": 0.7}),
-    "divisor": ("granite", {**SIZES, "intermediate_size": 32, "logits_scaling": 3.0}),
-    "bias": ("phi", {**SIZES, "intermediate_size": 32}),
-    "learned positions": ("gpt2", {"vocab_size": 31, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 3}),
-    "grouped heads": ("qwen2", {**SIZES, "intermediate_size": 32, "num_key_value_heads": 1}),
-    "state space": ("mamba", {"vocab_size": 31, "hidden_size": 16, "num_hidden_layers": 2, "bos_token_id": 3}),
-}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_models_of_many_families_have_the_losses_of_their_own_logits(family: str) -> None:
-    kind, sizes = FAMILIES[family]
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **{**sizes, "eos_token_id": 3, "pad_token_id": 0, "initializer_range": 0.3})
-    model = frozen(AutoModelForCausalLM.from_config(config))
-    if (bias := getattr(model.get_output_embeddings(), "bias", None)) is not None:
-        bias.normal_()
+@pytest.mark.parametrize("family", [*FAMILIES, *WITHOUT_POSITIONS])
+def test_models_of_many_families_have_the_losses_and_entropies_of_their_own_logits(family: str) -> None:
+    model = tiny_of_family(family)
     require_causal(model)
     input_ids_BT = random_tokens(2, 9, vocabulary=31)
-    logits_BTV = model(input_ids=with_start(input_ids_BT, 3)).logits.float()
-    expected_BT = cross_entropy(logits_BTV.transpose(1, 2), input_ids_BT, reduction="none")
-    assert expected_BT.std() > 0.3, "labels too much alike to tell anything"
-    torch.testing.assert_close(token_entropies(model, input_ids_BT, start=3), expected_BT, atol=1e-4, rtol=1e-4)
+    logits_BTV = model(input_ids=with_start(input_ids_BT, START)).logits.float()
+    losses_BT = cross_entropy(logits_BTV.transpose(1, 2), input_ids_BT, reduction="none")
+    assert losses_BT.std() > 0.3, "labels too much alike to tell anything"
+    torch.testing.assert_close(token_entropies(model, input_ids_BT, START), losses_BT, atol=1e-4, rtol=1e-4)
+    entropies_BT = Categorical(logits=logits_BTV).entropy()
+    torch.testing.assert_close(expected_entropies(model, input_ids_BT, START), entropies_BT, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_a_few_tokens_at_a_time_have_the_entropies_of_all_their_logits(
+    tokens: int, bias: bool, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    head = Head(torch.randn(31, 8), torch.randn(31) if bias else None, softcap, scale=1.7)
+    hidden_BTD, targets_BT = torch.randn(2, 9, 8), random_tokens(2, 9, vocabulary=31)
+    logits_BTV = 1.7 * hidden_BTD @ head.weight_VD.T + (0 if head.bias_V is None else head.bias_V)
+    if softcap is not None:
+        logits_BTV = softcap * torch.tanh(logits_BTV / softcap)
+    monkeypatch.setattr(cross_entropy_in_chunks, "CPU_CHUNK_LOGITS", 31 * tokens)
+    surprisals_BT, entropies_BT = surprisals_and_entropies(hidden_BTD, head, targets_BT)
+    losses_BT = cross_entropy(logits_BTV.transpose(1, 2), targets_BT, reduction="none")
+    for found_BT, expected_BT in (
+        (surprisals_BT, losses_BT),
+        (head.losses(hidden_BTD, targets_BT), losses_BT),
+        (entropies_BT, Categorical(logits=logits_BTV).entropy()),
+    ):
+        torch.testing.assert_close(found_BT, expected_BT, atol=1e-5, rtol=1e-5)

@@ -16,7 +16,7 @@ from schemas.layout import LEDGER_FOLDER, Subset
 from schemas.ledger import PLAN_FILE
 from tests.annotated import write_annotated
 from tests.builders import sample_texts, write_documents
-from tests.models.families import tiny_causal
+from tests.models.architectures import tiny_causal
 from tests.publishing.datasets import annotated
 from tests.tiny_models import tiny_autoencoder, tiny_estimator, tiny_language_model, tiny_second_order
 

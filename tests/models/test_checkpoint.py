@@ -28,7 +28,7 @@ from pipeline.models.loading import (
 from pipeline.models.stack import new_language_model
 from pipeline.models.transformer import llama_config
 from tests.hub import Hub
-from tests.models.families import CONTEXT, VOCABULARY, tiny_causal
+from tests.models.architectures import CONTEXT, VOCABULARY, tiny_causal
 from tests.tiny_models import random_tokens, tiny_autoencoder, tiny_estimator, tiny_second_order
 
 

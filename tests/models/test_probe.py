@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from pipeline.models.language_model import decoder, output_head
 from pipeline.models.probe import require_causal
 from pipeline.models.transformer import input_embeddings
-from tests.models.families import tiny_causal
+from tests.models.architectures import tiny_causal
 from tests.tiny_models import tiny_language_model
 
 

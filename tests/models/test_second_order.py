@@ -1,5 +1,6 @@
 """The second-order model: what seeing and expecting may see, its forms, its warm starts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.models.language_model import next_token_losses, with_start
 from pipeline.models.loading import load_second_order
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.sizes import Form
+from tests.families import FAMILIES, START, WITHOUT_POSITIONS, tiny_of_family
 from tests.tiny_models import frozen, random_tokens, tiny_estimator, tiny_language_model, tiny_second_order
 
 
@@ -62,6 +64,75 @@ def test_a_residual_model_begins_as_the_language_model_it_was_made_from() -> Non
     surprisal_BT = cross_entropy(logits_BTV.transpose(1, 2), input_ids_BT, reduction="none")
     torch.testing.assert_close(entropy_BT, surprisal_BT, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(expected_BT, Categorical(logits=logits_BTV).entropy(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["direct", "residual"])
+@pytest.mark.parametrize("family", [*FAMILIES, *WITHOUT_POSITIONS])
+def test_models_of_many_families_come_over_whole_and_survive_their_folder(
+    family: str, form: Form, tmp_path: Path
+) -> None:
+    language_model, input_ids_BT = tiny_of_family(family), random_tokens(3, 20, vocabulary=31)
+    made = SecondOrderModel.from_language_model(language_model, form=form, transformers=2, context=32)
+    made.save_pretrained(tmp_path)
+    model = load_second_order(tmp_path)
+    estimates, surprisal_BT = model(input_ids_BT, with_surprisal=True)
+    logits_BTV = language_model(input_ids=with_start(input_ids_BT, START)).logits.float()
+    losses_BT = cross_entropy(logits_BTV.transpose(1, 2), input_ids_BT, reduction="none")
+    assert losses_BT.std() > 0.3, "too much alike to tell anything"
+    torch.testing.assert_close(surprisal_BT, losses_BT, atol=1e-4, rtol=1e-4)
+    if form == "residual":
+        torch.testing.assert_close(estimates.entropy_BT, losses_BT, atol=1e-4, rtol=1e-4)
+        expected_BT = Categorical(logits=logits_BTV).entropy()
+        torch.testing.assert_close(estimates.expected_entropy_BT, expected_BT, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["phi, bias", "gemma 2, soft cap", "cohere, scale"])
+def test_a_head_is_trained_with_all_that_it_does_to_logits(family: str) -> None:
+    language_model, input_ids_BT = tiny_of_family(family), random_tokens(2, 9, vocabulary=31)
+    model = frozen(SecondOrderModel.from_language_model(language_model, form="residual")).requires_grad_(True)
+    estimates, _ = model(input_ids_BT)
+    estimates.entropy_BT.sum().backward()
+    language_model.requires_grad_(True)
+    logits_BTV = language_model(input_ids=with_start(input_ids_BT, START)).logits
+    cross_entropy(logits_BTV.transpose(1, 2), input_ids_BT, reduction="sum").backward()
+    module = language_model.get_output_embeddings()
+    torch.testing.assert_close(model.language_head.weight_VD.grad, module.weight.grad, atol=1e-4, rtol=1e-4)
+    if family == "phi, bias":
+        assert model.head_bias is not None
+        torch.testing.assert_close(model.head_bias.grad, module.bias.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_a_frozen_head_leaves_nothing_without_a_gradient() -> None:
+    model = SecondOrderModel.from_language_model(tiny_of_family("phi, bias"))
+    model.freeze_head()
+    entropy_BT, expected_BT = model.entropies(random_tokens(2, 9, vocabulary=31))
+    (entropy_BT.square().sum() + expected_BT.square().sum()).backward()
+    assert [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None] == []
+
+
+def test_a_model_without_positions_needs_a_context() -> None:
+    with pytest.raises(ValueError, match="does not say how many positions it has; give a context"):
+        SecondOrderModel.from_language_model(tiny_of_family("mamba, state space"))
+
+
+def test_a_model_that_its_weights_do_not_make_is_refused() -> None:
+    language_model = tiny_language_model()
+    language_model.model.norm.register_forward_hook(lambda module, inputs, hidden: hidden.flip(-1))
+    with pytest.raises(ValueError, match="the losses of LlamaForCausalLM change when its weights are copied"):
+        SecondOrderModel.from_language_model(language_model)
+
+
+def test_a_checkpoint_from_before_start_tokens_has_its_learned_start(tmp_path: Path) -> None:
+    model, input_ids_BT = tiny_second_order(), random_tokens(2, 9)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("start_token", "head_bias", "width"):
+        del config[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_second_order(tmp_path)
+    assert loaded.start is not None and model.start is not None and torch.equal(loaded.start.weight, model.start.weight)
+    for again, before in zip(loaded.entropies(input_ids_BT), model.entropies(input_ids_BT), strict=True):
+        assert torch.equal(again, before)
 
 
 def test_a_residual_model_corrects_in_nats() -> None:

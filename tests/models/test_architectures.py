@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from pipeline.labels.causal import token_entropies
 from pipeline.models.language_model import with_start
 from pipeline.models.probe import require_causal
-from tests.models.families import FAMILIES, START, VOCABULARY, tiny_causal
+from tests.models.architectures import ARCHITECTURES, START, VOCABULARY, tiny_causal
 from tests.tiny_models import random_tokens
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -29,7 +29,7 @@ def built_or_why_not(family: str) -> PreTrainedModel | str:
         return str(error)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ARCHITECTURES)
 def test_labels_are_those_of_the_models_own_logits_alone_and_in_a_batch(family: str) -> None:
     model = built_or_why_not(family)
     if isinstance(model, str):
@@ -52,9 +52,9 @@ def test_labels_are_those_of_the_models_own_logits_alone_and_in_a_batch(family: 
 
 @pytest.mark.skipif(not transformers.__version__.startswith("5.23."), reason="the page counts those of 5.23")
 def test_the_page_counts_the_architectures_right() -> None:
-    built = {family for family in FAMILIES if not isinstance(built_or_why_not(family), str)}
+    built = {family for family in ARCHITECTURES if not isinstance(built_or_why_not(family), str)}
     (known,) = re.findall(
         r"Of the (\d+) causal architectures .* build (\d+), .* The (\d+) that", PAGE.read_text(), re.DOTALL
     )
-    assert tuple(map(int, known)) == (len(FAMILIES), len(built), len(built - REFUSED))
+    assert tuple(map(int, known)) == (len(ARCHITECTURES), len(built), len(built - REFUSED))
     assert built >= REFUSED

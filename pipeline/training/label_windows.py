@@ -1,0 +1,92 @@
+"""Windows to learn labels in: those that the labels were made in, since a label depends on what its window shows.
+
+Provenance says how long windows were, what neighbours shared and which token a causal model read before each. Flags
+override it. Labels that were moved from another tokenizer's tokens were made in windows of those, which say nothing
+about windows of these: then the model's own context and start are taken.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.data.tokenizer import named_token
+from pipeline.models.checkpoint import checkpoint_kind, context_and_vocabulary
+from schemas.annotations import Provenance
+
+
+@dataclass(frozen=True)
+class LabelWindows:
+    """How documents are cut, and what the model reads first."""
+
+    window: int
+    overlap: int
+    """Tokens that a window shares with the next."""
+    start: int | None
+    """Token that is read before every window; None for a learned vector."""
+
+    def __str__(self) -> str:
+        first = "a learned vector" if self.start is None else f"token {self.start}"
+        return f"{self.window:,} tokens after {first}, {self.overlap:,} of them shared with the next window"
+
+
+def label_windows(
+    made: Provenance, members: Sequence[Path | None], context: int | None, overlap: int | None, start: str | None
+) -> LabelWindows:
+    """The windows for labels of that provenance.
+
+    Args:
+        made: how the labels came about.
+        members: the checkpoint that each fold's model starts as; None from scratch. The first one's tokenizer decides.
+        context: longest window that was asked for, if any.
+        overlap: tokens to share that were asked for, if any.
+        start: text of the token to read first that was asked for, if any.
+
+    Raises:
+        ValueError: if a checkpoint cannot read such windows or such a token, or if windows share too much.
+    """
+    named = {member: context_and_vocabulary(member)[0] for member in members if member is not None}
+    contexts = {member: longest for member, longest in named.items() if longest is not None}
+    shortest = min(contexts, key=contexts.__getitem__, default=None)
+    window = _window(made, context, None if shortest is None else contexts[shortest])
+    if shortest is not None and window > contexts[shortest]:
+        whose = "the labels have windows of" if context is None else "--model.context is"
+        raise ValueError(
+            f"{whose} {window} tokens, and {shortest} reads at most {contexts[shortest]}; "
+            f"give --model.context {contexts[shortest]}"
+        )
+    if overlap is None:
+        overlap = made.overlap if _same_tokens(made) and window == made.window else window // 2
+    if not 0 <= overlap < window:
+        raise ValueError(f"--overlap must be at least 0 and below the window of {window} tokens, not {overlap}")
+    return LabelWindows(window, overlap, _start(made, members[0], start))
+
+
+def _same_tokens(made: Provenance) -> bool:
+    """Whether the labels were made in windows of the tokens that they are written for."""
+    return made.estimator_tokenizer_sha256 is None
+
+
+def _window(made: Provenance, context: int | None, longest: int | None) -> int:
+    if context is not None:
+        return context
+    return made.window if _same_tokens(made) or longest is None else longest
+
+
+def _start(made: Provenance, member: Path | None, named: str | None) -> int | None:
+    """What a causal language model reads first: as asked for, as when the labels were made, or as it declares."""
+    if member is None or checkpoint_kind(member) != "causal":
+        if named is not None:
+            raise ValueError("--start-token is for --init-from a causal language model; leave it out")
+        return None
+    if named is not None:
+        return named_token(member, named)
+    if made.start_token is None or not _same_tokens(made):
+        from pipeline.models.loading import declared_start  # imports torch, which takes seconds
+
+        return declared_start(member)
+    if made.start_token >= (vocabulary := context_and_vocabulary(member)[1]):
+        raise ValueError(
+            f"the labels were made with token {made.start_token} before each window, and {member} knows {vocabulary} "
+            "ids; name another with --start-token"
+        )
+    return made.start_token

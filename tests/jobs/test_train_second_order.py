@@ -1,0 +1,119 @@
+"""A second-order model that starts as a language model: before its first step it labels as that model did.
+
+Labels come from the command that makes them, in windows and with a start token that are nobody's default.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from jobs.train_second_order import Config, Plan, Sizes, initial_model, read_documents
+from pipeline.data.annotations import find_annotations
+from pipeline.data.tokenizer import train_byte_pairs
+from pipeline.models.loading import load_second_order
+from pipeline.models.second_order import SecondOrderModel
+from pipeline.training.batches import Batch
+from pipeline.training.evaluation import held_out_batches, r_squared, second_order_figures
+from tests.builders import sample_texts, write_documents
+from tests.conftest import RunCommand
+from tests.families import FAMILIES, tiny_of_family
+from tests.tiny_models import frozen
+
+CONTEXT, WINDOW, OVERLAP = 32, 24, 7
+START = "!"
+LONG = 300  # characters, of a few windows each
+ANNOTATE = ("pipeline.annotate", "--workers", 0, "--dtype", "float32", "--method", "causal")
+WINDOWS = ("--window", WINDOW, "--overlap", OVERLAP, "--start-token", START)
+TRAIN = ("jobs.train_second_order", "--training.steps", 1, "--training.learning-rate", 1e-9)
+
+
+def save_causal(model: PreTrainedModel, folder: Path) -> Path:
+    """With a tokenizer that declares another token to stand before documents than `START`."""
+    model.save_pretrained(folder)
+    train_byte_pairs(sample_texts(8), 300).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_documents(tmp_path_factory.mktemp("documents") / "few.parquet", sample_texts(8, LONG))
+
+
+@pytest.fixture
+def causal(tmp_path: Path) -> Path:
+    return save_causal(tiny_of_family("gemma 2, soft cap", vocabulary=320, context=CONTEXT), tmp_path / "causal")
+
+
+def before_the_first_step(config: Config) -> tuple[SecondOrderModel, float, float]:
+    """The job's model, R² of its seeing output and of its own loss as a language model, as the job evaluates them."""
+    plan = Plan.of(config)
+    seen, held_out = read_documents(plan)
+    model = frozen(initial_model(plan, plan.starts[0], seen.given_labels))
+    figures = second_order_figures(model, held_out_batches(held_out, plan.cut, model.device))
+    own, labels = zip(*losses_and_labels(model, held_out_batches(held_out, plan.cut, model.device)), strict=True)
+    return model, figures["r2_seeing"], r_squared(torch.cat(own), torch.cat(labels))
+
+
+def losses_and_labels(model: SecondOrderModel, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in batches:
+        assert batch.labels_BT is not None
+        labelled_BT = ~batch.labels_BT.isnan()
+        yield model(batch.input_ids_BT, with_surprisal=True)[1][labelled_BT], batch.labels_BT[labelled_BT]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_starts_as_the_model_that_made_its_labels(
+    family: str, run_command: RunCommand, documents: Path, tmp_path: Path
+) -> None:
+    folder = save_causal(tiny_of_family(family, vocabulary=320, context=CONTEXT), tmp_path / "causal")
+    labels = tmp_path / "labels"
+    assert run_command(*ANNOTATE, *WINDOWS, "--estimator", folder, "--input", documents, "--output", labels) == 0
+    given = find_annotations(str(labels)).corpus().given_labels
+    assert given.std() > 0.3, "labels too much alike to tell anything"
+    config = Config(labels=str(labels), output=tmp_path / "out", init_from=str(folder), held_out=4)
+    model, seeing, own = before_the_first_step(config)
+    assert seeing >= 0.9999 and own >= 0.9999
+    assert (model.config.context, model.config.start_token) == (WINDOW, 1)
+    _, _, own = before_the_first_step(replace(config, form="direct"))
+    assert own >= 0.9999
+
+
+def test_other_windows_or_another_start_are_another_model(
+    run_command: RunCommand, documents: Path, causal: Path, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels"
+    assert run_command(*ANNOTATE, *WINDOWS, "--estimator", causal, "--input", documents, "--output", labels) == 0
+    config = Config(labels=str(labels), output=tmp_path / "out", init_from=str(causal), held_out=4)
+    shorter = replace(config, model=Sizes(context=WINDOW - 1))
+    for changed in (shorter, replace(config, overlap=OVERLAP + 1), replace(config, start_token="<|endoftext|>")):
+        _, seeing, _ = before_the_first_step(changed)
+        assert seeing < 0.999, changed
+
+
+def test_the_command_keeps_to_the_windows_of_the_subset_and_says_so(
+    run_command: RunCommand, documents: Path, causal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels, output, again = tmp_path / "labels", tmp_path / "second", tmp_path / "again"
+    annotate = (*ANNOTATE, "--estimator", causal, "--input", documents, "--output", labels)
+    assert run_command(*annotate, *WINDOWS, "--subset", "narrow") == 0
+    assert run_command(*annotate, "--subset", "whole") == 0
+    train = (*TRAIN, "--init-from", causal, "--held-out", 4)
+    assert run_command(*train, "--labels", labels / "data" / "narrow", "--output", output) == 0
+    told = "24 tokens after token 1, 7 of them shared with the next window"
+    assert f"windows of {told}" in capsys.readouterr().err
+    assert f"| windows | {told} |" in (output / "README.md").read_text()
+    assert json.loads((output / "metrics.jsonl").read_text())["r2_seeing"] >= 0.9999
+    assert load_second_order(output).config.context == WINDOW
+    second = ("pipeline.annotate", "--workers", 0, "--dtype", "float32", "--estimator", output, "--overlap", OVERLAP)
+    assert run_command(*second, "--input", documents, "--output", again) == 0
+    ours, theirs = (find_annotations(str(place)).corpus() for place in (again, labels / "data" / "narrow"))
+    assert abs(ours.given_labels - theirs.given_labels).max() < 0.02  # two roundings and a step
+    whole = Config(labels=str(labels / "data" / "whole"), output=tmp_path / "out", init_from=str(causal))
+    assert str(Plan.of(whole).windows) == "32 tokens after token 0, 16 of them shared with the next window"
