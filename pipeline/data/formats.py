@@ -5,7 +5,7 @@ from typing import Literal
 
 Format = Literal["Parquet", "JSON lines", "text"]
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bzip2", ".xz": "xz"}
 JSON_LINES = tuple(kind + end for kind in (".jsonl", ".json", ".ndjson") for end in ("", *COMPRESSIONS))
 TEXT = tuple(kind + end for kind in (".txt", ".md", ".text") for end in ("", *COMPRESSIONS))
 FOUND_IN_FOLDERS = (".parquet", *JSON_LINES)
@@ -20,5 +20,5 @@ def format_of(name: str) -> Format:
 
 
 def compression_of(name: str) -> str | None:
-    """Arrow's name of what a file of JSON lines or text is compressed with."""
+    """Compression of a file of JSON lines or text; None where its name tells of none."""
     return COMPRESSIONS.get(PurePosixPath(name.lower()).suffix)

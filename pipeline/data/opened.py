@@ -6,6 +6,7 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 
+from pipeline.data.compressed import Decompressed
 from pipeline.data.formats import compression_of
 from pipeline.data.locations import File, filesystem_of, is_url, local_file, remote_file
 from pipeline.data.reaching import RemoteFile, reaching
@@ -14,17 +15,16 @@ READ_BYTES = 2**20
 
 
 def open_file(file: File) -> BinaryIO:
-    """The file's content from its beginning, decompressed if its name ends in .gz or .zst.
+    """The file's content from its beginning, decompressed if its name ends as that of a compressed file.
 
     Reading raises OSError itself if the compressed data is cut short or damaged, and otherwise as `open_stored` says.
 
     Raises:
         ValueError, OSError: as open_stored does.
     """
-    stored = open_stored(file)
+    stored = cast(BinaryIO, io.BufferedReader(open_stored(file), READ_BYTES))
     compression = compression_of(file.name)
-    content = stored if compression is None else pa.CompressedInputStream(stored, compression)
-    return cast(BinaryIO, io.BufferedReader(content, READ_BYTES))
+    return stored if compression is None else io.BufferedReader(Decompressed(stored, compression), READ_BYTES)
 
 
 def open_stored(file: File, read_ahead: int | None = None) -> pa.NativeFile:

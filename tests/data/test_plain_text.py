@@ -1,7 +1,9 @@
 """Plain text: whatever a file holds is one document, wherever it lies and however it is compressed."""
 
+import bz2
 import gzip
 import hashlib
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,9 @@ STORED: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.compress,
     ".zst": lambda content: pa.compress(content, "zstd", asbytes=True),
+    ".zstd": lambda content: pa.compress(content, "zstd", asbytes=True),
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
 }
 
 
@@ -124,7 +129,7 @@ def test_text_that_is_no_string_of_arrows_is_refused(tmp_path: Path, monkeypatch
         documents(put(tmp_path, b"texts"))
 
 
-@pytest.mark.parametrize("end", [".gz", ".zst"])
+@pytest.mark.parametrize("end", [".gz", ".zst", ".bz2", ".xz"])
 def test_what_is_cut_short_is_refused(tmp_path: Path, end: str) -> None:
     named = put(tmp_path, STORED[end](bytes(range(97, 123)) * 9)[:-9], f"a.txt{end}")
     with pytest.raises(ValueError, match=rf"a.txt{end} is not a readable text file: .*[Tt]runcated"):
