@@ -18,7 +18,10 @@ from pipeline.data.encoding import encode_column
 from pipeline.data.locations import File
 from pipeline.data.opened import open_file
 from pipeline.data.redaction import redacted
+from pipeline.data.utf8 import MalformedError
 from schemas.documents import TEXT_COLUMN, is_text, is_token_list
+
+MOST_NAMES = 20  # of columns in an error
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Layout:
     groups: tuple[int, ...]
     """Rows of each run that is cheap to read apart: Parquet's row groups, all of any other file."""
     schema: pa.Schema
-    """Without metadata. A column of JSON lines that holds nulls alone has the type null until files are `unified`."""
+    """Without metadata. A column of JSON lines that holds nulls alone has the type null until files are `unified`, but
+    for the required one."""
     sha256: str
     """Of a Parquet file's name, size and footer; of the decompressed content of JSON lines and text."""
 
@@ -112,7 +116,7 @@ def iterate_rows(files: Sequence[File], column: Column, limit: int | None = None
             given += len(batch) - batch.column(0).null_count
             yield batch
         if file.format == "JSON lines" and rows and not given:
-            raise _lacks(file, column)
+            inspect_file(file, column)  # which tells nulls from a column that is not there
         limit = None if limit is None else limit - rows
 
 
@@ -145,20 +149,21 @@ def document_tokens(
 def _layout(file: File, column: Column) -> Layout:
     if file.format == "Parquet":
         footer = parquet_rows.read_footer(file)
-        return Layout(sum(footer.groups), footer.groups, footer.schema, footer.sha256)
+        schema = _with_text_for_nulls(footer.schema, column)
+        return Layout(sum(footer.groups), footer.groups, schema, footer.sha256)
     if file.format == "text":
         return Layout(1, (1,), plain_text.SCHEMA, plain_text.sha256(file))
     with open_file(file) as stream:
         found = json_lines.scan(stream, _required_field(column))
-    if pa.types.is_null(found.types[column.name]):
-        raise _lacks(file, column)
     return Layout(found.rows, (found.rows,) if found.rows else (), pa.schema([*found.types.items()]), found.sha256)
 
 
 def _require_column(file: File, schema: pa.Schema, column: Column) -> None:
     names, fits = schema.names, is_token_list if column.tokenized else is_text
     if column.name not in names:
-        raise ValueError(f"{file.url} has no column `{column.name}`; it has {', '.join(names)}")
+        there = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if names[MOST_NAMES:] else "")
+        advice = "" if column.tokenized else "; name the one to read with --text-column"
+        raise ValueError(f"{file.url} has no column `{column.name}`; it has {there or 'none'}{advice}")
     if len(set(names)) < len(names):
         raise ValueError(f"{file.url} has several columns of one name among {', '.join(names)}; rename them")
     kind = schema.field(column.name).type
@@ -169,9 +174,10 @@ def _require_column(file: File, schema: pa.Schema, column: Column) -> None:
         )
 
 
-def _lacks(file: File, column: Column) -> ValueError:
-    wanted = "a list of token ids" if column.tokenized else "text"
-    return ValueError(f"{file.url} has no column `{column.name}`: no line is a JSON object with {wanted} there")
+def _with_text_for_nulls(schema: pa.Schema, column: Column) -> pa.Schema:
+    """The schema with a type for the required column where it has none: pandas writes an empty table's columns so."""
+    at = schema.get_field_index(column.name)
+    return schema.set(at, _required_field(column)) if at >= 0 and pa.types.is_null(schema.field(at).type) else schema
 
 
 def _required_field(column: Column) -> pa.Field:
@@ -197,9 +203,11 @@ def _merged(schemas: Sequence[pa.Schema]) -> pa.Schema:
 
 @contextmanager
 def _reading(file: File) -> Iterator[None]:
-    """Names the file that cannot be decoded; an error of the disk or the store passes as it is."""
+    """Names the file that is malformed or cannot be decoded; an error of the disk or the store passes as it is."""
     try:
         yield
+    except MalformedError as error:
+        raise ValueError(f"{file.url} {error}") from None
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
         # Of damaged data too Arrow raises OSError, but bare and without a number, as a disk's and a store's never is.
         if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):

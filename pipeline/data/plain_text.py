@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline.data.locations import File
 from pipeline.data.opened import READ_BYTES, open_file
+from pipeline.data.utf8 import decoded, require_narrow
 from schemas.documents import TEXT_COLUMN
 
 SCHEMA = pa.schema([(TEXT_COLUMN, pa.string())])
@@ -22,7 +23,8 @@ def sha256(file: File) -> str:
     """Of the decompressed content.
 
     Raises:
-        ValueError: if it is not UTF-8, or too large.
+        ValueError: if it is too large.
+        MalformedError: if it is not UTF-8.
     """
     return hashlib.sha256(_text(file).encode()).hexdigest()
 
@@ -31,7 +33,7 @@ def rows_between(file: File, start: int, stop: int) -> Iterator[pa.RecordBatch]:
     """The document where row 0 is among the rows `start` to `stop`.
 
     Raises:
-        ValueError: as sha256 does.
+        ValueError, MalformedError: as sha256 does.
     """
     if start <= 0 < stop:
         yield pa.RecordBatch.from_arrays([pa.array([_text(file).removeprefix(MARK)], pa.string())], schema=SCHEMA)
@@ -42,9 +44,5 @@ def _text(file: File) -> str:
         content = b"".join(iter(partial(stream.read, READ_BYTES), b""))  # read() asks for a size, which it seeks for
     if len(content) > MOST_BYTES:
         raise ValueError(f"{file.url} holds more than {MOST_BYTES:,} bytes of text; cut it into several documents")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file.url} is not UTF-8: see byte {error.start:,}; convert it, as with `iconv -f latin1 -t utf-8`"
-        ) from None
+    require_narrow(content)
+    return decoded(content, line=1)

@@ -69,18 +69,14 @@ def test_any_text_is_one_document(tmp_path_factory: pytest.TempPathFactory, text
 @example(b"caf\xe9", "")
 @example(b"\xff\xfea\0", ".gz")
 @example(b"a\xed\xa0\x80", "")
-def test_bytes_that_are_no_text_are_refused_where_they_begin(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes, end: str
-) -> None:
+def test_bytes_that_are_no_text_are_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes, end: str) -> None:
     named = put(tmp_path_factory.mktemp("bytes"), STORED[end](content), f"a.md{end}")
     if is_text(content):
         assert documents(named) == [content.decode().removeprefix("\ufeff")]
         return
-    with pytest.raises(ValueError, match=rf"{named} is not UTF-8: see byte \d+; convert it") as refusal:
+    with pytest.raises(ValueError, match=rf"{named} is (not UTF-8: see|UTF-\d\d[BL]?E?, not UTF-8; convert)"):
         documents(named)
-    told = int(str(refusal.value).partition("see byte ")[2].partition(";")[0])
-    assert is_text(content[:told]) and not any(is_text(content[told : told + length]) for length in (1, 2, 3, 4))
-    with pytest.raises(ValueError, match="is not UTF-8"):
+    with pytest.raises(ValueError, match="not UTF-8"):
         list(iterate_rows(find_files([named]), TEXT))
 
 
@@ -98,7 +94,7 @@ def test_text_on_the_web_is_read(tmp_path: Path) -> None:
             ["two"],
             [""],
         ]
-        with pytest.raises(ValueError, match=rf"{address}/c.txt is not UTF-8: see byte 2"):
+        with pytest.raises(ValueError, match=rf"{address}/c.txt is not UTF-8: see line 1 of it"):
             documents(f"{address}/c.txt")
 
 
