@@ -25,8 +25,9 @@ def print_summary(place: str, counts: Counts, report: Report) -> None:
     """Documents, tokens, tokens/s, mean entropy, bits per byte, place; then where the time went."""
     tokens, labelled, mean = counts.tokens, counts.labelled_tokens, counts.mean_entropy
     bits = f"{mean / math.log(2) * tokens / counts.text_bytes:.3f}" if counts.text_bytes else "unknown without text"
-    without = f", {counts.rows_without_text:,} of them without text" if counts.rows_without_text else ""
-    print(f"documents      {counts.rows:,}{without}")
+    without = f", {counts.rows_without_text:,} without text" if counts.rows_without_text else ""
+    replaced = f", {counts.rows_with_replacements:,} with U+FFFD in it" if counts.rows_with_replacements else ""
+    print(f"documents      {counts.rows:,}{without}{replaced}")
     print(f"tokens         {tokens:,}" + (f", {labelled:,} of them labelled" if labelled < tokens else ""))
     idle = "none: no unit succeeded" if report.given_up else "none: the dataset was complete"
     print(f"tokens/s       {f'{report.tokens_per_second:,.0f}' if report.units else idle}")

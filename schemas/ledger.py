@@ -17,6 +17,8 @@ class Counts:
     rows: int = 0
     rows_without_text: int = 0
     """Null, empty or not text; their lists are empty."""
+    rows_with_replacements: int = 0
+    """Their text holds U+FFFD, which stands for what was not valid Unicode here or before."""
     tokens: int = 0
     labelled_tokens: int = 0
     text_bytes: int = 0

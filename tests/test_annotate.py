@@ -239,6 +239,18 @@ def test_files_of_text_are_a_document_each(
     assert [row["num_tokens"] > 0 for row in rows] == [True] * 3 + [False]
 
 
+def test_documents_that_lack_text_or_characters_are_counted_in_the_summary(
+    run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": "a"}, {"text": None}, {"text": "b\ud800"}, {"text": ""}]
+    (tmp_path / "in.json").write_text(json.dumps(rows, indent=1))
+    arguments = ("pipeline.annotate", "--input", tmp_path / "in.json", "--output", tmp_path / "out")
+    assert run_command(*arguments, "--dry-run", "--tokens-per-second", 9) == 0
+    assert "by 4 documents from all over it, 2 of them without text\n" in capsys.readouterr().out
+    assert run_command(*arguments, "--workers", 0) == 0
+    assert "documents      4, 2 without text, 1 with U+FFFD in it\n" in capsys.readouterr().out
+
+
 def test_a_dry_run_says_what_to_do_about_a_shard_for_each_of_many_files(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

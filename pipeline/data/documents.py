@@ -18,6 +18,7 @@ from pipeline.data.encoding import encode_column
 from pipeline.data.locations import File
 from pipeline.data.opened import open_file
 from pipeline.data.redaction import redacted
+from pipeline.data.tally import counted
 from pipeline.data.utf8 import MalformedError
 from schemas.documents import TEXT_COLUMN, is_text, is_token_list
 
@@ -101,11 +102,16 @@ def read_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Colu
 
 
 def iterate_rows(files: Sequence[File], column: Column, limit: int | None = None) -> Iterator[pa.RecordBatch]:
-    """The one required column of every row of the files, `limit` rows at the most.
+    """The one required column of every row of the files, `limit` rows at the most; a warning tells of empty rows.
 
     Raises:
         ValueError, OSError: as inspect_file and read_rows do.
     """
+    others = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
+    return counted(_rows_of_each(files, column, limit), f"{files[0].url}{others}" if files else "")
+
+
+def _rows_of_each(files: Sequence[File], column: Column, limit: int | None) -> Iterator[pa.RecordBatch]:
     for file in files:
         if limit == 0:
             return

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.documents import Column
+from pipeline.data.tally import empty_rows, replaced_rows
 from schemas.annotations import ENTROPY, NUM_TOKENS
 from schemas.ledger import BIN_NATS, BINS, Counts
 
@@ -16,13 +17,13 @@ def count(source: pa.RecordBatch, annotated: pa.Table, column: Column) -> Counts
     """Counts of some rows, before and after annotation."""
     entropies = pc.list_flatten(annotated.column(ENTROPY)).drop_null().to_numpy()
     given = source.column(column.name)
-    lengths = pc.fill_null(pc.list_value_length(given) if column.tokenized else pc.binary_length(given), 0)
     return Counts(
         rows=len(source),
-        rows_without_text=pc.sum(pc.equal(lengths, 0)).as_py() or 0,
+        rows_without_text=empty_rows(given),
+        rows_with_replacements=replaced_rows(given),
         tokens=pc.sum(annotated.column(NUM_TOKENS)).as_py() or 0,
         labelled_tokens=len(entropies),
-        text_bytes=0 if column.tokenized else pc.sum(lengths).as_py() or 0,
+        text_bytes=0 if column.tokenized else pc.sum(pc.binary_length(given)).as_py() or 0,
         arrow_bytes=annotated.nbytes,
         nats=float(entropies.sum(dtype=np.float64)),
         histogram=histogram(entropies),
