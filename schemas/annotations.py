@@ -77,6 +77,8 @@ class Provenance:
     """What the checkpoint computed in."""
     batch_invariant: bool = False
     """Whether every window was labelled by itself, so that labels do not depend, by rounding, on other documents."""
+    names_of_text: bool = False
+    """Whether documents that are text files have their names as `id` and `file`; older runs lack them."""
     rounding_nats: float = ROUNDING_NATS
     schema_version: int = SCHEMA_VERSION
 

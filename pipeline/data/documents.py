@@ -15,12 +15,13 @@ from tokenizers import Tokenizer
 
 from pipeline.data import json_lines, parquet_rows, plain_text
 from pipeline.data.encoding import encode_column
+from pipeline.data.formats import remedy
 from pipeline.data.locations import File
 from pipeline.data.opened import open_file
 from pipeline.data.redaction import redacted
 from pipeline.data.tally import counted
 from pipeline.data.utf8 import MalformedError
-from schemas.documents import TEXT_COLUMN, is_text, is_token_list
+from schemas.documents import FILE_COLUMN, ID_COLUMN, TEXT_COLUMN, is_text, is_token_list
 
 MOST_NAMES = 20  # of columns in an error
 
@@ -65,19 +66,31 @@ def inspect_file(file: File, column: Column) -> Layout:
 def unified(layouts: Sequence[Layout], files: Sequence[File]) -> pa.Schema:
     """The columns of all files: equal ones, or merged from JSON lines, where a column may be absent from a file.
 
+    Of text files beside others it is `text` alone.
+
     Raises:
         ValueError: if a file has other columns than the first, one of them being Parquet.
     """
     if all(file.format == "JSON lines" for file in files):
         return _merged([layout.schema for layout in layouts])
+    alone = all(file.format == "text" for file in files)
     schemas = [
-        _merged([layout.schema]) if file.format == "JSON lines" else layout.schema
+        _merged([layout.schema])
+        if file.format == "JSON lines"
+        else without_names(layout.schema)
+        if file.format == "text" and not alone
+        else layout.schema
         for layout, file in zip(layouts, files, strict=True)
     ]
     for file, schema in zip(files, schemas, strict=True):
         if not schema.equals(schemas[0]):
             raise ValueError(f"{file.url} has other columns than {files[0].url}; annotate them apart")
     return schemas[0]
+
+
+def without_names(text: pa.Schema) -> pa.Schema:
+    """The columns of text files without those of their names."""
+    return pa.schema([field for field in text if field.name not in (ID_COLUMN, FILE_COLUMN)])
 
 
 def read_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Column) -> Iterator[pa.RecordBatch]:
@@ -95,7 +108,7 @@ def read_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Colu
         if file.format == "Parquet":
             yield from parquet_rows.rows_between(file, start, stop, schema, column.name)
         elif file.format == "text":
-            yield from plain_text.rows_between(file, start, stop)
+            yield from plain_text.rows_between(file, start, stop, schema)
         else:
             with open_file(file) as stream:
                 yield from json_lines.rows_between(stream, start, stop, schema, column.name)
@@ -191,13 +204,13 @@ def _required_field(column: Column) -> pa.Field:
 
 
 def _required_alone(file: File, column: Column) -> pa.Schema:
-    """Parquet alone needs a look: of JSON lines the type is the one that is asked for, and text has one column."""
+    """Parquet alone needs a look: of JSON lines the type is the one that is asked for, and text has its own."""
     if file.format == "JSON lines":
         return pa.schema([_required_field(column)])
     if file.format == "Parquet":
         return pa.schema([inspect_file(file, column).schema.field(column.name)])
     _require_column(file, plain_text.SCHEMA, column)
-    return plain_text.SCHEMA
+    return pa.schema([plain_text.SCHEMA.field(column.name)])
 
 
 def _merged(schemas: Sequence[pa.Schema]) -> pa.Schema:
@@ -219,5 +232,4 @@ def _reading(file: File) -> Iterator[None]:
         if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
             raise
         reason = redacted(" ".join(str(error).split()))
-        told = f"{file.url} is not a readable {file.format} file: {reason}"
-        raise ValueError(f"{told}; write or fetch it again, or give it the ending of what it is") from error
+        raise ValueError(f"{file.url} is not a readable {file.format} file: {reason}; {remedy(file.name)}") from error

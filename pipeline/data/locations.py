@@ -8,7 +8,8 @@ import glob
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from os import stat_result
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -41,6 +42,8 @@ class File:
     """Bytes as stored."""
     version: str
     """Another one when the content is another, as far as the filesystem tells."""
+    path: str = field(default="", compare=False)
+    """Below the folder that all files of the input share."""
 
     @property
     def name(self) -> str:
@@ -71,7 +74,7 @@ def find_files(inputs: Sequence[str]) -> list[File]:
     repeated = [path for path, count in times.items() if count > 1]
     if repeated:
         raise ValueError(f"named more than once in the input: {', '.join(repeated)}; name each file once")
-    return files
+    return _with_paths(files)
 
 
 def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
@@ -82,6 +85,12 @@ def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
         ConnectionError: if the network fails.
     """
     return tuple(_pinned(named) if named.startswith(HUB) else named for named in inputs)
+
+
+def _with_paths(files: Sequence[File]) -> list[File]:
+    parts = [file.url.split("/") for file in files]
+    shared = len([*takewhile(lambda names: len(set(names)) == 1, zip(*(part[:-1] for part in parts), strict=False))])
+    return [replace(file, path="/".join(part[shared:])) for file, part in zip(files, parts, strict=True)]
 
 
 def _found(named: str) -> list[File]:

@@ -1,4 +1,4 @@
-"""Plain text: a file is one document, which is one row with the one column `text`.
+"""Plain text: a file is one document, which is one row with its `text` and, twice, its path as `id` and `file`.
 
 It is read whole and must be UTF-8. Line ends stay as they are; a byte order mark at the beginning is left out.
 """
@@ -12,9 +12,9 @@ import pyarrow as pa
 from pipeline.data.locations import File
 from pipeline.data.opened import READ_BYTES, open_file
 from pipeline.data.utf8 import decoded, require_narrow
-from schemas.documents import TEXT_COLUMN
+from schemas.documents import FILE_COLUMN, ID_COLUMN, TEXT_COLUMN
 
-SCHEMA = pa.schema([(TEXT_COLUMN, pa.string())])
+SCHEMA = pa.schema([(name, pa.string()) for name in (TEXT_COLUMN, ID_COLUMN, FILE_COLUMN)])
 MARK = "\ufeff"
 MOST_BYTES = 2**31 - 1  # of a string of Arrow's
 
@@ -29,14 +29,15 @@ def sha256(file: File) -> str:
     return hashlib.sha256(_text(file).encode()).hexdigest()
 
 
-def rows_between(file: File, start: int, stop: int) -> Iterator[pa.RecordBatch]:
-    """The document where row 0 is among the rows `start` to `stop`.
+def rows_between(file: File, start: int, stop: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The document, with those columns of SCHEMA that `schema` has, where row 0 is among the rows `start` to `stop`.
 
     Raises:
         ValueError, MalformedError: as sha256 does.
     """
     if start <= 0 < stop:
-        yield pa.RecordBatch.from_arrays([pa.array([_text(file).removeprefix(MARK)], pa.string())], schema=SCHEMA)
+        row = {TEXT_COLUMN: _text(file).removeprefix(MARK), ID_COLUMN: file.path, FILE_COLUMN: file.path}
+        yield pa.RecordBatch.from_pylist([row], schema=schema)
 
 
 def _text(file: File) -> str:

@@ -37,10 +37,11 @@ def documents(named: str) -> list[str]:
     """By both ways that files are read, which must agree."""
     (file,) = find_files([named])
     layout = inspect_file(file, TEXT)
-    assert (layout.rows, layout.groups, layout.schema) == (1, (1,), pa.schema([("text", pa.string())]))
+    assert (layout.rows, layout.groups, layout.schema) == (1, (1,), plain_text.SCHEMA)
     (planned,) = read_rows(file, 0, 1, unified([layout], [file]), TEXT)
     (streamed,) = iterate_rows([file], TEXT)
-    assert planned == streamed
+    assert planned.select(["text"]) == streamed
+    assert planned.column("id").to_pylist() == planned.column("file").to_pylist() == [file.name]
     planned.validate(full=True)
     texts: list[str] = planned.column("text").to_pylist()
     return texts
@@ -105,6 +106,17 @@ def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
     assert digests == {hashlib.sha256(content).hexdigest()}
 
 
+def test_text_beside_tables_has_no_names(tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text('{"text": "b"}\n')
+    files = find_files([put(tmp_path, b"a"), str(tmp_path / "b.jsonl")])
+    schema = unified([inspect_file(file, TEXT) for file in files], files)
+    assert schema == pa.schema([("text", pa.string())])
+    assert [row for file in files for part in read_rows(file, 0, 1, schema, TEXT) for row in part.to_pylist()] == [
+        {"text": "a"},
+        {"text": "b"},
+    ]
+
+
 def test_no_row_but_the_first_is_there(tmp_path: Path) -> None:
     (file,) = find_files([put(tmp_path, b"text")])
     assert [list(read_rows(file, *rows, plain_text.SCHEMA, TEXT)) for rows in ((1, 2), (0, 0))] == [[], []]
@@ -114,7 +126,7 @@ def test_no_row_but_the_first_is_there(tmp_path: Path) -> None:
 def test_text_has_no_other_column(tmp_path: Path, column: Column) -> None:
     (file,) = find_files([put(tmp_path, b"text")])
     for look in (lambda: inspect_file(file, column), lambda: next(iterate_rows([file], column))):
-        with pytest.raises(ValueError, match=rf"a.txt has no column `{column.name}`; it has text"):
+        with pytest.raises(ValueError, match=rf"a.txt has no column `{column.name}`; it has text, id, file"):
             look()
 
 

@@ -51,6 +51,7 @@ def _write_documents(folder: Path) -> None:
     (folder / "damaged.parquet").write_bytes(damaged)
     (folder / "empty.parquet").write_bytes(b"")
     (folder / "table.csv").write_text("text\na\n")
+    (folder / "table.xlsx").write_bytes(b"PK\x03\x04" + bytes(60))
     (folder / "empty-folder").mkdir()
     (folder / "notes").mkdir()
     (folder / "notes" / "a.txt").write_text("a note")
