@@ -51,6 +51,8 @@ class Estimate:
     files: int
     source_bytes: int
     sampled_rows: int
+    empty_rows: int
+    """Of these, those without a token."""
     tokens: float
     error: float
     """Standard error of `tokens`, as a share of it; NaN where a single document was looked at."""
@@ -99,6 +101,7 @@ def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second:
         files=len({unit.file for unit in units}),
         source_bytes=round(sum(file.size for file in source.files) * rows / source.rows),
         sampled_rows=len(lengths),
+        empty_rows=lengths.count(0),
         tokens=rows * fmean(lengths),
         error=error,
         label_columns=1 + (job.provenance.method == "second-order"),
@@ -176,13 +179,18 @@ def print_estimate(plan: Estimate, workers: Workers | None) -> None:
     labels, ids = (plan.tokens * size / 1e9 for size in sizes)
     print(f"units          {plan.units:,} of {plan.rows_a_unit:,} rows at the most{_of_small_files(plan)}")
     print(f"source         {plan.rows:,} documents, {plan.source_bytes / 1e9:,.3f} GB in {plan.files:,} files")
-    print(f"tokens         {plan.tokens:,.0f} ± {plan.error:.1%}, by {plan.sampled_rows:,} documents from all over it")
+    looked_at = f"{plan.sampled_rows:,} documents from all over it{_empty(plan)}"
+    print(f"tokens         {plan.tokens:,.0f} ± {plan.error:.1%}, by {looked_at}")
     columns = f"{plan.label_columns} column{'s' if plan.label_columns > 1 else ''}"
     print(f"labels         {labels:,.3f} GB, {LABEL_BYTES} bytes for each of a labelled token's {columns}")
     print(f"token ids      {ids:,.3f} GB, {TOKEN_BYTES} bytes a token")
     print(f"passed on      {', '.join(plan.passed) or 'no column'}; as large as in the source")
     print(f"tokens/s       {plan.speed.tokens_per_second:,.0f} a worker, {origin}")
     print(f"time           {_duration(plan.worker_hours)} of one worker{_of_workers(plan, workers) if workers else ''}")
+
+
+def _empty(plan: Estimate) -> str:
+    return f", {plan.empty_rows:,} of them without text" if plan.empty_rows else ""
 
 
 def _of_small_files(plan: Estimate) -> str:

@@ -9,6 +9,7 @@ from typing import TypedDict
 
 import pyarrow as pa
 
+from pipeline.data.documents import without_names
 from pipeline.data.locations import pinned
 from pipeline.data.naming import is_local, named_inputs, urls, without_paths
 from pipeline.data.sample import SAMPLE_NAME
@@ -107,19 +108,23 @@ def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan |
         dtype=dtype_for(config, there),
         batch_invariant=config.batch_invariant,
         estimator_tokenizer_sha256=tokenizer_sha256(other) if other else None,
+        names_of_text=is_of_text(source) and (there is None or there.provenance.names_of_text),
         **names_for(config, source, inputs, checkpoint, there),
     )
-    schema = annotated_schema(source.schema, provenance)
+    found = source.schema if provenance.names_of_text or not is_of_text(source) else without_names(source.schema)
+    schema = annotated_schema(found, provenance)
     passed = set(schema.names) - {INPUT_IDS}  # which is ours
-    read = pa.schema([field for field in source.schema if field.name in {config.column.name, *passed}])
+    read = pa.schema([field for field in found if field.name in {config.column.name, *passed}])
     units = plan_units(source, rows_per_unit=provenance.rows_per_unit, limit=config.limit)
     folder = tokens.folder.resolve() if tokens.folder else None
-    checkpoints = tuple(member.resolve() for member in members)
-    snapshot = snapshot_of(config, checkpoint)
-    run = Run(
-        config.place, checkpoints, folder, other, provenance, read, schema, len(units), config.repository, snapshot
-    )
-    return run, units
+    checkpoints, snapshot = tuple(member.resolve() for member in members), snapshot_of(config, checkpoint)
+    written = (config.place, checkpoints, folder, other, provenance, read, schema, len(units), config.repository)
+    return Run(*written, snapshot), units
+
+
+def is_of_text(source: Source) -> bool:
+    """True for text files, whose names are passed on unless an older run, which is gone on with, left them out."""
+    return all(file.format == "text" for file in source.files)
 
 
 class Names(TypedDict):

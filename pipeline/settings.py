@@ -33,9 +33,9 @@ class Config(Inputs):
     """What to label, with what, and where to write it."""
 
     input: tuple[str, ...] = ()
-    """Parquet files, JSON lines (.jsonl) or text (.txt, .md: a document a file), plain, .gz or .zst: paths, folders (of
-    Parquet and JSON lines), globs, hf://datasets/USER/NAME/PATH or any URL that fsspec reads; built-in sample documents
-    by default."""
+    """Parquet files, JSON (.jsonl: an object a line, or one array) or text (.txt, .md: a document a file), also as .gz,
+    .zst, .bz2 or .xz: paths, folders (of Parquet and JSON), globs, hf://datasets/USER/NAME/PATH or any URL that fsspec
+    reads; built-in sample documents by default."""
     text_column: str | None = None
     """Column of the documents; `text` by default, `input_ids` with --tokenizer none."""
     columns: tuple[str, ...] | None = None

@@ -26,10 +26,11 @@ def print_summary(place: str, provenance: Provenance, counts: Counts, report: Re
     """Documents, tokens, tokens/s, mean entropy, bits per byte, model, place; then where the time went."""
     tokens, labelled, mean = counts.tokens, counts.labelled_tokens, counts.mean_entropy
     bits = f"{mean / math.log(2) * tokens / counts.text_bytes:.3f}" if counts.text_bytes else "unknown without text"
-    without = f", {counts.rows_without_text:,} of them without text" if counts.rows_without_text else ""
-    print(f"documents      {counts.rows:,}{without}")
-    if counts.rows_with_unknown_text:
-        print(f"unknown text   in {counts.rows_with_unknown_text:,} documents, which have characters without a token")
+    without = f", {counts.rows_without_text:,} without text" if counts.rows_without_text else ""
+    replaced = f", {counts.rows_with_replacements:,} with U+FFFD in it" if counts.rows_with_replacements else ""
+    unknown = counts.rows_with_unknown_text
+    without_token = f", {unknown:,} with characters that have no token" if unknown else ""
+    print(f"documents      {counts.rows:,}{without}{replaced}{without_token}")
     print(f"tokens         {tokens:,}" + (f", {labelled:,} of them labelled" if labelled < tokens else ""))
     idle = "none: no unit succeeded" if report.given_up else "none: the dataset was complete"
     print(f"tokens/s       {_speed(report) if report.units else idle}")

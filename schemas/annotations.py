@@ -87,6 +87,8 @@ class Provenance:
     """Number of files; 0 if an older version wrote this."""
     model: str = UNRECORDED_MODEL
     """The checkpoint's name: USER/NAME@COMMIT of the Hub, or its folder's last part, or SHIPPED_MODEL."""
+    names_of_text: bool = False
+    """Whether documents that are text files have their names as `id` and `file`; older runs lack them."""
     rounding_nats: float = ROUNDING_NATS
     schema_version: int = SCHEMA_VERSION
 

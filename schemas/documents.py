@@ -8,6 +8,8 @@ import pyarrow as pa
 
 TEXT_COLUMN = "text"
 TOKENS_COLUMN = "input_ids"
+ID_COLUMN, FILE_COLUMN = "id", "file"
+"""Of plain text: both hold the file's path below the folder that all files of the input share."""
 
 FINEWEB = pa.schema(
     [

@@ -19,6 +19,8 @@ class Counts:
     """Null, empty or not text; their lists are empty."""
     rows_with_unknown_text: int = 0
     """Something in them has no token: it became the tokenizer's unknown token, or nothing."""
+    rows_with_replacements: int = 0
+    """Their text holds U+FFFD, which stands for what was not valid Unicode here or before."""
     tokens: int = 0
     labelled_tokens: int = 0
     text_bytes: int = 0

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -286,6 +287,40 @@ def test_files_of_text_are_a_document_each(
     rows = shard_rows(tmp_path / "out").to_pylist()
     assert [row["text"] for row in rows] == texts
     assert [row["num_tokens"] > 0 for row in rows] == [True] * 3 + [False]
+    assert [(row["id"], row["file"]) for row in rows] == [(f"{number}.txt.gz",) * 2 for number in range(4)]
+
+
+def test_a_run_over_text_files_that_began_without_their_names_goes_on_without(
+    run_command: RunCommand, tmp_path: Path
+) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"text {name}")
+    out = tmp_path / "out"
+    chosen = ("pipeline.annotate", "--input", f"{tmp_path}/*.txt", "--output", out, "--workers", 0)
+    assert run_command(*chosen, "--columns", "file") == 0
+    assert shard_rows(out).column("file").to_pylist() == ["a.txt", "b.txt"] and "id" not in shard_rows(out).column_names
+    shutil.rmtree(out)
+    assert run_command(*chosen, "--limit", 1) == 0
+    plan = next(out.rglob("plan.json"))
+    begun = json.loads(plan.read_text())
+    del begun["run"]["names_of_text"]  # which older plans lack
+    plan.write_text(json.dumps(begun))
+    for file in [*out.rglob("*.parquet"), *out.rglob("receipts/*")]:
+        file.unlink()
+    assert run_command(*chosen, "--limit", 1) == 0
+    assert not {"id", "file"} & set(shard_rows(out).column_names)
+
+
+def test_documents_that_lack_text_or_characters_are_counted_in_the_summary(
+    run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": "a"}, {"text": None}, {"text": "b\ud800"}, {"text": ""}]
+    (tmp_path / "in.json").write_text(json.dumps(rows, indent=1))
+    arguments = ("pipeline.annotate", "--input", tmp_path / "in.json", "--output", tmp_path / "out")
+    assert run_command(*arguments, "--dry-run", "--tokens-per-second", 9) == 0
+    assert "by 4 documents from all over it, 2 of them without text\n" in capsys.readouterr().out
+    assert run_command(*arguments, "--workers", 0) == 0
+    assert "documents      4, 2 without text, 1 with U+FFFD in it\n" in capsys.readouterr().out
 
 
 def test_a_dry_run_says_what_to_do_about_a_shard_for_each_of_many_files(

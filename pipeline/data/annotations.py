@@ -15,6 +15,7 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.labelled_batches import read_labelled
 from pipeline.data.locations import HUB, File, find_files, pinned
 from pipeline.data.opened import open_stored
+from pipeline.data.tally import counted
 from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
 from schemas.annotations import ENTROPY, INPUT_IDS, PROVENANCE_KEY, Provenance
 from schemas.layout import DATA_FOLDER, Subset, shard_name, shards_in_all
@@ -63,12 +64,13 @@ class AnnotatedDataset:
         Raises:
             ValueError: if a label is not finite, or there is not one a token.
         """
-        return _corpus(pa.Table.from_batches(self._batches(start, stop), self.schema))
+        rows = counted(self._batches(start, stop), self.source)
+        return _corpus(pa.Table.from_batches(rows, self.schema))
 
     def pieces(self, start: int, stop: int, tokens: int) -> Iterator[Corpus]:
         """The same rows, so many tokens or a little more at a time; only these are in memory."""
         held, left = list[pa.RecordBatch](), tokens
-        for batch in self._batches(start, stop):
+        for batch in counted(self._batches(start, stop), self.source):
             held.append(batch)
             left -= len(batch.column(INPUT_IDS).flatten())
             if left <= 0:

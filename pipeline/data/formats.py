@@ -5,9 +5,11 @@ from typing import Literal
 
 Format = Literal["Parquet", "JSON lines", "text", "Arrow"]
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-JSON_LINES = tuple(kind + end for kind in (".jsonl", ".json", ".ndjson") for end in ("", *COMPRESSIONS))
-TEXT = tuple(kind + end for kind in (".txt", ".md", ".text") for end in ("", *COMPRESSIONS))
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bzip2", ".xz": "xz"}
+JSON_ENDINGS, TEXT_ENDINGS = (".jsonl", ".json", ".ndjson"), (".txt", ".md", ".text")
+JSON_LINES = tuple(kind + end for kind in JSON_ENDINGS for end in ("", *COMPRESSIONS))
+TEXT = tuple(kind + end for kind in TEXT_ENDINGS for end in ("", *COMPRESSIONS))
+TABLES = tuple(kind + end for kind in (".csv", ".tsv") for end in ("", ".gz", ".zst"))  # which DuckDB reads
 ARROW = ".arrow"
 FOUND_IN_FOLDERS = (".parquet", *JSON_LINES, ARROW)
 """Text is read where it is named or a glob names it: beside data lie a README.md and a LICENSE.txt."""
@@ -23,5 +25,16 @@ def format_of(name: str) -> Format:
 
 
 def compression_of(name: str) -> str | None:
-    """Arrow's name of what a file of JSON lines or text is compressed with."""
+    """Compression of a file of JSON lines or text; None where its name tells of none."""
     return COMPRESSIONS.get(PurePosixPath(name.lower()).suffix)
+
+
+def remedy(name: str) -> str:
+    """Advice for a file that cannot be read as what its name tells."""
+    if name.lower().endswith((".parquet", *JSON_LINES, *TEXT)):
+        return "write or fetch it again, or give it the ending of what it is"
+    if name.lower().endswith(TABLES):
+        return f"convert it, as with `duckdb -c \"COPY (FROM '{name}') TO 'documents.parquet'\"`"
+    known = ", ".join((".parquet", *JSON_ENDINGS, *TEXT_ENDINGS))
+    compressed = f"all but the first also with {', '.join(COMPRESSIONS)}"
+    return f"convert it, or give it the ending of what it is: {known}, {compressed}"

@@ -1,13 +1,10 @@
-"""JSON lines: one object a line, read as Arrow rows whatever the lines hold.
+"""JSON: each object of a file, one a line or all in an array, read as an Arrow row whatever it holds.
 
-A blank line is no row; a line that is no JSON object is a row of nulls. There is no index: rows are reached by reading
-over the lines before them, and types are known only when the whole file has been read.
+There is no index: rows are reached by reading over those before them, and types are known only when the whole file has
+been read.
 """
 
-import hashlib
-import itertools
 import json
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,13 +13,14 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from pipeline.data.batches import grouped
+from pipeline.data.json_objects import objects
+from pipeline.data.opened import Digested
+from pipeline.data.utf8 import MalformedError
 
 TOKENS = pa.list_(pa.int64())
 SCALARS = {str, int, float, bool, type(None)}
 INT64 = range(-(2**63), 2**63)
-MARK = b"\xef\xbb\xbf"  # a byte order mark, which some editors put first
-SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+NAMES: Mapping[type, str] = {bool: "true or false", int: "numbers", float: "numbers", str: "text"}
 ARROW_TYPES: Mapping[frozenset[type], pa.DataType] = {
     frozenset(): pa.null(),
     frozenset({bool}): pa.bool_(),
@@ -38,48 +36,44 @@ class Scan:
 
     rows: int
     types: dict[str, pa.DataType]
+    """In the order of first sight; null for a column of nulls alone, but for the required one."""
     sha256: str
-    """Of the content, blank lines and all."""
+    """Of the content, white space and all."""
 
 
 def scan(stream: BinaryIO, required: pa.Field) -> Scan:
-    """Reads all lines. The required column has its type, or null if no row of several holds a value of it."""
-    digest = hashlib.sha256()
+    """Reads all rows. The required column has its type if a row has it, with nulls alone too, or if there is no row.
+
+    Raises:
+        MalformedError: if the file holds anything but objects, or only values of other types in the required column.
+    """
+    content = Digested(stream)
     kinds: defaultdict[str, set[type]] = defaultdict(set)
     rows, seen, convert = 0, False, converter(required.type, exactly=True)
-    for line in stream:
-        digest.update(line)
-        if line.isspace():
-            continue
+    for row, _ in objects(content.buffered):
         rows += 1
-        row = parsed(line)
         for name, value in row.items():
             kinds[name].add(_kind(value))
         seen = seen or convert(row.get(required.name)) is not None
     types = {name: ARROW_TYPES.get(frozenset(found - {type(None)}), pa.string()) for name, found in kinds.items()}
-    types[required.name] = required.type if seen or not rows else pa.null()
-    return Scan(rows, types, digest.hexdigest())
+    if not seen and (others := kinds.get(required.name, set()) - {type(None)}):
+        raise _of_other_types(required, others)
+    if required.name in types or not rows:
+        types[required.name] = required.type
+    return Scan(rows, types, content.sha256)
 
 
 def rows_between(stream: BinaryIO, start: int, stop: int, schema: pa.Schema, required: str) -> Iterator[pa.RecordBatch]:
-    """Rows `start` to `stop` with the columns of `schema`, a batch of at most ROWS_PER_BATCH rows or BATCH_BYTES."""
+    """Rows `start` to `stop` with the columns of `schema`, a batch of at most ROWS_PER_BATCH rows or BATCH_BYTES.
+
+    Raises:
+        MalformedError: if anything but objects stands among them.
+    """
     converters = {field.name: converter(field.type, exactly=field.name == required) for field in schema}
-    for lines in grouped(_lines_between(stream, start, stop), rows=lambda line: 1, size=len):
-        rows = [parsed(line) for line in lines]
-        columns = [[convert(row.get(name)) for row in rows] for name, convert in converters.items()]
+    for found in grouped(objects(stream, start, stop), rows=lambda each: 1, size=lambda each: each.size):
+        columns = [[convert(each.row.get(name)) for each in found] for name, convert in converters.items()]
         arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
         yield pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def parsed(line: bytes) -> dict[str, Any]:
-    """The line's object, all of its text valid Unicode (U+FFFD for what is not); an empty one if there is none."""
-    try:
-        value = json.loads(line.removeprefix(MARK).decode("utf-8", errors="replace"))
-        if SURROGATE_ESCAPE.search(line):
-            value = json.loads(LONE_SURROGATE.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
-    except (ValueError, RecursionError):  # not JSON, a number of over 4300 digits, or nested a thousand deep
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def converter(kind: pa.DataType, *, exactly: bool) -> Callable[[Any], Any]:
@@ -119,6 +113,7 @@ def _kind(value: object) -> type:
     return kind if kind in SCALARS and (kind is not int or value in INT64) else object
 
 
-def _lines_between(stream: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
-    lines = (line for line in stream if not line.isspace())
-    return itertools.islice(lines, start, stop)
+def _of_other_types(required: pa.Field, kinds: set[type]) -> MalformedError:
+    wanted = "text" if pa.types.is_string(required.type) else "lists of token ids"
+    there = ", ".join(sorted({NAMES.get(kind, "objects or lists") for kind in kinds}))
+    return MalformedError(f"holds {there} in column `{required.name}`, not {wanted}; name one that does, or convert it")

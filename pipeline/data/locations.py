@@ -12,7 +12,8 @@ import glob
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from os import stat_result
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -49,6 +50,8 @@ class File:
     """Bytes as stored."""
     version: str
     """Another one when the content is another, as far as the filesystem tells."""
+    path: str = field(default="", compare=False)
+    """Below the folder that all files of the input share."""
 
     @property
     def name(self) -> str:
@@ -136,7 +139,7 @@ def distinct(files: Sequence[File]) -> list[File]:
     repeated = [path for path, count in times.items() if count > 1]
     if repeated:
         raise ValueError(f"named more than once in the input: {shortened(repeated)}; name each file once")
-    return list(files)
+    return _with_paths(files)
 
 
 def is_asked_for(path: str, pattern: str) -> bool:
@@ -160,6 +163,12 @@ def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
         ConnectionError: if the network fails.
     """
     return tuple(_pinned(named) if named.startswith(HUB) else named for named in inputs)
+
+
+def _with_paths(files: Sequence[File]) -> list[File]:
+    parts = [file.url.split("/") for file in files]
+    shared = len([*takewhile(lambda names: len(set(names)) == 1, zip(*(part[:-1] for part in parts), strict=False))])
+    return [replace(file, path="/".join(part[shared:])) for file, part in zip(files, parts, strict=True)]
 
 
 def _all_data(place: File | Folder) -> list[File]:

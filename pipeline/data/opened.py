@@ -1,30 +1,56 @@
 """Files opened where they lie: the content that was found, or an error that says what has become of it."""
 
+import hashlib
 import io
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import pyarrow as pa
 
+from pipeline.data.compressed import Decompressed
 from pipeline.data.formats import compression_of
 from pipeline.data.locations import File, filesystem_of, is_url, local_file, remote_file
 from pipeline.data.reaching import RemoteFile, reaching
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 READ_BYTES = 2**20
 
 
 def open_file(file: File) -> BinaryIO:
-    """The file's content from its beginning, decompressed if its name ends in .gz or .zst.
+    """The file's content from its beginning, decompressed if its name ends as that of a compressed file.
 
     Reading raises OSError itself if the compressed data is cut short or damaged, and otherwise as `open_stored` says.
 
     Raises:
         ValueError, OSError: as open_stored does.
     """
-    stored = open_stored(file)
+    stored = cast(BinaryIO, io.BufferedReader(open_stored(file), READ_BYTES))
     compression = compression_of(file.name)
-    content = stored if compression is None else pa.CompressedInputStream(stored, compression)
-    return cast(BinaryIO, io.BufferedReader(content, READ_BYTES))
+    return stored if compression is None else io.BufferedReader(Decompressed(stored, compression), READ_BYTES)
+
+
+class Digested(io.RawIOBase):
+    """A stream whose content is digested while it is read to its end, through `buffered`."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._digest = stream, hashlib.sha256()
+        self.buffered = cast(BinaryIO, io.BufferedReader(self, READ_BYTES))
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        data = self._stream.read(len(memoryview(buffer)))
+        self._digest.update(data)
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
+
+    @property
+    def sha256(self) -> str:
+        """Of what has been read."""
+        return self._digest.hexdigest()
 
 
 def open_stored(file: File, read_ahead: int | None = None) -> pa.NativeFile:

@@ -1,4 +1,4 @@
-"""Plain text: a file is one document, which is one row with the one column `text`.
+"""Plain text: a file is one document, which is one row with its `text` and, twice, its path as `id` and `file`.
 
 It is read whole and must be UTF-8. Line ends stay as they are; a byte order mark at the beginning is left out.
 """
@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from pipeline.data.locations import File
 from pipeline.data.opened import READ_BYTES, open_file
-from schemas.documents import TEXT_COLUMN
+from pipeline.data.utf8 import decoded, require_narrow
+from schemas.documents import FILE_COLUMN, ID_COLUMN, TEXT_COLUMN
 
-SCHEMA = pa.schema([(TEXT_COLUMN, pa.string())])
+SCHEMA = pa.schema([(name, pa.string()) for name in (TEXT_COLUMN, ID_COLUMN, FILE_COLUMN)])
 MARK = "\ufeff"
 MOST_BYTES = 2**31 - 1  # of a string of Arrow's
 
@@ -22,19 +23,21 @@ def sha256(file: File) -> str:
     """Of the decompressed content.
 
     Raises:
-        ValueError: if it is not UTF-8, or too large.
+        ValueError: if it is too large.
+        MalformedError: if it is not UTF-8.
     """
     return hashlib.sha256(_text(file).encode()).hexdigest()
 
 
-def rows_between(file: File, start: int, stop: int) -> Iterator[pa.RecordBatch]:
-    """The document where row 0 is among the rows `start` to `stop`.
+def rows_between(file: File, start: int, stop: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The document, with those columns of SCHEMA that `schema` has, where row 0 is among the rows `start` to `stop`.
 
     Raises:
-        ValueError: as sha256 does.
+        ValueError, MalformedError: as sha256 does.
     """
     if start <= 0 < stop:
-        yield pa.RecordBatch.from_arrays([pa.array([_text(file).removeprefix(MARK)], pa.string())], schema=SCHEMA)
+        row = {TEXT_COLUMN: _text(file).removeprefix(MARK), ID_COLUMN: file.path, FILE_COLUMN: file.path}
+        yield pa.RecordBatch.from_pylist([row], schema=schema)
 
 
 def _text(file: File) -> str:
@@ -42,9 +45,5 @@ def _text(file: File) -> str:
         content = b"".join(iter(partial(stream.read, READ_BYTES), b""))  # read() asks for a size, which it seeks for
     if len(content) > MOST_BYTES:
         raise ValueError(f"{file.url} holds more than {MOST_BYTES:,} bytes of text; cut it into several documents")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file.url} is not UTF-8: see byte {error.start:,}; convert it, as with `iconv -f latin1 -t utf-8`"
-        ) from None
+    require_narrow(content)
+    return decoded(content, line=1)

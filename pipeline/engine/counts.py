@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
 from pipeline.data.documents import Column
+from pipeline.data.tally import empty_rows, replaced_rows
 from pipeline.data.unknown_text import documents_with_unknown_text
 from schemas.annotations import ENTROPY, INPUT_IDS, NUM_TOKENS
 from schemas.ledger import BIN_NATS, BINS, Counts
@@ -18,16 +19,16 @@ def count(source: pa.RecordBatch, annotated: pa.Table, column: Column, tokenizer
     """Counts of some rows, before and after annotation; no tokenizer where they came tokenized."""
     entropies = pc.list_flatten(annotated.column(ENTROPY)).drop_null().to_numpy()
     given = source.column(column.name)
-    lengths = pc.fill_null(pc.list_value_length(given) if column.tokenized else pc.binary_length(given), 0)
     return Counts(
         rows=len(source),
-        rows_without_text=pc.sum(pc.equal(lengths, 0)).as_py() or 0,
+        rows_without_text=empty_rows(given),
+        rows_with_replacements=replaced_rows(given),
         rows_with_unknown_text=documents_with_unknown_text(tokenizer, given, annotated.column(INPUT_IDS))
         if tokenizer
         else 0,
         tokens=pc.sum(annotated.column(NUM_TOKENS)).as_py() or 0,
         labelled_tokens=len(entropies),
-        text_bytes=0 if column.tokenized else pc.sum(lengths).as_py() or 0,
+        text_bytes=0 if column.tokenized else pc.sum(pc.binary_length(given)).as_py() or 0,
         arrow_bytes=annotated.nbytes,
         nats=float(entropies.sum(dtype=np.float64)),
         histogram=histogram(entropies),

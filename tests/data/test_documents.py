@@ -74,12 +74,33 @@ def test_a_file_without_the_column_is_refused(tmp_path: Path, column: Column) ->
     pq.write_table(pa.table({"other": [1]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=f"has no column `{column.name}`; it has other"):
         inspect_file(found(tmp_path / "a.parquet"), column)
-    lines: list[list[Any]] = [[{"other": 1}], [{column.name: None}], [{column.name: {}}], [column.name, 5]]
-    for rows in lines:
+    keys: dict[str, Any] = {f"k{number}": 1 for number in range(22)}
+    for rows, told in (
+        ([{"other": 1}, {}], "has no column `{}`; it has other"),
+        ([keys], "has no column `{}`; it has k0, .*, k19 and 2 more"),
+        ([{}], "has no column `{}`; it has none"),
+        ([{column.name: {}}, {column.name: None}], "holds objects or lists in column `{}`, not "),
+        ([{column.name: 5}], "holds numbers in column `{}`, not "),
+    ):
         file = json_file(tmp_path / "a.jsonl", rows)
         for look in (lambda file: inspect_file(file, column), lambda file: list(iterate_rows([file], column))):
-            with pytest.raises(ValueError, match=f"has no column `{column.name}`: no line"):
+            with pytest.raises(ValueError, match=rf"a\.jsonl {told.format(column.name)}") as refusal:
                 look(file)
+            assert ("--text-column" in str(refusal.value)) == ("no column" in told and not column.tokenized)
+
+
+@pytest.mark.parametrize("column", [TEXT, IDS])
+def test_a_part_of_nulls_alone_is_read_beside_others(tmp_path: Path, column: Column) -> None:
+    good = json_file(tmp_path / "0.jsonl", [{column.name: [1] if column.tokenized else "a"}])
+    nulls = json_file(tmp_path / "1.jsonl", [{column.name: None}, {"other": 1}])
+    pq.write_table(pa.table({column.name: pa.nulls(2)}), tmp_path / "2.parquet")
+    pq.write_table(pa.table({column.name: pa.nulls(0)}), tmp_path / "3.parquet")
+    empty = [found(tmp_path / name) for name in ("2.parquet", "3.parquet")]
+    for file in (nulls, *empty):
+        assert inspect_file(file, column).schema.field(column.name) == inspect_file(good, column).schema.field(0)
+        assert all(rows.column(0).null_count == len(rows) for rows in iterate_rows([file], column))
+        assert sum(map(len, read(file, column))) == inspect_file(file, column).rows
+    assert sum(map(len, iterate_rows([good, nulls, *empty], column))) == 5
 
 
 @pytest.mark.parametrize(

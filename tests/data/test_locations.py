@@ -51,6 +51,21 @@ def test_a_file_a_folder_and_a_glob_are_found_in_order(folder: Path, protocol: s
     assert all(file.size == len(LINE) and file.name == Path(file.url).name for file in found)
 
 
+@pytest.mark.parametrize(
+    ("named", "paths"),
+    [
+        (["one/notes.txt"], ["notes.txt"]),
+        (["one"], ["a.jsonl", "b.parquet", "deep/c.json.gz", "deep/d.NDJSON.zst"]),
+        (["one/deep"], ["c.json.gz", "d.NDJSON.zst"]),
+        (["two/e.jsonl", "one/a.jsonl", "z.json"], ["two/e.jsonl", "one/a.jsonl", "z.json"]),
+        (["two/?.jsonl"], ["e.jsonl", "f.jsonl"]),
+    ],
+)
+def test_a_path_is_that_below_the_folder_that_all_share(folder: Path, named: list[str], paths: list[str]) -> None:
+    for protocol in ("", "file://"):
+        assert [file.path for file in find_files([f"{protocol}{folder}/{name}" for name in named])] == paths
+
+
 @pytest.mark.parametrize("named", ["missing.parquet", "*.parquet", ".", "https"])
 def test_an_input_that_names_nothing_is_refused(tmp_path: Path, named: str) -> None:
     for protocol in ("", "file://"):

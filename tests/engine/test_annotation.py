@@ -119,7 +119,7 @@ def test_the_columns_that_were_named_are_read_and_passed_on(tmp_path: Path) -> N
 
 
 def test_counts_are_those_of_the_shard(tmp_path: Path) -> None:
-    file = write_documents(tmp_path / "in.parquet", ["The sea", None, "", "wide é"])
+    file = write_documents(tmp_path / "in.parquet", ["The sea", None, "", "wide \ufffd"])
     run, units = text_run(tmp_path, file)
     receipt, stages, _ = load_fake(run).annotate(units[0])
     assert sum(receipt.counts.histogram) == receipt.counts.labelled_tokens and len(receipt.counts.histogram) == BINS
@@ -127,7 +127,13 @@ def test_counts_are_those_of_the_shard(tmp_path: Path) -> None:
     assert receipt.size == (run.subset.data / receipt.shard).stat().st_size
     rows = pq.read_table(run.subset.data / receipt.shard).to_pylist()
     assert list(read_receipts(run.subset)) == [receipt]
-    assert (receipt.counts.rows, receipt.counts.rows_without_text, receipt.counts.text_bytes) == (4, 2, 14)
+    assert (receipt.counts.rows, receipt.counts.rows_without_text, receipt.counts.text_bytes) == (4, 2, 15)
+    assert receipt.counts.rows_with_replacements == 1
+    before = json.loads(receipt.to_json())
+    del before["counts"]["rows_with_replacements"]  # which older receipts lack
+    assert Receipt.from_json(json.dumps(before)) == replace(
+        receipt, counts=replace(receipt.counts, rows_with_replacements=0)
+    )
     assert receipt.counts.tokens == receipt.counts.labelled_tokens == sum(len(row["input_ids"]) for row in rows)
     assert receipt.counts.nats == pytest.approx(sum(sum(row["entropy"]) for row in rows))
     assert 0 < stages.batch_fill <= 1 and 0 <= stages.device_wait < 1 and all(s >= 0 for s in stages.seconds.values())

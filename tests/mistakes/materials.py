@@ -53,6 +53,7 @@ def _write_documents(folder: Path) -> None:
     (folder / "damaged.parquet").write_bytes(damaged)
     (folder / "empty.parquet").write_bytes(b"")
     (folder / "table.csv").write_text("text\na\n")
+    (folder / "table.xlsx").write_bytes(b"PK\x03\x04" + bytes(60))
     (folder / "empty-folder").mkdir()
     (folder / "notes").mkdir()
     (folder / "notes" / "a.txt").write_text("a note")
@@ -60,6 +61,20 @@ def _write_documents(folder: Path) -> None:
     (folder / "pages").mkdir()
     (folder / "pages" / "report.html").write_text("<!doctype html>a page")
     (folder / "latin.txt").write_bytes("un café".encode("latin-1"))
+    (folder / "wide.txt").write_bytes("un café".encode("utf-16"))
+    (folder / "latin.jsonl").write_bytes('{"text": "a"}\n{"text": "un café"}\n'.encode("latin-1"))
+    (folder / "wide.jsonl").write_bytes('{"text": "un café"}\n'.encode("utf-16"))
+    for name, content in (
+        ("commas.jsonl", '{"text": "a"},\n{"text": "b"},\n'),
+        ("joined.jsonl", '{"text": "a"}\n{"text": "b"}{"text": "c"}\n'),
+        ("pretty.json", '{\n  "text": "a"\n}\n'),
+        ("cut.jsonl", '{"text": "a"}\n{"text": "b'),
+        ("list.jsonl", '{"text": "a"}\n["b"]\n'),
+        ("trailing.json", '[{"text": "a"},\n]\n'),
+        ("cut.json", '[{"text": "a"}\n'),
+        ("numbers.jsonl", '{"text": 1}\n'),
+    ):
+        (folder / name).write_text(content)
     (folder / "body.jsonl").write_text('{"body": "a"}\n')
     (folder / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 99)[:-9])
     (folder / "file").write_text("not a folder")
