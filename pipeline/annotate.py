@@ -65,7 +65,7 @@ def annotate(config: Config = DEFAULTS) -> int:
         begun = published or staged
         inputs = frozen(config.input, begun)
         config = replace(config, estimator=frozen_checkpoint(config.estimator, begun))
-        source = inspect(find_files(inputs or [str(sample)]), config.column)
+        source = inspect(find_files(inputs or [str(sample)]), config.column, config.passed)
         job, units = prepare(config, source, inputs, begun)
         for place, plan in ((config.output, published), (job.subset.root, staged)):
             if plan is not None:

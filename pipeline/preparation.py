@@ -24,7 +24,7 @@ from pipeline.models.checkpoint import (
     require_kind,
 )
 from pipeline.settings import KIND_OF_METHOD, Config
-from schemas.annotations import INPUT_IDS, Dtype, Provenance, annotated_schema
+from schemas.annotations import Dtype, Provenance, annotated_schema
 
 
 def frozen(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
@@ -104,8 +104,7 @@ def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan |
         estimator_tokenizer_sha256=tokenizer_sha256(other) if other else None,
     )
     schema = annotated_schema(source.schema, provenance)
-    passed = set(schema.names) - {INPUT_IDS}  # which is ours
-    read = pa.schema([field for field in source.schema if field.name in {config.column.name, *passed}])
+    read = pa.schema([field for field in source.schema if field.name in {config.column.name, *schema.names}])
     units = plan_units(source, rows_per_unit=provenance.rows_per_unit, limit=config.limit)
     folder = tokens.folder.resolve() if tokens.folder else None
     checkpoints = tuple(member.resolve() for member in members)

@@ -4,8 +4,9 @@ Parquet gives its rows group by group. Of JSON lines, planning reads the whole f
 reading over the lines before them. A file of plain text is a single row.
 """
 
+import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,11 +15,14 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from pipeline.data import json_lines, parquet_rows, plain_text
+from pipeline.data.columns import Part, merged_schema, plain_field
 from pipeline.data.encoding import encode_column
 from pipeline.data.locations import File
 from pipeline.data.opened import open_file
 from pipeline.data.redaction import redacted
 from schemas.documents import TEXT_COLUMN, is_text, is_token_list
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Layout:
     groups: tuple[int, ...]
     """Rows of each run that is cheap to read apart: Parquet's row groups, all of any other file."""
     schema: pa.Schema
-    """Without metadata. A column of JSON lines that holds nulls alone has the type null until files are `unified`."""
+    """Of Parquet a plain one; of JSON lines the types that its own values have together."""
     sha256: str
     """Of a Parquet file's name, size and footer; of the decompressed content of JSON lines and text."""
 
@@ -53,26 +57,41 @@ def inspect_file(file: File, column: Column) -> Layout:
     """
     with _reading(file):
         layout = _layout(file, column)
-    _require_column(file, layout.schema, column)
+    if layout.rows:
+        _require_column(file, layout.schema, column)
     return layout
 
 
-def unified(layouts: Sequence[Layout], files: Sequence[File]) -> pa.Schema:
-    """The columns of all files: equal ones, or merged from JSON lines, where a column may be absent from a file.
+def unified(
+    layouts: Sequence[Layout], files: Sequence[File], column: Column, passed: Collection[str] | None = None
+) -> pa.Schema:
+    """One schema of the required column and those that are passed on, all where None; compared by name and widened.
+
+    Files without rows have no say. A column may be absent from lines of JSON, and from whole files of them.
 
     Raises:
-        ValueError: if a file has other columns than the first, one of them being Parquet.
+        ValueError: if no file has a column that is passed on, a file lacks one, or types do not go together.
     """
-    if all(file.format == "JSON lines" for file in files):
-        return _merged([layout.schema for layout in layouts])
-    schemas = [
-        _merged([layout.schema]) if file.format == "JSON lines" else layout.schema
-        for layout, file in zip(layouts, files, strict=True)
-    ]
-    for file, schema in zip(files, schemas, strict=True):
-        if not schema.equals(schemas[0]):
-            raise ValueError(f"{file.url} has other columns than {files[0].url}; annotate them apart")
-    return schemas[0]
+    pairs = [(layout.schema, file) for layout, file in zip(layouts, files, strict=True)]
+    rows = sum(layout.rows for layout in layouts)
+    given = [pair for pair, layout in zip(pairs, layouts, strict=True) if bool(layout.rows) == bool(rows)]
+    there = dict.fromkeys(name for schema, _ in given for name in schema.names)
+    if not rows and column.name not in there:
+        return pa.schema([_required_field(column)])
+    wanted = {column.name, *(there if passed is None else passed)}
+    if unknown := wanted - there.keys():
+        raise ValueError(f"the source has no column {', '.join(sorted(unknown))}; it has {', '.join(there)}")
+    types = _types_of_lines(schema for schema, file in given if file.format == "JSON lines")
+    if mixed := [name for name, kind in types.items() if name in wanted and json_lines.holds_json(kind)]:
+        told = "objects whose keys differ, or values of several types; passed on as JSON text"
+        LOG.warning("%s: %s", ", ".join(mixed), told)
+    schema = merged_schema([_part(schema, file, types) for schema, file in given], wanted, column.name)
+    index = schema.get_field_index(column.name)
+    if not pa.types.is_null(schema.field(index).type):
+        return schema
+    if rows and types:
+        raise _lacks(next(file for _, file in given if file.format == "JSON lines"), column)
+    return schema.set(index, _required_field(column))
 
 
 def read_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Column) -> Iterator[pa.RecordBatch]:
@@ -102,18 +121,22 @@ def iterate_rows(files: Sequence[File], column: Column, limit: int | None = None
     Raises:
         ValueError, OSError: as inspect_file and read_rows do.
     """
+    given, without_any = 0, list[File]()
     for file in files:
         if limit == 0:
             return
         schema = _required_alone(file, column)
-        rows = given = 0
+        rows, given_before = 0, given
         for batch in read_rows(file, 0, sys.maxsize if limit is None else limit, schema, column):
             rows += len(batch)
             given += len(batch) - batch.column(0).null_count
             yield batch
-        if file.format == "JSON lines" and rows and not given:
-            raise _lacks(file, column)
+        if file.format == "JSON lines" and rows and given == given_before:
+            inspect_file(file, column)  # where it lacks the column, it is refused
+            without_any.append(file)
         limit = None if limit is None else limit - rows
+    if without_any and not given:
+        raise _lacks(without_any[0], column)
 
 
 def document_tokens(
@@ -150,7 +173,7 @@ def _layout(file: File, column: Column) -> Layout:
         return Layout(1, (1,), plain_text.SCHEMA, plain_text.sha256(file))
     with open_file(file) as stream:
         found = json_lines.scan(stream, _required_field(column))
-    if pa.types.is_null(found.types[column.name]):
+    if column.name not in found.types and found.rows:
         raise _lacks(file, column)
     return Layout(found.rows, (found.rows,) if found.rows else (), pa.schema([*found.types.items()]), found.sha256)
 
@@ -159,14 +182,13 @@ def _require_column(file: File, schema: pa.Schema, column: Column) -> None:
     names, fits = schema.names, is_token_list if column.tokenized else is_text
     if column.name not in names:
         raise ValueError(f"{file.url} has no column `{column.name}`; it has {', '.join(names)}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"{file.url} has several columns of one name among {', '.join(names)}; rename them")
+    if names.count(column.name) > 1:
+        raise ValueError(f"{file.url} has several columns of one name, `{column.name}`; rename them")
     kind = schema.field(column.name).type
-    if not fits(kind):
+    if not fits(kind) and not pa.types.is_null(kind):
         wanted = "lists of token ids" if column.tokenized else "text"
-        raise ValueError(
-            f"column `{column.name}` of {file.url} holds {kind}, not {wanted}; name one that does, or convert it"
-        )
+        told = f"column `{column.name}` of {file.url} holds {kind}, not {wanted}"
+        raise ValueError(f"{told}; name one that does, or convert it")
 
 
 def _lacks(file: File, column: Column) -> ValueError:
@@ -183,16 +205,26 @@ def _required_alone(file: File, column: Column) -> pa.Schema:
     if file.format == "JSON lines":
         return pa.schema([_required_field(column)])
     if file.format == "Parquet":
-        return pa.schema([inspect_file(file, column).schema.field(column.name)])
+        layout = inspect_file(file, column)
+        return unified([layout], [file], column, ()) if layout.rows else pa.schema([_required_field(column)])
     _require_column(file, plain_text.SCHEMA, column)
     return plain_text.SCHEMA
 
 
-def _merged(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    kinds: dict[str, list[pa.DataType]] = {}
+def _types_of_lines(schemas: Iterable[pa.Schema]) -> dict[str, pa.DataType]:
+    """Types of the columns of several files of JSON lines."""
+    types: dict[str, pa.DataType] = {}
     for field in (field for schema in schemas for field in schema):
-        kinds.setdefault(field.name, []).append(field.type)
-    return pa.schema([(name, json_lines.merged(found)) for name, found in kinds.items()])
+        types[field.name] = json_lines.merged(types.get(field.name, pa.null()), field.type)
+    return types
+
+
+def _part(schema: pa.Schema, file: File, types: Mapping[str, pa.DataType]) -> Part:
+    """A file's columns, those of JSON lines with the types that they have in all files of them."""
+    if file.format != "JSON lines":
+        return Part(schema, file.url)
+    fields = [plain_field(pa.field(name, types[name])) for name in schema.names]
+    return Part(pa.schema(fields), file.url, may_lack=True)
 
 
 @contextmanager
@@ -200,6 +232,8 @@ def _reading(file: File) -> Iterator[None]:
     """Names the file that cannot be decoded; an error of the disk or the store passes as it is."""
     try:
         yield
+    except json_lines.WrongValueError as error:
+        raise ValueError(f"{file.url}, {error}; correct it, or leave that line out") from None
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
         # Of damaged data too Arrow raises OSError, but bare and without a number, as a disk's and a store's never is.
         if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):

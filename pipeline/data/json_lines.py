@@ -1,4 +1,4 @@
-"""JSON lines: one object a line, read as Arrow rows whatever the lines hold.
+"""JSON lines: one object a line, read as Arrow rows with the types that all lines together have.
 
 A blank line is no row; a line that is no JSON object is a row of nulls. There is no index: rows are reached by reading
 over the lines before them, and types are known only when the whole file has been read.
@@ -7,29 +7,47 @@ over the lines before them, and types are known only when the whole file has bee
 import hashlib
 import itertools
 import json
+import math
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, reduce
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from pipeline.data.batches import grouped
+from pipeline.data.columns import is_json
+from schemas.documents import is_token_list
 
 TOKENS = pa.list_(pa.int64())
-SCALARS = {str, int, float, bool, type(None)}
-INT64 = range(-(2**63), 2**63)
+JSON = pa.json_()
+"""Type of values that have no other type together. They are kept as JSON text, which `datasets` decodes."""
+INT64, UINT64 = range(-(2**63), 2**63), range(2**64)
+MOST_DEPTH = 32  # of lists and objects in each other; what is deeper is JSON
+MOST_SHAPES = 10_000  # remembered, so that most values cost no merging
 MARK = b"\xef\xbb\xbf"  # a byte order mark, which some editors put first
 SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-ARROW_TYPES: Mapping[frozenset[type], pa.DataType] = {
-    frozenset(): pa.null(),
-    frozenset({bool}): pa.bool_(),
-    frozenset({int}): pa.int64(),
-    frozenset({float}): pa.float64(),
-    frozenset({int, float}): pa.float64(),
+SCALARS: Mapping[Any, pa.DataType] = {
+    type(None): pa.null(),
+    bool: pa.bool_(),
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    object: JSON,
 }
+
+SAID = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+
+Shape = type | tuple[Any, ...]
+"""A scalar's type, `list` with the shapes of its items, or `dict` with its keys and the shapes of their values."""
+Row = tuple[int, dict[str, Any]]
+"""A line's number, from 1, and its object."""
+
+
+class WrongValueError(ValueError):
+    """A line has a value that its column cannot hold."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +61,11 @@ class Scan:
 
 
 def scan(stream: BinaryIO, required: pa.Field) -> Scan:
-    """Reads all lines. The required column has its type, or null if no row of several holds a value of it."""
-    digest = hashlib.sha256()
-    kinds: defaultdict[str, set[type]] = defaultdict(set)
-    rows, seen, convert = 0, False, converter(required.type, exactly=True)
+    """Reads all lines. The required column has its type, null if it only holds nulls, none if it holds other values."""
+    digest, rows = hashlib.sha256(), 0
+    types: dict[str, pa.DataType] = {}
+    known: set[tuple[str, Shape]] = set()
+    convert = required_converter(required)
     for line in stream:
         digest.update(line)
         if line.isspace():
@@ -54,19 +73,32 @@ def scan(stream: BinaryIO, required: pa.Field) -> Scan:
         rows += 1
         row = parsed(line)
         for name, value in row.items():
-            kinds[name].add(_kind(value))
-        seen = seen or convert(row.get(required.name)) is not None
-    types = {name: ARROW_TYPES.get(frozenset(found - {type(None)}), pa.string()) for name, found in kinds.items()}
-    types[required.name] = required.type if seen or not rows else pa.null()
+            if name == required.name:
+                if convert(value) is not None:
+                    types[name] = required.type
+                elif value is None:
+                    types.setdefault(name, pa.null())
+                continue
+            seen = (name, shape(value))
+            if seen not in known:
+                if len(known) == MOST_SHAPES:
+                    known.clear()
+                known.add(seen)
+                types[name] = merged(types.get(name, pa.null()), type_of(seen[1]))
     return Scan(rows, types, digest.hexdigest())
 
 
 def rows_between(stream: BinaryIO, start: int, stop: int, schema: pa.Schema, required: str) -> Iterator[pa.RecordBatch]:
-    """Rows `start` to `stop` with the columns of `schema`, a batch of at most ROWS_PER_BATCH rows or BATCH_BYTES."""
-    converters = {field.name: converter(field.type, exactly=field.name == required) for field in schema}
-    for lines in grouped(_lines_between(stream, start, stop), rows=lambda line: 1, size=len):
-        rows = [parsed(line) for line in lines]
-        columns = [[convert(row.get(name)) for row in rows] for name, convert in converters.items()]
+    """Rows `start` to `stop` with the columns of a plain schema, in batches of ROWS_PER_BATCH rows or BATCH_BYTES.
+
+    Raises:
+        WrongValueError: if a line has a value of another type in one of the columns, the required one excepted.
+    """
+    converters = {field.name: converter(field) for field in schema}
+    converters[required] = required_converter(schema.field(required))
+    for lines in grouped(_lines_between(stream, start, stop), rows=lambda line: 1, size=lambda line: len(line[1])):
+        rows = [(number, parsed(line)) for number, line in lines]
+        columns = [[*_converted(rows, name, convert)] for name, convert in converters.items()]
         arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
         yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
@@ -82,43 +114,140 @@ def parsed(line: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def converter(kind: pa.DataType, *, exactly: bool) -> Callable[[Any], Any]:
-    """From a JSON value to one of the Arrow type, or None.
-
-    In a string column, text stays as it is; any other value becomes its JSON text, or None if it is `exactly` text
-    that is wanted.
-    """
-    if pa.types.is_boolean(kind):
-        return lambda value: value if isinstance(value, bool) else None
-    if pa.types.is_integer(kind):
-        return lambda value: value if _is_integer(value) else None
+def converter(field: pa.Field) -> Callable[[Any], Any]:
+    """From a JSON value to one that Arrow takes for a plain field; raises WrongValueError for another value."""
+    kind = field.type
+    if is_json(field):
+        return lambda value: None if value is None else json.dumps(value, ensure_ascii=False)
+    if pa.types.is_struct(kind):
+        return _struct_converter(kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _list_converter(converter(kind.value_field))
+    for is_kind, fits in SCALAR_KINDS:
+        if is_kind(kind):
+            return lambda value: value if value is None or fits(value) else _refused(value)
     if pa.types.is_floating(kind):
-        return lambda value: float(value) if isinstance(value, float) or _is_integer(value) else None
-    if pa.types.is_list(kind):
+        return _as_float
+    return lambda value: value  # for a type that Parquet files have, which takes what it can
+
+
+def required_converter(field: pa.Field) -> Callable[[Any], Any]:
+    """From a JSON value to text or token ids, whichever the field holds; None for any other value."""
+    if is_token_list(field.type):
         return lambda value: value if isinstance(value, list) and all(map(_is_integer, value)) else None
-    if exactly:
-        return lambda value: value if isinstance(value, str) else None
-    return lambda value: value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False)
+    return lambda value: value if isinstance(value, str) else None
 
 
-def merged(kinds: Iterable[pa.DataType]) -> pa.DataType:
-    """The type of a column that has these in several files; a string where there are nulls alone."""
-    found = set(kinds) - {pa.null()}
-    if found == {pa.int64(), pa.float64()}:
+def shape(value: Any, depth: int = 0) -> Shape:
+    """What decides a value's type; equal for most values of a column."""
+    kind = type(value)
+    if kind is int:
+        # `datasets` decodes JSON up to 2**64; beyond, it makes a float of an integer, as Arrow does.
+        return int if value in INT64 else object if value in UINT64 else float
+    if kind is list and depth < MOST_DEPTH:
+        return list, frozenset(shape(item, depth + 1) for item in value)
+    if kind is dict and depth < MOST_DEPTH and value:
+        return dict, tuple(value), tuple(shape(part, depth + 1) for part in value.values())
+    return kind if kind in SCALARS else object  # Parquet has no objects without keys
+
+
+@lru_cache(MOST_SHAPES)
+def type_of(shape: Shape) -> pa.DataType:
+    """The type of values of that shape."""
+    if not isinstance(shape, tuple):
+        return SCALARS[shape]
+    if shape[0] is list:
+        return pa.list_(reduce(merged, map(type_of, shape[1]), pa.null()))
+    return pa.struct([*zip(shape[1], map(type_of, shape[2]), strict=True)])
+
+
+@lru_cache(MOST_SHAPES)
+def merged(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """The type of a column that has values of both.
+
+    It is JSON where they go not together, and, as `load_dataset` has it, of objects whose keys differ.
+    """
+    if one.equals(other) or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    if {one, other} == {pa.int64(), pa.float64()}:
         return pa.float64()
-    return found.pop() if len(found) == 1 else pa.string()
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        return pa.list_(merged(one.value_type, other.value_type))
+    if pa.types.is_struct(one) and pa.types.is_struct(other) and {*_names(one)} == {*_names(other)}:
+        return pa.struct([(part.name, merged(part.type, other.field(part.name).type)) for part in one.fields])
+    return JSON
+
+
+def holds_json(kind: pa.DataType) -> bool:
+    """True for JSON and types with JSON in them."""
+    parts = [kind.field(index).type for index in range(kind.num_fields)]
+    return isinstance(kind, pa.JsonType) or any(map(holds_json, parts))
+
+
+def _struct_converter(kind: pa.DataType) -> Callable[[Any], Any]:
+    parts = {part.name: converter(part) for part in kind.fields}
+
+    def convert(value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, dict) or not value.keys() <= parts.keys():
+            return _refused(value)
+        return {name: convert_part(value.get(name)) for name, convert_part in parts.items()}
+
+    return convert
+
+
+def _list_converter(convert_item: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        if value is None:
+            return None
+        return [*map(convert_item, value)] if isinstance(value, list) else _refused(value)
+
+    return convert
+
+
+def _as_float(value: Any) -> float | None:
+    if value is None or type(value) is float:
+        return value
+    try:
+        return float(value) if type(value) is int else _refused(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
+def _refused(value: Any) -> Any:
+    raise WrongValueError(SAID[type(value)])
+
+
+def _converted(rows: Sequence[Row], name: str, convert: Callable[[Any], Any]) -> Iterator[Any]:
+    """The column's values, one a row."""
+    for number, row in rows:
+        try:
+            yield convert(row.get(name))
+        except WrongValueError as error:
+            raise WrongValueError(f"line {number} has {error} in `{name}`") from None
+
+
+def _names(kind: pa.DataType) -> list[str]:
+    return [part.name for part in kind.fields]
+
+
+def _lines_between(stream: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+    """Lines that are rows, with their numbers."""
+    lines = ((number, line) for number, line in enumerate(stream, 1) if not line.isspace())
+    return itertools.islice(lines, start, stop)
 
 
 def _is_integer(value: object) -> bool:
     return type(value) is int and value in INT64
 
 
-def _kind(value: object) -> type:
-    """Its type; `object` for what has no Arrow type of its own."""
-    kind = type(value)
-    return kind if kind in SCALARS and (kind is not int or value in INT64) else object
-
-
-def _lines_between(stream: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
-    lines = (line for line in stream if not line.isspace())
-    return itertools.islice(lines, start, stop)
+SCALAR_KINDS: Sequence[tuple[Callable[[pa.DataType], bool], Callable[[Any], bool]]] = (
+    (pa.types.is_null, lambda value: False),
+    (pa.types.is_boolean, lambda value: type(value) is bool),
+    (pa.types.is_integer, _is_integer),
+    (pa.types.is_string, lambda value: type(value) is str),
+    (pa.types.is_large_string, lambda value: type(value) is str),
+)

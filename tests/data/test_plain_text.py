@@ -33,7 +33,7 @@ def documents(named: str) -> list[str]:
     (file,) = find_files([named])
     layout = inspect_file(file, TEXT)
     assert (layout.rows, layout.groups, layout.schema) == (1, (1,), pa.schema([("text", pa.string())]))
-    (planned,) = read_rows(file, 0, 1, unified([layout], [file]), TEXT)
+    (planned,) = read_rows(file, 0, 1, unified([layout], [file], TEXT), TEXT)
     (streamed,) = iterate_rows([file], TEXT)
     assert planned == streamed
     planned.validate(full=True)
