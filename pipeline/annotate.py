@@ -30,7 +30,7 @@ from pipeline.engine.crew import Crew
 from pipeline.engine.device import Device
 from pipeline.engine.driver import Driver
 from pipeline.engine.ledger import finished, read_published, total, unpublished, write_published
-from pipeline.engine.opening import Plan, locked, open_run, planned, require_same
+from pipeline.engine.opening import Plan, locked, open_run, planned, require_same, require_same_columns
 from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.report import Outcome, Report
 from pipeline.engine.run import Run
@@ -70,6 +70,7 @@ def annotate(config: Config = DEFAULTS) -> int:
         for place, plan in ((config.output, published), (job.subset.root, staged)):
             if plan is not None:
                 require_same(f"--output {place}", job.provenance, plan.provenance)
+                require_same_columns(f"--output {place}", job.schema, plan, source.files)
         if config.dry_run:
             from pipeline.estimate import estimate, print_estimate
 
@@ -86,7 +87,7 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config) -> int:
     if job.repository is not None:
         job.repository.prepare(private=config.private)
     checkpoint = job.snapshot.name if job.snapshot else None
-    open_run(job.subset, Plan(job.provenance, config.input, checkpoint), units)
+    open_run(job.subset, Plan(job.provenance, config.input, checkpoint, job.schema), units)
     if job.tokenizer is not None:
         copy_tokenizer(job.tokenizer, job.subset.tokenizer)
     if job.repository is None:

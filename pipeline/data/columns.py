@@ -33,7 +33,8 @@ def plain_schema(schema: pa.Schema, place: str) -> pa.Schema:
 
 def plain_field(field: pa.Field) -> pa.Field:
     """A field of a plain schema."""
-    named = {key: value for key, value in (field.metadata or {}).items() if key in EXTENSION_KEYS}
+    metadata = field.metadata or {}
+    named = {key: metadata[key] for key in EXTENSION_KEYS if key in metadata}  # in one order, which files keep
     kind = field.type
     if isinstance(kind, pa.ExtensionType | pa.JsonType):  # Arrow's other ones are the same whatever is imported
         serialized = b"" if isinstance(kind, pa.JsonType) else kind.__arrow_ext_serialize__()
@@ -55,12 +56,17 @@ def _plain(kind: pa.DataType) -> pa.DataType:
         key = plain_field(kind.key_field).with_nullable(False)
         return pa.map_(key, plain_field(kind.item_field), kind.keys_sorted)
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(plain_field(kind.value_field), kind.list_size)
+        return pa.list_(_item(kind), kind.list_size)
     if pa.types.is_list(kind) or pa.types.is_list_view(kind):
-        return pa.list_(plain_field(kind.value_field))
+        return pa.list_(_item(kind))
     if pa.types.is_large_list(kind) or pa.types.is_large_list_view(kind):
-        return pa.large_list(plain_field(kind.value_field))
+        return pa.large_list(_item(kind))
     return kind
+
+
+def _item(kind: pa.DataType) -> pa.Field:
+    """The field of a list's items, of one name: Parquet has one, and types made in memory another."""
+    return plain_field(kind.value_field).with_name("element")
 
 
 def is_json(field: pa.Field) -> bool:

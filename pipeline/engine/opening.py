@@ -2,16 +2,21 @@
 
 import fcntl
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+
+from pipeline.data.columns import is_json, plain_field
+from pipeline.data.locations import File
 from pipeline.data.shards import is_unfinished, write_text
 from pipeline.engine.ledger import read_receipts, remove_unfinished
 from pipeline.engine.plan import Unit
-from schemas.annotations import Provenance
+from schemas.annotations import DESCRIPTIONS, Provenance
 from schemas.layout import LEDGER_FOLDER, Subset
 from schemas.ledger import LOCK_FILE, PLAN_FILE, QUARANTINE
 
@@ -40,6 +45,8 @@ class Plan(NamedTuple):
     """As they were given, before any was pinned to a commit."""
     checkpoint: str | None = None
     """If it is from the Hub, USER/NAME@COMMIT."""
+    schema: pa.Schema | None = None
+    """Columns that are written; None of a run that was begun before plans had them."""
 
 
 def planned(subset: Subset) -> Plan | None:
@@ -66,7 +73,8 @@ def planned(subset: Subset) -> Plan | None:
 def read_plan(text: str) -> Plan:
     """What was written as a plan."""
     plan = json.loads(text)
-    return Plan(Provenance.from_json(json.dumps(plan["run"])), tuple(plan["inputs"]), plan.get("checkpoint"))
+    schema = pa.ipc.read_schema(pa.py_buffer(b64decode(plan["schema"]))) if plan.get("schema") else None
+    return Plan(Provenance.from_json(json.dumps(plan["run"])), tuple(plan["inputs"]), plan.get("checkpoint"), schema)
 
 
 def open_run(subset: Subset, plan: Plan, units: Sequence[Unit]) -> None:
@@ -102,12 +110,32 @@ def require_same(
         raise ValueError(f"{place} holds another run's dataset ({shown}); {remedy}")
 
 
+def require_same_columns(place: str, wanted: pa.Schema, there: Plan, files: Sequence[File]) -> None:
+    """Raise if a run that is resumed has written columns of other types, so that its shards would differ.
+
+    Raises:
+        ValueError: if so, naming the column.
+    """
+    for field in wanted:
+        if there.schema is None:
+            # Until plans had columns, these were written as text.
+            changed = pa.types.is_nested(field.type) or pa.types.is_null(field.type) or is_json(field)
+            same = field.name in DESCRIPTIONS or not changed or all(file.format != "JSON lines" for file in files)
+        else:
+            same = field.name in there.schema.names and plain_field(there.schema.field(field.name)).equals(field)
+        if not same:
+            told = f"{place} was begun by another version, which wrote column `{field.name}` with another type"
+            raise ValueError(f"{told}; complete it with that version, or choose another --output or --subset")
+
+
 def _written(plan: Plan, units: Sequence[Unit]) -> str:
     files = list(dict.fromkeys(unit.file for unit in units))
     number = {file: index for index, file in enumerate(files)}
     places = [[number[unit.file], unit.start, unit.stop] for unit in units]
     listed = [asdict(file) for file in files]
     what = {"run": asdict(plan.provenance), "inputs": plan.inputs, "checkpoint": plan.checkpoint}
+    if plan.schema is not None:
+        what["schema"] = b64encode(pa.schema([*plan.schema]).serialize()).decode()
     return json.dumps({**what, "files": listed, "units": places})
 
 
