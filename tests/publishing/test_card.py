@@ -83,7 +83,9 @@ def test_a_column_that_datasets_cannot_load_is_named() -> None:
         pa.schema([("id", pa.int64())], metadata={"huggingface": json.dumps(unknown)}),
     ):
         schema = annotated_schema(source, replace(PROVENANCE, method="exact"))
-        with pytest.raises(ValueError, match=r"`datasets` cannot load the column id, .*; leave it out by naming others"):
+        with pytest.raises(
+            ValueError, match=r"`datasets` cannot load the column id, .*; leave it out by naming others"
+        ):
             dataset_card(facts(schema=schema), None)
 
 
