@@ -32,7 +32,7 @@ from pipeline.engine.device import Device
 from pipeline.engine.driver import Driver
 from pipeline.engine.growth import grows, require_growing
 from pipeline.engine.ledger import finished, read_published, total, unpublished, write_published
-from pipeline.engine.opening import Plan, locked, open_run, planned, require_same
+from pipeline.engine.opening import Plan, locked, open_run, planned, require_same, require_same_columns
 from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.report import Outcome, Report
 from pipeline.engine.run import Run
@@ -71,13 +71,14 @@ def annotate(config: Config = DEFAULTS) -> int:
         with stage("reading the inputs"):
             inputs = frozen(config.input, begun)
             found = config.find(inputs or [str(sample)])
-            source = inspect(found.files, config.column, found.choices)
+            source = inspect(found.files, config.column, found.choices, config.passed)
         found.tell()
         with stage("reading the checkpoint"):
             job, units = prepare(config, source, inputs, begun)
         for place, plan in ((config.output, published), (job.subset.root, staged)):
             if plan is not None:
                 require_continuing(str(place), job, plan)
+                require_same_columns(f"--output {place}", job.schema, plan, source.files)
         if config.dry_run:
             from pipeline.estimate import estimate, print_estimate, workers_of
 
@@ -111,7 +112,7 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str
             job.repository.prepare(private=config.private)
     checkpoint = job.snapshot.name if job.snapshot else None
     with stage("looking at what is there"):
-        open_run(job.subset, Plan(job.provenance, config.input, checkpoint, inputs), units, job.schema)
+        open_run(job.subset, Plan(job.provenance, config.input, checkpoint, inputs, job.schema), units, job.schema)
     if job.tokenizer is not None:
         copy_tokenizer(job.tokenizer, job.subset.tokenizer)
     if job.repository is None:

@@ -29,7 +29,7 @@ from pipeline.models.checkpoint import (
     require_kind,
 )
 from pipeline.settings import KIND_OF_METHOD, Config
-from schemas.annotations import INPUT_IDS, SHIPPED_MODEL, Dtype, Method, Provenance, annotated_schema
+from schemas.annotations import SHIPPED_MODEL, Dtype, Method, Provenance, annotated_schema
 
 
 def frozen(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
@@ -113,8 +113,7 @@ def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan |
     )
     found = source.schema if provenance.names_of_text or not is_of_text(source) else without_names(source.schema)
     schema = annotated_schema(found, provenance)
-    passed = set(schema.names) - {INPUT_IDS}  # which is ours
-    read = pa.schema([field for field in found if field.name in {config.column.name, *passed}])
+    read = pa.schema([field for field in found if field.name in {config.column.name, *schema.names}])
     units = plan_units(source, rows_per_unit=provenance.rows_per_unit, limit=config.limit)
     folder = tokens.folder.resolve() if tokens.folder else None
     checkpoints, snapshot = tuple(member.resolve() for member in members), snapshot_of(config, checkpoint)

@@ -149,6 +149,12 @@ class Config(Inputs):
         return Column(self.text_column or (INPUT_IDS if tokenized else TEXT_COLUMN), tokenized)
 
     @property
+    def passed(self) -> tuple[str, ...] | None:
+        """Columns of the input that are passed on; all where None."""
+        text = (TEXT_COLUMN,) if self.keep_text and self.column.tokenized else ()
+        return None if self.columns is None else (*self.columns, *text)
+
+    @property
     def repository(self) -> Repository | None:
         """Where the dataset is published, if anywhere."""
         return Repository.at(self.output) if self.output and self.output.startswith("hf://") else None

@@ -10,6 +10,7 @@ from typing import Literal
 import pyarrow as pa
 
 from schemas.documents import TEXT_COLUMN
+from schemas.features import features_metadata, read_features
 
 SCHEMA_VERSION = 3
 PROVENANCE_KEY = b"token_entropy.provenance"
@@ -117,7 +118,7 @@ class Provenance:
 
 
 def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:
-    """The source's columns that are passed on, then ours.
+    """The columns of a plain schema that are passed on, with what `datasets` knows of them, then ours.
 
     Raises:
         ValueError: if the source has a column of one of our names, or lacks one that was named.
@@ -128,8 +129,8 @@ def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:
     if unknown := wanted - set(source.names):
         raise ValueError(f"the source has no column {', '.join(sorted(unknown))}; it has {', '.join(source.names)}")
     wanted = wanted | text if provenance.keep_text else wanted - text
-    wanted -= {INPUT_IDS, provenance.text_column} if tokenized else {INPUT_IDS}
-    passed = [field.remove_metadata() for field in source if field.name in wanted]
+    wanted -= {provenance.text_column} if tokenized else set()
+    passed = [field for field in source if field.name in wanted]
     ours = [
         pa.field(INPUT_IDS, pa.list_(pa.int32())),
         pa.field(ENTROPY, pa.list_(pa.float32())),
@@ -139,5 +140,10 @@ def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:
     ]
     taken = {field.name for field in passed} & {field.name for field in ours}
     if taken:
-        raise ValueError(f"the source has columns that annotation writes: {', '.join(sorted(taken))}; rename them")
-    return pa.schema([*passed, *ours], metadata={PROVENANCE_KEY: provenance.to_json().encode()})
+        advice = "rename them, or name those to pass on with --columns"
+        if INPUT_IDS in taken and not tokenized:
+            advice += f"; to label its tokens, give --tokenizer none --text-column {INPUT_IDS}"
+        raise ValueError(f"the source has columns that annotation writes: {', '.join(sorted(taken))}; {advice}")
+    known = {name: feature for name, feature in read_features(source, "the source").items() if name in wanted}
+    metadata = {**features_metadata(known), PROVENANCE_KEY: provenance.to_json().encode()}
+    return pa.schema([*passed, *ours], metadata=metadata)

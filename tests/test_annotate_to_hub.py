@@ -13,6 +13,7 @@ from typing import Any
 
 import duckdb
 import polars
+import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
@@ -31,6 +32,13 @@ from datasets import load_dataset
 whole = load_dataset("user/name", split="train")
 streamed = load_dataset("user/name", split="train", streaming=True)
 print(json.dumps([list(whole), list(streamed)]))
+"""
+FEATURES = """
+from datasets import load_dataset
+for name in ("user/name", "user/name-2"):
+    for how in (False, True):
+        features = load_dataset(name, split="train", streaming=how).features
+        print({key: feature for key, feature in features.items() if key in %r})
 """
 Run = Callable[..., tuple[int, str]]
 
@@ -268,3 +276,24 @@ def test_a_disk_that_is_full_while_shards_are_staged_loses_nothing(
     small_disk.grow()
     code, printed = run(*chosen, "--staging", small_disk.folder / "staging")
     assert code == 0 and "documents      316" in printed
+
+
+@pytest.mark.parametrize("more", [{}, {"_type": ["x", "y", "z"]}])
+def test_names_of_classes_are_those_of_the_source_on_the_hub_too(
+    run: Run, hub: Hub, model: Path, tmp_path: Path, more: dict[str, list[str]]
+) -> None:
+    """Also where the card cannot hold them, for a column `_type`."""
+    columns = {"kind": [0, 1, None], **more}
+    known = {"kind": {"names": ["ham", "spam"], "_type": "ClassLabel"}}
+    table = pa.table({"text": sample_texts(3, 200), **columns})
+    described = {"huggingface": json.dumps({"info": {"features": known}})}
+    pq.write_table(table.replace_schema_metadata(described), tmp_path / "in.parquet")
+    command = ("--input", tmp_path / "in.parquet", "--estimator", model)
+    code, printed = run(*command, "--output", URL, "--staging", tmp_path / "staging")
+    assert code == 0, printed
+    assert run(*command, "--output", tmp_path / "folder")[0] == 0
+    assert run(tmp_path / "folder", f"{URL}-2", module="pipeline.publish")[0] == 0
+    reading = [sys.executable, "-c", FEATURES % [*columns]]
+    ran = subprocess.run(reading, env=environment(hub, tmp_path / "home"), capture_output=True, text=True, check=False)
+    wanted = "{'kind': ClassLabel(names=['ham', 'spam'])" + (", '_type': Value('string')}" if more else "}")
+    assert ran.stdout.splitlines() == [wanted] * 4, ran.stderr

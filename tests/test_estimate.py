@@ -23,6 +23,7 @@ PLAN = Estimate(
     files=1,
     source_bytes=9,
     sampled_rows=4,
+    empty_rows=0,
     tokens=3.6e6,
     error=0.1,
     label_columns=1,

@@ -4,8 +4,9 @@ Parquet gives its rows group by group. Of JSON lines, planning reads the whole f
 reading over the lines before them. A file of plain text is a single row.
 """
 
+import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from pipeline.data import json_lines, parquet_rows, plain_text
+from pipeline.data.columns import Part, merged_schema, plain_field
 from pipeline.data.encoding import encode_column
 from pipeline.data.formats import remedy
 from pipeline.data.locations import File
@@ -24,6 +26,8 @@ from pipeline.data.utf8 import MalformedError
 from schemas.documents import FILE_COLUMN, ID_COLUMN, TEXT_COLUMN, is_text, is_token_list
 
 MOST_NAMES = 20  # of columns in an error
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,8 @@ class Layout:
     groups: tuple[int, ...]
     """Rows of each run that is cheap to read apart: Parquet's row groups, all of any other file."""
     schema: pa.Schema
-    """Without metadata. A column of JSON lines that holds nulls alone has the type null until files are `unified`, but
-    for the required one."""
+    """Of Parquet a plain one; of JSON the types that its own values have together. A column of nulls alone has the type
+    null, but for the required one."""
     sha256: str
     """Of a Parquet file's name, size and footer; of the decompressed content of JSON lines and text."""
 
@@ -59,33 +63,43 @@ def inspect_file(file: File, column: Column) -> Layout:
     """
     with _reading(file):
         layout = _layout(file, column)
-    _require_column(file, layout.schema, column)
+    if layout.rows:
+        _require_column(file, layout.schema, column)
     return layout
 
 
-def unified(layouts: Sequence[Layout], files: Sequence[File]) -> pa.Schema:
-    """The columns of all files: equal ones, or merged from JSON lines, where a column may be absent from a file.
+def unified(
+    layouts: Sequence[Layout], files: Sequence[File], column: Column, passed: Collection[str] | None = None
+) -> pa.Schema:
+    """One schema of the required column and those that are passed on, all where None; compared by name and widened.
+
+    Files without rows have no say. A column may be absent from lines of JSON, and from whole files of them.
 
     Of text files beside others it is `text` alone.
 
     Raises:
-        ValueError: if a file has other columns than the first, one of them being Parquet.
+        ValueError: if no file has a column that is passed on, a file lacks one, or types do not go together.
     """
-    if all(file.format == "JSON lines" for file in files):
-        return _merged([layout.schema for layout in layouts])
-    alone = all(file.format == "text" for file in files)
-    schemas = [
-        _merged([layout.schema])
-        if file.format == "JSON lines"
-        else without_names(layout.schema)
-        if file.format == "text" and not alone
-        else layout.schema
-        for layout, file in zip(layouts, files, strict=True)
-    ]
-    for file, schema in zip(files, schemas, strict=True):
-        if not schema.equals(schemas[0]):
-            raise ValueError(f"{file.url} has other columns than {files[0].url}; annotate them apart")
-    return schemas[0]
+    pairs = [(_beside_others(layout.schema, file, files), file) for layout, file in zip(layouts, files, strict=True)]
+    rows = sum(layout.rows for layout in layouts)
+    given = [pair for pair, layout in zip(pairs, layouts, strict=True) if bool(layout.rows) == bool(rows)]
+    there = dict.fromkeys(name for schema, _ in given for name in schema.names)
+    if not rows and column.name not in there:
+        return pa.schema([_required_field(column)])
+    wanted = {column.name, *(there if passed is None else passed)}
+    if unknown := wanted - there.keys():
+        raise ValueError(f"the source has no column {', '.join(sorted(unknown))}; it has {', '.join(there)}")
+    types = _types_of_lines(schema for schema, file in given if file.format == "JSON lines")
+    if mixed := [name for name, kind in types.items() if name in wanted and json_lines.holds_json(kind)]:
+        told = "objects whose keys differ, or values of several types; passed on as JSON text"
+        LOG.warning("%s: %s", ", ".join(mixed), told)
+    return merged_schema([_part(schema, file, types) for schema, file in given], wanted, column.name)
+
+
+def _beside_others(schema: pa.Schema, file: File, files: Sequence[File]) -> pa.Schema:
+    """A file's columns; of text without its names, where other files are no text and have none."""
+    alone = file.format != "text" or all(other.format == "text" for other in files)
+    return schema if alone else without_names(schema)
 
 
 def without_names(text: pa.Schema) -> pa.Schema:
@@ -183,14 +197,13 @@ def _require_column(file: File, schema: pa.Schema, column: Column) -> None:
         there = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if names[MOST_NAMES:] else "")
         advice = "" if column.tokenized else "; name the one to read with --text-column"
         raise ValueError(f"{file.url} has no column `{column.name}`; it has {there or 'none'}{advice}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"{file.url} has several columns of one name among {', '.join(names)}; rename them")
+    if names.count(column.name) > 1:
+        raise ValueError(f"{file.url} has several columns of one name, `{column.name}`; rename them")
     kind = schema.field(column.name).type
     if not fits(kind):
         wanted = "lists of token ids" if column.tokenized else "text"
-        raise ValueError(
-            f"column `{column.name}` of {file.url} holds {kind}, not {wanted}; name one that does, or convert it"
-        )
+        told = f"column `{column.name}` of {file.url} holds {kind}, not {wanted}"
+        raise ValueError(f"{told}; name one that does, or convert it")
 
 
 def _with_text_for_nulls(schema: pa.Schema, column: Column) -> pa.Schema:
@@ -208,16 +221,26 @@ def _required_alone(file: File, column: Column) -> pa.Schema:
     if file.format == "JSON lines":
         return pa.schema([_required_field(column)])
     if file.format == "Parquet":
-        return pa.schema([inspect_file(file, column).schema.field(column.name)])
+        layout = inspect_file(file, column)
+        return unified([layout], [file], column, ()) if layout.rows else pa.schema([_required_field(column)])
     _require_column(file, plain_text.SCHEMA, column)
     return pa.schema([plain_text.SCHEMA.field(column.name)])
 
 
-def _merged(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    kinds: dict[str, list[pa.DataType]] = {}
+def _types_of_lines(schemas: Iterable[pa.Schema]) -> dict[str, pa.DataType]:
+    """Types of the columns of several files of JSON lines."""
+    types: dict[str, pa.DataType] = {}
     for field in (field for schema in schemas for field in schema):
-        kinds.setdefault(field.name, []).append(field.type)
-    return pa.schema([(name, json_lines.merged(found)) for name, found in kinds.items()])
+        types[field.name] = json_lines.merged(types.get(field.name, pa.null()), field.type)
+    return types
+
+
+def _part(schema: pa.Schema, file: File, types: Mapping[str, pa.DataType]) -> Part:
+    """A file's columns, those of JSON lines with the types that they have in all files of them."""
+    if file.format != "JSON lines":
+        return Part(schema, file.url)
+    fields = [plain_field(pa.field(name, types[name])) for name in schema.names]
+    return Part(pa.schema(fields), file.url, may_lack=True)
 
 
 @contextmanager

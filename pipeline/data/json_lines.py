@@ -1,38 +1,53 @@
-"""JSON: each object of a file, one a line or all in an array, read as an Arrow row whatever it holds.
+"""JSON: each object of a file, one a line or all in an array, read as an Arrow row of the types that all have together.
 
 There is no index: rows are reached by reading over those before them, and types are known only when the whole file has
 been read.
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, reduce
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from pipeline.data.batches import grouped
+from pipeline.data.columns import is_json
 from pipeline.data.json_objects import objects
 from pipeline.data.opened import Digested
 from pipeline.data.utf8 import MalformedError
+from schemas.documents import is_token_list
 
 TOKENS = pa.list_(pa.int64())
-SCALARS = {str, int, float, bool, type(None)}
-INT64 = range(-(2**63), 2**63)
-NAMES: Mapping[type, str] = {bool: "true or false", int: "numbers", float: "numbers", str: "text"}
-ARROW_TYPES: Mapping[frozenset[type], pa.DataType] = {
-    frozenset(): pa.null(),
-    frozenset({bool}): pa.bool_(),
-    frozenset({int}): pa.int64(),
-    frozenset({float}): pa.float64(),
-    frozenset({int, float}): pa.float64(),
+JSON = pa.json_()
+"""Type of values that have no other type together. They are kept as JSON text, which `datasets` decodes."""
+INT64, UINT64 = range(-(2**63), 2**63), range(2**64)
+MOST_DEPTH = 32  # of lists and objects in each other; what is deeper is JSON
+MOST_SHAPES = 10_000  # remembered, so that most values cost no merging
+SCALARS: Mapping[Any, pa.DataType] = {
+    type(None): pa.null(),
+    bool: pa.bool_(),
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    object: JSON,
 }
+
+SAID = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+
+Shape = type | tuple[Any, ...]
+"""A scalar's type, `list` with the shapes of its items, or `dict` with its keys and the shapes of their values."""
+
+
+class WrongValueError(ValueError):
+    """A value that its column cannot hold; the message says of which kind."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a whole scan tells. `types` are in the order of first sight; null for a column of nulls alone."""
+    """What a whole scan tells."""
 
     rows: int
     types: dict[str, pa.DataType]
@@ -47,73 +62,184 @@ def scan(stream: BinaryIO, required: pa.Field) -> Scan:
     Raises:
         MalformedError: if the file holds anything but objects, or only values of other types in the required column.
     """
-    content = Digested(stream)
-    kinds: defaultdict[str, set[type]] = defaultdict(set)
-    rows, seen, convert = 0, False, converter(required.type, exactly=True)
+    content, rows = Digested(stream), 0
+    types: dict[str, pa.DataType] = {}
+    known: set[tuple[str, Shape]] = set()
+    convert, fits, others = required_converter(required), False, set[type]()
     for row, _ in objects(content.buffered):
         rows += 1
         for name, value in row.items():
-            kinds[name].add(_kind(value))
-        seen = seen or convert(row.get(required.name)) is not None
-    types = {name: ARROW_TYPES.get(frozenset(found - {type(None)}), pa.string()) for name, found in kinds.items()}
-    if not seen and (others := kinds.get(required.name, set()) - {type(None)}):
+            if name == required.name:
+                types[name] = required.type
+                fits = fits or convert(value) is not None
+                others.add(type(value))
+                continue
+            seen = (name, shape(value))
+            if seen not in known:
+                if len(known) == MOST_SHAPES:
+                    known.clear()
+                known.add(seen)
+                types[name] = merged(types.get(name, pa.null()), type_of(seen[1]))
+    if not fits and (others := others - {type(None)}):
         raise _of_other_types(required, others)
-    if required.name in types or not rows:
+    if not rows:
         types[required.name] = required.type
     return Scan(rows, types, content.sha256)
 
 
 def rows_between(stream: BinaryIO, start: int, stop: int, schema: pa.Schema, required: str) -> Iterator[pa.RecordBatch]:
-    """Rows `start` to `stop` with the columns of `schema`, a batch of at most ROWS_PER_BATCH rows or BATCH_BYTES.
+    """Rows `start` to `stop` with the columns of a plain schema, in batches of ROWS_PER_BATCH rows or BATCH_BYTES.
 
     Raises:
-        MalformedError: if anything but objects stands among them.
+        MalformedError: if anything but objects stands among them, or one has a value of another type in a column, the
+            required one excepted.
     """
-    converters = {field.name: converter(field.type, exactly=field.name == required) for field in schema}
+    converters = {field.name: converter(field) for field in schema}
+    converters[required] = required_converter(schema.field(required))
+    number = start
     for found in grouped(objects(stream, start, stop), rows=lambda each: 1, size=lambda each: each.size):
-        columns = [[convert(each.row.get(name)) for each in found] for name, convert in converters.items()]
+        rows = [each.row for each in found]
+        columns = [[*_converted(rows, name, convert, number)] for name, convert in converters.items()]
         arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
         yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+        number += len(rows)
 
 
-def converter(kind: pa.DataType, *, exactly: bool) -> Callable[[Any], Any]:
-    """From a JSON value to one of the Arrow type, or None.
-
-    In a string column, text stays as it is; any other value becomes its JSON text, or None if it is `exactly` text
-    that is wanted.
-    """
-    if pa.types.is_boolean(kind):
-        return lambda value: value if isinstance(value, bool) else None
-    if pa.types.is_integer(kind):
-        return lambda value: value if _is_integer(value) else None
+def converter(field: pa.Field) -> Callable[[Any], Any]:
+    """From a JSON value to one that Arrow takes for a plain field; raises WrongValueError for another value."""
+    kind = field.type
+    if is_json(field):
+        return lambda value: None if value is None else json.dumps(value, ensure_ascii=False)
+    if pa.types.is_struct(kind):
+        return _struct_converter(kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _list_converter(converter(kind.value_field))
+    for is_kind, fits in SCALAR_KINDS:
+        if is_kind(kind):
+            return lambda value: value if value is None or fits(value) else _refused(value)
     if pa.types.is_floating(kind):
-        return lambda value: float(value) if isinstance(value, float) or _is_integer(value) else None
-    if pa.types.is_list(kind):
+        return _as_float
+    return lambda value: value  # for a type that Parquet files have, which takes what it can
+
+
+def required_converter(field: pa.Field) -> Callable[[Any], Any]:
+    """From a JSON value to text or token ids, whichever the field holds; None for any other value."""
+    if is_token_list(field.type):
         return lambda value: value if isinstance(value, list) and all(map(_is_integer, value)) else None
-    if exactly:
-        return lambda value: value if isinstance(value, str) else None
-    return lambda value: value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False)
+    return lambda value: value if isinstance(value, str) else None
 
 
-def merged(kinds: Iterable[pa.DataType]) -> pa.DataType:
-    """The type of a column that has these in several files; a string where there are nulls alone."""
-    found = set(kinds) - {pa.null()}
-    if found == {pa.int64(), pa.float64()}:
+def shape(value: Any, depth: int = 0) -> Shape:
+    """What decides a value's type; equal for most values of a column."""
+    kind = type(value)
+    if kind is int:
+        # `datasets` decodes JSON up to 2**64; beyond, it makes a float of an integer, as Arrow does.
+        return int if value in INT64 else object if value in UINT64 else float
+    if kind is list and depth < MOST_DEPTH:
+        return list, frozenset(shape(item, depth + 1) for item in value)
+    if kind is dict and depth < MOST_DEPTH and value:
+        return dict, tuple(value), tuple(shape(part, depth + 1) for part in value.values())
+    return kind if kind in SCALARS else object  # Parquet has no objects without keys
+
+
+@lru_cache(MOST_SHAPES)
+def type_of(shape: Shape) -> pa.DataType:
+    """The type of values of that shape."""
+    if not isinstance(shape, tuple):
+        return SCALARS[shape]
+    if shape[0] is list:
+        return pa.list_(reduce(merged, map(type_of, shape[1]), pa.null()))
+    return pa.struct([*zip(shape[1], map(type_of, shape[2]), strict=True)])
+
+
+@lru_cache(MOST_SHAPES)
+def merged(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """The type of a column that has values of both.
+
+    It is JSON where they go not together, and, as `load_dataset` has it, of objects whose keys differ.
+    """
+    if one.equals(other) or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    if {one, other} == {pa.int64(), pa.float64()}:
         return pa.float64()
-    return found.pop() if len(found) == 1 else pa.string()
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        return pa.list_(merged(one.value_type, other.value_type))
+    if pa.types.is_struct(one) and pa.types.is_struct(other) and {*_names(one)} == {*_names(other)}:
+        return pa.struct([(part.name, merged(part.type, other.field(part.name).type)) for part in one.fields])
+    return JSON
+
+
+def holds_json(kind: pa.DataType) -> bool:
+    """True for JSON and types with JSON in them."""
+    parts = [kind.field(index).type for index in range(kind.num_fields)]
+    return isinstance(kind, pa.JsonType) or any(map(holds_json, parts))
+
+
+def _struct_converter(kind: pa.DataType) -> Callable[[Any], Any]:
+    parts = {part.name: converter(part) for part in kind.fields}
+
+    def convert(value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, dict) or not value.keys() <= parts.keys():
+            return _refused(value)
+        return {name: convert_part(value.get(name)) for name, convert_part in parts.items()}
+
+    return convert
+
+
+def _list_converter(convert_item: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        if value is None:
+            return None
+        return [*map(convert_item, value)] if isinstance(value, list) else _refused(value)
+
+    return convert
+
+
+def _as_float(value: Any) -> float | None:
+    if value is None or type(value) is float:
+        return value
+    try:
+        return float(value) if type(value) is int else _refused(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
+def _refused(value: Any) -> Any:
+    raise WrongValueError(SAID[type(value)])
+
+
+def _converted(rows: Sequence[dict[str, Any]], name: str, convert: Callable[[Any], Any], before: int) -> Iterator[Any]:
+    """The column's values, one a row, of which there are `before` others."""
+    for number, row in enumerate(rows, before + 1):
+        try:
+            yield convert(row.get(name))
+        except WrongValueError as error:
+            place = f"has {error} in `{name}` of object {number:,}"
+            raise MalformedError(f"{place}; correct it, or leave that object out") from None
+
+
+def _of_other_types(required: pa.Field, kinds: Collection[type]) -> MalformedError:
+    wanted = "text" if pa.types.is_string(required.type) else "lists of token ids"
+    there = ", ".join(sorted({SAID[kind] for kind in kinds}))
+    return MalformedError(f"holds {there} in column `{required.name}`, not {wanted}; name one that does, or convert it")
+
+
+def _names(kind: pa.DataType) -> list[str]:
+    return [part.name for part in kind.fields]
 
 
 def _is_integer(value: object) -> bool:
     return type(value) is int and value in INT64
 
 
-def _kind(value: object) -> type:
-    """Its type; `object` for what has no Arrow type of its own."""
-    kind = type(value)
-    return kind if kind in SCALARS and (kind is not int or value in INT64) else object
-
-
-def _of_other_types(required: pa.Field, kinds: set[type]) -> MalformedError:
-    wanted = "text" if pa.types.is_string(required.type) else "lists of token ids"
-    there = ", ".join(sorted({NAMES.get(kind, "objects or lists") for kind in kinds}))
-    return MalformedError(f"holds {there} in column `{required.name}`, not {wanted}; name one that does, or convert it")
+SCALAR_KINDS: Sequence[tuple[Callable[[pa.DataType], bool], Callable[[Any], bool]]] = (
+    (pa.types.is_null, lambda value: False),
+    (pa.types.is_boolean, lambda value: type(value) is bool),
+    (pa.types.is_integer, _is_integer),
+    (pa.types.is_string, lambda value: type(value) is str),
+    (pa.types.is_large_string, lambda value: type(value) is str),
+)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.batches import BATCH_BYTES, grouped
+from pipeline.data.columns import plain_schema
 from pipeline.data.locations import File
 from pipeline.data.opened import open_stored
 from schemas.documents import is_text
@@ -36,8 +37,7 @@ def read_footer(file: File) -> Footer:
     with open_stored(file) as stored:
         parquet = pq.ParquetFile(stored)
         groups = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
-        fields = (field.remove_metadata() for field in parquet.schema_arrow)
-        schema = pa.schema([field.with_type(without_views(field.type)) for field in fields])
+        schema = plain_schema(parquet.schema_arrow, file.url)
         stored.seek(-8, 2)
         length = int.from_bytes(stored.read(4), "little")
         stored.seek(-8 - length, 2)
@@ -52,7 +52,7 @@ def rows_between(file: File, start: int, stop: int, schema: pa.Schema, required:
     """
     with open_stored(file, READ_AHEAD) as stored:
         parquet = pq.ParquetFile(stored, buffer_size=BUFFER_BYTES, pre_buffer=False)
-        pieces = (part for piece in _pieces(parquet, start, stop, schema) for part in _cut(piece))
+        pieces = (part for piece in _pieces(file, parquet, range(start, stop), schema) for part in _cut(piece))
         for held in grouped(pieces, rows=len, size=lambda piece: int(piece.nbytes)):
             batch = pa.concat_batches(held)
             columns = [batch.column(name) for name in schema.names]
@@ -72,23 +72,9 @@ def valid_text(column: pa.Array) -> pa.Array:
     return column
 
 
-def without_views(kind: pa.DataType) -> pa.DataType:
-    """The type with `string` and `binary` for their views, which few of Arrow's kernels take."""
-    if pa.types.is_string_view(kind):
-        return pa.string()
-    if pa.types.is_binary_view(kind):
-        return pa.binary()
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(without_views(field.type)) for field in kind.fields])
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        item = kind.value_field.with_type(without_views(kind.value_type))
-        return pa.list_(item) if pa.types.is_list(kind) else pa.large_list(item)
-    return kind
-
-
-def _pieces(parquet: pq.ParquetFile, start: int, stop: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _pieces(file: File, parquet: pq.ParquetFile, rows: range, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The rows a few at a time, from the row groups that hold them, one group after the other."""
-    first_row = 0
+    start, stop, first_row = rows.start, rows.stop, 0
     for group in range(parquet.num_row_groups):
         metadata = parquet.metadata.row_group(group)
         if first_row < stop and start < first_row + metadata.num_rows:
@@ -100,10 +86,27 @@ def _pieces(parquet: pq.ParquetFile, start: int, stop: int, schema: pa.Schema) -
                 position += len(batch)
                 if len(wanted):
                     # Views are cast before they are cut: a slice of them counts all the bytes of the whole.
-                    yield wanted if wanted.schema.equals(schema) else wanted.select(schema.names).cast(schema)
+                    yield _fitted(wanted, schema, file)
                 if position >= stop:
                     return
         first_row += metadata.num_rows
+
+
+def _fitted(rows: pa.RecordBatch, schema: pa.Schema, file: File) -> pa.RecordBatch:
+    """The columns of the schema with its types.
+
+    Raises:
+        ValueError: if a value does not fit.
+    """
+    columns = []
+    for field in schema:
+        column = rows.column(field.name)
+        try:
+            columns.append(column if column.type == field.type else column.cast(field.type))
+        except pa.ArrowInvalid as error:
+            told = f"column `{field.name}` of {file.url} has a value that {field.type} cannot hold ({error})"
+            raise ValueError(f"{told}; convert it, or leave it out with --columns") from error
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _rows_read(group: pq.RowGroupMetaData) -> int:

@@ -141,7 +141,7 @@ class _Rows:
     def of(cls, dataset: AnnotatedDataset, columns: tuple[str, ...]) -> "_Rows":
         with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
             layouts = list(pool.map(partial(inspect_file, column=TOKENS), dataset.shards))
-        there = unified(layouts, dataset.shards)
+        there = unified(layouts, dataset.shards, TOKENS)
         if unknown := set(columns) - set(there.names):
             raise ValueError(
                 f"{dataset.source} has no column {', '.join(sorted(unknown))}; it has {', '.join(there.names)}"

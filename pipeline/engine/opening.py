@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -10,12 +11,14 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from pipeline.data.columns import is_json, plain_field
+from pipeline.data.locations import File
 from pipeline.data.naming import without_paths
 from pipeline.data.shards import is_unfinished, write_text
 from pipeline.engine.growth import begin_growing, finish_growing, grows
 from pipeline.engine.ledger import read_receipts, remove_unfinished
 from pipeline.engine.plan import Unit
-from schemas.annotations import Provenance
+from schemas.annotations import DESCRIPTIONS, Provenance
 from schemas.layout import LEDGER_FOLDER, Subset
 from schemas.ledger import LOCK_FILE, PLAN_FILE, QUARANTINE
 
@@ -46,6 +49,8 @@ class Plan(NamedTuple):
     """If it is from the Hub, USER/NAME@COMMIT."""
     source: tuple[str, ...] = ()
     """The same inputs, those on the Hub at their commits."""
+    schema: pa.Schema | None = None
+    """Columns that are written; None of a run that was begun before plans had them."""
 
 
 def planned(subset: Subset) -> Plan | None:
@@ -74,7 +79,8 @@ def read_plan(text: str) -> Plan:
     plan = json.loads(text)
     provenance = Provenance.from_json(json.dumps(plan["run"]))
     source = plan.get("source", provenance.source)  # older versions had all inputs in the provenance
-    return Plan(provenance, tuple(plan["inputs"]), plan.get("checkpoint"), tuple(source))
+    schema = pa.ipc.read_schema(pa.py_buffer(b64decode(plan["schema"]))) if plan.get("schema") else None
+    return Plan(provenance, tuple(plan["inputs"]), plan.get("checkpoint"), tuple(source), schema)
 
 
 def plan_without_paths(text: str) -> str:
@@ -123,12 +129,33 @@ def require_same(
         raise ValueError(f"{place} holds another run's dataset ({shown}); {remedy}")
 
 
+def require_same_columns(place: str, wanted: pa.Schema, there: Plan, files: Sequence[File]) -> None:
+    """Raise if a run that is resumed has written columns of other types, so that its shards would differ.
+
+    Raises:
+        ValueError: if so, naming the column.
+    """
+    for field in wanted:
+        if there.schema is None:
+            # Until plans had columns, these were written as text.
+            changed = pa.types.is_nested(field.type) or pa.types.is_null(field.type) or is_json(field)
+            same = field.name in DESCRIPTIONS or not changed or all(file.format != "JSON lines" for file in files)
+        else:
+            same = field.name in there.schema.names and plain_field(there.schema.field(field.name)).equals(field)
+        if not same:
+            told = f"{place} was begun by another version, which wrote column `{field.name}` with another type"
+            raise ValueError(f"{told}; complete it with that version, or choose another --output or --subset")
+
+
 def _written(plan: Plan, units: Sequence[Unit]) -> str:
     files = list(dict.fromkeys(unit.file for unit in units))
     number = {file: index for index, file in enumerate(files)}
     places = [[number[unit.file], unit.start, unit.stop] for unit in units]
     listed = [asdict(file) for file in files]
-    what = {"run": asdict(plan.provenance), **{name: getattr(plan, name) for name in Plan._fields[1:]}}
+    named = {name: getattr(plan, name) for name in ("inputs", "checkpoint", "source")}
+    what = {"run": asdict(plan.provenance), **named}
+    if plan.schema is not None:
+        what["schema"] = b64encode(pa.schema([*plan.schema]).serialize()).decode()
     return json.dumps({**what, "files": listed, "units": places})
 
 

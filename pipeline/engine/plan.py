@@ -1,7 +1,7 @@
 """The plan: which rows of which files make which shard, frozen before the first one is labelled."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -43,17 +43,21 @@ class Source:
         return sum(layout.rows for layout in self.layouts)
 
 
-def inspect(files: Sequence[File], column: Column, choices: tuple[str, ...] = ()) -> Source:
+def inspect(
+    files: Sequence[File], column: Column, choices: tuple[str, ...] = (), passed: Collection[str] | None = None
+) -> Source:
     """Looks at every file: a Parquet file's footer, JSON lines and text from beginning to end.
 
+    Of their columns, those to pass on are compared, all where None.
+
     Raises:
-        ValueError: if a file is unreadable, lacks the column, or has other columns than the first.
+        ValueError: if a file is unreadable, lacks a column, or has a type there that does not go with another file's.
         OSError: if a file is gone, or its store cannot be reached.
     """
     with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
         layouts = tuple(pool.map(lambda file: inspect_file(file, column), files))
     digest = hashlib.sha256("".join(layout.sha256 for layout in layouts).encode())
-    return Source(tuple(files), layouts, unified(layouts, files), digest.hexdigest(), choices)
+    return Source(tuple(files), layouts, unified(layouts, files, column, passed), digest.hexdigest(), choices)
 
 
 def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list[Unit]:

@@ -8,13 +8,19 @@ only the subset's entries and the size are written over, other keys are added wh
 import logging
 import re
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import yaml
 from huggingface_hub import DatasetCard
 
 from pipeline.data.shards import write_text
 from pipeline.publishing.facts import Facts
 from pipeline.publishing.section import section
+from schemas.features import features_metadata, read_features
+
+if TYPE_CHECKING:
+    from datasets import Features
 
 INTRODUCTION = """# Per-token entropy labels
 
@@ -61,7 +67,7 @@ def _describe(card: DatasetCard, facts: Facts) -> None:
     The digest of the shards stands in the configuration's description because `datasets` (5.2) names its cache after
     the folder's last name and the configuration alone: `a/annotated` would be given out for `b/annotated`.
     """
-    from datasets import DatasetInfo, Features, SplitDict, SplitInfo
+    from datasets import DatasetInfo, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs
 
@@ -78,7 +84,7 @@ def _describe(card: DatasetCard, facts: Facts) -> None:
     if default == name or not configs:
         entry["default"] = True
     card.data["configs"] = list({**configs, name: entry}.values())
-    info = DatasetInfo(features=Features({field.name: _feature(field) for field in facts.schema}))
+    info = DatasetInfo(features=_features(facts.schema))
     if counts is not None:
         split = SplitInfo(name="train", num_bytes=counts.arrow_bytes, num_examples=counts.rows)
         info.splits, info.download_size = SplitDict({"train": split}), facts.size
@@ -87,13 +93,33 @@ def _describe(card: DatasetCard, facts: Facts) -> None:
     _add_missing(card, facts)
 
 
-def _feature(field: pa.Field) -> object:
-    """What `datasets` calls a column's type."""
+def _features(schema: pa.Schema) -> "Features | None":
+    """What `datasets` knows of the columns; None where YAML cannot say it, and `datasets` reads it from the shards.
+
+    Raises:
+        ValueError: if it cannot load a column.
+    """
     from datasets import Features
 
+    features = Features({field.name: _feature(field, schema) for field in schema})
     try:
-        return Features.from_arrow_schema(pa.schema([field]))[field.name]
-    except ValueError as error:
+        told = Features._from_yaml_list(yaml.safe_load(yaml.safe_dump(features._to_yaml_list())))
+    except (ValueError, TypeError, KeyError, AttributeError):  # as for a column `_type`, by which it marks types
+        return None
+    return features if told == features else None
+
+
+def _feature(field: pa.Field, schema: pa.Schema) -> object:
+    """What `datasets` makes of a column."""
+    from datasets import Features
+
+    known = read_features(schema, "the source")
+    metadata = features_metadata({field.name: known[field.name]} if field.name in known else {})
+    # Read anew, a field that names an extension type of `datasets` has it.
+    stored = pa.ipc.read_schema(pa.schema([field], metadata=metadata).serialize())
+    try:
+        return Features.from_arrow_schema(stored)[field.name]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         remedy = "leave it out by naming others with --columns"
         raise ValueError(f"`datasets` cannot load the column {field.name}, {field.type}; {remedy}") from error
 

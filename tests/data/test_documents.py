@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from pipeline.data.documents import Column, Layout, document_tokens, inspect_file, iterate_rows, read_rows, unified
+from pipeline.data.columns import is_json
+from pipeline.data.documents import Column, document_tokens, inspect_file, iterate_rows, read_rows, unified
 from pipeline.data.locations import File, find_files
 from tests.file_server import file_server
 
@@ -38,7 +39,7 @@ def json_file(file: Path, rows: list[Any]) -> File:
 
 
 def read(file: File, column: Column = TEXT, start: int = 0, stop: int = 10**6) -> list[pa.RecordBatch]:
-    return list(read_rows(file, start, stop, unified([inspect_file(file, column)], [file]), column))
+    return list(read_rows(file, start, stop, unified([inspect_file(file, column)], [file], column), column))
 
 
 def texts_of(read: list[pa.RecordBatch]) -> list[str | None]:
@@ -79,8 +80,8 @@ def test_a_file_without_the_column_is_refused(tmp_path: Path, column: Column) ->
         ([{"other": 1}, {}], "has no column `{}`; it has other"),
         ([keys], "has no column `{}`; it has k0, .*, k19 and 2 more"),
         ([{}], "has no column `{}`; it has none"),
-        ([{column.name: {}}, {column.name: None}], "holds objects or lists in column `{}`, not "),
-        ([{column.name: 5}], "holds numbers in column `{}`, not "),
+        ([{column.name: {}}, {column.name: None}], "holds an object in column `{}`, not "),
+        ([{column.name: 5}], "holds a number in column `{}`, not "),
     ):
         file = json_file(tmp_path / "a.jsonl", rows)
         for look in (lambda file: inspect_file(file, column), lambda file: list(iterate_rows([file], column))):
@@ -129,10 +130,14 @@ def test_a_column_of_another_type_is_refused(tmp_path: Path, column: Column, kin
 
 
 def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
-    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
-    pq.write_table(twice, tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="several columns of one name"):
-        inspect_file(found(tmp_path / "a.parquet"), TEXT)
+    columns = [pa.array(["a"]), pa.array([1]), pa.array([2]), pa.array([3])]
+    for names, passed in ((["text", "text", "a", "b"], []), (["text", "n", "n", "b"], None)):
+        pq.write_table(pa.Table.from_arrays(columns, names=names), tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match=f"a.parquet has several columns of one name, `{names[1]}`"):
+            together(found(tmp_path / "a.parquet"), passed=passed)
+    schema = together(found(tmp_path / "a.parquet"), passed=["b"])
+    (rows,) = read_rows(found(tmp_path / "a.parquet"), 0, 9, schema, TEXT)
+    assert rows.to_pylist() == [{"text": "a", "b": 3}]
 
 
 def test_a_layout_tells_rows_groups_columns_and_content(tmp_path: Path) -> None:
@@ -140,7 +145,7 @@ def test_a_layout_tells_rows_groups_columns_and_content(tmp_path: Path) -> None:
     for name, texts in (("a", ["x", "y", "z"]), ("b", ["x", "y", "z"]), ("a", ["x", "y", "zz"])):
         layouts.append(inspect_file(text_file(tmp_path / f"{name}.parquet", [*texts]), TEXT))
         assert layouts[-1].rows == 3 and layouts[-1].groups == (2, 1)
-        assert layouts[-1].schema == pa.schema([("text", pa.string())]) and layouts[-1].schema.metadata is None
+        assert layouts[-1].schema == pa.schema([("text", pa.string())]) and not layouts[-1].schema.metadata
     assert len({layout.sha256 for layout in layouts}) == 3
     lines = inspect_file(json_file(tmp_path / "a.jsonl", [{"text": "x", "n": 1}, {"text": None}]), TEXT)
     assert (lines.rows, lines.groups) == (2, (2,))
@@ -217,9 +222,10 @@ def test_json_lines_are_merged(tmp_path: Path) -> None:
         [],
     ]
     files = [json_file(tmp_path / f"{index}.jsonl", part) for index, part in enumerate(rows)]
-    schema = unified([inspect_file(file, TEXT) for file in files], files)
-    types = {"text": "string", "n": "double", "gone": "string", "x": "string", "id": "string", "late": "int64"}
+    schema = unified([inspect_file(file, TEXT) for file in files], files, TEXT)
+    types = {"text": "string", "n": "double", "gone": "null", "x": "string", "id": "string", "late": "int64"}
     assert {field.name: str(field.type) for field in schema} == types and schema.names == list(types)
+    assert [field.name for field in schema if is_json(field)] == ["x"]
     read = [row for file in files for part in read_rows(file, 0, 9, schema, TEXT) for row in part.to_pylist()]
     empty = dict.fromkeys(types)
     assert read == [
@@ -228,25 +234,117 @@ def test_json_lines_are_merged(tmp_path: Path) -> None:
     ]
 
 
-def test_other_columns_than_the_first_files_are_refused(tmp_path: Path) -> None:
-    def both(*files: File) -> pa.Schema:
-        layouts: list[Layout] = [inspect_file(file, TEXT) for file in files]
-        return unified(layouts, files)
+def together(*files: File, passed: list[str] | None = None, column: Column = TEXT) -> pa.Schema:
+    return unified([inspect_file(file, column) for file in files], files, column, passed)
 
+
+def table_file(file: Path, **columns: pa.Array) -> File:
+    pq.write_table(pa.table(columns), file)
+    return found(file)
+
+
+def test_a_column_that_a_file_lacks_is_named_with_what_suits(tmp_path: Path) -> None:
     first, same = text_file(tmp_path / "a.parquet", ["x"]), text_file(tmp_path / "b.parquet", [None])
     lines = json_file(tmp_path / "c.jsonl", [{"text": "a"}])
-    assert both(first, same, lines) == both(lines, same) == pa.schema([("text", pa.string())])
     more = json_file(tmp_path / "d.jsonl", [{"text": "a", "n": None}])
-    pq.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "e.parquet")
+    table = table_file(tmp_path / "e.parquet", text=["a"], n=[1])
     (tmp_path / "f.txt").write_text("a")
     text = found(tmp_path / "f.txt")
-    assert both(first, text, lines) == both(text, lines) == pa.schema([("text", pa.string())])
-    for other in (more, found(tmp_path / "e.parquet")):
+    only_text = pa.schema([("text", pa.string())])
+    assert together(first, same, lines) == together(lines, same) == together(first, text, lines) == only_text
+    for other in (more, table):
         for one in (first, text):
-            with pytest.raises(
-                ValueError, match=f"{other.name} has other columns than .*{one.name}; annotate them apart"
-            ):
-                both(one, other)
+            assert together(one, lines, other, passed=[]) == only_text
+            with pytest.raises(ValueError, match=f"{one.name} has no column `n`, which .*{other.name} has; annotate"):
+                together(one, lines, other)
+    # Of lines, each of which may lack a key, so may a file.
+    assert together(table, lines, more) == pa.schema([("text", pa.string()), ("n", pa.int64())])
+    third = table_file(tmp_path / "g.parquet", text=["a"], id=["b"], n=[1])
+    with pytest.raises(ValueError, match=r"`m`, which .*h\.parquet has; .* leave it out: --columns id n$"):
+        together(third, table_file(tmp_path / "h.parquet", text=["a"], m=[1], n=[2], id=["c"]))
+    with pytest.raises(ValueError, match="the source has no column url; it has text, n"):
+        together(table, passed=["url"])
+
+
+def test_an_empty_part_stops_nothing(tmp_path: Path) -> None:
+    """pandas writes the columns of text of an empty table, and of one without a value, with the type null."""
+    whole = table_file(tmp_path / "a.parquet", text=["x"], id=pa.array([1], pa.int8()))
+    empty = table_file(tmp_path / "b.parquet", text=pa.array([], pa.null()), other=pa.array([], pa.float64()))
+    nothing = table_file(tmp_path / "c.parquet")
+    nulls = table_file(tmp_path / "d.parquet", id=pa.nulls(2), text=pa.nulls(2))
+    lines = json_file(tmp_path / "e.jsonl", [{"text": None, "id": None}])
+    wanted = pa.schema([("text", pa.string()), ("id", pa.int8())])
+    for files in ([empty, whole, nothing, nulls, lines], [lines, nothing, nulls, empty, whole]):
+        schema = together(*files)
+        assert {*schema} == {*wanted}
+        rows = [row for file in files for part in read_rows(file, 0, 9, schema, TEXT) for row in part.to_pylist()]
+        assert len(rows) == 4 and {"text": "x", "id": 1} in rows
+        assert rows.count({"text": None, "id": None}) == 3
+        assert sorted(map(str, texts_of([*iterate_rows(files, TEXT)]))) == ["None", "None", "None", "x"]
+    assert together(nulls) == pa.schema([("id", pa.null()), ("text", pa.string())])
+    assert texts_of(read(nulls)) == [None, None] and read(nothing) == [] == read(empty)
+
+
+def test_files_are_widened_and_read_as_one(tmp_path: Path) -> None:
+    """Columns in another order, text of every kind, narrow numbers, structs with a field more."""
+    struct = pa.struct([pa.field("a", pa.int8(), nullable=False)])
+    one = {
+        "text": pa.array(["x"], pa.large_string()),
+        "n": pa.array([1], pa.int32()),
+        "s": pa.array([{"a": 1}], struct),
+    }
+    other = {"s": pa.array([{"b": "q", "a": 2}]), "n": pa.array([0.5]), "text": pa.array(["y"], pa.string_view())}
+    one["w"], other["w"] = pa.array(["u"]).dictionary_encode(), pa.array(["v"])
+    one["l"], other["l"] = pa.array([[1]], pa.list_(pa.int8())), pa.array([None], pa.large_list(pa.int64()))
+    strict = pa.schema([pa.field(name, column.type, nullable=name != "n") for name, column in one.items()])
+    pq.write_table(pa.table(one, schema=strict), tmp_path / "a.parquet")
+    files = [found(tmp_path / "a.parquet"), table_file(tmp_path / "b.parquet", **other)]
+    schema = together(*files)
+    kinds = {"text": pa.large_string(), "n": pa.float64(), "s": pa.struct([("a", pa.int64()), ("b", pa.string())])}
+    assert schema == pa.schema([*kinds.items(), ("w", pa.string()), ("l", pa.large_list(pa.int64()))])
+    assert together(*reversed(files)).field("n") == schema.field("n")
+    assert [row for file in files for part in read_rows(file, 0, 9, schema, TEXT) for row in part.to_pylist()] == [
+        {"text": "x", "n": 1.0, "s": {"a": 1, "b": None}, "w": "u", "l": [1]},
+        {"text": "y", "n": 0.5, "s": {"a": 2, "b": "q"}, "w": "v", "l": None},
+    ]
+
+
+def test_types_that_do_not_go_together_are_refused_with_their_column(tmp_path: Path) -> None:
+    def file(name: str, column: pa.Array) -> File:
+        return table_file(tmp_path / name, id=["a"], text=["x"], n=column)
+
+    pairs = [
+        (pa.array([1]), pa.array(["1"])),
+        (pa.array([[1]]), pa.array([1])),
+        (pa.array([True]), pa.array([1])),
+        (pa.array([b"a"]), pa.array(["a"])),
+        (pa.array([0], pa.timestamp("s")), pa.array([0], pa.timestamp("s", "UTC"))),
+        (pa.array(["{}"], pa.json_()), pa.array(["{}"])),
+    ]
+    for one, other in pairs:
+        files = [file("a.parquet", pa.nulls(1)), file("b.parquet", one), file("c.parquet", other)]
+        with pytest.raises(ValueError, match=r"`n` of .*c\.parquet holds .*, and of .*b\.parquet .*--columns id$"):
+            together(*files)
+        assert together(*files, passed=["id"]).names == ["id", "text"]
+
+
+def test_a_value_that_the_common_type_cannot_hold_is_refused(tmp_path: Path) -> None:
+    files = [
+        table_file(tmp_path / "a.parquet", text=["x"], n=pa.array([2**53 + 1])),
+        table_file(tmp_path / "b.parquet", text=["x"], n=[0.5]),
+    ]
+    with pytest.raises(ValueError, match=r"`n` of .*a\.parquet has a value that double cannot hold .*--columns"):
+        list(read_rows(files[0], 0, 9, together(*files), TEXT))
+
+
+def test_what_of_lines_has_no_type_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = json_file(tmp_path / "a.jsonl", [{"text": "x", "m": {"a": [1, "b"]}, "n": {"c": 1}}])
+    together(file, passed=["n"])
+    assert not caplog.records
+    together(file)
+    assert [record.getMessage() for record in caplog.records] == [
+        "m: objects whose keys differ, or values of several types; passed on as JSON text"
+    ]
 
 
 @settings(max_examples=50, deadline=None)

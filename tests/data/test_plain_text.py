@@ -38,7 +38,7 @@ def documents(named: str) -> list[str]:
     (file,) = find_files([named])
     layout = inspect_file(file, TEXT)
     assert (layout.rows, layout.groups, layout.schema) == (1, (1,), plain_text.SCHEMA)
-    (planned,) = read_rows(file, 0, 1, unified([layout], [file]), TEXT)
+    (planned,) = read_rows(file, 0, 1, unified([layout], [file], TEXT), TEXT)
     (streamed,) = iterate_rows([file], TEXT)
     assert planned.select(["text"]) == streamed
     assert planned.column("id").to_pylist() == planned.column("file").to_pylist() == [file.name]
@@ -109,7 +109,7 @@ def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
 def test_text_beside_tables_has_no_names(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"text": "b"}\n')
     files = find_files([put(tmp_path, b"a"), str(tmp_path / "b.jsonl")])
-    schema = unified([inspect_file(file, TEXT) for file in files], files)
+    schema = unified([inspect_file(file, TEXT) for file in files], files, TEXT)
     assert schema == pa.schema([("text", pa.string())])
     assert [row for file in files for part in read_rows(file, 0, 1, schema, TEXT) for row in part.to_pylist()] == [
         {"text": "a"},

@@ -47,6 +47,15 @@ def _write_documents(folder: Path) -> None:
     tags = pa.array([[("a", "b")]], pa.map_(pa.string(), pa.string()))
     pq.write_table(pa.table({"text": ["a"], "tags": tags}), folder / "mapped.parquet")
     pq.write_table(pa.table({"text": pa.array(["a"]).dictionary_encode()}), folder / "dictionary.parquet")
+    write_documents(folder / "words.parquet", ["a"], id=["one"])
+    for name, names in (("classes", ["ham", "spam"]), ("other-classes", ["spam", "ham"])):
+        feature = {"kind": {"names": names, "_type": "ClassLabel"}}
+        table = pa.table({"text": ["a"], "id": [1], "kind": [0]})
+        metadata = {"huggingface": json.dumps({"info": {"features": feature}})}
+        pq.write_table(table.replace_schema_metadata(metadata), folder / f"{name}.parquet")
+    pq.write_table(table.replace_schema_metadata({"huggingface": "{"}), folder / "features.parquet")
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array([1]), pa.array([2])], names=["text", "id", "id"])
+    pq.write_table(twice, folder / "twice.parquet")
     (folder / "truncated.parquet").write_bytes(good.read_bytes()[:-20])
     damaged = bytearray(good.read_bytes())
     damaged[4:60] = bytes(56)

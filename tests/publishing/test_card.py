@@ -1,13 +1,16 @@
 """The card: front matter that the real readers understand, figures, and what a person changed in it."""
 
+import json
 import re
 from dataclasses import replace
 
 import pyarrow as pa
 import pytest
 import yaml
+from datasets import Array2D, ClassLabel, Features, Value
 from huggingface_hub import DatasetCard
 
+from pipeline.data.columns import plain_schema
 from pipeline.publishing.card import dataset_card
 from pipeline.publishing.facts import Facts
 from pipeline.publishing.source import License, SourceFacts
@@ -57,6 +60,33 @@ def test_the_front_matter_says_what_the_hub_shows() -> None:
     assert data["annotations_creators"] == ["machine-generated"] and data["size_categories"] == ["1K<n<10K"]
     assert data["license"] == "odc-by" and data["source_datasets"] == ["owner/source"] and data["language"] == ["en"]
     assert data["tags"] == ["token-entropy"]
+
+
+def test_the_front_matter_knows_what_datasets_knows_of_columns() -> None:
+    """But for a column `_type`, by which `datasets` would take the others for a type; it then looks at the shards."""
+    known = Features(text=Value("string"), kind=ClassLabel(names=["no", "yes"]), shape=Array2D((2, 2), "int8"))
+    for features, written in ((known, True), (known | {"_type": Value("string")}, False)):
+        source = plain_schema(Features(features).arrow_schema, "a.parquet")
+        schema = annotated_schema(source, replace(PROVENANCE, method="exact"))
+        card = dataset_card(facts(schema=schema), None)
+        info = front_matter(card)["dataset_info"]
+        assert isinstance(info, dict) and info["splits"] and ("features" in info) == written
+        if written:
+            read = Features._from_yaml_list(info["features"])
+            assert {name: read[name] for name in ("kind", "shape")} == {name: known[name] for name in ("kind", "shape")}
+
+
+def test_a_column_that_datasets_cannot_load_is_named() -> None:
+    unknown = {"info": {"features": {"id": {"_type": "Smell"}}}}
+    for source in (
+        pa.schema([("id", pa.map_(pa.string(), pa.string()))]),
+        pa.schema([("id", pa.int64())], metadata={"huggingface": json.dumps(unknown)}),
+    ):
+        schema = annotated_schema(source, replace(PROVENANCE, method="exact"))
+        with pytest.raises(
+            ValueError, match=r"`datasets` cannot load the column id, .*; leave it out by naming others"
+        ):
+            dataset_card(facts(schema=schema), None)
 
 
 def test_the_body_says_what_a_label_is_and_how_to_use_it() -> None:

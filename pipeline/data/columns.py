@@ -1,0 +1,160 @@
+"""Columns of several files as one schema: compared by name, widened as Arrow does, their `datasets` features kept."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from schemas.features import EXTENSION_KEYS, EXTENSION_NAME, Features, features_metadata, read_features, same_feature
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file's columns: a plain schema, and the file's place, for messages."""
+
+    schema: pa.Schema
+    place: str
+    may_lack: bool = False
+    """Columns that other files have are null here, as keys are that a line of JSON lacks."""
+
+
+def plain_schema(schema: pa.Schema, place: str) -> pa.Schema:
+    """The schema as it is read and written, whatever is imported: of its metadata, the features stay.
+
+    Fields may be null; extension types are stored types whose name is in the metadata of their field; views are
+    `string` and `binary`, as few of Arrow's kernels take views.
+
+    Raises:
+        ValueError: if the features cannot be read.
+    """
+    features = read_features(schema, place)
+    return pa.schema([plain_field(field) for field in schema], metadata=features_metadata(features))
+
+
+def plain_field(field: pa.Field) -> pa.Field:
+    """A field of a plain schema."""
+    metadata = field.metadata or {}
+    named = {key: metadata[key] for key in EXTENSION_KEYS if key in metadata}  # in one order, which files keep
+    kind = field.type
+    if isinstance(kind, pa.ExtensionType | pa.JsonType):  # Arrow's other ones are the same whatever is imported
+        serialized = b"" if isinstance(kind, pa.JsonType) else kind.__arrow_ext_serialize__()
+        named = dict(zip(EXTENSION_KEYS, (kind.extension_name.encode(), serialized), strict=True))
+        kind = kind.storage_type
+    return pa.field(field.name, _plain(kind), metadata=named or None)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _plain(kind.value_type), kind.ordered)
+    if pa.types.is_struct(kind):
+        return pa.struct([plain_field(field) for field in kind.fields])
+    if pa.types.is_map(kind):
+        key = plain_field(kind.key_field).with_nullable(False)
+        return pa.map_(key, plain_field(kind.item_field), kind.keys_sorted)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_item(kind), kind.list_size)
+    if pa.types.is_list(kind) or pa.types.is_list_view(kind):
+        return pa.list_(_item(kind))
+    if pa.types.is_large_list(kind) or pa.types.is_large_list_view(kind):
+        return pa.large_list(_item(kind))
+    return kind
+
+
+def _item(kind: pa.DataType) -> pa.Field:
+    """The field of a list's items, of one name: Parquet has one, and types made in memory another."""
+    return plain_field(kind.value_field).with_name("element")
+
+
+def is_json(field: pa.Field) -> bool:
+    """True for a plain field of JSON text that `datasets` decodes."""
+    return (field.metadata or {}).get(EXTENSION_NAME) == b"arrow.json"
+
+
+def merged_schema(parts: Sequence[Part], wanted: Collection[str], required: str) -> pa.Schema:
+    """One schema of the wanted columns, in the order of the first that has them, each as wide as all need it.
+
+    Raises:
+        ValueError: if a part lacks a column or has it twice, or its types or features do not go together.
+    """
+    names = [name for name in dict.fromkeys(name for part in parts for name in part.schema.names) if name in wanted]
+    known = [(read_features(part.schema, part.place), part.place) for part in parts]
+    fields, features, wrong = list[pa.Field](), Features(), list[str]()
+    for name in names:
+        try:
+            field, feature = _merged_field(name, parts), _merged_feature(name, known)
+            fields.append(field)
+            features |= feature
+        except ValueError as error:
+            wrong.append(str(error))
+    if wrong:
+        sound = " ".join(field.name for field in fields if field.name != required)
+        leave_out = f", or leave it out: --columns {sound}" if sound else ""
+        raise ValueError(f"{wrong[0]}; annotate them apart{leave_out}")
+    return pa.schema(fields, metadata=features_metadata(features))
+
+
+def _merged_field(name: str, parts: Sequence[Part]) -> pa.Field:
+    """The field that holds the values of all parts."""
+    having = [part for part in parts if name in part.schema.names]
+    for part in parts:
+        if len(part.schema.get_all_field_indices(name)) > 1:
+            raise ValueError(f"{part.place} has several columns of one name, `{name}`")
+        if part not in having and not part.may_lack:
+            raise ValueError(f"{part.place} has no column `{name}`, which {having[0].place} has")
+    first = having[0]
+    found = first.schema.field(name)
+    for part in having[1:]:
+        field = part.schema.field(name)
+        first = part if pa.types.is_null(found.type) else first
+        try:
+            found = _widened(found, field)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            told = f"column `{name}` of {part.place} holds {_told(field)}, and of {first.place} {_told(found)}"
+            raise ValueError(told) from None
+    return found
+
+
+def _merged_feature(name: str, known: Sequence[tuple[Features, str]]) -> Features:
+    """What those parts say of a column that know."""
+    said = [(features[name], place) for features, place in known if name in features]
+    for feature, place in said:
+        if not same_feature(feature, said[0][0]):
+            told = f"`datasets` reads column `{name}` of {place} in another way than that of {said[0][1]}"
+            raise ValueError(f"{told}, as with other names of classes")
+    return {name: said[0][0]} if said else {}
+
+
+def _widened(one: pa.Field, other: pa.Field) -> pa.Field:
+    """The field that holds the values of both; text of a dictionary and plain text are plain text together."""
+    if one.equals(other, check_metadata=True):
+        return one
+    for field, its_other in ((one, other), (other, one)):
+        if pa.types.is_null(field.type):
+            return its_other
+    kinds = [one.type, other.type]
+    if len({pa.types.is_dictionary(kind) for kind in kinds}) == 2:
+        kinds = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in kinds]
+    if _extensions(one) != _extensions(other) or len({pa.types.is_binary(kind) for kind in kinds}) == 2:
+        raise pa.ArrowInvalid("bytes or an extension, and something else")
+    schemas = [pa.schema([field.with_type(kind)]) for field, kind in zip((one, other), kinds, strict=True)]
+    return pa.unify_schemas(schemas, promote_options="permissive").field(0)
+
+
+def _extensions(field: pa.Field) -> list[tuple[str, object]]:
+    """All extension types in a field, by the path that leads there."""
+    own = [("", field.metadata)] if field.metadata else []
+    kind = field.type
+    inner = [kind.field(index) for index in range(kind.num_fields)]
+    listed = pa.types.is_nested(kind) and not pa.types.is_struct(kind)
+    named = [(str(index) if listed else part.name, part) for index, part in enumerate(inner)]
+    return [*own, *sorted((f"{name}.{path}", told) for name, part in named for path, told in _extensions(part))]
+
+
+def _told(field: pa.Field) -> str:
+    """Its type, with the extension that it is."""
+    name = (field.metadata or {}).get(EXTENSION_NAME)
+    return f"{field.type} ({name.decode()})" if name else str(field.type)
