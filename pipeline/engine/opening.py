@@ -151,7 +151,7 @@ def _written(plan: Plan, units: Sequence[Unit]) -> str:
     files = list(dict.fromkeys(unit.file for unit in units))
     number = {file: index for index, file in enumerate(files)}
     places = [[number[unit.file], unit.start, unit.stop] for unit in units]
-    listed = [asdict(file) for file in files]
+    listed = [{"url": file.url, "size": file.size, "version": file.version} for file in files]
     named = {name: getattr(plan, name) for name in ("inputs", "checkpoint", "source")}
     what = {"run": asdict(plan.provenance), **named}
     if plan.schema is not None:

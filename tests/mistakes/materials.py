@@ -141,7 +141,7 @@ def _write_checkpoints(folder: Path) -> None:
         ("not-causal", "llama"),
         ("code", "llama"),
     ):
-        tiny_causal(family).save_pretrained(models / name)
+        tiny_causal(family, vocab_size=97).save_pretrained(models / name)
     for name, setting in (("not-causal", {"is_causal": False}), ("code", {"model_type": "own", "auto_map": CODE})):
         config = json.loads((models / name / "config.json").read_text())
         (models / name / "config.json").write_text(json.dumps({**config, **setting}))
