@@ -33,14 +33,22 @@ def test_a_driver_that_is_killed_again_and_again_leaves_the_same_dataset(
     command = [sys.executable, "-m", "tests.engine.drive", str(file), str(output), ray_head.address]
     environment = {**os.environ, **ray_head.environment}
     moments = random.Random(0)
-    for _ in range(kills):
-        # Two workers need 0.2 s a unit for all of them, longer than the drivers live together: 3.5 s each on average
+
+    def committed() -> int:
+        return len(list(read_receipts(run.subset)))
+
+    for kill in range(kills):
+        # Every second one is killed wherever it is, the others when they have committed something. Two workers need 0.2 s
+        # a unit, for all of them longer than the drivers live together.
+        before = committed()
         driver = subprocess.Popen([*command, "0.4"], env=environment)
-        time.sleep(moments.uniform(1, 6))
+        while kill % 2 and committed() == before:
+            assert driver.poll() is None
+            time.sleep(0.1)
+        time.sleep(moments.uniform(0.5, 4))
         driver.kill()
         driver.wait()
-    committed = len(list(read_receipts(run.subset)))
-    assert 0 < committed < rows, "the run was over before it was killed; give it more to do"
+    assert 0 < committed() < rows, "the run was over before it was killed; give it more to do"
     subprocess.run([*command, "0"], env=environment, check=True)
     assert shards(output) == undisturbed(run, units, tmp_path / "plain")
     assert [receipt.unit for receipt in read_receipts(run.subset)] == list(range(rows))
