@@ -38,8 +38,8 @@ def test_a_driver_that_is_killed_again_and_again_leaves_the_same_dataset(
         return len(list(read_receipts(run.subset)))
 
     for kill in range(kills):
-        # Every second one is killed wherever it is, the others when they have committed something. Two workers need 0.2 s
-        # a unit, for all of them longer than the drivers live together.
+        # Every second one is killed wherever it is, the others when they have committed something. Two workers need
+        # 0.2 s a unit, for all of them longer than the drivers live together.
         before = committed()
         driver = subprocess.Popen([*command, "0.4"], env=environment)
         while kill % 2 and committed() == before:
