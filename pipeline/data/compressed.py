@@ -9,12 +9,9 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import zstandard
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 # So little is decompressed at a time that at most 140 MB come out: a byte of gzip becomes up to 1 kB, of xz 7 kB, of
 # Zstandard 32 kB, and 45 bytes of bzip2 become 45 MB.
@@ -56,7 +53,7 @@ class Decompressed(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: "WriteableBuffer") -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self._ready and (data := self._stored.read(BYTES_AT_A_TIME[self._compression])):
             self._ready = memoryview(b"".join(self._contents(data)))
         if not self._ready and self._member is not None:

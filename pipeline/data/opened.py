@@ -3,7 +3,7 @@
 import hashlib
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
@@ -11,9 +11,6 @@ from pipeline.data.compressed import Decompressed
 from pipeline.data.formats import compression_of
 from pipeline.data.locations import File, filesystem_of, is_url, local_file, remote_file
 from pipeline.data.reaching import RemoteFile, reaching
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 READ_BYTES = 2**20
 
@@ -41,7 +38,7 @@ class Digested(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: "WriteableBuffer") -> int:
+    def readinto(self, buffer: Any) -> int:
         data = self._stream.read(len(memoryview(buffer)))
         self._digest.update(data)
         memoryview(buffer)[: len(data)] = data
