@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.checkpoint import declared_context
-from pipeline.models.cross_entropy import chunk_tokens, head_logits, token_cross_entropy
+from pipeline.models.cross_entropy import HALF, chunk_tokens, head_logits, token_cross_entropy
 
 # How configurations name what happens to logits after the product.
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")  # Cohere, Falcon-H1
@@ -38,18 +38,23 @@ class Head(NamedTuple):
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Float32 [N, V], without a gradient, all at once: callers hand in few tokens."""
-        return head_logits(hidden_ND * self.scale, self.weight_VD, self.bias_V, self.softcap)
+        return head_logits(self._scaled(hidden_ND), self.weight_VD, self.bias_V, self.softcap)
 
     def losses(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         """-ln p(target) in nats, float32 [B, T], under the distribution that each state predicts."""
         losses_N = token_cross_entropy(
-            hidden_BTD.flatten(0, 1) * self.scale,
+            self._scaled(hidden_BTD.flatten(0, 1)),
             self.weight_VD,
             targets_BT.flatten(),
             bias_V=self.bias_V,
             softcap=self.softcap,
         )
         return losses_N.view(targets_BT.shape)
+
+    def _scaled(self, hidden_ND: Tensor) -> Tensor:
+        """In half precision if the weights are: Mamba's last hidden states are in float32 there, and it rounds them."""
+        narrow = hidden_ND.to(self.weight_VD.dtype) if self.weight_VD.dtype in HALF else hidden_ND
+        return narrow * self.scale
 
 
 def with_start(input_ids_BT: Tensor, start: int) -> Tensor:

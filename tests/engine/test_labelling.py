@@ -62,7 +62,7 @@ TWO_SETS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("family", TWO_SETS)
 def test_two_sets_of_rotary_frequencies_never_meet_in_a_batch(tmp_path: Path, family: str, method: Method) -> None:
     rope = {**TWO_SETS[family], "rope_theta": 10000.0, "original_max_position_embeddings": 24}
-    there = {"original_max_position_embeddings": 24} if family == "phi3" else {}
+    there: dict[str, Any] = {"original_max_position_embeddings": 24} if family == "phi3" else {}
     model = tiny_causal(family, rope_parameters=rope, **there)
     (model if method == "causal" else SecondOrderModel.from_language_model(model)).save_pretrained(tmp_path)
     labeller = load_labeller(method, tmp_path, "cpu")

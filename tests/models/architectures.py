@@ -79,7 +79,7 @@ def _shrunk(known: dict[str, Any]) -> dict[str, Any]:
     return {**sizes, **within, **MORE.get(known["model_type"], {})}
 
 
-def tiny_causal(family: str, **settings: Any) -> PreTrainedModel:
+def tiny_causal(family: str, dtype: torch.dtype = torch.float32, **settings: Any) -> PreTrainedModel:
     """Biases are random too.
 
     Raises:
@@ -92,7 +92,7 @@ def tiny_causal(family: str, **settings: Any) -> PreTrainedModel:
         if parameters > LARGEST:
             raise ValueError(f"{parameters:,} parameters")
         torch.manual_seed(0)
-        model: PreTrainedModel = frozen(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+        model: PreTrainedModel = frozen(AutoModelForCausalLM.from_config(config, dtype=dtype))
         model(input_ids=torch.arange(3, 9).unsqueeze(0), use_cache=False)
     except Exception as error:
         raise ValueError(f"{family} cannot be built tiny: {error}") from error

@@ -22,19 +22,19 @@ LENGTHS = (20, 7, 1)
 
 
 @cache
-def built_or_why_not(family: str) -> PreTrainedModel | str:
+def built_or_why_not(architecture: str) -> PreTrainedModel | str:
     try:
-        return tiny_causal(family)
+        return tiny_causal(architecture)
     except ValueError as error:
         return str(error)
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
-def test_labels_are_those_of_the_models_own_logits_alone_and_in_a_batch(family: str) -> None:
-    model = built_or_why_not(family)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_labels_are_those_of_the_models_own_logits_alone_and_in_a_batch(architecture: str) -> None:
+    model = built_or_why_not(architecture)
     if isinstance(model, str):
         pytest.skip(model)
-    if family in REFUSED:
+    if architecture in REFUSED:
         with pytest.raises(ValueError, match=type(model).__name__):
             require_causal(model)
         return
@@ -50,9 +50,23 @@ def test_labels_are_those_of_the_models_own_logits_alone_and_in_a_batch(family: 
         torch.testing.assert_close(alone_1T[0], together_BT[row, :length], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in REFUSED])
+def test_labels_in_bfloat16_are_those_of_the_models_own_logits(architecture: str) -> None:
+    """Some keep float32 between or after their layers."""
+    try:
+        model = tiny_causal(architecture, dtype=torch.bfloat16)
+    except ValueError as error:
+        pytest.skip(str(error))
+    require_causal(model)
+    ids_BT = random_tokens(2, 20, vocabulary=VOCABULARY)
+    logits_BTV = model(input_ids=with_start(ids_BT, START), use_cache=False).logits.float()
+    expected_BT = cross_entropy(logits_BTV.transpose(1, 2), ids_BT, reduction="none")
+    assert (token_entropies(model, ids_BT, START) - expected_BT).abs().mean() < 0.02
+
+
 @pytest.mark.skipif(not transformers.__version__.startswith("5.23."), reason="the page counts those of 5.23")
 def test_the_page_counts_the_architectures_right() -> None:
-    built = {family for family in ARCHITECTURES if not isinstance(built_or_why_not(family), str)}
+    built = {architecture for architecture in ARCHITECTURES if not isinstance(built_or_why_not(architecture), str)}
     (known,) = re.findall(
         r"Of the (\d+) causal architectures .* build (\d+), .* The (\d+) that", PAGE.read_text(), re.DOTALL
     )
