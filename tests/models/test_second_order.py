@@ -84,6 +84,8 @@ def test_models_of_many_families_come_over_whole_and_survive_their_folder(
         torch.testing.assert_close(estimates.entropy_BT, losses_BT, atol=1e-4, rtol=1e-4)
         expected_BT = Categorical(logits=logits_BTV).entropy()
         torch.testing.assert_close(estimates.expected_entropy_BT, expected_BT, atol=1e-4, rtol=1e-4)
+        in_half = load_second_order(tmp_path, dtype="bfloat16").entropies(input_ids_BT)
+        assert (in_half.entropy_BT - losses_BT).abs().mean() < 0.1 * losses_BT.std()
 
 
 @pytest.mark.parametrize("family", ["phi, bias", "gemma 2, soft cap", "cohere, scale"])
