@@ -8,10 +8,12 @@ survives; other text is encoded as before.
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import Encoding, Regex, Tokenizer, pre_tokenizers
 
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
+PLACES = ("{}", "a {} b", "a{}b")
 
 
 def keep_text(tokenizer: Tokenizer) -> None:
@@ -23,19 +25,27 @@ def keep_text(tokenizer: Tokenizer) -> None:
 
 
 def readable_from_text(tokenizer: Tokenizer) -> list[str]:
-    """The control tokens, special ones and those of bytes, whose own text the tokenizer encodes as them."""
+    """The control tokens, special ones and those of bytes, whose own text the tokenizer encodes as them.
+
+    Alone, as a word or within one; more often than without it, as it may stand for unknown characters there.
+    """
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-    named = [token for token in (*special, *BYTE_TOKENS) if tokenizer.token_to_id(token) is not None]
-    return [token for token in dict.fromkeys(named) if _is_read(tokenizer, token)]
+    ids = {token: tokenizer.token_to_id(token) for token in (*special, *BYTE_TOKENS)}
+    known = {token: token_id for token, token_id in ids.items() if token_id is not None}
+    without = [each.ids for each in _encoded(tokenizer, [""])]
+    found = iter(_encoded(tokenizer, known))
+    reads = {token: [next(found).ids.count(known[token]) for _ in PLACES] for token in known}
+    return [
+        token
+        for token, counts in reads.items()
+        if any(count > ids.count(known[token]) for count, ids in zip(counts, without, strict=True))
+    ]
 
 
-def _is_read(tokenizer: Tokenizer, token: str) -> bool:
-    """Alone, as a word or within one; more often than without it, as it may stand for unknown characters there."""
-    token_id = tokenizer.token_to_id(token)
-    places = (token, f"a {token} b", f"a{token}b")
-    found = tokenizer.encode_batch_fast([*places, *(place.replace(token, "") for place in places)], False)
-    own = [sum(read == token_id for read in encoding.ids) for encoding in found]
-    return any(with_it > without for with_it, without in zip(own[:3], own[3:], strict=True))
+def _encoded(tokenizer: Tokenizer, tokens: Iterable[str]) -> list[Encoding]:
+    """Each of the tokens' texts in all places, one after the other."""
+    texts = [place.format(token) for token in tokens for place in PLACES]
+    return tokenizer.encode_batch_fast(texts, add_special_tokens=False)
 
 
 def _first_characters(tokens: list[str]) -> str:

@@ -82,7 +82,7 @@ class Pieces:
         """Pieces that may stand side by side are encoded as one text, and known apart by the bytes of their tokens."""
         if self.bytes_V is None:
             return _encoded(tokenizer, pieces)
-        text_N, borders_U = _bytes(pa.array(pieces, pa.large_string()))
+        text_N, borders_U = utf8_bytes(pa.array(pieces, pa.large_string()))
         cut_N = np.zeros(len(text_N) + 1, dtype=bool)
         cut_N[cuts(text_N, self.beginnings)] = True
         begins_U = ~cut_N[borders_U[:-1]]
@@ -134,7 +134,7 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
 
 def _by_piece(tokenizer: Tokenizer, texts: pa.Array | pa.ChunkedArray, pieces: Pieces) -> Encoded | None:
     """The encodings of texts of large strings; nothing where `Pieces.take` has none."""
-    text_N, borders_M = _bytes(texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts)
+    text_N, borders_M = utf8_bytes(texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts)
     begins_N = np.zeros(len(text_N) + 1, dtype=bool)
     begins_N[cuts(text_N, pieces.beginnings)] = True
     begins_N[borders_M] = True
@@ -143,7 +143,7 @@ def _by_piece(tokenizer: Tokenizer, texts: pa.Array | pa.ChunkedArray, pieces: P
     return encoded and Encoded(encoded.ids_T, encoded.borders[np.searchsorted(borders_P, borders_M)])
 
 
-def _bytes(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+def utf8_bytes(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
     """All texts end to end in UTF-8, and the borders between them."""
     _, offsets, data = texts.buffers()
     borders_M = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from tokenizers import Tokenizer, pre_tokenizers
 
 from pipeline.data.control_tokens import readable_from_text
+from pipeline.data.encoding import utf8_bytes
 
 KEPT = "unknown"
 
@@ -33,12 +34,11 @@ def documents_with_unknown_text(tokenizer: Tokenizer, texts: pa.Array, ids: pa.C
     """Number of documents, given as texts and as lists of ids, of which something has no token."""
     unknown = unknown_to(tokenizer)
     lists, strings = ids.combine_chunks(), pc.fill_null(texts, "").cast(pa.large_string())
-    found_M = np.zeros(len(lists), dtype=bool)
-    for token in unknown.ids:
-        found_M |= _any(lists.flatten().to_numpy() == token, _borders(pc.list_value_length(lists)))
+    ids_N, offsets = lists.flatten().to_numpy(), lists.offsets.to_numpy()
+    found_M = _any(np.isin(ids_N, unknown.ids), offsets - offsets[0])
     if unknown.bytes_256.any():
-        text_N = np.frombuffer(b"".join(text.encode() for text in strings.to_pylist()), np.uint8)
-        found_M |= _any(unknown.bytes_256[text_N], _borders(pc.binary_length(strings)))
+        text_N, borders = utf8_bytes(strings)
+        found_M |= _any(unknown.bytes_256[text_N], borders)
     if unknown.alphabet is not None:
         found_M |= [not unknown.alphabet.issuperset(_characters(tokenizer, text)) for text in strings.to_pylist()]
     return int(found_M.sum())
@@ -87,7 +87,3 @@ def _any(marks_N: np.ndarray, borders: np.ndarray) -> np.ndarray:
     marks = np.append(0, np.cumsum(marks_N))
     found: np.ndarray = np.diff(marks[borders]) > 0
     return found
-
-
-def _borders(lengths: pa.Array) -> np.ndarray:
-    return np.append(0, np.cumsum(lengths.to_numpy(zero_copy_only=False)))

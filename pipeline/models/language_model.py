@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pipeline.models.checkpoint import declared_context
+from pipeline.models.checkpoint import POSITIONS, declared_context
 from pipeline.models.cross_entropy import HALF, chunk_tokens, head_logits, token_cross_entropy
 
 # How configurations name what happens to logits after the product.
@@ -38,23 +38,18 @@ class Head(NamedTuple):
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Float32 [N, V], without a gradient, all at once: callers hand in few tokens."""
-        return head_logits(self._scaled(hidden_ND), self.weight_VD, self.bias_V, self.softcap)
+        return head_logits(hidden_ND * self.scale, self.weight_VD, self.bias_V, self.softcap)
 
     def losses(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         """-ln p(target) in nats, float32 [B, T], under the distribution that each state predicts."""
         losses_N = token_cross_entropy(
-            self._scaled(hidden_BTD.flatten(0, 1)),
+            hidden_BTD.flatten(0, 1) * self.scale,
             self.weight_VD,
             targets_BT.flatten(),
             bias_V=self.bias_V,
             softcap=self.softcap,
         )
         return losses_N.view(targets_BT.shape)
-
-    def _scaled(self, hidden_ND: Tensor) -> Tensor:
-        """In half precision if the weights are: Mamba's last hidden states are in float32 there, and it rounds them."""
-        narrow = hidden_ND.to(self.weight_VD.dtype) if self.weight_VD.dtype in HALF else hidden_ND
-        return narrow * self.scale
 
 
 def with_start(input_ids_BT: Tensor, start: int) -> Tensor:
@@ -68,9 +63,12 @@ def next_token_hidden(model: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
 
 
 def last_hidden(stack: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
-    """Last hidden states [B, T, D] of the layers below a head."""
+    """Last hidden states [B, T, D] of the layers below a head, in half precision where their weights are.
+
+    Mamba keeps them in float32 there, and rounds them for its head.
+    """
     hidden_BTD: Tensor = stack(input_ids=inputs_BT, use_cache=False).last_hidden_state
-    return hidden_BTD
+    return hidden_BTD.to(stack.dtype) if stack.dtype in HALF else hidden_BTD
 
 
 def decoder(model: PreTrainedModel) -> PreTrainedModel:
@@ -132,7 +130,8 @@ def start_token(config: PreTrainedConfig) -> int:
 
 def longest_window(config: PreTrainedConfig) -> int | None:
     """Number of tokens that a model can read after the one that stands before them; None if no number is declared."""
-    return declared_context(config.get_text_config().to_dict())
+    text = config.get_text_config()
+    return declared_context({name: getattr(text, name, None) for name in POSITIONS})
 
 
 def output_head(model: PreTrainedModel) -> Head:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from pipeline.models.cross_entropy import HALF
 from pipeline.models.estimator import EntropyEstimator
 from pipeline.models.language_model import (
     Head,
@@ -208,9 +207,7 @@ class SecondOrderModel(PreTrainedModel):
     def _hidden(self, transformer: PreTrainedModel, input_ids_BT: Tensor) -> Tensor:
         token = self.config.start_token
         if token is not None:  # ids, since some models scale, normalise or project what their table of embeddings holds
-            hidden_BSD = last_hidden(transformer, pad(input_ids_BT, (1, 0), value=token))
-            half = self.seeing.weight.dtype in HALF  # where Mamba's last hidden states are in float32
-            return hidden_BSD.to(self.seeing.weight.dtype) if half else hidden_BSD
+            return last_hidden(transformer, pad(input_ids_BT, (1, 0), value=token))
         assert self.start is not None
         start_B1D = self.start.weight.expand(len(input_ids_BT), 1, -1)
         tokens_BTD = input_embeddings(transformer)(input_ids_BT)
