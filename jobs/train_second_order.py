@@ -110,7 +110,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked for, with what was found."""
+    """The settings, with the labels and checkpoints that they name."""
 
     config: Config
     dataset: AnnotatedDataset
@@ -132,7 +132,7 @@ class Plan:
 
     @property
     def cut(self) -> Cut:
-        """How training and evaluation cut documents: as they were cut when the labels were made."""
+        """Windows of training and evaluation: those that the labels were made in."""
         from pipeline.training.batches import Cut
 
         tokens = self.config.training.tokens_per_batch

@@ -112,7 +112,7 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str
             job.repository.prepare(private=config.private)
     checkpoint = job.snapshot.name if job.snapshot else None
     with stage("looking at what is there"):
-        open_run(job.subset, Plan(job.provenance, config.input, checkpoint, inputs, job.schema), units, job.schema)
+        open_run(job.subset, Plan(job.provenance, config.input, checkpoint, inputs, job.schema), units)
     if job.tokenizer is not None:
         copy_tokenizer(job.tokenizer, job.subset.tokenizer)
     if job.repository is None:
@@ -190,7 +190,7 @@ def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher 
 
 
 def state_of(report: Report, driver: Driver) -> State:
-    """What progress shows: what is committed, and the parts of units that are not yet."""
+    """Progress: the committed units, and the labelled parts of the others."""
     underway, counts = driver.underway, report.counts
     return State(counts.rows + underway.rows, counts.tokens + underway.tokens, driver.loaded, report.given_up)
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.command_line import run
 from pipeline.data.hub import Repository
-from pipeline.data.loading import load_call
+from pipeline.data.loadable import load_call
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.opening import locked, planned, require_same
 from pipeline.publishing.facts import Facts

@@ -13,7 +13,7 @@ from pipeline.data.flags import require_at_least_one
 from pipeline.data.hub import Repository
 from pipeline.data.inputs import Inputs
 from pipeline.data.lasting import require_lasting
-from pipeline.data.loading import require_loadable
+from pipeline.data.loadable import require_loadable
 from pipeline.data.tokenizer import TOKENIZED_ALREADY
 from pipeline.models.checkpoint import (
     Kind,

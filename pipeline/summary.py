@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.data.hub import Repository
-from pipeline.data.loading import load_call
+from pipeline.data.loadable import load_call
 from pipeline.data.locations import find_files
 from pipeline.data.opened import open_stored
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer

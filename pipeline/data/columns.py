@@ -19,7 +19,7 @@ class Part:
 
 
 def plain_schema(schema: pa.Schema, place: str) -> pa.Schema:
-    """The schema as it is read and written, whatever is imported: of its metadata, the features stay.
+    """The schema as it is read and written, independent of imports; of its metadata only the features stay.
 
     Fields may be null; extension types are stored types whose name is in the metadata of their field; views are
     `string` and `binary`, as few of Arrow's kernels take views.
@@ -36,7 +36,7 @@ def plain_field(field: pa.Field) -> pa.Field:
     metadata = field.metadata or {}
     named = {key: metadata[key] for key in EXTENSION_KEYS if key in metadata}  # in one order, which files keep
     kind = field.type
-    if isinstance(kind, pa.ExtensionType | pa.JsonType):  # Arrow's other ones are the same whatever is imported
+    if isinstance(kind, pa.ExtensionType | pa.JsonType):  # Arrow's other extension types do not depend on imports
         serialized = b"" if isinstance(kind, pa.JsonType) else kind.__arrow_ext_serialize__()
         named = dict(zip(EXTENSION_KEYS, (kind.extension_name.encode(), serialized), strict=True))
         kind = kind.storage_type

@@ -51,10 +51,11 @@ def begin_growing(subset: Subset) -> None:
     write_text(subset.ledger / GROWING_FILE, "")
 
 
-def finish_growing(subset: Subset, units: Sequence[Unit], schema: pa.Schema) -> None:
+def finish_growing(subset: Subset, units: Sequence[Unit], schema: pa.Schema | None) -> None:
     """Makes all shards such as the plan's units have, where another plan's may lie; no other run may be at work."""
     if not (subset.ledger / GROWING_FILE).exists():
         return
+    assert schema is not None
     for receipt in list(read_receipts(subset)):
         unit = units[receipt.unit]
         if receipt.counts.rows != unit.stop - unit.start:  # the smaller limit cut it short

@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     source: tuple[str, ...] = ()
     """The same inputs, those on the Hub at their commits."""
     schema: pa.Schema | None = None
-    """Columns that are written; None of a run that was begun before plans had them."""
+    """Columns that are written; None only in a plan that an older version wrote."""
 
 
 def planned(subset: Subset) -> Plan | None:
@@ -91,7 +91,7 @@ def plan_without_paths(text: str) -> str:
     return json.dumps({**plan, **listed, "files": files})
 
 
-def open_run(subset: Subset, plan: Plan, units: Sequence[Unit], schema: pa.Schema) -> None:
+def open_run(subset: Subset, plan: Plan, units: Sequence[Unit]) -> None:
     """Begins a run in an empty folder or goes on with the same one, which may have had a smaller limit.
 
     What an interrupted run left is removed: files half written, shards without a receipt, and notes on units that
@@ -110,7 +110,7 @@ def open_run(subset: Subset, plan: Plan, units: Sequence[Unit], schema: pa.Schem
     else:
         require_same(f"--output {subset.root}", plan.provenance, there.provenance)
     _sweep(subset, keep={receipt.shard for receipt in read_receipts(subset)})
-    finish_growing(subset, units, schema)
+    finish_growing(subset, units, plan.schema)
 
 
 def require_same(

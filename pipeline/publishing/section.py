@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pyarrow as pa
 
-from pipeline.data.loading import load_call
+from pipeline.data.loadable import load_call
 from pipeline.data.naming import public_names
 from pipeline.publishing.facts import Facts
 from pipeline.publishing.histogram import drawn_histogram, median

@@ -198,7 +198,7 @@ def resume(folder: Path, size: Size) -> Figure:
         rows_per_unit=1,
     )
     job, units = prepare(config, inspect(find_files(config.input), config.column), config.input)
-    open_run(job.subset, Plan(job.provenance, ()), units, job.schema)
+    open_run(job.subset, Plan(job.provenance, (), schema=job.schema), units)
     annotator = load_fake(job)
     for unit in units:
         annotator.annotate(unit)

@@ -18,7 +18,7 @@ from tests.engine.fakes import load_fake, planned_run
 def main(input_file: str, output: str, address: str, seconds: str) -> None:
     run, units = planned_run(Path(output), [Path(input_file)], rows_per_unit=1)
     with locked(run.subset.root), cluster(address):
-        open_run(run.subset, Plan(run.provenance, ()), units, run.schema)
+        open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
         done = finished(run.subset)
         left = [unit for unit in units if unit.index not in done]
         load = partial(load_fake, seconds=float(seconds))

@@ -53,7 +53,7 @@ def test_a_driver_that_is_killed_again_and_again_leaves_the_same_dataset(
     assert shards(output) == undisturbed(run, units, tmp_path / "plain")
     assert [receipt.unit for receipt in read_receipts(run.subset)] == list(range(rows))
     assert {path.name for path in run.subset.ledger.iterdir()} == {"plan.json", "receipts"}
-    open_run(run.subset, Plan(run.provenance, ()), units, run.schema)
+    open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
     assert len(finished(run.subset)) == rows
 
 

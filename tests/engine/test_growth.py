@@ -41,7 +41,7 @@ def limited(folder: Path, output: str, limit: int) -> tuple[Run, list[Unit]]:
 
 def carry_out(folder: Path, output: str, limit: int) -> Run:
     run, units = limited(folder, output, limit)
-    open_run(run.subset, Plan(run.provenance, ()), units, run.schema)
+    open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
     done = finished(run.subset)
     annotator = load_fake(run)
     for unit in units:
@@ -95,7 +95,7 @@ def test_a_growth_that_is_killed_anywhere_goes_on_and_shows_no_row_twice(
         with monkeypatch.context() as patched:
             killed_at(patched, call)
             try:
-                open_run(run.subset, Plan(run.provenance, ()), units, run.schema)
+                open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
             except KilledError:
                 kills += 1
         there = [file.name.split("-of-")[0] for file in run.subset.data.glob("*.parquet")]

@@ -4,7 +4,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-import pyarrow as pa
 import pytest
 
 from pipeline.data.annotations import read_quarantine
@@ -43,7 +42,7 @@ def finish(output: Path, unit: int) -> Receipt:
 
 def begin(output: Path, provenance: Provenance = PROVENANCE, name: str = "exact") -> set[int]:
     """Begins a run, or goes on with it; returns which units are done."""
-    open_run(Subset(name, output), Plan(provenance, ()), UNITS, pa.schema([]))
+    open_run(Subset(name, output), Plan(provenance, ()), UNITS)
     return finished(Subset(name, output))
 
 

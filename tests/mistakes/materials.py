@@ -35,6 +35,13 @@ def write_materials(folder: Path) -> None:
 
 
 def _write_documents(folder: Path) -> None:
+    _write_tables(folder)
+    _write_columns(folder)
+    _write_texts(folder)
+    _write_folders(folder)
+
+
+def _write_tables(folder: Path) -> None:
     good = write_documents(folder / "good.parquet", sample_texts(12, 200), id=list(range(12)))
     write_documents(folder / "one.parquet", ["a document"])
     write_documents(folder / "without-rows.parquet", [])
@@ -47,6 +54,15 @@ def _write_documents(folder: Path) -> None:
     tags = pa.array([[("a", "b")]], pa.map_(pa.string(), pa.string()))
     pq.write_table(pa.table({"text": ["a"], "tags": tags}), folder / "mapped.parquet")
     pq.write_table(pa.table({"text": pa.array(["a"]).dictionary_encode()}), folder / "dictionary.parquet")
+    (folder / "truncated.parquet").write_bytes(good.read_bytes()[:-20])
+    damaged = bytearray(good.read_bytes())
+    damaged[4:60] = bytes(56)
+    (folder / "damaged.parquet").write_bytes(damaged)
+    (folder / "empty.parquet").write_bytes(b"")
+
+
+def _write_columns(folder: Path) -> None:
+    """Files whose columns do not go together."""
     write_documents(folder / "words.parquet", ["a"], id=["one"])
     for name, names in (("classes", ["ham", "spam"]), ("other-classes", ["spam", "ham"])):
         feature = {"kind": {"names": names, "_type": "ClassLabel"}}
@@ -56,17 +72,14 @@ def _write_documents(folder: Path) -> None:
     pq.write_table(table.replace_schema_metadata({"huggingface": "{"}), folder / "features.parquet")
     twice = pa.Table.from_arrays([pa.array(["a"]), pa.array([1]), pa.array([2])], names=["text", "id", "id"])
     pq.write_table(twice, folder / "twice.parquet")
-    (folder / "truncated.parquet").write_bytes(good.read_bytes()[:-20])
-    damaged = bytearray(good.read_bytes())
-    damaged[4:60] = bytes(56)
-    (folder / "damaged.parquet").write_bytes(damaged)
-    (folder / "empty.parquet").write_bytes(b"")
+
+
+def _write_texts(folder: Path) -> None:
     (folder / "table.csv").write_text("text\na\n")
     (folder / "table.xlsx").write_bytes(b"PK\x03\x04" + bytes(60))
     (folder / "empty-folder").mkdir()
     (folder / "notes").mkdir()
     (folder / "notes" / "a.txt").write_text("a note")
-    _write_folders(folder)
     (folder / "pages").mkdir()
     (folder / "pages" / "report.html").write_text("<!doctype html>a page")
     (folder / "latin.txt").write_bytes("un café".encode("latin-1"))

@@ -22,7 +22,7 @@ def planned(folder: Path, rows: int = 12, rows_per_unit: int = 2) -> tuple[Run, 
 def annotated(folder: Path, rows: int = 12, rows_per_unit: int = 2) -> Run:
     """A run with all its units done, without the card."""
     run, units = planned(folder, rows, rows_per_unit)
-    open_run(run.subset, Plan(run.provenance, ()), units, run.schema)
+    open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
     annotator = load_fake(run)
     for unit in units:
         annotator.annotate(unit)

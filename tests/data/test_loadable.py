@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.loading import load_call, require_loadable
+from pipeline.data.loadable import load_call, require_loadable
 from pipeline.settings import Config
 
 CARD = "---\nconfigs:\n- config_name: exact\n  data_files: data/exact/**/*.parquet\n---\n"
