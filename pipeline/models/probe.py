@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.models.checkpoint import UnfitModelError
-from pipeline.models.language_model import next_token_hidden, output_head
+from pipeline.models.language_model import longest_window, next_token_hidden, output_head
 
 TOKENS = 16
 # Shares of the range of the logits that rounding may take. Two ways to the same logits differ by that of one product.
@@ -45,8 +45,7 @@ def require_causal(model: PreTrainedModel) -> None:
 def _probe(model: PreTrainedModel) -> Tensor:
     """Ids [1, T] from all over the vocabulary, fewer where the context is shorter."""
     config, vocabulary = model.config.get_text_config(), len(output_head(model).weight_VD)
-    positions = getattr(config, "max_position_embeddings", None) or TOKENS
-    tokens = min(TOKENS, positions) if positions > 0 else TOKENS  # XLNet's are -1
+    tokens = min(TOKENS, longest_window(model.config) or TOKENS)
     known = [token for token in range(vocabulary) if token != getattr(config, "pad_token_id", None)] or [0]
     return torch.tensor([[known[place * len(known) // tokens] for place in range(tokens)]], device=model.device)
 

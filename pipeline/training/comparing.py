@@ -23,7 +23,7 @@ TokenLosses = Callable[[Batch], Tensor]
 
 
 def compares(loss: object, batches: Sequence[Batch], accelerator: Accelerator) -> TypeGuard[ObjectiveLoss]:
-    """Whether the loss compares tokens of a step that no forward pass sees together."""
+    """True if the loss compares tokens of a step that no forward pass sees together."""
     several = len(batches) * accelerator.num_processes > 1
     return several and isinstance(loss, ObjectiveLoss) and loss.comparing is not None
 

@@ -62,7 +62,7 @@ def label_windows(
 
 
 def _same_tokens(made: Provenance) -> bool:
-    """Whether the labels were made in windows of the tokens that they are written for."""
+    """True if the labels were made in windows of the tokens that they are written for."""
     return made.estimator_tokenizer_sha256 is None
 
 
@@ -73,7 +73,7 @@ def _window(made: Provenance, context: int | None, longest: int | None) -> int:
 
 
 def _start(made: Provenance, member: Path | None, named: str | None) -> int | None:
-    """What a causal language model reads first: as asked for, as when the labels were made, or as it declares."""
+    """The token to read before every window: as asked for, as when the labels were made, or as the model declares."""
     if member is None or checkpoint_kind(member) != "causal":
         if named is not None:
             raise ValueError("--start-token is for --init-from a causal language model; leave it out")
