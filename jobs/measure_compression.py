@@ -87,7 +87,7 @@ def measure_compression(config: Config = DEFAULTS) -> None:
     print(report)
     if config.output is not None:
         config.output.mkdir(parents=True, exist_ok=True)
-        (config.output / "results.md").write_text(report)
+        (config.output / "results.md").write_text(report, encoding="utf-8")
         write_csv(config.output / "results.csv", [asdict(result) for result in results])
 
 

@@ -71,7 +71,7 @@ def measure_introduction(config: Config) -> None:
             write_csv(config.output / "results.csv", [asdict(each) for each in outcomes])
             print(f"{source:14} {outcome.variant:28} {row(outcome)}", flush=True)
     report = f"{markdown(outcomes)}\n\nMade by `{command_line('jobs.measure_introduction', sys.argv[1:])}`.\n"
-    (config.output / "results.md").write_text(report)
+    (config.output / "results.md").write_text(report, encoding="utf-8")
     print(report)
 
 

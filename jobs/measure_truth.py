@@ -63,7 +63,7 @@ def measure_truth(config: Config) -> None:
     report = (
         f"{markdown(results)}\n{verdict(results)}\n\nMade by `{command_line('jobs.measure_truth', sys.argv[1:])}`.\n"
     )
-    (config.output / "results.md").write_text(report)
+    (config.output / "results.md").write_text(report, encoding="utf-8")
     print(report)
 
 

@@ -57,7 +57,7 @@ def train_tokenizer(config: Config) -> None:
     save(tokenizer, config)
     tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(sample))
     bytes_a_token = sum(len(text.encode()) for text in sample) / max(1, tokens)
-    (config.output / CARD_FILE).write_text(card(tokenizer, files, config, bytes_a_token))
+    (config.output / CARD_FILE).write_text(card(tokenizer, files, config, bytes_a_token), encoding="utf-8")
     print(f"{config.output}: {id_count(tokenizer):,} tokens, {bytes_a_token:.2f} bytes a token")
 
 

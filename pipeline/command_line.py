@@ -115,7 +115,7 @@ def _check_yaml(file: Path) -> None:
     if not file.is_file():
         raise ValueError(f"no file at --config {file}; check the path")
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not YAML: {error}; write flags as in `limit: 100`") from error
     if not isinstance(content, dict):

@@ -75,7 +75,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     gcs, dashboard, metrics, client, agent, agent_grpc = (str(port) for port in free_ports(6))
     home = tmp_path_factory.mktemp("ray")
     (home / ".ray").mkdir()
-    (home / ".ray" / "auth_token").write_text(secrets.token_hex(32))  # as another Ray leaves one
+    (home / ".ray" / "auth_token").write_text(secrets.token_hex(32), encoding="utf-8")  # as another Ray leaves one
     # Its jobs join the Ray that was started last below this folder. Sockets lie there too, whose paths must be short.
     folder = tempfile.TemporaryDirectory(prefix="ray-")
     environment = {
@@ -95,7 +95,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         # The agent takes jobs; at its usual port another Ray's may be.
         *("--dashboard-agent-listen-port", agent, "--dashboard-agent-grpc-port", agent_grpc),
     ]
-    with (home / "head.log").open("w") as log:
+    with (home / "head.log").open("w", encoding="utf-8") as log:
         head = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
     try:
         shown = {"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}

@@ -49,7 +49,7 @@ class Forked:
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         self.wait(timeout)
-        output, errors = (file.read_text() for file in self.printed)
+        output, errors = (file.read_text(encoding="utf-8") for file in self.printed)
         return output, errors
 
 

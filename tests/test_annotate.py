@@ -52,7 +52,10 @@ def test_no_arguments_label_the_sample(
     for line in ("documents", "tokens", "tokens/s", "mean entropy", "bits per byte", "dataset", "load_dataset"):
         assert line in printed
     assert "annotated-sample-report/report.html shows" in printed
-    assert "second-order labels" in (tmp_path / "annotated-sample-report" / "report.html").read_text().lower()
+    assert (
+        "second-order labels"
+        in (tmp_path / "annotated-sample-report" / "report.html").read_text(encoding="utf-8").lower()
+    )
     rows = shard_rows(tmp_path / "annotated-sample").to_pylist()
     assert {"id", "dump", "url", "token_count"} <= set(rows[0]) and "text" not in rows[0]
     for row in rows:
@@ -124,7 +127,7 @@ def test_an_annotated_dataset_is_an_input_with_its_subsets(
     assert capsys.readouterr().err.splitlines() == [f"{tmp_path}/one: {taking}"]
     assert run_command(*again, "--config-name", "short", "--output", tmp_path / "tokenizer-short") == 0
     for folder, documents in (("tokenizer", 2), ("tokenizer-short", 1)):
-        assert f"{documents} documents" in (tmp_path / folder / "README.md").read_text()
+        assert f"{documents} documents" in (tmp_path / folder / "README.md").read_text(encoding="utf-8")
     assert len(find_annotations(f"{tmp_path}/one/data/short")) == 1
 
 
@@ -144,7 +147,7 @@ def test_load_dataset_reads_what_was_written_and_streams_it(run_command: RunComm
     streamed = list(load_dataset(str(output), split="train", streaming=True))
     assert [dict(row) for row in loaded] == streamed == shard_rows(output).to_pylist()
     assert len(list((output / "data" / "second-order").iterdir())) == 3
-    card = (output / "README.md").read_text()
+    card = (output / "README.md").read_text(encoding="utf-8")
     metadata = pq.read_schema(next((output / "data" / "second-order").iterdir())).metadata
     provenance = Provenance.from_json(metadata[PROVENANCE_KEY].decode())
     assert provenance.checkpoint_sha256 in card and provenance.method == "second-order"
@@ -178,15 +181,21 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(run_command: RunCommand, t
     shards = {shard.name: shard.read_bytes() for shard in (tmp_path / "out" / "data" / "second-order").iterdir()}
     kept, *lost = sorted((tmp_path / "out" / "_ledger" / "second-order" / "receipts").iterdir())
     for receipt in lost:
-        (tmp_path / "out" / "data" / "second-order" / json.loads(receipt.read_text())["shard"]).unlink()
-    (tmp_path / "out" / "data" / "second-order" / ".train-00001-of-00003.parquet.unfinished").write_text("cut off")
-    untouched = (tmp_path / "out" / "data" / "second-order" / json.loads(kept.read_text())["shard"]).stat().st_mtime_ns
+        (tmp_path / "out" / "data" / "second-order" / json.loads(receipt.read_text(encoding="utf-8"))["shard"]).unlink()
+    (tmp_path / "out" / "data" / "second-order" / ".train-00001-of-00003.parquet.unfinished").write_text(
+        "cut off", encoding="utf-8"
+    )
+    untouched = (
+        (tmp_path / "out" / "data" / "second-order" / json.loads(kept.read_text(encoding="utf-8"))["shard"])
+        .stat()
+        .st_mtime_ns
+    )
     assert run_command(*arguments) == 0
     assert {
         shard.name: shard.read_bytes() for shard in (tmp_path / "out" / "data" / "second-order").iterdir()
     } == shards
     assert (
-        tmp_path / "out" / "data" / "second-order" / json.loads(kept.read_text())["shard"]
+        tmp_path / "out" / "data" / "second-order" / json.loads(kept.read_text(encoding="utf-8"))["shard"]
     ).stat().st_mtime_ns == untouched
 
 
@@ -294,7 +303,7 @@ def test_a_run_over_text_files_that_began_without_their_names_goes_on_without(
     run_command: RunCommand, tmp_path: Path
 ) -> None:
     for name in "ab":
-        (tmp_path / f"{name}.txt").write_text(f"text {name}")
+        (tmp_path / f"{name}.txt").write_text(f"text {name}", encoding="utf-8")
     out = tmp_path / "out"
     chosen = ("pipeline.annotate", "--input", f"{tmp_path}/*.txt", "--output", out, "--workers", 0)
     assert run_command(*chosen, "--columns", "file") == 0
@@ -302,9 +311,9 @@ def test_a_run_over_text_files_that_began_without_their_names_goes_on_without(
     shutil.rmtree(out)
     assert run_command(*chosen, "--limit", 1) == 0
     plan = next(out.rglob("plan.json"))
-    begun = json.loads(plan.read_text())
+    begun = json.loads(plan.read_text(encoding="utf-8"))
     del begun["run"]["names_of_text"]  # which older plans lack
-    plan.write_text(json.dumps(begun))
+    plan.write_text(json.dumps(begun), encoding="utf-8")
     for file in [*out.rglob("*.parquet"), *out.rglob("receipts/*")]:
         file.unlink()
     assert run_command(*chosen, "--limit", 1) == 0
@@ -315,7 +324,7 @@ def test_documents_that_lack_text_or_characters_are_counted_in_the_summary(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"text": "a"}, {"text": None}, {"text": "b\ud800"}, {"text": ""}]
-    (tmp_path / "in.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "in.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     arguments = ("pipeline.annotate", "--input", tmp_path / "in.json", "--output", tmp_path / "out")
     assert run_command(*arguments, "--dry-run", "--tokens-per-second", 9) == 0
     assert "by 4 documents from all over it, 2 of them without text\n" in capsys.readouterr().out
@@ -328,7 +337,7 @@ def test_a_dry_run_says_what_to_do_about_a_shard_for_each_of_many_files(
 ) -> None:
     monkeypatch.setattr("pipeline.estimate.MANY_FILES", 3)
     for name in "abc":
-        (tmp_path / f"{name}.md").write_text("text")
+        (tmp_path / f"{name}.md").write_text("text", encoding="utf-8")
     arguments = ("pipeline.annotate", "--input", f"{tmp_path}/*.md", "--output", tmp_path / "out", "--dry-run")
     assert run_command(*arguments, "--tokens-per-second", 9) == 0
     assert "3 of 1 rows at the most; a shard a file: join small files" in capsys.readouterr().out
@@ -371,7 +380,7 @@ def test_a_complete_run_is_left_as_it_is(
     arguments = (*tokenized(tmp_path, [[1, 2, 3]] * 8), "--output", tmp_path / "out")
     assert run_command(*arguments) == 0
     assert "is the slowest" in capsys.readouterr().out
-    report = json.loads((tmp_path / "out" / "_ledger" / "exact" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / "_ledger" / "exact" / "report.json").read_text(encoding="utf-8"))
     assert report["units"] == 2 and report["tokens"] == 24 and set(report["stages"]) == set(WORK) - {"upload"}
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "data" / "exact").iterdir()}
     monkeypatch.setattr(Driver, "outcomes", None)  # it must not be asked for anything
@@ -400,7 +409,7 @@ def test_a_dry_run_tells_what_it_takes_and_writes_nothing(
 def test_recipes_are_understood(
     run_command: RunCommand, tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = yaml.safe_load(recipe.read_text())["columns"]
+    names = yaml.safe_load(recipe.read_text(encoding="utf-8"))["columns"]
     file = write_documents(tmp_path / "in.parquet", ["text"], **{name: ["x"] for name in names})
     here = ("--input", file, "--output", tmp_path / "out", "--estimator", SHIPPED / "second-order")
     dry = ("--dry-run", "--tokens-per-second", 1e6)
@@ -425,7 +434,7 @@ def test_a_run_over_a_hub_dataset_goes_on_with_the_commit_that_it_began_with(tmp
             hub.add("user/name", {"data/train-1.parquet": file.read_bytes()})
     assert [run.returncode for run in ran] == [0, 0], ran[0].stderr
     assert "documents      8" in ran[0].stdout and "the dataset was complete" in ran[1].stdout
-    plan = json.loads((tmp_path / "out" / "_ledger" / "second-order" / "plan.json").read_text())
+    plan = json.loads((tmp_path / "out" / "_ledger" / "second-order" / "plan.json").read_text(encoding="utf-8"))
     assert plan["run"]["source"] == [f"hf://datasets/user/name@{begun_at}/data"]
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert hub.writer.encode() not in written and not any(hub.writer in run.stdout + run.stderr for run in ran)

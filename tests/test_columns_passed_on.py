@@ -125,7 +125,7 @@ def test_what_load_dataset_knows_of_the_source_it_knows_of_the_dataset(
 ) -> None:
     if kind == "lines":
         file = tmp_path / "in.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in lines()))
+        file.write_text("".join(json.dumps(row) + "\n" for row in lines()), encoding="utf-8")
     else:
         file = tmp_path / "in.parquet"
         pq.write_table(featured() if kind == "featured" else plain(), file)
@@ -168,18 +168,18 @@ def test_token_ids_beside_the_text_are_not_replaced(
 def test_a_run_whose_columns_had_other_types_is_not_resumed(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str], begun: str
 ) -> None:
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines()))
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines()), encoding="utf-8")
     command = (*ANNOTATE, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out")
     assert run_command(*command, "--columns", "_id", "_source") == 0
     assert run_command(*command, "--columns", "_id", "_source") == 0
     (file,) = (tmp_path / "out" / LEDGER_FOLDER).rglob(PLAN_FILE)
-    plan = json.loads(file.read_text())
+    plan = json.loads(file.read_text(encoding="utf-8"))
     schema = pa.ipc.read_schema(pa.py_buffer(b64decode(plan.pop("schema"))))
     assert schema.field("_source").type.num_fields == 3
     if begun == "with other types":
         other = schema.set(schema.get_field_index("_source"), pa.field("_source", pa.string()))
         plan["schema"] = b64encode(other.serialize()).decode()
-    file.write_text(json.dumps(plan))
+    file.write_text(json.dumps(plan), encoding="utf-8")
     capsys.readouterr()
     assert run_command(*command, "--columns", "_id", "_source") == 1
     said = capsys.readouterr().err
@@ -187,11 +187,16 @@ def test_a_run_whose_columns_had_other_types_is_not_resumed(
 
 
 def test_a_run_of_flat_columns_begun_before_plans_had_them_is_resumed(run_command: RunCommand, tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines()))
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines()), encoding="utf-8")
     command = (*ANNOTATE, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out", "--columns", "_id", "_type")
     assert run_command(*command) == 0
     (file,) = (tmp_path / "out" / LEDGER_FOLDER).rglob(PLAN_FILE)
-    file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "schema"}))
+    file.write_text(
+        json.dumps(
+            {key: value for key, value in json.loads(file.read_text(encoding="utf-8")).items() if key != "schema"}
+        ),
+        encoding="utf-8",
+    )
     for receipt in (file.parent / RECEIPTS).iterdir():
         receipt.unlink()
     assert run_command(*command) == 0 and len(loaded(tmp_path / "out", tmp_path)[1]) == 3

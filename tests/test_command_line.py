@@ -47,7 +47,7 @@ def test_a_flag_takes_several_values(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_flags_stand_above_the_yaml_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text("input: [a, b]\nlimit: 5\ninner: {steps: 9}\n")
+    file.write_text("input: [a, b]\nlimit: 5\ninner: {steps: 9}\n", encoding="utf-8")
     assert parsed(monkeypatch, "--config", str(file)) == Config(input=("a", "b"), limit=5, inner=Inner(steps=9))
     assert parsed(monkeypatch, "--limit", "6", "--config", str(file)).limit == 6
 
@@ -75,7 +75,7 @@ def test_a_yaml_file_is_checked_like_flags(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str, message: str
 ) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(content)
+    file.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         parsed(monkeypatch, "--config", str(file))
 

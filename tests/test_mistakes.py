@@ -39,7 +39,7 @@ class Mistake:
 
 
 def mistakes() -> Iterator[Mistake]:
-    sections = re.split(r"(?=^## )", PAGE.read_text(), flags=re.MULTILINE)[1:]
+    sections = re.split(r"(?=^## )", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     for section in sections:
         module, beside = MODULE.search(section), BESIDE.search(section)
         assert module is not None, section
@@ -90,7 +90,7 @@ def contents(folder: Path) -> dict[Path, int]:
 
 def test_every_row_of_the_page_is_a_mistake_that_is_made() -> None:
     assert len(MISTAKES) >= 60
-    assert len(MISTAKES) == len(TABLE_LINE.findall(PAGE.read_text()))
+    assert len(MISTAKES) == len(TABLE_LINE.findall(PAGE.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda each: f"{each.module}, {each.name}")

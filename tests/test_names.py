@@ -34,7 +34,7 @@ def notes(folder: Path, count: int) -> list[Path]:
     folder.mkdir(parents=True)
     files = [folder / f"a-note-about-something-{number:04d}.txt" for number in range(count)]
     for file in files:
-        file.write_text("A short note.")
+        file.write_text("A short note.", encoding="utf-8")
     return files
 
 
@@ -53,7 +53,7 @@ def test_a_footer_is_as_large_for_many_files_as_for_one(run_command: RunCommand,
         assert run_command(*ANNOTATE, "--input", *files, "--estimator", model, "--output", output) == 0
         sizes.append(max(pq.read_metadata(shard).serialized_size for shard in shards(output)))
         assert str(tmp_path).encode() not in b"".join(file.read_bytes() for file in [*shards(output)])
-        plan = json.loads((output / "_ledger" / "second-order" / "plan.json").read_text())
+        plan = json.loads((output / "_ledger" / "second-order" / "plan.json").read_text(encoding="utf-8"))
         assert plan["source"] == plan["inputs"] == list(map(str, files)), "the ledger has the whole list"
     assert abs(sizes[0] - sizes[1]) < 20
     found = find_annotations(str(tmp_path / "out-40")).provenance
@@ -120,11 +120,11 @@ def test_a_run_of_an_older_version_is_read_and_resumed(run_command: RunCommand, 
     chosen = ("--input", *files, "--estimator", model, "--output", output)
     assert run_command(*ANNOTATE, *chosen) == 0
     subset = Subset("second-order", output)
-    plan = json.loads((subset.ledger / "plan.json").read_text())
+    plan = json.loads((subset.ledger / "plan.json").read_text(encoding="utf-8"))
     plan["run"] = old = {**plan["run"], "source": plan.pop("source")}
     for name in ("source_files", "model"):
         del old[name]
-    (subset.ledger / "plan.json").write_text(json.dumps(plan))
+    (subset.ledger / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     for shard in shards(output):
         table = pq.read_table(shard).replace_schema_metadata({PROVENANCE_KEY: json.dumps(old, indent=2)})
         pq.write_table(table, shard)
@@ -136,7 +136,7 @@ def test_a_run_of_an_older_version_is_read_and_resumed(run_command: RunCommand, 
     assert run_command(*ANNOTATE, *chosen) == 0
     assert len(shards(output)) == 6 == len(receipts)
     assert find_annotations(str(output)).provenance == found
-    assert str(tmp_path) not in (output / "README.md").read_text()
+    assert str(tmp_path) not in (output / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("shipped", [True, False])
@@ -147,7 +147,11 @@ def test_every_output_names_the_model_and_warns_of_the_shipped_one(
     chosen = () if shipped else ("--estimator", model)
     assert run_command(*ANNOTATE, "--input", file, *chosen, "--output", tmp_path / "out") == 0
     page = write_report(str(tmp_path / "out"), tmp_path / "report")
-    told = [capsys.readouterr().out, (tmp_path / "out" / "README.md").read_text(), page.read_text()]
+    told = [
+        capsys.readouterr().out,
+        (tmp_path / "out" / "README.md").read_text(encoding="utf-8"),
+        page.read_text(encoding="utf-8"),
+    ]
     name = SHIPPED_MODEL if shipped else "my-model"
     assert provenance_of(shards(tmp_path / "out")[0]).model == name
     for text in told:
@@ -161,4 +165,4 @@ def test_a_model_of_the_hub_is_named_with_its_commit(
     file = write_documents(tmp_path / "in.parquet", sample_texts(2, 300))
     assert run_command(*ANNOTATE, "--input", file, "--estimator", "user/model", "--output", tmp_path / "out") == 0
     assert f"model          user/model@{commit}\n" in capsys.readouterr().out
-    assert f"user/model@{commit}" in (tmp_path / "out" / "README.md").read_text()
+    assert f"user/model@{commit}" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

@@ -9,11 +9,11 @@ import yaml
 from tests.checkers import ROOT, check
 
 CITATION, SCHEMA = ROOT / "CITATION.cff", ("--builtin-schema", "vendor.citation-file-format")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def test_the_licence_is_the_one_that_the_package_names() -> None:
-    text = (ROOT / "LICENSE").read_text()
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert PROJECT["license"] == "Apache-2.0" and "Apache License" in text and "Version 2.0, January 2004" in text
     assert text.rstrip().endswith("limitations under the License.")
 
@@ -21,23 +21,26 @@ def test_the_licence_is_the_one_that_the_package_names() -> None:
 def test_the_citation_is_valid_and_would_not_be_without_authors(tmp_path: Path) -> None:
     assert check("check-jsonschema", *SCHEMA, "--force-filetype", "yaml", CITATION) is None
     anonymous = tmp_path / "CITATION.cff"
-    anonymous.write_text(CITATION.read_text().replace("authors:\n  - name: The token-entropy authors\n", ""))
+    anonymous.write_text(
+        CITATION.read_text(encoding="utf-8").replace("authors:\n  - name: The token-entropy authors\n", ""),
+        encoding="utf-8",
+    )
     assert "authors" in (check("check-jsonschema", *SCHEMA, "--force-filetype", "yaml", anonymous) or "")
 
 
 def test_the_citation_names_this_version_and_the_paper() -> None:
-    citation = yaml.safe_load(CITATION.read_text())
+    citation = yaml.safe_load(CITATION.read_text(encoding="utf-8"))
     assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
     (paper,) = citation["references"]
     assert paper["url"] == "https://arxiv.org/abs/2511.10618" and paper["title"].startswith("Know Your Limits")
 
 
 def test_the_changes_of_this_version_are_told() -> None:
-    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert headings[0] == PROJECT["version"] and len(set(headings)) == len(headings)
 
 
 def test_what_contributors_are_told_to_make_can_be_made() -> None:
-    told = set(re.findall(r"`make (\w+)`", (ROOT / "CONTRIBUTING.md").read_text()))
-    made = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    told = set(re.findall(r"`make (\w+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
+    made = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert {"setup", "test", "lint", "docs"} <= told <= made

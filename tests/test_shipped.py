@@ -30,7 +30,7 @@ def test_they_weigh_sixteen_megabytes_at_most_and_hold_no_pickle() -> None:
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_each_has_a_card_with_the_command_that_made_it_and_the_one_tokenizer(name: str) -> None:
-    assert "python -m jobs.train_" in (SHIPPED / name / "README.md").read_text()
+    assert "python -m jobs.train_" in (SHIPPED / name / "README.md").read_text(encoding="utf-8")
     assert tokenizer_sha256(SHIPPED / name) == tokenizer_sha256(SHIPPED / "tokenizer")
     assert AutoTokenizer.from_pretrained(SHIPPED / name).bos_token_id == 0
 

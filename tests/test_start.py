@@ -18,7 +18,7 @@ COMMANDS = [
     ".".join(file.relative_to(ROOT).with_suffix("").parts)
     for folder in ("pipeline", "jobs")
     for file in sorted((ROOT / folder).rglob("*.py"))
-    if GUARD in file.read_text() and file.name != "__main__.py"
+    if GUARD in file.read_text(encoding="utf-8") and file.name != "__main__.py"
 ]
 FLAGS = {"pipeline.publish": "--repository"}
 """A flag of each command, where that is not --output."""
@@ -42,7 +42,10 @@ class Start:
 
 
 def start(command: str) -> Start:
-    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as imports:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as printed,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as imports,
+    ):
         words = [sys.executable, "-X", "importtime", "-m", command, "--help"]
         process = subprocess.Popen(words, cwd=ROOT, stdout=printed, stderr=imports)
         _, status, usage = os.wait4(process.pid, 0)

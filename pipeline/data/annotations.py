@@ -120,7 +120,7 @@ def find_annotations(source: str) -> AnnotatedDataset:
 def read_quarantine(subset: Subset) -> list[Quarantined]:
     """The units of rows that were given up and have no shard, in their order."""
     files = sorted((subset.ledger / QUARANTINE).glob("*.json"))
-    return [Quarantined.from_json(file.read_text()) for file in files]
+    return [Quarantined.from_json(file.read_text(encoding="utf-8")) for file in files]
 
 
 def _shards(source: str) -> list[File]:

@@ -120,7 +120,7 @@ class Repository:
     def text(self, path: str, at: str) -> str | None:
         """A small file's text; None where there is none."""
         file = self.download(path, at)
-        return file.read_text() if file else None
+        return file.read_text(encoding="utf-8") if file else None
 
     def upload(self, additions: Iterable[CommitOperationAdd]) -> None:
         """Sends the content of files, which a commit can then add."""

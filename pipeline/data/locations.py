@@ -203,7 +203,7 @@ def _local_folder(named: str) -> Folder:
     matches = _on_disk_matching(str(Path(glob.escape(named)) / "**"))
     data = [path for path in matches if path.name.lower().endswith(FOUND_IN_FOLDERS) and not path.is_dir()]
     card = Path(named) / CARD
-    text = card.read_text(errors="replace") if card.is_file() else ""
+    text = card.read_text(errors="replace", encoding="utf-8") if card.is_file() else ""
     return Folder(named, {path.relative_to(named).as_posix(): local_file(path) for path in data}, text)
 
 

@@ -91,7 +91,7 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = unfinished_name(path)
     try:
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
         commit(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -114,7 +114,7 @@ def declared_beginning(folder: Path) -> int | None:
     """Id of the token that stands before a document: what the tokenizer declares as beginning, or else end, of
     sequence; None if it declares neither, or there is no tokenizer."""
     file = folder / "tokenizer_config.json"
-    declared = json.loads(file.read_text()) if file.is_file() else {}
+    declared = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for name in ("bos_token", "eos_token"):
         token = declared.get(name)
         content = token.get("content") if isinstance(token, dict) else token

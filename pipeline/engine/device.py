@@ -21,5 +21,5 @@ def fast_dtype(device: Device, cpu_info: Path = CPU_INFO) -> Dtype:
 
 def _cpu_flags(cpu_info: Path) -> set[str]:
     """What Linux says that the first core can do; nothing on other systems."""
-    lines = cpu_info.read_text().splitlines() if cpu_info.is_file() else []
+    lines = cpu_info.read_text(encoding="utf-8").splitlines() if cpu_info.is_file() else []
     return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())

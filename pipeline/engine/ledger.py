@@ -46,7 +46,7 @@ def read_receipts(subset: Subset) -> Iterator[Receipt]:
     """The receipts of units whose shards are in place, here or published, in the order of the units."""
     there = subset.shards()
     files = [file for kind in RECEIPT_FILES for file in (subset.ledger / RECEIPTS).glob(kind)]
-    lines = (line for file in files for line in file.read_text().splitlines())
+    lines = (line for file in files for line in file.read_text(encoding="utf-8").splitlines())
     receipts = [receipt for receipt in map(Receipt.from_json, lines) if receipt.shard in there]
     found = {receipt.unit: receipt for receipt in (*receipts, *read_published(subset))}
     return iter([found[unit] for unit in sorted(found)])
@@ -55,7 +55,7 @@ def read_receipts(subset: Subset) -> Iterator[Receipt]:
 def read_published(subset: Subset) -> list[Receipt]:
     """The receipts of units whose shards are in the repository that this folder is staging for."""
     file = subset.ledger / PUBLISHED_FILE
-    return [Receipt.from_json(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return [Receipt.from_json(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
 def unpublished(subset: Subset) -> list[Receipt]:

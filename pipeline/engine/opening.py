@@ -31,7 +31,7 @@ def locked(output: Path) -> Iterator[None]:
         ValueError: if another run has it.
     """
     output.joinpath(LEDGER_FOLDER).mkdir(parents=True, exist_ok=True)
-    with (output / LEDGER_FOLDER / LOCK_FILE).open("a") as file:
+    with (output / LEDGER_FOLDER / LOCK_FILE).open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -62,7 +62,7 @@ def planned(subset: Subset) -> Plan | None:
     plan_file = subset.ledger / PLAN_FILE
     if plan_file.is_file():
         try:
-            return read_plan(plan_file.read_text())
+            return read_plan(plan_file.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{plan_file} is damaged ({error}); choose another folder, or delete this one") from error
     beside = any(subset.root.glob(f"{LEDGER_FOLDER}/*/{PLAN_FILE}"))

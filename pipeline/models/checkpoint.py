@@ -110,7 +110,7 @@ def checkpoint_kind(folder: Path) -> Kind:
     if not file.is_file():
         raise ValueError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}; name a folder that has one")
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}; fetch or save the checkpoint again") from error
     if not isinstance(config, dict):
@@ -157,7 +157,7 @@ def context_and_vocabulary(folder: Path) -> tuple[int | None, int]:
     Raises:
         ValueError: if the configuration has no `vocab_size`.
     """
-    config = json.loads((folder / CONFIG_FILE).read_text())
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     config = config.get(TEXT_CONFIG, config)
     if "vocab_size" not in config:
         raise ValueError(f"{folder / CONFIG_FILE} names no vocab_size; name another checkpoint")

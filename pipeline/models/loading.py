@@ -68,7 +68,7 @@ def save_checkpoint(
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     if tokenizer_folder is not None:
         copy_tokenizer(tokenizer_folder, folder)
-    (folder / CARD_FILE).write_text(card)
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def require_complete(folder: Path, kind: Kind) -> None:

@@ -58,7 +58,7 @@ def dataset_card(facts: Facts, existing: str | None) -> str:
 def write_card(facts: Facts) -> None:
     """Brings the card of a folder up to date."""
     file = facts.subset.card
-    write_text(file, dataset_card(facts, file.read_text() if file.is_file() else None))
+    write_text(file, dataset_card(facts, file.read_text(encoding="utf-8") if file.is_file() else None))
 
 
 def _describe(card: DatasetCard, facts: Facts) -> None:

@@ -59,7 +59,7 @@ def _builder(card: str | None, paths: list[str], url: str) -> "DatasetBuilder | 
         for path in paths:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).touch()
-        (root / CARD_FILE).write_text(card or "")
+        (root / CARD_FILE).write_text(card or "", encoding="utf-8")
         try:
             return load_dataset_builder(str(root), get_dataset_config_names(str(root))[0], cache_dir=cache)
         except (EmptyDatasetError, DataFilesNotFoundError):

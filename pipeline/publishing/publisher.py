@@ -134,7 +134,7 @@ class Publisher:
         return [CommitOperationAdd((self.subset.in_repository.ledger / RECEIPTS / name).as_posix(), lines)]
 
     def _forget(self, batch: Iterable[Receipt], ours: Iterable[Receipt]) -> None:
-        with (self.subset.ledger / PUBLISHED_FILE).open("a") as file:
+        with (self.subset.ledger / PUBLISHED_FILE).open("a", encoding="utf-8") as file:
             file.write(as_lines(ours))
         forget(self.subset, batch)
 

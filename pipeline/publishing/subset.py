@@ -38,7 +38,7 @@ def publish_beginning(repository: Repository, facts: Facts) -> None:
         plan = repository.text(plan_file.as_posix(), head)
         if plan is not None:
             require_same(f"--output {repository.url}", facts.provenance, read_plan(plan).provenance)
-        own = plan_without_paths((subset.ledger / PLAN_FILE).read_text()).encode()
+        own = plan_without_paths((subset.ledger / PLAN_FILE).read_text(encoding="utf-8")).encode()
         begun = [CommitOperationAdd(plan_file.as_posix(), own)] if plan is None else []
         named = [(file.relative_to(subset.root).as_posix(), file) for file in files]
         card = repository.text(subset.in_repository.card.as_posix(), head)
@@ -71,7 +71,7 @@ def publish_end(repository: Repository, facts: Facts) -> None:
 
 def _note(file: Path) -> bytes:
     """What is written down of a unit that was given up, without its file's path on this disk."""
-    unit = Quarantined.from_json(file.read_text())
+    unit = Quarantined.from_json(file.read_text(encoding="utf-8"))
     name = Path(unit.file).name if is_local(unit.file) else unit.file
     return replace(unit, file=name, reason=unit.reason.replace(unit.file, name)).to_json().encode()
 

@@ -40,7 +40,9 @@ def write_report(
     """
     found, page = find_annotations(dataset), folder / PAGE_FILE
     digest = hashlib.sha256(found.place.encode()).hexdigest()  # a path of this machine is in no page
-    if page.exists() and f'<meta name="annotated-dataset" content="{digest}">' not in page.read_text(errors="replace"):
+    if page.exists() and f'<meta name="annotated-dataset" content="{digest}">' not in page.read_text(
+        errors="replace", encoding="utf-8"
+    ):
         raise ValueError(f"{page} is there already and shows something else than {dataset}; choose another folder")
     source = LabelledSource.of(found, None if against is None else find_annotations(against))
     tokenizer = None if found.tokenizer is None else load_tokenizer(found.tokenizer)
@@ -50,9 +52,10 @@ def write_report(
 
 def page_html(contents: Values, dataset: str) -> str:
     """A whole page of what page_contents gives, marked with the dataset's digest."""
-    script = "\n".join((ASSETS / name).read_text() for name in SCRIPTS)
-    return Template((ASSETS / "page.html").read_text()).substitute(
-        style=palette_css() + "".join((ASSETS / name).read_text() for name in ("tokens.css", "page.css")),
+    script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    return Template((ASSETS / "page.html").read_text(encoding="utf-8")).substitute(
+        style=palette_css()
+        + "".join((ASSETS / name).read_text(encoding="utf-8") for name in ("tokens.css", "page.css")),
         dataset=dataset,
         script=script,
         script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

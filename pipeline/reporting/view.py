@@ -76,7 +76,7 @@ class DocumentView:
             _token_html(token, level_class(nats, most), told)
             for token, nats, told in zip(self.tokens, self.entropies, self.told(), strict=True)
         )
-        style = f"<style>{palette_css()}{(ASSETS / 'tokens.css').read_text()}</style>"
+        style = f"<style>{palette_css()}{(ASSETS / 'tokens.css').read_text(encoding='utf-8')}</style>"
         return (
             f'<div class="entropies" style="padding:.75rem 1rem">{style}{_scale_html(self.entropies, most)}'
             f'<div class="document" dir="auto">{tokens}</div></div>'

@@ -20,7 +20,7 @@ def write_figure(folder: Path, number: int, figure: Figure, rows: Rows) -> str:
     report = f"{figure.title}\n\n| reported | seen here | figures |\n|---|---|---|\n" + "".join(
         f"| {claim.text} | {'yes' if claim.seen else 'no'} | {claim.figures} |\n" for claim in figure.claims(rows)
     )
-    (folder / f"figure-{number}.md").write_text(report)
+    (folder / f"figure-{number}.md").write_text(report, encoding="utf-8")
     return report
 
 

@@ -23,7 +23,7 @@ PROJECT = "token-entropy"
 
 def evaluations(output: Path) -> list[Figures]:
     """Figures of every evaluation of a training that is done."""
-    return [json.loads(line) for line in (output / METRICS_FILE).read_text().splitlines()]
+    return [json.loads(line) for line in (output / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
 
 
 class Log:
@@ -73,7 +73,7 @@ class Log:
         self.record = {"step": place.step, "tokens": place.tokens, **training, **held_out}
         self.place = place.afresh()
         if self.shown:
-            with self.file.open("a") as lines:
+            with self.file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(self.record) + "\n")
                 lines.flush()
                 os.fsync(lines.fileno())
@@ -83,7 +83,7 @@ class Log:
 
     def _records(self, step: int) -> list[Figures]:
         """Those up to a step; a line that a power cut left unfinished is none."""
-        lines = self.file.read_text().splitlines(keepends=True) if step else []
+        lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if step else []
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         return [record for record in records if record["step"] <= step]
 

@@ -145,7 +145,7 @@ def load(output: Path, model: nn.Module, optimizer: Optimizer) -> Place:
 def write(file: Path, text: str) -> None:
     """Puts a text in a file's place, at once."""
     unfinished = file.with_name(f".{file.name}")
-    unfinished.write_text(text)
+    unfinished.write_text(text, encoding="utf-8")
     _settle(unfinished, file)
 
 
@@ -155,7 +155,7 @@ def _settings(output: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"--output {output} is there already; delete it or choose another folder")
     try:
-        there: dict[str, Any] = json.loads(file.read_text())
+        there: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}); delete {output} or choose another folder") from error
     return there

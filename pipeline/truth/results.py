@@ -73,7 +73,7 @@ def write_results(
     curves = [{**asdict(trial), **record} for trial, curve in figures.items() for record in curve]
     write_csv(folder / "curves.csv", curves)
     report = f"{markdown(summaries, truth)}\nMade by `{made_by}`.\n"
-    (folder / "results.md").write_text(report)
+    (folder / "results.md").write_text(report, encoding="utf-8")
     write_plot(folder / "curves.png", figures, truth)
     return report
 

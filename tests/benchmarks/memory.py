@@ -58,7 +58,7 @@ def _reset_peak(device: str) -> int:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return _peak(device)
 
 
@@ -66,7 +66,7 @@ def _peak(device: str) -> int:
     """Of this process on Linux. `getrusage` would not do: a child's `ru_maxrss` begins at its parent's peak."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 

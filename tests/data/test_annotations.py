@@ -47,7 +47,7 @@ def test_provenance_is_read_from_the_shards(dataset: Path) -> None:
 def test_the_tokenizer_is_found_where_there_is_one(dataset: Path) -> None:
     assert find_annotations(str(dataset)).tokenizer is None
     (dataset / "tokenizer" / "exact").mkdir(parents=True)
-    (dataset / "tokenizer" / "exact" / "tokenizer.json").write_text("{}")
+    (dataset / "tokenizer" / "exact" / "tokenizer.json").write_text("{}", encoding="utf-8")
     assert find_annotations(str(dataset)).tokenizer == dataset / "tokenizer" / "exact"
 
 

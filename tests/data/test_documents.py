@@ -34,7 +34,7 @@ def text_file(file: Path, texts: list[str | None], row_group: int = 2) -> File:
 
 
 def json_file(file: Path, rows: list[Any]) -> File:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return found(file)
 
 
@@ -248,7 +248,7 @@ def test_a_column_that_a_file_lacks_is_named_with_what_suits(tmp_path: Path) -> 
     lines = json_file(tmp_path / "c.jsonl", [{"text": "a"}])
     more = json_file(tmp_path / "d.jsonl", [{"text": "a", "n": None}])
     table = table_file(tmp_path / "e.parquet", text=["a"], n=[1])
-    (tmp_path / "f.txt").write_text("a")
+    (tmp_path / "f.txt").write_text("a", encoding="utf-8")
     text = found(tmp_path / "f.txt")
     only_text = pa.schema([("text", pa.string())])
     assert together(first, same, lines) == together(lines, same) == together(first, text, lines) == only_text

@@ -17,7 +17,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory."""
     folder = tmp_path / COPY
     folder.mkdir(parents=True)
-    (folder / "in.txt").write_text("A text of a few words.")
+    (folder / "in.txt").write_text("A text of a few words.", encoding="utf-8")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return folder

@@ -22,7 +22,7 @@ NOT_LOADABLE = ["run[1]", "run*", "run?", "a::b", "[a]/b", os.fsdecode(b"latin-\
 
 def written(folder: Path) -> Path:
     (folder / "data" / "exact").mkdir(parents=True)
-    (folder / "README.md").write_text(CARD)
+    (folder / "README.md").write_text(CARD, encoding="utf-8")
     pq.write_table(pa.table({"x": [1, 2]}), folder / "data" / "exact" / "train-00000-of-00001.parquet")
     return folder
 

@@ -107,7 +107,7 @@ def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
 
 
 def test_text_beside_tables_has_no_names(tmp_path: Path) -> None:
-    (tmp_path / "b.jsonl").write_text('{"text": "b"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "b"}\n', encoding="utf-8")
     files = find_files([put(tmp_path, b"a"), str(tmp_path / "b.jsonl")])
     schema = unified([inspect_file(file, TEXT) for file in files], files, TEXT)
     assert schema == pa.schema([("text", pa.string())])

@@ -150,4 +150,6 @@ def test_the_same_rows_make_the_same_file(tmp_path: Path) -> None:
 def test_a_small_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     for text in ("a longer text", "é"):
         write_text(tmp_path / "notes" / "a.txt", text)
-    assert [(file.name, file.read_text()) for file in (tmp_path / "notes").iterdir()] == [("a.txt", "é")]
+    assert [(file.name, file.read_text(encoding="utf-8")) for file in (tmp_path / "notes").iterdir()] == [
+        ("a.txt", "é")
+    ]

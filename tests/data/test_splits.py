@@ -28,7 +28,7 @@ def folder_of(root: Path, files: Mapping[str, bytes], card: str = "") -> Folder:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(content)
     if card:
-        (root / "README.md").write_text(card)
+        (root / "README.md").write_text(card, encoding="utf-8")
     (found,) = locate(str(root)).places
     assert isinstance(found, Folder)
     return found

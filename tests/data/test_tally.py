@@ -37,7 +37,7 @@ def test_lists_of_tokens_are_counted_as_one_by_one(ids: list[list[int] | None]) 
 
 def test_it_is_told_once_however_often_the_rows_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"text": "a"}, {"text": None}, {"text": ""}, {"text": "\ud800"}, {"n": 1}]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     raw = pa.array([b"\xff", None]).view(pa.string())
     pq.write_table(pa.table({"text": raw}), tmp_path / "b.parquet")
     files = find_files([str(tmp_path)])

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def declare(folder: Path, target: Path, **config: object) -> Path:
     (target / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
-    (target / "tokenizer_config.json").write_text(json.dumps(config))
+    (target / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return target
 
 
@@ -70,7 +70,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "{", "{}", '{"model": {"type": "BPE"}}'])
 def test_a_malformed_tokenizer_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "tokenizer.json").write_text(content)
+    (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match="is not a tokenizer"):
         load_tokenizer(tmp_path)
 
@@ -78,7 +78,7 @@ def test_a_malformed_tokenizer_is_refused(tmp_path: Path, content: str) -> None:
 def test_the_digest_changes_with_the_tokenizer(folder: Path, tmp_path: Path) -> None:
     copy = declare(folder, tmp_path)
     assert tokenizer_sha256(copy) == tokenizer_sha256(folder)
-    with (copy / "tokenizer.json").open("a") as file:
+    with (copy / "tokenizer.json").open("a", encoding="utf-8") as file:
         file.write("\n")
     assert tokenizer_sha256(copy) != tokenizer_sha256(folder)
 
@@ -126,9 +126,9 @@ def test_a_tokenizer_without_bos_and_eos_is_refused(folder: Path, tmp_path: Path
 
 @pytest.mark.parametrize("highest", [VOCABULARY - 1, VOCABULARY, 10**6])
 def test_ids_are_counted_up_to_the_highest_though_some_are_left_out(folder: Path, tmp_path: Path, highest: int) -> None:
-    parts = json.loads((folder / "tokenizer.json").read_text())
+    parts = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = parts["model"]["vocab"]
     vocabulary[max(vocabulary, key=vocabulary.__getitem__)] = highest
-    (tmp_path / "tokenizer.json").write_text(json.dumps(parts))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parts), encoding="utf-8")
     assert id_count(load_tokenizer(tmp_path)) == token_source(str(tmp_path), None).vocabulary == highest + 1
     assert id_count(Tokenizer(models.BPE())) == 0

@@ -53,7 +53,7 @@ def _trained(log: Log, command: tuple[str, ...], output: Path, measured: int) ->
     step = max(1e-3, (more - start) / measured)
     steps = max(1, int((SPENT * log.seconds_left - start) / step))
     seconds = _train(command, output, steps)
-    last = (output / "metrics.jsonl").read_text().splitlines()[-1]
+    last = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     return {"steps": steps, "steps/s": 1 / step, "s": seconds, "metrics": last}
 
 

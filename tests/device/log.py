@@ -60,7 +60,7 @@ class Log:
         self.append(Line(section, what, reason=reason))
 
     def append(self, line: Line) -> None:
-        with self.file.open("a") as file:
+        with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(line)) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -70,7 +70,7 @@ class Log:
 
 def read_lines(file: Path) -> list[Line]:
     """The lines of a run; one that a kill cut short is left out."""
-    lines = file.read_text().splitlines(keepends=True)
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     return [Line(**json.loads(line)) for line in lines if line.endswith("\n")]
 
 

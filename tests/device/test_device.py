@@ -69,7 +69,7 @@ def test_a_kill_in_the_middle_leaves_the_lines_before_it(tmp_path: Path) -> None
 def test_a_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
     file = tmp_path / "device.jsonl"
     Log(file, 1).skip("fast", "one", "a reason")
-    with file.open("a") as stream:
+    with file.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({"section": "fast"})[:9])
     assert [line.what for line in read_lines(file)] == ["one"]
 

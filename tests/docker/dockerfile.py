@@ -18,7 +18,7 @@ class Instruction(NamedTuple):
 
 def instructions(keyword: str | None = None) -> list[Instruction]:
     """Of one kind, or all, in order; lines that go on are one, comments are left out."""
-    text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     lines = [line for line in re.sub(r"\\\n\s*", "", text).splitlines() if line.strip()]
     found = [parsed(line) for line in lines]
     return [one for one in found if keyword in (None, one.keyword)]

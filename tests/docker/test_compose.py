@@ -16,13 +16,13 @@ SCHEMA = ("--builtin-schema", "vendor.compose-spec")
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    return dict(yaml.safe_load(COMPOSE.read_text()))
+    return dict(yaml.safe_load(COMPOSE.read_text(encoding="utf-8")))
 
 
 def test_the_schema_accepts_it_and_refuses_a_misspelt_key(tmp_path: Path) -> None:
     assert check("check-jsonschema", *SCHEMA, COMPOSE) is None
     misspelt = tmp_path / "compose.yaml"
-    misspelt.write_text(COMPOSE.read_text().replace("depends_on", "depend_on"))
+    misspelt.write_text(COMPOSE.read_text(encoding="utf-8").replace("depends_on", "depend_on"), encoding="utf-8")
     assert "depend_on" in (check("check-jsonschema", *SCHEMA, misspelt) or "")
 
 

@@ -13,7 +13,9 @@ import pytest
 from tests.checkers import ROOT, check
 from tests.docker.dockerfile import DOCKERFILE, instructions
 
-LET_IN = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+LET_IN = {
+    line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line.startswith("!")
+}
 
 
 def copied() -> list[str]:
@@ -35,7 +37,7 @@ def install_step() -> str:
 def test_hadolint_has_nothing_to_say_and_would_say_it(tmp_path: Path) -> None:
     assert check("hadolint", DOCKERFILE) is None
     careless = tmp_path / "Dockerfile"
-    careless.write_text(DOCKERFILE.read_text() + "USER root\nRUN pip install ray\n")
+    careless.write_text(DOCKERFILE.read_text(encoding="utf-8") + "USER root\nRUN pip install ray\n", encoding="utf-8")
     objections = check("hadolint", careless) or ""
     assert "DL3002" in objections and "DL3013" in objections
 

@@ -67,7 +67,7 @@ def repaired(text: object) -> str | None:
 def test_any_row_of_json_lines_becomes_a_row(tmp_path_factory: pytest.TempPathFactory, rows: list[object]) -> None:
     folder = tmp_path_factory.mktemp("run")
     lines = [json.dumps({"text": "x", "id": -1}), *(json.dumps({"text": row, "id": n}) for n, row in enumerate(rows))]
-    (folder / "in.jsonl").write_text("\n".join(lines))
+    (folder / "in.jsonl").write_text("\n".join(lines), encoding="utf-8")
     run, units = text_run(folder, folder / "in.jsonl")
     found = annotated(run, units)
     tokenizer = load_tokenizer(TOKENIZER)

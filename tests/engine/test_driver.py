@@ -293,7 +293,7 @@ def test_a_unit_that_takes_for_ever_is_begun_by_an_idle_worker_too(tmp_path: Pat
 
 def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(ValueError, match=r"cannot write to .*file/out"):
         carry_out(replace(run, subset=Subset("exact", tmp_path / "file" / "out")), units)
 

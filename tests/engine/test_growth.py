@@ -122,6 +122,6 @@ def test_what_grows_has_the_same_source_and_settings(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="begun with 5 documents, not 8, and a published dataset does not"):
         require_growing("out", run.subset, five, eight, published=True)
     (run.subset.ledger / RECEIPTS).mkdir(parents=True)
-    (run.subset.ledger / RECEIPTS / "abc.jsonl").write_text("")
+    (run.subset.ledger / RECEIPTS / "abc.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match="a published dataset does not grow"):
         require_growing("out", run.subset, five, eight, published=False)

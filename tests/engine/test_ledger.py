@@ -143,17 +143,17 @@ def test_any_field_of_the_provenance_makes_another_run(tmp_path: Path, field: st
 @pytest.mark.parametrize("name", ["notes.txt", "data/train-00000-of-00001.parquet", "_ledger/receipts/000000.json"])
 def test_a_folder_with_other_files_is_refused_and_left_as_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).write_text("mine")
+    (tmp_path / name).write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match="is not empty and holds no annotation run"):
         begin(tmp_path)
     assert contents(tmp_path) == {name: b"mine"}
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match="choose another folder"):
         begin(tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
 def test_half_written_files_are_swept_when_a_run_goes_on(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_half_written_files_are_swept_when_a_run_goes_on(tmp_path: Path) -> None
 
 def test_a_run_killed_while_it_wrote_its_plan_begins_again(tmp_path: Path) -> None:
     (tmp_path / "_ledger" / "exact").mkdir(parents=True)
-    (tmp_path / "_ledger" / "exact" / ".plan.json.unfinished").write_text("{")
+    (tmp_path / "_ledger" / "exact" / ".plan.json.unfinished").write_text("{", encoding="utf-8")
     assert begin(tmp_path) == set()
 
 

@@ -88,7 +88,7 @@ def test_a_source_that_is_down_for_a_moment_costs_no_unit(tmp_path: Path) -> Non
 
 def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(ValueError, match=r"cannot write to .*file/out"):
         given_up(replace(run, subset=Subset("exact", tmp_path / "file" / "out")), units)
 

@@ -78,8 +78,8 @@ def test_a_folder_is_uploaded_without_what_gitignore_names_and_nothing_changes_t
 ) -> None:
     for path in ("data/x.parquet", "a.txt", "scratch/b.txt", "a.log"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_text(path)
-    (tmp_path / ".gitignore").write_text("scratch/\n*.log\n")
+        (tmp_path / path).write_text(path, encoding="utf-8")
+    (tmp_path / ".gitignore").write_text("scratch/\n*.log\n", encoding="utf-8")
     api.upload_folder(repo_id=NAME, folder_path=tmp_path, repo_type="dataset")
     for ignored in ("scratch/b.txt", "a.log"):
         (tmp_path / ignored).unlink()

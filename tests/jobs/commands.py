@@ -22,7 +22,7 @@ DEFAULTS = Config()
 
 def in_comments(file: Path) -> list[str]:
     """The commands in the comments of a file, each on one line."""
-    lines = [line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#")]
+    lines = [line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     whole = re.sub(r"\s*\\\n\s*", " ", "\n".join(lines))
     return [line for line in whole.splitlines() if re.match(r"(ray|docker|kubectl|python) ", line)]
 

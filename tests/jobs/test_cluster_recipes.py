@@ -26,7 +26,7 @@ RAY_LAUNCHER = ("--schemafile", Path(ray.autoscaler.__file__).parent / "ray-sche
 
 
 def read(file: Path) -> dict[str, Any]:
-    return dict(yaml.safe_load(file.read_text()))
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
 def cluster_of(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -56,9 +56,9 @@ def test_manifests_hold_against_kuberays_fields(tmp_path: Path) -> None:
     spoiled: list[Path] = []
     for right, wrong in (("minReplicas", "minReplica"), ('num-cpus: "0"', "num-cpus: 0"), ("mode: token", "mode: yes")):
         for manifest in MANIFESTS:
-            assert right in manifest.read_text()
+            assert right in manifest.read_text(encoding="utf-8")
             spoiled.append(tmp_path / f"{len(spoiled)}-{manifest.name}")
-            spoiled[-1].write_text(manifest.read_text().replace(right, wrong))
+            spoiled[-1].write_text(manifest.read_text(encoding="utf-8").replace(right, wrong), encoding="utf-8")
     objections = check("check-jsonschema", *KUBERAY, *spoiled) or ""
     assert all(str(file) in objections for file in spoiled)
 
@@ -68,9 +68,9 @@ def test_their_pods_hold_against_kubernetes(tmp_path: Path) -> None:
     for group in (group for manifest in MANIFESTS for group in groups_of(read(manifest))):
         pods.append(tmp_path / f"{len(pods)}.yaml")
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
-        pods[-1].write_text(json.dumps(pod))
+        pods[-1].write_text(json.dumps(pod), encoding="utf-8")
     assert len(pods) == 4 and check("kubernetes-validate", "--strict", "--quiet", *pods) is None
-    pods[0].write_text(pods[0].read_text().replace("secretKeyRef", "secretKeyref"))
+    pods[0].write_text(pods[0].read_text(encoding="utf-8").replace("secretKeyRef", "secretKeyref"), encoding="utf-8")
     assert "secretKeyref" in (check("kubernetes-validate", "--strict", "--quiet", *pods) or "")
 
 
@@ -97,7 +97,9 @@ def test_the_ray_of_a_manifest_is_the_one_that_is_installed_and_knows_its_flags(
 def test_the_launcher_holds_against_rays_schema(tmp_path: Path) -> None:
     assert check("check-jsonschema", *RAY_LAUNCHER, LAUNCHER) is None
     misspelt = tmp_path / "cluster.yaml"
-    misspelt.write_text(LAUNCHER.read_text().replace("max_workers", "maximum_workers"))
+    misspelt.write_text(
+        LAUNCHER.read_text(encoding="utf-8").replace("max_workers", "maximum_workers"), encoding="utf-8"
+    )
     assert "maximum_workers" in (check("check-jsonschema", *RAY_LAUNCHER, misspelt) or "")
 
 
@@ -120,10 +122,10 @@ def test_a_recipe_names_commands_that_are_understood(recipe: Path, monkeypatch: 
 
 def test_a_ray_that_is_started_by_hand_has_a_token_that_its_jobs_show() -> None:
     """By default it takes the token that another Ray has left in ~/.ray, and `ray job submit` does not."""
-    by_hand = [recipe for recipe in RECIPES if "#   ray start --head" in recipe.read_text()]
+    by_hand = [recipe for recipe in RECIPES if "#   ray start --head" in recipe.read_text(encoding="utf-8")]
     assert len(by_hand) == 2
     for recipe in by_hand:
-        before = recipe.read_text().partition("#   ray start")[0]
+        before = recipe.read_text(encoding="utf-8").partition("#   ray start")[0]
         assert "RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(openssl rand -hex 32)" in before
 
 
@@ -137,7 +139,7 @@ def test_a_cluster_without_a_shared_disk_writes_to_the_hub(recipe: Path, monkeyp
 
 @pytest.mark.parametrize("recipe", CLUSTERS, ids=lambda path: path.stem)
 def test_images_are_this_projects_own_at_its_version(recipe: Path) -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     images = {node["image"] for node in nodes(read(recipe)) if "image" in node}
     assert images
     for image in images:
@@ -146,7 +148,9 @@ def test_images_are_this_projects_own_at_its_version(recipe: Path) -> None:
 
 @pytest.mark.parametrize("recipe", sorted({*JOBS.glob("*.yaml"), *CLUSTERS}), ids=lambda path: path.stem)
 def test_no_recipe_holds_a_credential(recipe: Path) -> None:
-    assert not re.search(r"\bhf_[A-Za-z0-9]{10}|\bAKIA[A-Z0-9]{10}|BEGIN [A-Z ]*PRIVATE KEY", recipe.read_text())
+    assert not re.search(
+        r"\bhf_[A-Za-z0-9]{10}|\bAKIA[A-Z0-9]{10}|BEGIN [A-Z ]*PRIVATE KEY", recipe.read_text(encoding="utf-8")
+    )
     secret = re.compile(r"(TOKEN|SECRET|PASSWORD|KEY)$")
     for node in nodes(read(recipe)):
         if secret.search(str(node.get("name", ""))):

@@ -34,12 +34,12 @@ MODEL = {"context": 64, "width": 16, "layers": 1, "heads": 2}
 def tiny(tmp_path: Path) -> tuple[object, ...]:
     file = tmp_path / "tiny.yaml"
     sizes = {"contest": CONTEST, "training": TRAINING, "model": MODEL, "documents": 16, "dropouts": [0.0]}
-    file.write_text(yaml.safe_dump(sizes))
+    file.write_text(yaml.safe_dump(sizes), encoding="utf-8")
     return (JOB, "--config", file, "--processes", 2)
 
 
 def lines(file: Path) -> list[dict[str, str]]:
-    with file.open() as stream:
+    with file.open(encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 
@@ -121,7 +121,7 @@ def datasets(tmp_path: Path) -> tuple[Path, Path]:
 def test_datasets_of_the_same_documents_are_compared(
     run_command: RunCommand, tiny: tuple[object, ...], datasets: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    (tmp_path / "other.jsonl").write_text('{"text": "The sea was calm."}\n' * 3)
+    (tmp_path / "other.jsonl").write_text('{"text": "The sea was calm."}\n' * 3, encoding="utf-8")
     labels = ("--labels.second-order", datasets[0], "--labels.causal", datasets[1])
     chosen = ("--objectives", "cross-entropy", "--objectives", "flood", "--scales", 1, "--scales", 1.5)
     arguments = (*labels, *chosen, "--held-out", 4, "--seeds", 1, "--out-of-distribution", tmp_path / "other.jsonl")

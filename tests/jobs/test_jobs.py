@@ -40,7 +40,7 @@ OBJECTIVES = ("flood", "floor", "weight", "mask", "cross-entropy")
 
 
 def config(file: Path, **values: object) -> Path:
-    file.write_text(yaml.safe_dump({"training": TRAINING, **values}))
+    file.write_text(yaml.safe_dump({"training": TRAINING, **values}), encoding="utf-8")
     return file
 
 
@@ -82,8 +82,8 @@ def check_checkpoints(estimator: Path, second_order: Path) -> None:
     assert load_estimator(estimator).config.bottleneck_width == 4
     assert load_second_order(second_order).transformer.config.hidden_size == 32
     for folder in (estimator, second_order):
-        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
-        assert "python -m jobs.train_" in (folder / "README.md").read_text()
+        assert len((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+        assert "python -m jobs.train_" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def check_language_models(folder: Path) -> None:
@@ -92,7 +92,9 @@ def check_language_models(folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(folder / objective, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(folder / objective)
         outputs.append(model(**tokenizer("The import statement", return_tensors="pt")).logits)
-        figures = [json.loads(line) for line in (folder / objective / "metrics.jsonl").read_text().splitlines()]
+        figures = [
+            json.loads(line) for line in (folder / objective / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         assert figures[-1]["held_out_loss"] < 6.5
     differing = [not torch.equal(outputs[0], other) for other in outputs[1:]]
     assert all(differing), "two objectives trained the same model"

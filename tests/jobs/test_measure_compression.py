@@ -43,7 +43,7 @@ def corpus(texts: list[str]) -> Corpus:
 
 
 def figures(output: Path) -> dict[tuple[str, str, str], float]:
-    rows = csv.DictReader((output / "results.csv").open())
+    rows = csv.DictReader((output / "results.csv").open(encoding="utf-8"))
     return {(row["compressor"], row["embedding"], row["sees"]): float(row["bits_per_byte"]) for row in rows}
 
 
@@ -67,7 +67,7 @@ def test_every_model_is_measured_in_every_way(
             assert found[str(folder), kind, f"{window} tokens"] == pytest.approx(account.bits_per_byte, rel=1e-5)
     account = causal_accounting(causal, 0, held_out, Cut(20, 8192))  # the tokenizer's own beginning
     assert found[str(folders[2]), "", "20 tokens"] == pytest.approx(account.bits_per_byte, rel=1e-5)
-    report = (output / "results.md").read_text()
+    report = (output / "results.md").read_text(encoding="utf-8")
     assert report in capsys.readouterr().out and "On the last 6 documents" in report
     assert f"Made by `python -m {JOB}" in report
 

@@ -14,15 +14,15 @@ def test_every_place_of_entry_is_measured(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, output = tmp_path / "tiny.yaml", tmp_path / "out"
-    config.write_text(yaml.safe_dump({"contest": TINY}))
+    config.write_text(yaml.safe_dump({"contest": TINY}), encoding="utf-8")
     arguments = ("--config", config, "--output", output, "--sources", "markov-1", "topic-mixture", "--widths", 1, 2)
     assert run_command("jobs.measure_introduction", *arguments) == 0
-    rows = list(csv.DictReader((output / "results.csv").open()))
+    rows = list(csv.DictReader((output / "results.csv").open(encoding="utf-8")))
     assert len(rows) == 2 * (1 + 2 * 4)
     assert len({row["held_out_loss"] for row in rows}) == len(rows)
     by_variant = {row["variant"]: float(row["passes"]) for row in rows if row["source"] == "markov-1"}
     assert by_variant["projection above 2, 1 wide"] < by_variant["projection above 0, 1 wide"] / 2
-    report = (output / "results.md").read_text()
+    report = (output / "results.md").read_text(encoding="utf-8")
     assert "projection above 2, 2 wide | " in report and report in capsys.readouterr().out
 
 

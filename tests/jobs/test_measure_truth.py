@@ -27,16 +27,18 @@ def test_every_method_is_measured_on_every_source(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, output = tmp_path / "tiny.yaml", tmp_path / "truth"
-    config.write_text(yaml.safe_dump({"contest": TINY}))
+    config.write_text(yaml.safe_dump({"contest": TINY}), encoding="utf-8")
     sources = ("--sources", "markov-1", "noisy-copy", "--processes", 1)
     assert run_command("jobs.measure_truth", "--config", config, "--output", output, *sources) == 0
-    rows = list(csv.DictReader((output / "results.csv").open()))
+    rows = list(csv.DictReader((output / "results.csv").open(encoding="utf-8")))
     assert {row["source"] for row in rows} == {"markov-1", "noisy-copy"}
     methods = {row["method"] for row in rows if row["source"] == "noisy-copy"}
     assert {"causal", "exact", "occlusion-l1", "gradient-input", "second-order, residual, joint"} <= methods
     assert all(-100 < float(row["r_squared"]) <= 1 for row in rows)
     printed = capsys.readouterr().out
-    assert "nearest is" in printed and "Made by `python -m jobs.measure_truth" in (output / "results.md").read_text()
+    assert "nearest is" in printed and "Made by `python -m jobs.measure_truth" in (output / "results.md").read_text(
+        encoding="utf-8"
+    )
     assert len(list(output.glob("scatter-*.png"))) == len({(row["method"], row["target"]) for row in rows})
     assert len(list(output.glob("training/*/*/metrics.jsonl"))) == 2 * (2 + len(RECIPES))
 

@@ -19,14 +19,14 @@ def test_every_figure_is_drawn(
     assert run_command(JOB, "--output", tmp_path / "out", *LOOK) == 0
     printed = capsys.readouterr().out
     for number, figure in FIGURES.items():
-        rows = list(csv.DictReader((tmp_path / "out" / f"figure-{number}.csv").open()))
+        rows = list(csv.DictReader((tmp_path / "out" / f"figure-{number}.csv").open(encoding="utf-8")))
         assert {row["trial"] for row in rows} == {trial.name for trial in figure.trials}
         values = [float(row["loss_change" if figure.by_layer else figure.shown]) for row in rows]
         assert len(set(values)) > len(values) / 2
         assert (tmp_path / "out" / f"figure-{number}.png").stat().st_size > 10_000
-        assert (tmp_path / "out" / f"figure-{number}.md").read_text() in printed
+        assert (tmp_path / "out" / f"figure-{number}.md").read_text(encoding="utf-8") in printed
     assert not list((tmp_path / "out").glob("unfinished*"))
-    layers = list(csv.DictReader((tmp_path / "out" / "figure-5.csv").open()))
+    layers = list(csv.DictReader((tmp_path / "out" / "figure-5.csv").open(encoding="utf-8")))
     assert {row["what"] for row in layers} == {"embedding", "weights", "activations"}
 
 

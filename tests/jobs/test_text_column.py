@@ -21,5 +21,5 @@ def test_a_tokenizer_and_an_estimator_learn_from_compressed_json_lines(run_comma
     assert load_tokenizer(tokenizer).get_vocab_size() == 300
     train = ("jobs.train_estimator", "--input", tmp_path / "*.gz", "--text-column", "body", "--tokenizer", tokenizer)
     assert run_command(*train, *SIZES, *STEPS, "--output", estimator) == 0
-    assert "11 documents" in (estimator / "README.md").read_text()
+    assert "11 documents" in (estimator / "README.md").read_text(encoding="utf-8")
     assert run_command("jobs.train_tokenizer", "--input", tmp_path / "*.gz", "--output", tmp_path / "none") == 1

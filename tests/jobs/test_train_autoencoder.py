@@ -53,7 +53,7 @@ def test_each_form_is_trained_and_loads(
     config = load_autoencoder(output).config
     assert (config.given, config.bottleneck_width, config.vocab_size) == (given, width, 8192)
     assert [record["step"] for record in curve(output)] == [2, 4]
-    card = (output / "README.md").read_text()
+    card = (output / "README.md").read_text(encoding="utf-8")
     assert "| trained on | 10 documents, " in card and "| held out | the last 2 documents, " in card
     assert "python -m jobs.train_autoencoder --input" in card
     assert not list(output.glob("unfinished*"))

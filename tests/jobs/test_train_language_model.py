@@ -42,12 +42,12 @@ def settings(tmp_path: Path) -> Path:
     training = {"steps": 12, "evaluate-every": 4, "tokens-per-batch": 256, "learning-rate": 0.003}
     model = {"context": 24, "width": 32, "layers": 2, "heads": 2}
     file = tmp_path / "settings.yaml"
-    file.write_text(yaml.safe_dump({"training": training, "model": model, "held-out": 6}))
+    file.write_text(yaml.safe_dump({"training": training, "model": model, "held-out": 6}), encoding="utf-8")
     return file
 
 
 def curve(output: Path) -> list[dict[str, float]]:
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
 
 
@@ -92,13 +92,13 @@ def test_an_interrupted_training_is_gone_on_with_by_the_same_command_alone(
 ) -> None:
     output = tmp_path / "out"
     output.mkdir()
-    (output / "unfinished.json").write_text(json.dumps({"dropout": 0.3}))
-    (output / "metrics.jsonl").write_text("")
+    (output / "unfinished.json").write_text(json.dumps({"dropout": 0.3}), encoding="utf-8")
+    (output / "metrics.jsonl").write_text("", encoding="utf-8")
     assert run_command(JOB, "--config", settings, "--labels", labels, "--output", output) == 1
     error = capsys.readouterr().err
     assert "holds another unfinished training (" in error and "dropout 0.3 there, 0.0 now" in error
     (output / "unfinished.json").unlink()
-    (output / "config.json").write_text("{}")
+    (output / "config.json").write_text("{}", encoding="utf-8")
     assert run_command(JOB, "--config", settings, "--labels", labels, "--output", output) == 1
     assert "is there already; delete it or choose another folder" in capsys.readouterr().err
 
@@ -136,13 +136,13 @@ def test_workers_of_a_cluster_train_the_same_model(
     assert run_command(JOB, "--config", settings, "--labels", labels, "--output", tmp_path / "one") == 0
     assert_near(curve(tmp_path / "ray"), curve(tmp_path / "one"))
     for name, said in (("ray", "--workers 2"), ("one", f"--output {tmp_path / 'one'}")):
-        assert said in (tmp_path / name / "README.md").read_text()
+        assert said in (tmp_path / name / "README.md").read_text(encoding="utf-8")
 
 
 def test_other_text_is_evaluated_on_too(
     run_command: RunCommand, labels: Path, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "other.jsonl").write_text('{"text": "The sea was calm."}\n' * 3)
+    (tmp_path / "other.jsonl").write_text('{"text": "The sea was calm."}\n' * 3, encoding="utf-8")
     arguments = ("--config", settings, "--labels", labels, "--out-of-distribution", tmp_path / "other.jsonl")
     assert run_command(JOB, *arguments, "--output", tmp_path / "out") == 1
     assert "needs a tokenizer, and these documents came as tokens" in capsys.readouterr().err
@@ -220,7 +220,7 @@ def test_a_document_whose_labels_cannot_move_is_left_out_counted_and_said_once(
     assert [record["documents_left_out"] for record in curve(whole)][-1] == 2
     said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert len(said) == 1 and "their tokens are not those of their text" in said[0]
-    assert "2 documents, whose labels do not move" in (whole / "README.md").read_text()
+    assert "2 documents, whose labels do not move" in (whole / "README.md").read_text(encoding="utf-8")
     if not stream:
         assert (
             run_command(JOB, *arguments, "--labels", moving_labels(tmp_path / "good", texts), "--output", without) == 0

@@ -37,7 +37,7 @@ def save_causal(model: PreTrainedModel, folder: Path) -> Path:
     """With a tokenizer that declares another token to stand before documents than `START`."""
     model.save_pretrained(folder)
     train_byte_pairs(sample_texts(8), 300).save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}), encoding="utf-8")
     return folder
 
 
@@ -108,8 +108,8 @@ def test_the_command_keeps_to_the_windows_of_the_subset_and_says_so(
     assert run_command(*train, "--labels", labels / "data" / "narrow", "--output", output) == 0
     told = "24 tokens after token 1, 7 of them shared with the next window"
     assert f"windows of {told}" in capsys.readouterr().err
-    assert f"| windows | {told} |" in (output / "README.md").read_text()
-    assert json.loads((output / "metrics.jsonl").read_text())["r2_seeing"] >= 0.9999
+    assert f"| windows | {told} |" in (output / "README.md").read_text(encoding="utf-8")
+    assert json.loads((output / "metrics.jsonl").read_text(encoding="utf-8"))["r2_seeing"] >= 0.9999
     assert load_second_order(output).config.context == WINDOW
     second = ("pipeline.annotate", "--workers", 0, "--dtype", "float32", "--estimator", output, "--overlap", OVERLAP)
     assert run_command(*second, "--input", documents, "--output", again) == 0

@@ -46,7 +46,9 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[object
     pq.write_table(pa.table({"input_ids": pa.array(tokens, pa.list_(pa.int32()))}), folder / "tokens.parquet")
     sizes = {"context": 24, "width": 32, "layers": 2, "heads": 2}
     for name, model in (("windows", WINDOW_ENCODER), ("other", sizes)):
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"training": TRAINING, "model": model, "held-out": 6}))
+        (folder / f"{name}.yaml").write_text(
+            yaml.safe_dump({"training": TRAINING, "model": model, "held-out": 6}), encoding="utf-8"
+        )
     tokens_alone = ("--input", folder / "tokens.parquet", "--tokenizer", "none", "--vocabulary", 97)
     tokenized = ("--config", folder / "windows.yaml", *tokens_alone)
     labelled = ("--config", folder / "other.yaml", "--labels", labels)
@@ -173,7 +175,7 @@ def test_two_processes_share_a_stream_and_train_the_model_of_one(
     assert_near(curve(tmp_path / "two"), curve(tmp_path / "one"))
     assert_same_weights(tmp_path / "two", tmp_path / "one", near=1e-3)
     assert curve(tmp_path / "one") != curve(tmp_path / "whole")
-    card = (tmp_path / "two" / "README.md").read_text()
+    card = (tmp_path / "two" / "README.md").read_text(encoding="utf-8")
     assert "| 1 files, about 300 tokens at a time |" in card and "| the first 6 documents, " in card
 
 
@@ -207,7 +209,7 @@ def test_another_training_is_not_mixed_in(
     assert run_command(*commands[job], *output) == 0
     assert run_command(*commands[job], *output) == 1
     assert "is there already; delete it or choose another folder" in capsys.readouterr().err
-    (tmp_path / "out" / "unfinished.json").write_text("{}")
+    (tmp_path / "out" / "unfinished.json").write_text("{}", encoding="utf-8")
     assert run_command(*commands[job], *output) == 1
     assert "holds another unfinished training (" in capsys.readouterr().err
 

@@ -27,8 +27,8 @@ def tokenizer(tmp_path: Path) -> Path:
     folder.mkdir()
     parts = json.loads(train_byte_pairs(sample_texts(4), 280).to_str())
     parts["model"]["vocab"]["e"] = HIGHEST
-    (folder / "tokenizer.json").write_text(json.dumps(parts))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|endoftext|>"}))
+    (folder / "tokenizer.json").write_text(json.dumps(parts), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|endoftext|>"}), encoding="utf-8")
     return folder
 
 
@@ -49,7 +49,7 @@ def test_an_estimator_has_a_row_for_every_id(run_command: RunCommand, tokenizer:
     documents = write_documents(tmp_path / "a.parquet", sample_texts(8, 200))
     arguments = ("--input", documents, "--tokenizer", tokenizer, *ENCODER, *TRAINING)
     assert run_command("jobs.train_estimator", *arguments, "--output", tmp_path / "out") == 0
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == HIGHEST + 1
+    assert json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["vocab_size"] == HIGHEST + 1
 
 
 @pytest.mark.parametrize("job", ["language_model", "second_order"])
@@ -60,7 +60,7 @@ def test_models_trained_on_labels_have_a_row_for_every_id(
     assert find_annotations(str(dataset)).vocabulary == HIGHEST + 1
     arguments = ("--labels", dataset, *SIZES, *TRAINING)
     assert run_command(f"jobs.train_{job}", *arguments, "--output", tmp_path / "out") == 0
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == HIGHEST + 1
+    assert json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["vocab_size"] == HIGHEST + 1
 
 
 def test_a_language_model_of_another_tokenizer_has_a_row_for_every_id(
@@ -69,4 +69,4 @@ def test_a_language_model_of_another_tokenizer_has_a_row_for_every_id(
     dataset = labels(tmp_path / "labels", tokenizer)
     arguments = ("--labels", dataset, "--tokenizer", tokenizer, *SIZES, *TRAINING)
     assert run_command("jobs.train_language_model", *arguments, "--output", tmp_path / "out") == 0
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == HIGHEST + 1
+    assert json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["vocab_size"] == HIGHEST + 1

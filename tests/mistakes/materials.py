@@ -75,13 +75,13 @@ def _write_columns(folder: Path) -> None:
 
 
 def _write_texts(folder: Path) -> None:
-    (folder / "table.csv").write_text("text\na\n")
+    (folder / "table.csv").write_text("text\na\n", encoding="utf-8")
     (folder / "table.xlsx").write_bytes(b"PK\x03\x04" + bytes(60))
     (folder / "empty-folder").mkdir()
     (folder / "notes").mkdir()
-    (folder / "notes" / "a.txt").write_text("a note")
+    (folder / "notes" / "a.txt").write_text("a note", encoding="utf-8")
     (folder / "pages").mkdir()
-    (folder / "pages" / "report.html").write_text("<!doctype html>a page")
+    (folder / "pages" / "report.html").write_text("<!doctype html>a page", encoding="utf-8")
     (folder / "latin.txt").write_bytes("un café".encode("latin-1"))
     (folder / "wide.txt").write_bytes("un café".encode("utf-16"))
     (folder / "latin.jsonl").write_bytes('{"text": "a"}\n{"text": "un café"}\n'.encode("latin-1"))
@@ -96,10 +96,10 @@ def _write_texts(folder: Path) -> None:
         ("cut.json", '[{"text": "a"}\n'),
         ("numbers.jsonl", '{"text": 1}\n'),
     ):
-        (folder / name).write_text(content)
-    (folder / "body.jsonl").write_text('{"body": "a"}\n')
+        (folder / name).write_text(content, encoding="utf-8")
+    (folder / "body.jsonl").write_text('{"body": "a"}\n', encoding="utf-8")
     (folder / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 99)[:-9])
-    (folder / "file").write_text("not a folder")
+    (folder / "file").write_text("not a folder", encoding="utf-8")
 
 
 def _write_folders(folder: Path) -> None:
@@ -116,10 +116,10 @@ def _write_folders(folder: Path) -> None:
         ("hidden/_old/a.jsonl", '{"text": "a"}\n'),
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content)
+        (folder / name).write_text(content, encoding="utf-8")
     arrow = folder / "saved" / "data-00000-of-00001.arrow"
     arrow.parent.mkdir()
-    (folder / "saved" / "state.json").write_text('{"_data_files": []}')
+    (folder / "saved" / "state.json").write_text('{"_data_files": []}', encoding="utf-8")
     table = pa.table({"text": ["a"]})
     with pa.ipc.new_stream(arrow, table.schema) as stream:
         stream.write_table(table)
@@ -156,21 +156,21 @@ def _write_checkpoints(folder: Path) -> None:
     ):
         tiny_causal(family, vocab_size=97).save_pretrained(models / name)
     for name, setting in (("not-causal", {"is_causal": False}), ("code", {"model_type": "own", "auto_map": CODE})):
-        config = json.loads((models / name / "config.json").read_text())
-        (models / name / "config.json").write_text(json.dumps({**config, **setting}))
+        config = json.loads((models / name / "config.json").read_text(encoding="utf-8"))
+        (models / name / "config.json").write_text(json.dumps({**config, **setting}), encoding="utf-8")
     shutil.copytree(models / "weights-missing", models / "pickled")
     (models / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     sizes = models / "sizes-of-another"
     shutil.copytree(models / "estimator", sizes)
-    config = json.loads((sizes / "config.json").read_text())
-    (sizes / "config.json").write_text(json.dumps({**config, "decoder_width": 48}))
+    config = json.loads((sizes / "config.json").read_text(encoding="utf-8"))
+    (sizes / "config.json").write_text(json.dumps({**config, "decoder_width": 48}), encoding="utf-8")
     shutil.copytree(models / "estimator", models / "folds" / "fold-0-of-2")
     shutil.copytree(models / "estimator", models / "tokenizer-of-another")
     copy_tokenizer(SHIPPED / "tokenizer", models / "tokenizer-of-another")
     tiny_language_model(vocabulary=8193).save_pretrained(models / "causal-of-text")
     copy_tokenizer(SHIPPED / "tokenizer", models / "causal-of-text")
     (models / "tokenizer-damaged").mkdir()
-    (models / "tokenizer-damaged" / "tokenizer.json").write_text("{}")
+    (models / "tokenizer-damaged" / "tokenizer.json").write_text("{}", encoding="utf-8")
     small: Tokenizer = train_byte_pairs(sample_texts(2), 300)
     (models / "tokenizer-bare").mkdir()
     small.save(str(models / "tokenizer-bare" / "tokenizer.json"))
@@ -202,18 +202,18 @@ def _write_datasets(folder: Path) -> None:
     pq.write_table(table.replace_schema_metadata(metadata), old)
     annotated(sets / "run")
     shutil.copytree(sets / "run" / "out", sets / "plan-damaged")
-    (sets / "plan-damaged" / LEDGER_FOLDER / "exact" / PLAN_FILE).write_text('{"run": ')
+    (sets / "plan-damaged" / LEDGER_FOLDER / "exact" / PLAN_FILE).write_text('{"run": ', encoding="utf-8")
     shutil.copytree(sets / "run" / "out", sets / "begun")
     for file in (sets / "begun").rglob("*.json"):
         if file.name != PLAN_FILE:
             file.unlink()
     (folder / "full").mkdir()
-    (folder / "full" / "other.txt").write_text("another's file")
+    (folder / "full" / "other.txt").write_text("another's file", encoding="utf-8")
     for name in ("training", "training-damaged"):
         (folder / name).mkdir()
         (folder / name / "metrics.jsonl").touch()
-    (folder / "training" / "unfinished.json").write_text('{"folds": 9}')
-    (folder / "training-damaged" / "unfinished.json").write_text('{"folds"')
+    (folder / "training" / "unfinished.json").write_text('{"folds": 9}', encoding="utf-8")
+    (folder / "training-damaged" / "unfinished.json").write_text('{"folds"', encoding="utf-8")
 
 
 def _write_settings(folder: Path) -> None:
@@ -226,5 +226,5 @@ def _write_settings(folder: Path) -> None:
         ("empty.yaml", ""),
         ("no-input.yaml", "input: []"),
     ):
-        (folder / name).write_text(content)
+        (folder / name).write_text(content, encoding="utf-8")
     (folder / "binary.yaml").write_bytes(bytes(range(128, 256)))

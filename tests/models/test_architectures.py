@@ -17,7 +17,7 @@ from tests.models.architectures import ARCHITECTURES, START, VOCABULARY, tiny_ca
 from tests.tiny_models import random_tokens
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-REFUSED = set(re.findall(r"^\| `(\S+)` \|", PAGE.read_text(), re.MULTILINE))
+REFUSED = set(re.findall(r"^\| `(\S+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
 LENGTHS = (20, 7, 1)
 
 
@@ -68,7 +68,9 @@ def test_labels_in_bfloat16_are_those_of_the_models_own_logits(architecture: str
 def test_the_page_counts_the_architectures_right() -> None:
     built = {architecture for architecture in ARCHITECTURES if not isinstance(built_or_why_not(architecture), str)}
     (known,) = re.findall(
-        r"Of the (\d+) causal architectures .* build (\d+), .* The (\d+) that", PAGE.read_text(), re.DOTALL
+        r"Of the (\d+) causal architectures .* build (\d+), .* The (\d+) that",
+        PAGE.read_text(encoding="utf-8"),
+        re.DOTALL,
     )
     assert tuple(map(int, known)) == (len(ARCHITECTURES), len(built), len(built - REFUSED))
     assert built >= REFUSED

@@ -108,9 +108,11 @@ CONTEXTS = {
 def test_the_context_is_found_under_the_names_that_configurations_have(tmp_path: Path, name: str) -> None:
     said, context = CONTEXTS[name]
     config = {"architectures": ["BloomForCausalLM"], "vocab_size": 97, name: said}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     assert context_and_vocabulary(tmp_path) == (context, 97)
-    (tmp_path / "config.json").write_text(json.dumps({**config, "n_positions": None, "max_position_embeddings": None}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "n_positions": None, "max_position_embeddings": None}), encoding="utf-8"
+    )
     assert context_and_vocabulary(tmp_path) == (
         None if name in ("max_position_embeddings", "n_positions") else context,
         97,
@@ -137,15 +139,15 @@ def reshaped(folder: Path, weight: str) -> None:
 
 
 def with_code(folder: Path, weight: str) -> None:
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     code = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": code}))
-    (folder / "code.py").write_text("raise SystemExit('this must not be run')")
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": code}), encoding="utf-8")
+    (folder / "code.py").write_text("raise SystemExit('this must not be run')", encoding="utf-8")
 
 
 def of_tomorrow(folder: Path, weight: str) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama99"}))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama99"}), encoding="utf-8")
 
 
 FAULTS: dict[Callable[[Path, str], None], str] = {
@@ -194,7 +196,7 @@ def test_a_pickle_under_the_name_of_safetensors_is_refused(estimator_folder: Pat
 )
 def test_folders_that_are_no_checkpoint_are_refused(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
-        (tmp_path / "config.json").write_text(content)
+        (tmp_path / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         load_estimator(tmp_path)
 

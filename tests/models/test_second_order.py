@@ -127,10 +127,10 @@ def test_a_model_that_its_weights_do_not_make_is_refused() -> None:
 def test_a_checkpoint_from_before_start_tokens_has_its_learned_start(tmp_path: Path) -> None:
     model, input_ids_BT = tiny_second_order(), random_tokens(2, 9)
     model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     for name in ("start_token", "head_bias", "width"):
         del config[name]
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     loaded = load_second_order(tmp_path)
     assert loaded.start is not None and model.start is not None and torch.equal(loaded.start.weight, model.start.weight)
     for again, before in zip(loaded.entropies(input_ids_BT), model.entropies(input_ids_BT), strict=True):

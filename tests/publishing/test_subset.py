@@ -157,7 +157,10 @@ def test_paths_that_an_older_version_wrote_into_shards_are_warned_of(
     hub: Hub, subset: Subset, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
     plan = subset.ledger / "plan.json"
-    plan.write_text(plan.read_text().replace('"source": ["a.parquet"]', f'"source": ["{path}"]', 1))
+    plan.write_text(
+        plan.read_text(encoding="utf-8").replace('"source": ["a.parquet"]', f'"source": ["{path}"]', 1),
+        encoding="utf-8",
+    )
     REPOSITORY.prepare(private=False)
     publish_subset(subset, REPOSITORY)
     told = "the shards of exact hold the paths of their inputs; annotate anew to publish none"

@@ -16,6 +16,8 @@ def test_links_lead_somewhere(page: Path) -> None:
             return False
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page
-        return not target.exists() or bool(anchor and anchor not in Document(target.read_text()).anchors)
+        return not target.exists() or bool(
+            anchor and anchor not in Document(target.read_text(encoding="utf-8")).anchors
+        )
 
-    assert [link for link in Document(page.read_text()).links if leads_nowhere(link)] == []
+    assert [link for link in Document(page.read_text(encoding="utf-8")).links if leads_nowhere(link)] == []

@@ -24,7 +24,7 @@ from tests.readme.workspace import Workspace
 from tests.test_job_submit import submitted
 from tests.tiny_models import tiny_language_model
 
-README = Document((ROOT / "README.md").read_text())
+README = Document((ROOT / "README.md").read_text(encoding="utf-8"))
 GIVEN = {"model", "optimizer", "rank", "ranks"}
 """Names that snippets take for granted: what a trainer or a loop has anyway."""
 PATH = re.compile(r"[\w*.-]+/[\w*./-]*|[\w*-]+\.(py|md|toml|ya?ml|jsonl?|parquet|txt|html)")

@@ -13,7 +13,7 @@ from tests.readme.document import ROOT, Document, lines_of
 from tests.readme.rules import rule_for
 from tests.readme.workspace import Workspace
 
-TUTORIAL = Document((ROOT / "docs" / "tutorial.md").read_text())
+TUTORIAL = Document((ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"))
 
 
 def test_the_tutorial_works_from_its_first_line_to_its_last(
@@ -36,7 +36,9 @@ def test_the_tutorial_works_from_its_first_line_to_its_last(
     assert (there / "ten-report" / "report.html").exists()
     assert len(names["dataset"]) == 10
     for folder in ("by-heart", "floored"):
-        assert "held_out_loss" in json.loads((there / folder / "metrics.jsonl").read_text().splitlines()[-1])
+        assert "held_out_loss" in json.loads(
+            (there / folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+        )
     published = rule_for("python -m pipeline.publish ten").applied(
         "python -m pipeline.publish ten hf://datasets/USER/NAME"
     )

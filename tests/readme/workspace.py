@@ -78,7 +78,7 @@ def prepare(folder: Path, hub: Hub) -> Workspace:
         (folder / name).symlink_to(ROOT / name)
     write_documents(folder / "documents.parquet", sample_texts(60, 800))
     write_documents(folder / "books.parquet", sample_texts(3, LONGEST))
-    (folder / "notes.txt").write_text(sample_texts(1, LONGEST)[0])
+    (folder / "notes.txt").write_text(sample_texts(1, LONGEST)[0], encoding="utf-8")
     for number, rows in enumerate((fineweb_rows(0, 6), fineweb_rows(6, 12))):
         file = folder / "fineweb" / f"{number:03d}.parquet"
         file.parent.mkdir(exist_ok=True)
@@ -88,7 +88,7 @@ def prepare(folder: Path, hub: Hub) -> Workspace:
     tiny = {"truth": {"contest": TINY}, "objectives": {**sizes, "documents": 16, "dropouts": [0.0]}}
     (folder / "tiny").mkdir()
     for name, settings in tiny.items():
-        (folder / "tiny" / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+        (folder / "tiny" / f"{name}.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return Workspace(folder, hub)
 
 

@@ -21,7 +21,7 @@ CONTENTS = re.compile(r'<script type="application/json" id="contents">(.*?)</scr
 
 def contents_of(page: Path) -> dict[str, Any]:
     """What the script of the page reads."""
-    (found,) = CONTENTS.findall(page.read_text())
+    (found,) = CONTENTS.findall(page.read_text(encoding="utf-8"))
     contents: dict[str, Any] = json.loads(found)
     return contents
 
@@ -74,14 +74,14 @@ def test_documents_are_counted_by_the_first_column_with_few_values_or_by_the_one
 
 
 def test_a_document_cannot_leave_its_place_in_the_page(dataset: Path, tmp_path: Path) -> None:
-    page = write_report(str(dataset), tmp_path).read_text()
+    page = write_report(str(dataset), tmp_path).read_text(encoding="utf-8")
     (inside,) = CONTENTS.findall(page)
     assert page.count("</script>") == 2 and not {*inside} & {*"<>&"}
     assert json.dumps(HOSTILE)[1:9].replace("<", "\\u003c") in inside and '"$x"' in inside
 
 
 def test_the_page_names_nothing_to_fetch(dataset: Path, tmp_path: Path) -> None:
-    page = CONTENTS.sub("", write_report(str(dataset), tmp_path).read_text())
+    page = CONTENTS.sub("", write_report(str(dataset), tmp_path).read_text(encoding="utf-8"))
     assert not re.search(r"\b(src|href)=|url\(|@import|fetch\(", page)
     assert [*re.findall(r"https?://[^\"]*", page)] == ["http://www.w3.org/2000/svg"]
 

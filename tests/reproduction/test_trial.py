@@ -39,7 +39,9 @@ def test_a_trial_takes_the_compute_of_the_causal_transformer_and_is_trained_once
     trial: Trial, text: Text, tmp_path: Path
 ) -> None:
     model = trained(trial, text, SIZES, CONFIG, tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / trial.name / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / trial.name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     reference, paced = (new_model(each, SIZES, text.vocabulary) for each in (CAUSAL, trial.paced_by or trial))
     assert lines[-1]["step"] == round(CONFIG.steps * multiplying(reference) / multiplying(paced))
     assert len(lines) >= 2 and lines[-1]["held_out_loss"] < lines[0]["held_out_loss"] + 0.1

@@ -26,7 +26,7 @@ def ranked_tokens(source: str, folder: Path) -> None:
         joined, pickled = tokens(DataLoader(windows, batch_size=None)), pickle.dumps(windows)
     found = {"launched": launched, "joined": joined, "pickled": tokens(pickle.loads(pickled))}  # noqa: S301
     for way, ids in found.items():
-        (folder / f"{way}-{rank}.json").write_text(json.dumps(ids))
+        (folder / f"{way}-{rank}.json").write_text(json.dumps(ids), encoding="utf-8")
 
 
 def tokens(loader: Iterable[Window]) -> list[int]:

@@ -126,7 +126,9 @@ def test_a_summary_is_over_all_seeds(tmp_path: Path) -> None:
     table = write_results(tmp_path, figures, [flood, plain], 2.0, "a command")
     assert table.index("| flood | truth | 0 | 2.300 (2.542)") < table.index("| cross-entropy | none")
     assert {file.name for file in tmp_path.iterdir()} == {"results.csv", "curves.csv", "results.md", "curves.png"}
-    assert len((tmp_path / "curves.csv").read_text().splitlines()) == 1 + len([*chain(*figures.values())])
+    assert len((tmp_path / "curves.csv").read_text(encoding="utf-8").splitlines()) == 1 + len(
+        [*chain(*figures.values())]
+    )
     assert "other text" not in markdown([flood], None)
 
 

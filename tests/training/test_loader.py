@@ -192,5 +192,5 @@ def test_the_processes_of_a_launcher_are_ranks(dataset: AnnotatedDataset, tmp_pa
     processes = group(2, "tests.training.ranked_tokens", dataset.source, tmp_path)
     assert [one.wait(120) for one in processes] == [0, 0], processes[0].communicate()
     for way in ("launched", "joined", "pickled"):
-        each = [json.loads((tmp_path / f"{way}-{rank}.json").read_text()) for rank in range(2)]
+        each = [json.loads((tmp_path / f"{way}-{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
         assert all(each) and sorted(chain(*each)) == EVERY

@@ -52,7 +52,7 @@ def figures(model: nn.Module) -> Figures:
 
 
 def metrics(output: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_states_none_of_which_can_be_read_are_not_begun_anew_in_silence(tmp_path
 def test_a_line_of_metrics_that_a_power_cut_left_unfinished_is_written_again(tmp_path: Path) -> None:
     with pytest.raises(PowerCutError):
         train(Bigrams(), circle(), until(7), figures, replace(CONFIG, save_every=1), tmp_path)
-    with (tmp_path / "metrics.jsonl").open("a") as lines:
+    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as lines:
         lines.write('{"step": 8, "tok')
     train(Bigrams(), circle(), dropped, figures, CONFIG, tmp_path)
     assert [line["step"] for line in metrics(tmp_path)] == [4, 8, 12]

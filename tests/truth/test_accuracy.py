@@ -55,5 +55,5 @@ def test_the_verdict_names_where_a_method_beats_the_causal_model() -> None:
 
 def test_the_csv_reads_back(tmp_path: Path) -> None:
     write_csv(tmp_path / "results.csv", [asdict(accuracy("causal", "coin", 0.25))])
-    (row,) = csv.DictReader((tmp_path / "results.csv").open())
+    (row,) = csv.DictReader((tmp_path / "results.csv").open(encoding="utf-8"))
     assert (row["source"], row["method"], float(row["bias"])) == ("coin", "causal", 0.25)
