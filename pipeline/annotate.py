@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pipeline.command_line import run
+from pipeline.command_line import INCOMPLETE, run
 from pipeline.data.annotations import read_quarantine
 from pipeline.data.hub import Repository
 from pipeline.data.sample import write_sample
@@ -31,7 +31,16 @@ from pipeline.engine.crew import Crew
 from pipeline.engine.device import Device
 from pipeline.engine.driver import Driver
 from pipeline.engine.growth import grows, require_growing
-from pipeline.engine.ledger import finished, read_published, total, unpublished, write_published
+from pipeline.engine.ledger import (
+    end_staging,
+    finished,
+    forget,
+    read_published,
+    read_receipts,
+    total,
+    unpublished,
+    write_published,
+)
 from pipeline.engine.opening import Plan, locked, open_run, planned, require_same, require_same_columns
 from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.report import Outcome, Report
@@ -49,7 +58,7 @@ from pipeline.settings import Config
 from pipeline.summary import print_examples, print_quarantine, print_summary
 from schemas.ledger import REPORT_FILE
 
-INCOMPLETE = 3
+LOG = logging.getLogger(__name__)
 DEFAULTS = Config()
 
 
@@ -116,11 +125,14 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str
     if job.tokenizer is not None:
         copy_tokenizer(job.tokenizer, job.subset.tokenizer)
     if job.repository is None:
+        end_staging(job.subset)
         report = label(units, job, config)
-        write_card(with_totals(facts))
+        receipts = list(read_receipts(job.subset))
+        write_card(with_totals(facts, receipts))
     else:
         report = label_and_publish(units, job, config, job.repository, facts)
-    print_summary(config.output or str(job.subset.root), job.provenance, total(job.subset).counts, report)
+        receipts = read_published(job.subset)
+    print_summary(config.output or str(job.subset.root), job.provenance, total(receipts).counts, report)
     given_up = read_quarantine(job.subset)
     print_quarantine(given_up)
     print_examples(job.subset, job.repository)
@@ -132,7 +144,9 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str
         print(f"\n{page} shows every token in the colour of its entropy")
     else:
         print(f"\npython -m pipeline.report {shlex.quote(labels_named(job, config))} shows every token in its colour")
-    return INCOMPLETE if given_up else 0
+    if (lacking := len(units) - len(receipts)) > len(given_up):
+        print(f"\n{lacking:,} of {len(units):,} shards are not there; the same command completes them")
+    return INCOMPLETE if lacking else 0
 
 
 def labels_named(job: Run, config: Config) -> str:
@@ -145,15 +159,18 @@ def labels_named(job: Run, config: Config) -> str:
 
 def label_and_publish(units: Sequence[Unit], job: Run, config: Config, repository: Repository, facts: Facts) -> Report:
     """Labels what the repository lacks, beginning with what an interrupted run left on this disk."""
-    write_published(job.subset, published_receipts(repository, job.subset))
+    write_published(job.subset, published_receipts(repository, job.subset, len(units)))
     if len(read_published(job.subset)) < len(units):
         publish_beginning(repository, facts)
     with Publisher(repository, job.subset, keeps=False) as publisher:
-        for receipt in unpublished(job.subset):
-            publisher.add(receipt)
+        damaged = [receipt for receipt in unpublished(job.subset) if not publisher.add(receipt)]
+        if damaged:
+            LOG.warning("%d staged shards are damaged and labelled anew: %s", len(damaged), damaged[0].shard)
+            forget(job.subset, damaged)
         report = label(units, job, config, publisher)
-    write_published(job.subset, published_receipts(repository, job.subset))
-    publish_end(repository, with_totals(facts))
+    receipts = published_receipts(repository, job.subset, len(units))
+    write_published(job.subset, receipts)
+    publish_end(repository, with_totals(facts, receipts))
     return report
 
 
@@ -171,7 +188,7 @@ def facts_of(job: Run, inputs: Sequence[str]) -> Facts:
 
 def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher | None = None) -> Report:
     """Labels the units that are not done, with a progress bar; starts no worker where there are none."""
-    done = finished(job.subset)
+    done = finished(job.subset, staging=publisher is not None)
     left = [unit for unit in units if unit.index not in done]
     if not left:
         return Report()
@@ -201,7 +218,8 @@ def interrupts_told(job: Run) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        interrupt.add_note(f"{len(finished(job.subset)):,} of {job.units:,} units are done")
+        done = finished(job.subset, staging=job.repository is not None)
+        interrupt.add_note(f"{len(done):,} of {job.units:,} units are done")
         raise
 
 

@@ -21,6 +21,7 @@ from pipeline.data.lasting import require_lasting_outputs
 from pipeline.data.redaction import redacted
 from pipeline.interruptions import ending_in_a_line, output_is_closed
 
+INCOMPLETE = 3  # exit code: a dataset lacks shards
 COMMON_FLAGS = """\
 Also, for every command: --config FILE reads a YAML file of the flags above (input: [a, b], training: {steps: 9}),
 which flags on the command line override; --debug shows the traceback of an error."""

@@ -10,7 +10,7 @@ from typing import TypedDict
 import pyarrow as pa
 
 from pipeline.data.documents import without_names
-from pipeline.data.locations import pinned
+from pipeline.data.locations import COMMIT, is_pin, pinned
 from pipeline.data.naming import is_local, named_inputs, urls, without_paths
 from pipeline.data.sample import SAMPLE_NAME
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, named_token, token_source, tokenizer_sha256
@@ -33,16 +33,24 @@ from schemas.annotations import SHIPPED_MODEL, Dtype, Method, Provenance, annota
 
 
 def frozen(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
-    """The inputs with the commit of every Hub repository: today's, or that of the run that is gone on with."""
-    if inputs and there is not None and without_paths(there.inputs) == without_paths(inputs):
-        return tuple(named if is_local(named) else pin for named, pin in zip(inputs, there.source, strict=True))
-    return pinned(inputs)
+    """The inputs with the commit of every Hub repository: today's, or that of the run that is gone on with.
+
+    Raises:
+        ValueError: if that run's plan, which anybody can have written, has other inputs than those that are named.
+    """
+    if not inputs or there is None or without_paths(there.inputs) != without_paths(inputs):
+        return pinned(inputs)
+    for named, pin in zip(inputs, there.source, strict=True):
+        if not is_local(named) and not is_pin(pin, named):
+            raise ValueError(f"the plan of the run there reads {pin} for {named}; choose another --output or --subset")
+    return tuple(named if is_local(named) else pin for named, pin in zip(inputs, there.source, strict=True))
 
 
 def frozen_checkpoint(named: str | None, there: Plan | None) -> str | None:
     """The checkpoint at the commit that the run has, which is gone on with, if it is the one that is named."""
     known = None if there is None else there.checkpoint
-    return known if known is not None and named == known.partition("@")[0] else named
+    name, _, revision = (known or "").partition("@")
+    return f"{name}@{revision}" if named == name and COMMIT.fullmatch(revision) else named
 
 
 def dtype_for(config: Config, there: Plan | None) -> Dtype:

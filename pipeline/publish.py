@@ -3,26 +3,33 @@
     python -m pipeline.publish annotated hf://datasets/USER/NAME
 
 The folder stays as it is. What is published already is not sent again, so the same command goes on where one stopped.
+Nothing outside the folder is sent, and no shard that does not hold what its receipt says.
+Exit code 0: every shard is published; 3: some are not labelled yet; 1: refused or failed, or some are damaged.
 """
 
 import logging
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import cyclopts
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.command_line import run
+from pipeline.command_line import INCOMPLETE, run
 from pipeline.data.hub import Repository
 from pipeline.data.loadable import load_call
 from pipeline.engine.ledger import read_receipts
-from pipeline.engine.opening import locked, planned, require_same
+from pipeline.engine.opening import Plan, locked, planned, require_same
 from pipeline.publishing.facts import Facts
 from pipeline.publishing.publisher import Publisher, published_plan, published_receipts
 from pipeline.publishing.source import source_facts
 from pipeline.publishing.subset import publish_beginning, publish_end, with_totals
+from schemas.decoding import reading
 from schemas.layout import LEDGER_FOLDER, Subset, shards_in_all
-from schemas.ledger import PLAN_FILE
+from schemas.ledger import PLAN_FILE, RECEIPTS, Receipt
 
 LOG = logging.getLogger(__name__)
 
@@ -42,8 +49,18 @@ class Config:
     """Create the repository as a private one."""
 
 
-def publish(config: Config) -> None:
-    """Publish an annotated dataset on the Hugging Face Hub."""
+class Left(NamedTuple):
+    """Shards that were not published."""
+
+    unlabelled: int
+    damaged: list[str]
+
+
+def publish(config: Config) -> int:
+    """Publish an annotated dataset on the Hugging Face Hub.
+
+    Exit code 0: every shard is published; 3: some are not labelled yet; 1: refused or failed, or some are damaged.
+    """
     repository = Repository.at(config.repository)
     found = sorted(file.parent.name for file in config.folder.glob(f"{LEDGER_FOLDER}/*/{PLAN_FILE}"))
     wanted = found if config.subset is None else [config.subset]
@@ -52,12 +69,20 @@ def publish(config: Config) -> None:
         raise ValueError(f"no annotated dataset {config.subset or ''} in {config.folder}; {has}")
     with locked(config.folder):
         repository.prepare(private=config.private)
-        for name in wanted:
-            publish_subset(Subset(name, config.folder.resolve()), repository)
+        left = [publish_subset(Subset(name, config.folder.resolve()), repository) for name in wanted]
+    if damaged := [shard for each in left for shard in each.damaged]:
+        raise ValueError(
+            f"{len(damaged):,} shards do not hold what their receipts say and were not sent, {damaged[0]} first; run "
+            f"`python -m pipeline.verify {shlex.quote(str(config.folder))} --repair`, the same pipeline.annotate "
+            "command and this one again"
+        )
+    if any(each.unlabelled for each in left):
+        return INCOMPLETE
     print(f"{load_call(repository.name, wanted[0], repository.revision)} has it")
+    return 0
 
 
-def publish_subset(subset: Subset, repository: Repository) -> None:
+def publish_subset(subset: Subset, repository: Repository) -> Left:
     """Publishes what is complete of a subset.
 
     Raises:
@@ -66,28 +91,48 @@ def publish_subset(subset: Subset, repository: Repository) -> None:
     plan, receipts = planned(subset), list(read_receipts(subset))
     if plan is None or not receipts:
         raise ValueError(f"{subset.root} has no shard of {subset.name} yet; annotate first")
+    _require_of_plan(subset, plan, receipts)
     if any(Path(name).is_absolute() for name in plan.provenance.source):
         LOG.warning("the shards of %s hold the paths of their inputs; annotate anew to publish none", subset.name)
-    schema = pq.read_schema(subset.data / receipts[0].shard)
     facts = Facts(
         subset=subset,
         place=repository.name,
         revision=repository.revision,
         provenance=plan.provenance,
-        schema=schema,
+        schema=_schema(subset.data / receipts[0].shard),
         source=source_facts(plan.source),
     )
     there = published_plan(repository, subset)
     if there is not None:
         remedy = "publish to another repository, or annotate under another --subset"
         require_same(repository.url, plan.provenance, there.provenance, remedy)
-    if len(published_receipts(repository, subset)) < len(receipts):
+    published = {receipt.shard: receipt.sha256 for receipt in published_receipts(repository, subset, plan.units)}
+    if receipts_left := [receipt for receipt in receipts if published.get(receipt.shard) != receipt.sha256]:
         publish_beginning(repository, facts)
     with Publisher(repository, subset, keeps=True) as publisher:
-        for receipt in receipts:
-            publisher.add(receipt)
-    publish_end(repository, with_totals(facts))
-    print(f"{subset.name}: {len(receipts):,} of {shards_in_all(receipts[0].shard):,} shards are in {repository.url}")
+        damaged = [receipt.shard for receipt in receipts_left if not publisher.add(receipt)]
+    in_repository = published_receipts(repository, subset, plan.units)
+    publish_end(repository, with_totals(facts, in_repository))
+    unlabelled = plan.units - len({receipt.unit for receipt in (*receipts, *in_repository)})
+    remedy = "give the same pipeline.annotate command again, then this one"
+    told = f"; {unlabelled:,} are not labelled yet: {remedy}" if unlabelled else ""
+    print(f"{subset.name}: {len(in_repository):,} of {plan.units:,} shards are in {repository.url}{told}")
+    return Left(unlabelled, damaged)
+
+
+def _require_of_plan(subset: Subset, plan: Plan, receipts: Sequence[Receipt]) -> None:
+    """Refuse shards of two plans, as they lie beside each other while a dataset grows."""
+    others = next((receipt for receipt in receipts if shards_in_all(receipt.shard) != plan.units), None)
+    if others is not None:
+        raise ValueError(
+            f"{subset.ledger / RECEIPTS} has a receipt of {others.shard}, and the plan has {plan.units:,} shards; give "
+            "the same pipeline.annotate command again"
+        )
+
+
+def _schema(shard: Path) -> pa.Schema:
+    with reading(shard, "run `python -m pipeline.verify FOLDER --repair`, then the same pipeline.annotate command"):
+        return pq.read_schema(shard)
 
 
 if __name__ == "__main__":

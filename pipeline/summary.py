@@ -1,7 +1,7 @@
 """What the annotation job prints when it ends: the run in figures, and a few tokens with their entropies."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from pipeline.data.loadable import load_call
 from pipeline.data.locations import find_files
 from pipeline.data.opened import open_stored
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
-from pipeline.engine.ledger import read_receipts
+from pipeline.engine.ledger import read_published, read_receipts
 from pipeline.engine.report import Report
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, Provenance
 from schemas.layout import Subset
-from schemas.ledger import Counts, Quarantined
+from schemas.ledger import Counts, Quarantined, Receipt
 
 EXAMPLE_TOKENS, MOST_LOOKS = 16, 1000
 
@@ -66,7 +66,8 @@ def print_examples(subset: Subset, repository: Repository | None) -> None:
     place = f"{repository.url}/{subset.in_repository.data}" if repository else str(subset.data)
     root = str(subset.root)
     call = load_call(repository.name, subset.name, repository.revision) if repository else load_call(root, subset.name)
-    row = next(filter(_has_example, islice(_rows(subset, place), MOST_LOOKS)), None)
+    receipts = read_published(subset) if repository else read_receipts(subset)
+    row = next(filter(_has_example, islice(_rows(receipts, place), MOST_LOOKS)), None)
     if row is None:
         print(f"\n{call} has every document")
         return
@@ -85,9 +86,9 @@ def _has_example(row: dict[str, Any]) -> bool:
     return len(row[INPUT_IDS]) >= EXAMPLE_TOKENS and any(nats is not None for nats in row[ENTROPY])
 
 
-def _rows(subset: Subset, place: str) -> Iterator[dict[str, Any]]:
+def _rows(receipts: Iterable[Receipt], place: str) -> Iterator[dict[str, Any]]:
     """With pyarrow: `datasets` looks at every one of ten thousand shards before it gives out a row, for ten seconds."""
-    for receipt in read_receipts(subset):
+    for receipt in receipts:
         (file,) = find_files([f"{place}/{receipt.shard}"])
         with open_stored(file) as stored:
             parquet = pq.ParquetFile(stored)

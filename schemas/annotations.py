@@ -9,6 +9,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from schemas.decoding import decoded, json_object
 from schemas.documents import TEXT_COLUMN
 from schemas.features import features_metadata, read_features
 
@@ -106,15 +107,17 @@ class Provenance:
         """Reads what `to_json` wrote.
 
         Raises:
-            ValueError: if another version of the schema wrote it.
+            ValueError: if another version of the schema wrote it, or no run can have such a provenance.
         """
-        values = json.loads(text)
-        if values.get("schema_version") != SCHEMA_VERSION:
-            there = values.get("schema_version")
-            raise ValueError(f"labels of schema version {there}, this reads {SCHEMA_VERSION}; annotate anew elsewhere")
-        columns = values["columns"]
-        lists = {"source": tuple(values["source"]), "columns": None if columns is None else tuple(columns)}
-        return cls(**{**values, **lists, "choices": tuple(values.get("choices", ()))})
+        values = json_object(text)
+        if (there := values.get("schema_version")) != SCHEMA_VERSION:
+            raise ValueError(
+                f"labels of schema version {there!s:.20}, this reads {SCHEMA_VERSION}; annotate anew elsewhere"
+            )
+        provenance = decoded(cls, values)
+        if not provenance.rows_per_unit:
+            raise ValueError("rows_per_unit is 0, and a shard has rows")
+        return provenance
 
 
 def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:

@@ -8,14 +8,18 @@
 A subset is what one run writes: the same documents labelled by another method, or other documents, lie beside it.
 """
 
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 DATA_FOLDER, TOKENIZER_FOLDER, LEDGER_FOLDER = "data", "tokenizer", "_ledger"
 CARD_FILE = "README.md"
 GROUP = 5000  # shards in a folder: the Hub wants fewer than 10,000 entries
+PARTS = (DATA_FOLDER, TOKENIZER_FOLDER, LEDGER_FOLDER, CARD_FILE)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SHARD_NAME = re.compile(r"(?:[0-9]{1,9}/)?train-[0-9]{1,12}-of-([0-9]{1,12})\.parquet")
 
 
 @dataclass(frozen=True)
@@ -63,5 +67,43 @@ def shard_name(index: int, shards: int) -> str:
 
 
 def shards_in_all(name: str) -> int:
-    """How many shards the subset has of which this is the name of one."""
-    return int(name.removesuffix(".parquet").rpartition("-")[2])
+    """Total number of shards, from a shard's name.
+
+    Raises:
+        ValueError: if it is no shard's name.
+    """
+    found = SHARD_NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f"{name!a:.60} is not the name of a shard")
+    return int(found[1])
+
+
+def require_contained(root: Path) -> None:
+    """Refuse a dataset that leads out of its folder: whoever made it chose what would be read, sent or written.
+
+    The folder itself may be a link, and links within it may lead to other places within it.
+
+    Raises:
+        ValueError: if a file or folder of it is a link to elsewhere, or neither a file nor a folder.
+    """
+    home = root.resolve()
+    for entry in _entries(home):
+        if entry.is_symlink():
+            target = Path(os.path.realpath(entry.path))
+            if not target.is_relative_to(home):
+                raise ValueError(f"{entry.path} is a link that leads out of {root}; delete it, or put a file there")
+        elif not entry.is_file() and not entry.is_dir():
+            raise ValueError(f"{entry.path} is neither a file nor a folder; delete it")
+
+
+def _entries(root: Path) -> Iterator[os.DirEntry[str]]:
+    """All that a dataset consists of; folders that are links are not entered."""
+    folders = [str(root)] if root.is_dir() else []
+    while folders:
+        with os.scandir(folder := folders.pop()) as entries:
+            for entry in entries:
+                if folder == str(root) and entry.name not in PARTS:
+                    continue
+                yield entry
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)

@@ -1,13 +1,19 @@
 """What a run writes down about itself: its plan, a receipt for every committed shard, a note on every unit given up."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
+
+from schemas.decoding import decoded, json_object
+from schemas.layout import shard_name, shards_in_all
 
 RECEIPTS, QUARANTINE = "receipts", "quarantine"
 PLAN_FILE, LOCK_FILE, REPORT_FILE = "plan.json", "lock", "report.json"
 PUBLISHED_FILE = "published.jsonl"  # receipts of what is in the repository that a folder is staging for
 BIN_NATS, BINS = 0.5, 34
+SHA256 = re.compile("[0-9a-f]{64}")
+LARGEST_NATS = 3.5e38  # of a label, which is float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,21 @@ class Counts:
         """Nats a labelled token."""
         return self.nats / max(1, self.labelled_tokens)
 
+    def require_possible(self) -> None:
+        """Refuse figures that no shard can have.
+
+        Raises:
+            ValueError: if these are such.
+        """
+        if len(self.histogram) not in (0, BINS):
+            raise ValueError(f"histogram has {len(self.histogram)} bins, not {BINS}")
+        if self.histogram and sum(self.histogram) != self.labelled_tokens:
+            raise ValueError(f"histogram counts {sum(self.histogram)} tokens, labelled_tokens {self.labelled_tokens}")
+        if self.labelled_tokens > self.tokens:
+            raise ValueError(f"labelled_tokens is {self.labelled_tokens}, of {self.tokens} tokens")
+        if abs(self.nats) > LARGEST_NATS * self.labelled_tokens:
+            raise ValueError(f"nats is {self.nats}, the sum of {self.labelled_tokens} labels")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
@@ -57,9 +78,17 @@ class Receipt:
 
     @classmethod
     def from_json(cls, text: str) -> "Receipt":
-        values = json.loads(text)
-        counts = {**values["counts"], "histogram": tuple(values["counts"]["histogram"])}
-        return cls(**{**values, "counts": Counts(**counts)})
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: if no unit can have such a receipt, one that names another file than the unit's shard among it.
+        """
+        receipt = decoded(cls, json_object(text))
+        require_name(receipt.unit, receipt.shard)
+        if not SHA256.fullmatch(receipt.sha256):
+            raise ValueError("sha256 is not a digest")
+        receipt.counts.require_possible()
+        return receipt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,4 +110,61 @@ class Quarantined:
 
     @classmethod
     def from_json(cls, text: str) -> "Quarantined":
-        return cls(**json.loads(text))
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: if no unit can have such a note.
+        """
+        note = decoded(cls, json_object(text))
+        require_name(note.unit, note.shard)
+        return note
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedFile:
+    """A file of the source."""
+
+    url: str
+    size: int
+    version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedUnits:
+    """What a plan holds besides its provenance."""
+
+    inputs: tuple[str, ...]
+    """As they were given."""
+    checkpoint: str | None = None
+    source: tuple[str, ...] | None = None
+    """The inputs at their commits; None in a plan that an older version wrote."""
+    schema: str | None = None
+    """Columns that are written, Arrow's own bytes in base64."""
+    files: tuple[PlannedFile, ...]
+    units: tuple[tuple[int, int, int], ...]
+    """Number of the file, first row, row after the last."""
+
+    @classmethod
+    def from_values(cls, values: object) -> "PlannedUnits":
+        """Reads a plan's object.
+
+        Raises:
+            ValueError: if no run can have such a plan.
+        """
+        plan = decoded(cls, values)
+        if plan.source is not None and len(plan.source) != len(plan.inputs):
+            raise ValueError(f"source names {len(plan.source)} inputs, and inputs {len(plan.inputs)}")
+        if not all(file < len(plan.files) and start < stop for file, start, stop in plan.units):
+            raise ValueError("units has one that is no rows of a file")
+        return plan
+
+
+def require_name(unit: int, shard: str) -> None:
+    """Refuse a shard's name that is not the one of its unit: it could be any path.
+
+    Raises:
+        ValueError: if it is another.
+    """
+    shards = shards_in_all(shard)
+    if unit >= shards or shard != shard_name(unit, shards):
+        raise ValueError(f"shard is {shard!a:.60}, which is not a name of unit {unit}")

@@ -18,6 +18,7 @@ from pipeline.data.opened import open_stored
 from pipeline.data.tally import counted
 from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
 from schemas.annotations import ENTROPY, INPUT_IDS, PROVENANCE_KEY, Provenance
+from schemas.decoding import reading, text_of
 from schemas.layout import DATA_FOLDER, Subset, shard_name, shards_in_all
 from schemas.ledger import QUARANTINE, Quarantined
 
@@ -120,7 +121,11 @@ def find_annotations(source: str) -> AnnotatedDataset:
 def read_quarantine(subset: Subset) -> list[Quarantined]:
     """The units of rows that were given up and have no shard, in their order."""
     files = sorted((subset.ledger / QUARANTINE).glob("*.json"))
-    return [Quarantined.from_json(file.read_text(encoding="utf-8")) for file in files]
+    notes = []
+    for file in files:
+        with reading(file, "delete it, and the same pipeline.annotate command tries the unit again"):
+            notes.append(Quarantined.from_json(text_of(file)))
+    return notes
 
 
 def _shards(source: str) -> list[File]:

@@ -165,6 +165,20 @@ def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
     return tuple(_pinned(named) if named.startswith(HUB) else named for named in inputs)
 
 
+def is_pin(pin: str, named: str) -> bool:
+    """Whether a URL is that of an input, at any commit where the input names a file of the Hub and no commit."""
+    if not named.startswith(HUB):
+        return pin == named
+    try:
+        there, asked = parse_hf_uri(pin), parse_hf_uri(named)
+    except HfUriError:
+        return False
+    same = (there.type, there.id, there.path_in_repo) == (asked.type, asked.id, asked.path_in_repo)
+    revision = there.revision or ""
+    free = COMMIT.fullmatch(asked.revision or "") is None
+    return same and COMMIT.fullmatch(revision) is not None and (free or revision == asked.revision)
+
+
 def _with_paths(files: Sequence[File]) -> list[File]:
     parts = [file.url.split("/") for file in files]
     shared = len([*takewhile(lambda names: len(set(names)) == 1, zip(*(part[:-1] for part in parts), strict=False))])

@@ -138,8 +138,13 @@ class Annotator:
         try:
             with stages.timed("upload"):
                 self.run.repository.upload([addition])
+                sent = addition.upload_info.sha256.hex()
         except (ValueError, LookupError) as error:  # the Hub's no, not the rows' fault
             raise OutputError(str(error)) from error
+        if sent != receipt.sha256:
+            raise OutputError(
+                f"{receipt.shard} is not on the disk of {self.run.subset.root} as it was written; check the disk"
+            )
         return addition
 
     def slabs(self, unit: Unit, stages: Stages) -> Generator[Slab, None, None]:

@@ -4,6 +4,8 @@ Units that are the same in both plans keep their labels: their shards are writte
 provenance of the larger plan. At no moment are a row's labels in two shards. Killed anywhere, it goes on.
 """
 
+import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,8 @@ from schemas.ledger import RECEIPTS, Receipt
 
 GROWING_FILE = "growing"
 """In the ledger while shards of two plans may lie side by side."""
+
+LOG = logging.getLogger(__name__)
 
 
 def grows(there: Provenance, wanted: Provenance) -> bool:
@@ -51,18 +55,36 @@ def begin_growing(subset: Subset) -> None:
     write_text(subset.ledger / GROWING_FILE, "")
 
 
+def is_growing(subset: Subset) -> bool:
+    """Whether shards of two plans may lie here."""
+    return (subset.ledger / GROWING_FILE).exists()
+
+
 def finish_growing(subset: Subset, units: Sequence[Unit], schema: pa.Schema | None) -> None:
     """Makes all shards such as the plan's units have, where another plan's may lie; no other run may be at work."""
-    if not (subset.ledger / GROWING_FILE).exists():
+    if not is_growing(subset):
         return
     assert schema is not None
     for receipt in list(read_receipts(subset)):
-        unit = units[receipt.unit]
+        unit, shard, name = units[receipt.unit], subset.data / receipt.shard, shard_name(receipt.unit, len(units))
         if receipt.counts.rows != unit.stop - unit.start:  # the smaller limit cut it short
             _remove(subset, receipt)
-        elif pq.read_schema(subset.data / receipt.shard).metadata[PROVENANCE_KEY] != schema.metadata[PROVENANCE_KEY]:
-            _renew(subset, receipt, shard_name(receipt.unit, len(units)), schema)
+        elif not _is_whole(shard, receipt):
+            LOG.warning("%s does not hold what was written, and its rows are labelled anew", shard)
+            _remove(subset, receipt)
+        elif receipt.shard != name or _provenance(pq.read_schema(shard)) != _provenance(schema):
+            _renew(subset, receipt, name, schema)
     (subset.ledger / GROWING_FILE).unlink()
+
+
+def _is_whole(shard: Path, receipt: Receipt) -> bool:
+    """Whether a shard's bytes are those of its receipt: a new receipt would speak for damaged ones too."""
+    with shard.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == receipt.sha256
+
+
+def _provenance(schema: pa.Schema) -> bytes | None:
+    return (schema.metadata or {}).get(PROVENANCE_KEY)
 
 
 def _renew(subset: Subset, receipt: Receipt, name: str, schema: pa.Schema) -> None:

@@ -5,20 +5,26 @@ resume a run is to give the same command. `datasets` does not read folders that 
 """
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.data.shards import is_unfinished, write_text
+from schemas.decoding import reading, text_of
 from schemas.layout import Subset
 from schemas.ledger import PUBLISHED_FILE, QUARANTINE, RECEIPTS, Counts, Quarantined, Receipt
 
-RECEIPT_FILES = ("*.json", "*.jsonl")  # one for each unit that was labelled here; one for each commit of a repository
+OWN, COMMITTED = "*.json", "*.jsonl"  # receipts: of a unit that was labelled here; of a commit to a repository
+REMEDY = "delete it, and the same pipeline.annotate command labels its rows anew"
+
+LOG = logging.getLogger(__name__)
 
 
-def finished(subset: Subset) -> set[int]:
-    """The units that need no doing."""
-    return {receipt.unit for receipt in read_receipts(subset)}
+def finished(subset: Subset, *, staging: bool = False) -> set[int]:
+    """The units that need no doing; in a staging folder those that are published too."""
+    published = read_published(subset) if staging else []
+    return {receipt.unit for receipt in (*read_receipts(subset), *published)}
 
 
 def record(subset: Subset, receipt: Receipt) -> None:
@@ -43,25 +49,75 @@ def remove_unfinished(subset: Subset) -> None:
 
 
 def read_receipts(subset: Subset) -> Iterator[Receipt]:
-    """The receipts of units whose shards are in place, here or published, in the order of the units."""
-    there = subset.shards()
-    files = [file for kind in RECEIPT_FILES for file in (subset.ledger / RECEIPTS).glob(kind)]
-    lines = (line for file in files for line in file.read_text(encoding="utf-8").splitlines())
-    receipts = [receipt for receipt in map(Receipt.from_json, lines) if receipt.shard in there]
-    found = {receipt.unit: receipt for receipt in (*receipts, *read_published(subset))}
+    """The receipts of units whose shards lie here, as large as they were written, in the order of the units.
+
+    Raises:
+        ValueError: if a receipt is damaged, or two of a unit differ.
+    """
+    found: dict[int, Receipt] = {}
+    for kind in (OWN, COMMITTED):
+        for file in sorted((subset.ledger / RECEIPTS).glob(kind)):
+            for receipt in _receipts(subset, file):
+                if _is_in_place(subset, receipt) and found.setdefault(receipt.unit, receipt) != receipt:
+                    raise ValueError(
+                        f"{file} has another receipt of unit {receipt.unit} than an earlier file; {REMEDY}"
+                    )
     return iter([found[unit] for unit in sorted(found)])
+
+
+def discard_unsound(subset: Subset, units: int) -> None:
+    """Removes damaged receipts, and those whose shards are gone or have another size: these units are labelled anew."""
+    reasons = []
+    for file in sorted((subset.ledger / RECEIPTS).glob(OWN)):
+        try:
+            (receipt,) = _receipts(subset, file)
+        except ValueError as error:
+            reason = str(error).removesuffix(f"; {REMEDY}")
+        else:
+            if _is_in_place(subset, receipt) and receipt.unit < units:
+                continue
+            reason = f"{subset.data / receipt.shard} is missing, or not as large as it was written"
+        reasons.append(reason)
+        file.unlink()
+    if reasons:
+        LOG.warning("%d units of %s are labelled anew: %s", len(reasons), subset.name, reasons[0])
+
+
+def _receipts(subset: Subset, file: Path) -> list[Receipt]:
+    """The receipts of a file."""
+    with reading(file, REMEDY):
+        receipts = list(map(Receipt.from_json, text_of(file).splitlines()))
+        if file.match(OWN) and [receipt_file(subset, receipt.unit) for receipt in receipts] != [file]:
+            raise ValueError("it is not the receipt of its unit")
+    return receipts
+
+
+def _is_in_place(subset: Subset, receipt: Receipt) -> bool:
+    try:
+        return (subset.data / receipt.shard).stat().st_size == receipt.size
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def read_published(subset: Subset) -> list[Receipt]:
     """The receipts of units whose shards are in the repository that this folder is staging for."""
     file = subset.ledger / PUBLISHED_FILE
-    return [Receipt.from_json(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    with reading(file, "delete it: the same pipeline.annotate command asks the repository again"):
+        return list(map(Receipt.from_json, text_of(file).splitlines())) if file.exists() else []
 
 
 def unpublished(subset: Subset) -> list[Receipt]:
     """The receipts of units whose shards lie here and are not known to be in the repository."""
     there = {receipt.shard for receipt in read_published(subset)}
     return [receipt for receipt in read_receipts(subset) if receipt.shard not in there]
+
+
+def end_staging(subset: Subset) -> None:
+    """Makes a staging folder an output: what is in the repository alone is labelled here too."""
+    file = subset.ledger / PUBLISHED_FILE
+    if file.exists():
+        LOG.warning("%s was a staging folder; what was published from it is labelled again", subset.root)
+        file.unlink()
 
 
 def write_published(subset: Subset, receipts: Sequence[Receipt]) -> None:
@@ -71,10 +127,10 @@ def write_published(subset: Subset, receipts: Sequence[Receipt]) -> None:
 
 
 def forget(subset: Subset, receipts: Iterable[Receipt]) -> None:
-    """Removes shards that are published, and what was written down of them before."""
+    """Removes what was written down of shards that are published, and then these."""
     for receipt in receipts:
-        (subset.data / receipt.shard).unlink(missing_ok=True)
         receipt_file(subset, receipt.unit).unlink(missing_ok=True)
+        (subset.data / receipt.shard).unlink(missing_ok=True)
 
 
 def as_lines(receipts: Iterable[Receipt]) -> str:
@@ -83,7 +139,7 @@ def as_lines(receipts: Iterable[Receipt]) -> str:
 
 
 class Total(NamedTuple):
-    """All committed shards."""
+    """Some shards together."""
 
     counts: Counts
     sha256: str
@@ -92,10 +148,10 @@ class Total(NamedTuple):
     """Bytes of their files."""
 
 
-def total(subset: Subset) -> Total:
-    """All committed shards, added in the order of the units, so that the sum of nats is always the same bits."""
+def total(receipts: Iterable[Receipt]) -> Total:
+    """The figures of receipts in the order of their units, so that the sum of nats is always the same bits."""
     counts, digest, size = Counts(), hashlib.sha256(), 0
-    for receipt in read_receipts(subset):
+    for receipt in receipts:
         counts += receipt.counts
         digest.update(receipt.sha256.encode())
         size += receipt.size

@@ -15,12 +15,15 @@ from pipeline.data.columns import is_json, plain_field
 from pipeline.data.locations import File
 from pipeline.data.naming import without_paths
 from pipeline.data.shards import is_unfinished, write_text
-from pipeline.engine.growth import begin_growing, finish_growing, grows
-from pipeline.engine.ledger import read_receipts, remove_unfinished
+from pipeline.engine.growth import begin_growing, finish_growing, grows, is_growing
+from pipeline.engine.ledger import discard_unsound, read_receipts, remove_unfinished
 from pipeline.engine.plan import Unit
 from schemas.annotations import DESCRIPTIONS, Provenance
-from schemas.layout import LEDGER_FOLDER, Subset
-from schemas.ledger import LOCK_FILE, PLAN_FILE, QUARANTINE
+from schemas.decoding import json_object, reading, text_of
+from schemas.layout import LEDGER_FOLDER, Subset, require_contained, shard_name
+from schemas.ledger import LOCK_FILE, PLAN_FILE, QUARANTINE, PlannedUnits
+
+REMEDY = "choose another folder, or delete this one"
 
 
 @contextmanager
@@ -28,8 +31,9 @@ def locked(output: Path) -> Iterator[None]:
     """Keeps other runs from the folder meanwhile; a driver that is killed lets go of it.
 
     Raises:
-        ValueError: if another run has it.
+        ValueError: if another run has it, or something of it lies elsewhere.
     """
+    require_contained(output)
     output.joinpath(LEDGER_FOLDER).mkdir(parents=True, exist_ok=True)
     with (output / LEDGER_FOLDER / LOCK_FILE).open("a", encoding="utf-8") as file:
         try:
@@ -51,20 +55,22 @@ class Plan(NamedTuple):
     """The same inputs, those on the Hub at their commits."""
     schema: pa.Schema | None = None
     """Columns that are written; None only in a plan that an older version wrote."""
+    units: int = 0
+    """Number of shards, once it is written down."""
 
 
 def planned(subset: Subset) -> Plan | None:
     """The plan of the run that writes a subset; None where there is no run.
 
     Raises:
-        ValueError: if the folder holds anything but subsets, or other files stand where this one's belong.
+        ValueError: if the folder holds anything but subsets, or other files stand where this one's belong, or something
+            of it lies elsewhere, or the plan is damaged.
     """
+    require_contained(subset.root)
     plan_file = subset.ledger / PLAN_FILE
-    if plan_file.is_file():
-        try:
-            return read_plan(plan_file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{plan_file} is damaged ({error}); choose another folder, or delete this one") from error
+    if plan_file.exists():
+        with reading(plan_file, REMEDY):
+            return read_plan(text_of(plan_file))
     beside = any(subset.root.glob(f"{LEDGER_FOLDER}/*/{PLAN_FILE}"))
     places = [subset.data, subset.tokenizer, subset.ledger] if beside else [subset.root]
     lock = subset.root / LEDGER_FOLDER / LOCK_FILE
@@ -75,18 +81,35 @@ def planned(subset: Subset) -> Plan | None:
 
 
 def read_plan(text: str) -> Plan:
-    """What was written as a plan."""
-    plan = json.loads(text)
-    provenance = Provenance.from_json(json.dumps(plan["run"]))
-    source = plan.get("source", provenance.source)  # older versions had all inputs in the provenance
-    schema = pa.ipc.read_schema(pa.py_buffer(b64decode(plan["schema"]))) if plan.get("schema") else None
-    return Plan(provenance, tuple(plan["inputs"]), plan.get("checkpoint"), tuple(source), schema)
+    """What was written as a plan.
+
+    Raises:
+        ValueError: if no run can have such a plan.
+    """
+    values = json_object(text)
+    provenance = Provenance.from_json(json.dumps(values.pop("run", None)))
+    plan = PlannedUnits.from_values(values)
+    source = provenance.source if plan.source is None else plan.source  # older versions had all inputs in the former
+    schema = None if plan.schema is None else _read_schema(plan.schema)
+    return Plan(provenance, plan.inputs, plan.checkpoint, source, schema, len(plan.units))
+
+
+def _read_schema(text: str) -> pa.Schema:
+    try:
+        return pa.ipc.read_schema(pa.py_buffer(b64decode(text, validate=True)))
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise ValueError(f"schema holds no columns: {error}") from error
 
 
 def plan_without_paths(text: str) -> str:
-    """A plan as it is published: URLs stay, paths of this disk do not."""
+    """A plan as it is published: URLs stay, paths of this disk do not.
+
+    Raises:
+        ValueError: if no run can have such a plan.
+    """
+    read_plan(text)
     plan = json.loads(text)
-    listed = {key: without_paths(plan[key]) for key in ("inputs", "source") if key in plan}
+    listed = {key: without_paths(plan[key]) for key in ("inputs", "source") if plan.get(key) is not None}
     files = [{**file, "url": without_paths([file["url"]])[0]} for file in plan["files"]]
     return json.dumps({**plan, **listed, "files": files})
 
@@ -95,7 +118,8 @@ def open_run(subset: Subset, plan: Plan, units: Sequence[Unit]) -> None:
     """Begins a run in an empty folder or goes on with the same one, which may have had a smaller limit.
 
     What an interrupted run left is removed: files half written, shards without a receipt, and notes on units that
-    were given up, which get another chance.
+    were given up, which get another chance. So are receipts that are damaged or whose shards are gone or cut, with a
+    warning.
 
     Raises:
         ValueError: if the folder holds anything else, another run's dataset among them. Nothing is written then.
@@ -109,7 +133,16 @@ def open_run(subset: Subset, plan: Plan, units: Sequence[Unit]) -> None:
         write_text(subset.ledger / PLAN_FILE, _written(plan, units))
     else:
         require_same(f"--output {subset.root}", plan.provenance, there.provenance)
-    _sweep(subset, keep={receipt.shard for receipt in read_receipts(subset)})
+    discard_unsound(subset, len(units))
+    growing = is_growing(subset)
+    _sweep(
+        subset,
+        keep={
+            receipt.shard
+            for receipt in read_receipts(subset)
+            if receipt.shard == shard_name(receipt.unit, len(units)) or (growing and receipt.unit < len(units))
+        },
+    )
     finish_growing(subset, units, plan.schema)
 
 

@@ -21,6 +21,8 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 
+from pipeline.data.shards import unfinished_name
+
 Kind = Literal["estimator", "autoencoder", "second-order", "causal"]
 KIND_OF_MODEL_TYPE: dict[str, Kind] = {
     "entropy-estimator": "estimator",
@@ -195,4 +197,6 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+            unfinished = unfinished_name(target / name)  # a file that is there may be a link to elsewhere
+            shutil.copyfile(source / name, unfinished)
+            unfinished.replace(target / name)

@@ -2,14 +2,15 @@
 
 A single thread commits, so that no commit waits for another of the same run; whoever labelled a shard has sent its
 content before. What lies on the disk stays until its commit is known to be in. Runs that publish the same subset at
-once do no harm: of two shards of a unit the first one stays, with its receipt.
+once do no harm: of two shards of a unit the first one stays, with its receipt. A file in the place of a shard that no
+receipt speaks of is replaced.
 """
 
 import logging
 import queue
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from types import TracebackType
@@ -21,7 +22,8 @@ from pipeline.data.hub import Operation, Repository, shard_addition
 from pipeline.data.redaction import told
 from pipeline.engine.ledger import as_lines, forget
 from pipeline.engine.opening import Plan, read_plan
-from schemas.layout import Subset
+from schemas.decoding import reading
+from schemas.layout import Subset, shards_in_all
 from schemas.ledger import PLAN_FILE, PUBLISHED_FILE, RECEIPTS, Receipt
 
 SHARDS_A_COMMIT, MOST_A_COMMIT = 200, 1000  # enough to commit at once; as many as may have come meanwhile
@@ -66,10 +68,18 @@ class Publisher:
         self.thread.join()
         self._raise_failure()
 
-    def add(self, receipt: Receipt, addition: CommitOperationAdd | None = None) -> None:
-        """Puts a shard in the next commit; it is uploaded here if there is no addition."""
+    def add(self, receipt: Receipt, addition: CommitOperationAdd | None = None) -> bool:
+        """Puts a shard in the next commit; it is uploaded here if there is no addition.
+
+        False for a file that does not hold what its receipt says: nothing of it is sent.
+        """
         self._raise_failure()
-        self.waiting.put(Labelled(receipt, addition or shard_addition(self.subset, receipt.shard)))
+        if addition is None:
+            addition = shard_addition(self.subset, receipt.shard)
+            if addition.upload_info.sha256.hex() != receipt.sha256:
+                return False
+        self.waiting.put(Labelled(receipt, addition))
+        return True
 
     def taken(self) -> list[str]:
         """Shards that were published since this was asked for."""
@@ -111,8 +121,11 @@ class Publisher:
 
         def operations(head: str) -> list[Operation]:
             nonlocal there
-            there = self.repository.digests([self._path(receipt) for receipt, _ in batch], head)
+            files = self.repository.digests([self._path(receipt) for receipt, _ in batch], head)
+            there = self._receipted(batch, files, head)
             missing = [one for one in batch if self._path(one.receipt) not in there]
+            if replaced := [path for one in missing if (path := self._path(one.receipt)) in files]:
+                LOG.warning("%d files are replaced that no receipt speaks of: %s", len(replaced), replaced[0])
             self.repository.upload([one.addition for one in missing])
             return [*(one.addition for one in missing), *self._receipts(missing)]
 
@@ -124,6 +137,13 @@ class Publisher:
             self._forget([receipt for receipt, _ in batch], ours)
         for receipt, _ in batch:
             self.published.put(receipt.shard)
+
+    def _receipted(self, batch: Sequence[Labelled], files: Mapping[str, str], head: str) -> dict[str, str]:
+        """Digests of those of the files whose receipts the repository has; these are read where there are files."""
+        if not files:
+            return {}
+        known = published_receipts(self.repository, self.subset, shards_in_all(batch[0].receipt.shard), head)
+        return {path: receipt.sha256 for receipt in known if (path := self._path(receipt)) in files}
 
     def _receipts(self, committed: Sequence[Labelled]) -> list[Operation]:
         """The ledger's lines of a commit, in a file of their own that no other commit touches."""
@@ -139,21 +159,35 @@ class Publisher:
         forget(self.subset, batch)
 
 
-def published_plan(repository: Repository, subset: Subset) -> Plan | None:
-    """The plan of the run that publishes a subset; None where there is none."""
-    head = repository.head()
-    text = repository.text((subset.in_repository.ledger / PLAN_FILE).as_posix(), head) if head else None
-    return None if text is None else read_plan(text)
+def published_plan(repository: Repository, subset: Subset, head: str | None = None) -> Plan | None:
+    """The plan of the run that publishes a subset; None where there is none.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    head, file = head or repository.head(), (subset.in_repository.ledger / PLAN_FILE).as_posix()
+    with reading(f"{repository.url}/{file}", "take it back in the repository's history, or write to another"):
+        text = repository.text(file, head) if head else None
+        return None if text is None else read_plan(text)
 
 
-def published_receipts(repository: Repository, subset: Subset) -> list[Receipt]:
-    """The receipts in a repository whose shards are there, in the order of the units."""
-    head, places = repository.head(), subset.in_repository
+def published_receipts(repository: Repository, subset: Subset, units: int, head: str | None = None) -> list[Receipt]:
+    """The receipts in a repository of a plan's units whose shards are there, in the order of the units.
+
+    Raises:
+        ValueError: if one is damaged.
+    """
+    head, places = head or repository.head(), subset.in_repository
     assert head is not None, "prepare the repository first"
     shards = repository.files(places.data.as_posix(), head)
     files = sorted(repository.files((places.ledger / RECEIPTS).as_posix(), head))
     with ThreadPoolExecutor(READS_AT_A_TIME) as pool:
-        texts = list(pool.map(lambda path: repository.text(path, head) or "", files))
-    receipts = [Receipt.from_json(line) for text in texts for line in text.splitlines()]
+        receipts = [one for some in pool.map(lambda path: _receipts_in(repository, path, head), files) for one in some]
     there = [one for one in receipts if shards.get((places.data / one.shard).as_posix()) == one.sha256]
-    return sorted({one.unit: one for one in there}.values(), key=lambda one: one.unit)
+    of_plan = {one.unit: one for one in there if shards_in_all(one.shard) == units}
+    return sorted(of_plan.values(), key=lambda one: one.unit)
+
+
+def _receipts_in(repository: Repository, path: str, head: str) -> list[Receipt]:
+    with reading(f"{repository.url}/{path}", "delete it there: the same command publishes its shards anew"):
+        return list(map(Receipt.from_json, (repository.text(path, head) or "").splitlines()))

@@ -8,7 +8,17 @@ import pytest
 
 from pipeline.data.annotations import read_quarantine
 from pipeline.data.locations import File
-from pipeline.engine.ledger import finished, quarantine, read_receipts, record, total, unpublished, write_published
+from pipeline.engine.ledger import (
+    end_staging,
+    finished,
+    quarantine,
+    read_published,
+    read_receipts,
+    record,
+    total,
+    unpublished,
+    write_published,
+)
 from pipeline.engine.opening import Plan, locked, open_run, planned
 from pipeline.engine.plan import Unit
 from schemas.annotations import Provenance
@@ -101,7 +111,7 @@ def test_the_total_is_the_same_whatever_the_order_of_the_receipts(tmp_path: Path
         begin(output)
         for unit in order:
             finish(output, unit)
-        totals.append(total(Subset("exact", output)))
+        totals.append(total(read_receipts(Subset("exact", output))))
     counts, digest, size = totals[0]
     assert totals[0] == totals[1] and len(digest) == 64 and size == 10
     assert (counts.rows, counts.tokens, counts.nats) == (4, 20, (0.1 + 0.2) * 2)
@@ -192,14 +202,26 @@ def test_units_whose_shards_are_published_count_as_done(tmp_path: Path) -> None:
     finish(tmp_path, 0)
     subset = Subset("exact", tmp_path)
     write_published(subset, [receipt(1)])
-    assert begin(tmp_path) == {0, 1}
+    assert begin(tmp_path) == {0} and finished(subset, staging=True) == {0, 1}
     assert unpublished(subset) == [receipt(0)]
+
+
+def test_a_staging_folder_becomes_an_output_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    begin(tmp_path)
+    subset = Subset("exact", tmp_path)
+    end_staging(subset)
+    assert caplog.text == ""
+    write_published(subset, [receipt(1)])
+    end_staging(subset)
+    assert "was a staging folder; what was published from it is labelled again" in caplog.text
+    assert read_published(subset) == [] and finished(subset, staging=True) == set()
 
 
 def test_shards_that_were_published_before_the_run_was_killed_are_removed(tmp_path: Path) -> None:
     begin(tmp_path)
     write_published(Subset("exact", tmp_path), [finish(tmp_path, 0)])
-    assert begin(tmp_path) == {0} and Subset("exact", tmp_path).shards() == set()
+    assert begin(tmp_path) == set() and Subset("exact", tmp_path).shards() == set()
+    assert finished(Subset("exact", tmp_path), staging=True) == {0}
 
 
 @pytest.mark.parametrize("name", ["", ".", "a/b", "-a", "ü"])

@@ -1,6 +1,8 @@
 """Shards and their receipts in few commits, whatever the Hub answers."""
 
 import time
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -48,10 +50,10 @@ def test_shards_and_receipts_come_in_one_commit_and_only_then_leave_the_disk(
         for receipt in receipts:
             publisher.add(receipt)
     assert len(prepared.commits("user/name")) == first + 1
-    assert shards(prepared) == before and published_receipts(REPOSITORY, run.subset) == receipts
+    assert shards(prepared) == before and published_receipts(REPOSITORY, run.subset, 6) == receipts
     assert local(tmp_path) == (before if keeps else {})
     assert read_published(run.subset) == ([] if keeps else receipts)
-    assert list(read_receipts(run.subset)) == receipts
+    assert list(read_receipts(run.subset)) == (receipts if keeps else [])
     assert sorted(publisher.taken()) == sorted(before) and publisher.taken() == []
 
 
@@ -62,7 +64,7 @@ def test_two_thousand_shards_take_twenty_commits_at_the_most(prepared: Hub, tmp_
             publisher.add(receipt)
     assert len(prepared.commits("user/name")) <= 20
     assert shards(prepared) == local(tmp_path)
-    assert published_receipts(REPOSITORY, subset) == list(read_receipts(subset))
+    assert published_receipts(REPOSITORY, subset, 2000) == list(read_receipts(subset))
 
 
 def test_shards_are_committed_after_a_while_though_few_have_come(
@@ -102,20 +104,26 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(prepared: Hub, tmp_path
         for receipt in read_receipts(run.subset):
             publisher.add(receipt)
     assert len(prepared.commits("user/name")) == first + 1
-    assert len(published_receipts(REPOSITORY, run.subset)) == 6 and unpublished(run.subset) == []
+    assert len(published_receipts(REPOSITORY, run.subset, 6)) == 6 and unpublished(run.subset) == []
 
 
-def test_what_another_run_published_with_other_labels_stays_with_its_receipt(prepared: Hub, tmp_path: Path) -> None:
+def test_what_another_run_published_with_other_labels_stays_with_its_receipt(
+    prepared: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     ours, theirs = annotated(tmp_path / "ours"), annotated(tmp_path / "theirs")
     receipts = list(read_receipts(theirs.subset))
     shard = theirs.subset.data / receipts[0].shard
-    shard.write_bytes(shard.read_bytes() + b"rounded otherwise")
+    content = shard.read_bytes() + b"rounded otherwise"
+    shard.write_bytes(content)
+    written = replace(receipts[0], sha256=sha256(content).hexdigest(), size=len(content))
     with Publisher(REPOSITORY, theirs.subset, keeps=True) as publisher:
-        publisher.add(receipts[0])
+        assert publisher.add(written)
     with Publisher(REPOSITORY, ours.subset, keeps=False) as publisher:
         for receipt in read_receipts(ours.subset):
-            publisher.add(receipt)
+            assert publisher.add(receipt)
+    assert "1 shards were published by another run with other labels; those stay" in caplog.text
     assert shards(prepared) == local(tmp_path / "theirs")
+    assert published_receipts(REPOSITORY, ours.subset, 6)[0] == written
     assert local(tmp_path / "ours") == {} and shard.name not in {one.shard for one in read_published(ours.subset)}
 
 
@@ -145,3 +153,55 @@ def test_no_answer_for_long_ends_in_an_error_that_names_the_repository(
     ):
         publisher.add(next(read_receipts(run.subset)))
     assert len(local(tmp_path)) == 6
+
+
+def test_a_shard_that_does_not_hold_what_its_receipt_says_is_not_sent(prepared: Hub, tmp_path: Path) -> None:
+    run = annotated(tmp_path)
+    first, *others = read_receipts(run.subset)
+    shard = run.subset.data / first.shard
+    damaged = shard.read_bytes()[:-9] + bytes(9)
+    shard.write_bytes(damaged)
+    with Publisher(REPOSITORY, run.subset, keeps=True) as publisher:
+        assert [publisher.add(receipt) for receipt in (first, *others)] == [False] + [True] * 5
+    assert published_receipts(REPOSITORY, run.subset, 6) == others
+    assert first.shard not in shards(prepared)
+    assert damaged not in prepared.repositories["datasets", "user/name"].objects.values()
+
+
+@pytest.mark.parametrize("content", [b"damaged", None])
+def test_a_file_that_no_receipt_speaks_of_is_replaced(
+    prepared: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
+) -> None:
+    """Damaged there, or sent by hand without its receipt, which would leave the unit undone for good."""
+    run, before = annotated(tmp_path), local(tmp_path)
+    receipts = list(read_receipts(run.subset))
+    path = f"data/exact/{receipts[3].shard}"
+    prepared.add("user/name", {path: content or before[receipts[3].shard]})
+    with Publisher(REPOSITORY, run.subset, keeps=True) as publisher:
+        for receipt in receipts:
+            publisher.add(receipt)
+    assert f"1 files are replaced that no receipt speaks of: {path}" in caplog.text
+    assert shards(prepared) == before and published_receipts(REPOSITORY, run.subset, 6) == receipts
+
+
+@pytest.mark.parametrize(
+    "shard", ["../../../secret", "/secret", "train-00001-of-00006.parquet", "x/../train-00000-of-00006.parquet"]
+)
+def test_a_receipt_in_the_repository_that_names_another_file_is_refused(
+    prepared: Hub, tmp_path: Path, shard: str
+) -> None:
+    """What is published is removed from the disk: by such a receipt any file would be."""
+    run = annotated(tmp_path)
+    wrong = replace(next(read_receipts(run.subset)), shard=shard)
+    prepared.add("user/name", {"_ledger/exact/receipts/a.jsonl": wrong.to_json().encode()})
+    said = r"hf://datasets/user/name/_ledger/exact/receipts/a.jsonl is damaged \(.*; delete it there"
+    with pytest.raises(ValueError, match=said):
+        published_receipts(REPOSITORY, run.subset, 6)
+
+
+def test_receipts_of_another_number_of_shards_are_not_those_of_the_plan(prepared: Hub, tmp_path: Path) -> None:
+    subset = made_up(tmp_path / "out", 7)
+    with Publisher(REPOSITORY, subset, keeps=True) as publisher:
+        for receipt in read_receipts(subset):
+            publisher.add(receipt)
+    assert len(published_receipts(REPOSITORY, subset, 7)) == 7 and published_receipts(REPOSITORY, subset, 6) == []

@@ -1,0 +1,71 @@
+"""Nothing of a dataset leads out of its folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from schemas.layout import require_contained, shard_name, shards_in_all
+
+PLACES = (
+    "README.md",
+    "data",
+    "data/exact",
+    "data/exact/000",
+    "data/exact/train-00000-of-00001.parquet",
+    "tokenizer/exact/tokenizer.json",
+    "_ledger",
+    "_ledger/lock",
+    "_ledger/exact/plan.json",
+    "_ledger/exact/quarantine/00000001.json",
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("there", ["file", "folder", "nothing"])
+def test_a_link_that_leads_out_is_refused(tmp_path: Path, place: str, there: str) -> None:
+    target = tmp_path / "elsewhere"
+    if there == "file":
+        target.write_text("secret", encoding="utf-8")
+    elif there == "folder":
+        target.mkdir()
+    link = tmp_path / "out" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(os.path.relpath(target, link.parent))
+    with pytest.raises(ValueError, match=f"{place} is a link that leads out of .*out; delete it"):
+        require_contained(tmp_path / "out")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, place: str) -> None:
+    pipe = tmp_path / place
+    pipe.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match=f"{place} is neither a file nor a folder; delete it"):
+        require_contained(tmp_path)
+
+
+def test_a_dataset_may_be_reached_by_links_and_have_some_within_it(tmp_path: Path) -> None:
+    root = tmp_path / "disk" / "out"
+    for place in PLACES[4:6]:
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_text("", encoding="utf-8")
+    (root / "data" / "same").symlink_to("exact")
+    (root / "notes").symlink_to(tmp_path)  # not the dataset's
+    (tmp_path / "link").symlink_to("disk")
+    (tmp_path / "out").symlink_to(root)
+    require_contained(tmp_path / "link" / "out")
+    require_contained(tmp_path / "out")
+    require_contained(tmp_path / "absent")
+
+
+def test_a_link_to_itself_is_no_way_out(tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to("data")
+    require_contained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "x", "train-0-of-x.parquet", "a-15.parquet", "train-1-of-+2.parquet"])
+def test_what_is_no_shards_name_tells_no_number(name: str) -> None:
+    assert shards_in_all(shard_name(3, 15)) == 15
+    with pytest.raises(ValueError, match="is not the name of a shard"):
+        shards_in_all(name)
