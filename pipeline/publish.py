@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import cyclopts
-import pyarrow.parquet as pq
 
 from pipeline.command_line import run
 from pipeline.data.hub import Repository
 from pipeline.data.loadable import load_call
+from pipeline.data.locations import local_file
+from pipeline.data.shard_files import open_shard
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.opening import locked, planned, require_same
 from pipeline.publishing.facts import Facts
@@ -68,7 +69,8 @@ def publish_subset(subset: Subset, repository: Repository) -> None:
         raise ValueError(f"{subset.root} has no shard of {subset.name} yet; annotate first")
     if any(Path(name).is_absolute() for name in plan.provenance.source):
         LOG.warning("the shards of %s hold the paths of their inputs; annotate anew to publish none", subset.name)
-    schema = pq.read_schema(subset.data / receipts[0].shard)
+    with open_shard(local_file(subset.data / receipts[0].shard)) as parquet:
+        schema = parquet.schema_arrow
     facts = Facts(
         subset=subset,
         place=repository.name,

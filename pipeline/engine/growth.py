@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.data.locations import local_file
+from pipeline.data.shard_files import open_shard
 from pipeline.data.shards import unfinished_name, write_shard, write_text
 from pipeline.engine.ledger import read_receipts, receipt_file, record
 from pipeline.engine.plan import Unit
@@ -60,7 +61,7 @@ def finish_growing(subset: Subset, units: Sequence[Unit], schema: pa.Schema | No
         unit = units[receipt.unit]
         if receipt.counts.rows != unit.stop - unit.start:  # the smaller limit cut it short
             _remove(subset, receipt)
-        elif pq.read_schema(subset.data / receipt.shard).metadata[PROVENANCE_KEY] != schema.metadata[PROVENANCE_KEY]:
+        elif _schema(subset.data / receipt.shard).metadata[PROVENANCE_KEY] != schema.metadata[PROVENANCE_KEY]:
             _renew(subset, receipt, shard_name(receipt.unit, len(units)), schema)
     (subset.ledger / GROWING_FILE).unlink()
 
@@ -81,7 +82,12 @@ def _remove(subset: Subset, receipt: Receipt) -> None:
     (subset.data / receipt.shard).unlink()
 
 
+def _schema(shard: Path) -> pa.Schema:
+    with open_shard(local_file(shard)) as parquet:
+        return parquet.schema_arrow
+
+
 def _tables(shard: Path, schema: pa.Schema) -> Iterator[pa.Table]:
-    with pq.ParquetFile(shard) as parquet:
+    with open_shard(local_file(shard)) as parquet:
         for group in range(parquet.num_row_groups):
             yield parquet.read_row_group(group).replace_schema_metadata(schema.metadata)
