@@ -99,6 +99,10 @@ def _pieces(file: File, parquet: pq.ParquetFile, rows: range, schema: pa.Schema)
                     yield _fitted(wanted, schema, file)
                 if position >= stop:
                     return
+            if position < first_row + metadata.num_rows:  # as where a page's type is damaged, which Arrow skips then
+                raise pa.ArrowInvalid(
+                    f"row group {group} ends after {position - first_row:,} of {metadata.num_rows:,} rows"
+                )
         first_row += metadata.num_rows
 
 
