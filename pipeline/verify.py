@@ -10,7 +10,7 @@ Each fault is a line. Exit code 0: all is as the receipts say; 1: something is n
 import fcntl
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from pipeline.data.locations import HUB
 from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
 from pipeline.engine.opening import locked
 from pipeline.progress import stage
+from pipeline.verification.card import check_card
 from pipeline.verification.ledger import Ledger, check_ledger, check_tokenizer, read_ledger
 from pipeline.verification.repair import annotate_command, set_aside
 from pipeline.verification.shards import Rules, check_shard, shard_provenance
@@ -72,7 +73,8 @@ class Findings:
     stored: Stored
     ledger: Ledger
     faults: list[Fault]
-    shards: int = 0
+    rows: dict[str, int] = field(default_factory=dict)
+    """Of each shard that is sound."""
     counts: Counts = field(default_factory=Counts)
 
 
@@ -115,15 +117,23 @@ def verify_subset(stored: Stored, config: Config) -> int:
         print(f"{stored.subset.name}: there is no ledger, so that nothing says what bytes its shards had")
     found = Findings(stored, ledger, check_ledger(stored, ledger))
     provenance = check_content(found)
-    told = [] if provenance is None or not config.sample else check_labels(found, provenance, config)
-    for fault in found.faults:
-        print(fault)
-    for note in ledger.given_up.values():
-        print(f"{stored.named(note.shard)}: was given up and has no shard: {note}")
-    print("\n".join([*told, summary(found)]))
+    found.faults += check_card(stored, ledger, sound=not found.faults)
+    print_lines(found.faults)
+    if provenance is not None and config.sample:
+        check_labels(found, provenance, config)
+    faulty = {fault.shard for fault in found.faults}
+    given_up = [note for shard, note in ledger.given_up.items() if shard not in faulty]
+    print_lines(f"{stored.named(note.shard)}: was given up and has no shard: {note}" for note in given_up)
+    print(summary(found))
     if config.repair and found.faults:
         repair(found)
     return 1 if found.faults else 0
+
+
+def print_lines(lines: Iterable[object]) -> None:
+    """Each without line ends of its own, and without what a terminal would take for a command."""
+    for line in lines:
+        print("".join(letter if letter.isprintable() else " " for letter in str(line)), flush=True)
 
 
 def check_content(found: Findings) -> Provenance | None:
@@ -141,10 +151,12 @@ def check_content(found: Findings) -> Provenance | None:
     rules = Rules(provenance, vocabulary(stored, provenance), columns(ledger))
     with stage(f"reading {len(shards):,} shards"), ThreadPoolExecutor(min(MOST_AT_A_TIME, os.cpu_count() or 1)) as pool:
         check = partial(checked, stored, ledger, rules)
-        for fault, counts in pool.map(check, shards):
-            found.faults += [fault] if fault else []
+        for shard, (fault, counts) in zip(shards, pool.map(check, shards), strict=True):
+            if fault is None:
+                found.rows[shard] = counts.rows
+            else:
+                found.faults.append(fault)
             found.counts += counts
-            found.shards += fault is None
     return provenance
 
 
@@ -177,8 +189,8 @@ def columns(ledger: Ledger) -> tuple[str, ...] | None:
     return None if ledger.plan is None or ledger.plan.schema is None else tuple(ledger.plan.schema.names)
 
 
-def check_labels(found: Findings, provenance: Provenance, config: Config) -> list[str]:
-    """Labels a sample of the sound shards anew; what is said of it."""
+def check_labels(found: Findings, provenance: Provenance, config: Config) -> None:
+    """Labels a sample of the sound shards anew, and prints what is wrong with it."""
     with stage("labelling a sample"):
         from pipeline.verification.sample import (
             LeftOutError,
@@ -186,19 +198,17 @@ def check_labels(found: Findings, provenance: Provenance, config: Config) -> lis
             sampled,
         )  # imports torch, which takes seconds
 
-        faulty = {fault.shard for fault in found.faults}
-        tokenizer = any(fault.file.endswith(TOKENIZER_FILE) for fault in found.faults)
-        rows = {name: receipts[-1].counts.rows for name, receipts in found.ledger.receipts.items()}
-        sound = {name: rows[name] for name in found.stored.files if name not in faulty and name in rows}
+        documents = sampled(found.rows, config.sample)
         try:
-            if tokenizer:
-                raise LeftOutError("the tokenizer is damaged")
-            documents = sampled(sound, config.sample)
+            if any(fault.file.endswith(TOKENIZER_FILE) for fault in found.faults):
+                raise LeftOutError("the tokenizer is not that of the run")
             sample = check_sample(found.stored, provenance, config.estimator, documents)
         except LeftOutError as reason:
-            return [f"no document was labelled anew: {reason}"]
+            print_lines([f"{found.stored.subset.name}: no document was labelled anew: {reason}"])
+            return
     found.faults += sample.faults
-    return [f"{sample.documents} documents of {sample.tokens:,} tokens were labelled anew"]
+    print_lines(sample.faults)
+    print(f"{found.stored.subset.name}: labelled anew {sample.documents} documents, {sample.tokens:,} tokens of them")
 
 
 def summary(found: Findings) -> str:
@@ -206,11 +216,11 @@ def summary(found: Findings) -> str:
     counts, name = found.counts, found.stored.subset.name
     if not found.faults:
         held = "as their receipts say" if found.ledger.receipts else "in order, as far as can be told without receipts"
-        return f"{name}: {found.shards:,} shards, {counts.rows:,} documents, {counts.tokens:,} tokens: all {held}"
+        return f"{name}: {len(found.rows):,} shards, {counts.rows:,} documents, {counts.tokens:,} tokens: all {held}"
     bad = {fault.shard for fault in found.faults if fault.shard}
     others = len([fault for fault in found.faults if not fault.shard])
-    more = f", {others:,} other faults" if others else ""
-    return f"{name}: {len(bad):,} of {len(bad) + found.shards:,} shards are bad{more}"
+    more = f", {others:,} other fault{'s' if others > 1 else ''}" if others else ""
+    return f"{name}: {len(bad):,} of {len(bad) + len(found.rows):,} shards {'is' if len(bad) == 1 else 'are'} bad{more}"
 
 
 def repair(found: Findings) -> None:

@@ -180,11 +180,15 @@ def _require_received(subset: Subset, source: str, shards: Sequence[File], rows:
     """Holds sizes and rows of shards against their receipts, where these lie beside them.
 
     Raises:
-        DamagedError: if a shard has another size or other rows.
+        DamagedError: if a shard has another size or other rows, or a receipt cannot be read.
     """
-    files = [file for kind in ("*.json", "*.jsonl") for file in (subset.ledger / RECEIPTS).glob(kind)]
-    lines = (line for file in files for line in file.read_text(encoding="utf-8").splitlines())
-    received = {receipt.shard: receipt for receipt in map(Receipt.from_json, lines)}
+    received: dict[str, Receipt] = {}
+    for file in [file for kind in ("*.json", "*.jsonl") for file in (subset.ledger / RECEIPTS).glob(kind)]:
+        try:
+            receipts = map(Receipt.from_json, file.read_text(encoding="utf-8").splitlines())
+            received |= {receipt.shard: receipt for receipt in receipts}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DamagedError(f"{file} cannot be read ({error})", mending(shards[0])) from error
     for shard, count in zip(shards, rows, strict=True):
         receipt = received.get(_parts(source, shard)[2])
         if receipt is not None and (receipt.size, receipt.counts.rows) != (shard.size, count):

@@ -15,8 +15,8 @@ from schemas.annotations import Provenance
 from schemas.layout import shard_name, shards_in_all
 from schemas.ledger import PLAN_FILE, QUARANTINE, RECEIPTS, Quarantined, Receipt
 
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
-"""What reading JSON raises that is not as it was written."""
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError)
+"""What reading JSON, or an Arrow schema in it, raises that is not as it was written."""
 AGAIN = "give the same annotate command again"
 
 
@@ -40,7 +40,8 @@ def read_ledger(stored: Stored) -> Ledger:
     for file in _files(stored):
         name = file.relative_to(root).as_posix()
         if not stored.remote and link(root, file):
-            ledger.faults.append(Fault(name, "is a link, or no file; copy what it leads to here"))
+            what = "is a link, or no file; copy what it leads to here"
+            ledger.faults.append(Fault(name, what, _shard_of(file, ledger)))
             continue
         try:
             _read(stored, file, ledger)
@@ -107,10 +108,10 @@ def _read(stored: Stored, file: Path, ledger: Ledger) -> None:
     else:
         for line in text.splitlines():
             receipt = Receipt.from_json(line)
-            ledger.receipts[receipt.shard].append(receipt)
             own = receipt_file(stored.subset, receipt.unit).name
             if file.suffix == ".json" and file.name != own:
                 raise ValueError(f"it is of unit {receipt.unit}, whose receipt is {own}")
+            ledger.receipts[receipt.shard].append(receipt)
 
 
 def _shard_of(file: Path, ledger: Ledger) -> str:

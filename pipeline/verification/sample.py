@@ -56,7 +56,8 @@ def sampled(rows: Mapping[str, int], wanted: int) -> list[Document]:
     """So many rows of shards with so many rows each, spread evenly."""
     ends = np.cumsum([*rows.values()])
     total = int(ends[-1]) if len(ends) else 0
-    places = [(2 * number + 1) * total // (2 * wanted) for number in range(min(wanted, total))]
+    wanted = min(wanted, total)
+    places = [(2 * number + 1) * total // (2 * wanted) for number in range(wanted)]
     shards = [int(np.searchsorted(ends, place, side="right")) for place in places]
     names = [*rows]
     return [

@@ -4,7 +4,7 @@ B rows of a batch, N labels.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,9 +107,13 @@ def _counted(file: File, rules: Rules, *, every_column: bool) -> Counts:
     schema = inspect_shard(file).schema
     if not every_column:
         schema = pa.schema([field for field in schema if field.name in OURS])
-    counts, start = Counts(), 0
-    for batch in read_rows(file, 0, sys.maxsize, schema, TOKENS):
-        _require_rows(batch, start, rules.vocabulary)
+    return count_rows(_checked(read_rows(file, 0, sys.maxsize, schema, TOKENS), rules.vocabulary))
+
+
+def count_rows(batches: Iterable[pa.RecordBatch]) -> Counts:
+    """Those counts that annotated rows tell."""
+    counts = Counts()
+    for batch in batches:
         labels_N = batch.column(ENTROPY).flatten().drop_null().to_numpy()
         counts += Counts(
             rows=len(batch),
@@ -118,8 +122,15 @@ def _counted(file: File, rules: Rules, *, every_column: bool) -> Counts:
             nats=float(labels_N.sum(dtype=np.float64)),
             histogram=histogram(labels_N),
         )
-        start += len(batch)
     return counts
+
+
+def _checked(batches: Iterable[pa.RecordBatch], vocabulary: int) -> Iterator[pa.RecordBatch]:
+    start = 0
+    for batch in batches:
+        _require_rows(batch, start, vocabulary)
+        start += len(batch)
+        yield batch
 
 
 def _require_rows(batch: pa.RecordBatch, start: int, vocabulary: int) -> None:
