@@ -16,18 +16,18 @@ from typing import NamedTuple
 
 import cyclopts
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.command_line import INCOMPLETE, run
 from pipeline.data.hub import Repository
 from pipeline.data.loadable import load_call
+from pipeline.data.locations import local_file
+from pipeline.data.shard_files import open_shard
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.opening import Plan, locked, planned, require_same
 from pipeline.publishing.facts import Facts
 from pipeline.publishing.publisher import Publisher, published_plan, published_receipts
 from pipeline.publishing.source import source_facts
 from pipeline.publishing.subset import publish_beginning, publish_end, with_totals
-from schemas.decoding import reading
 from schemas.layout import LEDGER_FOLDER, Subset, shards_in_all
 from schemas.ledger import PLAN_FILE, RECEIPTS, Receipt
 
@@ -131,8 +131,8 @@ def _require_of_plan(subset: Subset, plan: Plan, receipts: Sequence[Receipt]) ->
 
 
 def _schema(shard: Path) -> pa.Schema:
-    with reading(shard, "run `python -m pipeline.verify FOLDER --repair`, then the same pipeline.annotate command"):
-        return pq.read_schema(shard)
+    with open_shard(local_file(shard)) as parquet:
+        return parquet.schema_arrow
 
 
 if __name__ == "__main__":

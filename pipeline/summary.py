@@ -6,12 +6,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from pipeline.data.hub import Repository
 from pipeline.data.loadable import load_call
 from pipeline.data.locations import find_files
-from pipeline.data.opened import open_stored
+from pipeline.data.shard_files import open_shard
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
 from pipeline.engine.ledger import read_published, read_receipts
 from pipeline.engine.report import Report
@@ -90,8 +88,7 @@ def _rows(receipts: Iterable[Receipt], place: str) -> Iterator[dict[str, Any]]:
     """With pyarrow: `datasets` looks at every one of ten thousand shards before it gives out a row, for ten seconds."""
     for receipt in receipts:
         (file,) = find_files([f"{place}/{receipt.shard}"])
-        with open_stored(file) as stored:
-            parquet = pq.ParquetFile(stored)
+        with open_shard(file) as parquet:
             columns = [name for name in (INPUT_IDS, ENTROPY, EXPECTED_ENTROPY) if name in parquet.schema_arrow.names]
             for rows in parquet.iter_batches(1, columns=columns):
                 yield from rows.to_pylist()

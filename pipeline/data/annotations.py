@@ -1,30 +1,30 @@
 """Reading an annotated dataset back, from a folder or the Hub: tokens and labels, whole or piece by piece."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from huggingface_hub import parse_hf_uri, snapshot_download
 
 from pipeline.data.corpus import Corpus
 from pipeline.data.labelled_batches import read_labelled
 from pipeline.data.locations import HUB, File, find_files, pinned
-from pipeline.data.opened import open_stored
+from pipeline.data.opened import DamagedError
+from pipeline.data.shard_files import SHARD, mending, open_shard
 from pipeline.data.tally import counted
 from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
 from schemas.annotations import ENTROPY, INPUT_IDS, PROVENANCE_KEY, Provenance
 from schemas.decoding import reading, text_of
 from schemas.layout import DATA_FOLDER, Subset, shard_name, shards_in_all
-from schemas.ledger import QUARANTINE, Quarantined
+from schemas.ledger import QUARANTINE, RECEIPTS, Quarantined, Receipt
 
 SUBSET_NAMED = re.compile(rf"/{DATA_FOLDER}/[^/]+/?$")
 COMMIT_NAMED = re.compile("@[0-9a-f]{40}$")
-SHARD = re.compile(rf"(.*)/{DATA_FOLDER}/([^/]+)/((?:\d+/)?train-\d+-of-\d+\.parquet)")
 LOOKS_AT_A_TIME = 16  # at shards: on the Hub most of a look is waiting for an answer
 
 
@@ -106,14 +106,15 @@ def find_annotations(source: str) -> AnnotatedDataset:
         raise ValueError(f"{source} has subsets {listed}; name one, as in {place}/{DATA_FOLDER}/{name}")
     subset = Subset(name, _beside_data(place, name) if place.startswith(HUB) else Path(place))
     with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
-        rows, schemas = zip(*pool.map(_look, shards), strict=True)
+        looks = list(pool.map(_look, shards))
+    _require_received(subset, source, shards, [look.rows for look in looks])
     names = {_parts(source, shard)[2] for shard in shards} | {unit.shard for unit in read_quarantine(subset)}
     return AnnotatedDataset(
         source=source,
         shards=tuple(shards),
-        rows=rows,
-        schema=pa.schema([schemas[0].field(name) for name in (INPUT_IDS, ENTROPY)]),
-        provenance=_shared_provenance(source, names, schemas),
+        rows=tuple(look.rows for look in looks),
+        schema=pa.schema([looks[0].schema.field(name) for name in (INPUT_IDS, ENTROPY)]),
+        provenance=_shared_provenance(source, names, {look.provenance for look in looks}),
         tokenizer=subset.tokenizer if (subset.tokenizer / TOKENIZER_FILE).is_file() else None,
     )
 
@@ -158,15 +159,46 @@ def _beside_data(place: str, name: str) -> Path:
     return Path(snapshot_download(uri.id, repo_type="dataset", revision=uri.revision, allow_patterns=wanted))
 
 
-def _look(shard: File) -> tuple[int, pa.Schema]:
-    with open_stored(shard) as stored:
-        parquet = pq.ParquetFile(stored)
-        schema = parquet.schema_arrow
+class _Look(NamedTuple):
+    """What a shard's footer tells."""
+
+    rows: int
+    schema: pa.Schema
+    provenance: Provenance
+
+
+def _look(shard: File) -> _Look:
+    with open_shard(shard) as parquet:
+        rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
     if not {INPUT_IDS, ENTROPY} <= set(schema.names) or PROVENANCE_KEY not in (schema.metadata or {}):
         raise ValueError(
             f"{shard.url} was not written by pipeline.annotate: it lacks labels or their provenance; name another"
         )
-    return parquet.metadata.num_rows, schema
+    try:
+        return _Look(rows, schema, Provenance.from_json(schema.metadata[PROVENANCE_KEY].decode()))
+    except ValueError as error:
+        raise DamagedError(f"the provenance in {shard.url} cannot be read ({error})", mending(shard)) from error
+
+
+def _require_received(subset: Subset, source: str, shards: Sequence[File], rows: Sequence[int]) -> None:
+    """Holds sizes and rows of shards against their receipts, where these lie beside them.
+
+    Raises:
+        DamagedError: if a shard has another size or other rows, or a receipt cannot be read.
+    """
+    received: dict[str, Receipt] = {}
+    for file in [file for kind in ("*.json", "*.jsonl") for file in (subset.ledger / RECEIPTS).glob(kind)]:
+        try:
+            receipts = map(Receipt.from_json, text_of(file).splitlines())
+            received |= {receipt.shard: receipt for receipt in receipts}
+        except ValueError as error:
+            raise DamagedError(f"{file} cannot be read ({error})", mending(shards[0])) from error
+    for shard, count in zip(shards, rows, strict=True):
+        receipt = received.get(_parts(source, shard)[2])
+        if receipt is not None and (receipt.size, receipt.counts.rows) != (shard.size, count):
+            has = f"{shard.size:,} bytes and {count:,} rows"
+            wanted = f"its receipt says {receipt.size:,} and {receipt.counts.rows:,}"
+            raise DamagedError(f"{shard.url} has {has}, where {wanted}", mending(shard))
 
 
 def _corpus(rows: pa.Table) -> Corpus:
@@ -178,10 +210,9 @@ def _corpus(rows: pa.Table) -> Corpus:
     )
 
 
-def _shared_provenance(source: str, names: set[str], schemas: tuple[pa.Schema, ...]) -> Provenance:
+def _shared_provenance(source: str, names: set[str], found: set[Provenance]) -> Provenance:
     """The provenance of all shards, which must be, with those that were given up, all of one run."""
-    # not their bytes: older versions wrote fewer fields, which have defaults now
-    found = {Provenance.from_json(text.decode()) for text in {each.metadata[PROVENANCE_KEY] for each in schemas}}
+    # Provenances are compared, not their bytes: older versions wrote fewer fields, which have defaults now.
     units = shards_in_all(min(names))
     if len(found) > 1 or names != {shard_name(index, units) for index in range(units)}:
         raise ValueError(f"{source} does not hold one finished run; give the same annotate command again")

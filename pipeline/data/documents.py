@@ -7,7 +7,6 @@ reading over the lines before them. A file of plain text is a single row.
 import logging
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +16,9 @@ from tokenizers import Tokenizer
 from pipeline.data import json_lines, parquet_rows, plain_text
 from pipeline.data.columns import Part, merged_schema, plain_field
 from pipeline.data.encoding import encode_column
-from pipeline.data.formats import remedy
 from pipeline.data.locations import File
-from pipeline.data.opened import open_file
-from pipeline.data.redaction import redacted
+from pipeline.data.opened import open_file, reading
 from pipeline.data.tally import counted
-from pipeline.data.utf8 import MalformedError
 from schemas.documents import FILE_COLUMN, ID_COLUMN, TEXT_COLUMN, is_text, is_token_list
 
 MOST_NAMES = 20  # of columns in an error
@@ -61,7 +57,7 @@ def inspect_file(file: File, column: Column) -> Layout:
         FileNotFoundError: if it is gone since it was found.
         OSError: if its disk or its store cannot be reached now.
     """
-    with _reading(file):
+    with reading(file):
         layout = _layout(file, column)
     if layout.rows:
         _require_column(file, layout.schema, column)
@@ -118,7 +114,7 @@ def read_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Colu
         FileNotFoundError: if it is gone since it was found, at least from where this is called.
         OSError: if its disk or its store cannot be reached now, or fails in between.
     """
-    with _reading(file):
+    with reading(file):
         if file.format == "Parquet":
             yield from parquet_rows.rows_between(file, start, stop, schema, column.name)
         elif file.format == "text":
@@ -241,18 +237,3 @@ def _part(schema: pa.Schema, file: File, types: Mapping[str, pa.DataType]) -> Pa
         return Part(schema, file.url)
     fields = [plain_field(pa.field(name, types[name])) for name in schema.names]
     return Part(pa.schema(fields), file.url, may_lack=True)
-
-
-@contextmanager
-def _reading(file: File) -> Iterator[None]:
-    """Names the file that is malformed or cannot be decoded; an error of the disk or the store passes as it is."""
-    try:
-        yield
-    except MalformedError as error:
-        raise ValueError(f"{file.url} {error}") from None
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
-        # Of damaged data too Arrow raises OSError, but bare and without a number, as a disk's and a store's never is.
-        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
-            raise
-        reason = redacted(" ".join(str(error).split()))
-        raise ValueError(f"{file.url} is not a readable {file.format} file: {reason}; {remedy(file.name)}") from error

@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from pipeline.data.documents import Column, read_rows
 from pipeline.data.locations import File
+from pipeline.data.shard_files import reading_shard
 from pipeline.data.shards import ENTROPY_COLUMNS
 from schemas.annotations import INPUT_IDS
 
-TOKENS = Column(INPUT_IDS, tokenized=True)
 Row = dict[str, Any]
 """By column: `input_ids` int32 [N], entropies float32 [N] in nats, NaN where null; any other as Python's values."""
 
@@ -23,10 +23,11 @@ def read_labelled(file: File, start: int, stop: int, schema: pa.Schema) -> Itera
         ValueError: if a label is not finite, or there is not one a token where tokens are read too.
         ValueError, OSError: as read_rows does.
     """
-    for batch in read_rows(file, start, stop, schema, Column(schema.names[0])):
-        _require_labels(batch, file, start)
-        start += len(batch)
-        yield batch
+    with reading_shard(file):
+        for batch in read_rows(file, start, stop, schema, Column(schema.names[0])):
+            _require_labels(batch, file, start)
+            start += len(batch)
+            yield batch
 
 
 def as_rows(batch: pa.RecordBatch) -> list[Row]:

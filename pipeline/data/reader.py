@@ -19,11 +19,12 @@ import pyarrow as pa
 from pipeline.data.ahead import ahead
 from pipeline.data.annotations import LOOKS_AT_A_TIME, AnnotatedDataset
 from pipeline.data.dealing import Run, dealt, row_groups
-from pipeline.data.documents import inspect_file, unified
-from pipeline.data.labelled_batches import TOKENS, Row, as_rows, blocks, read_labelled
+from pipeline.data.documents import unified
+from pipeline.data.labelled_batches import Row, as_rows, blocks, read_labelled
 from pipeline.data.locations import File
 from pipeline.data.packing import Document, Packing, Window
 from pipeline.data.resumable import Position, Resumable
+from pipeline.data.shard_files import TOKENS, inspect_shard
 from pipeline.data.shards import ENTROPY_COLUMNS
 from schemas.annotations import ENTROPY, INPUT_IDS
 
@@ -140,7 +141,7 @@ class _Rows:
     @classmethod
     def of(cls, dataset: AnnotatedDataset, columns: tuple[str, ...]) -> "_Rows":
         with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
-            layouts = list(pool.map(partial(inspect_file, column=TOKENS), dataset.shards))
+            layouts = list(pool.map(inspect_shard, dataset.shards))
         there = unified(layouts, dataset.shards, TOKENS)
         if unknown := set(columns) - set(there.names):
             raise ValueError(

@@ -34,7 +34,7 @@ def annotated_rows(
         **labels,
         INPUT_IDS: _lists(pa.array(_joined(tokens, np.int32)), lengths),
         NUM_TOKENS: pa.array(lengths),
-        MEAN_ENTROPY: _means(labels[ENTROPY]),
+        MEAN_ENTROPY: mean_entropies(labels[ENTROPY]),
     }
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
@@ -129,7 +129,7 @@ def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([np.empty(0, dtype), *arrays])
 
 
-def _means(lists: pa.ListArray) -> pa.Array:
+def mean_entropies(lists: pa.ListArray) -> pa.Array:
     """The mean of each list, float32, null of one without values.
 
     Sums of multiples of ROUNDING_NATS are exact in float64 in any order, so differences of running sums are too.

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.data.locations import local_file
+from pipeline.data.shard_files import open_shard
 from pipeline.data.shards import unfinished_name, write_shard, write_text
 from pipeline.engine.ledger import read_receipts, receipt_file, record
 from pipeline.engine.plan import Unit
@@ -72,7 +73,7 @@ def finish_growing(subset: Subset, units: Sequence[Unit], schema: pa.Schema | No
         elif not _is_whole(shard, receipt):
             LOG.warning("%s does not hold what was written, and its rows are labelled anew", shard)
             _remove(subset, receipt)
-        elif receipt.shard != name or _provenance(pq.read_schema(shard)) != _provenance(schema):
+        elif receipt.shard != name or _provenance(_schema(shard)) != _provenance(schema):
             _renew(subset, receipt, name, schema)
     (subset.ledger / GROWING_FILE).unlink()
 
@@ -103,7 +104,12 @@ def _remove(subset: Subset, receipt: Receipt) -> None:
     (subset.data / receipt.shard).unlink()
 
 
+def _schema(shard: Path) -> pa.Schema:
+    with open_shard(local_file(shard)) as parquet:
+        return parquet.schema_arrow
+
+
 def _tables(shard: Path, schema: pa.Schema) -> Iterator[pa.Table]:
-    with pq.ParquetFile(shard) as parquet:
+    with open_shard(local_file(shard)) as parquet:
         for group in range(parquet.num_row_groups):
             yield parquet.read_row_group(group).replace_schema_metadata(schema.metadata)

@@ -16,6 +16,7 @@ from schemas.layout import Subset
 from schemas.ledger import PUBLISHED_FILE, QUARANTINE, RECEIPTS, Counts, Quarantined, Receipt
 
 OWN, COMMITTED = "*.json", "*.jsonl"  # receipts: of a unit that was labelled here; of a commit to a repository
+RECEIPT_FILES = (OWN, COMMITTED)
 REMEDY = "delete it, and the same pipeline.annotate command labels its rows anew"
 
 LOG = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def read_receipts(subset: Subset) -> Iterator[Receipt]:
         ValueError: if a receipt is damaged, or two of a unit differ.
     """
     found: dict[int, Receipt] = {}
-    for kind in (OWN, COMMITTED):
+    for kind in RECEIPT_FILES:
         for file in sorted((subset.ledger / RECEIPTS).glob(kind)):
             for receipt in _receipts(subset, file):
                 if _is_in_place(subset, receipt) and found.setdefault(receipt.unit, receipt) != receipt:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.annotations import SHARD, AnnotatedDataset
-from pipeline.data.documents import inspect_file
-from pipeline.data.labelled_batches import TOKENS, Row, as_rows, read_labelled
+from pipeline.data.annotations import AnnotatedDataset
+from pipeline.data.labelled_batches import Row, as_rows, read_labelled
+from pipeline.data.shard_files import SHARD, inspect_shard
 from pipeline.data.shards import ENTROPY_COLUMNS
 from pipeline.reporting.measures import Document
 from schemas.annotations import ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS
@@ -49,7 +49,7 @@ class LabelledSource:
         if against is not None and len(dataset) != len(against):
             counted = f"{dataset.source} has {len(dataset):,} documents and {against.source} {len(against):,}"
             raise ValueError(f"{counted}; compare labels of the same documents")
-        return cls(dataset, inspect_file(dataset.shards[0], TOKENS).schema, against)
+        return cls(dataset, inspect_shard(dataset.shards[0]).schema, against)
 
     @property
     def label_columns(self) -> list[str]:

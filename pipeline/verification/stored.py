@@ -1,0 +1,140 @@
+"""A subset as it is stored: its ledger and tokenizer on this disk, its shards here or on the Hub.
+
+Of a folder nothing is read that lies elsewhere: a link is a fault. Of a dataset of the Hub ledger and tokenizers
+are fetched, and each shard while it is read.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO, NamedTuple, cast
+
+from huggingface_hub import parse_hf_uri, snapshot_download
+
+from pipeline.data.hub import Repository
+from pipeline.data.locations import HUB, File, find_files, local_file, pinned
+from pipeline.data.opened import READ_BYTES, Digested, open_stored
+from pipeline.data.reaching import reaching
+from pipeline.data.shards import is_unfinished
+from schemas.layout import CARD_FILE, DATA_FOLDER, LEDGER_FOLDER, TOKENIZER_FOLDER, Subset
+from schemas.ledger import PUBLISHED_FILE
+
+
+class Fault(NamedTuple):
+    """Something that is not as it must be."""
+
+    file: str
+    """Its path in the dataset."""
+    what: str
+    shard: str = ""
+    """The shard that is made anew to mend it, if one is."""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}"
+
+
+class Content(NamedTuple):
+    """A shard's file on this disk."""
+
+    file: File
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A subset of a dataset in a folder, or at `hf://datasets/USER/NAME@COMMIT`."""
+
+    place: str
+    subset: Subset
+    files: Mapping[str, str]
+    """Everything below the subset's folder of data, by its path there; where a file cannot be read, why."""
+
+    @property
+    def remote(self) -> bool:
+        return self.place.startswith(HUB)
+
+    def named(self, shard: str) -> str:
+        """A shard's path in the dataset."""
+        return (self.subset.in_repository.data / shard).as_posix()
+
+    @contextmanager
+    def content(self, shard: str) -> Iterator[Content]:
+        """A shard, copied here from the Hub, and its digest.
+
+        Raises:
+            ValueError, OSError: as open_stored does.
+        """
+        (found,) = find_files([f"{self.place}/{self.named(shard)}"])
+        with TemporaryDirectory() as scratch, open_stored(found) as stored:
+            digested = Digested(cast(BinaryIO, stored))
+            if self.remote:
+                copy = Path(scratch, Path(shard).name)
+                with copy.open("wb") as target:
+                    shutil.copyfileobj(digested.buffered, target, READ_BYTES)
+                found = local_file(copy)
+            else:
+                while digested.buffered.read(READ_BYTES):
+                    pass
+            yield Content(found, digested.sha256)
+
+
+def stored_subsets(place: str, only: str | None) -> list[Stored]:
+    """The subsets of a dataset, or the one that is named.
+
+    Raises:
+        ValueError: if there is no such dataset or subset.
+        ConnectionError: if the Hub cannot be reached.
+    """
+    found = _on_hub(place) if place.startswith(HUB) else _in_folder(place)
+    wanted = [stored for stored in found if only in (None, stored.subset.name)]
+    if not wanted:
+        has = f"it has {', '.join(each.subset.name for each in found)}" if found else "make one with pipeline.annotate"
+        raise ValueError(f"no annotated dataset {only or ''} in {place}; {has}")
+    for stored in wanted:
+        if (stored.subset.ledger / PUBLISHED_FILE).exists():
+            raise ValueError(f"{place} holds what is published elsewhere; name the dataset at hf://datasets/USER/NAME")
+    return wanted
+
+
+def link(root: Path, file: Path) -> bool:
+    """True for a file that lies elsewhere, or is none."""
+    return file.resolve() != root.resolve() / file.relative_to(root) or not file.is_file()
+
+
+def _in_folder(place: str) -> list[Stored]:
+    root = Path(place).absolute()
+    folders = [folder for name in (LEDGER_FOLDER, DATA_FOLDER) for folder in root.glob(f"{name}/*") if folder.is_dir()]
+    subsets = [Subset(name, root) for name in sorted({folder.name for folder in folders})]
+    return [Stored(str(root), subset, _files(root, subset)) for subset in subsets]
+
+
+def _files(root: Path, subset: Subset) -> dict[str, str]:
+    if subset.data.is_symlink():
+        return {"": "is a link; copy what it leads to here"}
+    found = [file for file in sorted(subset.data.rglob("*")) if file.is_symlink() or not file.is_dir()]
+    return {
+        file.relative_to(subset.data).as_posix(): "is a link, or no file; copy what it leads to here"
+        if link(root, file)
+        else ""
+        for file in found
+        if not is_unfinished(file)
+    }
+
+
+def _on_hub(place: str) -> list[Stored]:
+    (url,) = pinned((place,))
+    uri = parse_hf_uri(url)
+    assert uri.revision is not None
+    listed = Repository(uri.id, uri.revision).files("", uri.revision)
+    parts = [path.split("/") for path in listed]
+    names = sorted({part[1] for part in parts if part[0] in (DATA_FOLDER, LEDGER_FOLDER) and len(part) > 2})
+    with reaching(url):
+        patterns = [CARD_FILE, f"{LEDGER_FOLDER}/**", f"{TOKENIZER_FOLDER}/**"]
+        root = Path(snapshot_download(uri.id, repo_type="dataset", revision=uri.revision, allow_patterns=patterns))
+    return [
+        Stored(url, Subset(name, root), {"/".join(part[2:]): "" for part in parts if part[:2] == [DATA_FOLDER, name]})
+        for name in names
+    ]
