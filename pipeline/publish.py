@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.command_line import run
 from pipeline.data.hub import Repository
 from pipeline.data.loadable import load_call
+from pipeline.data.visible import say
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.opening import locked, planned, require_same
 from pipeline.publishing.facts import Facts
@@ -54,7 +55,7 @@ def publish(config: Config) -> None:
         repository.prepare(private=config.private)
         for name in wanted:
             publish_subset(Subset(name, config.folder.resolve()), repository)
-    print(f"{load_call(repository.name, wanted[0], repository.revision)} has it")
+    say(f"{load_call(repository.name, wanted[0], repository.revision)} has it")
 
 
 def publish_subset(subset: Subset, repository: Repository) -> None:
@@ -87,9 +88,8 @@ def publish_subset(subset: Subset, repository: Repository) -> None:
         for receipt in receipts:
             publisher.add(receipt)
     publish_end(repository, with_totals(facts))
-    print(f"{subset.name}: {len(receipts):,} of {shards_in_all(receipts[0].shard):,} shards are in {repository.url}")
+    say(f"{subset.name}: {len(receipts):,} of {shards_in_all(receipts[0].shard):,} shards are in {repository.url}")
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     run(publish, "pipeline.publish")
