@@ -40,7 +40,7 @@ from pipeline.engine.this_process import ThisProcess
 from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.preparation import frozen, frozen_checkpoint, prepare
 from pipeline.progress import Progress, State, stage
-from pipeline.publishing.card import dataset_card, write_card
+from pipeline.publishing.card import folder_card, write_card
 from pipeline.publishing.facts import THIS_FOLDER, Facts
 from pipeline.publishing.publisher import Publisher, published_plan, published_receipts
 from pipeline.publishing.source import source_facts
@@ -106,7 +106,7 @@ def require_continuing(place: str, job: Run, there: Plan) -> None:
 def carry_out(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str, ...]) -> int:
     """Labels what is not labelled yet, completes the dataset and shows it; returns the exit code."""
     facts = facts_of(job, inputs)
-    dataset_card(facts, None)  # what it cannot describe is refused before anything is labelled
+    folder_card(facts)  # what it cannot describe, or be added to, is refused before anything is labelled
     if job.repository is not None:
         with stage("preparing the repository"):
             job.repository.prepare(private=config.private)
