@@ -18,6 +18,7 @@ from tqdm import tqdm
 from pipeline.command_line import run
 from pipeline.data.annotations import find_annotations
 from pipeline.data.corpus import require_tokens
+from pipeline.data.visible import say
 from pipeline.labels.packed import ModelTokens
 from pipeline.models.card import command_line
 from pipeline.models.sizes import TransformerSizes
@@ -118,7 +119,7 @@ def compare_objectives(config: Config) -> None:
     done = dict(tqdm(side_by_side(work, planned, config.processes), "trials", len(planned)))
     figures = {trial: done[trial] for trial in planned}
     made_by = command_line("jobs.compare_objectives", sys.argv[1:])
-    print(write_results(config.output, figures, list(summarise(figures)), truth, made_by))
+    say(*write_results(config.output, figures, list(summarise(figures)), truth, made_by).split("\n"))
     resume.finish(config.output)
 
 

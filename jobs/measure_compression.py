@@ -19,6 +19,7 @@ from pipeline.data.inputs import Inputs
 from pipeline.data.locations import pinned
 from pipeline.data.sample import sample_documents
 from pipeline.data.tokenizer import TOKENIZER_FILE, encode, id_count, load_tokenizer
+from pipeline.data.visible import say
 from pipeline.models.card import command_line
 from pipeline.models.checkpoint import (
     CONFIG_FILE,
@@ -84,7 +85,7 @@ def measure_compression(config: Config = DEFAULTS) -> None:
     report = (
         f"{markdown(results, texts.held_out)}\nMade by `{command_line('jobs.measure_compression', sys.argv[1:])}`.\n"
     )
-    print(report)
+    say(*report.split("\n"))
     if config.output is not None:
         config.output.mkdir(parents=True, exist_ok=True)
         (config.output / "results.md").write_text(report, encoding="utf-8")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import cyclopts
 
 from pipeline.command_line import run
+from pipeline.data.visible import say
 from pipeline.models.card import command_line
 from pipeline.models.checkpoint import require_new_folder
 from pipeline.training.tables import write_csv
@@ -69,10 +70,10 @@ def measure_introduction(config: Config) -> None:
         for outcome in compare_introductions(source, config.contest, config.widths, training):
             outcomes.append(outcome)
             write_csv(config.output / "results.csv", [asdict(each) for each in outcomes])
-            print(f"{source:14} {outcome.variant:28} {row(outcome)}", flush=True)
+            say(f"{source:14} {outcome.variant:28} {row(outcome)}")
     report = f"{markdown(outcomes)}\n\nMade by `{command_line('jobs.measure_introduction', sys.argv[1:])}`.\n"
     (config.output / "results.md").write_text(report, encoding="utf-8")
-    print(report)
+    say(*report.split("\n"))
 
 
 def row(outcome: Outcome) -> str:

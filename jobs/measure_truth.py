@@ -17,6 +17,7 @@ import cyclopts
 
 from pipeline.command_line import run
 from pipeline.data.flags import require_at_least_one
+from pipeline.data.visible import say
 from pipeline.models.card import command_line
 from pipeline.models.checkpoint import require_new_folder
 from pipeline.training.side_by_side import side_by_side
@@ -64,7 +65,7 @@ def measure_truth(config: Config) -> None:
         f"{markdown(results)}\n{verdict(results)}\n\nMade by `{command_line('jobs.measure_truth', sys.argv[1:])}`.\n"
     )
     (config.output / "results.md").write_text(report, encoding="utf-8")
-    print(report)
+    say(*report.split("\n"))
 
 
 def contest(name: str, config: Config) -> list[Entry]:
@@ -73,7 +74,7 @@ def contest(name: str, config: Config) -> list[Entry]:
 
     entries: list[Entry] = []
     for entry in hold_contest(name, config.contest, config.output / "training" / name):
-        print(line(entry.accuracy), flush=True)
+        say(line(entry.accuracy))
         entries.append(entry)
     return entries
 

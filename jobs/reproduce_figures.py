@@ -18,6 +18,7 @@ from pipeline.command_line import run
 from pipeline.data.flags import require_at_least_one
 from pipeline.data.inputs import Inputs
 from pipeline.data.locations import pinned
+from pipeline.data.visible import say
 from pipeline.reproduction.figures import FIGURES, Figure, Row, Trial
 from pipeline.reproduction.results import write_figure
 from pipeline.reproduction.text import Text, prepare
@@ -90,7 +91,7 @@ def reproduce_figures(config: Config) -> None:
         )
         work = partial(rows_of, figure=figure, text=text, config=config, folder=config.output / f"trials-{number}")
         done = dict(tqdm(side_by_side(work, figure.trials, config.processes), f"figure {number}", len(figure.trials)))
-        print(write_figure(config.output, number, figure, {trial.name: done[trial] for trial in figure.trials}))
+        say(write_figure(config.output, number, figure, {trial.name: done[trial] for trial in figure.trials}))
     resume.finish(config.output)
 
 

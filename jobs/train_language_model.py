@@ -22,6 +22,7 @@ from pipeline.command_line import run
 from pipeline.data.annotations import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import Corpus, held_out_documents
 from pipeline.data.flags import require_at_least_one
+from pipeline.data.visible import say
 from pipeline.labels.packed import ModelTokens, PackedDocuments
 from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.sizes import StackKind, TransformerSizes
@@ -125,7 +126,7 @@ def train_here(config: Config, arguments: Sequence[str]) -> None:
             text, kind = card(model, dataset, seen, figures, config, arguments), config.training.save_as
             save_checkpoint(model, config.output, dtype=kind, tokenizer_folder=tokens.folder, card=text)
             resume.finish(config.output)
-            print(f"{config.output}: held-out cross-entropy {figures['held_out_loss']:.3f} nats a token")
+            say(f"{config.output}: held-out cross-entropy {figures['held_out_loss']:.3f} nats a token")
 
 
 def trained(

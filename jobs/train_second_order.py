@@ -24,6 +24,7 @@ from pipeline.data.annotations import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import Corpus
 from pipeline.data.flags import require_at_least_one
 from pipeline.data.tokenizer import tokenizer_sha256
+from pipeline.data.visible import say
 from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.checkpoint import (
     checkpoint_kind,
@@ -162,7 +163,7 @@ def train_second_order(config: Config) -> None:
         seen, held_out = read_documents(plan)
         resume.begin_together(config.output, plan.decisive)
         if process.is_main_process:
-            print(f"windows of {plan.windows}", file=sys.stderr)
+            say(f"windows of {plan.windows}", file=sys.stderr)
         for fold, part in enumerate(seen.each_without_a_fold(config.folds)):
             folder = fold_folder(config.output, fold, config.folds)
             if not resume.is_finished(folder):
@@ -217,7 +218,7 @@ def train_on(seen: Corpus, held_out: Corpus, start: Path | None, output: Path, p
         text = card(model, plan, seen, held_out, figures)
         save_checkpoint(model, output, dtype=training.save_as, tokenizer_folder=plan.dataset.tokenizer, card=text)
         resume.finish(output)
-        print(f"{output}: held-out R² {figures['r2_seeing']:.3f} seeing, {figures['r2_expecting']:.3f} expecting")
+        say(f"{output}: held-out R² {figures['r2_seeing']:.3f} seeing, {figures['r2_expecting']:.3f} expecting")
 
 
 def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Path | None, ...]:

@@ -19,6 +19,7 @@ from pipeline.data.flags import require_at_least_one
 from pipeline.data.inputs import Inputs
 from pipeline.data.locations import File, pinned
 from pipeline.data.tokenizer import SEPARATOR, TOKENIZER_FILE, id_count, train_byte_pairs
+from pipeline.data.visible import say
 from pipeline.models.card import CARD_FILE, command_line, model_card
 from pipeline.models.checkpoint import require_new_folder
 from schemas.documents import TEXT_COLUMN
@@ -58,7 +59,7 @@ def train_tokenizer(config: Config) -> None:
     tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(sample))
     bytes_a_token = sum(len(text.encode()) for text in sample) / max(1, tokens)
     (config.output / CARD_FILE).write_text(card(tokenizer, files, config, bytes_a_token), encoding="utf-8")
-    print(f"{config.output}: {id_count(tokenizer):,} tokens, {bytes_a_token:.2f} bytes a token")
+    say(f"{config.output}: {id_count(tokenizer):,} tokens, {bytes_a_token:.2f} bytes a token")
 
 
 def save(tokenizer: Tokenizer, config: Config) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+from pipeline.data.visible import say
 from pipeline.interruptions import ending_in_a_line
 
 ROOT = Path(__file__).parents[1]
@@ -21,9 +22,9 @@ def list_commands(arguments: Sequence[str]) -> None:
             sys.exit(
                 f"error: {argument} is no command; the nearest is python -m {closest}, python -m pipeline lists all"
             )
-    print("Commands, each explained by `python -m COMMAND --help`:\n")
+    say("Commands, each explained by `python -m COMMAND --help`:", "")
     for name, does in known.items():
-        print(f"{name:{max(map(len, known))}}  {does}")
+        say(f"{name:{max(map(len, known))}}  {does}")
 
 
 def commands() -> dict[str, str]:

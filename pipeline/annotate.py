@@ -10,7 +10,6 @@ Input and settings are checked before anything is written. The same command agai
 Exit code 0: complete; 3: complete but for units that were given up; 1: refused or failed.
 """
 
-import logging
 import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from pipeline.data.annotations import read_quarantine
 from pipeline.data.hub import Repository
 from pipeline.data.sample import write_sample
 from pipeline.data.shards import write_text
+from pipeline.data.visible import say
 from pipeline.engine.annotation import Annotated, Annotator
 from pipeline.engine.crew import Crew
 from pipeline.engine.device import Device
@@ -49,7 +49,7 @@ from pipeline.engine.this_process import ThisProcess
 from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.preparation import frozen, frozen_checkpoint, prepare
 from pipeline.progress import Progress, State, stage
-from pipeline.publishing.card import dataset_card, write_card
+from pipeline.publishing.card import folder_card, write_card
 from pipeline.publishing.facts import THIS_FOLDER, Facts
 from pipeline.publishing.publisher import Publisher, published_plan, published_receipts
 from pipeline.publishing.source import source_facts
@@ -107,7 +107,7 @@ def require_continuing(place: str, job: Run, there: Plan) -> None:
     require_growing(place, job.subset, there.provenance, wanted, published=published)
     if grows(there.provenance, wanted):
         rows, more = there.provenance.source_rows, wanted.source_rows
-        print(f"grows          from {rows:,} to {more:,} documents, {wanted.rows_per_unit:,} in a shard as before")
+        say(f"grows          from {rows:,} to {more:,} documents, {wanted.rows_per_unit:,} in a shard as before")
     else:
         require_same(f"--output {place}", wanted, there.provenance)
 
@@ -115,7 +115,7 @@ def require_continuing(place: str, job: Run, there: Plan) -> None:
 def carry_out(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str, ...]) -> int:
     """Labels what is not labelled yet, completes the dataset and shows it; returns the exit code."""
     facts = facts_of(job, inputs)
-    dataset_card(facts, None)  # what it cannot describe is refused before anything is labelled
+    folder_card(facts)  # what it cannot describe, or be added to, is refused before anything is labelled
     if job.repository is not None:
         with stage("preparing the repository"):
             job.repository.prepare(private=config.private)
@@ -141,11 +141,11 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str
 
         with stage("writing the report"):
             page = write_report(str(job.subset.data), job.subset.root.with_name(f"{job.subset.root.name}-report"))
-        print(f"\n{page} shows every token in the colour of its entropy")
+        say("", f"{page} shows every token in the colour of its entropy")
     else:
-        print(f"\npython -m pipeline.report {shlex.quote(labels_named(job, config))} shows every token in its colour")
+        say("", f"python -m pipeline.report {shlex.quote(labels_named(job, config))} shows every token in its colour")
     if (lacking := len(units) - len(receipts)) > len(given_up):
-        print(f"\n{lacking:,} of {len(units):,} shards are not there; the same command completes them")
+        say("", f"{lacking:,} of {len(units):,} shards are not there; the same command completes them")
     return INCOMPLETE if lacking else 0
 
 
@@ -194,7 +194,7 @@ def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher 
         return Report()
     report, rows = Report(), job.provenance.source_rows
     left_rows = sum(unit.stop - unit.start for unit in left)
-    print(f"to label       {left_rows:,} documents in {len(left):,} units, in {job.provenance.dtype}", flush=True)
+    say(f"to label       {left_rows:,} documents in {len(left):,} units, in {job.provenance.dtype}")
     with interrupts_told(job), crew_of(job, config) as crew:
         driver = Driver(job, crew, done=len(done))
         with Progress(rows, rows - left_rows, partial(state_of, report, driver)), logging_redirect_tqdm():
@@ -231,7 +231,7 @@ def crew_of(job: Run, config: Config) -> Iterator[Crew]:
             from pipeline.engine.labelling import device_here
 
             device = device_here(config.gpus_per_worker)
-        print("workers        none: this process labels", flush=True)
+        say("workers        none: this process labels")
         yield ThisProcess(job, load, device)
         return
     with stage("loading Ray"):  # which may be missing where this process labels
@@ -240,7 +240,7 @@ def crew_of(job: Run, config: Config) -> Iterator[Crew]:
 
     share = Share(cpus=config.cpus_per_worker, gpus=config.gpus_per_worker)
     address = ray_address(config.address)
-    print(f"workers        of Ray, {'started here' if address == LOCAL else f'at {address}'}", flush=True)
+    say(f"workers        of Ray, {'started here' if address == LOCAL else f'at {address}'}")
     with ExitStack() as stack:
         with stage("starting Ray" if address == LOCAL else "joining Ray"):
             stack.enter_context(cluster(address))
@@ -266,5 +266,4 @@ def pass_on(outcome: Outcome, publisher: Publisher, driver: Driver, *, last: boo
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     run(annotate, "pipeline.annotate")

@@ -3,13 +3,15 @@
 A mistake of the user's ends in one line on standard error and exit code 1.
 """
 
+import io
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 import cyclopts
@@ -19,6 +21,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from pipeline.data.lasting import require_lasting_outputs
 from pipeline.data.redaction import redacted
+from pipeline.data.visible import UNENCODED, log_to_stderr, one_line, visible
 from pipeline.interruptions import ending_in_a_line, output_is_closed
 
 INCOMPLETE = 3  # exit code: a dataset lacks shards
@@ -32,6 +35,8 @@ def run(command: Callable[..., int | None], module: str, *, resumes: bool = True
 
     `resumes` says whether the same command goes on where it was interrupted.
     """
+    _print_anything()
+    log_to_stderr()
     disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of each try, and of commits of nothing
     if os.environ.get("RANK", "0") != "0":  # of processes that train together and read the same, one warns of it
@@ -44,14 +49,41 @@ def run(command: Callable[..., int | None], module: str, *, resumes: bool = True
     debug = "--debug" in arguments
     with ending_in_a_line(resumes=resumes):
         try:
+            _require_text(arguments)
             code = _parser(command, module, arguments)(arguments, exit_on_error=False, print_error=False)
         except (ValueError, OSError, cyclopts.CycloptsError) as error:
             if isinstance(error, BrokenPipeError) and output_is_closed():
                 raise
             if debug:
-                sys.exit(redacted(traceback.format_exc()))
-            sys.exit(f"error: {redacted(' '.join(_told(error).split()))}")
+                sys.exit(visible(redacted(traceback.format_exc()), keep="\n"))
+            sys.exit(f"error: {one_line(_told(error))}")
     sys.exit(code)
+
+
+def _print_anything() -> None:
+    """Has characters that a terminal of another encoding lacks printed as escapes; an error of ours is shown alike."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.excepthook = _show_traceback
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    shown = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(visible(redacted(shown), keep="\n"))
+
+
+def _require_text(arguments: Sequence[str]) -> None:
+    """Refuses an argument that this locale cannot read: Arrow and the Hub take names in UTF-8 alone.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    for argument in arguments:
+        if UNENCODED.search(argument):
+            encoding = sys.getfilesystemencoding()
+            remedy = "rename the file" if encoding == "utf-8" else "set PYTHONUTF8=1, or a locale of UTF-8"
+            raise ValueError(f"the argument {argument} is not {encoding}, as this command reads it; {remedy}")
 
 
 def _told(error: Exception) -> str:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from pipeline.data.visible import say
 from pipeline.engine.annotation import Slab, with_tokenizers
 from pipeline.engine.device import Device
 from pipeline.engine.errors import UnitError
@@ -177,16 +178,16 @@ def print_estimate(plan: Estimate, workers: Workers | None) -> None:
     origin = f"{measured}{faster}" if plan.speed.measured_tokens else "given"
     sizes = (LABEL_BYTES * plan.label_columns * plan.share, TOKEN_BYTES)
     labels, ids = (plan.tokens * size / 1e9 for size in sizes)
-    print(f"units          {plan.units:,} of {plan.rows_a_unit:,} rows at the most{_of_small_files(plan)}")
-    print(f"source         {plan.rows:,} documents, {plan.source_bytes / 1e9:,.3f} GB in {plan.files:,} files")
+    say(f"units          {plan.units:,} of {plan.rows_a_unit:,} rows at the most{_of_small_files(plan)}")
+    say(f"source         {plan.rows:,} documents, {plan.source_bytes / 1e9:,.3f} GB in {plan.files:,} files")
     looked_at = f"{plan.sampled_rows:,} documents from all over it{_empty(plan)}"
-    print(f"tokens         {plan.tokens:,.0f} ± {plan.error:.1%}, by {looked_at}")
+    say(f"tokens         {plan.tokens:,.0f} ± {plan.error:.1%}, by {looked_at}")
     columns = f"{plan.label_columns} column{'s' if plan.label_columns > 1 else ''}"
-    print(f"labels         {labels:,.3f} GB, {LABEL_BYTES} bytes for each of a labelled token's {columns}")
-    print(f"token ids      {ids:,.3f} GB, {TOKEN_BYTES} bytes a token")
-    print(f"passed on      {', '.join(plan.passed) or 'no column'}; as large as in the source")
-    print(f"tokens/s       {plan.speed.tokens_per_second:,.0f} a worker, {origin}")
-    print(f"time           {_duration(plan.worker_hours)} of one worker{_of_workers(plan, workers) if workers else ''}")
+    say(f"labels         {labels:,.3f} GB, {LABEL_BYTES} bytes for each of a labelled token's {columns}")
+    say(f"token ids      {ids:,.3f} GB, {TOKEN_BYTES} bytes a token")
+    say(f"passed on      {', '.join(plan.passed) or 'no column'}; as large as in the source")
+    say(f"tokens/s       {plan.speed.tokens_per_second:,.0f} a worker, {origin}")
+    say(f"time           {_duration(plan.worker_hours)} of one worker{_of_workers(plan, workers) if workers else ''}")
 
 
 def _empty(plan: Estimate) -> str:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from pipeline.data.visible import say
+
 CLOSED_OUTPUT = 128 + signal.SIGPIPE  # exit codes as shells report them
 
 
@@ -31,7 +33,7 @@ def ending_in_a_line(*, resumes: bool) -> Iterator[None]:
         except KeyboardInterrupt as interrupt:
             code = 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
             parts = ["interrupted", *getattr(interrupt, "__notes__", ())]
-            print("; ".join([*parts, *(["the same command goes on"] if resumes else [])]), file=sys.stderr)
+            say("; ".join([*parts, *(["the same command goes on"] if resumes else [])]), file=sys.stderr)
             sys.exit(code)
         except BrokenPipeError:
             if not output_is_closed():

@@ -11,6 +11,8 @@ from typing import Self
 
 from tqdm import tqdm
 
+from pipeline.data.visible import say
+
 LINE_SECONDS = 60.0
 TICK_SECONDS = 0.5  # between looks at the run
 SHORT_SECONDS = 1.0  # a stage that is over by then is not worth a line
@@ -19,7 +21,7 @@ SHORT_SECONDS = 1.0  # a stage that is over by then is not worth a line
 @contextmanager
 def stage(name: str) -> Iterator[None]:
     """Says what is being done if it takes longer than a moment."""
-    timer = threading.Timer(SHORT_SECONDS, lambda: print(f"{name} ...", file=sys.stderr, flush=True))
+    timer = threading.Timer(SHORT_SECONDS, lambda: say(f"{name} ...", file=sys.stderr))
     timer.daemon = True
     timer.start()
     try:
@@ -88,11 +90,10 @@ class Progress:
         elif self.started is not None and time.monotonic() >= self.next_line:
             self.next_line = time.monotonic() + LINE_SECONDS
             rows = self.done + state.rows
-            print(
+            say(
                 f"{int(rows):,} of {self.total:,} documents ({rows / self.total:.1%}), {self._left(state)}, "
                 + self._state(state),
                 file=sys.stderr,
-                flush=True,
             )
 
     @property

@@ -22,6 +22,7 @@ from pipeline.data.hub import Repository
 from pipeline.data.loadable import load_call
 from pipeline.data.locations import local_file
 from pipeline.data.shard_files import open_shard
+from pipeline.data.visible import say
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.opening import Plan, locked, planned, require_same
 from pipeline.publishing.facts import Facts
@@ -78,7 +79,7 @@ def publish(config: Config) -> int:
         )
     if any(each.unlabelled for each in left):
         return INCOMPLETE
-    print(f"{load_call(repository.name, wanted[0], repository.revision)} has it")
+    say(f"{load_call(repository.name, wanted[0], repository.revision)} has it")
     return 0
 
 
@@ -116,7 +117,7 @@ def publish_subset(subset: Subset, repository: Repository) -> Left:
     unlabelled = plan.units - len({receipt.unit for receipt in (*receipts, *in_repository)})
     remedy = "give the same pipeline.annotate command again, then this one"
     told = f"; {unlabelled:,} are not labelled yet: {remedy}" if unlabelled else ""
-    print(f"{subset.name}: {len(in_repository):,} of {plan.units:,} shards are in {repository.url}{told}")
+    say(f"{subset.name}: {len(in_repository):,} of {plan.units:,} shards are in {repository.url}{told}")
     return Left(unlabelled, damaged)
 
 
@@ -136,5 +137,4 @@ def _schema(shard: Path) -> pa.Schema:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     run(publish, "pipeline.publish")

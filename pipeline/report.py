@@ -5,7 +5,6 @@ python -m pipeline.report annotated/data/second-order --against annotated/data/e
 python -m pipeline.report hf://datasets/USER/NAME --terminal --document 7
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +18,7 @@ from pipeline.data.annotations import SUBSET_NAMED, find_annotations
 from pipeline.data.hub import Repository
 from pipeline.data.locations import HUB
 from pipeline.data.tokenizer import load_tokenizer
+from pipeline.data.visible import say
 from pipeline.progress import stage
 from pipeline.reporting.extent import Extent
 from pipeline.reporting.page import PAGE_FILE, write_report
@@ -60,7 +60,7 @@ def report(config: Config) -> None:
     with stage("reading the dataset"):
         page = write_report(config.dataset, folder, against=config.against, by=config.by, extent=config.extent)
     replaced = " and replaces an earlier one of this dataset" if there else ""
-    print(f"{page} has {decimal(page.stat().st_size)}{replaced}; open it in a browser")
+    say(f"{page} has {decimal(page.stat().st_size)}{replaced}; open it in a browser")
 
 
 def folder_for(dataset: str) -> Path:
@@ -94,5 +94,4 @@ def document_view(dataset: str, row: int, tokens: int) -> DocumentView:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     run(report, "pipeline.report", resumes=False)

@@ -11,6 +11,7 @@ from pipeline.data.loadable import load_call
 from pipeline.data.locations import find_files
 from pipeline.data.shard_files import open_shard
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
+from pipeline.data.visible import say
 from pipeline.engine.ledger import read_published, read_receipts
 from pipeline.engine.report import Report
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, Provenance
@@ -28,19 +29,19 @@ def print_summary(place: str, provenance: Provenance, counts: Counts, report: Re
     replaced = f", {counts.rows_with_replacements:,} with U+FFFD in it" if counts.rows_with_replacements else ""
     unknown = counts.rows_with_unknown_text
     without_token = f", {unknown:,} with characters that have no token" if unknown else ""
-    print(f"documents      {counts.rows:,}{without}{replaced}{without_token}")
-    print(f"tokens         {tokens:,}" + (f", {labelled:,} of them labelled" if labelled < tokens else ""))
+    say(f"documents      {counts.rows:,}{without}{replaced}{without_token}")
+    say(f"tokens         {tokens:,}" + (f", {labelled:,} of them labelled" if labelled < tokens else ""))
     idle = "none: no unit succeeded" if report.given_up else "none: the dataset was complete"
-    print(f"tokens/s       {_speed(report) if report.units else idle}")
-    print(f"mean entropy   {mean:.3f} nats a token")
-    print(f"bits per byte  {bits}")
-    print(f"model          {provenance.labelled_by}")
-    print(f"dataset        {place}")
+    say(f"tokens/s       {_speed(report) if report.units else idle}")
+    say(f"mean entropy   {mean:.3f} nats a token")
+    say(f"bits per byte  {bits}")
+    say(f"model          {provenance.labelled_by}")
+    say(f"dataset        {place}")
     if report.units:
         speeds = ", ".join(f"{stage} {speed:,.0f}" for stage, speed in report.stage_speeds().items())
         wait, fill = report.stages.device_wait, report.stages.batch_fill
-        print(f"stages         tokens/s of a worker: {speeds}; {report.stages.bottleneck} is the slowest")
-        print(f"device         waits {wait:.1%} of its time; batches are {fill:.1%} full")
+        say(f"stages         tokens/s of a worker: {speeds}; {report.stages.bottleneck} is the slowest")
+        say(f"device         waits {wait:.1%} of its time; batches are {fill:.1%} full")
 
 
 def _speed(report: Report) -> str:
@@ -54,9 +55,9 @@ def _speed(report: Report) -> str:
 def print_quarantine(given_up: Sequence[Quarantined]) -> None:
     """The units that have no shard, and why; the same command tries them again."""
     if given_up:
-        print(f"\n{len(given_up)} units were given up and have no shard; the same command tries them again:")
+        say("", f"{len(given_up)} units were given up and have no shard; the same command tries them again:")
     for unit in given_up:
-        print(f"  {unit}")
+        say(f"  {unit}")
 
 
 def print_examples(subset: Subset, repository: Repository | None) -> None:
@@ -67,17 +68,17 @@ def print_examples(subset: Subset, repository: Repository | None) -> None:
     receipts = read_published(subset) if repository else read_receipts(subset)
     row = next(filter(_has_example, islice(_rows(receipts, place), MOST_LOOKS)), None)
     if row is None:
-        print(f"\n{call} has every document")
+        say("", f"{call} has every document")
         return
     first_label = next(place for place, nats in enumerate(row[ENTROPY]) if nats is not None)
     start = min(first_label, len(row[INPUT_IDS]) - EXAMPLE_TOKENS)
     columns = [name for name in (ENTROPY, EXPECTED_ENTROPY) if name in row]
-    print(f"\n{call} has every document; one {f'has, from token {start:,} on' if start else 'begins'}")
-    print(f"{'token':<17}" + "".join(f"{name:>18}" for name in columns))
+    say("", f"{call} has every document; one {f'has, from token {start:,} on' if start else 'begins'}")
+    say(f"{'token':<17}" + "".join(f"{name:>18}" for name in columns))
     ids = row[INPUT_IDS][start : start + EXAMPLE_TOKENS]
     for number, token in enumerate(_shown(ids, subset.tokenizer), start):
         values = (row[name][number] for name in columns)
-        print(f"{token:<17}" + "".join(f"{'':>18}" if value is None else f"{value:>18.2f}" for value in values))
+        say(f"{token:<17}" + "".join(f"{'':>18}" if value is None else f"{value:>18.2f}" for value in values))
 
 
 def _has_example(row: dict[str, Any]) -> bool:

@@ -1,14 +1,19 @@
 """Flags, YAML beneath them, help, and one line for a mistake."""
 
+import os
 import subprocess
 import sys
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import cyclopts
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline.command_line import run
+from pipeline.data.visible import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,3 +110,63 @@ def test_a_traceback_shows_every_cause_and_no_credential(monkeypatch: pytest.Mon
     shown = str(stopped.value.code)
     assert "Traceback" in shown and "KeyError" in shown and "ValueError: cannot read" in shown
     assert "abc123secret" not in shown and "X-Amz-Signature=***" in shown
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.characters(exclude_categories=()), max_size=40), st.sampled_from([ValueError, OSError]))
+def test_any_error_is_a_line_that_steers_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, text: str, kind: type[Exception]
+) -> None:
+    def command(config: Config) -> None:
+        raise kind(text)
+
+    monkeypatch.setattr(sys, "argv", ["command", "--input", "a"])
+    with pytest.raises(SystemExit) as stopped:
+        run(command, "some.command")
+    shown = str(stopped.value.code)
+    assert shown.startswith("error: ") and not {"Cc", "Cs", "Zl", "Zp"} & set(map(unicodedata.category, shown))
+    assert "\u202e" not in shown and "\u2066" not in shown
+
+
+PRINTING = """
+import sys
+from pipeline.command_line import run
+from tests.test_command_line import Config, command_that_prints
+run(command_that_prints, "some.command")
+"""
+
+
+def command_that_prints(config: Config) -> None:
+    say(f"{config.input[0]} é 日本 \x1b[2J")
+    if config.limit:
+        raise RuntimeError("a mistake of ours: \x1b[2J é https://user:word@host/")
+
+
+def printed_in(locale: dict[str, str], *arguments: str | bytes) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", **locale}
+    command = [sys.executable, "-c", PRINTING, "--input", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, check=False, cwd=Path(__file__).parents[1])
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", b"a \\xe9 \\u65e5\\u672c"), ("latin-1", b"a \xe9 \\u65e5\\u672c")]
+)
+def test_a_terminal_without_a_character_shows_an_escape(encoding: str, shown: bytes) -> None:
+    done = printed_in({"PYTHONIOENCODING": encoding}, "a")
+    assert (done.returncode, done.stdout) == (0, shown + b" \\x1b[2J\n"), done.stderr
+
+
+def test_a_traceback_of_ours_steers_no_terminal_and_holds_no_credential() -> None:
+    done = printed_in({}, "a", "--limit", "1")
+    assert done.returncode == 1 and b"Traceback" in done.stderr
+    assert done.stderr.strip().endswith(b"RuntimeError: a mistake of ours: \\x1b[2J \\xe9 https://***@host/")
+
+
+@pytest.mark.parametrize(
+    ("locale", "told"),
+    [({}, b"is not ascii, as this command reads it; set PYTHONUTF8=1"), ({"PYTHONUTF8": "1"}, b"is not utf-8, as")],
+)
+def test_a_name_that_is_no_text_here_is_refused(locale: dict[str, str], told: bytes) -> None:
+    done = printed_in(locale, b"caf\xe9.parquet")
+    assert done.returncode == 1 and done.stderr.startswith(b"error: the argument caf\\udce9.parquet ")
+    assert told in done.stderr and done.stderr.count(b"\n") == 1

@@ -77,6 +77,7 @@ def folder(materials: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterat
     hub.add("user/table", {"a.csv": (materials / "table.csv").read_bytes()})
     named = b"---\nconfigs:\n- config_name: exact\n  data_files: a.parquet\n---\n"
     hub.add("user/exact", {"a.parquet": (materials / "good.parquet").read_bytes(), "README.md": named})
+    hub.add("user/broken", {"README.md": b"---\nlicense: mit\nlicense: gpl\n---\n"})
     plan = (materials / "sets" / "run" / "out" / "_ledger" / "exact" / "plan.json").read_bytes()
     hub.add("user/published", {"_ledger/exact/plan.json": plan.replace(b'"share": 1.0', b'"share": 0.5')})
     yield materials

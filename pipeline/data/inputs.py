@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.data.locations import File, Folder, distinct, locate
 from pipeline.data.splits import NOT_DATA, left_out_note, part_of
+from pipeline.data.visible import say
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Found:
     def tell(self) -> None:
         """Says on standard error what was chosen and left out; of processes that train together the first one does."""
         for note in self.notes if os.environ.get("RANK", "0") == "0" else ():
-            print(note, file=sys.stderr, flush=True)
+            say(note, file=sys.stderr)
 
     @property
     def decisive(self) -> dict[str, object]:

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge
 
+from pipeline.data.visible import log_to_stderr
 from pipeline.engine.annotation import Annotated
 from pipeline.engine.cluster import Share, require_ray
 from pipeline.engine.crew import Crew, Ended, Hand
@@ -152,7 +153,7 @@ class Actor(Worker):
     """
 
     def load(self) -> str:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        log_to_stderr(logging.INFO)
         context = ray.get_runtime_context()
         cores = context.get_assigned_resources().get("CPU", 1.0)
         os.environ["RAYON_NUM_THREADS"] = str(max(1, int(cores)))  # the tokenizer's, which takes all cores by itself

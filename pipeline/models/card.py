@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from huggingface_hub import ModelCardData
 
+from pipeline.data.redaction import redacted
+from pipeline.data.visible import in_markdown, visible
+
 CARD_FILE = "README.md"
 
 
@@ -16,7 +19,7 @@ def model_card(
     No licence and no language: whose documents a model learned from, only its owner knows.
     """
     front_matter = ModelCardData(library_name="transformers", tags=tags).to_yaml()
-    table = "\n".join(f"| {name} | {_shown(value)} |" for name, value in facts.items())
+    table = "\n".join(f"| {in_markdown(name)} | {_shown(value)} |" for name, value in facts.items())
     return f"""---
 {front_matter}
 ---
@@ -45,8 +48,14 @@ def training_length(metrics: Mapping[str, float]) -> str:
 
 def command_line(module: str, arguments: Sequence[str]) -> str:
     """The command as one would type it again."""
-    return f"python -m {module} {shlex.join(arguments)}"
+    return f"python -m {module} {visible(redacted(shlex.join(arguments)))}"
 
 
 def _shown(value: object) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:,.4g}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else in_markdown(str(value))
+    )

@@ -16,8 +16,10 @@ from huggingface_hub import DatasetCard
 
 from pipeline.data.shards import write_text
 from pipeline.publishing.facts import Facts
+from pipeline.publishing.readme import EMPTY, marks, parsed, read_readme
 from pipeline.publishing.section import section
 from schemas.features import features_metadata, read_features
+from schemas.layout import CARD_FILE
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -43,22 +45,35 @@ SIZES = {
 LOG = logging.getLogger(__name__)
 
 
-def dataset_card(facts: Facts, existing: str | None) -> str:
+def dataset_card(facts: Facts, existing: str | None, place: str = CARD_FILE) -> str:
     """Markdown with the front matter that `datasets` and the Hub read: a new card, or an existing one with new figures.
 
     Raises:
-        ValueError: if the existing one has no front matter that can be read, or a column's type is none of `datasets`.
+        ValueError: if the existing one, which is at `place`, cannot be read or has broken marks of the section, or a
+            column's type is none of `datasets`.
     """
-    card = DatasetCard(existing or f"---\n{{}}\n---\n{INTRODUCTION}", ignore_metadata_errors=True)
+    card = parsed(existing or f"{EMPTY}{INTRODUCTION}", place)
     _describe(card, facts)
-    body = _with_section(card.text, facts.subset.name, section(facts))
+    body = _with_section(card.text, facts.subset.name, section(facts), place)
     return f"---\n{card.data.to_yaml()}\n---\n{body.lstrip()}"
 
 
-def write_card(facts: Facts) -> None:
-    """Brings the card of a folder up to date."""
+def folder_card(facts: Facts) -> str:
+    """The card of a folder, brought up to date.
+
+    Raises:
+        ValueError: as dataset_card does, or if the one that is there is not UTF-8.
+    """
     file = facts.subset.card
-    write_text(file, dataset_card(facts, file.read_text(encoding="utf-8") if file.is_file() else None))
+    return dataset_card(facts, read_readme(file), str(file))
+
+
+def write_card(facts: Facts) -> None:
+    """Brings the card of a folder up to date; one that was broken since the run began stays as it is."""
+    try:
+        write_text(facts.subset.card, folder_card(facts))
+    except ValueError as error:
+        LOG.warning("the card is not brought up to date, all else is: %s", error)
 
 
 def _describe(card: DatasetCard, facts: Facts) -> None:
@@ -129,8 +144,10 @@ def _add_missing(card: DatasetCard, facts: Facts) -> None:
     infos = infos if isinstance(infos, list) else [infos]
     names = [config["config_name"] for config in card.data["configs"]]
     others = [name for name in names if not _is_ours(name, card, facts)]
-    if set(others) <= {info.get("config_name", "default") for info in infos}:
-        rows = sum(split["num_examples"] for info in infos for split in info.get("splits", []))
+    splits = [split for info in infos for split in info.get("splits") or []]
+    known = all("num_examples" in split for split in splits)
+    if known and set(others) <= {info.get("config_name", "default") for info in infos}:
+        rows = sum(split["num_examples"] for split in splits)
         card.data["size_categories"] = [next((size for most, size in SIZES.items() if rows < most), "n>1T")]
     wanted = {"tags": ["token-entropy"]} if others else _wanted(card, facts)
     for key, value in wanted.items():
@@ -155,11 +172,18 @@ def _wanted(card: DatasetCard, facts: Facts) -> dict[str, object]:
     }
 
 
-def _with_section(text: str, name: str, content: str) -> str:
-    """The text with a subset's section, in place of an older one that nobody edited, or else at the end."""
+def _with_section(text: str, name: str, content: str, readme: str) -> str:
+    """The text with a subset's section, in place of an older one that nobody edited, or else at the end.
+
+    Raises:
+        ValueError: if the marks around the older one are not one of each.
+    """
     whole = f"<!-- begin {name} {_digest(content)} -->\n{content}\n<!-- end {name} -->"
     place = re.escape(name)
     found = re.search(rf"<!-- begin {place} ([0-9a-f]+) -->\n(.*?)\n<!-- end {place} -->", text, re.DOTALL)
+    if marks(text, name) != (["begin", "end"] if found else []):
+        remedy = "delete the section, all its marks (`<!-- begin`, `<!-- end`) too, to have it written anew"
+        raise ValueError(f"the section on {name} in {readme} is not between one mark of each kind; {remedy}")
     if found is None:
         return f"{text.rstrip()}\n\n{whole}\n"
     if found[1] != _digest(found[2]):

@@ -11,8 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from huggingface_hub import DatasetCard
-
+from pipeline.publishing.readme import EMPTY, parsed
 from schemas.layout import CARD_FILE, Subset
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ def beside_own_data(card: str | None, files: Iterable[str], subset: Subset, url:
         ValueError: if `datasets` could not read both the data and the labels afterwards.
     """
     paths, name = sorted(files), subset.name
+    parsed(card or EMPTY, f"{url}/{CARD_FILE}")
     folder = f"{subset.in_repository.data.as_posix()}/"
     if any(path.startswith(folder) for path in paths):
         raise ValueError(f"{url} has files of its own in {folder}; annotate under another --subset")
@@ -39,7 +39,7 @@ def beside_own_data(card: str | None, files: Iterable[str], subset: Subset, url:
     if builder.name != FORMAT:
         remedy = f"and labels are {FORMAT}, of which it can read one in a repository; publish to another repository"
         raise ValueError(f"{url} has data that `datasets` reads as {builder.name}, {remedy}")
-    whole = DatasetCard(card or "---\n{}\n---\n", ignore_metadata_errors=True)
+    whole = parsed(card or EMPTY, f"{url}/{CARD_FILE}")
     configured = [config["config_name"] for config in whole.data.get("configs") or []]
     if name in (configured or [DEFAULT]):
         raise ValueError(f"{url} has a configuration {name} of its own; annotate under another --subset")
@@ -57,6 +57,8 @@ def _builder(card: str | None, paths: list[str], url: str) -> "DatasetBuilder | 
     with TemporaryDirectory() as folder, TemporaryDirectory() as cache:
         root = Path(folder).resolve()
         for path in paths:
+            if not (root / path).resolve().is_relative_to(root):
+                raise ValueError(f"{url} names a file {path}, which is outside of it; publish to another repository")
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).touch()
         (root / CARD_FILE).write_text(card or "", encoding="utf-8")

@@ -1,15 +1,19 @@
 """What the card says of one subset: figures, columns, use, limits, provenance."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import pyarrow as pa
 
 from pipeline.data.loadable import load_call
 from pipeline.data.naming import public_names
+from pipeline.data.visible import in_markdown, name_in_markdown
 from pipeline.publishing.facts import Facts
 from pipeline.publishing.histogram import drawn_histogram, median
 from schemas.annotations import DESCRIPTIONS, LIMITS, Provenance
+
+MOST_COLUMNS = 100  # to name
 
 
 def section(facts: Facts) -> str:
@@ -19,7 +23,7 @@ def section(facts: Facts) -> str:
     described = "\n".join(
         f"| `{column}` | {_named(facts.schema.field(column).type)} | {DESCRIPTIONS[column]} |" for column in columns
     )
-    passed = ", ".join(f"`{column}`" for column in facts.schema.names if column not in columns) or "none"
+    passed = _listed([column for column in facts.schema.names if column not in columns])
     shown = {**asdict(provenance), "source": public_names(provenance.source)}
     origin = "\n".join(f"| {key} | {_shown(value)} |" for key, value in shown.items())
     return f"""## {name}
@@ -47,11 +51,17 @@ dataset = {load_call(facts.place, name, facts.revision)}  # or streaming=True
 ### Where it comes from
 
 {facts.source.sentence}
-Model: {provenance.labelled_by}.
+Model: {in_markdown(provenance.labelled_by)}.
 
 | provenance | |
 |---|---|
 {origin}"""
+
+
+def _listed(columns: Sequence[str]) -> str:
+    names = ", ".join(map(name_in_markdown, columns[:MOST_COLUMNS])) or "none"
+    more = len(columns) - MOST_COLUMNS
+    return f"{names} and {more:,} more" if more > 0 else names
 
 
 def _named(kind: pa.DataType) -> str:
@@ -83,4 +93,4 @@ def _seen(provenance: Provenance) -> str:
 
 
 def _shown(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ", ".join(in_markdown(str(each)) for each in (value if isinstance(value, tuple) else (value,)))

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from huggingface_hub import HfApi, parse_hf_uri
 
 from pipeline.data.locations import HUB
 from pipeline.data.reaching import reaching
+from pipeline.data.visible import in_markdown
 
 PAGES = "https://huggingface.co/datasets"
 
@@ -37,9 +39,11 @@ class License:
         told: dict[str, object] = {"license": list(self.ids) if len(self.ids) > 1 else self.ids[0]}
         return told | {key: value for key, value in (("license_name", self.name), ("license_link", self.link)) if value}
 
-    def __str__(self) -> str:
+    @property
+    def in_markdown(self) -> str:
+        """The names, and the place of the text, as words of a card."""
         named = " and ".join(self.name or id if id == "other" else id for id in self.ids)
-        return f"{named} ({self.link})" if self.link else named
+        return in_markdown(f"{named} ({self.link})" if self.link else named)
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class SourceFacts:
             return (
                 "The documents come from files outside the Hub, whose licence is not known here and holds for this too."
             )
-        named = ", ".join(f"[{name}]({PAGES}/{name})" for name in self.datasets)
-        licence = f"whose licence is {self.license}" if self.license else "whose licences their cards tell"
+        named = ", ".join(f"[{in_markdown(name)}]({PAGES}/{quote(name)})" for name in self.datasets)
+        licence = f"whose licence is {self.license.in_markdown}" if self.license else "whose licences their cards tell"
         return f"The documents are those of {named}, {licence} and holds for this dataset too."
 
 

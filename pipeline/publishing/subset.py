@@ -1,6 +1,7 @@
 """What a published subset has besides its shards: plan, tokenizer, card, and notes on how the last run ended."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,11 @@ from pipeline.publishing.card import dataset_card
 from pipeline.publishing.facts import Facts
 from pipeline.publishing.own_data import beside_own_data
 from pipeline.publishing.publisher import published_plan
+from pipeline.publishing.readme import read_readme
 from schemas.decoding import json_object, reading, text_of
 from schemas.ledger import PLAN_FILE, QUARANTINE, REPORT_FILE, Quarantined, Receipt
 
+LOG = logging.getLogger(__name__)
 Missing = Callable[[str], Sequence[Operation]]
 """From a commit to what it lacks."""
 
@@ -47,10 +50,10 @@ def publish_beginning(repository: Repository, facts: Facts) -> None:
         own = plan_without_paths(text_of(subset.ledger / PLAN_FILE)).encode()
         begun = [CommitOperationAdd(plan_file.as_posix(), own)] if plan is None else []
         named = [(file.relative_to(subset.root).as_posix(), file) for file in files]
-        card = repository.text(subset.in_repository.card.as_posix(), head)
+        card = _readme(repository, facts, head)
         if plan is None:
             card = beside_own_data(card, repository.files("", head), subset, repository.url)
-        return [*begun, *(CommitOperationAdd(path, file) for path, file in named), _card(facts, card)]
+        return [*begun, *(CommitOperationAdd(path, file) for path, file in named), _card(repository, facts, card)]
 
     repository.commit(f"{subset.name}: plan", missing)
 
@@ -69,7 +72,7 @@ def publish_end(repository: Repository, facts: Facts) -> None:
         return [
             *(CommitOperationAdd(file.relative_to(subset.root).as_posix(), content) for file, content in contents),
             *(CommitOperationDelete(path) for path in sorted(set(there) - kept)),
-            _card(facts, repository.text(places.card.as_posix(), head)),
+            *_last_card(repository, facts, head),
         ]
 
     repository.commit(f"{subset.name}: card", missing)
@@ -100,6 +103,20 @@ def _note(file: Path) -> bytes:
     return replace(unit, file=name, reason=unit.reason.replace(unit.file, name)).to_json().encode()
 
 
-def _card(facts: Facts, existing: str | None) -> CommitOperationAdd:
+def _readme(repository: Repository, facts: Facts, head: str) -> str | None:
+    return read_readme(repository.download(facts.subset.in_repository.card.as_posix(), head))
+
+
+def _card(repository: Repository, facts: Facts, existing: str | None) -> CommitOperationAdd:
     """The card that a repository has, brought up to date."""
-    return CommitOperationAdd(facts.subset.in_repository.card.as_posix(), dataset_card(facts, existing).encode())
+    place = facts.subset.in_repository.card.as_posix()
+    return CommitOperationAdd(place, dataset_card(facts, existing, f"{repository.url}/{place}").encode())
+
+
+def _last_card(repository: Repository, facts: Facts, head: str) -> list[Operation]:
+    """The same; nothing, and a warning, where somebody broke it since the run began."""
+    try:
+        return [_card(repository, facts, _readme(repository, facts, head))]
+    except ValueError as error:
+        LOG.warning("the card is not brought up to date, all else is: %s", error)
+        return []

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from pipeline.data.visible import say, visible
 from pipeline.reporting.palette import DARK, LEVELS, level
 from pipeline.reporting.view import PART, DocumentView, amount
 
@@ -17,12 +18,12 @@ WIDTH = 24
 def print_document(view: DocumentView, console: Console) -> None:
     """In colours where the terminal has them and NO_COLOR is not set."""
     if console.no_color or console.color_system is None:
-        print(figures(view))
+        say(*figures(view))
     else:
         console.print(legend(view))
         console.print(shaded(view))
     if view.left:
-        print(f"{view.left:,} more tokens are not shown; --tokens says how many are")
+        say(f"{view.left:,} more tokens are not shown; --tokens says how many are")
 
 
 def shaded(view: DocumentView) -> Text:
@@ -30,7 +31,7 @@ def shaded(view: DocumentView) -> Text:
     most = view.most
     text = Text()
     for token, nats in zip(view.tokens, view.entropies, strict=True):
-        text.append(visible(token) or "·", UNLABELLED if nats is None else style(level(nats, most)))
+        text.append(pictured(token) or "·", UNLABELLED if nats is None else style(level(nats, most)))
     return text
 
 
@@ -51,15 +52,13 @@ def style(place: int) -> Style:
     return Style(color=DARK.text, bgcolor=(DARK.positive if place > 0 else DARK.negative)[abs(place) - 1])
 
 
-def visible(text: str) -> str:
-    """Line ends marked, and control characters as pictures: documents must not steer a terminal."""
-    return "".join(
-        "↵\n" if character == "\n" else _picture(character) if unicodedata.category(character) == "Cc" else character
-        for character in text
-    )
+def pictured(text: str) -> str:
+    """Line ends marked, control characters as pictures, marks of direction escaped: documents must not steer a terminal
+    nor reorder its lines."""
+    return "".join("↵\n" if character == "\n" else _picture(character) for character in text)
 
 
-def figures(view: DocumentView) -> str:
+def figures(view: DocumentView) -> list[str]:
     """A line a token: its text, nats, nats expected where they are there, bits of the document so far."""
     series = [view.entropies, *([] if view.expected is None else [view.expected])]
     lines = [_line("token", ["entropy", "expected"][: len(series)], "bits so far")]
@@ -67,12 +66,14 @@ def figures(view: DocumentView) -> str:
         labels = [labels[place] for labels in series]
         told = ["" if nats is None else f"{nats:.2f}" for nats in labels]
         lines.append(_line(repr(token) if token else PART, told, f"{bits:.1f}"))
-    return "\n".join(lines)
+    return lines
 
 
 def _line(token: str, told: Sequence[str], bits: str) -> str:
     return f"{token:<{WIDTH}}" + "".join(f"{figure:>14}" for figure in (*told, bits))
 
 
-def _picture(control: str) -> str:
-    return chr(0x2400 + ord(control)) if ord(control) < 0x20 else "␡"
+def _picture(character: str) -> str:
+    if unicodedata.category(character) != "Cc":
+        return visible(character)
+    return chr(0x2400 + ord(character)) if ord(character) < 0x20 else "␡"

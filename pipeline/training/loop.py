@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from pipeline.data.visible import say
 from pipeline.training import resume
 from pipeline.training.batches import Batch
 from pipeline.training.config import TrainingConfig
@@ -86,7 +87,7 @@ def _require_same(step: int, accelerator: Accelerator) -> None:
 
 def _stop(step: int, accelerator: Accelerator) -> NoReturn:
     if accelerator.is_main_process:
-        print(f"stopped at step {step}; the same command goes on", file=sys.stderr)
+        say(f"stopped at step {step}; the same command goes on", file=sys.stderr)
     raise StoppedError
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipeline.data.corpus import Corpus
+from pipeline.data.visible import say
 from pipeline.models.card import training_length
 from pipeline.models.loading import save_checkpoint
 from pipeline.models.quantization import Codec
@@ -46,7 +47,7 @@ def train_on_windows(
         text = card({**documents.facts, **facts(model, figures)})
         save_checkpoint(model, output, dtype=training.save_as, tokenizer_folder=documents.source.folder, card=text)
         resume.finish(output)
-        print(f"{output}: held-out loss {figures['held_out_loss']:.3f} nats a token")
+        say(f"{output}: held-out loss {figures['held_out_loss']:.3f} nats a token")
 
 
 def window_cut(model: WindowEncoder, training: TrainingConfig, *, varied: bool = False) -> Cut:

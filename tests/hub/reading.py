@@ -23,7 +23,11 @@ def whoami(exchange: Exchange) -> Answer:
 
 def information(exchange: Exchange, repository: Repository, revision: str | None) -> Answer:
     commit = repository.at(revision or "main")
-    card = front_matter(commit.blobs["README.md"].content.decode()) if "README.md" in commit.blobs else None
+    card = (
+        front_matter(commit.blobs["README.md"].content.decode(errors="replace"))
+        if "README.md" in commit.blobs
+        else None
+    )
     oldest = list(repository.ancestry(commit))[-1]
     told: dict[str, object] = {
         "_id": repository.name,
@@ -45,10 +49,13 @@ def information(exchange: Exchange, repository: Repository, revision: str | None
 
 
 def front_matter(readme: str) -> dict[str, object] | None:
-    """The YAML between the first two lines of dashes, None where there is none."""
+    """The YAML between the first two lines of dashes, None where there is none that can be read."""
     if not readme.startswith("---\n") or "\n---" not in readme[3:]:
         return None
-    loaded = yaml.safe_load(readme[4 : readme.index("\n---", 3) + 1])
+    try:
+        loaded = yaml.safe_load(readme[4 : readme.index("\n---", 3) + 1])
+    except yaml.YAMLError:
+        return None
     return loaded if isinstance(loaded, dict) else None
 
 

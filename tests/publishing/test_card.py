@@ -9,6 +9,8 @@ import pytest
 import yaml
 from datasets import Array2D, ClassLabel, Features, Value
 from huggingface_hub import DatasetCard
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from pipeline.data.columns import plain_schema
 from pipeline.publishing.card import dataset_card
@@ -173,3 +175,41 @@ def test_a_card_that_somebody_else_wrote_is_added_to() -> None:
 )
 def test_any_histogram_has_a_median(labels: tuple[int, ...], said: str) -> None:
     assert f"{said} in the median" in dataset_card(facts(counts=replace(COUNTS, histogram=labels)), None)
+
+
+TEXTS = st.text(min_size=1, max_size=40) | st.text("<>!-`|*_[]()&;\\\n #~a\u202e\x1b", min_size=1, max_size=40)
+EVIL = "mit](http://evil)\n\n# Evil\n<!-- end exact -->\n| <img src=x onerror=alert(1)>\n---\n\u202e"
+
+
+@settings(max_examples=100, deadline=None)
+@given(TEXTS, TEXTS, TEXTS, TEXTS, TEXTS)
+@example(*[EVIL] * 5)
+def test_any_text_from_outside_is_a_value_in_the_front_matter_and_words_in_the_body(
+    column: str, source: str, licence: str, language: str, dataset: str
+) -> None:
+    provenance = replace(PROVENANCE, method="exact", source=(source,), model=source, text_column=column)
+    columns = pa.schema([*({"a": pa.string(), column: pa.string()}.items()), ("entropy", pa.list_(pa.float32()))])
+    outside = SourceFacts((dataset,), License((licence,), licence, licence), (language,))
+    said = facts(provenance=provenance, schema=columns, source=outside)
+    card = dataset_card(said, None)
+    block, body = re.split(r"^---\n", card, maxsplit=2, flags=re.MULTILINE)[1:]
+    data = yaml.safe_load(block)
+    assert (data["license"], data["license_name"], data["license_link"]) == (licence, licence, licence)
+    assert data["language"] == [language] and data["source_datasets"] == [dataset]
+    assert [feature["name"] for feature in data["dataset_info"]["features"]] == [*columns.names]
+    assert body.count("<") == len(re.findall("<!-- (?:begin|end) exact ", body)) == 2
+    headings = ["# Per-token entropy labels", "## exact", "### Limits", "### Where it comes from"]
+    assert re.findall("^#.*", body, re.MULTILINE) == headings
+    assert not {"\x1b", "\u202e"} & {*body}
+    again = dataset_card(replace(said, counts=replace(COUNTS, rows=7)), card)
+    assert "1,200 documents" not in again and dataset_card(said, again) == card
+
+
+def test_of_many_columns_the_first_are_named() -> None:
+    card = dataset_card(facts(schema=pa.schema([(f"c{number}", pa.int8()) for number in range(5000)])), None)
+    assert "`c98`, `c99` and 4,900 more." in card and "`c100`" not in card
+
+
+def test_a_name_of_any_length_leaves_the_body_short() -> None:
+    card = dataset_card(facts(schema=pa.schema([("c" * 10**6, pa.int8())])), None)
+    assert len(card.split("---\n")[2]) < 5000 and "c" * 300 + "…" in card

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.engine.ledger import read_receipts
 from pipeline.publishing.card import write_card
 from pipeline.publishing.facts import THIS_FOLDER, Facts
 from pipeline.publishing.source import source_facts
@@ -25,7 +26,7 @@ def made(folder: Path) -> Path:
         schema=run.schema,
         source=source_facts(()),
     )
-    write_card(with_totals(facts))
+    write_card(with_totals(facts, read_receipts(run.subset)))
     return run.subset.root
 
 

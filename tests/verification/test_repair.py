@@ -40,7 +40,7 @@ def complete(folder: Path) -> None:
         if unit.index not in done:
             annotator.annotate(unit)
     named = {"subset": run.subset, "place": THIS_FOLDER, "provenance": run.provenance, "schema": run.schema}
-    write_card(with_totals(Facts(**named, source=source_facts(()))))
+    write_card(with_totals(Facts(**named, source=source_facts(())), read_receipts(run.subset)))
 
 
 def flipped(dataset: Path) -> None:
