@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.data.locations import File, Folder, distinct, locate
+from pipeline.data.longest import LONGEST_DOCUMENT
 from pipeline.data.splits import NOT_DATA, left_out_note, part_of
 
 
@@ -41,6 +42,14 @@ class Inputs:
     """Split of the folders and datasets in the input, or `all`; the only one, or else `train`, by default."""
     config_name: str | None = None
     """Configuration of the folders and datasets in the input that have several; their default one by default."""
+    longest_document: int | None = None
+    """Bytes of text, or four times the token ids, of the longest document that is read; 4 MiB by default. The row of a
+    longer one stays, without tokens, and is counted. A worker may need 250 bytes of memory for each."""
+
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest document."""
+        return LONGEST_DOCUMENT if self.longest_document is None else self.longest_document
 
     def find(self, inputs: Sequence[str]) -> Found:
         """The files of these inputs, which are `input` as it is or pinned to a commit.

@@ -10,8 +10,9 @@ from pipeline.data.documents import Column, read_rows
 from pipeline.data.locations import File
 from pipeline.data.shards import ENTROPY_COLUMNS
 from schemas.annotations import INPUT_IDS
+from schemas.documents import NO_BOUND
 
-TOKENS = Column(INPUT_IDS, tokenized=True)
+TOKENS = Column(INPUT_IDS, tokenized=True, longest=NO_BOUND)
 Row = dict[str, Any]
 """By column: `input_ids` int32 [N], entropies float32 [N] in nats, NaN where null; any other as Python's values."""
 
@@ -23,7 +24,7 @@ def read_labelled(file: File, start: int, stop: int, schema: pa.Schema) -> Itera
         ValueError: if a label is not finite, or there is not one a token where tokens are read too.
         ValueError, OSError: as read_rows does.
     """
-    for batch in read_rows(file, start, stop, schema, Column(schema.names[0])):
+    for batch in read_rows(file, start, stop, schema, Column(schema.names[0], longest=NO_BOUND)):
         _require_labels(batch, file, start)
         start += len(batch)
         yield batch

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import datasets
 import fsspec
@@ -205,9 +206,10 @@ def test_what_save_to_disk_wrote_is_refused_with_a_remedy_that_works(tmp_path: P
 
 @pytest.mark.parametrize(("setting", "flag"), [("split", "--split"), ("config_name", "--config-name")])
 def test_a_choice_among_built_in_documents_is_refused(setting: str, flag: str) -> None:
+    chosen: dict[str, Any] = {setting: "x"}
     assert Inputs(input=()).find_any(()) == Found(())
     with pytest.raises(ValueError, match=f"{flag} x chooses within folders and datasets, and the input has none"):
-        Inputs(input=(), **{setting: "x"}).find_any(())
+        Inputs(input=(), **chosen).find_any(())
     with pytest.raises(ValueError, match="no input is named"):
         Inputs(input=()).find(())
 
