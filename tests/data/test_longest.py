@@ -110,14 +110,14 @@ def test_a_long_line_that_begins_no_object_is_refused(tmp_path: Path, monkeypatc
     column = objects_up_to(200, monkeypatch)
     for beginning in (b"\0", b" ", b"a", b'"'):
         (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' + beginning * 500)
-        with pytest.raises(ValueError, match="a.jsonl holds no JSON object in line 2, but"):
+        with pytest.raises(ValueError, match=r"a.jsonl holds no JSON object in line 2, but"):
             rows_of(tmp_path / "a.jsonl", column)
 
 
 def test_a_file_of_nothing_but_long_lines_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     column = objects_up_to(200, monkeypatch)
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"\0" * 5000)
-    with pytest.raises(ValueError, match="has only lines that are too long; .*--longest-document"):
+    with pytest.raises(ValueError, match=r"has only lines that are too long; .*--longest-document"):
         rows_of(tmp_path / "a.jsonl", column)
 
 
