@@ -71,7 +71,7 @@ def annotate(config: Config = DEFAULTS) -> int:
         config = replace(config, estimator=frozen_checkpoint(config.estimator, begun), longest_document=longest)
         with stage("reading the inputs"):
             inputs = frozen(config.input, begun)
-            found = config.find(inputs or [str(sample)])
+            found = config.find(inputs or [str(sample)], config.place.root)
             source = inspect(found.files, config.column, found.choices, config.passed)
         found.tell()
         with stage("reading the checkpoint"):
