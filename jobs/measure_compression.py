@@ -59,7 +59,7 @@ class Config(Inputs):
     """Folder to write the table to."""
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "window", "tokens_per_batch", "limit")
+        require_at_least_one(self, "window", "tokens_per_batch", "limit", "longest_document")
 
 
 DEFAULTS = Config()
@@ -112,7 +112,7 @@ def read_texts(config: Config) -> Texts:
     found = config.find_any(pinned(config.input))
     if config.input:
         found.tell()
-        batches = iterate_rows(found.files, Column(config.text_column), config.limit)
+        batches = iterate_rows(found.files, Column(config.text_column, longest=config.longest), config.limit)
         rows = [text for batch in batches for text in batch.column(0).to_pylist()]
     else:
         rows = sample_documents().column(TEXT_COLUMN).to_pylist()[: config.limit]

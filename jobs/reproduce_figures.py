@@ -64,7 +64,7 @@ class Config(Inputs):
     def __post_init__(self) -> None:
         if not self.figure or not set(self.figure) <= set(FIGURES):
             raise ValueError(f"--figure {' '.join(map(str, self.figure))}: choose from {', '.join(map(str, FIGURES))}")
-        require_at_least_one(self, "processes")
+        require_at_least_one(self, "processes", "longest_document")
         if not self.time > 0:
             raise ValueError(f"--time must be above 0, not {self.time}")
 
@@ -88,6 +88,7 @@ def reproduce_figures(config: Config) -> None:
             vocabulary=figure.vocabulary,
             documents=config.documents,
             held_out=config.held_out,
+            longest=config.longest,
         )
         work = partial(rows_of, figure=figure, text=text, config=config, folder=config.output / f"trials-{number}")
         done = dict(tqdm(side_by_side(work, figure.trials, config.processes), f"figure {number}", len(figure.trials)))

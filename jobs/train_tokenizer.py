@@ -42,7 +42,7 @@ class Config(Inputs):
     """Documents to train on at the most."""
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "limit")
+        require_at_least_one(self, "limit", "longest_document")
 
 
 def train_tokenizer(config: Config) -> None:
@@ -91,7 +91,7 @@ def card(tokenizer: Tokenizer, files: Sequence[File], config: Config, bytes_a_to
 
 def texts(files: Sequence[File], config: Config) -> Iterator[str]:
     """The text of each document, rows without any left out."""
-    for rows in iterate_rows(files, Column(config.text_column), config.limit):
+    for rows in iterate_rows(files, Column(config.text_column, longest=config.longest), config.limit):
         yield from (text for text in rows.column(config.text_column).to_pylist() if text)
 
 

@@ -10,6 +10,7 @@ Input and settings are checked before anything is written. The same command agai
 Exit code 0: complete; 3: complete but for units that were given up; 1: refused or failed.
 """
 
+import logging
 import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -47,7 +48,7 @@ from pipeline.engine.report import Outcome, Report
 from pipeline.engine.run import Run
 from pipeline.engine.this_process import ThisProcess
 from pipeline.models.checkpoint import copy_tokenizer
-from pipeline.preparation import frozen, frozen_checkpoint, prepare
+from pipeline.preparation import frozen, frozen_checkpoint, frozen_longest, prepare
 from pipeline.progress import Progress, State, stage
 from pipeline.publishing.card import folder_card, write_card
 from pipeline.publishing.facts import THIS_FOLDER, Facts
@@ -76,10 +77,11 @@ def annotate(config: Config = DEFAULTS) -> int:
             published = published_plan(config.repository, config.place) if config.repository else None
         staged = planned(config.place)
         begun = published or staged
-        config = replace(config, estimator=frozen_checkpoint(config.estimator, begun))
+        longest = frozen_longest(config.longest_document, begun)
+        config = replace(config, estimator=frozen_checkpoint(config.estimator, begun), longest_document=longest)
         with stage("reading the inputs"):
             inputs = frozen(config.input, begun)
-            found = config.find(inputs or [str(sample)])
+            found = config.find(inputs or [str(sample)], config.place.root)
             source = inspect(found.files, config.column, found.choices, config.passed)
         found.tell()
         with stage("reading the checkpoint"):

@@ -53,6 +53,11 @@ def frozen_checkpoint(named: str | None, there: Plan | None) -> str | None:
     return f"{name}@{revision}" if named == name and COMMIT.fullmatch(revision) else named
 
 
+def frozen_longest(wanted: int | None, there: Plan | None) -> int | None:
+    """The bound on documents that was asked for, or else that of the run that is resumed, which may have had none."""
+    return there.provenance.longest_document if wanted is None and there is not None else wanted
+
+
 def dtype_for(config: Config, there: Plan | None) -> Dtype:
     """The precision that was asked for, or that of the run that is resumed, or else what suits the workers' device.
 
@@ -115,6 +120,7 @@ def prepare(config: Config, source: Source, inputs: Sequence[str], there: Plan |
         start_token=start_token_id(members[0], config) if config.method == "causal" else None,
         dtype=dtype_for(config, there),
         batch_invariant=config.batch_invariant,
+        longest_document=config.longest,
         estimator_tokenizer_sha256=tokenizer_sha256(other) if other else None,
         names_of_text=is_of_text(source) and (there is None or there.provenance.names_of_text),
         **names_for(config, source, inputs, checkpoint, there),

@@ -101,7 +101,7 @@ class Config(Inputs):
     """With --dry-run, what a worker labels, known from an earlier run; measured here by default."""
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "limit", "rows_per_unit", "window")
+        require_at_least_one(self, "limit", "rows_per_unit", "window", "longest_document")
         for name, most in (("share", 1.0), ("tokens_per_second", inf)):
             value = getattr(self, name)
             if value is not None and not 0 < value <= most:
@@ -146,7 +146,7 @@ class Config(Inputs):
     def column(self) -> Column:
         """The column that documents are read from."""
         tokenized = self.tokenizer == TOKENIZED_ALREADY
-        return Column(self.text_column or (INPUT_IDS if tokenized else TEXT_COLUMN), tokenized)
+        return Column(self.text_column or (INPUT_IDS if tokenized else TEXT_COLUMN), tokenized, self.longest)
 
     @property
     def passed(self) -> tuple[str, ...] | None:

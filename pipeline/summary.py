@@ -25,7 +25,9 @@ def print_summary(place: str, provenance: Provenance, counts: Counts, report: Re
     """Documents, tokens, tokens/s, mean entropy, bits per byte, model, place; then where the time went."""
     tokens, labelled, mean = counts.tokens, counts.labelled_tokens, counts.mean_entropy
     bits = f"{mean / math.log(2) * tokens / counts.text_bytes:.3f}" if counts.text_bytes else "unknown without text"
-    without = f", {counts.rows_without_text:,} without text" if counts.rows_without_text else ""
+    empty, long = counts.rows_without_text - counts.rows_too_long, counts.rows_too_long
+    without = f", {empty:,} without text" if empty else ""
+    without += f", {long:,} longer than {provenance.longest_document:,} bytes and not labelled" if long else ""
     replaced = f", {counts.rows_with_replacements:,} with U+FFFD in it" if counts.rows_with_replacements else ""
     unknown = counts.rows_with_unknown_text
     without_token = f", {unknown:,} with characters that have no token" if unknown else ""

@@ -10,7 +10,7 @@ from typing import Literal
 import pyarrow as pa
 
 from schemas.decoding import decoded, json_object
-from schemas.documents import TEXT_COLUMN
+from schemas.documents import NO_BOUND, TEXT_COLUMN
 from schemas.features import features_metadata, read_features
 
 SCHEMA_VERSION = 3
@@ -91,6 +91,8 @@ class Provenance:
     """The checkpoint's name: USER/NAME@COMMIT of the Hub, or its folder's last part, or SHIPPED_MODEL."""
     names_of_text: bool = False
     """Whether documents that are text files have their names as `id` and `file`; older runs lack them."""
+    longest_document: int = NO_BOUND
+    """Bytes of the longest document that was labelled, four to a token id; older runs had no such bound."""
     rounding_nats: float = ROUNDING_NATS
     schema_version: int = SCHEMA_VERSION
 

@@ -11,6 +11,9 @@ TOKENS_COLUMN = "input_ids"
 ID_COLUMN, FILE_COLUMN = "id", "file"
 """Of plain text: both hold the file's path below the folder that all files of the input share."""
 
+NO_BOUND = 2**31 - 1
+"""Bytes of the longest document where nothing else bounds them: as long as a string of Arrow's may be."""
+
 FINEWEB = pa.schema(
     [
         (TEXT_COLUMN, pa.string()),

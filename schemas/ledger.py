@@ -23,6 +23,9 @@ class Counts:
     rows: int = 0
     rows_without_text: int = 0
     """Null, empty or not text; their lists are empty."""
+    rows_too_long: int = 0
+    """Their documents are longer than `longest_document`; their lists are empty, and `rows_without_text` counts them
+    too."""
     rows_with_unknown_text: int = 0
     """Something in them has no token: it became the tokenizer's unknown token, or nothing."""
     rows_with_replacements: int = 0

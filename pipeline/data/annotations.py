@@ -214,6 +214,7 @@ def _shared_provenance(source: str, names: set[str], found: set[Provenance]) -> 
     """The provenance of all shards, which must be, with those that were given up, all of one run."""
     # Provenances are compared, not their bytes: older versions wrote fewer fields, which have defaults now.
     units = shards_in_all(min(names))
-    if len(found) > 1 or names != {shard_name(index, units) for index in range(units)}:
+    # as many names as one of them tells of: the number in a stranger's file name may be any
+    if len(found) > 1 or units != len(names) or names != {shard_name(index, units) for index in range(units)}:
         raise ValueError(f"{source} does not hold one finished run; give the same annotate command again")
     return found.pop()

@@ -16,7 +16,9 @@ from tokenizers import Tokenizer
 from pipeline.data import json_lines, parquet_rows, plain_text
 from pipeline.data.columns import Part, merged_schema, plain_field
 from pipeline.data.encoding import encode_column
+from pipeline.data.json_objects import LONGEST_OBJECT
 from pipeline.data.locations import File
+from pipeline.data.longest import LONGEST_DOCUMENT, without_long
 from pipeline.data.opened import open_file, reading
 from pipeline.data.tally import counted
 from schemas.documents import FILE_COLUMN, ID_COLUMN, TEXT_COLUMN, is_text, is_token_list
@@ -33,6 +35,13 @@ class Column:
     name: str = TEXT_COLUMN
     tokenized: bool = False
     """Lists of token ids in place of text."""
+    longest: int = LONGEST_DOCUMENT
+    """Bytes of the longest document; a longer one is null."""
+
+    @property
+    def longest_object(self) -> int:
+        """Bytes of the longest object of JSON, in which a document may have escapes and others stand beside it."""
+        return max(LONGEST_OBJECT, 4 * self.longest)
 
 
 @dataclass(frozen=True)
@@ -49,8 +58,10 @@ class Layout:
     """Of a Parquet file's name, size and footer; of the decompressed content of JSON lines and text."""
 
 
-def inspect_file(file: File, column: Column) -> Layout:
+def inspect_file(file: File, column: Column, passed: Collection[str] | None = None) -> Layout:
     """Reads a Parquet file's footer, or all of any other file, and checks the required column.
+
+    Of JSON, types are told of the columns that are passed on, all where None.
 
     Raises:
         ValueError: if the file has changed since it was found, is damaged, lacks the column, or has another type there.
@@ -58,7 +69,7 @@ def inspect_file(file: File, column: Column) -> Layout:
         OSError: if its disk or its store cannot be reached now.
     """
     with reading(file):
-        layout = _layout(file, column)
+        layout = _layout(file, column, passed)
     if layout.rows:
         _require_column(file, layout.schema, column)
     return layout
@@ -107,7 +118,7 @@ def read_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Colu
     """Rows `start` to `stop` in order, with the columns and types of `schema`, which holds the required column.
 
     Batches have at most ROWS_PER_BATCH rows and BATCH_BYTES bytes, as far as single rows allow. Text in the required
-    column is valid Unicode, U+FFFD in place of what is not.
+    column is valid Unicode, U+FFFD in place of what is not. A document that is too long is null and counted.
 
     Raises:
         ValueError: if the file has changed since it was found, or its data is cut short or damaged.
@@ -115,13 +126,18 @@ def read_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Colu
         OSError: if its disk or its store cannot be reached now, or fails in between.
     """
     with reading(file):
-        if file.format == "Parquet":
-            yield from parquet_rows.rows_between(file, start, stop, schema, column.name)
-        elif file.format == "text":
-            yield from plain_text.rows_between(file, start, stop, schema)
-        else:
-            with open_file(file) as stream:
-                yield from json_lines.rows_between(stream, start, stop, schema, column.name)
+        for rows in _stored_rows(file, start, stop, schema, column):
+            yield without_long(rows, column.name, column.longest)
+
+
+def _stored_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Column) -> Iterator[pa.RecordBatch]:
+    if file.format == "Parquet":
+        yield from parquet_rows.rows_between(file, start, stop, schema, column.name)
+    elif file.format == "text":
+        yield from plain_text.rows_between(file, start, stop, schema, column.longest)
+    else:
+        with open_file(file) as stream:
+            yield from json_lines.rows_between(stream, start, stop, schema, column.name, column.longest_object)
 
 
 def iterate_rows(files: Sequence[File], column: Column, limit: int | None = None) -> Iterator[pa.RecordBatch]:
@@ -145,7 +161,7 @@ def _rows_of_each(files: Sequence[File], column: Column, limit: int | None) -> I
             given += len(batch) - batch.column(0).null_count
             yield batch
         if file.format == "JSON lines" and rows and not given:
-            inspect_file(file, column)  # which tells nulls from a column that is not there
+            inspect_file(file, column, ())  # which tells nulls from a column that is not there
         limit = None if limit is None else limit - rows
 
 
@@ -175,7 +191,7 @@ def document_tokens(
     return [ids.astype(np.int32) for ids in documents]
 
 
-def _layout(file: File, column: Column) -> Layout:
+def _layout(file: File, column: Column, passed: Collection[str] | None) -> Layout:
     if file.format == "Parquet":
         footer = parquet_rows.read_footer(file)
         schema = _with_text_for_nulls(footer.schema, column)
@@ -183,7 +199,7 @@ def _layout(file: File, column: Column) -> Layout:
     if file.format == "text":
         return Layout(1, (1,), plain_text.SCHEMA, plain_text.sha256(file))
     with open_file(file) as stream:
-        found = json_lines.scan(stream, _required_field(column))
+        found = json_lines.scan(stream, _required_field(column), passed, column.longest_object)
     return Layout(found.rows, (found.rows,) if found.rows else (), pa.schema([*found.types.items()]), found.sha256)
 
 

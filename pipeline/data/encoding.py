@@ -8,7 +8,7 @@ N bytes, M texts, P pieces, U unique ones, T tokens, V token ids.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain, repeat
+from itertools import chain, pairwise, repeat
 from threading import Lock
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ MOST_PIECES, MOST_CHARACTERS = 2**18, 32
 # A new piece takes up to twice as long as where it comes again in a text. In 2 MiB of English a tenth are unique; of
 # random numbers or base64, which would only drive out the words, nearly all. Little text tells nothing of what is next.
 MOST_UNIQUE, MEASURABLE_PIECES = 1 / 2, 2**16
+RUN_BYTES = 2**21  # of text whose pieces are looked at together: they take 60 times as much memory, and encodings too
 RUN = 1024  # new pieces that are encoded as one text: each alone would take three times as long
 KEPT = "pieces"
 
@@ -112,8 +113,10 @@ def encode_column(tokenizer: Tokenizer, column: pa.Array | pa.ChunkedArray) -> l
     """Token ids of each text of an Arrow column, int32, without special tokens; none of a null."""
     pieces = pieces_of(tokenizer)
     texts = pc.fill_null(column, "") if column.null_count else column
-    encoded = None if pieces is None else _by_piece(tokenizer, texts.cast(pa.large_string()), pieces)
-    encoded = _encoded(tokenizer, texts.to_pylist()) if encoded is None else encoded
+    if pieces is None:
+        encoded = _encoded(tokenizer, texts.to_pylist())
+    else:
+        encoded = _by_piece(tokenizer, texts.cast(pa.large_string()), pieces)
     return np.split(encoded.ids_T, encoded.borders[1:-1])[: len(texts)]  # of no text, np.split makes one
 
 
@@ -132,15 +135,29 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
     return bytes_V
 
 
-def _by_piece(tokenizer: Tokenizer, texts: pa.Array | pa.ChunkedArray, pieces: Pieces) -> Encoded | None:
-    """The encodings of texts of large strings; nothing where `Pieces.take` has none."""
+def _by_piece(tokenizer: Tokenizer, texts: pa.Array | pa.ChunkedArray, pieces: Pieces) -> Encoded:
+    """The encodings of texts of large strings, about RUN_BYTES at a time, as far as pieces allow it."""
     text_N, borders_M = utf8_bytes(texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts)
     begins_N = np.zeros(len(text_N) + 1, dtype=bool)
     begins_N[cuts(text_N, pieces.beginnings)] = True
     begins_N[borders_M] = True
     borders_P = np.flatnonzero(begins_N)
-    encoded = pieces.take(tokenizer, _texts(text_N, borders_P))
-    return encoded and Encoded(encoded.ids_T, encoded.borders[np.searchsorted(borders_P, borders_M)])
+    starts = np.searchsorted(borders_P, np.arange(0, len(text_N), RUN_BYTES)).tolist()
+    ids, places, lengths = [np.empty(0, np.int32)], [borders_P[:1]], [np.zeros(1, np.int64)]
+    for start, stop in pairwise(dict.fromkeys([*starts, len(borders_P) - 1])):
+        run_P = borders_P[start : stop + 1]
+        inside = borders_M[(borders_M > run_P[0]) & (borders_M < run_P[-1])]
+        parts = np.unique(np.concatenate([run_P[:1], inside, run_P[-1:]]))
+        encoded = pieces.take(tokenizer, _texts(text_N, run_P))
+        if encoded is None:
+            encoded = _encoded(tokenizer, _texts(text_N, parts).to_pylist())
+        else:
+            encoded = Encoded(encoded.ids_T, encoded.borders[np.searchsorted(run_P, parts)])
+        ids.append(encoded.ids_T)
+        places.append(parts[1:])
+        lengths.append(np.diff(encoded.borders))
+    borders = np.cumsum(np.concatenate(lengths))[np.searchsorted(np.concatenate(places), borders_M)]
+    return Encoded(np.concatenate(ids), borders)
 
 
 def utf8_bytes(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:

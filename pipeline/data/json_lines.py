@@ -8,14 +8,15 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import reduce
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from pipeline.data.batches import grouped
 from pipeline.data.columns import is_json
-from pipeline.data.json_objects import objects
+from pipeline.data.json_objects import LONGEST_OBJECT, objects
+from pipeline.data.longest import counting
 from pipeline.data.opened import Digested
 from pipeline.data.utf8 import MalformedError
 from schemas.documents import is_token_list
@@ -25,7 +26,9 @@ JSON = pa.json_()
 """Type of values that have no other type together. They are kept as JSON text, which `datasets` decodes."""
 INT64, UINT64 = range(-(2**63), 2**63), range(2**64)
 MOST_DEPTH = 32  # of lists and objects in each other; what is deeper is JSON
-MOST_SHAPES = 10_000  # remembered, so that most values cost no merging
+MOST_KEYS = 1000  # of an object in a column; one with more is JSON
+MOST_FIELDS = 10_000  # columns, those of nested objects among them
+SHAPES_BYTES = 2**26  # of the rows whose shapes are remembered, so that most values cost no merging
 SCALARS: Mapping[Any, pa.DataType] = {
     type(None): pa.null(),
     bool: pa.bool_(),
@@ -51,44 +54,82 @@ class Scan:
 
     rows: int
     types: dict[str, pa.DataType]
-    """In the order of first sight; null for a column of nulls alone, but for the required one."""
+    """In the order of first sight; null for a column of nulls alone, but for the required one, and for a column that is
+    not passed on, as far as there are no more than MOST_FIELDS of these."""
     sha256: str
     """Of the content, white space and all."""
 
 
-def scan(stream: BinaryIO, required: pa.Field) -> Scan:
+class Types:
+    """The types of the columns that are passed on, all where `passed` is None, of the rows that were added."""
+
+    def __init__(self, passed: Collection[str] | None) -> None:
+        self.passed, self.found = passed, dict[str, pa.DataType]()
+        self._known, self._remembered = set[tuple[str, Shape]](), 0
+        self._fields = 0
+
+    def add(self, name: str, value: Any, size: int) -> None:
+        """Adds a value of a row of that size.
+
+        Raises:
+            MalformedError: if there are more than MOST_FIELDS.
+        """
+        if self.passed is not None and name not in self.passed:
+            if len(self.found) < MOST_FIELDS:
+                self.found.setdefault(name, pa.null())
+            return
+        seen = (name, shape(value))
+        if seen in self._known:
+            return
+        if self._remembered > SHAPES_BYTES:
+            self._known.clear()
+            self._remembered = 0
+        self._known.add(seen)
+        self._remembered += size
+        before = self.found.get(name)
+        self.found[name] = merged(pa.null() if before is None else before, type_of(seen[1]))
+        self._fields += fields_of(self.found[name]) - (0 if before is None else fields_of(before))
+        if self._fields > MOST_FIELDS:
+            told = f"has more than {MOST_FIELDS:,} columns, those in nested objects counted"
+            raise MalformedError(f"{told}; name those to pass on with --columns")
+
+
+def scan(
+    stream: BinaryIO, required: pa.Field, passed: Collection[str] | None = None, longest: int = LONGEST_OBJECT
+) -> Scan:
     """Reads all rows. The required column has its type if a row has it, with nulls alone too, or if there is no row.
 
     Raises:
-        MalformedError: if the file holds anything but objects, or only values of other types in the required column.
+        MalformedError: if the file holds anything but objects, none that is short enough, more columns than there may
+            be, or only values of other types in the required column.
     """
-    content, rows = Digested(stream), 0
-    types: dict[str, pa.DataType] = {}
-    known: set[tuple[str, Shape]] = set()
+    content, rows, types, short = Digested(stream), 0, Types(passed), False
     convert, fits, others = required_converter(required), False, set[type]()
-    for row, _ in objects(content.buffered):
+    for row, size, too_long in objects(content.buffered, longest=longest):
         rows += 1
+        short = short or not too_long
         for name, value in row.items():
             if name == required.name:
-                types[name] = required.type
+                types.found[name] = required.type
                 fits = fits or convert(value) is not None
                 others.add(type(value))
-                continue
-            seen = (name, shape(value))
-            if seen not in known:
-                if len(known) == MOST_SHAPES:
-                    known.clear()
-                known.add(seen)
-                types[name] = merged(types.get(name, pa.null()), type_of(seen[1]))
+            else:
+                types.add(name, value, size)
     if not fits and (others := others - {type(None)}):
         raise _of_other_types(required, others)
+    if rows and not short:
+        raise MalformedError("has only lines that are too long; check it, or give more with --longest-document")
     if not rows:
-        types[required.name] = required.type
-    return Scan(rows, types, content.sha256)
+        types.found[required.name] = required.type
+    return Scan(rows, types.found, content.sha256)
 
 
-def rows_between(stream: BinaryIO, start: int, stop: int, schema: pa.Schema, required: str) -> Iterator[pa.RecordBatch]:
+def rows_between(
+    stream: BinaryIO, start: int, stop: int, schema: pa.Schema, required: str, longest: int = LONGEST_OBJECT
+) -> Iterator[pa.RecordBatch]:
     """Rows `start` to `stop` with the columns of a plain schema, in batches of ROWS_PER_BATCH rows or BATCH_BYTES.
+
+    A row that is too long has null in every column and is counted in its batch, as `without_long` has it.
 
     Raises:
         MalformedError: if anything but objects stands among them, or one has a value of another type in a column, the
@@ -96,12 +137,13 @@ def rows_between(stream: BinaryIO, start: int, stop: int, schema: pa.Schema, req
     """
     converters = {field.name: converter(field) for field in schema}
     converters[required] = required_converter(schema.field(required))
-    number = start
-    for found in grouped(objects(stream, start, stop), rows=lambda each: 1, size=lambda each: each.size):
+    number, least = start, sum(fields_of(field.type) for field in schema)  # a null takes memory too
+    each_in_turn = objects(stream, start, stop, longest)
+    for found in grouped(each_in_turn, rows=lambda each: 1, size=lambda each: max(each.size, least)):
         rows = [each.row for each in found]
         columns = [[*_converted(rows, name, convert, number)] for name, convert in converters.items()]
         arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
-        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+        yield counting(pa.RecordBatch.from_arrays(arrays, schema=schema), sum(each.too_long for each in found))
         number += len(rows)
 
 
@@ -137,12 +179,11 @@ def shape(value: Any, depth: int = 0) -> Shape:
         return int if value in INT64 else object if value in UINT64 else float
     if kind is list and depth < MOST_DEPTH:
         return list, frozenset(shape(item, depth + 1) for item in value)
-    if kind is dict and depth < MOST_DEPTH and value:
+    if kind is dict and depth < MOST_DEPTH and 0 < len(value) <= MOST_KEYS:
         return dict, tuple(value), tuple(shape(part, depth + 1) for part in value.values())
     return kind if kind in SCALARS else object  # Parquet has no objects without keys
 
 
-@lru_cache(MOST_SHAPES)
 def type_of(shape: Shape) -> pa.DataType:
     """The type of values of that shape."""
     if not isinstance(shape, tuple):
@@ -152,7 +193,6 @@ def type_of(shape: Shape) -> pa.DataType:
     return pa.struct([*zip(shape[1], map(type_of, shape[2]), strict=True)])
 
 
-@lru_cache(MOST_SHAPES)
 def merged(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     """The type of a column that has values of both.
 
@@ -169,6 +209,12 @@ def merged(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     if pa.types.is_struct(one) and pa.types.is_struct(other) and {*_names(one)} == {*_names(other)}:
         return pa.struct([(part.name, merged(part.type, other.field(part.name).type)) for part in one.fields])
     return JSON
+
+
+def fields_of(kind: pa.DataType) -> int:
+    """Number of columns that a type takes in a file: one, or those of its parts."""
+    parts = [kind.field(index).type for index in range(kind.num_fields)]
+    return sum(map(fields_of, parts)) if parts else 1
 
 
 def holds_json(kind: pa.DataType) -> bool:

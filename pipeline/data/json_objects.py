@@ -1,7 +1,8 @@
 """The objects of a JSON file: one a line, or all of them in one array, whose layout does not matter.
 
-Both are read piece by piece, so that memory is bounded by the largest object. Whatever else stands in a file is refused
-with its line. Lines before the first wanted one are passed over without being parsed, those of an array are not.
+Both are read piece by piece, and no object is larger in memory than a bound allows: a line beyond it is an object that
+is passed over, an array with one is refused. Whatever else stands in a file is refused with its line. Lines before the
+first wanted one are passed over without being parsed, those of an array are not.
 """
 
 import codecs
@@ -18,6 +19,10 @@ PIECE = 2**20  # bytes of an array that are read at a time
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SPACE = re.compile(r"[ \t\r\n]*")
+STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+LONGEST_OBJECT = 2**25  # bytes
+# A value takes 64 bytes or more where two in JSON are enough: of 32 MiB of `[],` a gigabyte.
+BYTES_PER_VALUE = 16
 LONGEST_TOKEN = 16  # characters: `-Infinity` and `\\ud83d\\ude00` are shorter; a string is as long as it is
 DECODER = json.JSONDecoder()
 ADVICE = "write each object on a line of its own, as `jq -c .` does, or all in one array"
@@ -27,23 +32,65 @@ class Object(NamedTuple):
     """An object with all its text valid Unicode (U+FFFD for half a surrogate pair), and its length as it is stored."""
 
     row: dict[str, Any]
+    """Nothing where it is too long."""
     size: int
+    too_long: bool = False
 
 
-def objects(stream: BinaryIO, start: int = 0, stop: int | None = None) -> Iterator[Object]:
+def objects(
+    stream: BinaryIO, start: int = 0, stop: int | None = None, longest: int = LONGEST_OBJECT
+) -> Iterator[Object]:
     """Objects number `start` to `stop`, in order; blank lines are none.
 
+    A line of more than `longest` bytes, or of more values than one in BYTES_PER_VALUE of these, is an object too long.
+
     Raises:
-        MalformedError: if anything else comes before number `stop`.
+        MalformedError: if anything else comes before number `stop`, or an object of an array is too long.
     """
     first, line = _first_piece(stream)
     if first.lstrip().startswith(b"["):
         pieces = itertools.chain([first], iter(partial(stream.read, PIECE), b""))
-        return itertools.islice(_of_array(Window(pieces, line)), start, stop)
-    rest = b"" if first.endswith(b"\n") else stream.readline()
-    lines = enumerate(itertools.chain([first + rest] if first else [], stream), line)
-    wanted = itertools.islice(((number, line) for number, line in lines if not line.isspace()), start, stop)
-    return (Object(parsed(line, number), len(line)) for number, line in wanted)
+        return itertools.islice(_of_array(Window(pieces, line, longest)), start, stop)
+    lines = ((at, each) for at, each in enumerate(_lines(stream, first, longest), line) if not _is_blank(each, longest))
+    return (_of_line(each, number, longest) for number, each in itertools.islice(lines, start, stop))
+
+
+def _lines(stream: BinaryIO, beginning: bytes, longest: int) -> Iterator[bytes]:
+    """The lines, the first with its beginning; of one that is too long a byte more than may be."""
+    line = beginning + (b"" if beginning.endswith(b"\n") else stream.readline(max(0, longest + 1 - len(beginning))))
+    while line:
+        ended = line.endswith(b"\n") or len(line) <= longest
+        while not ended:
+            ended = not (piece := stream.readline(PIECE)) or piece.endswith(b"\n")
+        yield line
+        line = stream.readline(longest + 1)
+
+
+def _is_blank(line: bytes, longest: int) -> bool:
+    """False too where nothing is known of the rest."""
+    return line.isspace() and len(line) <= longest
+
+
+def _of_line(line: bytes, number: int, longest: int) -> Object:
+    if len(line) <= longest and not _crowded(line, longest):
+        return Object(parsed(line, number), len(line))
+    if not line.removeprefix(MARK).lstrip().startswith(b"{"):
+        told = _shown(line[:PIECE].decode(errors="replace"))
+        raise MalformedError(f"holds no JSON object in line {number:,}, but {told}; {ADVICE}")
+    return Object({}, len(line), too_long=True)
+
+
+def _crowded(content: bytes, longest: int) -> bool:
+    """True if there are more values than may be; strings are looked into only where commas in them could matter."""
+    most = longest // BYTES_PER_VALUE
+    if len(content) <= most or _marks(content) <= most:
+        return False
+    return _marks(STRING.sub("", content.decode(errors="replace")).encode()) > most
+
+
+def _marks(content: bytes) -> int:
+    """Number of characters after which a value stands."""
+    return sum(map(content.count, (b",", b":", b"[", b"{")))
 
 
 def parsed(content: bytes, line: int = 1) -> dict[str, Any]:
@@ -66,8 +113,9 @@ def parsed(content: bytes, line: int = 1) -> dict[str, Any]:
 class Window:
     """The part of an array's text that is looked at."""
 
-    def __init__(self, pieces: Iterator[bytes], line: int) -> None:
+    def __init__(self, pieces: Iterator[bytes], line: int, longest: int) -> None:
         self._pieces, self._last_line = pieces, line  # of the text
+        self._longest = longest
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._text, self._at = "", 0
 
@@ -85,7 +133,11 @@ class Window:
         self._at += 1
 
     def object(self) -> Object:
-        """The object that begins here."""
+        """The object that begins here.
+
+        Raises:
+            MalformedError: if it is none, or too long.
+        """
         while True:
             try:
                 value, end = DECODER.raw_decode(self._text, self._at)
@@ -93,6 +145,7 @@ class Window:
                 cut_short = error.pos + LONGEST_TOKEN >= len(self._text) or error.msg.startswith("Unterminated string")
                 if not (cut_short and self._grow()):
                     raise _refusal(error, f"line {self.line(error.pos):,}") from None
+                self._require_room()
             except (ValueError, RecursionError) as error:
                 raise _refusal(error, f"line {self.line():,}") from None
             else:
@@ -102,6 +155,13 @@ class Window:
     def line(self, place: int | None = None) -> int:
         """The number of the line that a place in the text is in."""
         return self._last_line - self._text.count("\n", self._at if place is None else place)
+
+    def _require_room(self) -> None:
+        """Looks at what has grown since the object did not end in its first half."""
+        size = len(self._text) - self._at
+        if size > 2 * max(self._longest, PIECE) or _crowded(self._text[self._at :].encode(), 2 * self._longest):
+            told = f"has an object in line {self.line():,} that is too long to be read from an array"
+            raise MalformedError(f"{told}; write each object on a line of its own, as `jq -c .[]` does")
 
     def _grow(self) -> bool:
         """Reads at least as much as there is, so that a long object is not parsed again and again; False at the end."""

@@ -11,6 +11,7 @@ from pipeline.data.locations import File
 from pipeline.data.shard_files import reading_shard
 from pipeline.data.shards import ENTROPY_COLUMNS
 from schemas.annotations import INPUT_IDS
+from schemas.documents import NO_BOUND
 
 Row = dict[str, Any]
 """By column: `input_ids` int32 [N], entropies float32 [N] in nats, NaN where null; any other as Python's values."""
@@ -24,7 +25,7 @@ def read_labelled(file: File, start: int, stop: int, schema: pa.Schema) -> Itera
         ValueError, OSError: as read_rows does.
     """
     with reading_shard(file):
-        for batch in read_rows(file, start, stop, schema, Column(schema.names[0])):
+        for batch in read_rows(file, start, stop, schema, Column(schema.names[0], longest=NO_BOUND)):
             _require_labels(batch, file, start)
             start += len(batch)
             yield batch

@@ -9,13 +9,15 @@ from the environment or from their own configuration; a URL must hold none, sinc
 """
 
 import glob
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from os import stat_result
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from typing import Any, NamedTuple
 
 from fsspec import AbstractFileSystem
@@ -32,6 +34,7 @@ HUB = "hf://datasets/"
 MAGIC = re.compile(r"[*?\[]")
 DOTTED = re.compile(r"(^|/)\.")
 COMMIT = re.compile("[0-9a-f]{40}")
+ANY_FOLDERS = "**"
 CARD = "README.md"
 # As `datasets` has them (FILES_TO_IGNORE).
 SETTINGS_FILES = frozenset((CARD, "config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"))
@@ -223,8 +226,34 @@ def _local_folder(named: str) -> Folder:
 
 def _on_disk_matching(pattern: str) -> list[Path]:
     """Files, folders and links, broken ones among them."""
-    matches = map(Path, sorted(glob.glob(pattern, recursive=True)))
+    matches = map(Path, sorted(_names_matching(pattern)))
     return [path for path in matches if path.is_file() or path.is_dir() or path.is_symlink()]
+
+
+def _names_matching(pattern: str) -> set[str]:
+    """As `glob.glob(pattern, recursive=True)` has them, which goes round where links of folders do."""
+    parts = Path(pattern).parts
+    if ANY_FOLDERS not in parts:
+        return set(glob.glob(pattern))
+    at = parts.index(ANY_FOLDERS)
+    bases = glob.glob(str(Path(*parts[:at]))) if at else [""]
+    folders = [folder for base in bases for folder in _folders_below(base)]
+    if parts[at + 1 :]:
+        return {
+            name for folder in folders for name in _names_matching(str(Path(glob.escape(folder), *parts[at + 1 :])))
+        }
+    inside = {name for folder in folders for name in glob.glob(str(Path(glob.escape(folder), "*")))}
+    return {*folders, *inside} - {"."}
+
+
+def _folders_below(base: str) -> Iterator[str]:
+    """The folder and those below it, none whose name begins with a dot; nothing below one that links lead to again."""
+    read = set[str]()
+    for folder, inside, _ in os.walk(base or ".", followlinks=True):
+        real = os.path.realpath(folder)
+        inside[:] = [] if real in read else sorted(name for name in inside if not name.startswith("."))
+        read.add(real)
+        yield str(Path(folder)) if base else str(Path(folder).relative_to("."))
 
 
 def _matched(matches: Mapping[str, bool], pattern: str) -> tuple[list[str], list[str]]:
@@ -247,6 +276,10 @@ def local_file(path: Path) -> File:
     if path.is_symlink() and not path.exists():
         raise ValueError(f"{path} is a link to a file that is gone; fetch it again, or delete the link")
     status: stat_result = path.stat()
+    if not S_ISREG(status.st_mode):
+        raise ValueError(
+            f"{path} is a device, a pipe or a socket, not a file; copy what it gives into one, or delete it"
+        )
     return File(str(path.absolute()), status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
 

@@ -1,4 +1,4 @@
-"""Rows without text, and rows whose text has lost characters: counted while they are read, and told once."""
+"""Rows without text, or with too long a one, or whose text has lost characters: counted, and told once."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -6,6 +6,8 @@ from functools import cache
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from pipeline.data.longest import too_long_rows
 
 REPLACEMENT = "\ufffd"
 LOG = logging.getLogger(__name__)
@@ -27,14 +29,17 @@ def replaced_rows(column: pa.Array) -> int:
 
 def counted(batches: Iterable[pa.RecordBatch], place: str) -> Iterator[pa.RecordBatch]:
     """The batches, of whose first column a warning tells at the end what was missing in it."""
-    rows = empty = replaced = 0
+    rows = empty = replaced = long = 0
     for batch in batches:
         rows += len(batch)
         empty += empty_rows(batch.column(0))
         replaced += replaced_rows(batch.column(0))
+        long += too_long_rows(batch)
         yield batch
-    if empty:
-        _warn_once(f"{empty:,} of {rows:,} documents are empty: {place}")
+    if empty > long:
+        _warn_once(f"{empty - long:,} of {rows:,} documents are empty: {place}")
+    if long:
+        _warn_once(f"{long:,} of {rows:,} documents are longer than --longest-document and left out: {place}")
     if replaced:
         _warn_once(f"{replaced:,} of {rows:,} documents hold U+FFFD, where text was not valid Unicode: {place}")
 

@@ -7,7 +7,7 @@ Each stage is a generator that runs in a thread of its own, a few slabs of rows 
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple, Protocol
@@ -18,6 +18,7 @@ from huggingface_hub import CommitOperationAdd
 from tokenizers import Tokenizer
 
 from pipeline.data.ahead import ahead
+from pipeline.data.batches import BATCH_BYTES
 from pipeline.data.corpus import fold_of
 from pipeline.data.documents import document_tokens, read_rows
 from pipeline.data.hub import shard_addition
@@ -30,6 +31,7 @@ from pipeline.engine.counts import count
 from pipeline.engine.errors import OutputError, SourceError
 from pipeline.engine.ledger import record
 from pipeline.engine.plan import Unit
+from pipeline.engine.room import Room
 from pipeline.engine.run import Run
 from pipeline.engine.stages import HELD, Stages
 from pipeline.engine.underway import Part, Underway
@@ -38,6 +40,9 @@ from schemas.layout import shard_name
 from schemas.ledger import Counts, Receipt
 
 SLABS_AHEAD = 2  # between two stages: enough to never wait, and memory stays at a few slabs of 2 MiB of text
+# What those in the stages and between them hold, 2 MiB each. Tokens and labels of a document that is as long take up to
+# 60 bytes for each of its own.
+SLABS_BYTES = 7 * BATCH_BYTES
 
 
 class Annotated(NamedTuple):
@@ -96,6 +101,8 @@ class Annotator:
     tokenizer: Tokenizer | None
     estimator_tokenizer: Tokenizer | None = None
     device: threading.Lock = field(default_factory=threading.Lock)
+    large: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a document of more than BATCH_BYTES is tokenized, which may take 250 bytes for each of its own."""
 
     def annotate(self, unit: Unit, underway: Underway | None = None) -> Annotated:
         """Labels the unit's rows, commits their shard and then its receipt, and sends it to the repository, if any.
@@ -114,15 +121,15 @@ class Annotator:
             raise OutputError(f"cannot write to {self.run.subset.root}: {error}") from error
 
     def _commit(self, unit: Unit, underway: Underway) -> Annotated:
-        stages, counts = Stages(), [Counts()]
+        stages, counts, room = Stages(), [Counts()], Room(SLABS_BYTES)
         shard = shard_name(unit.index, self.run.units)
         with (
-            ahead(self.slabs(unit, stages), SLABS_AHEAD) as slabs,
+            ahead(self.slabs(unit, stages, lambda size: room.take(size, underway.is_stopped)), SLABS_AHEAD) as slabs,
             ahead(self._labelled(slabs, stages, underway), SLABS_AHEAD) as labelled,
             _stopping(underway),
             stages.timed("write"),
         ):
-            tables = self._tables(stages.untimed_items("write", labelled), counts)
+            tables = self._tables(stages.untimed_items("write", labelled), counts, room)
             file = self.run.subset.data / shard
             digest = write_shard(file, tables, self.run.schema)
         size, all_counts = file.stat().st_size, sum(counts, start=Counts())
@@ -147,11 +154,14 @@ class Annotator:
             )
         return addition
 
-    def slabs(self, unit: Unit, stages: Stages) -> Generator[Slab, None, None]:
-        """The first stage: a unit's rows, ready to be labelled."""
+    def slabs(
+        self, unit: Unit, stages: Stages, enter: Callable[[int], None] = lambda size: None
+    ) -> Generator[Slab, None, None]:
+        """The first stage: a unit's rows, ready to be labelled, when there is room for so many bytes of them."""
         random = np.random.default_rng(unit.index)
         for rows in stages.timed_items("read", self._rows(unit)):
-            with stages.timed("tokenize"):
+            enter(rows.nbytes)
+            with self.large if rows.nbytes > BATCH_BYTES else nullcontext(), stages.timed("tokenize"):
                 slab = self._tokenized(rows, random)
             yield slab
 
@@ -183,7 +193,7 @@ class Annotator:
         underway.labelled = Part(before.rows + rows, before.tokens + tokens)  # of no batch where none is asked
         return labelled
 
-    def _tables(self, labelled: Iterable[Labelled], counts: list[Counts]) -> Iterator[pa.Table]:
+    def _tables(self, labelled: Iterable[Labelled], counts: list[Counts], room: Room) -> Iterator[pa.Table]:
         """The third stage."""
         for slab, batches in labelled:
             labels = gather(slab.documents, batches, self.labellers[0].columns)
@@ -192,6 +202,7 @@ class Annotator:
             table = annotated_rows(slab.rows, slab.tokens, labels, self.run.schema)
             counts.append(count(slab.rows, table, self.run.column, self.tokenizer))
             yield table
+            room.give_back(slab.rows.nbytes)
 
     def _tokenized(self, rows: pa.RecordBatch, random: np.random.Generator) -> Slab:
         settings = self.run.provenance

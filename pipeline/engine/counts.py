@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
 from pipeline.data.documents import Column
+from pipeline.data.longest import too_long_rows
 from pipeline.data.tally import empty_rows, replaced_rows
 from pipeline.data.unknown_text import documents_with_unknown_text
 from schemas.annotations import ENTROPY, INPUT_IDS, NUM_TOKENS
@@ -22,6 +23,7 @@ def count(source: pa.RecordBatch, annotated: pa.Table, column: Column, tokenizer
     return Counts(
         rows=len(source),
         rows_without_text=empty_rows(given),
+        rows_too_long=too_long_rows(source),
         rows_with_replacements=replaced_rows(given),
         rows_with_unknown_text=documents_with_unknown_text(tokenizer, given, annotated.column(INPUT_IDS))
         if tokenizer

@@ -11,6 +11,7 @@ from pipeline.data.documents import Column, Layout, inspect_file, unified
 from pipeline.data.locations import File
 
 FEWEST_ROWS, MOST_ROWS, UNITS_WANTED = 8, 16384, 16
+MOST_UNITS = 10**7  # 164 billion rows by default; a footer, which anybody writes, may tell of any number
 LOOKS_AT_A_TIME = 16  # at files: on a remote store most of a look is waiting for an answer
 
 
@@ -55,7 +56,7 @@ def inspect(
         OSError: if a file is gone, or its store cannot be reached.
     """
     with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
-        layouts = tuple(pool.map(lambda file: inspect_file(file, column), files))
+        layouts = tuple(pool.map(lambda file: inspect_file(file, column, passed), files))
     digest = hashlib.sha256("".join(layout.sha256 for layout in layouts).encode())
     return Source(tuple(files), layouts, unified(layouts, files, column, passed), digest.hexdigest(), choices)
 
@@ -64,6 +65,9 @@ def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list
     """Consecutive units of at most `rows_per_unit` rows that do not cross files, `limit` rows in all.
 
     Where a file's row groups are smaller than that, a unit is made of whole ones, so that no group is read twice.
+
+    Raises:
+        ValueError: if there would be more than MOST_UNITS.
     """
     units: list[Unit] = []
     left = source.rows if limit is None else limit
@@ -71,6 +75,9 @@ def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list
         start = 0
         for stop in _borders(layout.groups, rows_per_unit):
             if start < min(stop, left):
+                if len(units) == MOST_UNITS:
+                    more = f"{file.url}, of {layout.rows:,} rows, takes the input beyond {MOST_UNITS:,} shards"
+                    raise ValueError(f"{more}; give more rows to each with --rows-per-unit, or leave the file out")
                 units.append(Unit(len(units), file, start, min(stop, left)))
             start = stop
         left -= min(left, layout.rows)

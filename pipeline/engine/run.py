@@ -52,7 +52,8 @@ class Run:
     @property
     def column(self) -> Column:
         """What documents are read from."""
-        return Column(self.provenance.text_column, tokenized=self.tokenizer is None)
+        settings = self.provenance
+        return Column(settings.text_column, tokenized=self.tokenizer is None, longest=settings.longest_document)
 
     def on_this_node(self) -> "Run":
         """The same with paths that exist here, though nodes share no cache of the Hub.

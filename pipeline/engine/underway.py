@@ -24,6 +24,10 @@ class Underway:
         self.labelled = Part()
         self.stopped = False
 
+    def is_stopped(self) -> bool:
+        """True when nobody wants the unit any more."""
+        return self.stopped
+
     def slab(self, rows: int, tokens: int, batches: Sequence[Batch]) -> Callable[[Batch], None]:
         """What is to be called after each of these batches, which label so many rows of so many tokens.
 

@@ -75,7 +75,10 @@ def _figures(facts: Facts) -> str:
         return "It is still being written."
     mean = counts.mean_entropy
     a_byte = f", {mean / math.log(2) * counts.tokens / counts.text_bytes:.3f} bits a byte" if counts.text_bytes else ""
-    return f"""{counts.rows:,} documents, {counts.tokens:,} tokens, {counts.labelled_tokens:,} of them labelled.
+    longest, long = facts.provenance.longest_document, counts.rows_too_long
+    too_long = f"\n{long:,} longer than {longest:,} bytes have no tokens." if long else ""
+    rows, tokens, labelled = counts.rows, counts.tokens, counts.labelled_tokens
+    return f"""{rows:,} documents, {tokens:,} tokens, {labelled:,} of them labelled.{too_long}
 A label is {mean:.3f} nats ({mean / math.log(2):.3f} bits) in the mean{a_byte},
 {median(counts.histogram)} nats in the median.
 

@@ -17,14 +17,16 @@ from pipeline.reporting.measures import Document
 from pipeline.reporting.palette import LEVELS
 from pipeline.reporting.sampling import LabelledSource, sampled_rows, short_name
 from pipeline.reporting.statistics import Statistics
-from pipeline.reporting.token_texts import TokenTexts
+from pipeline.reporting.token_texts import MOST_CHARACTERS, TokenTexts
 from schemas.annotations import LIMITS, ROUNDING_NATS
 from schemas.documents import is_text
+
+CUT = f"Tokens of more than {MOST_CHARACTERS:,} characters are cut short, with … at their end."
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A sample's statistics, and the documents to show, whole."""
+    """A sample's statistics, and the documents to show, cut short."""
 
     statistics: Statistics
     shown: list[Document]
@@ -45,17 +47,19 @@ def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, extent: E
     sampled = _read(source, extent, columns)
     statistics, texts = sampled.statistics, TokenTexts(tokenizer)
     column, most = by or statistics.few_groups(columns), extent.tokens_each(len(sampled.shown))
+    documents, figures = _documents(sampled.shown, texts), measures(source, statistics, texts)
+    told = [*_told(source, sampled, extent, most), LIMITS[source.dataset.provenance.method]]
     return {
         "title": short_name(source.dataset),
-        "told": [*_told(source, sampled, extent, most), LIMITS[source.dataset.provenance.method]],
+        "told": [*told, CUT] if texts.cut else told,
         "rounding": ROUNDING_NATS,
         "levels": LEVELS,
         "series": source.series,
         "beside": None if source.against is None else len(source.series) - 1,
-        "measures": measures(source, statistics, texts),
+        "measures": figures,
         "least": LEAST_OCCURRENCES,
         "groups": None if column is None else groups(column, statistics),
-        **_documents(sampled.shown, texts, most),
+        **documents,
     }
 
 
@@ -70,7 +74,7 @@ def _read(source: LabelledSource, extent: Extent, columns: Sequence[str]) -> Sam
     for run in runs:
         for document in source.documents(run, columns):
             if statistics.documents in places:
-                shown.append(document)
+                shown.append(document.first(extent.tokens_each(documents)))
             statistics.add(document)
     return Sampled(statistics, shown)
 
@@ -82,7 +86,7 @@ def _told(source: LabelledSource, sampled: Sampled, extent: Extent, most_tokens:
     compared = "" if source.against is None else f", beside {short_name(source.against)}"
     yield f"{provenance.method.capitalize()} labels of {source_names}{compared}. Model: {provenance.labelled_by}."
     drawn = "" if statistics.documents == rows else f", drawn from all over it with seed {extent.seed}"
-    cut = any(len(document.tokens_N) > most_tokens for document in sampled.shown)
+    cut = any(document.left for document in sampled.shown)
     shown = f", the first {most_tokens:,} tokens of each at most" if cut else ""
     yield (
         f"Shown: {len(sampled.shown):,} of {_documents_of(rows)}{shown}. "
@@ -94,9 +98,9 @@ def _documents_of(count: int) -> str:
     return f"{count:,} document{'s' if count != 1 else ''}"
 
 
-def _documents(shown: Sequence[Document], texts: TokenTexts, most_tokens: int) -> Values:
+def _documents(shown: Sequence[Document], texts: TokenTexts) -> Values:
     """The texts that occur, the most frequent first, and the documents' tokens as places among them."""
-    tokens = [texts.of(document.tokens_N[:most_tokens].tolist()) for document in shown]
+    tokens = [texts.of(document.tokens_N.tolist()) for document in shown]
     place_of = {
         text: place for place, (text, _) in enumerate(Counter(t for each in tokens for t in each).most_common())
     }
@@ -105,9 +109,9 @@ def _documents(shown: Sequence[Document], texts: TokenTexts, most_tokens: int) -
         "documents": [
             {
                 "row": document.row,
-                "size": len(document.tokens_N),
+                "size": document.size,
                 "tokens": [place_of[text] for text in each],
-                "labels": [_rounded(labels_N[:most_tokens]) for labels_N in document.labels_SN],
+                "labels": [_rounded(labels_N) for labels_N in document.labels_SN],
             }
             for document, each in zip(shown, tokens, strict=True)
         ],

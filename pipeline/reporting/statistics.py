@@ -3,6 +3,7 @@
 M measures, N tokens, B bins, V vocabulary.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,9 @@ BINS = int(2 * MOST_NATS / BIN_NATS)
 POSITIONS_B = np.unique(np.floor(2.0 ** np.arange(0, 32, 0.25)).astype(np.int64)) - 1
 """Of the first token of each bin: finer where documents begin, where entropy falls the fastest."""
 MOST_GROUPS = 20
-VALUES_KEPT = 10_000  # of a column
+VALUES_KEPT = 10_000  # of a single column; of several, as many as tell that there are more than MOST_GROUPS
+MOST_CHARACTERS = 200  # of a value; a longer one is known by its digest
+PIECE_TOKENS = 2**18  # of a document whose figures are added up at a time: they take 100 bytes each
 NOT_GIVEN = "(none)"
 
 
@@ -52,19 +55,33 @@ class Statistics:
         """Adds a document; its values in columns of the source are what groups are made by."""
         self.documents += 1
         self.tokens += len(document.tokens_N)
-        measures_MN = document.measures_MN.astype(np.float64)
-        positions_N = np.searchsorted(POSITIONS_B, np.arange(len(document.tokens_N)), side="right") - 1
+        counts_M, sums_M = np.zeros(len(self.counts_MB), np.int64), np.zeros(len(self.counts_MB))
+        for start in range(0, len(document.tokens_N), PIECE_TOKENS):
+            measures_MN = document.measures_of(start, start + PIECE_TOKENS)
+            self._add_tokens(document.tokens_N[start : start + PIECE_TOKENS], measures_MN, start)
+            counts_M += (~np.isnan(measures_MN)).sum(axis=1)
+            sums_M += np.nansum(measures_MN, axis=1)
+        most = VALUES_KEPT if len(document.source) == 1 else MOST_GROUPS + 1
+        for column, value in document.source.items():
+            group = self._group(self.groups.setdefault(column, {}), value, most)
+            if group is not None:
+                group.documents += 1
+                group.tokens += len(document.tokens_N)
+                group.counts_M = group.counts_M + counts_M
+                group.sums_M = group.sums_M + sums_M
+
+    def _add_tokens(self, tokens_N: np.ndarray, measures_MN: np.ndarray, start: int) -> None:
+        """Adds tokens from position `start` on."""
+        positions_N = np.searchsorted(POSITIONS_B, np.arange(start, start + len(tokens_N)), side="right") - 1
         for measure, values_N in enumerate(measures_MN):
             given_N = ~np.isnan(values_N)
-            given, tokens, positions = values_N[given_N], document.tokens_N[given_N], positions_N[given_N]
+            given, tokens, positions = values_N[given_N], tokens_N[given_N], positions_N[given_N]
             bins = np.clip(np.floor((given + MOST_NATS) / BIN_NATS), 0, BINS - 1).astype(np.int64)
             np.add.at(self.counts_MB[measure], bins, 1)
             np.add.at(self.position_counts_MB[measure], positions, 1)
             np.add.at(self.position_sums_MB[measure], positions, given)
             np.add.at(self.token_counts_MV[measure], tokens, 1)
             np.add.at(self.token_sums_MV[measure], tokens, given)
-        for column, value in document.source.items():
-            self._add_to_group(self.groups.setdefault(column, {}), value, measures_MN)
 
     @property
     def labelled_M(self) -> np.ndarray:
@@ -95,17 +112,22 @@ class Statistics:
         most = min(MOST_GROUPS, self.documents // 2)
         return next((column for column in columns if 1 < len(self.groups.get(column, ())) <= most), None)
 
-    def _add_to_group(self, groups: dict[str, Group], value: Any, measures_MN: np.ndarray) -> None:
-        """Of a column with more values than VALUES_KEPT, no others than the first of them are counted."""
-        name = NOT_GIVEN if value is None else str(value)
-        if name not in groups and len(groups) >= VALUES_KEPT:
-            return
-        none_M = np.zeros(len(measures_MN))
-        group = groups.setdefault(name, Group(0, 0, none_M.astype(np.int64), none_M))
-        group.documents += 1
-        group.tokens += measures_MN.shape[1]
-        group.counts_M = group.counts_M + (~np.isnan(measures_MN)).sum(axis=1)
-        group.sums_M = group.sums_M + np.nansum(measures_MN, axis=1)
+    def _group(self, groups: dict[str, Group], value: Any, most: int) -> Group | None:
+        """The group of a value; None for one that comes after as many others as are kept."""
+        name = named(value)
+        if name not in groups and len(groups) >= most:
+            return None
+        none_M = np.zeros(len(self.counts_MB))
+        return groups.setdefault(name, Group(0, 0, none_M.astype(np.int64), none_M))
+
+
+def named(value: Any) -> str:
+    """A value as the page has it: a long one cut short, its length and the beginning of its digest after it."""
+    text = NOT_GIVEN if value is None else str(value)
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
+    return f"{text[:MOST_CHARACTERS]}… ({len(text):,} characters, {digest})"
 
 
 def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders
 
 from pipeline.labels.retokenize import BYTE_LEVEL
 
+MOST_CHARACTERS = 1000  # of a token; a vocabulary may have any string
 SINGLE_BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
@@ -22,22 +23,33 @@ class TokenTexts:
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
         self._bytes_of = cache(self._token_bytes)
+        self.cut = False
+        """Whether a token's text was longer than MOST_CHARACTERS and was cut short."""
 
     def of(self, ids: Iterable[int]) -> list[str]:
-        """The text that each token completes; together they are the document's, U+FFFD where it is not UTF-8."""
+        """The text that each token completes; together they are the document's, U+FFFD where it is not UTF-8.
+
+        Long ones are cut short.
+        """
         if self._tokenizer is None:
             return [f"⟨{token}⟩" for token in ids]
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        return [decoder.decode(self._bytes_of(token)) for token in ids]
+        return [self._short(decoder.decode(self._bytes_of(token))) for token in ids]
 
     def alone(self, token: int) -> str:
         """The text of a token by itself, a part of a character as its bytes: ⟨E2 80⟩."""
         if self._tokenizer is None:
             return f"⟨{token}⟩"
         try:
-            return self._bytes_of(token).decode()
+            return self._short(self._bytes_of(token).decode())
         except UnicodeDecodeError:
-            return f"⟨{self._bytes_of(token).hex(' ').upper()}⟩"
+            return self._short(f"⟨{self._bytes_of(token).hex(' ').upper()}⟩")
+
+    def _short(self, text: str) -> str:
+        if len(text) <= MOST_CHARACTERS:
+            return text
+        self.cut = True
+        return f"{text[:MOST_CHARACTERS]}…"
 
     def _token_bytes(self, token: int) -> bytes:
         assert self._tokenizer is not None

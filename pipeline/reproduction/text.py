@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pipeline.data.corpus import Corpus, held_out_documents, require_tokens
 from pipeline.data.documents import Column, iterate_rows
 from pipeline.data.locations import File
+from pipeline.data.longest import LONGEST_DOCUMENT
 from pipeline.data.sample import sample_documents
 from pipeline.data.tokenizer import encode, id_count, train_byte_pairs
 from schemas.documents import TEXT_COLUMN
@@ -20,21 +21,23 @@ class Text:
     vocabulary: int
 
 
-def prepare(files: Sequence[File], *, vocabulary: int, documents: int, held_out: int) -> Text:
+def prepare(
+    files: Sequence[File], *, vocabulary: int, documents: int, held_out: int, longest: int = LONGEST_DOCUMENT
+) -> Text:
     """The first documents of the files, or of the built-in text where there are none; the last of them are held out.
 
     Raises:
         ValueError: if that leaves nothing to train or to evaluate on.
     """
-    found = _texts(files, documents)
+    found = _texts(files, documents, longest)
     stop = len(found) - held_out_documents(len(found), min(held_out, max(1, len(found) // 10)))
     tokenizer = train_byte_pairs(found[:stop], vocabulary)
     corpus = Corpus.of(encode(tokenizer, found), text_bytes=[len(text.encode()) for text in found])
     return Text(corpus.documents(0, stop), require_tokens(corpus.documents(stop, len(found))), id_count(tokenizer))
 
 
-def _texts(files: Sequence[File], documents: int) -> list[str]:
+def _texts(files: Sequence[File], documents: int, longest: int) -> list[str]:
     if not files:
         return [str(text) for text in sample_documents().column(TEXT_COLUMN).to_pylist()[:documents]]
-    tables = iterate_rows(list(files), Column(TEXT_COLUMN), documents)
+    tables = iterate_rows(list(files), Column(TEXT_COLUMN, longest=longest), documents)
     return [text for rows in tables for text in rows.column(TEXT_COLUMN).to_pylist() if text]

@@ -71,7 +71,7 @@ class DocumentSettings(Inputs):
     read and tokenized meanwhile, by all processes together."""
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "limit", "stream")
+        require_at_least_one(self, "limit", "stream", "longest_document")
 
     def read(self) -> Documents:
         """The documents: all of them, or those that are held out and a stream of the others.
@@ -124,7 +124,9 @@ class DocumentSettings(Inputs):
         )
 
     def _column(self, source: TokenSource) -> Column:
-        return Column(self.text_column) if source.tokenizer else Column(TOKENS_COLUMN, tokenized=True)
+        if source.tokenizer is None:
+            return Column(TOKENS_COLUMN, tokenized=True, longest=self.longest)
+        return Column(self.text_column, longest=self.longest)
 
 
 def _counted(corpus: Corpus) -> str:

@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.compressed import Decompressed
+from pipeline.data.utf8 import MalformedError
 
 WRITE: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
@@ -66,12 +67,25 @@ def test_damage_in_a_later_member_is_not_its_end(compression: str) -> None:
         content_of(WRITE[compression](b"one") + bytes(second), compression)
 
 
-def test_a_window_of_two_gibibytes_is_read() -> None:
-    parameters = zstandard.ZstdCompressionParameters(window_log=31, compression_level=1, enable_ldm=True)
+def with_window(log: int) -> bytes:
+    parameters = zstandard.ZstdCompressionParameters(window_log=log, compression_level=1, enable_ldm=True)
     writer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()  # which tells no size in its frame
-    stored = writer.compress(b"text " * 1000) + writer.flush()
-    assert zstandard.get_frame_parameters(stored).window_size == 2**31
-    assert content_of(stored, "zstd") == b"text " * 1000
+    return bytes(writer.compress(b"text " * 1000) + writer.flush())
+
+
+def test_a_window_that_a_command_takes_unasked_is_read_and_a_larger_one_refused() -> None:
+    assert content_of(with_window(27), "zstd") == b"text " * 1000
+    for log in (28, 31):
+        assert zstandard.get_frame_parameters(with_window(log)).window_size == 2**log
+        with pytest.raises(MalformedError, match=r"takes more than 128 MiB of memory.* `zstd --long=31 -d`"):
+            content_of(with_window(log), "zstd")
+
+
+def test_the_strongest_xz_is_read_and_a_larger_dictionary_refused() -> None:
+    assert content_of(lzma.compress(b"text", preset=9 | lzma.PRESET_EXTREME), "xz") == b"text"
+    large = lzma.compress(b"text", filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 2**28}])
+    with pytest.raises(MalformedError, match=r"takes more than 128 MiB of memory.* `xz -d`"):
+        content_of(large, "xz")
 
 
 def test_frames_to_be_skipped_are() -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import datasets
 import fsspec
@@ -205,9 +206,10 @@ def test_what_save_to_disk_wrote_is_refused_with_a_remedy_that_works(tmp_path: P
 
 @pytest.mark.parametrize(("setting", "flag"), [("split", "--split"), ("config_name", "--config-name")])
 def test_a_choice_among_built_in_documents_is_refused(setting: str, flag: str) -> None:
+    chosen: dict[str, Any] = {setting: "x"}
     assert Inputs(input=()).find_any(()) == Found(())
     with pytest.raises(ValueError, match=f"{flag} x chooses within folders and datasets, and the input has none"):
-        Inputs(input=(), **{setting: "x"}).find_any(())
+        Inputs(input=(), **chosen).find_any(())
     with pytest.raises(ValueError, match="no input is named"):
         Inputs(input=()).find(())
 
@@ -221,3 +223,26 @@ def test_one_process_tells_what_was_chosen(
         monkeypatch.setenv("RANK", rank)
     Found((), (), ["a", "b"]).tell()
     assert capsys.readouterr().err.splitlines() == said
+
+
+def test_annotated_datasets_below_a_folder_are_left_out_and_said(store: Store) -> None:
+    store.put("a.parquet", "deep/out/data/exact/000/train-0.parquet", "deep/out/data/exact/train-1.parquet")
+    store.put("deep/out/_ledger/exact/plan.json", "deep/out/tokenizer/exact/tokenizer.json", "data/b.parquet")
+    store.put("other/data/exact/c.parquet", "other/_ledger/exact/notes.json")  # which is none
+    files, notes = store.find("")
+    assert files == ["a.parquet", "data/b.parquet", "other/data/exact/c.parquet"]
+    (note,) = [note for note in notes if "annotated" in note]
+    assert note.startswith(": left out 3 files (of annotated datasets): deep/out/data/exact/000/train-0.parquet, ")
+    assert store.find("/deep/out/data/exact/train-1.parquet") == (["deep/out/data/exact/train-1.parquet"], [])
+
+
+def test_what_a_glob_matches_below_the_output_is_left_out_and_said(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "out/data/b.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(LINE)
+    output, globbed = tmp_path / "out", f"{tmp_path}/**/*.jsonl"
+    found = find_documents([globbed], output=output)
+    assert [file.name for file in found.files] == ["a.jsonl"]
+    assert found.notes == [f"{globbed}: left out 1 file (in the --output): {output}/data/b.jsonl"]
+    assert [file.name for file in find_documents([globbed]).files] == ["a.jsonl", "b.jsonl"]
+    assert [file.name for file in find_documents([f"{output}/data/b.jsonl"], output=output).files] == ["b.jsonl"]

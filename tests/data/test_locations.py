@@ -1,5 +1,6 @@
 """Finding files, and opening them as they were found."""
 
+import glob
 import gzip
 import os
 import time
@@ -11,7 +12,7 @@ from fsspec.core import url_to_fs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.locations import File, find_files, pinned
+from pipeline.data.locations import File, _names_matching, find_files, pinned
 from pipeline.data.opened import open_file
 
 NAMES = ("one/b.parquet", "one/a.jsonl", "one/deep/c.json.gz", "one/deep/d.NDJSON.zst", "two/e.jsonl", "two/f.jsonl")
@@ -217,3 +218,53 @@ def test_what_is_cut_short_is_noticed(
     cut = data.draw(st.integers(1, len(whole) - 1).filter(lambda place: place not in ends))
     with open_file(stored(tmp_path_factory.mktemp("stored"), whole[:cut], codec)) as stream, pytest.raises(OSError):
         stream.read()
+
+
+def test_folders_linked_to_those_that_they_are_in_end(tmp_path: Path) -> None:
+    """Links of two folders to one another make two to the power of forty paths."""
+    for name in ("one", "two"):
+        put(tmp_path, f"set/{name}/{name}.parquet")
+    for name in ("one", "two"):
+        for other in ("one", "two", "."):
+            (tmp_path / "set" / name / f"link-{other}".replace(".", "up")).symlink_to(tmp_path / "set" / other)
+    started = time.process_time()
+    for named in (str(tmp_path / "set"), str(tmp_path / "set" / "**" / "*.parquet"), f"{tmp_path}/**/two/**/*.parquet"):
+        with pytest.raises(ValueError, match=r"named more than once in the input"):
+            find_files([named])
+    assert time.process_time() - started < 10
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from(["a.parquet", "b/a.parquet", "b/c/a.jsonl", ".h/a.parquet", "_u/b/a.parquet", "b/.d"])),
+    st.sampled_from(["**", "**/*.parquet", "b/**", "**/b/*", "*/**/a.*", "**/b/**/*", "**/**", "b/**/c/**", "*"]),
+)
+def test_names_are_those_that_glob_has(
+    tmp_path_factory: pytest.TempPathFactory, paths: list[str], pattern: str
+) -> None:
+    folder = tmp_path_factory.mktemp("globbed")
+    for path in paths:
+        put(folder, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for named in (pattern, f"{folder}/{pattern}"):
+            expected = {str(Path(name)) for name in glob.glob(named, recursive=True)}
+            assert {str(Path(name)) for name in _names_matching(named)} == expected
+
+
+def test_what_is_no_regular_file_is_refused_and_never_opened(tmp_path: Path) -> None:
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "pipe.jsonl").symlink_to(tmp_path / "pipe")
+    for named in (tmp_path / "zero.jsonl", tmp_path / "pipe.jsonl", tmp_path):
+        with pytest.raises(ValueError, match=r"jsonl is a device, a pipe or a socket, not a file"):
+            find_files([str(named)])
+    for device in ("/dev/zero", str(tmp_path / "pipe")):
+        with pytest.raises(ValueError, match=r"no Parquet or JSON lines file at"):
+            find_files([device])
+
+
+def test_a_folder_that_is_called_as_a_file_is_a_folder(tmp_path: Path) -> None:
+    put(tmp_path, "table.parquet/part-0.parquet")
+    for named in (tmp_path, tmp_path / "table.parquet", tmp_path / "*.parquet"):
+        assert [file.name for file in find_files([str(named)])] == ["part-0.parquet"]

@@ -12,7 +12,7 @@ from pipeline.data import batches
 from pipeline.data.documents import Column, inspect_file, iterate_rows, read_rows
 from pipeline.data.locations import File, find_files
 
-TEXT = Column()
+TEXT = Column(longest=2**24)
 
 
 def found(file: Path) -> File:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pipeline.data import plain_text
 from pipeline.data.documents import Column, inspect_file, iterate_rows, read_rows, unified
 from pipeline.data.locations import find_files
+from pipeline.data.longest import too_long_rows
 from tests.file_server import file_server
 
 TEXT = Column()
@@ -130,11 +131,14 @@ def test_text_has_no_other_column(tmp_path: Path, column: Column) -> None:
             look()
 
 
-def test_text_that_is_no_string_of_arrows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plain_text, "MOST_BYTES", 4)
-    assert documents(put(tmp_path, b"text")) == ["text"]
-    with pytest.raises(ValueError, match="holds more than 4 bytes of text; cut it into several documents"):
-        documents(put(tmp_path, b"texts"))
+def test_text_that_is_too_long_is_a_row_without_text(tmp_path: Path) -> None:
+    column = Column(longest=4)
+    for content, expected in ((b"text", ("text", 0)), (b"texts", (None, 1)), ("t\u00e9xt".encode(), (None, 1))):
+        (file,) = find_files([put(tmp_path, content)])
+        assert inspect_file(file, column).sha256 == hashlib.sha256(content).hexdigest()
+        (rows,) = read_rows(file, 0, 1, plain_text.SCHEMA, column)
+        assert (rows.to_pylist()[0]["text"], too_long_rows(rows)) == expected
+        assert rows.to_pylist()[0]["id"] == "a.txt"
 
 
 @pytest.mark.parametrize("end", [".gz", ".zst", ".bz2", ".xz"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.data.annotations import find_annotations
+from pipeline.reporting.contents import CUT
 from pipeline.reporting.extent import Extent
 from pipeline.reporting.page import write_report
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS
@@ -125,6 +126,18 @@ def test_fewer_documents_are_shown_at_greater_length(tmp_path: Path, documents: 
     contents = contents_of(write_report(str(tmp_path), tmp_path / "page"))
     assert contents["told"][1].startswith(told)
     assert {len(document["tokens"]) for document in contents["documents"]} == {shown}
+
+
+def test_a_long_token_is_cut_short_on_the_page_which_says_so(tmp_path: Path) -> None:
+    dataset = write_texts(tmp_path / "set")
+    assert CUT not in contents_of(write_report(str(dataset), tmp_path))["told"]
+    file = dataset / "tokenizer" / "second-order" / "tokenizer.json"
+    tokenizer = file.read_text(encoding="utf-8").replace('": "</script>"', f'": "{"x" * 10**6}"')
+    assert len(tokenizer) > 10**6
+    file.write_text(tokenizer, encoding="utf-8")
+    contents = contents_of(write_report(str(dataset), tmp_path))
+    assert CUT in contents["told"] and "x" * 1000 + "…" in contents["texts"]
+    assert len((tmp_path / "report.html").read_text(encoding="utf-8")) < 200_000
 
 
 def test_two_datasets_stand_side_by_side_with_their_difference(tmp_path: Path) -> None:

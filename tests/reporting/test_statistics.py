@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.reporting.measures import Document
-from pipeline.reporting.statistics import BIN_NATS, MOST_NATS, POSITIONS_B, VALUES_KEPT, Statistics
+from pipeline.reporting.statistics import (
+    BIN_NATS,
+    MOST_CHARACTERS,
+    MOST_GROUPS,
+    MOST_NATS,
+    POSITIONS_B,
+    VALUES_KEPT,
+    Statistics,
+    named,
+)
 
 VOCABULARY = 5
 LABEL = st.just(math.nan) | st.integers(-4000, 4000).map(lambda steps: steps / 128)
@@ -94,6 +103,39 @@ def test_of_a_column_with_many_values_only_some_are_kept() -> None:
     statistics = Statistics(1, 1)
     add_documents(statistics, {"id": [str(number) for number in range(VALUES_KEPT + 10)]})
     assert len(statistics.groups["id"]) == VALUES_KEPT
+
+
+def test_of_several_columns_no_more_values_are_kept_than_tell_that_there_are_many() -> None:
+    statistics = Statistics(1, 1)
+    names = [f"{number}" + "x" * 1000 for number in range(100)]
+    add_documents(statistics, {"html": [*names], "dump": ["a", "b"] * 50})
+    assert len(statistics.groups["html"]) == MOST_GROUPS + 1
+    assert statistics.few_groups(["html", "dump"]) == "dump"
+
+
+def test_long_values_are_cut_short_and_still_told_apart() -> None:
+    statistics = Statistics(1, 1)
+    long = ["x" * 10**6 + end for end in ("a", "b", "a")]
+    add_documents(statistics, {"html": [*long]})
+    assert [group.documents for group in statistics.groups["html"].values()] == [2, 1]
+    assert all(len(name) < 250 and "… (1,000,001 characters, " in name for name in statistics.groups["html"])
+    assert named("x" * MOST_CHARACTERS) == "x" * MOST_CHARACTERS
+
+
+@settings(max_examples=40, deadline=None)
+@given(ROWS, st.integers(1, 7))
+def test_long_documents_are_added_up_piece_by_piece(rows: list[list[tuple[int, float, float]]], piece: int) -> None:
+    whole, by_piece = Statistics(3, VOCABULARY), Statistics(3, VOCABULARY)
+    for document in documents_of(rows):
+        whole.add(document)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pipeline.reporting.statistics.PIECE_TOKENS", piece)
+            by_piece.add(document)
+    for name in ("counts_MB", "position_counts_MB", "position_sums_MB", "token_counts_MV", "token_sums_MV"):
+        np.testing.assert_array_equal(getattr(by_piece, name), getattr(whole, name))
+    for name, group in whole.groups["kind"].items():
+        np.testing.assert_array_equal(by_piece.groups["kind"][name].sums_M, group.sums_M)  # of multiples of 1/128
+        np.testing.assert_array_equal(by_piece.groups["kind"][name].counts_M, group.counts_M)
 
 
 def test_as_many_values_as_documents_are_no_groups() -> None:

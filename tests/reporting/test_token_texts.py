@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from pipeline.data.tokenizer import encode, train_byte_pairs
-from pipeline.reporting.token_texts import TokenTexts
+from pipeline.reporting.token_texts import MOST_CHARACTERS, TokenTexts
 
 BYTES = train_byte_pairs([], 257)
 PAIRS = train_byte_pairs(["the cat and the dog", "€ 猫 🐈"] * 9, 290)
@@ -59,3 +59,11 @@ def test_words_keep_their_spaces_and_single_bytes_become_characters() -> None:
 
 def test_without_a_tokenizer_a_token_is_its_id() -> None:
     assert TokenTexts(None).of([5, 12]) == ["⟨5⟩", "⟨12⟩"] and TokenTexts(None).alone(7) == "⟨7⟩"
+
+
+def test_a_token_of_very_many_characters_is_cut_short() -> None:
+    tokenizer = train_byte_pairs([], 257)
+    tokenizer.add_tokens(["x" * 10**6])
+    texts, (place,) = TokenTexts(tokenizer), ids_of(tokenizer, "x" * 10**6)
+    assert texts.of(ids_of(tokenizer, "ab")) == ["a", "b"] and not texts.cut
+    assert texts.of([place]) == [texts.alone(place)] == ["x" * MOST_CHARACTERS + "…"] and texts.cut

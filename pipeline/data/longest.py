@@ -1,0 +1,47 @@
+"""The longest document that is read: rows with a longer one stay, without a document, and are counted.
+
+What reading and labelling hold in memory follows from the longest document. A stranger's file says nothing of it before
+it is read: 9 kB of Zstandard may hold 300 MB of text.
+"""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas.documents import NO_BOUND
+
+LONGEST_DOCUMENT = 2**22  # bytes: a million tokens of English, more than War and Peace
+BYTES_PER_ID = 4
+TOO_LONG_KEY = b"rows_too_long"
+
+
+def without_long(rows: pa.RecordBatch, name: str, longest: int) -> pa.RecordBatch:
+    """The rows with null for each document of more than `longest` bytes, four to a token id; the batch counts them."""
+    if longest >= NO_BOUND:
+        return rows
+    column = rows.column(name)
+    long = pc.greater(sizes(column), longest).fill_null(False)
+    found = int(pc.sum(long).as_py() or 0)
+    if found:
+        kept = pc.if_else(long, pa.scalar(None, column.type), column)
+        rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), kept)
+    return counting(rows, found)
+
+
+def counting(rows: pa.RecordBatch, too_long: int) -> pa.RecordBatch:
+    """The rows, of which so many more are counted."""
+    if not too_long:
+        return rows
+    count = b"%d" % (too_long_rows(rows) + too_long)
+    return rows.replace_schema_metadata({**(rows.schema.metadata or {}), TOO_LONG_KEY: count})
+
+
+def too_long_rows(rows: pa.RecordBatch) -> int:
+    """Number of rows, of a batch as it was read, whose document was too long."""
+    return int((rows.schema.metadata or {}).get(TOO_LONG_KEY, 0))
+
+
+def sizes(column: pa.Array) -> pa.Array:
+    """Bytes of each text or list of token ids; null of a null."""
+    if pa.types.is_nested(column.type):
+        return pc.multiply(pc.list_value_length(column).cast(pa.int64()), BYTES_PER_ID)
+    return pc.binary_length(column).cast(pa.int64())
