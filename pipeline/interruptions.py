@@ -37,7 +37,8 @@ def ending_in_a_line(*, resumes: bool) -> Iterator[None]:
     with _signals_raise(resumes):
         try:
             yield
-            sys.stdout.flush()
+            if sys.stdout is not None:  # as it is where it was closed from the start
+                sys.stdout.flush()
         except KeyboardInterrupt as interrupt:
             number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
             _tell(resumes, "interrupted", *getattr(interrupt, "__notes__", ()))
@@ -56,9 +57,11 @@ def _tell(resumes: bool, *parts: str) -> None:
 def output_is_closed() -> bool:
     """True where standard output had a reader that has gone; another pipe, to a server, may have broken too."""
     poll = select.poll()
+    if sys.stdout is None:
+        return False
     try:
         poll.register(sys.stdout.fileno(), 0)
-    except (OSError, ValueError):  # standard output is no file, or closed from the start
+    except (OSError, ValueError):  # it is no file
         return False
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 

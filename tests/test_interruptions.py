@@ -145,6 +145,13 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
     assert process.communicate(timeout=20) == ("", "") and process.returncode == 0
 
 
+def test_a_standard_output_that_is_closed_from_the_start_is_no_error() -> None:
+    script = "from pipeline.command_line import run\ndef work() -> None: print('done')\nrun(work, 'some.command')"
+    words = ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, script]
+    ended = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def with_closed_output(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """`python -m WORDS`, whose reader has gone before it writes, as `| head` may."""
     reader, writer = os.pipe()
