@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # Two processes, a file to each at a time.
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all bench lint docs pretrained peers
+.PHONY: setup demo test test-all bench lint lock docs pretrained peers
 
 setup: $(INSTALLED)
 
@@ -37,6 +37,11 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/hadolint docker/Dockerfile
+
+# The image's requirements and the hashes of their files, after a change of dependencies or constraints.
+lock: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	$(BIN)/python docker/lock.py
 
 # The API reference, into site/. A warning is an error, but for an annotation of transformers' that it does not import.
 docs: $(INSTALLED)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.command_line import run
-from pipeline.interruptions import Terminated, ending_in_a_line
+from pipeline.interruptions import Interrupted, ending_in_a_line
 from tests.builders import write_documents
 from tests.engine.fakes import token_rows
 from tests.reporting.labelled_texts import write_texts
@@ -70,10 +70,10 @@ def test_an_interrupted_annotation_says_how_far_it_is_and_the_same_command_goes_
     assert not (tmp_path / "home" / ".ray").exists(), "a token there would be asked of every later cluster's users"
 
 
-@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (Interrupted(signal.SIGTERM), 143)])
 @pytest.mark.parametrize("resumes", [True, False])
 def test_an_interrupt_is_one_line(
-    capsys: pytest.CaptureFixture[str], error: type[KeyboardInterrupt], code: int, resumes: bool
+    capsys: pytest.CaptureFixture[str], error: KeyboardInterrupt, code: int, resumes: bool
 ) -> None:
     with pytest.raises(SystemExit) as ended, ending_in_a_line(resumes=resumes):
         raise error
@@ -92,6 +92,64 @@ def test_what_handled_sigterm_before_is_put_back() -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert came == [signal.SIGTERM]
+
+
+SLOW_TO_CLOSE = """
+import signal, sys, time
+from pipeline.interruptions import ending_in_a_line
+if sys.argv[1:] == ["ignored"]:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with ending_in_a_line(resumes=True):
+    try:
+        exec("print('begun', flush=True); time.sleep(60)")
+    finally:
+        time.sleep(float(sys.argv[1]))
+"""
+
+
+def begun(*words: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", SLOW_TO_CLOSE, *words], stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [*SIGNALS, (signal.SIGHUP, 129)])
+def test_a_signal_that_comes_twice_at_once_is_one(number: int, code: int) -> None:
+    """As `timeout` sends it; and exit codes are these even where the interrupted code came by `exec`."""
+    process = begun("0.5")
+    process.send_signal(number)
+    time.sleep(0.2)
+    process.send_signal(number)
+    assert process.communicate(timeout=20)[1] == "interrupted; the same command goes on\n"
+    assert process.returncode == code
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_a_second_signal_ends_what_takes_long_to_close(number: int, code: int) -> None:
+    process = begun("60")
+    process.send_signal(number)
+    time.sleep(1.2)
+    process.send_signal(number)
+    assert process.communicate(timeout=20)[1] == "interrupted again, before all was closed; the same command goes on\n"
+    assert process.returncode == code
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """As `nohup` has SIGHUP."""
+    script = SLOW_TO_CLOSE.replace("time.sleep(60)", "time.sleep(1)").replace("float(sys.argv[1])", "0")
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", script, "ignored"], stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=20) == ("", "") and process.returncode == 0
+
+
+def test_a_standard_output_that_is_closed_from_the_start_is_no_error() -> None:
+    script = "from pipeline.command_line import run\ndef work() -> None: print('done')\nrun(work, 'some.command')"
+    words = ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, script]
+    ended = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def with_closed_output(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -2,19 +2,18 @@
 
 import logging
 import os
-import secrets
-import signal
 import socket
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._private import ray_constants, worker
+from ray._private import worker
 from ray._private.accelerators import get_all_accelerator_managers
 from ray._private.utils import get_num_cpus
+
+from pipeline.engine.local_ray import local_settings, private_folder, signals_wait
 
 Node = dict[str, float]
 """Resources of a machine, by their names."""
@@ -44,25 +43,15 @@ def cluster(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    ours: dict[str, Any] = {}
-    if address == LOCAL:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of a local run leaves the machine
-        # Ray would write a token to ~/.ray, by which every cluster that is started later wants it from whoever joins.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # Ray swaps 127.0.0.1 for an outside address and listens there, unless it takes itself for a laptop's.
-        ray_constants.ENABLE_RAY_CLUSTER = False
-        ours = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **ours)
-    except Exception as error:  # Ray's are of many kinds, a bare Exception among them
-        raise _unreachable(address, str(error).partition("\n")[0]) from error
-    if callable(before) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)  # Ray's own handler ends the process with exit code 15
-    try:
+    with ExitStack() as stack:
+        try:
+            ours = local_settings(stack.enter_context(private_folder())) if address == LOCAL else {}
+            stack.callback(ray.shutdown, wait_for_processes=True)  # what there is of it: a start may be cut short
+            with signals_wait():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **ours)
+        except Exception as error:  # Ray's are of many kinds, a bare Exception among them
+            raise _unreachable(address, str(error).partition("\n")[0]) from error
         yield
-    finally:
-        ray.shutdown()
 
 
 def require_ray() -> None:

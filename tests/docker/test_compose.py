@@ -42,6 +42,15 @@ def test_the_dashboard_is_on_loopback_alone_and_asks_for_a_token(compose: dict[s
         assert service["environment"]["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH_TOKEN:?")
 
 
+def test_services_may_do_nothing_but_compute(compose: dict[str, Any]) -> None:
+    for service in compose["services"].values():
+        assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
+        assert service["read_only"] and "privileged" not in service and "network_mode" not in service
+        writable = {line.split(":")[0]: line for line in service["tmpfs"]}
+        assert set(writable) == {"/tmp", "/home/ray"}, "Ray's folder, and HOME"
+        assert all("size=" in line for line in writable.values())
+
+
 def test_workers_wait_for_the_head_that_the_image_can_tell_healthy(compose: dict[str, Any]) -> None:
     assert compose["services"]["worker"]["depends_on"] == {"head": {"condition": "service_healthy"}}
     assert "local_raylet_healthz" in instructions("HEALTHCHECK")[-1].rest

@@ -81,9 +81,58 @@ def test_every_container_of_ray_has_the_token_and_the_same_disk(manifest: Path) 
         (container,) = pod["containers"]
         token = {one["name"]: one for one in container["env"]}["HF_TOKEN"]
         assert token["valueFrom"] == {"secretKeyRef": {"name": "hugging-face", "key": "token"}}
-        assert container["volumeMounts"] == [{"name": "data", "mountPath": "/data"}]
-        assert [volume["name"] for volume in pod["volumes"]] == ["data"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounts == {"data": "/data", "temporary": "/tmp", "home": "/home/ray"}
+        assert [volume["name"] for volume in pod["volumes"]] == list(mounts)
+        assert all(volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"])
         assert str(pod["securityContext"]["runAsUser"]) == instructions("USER")[-1].rest
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)
+def test_containers_may_do_nothing_but_compute_and_rays_token_is_asked_for(manifest: Path) -> None:
+    cluster = cluster_of(read(manifest))
+    assert cluster["authOptions"] == {"mode": "token"}, "KubeRay makes a Secret of it, which all nodes get"
+    least = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert cluster["autoscalerOptions"]["securityContext"] == least
+    for group in groups_of(read(manifest)):
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] and not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["containers"][0]["securityContext"] == {**least, "readOnlyRootFilesystem": True}
+        assert "groupName" not in group or pod["automountServiceAccountToken"] is False, "the autoscaler needs it alone"
+
+
+def rule_for(name: str) -> str:
+    """The lines of the launcher's comment that speak of something."""
+    comment = LAUNCHER.read_text(encoding="utf-8").partition("\ncluster_name")[0]
+    assert name in comment
+    return comment
+
+
+def test_the_launchers_nodes_are_closed_and_have_the_rights_that_they_need() -> None:
+    """By default Ray opens port 22 to the internet, and gives its head all rights over EC2 and S3."""
+    for name, kind in read(LAUNCHER)["available_node_types"].items():
+        node = kind["node_config"]
+        assert node["SecurityGroupIds"] == ["sg-of-yours"], "else Ray makes one that is open"
+        assert node["MetadataOptions"]["HttpTokens"] == "required"
+        assert ("IamInstanceProfile" in node) == (name == "head"), "workers have no role, the head's is made by hand"
+        assert all(disk["Ebs"]["Encrypted"] for disk in node["BlockDeviceMappings"])
+    comment = rule_for("authorize-security-group-ingress")
+    assert comment.count("authorize-security-group-ingress") == 2
+    assert "--protocol all --source-group $group" in comment and "--port 22" in comment and "0.0.0.0" not in comment
+
+
+def test_the_launchers_rays_ask_for_a_token_that_all_nodes_have() -> None:
+    recipe = read(LAUNCHER)
+    options = recipe["docker"]["run_options"]
+    assert {"--env=RAY_AUTH_MODE=token", "--cap-drop=ALL", "--security-opt=no-new-privileges"} <= set(options)
+    assert recipe["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
+    assert recipe["setup_commands"] == ["chmod 600 ~/.ray/auth_token"]
+    head, worker = (recipe[f"{node}_start_ray_commands"][-1] for node in ("head", "worker"))
+    flags = ray_start_flags(head.removeprefix("ulimit -n 65536; "))
+    assert flags["head"] and flags["dashboard_host"] == "127.0.0.1" and flags["autoscaling_config"]
+    assert ray_start_flags(worker.removeprefix("ulimit -n 65536; "))["address"] == "$RAY_HEAD_IP:6379"
+    assert "umask 077; openssl rand -hex 32 > ~/.ray/auth_token" in rule_for("auth_token")
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)
@@ -143,7 +192,9 @@ def test_images_are_this_projects_own_at_its_version(recipe: Path) -> None:
     images = {node["image"] for node in nodes(read(recipe)) if "image" in node}
     assert images
     for image in images:
-        assert re.fullmatch(rf"(registry\.example\.com/)?token-entropy:{re.escape(version)}-(cpu|cu130)", image)
+        assert re.fullmatch(
+            rf"(registry\.example\.com/)?token-entropy:{re.escape(version)}-(cpu|cu130|cu130-ssh)", image
+        )
 
 
 @pytest.mark.parametrize("recipe", sorted({*JOBS.glob("*.yaml"), *CLUSTERS}), ids=lambda path: path.stem)

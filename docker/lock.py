@@ -1,0 +1,37 @@
+"""Writes the image's requirements with the hashes of their files: `make lock`, after a change of the dependencies.
+
+requirements.txt has everything but torch. requirements-cu130.txt has torch as PyPI offers it for Linux, which is built
+for CUDA 13.0, and the libraries of CUDA. torch for CPUs alone lies on PyTorch's own index, and has no hash here.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CUDA = re.compile(r"(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==")
+HEADER = "# Written by docker/lock.py; `make lock` writes it anew.\n"
+
+
+def resolved() -> str:
+    """The dependencies under constraints.txt, as a Linux machine gets them from PyPI, with the hashes of all files."""
+    command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--constraint", "constraints.txt"]
+    target = ["--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28"]
+    index = ["--index-url", "https://pypi.org/simple"]
+    return subprocess.check_output(
+        [*command, *target, *index, "--generate-hashes", "--no-annotate", "--no-header", "--quiet"],
+        cwd=ROOT,
+        text=True,
+    )
+
+
+def main() -> None:
+    requirements = re.split(r"^(?=\S)", resolved(), flags=re.MULTILINE)[1:]
+    for name, cuda in (("requirements.txt", False), ("requirements-cu130.txt", True)):
+        chosen = [one for one in requirements if bool(CUDA.match(one)) == cuda]
+        (ROOT / "docker" / name).write_text(HEADER + "".join(chosen), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

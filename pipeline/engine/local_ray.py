@@ -1,0 +1,170 @@
+"""A Ray that a run starts on this machine for itself: on loopback, with a token, in a folder of its user alone.
+
+By default Ray puts its sockets and logs into `/tmp/ray`, where everybody may read and write.
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ray._private import ray_constants, utils, worker
+
+from pipeline.interruptions import ECHO, SIGNALS
+
+PREFIX = "ray-of-a-run-"
+LONGEST = 40
+"""Characters of a folder's path: a socket's has 107 at most, of which Ray's session takes up to 67."""
+YOUNG = 60.0  # seconds in which a folder may not have its lock yet
+STACK_TRACE = b"*** SIGTERM received"
+TRIES = 5  # a process that is ending may still add to a log
+
+
+@contextmanager
+def private_folder() -> Iterator[str]:
+    """A temporary folder of this user alone, removed in the end; what killed runs have left is removed too.
+
+    Raises:
+        OSError: if no place takes one whose path is short enough.
+    """
+    parent = _short_place()
+    _sweep(parent)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    lock = _lock(folder)  # the system lets go of it when this process ends, however that is
+    try:
+        yield str(folder / "ray")  # Ray opens its own folder to everybody; its parent stays closed
+    finally:
+        _remove(folder)
+        if lock is not None:
+            os.close(lock)
+
+
+def _short_place() -> Path:
+    """The first of the usual folders for temporary files that can be written to and leaves room for a socket's name."""
+    places = [os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
+    for place in (Path(place).absolute() for place in places if place):
+        short = len(os.fsencode(place / PREFIX)) + 8 <= LONGEST  # mkdtemp adds 8 characters
+        if short and place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+            return place
+    raise OSError("no folder for temporary files with a short name can be written to; set TMPDIR=/tmp")
+
+
+def _lock(folder: Path) -> int | None:
+    """A lock on a folder, as an open file; None while another process has it."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return None
+    return file
+
+
+def _sweep(parent: Path) -> None:
+    """Removes folders of this user's runs that were killed."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        try:
+            status = folder.lstat()
+            old = time.time() - status.st_mtime > YOUNG
+            lock = _lock(folder) if status.st_uid == os.geteuid() and folder.is_dir() and old else None
+        except FileNotFoundError:  # another run was faster
+            continue
+        if lock is not None:
+            _remove(folder)
+            os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    for _ in range(TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+
+
+def local_settings(folder: str) -> dict[str, Any]:
+    """What `ray.init` is given for a Ray of our own, after the environment that all of its processes take over."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of a local run leaves the machine
+    # Without one Ray would write a token to ~/.ray, readable for everybody, by which every cluster that is started
+    # later wants it from whoever joins. The environment of a process is its user's alone.
+    if not os.environ.get("RAY_AUTH_TOKEN"):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ.pop(
+        "RAY_AUTH_MODE", None
+    )  # Ray takes a token then; `disabled` would open the run to the machine's users
+    # Ray swaps 127.0.0.1 for an outside address and listens there, unless it takes itself for a laptop's.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    return {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "_temp_dir": folder}
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Lets a signal wait until Ray has started or failed to: what is started by halves leaves processes behind.
+
+    Ray puts two handlers of SIGTERM there meanwhile, which are taken away: one ends the process with exit code 15, the
+    other, of its C++ core from within `connect` on, prints a stack trace. A second signal does not wait.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, float]] = []
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        handler = before.get(number)
+        if came and time.monotonic() - came[0][1] > ECHO and callable(handler):
+            handler(number, frame)
+        came.append((number, time.monotonic()))
+        signal.alarm(0)  # C++, where it had the signal first, has set one to abort the process in three seconds
+
+    def install(handlers: Mapping[int, Any]) -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    handled = {number: note if callable(handler) else handler for number, handler in before.items()}
+    connect, set_handler = worker.connect, utils.set_sigterm_handler
+
+    def connected(*arguments: Any, **named: Any) -> None:
+        with _without_stack_trace():
+            connect(*arguments, **named)
+            install(handled)
+
+    install(handled)
+    worker.connect, utils.set_sigterm_handler = connected, lambda handler: None
+    try:
+        yield
+    finally:
+        worker.connect, utils.set_sigterm_handler = connect, set_handler
+        install(before)
+        if came:
+            signal.raise_signal(came[0][0])
+
+
+@contextmanager
+def _without_stack_trace() -> Iterator[None]:
+    """Sets aside what is written to standard error, where C++ writes too, and leaves out what came of a SIGTERM."""
+    try:
+        standard_error = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+            aside.seek(0)
+            text = aside.read()
+            if STACK_TRACE not in text:
+                os.write(2, text)

@@ -1,0 +1,281 @@
+"""`python -m tests.kills --count 200 [--hub] [--ray SHARE]`: annotations killed at random moments, and resumed.
+
+The driver gets SIGKILL, SIGTERM or SIGINT, or a worker of Ray's SIGKILL. The same command is given until it completes.
+Then shards, receipts, card and what `datasets` loads must be those of a run that nobody disturbed, and no unfinished
+file and no staged shard be left. Each trial has a seed of its own: `--first 17 --count 3` begins with trial 17.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+from datasets import disable_progress_bars, load_dataset
+
+from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
+from pipeline.training.side_by_side import PROCESSES
+from tests.builders import sample_texts, write_documents
+from tests.hub import Hub, hub_server
+from tests.tiny_models import tiny_second_order
+
+DOCUMENTS = 24
+MOST_KILLS = 3
+"""Of a trial, before it is left alone."""
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+FINE = {signal.SIGKILL: {-9, 0}, signal.SIGTERM: {143, -15, 0}, signal.SIGINT: {130, -2, 0}}
+"""Exit codes: -15 and -2 while it imports or ends, 0 where the work was over before the signal came."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """An annotation, to a folder or to a repository of a Hub."""
+
+    inputs: tuple[str, ...]
+    scratch: Path
+    """With the folder of the output, or the staging."""
+    hub: Hub | None = None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        staging = ("--output", "hf://datasets/user/name", "--staging", str(self.scratch / "staging"))
+        return (*self.inputs, *(staging if self.hub else ("--output", str(self.scratch / "out"))))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**(self.hub.environment if self.hub else {}), "HF_HOME": str(self.scratch / "home")}
+
+    def files(self) -> dict[str, bytes]:
+        """Everything that is published, or lies in the folder, but for what a run says of itself."""
+        if self.hub:
+            files = dict(self.hub.files("user/name"))
+        else:
+            out = self.scratch / "out"
+            files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        return {name: data for name, data in files.items() if Path(name).name not in ("report.json", "lock")}
+
+    def left(self) -> list[str]:
+        """Files that a run which is over should not leave."""
+        return sorted(map(str, [*self.scratch.rglob("*.unfinished"), *self.scratch.glob("staging/**/*.parquet")]))
+
+
+class Started:
+    """A command in a process of its own, which is forked from one that has imported torch."""
+
+    def __init__(self, command: Command, workers: int) -> None:
+        self.printed = command.scratch / "printed"
+        words = (*command.words, "--workers", str(workers))
+        self.process = PROCESSES.Process(
+            target=annotate_in_this_process, args=(words, command.environment, str(self.printed), str(Path.cwd()))
+        )
+        self.printed.unlink(missing_ok=True)
+        self.process.start()
+        while not self.printed.exists():
+            time.sleep(0.01)
+
+    def ended(self, seconds: float | None = None) -> int | None:
+        self.process.join(seconds)
+        return self.process.exitcode
+
+    def kill(self, number: int, victim: str, dice: random.Random) -> bool:
+        """Sends a signal to the driver or to a worker; False where there is none any more."""
+        assert self.process.pid is not None
+        try:
+            driver = psutil.Process(self.process.pid)
+            workers = [one for one in driver.children(recursive=True) if one.name().startswith("ray::")]
+            if victim == "worker":
+                dice.choice(workers or [driver]).send_signal(number if workers else signal.SIGKILL)
+            else:
+                driver.send_signal(number)
+        except psutil.NoSuchProcess:
+            return False
+        return self.process.is_alive() or self.process.exitcode != 0
+
+
+def annotate_in_this_process(words: tuple[str, ...], environment: dict[str, str], printed: str, folder: str) -> None:
+    """`python -m pipeline.annotate WORDS...`, for a Hub whose address huggingface_hub did not know at its import."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the command has a handler of its own
+    file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.setsid()
+    os.environ.update(environment)
+    os.chdir(folder)
+    from huggingface_hub import constants
+
+    if "HF_ENDPOINT" in environment:
+        address = environment["HF_ENDPOINT"]
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
+        constants.HUGGINGFACE_CO_URL_TEMPLATE, constants.ENDPOINT = template, address
+        constants.HF_HUB_CACHE, constants.HF_HUB_DISABLE_XET = f"{environment['HF_HOME']}/hub", True
+    import torch
+
+    from pipeline.annotate import annotate
+    from pipeline.command_line import run
+
+    torch.set_num_threads(1)
+    sys.argv = ["pipeline.annotate", *words]
+    run(annotate, "pipeline.annotate")
+
+
+@dataclass
+class Undisturbed:
+    """A run that nobody kills, and how long it takes."""
+
+    files: dict[str, bytes]
+    rows: list[dict[str, object]]
+    seconds: float
+
+
+def rows_of(files: dict[str, bytes], folder: Path) -> list[dict[str, object]]:
+    """The dataset as `datasets` loads it."""
+    for name, data in files.items():
+        if not name.startswith("_ledger"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+    loaded = load_dataset(str(folder), split="train", cache_dir=str(folder / "cache"))
+    return list(loaded)
+
+
+@dataclass
+class Kills:
+    """Trials against one undisturbed run."""
+
+    folder: Path
+    seed: int
+    hub: bool
+    ray_share: float = 0.0
+    failures: list[str] = field(default_factory=list)
+    kills: int = 0
+
+    def __post_init__(self) -> None:
+        documents = write_documents(self.folder / "in.parquet", sample_texts(DOCUMENTS, 400))
+        tiny_second_order(vocabulary=8192).save_pretrained(self.folder / "model")
+        copy_tokenizer(SHIPPED / "tokenizer", self.folder / "model")
+        model = ("--estimator", str(self.folder / "model"))
+        self.inputs = ("--input", str(documents), *model, "--rows-per-unit", "1")
+        self.undisturbed("first")  # which waits for the process that others are forked from
+        self.expected = self.undisturbed("second")
+        assert len(self.expected.rows) == DOCUMENTS
+
+    def undisturbed(self, name: str) -> Undisturbed:
+        with self.command(name) as command, TemporaryDirectory(dir=self.folder) as place:
+            started, begun = Started(command, workers=0), time.monotonic()
+            assert started.ended() == 0, started.printed.read_text(encoding="utf-8")
+            seconds, files = time.monotonic() - begun, command.files()
+            assert not command.left()
+            return Undisturbed(files, rows_of(files, Path(place)), seconds)
+
+    def command(self, name: str) -> "Trial":
+        return Trial(self, name)
+
+    def trial(self, number: int) -> Iterator[str]:
+        """One annotation, killed up to MOST_KILLS times; says what was done, and what is wrong."""
+        dice = random.Random(f"{self.seed}-{number}")
+        workers = 2 if dice.random() < self.ray_share else 0
+        did: list[str] = []
+        with self.command(f"trial-{number}") as command:
+            for _ in range(dice.randint(1, MOST_KILLS)):
+                done, wrong = self.attempt(command, workers, dice)
+                did.append(done)
+                if wrong:
+                    yield f"trial {number}: {'; '.join(did)}: {wrong}"
+            last = Started(command, workers)
+            if last.ended(300) != 0:
+                printed = last.printed.read_text(encoding="utf-8")
+                yield f"trial {number}: {'; '.join(did)}; the last ended with {last.process.exitcode}: {printed[-600:]}"
+                return
+            for wrong in self.differences(command):
+                yield f"trial {number}: {'; '.join(did)}: {wrong}"
+
+    def attempt(self, command: Command, workers: int, dice: random.Random) -> tuple[str, str]:
+        """One start of the command and one signal: what was done, and what is wrong with how it ended."""
+        victim = "worker" if workers and dice.random() < 0.5 else "driver"
+        number = signal.SIGKILL if victim == "worker" else dice.choice(SIGNALS)
+        moment = dice.uniform(0, self.expected.seconds + (8 if workers else 0))
+        started = Started(command, workers)
+        started.ended(moment)
+        done = f"{number.name} of the {victim} after {moment:.2f} s"
+        if not started.kill(number, victim, dice):
+            return f"{done}, too late", ""
+        self.kills += 1
+        code = started.ended(300)
+        printed = started.printed.read_text(encoding="utf-8")
+        if code is None:
+            started.process.kill()
+            return done, f"it goes on for five minutes: {printed[-300:]}"
+        fine = FINE[number] if victim == "driver" else {0, -9}
+        if code not in fine:
+            return done, f"it ended with {code}: {printed[-600:]}"
+        trace = "Traceback" in printed or "*** SIG" in printed
+        return done, f"a stack trace: {printed[-600:]}" if trace and number != signal.SIGKILL else ""
+
+    def differences(self, command: Command) -> Iterator[str]:
+        """What is not as in the undisturbed run."""
+        files, expected = command.files(), self.expected.files
+        for name in sorted({*files, *expected}):
+            if "receipts" not in name and files.get(name) != expected.get(name):
+                yield f"{name} {'differs' if name in files and name in expected else 'is there in one alone'}"
+        if lines_of(files) != lines_of(expected):
+            yield "the receipts differ"
+        if left := command.left():
+            yield f"there is left {', '.join(left)}"
+        with TemporaryDirectory(dir=self.folder) as place:
+            if rows_of(files, Path(place)) != self.expected.rows:
+                yield "datasets loads something else"
+
+
+def lines_of(files: dict[str, bytes]) -> list[bytes]:
+    """All receipts: a resumed run may put them together in other files."""
+    return sorted(line for name, data in files.items() if "receipts" in name for line in data.splitlines())
+
+
+class Trial:
+    """A command with a folder, and a Hub where there is one, of its own."""
+
+    def __init__(self, kills: Kills, name: str) -> None:
+        self.kills, self.scratch, self.stack = kills, kills.folder / name, ExitStack()
+
+    def __enter__(self) -> Command:
+        self.scratch.mkdir()
+        hub = self.stack.enter_context(hub_server()) if self.kills.hub else None
+        return Command(self.kills.inputs, self.scratch, hub)
+
+    def __exit__(self, *reason: object) -> None:
+        self.stack.close()
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.kills")
+    parser.add_argument("--count", type=int, default=200, help="signals to send")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="the trial to begin with")
+    parser.add_argument("--hub", action="store_true", help="to a repository of the Hub for tests")
+    parser.add_argument("--ray", type=float, default=0.1, help="share of the trials whose workers are Ray's")
+    options = parser.parse_args(arguments)
+    disable_progress_bars()
+    with TemporaryDirectory(prefix="kills-") as folder:
+        kills = Kills(Path(folder), options.seed, options.hub, options.ray)
+        place = "the Hub for tests" if options.hub else "a folder"
+        print(f"to {place}, seed {options.seed}; undisturbed it takes {kills.expected.seconds:.1f} s", flush=True)
+        number = options.first
+        while kills.kills < options.count:
+            for failure in kills.trial(number):
+                kills.failures.append(failure)
+                print(f"FAILED seed {options.seed}, {failure}", flush=True)
+            number += 1
+            print(
+                f"{kills.kills} killed in {number - options.first} trials, {len(kills.failures)} failures", flush=True
+            )
+    return 1 if kills.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
