@@ -5,7 +5,7 @@ The one alignment rule: `entropy[i]` speaks of `input_ids[i]`. No shift, no spec
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -109,9 +109,17 @@ class Provenance:
         """Reads what `to_json` wrote.
 
         Raises:
+            ValueError: as `from_values` does.
+        """
+        return cls.from_values(json_object(text))
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> "Provenance":
+        """Reads the object in what `to_json` wrote.
+
+        Raises:
             ValueError: if another version of the schema wrote it, or no run can have such a provenance.
         """
-        values = json_object(text)
         if (there := values.get("schema_version")) != SCHEMA_VERSION:
             raise ValueError(
                 f"labels of schema version {there!s:.20}, this reads {SCHEMA_VERSION}; annotate anew elsewhere"

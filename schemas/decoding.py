@@ -124,5 +124,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _shown(value: object) -> str:
     """As JSON has it, in ASCII, the beginning of what is long."""
+    if isinstance(value, list | dict):
+        return f"a list of {len(value)}" if isinstance(value, list) else "an object"
     text = json.dumps(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

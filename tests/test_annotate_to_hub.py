@@ -20,6 +20,7 @@ import pytest
 
 from pipeline.data import hub as requests
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
+from pipeline.publishing.publisher import published_receipts
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand, SmallDisk
 from tests.hub import Hub, hub_server
@@ -297,3 +298,93 @@ def test_names_of_classes_are_those_of_the_source_on_the_hub_too(
     ran = subprocess.run(reading, env=environment(hub, tmp_path / "home"), capture_output=True, text=True, check=False)
     wanted = "{'kind': ClassLabel(names=['ham', 'spam'])" + (", '_type': Value('string')}" if more else "}")
     assert ran.stdout.splitlines() == [wanted] * 4, ran.stderr
+
+
+def test_a_shard_that_was_damaged_there_is_labelled_and_published_anew(
+    hub: Hub, run: Run, tmp_path: Path, model: Path
+) -> None:
+    """Its receipt stands there too, so that nobody would ever send it again; the card tells the rows that are there."""
+    file = write_documents(tmp_path / "in.parquet", sample_texts(8, 300))
+    chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 2, "--output", URL)
+    assert run(*chosen, "--staging", tmp_path / "staging")[0] == 0
+    before = hub.files("user/name")
+    (path,) = (path for path in before if path.endswith("train-00002-of-00004.parquet"))
+    hub.add("user/name", {path: before[path][:-9] + bytes(9)})
+    code, printed = run(*chosen, "--staging", tmp_path / "empty")
+    assert code == 0 and "to label       2 documents in 1 units" in printed and "documents      8\n" in printed
+    assert hub.files("user/name")[path] == before[path]
+    assert b"num_examples: 8\n" in hub.files("user/name")["README.md"]
+    assert len(loaded(hub, tmp_path / "home")[0]) == 8
+
+
+def test_a_staged_shard_that_is_damaged_is_labelled_anew(
+    hub: Hub, run: Run, tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, staging = write_documents(tmp_path / "in.parquet", sample_texts(8, 300)), tmp_path / "staging"
+    chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 2)
+    assert run(*chosen, "--output", staging)[0] == 0  # as a run has left it that was killed before its first commit
+    sound = {shard.name: shard.read_bytes() for shard in staging.rglob("*.parquet")}
+    shard = next(staging.rglob("train-00002-of-00004.parquet"))
+    damaged = bytearray(sound[shard.name])
+    damaged[len(damaged) // 3] ^= 16
+    shard.write_bytes(damaged)
+    code, printed = run(*chosen, "--output", URL, "--staging", staging)
+    assert code == 0 and "to label       2 documents in 1 units" in printed
+    assert "1 staged shards are damaged and labelled anew: train-00002-of-00004.parquet" in caplog.text
+    files = hub.files("user/name")
+    assert {Path(path).name: files[path] for path in files if path.startswith("data/")} == sound
+    assert bytes(damaged) not in hub.repositories["datasets", "user/name"].objects.values()
+
+
+def test_a_staging_folder_that_becomes_an_output_has_all_shards(
+    run: Run, tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, staging = write_documents(tmp_path / "in.parquet", sample_texts(8, 300)), tmp_path / "staging"
+    chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 2)
+    assert run(*chosen, "--output", URL, "--staging", staging)[0] == 0
+    assert list(staging.rglob("*.parquet")) == []
+    code, printed = run(*chosen, "--output", staging)
+    assert code == 0 and "to label       8 documents in 4 units" in printed
+    assert f"{staging} was a staging folder; what was published from it is labelled again" in caplog.text
+    assert len(rows_of(staging)) == 8
+    code, printed = run(*chosen, "--output", URL, "--staging", staging)
+    assert code == 0 and "the dataset was complete" in printed
+
+
+@pytest.mark.parametrize("path", ["plan.json", "receipts/a.jsonl"])
+def test_a_repositorys_ledger_that_is_damaged_is_named(
+    hub: Hub, run: Run, tmp_path: Path, model: Path, path: str
+) -> None:
+    file = write_documents(tmp_path / "in.parquet", sample_texts(2, 300))
+    hub.add("user/name", {f"_ledger/second-order/{path}": b'{"unit": 0, "shard": "/etc/passwd"'})
+    before = hub.files("user/name")
+    code, printed = run("--input", file, "--estimator", model, "--output", URL, "--staging", tmp_path / "staging")
+    assert code == 1 and f"{URL}/_ledger/second-order/{path} is damaged (" in printed.splitlines()[-1]
+    assert hub.files("user/name").items() >= before.items()
+
+
+def test_a_repository_whose_plan_reads_another_file_is_refused(hub: Hub, run: Run, tmp_path: Path, model: Path) -> None:
+    secret = write_documents(tmp_path / "secret.parquet", ["a secret"])
+    hub.add("user/source", {"a.parquet": write_documents(tmp_path / "in.parquet", ["a text"]).read_bytes()})
+    chosen = ("--input", "hf://datasets/user/source", "--estimator", model, "--output", URL, "--staging")
+    assert run(*chosen, tmp_path / "one")[0] == 0
+    file = "_ledger/second-order/plan.json"
+    plan = json.loads(hub.files("user/name")[file])
+    hub.add("user/name", {file: json.dumps({**plan, "source": [str(secret)]}).encode()})
+    before = hub.files("user/name")
+    code, printed = run(*chosen, tmp_path / "two")
+    said = f"error: the plan of the run there reads {secret} for hf://datasets/user/source; choose another --output"
+    assert code == 1 and printed.splitlines()[-1].startswith(said)
+    assert hub.files("user/name") == before
+
+
+def test_a_repository_that_lacks_shards_in_the_end_is_told_of_and_the_code_says_so(
+    run: Run, hub: Hub, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where somebody takes them away meanwhile."""
+    file = write_documents(tmp_path / "in.parquet", sample_texts(8, 300))
+    monkeypatch.setattr("pipeline.annotate.published_receipts", lambda *given: published_receipts(*given)[:-1])
+    chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 2, "--output", URL)
+    code, printed = run(*chosen, "--staging", tmp_path / "staging")
+    assert code == 3 and "1 of 4 shards are not there; the same command completes them" in printed
+    assert b"num_examples: 6\n" in hub.files("user/name")["README.md"]

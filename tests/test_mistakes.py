@@ -3,6 +3,7 @@
 A row of the page has arguments; where a section names some beside them, those flags that a row lacks are added.
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -80,6 +81,10 @@ def folder(materials: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterat
     hub.add("user/broken", {"README.md": b"---\nlicense: mit\nlicense: gpl\n---\n"})
     plan = (materials / "sets" / "run" / "out" / "_ledger" / "exact" / "plan.json").read_bytes()
     hub.add("user/published", {"_ledger/exact/plan.json": plan.replace(b'"share": 1.0', b'"share": 0.5')})
+    read = json.dumps({**json.loads(plan), "inputs": ["hf://datasets/user/name"], "source": ["/etc/passwd"]})
+    hub.add("user/reads-others", {"_ledger/exact/plan.json": read.encode()})
+    hub.add("user/plan-damaged", {"_ledger/exact/plan.json": b"{"})
+    hub.add("user/receipt-damaged", {"_ledger/exact/plan.json": plan, "_ledger/exact/receipts/a.jsonl": b"{"})
     yield materials
     shutil.rmtree("out", ignore_errors=True)
 

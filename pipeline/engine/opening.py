@@ -87,7 +87,10 @@ def read_plan(text: str) -> Plan:
         ValueError: if no run can have such a plan.
     """
     values = json_object(text)
-    provenance = Provenance.from_json(json.dumps(values.pop("run", None)))
+    run = values.pop("run", None)
+    if not isinstance(run, dict):
+        raise ValueError("run is not an object")
+    provenance = Provenance.from_values(run)
     plan = PlannedUnits.from_values(values)
     source = provenance.source if plan.source is None else plan.source  # older versions had all inputs in the former
     schema = None if plan.schema is None else _read_schema(plan.schema)

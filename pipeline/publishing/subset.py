@@ -1,6 +1,5 @@
 """What a published subset has besides its shards: plan, tokenizer, card, and notes on how the last run ended."""
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -92,7 +91,9 @@ def _tokenizer(facts: Facts) -> list[Path]:
 def _report(file: Path) -> bytes:
     """What the last session reported."""
     with reading(file, "delete it; no label depends on it"):
-        return json.dumps(json_object(text_of(file)), indent=2).encode()
+        text = text_of(file)
+        json_object(text)
+        return text.encode()
 
 
 def _note(file: Path) -> bytes:

@@ -176,6 +176,15 @@ def test_half_written_files_are_swept_when_a_run_goes_on(tmp_path: Path) -> None
     assert contents(tmp_path) == before
 
 
+def test_half_written_files_elsewhere_are_not_swept_through_a_link(tmp_path: Path) -> None:
+    begin(tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".mine.unfinished").write_text("mine", encoding="utf-8")
+    (tmp_path / "out" / "notes").symlink_to(tmp_path / "mine")
+    begin(tmp_path / "out")
+    assert contents(tmp_path / "mine") == {".mine.unfinished": b"mine"}
+
+
 def test_a_run_killed_while_it_wrote_its_plan_begins_again(tmp_path: Path) -> None:
     (tmp_path / "_ledger" / "exact").mkdir(parents=True)
     (tmp_path / "_ledger" / "exact" / ".plan.json.unfinished").write_text("{", encoding="utf-8")

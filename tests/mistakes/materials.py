@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer
 from pipeline.data.tokenizer import train_byte_pairs
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from schemas.layout import LEDGER_FOLDER, Subset
-from schemas.ledger import PLAN_FILE
+from schemas.ledger import PLAN_FILE, RECEIPTS, REPORT_FILE
 from tests.annotated import write_annotated
 from tests.builders import sample_texts, write_documents
 from tests.models.architectures import tiny_causal
@@ -203,6 +204,7 @@ def _write_datasets(folder: Path) -> None:
     annotated(sets / "run")
     shutil.copytree(sets / "run" / "out", sets / "plan-damaged")
     (sets / "plan-damaged" / LEDGER_FOLDER / "exact" / PLAN_FILE).write_text('{"run": ', encoding="utf-8")
+    _write_ledgers(sets)
     shutil.copytree(sets / "run" / "out", sets / "begun")
     for file in (sets / "begun").rglob("*.json"):
         if file.name != PLAN_FILE:
@@ -214,6 +216,26 @@ def _write_datasets(folder: Path) -> None:
         (folder / name / "metrics.jsonl").touch()
     (folder / "training" / "unfinished.json").write_text('{"folds": 9}', encoding="utf-8")
     (folder / "training-damaged" / "unfinished.json").write_text('{"folds"', encoding="utf-8")
+
+
+def _write_ledgers(sets: Path) -> None:
+    """Datasets of a stranger's, or from a damaged disk."""
+    for name in ("link-out", "pipe", "receipt-cut", "receipt-out", "shard-damaged", "report-damaged", "of-text"):
+        shutil.copytree(sets / "run" / "out", sets / name)
+    ledger = Path(LEDGER_FOLDER, "exact")
+    for name in ("link-out", "pipe"):
+        next((sets / name).rglob("train-00003-*")).unlink()
+    (sets / "link-out" / "data" / "exact" / "train-00003-of-00006.parquet").symlink_to(sets.resolve() / "run")
+    os.mkfifo(sets / "pipe" / "data" / "exact" / "train-00003-of-00006.parquet")
+    (sets / "receipt-cut" / ledger / RECEIPTS / "00000003.json").write_text('{"unit": 3', encoding="utf-8")
+    named = sets / "receipt-out" / ledger / RECEIPTS / "00000003.json"
+    named.write_text(named.read_text(encoding="utf-8").replace("train-", "../../../train-"), encoding="utf-8")
+    shard = next((sets / "shard-damaged").rglob("train-00003-*"))
+    shard.write_bytes(shard.read_bytes()[:-9] + bytes(9))
+    (sets / "report-damaged" / ledger / REPORT_FILE).write_text("{", encoding="utf-8")
+    plan = sets / "of-text" / ledger / PLAN_FILE
+    without = plan.read_text(encoding="utf-8")
+    plan.write_text(without.replace('"tokenizer_sha256": null', '"tokenizer_sha256": "d"'), encoding="utf-8")
 
 
 def _write_settings(folder: Path) -> None:

@@ -10,10 +10,12 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from pipeline.models.checkpoint import (
+    SHIPPED,
     checkpoint_kind,
     checkpoint_members,
     checkpoint_sha256,
     context_and_vocabulary,
+    copy_tokenizer,
     find_checkpoint,
     fold_folder,
 )
@@ -242,3 +244,17 @@ def test_a_model_of_the_hub_is_fetched_without_its_pickles(hub: Hub, estimator_f
         find_checkpoint("user/name@absent")
     with pytest.raises(ValueError, match="no folder no such name"):
         find_checkpoint("no such name")
+
+
+def test_a_tokenizer_is_copied_beside_a_link_and_not_through_it(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret", encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "tokenizer.json").symlink_to(tmp_path / "secret")
+    copy_tokenizer(SHIPPED / "tokenizer", tmp_path / "out")
+    assert (tmp_path / "secret").read_text(encoding="utf-8") == "secret"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        copied = tmp_path / "out" / name
+        assert not copied.is_symlink() and copied.read_bytes() == (SHIPPED / "tokenizer" / name).read_bytes()
+    before = sorted(file.name for file in (tmp_path / "out").iterdir())
+    copy_tokenizer(tmp_path / "out", tmp_path / "out")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == before and len(before) == 2
