@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
+from pipeline.data.visible import say
+
 CLOSED_OUTPUT = 128 + signal.SIGPIPE  # exit codes as shells report them
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ECHO = 1.0  # seconds: `timeout` sends a signal twice, and a terminal that closes sends two kinds
