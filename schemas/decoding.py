@@ -4,11 +4,11 @@ Anybody can have written it. Numbers are finite, and whole numbers are never neg
 """
 
 import json
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -17,6 +17,7 @@ LARGEST = 2**63 - 1  # of a whole number, as in Arrow and Parquet
 SHOWN = 40  # characters of a wrong value
 
 Record = TypeVar("Record")
+Reader = Callable[[Any, str], Any]
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -42,12 +43,12 @@ def decoded(kind: type[Record], values: object, name: str = "it") -> Record:
     """
     if not isinstance(values, dict):
         raise ValueError(f"{name} is {_shown(values)}, not an object")
-    types = _types(cast(Any, kind))
-    if lacking := [each for each, (_, needed) in types.items() if needed and each not in values]:
-        raise ValueError(f"{name} lacks {', '.join(lacking)}")
-    if unknown := sorted(set(values) - set(types)):
-        raise ValueError(f"{name} has {_shown(unknown[0])}, which this version does not write")
-    return kind(**{each: _value(types[each][0], value, each) for each, value in values.items()})
+    readers, needed = _fields(cast(Any, kind))
+    if not needed <= values.keys():
+        raise ValueError(f"{name} lacks {', '.join(each for each in readers if each in needed - values.keys())}")
+    if not values.keys() <= readers.keys():
+        raise ValueError(f"{name} has {_shown(min(values.keys() - readers))}, which this version does not write")
+    return kind(**{each: readers[each](value, each) for each, value in values.items()})
 
 
 @contextmanager
@@ -75,43 +76,65 @@ def text_of(file: Path) -> str:
 
 
 @cache
-def _types(kind: Any) -> dict[str, tuple[Any, bool]]:
-    """Type of each field, and whether it has to be there."""
+def _fields(kind: type) -> tuple[dict[str, Reader], set[str]]:
+    """How the value of each field is read, and the fields that have to be there."""
     hints = get_type_hints(kind)
     assert is_dataclass(kind)
-    return {
-        field.name: (hints[field.name], field.default is MISSING and field.default_factory is MISSING)
-        for field in fields(kind)
-    }
+    needed = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
+    return {each.name: _reader(hints[each.name]) for each in fields(kind)}, needed
 
 
-def _value(kind: Any, value: Any, name: str) -> Any:
+def _reader(kind: Any) -> Reader:
+    """From a value and its name to what a field of this type holds."""
+    arguments = get_args(kind)
     if get_origin(kind) in (Union, UnionType):
-        (other,) = set(get_args(kind)) - {NoneType}
-        return None if value is None else _value(other, value, name)
+        (other,) = set(arguments) - {NoneType}
+        given = _reader(other)
+        return lambda value, name: None if value is None else given(value, name)
     if get_origin(kind) is tuple:
-        return _tuple(get_args(kind), value, name)
+        return _list_reader(arguments)
     if get_origin(kind) is Literal:
-        return value if value in get_args(kind) else _refuse(value, name, f"one of {', '.join(get_args(kind))}")
-    if kind is int:
-        whole = type(value) is int and 0 <= value <= LARGEST
-        return value if whole else _refuse(value, name, "a whole number from 0 on")
-    if kind is float:
-        finite = math.isfinite(value) if type(value) is float else type(value) is int and abs(value) <= LARGEST
-        return float(value) if finite else _refuse(value, name, "a finite number")
+        choices = f"one of {', '.join(arguments)}"
+        return lambda value, name: value if value in arguments else _refuse(value, name, choices)
     if isinstance(kind, type) and is_dataclass(kind):
-        return decoded(kind, value, name)
-    assert kind in (str, bool), f"no rule for {kind}"
-    return value if type(value) is kind else _refuse(value, name, "text" if kind is str else "true or false")
+        return lambda value, name: decoded(kind, value, name)
+    return {int: _whole, float: _finite, str: _text, bool: _flag}[kind]
 
 
-def _tuple(kinds: tuple[Any, ...], value: object, name: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        _refuse(value, name, "a list")
-    kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
-    if len(kinds) != len(value):
-        _refuse(value, name, f"a list of {len(kinds)}")
-    return tuple(_value(kind, each, name) for kind, each in zip(kinds, value, strict=True))
+def _list_reader(kinds: tuple[Any, ...]) -> Reader:
+    """Of a list with items of one type, or with so many of these types."""
+    if kinds[-1] is Ellipsis:
+        each = _reader(kinds[0])
+        return lambda value, name: tuple([each(item, name) for item in _list(value, name)])
+    readers = tuple(map(_reader, kinds))
+
+    def fixed(value: Any, name: str) -> tuple[Any, ...]:
+        if len(_list(value, name)) != len(readers):
+            _refuse(value, name, f"a list of {len(readers)}")
+        return tuple([reader(item, name) for reader, item in zip(readers, value, strict=True)])
+
+    return fixed
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    return value if type(value) is list else _refuse(value, name, "a list")
+
+
+def _whole(value: Any, name: str) -> int:
+    return value if type(value) is int and 0 <= value <= LARGEST else _refuse(value, name, "a whole number from 0 on")
+
+
+def _finite(value: Any, name: str) -> float:
+    finite = isfinite(value) if type(value) is float else type(value) is int and abs(value) <= LARGEST
+    return float(value) if finite else _refuse(value, name, "a finite number")
+
+
+def _text(value: Any, name: str) -> str:
+    return value if type(value) is str else _refuse(value, name, "text")
+
+
+def _flag(value: Any, name: str) -> bool:
+    return value if type(value) is bool else _refuse(value, name, "true or false")
 
 
 def _refuse(value: object, name: str, wanted: str) -> NoReturn:
