@@ -10,8 +10,8 @@ from typing import TypedDict
 import pyarrow as pa
 
 from pipeline.data.documents import without_names
-from pipeline.data.locations import pinned
-from pipeline.data.naming import is_local, named_inputs, urls, without_paths
+from pipeline.data.locations import HUB, pinned
+from pipeline.data.naming import named_inputs, recorded, urls, without_paths
 from pipeline.data.sample import SAMPLE_NAME
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, named_token, token_source, tokenizer_sha256
 from pipeline.engine.device import Device, fast_dtype
@@ -34,8 +34,9 @@ from schemas.annotations import SHIPPED_MODEL, Dtype, Method, Provenance, annota
 
 def frozen(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
     """The inputs with the commit of every Hub repository: today's, or that of the run that is gone on with."""
-    if inputs and there is not None and without_paths(there.inputs) == without_paths(inputs):
-        return tuple(named if is_local(named) else pin for named, pin in zip(inputs, there.source, strict=True))
+    if inputs and there is not None and without_paths(recorded(there.inputs)) == without_paths(recorded(inputs)):
+        pairs = zip(inputs, there.source, strict=True)  # a pin of the Hub alone holds more than the input
+        return tuple(pin if named.startswith(HUB) else named for named, pin in pairs)
     return pinned(inputs)
 
 
@@ -136,7 +137,7 @@ class Names(TypedDict):
 
 def names_for(config: Config, source: Source, inputs: Sequence[str], checkpoint: Path, there: Plan | None) -> Names:
     """The names of a run that is resumed, whatever folders were moved since; those of a new run else."""
-    if there is not None and urls(there.source) == urls(inputs):
+    if there is not None and recorded(urls(there.source)) == recorded(urls(inputs)):
         run = there.provenance
         return Names(source=run.source, source_files=run.source_files, model=run.model)
     return Names(
