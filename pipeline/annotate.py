@@ -24,6 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from pipeline.command_line import INCOMPLETE, run
 from pipeline.data.annotations import read_quarantine
 from pipeline.data.hub import Repository
+from pipeline.data.naming import recorded
 from pipeline.data.sample import write_sample
 from pipeline.data.shards import write_text
 from pipeline.data.visible import say
@@ -123,7 +124,8 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str
             job.repository.prepare(private=config.private)
     checkpoint = job.snapshot.name if job.snapshot else None
     with stage("looking at what is there"):
-        open_run(job.subset, Plan(job.provenance, config.input, checkpoint, inputs, job.schema), units)
+        written = Plan(job.provenance, recorded(config.input), checkpoint, recorded(inputs), job.schema)
+        open_run(job.subset, written, units)
     if job.tokenizer is not None:
         copy_tokenizer(job.tokenizer, job.subset.tokenizer)
     if job.repository is None:

@@ -10,8 +10,8 @@ from typing import TypedDict
 import pyarrow as pa
 
 from pipeline.data.documents import without_names
-from pipeline.data.locations import COMMIT, is_pin, pinned
-from pipeline.data.naming import is_local, named_inputs, urls, without_paths
+from pipeline.data.locations import COMMIT, HUB, is_pin, pinned
+from pipeline.data.naming import named_inputs, recorded, urls, without_paths
 from pipeline.data.sample import SAMPLE_NAME
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, named_token, token_source, tokenizer_sha256
 from pipeline.engine.device import Device, fast_dtype
@@ -38,12 +38,13 @@ def frozen(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
     Raises:
         ValueError: if that run's plan, which anybody can have written, has other inputs than those that are named.
     """
-    if not inputs or there is None or without_paths(there.inputs) != without_paths(inputs):
+    if not inputs or there is None or without_paths(recorded(there.inputs)) != without_paths(recorded(inputs)):
         return pinned(inputs)
-    for named, pin in zip(inputs, there.source, strict=True):
-        if not is_local(named) and not is_pin(pin, named):
+    pairs = list(zip(inputs, there.source, strict=True))  # a pin of the Hub alone holds more than the input
+    for named, pin in pairs:
+        if named.startswith(HUB) and not is_pin(pin, named):
             raise ValueError(f"the plan of the run there reads {pin} for {named}; choose another --output or --subset")
-    return tuple(named if is_local(named) else pin for named, pin in zip(inputs, there.source, strict=True))
+    return tuple(pin if named.startswith(HUB) else named for named, pin in pairs)
 
 
 def frozen_checkpoint(named: str | None, there: Plan | None) -> str | None:
@@ -150,7 +151,7 @@ class Names(TypedDict):
 
 def names_for(config: Config, source: Source, inputs: Sequence[str], checkpoint: Path, there: Plan | None) -> Names:
     """The names of a run that is resumed, whatever folders were moved since; those of a new run else."""
-    if there is not None and urls(there.source) == urls(inputs):
+    if there is not None and recorded(urls(there.source)) == recorded(urls(inputs)):
         run = there.provenance
         return Names(source=run.source, source_files=run.source_files, model=run.model)
     return Names(

@@ -1,12 +1,16 @@
 """Inputs as a dataset names them to everybody who reads it: URLs, and no path of anybody's disk."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.data.locations import File, is_url
+from pipeline.data.redaction import is_harmless
 
 LOCAL_URLS = ("file:", "local:")
+HTTP_PARAMETERS = re.compile(r"(?:[?#]|;[^/?;#=]*=).*")
+PARAMETERS = re.compile(r"[?;#][^/?;#=]*=.*")  # where a `?` may be a glob's
 LOCAL_NAME = "a local file"
 MOST_NAMED = 4  # every shard has these names twice: its footer stays at 4 kB whatever the number of inputs
 
@@ -14,6 +18,11 @@ MOST_NAMED = 4  # every shard has these names twice: its footer stays at 4 kB wh
 def is_local(named: str) -> bool:
     """True for a path, and for a URL of one."""
     return not is_url(named) or named.startswith(LOCAL_URLS)
+
+
+def recorded(inputs: Sequence[str]) -> tuple[str, ...]:
+    """The inputs as they are written down: a URL ends before parameters, unless all of these are harmless."""
+    return tuple(named if is_local(named) else _without_parameters(named) for named in inputs)
 
 
 def without_paths(inputs: Sequence[str]) -> tuple[str, ...]:
@@ -30,7 +39,7 @@ def named_inputs(inputs: Sequence[str], files: Sequence[File]) -> tuple[str, ...
     """The first URLs, then the number of all local files among those found and the name of the folder that has them."""
     local = [Path(file.url) for file in files if not is_url(file.url)]
     counted = [f"{len(local):,} local file{'s' if len(local) > 1 else ''}{_in_folder(local)}"] if local else []
-    return (*_first(urls(inputs)), *counted)
+    return (*_first(recorded(urls(inputs))), *counted)
 
 
 def public_names(source: Sequence[str]) -> tuple[str, ...]:
@@ -41,6 +50,14 @@ def public_names(source: Sequence[str]) -> tuple[str, ...]:
 def _first(names: Sequence[str]) -> list[str]:
     more = len(names) - MOST_NAMED
     return list(names) if more <= 0 else [*names[:MOST_NAMED], f"{more:,} more"]
+
+
+def _without_parameters(url: str) -> str:
+    parameters = (HTTP_PARAMETERS if url.lower().startswith("http") else PARAMETERS).search(url)
+    if parameters is None:
+        return url
+    names = [each.partition("=")[0] for each in re.split("[?&;#]", parameters[0]) if each]
+    return url if all(map(is_harmless, names)) else url[: parameters.start()]
 
 
 def _in_folder(files: Sequence[Path]) -> str:

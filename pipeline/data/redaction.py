@@ -5,28 +5,67 @@ import re
 from urllib.parse import quote, unquote_plus
 
 REMOVED = "***"
-SHORTEST_SECRET = 8  # characters; a shorter value stands in ordinary words too
-SECRET_PARAMETER = re.compile("token|sig|signature|key|secret|credential|password", re.IGNORECASE)
-SECRET_VARIABLE = re.compile("TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$", re.IGNORECASE)
-USER = re.compile(r"(?<=://)[^/?#\s]*@")
-PASSWORD = re.compile(r"https?://[^/?#\s]*@|://[^/?#\s]*:[^/?#\s]*@", re.IGNORECASE)
-PARAMETER = re.compile(r"(?<=[?&;#])([^?=&;#\s]+)=([^&;#\s]*)")
-TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
-BEARER = re.compile(r"(Bearer\s+)\S+", re.IGNORECASE)
+SHORTEST_SECRET = 7  # characters; a shorter value stands in ordinary words too
+TELLING = re.compile(
+    "token|sig|key|secret|credential|passw|pwd|auth|bearer|cookie|session|jwt|hmac|private|ticket|policy|hdnts",
+    re.IGNORECASE,
+)
+# Names of parameters that stand in other words too, so that they must be whole ones.
+TELLING_WORD = re.compile(
+    r"(?:^|[-_.])(?:pass|pw|pat|pin|code|sid|hash|access|otp|nonce|refresh|verify|secure|e|se|st)(?:$|[-_.])",
+    re.IGNORECASE,
+)
+SECRET_VARIABLE = re.compile(
+    "TOKEN|SECRET|PASSW|CREDENTIAL|KEYS?$|KEY_ID$|_(PASS|PAT|PWD|AUTH|COOKIE|JWT|DSN)$|CONN(ECTION)?_?STR",
+    re.IGNORECASE,
+)
+# Repetitions before a required character are bounded: a name of a megabyte is read over in a moment.
+# A password may hold any character; digits up to a slash are a port, before a path that may hold an @.
+SLASHED = r"[^/?#\s@:]+:(?!\d+[/?#])[^\s@?&'\"]{0,300}@"
+USER = re.compile(rf"(?<=://)(?:[^/?#\s]*@|{SLASHED})")
+PASSWORD = re.compile(rf"https?://[^/?#\s]*@|://[^/?#\s]*:[^/?#\s]*@|://{SLASHED}", re.IGNORECASE)
+PARAMETER = re.compile(r"(?<=[?&;#])([^?=&;#\s/]+)=([^&;#\s]*)")
+URL = re.compile(r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,30}://[^\s'\"]+", re.IGNORECASE)
+# Parameters that choose a file or its version. The value of any other may let its bearer in.
+HARMLESS = re.compile(
+    "dl|download|export|format|lang|limit|offset|page|raw|ref|rev|revision|size|version|versionid", re.IGNORECASE
+)
+# Each begins with what stays of it.
+SHAPES = (
+    re.compile(
+        r"((?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?(?:(?:basic|bearer|digest|token)\s+)?)[^\s'\",;]+", re.I
+    ),
+    re.compile(r"((?:set-)?cookie['\"]?\s*[:=]\s*['\"]?)[^\n'\"]+", re.I),
+    re.compile(r"(\bbearer\s+)\S+", re.I),
+    re.compile(r"(\bx-[\w-]{0,20}(?:key|token|auth|secret)\s*:\s*)\S+", re.I),
+    re.compile(
+        r"((?:secret|password|passwd|api[-_]?key|access[-_]?key|account[-_]?key|(?:access|auth|api|session|hf|"
+        r"refresh|security|id)[-_]?token|(?<![\w-])token)['\"]?\s*[:=]\s*)(?:'[^']+'|\"[^\"]+\"|(?<==)[^\s'\",;&)]+)",
+        re.I,
+    ),
+    re.compile(r"()\bhf_(?:oauth_|jwt_)?[A-Za-z0-9]{8,}"),
+    re.compile(r"()\b(?:gh[oprsu]_|github_pat_|glpat-|xox[abprs]-|sk-)[\w-]{16,}"),
+    re.compile(r"()\b(?:AKIA|ASIA)[A-Z0-9]{12,}"),
+    re.compile(r"()\beyJ[\w-]{8,500}\.[\w-]{8,}(?:\.[\w-]*)?"),
+    re.compile(r"()-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*KEY-----|\Z)", re.S),
+)
 
 
 def redacted(text: str) -> str:
     """The text without credentials: `***` stands for each.
 
-    Credentials are users and passwords in URLs, query parameters with a telling name, Hugging Face tokens, bearer
-    tokens, and the values of environment variables with a telling name, as they are or quoted for a URL.
+    Credentials are users and passwords in URLs, parameters with a telling name and all parameters of a URL but those
+    that are harmless, headers and settings with a telling name, tokens and keys of known shapes, and the values of
+    environment variables with a telling name, as they are or quoted for a URL.
     """
     for secret in _environment_secrets():
         text = text.replace(secret, REMOVED)
     text = USER.sub(f"{REMOVED}@", text)
-    text = PARAMETER.sub(lambda found: f"{found[1]}={REMOVED}" if _is_secret(found[1]) else found[0], text)
-    text = BEARER.sub(rf"\1{REMOVED}", text)
-    return TOKEN.sub(REMOVED, text)
+    text = URL.sub(lambda url: PARAMETER.sub(lambda found: _shown(found, not is_harmless(found[1])), url[0]), text)
+    text = PARAMETER.sub(lambda found: _shown(found, _is_secret(found[1])), text)
+    for shape in SHAPES:
+        text = shape.sub(rf"\1{REMOVED}", text)
+    return text
 
 
 def told(error: BaseException) -> str:
@@ -35,16 +74,31 @@ def told(error: BaseException) -> str:
 
 
 def has_credential(url: str) -> bool:
-    """Whether the URL holds a password or a query parameter with a telling name.
+    """Whether the URL holds a password, a parameter with a telling name, a token of a known shape or a variable's.
 
     A user alone is a credential over HTTP, where it may be a token; elsewhere it may be a container's name
     (`abfs://container@account...`).
     """
-    return PASSWORD.search(url) is not None or any(_is_secret(found[1]) for found in PARAMETER.finditer(url))
+    return (
+        PASSWORD.search(url) is not None
+        or any(_is_secret(found[1]) for found in PARAMETER.finditer(url))
+        or any(shape.search(url) for shape in SHAPES)
+        or any(secret in url for secret in _environment_secrets())
+    )
+
+
+def is_harmless(parameter: str) -> bool:
+    """Whether a parameter of a URL, by its name, lets nobody in."""
+    return HARMLESS.fullmatch(unquote_plus(parameter)) is not None
+
+
+def _shown(found: re.Match[str], secret: bool) -> str:
+    return f"{found[1]}={REMOVED}" if secret else found[0]
 
 
 def _is_secret(parameter: str) -> bool:
-    return SECRET_PARAMETER.search(unquote_plus(parameter)) is not None
+    name = unquote_plus(parameter)
+    return TELLING.search(name) is not None or TELLING_WORD.search(name) is not None
 
 
 def _environment_secrets() -> list[str]:

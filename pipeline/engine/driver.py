@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Generator, Sequence
 
+from pipeline.data.naming import recorded
 from pipeline.engine.annotation import Annotated
 from pipeline.engine.backlog import Backlog, Try
 from pipeline.engine.crew import Crew, Ended, Hand, shown
@@ -174,7 +175,7 @@ class Driver:
         note = Quarantined(
             unit=unit.index,
             shard=shard_name(unit.index, self.run.units),
-            file=unit.file.url,
+            file=recorded([unit.file.url])[0],
             start=unit.start,
             stop=unit.stop,
             reason=f"{shown(error)} ({len(self.backlog.tries.pop(unit))} tries)",

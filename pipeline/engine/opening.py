@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.data.columns import is_json, plain_field
 from pipeline.data.locations import File
-from pipeline.data.naming import without_paths
+from pipeline.data.naming import recorded, without_paths
 from pipeline.data.shards import is_unfinished, write_text
 from pipeline.engine.growth import begin_growing, finish_growing, grows, is_growing
 from pipeline.engine.ledger import discard_unsound, read_receipts, remove_unfinished
@@ -187,7 +187,7 @@ def _written(plan: Plan, units: Sequence[Unit]) -> str:
     files = list(dict.fromkeys(unit.file for unit in units))
     number = {file: index for index, file in enumerate(files)}
     places = [[number[unit.file], unit.start, unit.stop] for unit in units]
-    listed = [{"url": file.url, "size": file.size, "version": file.version} for file in files]
+    listed = [{"url": recorded([file.url])[0], "size": file.size, "version": file.version} for file in files]
     named = {name: getattr(plan, name) for name in ("inputs", "checkpoint", "source")}
     what = {"run": asdict(plan.provenance), **named}
     if plan.schema is not None:

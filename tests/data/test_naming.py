@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.locations import File
-from pipeline.data.naming import LOCAL_NAME, MOST_NAMED, is_local, named_inputs, public_names, urls, without_paths
+from pipeline.data.naming import (
+    LOCAL_NAME,
+    MOST_NAMED,
+    is_local,
+    named_inputs,
+    public_names,
+    recorded,
+    urls,
+    without_paths,
+)
 
 URL = "hf://datasets/user/name@" + "a" * 40 + "/data"
 PARTS = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=9).filter(
@@ -54,3 +63,26 @@ def test_any_number_of_inputs_has_a_few_names_without_a_path(paths: list[str], r
 def test_of_the_paths_that_older_versions_wrote_the_last_part_is_shown() -> None:
     assert public_names(["/home/ann/in.parquet", "notes/*.txt", URL]) == ("in.parquet", "notes/*.txt", URL)
     assert public_names([f"/home/ann/{number}.txt" for number in range(1000)])[-2:] == ("3.txt", "996 more")
+
+
+@pytest.mark.parametrize(
+    ("url", "written"),
+    [
+        ("https://host/a.parquet?download=true&ref=main", None),
+        ("https://host/a.parquet?upload_id=5", "https://host/a.parquet"),
+        ("https://host/a.parquet?download=true&x%69=5", "https://host/a.parquet"),
+        ("https://host/a.parquet?abcdef", "https://host/a.parquet"),
+        ("https://host/a.parquet#part", "https://host/a.parquet"),
+        ("https://host/a.parquet;grant=5", "https://host/a.parquet"),
+        ("https://host/a;b/c.parquet", None),
+        ("s3://bucket/part-?.parquet", None),
+        ("s3://bucket/a.parquet?versionId=abc", None),
+        ("s3://bucket/a.parquet?grant=abc", "s3://bucket/a.parquet"),
+        ("/data/a?b=c.parquet", None),
+        (URL, None),
+    ],
+)
+def test_a_url_is_written_down_without_parameters_that_may_let_anybody_in(url: str, written: str | None) -> None:
+    assert recorded([url]) == (written or url,)
+    if not is_local(url):
+        assert named_inputs([url], []) == (written or url,)
