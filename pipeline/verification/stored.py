@@ -92,7 +92,7 @@ def stored_subsets(place: str, only: str | None) -> list[Stored]:
     wanted = [stored for stored in found if only in (None, stored.subset.name)]
     if not wanted:
         has = f"it has {', '.join(each.subset.name for each in found)}" if found else "make one with pipeline.annotate"
-        raise ValueError(f"no annotated dataset {only or ''} in {place}; {has}")
+        raise ValueError(f"no annotated dataset{f' {only}' if only else ''} in {place}; {has}")
     for stored in wanted:
         if (stored.subset.ledger / PUBLISHED_FILE).exists():
             raise ValueError(f"{place} holds what is published elsewhere; name the dataset at hf://datasets/USER/NAME")
@@ -125,6 +125,7 @@ def _files(root: Path, subset: Subset) -> dict[str, str]:
 
 
 def _on_hub(place: str) -> list[Stored]:
+    assert Repository.at(place)  # raises where the URL names something else
     (url,) = pinned((place,))
     uri = parse_hf_uri(url)
     assert uri.revision is not None
