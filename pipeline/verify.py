@@ -96,11 +96,11 @@ def unchanged(config: Config) -> Iterator[None]:
         ValueError: if a run is at work in it.
     """
     lock = Path(config.dataset, LEDGER_FOLDER, LOCK_FILE)
-    if config.dataset.startswith(HUB) or lock.is_symlink() or not lock.is_file():
-        yield
-    elif config.repair:
+    if config.repair and lock.parent.is_dir():
         with locked(Path(config.dataset)):
             yield
+    elif config.dataset.startswith(HUB) or lock.is_symlink() or not lock.is_file():
+        yield
     else:
         with lock.open(encoding="utf-8") as file:
             try:

@@ -4,6 +4,7 @@ Of a folder nothing is read that lies elsewhere: a link is a fault. Of a dataset
 are fetched, and each shard while it is read.
 """
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from huggingface_hub import parse_hf_uri, snapshot_download
 
 from pipeline.data.hub import Repository
 from pipeline.data.locations import HUB, File, find_files, local_file, pinned
-from pipeline.data.opened import READ_BYTES, Digested, open_stored
+from pipeline.data.opened import READ_BYTES, open_stored
 from pipeline.data.reaching import reaching
 from pipeline.data.shards import is_unfinished
 from schemas.layout import CARD_FILE, DATA_FOLDER, LEDGER_FOLDER, TOKENIZER_FOLDER, Subset
@@ -68,17 +69,15 @@ class Stored:
             ValueError, OSError: as open_stored does.
         """
         (found,) = find_files([f"{self.place}/{self.named(shard)}"])
-        with TemporaryDirectory() as scratch, open_stored(found) as stored:
-            digested = Digested(cast(BinaryIO, stored))
+        with TemporaryDirectory() as scratch:
             if self.remote:
                 copy = Path(scratch, Path(shard).name)
-                with copy.open("wb") as target:
-                    shutil.copyfileobj(digested.buffered, target, READ_BYTES)
+                with open_stored(found) as stored, copy.open("wb") as target:
+                    shutil.copyfileobj(cast(BinaryIO, stored), target, READ_BYTES)
                 found = local_file(copy)
-            else:
-                while digested.buffered.read(READ_BYTES):
-                    pass
-            yield Content(found, digested.sha256)
+            with Path(found.url).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            yield Content(found, digest)
 
 
 def stored_subsets(place: str, only: str | None) -> list[Stored]:
