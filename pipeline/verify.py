@@ -216,7 +216,9 @@ def summary(found: Findings) -> str:
     counts, name = found.counts, found.stored.subset.name
     if not found.faults:
         held = "as their receipts say" if found.ledger.receipts else "in order, as far as can be told without receipts"
-        return f"{name}: {len(found.rows):,} shards, {counts.rows:,} documents, {counts.tokens:,} tokens: all {held}"
+        given_up = f" and {len(found.ledger.given_up):,} given up" if found.ledger.given_up else ""
+        has = f"{len(found.rows):,} shards{given_up}, {counts.rows:,} documents, {counts.tokens:,} tokens"
+        return f"{name}: {has}: all {held}"
     bad = {fault.shard for fault in found.faults if fault.shard}
     others = len([fault for fault in found.faults if not fault.shard])
     more = f", {others:,} other fault{'s' if others > 1 else ''}" if others else ""
