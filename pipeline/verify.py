@@ -96,11 +96,11 @@ def unchanged(config: Config) -> Iterator[None]:
         ValueError: if a run is at work in it.
     """
     lock = Path(config.dataset, LEDGER_FOLDER, LOCK_FILE)
-    if config.dataset.startswith(HUB) or lock.is_symlink() or not lock.is_file():
-        yield
-    elif config.repair:
+    if config.repair and lock.parent.is_dir():
         with locked(Path(config.dataset)):
             yield
+    elif config.dataset.startswith(HUB) or lock.is_symlink() or not lock.is_file():
+        yield
     else:
         with lock.open(encoding="utf-8") as file:
             try:
@@ -216,7 +216,9 @@ def summary(found: Findings) -> str:
     counts, name = found.counts, found.stored.subset.name
     if not found.faults:
         held = "as their receipts say" if found.ledger.receipts else "in order, as far as can be told without receipts"
-        return f"{name}: {len(found.rows):,} shards, {counts.rows:,} documents, {counts.tokens:,} tokens: all {held}"
+        given_up = f" and {len(found.ledger.given_up):,} given up" if found.ledger.given_up else ""
+        has = f"{len(found.rows):,} shards{given_up}, {counts.rows:,} documents, {counts.tokens:,} tokens"
+        return f"{name}: {has}: all {held}"
     bad = {fault.shard for fault in found.faults if fault.shard}
     others = len([fault for fault in found.faults if not fault.shard])
     more = f", {others:,} other fault{'s' if others > 1 else ''}" if others else ""

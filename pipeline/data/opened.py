@@ -20,11 +20,14 @@ READ_BYTES = 2**20
 
 
 class DamagedError(ValueError):
-    """A file that cannot be read as what its name tells; `damage` says why, and the message what to do too."""
+    """A file that cannot be read as what its name tells; the message has the damage, and what to do about it."""
 
     def __init__(self, damage: str, advice: str) -> None:
-        super().__init__(f"{damage}; {advice}")
-        self.damage = damage
+        super().__init__(damage, advice)  # both, from which another process makes the same error
+        self.damage, self.advice = damage, advice
+
+    def __str__(self) -> str:
+        return f"{self.damage}; {self.advice}"
 
 
 @contextmanager

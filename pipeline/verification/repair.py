@@ -20,15 +20,16 @@ def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
     """Moves shards and receipts that a fault names; no other run may be at work. Returns their new places.
 
     Raises:
-        ValueError: if the plan is damaged, which no other file tells, or a folder is a link.
+        ValueError: if the plan is damaged or missing, which no other file tells, or a folder is a link.
     """
     subset = stored.subset
     for folder in (subset.data, subset.ledger, subset.ledger / RECEIPTS, subset.ledger / DAMAGED):
         if folder.exists() and folder.resolve() != subset.root.resolve() / folder.relative_to(subset.root):
             raise ValueError(f"{folder} is a link; copy what it leads to here, and repair that")
     plan = (subset.in_repository.ledger / PLAN_FILE).as_posix()
-    if any(fault.file == plan for fault in faults):
-        raise ValueError(f"{subset.ledger / PLAN_FILE} is damaged; restore it, or annotate into another folder")
+    if any(fault.file == plan for fault in faults) or not (subset.ledger / PLAN_FILE).is_file():
+        how = "damaged" if (subset.ledger / PLAN_FILE).is_file() else "missing"
+        raise ValueError(f"{subset.ledger / PLAN_FILE} is {how}; restore it, or annotate into another folder")
     aside = next(place for number in count(1) if not (place := subset.ledger / DAMAGED / str(number)).exists())
     shards = {fault.shard for fault in faults if fault.shard}
     named = {subset.root / fault.file for fault in faults}

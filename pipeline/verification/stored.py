@@ -4,6 +4,7 @@ Of a folder nothing is read that lies elsewhere: a link is a fault. Of a dataset
 are fetched, and each shard while it is read.
 """
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from huggingface_hub import parse_hf_uri, snapshot_download
 
 from pipeline.data.hub import Repository
 from pipeline.data.locations import HUB, File, find_files, local_file, pinned
-from pipeline.data.opened import READ_BYTES, Digested, open_stored
+from pipeline.data.opened import READ_BYTES, open_stored
 from pipeline.data.reaching import reaching
 from pipeline.data.shards import is_unfinished
 from schemas.layout import CARD_FILE, DATA_FOLDER, LEDGER_FOLDER, TOKENIZER_FOLDER, Subset
@@ -68,17 +69,15 @@ class Stored:
             ValueError, OSError: as open_stored does.
         """
         (found,) = find_files([f"{self.place}/{self.named(shard)}"])
-        with TemporaryDirectory() as scratch, open_stored(found) as stored:
-            digested = Digested(cast(BinaryIO, stored))
+        with TemporaryDirectory() as scratch:
             if self.remote:
                 copy = Path(scratch, Path(shard).name)
-                with copy.open("wb") as target:
-                    shutil.copyfileobj(digested.buffered, target, READ_BYTES)
+                with open_stored(found) as stored, copy.open("wb") as target:
+                    shutil.copyfileobj(cast(BinaryIO, stored), target, READ_BYTES)
                 found = local_file(copy)
-            else:
-                while digested.buffered.read(READ_BYTES):
-                    pass
-            yield Content(found, digested.sha256)
+            with Path(found.url).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            yield Content(found, digest)
 
 
 def stored_subsets(place: str, only: str | None) -> list[Stored]:
@@ -92,7 +91,7 @@ def stored_subsets(place: str, only: str | None) -> list[Stored]:
     wanted = [stored for stored in found if only in (None, stored.subset.name)]
     if not wanted:
         has = f"it has {', '.join(each.subset.name for each in found)}" if found else "make one with pipeline.annotate"
-        raise ValueError(f"no annotated dataset {only or ''} in {place}; {has}")
+        raise ValueError(f"no annotated dataset{f' {only}' if only else ''} in {place}; {has}")
     for stored in wanted:
         if (stored.subset.ledger / PUBLISHED_FILE).exists():
             raise ValueError(f"{place} holds what is published elsewhere; name the dataset at hf://datasets/USER/NAME")
@@ -125,6 +124,7 @@ def _files(root: Path, subset: Subset) -> dict[str, str]:
 
 
 def _on_hub(place: str) -> list[Stored]:
+    assert Repository.at(place)  # raises where the URL names something else
     (url,) = pinned((place,))
     uri = parse_hf_uri(url)
     assert uri.revision is not None

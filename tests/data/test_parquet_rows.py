@@ -1,5 +1,7 @@
 """Rows of Parquet: any range of them, in memory that is bounded, valid text, and damage that is noticed."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 from pipeline.data import batches
 from pipeline.data.documents import Column, inspect_file, iterate_rows, read_rows
 from pipeline.data.locations import File, find_files
+from pipeline.data.opened import DamagedError
+from tests.conftest import ROOT
 
 TEXT = Column(longest=2**24)
 
@@ -129,3 +133,40 @@ def test_damaged_rows_name_their_file(tmp_path: Path) -> None:
     schema = inspect_file(file, TEXT).schema
     with pytest.raises(ValueError, match=r"a\.parquet is not a readable Parquet file"):
         list(read_rows(file, 0, 100, schema, TEXT))
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+def test_pages_are_held_against_their_checksums_where_they_have_some(tmp_path: Path, checksums: bool) -> None:
+    """A plain page without compression, in which any change is another text."""
+    path, plain = tmp_path / "a.parquet", {"use_dictionary": False, "compression": "none"}
+    pq.write_table(pa.table({"text": ["a plain text"]}), path, write_page_checksum=checksums, **plain)
+    assert texts_of(read(found(path))) == ["a plain text"]
+    path.write_bytes(path.read_bytes().replace(b"a plain text", b"a plane text"))
+    if not checksums:
+        assert texts_of(read(found(path))) == ["a plane text"]
+        return
+    with pytest.raises(DamagedError, match=r"a\.parquet is not a readable Parquet file: .*; write or fetch it again"):
+        read(found(path))
+
+
+def test_a_footer_whose_columns_are_damaged_does_not_end_the_process(tmp_path: Path) -> None:
+    """pyarrow's metadata of a column does for some bytes; in a process of its own, should reading do so."""
+    path = tmp_path / "a.parquet"
+    lists = [[row] * (row % 3) for row in range(50)]
+    pq.write_table(pa.table({"text": ["text"] * 50, "input_ids": lists}), path)
+    program = f"""
+import random
+from pathlib import Path
+from tests.data.test_parquet_rows import found, read
+path, at = Path({str(path)!r}), random.Random(0)
+sound = path.read_bytes()
+footer = int.from_bytes(sound[-8:-4], "little")
+for _ in range(1500):
+    place = len(sound) - 8 - at.randrange(1, footer)
+    path.write_bytes(sound[:place] + bytes([at.randrange(256)]) + sound[place + 1:])
+    try:
+        read(found(path))
+    except (ValueError, OSError):
+        pass
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

@@ -182,6 +182,10 @@ def _write_datasets(folder: Path) -> None:
     nats = [[0.5] * len(ids) for ids in TOKENS]
     of_tokens: dict[str, Any] = {"vocabulary": 97, "tokenizer_sha256": None}
     write_annotated(sets / "sound", TOKENS, nats, **of_tokens)
+    damaged = next(shutil.copytree(sets / "sound", sets / "damaged").rglob("*.parquet"))
+    content = bytearray(damaged.read_bytes())
+    content[400] ^= 1
+    damaged.write_bytes(content)
     write_annotated(sets / "others", TOKENS[::-1], nats, **of_tokens)
     write_annotated(sets / "unlabelled", TOKENS, [[float("nan")] * len(ids) for ids in TOKENS], **of_tokens)
     write_annotated(sets / "infinite", TOKENS, [[float("inf")] * len(ids) for ids in TOKENS], **of_tokens)

@@ -58,6 +58,7 @@ RULES = (
         added="--workers 0",
     ),
     Rule("python -m pipeline.report"),
+    Rule("python -m pipeline.verify"),
     Rule("python -m pipeline.publish annotated", "process"),
     Rule("python -m pipeline.publish ten", "process"),
     Rule("python -m pipeline.publish DIR", "process", changed={"DIR": "annotated"}),

@@ -167,6 +167,7 @@ def test_flags_in_the_text_are_those_of_a_command(
         "pipeline.annotate",
         "pipeline.publish",
         "pipeline.report",
+        "pipeline.verify",
         *(f"jobs.{file.stem}" for file in ROOT.glob("jobs/[a-z]*.py")),
     ]:
         assert run_command(module, "--help") == 0

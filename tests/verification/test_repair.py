@@ -133,12 +133,17 @@ def test_a_sound_dataset_is_left_as_it_is(tmp_path: Path, capsys: pytest.Capture
     assert files(dataset) == before and not (dataset / f"_ledger/{SUBSET}/damaged").exists()
 
 
-def test_a_damaged_plan_cannot_be_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("plan", ["{", None])
+def test_a_damaged_plan_cannot_be_repaired(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], plan: str | None
+) -> None:
     dataset = made(tmp_path)
     flipped(dataset)
-    (dataset / f"_ledger/{SUBSET}/plan.json").write_text("{", encoding="utf-8")
+    (dataset / f"_ledger/{SUBSET}/plan.json").unlink()
+    if plan is not None:
+        (dataset / f"_ledger/{SUBSET}/plan.json").write_text(plan, encoding="utf-8")
     before = files(dataset)
-    with pytest.raises(ValueError, match=r"plan\.json is damaged; restore it, or annotate into another folder"):
+    with pytest.raises(ValueError, match=r"plan\.json is (damaged|missing); restore it, or"):
         verified(dataset, capsys, repair=True)
     assert files(dataset) == before
 
