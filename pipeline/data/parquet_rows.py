@@ -12,6 +12,7 @@ from pipeline.data.batches import BATCH_BYTES, grouped
 from pipeline.data.columns import plain_schema
 from pipeline.data.locations import File
 from pipeline.data.opened import open_stored
+from pipeline.data.parquet_pages import dictionary_bytes
 from schemas.documents import is_text
 
 # Averages hide long rows, and a dictionary stores once what many rows repeat. So few rows are read at a time, and the
@@ -62,7 +63,7 @@ def rows_between(file: File, start: int, stop: int, schema: pa.Schema, required:
     """
     with open_stored(file, READ_AHEAD) as stored:
         parquet = open_parquet(stored, buffer_size=BUFFER_BYTES, pre_buffer=False)
-        pieces = (part for piece in _pieces(file, parquet, range(start, stop), schema) for part in _cut(piece))
+        pieces = (part for piece in _pieces(file, stored, parquet, range(start, stop), schema) for part in _cut(piece))
         for held in grouped(pieces, rows=len, size=lambda piece: int(piece.nbytes)):
             batch = pa.concat_batches(held)
             columns = [batch.column(name) for name in schema.names]
@@ -82,14 +83,16 @@ def valid_text(column: pa.Array) -> pa.Array:
     return column
 
 
-def _pieces(file: File, parquet: pq.ParquetFile, rows: range, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _pieces(
+    file: File, stored: pa.NativeFile, parquet: pq.ParquetFile, rows: range, schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
     """The rows a few at a time, from the row groups that hold them, one group after the other."""
     start, stop, first_row = rows.start, rows.stop, 0
     for group in range(parquet.num_row_groups):
         metadata = parquet.metadata.row_group(group)
         if first_row < stop and start < first_row + metadata.num_rows:
             position = first_row
-            size = _rows_read(metadata)
+            size = min(_rows_read(metadata), _rows_of_dictionaries(stored, metadata, schema))
             # Threads take nine times as long for a few rows.
             for batch in parquet.iter_batches(size, row_groups=[group], columns=schema.names, use_threads=False):
                 wanted = batch.slice(max(0, start - position))[: max(0, stop - max(start, position))]
@@ -129,6 +132,13 @@ def _rows_read(group: pq.RowGroupMetaData) -> int:
     on_average = BATCH_BYTES * group.num_rows // size
     at_worst = max(FEWEST_ROWS_READ, BYTES_READ // size)
     return int(max(1, min(MOST_ROWS_READ, on_average, at_worst)))
+
+
+def _rows_of_dictionaries(stored: pa.NativeFile, group: pq.RowGroupMetaData, schema: pa.Schema) -> int:
+    """How many rows to read at a time if each is as large as the whole dictionary of a column."""
+    columns = [group.column(index) for index in range(group.num_columns)]
+    read = [column for column in columns if column.path_in_schema.partition(".")[0] in schema.names]
+    return max(1, BYTES_READ // max(1, *(dictionary_bytes(stored, column) for column in read), 1))
 
 
 def _cut(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

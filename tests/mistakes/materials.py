@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zstandard
 from tokenizers import Tokenizer
 
 from pipeline.data.tokenizer import train_byte_pairs
@@ -101,6 +103,22 @@ def _write_texts(folder: Path) -> None:
     (folder / "body.jsonl").write_text('{"body": "a"}\n', encoding="utf-8")
     (folder / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 99)[:-9])
     (folder / "file").write_text("not a folder", encoding="utf-8")
+    _write_large(folder)
+
+
+def _write_large(folder: Path) -> None:
+    """Small files that would take much memory."""
+    keys = ",".join(f'"k{number}":1' for number in range(10_001))
+    (folder / "columns.jsonl").write_text(f'{{"text":"a",{keys}}}\n', encoding="utf-8")
+    long = b'{"text": "' + b"a" * 70_000_000 + b'"}'
+    (folder / "long.jsonl.gz").write_bytes(gzip.compress(long, 1))
+    (folder / "long.json.gz").write_bytes(gzip.compress(b"[" + long + b"]", 1))
+    parameters = zstandard.ZstdCompressionParameters(window_log=31, compression_level=1, enable_ldm=True)
+    window = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    (folder / "window.jsonl.zst").write_bytes(window.compress(b'{"text": "a"}\n') + window.flush())
+    large = [{"id": lzma.FILTER_LZMA2, "dict_size": 2**28}]
+    (folder / "window.jsonl.xz").write_bytes(lzma.compress(b'{"text": "a"}\n', filters=large))
+    (folder / "device.jsonl").symlink_to("/dev/zero")
 
 
 def _write_folders(folder: Path) -> None:

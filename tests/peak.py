@@ -1,0 +1,79 @@
+"""Peak memory of one thing that is done with a file, in a process of its own, on Linux.
+
+`python -m tests.peak plan FILE` prints the peak in bytes and what became of it, as JSON.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.data.documents import Column
+from pipeline.data.locations import find_files
+
+
+class Peak(NamedTuple):
+    """What a process needed."""
+
+    size: int
+    outcome: str
+
+
+def peak_of(what: str, file: Path, timeout: int = 120) -> Peak:
+    """Runs it in another process."""
+    command = [sys.executable, "-m", "tests.peak", what, str(file)]
+    return Peak(*json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=timeout).stdout))
+
+
+def plan(file: Path) -> str:
+    """What a driver does with a source."""
+    from pipeline.engine.plan import inspect
+
+    return f"{inspect(find_files([str(file)]), Column()).rows} rows"
+
+
+def annotate(file: Path) -> str:
+    """What a driver and a worker do, with the demonstration model."""
+    from pipeline.annotate import annotate
+    from pipeline.engine.ledger import total
+    from pipeline.settings import Config
+    from schemas.layout import Subset
+
+    with tempfile.TemporaryDirectory() as output:
+        code = annotate(
+            Config(input=(str(file),), output=output, workers=0, gpus_per_worker=0, columns=(), dtype="float32")
+        )
+        counts = total(Subset("second-order", Path(output))).counts
+    return f"exit {code}, {counts.rows} rows, {counts.rows_too_long} too long"
+
+
+def report(folder: Path) -> str:
+    """A page of an annotated dataset."""
+    from pipeline.reporting import write_report
+
+    with tempfile.TemporaryDirectory() as output:
+        return f"{write_report(str(folder), Path(output)).stat().st_size} bytes"
+
+
+DONE: Mapping[str, Callable[[Path], str]] = {"plan": plan, "annotate": annotate, "report": report}
+
+
+def main(what: str, file: Path) -> None:
+    """Does it, and prints the peak of this process and what became of it."""
+    logging.disable()
+    answer, sys.stdout = sys.stdout, sys.stderr
+    try:
+        outcome = DONE[what](file)
+    except (ValueError, OSError) as error:
+        outcome = f"refused: {error}"
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    size = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    print(json.dumps([size, outcome]), file=answer)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
