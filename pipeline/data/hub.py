@@ -27,8 +27,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils._http import parse_ratelimit_headers
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id  # type: ignore[attr-defined]
 
 from pipeline.data.locations import HUB
 from pipeline.data.reaching import PASSING_STATUSES

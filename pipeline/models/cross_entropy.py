@@ -3,13 +3,14 @@
 Training and labelling both use it. A chunk has as many tokens as keep its logits within a budget. The
 backward pass computes each chunk's logits again and adds to the gradients in place, so that besides the
 gradients themselves nothing grows with tokens or vocabulary. Training in half precision on a GPU takes
-the kernel of cut-cross-entropy (Wijmans et al., arXiv 2411.09009) where that is installed.
+the kernel of cut-cross-entropy (Wijmans et al., arXiv 2411.09009) where it is asked for: its licence is
+Apple's own, which the Open Source Initiative has not approved.
 
 N tokens (n of them in a chunk), D width, V vocabulary.
 """
 
 from collections.abc import Iterator
-from importlib.util import find_spec
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +24,18 @@ from torch.nn.functional import cross_entropy
 # A GPU wants products of at least some hundred rows: 1,024 at 131,072, in 1 GB for logits and their softmax. Computed.
 CPU_CHUNK_LOGITS, CHUNK_LOGITS = 2**22, 2**27
 HALF = (torch.bfloat16, torch.float16)
+_kernel_asked_for = False
+
+
+@contextmanager
+def cut_cross_entropy(asked_for: bool = True) -> Iterator[None]:
+    """Has what is trained within take the kernel of cut-cross-entropy where it serves, if that is asked for."""
+    global _kernel_asked_for
+    before, _kernel_asked_for = _kernel_asked_for, asked_for
+    try:
+        yield
+    finally:
+        _kernel_asked_for = before
 
 
 def token_cross_entropy(
@@ -68,7 +81,7 @@ def _kernel_serves(hidden_ND: Tensor, head_VD: Tensor, precision: torch.dtype) -
     """
     training = torch.is_grad_enabled() and (hidden_ND.requires_grad or head_VD.requires_grad)
     usable = hidden_ND.is_cuda and precision in HALF and len(hidden_ND) > 0
-    return training and usable and find_spec("cut_cross_entropy") is not None
+    return _kernel_asked_for and training and usable
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -4,6 +4,7 @@ Without torch, and without accelerate until a tracker is named, so that `--help`
 """
 
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from pipeline.training.schedule import Decay
@@ -60,6 +61,9 @@ class TrainingConfig:
     """Mixed precision of the forward pass; weights stay in float32."""
     compile: bool = False
     """Compile the forward pass of the training (torch.compile). Worth its minutes on a GPU."""
+    cross_entropy: Literal["torch", "cut-cross-entropy"] = "torch"
+    """Kernel of the cross-entropy. cut-cross-entropy, of the extra `kernels`, is for bf16 on a GPU; its licence is
+    Apple's own, not an open-source one."""
     save_as: Literal["float32", "bfloat16"] = "float32"
     """Type of the saved weights; the last evaluation is of the weights as saved."""
     trackers: tuple[str, ...] = ()
@@ -77,6 +81,9 @@ class TrainingConfig:
                 raise ValueError(f"--training.{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}")
         if not 0 < self.warmup < 1:
             raise ValueError(f"--training.warmup is a share between 0 and 1, not {self.warmup}")
+        if self.cross_entropy == "cut-cross-entropy" and find_spec("cut_cross_entropy") is None:
+            install = "install it with pip install 'token-entropy[kernels]', or take torch"
+            raise ValueError(f"--training.cross-entropy cut-cross-entropy is not installed; {install}")
         there = installed_trackers() if self.trackers else []
         for name in self.trackers:
             if name not in there:
@@ -86,7 +93,10 @@ class TrainingConfig:
     @property
     def decisive(self) -> dict[str, Any]:
         """All that the trained model and its figures depend on."""
-        return {name: value for name, value in asdict(self).items() if name not in DECIDE_NOTHING}
+        settings = {name: value for name, value in asdict(self).items() if name not in DECIDE_NOTHING}
+        if self.cross_entropy == "torch":  # as in states from before there was a choice
+            del settings["cross_entropy"]
+        return settings
 
     def evaluates(self, step: int) -> bool:
         """Whether there is an evaluation after the step."""

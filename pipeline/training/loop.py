@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from pipeline.data.visible import say
+from pipeline.models.cross_entropy import cut_cross_entropy
 from pipeline.training import resume
 from pipeline.training.batches import Batch
 from pipeline.training.config import TrainingConfig
@@ -55,7 +56,8 @@ def train(
     stepper = Stepper(accelerator, module, prepared, loss, _compiled(loss, config), config, output)
     remaining = steps_of(islice(batches, place.step * config.accumulate, None), config.accumulate)
     stopping = False
-    with stop_requests() as asked, Log(accelerator, config, output, place) as log:
+    kernel = cut_cross_entropy(config.cross_entropy == "cut-cross-entropy")
+    with kernel, stop_requests() as asked, Log(accelerator, config, output, place) as log:
         for step, of_step in zip(range(place.step + 1, config.steps + 1), remaining, strict=False):
             total, stopping = stepper(step, of_step, asked)
             log.add(total, of_step)

@@ -81,7 +81,7 @@ def _losses() -> dict[str, Loss | None]:
 
 
 def _chunked(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor) -> Tensor:
-    """Our loop over chunks, also where the kernel is installed, which would be taken instead."""
+    """Our loop over chunks."""
     losses_N: Tensor = chunked._ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_ND, head_VD, None, target_N, None, hidden_ND.dtype
     )
@@ -89,7 +89,11 @@ def _chunked(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor) -> Tensor:
 
 
 def _kernel() -> Loss:
-    return lambda hidden, head, target: chunked.token_cross_entropy(hidden, head, target).sum()
+    def loss(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor) -> Tensor:
+        with chunked.cut_cross_entropy():
+            return chunked.token_cross_entropy(hidden_ND, head_VD, target_N).sum()
+
+    return loss
 
 
 def _loss(loss: Loss, sizes: Sizes, vocabulary: int, device: Device) -> Figures:

@@ -1,6 +1,7 @@
 """The chunked loss against the plain one."""
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.models import cross_entropy as chunked
-from pipeline.models.cross_entropy import token_cross_entropy
+from pipeline.models.cross_entropy import cut_cross_entropy, token_cross_entropy
 
 WIDTH = 8
 VOCABULARY = 53
@@ -150,8 +151,31 @@ def test_on_a_gpu_the_kernel_trains_with_the_gradients_of_the_loop(softcap: floa
     for device, dtype in (("cuda", torch.bfloat16), ("cpu", torch.float32)):
         hidden = hidden_ND.bfloat16().to(device, dtype).requires_grad_()
         head = head_VD.bfloat16().to(device, dtype).requires_grad_()
-        losses_N = token_cross_entropy(hidden, head, target_N.to(device), softcap=softcap)
+        with cut_cross_entropy():
+            losses_N = token_cross_entropy(hidden, head, target_N.to(device), softcap=softcap)
         gradients = torch.autograd.grad(losses_N, (hidden, head), weight_N.to(device))
         results.append([losses_N.detach(), *gradients])
     for kernel, loop in zip(*results, strict=True):
         assert (kernel.cpu().float() - loop).norm() < 0.02 * loop.norm()
+
+
+class OnGPU:
+    """What is asked of hidden states and a head that are trained on a GPU."""
+
+    is_cuda = requires_grad = True
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_the_kernel_whose_licence_is_not_open_is_taken_where_it_is_asked_for() -> None:
+    tensor: Any = OnGPU()
+    assert not chunked._kernel_serves(tensor, tensor, torch.bfloat16)
+    with cut_cross_entropy():
+        assert chunked._kernel_serves(tensor, tensor, torch.bfloat16)
+        assert not chunked._kernel_serves(tensor, tensor, torch.float32)
+        with cut_cross_entropy(False):
+            assert not chunked._kernel_serves(tensor, tensor, torch.bfloat16)
+        with torch.no_grad():
+            assert not chunked._kernel_serves(tensor, tensor, torch.bfloat16), "labels must be the same each time"
+    assert not chunked._kernel_serves(tensor, tensor, torch.bfloat16)
