@@ -22,13 +22,13 @@ from pipeline.data.tokenizer import TOKENIZER_FILE, encode, id_count, load_token
 from pipeline.data.visible import say
 from pipeline.models.card import command_line
 from pipeline.models.checkpoint import (
-    CONFIG_FILE,
     SHIPPED,
     checkpoint_kind,
     context_and_vocabulary,
     find_checkpoint,
     require_new_folder,
 )
+from pipeline.models.model_config import CONFIG_FILE
 from pipeline.training.compression import Compression, classical, markdown
 from pipeline.training.tables import write_csv
 from schemas.documents import TEXT_COLUMN

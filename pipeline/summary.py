@@ -11,6 +11,7 @@ from pipeline.data.loadable import load_call
 from pipeline.data.locations import find_files
 from pipeline.data.shard_files import open_shard
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
+from pipeline.data.tokenizer_limits import failures_told
 from pipeline.data.visible import say
 from pipeline.engine.ledger import read_published, read_receipts
 from pipeline.engine.report import Report
@@ -101,4 +102,5 @@ def _shown(ids: list[int], tokenizer_folder: Path) -> list[str]:
     if not (tokenizer_folder / TOKENIZER_FILE).is_file():
         return [str(token) for token in ids]
     tokenizer = load_tokenizer(tokenizer_folder)
-    return [repr(tokenizer.decode([token], skip_special_tokens=False)) for token in ids]
+    with failures_told("the tokenizer cannot tell the text of its tokens; take another copy of it"):
+        return [repr(tokenizer.decode([token], skip_special_tokens=False)) for token in ids]

@@ -39,7 +39,7 @@ def plan(file: Path) -> str:
 def annotate(file: Path) -> str:
     """What a driver and a worker do, with the demonstration model."""
     from pipeline.annotate import annotate
-    from pipeline.engine.ledger import total
+    from pipeline.engine.ledger import read_receipts, total
     from pipeline.settings import Config
     from schemas.layout import Subset
 
@@ -47,7 +47,7 @@ def annotate(file: Path) -> str:
         code = annotate(
             Config(input=(str(file),), output=output, workers=0, gpus_per_worker=0, columns=(), dtype="float32")
         )
-        counts = total(Subset("second-order", Path(output))).counts
+        counts = total(read_receipts(Subset("second-order", Path(output)))).counts
     return f"exit {code}, {counts.rows} rows, {counts.rows_too_long} too long"
 
 

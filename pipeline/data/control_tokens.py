@@ -29,7 +29,8 @@ def readable_from_text(tokenizer: Tokenizer) -> list[str]:
 
     Alone, as a word or within one; more often than without it, as it may stand for unknown characters there.
     """
-    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    added = tokenizer.get_added_tokens_decoder().values()
+    special = [token.content for token in added if token.special and token.content]
     ids = {token: tokenizer.token_to_id(token) for token in (*special, *BYTE_TOKENS)}
     known = {token: token_id for token, token_id in ids.items() if token_id is not None}
     without = [each.ids for each in _encoded(tokenizer, [""])]

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from tokenizers import Tokenizer, pre_tokenizers
 
 from pipeline.data.cuts import beginnings, cuts
+from pipeline.data.tokenizer_limits import failures_told
 
 # 37 MiB for English, where 7 million pieces hold 2^18 different ones, and at most 210 MiB for any text.
 MOST_PIECES, MOST_CHARACTERS = 2**18, 32
@@ -172,7 +173,8 @@ def _texts(text_N: np.ndarray, borders: np.ndarray) -> pa.LargeStringArray:
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Encoded:
-    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    with failures_told("the tokenizer fails on a document; leave it out, or take another tokenizer"):
+        ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     borders = _borders(np.fromiter(map(len, ids), np.int64, len(ids)))
     return Encoded(np.fromiter(chain.from_iterable(ids), np.int32, borders[-1]), borders)
 

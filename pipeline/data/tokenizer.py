@@ -5,7 +5,6 @@ Annotation never adds special tokens and never reads any: a document that contai
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.data.control_tokens import keep_text
 from pipeline.data.encoding import encode_column
+from pipeline.data.own_files import own_file, read_bounded, read_object
+from pipeline.data.tokenizer_limits import failures_told, require_bounded, without_chance
 
 SEPARATOR = "<|endoftext|>"
 """Of a tokenizer of our own; it has id 0."""
 BYTES = 256
 TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+MOST_BYTES = 2**28  # of a tokenizer.json; those of 260,000 tokens have 35 MB
 TOKENIZED_ALREADY = "none"
 
 
@@ -48,19 +51,24 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer kept in `folder`.
 
     Raises:
-        ValueError: if the folder has no readable `tokenizer.json`.
+        ValueError: if the folder has no readable `tokenizer.json`, or one that asks for too much.
     """
-    file = folder / TOKENIZER_FILE
-    if not file.is_file():
+    file = own_file(folder, TOKENIZER_FILE)
+    if file is None:
         raise ValueError(f"{folder} has no {TOKENIZER_FILE}; name a folder that has one with --tokenizer")
+    content = read_bounded(file, MOST_BYTES)
     try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception for a malformed file
+        with failures_told("it cannot be loaded"):
+            tokenizer = Tokenizer.from_buffer(content)
+    except ValueError as error:
         raise ValueError(f"{file} is not a tokenizer: {error}; name another folder with --tokenizer") from error
+    require_bounded(tokenizer, file)
+    without_chance(tokenizer, file)
     tokenizer.encode_special_tokens = True
-    keep_text(tokenizer)
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    with failures_told(f"{file} does not encode its own tokens"):
+        keep_text(tokenizer)
     return tokenizer
 
 
@@ -80,8 +88,8 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
 
 def tokenizer_sha256(folder: Path) -> str | None:
     """Digest of the file that decides every token id; None for a folder without one."""
-    file = folder / TOKENIZER_FILE
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    file = own_file(folder, TOKENIZER_FILE)
+    return None if file is None else hashlib.sha256(read_bounded(file, MOST_BYTES)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -113,11 +121,13 @@ def token_source(tokenizer: str, vocabulary: int | None) -> TokenSource:
 def declared_beginning(folder: Path) -> int | None:
     """Id of the token that stands before a document: what the tokenizer declares as beginning, or else end, of
     sequence; None if it declares neither, or there is no tokenizer."""
-    file = folder / "tokenizer_config.json"
-    declared = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    file = own_file(folder, CONFIG_FILE)
+    declared = {} if file is None else read_object(file)
     for name in ("bos_token", "eos_token"):
         token = declared.get(name)
         content = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(content, str | None):
+            raise ValueError(f"{file}: {name} is not the text of a token; mend it, or name another checkpoint")
         if content and (found := load_tokenizer(folder).token_to_id(content)) is not None:
             return found
     return None

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from pipeline.data.control_tokens import readable_from_text
 from pipeline.data.encoding import utf8_bytes
+from pipeline.data.tokenizer_limits import failures_told
 
 KEPT = "unknown"
 
@@ -77,8 +78,9 @@ def _byte(character: str) -> int:
 
 def _characters(tokenizer: Tokenizer, text: str) -> set[str]:
     """Those that the model has to find tokens for."""
-    normal = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
-    pieces = tokenizer.pre_tokenizer.pre_tokenize_str(normal) if tokenizer.pre_tokenizer else [(normal, None)]
+    with failures_told("the tokenizer fails on a document; leave it out, or take another tokenizer"):
+        normal = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
+        pieces = tokenizer.pre_tokenizer.pre_tokenize_str(normal) if tokenizer.pre_tokenizer else [(normal, None)]
     return set().union(*(piece for piece, _ in pieces))
 
 

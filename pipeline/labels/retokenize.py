@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer, pre_tokenizers
 
 from pipeline.data.corpus import Corpus
+from pipeline.data.tokenizer_limits import failures_told
 
 UNLABELLED_SHARE = 1e-9
 """Below this share of a token, an overlap is rounding."""
@@ -33,7 +34,8 @@ def encode_with_ends(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]
     """
     for text in texts:
         text.encode()
-    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    with failures_told("the tokenizer fails on a document; leave it out, or take another tokenizer"):
+        encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return [
         Tokens(np.array(encoding.ids, dtype=np.int32), _ends(encoding, text))
         for encoding, text in zip(encodings, texts, strict=True)

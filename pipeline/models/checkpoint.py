@@ -5,11 +5,10 @@ can run code when it is loaded.
 """
 
 import hashlib
-import json
+import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -19,9 +18,19 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import SafetensorError, safe_open
 
+from pipeline.data.own_files import own_file
 from pipeline.data.shards import unfinished_name
+from pipeline.models.model_config import (
+    CONFIG_FILE,
+    TEXT_CONFIG,
+    declared_context,
+    language_config,
+    positive,
+    read_config,
+    require_sizes,
+)
+from pipeline.models.weight_files import digested_files, weights_size
 
 Kind = Literal["estimator", "autoencoder", "second-order", "causal"]
 KIND_OF_MODEL_TYPE: dict[str, Kind] = {
@@ -30,27 +39,14 @@ KIND_OF_MODEL_TYPE: dict[str, Kind] = {
     "second-order-entropy": "second-order",
 }
 
-POSITIONS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",  # MPT
-    "max_sequence_length",
-    "seq_length",  # Bloom
-    "n_ctx",
-    "context_length",  # RWKV
-    "model_max_length",  # Kimi Linear
-    "max_target_positions",  # Whisper's decoder
-)
-"""Names by which configurations tell how many positions a causal language model has, the most common first."""
-
 CAUSAL_NAMES = ("ForCausalLM", "LMHeadModel")  # how transformers' classes of causal language models end
-TEXT_CONFIG = "text_config"  # of a model that reads images, too: what concerns its language model
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 """Folders `tokenizer`, `estimator` and `second-order`, which come with the project."""
 
-CONFIG_FILE = "config.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+ADAPTER_FILE = "adapter_config.json"
+DIGESTED_BYTES = 2**20  # at a time
+FOLD = re.compile(r"fold-(\d{1,6})-of-(\d{1,6})")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -89,13 +85,17 @@ def checkpoint_members(folder: Path) -> tuple[Path, ...]:
     """The checkpoints of a folder: itself, or one for each fold.
 
     Raises:
-        ValueError: if a fold is missing.
+        ValueError: if a fold is missing, or a folder is named like one and is none.
     """
     found = sorted(folder.glob("fold-*-of-*"))
     if not found:
         return (folder,)
+    places = {file: FOLD.fullmatch(file.name) for file in found}
+    odd = [file for file, place in places.items() if place is None or file.is_symlink() or not file.is_dir()]
+    if odd:
+        raise ValueError(f"{odd[0]} is not a fold of a checkpoint, such as fold-0-of-{len(found)}; rename or remove it")
     folds = int(found[0].name.rpartition("-")[2])
-    members = tuple(fold_folder(folder, fold, folds) for fold in range(folds))
+    members = tuple(fold_folder(folder, fold, folds) for fold in range(min(folds, len(found) + 1)))
     missing = set(members).symmetric_difference(found)
     if missing:
         raise ValueError(f"{folder} does not hold {folds} folds: see {min(missing).name}; train it again")
@@ -108,26 +108,18 @@ def checkpoint_kind(folder: Path) -> Kind:
     Raises:
         ValueError: if it is not a checkpoint.
     """
-    file = folder / CONFIG_FILE
-    if not file.is_file():
-        raise ValueError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}; name a folder that has one")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}; fetch or save the checkpoint again") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} holds no JSON object; fetch or save the checkpoint again")
-    if config.get("model_type") in KIND_OF_MODEL_TYPE:
-        return KIND_OF_MODEL_TYPE[config["model_type"]]
-    names = CAUSAL_NAMES if TEXT_CONFIG not in config else (*CAUSAL_NAMES, "ForConditionalGeneration")
+    config = read_config(folder)
+    kind = config.get("model_type")
+    if kind in KIND_OF_MODEL_TYPE:
+        return KIND_OF_MODEL_TYPE[kind]
+    names = (*CAUSAL_NAMES, "ForConditionalGeneration") if config.get(TEXT_CONFIG) else CAUSAL_NAMES
     if any(name.endswith(names) for name in config.get("architectures") or ()):
         return "causal"
-    kind = config.get("model_type")
     raise ValueError(f"{folder} holds a model of type {kind!r}, which this project does not know; name another")
 
 
 def require_kind(folder: Path, expected: Kind) -> None:
-    """Checks, without loading them, that the folder holds safetensors weights of the expected kind.
+    """Checks, without loading them, that the folder holds safetensors weights of the expected kind and size.
 
     Raises:
         ValueError: if it does not; nothing of a pickle is read.
@@ -135,19 +127,12 @@ def require_kind(folder: Path, expected: Kind) -> None:
     kind = checkpoint_kind(folder)
     if kind != expected:
         raise ValueError(f"{folder} holds a checkpoint of kind {kind}; this needs one of kind {expected}: name another")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
-        reason = (
-            f"only pickled ones ({', '.join(pickles)}), which can run code when loaded" if pickles else "none at all"
+    if own_file(folder, ADAPTER_FILE):
+        raise ValueError(
+            f"{folder} has an {ADAPTER_FILE}, of weights that only peft would add; save the model after "
+            "`merge_and_unload`, or remove the file"
         )
-        raise ValueError(f"{folder} has no safetensors weights, {reason}; save it with `save_pretrained`")
-    for file in weights:
-        try:
-            with safe_open(file, "np"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{file} is not a safetensors file: {error}; fetch or save it again") from error
+    require_sizes(folder, read_config(folder), *weights_size(folder))
 
 
 def context_and_vocabulary(folder: Path) -> tuple[int | None, int]:
@@ -157,28 +142,25 @@ def context_and_vocabulary(folder: Path) -> tuple[int | None, int]:
     configuration names none, as those of Mamba, RWKV and models with ALiBi may.
 
     Raises:
-        ValueError: if the configuration has no `vocab_size`.
+        ValueError: if the configuration has no `vocab_size`, or one of the two is no such number.
     """
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    config = config.get(TEXT_CONFIG, config)
-    if "vocab_size" not in config:
-        raise ValueError(f"{folder / CONFIG_FILE} names no vocab_size; name another checkpoint")
-    return config.get("context") or declared_context(config), config["vocab_size"]
-
-
-def declared_context(config: Mapping[str, Any]) -> int | None:
-    """Tokens that a causal language model can read after the one that stands before them, if its configuration says."""
-    named = (config.get(name) for name in POSITIONS)
-    positions = next((number for number in named if isinstance(number, int) and number > 1), None)
-    return None if positions is None else positions - 1
+    config = language_config(read_config(folder))
+    vocabulary = positive(folder, config, "vocab_size")
+    if config.get("context") is not None:
+        return positive(folder, config, "context"), vocabulary
+    return declared_context(config), vocabulary
 
 
 def checkpoint_sha256(*folders: Path) -> str:
     """Digest of configuration and weights of a checkpoint, or of all its folds: what a label depends on."""
     digest = hashlib.sha256()
     for folder in folders:
-        for file in (folder / CONFIG_FILE, *sorted(folder.glob("*.safetensors"))):
-            digest.update(file.read_bytes())
+        files, loaded = digested_files(folder)
+        for file in (folder / CONFIG_FILE, *files):
+            with file.open("rb") as stream:
+                while part := stream.read(DIGESTED_BYTES):
+                    digest.update(part)
+        digest.update("\n".join(loaded).encode())
     return digest.hexdigest()
 
 

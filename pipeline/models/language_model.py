@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pipeline.models.checkpoint import POSITIONS, declared_context
 from pipeline.models.cross_entropy import HALF, chunk_tokens, head_logits, token_cross_entropy
+from pipeline.models.model_config import POSITIONS, declared_context
 
 # How configurations name what happens to logits after the product.
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")  # Cohere, Falcon-H1

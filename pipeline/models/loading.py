@@ -1,19 +1,31 @@
 """Models from their checkpoint folders, and back into one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from pipeline.data.tokenizer import declared_beginning
 from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.card import CARD_FILE
-from pipeline.models.checkpoint import CONFIG_FILE, Kind, copy_tokenizer, require_kind
+from pipeline.models.checkpoint import (
+    Kind,
+    UnfitModelError,
+    context_and_vocabulary,
+    copy_tokenizer,
+    require_kind,
+)
 from pipeline.models.estimator import EntropyEstimator
 from pipeline.models.language_model import start_token
-from pipeline.models.probe import require_causal
+from pipeline.models.model_config import CONFIG_FILE
+from pipeline.models.probe import require_causal, require_finite, require_labels
 from pipeline.models.second_order import SecondOrderModel
+from pipeline.models.weight_files import weights_size
 
 WeightType = Literal["float32", "bfloat16"]
 
@@ -23,30 +35,38 @@ CLASSES: dict[Kind, Any] = {
     "second-order": SecondOrderModel,
     "causal": AutoModelForCausalLM,
 }
+MODULES_A_TENSOR, MOST_MODULES = 16, 10**4
+"""Modules that a model has for each tensor of its weights, at most, where there are more than 10,000."""
 
 
 def load_estimator(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> EntropyEstimator:
     """An entropy estimation model in `dtype` on the device, ready to evaluate."""
     estimator: EntropyEstimator = _loaded(folder, "estimator", device, dtype)
+    require_labels(estimator, folder, estimator.token_losses)
     return estimator
 
 
 def load_autoencoder(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> Autoencoder:
     """An autoencoder in `dtype` on the device, ready to evaluate."""
     autoencoder: Autoencoder = _loaded(folder, "autoencoder", device, dtype)
+    require_labels(autoencoder, folder, autoencoder.token_losses)
     return autoencoder
 
 
 def load_second_order(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> SecondOrderModel:
     """A second-order model in `dtype` on the device, ready to evaluate."""
     model: SecondOrderModel = _loaded(folder, "second-order", device, dtype)
+    require_labels(model, folder, lambda ids_1T: torch.stack(model.entropies(ids_1T)))
     return model
 
 
 def load_causal(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> PreTrainedModel:
     """A causal language model in `dtype` on the device, ready to evaluate."""
     model: PreTrainedModel = _loaded(folder, "causal", device, dtype)
-    require_causal(model)
+    try:
+        require_causal(model)
+    except UnfitModelError as error:
+        raise UnfitModelError(f"{folder}: {error}") from error
     return model
 
 
@@ -55,10 +75,20 @@ def declared_start(folder: Path) -> int:
     configuration, as beginning, or else end, of sequence.
 
     Raises:
-        ValueError: if neither declares any.
+        ValueError: if neither declares any, or one that the model does not know.
     """
-    declared = declared_beginning(folder)
-    return start_token(AutoConfig.from_pretrained(folder, trust_remote_code=False)) if declared is None else declared
+    declared, (_, vocabulary) = declared_beginning(folder), context_and_vocabulary(folder)
+    if declared is None:
+        require_kind(folder, "causal")
+        with _in_one_line(folder):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        declared = start_token(config)
+    if not 0 <= declared < vocabulary:
+        raise ValueError(
+            f"{folder} declares token {declared} to stand before a document, and knows {vocabulary} ids; name one that "
+            "it knows with --start-token"
+        )
+    return declared
 
 
 def save_checkpoint(
@@ -87,22 +117,51 @@ def _loaded(folder: Path, kind: Kind, device: str, dtype: WeightType) -> Any:
     model = _read(folder, kind, dtype=getattr(torch, dtype))
     model.to(device).eval()
     model.requires_grad_(False)
+    require_finite(model, folder)
     return model
 
 
 def _read(folder: Path, kind: Kind, **settings: Any) -> Any:
-    try:
-        model, report = CLASSES[kind].from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings
-        )
-    except RuntimeError as error:  # shapes that do not fit
-        raise ValueError(f"the weights of {folder} do not fit its {CONFIG_FILE}; fetch or save both again") from error
-    except Exception as error:  # a class or a package that is not here, settings that do not fit together
-        reason = " ".join(str(error).split())
-        if "trust_remote_code" in reason:
-            reason = "it needs code of its own, which is never run"
-        raise ValueError(f"{folder} cannot be loaded: {reason}; name another checkpoint") from error
+    # A configuration for generation, which would be read from a file of its own, is given: nothing is generated.
+    settings |= {"use_safetensors": True, "trust_remote_code": False, "generation_config": GenerationConfig()}
+    with _in_one_line(folder), _bounded(folder):
+        model, report = CLASSES[kind].from_pretrained(folder, output_loading_info=True, **settings)
     if missing := sorted(report["missing_keys"]):
         listed = f"{missing[0]} and {len(missing) - 1} others" if len(missing) > 1 else missing[0]
         raise ValueError(f"{folder} lacks weights: {listed}; fetch or save it again")
     return model
+
+
+@contextmanager
+def _in_one_line(folder: Path) -> Iterator[None]:
+    """Whatever transformers fails by with a checkpoint is a ValueError of one line that names it."""
+    try:
+        yield
+    except RuntimeError as error:  # shapes that do not fit
+        raise ValueError(f"the weights of {folder} do not fit its {CONFIG_FILE}; fetch or save both again") from error
+    except Exception as error:  # a class or a package that is not here, settings that do not fit together
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "trust_remote_code" in reason:
+            reason = "it needs code of its own, which is never run"
+        raise ValueError(f"{folder} cannot be loaded: {reason}; name another checkpoint") from error
+
+
+@contextmanager
+def _bounded(folder: Path) -> Iterator[None]:
+    """Ends the building of a model that has more modules than its weights have use for: a configuration can ask for
+    any number of them, under names that differ between architectures."""
+    tensors, most = weights_size(folder).tensors, MOST_MODULES
+    most = max(most, MODULES_A_TENSOR * tensors)
+    built = 0
+
+    def count(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
+        nonlocal built
+        built += 1
+        if built > most:
+            raise ValueError(f"its {CONFIG_FILE} describes more than {most:,} modules, for {tensors:,} weights")
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,9 +1,13 @@
-"""A causal language model is tried before it labels: are its losses what this project takes them for?
+"""A model is tried before it labels: are its weights and labels numbers, and a causal language model's losses what this
+project takes them for?
 
 Two forwards of 16 tokens, the padding token not among them: its row may be zeros, and any scale of zeros is right.
 
 T tokens, V vocabulary.
 """
+
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +19,38 @@ from pipeline.models.language_model import longest_window, next_token_hidden, ou
 TOKENS = 16
 # Shares of the range of the logits that rounding may take. Two ways to the same logits differ by that of one product.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2**-8, torch.bfloat16: 2**-6}
+
+
+@torch.no_grad()
+def require_finite(model: PreTrainedModel, folder: Path) -> None:
+    """Refuses a model of which a weight is not a number or infinite: so would all its labels be.
+
+    Raises:
+        UnfitModelError: if one is.
+    """
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.itemsize > 1 and weight.numel():
+            low, high = weight.aminmax()  # without the memory that a mask takes; not a number where any is
+            if not (low.isfinite() and high.isfinite()):
+                raise UnfitModelError(f"{folder} has weights that are not finite: {name}; fetch or save it again")
+
+
+@torch.no_grad()
+def require_labels(model: PreTrainedModel, folder: Path, labels: Callable[[Tensor], Tensor]) -> None:
+    """Refuses a model of ours whose labels of a few tokens are no numbers, though its weights are.
+
+    Raises:
+        UnfitModelError: if that is so, or it cannot read them.
+    """
+    config, tokens = model.config, min(TOKENS, model.config.context)
+    ids_1T = torch.tensor([[place * config.vocab_size // tokens for place in range(tokens)]], device=model.device)
+    try:
+        finite = bool(labels(ids_1T).isfinite().all())
+    except (RuntimeError, IndexError, ValueError) as error:  # sizes of a configuration that no weight shows
+        reason = " ".join(str(error).split())
+        raise UnfitModelError(f"{folder} cannot read {tokens} tokens: {reason}; name another checkpoint") from error
+    if not finite:
+        raise UnfitModelError(f"{folder} gives labels that are not finite; its weights or its config.json are broken")
 
 
 @torch.no_grad()

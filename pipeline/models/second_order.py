@@ -79,7 +79,13 @@ class SecondOrderModel(PreTrainedModel):
         super().__init__(config)
         assert config.transformer is not None
         self.transformer = _stack(config.transformer)
-        embedding_width = input_embeddings(self.transformer).embedding_dim
+        embeddings = input_embeddings(self.transformer)
+        if config.vocab_size > embeddings.num_embeddings or (config.start_token or 0) not in range(config.vocab_size):
+            raise ValueError(
+                f"vocab_size {config.vocab_size} and start_token {config.start_token} do not fit the "
+                f"{embeddings.num_embeddings} ids of the transformer"
+            )
+        embedding_width = embeddings.embedding_dim
         width = config.width or embedding_width
         self.expecting_transformer = _stack(config.transformer) if config.transformers == 2 else None
         self.head = None if config.tied_head else nn.Linear(width, config.vocab_size, bias=False)
@@ -220,7 +226,7 @@ class SecondOrderModel(PreTrainedModel):
 def _stack(settings: dict[str, Any]) -> PreTrainedModel:
     """Layers as they are within a language model: by themselves some have more, such as BERT's pooler."""
     config = AutoConfig.for_model(**{**settings, "dtype": None})
-    return decoder(AutoModelForCausalLM.from_config(config))
+    return decoder(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
 
 
 @torch.no_grad()

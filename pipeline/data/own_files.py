@@ -1,0 +1,66 @@
+"""Files of a folder that a stranger made: plain ones of the folder itself, of a bounded size; JSON objects among them.
+
+A link may stay within its folder, or lead to the blobs of the Hub's cache, of which snapshots consist. One that leads
+elsewhere would be read, digested and copied as if it were the stranger's.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 2**24
+"""Of a configuration. Those of the largest models have some 100 kB, an index of 60,000 weights 5 MB."""
+
+
+def own_file(folder: Path, name: str) -> Path | None:
+    """The folder's file of that name, or None if there is none.
+
+    Raises:
+        ValueError: if it is no plain file, or a link out of the folder.
+    """
+    file = folder / name
+    if not file.is_symlink() and not file.exists():
+        return None
+    target = file.resolve()
+    if not any(target.is_relative_to(root) for root in _roots(folder.resolve())):
+        raise ValueError(f"{file} is a link to {target}, outside of its folder; put a copy in its place")
+    if not target.is_file():
+        raise ValueError(f"{file} is not a plain file; fetch or save it again")
+    return file
+
+
+def read_bounded(file: Path, most: int = MOST_BYTES) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        ValueError: if there are more than `most`.
+    """
+    with file.open("rb") as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{file} has more than {most:,} bytes, too many for what it is; fetch or save it again")
+    return content
+
+
+def read_object(file: Path, most: int = MOST_BYTES) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        ValueError: if it holds none, or more than `most` bytes.
+    """
+    content = read_bounded(file, most)
+    try:
+        found = json.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{file} is nested too deep; fetch or save it again") from error
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}; fetch or save it again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds no JSON object; fetch or save it again")
+    return found
+
+
+def _roots(folder: Path) -> list[Path]:
+    """Where the folder's own links may lead."""
+    snapshots = [parent for parent in folder.parents if parent.name == "snapshots"]
+    return [folder, *(parent.parent / "blobs" for parent in snapshots[:1])]

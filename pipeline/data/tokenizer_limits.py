@@ -1,0 +1,91 @@
+"""Limits for tokenizers that strangers made: no chance, no work and no memory beyond what a text asks for, no panic.
+
+A tokenizer is a program that runs on every document. Patterns that take long without ever being given up, as many
+searches each just below the library's limit do, are not found out.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+LOG = logging.getLogger(__name__)
+
+MOST_IDS, IDS_A_TOKEN = 2**20, 4
+"""Ids may be left out, as where tokens have round numbers; an embedding has a row for each that is."""
+MOST_GROWTH = 64  # of a text, by what is put in place of others: 1 in the usual ones, which exchange single characters
+MOST_WORD = 10**4  # characters; WordPiece takes their square
+MOST_AFFIX = 64  # characters, which BPE and WordPiece put around every one that they look up
+
+
+@contextmanager
+def failures_told(doing: str) -> Iterator[None]:
+    """What the tokenizers library fails by, a bare Exception or a panic, is a ValueError of one line.
+
+    A panic is no Exception: nothing that catches errors would catch it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{doing}: {reason}") from None
+
+
+def require_bounded(tokenizer: Tokenizer, file: Path) -> None:
+    """Checks what a tokenizer may ask of memory and time.
+
+    Raises:
+        ValueError: if it asks for more.
+    """
+    ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    if max(ids, default=0) >= max(MOST_IDS, IDS_A_TOKEN * len(ids)):
+        raise _refused(file, f"has {len(ids):,} tokens with ids up to {max(ids):,}")
+    normalizer = None if tokenizer.normalizer is None else json.loads(tokenizer.normalizer.__getstate__())
+    if _growth(normalizer) > MOST_GROWTH:
+        raise _refused(file, f"has a normalizer that can make a text more than {MOST_GROWTH} times as long")
+    model = tokenizer.model
+    if (longest := getattr(model, "max_input_chars_per_word", 0)) > MOST_WORD:
+        raise _refused(file, f"has max_input_chars_per_word {longest}, above {MOST_WORD}")
+    affixes = [getattr(model, name, None) or "" for name in ("continuing_subword_prefix", "end_of_word_suffix")]
+    if max(map(len, affixes)) > MOST_AFFIX:
+        raise _refused(file, f"puts more than {MOST_AFFIX} characters around each of a text")
+
+
+def without_chance(tokenizer: Tokenizer, file: Path) -> None:
+    """Turns off the dropout of merges, which is for training: a document would have other tokens each time."""
+    if getattr(tokenizer.model, "dropout", None):
+        _note_dropout(file, tokenizer.model.dropout)
+        tokenizer.model.dropout = None
+
+
+@cache
+def _note_dropout(file: Path, dropout: float) -> None:
+    LOG.warning("%s drops merges of tokens at random (dropout %g); turned off here, all merges are made", file, dropout)
+
+
+def _growth(normalizer: Any) -> float:
+    """How many times as long a text can become, by replacements."""
+    if normalizer is None:
+        return 1
+    if normalizer["type"] == "Sequence":
+        return math.prod(_growth(each) for each in normalizer["normalizers"])
+    if normalizer["type"] == "Prepend":
+        return max(1, len(normalizer["prepend"]))
+    if normalizer["type"] != "Replace":
+        return 1
+    content, pattern = normalizer["content"], normalizer["pattern"].get("String")
+    if not content:
+        return 1
+    return max(1, len(content) / len(pattern)) if pattern else 1 + len(content)  # a regex may match between characters
+
+
+def _refused(file: Path, told: str) -> ValueError:
+    return ValueError(f"{file} {told}, which no sound tokenizer does; name another folder with --tokenizer")

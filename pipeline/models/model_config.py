@@ -1,0 +1,137 @@
+"""A checkpoint's `config.json`, read before transformers reads it: types, sizes, and settings that fetch code or files.
+
+A stranger wrote it, and each number is one that memory is allocated by, or that is counted to. The weights' headers
+tell cheaply how large a model can be.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.own_files import own_file, read_object
+
+CONFIG_FILE = "config.json"
+TEXT_CONFIG = "text_config"  # of a model that reads images, too: what concerns its language model
+
+POSITIONS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",  # MPT
+    "max_sequence_length",
+    "seq_length",  # Bloom
+    "n_ctx",
+    "context_length",  # RWKV
+    "model_max_length",  # Kimi Linear
+    "max_target_positions",  # Whisper's decoder
+)
+"""Names by which configurations tell how many positions a causal language model has, the most common first."""
+
+ELSEWHERE = ("transformers_weights", "configuration_files", "extra_files")  # would be read in place of the usual files
+IMPLEMENTATIONS = {
+    "attn_implementation": ("eager", "sdpa", "flex_attention"),
+    "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
+}
+"""Those that transformers has itself. By any other name it fetches code, a kernel, from the Hub."""
+
+MOST_NUMBERS = 2**20  # a size may be as large in any model, and in one of more weights as large as these are many
+MOST_LAYERS = 10**4
+COUNTS_OF_LAYERS = re.compile("layer|block|depth")
+NO_SIZES = re.compile("theta|base|seed")  # frequencies, and seeds
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration, of which names have the types that they should have.
+
+    Raises:
+        ValueError: if there is none, it is damaged, or it would have code or other files fetched.
+    """
+    file = own_file(folder, CONFIG_FILE)
+    if file is None:
+        raise ValueError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}; name a folder that has one")
+    config = read_object(file)
+    names, parts = config.get("architectures"), [config.get(TEXT_CONFIG), config.get("transformer")]
+    for key, fits in (
+        ("model_type", isinstance(config.get("model_type"), str | None)),
+        ("architectures", names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))),
+        (TEXT_CONFIG, isinstance(parts[0], dict | None)),
+        ("transformer", isinstance(parts[1], dict | None)),
+    ):
+        if not fits:
+            raise _wrong(folder, key, config[key], "is of another type")
+    for key, value in settings(config):
+        _require_plain(folder, key, value)
+    for key in POSITIONS:
+        if not isinstance(value := language_config(config).get(key), int | None):
+            raise _wrong(folder, key, value, "is not a whole number")
+    return config
+
+
+def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part that concerns the language model."""
+    part: Mapping[str, Any] = config.get(TEXT_CONFIG) or config
+    return part
+
+
+def settings(config: object, within: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a configuration and of those within it, dotted, with its value."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            name = f"{within}.{key}" if within else key
+            yield name, value
+            yield from settings(value, name)
+    elif isinstance(config, list):
+        for value in config:
+            yield from settings(value, within)
+
+
+def require_sizes(folder: Path, config: Mapping[str, Any], tensors: int, numbers: int) -> None:
+    """Checks that no size is beyond what weights of so many tensors and numbers can have, before anything is built.
+
+    Raises:
+        ValueError: if one is, with its name.
+    """
+    for key, value in settings(config):
+        name = key.rpartition(".")[2]
+        most = max(MOST_LAYERS, tensors) if COUNTS_OF_LAYERS.search(name) else max(MOST_NUMBERS, numbers)
+        if isinstance(value, int) and value > most and not NO_SIZES.search(name):
+            told = f"is more than weights of {tensors:,} tensors and {numbers:,} numbers can have"
+            raise _wrong(folder, key, value, told)
+
+
+def positive(folder: Path, config: Mapping[str, Any], key: str) -> int:
+    """A size that the configuration must have.
+
+    Raises:
+        ValueError: if it has none, or it is no number of things.
+    """
+    value = config.get(key)
+    if value is None:
+        raise ValueError(f"{folder / CONFIG_FILE} names no {key}; name another checkpoint")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise _wrong(folder, key, value, "is not a whole number above 0")
+    return value
+
+
+def declared_context(config: Mapping[str, Any]) -> int | None:
+    """Tokens that a causal language model can read after the one that stands before them, if its configuration says."""
+    named = (config.get(name) for name in POSITIONS)
+    positions = next((number for number in named if isinstance(number, int) and number > 1), None)
+    return None if positions is None else positions - 1
+
+
+def _require_plain(folder: Path, key: str, value: Any) -> None:
+    """Checks that a setting has no code and no other file fetched."""
+    name = key.rpartition(".")[2]
+    if name in ELSEWHERE and value:
+        raise _wrong(folder, key, value, "has other files read; leave it out, and give files their usual names")
+    allowed = IMPLEMENTATIONS.get(name.strip("_").removesuffix("_internal"))
+    named = value.values() if isinstance(value, dict) else [value]
+    if allowed is not None and any(each is not None and each not in allowed for each in named):
+        raise _wrong(folder, key, value, f"is none of {', '.join(allowed)}, and other code is never fetched")
+
+
+def _wrong(folder: Path, key: str, value: object, told: str) -> ValueError:
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
+    return ValueError(f"{folder / CONFIG_FILE}: {key} {shown} {told}; mend it, or name another checkpoint")
