@@ -8,9 +8,8 @@ Each fault is a line. Exit code 0: all is as the receipts say; 1: something is n
 """
 
 import fcntl
-import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ import cyclopts
 from pipeline.command_line import run
 from pipeline.data.locations import HUB
 from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
+from pipeline.data.visible import say
 from pipeline.engine.opening import locked
 from pipeline.progress import stage
 from pipeline.verification.card import check_card
@@ -114,26 +114,20 @@ def verify_subset(stored: Stored, config: Config) -> int:
     """Prints what is wrong with a subset, then a line in all."""
     ledger = read_ledger(stored)
     if ledger.plan is None and not ledger.receipts and not ledger.faults:
-        print(f"{stored.subset.name}: there is no ledger, so that nothing says what bytes its shards had")
+        say(f"{stored.subset.name}: there is no ledger, so that nothing says what bytes its shards had")
     found = Findings(stored, ledger, check_ledger(stored, ledger))
     provenance = check_content(found)
     found.faults += check_card(stored, ledger, sound=not found.faults)
-    print_lines(found.faults)
+    say(*map(str, found.faults))
     if provenance is not None and config.sample:
         check_labels(found, provenance, config)
     faulty = {fault.shard for fault in found.faults}
     given_up = [note for shard, note in ledger.given_up.items() if shard not in faulty]
-    print_lines(f"{stored.named(note.shard)}: was given up and has no shard: {note}" for note in given_up)
-    print(summary(found))
+    say(*(f"{stored.named(note.shard)}: was given up and has no shard: {note}" for note in given_up))
+    say(summary(found))
     if config.repair and found.faults:
         repair(found)
     return 1 if found.faults else 0
-
-
-def print_lines(lines: Iterable[object]) -> None:
-    """Each without line ends of its own, and without what a terminal would take for a command."""
-    for line in lines:
-        print("".join(letter if letter.isprintable() else " " for letter in str(line)), flush=True)
 
 
 def check_content(found: Findings) -> Provenance | None:
@@ -204,11 +198,11 @@ def check_labels(found: Findings, provenance: Provenance, config: Config) -> Non
                 raise LeftOutError("the tokenizer is not that of the run")
             sample = check_sample(found.stored, provenance, config.estimator, documents)
         except LeftOutError as reason:
-            print_lines([f"{found.stored.subset.name}: no document was labelled anew: {reason}"])
+            say(f"{found.stored.subset.name}: no document was labelled anew: {reason}")
             return
     found.faults += sample.faults
-    print_lines(sample.faults)
-    print(f"{found.stored.subset.name}: labelled anew {sample.documents} documents, {sample.tokens:,} tokens of them")
+    say(*map(str, sample.faults))
+    say(f"{found.stored.subset.name}: labelled anew {sample.documents} documents, {sample.tokens:,} tokens of them")
 
 
 def summary(found: Findings) -> str:
@@ -228,11 +222,10 @@ def summary(found: Findings) -> str:
 def repair(found: Findings) -> None:
     """Sets bad shards aside, and says what to do then."""
     for place in set_aside(found.stored, found.faults):
-        print(f"moved to {place.relative_to(found.stored.subset.root)}")
-    print("give the command again that made the dataset, with all its flags:")
-    print(f"  {annotate_command(found.stored, found.ledger)}")
+        say(f"moved to {place.relative_to(found.stored.subset.root)}")
+    say("give the command again that made the dataset, with all its flags:")
+    say(f"  {annotate_command(found.stored, found.ledger)}")
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     run(verify, "pipeline.verify", resumes=False)
