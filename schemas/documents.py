@@ -34,7 +34,11 @@ def is_text(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """True for the Arrow types that hold lists, but for views."""
+    return any(is_kind(kind) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+
+
 def is_token_list(kind: pa.DataType) -> bool:
     """True for lists of integers of any width."""
-    listed = any(is_kind(kind) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
-    return listed and bool(pa.types.is_integer(kind.value_type))
+    return is_list(kind) and bool(pa.types.is_integer(kind.value_type))

@@ -16,10 +16,12 @@ from pipeline.data.labelled_batches import read_labelled
 from pipeline.data.locations import HUB, File, find_files, pinned
 from pipeline.data.opened import DamagedError
 from pipeline.data.shard_files import SHARD, mending, open_shard
+from pipeline.data.shards import ENTROPY_COLUMNS
 from pipeline.data.tally import counted
 from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
 from schemas.annotations import ENTROPY, INPUT_IDS, PROVENANCE_KEY, Provenance
 from schemas.decoding import reading, text_of
+from schemas.documents import is_list, is_token_list
 from schemas.layout import DATA_FOLDER, Subset, shard_name, shards_in_all
 from schemas.ledger import QUARANTINE, RECEIPTS, Quarantined, Receipt
 
@@ -174,10 +176,23 @@ def _look(shard: File) -> _Look:
         raise ValueError(
             f"{shard.url} was not written by pipeline.annotate: it lacks labels or their provenance; name another"
         )
+    _require_lists(shard, schema)
     try:
         return _Look(rows, schema, Provenance.from_json(schema.metadata[PROVENANCE_KEY].decode()))
     except ValueError as error:
         raise DamagedError(f"the provenance in {shard.url} cannot be read ({error})", mending(shard)) from error
+
+
+def _require_lists(shard: File, schema: pa.Schema) -> None:
+    """Checks the types of tokens and labels, of any width.
+
+    Raises:
+        DamagedError: if one holds anything but lists of numbers.
+    """
+    for name in {INPUT_IDS, *ENTROPY_COLUMNS} & {*schema.names}:
+        kind = schema.field(name).type
+        if not (is_token_list(kind) if name == INPUT_IDS else is_list(kind) and pa.types.is_floating(kind.value_type)):
+            raise DamagedError(f"column `{name}` of {shard.url} holds {kind}, not lists of numbers", mending(shard))
 
 
 def _require_received(subset: Subset, source: str, shards: Sequence[File], rows: Sequence[int]) -> None:

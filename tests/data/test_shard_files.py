@@ -4,6 +4,7 @@ import pickle
 import random
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -81,6 +82,16 @@ def test_a_page_whose_type_is_damaged_is_missed(shard: Path, tmp_path: Path) -> 
     shard.write_bytes(content)
     with pytest.raises(DamagedError, match="row group 0 ends after 0 of 23 rows"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("values", [["a"], [1.0], [["a"]], [{"list": [1.0]}]])
+def test_columns_of_other_types_are_refused(shard: Path, tmp_path: Path, column: str, values: list[object]) -> None:
+    table = pq.read_table(shard)
+    other = pa.array(values * len(table))
+    pq.write_table(table.set_column(table.schema.get_field_index(column), column, other), shard)
+    with pytest.raises(DamagedError, match=rf"column `{column}` of {shard} holds .*, not lists of numbers"):
+        find_annotations(str(tmp_path))
 
 
 @pytest.mark.parametrize(("size", "rows"), [(1, 0), (0, 1)])
