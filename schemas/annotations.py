@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from schemas.documents import TEXT_COLUMN
 from schemas.features import features_metadata, read_features
+from schemas.values import from_values
 
 SCHEMA_VERSION = 3
 PROVENANCE_KEY = b"token_entropy.provenance"
@@ -22,6 +23,9 @@ NUM_TOKENS = "num_tokens"
 MEAN_ENTROPY = "mean_entropy"
 
 ROUNDING_NATS = 1 / 128
+MOST_VOCABULARY = 2**24  # of token ids: sixteen times as many as the largest vocabularies have
+MOST_WINDOW = 2**31 - 1
+MOST_NATS = 1e6  # of a label: a loss in float32 is finite with it
 
 SHIPPED_MODEL, UNRECORDED_MODEL = "shipped demonstration model", "a model that was not recorded"
 BETTER_MODEL = "small, for demonstrations; --method causal --estimator NAME labels with a language model of your choice"
@@ -102,19 +106,39 @@ class Provenance:
         return json.dumps(asdict(self), indent=2)
 
     @classmethod
-    def from_json(cls, text: str) -> "Provenance":
+    def from_json(cls, text: str | bytes) -> "Provenance":
         """Reads what `to_json` wrote.
 
         Raises:
-            ValueError: if another version of the schema wrote it.
+            ValueError: if another version of the schema wrote it, or a value is not as it must be.
         """
-        values = json.loads(text)
-        if values.get("schema_version") != SCHEMA_VERSION:
-            there = values.get("schema_version")
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"it is not JSON ({error})") from error
+        there = values.get("schema_version") if isinstance(values, dict) else None
+        if isinstance(values, dict) and there != SCHEMA_VERSION:
             raise ValueError(f"labels of schema version {there}, this reads {SCHEMA_VERSION}; annotate anew elsewhere")
-        columns = values["columns"]
-        lists = {"source": tuple(values["source"]), "columns": None if columns is None else tuple(columns)}
-        return cls(**{**values, **lists, "choices": tuple(values.get("choices", ()))})
+        read = from_values(cls, values)
+        read._require_ranges()
+        return read
+
+    def _require_ranges(self) -> None:
+        ranges = {
+            "vocabulary": 0 < self.vocabulary <= MOST_VOCABULARY,
+            "window": 0 < self.window <= MOST_WINDOW,
+            "overlap": 0 <= self.overlap < self.window,
+            "share": 0 < self.share <= 1,
+            "source_rows": self.source_rows >= 0,
+            "rows_per_unit": self.rows_per_unit >= 1,
+            "folds": self.folds >= 1,
+            "start_token": self.start_token is None or 0 <= self.start_token < MOST_VOCABULARY,
+            "source_files": self.source_files >= 0,
+        }
+        if wrong := [name for name, right in ranges.items() if not right]:
+            raise ValueError(
+                f"its {wrong[0]} is {getattr(self, wrong[0])}, which no run writes; fetch the dataset again"
+            )
 
 
 def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:

@@ -1,9 +1,11 @@
 """Reading an annotated dataset back, from a folder or the Hub: tokens and labels, whole or piece by piece."""
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,13 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.labelled_batches import read_labelled
 from pipeline.data.locations import HUB, File, find_files, pinned
 from pipeline.data.opened import open_stored
+from pipeline.data.shards import ENTROPY_COLUMNS
 from pipeline.data.tally import counted
 from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
 from schemas.annotations import ENTROPY, INPUT_IDS, PROVENANCE_KEY, Provenance
 from schemas.layout import DATA_FOLDER, Subset, shard_name, shards_in_all
 from schemas.ledger import QUARANTINE, Quarantined
+from schemas.values import from_values
 
 SUBSET_NAMED = re.compile(rf"/{DATA_FOLDER}/[^/]+/?$")
 COMMIT_NAMED = re.compile("@[0-9a-f]{40}$")
@@ -43,7 +47,7 @@ class AnnotatedDataset:
     def __len__(self) -> int:
         return sum(self.rows)
 
-    @property
+    @cached_property
     def vocabulary(self) -> int:
         """Rows that the embedding of a model of these tokens needs.
 
@@ -83,7 +87,7 @@ class AnnotatedDataset:
         stop = len(self) if stop is None else stop
         for shard, rows in zip(self.shards, self.rows, strict=True):
             if start < rows and stop > 0:
-                yield from read_labelled(shard, max(0, start), min(stop, rows), self.schema)
+                yield from read_labelled(shard, max(0, start), min(stop, rows), self.schema, self.vocabulary)
             start, stop = start - rows, stop - rows
 
 
@@ -119,8 +123,14 @@ def find_annotations(source: str) -> AnnotatedDataset:
 
 def read_quarantine(subset: Subset) -> list[Quarantined]:
     """The units of rows that were given up and have no shard, in their order."""
-    files = sorted((subset.ledger / QUARANTINE).glob("*.json"))
-    return [Quarantined.from_json(file.read_text(encoding="utf-8")) for file in files]
+    return [_note(file) for file in sorted((subset.ledger / QUARANTINE).glob("*.json"))]
+
+
+def _note(file: Path) -> Quarantined:
+    try:
+        return from_values(Quarantined, json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the note {file} cannot be read: {error}; delete it, or fetch the dataset again") from error
 
 
 def _shards(source: str) -> list[File]:
@@ -161,7 +171,17 @@ def _look(shard: File) -> tuple[int, pa.Schema]:
         raise ValueError(
             f"{shard.url} was not written by pipeline.annotate: it lacks labels or their provenance; name another"
         )
+    for name in {INPUT_IDS, *ENTROPY_COLUMNS} & set(schema.names):
+        if not _holds(schema.field(name).type, pa.types.is_integer if name == INPUT_IDS else pa.types.is_floating):
+            wanted = "lists of token ids" if name == INPUT_IDS else "lists of labels"
+            told = f"column `{name}` of {shard.url} holds {schema.field(name).type}, not {wanted}"
+            raise ValueError(f"{told}; annotate its source again")
     return parquet.metadata.num_rows, schema
+
+
+def _holds(kind: pa.DataType, fits: Callable[[pa.DataType], bool]) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_list and fits(kind.value_type)
 
 
 def _corpus(rows: pa.Table) -> Corpus:
@@ -176,7 +196,10 @@ def _corpus(rows: pa.Table) -> Corpus:
 def _shared_provenance(source: str, names: set[str], schemas: tuple[pa.Schema, ...]) -> Provenance:
     """The provenance of all shards, which must be, with those that were given up, all of one run."""
     # not their bytes: older versions wrote fewer fields, which have defaults now
-    found = {Provenance.from_json(text.decode()) for text in {each.metadata[PROVENANCE_KEY] for each in schemas}}
+    try:
+        found = {Provenance.from_json(text) for text in {each.metadata[PROVENANCE_KEY] for each in schemas}}
+    except ValueError as error:
+        raise ValueError(f"the provenance of {source} cannot be read: {error}") from error
     units = shards_in_all(min(names))
     if len(found) > 1 or names != {shard_name(index, units) for index in range(units)}:
         raise ValueError(f"{source} does not hold one finished run; give the same annotate command again")

@@ -135,6 +135,7 @@ class _Rows:
     """Of the shards' names, sizes and footers, in which the provenance stands."""
     source: str
     """The dataset's, for messages."""
+    vocabulary: int
     reading: Reading = Reading()
 
     @classmethod
@@ -154,6 +155,7 @@ class _Rows:
             schema=pa.schema([there.field(name) for name in columns]),
             sha256=hashlib.sha256("\n".join(layout.sha256 for layout in layouts).encode()).hexdigest(),
             source=dataset.source,
+            vocabulary=dataset.vocabulary,
         )
 
     def read_by(self, reading: Reading) -> "_Rows":
@@ -221,4 +223,4 @@ class _Rows:
 
     def _stored(self, run: Run, skip: int) -> Iterator[pa.RecordBatch]:
         """The rows of a run after the first `skip`, as they lie in the file."""
-        return read_labelled(self.shards[run.shard], run.start + skip, run.stop, self.schema)
+        return read_labelled(self.shards[run.shard], run.start + skip, run.stop, self.schema, self.vocabulary)
