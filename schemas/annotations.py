@@ -136,9 +136,8 @@ class Provenance:
             "source_files": self.source_files >= 0,
         }
         if wrong := [name for name, right in ranges.items() if not right]:
-            raise ValueError(
-                f"its {wrong[0]} is {getattr(self, wrong[0])}, which no run writes; fetch the dataset again"
-            )
+            told = f"its {wrong[0]} is {getattr(self, wrong[0])}, which no run writes"
+            raise ValueError(f"{told}; fetch the dataset again")
 
 
 def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:

@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pipeline.data.naming import public_names
+from pipeline.data.visible import visible
 from pipeline.reporting.extent import Extent
 from pipeline.reporting.figures import LEAST_OCCURRENCES, Values, groups, measures
 from pipeline.reporting.measures import Document
@@ -46,11 +47,11 @@ def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, extent: E
     statistics, texts = sampled.statistics, TokenTexts(tokenizer)
     column, most = by or statistics.few_groups(columns), extent.tokens_each(len(sampled.shown))
     return {
-        "title": short_name(source.dataset),
-        "told": [*_told(source, sampled, extent, most), LIMITS[source.dataset.provenance.method]],
+        "title": visible(short_name(source.dataset)),
+        "told": [*map(visible, _told(source, sampled, extent, most)), LIMITS[source.dataset.provenance.method]],
         "rounding": ROUNDING_NATS,
         "levels": LEVELS,
-        "series": source.series,
+        "series": [*map(visible, source.series)],
         "beside": None if source.against is None else len(source.series) - 1,
         "measures": measures(source, statistics, texts),
         "least": LEAST_OCCURRENCES,

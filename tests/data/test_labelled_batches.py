@@ -61,7 +61,7 @@ def test_rows_that_no_run_writes_are_refused(tmp_path: Path, ids: Any, labels: A
 )
 def test_columns_of_other_types_are_refused(tmp_path: Path, kinds: Any, values: Any) -> None:
     with pytest.raises(ValueError, match=r"column `(entropy|input_ids)` of .*\.parquet holds .*, not lists of"):
-        find_annotations(changed(tmp_path, *values, kinds))
+        find_annotations(changed(tmp_path, values[0], values[1], kinds))
 
 
 @pytest.mark.parametrize("kinds", [(pa.large_list(pa.int64()), pa.large_list(pa.float64())), (INTS, FLOATS)])
