@@ -23,6 +23,9 @@ NUM_TOKENS = "num_tokens"
 MEAN_ENTROPY = "mean_entropy"
 
 ROUNDING_NATS = 1 / 128
+MOST_VOCABULARY = 2**24  # of token ids: sixteen times as many as the largest vocabularies have
+MOST_WINDOW = 2**31 - 1
+MOST_NATS = 1e6  # of a label: a loss in float32 is finite with it
 
 SHIPPED_MODEL, UNRECORDED_MODEL = "shipped demonstration model", "a model that was not recorded"
 BETTER_MODEL = "small, for demonstrations; --method causal --estimator NAME labels with a language model of your choice"
@@ -105,7 +108,7 @@ class Provenance:
         return json.dumps(asdict(self), indent=2)
 
     @classmethod
-    def from_json(cls, text: str) -> "Provenance":
+    def from_json(cls, text: str | bytes) -> "Provenance":
         """Reads what `to_json` wrote.
 
         Raises:
@@ -125,9 +128,22 @@ class Provenance:
                 f"labels of schema version {there!s:.20}, this reads {SCHEMA_VERSION}; annotate anew elsewhere"
             )
         provenance = decoded(cls, values)
-        if not provenance.rows_per_unit:
-            raise ValueError("rows_per_unit is 0, and a shard has rows")
+        provenance._require_ranges()
         return provenance
+
+    def _require_ranges(self) -> None:
+        ranges = {
+            "vocabulary": 0 < self.vocabulary <= MOST_VOCABULARY,
+            "window": 0 < self.window <= MOST_WINDOW,
+            "overlap": 0 <= self.overlap < self.window,
+            "share": 0 < self.share <= 1,
+            "rows_per_unit": self.rows_per_unit >= 1,
+            "folds": self.folds >= 1,
+            "start_token": self.start_token is None or self.start_token < MOST_VOCABULARY,
+        }
+        if wrong := [name for name, right in ranges.items() if not right]:
+            told = f"its {wrong[0]} is {getattr(self, wrong[0])}, which no run writes"
+            raise ValueError(f"{told}; fetch the dataset again")
 
 
 def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:

@@ -20,7 +20,7 @@ Record = TypeVar("Record")
 Reader = Callable[[Any, str], Any]
 
 
-def json_object(text: str) -> dict[str, Any]:
+def json_object(text: str | bytes) -> dict[str, Any]:
     """The object that a text holds.
 
     Raises:

@@ -26,6 +26,8 @@ def write_annotated(
     **settings: Any,
 ) -> Path:
     """A dataset of these documents; `settings` are of its provenance."""
+    needed = 1 + max((token for document in tokens for token in document), default=0)
+    settings = {"vocabulary": max(PROVENANCE.vocabulary, needed), **settings}
     schema = annotated_schema(SOURCE, replace(PROVENANCE, **settings))
     rows_a_shard = -(-len(tokens) // shards)
     for index in range(shards):

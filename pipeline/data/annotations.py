@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ class AnnotatedDataset:
     def __len__(self) -> int:
         return sum(self.rows)
 
-    @property
+    @cached_property
     def vocabulary(self) -> int:
         """Rows that the embedding of a model of these tokens needs.
 
@@ -86,7 +87,7 @@ class AnnotatedDataset:
         stop = len(self) if stop is None else stop
         for shard, rows in zip(self.shards, self.rows, strict=True):
             if start < rows and stop > 0:
-                yield from read_labelled(shard, max(0, start), min(stop, rows), self.schema)
+                yield from read_labelled(shard, max(0, start), min(stop, rows), self.schema, self.vocabulary)
             start, stop = start - rows, stop - rows
 
 

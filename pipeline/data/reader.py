@@ -136,6 +136,7 @@ class _Rows:
     """Of the shards' names, sizes and footers, in which the provenance stands."""
     source: str
     """The dataset's, for messages."""
+    vocabulary: int
     reading: Reading = Reading()
 
     @classmethod
@@ -155,6 +156,7 @@ class _Rows:
             schema=pa.schema([there.field(name) for name in columns]),
             sha256=hashlib.sha256("\n".join(layout.sha256 for layout in layouts).encode()).hexdigest(),
             source=dataset.source,
+            vocabulary=dataset.vocabulary,
         )
 
     def read_by(self, reading: Reading) -> "_Rows":
@@ -222,4 +224,4 @@ class _Rows:
 
     def _stored(self, run: Run, skip: int) -> Iterator[pa.RecordBatch]:
         """The rows of a run after the first `skip`, as they lie in the file."""
-        return read_labelled(self.shards[run.shard], run.start + skip, run.stop, self.schema)
+        return read_labelled(self.shards[run.shard], run.start + skip, run.stop, self.schema, self.vocabulary)

@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pipeline.data.naming import public_names
+from pipeline.data.visible import visible
 from pipeline.reporting.extent import Extent
 from pipeline.reporting.figures import LEAST_OCCURRENCES, Values, groups, measures
 from pipeline.reporting.measures import Document
@@ -50,11 +51,11 @@ def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, extent: E
     documents, figures = _documents(sampled.shown, texts), measures(source, statistics, texts)
     told = [*_told(source, sampled, extent, most), LIMITS[source.dataset.provenance.method]]
     return {
-        "title": short_name(source.dataset),
-        "told": [*told, CUT] if texts.cut else told,
+        "title": visible(short_name(source.dataset)),
+        "told": [*map(visible, [*told, CUT] if texts.cut else told)],
         "rounding": ROUNDING_NATS,
         "levels": LEVELS,
-        "series": source.series,
+        "series": [*map(visible, source.series)],
         "beside": None if source.against is None else len(source.series) - 1,
         "measures": figures,
         "least": LEAST_OCCURRENCES,

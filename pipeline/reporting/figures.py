@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.visible import visible
 from pipeline.reporting.measures import measures_of
 from pipeline.reporting.sampling import LabelledSource
 from pipeline.reporting.statistics import BIN_NATS, MOST_GROUPS, MOST_NATS, POSITIONS_B, Statistics
@@ -27,7 +28,7 @@ def measures(source: LabelledSource, statistics: Statistics, texts: TokenTexts) 
     ends = [_ends(statistics, place) for place in range(len(named))]
     return [
         {
-            "name": measure.name,
+            "name": visible(measure.name),
             "series": measure.series,
             "scale": _common(ends[:series] if place < series else ends[series:]),
             **_figures(statistics, place),
@@ -70,10 +71,10 @@ def groups(column: str, statistics: Statistics) -> Values:
     """Value, documents, tokens, mean of every measure, the most documents first."""
     groups = sorted(statistics.groups[column].items(), key=lambda item: -item[1].documents)
     return {
-        "column": column,
+        "column": visible(column),
         "rows": [
             (
-                name,
+                visible(name),
                 group.documents,
                 group.tokens,
                 [None if math.isnan(mean) else mean for mean in group.means_M.tolist()],

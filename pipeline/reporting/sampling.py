@@ -105,6 +105,6 @@ def _rows(dataset: AnnotatedDataset, rows: range, schema: pa.Schema) -> Iterator
     for shard, length in zip(dataset.shards, dataset.rows, strict=True):
         start, stop = max(rows.start, first), min(rows.stop, first + length)
         if start < stop:
-            for batch in read_labelled(shard, start - first, stop - first, schema):
+            for batch in read_labelled(shard, start - first, stop - first, schema, dataset.vocabulary):
                 yield from as_rows(batch)
         first += length

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from pipeline.data.visible import visible
 from pipeline.reporting.palette import LEVELS, level_class, palette_css
 from pipeline.reporting.token_texts import TokenTexts
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS
@@ -125,7 +126,7 @@ def _token_html(token: str, shade: str, told: str) -> str:
 def _marked(text: str) -> str:
     """Line ends, and spaces where there is nothing else, have marks that copied text does not have."""
     marks = MARKS if not text.strip() else {"\n": MARKS["\n"]}
-    return "".join(marks.get(character) or escape(character) for character in text)
+    return "".join(marks.get(character) or escape(visible(character, keep="\t")) for character in text)
 
 
 def _scale_html(entropies: Sequence[float | None], most: float) -> str:

@@ -76,3 +76,9 @@ def test_mistakes_are_told() -> None:
         show({INPUT_IDS: [1]})
     with pytest.raises(ValueError, match="str is not a fast tokenizer"):
         show({INPUT_IDS: [1], ENTROPY: [1.0]}, "gpt2")
+
+
+def test_control_characters_and_marks_of_direction_are_seen_and_steer_nothing() -> None:
+    shown = DocumentView(["a\u202eb", "\x1b[2J", "\t", "نص"], [1.0] * 4)._repr_html_()
+    assert "a\\u202eb" in shown and "\\x1b[2J" in shown and "\t" in shown and "نص" in shown
+    assert not {"\u202e", "\x1b"} & {*shown}

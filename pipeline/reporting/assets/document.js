@@ -54,9 +54,15 @@ function tokenElement(text, value, most) {
   return make("span", { class: `t ${level}${text ? "" : " part"}` }, ...marked(text));
 }
 
+// As visible.py has them: control characters, and marks of direction, which would reorder the page.
+const STEERING = "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]";
+const escapedControl = (control) => `\\u${control.charCodeAt(0).toString(16).padStart(4, "0")}`;
+const visible = (text) => text.replace(new RegExp(STEERING, "g"), escapedControl);
+
 function marked(text) {
   const marksSpaces = text.trim() === "";
-  return text.split(marksSpaces ? /([\n ])/ : /(\n)/).filter(Boolean).map((part) => {
+  return text.split(new RegExp(`(${marksSpaces ? "[\\n ]" : "\\n"}|${STEERING})`)).filter(Boolean).map((part) => {
+    if (new RegExp(`^${STEERING}$`).test(part)) return make("i", { class: "control" }, escapedControl(part));
     if (part === "\n") return make("i", { class: "line" }, part);
     return part === " " && marksSpaces ? make("i", { class: "space" }, part) : part;
   });
@@ -149,7 +155,7 @@ function quoted(shown, place) {
   const texts = shown.tokens.map((token) => contents.texts[token]);
   let last = place;
   while (texts[last] === "" && last + 1 < texts.length) last += 1;
-  return (last > place ? "part of " : "") + JSON.stringify(texts[last]);
+  return (last > place ? "part of " : "") + visible(JSON.stringify(texts[last]));
 }
 
 function hideTip() {

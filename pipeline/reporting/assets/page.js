@@ -66,7 +66,7 @@ function fillPicker() {
   const options = matching.map((place) => {
     const shown = contents.documents[place];
     const beginning = textOf({ tokens: shown.tokens.slice(0, 100) }).trim().replace(/\s+/g, " ").slice(0, 60);
-    return make("option", { value: place }, `${place + 1} of ${contents.documents.length} · ${beginning || "(empty)"}`);
+    return make("option", { value: place }, `${place + 1} of ${contents.documents.length} · ${visible(beginning) || "(empty)"}`);
   });
   byId("picker").replaceChildren(...(options.length ? options : [make("option", {}, "No document has that.")]));
 }

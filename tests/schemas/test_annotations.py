@@ -1,0 +1,67 @@
+"""A dataset's provenance is read as it must be or refused in a line, whoever wrote it."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.annotations import Provenance
+from tests.builders import PROVENANCE
+
+WRITTEN = json.loads(json.dumps(asdict(PROVENANCE)))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[]", "it holds no JSON object"),
+        ("{", "Expecting property name"),
+        ("[" * 10**5, "it is nested too deeply"),
+        ('{"schema_version": 3}', "it lacks method, checkpoint_sha256, "),
+        ('{"schema_version": 9}', "labels of schema version 9, this reads 3"),
+        *(
+            (json.dumps({**WRITTEN, **changed}), told)
+            for changed, told in (
+                ({"evil": 1}, 'it has "evil", which this version does not write'),
+                ({"vocabulary": "x"}, 'vocabulary is "x", not a whole number'),
+                ({"vocabulary": True}, "vocabulary is true, not a whole number"),
+                ({"vocabulary": 2**33}, "its vocabulary is 8589934592, which no run writes"),
+                ({"window": 0}, "its window is 0, which"),
+                ({"overlap": 10**6}, "its overlap is 1000000, which"),
+                ({"share": float("nan")}, "NaN is no number"),
+                ({"start_token": -1}, "start_token is -1, not a whole number"),
+                ({"method": "zzz"}, 'method is "zzz", not one of second-order, exact, causal'),
+                ({"method": [1]}, "method is a list of 1, not one of"),
+                ({"source": "s"}, 'source is "s", not a list'),
+                ({"source": [1]}, "source is 1, not text"),
+                ({"columns": [None]}, "columns is null, not text"),
+            )
+        ),
+    ],
+)
+def test_what_no_run_writes_is_refused_with_what_is_wrong(text: str, told: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        Provenance.from_json(text)
+    assert told in str(refused.value)
+
+
+def test_what_was_written_is_read_and_older_versions_wrote_less() -> None:
+    assert Provenance.from_json(PROVENANCE.to_json()) == PROVENANCE
+    older = {name: value for name, value in WRITTEN.items() if name not in ("folds", "model", "source_files")}
+    assert Provenance.from_json(json.dumps({**older, "share": 1})) == PROVENANCE
+
+
+@given(st.dictionaries(st.sampled_from(sorted(WRITTEN)), JSON, max_size=3))
+def test_any_values_are_read_as_declared_or_refused(changed: dict[str, object]) -> None:
+    try:
+        read = Provenance.from_json(json.dumps({**WRITTEN, **changed}))
+    except ValueError:
+        return
+    assert json.loads(read.to_json()) == {**WRITTEN, **changed}
