@@ -17,7 +17,7 @@ from pipeline.reporting.figures import LEAST_OCCURRENCES, Values, groups, measur
 from pipeline.reporting.measures import Document
 from pipeline.reporting.palette import LEVELS
 from pipeline.reporting.sampling import LabelledSource, sampled_rows, short_name
-from pipeline.reporting.statistics import Statistics
+from pipeline.reporting.statistics import MOST_GROUPS, Statistics
 from pipeline.reporting.token_texts import MOST_CHARACTERS, TokenTexts
 from schemas.annotations import LIMITS, ROUNDING_NATS
 from schemas.documents import is_text
@@ -73,7 +73,8 @@ def _read(source: LabelledSource, extent: Extent, columns: Sequence[str]) -> Sam
     places = {sample * place // documents for place in range(documents)}
     shown: list[Document] = []
     for run in runs:
-        for document in source.documents(run, columns):
+        few = [name for name in columns if len(columns) == 1 or len(statistics.groups.get(name, ())) <= MOST_GROUPS]
+        for document in source.documents(run, few):  # the others cost as much to read, and make no figure
             if statistics.documents in places:
                 shown.append(document.first(extent.tokens_each(documents)))
             statistics.add(document)

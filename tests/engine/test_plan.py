@@ -115,3 +115,14 @@ def test_the_digest_changes_with_the_order_and_the_names_of_files(tmp_path: Path
     first, second, third = (text_file(tmp_path / f"{name}.parquet", ["x"]) for name in "abc")
     lists = ([first, second], [second, first], [first, third], [first])
     assert len({look(files).sha256 for files in lists}) == 4
+
+
+def test_a_footer_that_tells_of_any_number_of_rows_makes_no_endless_plan() -> None:
+    source = source_of([[2**60]])
+    with (
+        pytest.raises(ValueError, match=r"takes the input beyond 1,000 shards; give more rows to each with --rows-per"),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr("pipeline.engine.plan.MOST_UNITS", 1000)
+        plan_units(source, rows_per_unit=8, limit=None)
+    assert len(plan_units(source, rows_per_unit=8, limit=80)) == 10
