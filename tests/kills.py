@@ -89,7 +89,8 @@ class Started:
         assert self.process.pid is not None
         try:
             driver = psutil.Process(self.process.pid)
-            workers = [one for one in driver.children(recursive=True) if one.name().startswith("ray::")]
+            children = [one for one in driver.children(recursive=True) if one.name().startswith("ray::")]
+            workers = [one for one in children if "Agent" not in one.name()]  # Ray itself ends with its agents
             if victim == "worker":
                 dice.choice(workers or [driver]).send_signal(number if workers else signal.SIGKILL)
             else:
