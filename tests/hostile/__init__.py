@@ -1,0 +1,1 @@
+"""Files that an attacker prepares, and the doors that they try."""
