@@ -6,6 +6,7 @@ written beside its name, synced and renamed: one that is there is whole, unless 
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.training.processes import this_process, whole
 
 SETTINGS_FILE = "unfinished.json"
 STATES = "unfinished-*.safetensors"
+STATE = re.compile(r"unfinished-\d{1,18}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def is_finished(output: Path) -> bool:
 
 def states(output: Path) -> list[Path]:
     """Files of states, the oldest first."""
-    return sorted(output.glob(STATES), key=lambda file: int(file.stem.rpartition("-")[2]))
+    found = {file: STATE.fullmatch(file.name) for file in output.glob(STATES)}
+    return sorted((file for file, step in found.items() if step), key=lambda file: int(file.stem.rpartition("-")[2]))
 
 
 def save(
@@ -137,6 +140,11 @@ def load(output: Path, model: nn.Module, optimizer: Optimizer) -> Place:
                 return _restored(stored, model, optimizer)
         except SafetensorError:
             continue
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:  # a state, but of something else
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{file} holds no state of this training ({reason}); delete the folder to begin again"
+            ) from error
     if found:
         raise ValueError(f"none of the states in {output} can be read; delete the folder to begin again")
     return Place()
@@ -156,8 +164,10 @@ def _settings(output: Path) -> dict[str, Any]:
         raise ValueError(f"--output {output} is there already; delete it or choose another folder")
     try:
         there: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}); delete {output} or choose another folder") from error
+    if not isinstance(there, dict):
+        raise ValueError(f"{file} is damaged (no JSON object); delete {output} or choose another folder")
     return there
 
 
@@ -169,7 +179,10 @@ def _restored(stored: Any, model: nn.Module, optimizer: Optimizer) -> Place:
         optimizer.state[parameter] = {
             part: _beside(parameter, part, stored.get_tensor(key)) for part, key in kept.items()
         }
-    return Place(**json.loads(stored.metadata()["place"]))
+    place = Place(**json.loads(stored.metadata()["place"]))
+    if not all(isinstance(number, int | float) for number in asdict(place).values()):
+        raise ValueError("a place that is no numbers")
+    return place
 
 
 def _settle(unfinished: Path, file: Path) -> None:

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.data.tokenizer import beginning_token, encode, id_count, load_tokenizer, token_source, tokenizer_sha256
+from pipeline.data.tokenizer_limits import failures_told
+from pipeline.labels.retokenize import encode_with_ends
 
 SEPARATOR = "<|endoftext|>"
 VOCABULARY = 280
@@ -132,3 +134,100 @@ def test_ids_are_counted_up_to_the_highest_though_some_are_left_out(folder: Path
     (tmp_path / "tokenizer.json").write_text(json.dumps(parts), encoding="utf-8")
     assert id_count(load_tokenizer(tmp_path)) == token_source(str(tmp_path), None).vocabulary == highest + 1
     assert id_count(Tokenizer(models.BPE())) == 0
+
+
+def with_parts(folder: Path, target: Path, **parts: object) -> Path:
+    """A folder with the tokenizer, other parts in it; those of the model are merged with its own."""
+    found = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    model = {**found["model"], **parts.pop("model", {})}  # type: ignore[dict-item]
+    (target / "tokenizer.json").write_text(json.dumps({**found, **parts, "model": model}), encoding="utf-8")
+    return target
+
+
+def test_dropout_of_merges_is_off_and_said_once(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = "the rain in Spain stays mainly in the plain"
+    (expected,) = encode(load_tokenizer(folder), [text])
+    random = load_tokenizer(with_parts(folder, tmp_path, model={"dropout": 0.5}))
+    load_tokenizer(tmp_path)
+    assert all(np.array_equal(encode(random, [text])[0], expected) for _ in range(20))
+    (said,) = caplog.messages
+    assert "drops merges of tokens at random (dropout 0.5); turned off here" in said
+
+
+def test_unigram_never_samples(tmp_path: Path) -> None:
+    """Its settings for that are no part of the file."""
+    pieces = [["<unk>", 0.0], ["a", -1.0], ["aa", -1.1], ["aaa", -1.2]]
+    model = {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False, "alpha": 0.1, "nbest_size": 9}
+    made = {"version": "1.0", "added_tokens": [], "model": model}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(made), encoding="utf-8")
+    tokenizer = load_tokenizer(tmp_path)
+    assert len({tuple(encode(tokenizer, ["a" * 30])[0].tolist()) for _ in range(20)}) == 1
+
+
+CATASTROPHE = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+
+
+def test_a_document_that_makes_the_tokenizer_panic_is_a_bad_document(folder: Path, tmp_path: Path) -> None:
+    """A panic is no Exception, and would end a worker; the tokenizer goes on with other documents."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    parts = {"type": "Sequence", "pretokenizers": [CATASTROPHE, byte_level]}
+    tokenizer = load_tokenizer(with_parts(folder, tmp_path, pre_tokenizer=parts))
+    before = encode(tokenizer, ["the rain"])[0].tolist()
+    for fails in (encode, encode_with_ends):
+        with pytest.raises(
+            ValueError, match=r"the tokenizer fails on a document; leave it out.*: Onig: Regex"
+        ) as raised:
+            fails(tokenizer, ["the rain", "a" * 40 + "!"])
+        assert "\n" not in str(raised.value)
+    assert encode(tokenizer, ["the rain"])[0].tolist() == before
+
+
+def test_a_tokenizer_that_fails_on_any_unknown_word_is_refused(tmp_path: Path) -> None:
+    made = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "x"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(made), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"tokenizer.json does not encode its own tokens: .*Missing \[UNK\] token"):
+        load_tokenizer(tmp_path)
+
+
+def test_errors_that_are_no_tokenizers_pass() -> None:
+    for error in (KeyboardInterrupt(), TypeError("ours")):
+        with pytest.raises(type(error)), failures_told("never said"):
+            raise error
+
+
+def test_an_empty_special_token_reads_nothing(folder: Path, tmp_path: Path) -> None:
+    empty = {"id": 5, "content": "", "special": True}
+    rest = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer = load_tokenizer(with_parts(folder, tmp_path, added_tokens=[{**empty, **rest}]))
+    assert encode(tokenizer, ["the rain"])[0].tolist() == encode(load_tokenizer(folder), ["the rain"])[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("replacements", "fits"),
+    [
+        ([("a", "aa")] * 6, True),
+        ([("a", "aa")] * 7, False),
+        ([("ab", "abcd")] * 6, True),
+        ([("a", "a" * 65)], False),
+        ([("``", '"'), (" ", "▁")] * 40, True),
+        ([("x", "")] * 9, True),
+    ],
+)
+def test_replacements_that_make_texts_long_are_refused(
+    folder: Path, tmp_path: Path, replacements: list[tuple[str, str]], fits: bool
+) -> None:
+    """Thirty of `a` to `aa` would make 1 GB of one byte."""
+    parts = [{"type": "Replace", "pattern": {"String": old}, "content": new} for old, new in replacements]
+    made = with_parts(folder, tmp_path, normalizer={"type": "Sequence", "normalizers": parts})
+    if fits:
+        load_tokenizer(made)
+        return
+    with pytest.raises(ValueError, match="normalizer that can make a text more than 64 times as long"):
+        load_tokenizer(made)
+
+
+def test_ids_that_are_mostly_left_out_are_refused(folder: Path, tmp_path: Path) -> None:
+    vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    made = with_parts(folder, tmp_path, model={"vocab": {**vocabulary, "qzx": 2**20}})
+    with pytest.raises(ValueError, match="has 281 tokens with ids up to 1,048,576, which no sound tokenizer does"):
+        load_tokenizer(made)

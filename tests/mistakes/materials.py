@@ -19,12 +19,20 @@ from schemas.layout import LEDGER_FOLDER, Subset
 from schemas.ledger import PLAN_FILE, RECEIPTS, REPORT_FILE
 from tests.annotated import write_annotated
 from tests.builders import sample_texts, write_documents
+from tests.hostile.checkpoints import ALL
 from tests.models.architectures import tiny_causal
 from tests.publishing.datasets import annotated
 from tests.tiny_models import tiny_autoencoder, tiny_estimator, tiny_language_model, tiny_second_order
 
 TOKENS = [[(start * step) % 97 for step in range(40)] for start in range(1, 25)]
 SECRET = "hf_secretsecretsecret"
+# Of the checkpoints that an attacker prepares, one for each thing that is said.
+HOSTILE = (
+    *("configuration a link", "nested deep", "long", "type list", "vocab_size 0", "many layers", "layers", "kernel"),
+    *("index of pickle", "index of nothing", "index without map", "two of a name", "parts of ranks", "adapter"),
+    *("other weights", "fold of letters", "not a number", "deviation", "ids beyond", "start just beyond"),
+    *("text sparse", "text grows", "words long", "declared list", "declared number"),
+)
 CODE = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
 
 
@@ -33,6 +41,7 @@ def write_materials(folder: Path) -> None:
     folder.chmod(0o755)
     _write_documents(folder)
     _write_checkpoints(folder)
+    _write_hostile(folder)
     _write_datasets(folder)
     _write_settings(folder)
 
@@ -193,6 +202,12 @@ def _write_checkpoints(folder: Path) -> None:
     small: Tokenizer = train_byte_pairs(sample_texts(2), 300)
     (models / "tokenizer-bare").mkdir()
     small.save(str(models / "tokenizer-bare" / "tokenizer.json"))
+
+
+def _write_hostile(folder: Path) -> None:
+    for hostile in ALL:
+        if hostile.name in HOSTILE:
+            hostile.make(folder / "hostile")
 
 
 def _write_datasets(folder: Path) -> None:

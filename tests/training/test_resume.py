@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.training import resume
@@ -131,3 +133,43 @@ def test_the_same_settings_alone_go_on(tmp_path: Path) -> None:
     (output / "model").touch()
     with pytest.raises(ValueError, match="is there already"):
         resume.begin(output, {"rate": 0.1})
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "5", "[" * 10**5])
+def test_settings_that_are_no_object_are_damaged(tmp_path: Path, content: str) -> None:
+    (tmp_path / "unfinished.json").write_text(content, encoding="utf-8")
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match=r"unfinished.json is damaged .*delete .* or choose another folder"):
+        resume.begin(tmp_path, {"rate": 0.1})
+
+
+def test_a_pickle_and_files_of_other_names_are_no_states(tmp_path: Path) -> None:
+    torch.save({"model weight": torch.zeros(3)}, tmp_path / "unfinished-3.safetensors")
+    (tmp_path / "unfinished-x.safetensors").touch()
+    assert [file.name for file in resume.states(tmp_path)] == ["unfinished-3.safetensors"]
+    with pytest.raises(ValueError, match=r"none of the states in .* can be read"):
+        train(Bigrams(), circle(), loss, figures, CONFIG, tmp_path)
+
+
+PLACES = [None, {}, {"place": "{"}, {"place": "[]"}, {"place": '{"steps": 1}'}, {"place": '{"step": "x"}'}]
+
+
+@pytest.mark.parametrize("metadata", PLACES)
+def test_a_state_without_a_place_is_refused_by_name(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    with pytest.raises(PowerCutError):
+        train(Bigrams(), circle(), until(3), figures, replace(CONFIG, save_every=1), tmp_path)
+    *_, file = resume.states(tmp_path)
+    save_file(load_file(file), file, metadata=metadata)
+    with pytest.raises(ValueError, match=f"{file.name} holds no state of this training .*; delete the folder"):
+        train(Bigrams(), circle(), loss, figures, CONFIG, tmp_path)
+
+
+def test_a_state_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(PowerCutError):
+        train(Bigrams(), circle(), until(3), figures, replace(CONFIG, save_every=1), tmp_path)
+    *_, file = resume.states(tmp_path)
+    with safe_open(file, "pt") as stored:
+        place = stored.metadata()
+    save_file({name: torch.zeros(3, 3) for name in load_file(file)}, file, metadata=place)
+    with pytest.raises(ValueError, match=f"{file.name} holds no state of this training"):
+        train(Bigrams(), circle(), loss, figures, CONFIG, tmp_path)
