@@ -81,16 +81,18 @@ def shards_in_all(name: str) -> int:
 def require_contained(root: Path) -> None:
     """Refuse a dataset that leads out of its folder: whoever made it chose what would be read, sent or written.
 
-    The folder itself may be a link, and links within it may lead to other places within it.
+    The folder itself may be a link, and links within it may lead to other places within it, or to the files of the
+    Hub's cache where it is a snapshot there.
 
     Raises:
         ValueError: if a file or folder of it is a link to elsewhere, or neither a file nor a folder.
     """
     home = root.resolve()
+    own = [home, *([home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [])]
     for entry in _entries(home):
         if entry.is_symlink():
             target = Path(os.path.realpath(entry.path))
-            if not target.is_relative_to(home):
+            if not any(map(target.is_relative_to, own)):
                 raise ValueError(f"{entry.path} is a link that leads out of {root}; delete it, or put a file there")
         elif not entry.is_file() and not entry.is_dir():
             raise ValueError(f"{entry.path} is neither a file nor a folder; delete it")

@@ -23,7 +23,7 @@ from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
 from schemas.annotations import ENTROPY, INPUT_IDS, PROVENANCE_KEY, Provenance
 from schemas.decoding import reading, text_of
 from schemas.documents import is_list, is_token_list
-from schemas.layout import DATA_FOLDER, Subset, shard_name, shards_in_all
+from schemas.layout import DATA_FOLDER, Subset, require_contained, shard_name, shards_in_all
 from schemas.ledger import QUARANTINE, RECEIPTS, Quarantined, Receipt
 
 SUBSET_NAMED = re.compile(rf"/{DATA_FOLDER}/[^/]+/?$")
@@ -97,7 +97,8 @@ def find_annotations(source: str) -> AnnotatedDataset:
     Where it has several subsets, one is named by its data folder, as in `folder/data/exact`.
 
     Raises:
-        ValueError: if there is no annotated dataset, or an unfinished one, or if it has several subsets.
+        ValueError: if there is no annotated dataset, or an unfinished one, if it has several subsets, or if it leads
+            out of its folder.
         ConnectionError: if the Hub cannot be reached.
     """
     (source,) = pinned((source,))
@@ -108,6 +109,8 @@ def find_annotations(source: str) -> AnnotatedDataset:
         listed = ", ".join(sorted({name, *others}))
         raise ValueError(f"{source} has subsets {listed}; name one, as in {place}/{DATA_FOLDER}/{name}")
     subset = Subset(name, _beside_data(place, name) if place.startswith(HUB) else Path(place))
+    if not place.startswith(HUB):
+        require_contained(Path(place))
     with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
         looks = list(pool.map(_look, shards))
     _require_received(subset, source, shards, [look.rows for look in looks])

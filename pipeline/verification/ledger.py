@@ -46,7 +46,7 @@ def read_ledger(stored: Stored) -> Ledger:
         try:
             _read(stored, file, ledger)
         except UNREADABLE as error:
-            what = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
+            what = f"cannot be read ({' '.join(str(error).split())})"
             ledger.faults.append(Fault(name, what, _shard_of(file, ledger)))
     return ledger
 

@@ -89,6 +89,22 @@ def edited(file: str, **changes: object) -> Callable[[Path], None]:
     return plant
 
 
+def histogram(dataset: Path) -> list[int]:
+    counts: list[int] = json.loads((dataset / RECEIPT).read_text(encoding="utf-8"))["counts"]["histogram"]
+    return counts
+
+
+def fewer_labels(dataset: Path) -> None:
+    """A receipt that agrees with itself."""
+    bins = histogram(dataset)
+    bins[bins.index(max(bins))] -= 1
+    edited(RECEIPT, histogram=bins, labelled_tokens=sum(bins))(dataset)
+
+
+def other_bins(dataset: Path) -> None:
+    edited(RECEIPT, histogram=histogram(dataset)[::-1])(dataset)
+
+
 def flipped(dataset: Path) -> None:
     content = bytearray((dataset / FILE).read_bytes())
     content[len(content) // 2] ^= 1
@@ -149,13 +165,13 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no id": (column("input_ids", lambda ids: [None, *ids[1:]]), "row 0: a token id is null or outside"),
     "no list": (column("input_ids", lambda ids: None), "row 0: has no list of tokens"),
     "rows of a receipt": (edited(RECEIPT, rows=3), f"{FILE}: its receipt says unit 2 and 3 rows"),
-    "tokens of a receipt": (edited(RECEIPT, tokens=3), f"{FILE}: its receipt says 3 tokens, and it has"),
-    "labels of a receipt": (edited(RECEIPT, labelled_tokens=3), "its receipt says 3 labelled tokens"),
+    "tokens of a receipt": (edited(RECEIPT, tokens=999), f"{FILE}: its receipt says 999 tokens, and it has"),
+    "labels of a receipt": (fewer_labels, "labelled tokens, and it has"),
     "nats of a receipt": (edited(RECEIPT, nats=3.5), "its receipt says 3.5 nats"),
-    "histogram of a receipt": (edited(RECEIPT, histogram=[1] * 34), "its receipt says (1, 1, "),
+    "histogram of a receipt": (other_bins, "its receipt says ("),
     "size of a receipt": (edited(RECEIPT, size=3), "its receipt says 3"),
     "digest of a receipt": (edited(RECEIPT, sha256="0" * 64), f"{FILE}: is not what was written"),
-    "unit of a receipt": (edited(RECEIPT, unit=3), f"{RECEIPT}: cannot be read (ValueError: it is of unit 3"),
+    "unit of a receipt": (edited(RECEIPT, unit=3), f"{RECEIPT}: cannot be read (shard is '{SHARD}', which"),
     "no receipt": (lambda at: (at / RECEIPT).write_text("{}"), f"{RECEIPT}: cannot be read"),
     "a link to a shard": (linked(FILE), f"{FILE}: is a link"),
     "a link to a receipt": (linked(RECEIPT), f"{RECEIPT}: is a link"),
@@ -262,4 +278,4 @@ def test_two_may_verify_at_once_and_nothing_is_written(
 def test_a_fault_is_one_line_whatever_is_in_a_name(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (dataset / DATA / "a\n\x1b[2J.parquet").touch()
     code, (fault, _) = verified(dataset, capsys)
-    assert code == 1 and fault.startswith(f"{DATA}/a  [2J.parquet: is no shard of this run")
+    assert code == 1 and fault.startswith(f"{DATA}/a\\n\\x1b[2J.parquet: is no shard of this run")
