@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.annotate import INCOMPLETE
+from pipeline.data.annotations import read_quarantine
 from pipeline.data.locations import find_files
 from pipeline.data.tokenizer import tokenizer_sha256
 from pipeline.engine.labelling import load_annotator
@@ -21,10 +23,11 @@ from pipeline.models.checkpoint import SHIPPED, Kind, checkpoint_sha256, find_ch
 from pipeline.models.loading import load_causal
 from pipeline.preparation import prepare
 from pipeline.settings import KIND_OF_METHOD, Config
+from schemas.layout import Subset
 from tests.annotated import write_annotated
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand
-from tests.hostile.checkpoints import ALL, CANARY, CODES, INDEX, OUTSIDE, WEIGHTS, Hostile, index, sound
+from tests.hostile.checkpoints import ALL, CANARY, CODES, INDEX, OUTSIDE, WEIGHTS, Hostile, edit, index, sound
 from tests.hub import Hub
 
 METHODS = {kind: method for method, kind in KIND_OF_METHOD.items()}
@@ -230,3 +233,21 @@ def _tried(made: Path, kind: Kind, file: str, content: bytes, place: Path) -> No
         assert "\n" not in str(error), error
     finally:
         (made / file).write_bytes(before)
+
+
+def test_a_document_that_makes_the_tokenizer_panic_costs_its_unit_alone(
+    tmp_path: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of the documents is labelled, and the reason is written down in one line."""
+    monkeypatch.setattr("pipeline.engine.backlog.PAUSE", 0.01)
+    monkeypatch.setattr("pipeline.engine.driver.PATIENCE", 0.05)
+    made = sound(tmp_path / "model", "second-order")
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    edit(made, {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]}}, "tokenizer.json")
+    documents = write_documents(tmp_path / "documents.parquet", ["hello", "world", "a" * 40 + "!", "there"])
+    arguments = ("--input", documents, "--estimator", made, "--workers", 0, "--rows-per-unit", 1)
+    assert run_command("pipeline.annotate", *arguments, "--output", tmp_path / "out") == INCOMPLETE
+    (note,) = read_quarantine(Subset("second-order", tmp_path / "out"))
+    assert note.start == 2 and "the tokenizer fails on a document" in note.reason and "\n" not in note.reason
+    assert len(list((tmp_path / "out").rglob("*.parquet"))) == 3
