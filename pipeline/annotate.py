@@ -27,6 +27,7 @@ from pipeline.data.hub import Repository
 from pipeline.data.naming import recorded
 from pipeline.data.sample import write_sample
 from pipeline.data.shards import write_text
+from pipeline.data.tokenizer import CONFIG_FILE, tokenizer_sha256
 from pipeline.data.visible import say
 from pipeline.engine.annotation import Annotated, Annotator
 from pipeline.engine.crew import Crew
@@ -124,7 +125,8 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str
             job.repository.prepare(private=config.private)
     checkpoint = job.snapshot.name if job.snapshot else None
     with stage("looking at what is there"):
-        written = Plan(job.provenance, recorded(config.input), checkpoint, recorded(inputs), job.schema)
+        named = tokenizer_sha256(job.tokenizer, CONFIG_FILE) if job.tokenizer else None
+        written = Plan(job.provenance, recorded(config.input), checkpoint, recorded(inputs), job.schema, named)
         open_run(job.subset, written, units)
     if job.tokenizer is not None:
         copy_tokenizer(job.tokenizer, job.subset.tokenizer)

@@ -143,6 +143,8 @@ class PlannedUnits:
     """The inputs at their commits; None in a plan that an older version wrote."""
     schema: str | None = None
     """Columns that are written, Arrow's own bytes in base64."""
+    tokenizer_config_sha256: str | None = None
+    """None where the tokenizer has no settings, and in a plan that an older version wrote."""
     files: tuple[PlannedFile, ...]
     units: tuple[tuple[int, int, int], ...]
     """Number of the file, first row, row after the last."""

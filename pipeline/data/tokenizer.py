@@ -86,9 +86,9 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     return encode_column(tokenizer, pa.array(texts, pa.large_string()))
 
 
-def tokenizer_sha256(folder: Path) -> str | None:
-    """Digest of the file that decides every token id; None for a folder without one."""
-    file = own_file(folder, TOKENIZER_FILE)
+def tokenizer_sha256(folder: Path, name: str = TOKENIZER_FILE) -> str | None:
+    """Digest of the file that decides every token id, or of CONFIG_FILE; None for a folder without it."""
+    file = own_file(folder, name)
     return None if file is None else hashlib.sha256(read_bounded(file, MOST_BYTES)).hexdigest()
 
 

@@ -55,6 +55,8 @@ class Plan(NamedTuple):
     """The same inputs, those on the Hub at their commits."""
     schema: pa.Schema | None = None
     """Columns that are written; None only in a plan that an older version wrote."""
+    tokenizer_config_sha256: str | None = None
+    """Digest of the tokenizer's settings, which name the token before a document; None where there are none."""
     units: int = 0
     """Number of shards, once it is written down."""
 
@@ -94,7 +96,7 @@ def read_plan(text: str) -> Plan:
     plan = PlannedUnits.from_values(values)
     source = provenance.source if plan.source is None else plan.source  # older versions had all inputs in the former
     schema = None if plan.schema is None else _read_schema(plan.schema)
-    return Plan(provenance, plan.inputs, plan.checkpoint, source, schema, len(plan.units))
+    return Plan(provenance, plan.inputs, plan.checkpoint, source, schema, plan.tokenizer_config_sha256, len(plan.units))
 
 
 def _read_schema(text: str) -> pa.Schema:
@@ -188,7 +190,7 @@ def _written(plan: Plan, units: Sequence[Unit]) -> str:
     number = {file: index for index, file in enumerate(files)}
     places = [[number[unit.file], unit.start, unit.stop] for unit in units]
     listed = [{"url": recorded([file.url])[0], "size": file.size, "version": file.version} for file in files]
-    named = {name: getattr(plan, name) for name in ("inputs", "checkpoint", "source")}
+    named = {name: getattr(plan, name) for name in ("inputs", "checkpoint", "source", "tokenizer_config_sha256")}
     what = {"run": asdict(plan.provenance), **named}
     if plan.schema is not None:
         what["schema"] = b64encode(pa.schema([*plan.schema]).serialize()).decode()

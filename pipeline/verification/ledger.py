@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data.tokenizer import TOKENIZER_FILE, tokenizer_sha256
+from pipeline.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, tokenizer_sha256
 from pipeline.engine.growth import GROWING_FILE
 from pipeline.engine.ledger import RECEIPT_FILES, receipt_file
 from pipeline.engine.opening import Plan, read_plan
@@ -145,21 +145,26 @@ def _unreadable(ledger: Ledger, shard: str) -> bool:
 
 
 def _check_tokenizer(stored: Stored, ledger: Ledger) -> Sequence[Fault]:
-    """The file that decides every token's id."""
+    """The file that decides every token's id, and the one that names the token before a document."""
     if ledger.plan is None:
         return ()
-    return check_tokenizer(stored, ledger.plan.provenance)
+    faults, settings = check_tokenizer(stored, ledger.plan.provenance), ledger.plan.tokenizer_config_sha256
+    return [*faults, *(_check_digest(stored, CONFIG_FILE, settings) if settings else ())]
 
 
 def check_tokenizer(stored: Stored, provenance: Provenance) -> Sequence[Fault]:
     """The tokenizer's digest against the one that the provenance has."""
-    file, wanted = stored.subset.tokenizer / TOKENIZER_FILE, provenance.tokenizer_sha256
+    return _check_digest(stored, TOKENIZER_FILE, provenance.tokenizer_sha256)
+
+
+def _check_digest(stored: Stored, own_name: str, wanted: str | None) -> Sequence[Fault]:
+    file = stored.subset.tokenizer / own_name
     name = file.relative_to(stored.subset.root).as_posix()
     if not stored.remote and (file.exists() or file.is_symlink()) and link(stored.subset.root, file):
         return [Fault(name, "is a link, or no file; copy what it leads to here")]
-    found = tokenizer_sha256(stored.subset.tokenizer)
+    found = tokenizer_sha256(stored.subset.tokenizer, own_name)
     if found == wanted:
         return ()
     if found is None:
         return [Fault(name, f"is missing; {AGAIN}")]
-    return [Fault(name, f"is not the tokenizer of this run: its sha256 is {found}, in the provenance {wanted}")]
+    return [Fault(name, f"is not the tokenizer of this run: its sha256 is {found}, and was {wanted}")]

@@ -33,6 +33,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_second_order(vocabulary=300).save_pretrained(folder / "model")
     (folder / "tokens").mkdir()
     train_byte_pairs(texts, 300).save(str(folder / "tokens" / "tokenizer.json"))
+    (folder / "tokens" / "tokenizer_config.json").write_text('{"bos_token": "<|endoftext|>"}', encoding="utf-8")
     copy_tokenizer(folder / "tokens", folder / "model")
     settings: dict[str, Any] = {"workers": 0, "rows_per_unit": 3, "dtype": "float32"}
     settings |= {"input": (str(folder / "in.parquet"),), "output": str(folder / "out")}
