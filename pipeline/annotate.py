@@ -141,7 +141,7 @@ def carry_out(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str
     print_summary(config.output or str(job.subset.root), job.provenance, total(receipts).counts, report)
     given_up = read_quarantine(job.subset)
     print_quarantine(given_up)
-    print_examples(job.subset, job.repository)
+    print_examples(job.subset, job.repository, complete=len(receipts) == len(units))
     if not config.input and job.repository is None:
         from pipeline.reporting import write_report
 

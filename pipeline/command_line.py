@@ -17,6 +17,7 @@ from typing import NoReturn
 import cyclopts
 import yaml
 from cyclopts.config import Yaml
+from httpx2 import HTTPError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from pipeline.data.lasting import require_lasting_outputs
@@ -51,7 +52,7 @@ def run(command: Callable[..., int | None], module: str, *, resumes: bool = True
         try:
             _require_text(arguments)
             code = _parser(command, module, arguments)(arguments, exit_on_error=False, print_error=False)
-        except (ValueError, OSError, cyclopts.CycloptsError) as error:
+        except (ValueError, OSError, HTTPError, cyclopts.CycloptsError) as error:
             if isinstance(error, BrokenPipeError) and output_is_closed():
                 raise
             if debug:
@@ -94,6 +95,8 @@ def _told(error: Exception) -> str:
         return f"{str(error).strip().rstrip('.')}; --help shows the flags and what each takes"
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use {error.filename}: {error.strerror}; check the path, and that you may use it"
+    if isinstance(error, HTTPError):
+        return f"a server did not answer as it should ({error or type(error).__name__}); give the same command again"
     return str(error)
 
 

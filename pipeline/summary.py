@@ -63,20 +63,21 @@ def print_quarantine(given_up: Sequence[Quarantined]) -> None:
         say(f"  {unit}")
 
 
-def print_examples(subset: Subset, repository: Repository | None) -> None:
+def print_examples(subset: Subset, repository: Repository | None, *, complete: bool) -> None:
     """The line that loads the dataset, and some tokens of a document: the first ones, or the first that have labels."""
+    has = "has every document" if complete else "has the documents of the shards that are there"
     place = f"{repository.url}/{subset.in_repository.data}" if repository else str(subset.data)
     root = str(subset.root)
     call = load_call(repository.name, subset.name, repository.revision) if repository else load_call(root, subset.name)
     receipts = read_published(subset) if repository else read_receipts(subset)
     row = next(filter(_has_example, islice(_rows(receipts, place), MOST_LOOKS)), None)
     if row is None:
-        say("", f"{call} has every document")
+        say("", f"{call} {has}")
         return
     first_label = next(place for place, nats in enumerate(row[ENTROPY]) if nats is not None)
     start = min(first_label, len(row[INPUT_IDS]) - EXAMPLE_TOKENS)
     columns = [name for name in (ENTROPY, EXPECTED_ENTROPY) if name in row]
-    say("", f"{call} has every document; one {f'has, from token {start:,} on' if start else 'begins'}")
+    say("", f"{call} {has}; one {f'has, from token {start:,} on' if start else 'begins'}")
     say(f"{'token':<17}" + "".join(f"{name:>18}" for name in columns))
     ids = row[INPUT_IDS][start : start + EXAMPLE_TOKENS]
     for number, token in enumerate(_shown(ids, subset.tokenizer), start):

@@ -117,9 +117,16 @@ class Repository:
             return None
 
     def text(self, path: str, at: str) -> str | None:
-        """A small file's text; None where there is none."""
+        """A small file's text; None where there is none.
+
+        Raises:
+            ValueError: if it is not UTF-8.
+        """
         file = self.download(path, at)
-        return file.read_text(encoding="utf-8") if file else None
+        try:
+            return file.read_text(encoding="utf-8") if file else None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} of {self.url} is not UTF-8 ({error.reason}); put a good copy there") from error
 
     def upload(self, additions: Iterable[CommitOperationAdd]) -> None:
         """Sends the content of files, which a commit can then add."""
