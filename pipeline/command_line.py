@@ -95,7 +95,7 @@ def _told(error: Exception) -> str:
         return f"{str(error).strip().rstrip('.')}; --help shows the flags and what each takes"
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use {error.filename}: {error.strerror}; check the path, and that you may use it"
-    if isinstance(error, HTTPError):
+    if isinstance(error, HTTPError) and not isinstance(error, OSError):  # of the Hub, whose own errors say what to do
         return f"a server did not answer as it should ({error or type(error).__name__}); give the same command again"
     return str(error)
 

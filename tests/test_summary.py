@@ -23,7 +23,7 @@ def printed(folder: Path, labels: list[list[float]], capsys: pytest.CaptureFixtu
     for shard in subset.shards():
         size = (subset.data / shard).stat().st_size
         record(subset, Receipt(unit=0, shard=shard, sha256="d" * 64, size=size, counts=Counts()))
-    print_examples(subset, None)
+    print_examples(subset, None, complete=True)
     return capsys.readouterr().out.strip().splitlines()
 
 
