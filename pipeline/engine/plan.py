@@ -74,11 +74,12 @@ def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list
     for file, layout in zip(source.files, source.layouts, strict=True):
         start = 0
         for stop in _borders(layout.groups, rows_per_unit):
-            if start < min(stop, left):
-                if len(units) == MOST_UNITS:
-                    more = f"{file.url}, of {layout.rows:,} rows, takes the input beyond {MOST_UNITS:,} shards"
-                    raise ValueError(f"{more}; give more rows to each with --rows-per-unit, or leave the file out")
-                units.append(Unit(len(units), file, start, min(stop, left)))
+            if start >= left:  # a footer may tell of any number of rows after the limit
+                break
+            if len(units) == MOST_UNITS:
+                more = f"{file.url}, of {layout.rows:,} rows, takes the input beyond {MOST_UNITS:,} shards"
+                raise ValueError(f"{more}; give more rows to each with --rows-per-unit, or leave the file out")
+            units.append(Unit(len(units), file, start, min(stop, left)))
             start = stop
         left -= min(left, layout.rows)
     return units
