@@ -92,7 +92,8 @@ def reproduce_figures(config: Config) -> None:
         )
         work = partial(rows_of, figure=figure, text=text, config=config, folder=config.output / f"trials-{number}")
         done = dict(tqdm(side_by_side(work, figure.trials, config.processes), f"figure {number}", len(figure.trials)))
-        say(write_figure(config.output, number, figure, {trial.name: done[trial] for trial in figure.trials}))
+        report = write_figure(config.output, number, figure, {trial.name: done[trial] for trial in figure.trials})
+        say(*report.split("\n"))
     resume.finish(config.output)
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.data.documents import without_names
 from pipeline.data.locations import COMMIT, HUB, is_pin, pinned
-from pipeline.data.naming import named_inputs, recorded, urls, without_paths
+from pipeline.data.naming import is_local, named_inputs, recorded, urls, without_paths
 from pipeline.data.sample import SAMPLE_NAME
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, named_token, token_source, tokenizer_sha256
 from pipeline.engine.device import Device, fast_dtype
@@ -42,7 +42,7 @@ def frozen(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
         return pinned(inputs)
     pairs = list(zip(inputs, there.source, strict=True))  # a pin of the Hub alone holds more than the input
     for named, pin in pairs:
-        if named.startswith(HUB) and not is_pin(pin, named):
+        if not is_local(named) and not is_pin(pin, named if named.startswith(HUB) else recorded([named])[0]):
             raise ValueError(f"the plan of the run there reads {pin} for {named}; choose another --output or --subset")
     return tuple(pin if named.startswith(HUB) else named for named, pin in pairs)
 

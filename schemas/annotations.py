@@ -128,10 +128,15 @@ class Provenance:
                 f"labels of schema version {there!s:.20}, this reads {SCHEMA_VERSION}; annotate anew elsewhere"
             )
         provenance = decoded(cls, values)
-        provenance._require_ranges()
+        provenance.require_ranges()
         return provenance
 
-    def _require_ranges(self) -> None:
+    def require_ranges(self) -> None:
+        """Refuse numbers that no run writes.
+
+        Raises:
+            ValueError: if there is one.
+        """
         ranges = {
             "vocabulary": 0 < self.vocabulary <= MOST_VOCABULARY,
             "window": 0 < self.window <= MOST_WINDOW,
@@ -142,8 +147,7 @@ class Provenance:
             "start_token": self.start_token is None or self.start_token < MOST_VOCABULARY,
         }
         if wrong := [name for name, right in ranges.items() if not right]:
-            told = f"its {wrong[0]} is {getattr(self, wrong[0])}, which no run writes"
-            raise ValueError(f"{told}; fetch the dataset again")
+            raise ValueError(f"its {wrong[0]} is {getattr(self, wrong[0])}, which no run writes")
 
 
 def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:

@@ -20,7 +20,7 @@ COMMANDS = [
     for file in sorted((ROOT / folder).rglob("*.py"))
     if GUARD in file.read_text(encoding="utf-8") and file.name != "__main__.py"
 ]
-FLAGS = {"pipeline.publish": "--repository"}
+FLAGS = {"pipeline.publish": "--repository", "pipeline.verify": "--repair"}
 """A flag of each command, where that is not --output."""
 HEAVY = {"torch", "transformers", "accelerate", "matplotlib", "ray", "datasets"}
 """Packages that take long to import."""

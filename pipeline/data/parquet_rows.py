@@ -1,7 +1,7 @@
 """Parquet: what its footer tells, and its rows, read so that memory is bounded whatever their lengths."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 
 from pipeline.data.batches import BATCH_BYTES, grouped
 from pipeline.data.columns import plain_schema
-from pipeline.data.locations import File
+from pipeline.data.locations import File, is_url
 from pipeline.data.opened import open_stored
-from pipeline.data.parquet_pages import dictionary_bytes
+from pipeline.data.parquet_pages import FirstPage, dictionary_bytes, first_pages
 from schemas.documents import is_text
 
 # Averages hide long rows, and a dictionary stores once what many rows repeat. So few rows are read at a time, and the
@@ -88,11 +88,16 @@ def _pieces(
 ) -> Iterator[pa.RecordBatch]:
     """The rows a few at a time, from the row groups that hold them, one group after the other."""
     start, stop, first_row = rows.start, rows.stop, 0
+    pages: list[list[FirstPage]] = []
     for group in range(parquet.num_row_groups):
         metadata = parquet.metadata.row_group(group)
         if first_row < stop and start < first_row + metadata.num_rows:
             position = first_row
-            size = min(_rows_read(metadata), _rows_of_dictionaries(stored, metadata, schema))
+            size = _rows_read(metadata)
+            # In a store the footer is believed of small groups: each look at a column would fetch READ_AHEAD.
+            if not is_url(file.url) or metadata.total_byte_size > BYTES_READ // FEWEST_ROWS_READ:
+                pages = pages or first_pages(stored, parquet.num_row_groups)
+                size = min(size, _rows_of_dictionaries(stored, pages[group], schema))
             # Threads take nine times as long for a few rows.
             for batch in parquet.iter_batches(size, row_groups=[group], columns=schema.names, use_threads=False):
                 wanted = batch.slice(max(0, start - position))[: max(0, stop - max(start, position))]
@@ -134,11 +139,10 @@ def _rows_read(group: pq.RowGroupMetaData) -> int:
     return int(max(1, min(MOST_ROWS_READ, on_average, at_worst)))
 
 
-def _rows_of_dictionaries(stored: pa.NativeFile, group: pq.RowGroupMetaData, schema: pa.Schema) -> int:
+def _rows_of_dictionaries(stored: pa.NativeFile, pages: Sequence[FirstPage], schema: pa.Schema) -> int:
     """How many rows to read at a time if each is as large as the whole dictionary of a column."""
-    columns = [group.column(index) for index in range(group.num_columns)]
-    read = [column for column in columns if column.path_in_schema.partition(".")[0] in schema.names]
-    return max(1, BYTES_READ // max(1, *(dictionary_bytes(stored, column) for column in read), 1))
+    read = [page for page in pages if page.column in schema.names]
+    return max(1, BYTES_READ // max(1, *(dictionary_bytes(stored, page) for page in read), 1))
 
 
 def _cut(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -9,7 +9,7 @@ import pytest
 from pipeline.data import parquet_pages
 from pipeline.data.documents import Column, inspect_file, read_rows
 from pipeline.data.locations import find_files
-from pipeline.data.parquet_pages import dictionary_bytes
+from pipeline.data.parquet_pages import dictionary_bytes, first_pages
 from tests.data.test_parquet_rows import texts_of
 
 
@@ -19,8 +19,31 @@ def test_a_dictionary_is_as_large_as_its_values(tmp_path: Path, compression: str
     for dictionary in (True, False):
         file = tmp_path / "a.parquet"
         pq.write_table(pa.table({"text": texts}), file, compression=compression, use_dictionary=dictionary)
-        column = pq.ParquetFile(file).metadata.row_group(0).column(0)
-        assert dictionary_bytes(pa.OSFile(str(file)), column) == (size if dictionary else 0)
+        stored = pa.OSFile(str(file))
+        ((page,),) = first_pages(stored, 1)
+        assert dictionary_bytes(stored, page) == (size if dictionary else 0)
+
+
+@pytest.mark.parametrize("dictionary", [True, False, ["text"]])
+def test_first_pages_are_where_pyarrow_finds_them(tmp_path: Path, dictionary: bool | list[str]) -> None:
+    table = pa.table(
+        {
+            "text": [f"text {row % 7}" for row in range(100)],
+            "ids": [[row] * (row % 3) for row in range(100)],
+            "inside": [{"a": row, "b": [{"c": 0.5}]} for row in range(100)],
+            "none": pa.nulls(100, pa.bool_()),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=30, use_dictionary=dictionary, write_page_index=True)
+    metadata = pq.read_metadata(tmp_path / "a.parquet")
+    found = first_pages(pa.OSFile(str(tmp_path / "a.parquet")), metadata.num_row_groups)
+    assert len(found) == 4
+    for group, pages in enumerate(found):
+        columns = [metadata.row_group(group).column(index) for index in range(metadata.num_columns)]
+        assert [page.column for page in pages] == [each.path_in_schema.partition(".")[0] for each in columns]
+        assert [page.offset for page in pages] == [
+            each.dictionary_page_offset or each.data_page_offset for each in columns
+        ]
 
 
 def test_rows_that_repeat_a_long_value_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
