@@ -4,6 +4,7 @@ import importlib
 import os
 import random
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,11 @@ TELEMETRY = "RAY_enable_open_telemetry"
 os.environ[TELEMETRY] = "0"
 # Models of tests are small: threads of torch that wait for each other double the time, where several processes test.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What is started in the background, or by nohup, ignores these signals, and so do the commands that it starts; a
+# function that does nothing ignores them here alone.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
