@@ -178,7 +178,7 @@ def print_estimate(plan: Estimate, workers: Workers | None) -> None:
     origin = f"{measured}{faster}" if plan.speed.measured_tokens else "given"
     sizes = (LABEL_BYTES * plan.label_columns * plan.share, TOKEN_BYTES)
     labels, ids = (plan.tokens * size / 1e9 for size in sizes)
-    say(f"units          {plan.units:,} of {plan.rows_a_unit:,} rows at the most{_of_small_files(plan)}")
+    say(f"units          {plan.units:,} of {plan.rows_a_unit:,} rows at most{_of_small_files(plan)}")
     say(f"source         {plan.rows:,} documents, {plan.source_bytes / 1e9:,.3f} GB in {plan.files:,} files")
     looked_at = f"{plan.sampled_rows:,} documents from all over it{_empty(plan)}"
     say(f"tokens         {plan.tokens:,.0f} ± {plan.error:.1%}, by {looked_at}")

@@ -291,7 +291,7 @@ def test_files_of_text_are_a_document_each(
     chosen = ("pipeline.annotate", "--input", f"{tmp_path}/*.txt.gz", "--output", tmp_path / "out")
     assert run_command(*chosen, "--dry-run", "--tokens-per-second", 9) == 0
     printed = capsys.readouterr().out
-    assert "units          4 of 1 rows at the most\n" in printed and "4 documents" in printed
+    assert "units          4 of 1 rows at most\n" in printed and "4 documents" in printed
     assert run_command(*chosen, "--keep-text", "--workers", 0) == 0
     rows = shard_rows(tmp_path / "out").to_pylist()
     assert [row["text"] for row in rows] == texts
@@ -340,7 +340,7 @@ def test_a_dry_run_says_what_to_do_about_a_shard_for_each_of_many_files(
         (tmp_path / f"{name}.md").write_text("text", encoding="utf-8")
     arguments = ("pipeline.annotate", "--input", f"{tmp_path}/*.md", "--output", tmp_path / "out", "--dry-run")
     assert run_command(*arguments, "--tokens-per-second", 9) == 0
-    assert "3 of 1 rows at the most; a shard a file: join small files" in capsys.readouterr().out
+    assert "3 of 1 rows at most; a shard a file: join small files" in capsys.readouterr().out
     (file,) = [write_documents(tmp_path / "in.parquet", ["text"] * 90)]
     assert run_command(*arguments[:2], file, *arguments[3:], "--tokens-per-second", 9) == 0
     assert "join" not in capsys.readouterr().out
@@ -398,7 +398,7 @@ def test_a_dry_run_tells_what_it_takes_and_writes_nothing(
     given = capsys.readouterr().out
     assert run_command(*arguments) == 0
     measured = capsys.readouterr().out
-    assert "25 of 4 rows at the most" in given and "100 documents, 0.000 GB in 1 files" in given
+    assert "25 of 4 rows at most" in given and "100 documents, 0.000 GB in 1 files" in given
     assert "600 ± " in given and "by 52 documents" in given.replace("by 56", "by 52")
     assert "100 a worker, given" in given and "measured on one" in measured
     assert "a labelled token's 1 column" in given and "passed on      no column" in given

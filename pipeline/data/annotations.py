@@ -166,7 +166,7 @@ def _beside_data(place: str, name: str) -> Path:
 
 
 class _Look(NamedTuple):
-    """What a shard's footer tells."""
+    """A shard's footer."""
 
     rows: int
     schema: pa.Schema

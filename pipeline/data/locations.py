@@ -169,7 +169,7 @@ def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
 
 
 def is_pin(pin: str, named: str) -> bool:
-    """Whether a URL is that of an input, at any commit where the input names a file of the Hub and no commit."""
+    """True if a URL is that of an input, at any commit where the input names a file of the Hub and no commit."""
     if not named.startswith(HUB):
         return pin == named
     try:

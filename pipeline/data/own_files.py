@@ -61,6 +61,6 @@ def read_object(file: Path, most: int = MOST_BYTES) -> dict[str, Any]:
 
 
 def _roots(folder: Path) -> list[Path]:
-    """Where the folder's own links may lead."""
+    """Folders into which the folder's own links may lead."""
     snapshots = [parent for parent in folder.parents if parent.name == "snapshots"]
     return [folder, *(parent.parent / "blobs" for parent in snapshots[:1])]

@@ -20,7 +20,7 @@ TRUE, FALSE, BYTE, SHORT, INTEGER, LONG, DOUBLE, BINARY, LIST, SET, MAP, STRUCT 
 
 
 class FirstPage(NamedTuple):
-    """Where a column chunk begins, and the column of the schema that it is of."""
+    """The beginning of a column chunk, and its column in the schema."""
 
     column: str
     offset: int
@@ -64,7 +64,7 @@ def dictionary_bytes(stored: pa.NativeFile, page: FirstPage) -> int:
 
 
 def _first_page(footer: "_Compact") -> FirstPage:
-    """Of the column chunk that comes next."""
+    """The first page of the next column chunk."""
     found: dict[int, int] = {}
     column = ""
     for _ in footer.fields_of(3):

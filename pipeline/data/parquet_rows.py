@@ -140,7 +140,7 @@ def _rows_read(group: pq.RowGroupMetaData) -> int:
 
 
 def _rows_of_dictionaries(stored: pa.NativeFile, pages: Sequence[FirstPage], schema: pa.Schema) -> int:
-    """How many rows to read at a time if each is as large as the whole dictionary of a column."""
+    """Rows to read at a time if each is as large as the whole dictionary of a column."""
     read = [page for page in pages if page.column in schema.names]
     return max(1, BYTES_READ // max(1, *(dictionary_bytes(stored, page) for page in read), 1))
 

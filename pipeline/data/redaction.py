@@ -74,7 +74,7 @@ def told(error: BaseException) -> str:
 
 
 def has_credential(url: str) -> bool:
-    """Whether the URL holds a password, a parameter with a telling name, a token of a known shape or a variable's.
+    """True if the URL holds a password, a parameter with a telling name, a token of a known shape or a variable's.
 
     A user alone is a credential over HTTP, where it may be a token; elsewhere it may be a container's name
     (`abfs://container@account...`).
@@ -88,7 +88,7 @@ def has_credential(url: str) -> bool:
 
 
 def is_harmless(parameter: str) -> bool:
-    """Whether a parameter of a URL, by its name, lets nobody in."""
+    """True if a parameter of a URL, by its name, is no key to anything."""
     return HARMLESS.fullmatch(unquote_plus(parameter)) is not None
 
 

@@ -46,7 +46,7 @@ def open_shard(file: File) -> Iterator[pq.ParquetFile]:
 
 
 def inspect_shard(file: File) -> Layout:
-    """What a look at a shard's footer tells.
+    """Rows, columns and digest of a shard, from its footer.
 
     Raises:
         ValueError, OSError: as inspect_file does.
@@ -56,7 +56,7 @@ def inspect_shard(file: File) -> Layout:
 
 
 def mending(file: File) -> str:
-    """What to do about a damaged shard."""
+    """The command that mends a damaged shard."""
     found = SHARD.fullmatch(file.url)
     if found is None:
         return "annotate its source again"

@@ -26,7 +26,7 @@ MOST_AFFIX = 64  # characters, which BPE and WordPiece put around every one that
 
 @contextmanager
 def failures_told(doing: str) -> Iterator[None]:
-    """What the tokenizers library fails by, a bare Exception or a panic, is a ValueError of one line.
+    """Raises failures of the tokenizers library, bare Exceptions and panics, as ValueErrors of one line.
 
     A panic is no Exception: nothing that catches errors would catch it.
     """
@@ -72,7 +72,7 @@ def _note_dropout(file: Path, dropout: float) -> None:
 
 
 def _growth(normalizer: Any) -> float:
-    """How many times as long a text can become, by replacements."""
+    """Factor by which replacements can lengthen a text."""
     if normalizer is None:
         return 1
     if normalizer["type"] == "Sequence":

@@ -57,7 +57,7 @@ def begin_growing(subset: Subset) -> None:
 
 
 def is_growing(subset: Subset) -> bool:
-    """Whether shards of two plans may lie here."""
+    """True if shards of two plans may lie here."""
     return (subset.ledger / GROWING_FILE).exists()
 
 
@@ -79,7 +79,7 @@ def finish_growing(subset: Subset, units: Sequence[Unit], schema: pa.Schema | No
 
 
 def _is_whole(shard: Path, receipt: Receipt) -> bool:
-    """Whether a shard's bytes are those of its receipt: a new receipt would speak for damaged ones too."""
+    """True if a shard's bytes are those of its receipt: a new receipt would speak for damaged ones too."""
     with shard.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == receipt.sha256
 

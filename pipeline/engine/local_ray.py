@@ -92,7 +92,7 @@ def _remove(folder: Path) -> None:
 
 
 def local_settings(folder: str) -> dict[str, Any]:
-    """What `ray.init` is given for a Ray of our own, after the environment that all of its processes take over."""
+    """Arguments of `ray.init` for a Ray of our own; sets the environment that all of its processes inherit."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of a local run leaves the machine
     # Without one Ray would write a token to ~/.ray, readable for everybody, by which every cluster that is started
     # later wants it from whoever joins. The environment of a process is its user's alone.

@@ -83,7 +83,7 @@ def planned(subset: Subset) -> Plan | None:
 
 
 def read_plan(text: str) -> Plan:
-    """What was written as a plan.
+    """Reads a plan.
 
     Raises:
         ValueError: if no run can have such a plan.

@@ -22,7 +22,7 @@ OF_A_RANK = "shard-*.safetensors"  # of a distributed checkpoint, of which trans
 
 
 class Size(NamedTuple):
-    """How much weights are, by their headers."""
+    """Sizes of weights, from their headers."""
 
     tensors: int
     numbers: int

@@ -89,7 +89,7 @@ def _tokenizer(facts: Facts) -> list[Path]:
 
 
 def _report(file: Path) -> bytes:
-    """What the last session reported."""
+    """The report of the last session."""
     with reading(file, "delete it; no label depends on it"):
         text = text_of(file)
         json_object(text)

@@ -25,7 +25,7 @@ class TokenTexts:
         self._tokenizer = tokenizer
         self._bytes_of = cache(self._token_bytes)
         self.cut = False
-        """Whether a token's text was longer than MOST_CHARACTERS and was cut short."""
+        """True if a token's text was longer than MOST_CHARACTERS and was cut short."""
 
     def of(self, ids: Iterable[int]) -> list[str]:
         """The text that each token completes; together they are the document's, U+FFFD where it is not UTF-8.

@@ -22,7 +22,7 @@ AGAIN = "give the same annotate command again"
 
 @dataclass
 class Ledger:
-    """What a ledger says; `faults` are of the ledger itself."""
+    """The content of a ledger; `faults` are of the ledger itself."""
 
     plan: Plan | None = None
     rows: list[int] | None = None
@@ -140,7 +140,7 @@ def _fits(ledger: Ledger, unit: int, rows: int) -> bool:
 
 
 def _unreadable(ledger: Ledger, shard: str) -> bool:
-    """Whether it was told already that its receipt cannot be read."""
+    """True if a fault says already that its receipt cannot be read."""
     return any(fault.shard == shard for fault in ledger.faults)
 
 

@@ -45,7 +45,7 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """What was labelled anew."""
+    """The documents that were labelled anew."""
 
     documents: int
     tokens: int
@@ -91,7 +91,7 @@ def check_sample(
 
 
 def _run(stored: Stored, provenance: Provenance, named: str | None) -> Run:
-    """What the dataset was labelled by.
+    """The checkpoint that labelled the dataset.
 
     Raises:
         LeftOutError, ValueError: as check_sample does.

@@ -33,7 +33,7 @@ OURS: Columns = {
 
 @dataclass(frozen=True)
 class Rules:
-    """What all shards of a subset share."""
+    """Rules that all shards of a subset share."""
 
     provenance: Provenance
     vocabulary: int
@@ -103,7 +103,7 @@ def _provenance(schema: pa.Schema) -> Provenance:
 
 
 def _counted(file: File, rules: Rules, *, every_column: bool) -> Counts:
-    """What the rows hold, each batch checked; without a receipt, other columns are read for their checksums too."""
+    """Counts of the rows, each batch checked; without a receipt, other columns are read for their checksums too."""
     schema = inspect_shard(file).schema
     if not every_column:
         schema = pa.schema([field for field in schema if field.name in OURS])
@@ -174,7 +174,7 @@ def _lengths(lists: pa.Array) -> np.ndarray:
 
 
 def _rows_with(wrong_N: np.ndarray, length_B: np.ndarray) -> np.ndarray:
-    """Which rows [B] have a token that is wrong."""
+    """Rows [B] that have a wrong token."""
     running = np.append(0, np.cumsum(wrong_N))
     ends_B = np.cumsum(np.maximum(length_B, 0))
     wrong_B: np.ndarray = running[ends_B] > running[ends_B - np.maximum(length_B, 0)]
