@@ -85,11 +85,12 @@ def test_ten_gigabytes_of_zeros_are_refused_as_soon_as_a_few(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_longest_documents_in_a_row_fit_a_worker(tmp_path: Path) -> None:
-    texts = ["~^|`" * 2**20, "a" * 2**22, "~^|`" * 2**20]
+def test_the_longest_document_fits_a_worker(tmp_path: Path) -> None:
+    """Of a token a byte; a minute or two."""
+    texts = ["~^|`" * 2**20]
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", compression="zstd")
-    peak = peak_of("annotate", tmp_path / "a.parquet", timeout=1200)
-    assert peak.outcome == "exit 0, 3 rows, 0 too long" and peak.size < WORKER, peak
+    peak = peak_of("annotate_fast", tmp_path / "a.parquet", timeout=900)
+    assert peak.outcome == "exit 0, 1 rows, 0 too long" and peak.size < WORKER, peak
 
 
 def test_a_report_follows_no_column(tmp_path: Path) -> None:

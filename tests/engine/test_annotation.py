@@ -174,7 +174,7 @@ def test_a_stage_that_fails_ends_the_unit_and_leaves_nothing(
 
 def test_memory_does_not_grow_with_the_unit(tmp_path: Path) -> None:
     """Of a single row group seven slabs are held at most, 1,800 of these rows: as many as that on a busy machine."""
-    few, many = (peak_of_a_unit(tmp_path / str(rows), rows) for rows in (2500, 5000))
+    few, many = (peak_of_a_unit(tmp_path / str(rows), rows) for rows in (2000, 3500))
     assert many - few < 150 * 2**20, f"{few / 2**20:.0f} and {many / 2**20:.0f} MiB"
 
 
