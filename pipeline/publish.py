@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cyclopts
-import pyarrow as pa
 
 from pipeline.command_line import INCOMPLETE, run
 from pipeline.data.hub import Repository
 from pipeline.data.loadable import load_call
-from pipeline.data.locations import local_file
-from pipeline.data.shard_files import open_shard
+from pipeline.data.shard_files import shard_schema
 from pipeline.data.visible import say
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.opening import Plan, locked, planned, require_same
@@ -100,7 +98,7 @@ def publish_subset(subset: Subset, repository: Repository) -> Left:
         place=repository.name,
         revision=repository.revision,
         provenance=plan.provenance,
-        schema=_schema(subset.data / receipts[0].shard),
+        schema=shard_schema(subset.data / receipts[0].shard),
         source=source_facts(plan.source),
     )
     there = published_plan(repository, subset)
@@ -129,11 +127,6 @@ def _require_of_plan(subset: Subset, plan: Plan, receipts: Sequence[Receipt]) ->
             f"{subset.ledger / RECEIPTS} has a receipt of {others.shard}, and the plan has {plan.units:,} shards; give "
             "the same pipeline.annotate command again"
         )
-
-
-def _schema(shard: Path) -> pa.Schema:
-    with open_shard(local_file(shard)) as parquet:
-        return parquet.schema_arrow
 
 
 if __name__ == "__main__":

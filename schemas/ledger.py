@@ -9,6 +9,8 @@ from schemas.decoding import decoded, json_object
 from schemas.layout import shard_name, shards_in_all
 
 RECEIPTS, QUARANTINE = "receipts", "quarantine"
+OWN, COMMITTED = "*.json", "*.jsonl"  # receipts: of a unit that was labelled here; of a commit to a repository
+RECEIPT_FILES = (OWN, COMMITTED)
 PLAN_FILE, LOCK_FILE, REPORT_FILE = "plan.json", "lock", "report.json"
 PUBLISHED_FILE = "published.jsonl"  # receipts of what is in the repository that a folder is staging for
 BIN_NATS, BINS = 0.5, 34

@@ -24,7 +24,7 @@ from schemas.annotations import ENTROPY, INPUT_IDS, PROVENANCE_KEY, Provenance
 from schemas.decoding import reading, text_of
 from schemas.documents import is_list, is_token_list
 from schemas.layout import DATA_FOLDER, Subset, require_contained, shard_name, shards_in_all
-from schemas.ledger import QUARANTINE, RECEIPTS, Quarantined, Receipt
+from schemas.ledger import QUARANTINE, RECEIPT_FILES, RECEIPTS, Quarantined, Receipt
 
 SUBSET_NAMED = re.compile(rf"/{DATA_FOLDER}/[^/]+/?$")
 COMMIT_NAMED = re.compile("@[0-9a-f]{40}$")
@@ -206,7 +206,7 @@ def _require_received(subset: Subset, source: str, shards: Sequence[File], rows:
         DamagedError: if a shard has another size or other rows, or a receipt cannot be read.
     """
     received: dict[str, Receipt] = {}
-    for file in [file for kind in ("*.json", "*.jsonl") for file in (subset.ledger / RECEIPTS).glob(kind)]:
+    for file in [file for kind in RECEIPT_FILES for file in (subset.ledger / RECEIPTS).glob(kind)]:
         try:
             receipts = map(Receipt.from_json, text_of(file).splitlines())
             received |= {receipt.shard: receipt for receipt in receipts}

@@ -4,11 +4,13 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.documents import Column, Layout, inspect_file
-from pipeline.data.locations import File, is_url
+from pipeline.data.locations import File, is_url, local_file
 from pipeline.data.opened import DamagedError, open_stored, reading
 from pipeline.data.parquet_rows import open_parquet
 from schemas.annotations import INPUT_IDS
@@ -43,6 +45,16 @@ def open_shard(file: File) -> Iterator[pq.ParquetFile]:
     """
     with reading_shard(file), open_stored(file) as stored, open_parquet(stored) as parquet:
         yield parquet
+
+
+def shard_schema(shard: Path) -> pa.Schema:
+    """The columns of a shard on this disk, and its metadata.
+
+    Raises:
+        DamagedError: if it is damaged.
+    """
+    with open_shard(local_file(shard)) as parquet:
+        return parquet.schema_arrow
 
 
 def inspect_shard(file: File) -> Layout:

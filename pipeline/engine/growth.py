@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.data.locations import local_file
-from pipeline.data.shard_files import open_shard
+from pipeline.data.shard_files import open_shard, shard_schema
 from pipeline.data.shards import unfinished_name, write_shard, write_text
 from pipeline.engine.ledger import read_receipts, receipt_file, record
 from pipeline.engine.plan import Unit
@@ -73,7 +73,7 @@ def finish_growing(subset: Subset, units: Sequence[Unit], schema: pa.Schema | No
         elif not _is_whole(shard, receipt):
             LOG.warning("%s does not hold what was written, and its rows are labelled anew", shard)
             _remove(subset, receipt)
-        elif receipt.shard != name or _provenance(_schema(shard)) != _provenance(schema):
+        elif receipt.shard != name or _provenance(shard_schema(shard)) != _provenance(schema):
             _renew(subset, receipt, name, schema)
     (subset.ledger / GROWING_FILE).unlink()
 
@@ -102,11 +102,6 @@ def _renew(subset: Subset, receipt: Receipt, name: str, schema: pa.Schema) -> No
 def _remove(subset: Subset, receipt: Receipt) -> None:
     receipt_file(subset, receipt.unit).unlink()
     (subset.data / receipt.shard).unlink()
-
-
-def _schema(shard: Path) -> pa.Schema:
-    with open_shard(local_file(shard)) as parquet:
-        return parquet.schema_arrow
 
 
 def _tables(shard: Path, schema: pa.Schema) -> Iterator[pa.Table]:

@@ -13,10 +13,8 @@ from typing import NamedTuple
 from pipeline.data.shards import is_unfinished, write_text
 from schemas.decoding import reading, text_of
 from schemas.layout import Subset
-from schemas.ledger import PUBLISHED_FILE, QUARANTINE, RECEIPTS, Counts, Quarantined, Receipt
+from schemas.ledger import OWN, PUBLISHED_FILE, QUARANTINE, RECEIPT_FILES, RECEIPTS, Counts, Quarantined, Receipt
 
-OWN, COMMITTED = "*.json", "*.jsonl"  # receipts: of a unit that was labelled here; of a commit to a repository
-RECEIPT_FILES = (OWN, COMMITTED)
 REMEDY = "delete it, and the same pipeline.annotate command labels its rows anew"
 
 LOG = logging.getLogger(__name__)

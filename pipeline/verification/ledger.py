@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pipeline.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, tokenizer_sha256
 from pipeline.engine.growth import GROWING_FILE
-from pipeline.engine.ledger import RECEIPT_FILES, receipt_file
+from pipeline.engine.ledger import receipt_file
 from pipeline.engine.opening import Plan, read_plan
 from pipeline.verification.stored import Fault, Stored, link
 from schemas.annotations import Provenance
 from schemas.layout import shard_name, shards_in_all
-from schemas.ledger import PLAN_FILE, QUARANTINE, RECEIPTS, Quarantined, Receipt
+from schemas.ledger import PLAN_FILE, QUARANTINE, RECEIPT_FILES, RECEIPTS, Quarantined, Receipt
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError)
 """What reading JSON, or an Arrow schema in it, raises that is not as it was written."""

@@ -7,10 +7,9 @@ from itertools import count
 from pathlib import Path
 
 from pipeline.data.shards import write_text
-from pipeline.engine.ledger import RECEIPT_FILES
 from pipeline.verification.ledger import UNREADABLE, Ledger
 from pipeline.verification.stored import Fault, Stored
-from schemas.ledger import PLAN_FILE, RECEIPTS, Receipt
+from schemas.ledger import PLAN_FILE, RECEIPT_FILES, RECEIPTS, Receipt
 
 DAMAGED = "damaged"
 """In the ledger; each repair has a numbered folder there."""
