@@ -23,13 +23,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipeline.command_line import INCOMPLETE, run
 from pipeline.data.annotations import read_quarantine
+from pipeline.data.atomic import write_text
 from pipeline.data.hub import Repository
 from pipeline.data.naming import recorded
 from pipeline.data.sample import write_sample
-from pipeline.data.shards import write_text
 from pipeline.data.tokenizer import CONFIG_FILE, tokenizer_sha256
 from pipeline.data.visible import say
-from pipeline.engine.annotation import Annotated, Annotator
+from pipeline.engine.annotation import Annotator
 from pipeline.engine.crew import Crew
 from pipeline.engine.device import Device
 from pipeline.engine.driver import Driver
@@ -46,7 +46,7 @@ from pipeline.engine.ledger import (
 )
 from pipeline.engine.opening import Plan, locked, open_run, planned, require_same, require_same_columns
 from pipeline.engine.plan import Unit, inspect
-from pipeline.engine.report import Outcome, Report
+from pipeline.engine.report import Annotated, Outcome, Report
 from pipeline.engine.run import Run
 from pipeline.engine.this_process import ThisProcess
 from pipeline.models.checkpoint import copy_tokenizer

@@ -13,13 +13,12 @@ import pytest
 
 from pipeline import progress
 from pipeline.annotate import state_of
-from pipeline.engine.annotation import Annotated
 from pipeline.engine.cluster import Share
 from pipeline.engine.crew import Crew
 from pipeline.engine.driver import Driver
 from pipeline.engine.plan import Unit
 from pipeline.engine.ray_crew import RayCrew
-from pipeline.engine.report import Report
+from pipeline.engine.report import Annotated, Report
 from pipeline.engine.run import Run
 from pipeline.engine.stages import Stages
 from pipeline.engine.this_process import ThisProcess

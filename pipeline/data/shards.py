@@ -1,11 +1,5 @@
-"""Annotated shards: rows with their labels as Arrow, and the Parquet file they end in.
+"""Annotated shards: rows with their labels as Arrow, and the Parquet file they end in."""
 
-A shard appears under its name only when it is whole: it is written beside it, synced and then renamed.
-"""
-
-import hashlib
-import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data.atomic import commit, unfinished_name
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS, ROUNDING_NATS
 
 ROW_GROUP_BYTES = 100_000_000
-UNFINISHED = ".unfinished"
 ENTROPY_COLUMNS = (ENTROPY, EXPECTED_ENTROPY)
 
 
@@ -66,37 +60,6 @@ def write_shard(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> st
         unfinished.unlink(missing_ok=True)
 
 
-def unfinished_name(path: Path) -> Path:
-    """Where a file is written before it has its name; another one each time, should two workers write the same."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
-
-
-def is_unfinished(file: Path) -> bool:
-    """True for the names that `unfinished_name` gives."""
-    return file.name.startswith(".") and file.suffix == UNFINISHED
-
-
-def commit(unfinished: Path, path: Path) -> str:
-    """Syncs a finished file, gives it its name and returns its sha256."""
-    with unfinished.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    _sync_folder(path.parent)
-    return digest
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = unfinished_name(path)
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        commit(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def _row_groups(tables: Iterable[pa.Table]) -> Iterable[pa.Table]:
     held: list[pa.Table] = []
     for table in (part for whole in tables for part in _parts(whole)):
@@ -139,11 +102,3 @@ def mean_entropies(lists: pa.ListArray) -> pa.Array:
     counts = np.append(0, np.cumsum(given))
     total, count = (np.diff(running[lists.offsets.to_numpy()]) for running in (sums, counts))
     return pa.array((total / np.maximum(count, 1)).astype(np.float32), mask=count == 0)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -31,6 +31,7 @@ from pipeline.engine.counts import count
 from pipeline.engine.errors import OutputError, SourceError
 from pipeline.engine.ledger import record
 from pipeline.engine.plan import Unit
+from pipeline.engine.report import Annotated
 from pipeline.engine.room import Room
 from pipeline.engine.run import Run
 from pipeline.engine.stages import HELD, Stages
@@ -43,15 +44,6 @@ SLABS_AHEAD = 2  # between two stages: enough to never wait, and memory stays at
 # What those in the stages and between them hold, 2 MiB each. Tokens and labels of a document that is as long take up to
 # 60 bytes for each of its own.
 SLABS_BYTES = 7 * BATCH_BYTES
-
-
-class Annotated(NamedTuple):
-    """A unit that is done."""
-
-    receipt: Receipt
-    stages: Stages
-    addition: CommitOperationAdd | None = None
-    """Adds the shard to the repository, which has its content."""
 
 
 class Labeller(Protocol):

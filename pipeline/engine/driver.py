@@ -10,13 +10,12 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 
 from pipeline.data.naming import recorded
-from pipeline.engine.annotation import Annotated
 from pipeline.engine.backlog import Backlog, Try
 from pipeline.engine.crew import Crew, Ended, Hand, shown
 from pipeline.engine.errors import OutputError, SourceError
 from pipeline.engine.ledger import quarantine, remove_unfinished
 from pipeline.engine.plan import Unit
-from pipeline.engine.report import Outcome
+from pipeline.engine.report import Annotated, Outcome
 from pipeline.engine.run import Run
 from pipeline.engine.underway import Part
 from schemas.layout import shard_name

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from pipeline.data.atomic import unfinished_name, write_text
 from pipeline.data.locations import local_file
 from pipeline.data.shard_files import open_shard, shard_schema
-from pipeline.data.shards import unfinished_name, write_shard, write_text
+from pipeline.data.shards import write_shard
 from pipeline.engine.ledger import read_receipts, receipt_file, record
 from pipeline.engine.plan import Unit
 from schemas.annotations import PROVENANCE_KEY, Provenance

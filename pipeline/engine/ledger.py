@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.data.shards import is_unfinished, write_text
+from pipeline.data.atomic import is_unfinished, write_text
 from schemas.decoding import reading, text_of
 from schemas.layout import Subset
 from schemas.ledger import OWN, PUBLISHED_FILE, QUARANTINE, RECEIPT_FILES, RECEIPTS, Counts, Quarantined, Receipt

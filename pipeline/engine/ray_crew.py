@@ -13,12 +13,12 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge
 
 from pipeline.data.visible import log_to_stderr
-from pipeline.engine.annotation import Annotated
 from pipeline.engine.cluster import Share, require_ray
 from pipeline.engine.crew import Crew, Ended, Hand
 from pipeline.engine.device import Device
 from pipeline.engine.errors import WorkerLostError
 from pipeline.engine.plan import Unit
+from pipeline.engine.report import Annotated
 from pipeline.engine.run import Run
 from pipeline.engine.underway import Part
 from pipeline.engine.worker import Load, Worker

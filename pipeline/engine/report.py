@@ -3,10 +3,22 @@
 import json
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from pipeline.engine.annotation import Annotated
+from huggingface_hub import CommitOperationAdd
+
 from pipeline.engine.stages import WORK, Stages
-from schemas.ledger import Counts, Quarantined
+from schemas.ledger import Counts, Quarantined, Receipt
+
+
+class Annotated(NamedTuple):
+    """A unit that is done."""
+
+    receipt: Receipt
+    stages: Stages
+    addition: CommitOperationAdd | None = None
+    """Adds the shard to the repository, which has its content."""
+
 
 Outcome = Annotated | Quarantined | None
 """A committed unit, a unit that was given up, or nothing in the last second."""

@@ -6,9 +6,9 @@ from typing import Protocol
 
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from pipeline.engine.annotation import Annotated
 from pipeline.engine.device import Device
 from pipeline.engine.plan import Unit
+from pipeline.engine.report import Annotated
 from pipeline.engine.run import Run
 from pipeline.engine.underway import Part, Underway
 

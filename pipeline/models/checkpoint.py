@@ -19,8 +19,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from pipeline.data.atomic import unfinished_name
 from pipeline.data.own_files import own_file
-from pipeline.data.shards import unfinished_name
 from pipeline.models.model_config import (
     CONFIG_FILE,
     TEXT_CONFIG,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import yaml
 from huggingface_hub import DatasetCard
 
-from pipeline.data.shards import write_text
+from pipeline.data.atomic import write_text
 from pipeline.publishing.facts import Facts
 from pipeline.publishing.readme import EMPTY, marks, parsed, read_readme
 from pipeline.publishing.section import section

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 
 from pipeline.data.annotations import find_annotations
-from pipeline.data.shards import write_text
+from pipeline.data.atomic import write_text
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.reporting.contents import page_contents
 from pipeline.reporting.extent import Extent

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from itertools import count
 from pathlib import Path
 
-from pipeline.data.shards import write_text
+from pipeline.data.atomic import write_text
 from pipeline.verification.ledger import UNREADABLE, Ledger
 from pipeline.verification.stored import Fault, Stored
 from schemas.ledger import PLAN_FILE, RECEIPT_FILES, RECEIPTS, Receipt

@@ -22,13 +22,13 @@ import torch
 
 from pipeline.data.locations import File, find_files
 from pipeline.data.sample import sample_documents
-from pipeline.engine.annotation import Annotated
 from pipeline.engine.cluster import Share, cluster
 from pipeline.engine.driver import Driver
 from pipeline.engine.labelling import load_annotator
 from pipeline.engine.opening import Plan, open_run
 from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.ray_crew import RayCrew
+from pipeline.engine.report import Annotated
 from pipeline.engine.run import Run
 from pipeline.engine.stages import Stages
 from pipeline.engine.underway import Underway

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import shards
-from pipeline.data.shards import annotated_rows, write_shard, write_text
+from pipeline.data.atomic import write_text
+from pipeline.data.shards import annotated_rows, write_shard
 from schemas.annotations import PROVENANCE_KEY, Provenance, annotated_schema
 from tests import builders
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from pipeline.data.documents import Column
 from pipeline.data.locations import find_files
-from pipeline.engine.annotation import Annotated, Annotator, Labeller, with_tokenizers
+from pipeline.engine.annotation import Annotator, Labeller, with_tokenizers
 from pipeline.engine.batches import Batch, gather, window_batches
 from pipeline.engine.errors import SourceError
 from pipeline.engine.plan import Unit, inspect, plan_units
+from pipeline.engine.report import Annotated
 from pipeline.engine.run import Run
 from pipeline.engine.underway import Underway
 from schemas.annotations import ENTROPY, INPUT_IDS, annotated_schema

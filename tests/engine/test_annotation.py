@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.atomic import UNFINISHED
 from pipeline.data.documents import Column
 from pipeline.data.locations import find_files
-from pipeline.data.shards import UNFINISHED
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.engine.annotation import Annotator
 from pipeline.engine.counts import histogram

@@ -15,7 +15,7 @@ import ray
 
 from pipeline.data.annotations import read_quarantine
 from pipeline.engine import backlog, driver, ray_crew
-from pipeline.engine.annotation import Annotated, Annotator
+from pipeline.engine.annotation import Annotator
 from pipeline.engine.cluster import Share
 from pipeline.engine.device import Device
 from pipeline.engine.driver import Driver
@@ -23,6 +23,7 @@ from pipeline.engine.labelling import TorchLabeller, load_annotator
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit
 from pipeline.engine.ray_crew import RayCrew
+from pipeline.engine.report import Annotated
 from pipeline.engine.run import Run
 from pipeline.engine.underway import Underway
 from pipeline.engine.worker import Load

@@ -9,12 +9,12 @@ import torch
 
 from pipeline.data.annotations import read_quarantine
 from pipeline.engine import backlog, driver
-from pipeline.engine.annotation import Annotated
 from pipeline.engine.device import Device
 from pipeline.engine.driver import Driver
 from pipeline.engine.labelling import device_here
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit
+from pipeline.engine.report import Annotated
 from pipeline.engine.run import Run
 from pipeline.engine.this_process import ThisProcess
 from pipeline.engine.underway import Underway
