@@ -15,11 +15,11 @@ import cyclopts
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.command_line import run
+from pipeline.cli import run
 from pipeline.data.annotations import find_annotations
 from pipeline.data.corpus import require_tokens
-from pipeline.data.visible import say
 from pipeline.labels.packed import ModelTokens
+from pipeline.messages import say
 from pipeline.models.card import command_line
 from pipeline.models.sizes import TransformerSizes
 from pipeline.training.config import ObjectiveName, TrainingConfig

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import cyclopts
 
-from pipeline.command_line import run
+from pipeline.checks import require_at_least_one
+from pipeline.cli import run
 from pipeline.data.corpus import Corpus, held_out_documents, require_tokens
 from pipeline.data.documents import Column, iterate_rows
-from pipeline.data.flags import require_at_least_one
 from pipeline.data.inputs import Inputs
 from pipeline.data.locations import pinned
 from pipeline.data.sample import sample_documents
 from pipeline.data.tokenizer import TOKENIZER_FILE, encode, id_count, load_tokenizer
-from pipeline.data.visible import say
+from pipeline.messages import say
 from pipeline.models.card import command_line
 from pipeline.models.checkpoint import (
     SHIPPED,
@@ -31,7 +31,7 @@ from pipeline.models.checkpoint import (
 from pipeline.models.model_config import CONFIG_FILE
 from pipeline.training.compression import Compression, classical, markdown
 from pipeline.training.tables import write_csv
-from schemas.documents import TEXT_COLUMN
+from schemas.rows import TEXT_COLUMN
 
 
 @cyclopts.Parameter(name="*")

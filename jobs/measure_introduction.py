@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import cyclopts
 
-from pipeline.command_line import run
-from pipeline.data.visible import say
+from pipeline.cli import run
+from pipeline.messages import say
 from pipeline.models.card import command_line
 from pipeline.models.checkpoint import require_new_folder
 from pipeline.training.tables import write_csv

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import cyclopts
 
-from pipeline.command_line import run
-from pipeline.data.flags import require_at_least_one
-from pipeline.data.visible import say
+from pipeline.checks import require_at_least_one
+from pipeline.cli import run
+from pipeline.messages import say
 from pipeline.models.card import command_line
 from pipeline.models.checkpoint import require_new_folder
 from pipeline.training.side_by_side import side_by_side

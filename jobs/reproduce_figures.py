@@ -14,11 +14,11 @@ from pathlib import Path
 import cyclopts
 from tqdm import tqdm
 
-from pipeline.command_line import run
-from pipeline.data.flags import require_at_least_one
+from pipeline.checks import require_at_least_one
+from pipeline.cli import run
 from pipeline.data.inputs import Inputs
 from pipeline.data.locations import pinned
-from pipeline.data.visible import say
+from pipeline.messages import say
 from pipeline.reproduction.figures import FIGURES, Figure, Row, Trial
 from pipeline.reproduction.results import write_figure
 from pipeline.reproduction.text import Text, prepare

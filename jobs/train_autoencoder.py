@@ -13,7 +13,7 @@ from typing import Annotated
 
 import cyclopts
 
-from pipeline.command_line import run
+from pipeline.cli import run
 from pipeline.models.card import command_line, model_card
 from pipeline.models.sizes import Given, WindowEncoderSizes
 from pipeline.training.config import TrainingConfig

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import cyclopts
 
-from pipeline.command_line import run
-from pipeline.data.flags import require_at_least_one
+from pipeline.checks import require_at_least_one
+from pipeline.cli import run
 from pipeline.models.card import command_line, model_card
 from pipeline.models.checkpoint import find_checkpoint, fold_folder
 from pipeline.models.sizes import Introduction, WindowEncoderSizes

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 
-from pipeline.command_line import run
+from pipeline.checks import require_at_least_one
+from pipeline.cli import run
 from pipeline.data.annotations import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import Corpus, held_out_documents
-from pipeline.data.flags import require_at_least_one
-from pipeline.data.visible import say
 from pipeline.labels.packed import ModelTokens, PackedDocuments
+from pipeline.messages import say
 from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.sizes import StackKind, TransformerSizes
 from pipeline.training.config import NEED_LABELS, ObjectiveSettings, TrainingConfig

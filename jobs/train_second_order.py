@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import cyclopts
 import numpy as np
 
-from pipeline.command_line import run
+from pipeline.checks import require_at_least_one
+from pipeline.cli import run
 from pipeline.data.annotations import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import Corpus
-from pipeline.data.flags import require_at_least_one
 from pipeline.data.tokenizer import tokenizer_sha256
-from pipeline.data.visible import say
+from pipeline.messages import say
 from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.checkpoint import (
     checkpoint_kind,

@@ -13,16 +13,16 @@ from pathlib import Path
 import cyclopts
 from tokenizers import Tokenizer
 
-from pipeline.command_line import run
+from pipeline.checks import require_at_least_one
+from pipeline.cli import run
 from pipeline.data.documents import Column, iterate_rows
-from pipeline.data.flags import require_at_least_one
 from pipeline.data.inputs import Inputs
 from pipeline.data.locations import File, pinned
 from pipeline.data.tokenizer import SEPARATOR, TOKENIZER_FILE, id_count, train_byte_pairs
-from pipeline.data.visible import say
+from pipeline.messages import say
 from pipeline.models.card import CARD_FILE, command_line, model_card
 from pipeline.models.checkpoint import require_new_folder
-from schemas.documents import TEXT_COLUMN
+from schemas.rows import TEXT_COLUMN
 
 MEASURED_DOCUMENTS = 1000
 

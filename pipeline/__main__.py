@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from pipeline.data.visible import say
 from pipeline.interruptions import ending_in_a_line
+from pipeline.messages import say
 
 ROOT = Path(__file__).parents[1]
 HELP = ("--help", "-h")

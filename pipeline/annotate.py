@@ -21,14 +21,13 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pipeline.command_line import INCOMPLETE, run
+from pipeline.cli import INCOMPLETE, run
 from pipeline.data.annotations import read_quarantine
 from pipeline.data.atomic import write_text
 from pipeline.data.hub import Repository
 from pipeline.data.naming import recorded
 from pipeline.data.sample import write_sample
 from pipeline.data.tokenizer import CONFIG_FILE, tokenizer_sha256
-from pipeline.data.visible import say
 from pipeline.engine.annotation import Annotator
 from pipeline.engine.crew import Crew
 from pipeline.engine.device import Device
@@ -49,6 +48,7 @@ from pipeline.engine.plan import Unit, inspect
 from pipeline.engine.report import Annotated, Outcome, Report
 from pipeline.engine.run import Run
 from pipeline.engine.this_process import ThisProcess
+from pipeline.messages import say
 from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.preparation import frozen, frozen_checkpoint, frozen_longest, prepare
 from pipeline.progress import Progress, State, stage
@@ -59,7 +59,7 @@ from pipeline.publishing.source import source_facts
 from pipeline.publishing.subset import publish_beginning, publish_end, with_totals
 from pipeline.settings import Config
 from pipeline.summary import print_examples, print_quarantine, print_summary
-from schemas.ledger import REPORT_FILE
+from schemas.receipts import REPORT_FILE
 
 LOG = logging.getLogger(__name__)
 DEFAULTS = Config()

@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from pipeline.data.visible import say
 from pipeline.engine.annotation import Slab, with_tokenizers
 from pipeline.engine.device import Device
 from pipeline.engine.errors import UnitError
@@ -18,6 +17,7 @@ from pipeline.engine.plan import FEWEST_ROWS, Source, Unit
 from pipeline.engine.run import Run
 from pipeline.engine.stages import Stages
 from pipeline.engine.underway import Underway
+from pipeline.messages import say
 from pipeline.progress import stage
 from pipeline.settings import Config
 from schemas.annotations import INPUT_IDS

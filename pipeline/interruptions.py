@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from pipeline.data.visible import say
+from pipeline.messages import say
 
 CLOSED_OUTPUT = 128 + signal.SIGPIPE  # exit codes as shells report them
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

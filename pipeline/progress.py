@@ -11,7 +11,7 @@ from typing import Self
 
 from tqdm import tqdm
 
-from pipeline.data.visible import say
+from pipeline.messages import say
 
 LINE_SECONDS = 60.0
 TICK_SECONDS = 0.5  # between looks at the run

@@ -16,19 +16,19 @@ from typing import NamedTuple
 
 import cyclopts
 
-from pipeline.command_line import INCOMPLETE, run
+from pipeline.cli import INCOMPLETE, run
 from pipeline.data.hub import Repository
 from pipeline.data.loadable import load_call
 from pipeline.data.shard_files import shard_schema
-from pipeline.data.visible import say
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.opening import Plan, locked, planned, require_same
+from pipeline.messages import say
 from pipeline.publishing.facts import Facts
 from pipeline.publishing.publisher import Publisher, published_plan, published_receipts
 from pipeline.publishing.source import source_facts
 from pipeline.publishing.subset import publish_beginning, publish_end, with_totals
 from schemas.layout import LEDGER_FOLDER, Subset, shards_in_all
-from schemas.ledger import PLAN_FILE, RECEIPTS, Receipt
+from schemas.receipts import PLAN_FILE, RECEIPTS, Receipt
 
 LOG = logging.getLogger(__name__)
 

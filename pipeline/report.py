@@ -13,12 +13,12 @@ import cyclopts
 from rich.console import Console
 from rich.filesize import decimal
 
-from pipeline.command_line import run
+from pipeline.cli import run
 from pipeline.data.annotations import SUBSET_NAMED, find_annotations
 from pipeline.data.hub import Repository
 from pipeline.data.locations import HUB
 from pipeline.data.tokenizer import load_tokenizer
-from pipeline.data.visible import say
+from pipeline.messages import say
 from pipeline.progress import stage
 from pipeline.reporting.extent import Extent
 from pipeline.reporting.page import PAGE_FILE, write_report

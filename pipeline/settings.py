@@ -8,19 +8,18 @@ from typing import Literal
 import cyclopts
 from huggingface_hub.constants import HF_HOME
 
+from pipeline.checks import require_at_least_one, require_lasting
 from pipeline.data.documents import Column
-from pipeline.data.flags import require_at_least_one
 from pipeline.data.hub import Repository
 from pipeline.data.inputs import Inputs
-from pipeline.data.lasting import require_lasting
 from pipeline.data.loadable import require_loadable
 from pipeline.data.tokenizer import TOKENIZED_ALREADY
 from pipeline.models.checkpoint import (
     Kind,
 )
 from schemas.annotations import INPUT_IDS, Method
-from schemas.documents import TEXT_COLUMN
 from schemas.layout import Subset
+from schemas.rows import TEXT_COLUMN
 
 Precision = Literal["auto", "float32", "bfloat16"]
 LEAST_SHARE = 0.0001  # of a core or a GPU: Ray counts no finer

@@ -12,12 +12,12 @@ from pipeline.data.locations import find_files
 from pipeline.data.shard_files import open_shard
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
 from pipeline.data.tokenizer_limits import failures_told
-from pipeline.data.visible import say
 from pipeline.engine.ledger import read_published, read_receipts
 from pipeline.engine.report import Report
+from pipeline.messages import say
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, Provenance
 from schemas.layout import Subset
-from schemas.ledger import Counts, Quarantined, Receipt
+from schemas.receipts import Counts, Quarantined, Receipt
 
 EXAMPLE_TOKENS, MOST_LOOKS = 16, 1000
 

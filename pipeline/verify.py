@@ -18,11 +18,11 @@ from pathlib import Path
 
 import cyclopts
 
-from pipeline.command_line import run
+from pipeline.cli import run
 from pipeline.data.locations import HUB
 from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
-from pipeline.data.visible import say
 from pipeline.engine.opening import locked
+from pipeline.messages import say
 from pipeline.progress import stage
 from pipeline.verification.card import check_card
 from pipeline.verification.ledger import Ledger, check_ledger, check_tokenizer, read_ledger
@@ -31,7 +31,7 @@ from pipeline.verification.shards import Rules, check_shard, shard_provenance
 from pipeline.verification.stored import Fault, Stored, stored_subsets
 from schemas.annotations import Provenance
 from schemas.layout import LEDGER_FOLDER
-from schemas.ledger import LOCK_FILE, Counts
+from schemas.receipts import LOCK_FILE, Counts
 
 MOST_AT_A_TIME = 8  # shards: a disk gives no more beyond
 """Shards that are read side by side, at most."""

@@ -10,8 +10,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from schemas.decoding import decoded, json_object
-from schemas.documents import NO_BOUND, TEXT_COLUMN
-from schemas.features import features_metadata, read_features
+from schemas.rows import NO_BOUND, TEXT_COLUMN, features_metadata, read_features
 
 SCHEMA_VERSION = 3
 PROVENANCE_KEY = b"token_entropy.provenance"

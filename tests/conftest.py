@@ -163,7 +163,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch) -> RunCommand:
     def command(module: str, *arguments: object) -> int:
         function = getattr(importlib.import_module(module), module.split(".")[-1])
         monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
-        from pipeline.command_line import run
+        from pipeline.cli import run
 
         with pytest.raises(SystemExit) as stopped:
             run(function, module)

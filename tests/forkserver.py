@@ -65,7 +65,7 @@ def group(processes: int, *command: object, environment: Mapping[str, str] = NOT
 def _run(words: Sequence[str], environment: Mapping[str, str], folder: str, printed: Sequence[Path]) -> None:
     import torch
 
-    from pipeline.command_line import run
+    from pipeline.cli import run
 
     for file, stream in zip(printed, (sys.stdout, sys.stderr), strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream.fileno())

@@ -119,7 +119,7 @@ def annotate_in_this_process(words: tuple[str, ...], environment: dict[str, str]
     import torch
 
     from pipeline.annotate import annotate
-    from pipeline.command_line import run
+    from pipeline.cli import run
 
     torch.set_num_threads(1)
     sys.argv = ["pipeline.annotate", *words]

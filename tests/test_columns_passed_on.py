@@ -27,7 +27,7 @@ from datasets import (
 from PIL import Image as Pictures
 
 from schemas.layout import LEDGER_FOLDER
-from schemas.ledger import PLAN_FILE, RECEIPTS
+from schemas.receipts import PLAN_FILE, RECEIPTS
 from tests.conftest import RunCommand
 
 ANNOTATE = ("pipeline.annotate", "--workers", 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.command_line import run
+from pipeline.cli import run
 from pipeline.interruptions import Interrupted, ending_in_a_line
 from tests.builders import write_documents
 from tests.engine.fakes import token_rows
@@ -146,7 +146,7 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
 
 
 def test_a_standard_output_that_is_closed_from_the_start_is_no_error() -> None:
-    script = "from pipeline.command_line import run\ndef work() -> None: print('done')\nrun(work, 'some.command')"
+    script = "from pipeline.cli import run\ndef work() -> None: print('done')\nrun(work, 'some.command')"
     words = ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, script]
     ended = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.annotations import PROVENANCE_KEY, Provenance
-from schemas.documents import NO_BOUND
 from schemas.layout import Subset
+from schemas.rows import NO_BOUND
 from tests.builders import sample_texts
 from tests.conftest import RunCommand
 

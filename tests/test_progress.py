@@ -23,7 +23,7 @@ from pipeline.engine.run import Run
 from pipeline.engine.stages import Stages
 from pipeline.engine.this_process import ThisProcess
 from pipeline.progress import Progress, State, stage
-from schemas.ledger import Counts, Quarantined, Receipt
+from schemas.receipts import Counts, Quarantined, Receipt
 from tests.builders import write_documents
 from tests.engine.fakes import load_fake, planned_run, token_rows
 

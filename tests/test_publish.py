@@ -12,7 +12,7 @@ from pipeline.engine.ledger import as_lines, read_receipts, receipt_file
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from pipeline.publishing.publisher import published_receipts
 from schemas.layout import Subset
-from schemas.ledger import PLAN_FILE, PUBLISHED_FILE, QUARANTINE, REPORT_FILE
+from schemas.receipts import PLAN_FILE, PUBLISHED_FILE, QUARANTINE, REPORT_FILE
 from tests.conftest import RunCommand
 from tests.hub import Hub
 from tests.hub.elsewhere import run

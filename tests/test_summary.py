@@ -8,7 +8,7 @@ import pytest
 from pipeline.engine.ledger import record
 from pipeline.summary import print_examples
 from schemas.layout import Subset
-from schemas.ledger import Counts, Receipt
+from schemas.receipts import Counts, Receipt
 from tests.annotated import write_annotated
 from tests.builders import write_documents
 from tests.conftest import RunCommand

@@ -22,9 +22,9 @@ from pipeline.data.tally import counted
 from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
 from schemas.annotations import ENTROPY, INPUT_IDS, PROVENANCE_KEY, Provenance
 from schemas.decoding import reading, text_of
-from schemas.documents import is_list, is_token_list
 from schemas.layout import DATA_FOLDER, Subset, require_contained, shard_name, shards_in_all
-from schemas.ledger import QUARANTINE, RECEIPT_FILES, RECEIPTS, Quarantined, Receipt
+from schemas.receipts import QUARANTINE, RECEIPT_FILES, RECEIPTS, Quarantined, Receipt
+from schemas.rows import is_list, is_token_list
 
 SUBSET_NAMED = re.compile(rf"/{DATA_FOLDER}/[^/]+/?$")
 COMMIT_NAMED = re.compile("@[0-9a-f]{40}$")

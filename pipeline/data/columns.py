@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from schemas.features import EXTENSION_KEYS, EXTENSION_NAME, Features, features_metadata, read_features, same_feature
+from schemas.rows import EXTENSION_KEYS, EXTENSION_NAME, Features, features_metadata, read_features, same_feature
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pipeline.data.locations import File
 from pipeline.data.longest import LONGEST_DOCUMENT, without_long
 from pipeline.data.opened import open_file, reading
 from pipeline.data.tally import counted
-from schemas.documents import FILE_COLUMN, ID_COLUMN, TEXT_COLUMN, is_text, is_token_list
+from schemas.rows import FILE_COLUMN, ID_COLUMN, TEXT_COLUMN, is_text, is_token_list
 
 MOST_NAMES = 20  # of columns in an error
 

@@ -31,7 +31,7 @@ from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id  # t
 
 from pipeline.data.locations import HUB
 from pipeline.data.reaching import PASSING_STATUSES
-from pipeline.data.redaction import told
+from pipeline.messages import told
 from schemas.layout import Subset
 
 FIRST_PATIENCE, PATIENCE = 60.0, 3600.0  # seconds that a request is tried for, until there was an answer and after

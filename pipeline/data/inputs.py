@@ -10,9 +10,9 @@ from pathlib import Path
 from pipeline.data.locations import File, Folder, distinct, is_url, locate
 from pipeline.data.longest import LONGEST_DOCUMENT
 from pipeline.data.splits import NOT_DATA, left_out_note, part_of
-from pipeline.data.visible import say
+from pipeline.messages import say
 from schemas.layout import DATA_FOLDER, LEDGER_FOLDER, TOKENIZER_FOLDER
-from schemas.ledger import PLAN_FILE
+from schemas.receipts import PLAN_FILE
 
 PLAN = re.compile(rf"(.+/){LEDGER_FOLDER}/[^/]+/{re.escape(PLAN_FILE)}")
 

@@ -19,7 +19,7 @@ from pipeline.data.json_objects import LONGEST_OBJECT, objects
 from pipeline.data.longest import counting
 from pipeline.data.opened import Digested
 from pipeline.data.utf8 import MalformedError
-from schemas.documents import is_token_list
+from schemas.rows import is_token_list
 
 TOKENS = pa.list_(pa.int64())
 JSON = pa.json_()

@@ -11,7 +11,7 @@ from pipeline.data.locations import File
 from pipeline.data.shard_files import reading_shard
 from pipeline.data.shards import ENTROPY_COLUMNS
 from schemas.annotations import INPUT_IDS, MOST_NATS
-from schemas.documents import NO_BOUND
+from schemas.rows import NO_BOUND
 
 Row = dict[str, Any]
 """By column: `input_ids` int32 [N], entropies float32 [N] in nats, NaN where null; any other as Python's values."""

@@ -28,7 +28,7 @@ from huggingface_hub.errors import HfUriError, RepositoryNotFoundError, Revision
 
 from pipeline.data.formats import FOUND_IN_FOLDERS, Format, format_of
 from pipeline.data.reaching import is_answer, reaching
-from pipeline.data.redaction import has_credential, redacted
+from pipeline.messages import has_credential, redacted
 
 HUB = "hf://datasets/"
 MAGIC = re.compile(r"[*?\[]")

@@ -7,7 +7,7 @@ it is read: 9 kB of Zstandard may hold 300 MB of text.
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.documents import NO_BOUND
+from schemas.rows import NO_BOUND
 
 LONGEST_DOCUMENT = 2**22  # bytes: a million tokens of English, more than War and Peace
 BYTES_PER_ID = 4

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.data.locations import File, is_url
-from pipeline.data.redaction import is_harmless
+from pipeline.messages import is_harmless
 
 LOCAL_URLS = ("file:", "local:")
 HTTP_PARAMETERS = re.compile(r"(?:[?#]|;[^/?;#=]*=).*")

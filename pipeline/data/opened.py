@@ -13,8 +13,8 @@ from pipeline.data.compressed import Decompressed
 from pipeline.data.formats import compression_of, remedy
 from pipeline.data.locations import File, filesystem_of, is_url, local_file, remote_file
 from pipeline.data.reaching import RemoteFile, reaching
-from pipeline.data.redaction import redacted
 from pipeline.data.utf8 import MalformedError
+from pipeline.messages import redacted
 
 READ_BYTES = 2**20
 

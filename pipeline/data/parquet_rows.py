@@ -13,7 +13,7 @@ from pipeline.data.columns import plain_schema
 from pipeline.data.locations import File, is_url
 from pipeline.data.opened import open_stored
 from pipeline.data.parquet_pages import FirstPage, dictionary_bytes, first_pages
-from schemas.documents import is_text
+from schemas.rows import is_text
 
 # Averages hide long rows, and a dictionary stores once what many rows repeat. So few rows are read at a time, and the
 # fewer the more bytes a single value may have: 8 rows of 10 MB, 64 where the row group has no more than 1 MB.

@@ -13,7 +13,7 @@ from pipeline.data.locations import File
 from pipeline.data.longest import counting
 from pipeline.data.opened import READ_BYTES, open_file
 from pipeline.data.utf8 import decoded, not_utf8, require_narrow
-from schemas.documents import FILE_COLUMN, ID_COLUMN, TEXT_COLUMN
+from schemas.rows import FILE_COLUMN, ID_COLUMN, TEXT_COLUMN
 
 SCHEMA = pa.schema([(name, pa.string()) for name in (TEXT_COLUMN, ID_COLUMN, FILE_COLUMN)])
 MARK = "\ufeff"

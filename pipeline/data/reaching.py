@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from aiohttp import ClientError, ClientResponseError
 
-from pipeline.data.redaction import told
+from pipeline.messages import told
 
 PASSING_STATUSES = (408, 425, 429)  # of HTTP: the same request may be answered later, as after one of 500 and above
 

@@ -7,7 +7,7 @@ from pydoc_data.topics import topics
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.documents import FINEWEB
+from schemas.rows import FINEWEB
 
 MOST_CHARACTERS = 4000  # of a topic, up to a paragraph's end: all of them would triple the time of the demo
 SAMPLE_NAME = f"CPython {platform.python_version()} help topics (built-in sample)"

@@ -14,8 +14,8 @@ from pipeline.data.locations import File, is_url, local_file
 from pipeline.data.opened import DamagedError, open_stored, reading
 from pipeline.data.parquet_rows import open_parquet
 from schemas.annotations import INPUT_IDS
-from schemas.documents import NO_BOUND
 from schemas.layout import DATA_FOLDER
+from schemas.rows import NO_BOUND
 
 SHARD = re.compile(rf"(.*)/{DATA_FOLDER}/([^/]+)/((?:\d+/)?train-\d+-of-\d+\.parquet)")
 TOKENS = Column(INPUT_IDS, tokenized=True, longest=NO_BOUND)

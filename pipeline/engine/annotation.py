@@ -22,7 +22,6 @@ from pipeline.data.batches import BATCH_BYTES
 from pipeline.data.corpus import fold_of
 from pipeline.data.documents import document_tokens, read_rows
 from pipeline.data.hub import shard_addition
-from pipeline.data.redaction import redacted
 from pipeline.data.shards import annotated_rows, write_shard
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.data.windows import sample_positions
@@ -37,8 +36,9 @@ from pipeline.engine.run import Run
 from pipeline.engine.stages import HELD, Stages
 from pipeline.engine.underway import Part, Underway
 from pipeline.labels.retokenize import encode_with_ends, move_nats
+from pipeline.messages import redacted
 from schemas.layout import shard_name
-from schemas.ledger import Counts, Receipt
+from schemas.receipts import Counts, Receipt
 
 SLABS_AHEAD = 2  # between two stages: enough to never wait, and memory stays at a few slabs of 2 MiB of text
 # What those in the stages and between them hold, 2 MiB each. Tokens and labels of a document that is as long take up to

@@ -13,7 +13,7 @@ from pipeline.data.longest import too_long_rows
 from pipeline.data.tally import empty_rows, replaced_rows
 from pipeline.data.unknown_text import documents_with_unknown_text
 from schemas.annotations import ENTROPY, INPUT_IDS, NUM_TOKENS
-from schemas.ledger import BIN_NATS, BINS, Counts
+from schemas.receipts import BIN_NATS, BINS, Counts
 
 
 def count(source: pa.RecordBatch, annotated: pa.Table, column: Column, tokenizer: Tokenizer | None) -> Counts:

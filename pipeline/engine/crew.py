@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pipeline.data.redaction import redacted
 from pipeline.engine.errors import UnitError
 from pipeline.engine.plan import Unit
 from pipeline.engine.underway import Part
+from pipeline.messages import redacted
 from pipeline.models.checkpoint import UnfitModelError
 
 LOG = logging.getLogger(__name__)

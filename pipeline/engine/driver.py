@@ -19,7 +19,7 @@ from pipeline.engine.report import Annotated, Outcome
 from pipeline.engine.run import Run
 from pipeline.engine.underway import Part
 from schemas.layout import shard_name
-from schemas.ledger import Quarantined
+from schemas.receipts import Quarantined
 
 HOPELESS = 8  # failures in a row and no success: a worker is replaced, a run ended
 REST = 10.0  # seconds that a worker stops for each unit in a row that it cannot read: the source may be down

@@ -20,7 +20,7 @@ from pipeline.engine.ledger import read_receipts, receipt_file, record
 from pipeline.engine.plan import Unit
 from schemas.annotations import PROVENANCE_KEY, Provenance
 from schemas.layout import Subset, shard_name
-from schemas.ledger import RECEIPTS, Receipt
+from schemas.receipts import RECEIPTS, Receipt
 
 GROWING_FILE = "growing"
 """In the ledger while shards of two plans may lie side by side."""

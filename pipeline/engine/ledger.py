@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pipeline.data.atomic import is_unfinished, write_text
 from schemas.decoding import reading, text_of
 from schemas.layout import Subset
-from schemas.ledger import OWN, PUBLISHED_FILE, QUARANTINE, RECEIPT_FILES, RECEIPTS, Counts, Quarantined, Receipt
+from schemas.receipts import OWN, PUBLISHED_FILE, QUARANTINE, RECEIPT_FILES, RECEIPTS, Counts, Quarantined, Receipt
 
 REMEDY = "delete it, and the same pipeline.annotate command labels its rows anew"
 

@@ -21,7 +21,7 @@ from pipeline.engine.plan import Unit
 from schemas.annotations import DESCRIPTIONS, Provenance
 from schemas.decoding import json_object, reading, text_of
 from schemas.layout import LEDGER_FOLDER, Subset, require_contained, shard_name
-from schemas.ledger import LOCK_FILE, PLAN_FILE, QUARANTINE, PlannedUnits
+from schemas.receipts import LOCK_FILE, PLAN_FILE, QUARANTINE, PlannedUnits
 
 REMEDY = "choose another folder, or delete this one"
 

@@ -12,7 +12,6 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.data.visible import log_to_stderr
 from pipeline.engine.cluster import Share, require_ray
 from pipeline.engine.crew import Crew, Ended, Hand
 from pipeline.engine.device import Device
@@ -22,6 +21,7 @@ from pipeline.engine.report import Annotated
 from pipeline.engine.run import Run
 from pipeline.engine.underway import Part
 from pipeline.engine.worker import Load, Worker
+from pipeline.messages import log_to_stderr
 
 PATIENCE = 10.0  # seconds for what a worker does beside its units
 LOOK = 5.0  # seconds between looks at the cluster

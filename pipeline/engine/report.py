@@ -8,7 +8,7 @@ from typing import NamedTuple
 from huggingface_hub import CommitOperationAdd
 
 from pipeline.engine.stages import WORK, Stages
-from schemas.ledger import Counts, Quarantined, Receipt
+from schemas.receipts import Counts, Quarantined, Receipt
 
 
 class Annotated(NamedTuple):

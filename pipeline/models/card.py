@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from huggingface_hub import ModelCardData
 
-from pipeline.data.redaction import redacted
-from pipeline.data.visible import in_markdown, visible
+from pipeline.messages import in_markdown, redacted, visible
 
 CARD_FILE = "README.md"
 

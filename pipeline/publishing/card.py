@@ -18,8 +18,8 @@ from pipeline.data.atomic import write_text
 from pipeline.publishing.facts import Facts
 from pipeline.publishing.readme import EMPTY, marks, parsed, read_readme
 from pipeline.publishing.section import section
-from schemas.features import features_metadata, read_features
 from schemas.layout import CARD_FILE
+from schemas.rows import features_metadata, read_features
 
 if TYPE_CHECKING:
     from datasets import Features

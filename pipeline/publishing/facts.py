@@ -8,7 +8,7 @@ from pipeline.data.hub import Repository
 from pipeline.publishing.source import SourceFacts
 from schemas.annotations import Provenance
 from schemas.layout import Subset
-from schemas.ledger import Counts
+from schemas.receipts import Counts
 
 THIS_FOLDER = "THIS_FOLDER"
 

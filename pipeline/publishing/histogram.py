@@ -2,7 +2,7 @@
 
 from itertools import accumulate
 
-from schemas.ledger import BIN_NATS, BINS
+from schemas.receipts import BIN_NATS, BINS
 
 WIDTH = 40
 LEAST_SHARE = 0.0005  # of all labels, that a line can show: 0.1%

@@ -19,12 +19,12 @@ from typing import NamedTuple, Self
 from huggingface_hub import CommitOperationAdd
 
 from pipeline.data.hub import Operation, Repository, shard_addition
-from pipeline.data.redaction import told
 from pipeline.engine.ledger import as_lines, forget
 from pipeline.engine.opening import Plan, read_plan
+from pipeline.messages import told
 from schemas.decoding import reading
 from schemas.layout import Subset, shards_in_all
-from schemas.ledger import PLAN_FILE, PUBLISHED_FILE, RECEIPTS, Receipt
+from schemas.receipts import PLAN_FILE, PUBLISHED_FILE, RECEIPTS, Receipt
 
 SHARDS_A_COMMIT, MOST_A_COMMIT = 200, 1000  # enough to commit at once; as many as may have come meanwhile
 COMMIT_EVERY = 300.0  # seconds that a shard waits for others: the Hub takes 128 commits an hour

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.data.loadable import load_call
 from pipeline.data.naming import public_names
-from pipeline.data.visible import in_markdown, name_in_markdown
+from pipeline.messages import in_markdown, name_in_markdown
 from pipeline.publishing.facts import Facts
 from pipeline.publishing.histogram import drawn_histogram, median
 from schemas.annotations import DESCRIPTIONS, LIMITS, Provenance

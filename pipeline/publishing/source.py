@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, parse_hf_uri
 
 from pipeline.data.locations import HUB
 from pipeline.data.reaching import reaching
-from pipeline.data.visible import in_markdown
+from pipeline.messages import in_markdown
 
 PAGES = "https://huggingface.co/datasets"
 

@@ -19,7 +19,7 @@ from pipeline.publishing.own_data import beside_own_data
 from pipeline.publishing.publisher import published_plan
 from pipeline.publishing.readme import read_readme
 from schemas.decoding import json_object, reading, text_of
-from schemas.ledger import PLAN_FILE, QUARANTINE, REPORT_FILE, Quarantined, Receipt
+from schemas.receipts import PLAN_FILE, QUARANTINE, REPORT_FILE, Quarantined, Receipt
 
 LOG = logging.getLogger(__name__)
 Missing = Callable[[str], Sequence[Operation]]

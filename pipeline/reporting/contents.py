@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pipeline.data.naming import public_names
-from pipeline.data.visible import visible
+from pipeline.messages import visible
 from pipeline.reporting.extent import Extent
 from pipeline.reporting.figures import LEAST_OCCURRENCES, Values, groups, measures
 from pipeline.reporting.measures import Document
@@ -20,7 +20,7 @@ from pipeline.reporting.sampling import LabelledSource, sampled_rows, short_name
 from pipeline.reporting.statistics import MOST_GROUPS, Statistics
 from pipeline.reporting.token_texts import MOST_CHARACTERS, TokenTexts
 from schemas.annotations import LIMITS, ROUNDING_NATS
-from schemas.documents import is_text
+from schemas.rows import is_text
 
 CUT = f"Tokens of more than {MOST_CHARACTERS:,} characters are cut short, with … at their end."
 

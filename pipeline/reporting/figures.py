@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.visible import visible
+from pipeline.messages import visible
 from pipeline.reporting.measures import measures_of
 from pipeline.reporting.sampling import LabelledSource
 from pipeline.reporting.statistics import BIN_NATS, MOST_GROUPS, MOST_NATS, POSITIONS_B, Statistics

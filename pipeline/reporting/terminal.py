@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from pipeline.data.visible import say, visible
+from pipeline.messages import say, visible
 from pipeline.reporting.palette import DARK, LEVELS, level
 from pipeline.reporting.view import PART, DocumentView, amount
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from pipeline.data.visible import visible
+from pipeline.messages import visible
 from pipeline.reporting.palette import LEVELS, level_class, palette_css
 from pipeline.reporting.token_texts import TokenTexts
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS

@@ -9,7 +9,7 @@ from pipeline.data.locations import File
 from pipeline.data.longest import LONGEST_DOCUMENT
 from pipeline.data.sample import sample_documents
 from pipeline.data.tokenizer import encode, id_count, train_byte_pairs
-from schemas.documents import TEXT_COLUMN
+from schemas.rows import TEXT_COLUMN
 
 
 @dataclass(frozen=True)

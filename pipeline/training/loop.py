@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from pipeline.data.visible import say
+from pipeline.messages import say
 from pipeline.models.cross_entropy import cut_cross_entropy
 from pipeline.training import resume
 from pipeline.training.batches import Batch

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipeline.data.corpus import Corpus
-from pipeline.data.visible import say
+from pipeline.messages import say
 from pipeline.models.card import training_length
 from pipeline.models.loading import save_checkpoint
 from pipeline.models.quantization import Codec

@@ -13,7 +13,7 @@ from pipeline.engine.opening import Plan, read_plan
 from pipeline.verification.stored import Fault, Stored, link
 from schemas.annotations import Provenance
 from schemas.layout import shard_name, shards_in_all
-from schemas.ledger import PLAN_FILE, QUARANTINE, RECEIPT_FILES, RECEIPTS, Quarantined, Receipt
+from schemas.receipts import PLAN_FILE, QUARANTINE, RECEIPT_FILES, RECEIPTS, Quarantined, Receipt
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError)
 """What reading JSON, or an Arrow schema in it, raises that is not as it was written."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.data.atomic import write_text
 from pipeline.verification.ledger import UNREADABLE, Ledger
 from pipeline.verification.stored import Fault, Stored
-from schemas.ledger import PLAN_FILE, RECEIPT_FILES, RECEIPTS, Receipt
+from schemas.receipts import PLAN_FILE, RECEIPT_FILES, RECEIPTS, Receipt
 
 DAMAGED = "damaged"
 """In the ledger; each repair has a numbered folder there."""

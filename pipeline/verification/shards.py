@@ -18,7 +18,7 @@ from pipeline.data.shards import ENTROPY_COLUMNS, mean_entropies
 from pipeline.engine.counts import histogram
 from pipeline.verification.stored import Content, Fault, Stored
 from schemas.annotations import ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS, PROVENANCE_KEY, Provenance
-from schemas.ledger import Counts, Receipt
+from schemas.receipts import Counts, Receipt
 
 COMPARED = ("rows", "tokens", "labelled_tokens", "nats", "histogram")
 """Counts that a shard's own rows give."""

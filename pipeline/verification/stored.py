@@ -21,7 +21,7 @@ from pipeline.data.locations import HUB, File, find_files, local_file, pinned
 from pipeline.data.opened import READ_BYTES, open_stored
 from pipeline.data.reaching import reaching
 from schemas.layout import CARD_FILE, DATA_FOLDER, LEDGER_FOLDER, TOKENIZER_FOLDER, Subset
-from schemas.ledger import PUBLISHED_FILE
+from schemas.receipts import PUBLISHED_FILE
 
 
 class Fault(NamedTuple):

@@ -35,7 +35,7 @@ from pipeline.engine.underway import Underway
 from pipeline.preparation import prepare
 from pipeline.settings import Config
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY
-from schemas.ledger import Counts, Receipt
+from schemas.receipts import Counts, Receipt
 from tests.benchmarks.figure import Figure
 from tests.benchmarks.host_path import measured
 from tests.builders import write_documents

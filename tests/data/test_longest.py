@@ -16,7 +16,7 @@ from pipeline.data import json_lines, json_objects
 from pipeline.data.documents import Column, inspect_file, iterate_rows, read_rows, unified
 from pipeline.data.locations import find_files
 from pipeline.data.longest import too_long_rows, without_long
-from schemas.documents import NO_BOUND
+from schemas.rows import NO_BOUND
 
 TEXTS = st.lists(st.none() | st.text(max_size=9), max_size=12)
 TOKENS = st.lists(st.none() | st.lists(st.integers(0, 9), max_size=5), max_size=12)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from pipeline.data.documents import Column, inspect_file
 from pipeline.data.locations import find_files
 from pipeline.data.sample import sample_documents, write_sample
-from schemas.documents import FINEWEB
+from schemas.rows import FINEWEB
 
 
 def test_the_sample_has_the_columns_of_fineweb() -> None:

@@ -16,7 +16,7 @@ from pipeline.data.shard_files import mending, open_shard
 from pipeline.engine.ledger import record
 from pipeline.reporting.sampling import LabelledSource
 from schemas.layout import Subset, shard_name
-from schemas.ledger import Counts, Receipt
+from schemas.receipts import Counts, Receipt
 from tests.annotated import write_annotated
 from tests.labelled import LABELS, TOKENS
 

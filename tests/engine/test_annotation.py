@@ -31,7 +31,7 @@ from pipeline.engine.run import Run
 from pipeline.models.checkpoint import SHIPPED
 from schemas.annotations import annotated_schema
 from schemas.layout import Subset
-from schemas.ledger import BIN_NATS, BINS, Counts, Receipt
+from schemas.receipts import BIN_NATS, BINS, Counts, Receipt
 from tests.builders import PROVENANCE, write_documents
 from tests.engine.fakes import changed, load_fake, planned_run, token_rows
 

@@ -29,7 +29,7 @@ from pipeline.engine.underway import Underway
 from pipeline.engine.worker import Load
 from pipeline.models.checkpoint import UnfitModelError
 from schemas.layout import Subset, shard_name
-from schemas.ledger import Quarantined, Receipt
+from schemas.receipts import Quarantined, Receipt
 from tests.builders import write_documents
 from tests.engine.fakes import (
     FAILS_ONCE,

@@ -15,7 +15,7 @@ from pipeline.engine.ledger import finished, read_receipts
 from pipeline.engine.opening import Plan, open_run, planned
 from pipeline.engine.plan import Unit
 from pipeline.engine.run import Run
-from schemas.ledger import RECEIPTS
+from schemas.receipts import RECEIPTS
 from tests.builders import write_documents
 from tests.engine.fakes import load_fake, planned_run, shards, token_rows
 

@@ -23,7 +23,7 @@ from pipeline.engine.opening import Plan, locked, open_run, planned
 from pipeline.engine.plan import Unit
 from schemas.annotations import Provenance
 from schemas.layout import GROUP, Subset, shard_name, shards_in_all
-from schemas.ledger import Counts, Quarantined, Receipt
+from schemas.receipts import Counts, Quarantined, Receipt
 from tests import builders
 
 PROVENANCE = replace(builders.PROVENANCE, share=0.1, source=("a.parquet", "b.parquet"))

@@ -17,7 +17,7 @@ from pipeline.engine.growth import GROWING_FILE
 from pipeline.engine.ledger import finished, read_receipts, receipt_file
 from pipeline.engine.opening import Plan, locked, open_run, plan_without_paths, planned, read_plan
 from schemas.layout import Subset
-from schemas.ledger import PLAN_FILE, QUARANTINE, RECEIPTS
+from schemas.receipts import PLAN_FILE, QUARANTINE, RECEIPTS
 from tests.publishing.datasets import annotated
 from tests.publishing.datasets import planned as planned_run
 

@@ -20,7 +20,7 @@ from pipeline.engine.this_process import ThisProcess
 from pipeline.engine.underway import Underway
 from pipeline.engine.worker import AnnotatesUnits, Load
 from schemas.layout import Subset, shard_name
-from schemas.ledger import Quarantined
+from schemas.receipts import Quarantined
 from tests.engine.fakes import (
     FAILS_ONCE,
     NOT_FINITE,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 MOST_SECONDS = 20
 REFUSALS = (ValueError, OSError)
-"""What `pipeline.command_line` turns into one line."""
+"""What `pipeline.cli` turns into one line."""
 
 
 @dataclass(frozen=True)

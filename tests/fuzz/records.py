@@ -16,7 +16,7 @@ import safetensors.numpy
 import yaml
 from hypothesis import strategies as st
 
-from pipeline.command_line import run
+from pipeline.cli import run
 from pipeline.data.annotations import find_annotations, read_quarantine
 from pipeline.data.reader import Reading, labelled_rows
 from pipeline.data.tokenizer import encode, load_tokenizer, train_byte_pairs
@@ -28,7 +28,7 @@ from pipeline.models.weight_files import INDEX_FILE
 from pipeline.publishing.card import dataset_card
 from pipeline.settings import Config
 from schemas.layout import Subset
-from schemas.ledger import PLAN_FILE, QUARANTINE, RECEIPTS, Quarantined
+from schemas.receipts import PLAN_FILE, QUARANTINE, RECEIPTS, Quarantined
 from tests.builders import sample_texts
 from tests.engine.fakes import planned_run
 from tests.fuzz.formats import VALUES, damaged

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from schemas.ledger import PLAN_FILE, PUBLISHED_FILE, QUARANTINE, RECEIPTS
+from schemas.receipts import PLAN_FILE, PUBLISHED_FILE, QUARANTINE, RECEIPTS
 
 SUBSET = "second-order"
 SECRET = "-----BEGIN PRIVATE KEY----- canary-4711"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.command_line import INCOMPLETE
+from pipeline.cli import INCOMPLETE
 from pipeline.data.annotations import read_quarantine
 from pipeline.data.locations import find_files
 from pipeline.data.tokenizer import tokenizer_sha256

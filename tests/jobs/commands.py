@@ -11,7 +11,7 @@ import pytest
 from ray.dashboard.modules.job.cli import submit
 from ray.scripts.scripts import start
 
-from pipeline.command_line import run
+from pipeline.cli import run
 from pipeline.settings import Config
 from tests.checkers import ROOT
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from jobs.compare_objectives import Config, Training
-from pipeline.command_line import run
+from pipeline.cli import run
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from tests.annotated import write_annotated
 from tests.conftest import RunCommand

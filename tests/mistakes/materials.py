@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from pipeline.data.tokenizer import train_byte_pairs
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from schemas.layout import LEDGER_FOLDER, Subset
-from schemas.ledger import PLAN_FILE, RECEIPTS, REPORT_FILE
+from schemas.receipts import PLAN_FILE, RECEIPTS, REPORT_FILE
 from tests.annotated import write_annotated
 from tests.builders import sample_texts, write_documents
 from tests.hostile.checkpoints import ALL

@@ -8,7 +8,7 @@ from pipeline.engine.opening import Plan, open_run
 from pipeline.engine.plan import Unit
 from pipeline.engine.run import Run
 from schemas.layout import Subset, shard_name
-from schemas.ledger import Counts, Receipt
+from schemas.receipts import Counts, Receipt
 from tests.builders import write_documents
 from tests.engine.fakes import load_fake, planned_run, token_rows
 

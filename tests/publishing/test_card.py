@@ -18,7 +18,7 @@ from pipeline.publishing.facts import Facts
 from pipeline.publishing.source import License, SourceFacts
 from schemas.annotations import annotated_schema
 from schemas.layout import Subset
-from schemas.ledger import Counts
+from schemas.receipts import Counts
 from tests.builders import PROVENANCE
 
 COUNTS = Counts(

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipeline.data.sample import sample_documents
-from schemas.documents import FINEWEB
+from schemas.rows import FINEWEB
 from tests.builders import sample_texts, write_documents
 from tests.hub import Hub
 from tests.jobs import test_compare_objectives as comparison

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from pipeline.data.visible import UNSAFE
+from pipeline.messages import UNSAFE
 from pipeline.reporting import write_report
 from pipeline.reporting.palette import DARK, LIGHT, level_class
 from tests.annotated import write_annotated

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from schemas.annotations import Provenance
 from schemas.decoding import decoded, json_object, reading, text_of
-from schemas.ledger import BINS, Counts, Quarantined, Receipt
+from schemas.receipts import BINS, Counts, Quarantined, Receipt
 from tests.builders import PROVENANCE
 
 RECEIPT = Receipt(

@@ -16,7 +16,7 @@ from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.settings import Config
 from pipeline.verification.shards import COMPARED
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS
-from schemas.ledger import Receipt
+from schemas.receipts import Receipt
 from tests.builders import sample_texts, write_documents
 from tests.tiny_models import tiny_second_order
 from tests.verification.datasets import verified

@@ -18,7 +18,7 @@ from pipeline.engine.ledger import quarantine, record
 from pipeline.engine.opening import locked
 from schemas.annotations import PROVENANCE_KEY, Provenance
 from schemas.layout import Subset, shard_name
-from schemas.ledger import Quarantined, Receipt
+from schemas.receipts import Quarantined, Receipt
 from tests.annotated import write_annotated
 from tests.conftest import RunCommand
 from tests.verification.datasets import DATA, RECEIPTS, SHARDS, SUBSET, made, verified

@@ -1,9 +1,22 @@
-"""Folders that outlast the job that writes to them: Ray runs a job in a copy of a working directory, and deletes it."""
+"""Checks of settings that several commands share."""
 
 import os
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
+
+
+def require_at_least_one(settings: object, *names: str) -> None:
+    """Refuses numbers below 1; what is no number, as None or `auto`, passes.
+
+    Raises:
+        ValueError: with the flag of the first that is below.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+
 
 COPIES = ("runtime_resources", "working_dir_files")  # of the folder that `ray job submit --working-dir` is given
 WRITTEN = ("output", "staging")

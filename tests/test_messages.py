@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.visible import (
+from pipeline.messages import (
     MOST_IN_LINE,
     MOST_IN_MARKDOWN,
     LineFormatter,

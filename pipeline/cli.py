@@ -20,10 +20,9 @@ from cyclopts.config import Yaml
 from httpx2 import HTTPError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from pipeline.data.lasting import require_lasting_outputs
-from pipeline.data.redaction import redacted
-from pipeline.data.visible import UNENCODED, log_to_stderr, one_line, visible
+from pipeline.checks import require_lasting_outputs
 from pipeline.interruptions import ending_in_a_line, output_is_closed
+from pipeline.messages import UNENCODED, log_to_stderr, one_line, redacted, visible
 
 INCOMPLETE = 3  # exit code: a dataset lacks shards
 COMMON_FLAGS = """\

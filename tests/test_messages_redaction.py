@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.redaction import has_credential, redacted
+from pipeline.messages import has_credential, redacted
 
 SECRETS = st.text("abcXYZ019-._~", min_size=8, max_size=30).map("Q".__add__)  # no other text has a Q
 WORDS = st.text("abc /:.,\n", max_size=20)

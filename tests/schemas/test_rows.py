@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from datasets import Array2D, ClassLabel, Features, Image, List, Sequence, Value
 
-from schemas.features import FEATURES_KEY, features_metadata, read_features, same_feature
+from schemas.rows import FEATURES_KEY, features_metadata, read_features, same_feature
 
 FEATURES = Features(
     text=Value("string"),

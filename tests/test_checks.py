@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.lasting import require_lasting
+from pipeline.checks import require_lasting
 from tests.conftest import RunCommand
 
 COPY = Path("session_latest") / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123456789abcdef"

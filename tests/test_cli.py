@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.command_line import run
-from pipeline.data.visible import say
+from pipeline.cli import run
+from pipeline.messages import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ def test_any_error_is_a_line_that_steers_no_terminal(
 
 PRINTING = """
 import sys
-from pipeline.command_line import run
+from pipeline.cli import run
 from tests.test_command_line import Config, command_that_prints
 run(command_that_prints, "some.command")
 """
