@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.cli import run
-from pipeline.data.annotations import find_annotations
+from pipeline.data.annotated import find_annotations
 from pipeline.data.corpus import require_tokens
 from pipeline.labels.packed import ModelTokens
 from pipeline.messages import say

@@ -15,8 +15,8 @@ from pipeline.checks import require_at_least_one
 from pipeline.cli import run
 from pipeline.data.corpus import Corpus, held_out_documents, require_tokens
 from pipeline.data.documents import Column, iterate_rows
+from pipeline.data.files import pinned
 from pipeline.data.inputs import Inputs
-from pipeline.data.locations import pinned
 from pipeline.data.sample import sample_documents
 from pipeline.data.tokenizer import TOKENIZER_FILE, encode, id_count, load_tokenizer
 from pipeline.messages import say

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from pipeline.checks import require_at_least_one
 from pipeline.cli import run
+from pipeline.data.files import pinned
 from pipeline.data.inputs import Inputs
-from pipeline.data.locations import pinned
 from pipeline.messages import say
 from pipeline.reproduction.figures import FIGURES, Figure, Row, Trial
 from pipeline.reproduction.results import write_figure

@@ -20,7 +20,7 @@ import cyclopts
 
 from pipeline.checks import require_at_least_one
 from pipeline.cli import run
-from pipeline.data.annotations import AnnotatedDataset, find_annotations
+from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import Corpus, held_out_documents
 from pipeline.labels.packed import ModelTokens, PackedDocuments
 from pipeline.messages import say

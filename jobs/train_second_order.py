@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.checks import require_at_least_one
 from pipeline.cli import run
-from pipeline.data.annotations import AnnotatedDataset, find_annotations
+from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import Corpus
 from pipeline.data.tokenizer import tokenizer_sha256
 from pipeline.messages import say

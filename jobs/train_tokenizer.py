@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from pipeline.checks import require_at_least_one
 from pipeline.cli import run
 from pipeline.data.documents import Column, iterate_rows
+from pipeline.data.files import File, pinned
 from pipeline.data.inputs import Inputs
-from pipeline.data.locations import File, pinned
 from pipeline.data.tokenizer import SEPARATOR, TOKENIZER_FILE, id_count, train_byte_pairs
 from pipeline.messages import say
 from pipeline.models.card import CARD_FILE, command_line, model_card

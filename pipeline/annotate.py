@@ -22,7 +22,7 @@ from pathlib import Path
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipeline.cli import INCOMPLETE, run
-from pipeline.data.annotations import read_quarantine
+from pipeline.data.annotated import read_quarantine
 from pipeline.data.atomic import write_text
 from pipeline.data.hub import Repository
 from pipeline.data.naming import recorded

@@ -40,7 +40,7 @@ def run(command: Callable[..., int | None], module: str, *, resumes: bool = True
     disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of each try, and of commits of nothing
     if os.environ.get("RANK", "0") != "0":  # of processes that train together and read the same, one warns of it
-        logging.getLogger("pipeline.data.tally").setLevel(logging.ERROR)
+        logging.getLogger("pipeline.data.skipped").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it reports on weights that do not fit, as our error does
     if "transformers" in sys.modules:  # it looked at these switches when it was imported
         sys.modules["transformers"].utils.logging.disable_progress_bar()

@@ -10,7 +10,7 @@ from typing import TypedDict
 import pyarrow as pa
 
 from pipeline.data.documents import without_names
-from pipeline.data.locations import COMMIT, HUB, is_pin, pinned
+from pipeline.data.files import COMMIT, HUB, is_pin, pinned
 from pipeline.data.naming import is_local, named_inputs, recorded, urls, without_paths
 from pipeline.data.sample import SAMPLE_NAME
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, named_token, token_source, tokenizer_sha256

@@ -18,8 +18,8 @@ import cyclopts
 
 from pipeline.cli import INCOMPLETE, run
 from pipeline.data.hub import Repository
-from pipeline.data.loadable import load_call
-from pipeline.data.shard_files import shard_schema
+from pipeline.data.naming import load_call
+from pipeline.data.shards import shard_schema
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.opening import Plan, locked, planned, require_same
 from pipeline.messages import say

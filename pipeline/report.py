@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from pipeline.cli import run
-from pipeline.data.annotations import SUBSET_NAMED, find_annotations
+from pipeline.data.annotated import SUBSET_NAMED, find_annotations
+from pipeline.data.files import HUB
 from pipeline.data.hub import Repository
-from pipeline.data.locations import HUB
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.messages import say
 from pipeline.progress import stage

@@ -12,7 +12,7 @@ from pipeline.checks import require_at_least_one, require_lasting
 from pipeline.data.documents import Column
 from pipeline.data.hub import Repository
 from pipeline.data.inputs import Inputs
-from pipeline.data.loadable import require_loadable
+from pipeline.data.naming import require_loadable
 from pipeline.data.tokenizer import TOKENIZED_ALREADY
 from pipeline.models.checkpoint import (
     Kind,

@@ -6,12 +6,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.files import find_files
 from pipeline.data.hub import Repository
-from pipeline.data.loadable import load_call
-from pipeline.data.locations import find_files
-from pipeline.data.shard_files import open_shard
+from pipeline.data.naming import load_call
+from pipeline.data.safe_tokenizers import failures_told
+from pipeline.data.shards import open_shard
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
-from pipeline.data.tokenizer_limits import failures_told
 from pipeline.engine.ledger import read_published, read_receipts
 from pipeline.engine.report import Report
 from pipeline.messages import say

@@ -19,7 +19,7 @@ from pathlib import Path
 import cyclopts
 
 from pipeline.cli import run
-from pipeline.data.locations import HUB
+from pipeline.data.files import HUB
 from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
 from pipeline.engine.opening import locked
 from pipeline.messages import say

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline.data.annotations import AnnotatedDataset, find_annotations
+from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.packing import BestFit, CutAtEnd
 from tests.annotated import write_annotated
 

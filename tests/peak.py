@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.data.documents import Column
-from pipeline.data.locations import find_files
+from pipeline.data.files import find_files
 
 
 class Peak(NamedTuple):

@@ -19,7 +19,7 @@ import ray
 import yaml
 from datasets import load_dataset
 
-from pipeline.data.annotations import find_annotations
+from pipeline.data.annotated import find_annotations
 from pipeline.data.tokenizer import encode, load_tokenizer
 from pipeline.engine import backlog
 from pipeline.engine.driver import Driver

@@ -131,7 +131,7 @@ def test_any_error_is_a_line_that_steers_no_terminal(
 PRINTING = """
 import sys
 from pipeline.cli import run
-from tests.test_command_line import Config, command_that_prints
+from tests.test_cli import Config, command_that_prints
 run(command_that_prints, "some.command")
 """
 

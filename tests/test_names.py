@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.annotations import find_annotations
+from pipeline.data.annotated import find_annotations
 from pipeline.engine.ledger import read_receipts, record
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from pipeline.reporting import write_report

@@ -1,9 +1,10 @@
-"""Documents as rows: files checked before any work starts, their rows in bounded batches, and rows as tokens.
+"""Plain text: a file is one document, which is one row with its `text` and, twice, its path as `id` and `file`.
 
-Parquet gives its rows group by group. Of JSON lines, planning reads the whole file once, and rows are reached by
-reading over the lines before them. A file of plain text is a single row.
+It must be UTF-8. Line ends stay as they are; a byte order mark at the beginning is left out.
 """
 
+import codecs
+import hashlib
 import logging
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -13,16 +14,17 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from pipeline.data import json_lines, parquet_rows, plain_text
+from pipeline.data import jsonl, parquet
 from pipeline.data.columns import Part, merged_schema, plain_field
 from pipeline.data.encoding import encode_column
+from pipeline.data.files import File
 from pipeline.data.json_objects import LONGEST_OBJECT
-from pipeline.data.locations import File
-from pipeline.data.longest import LONGEST_DOCUMENT, without_long
-from pipeline.data.opened import open_file, reading
-from pipeline.data.tally import counted
+from pipeline.data.skipped import LONGEST_DOCUMENT, counted, counting, without_long
+from pipeline.data.streams import READ_BYTES, decoded, not_utf8, open_file, reading, require_narrow
 from schemas.rows import FILE_COLUMN, ID_COLUMN, TEXT_COLUMN, is_text, is_token_list
 
+PLAIN_TEXT = pa.schema([(name, pa.string()) for name in (TEXT_COLUMN, ID_COLUMN, FILE_COLUMN)])
+MARK = "\ufeff"
 MOST_NAMES = 20  # of columns in an error
 
 LOG = logging.getLogger(__name__)
@@ -97,7 +99,7 @@ def unified(
     if unknown := wanted - there.keys():
         raise ValueError(f"the source has no column {', '.join(sorted(unknown))}; it has {', '.join(there)}")
     types = _types_of_lines(schema for schema, file in given if file.format == "JSON lines")
-    if mixed := [name for name, kind in types.items() if name in wanted and json_lines.holds_json(kind)]:
+    if mixed := [name for name, kind in types.items() if name in wanted and jsonl.holds_json(kind)]:
         told = "objects whose keys differ, or values of several types; passed on as JSON text"
         LOG.warning("%s: %s", ", ".join(mixed), told)
     return merged_schema([_part(schema, file, types) for schema, file in given], wanted, column.name)
@@ -132,12 +134,12 @@ def read_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Colu
 
 def _stored_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Column) -> Iterator[pa.RecordBatch]:
     if file.format == "Parquet":
-        yield from parquet_rows.rows_between(file, start, stop, schema, column.name)
+        yield from parquet.rows_between(file, start, stop, schema, column.name)
     elif file.format == "text":
-        yield from plain_text.rows_between(file, start, stop, schema, column.longest)
+        yield from plain_text_rows(file, start, stop, schema, column.longest)
     else:
         with open_file(file) as stream:
-            yield from json_lines.rows_between(stream, start, stop, schema, column.name, column.longest_object)
+            yield from jsonl.rows_between(stream, start, stop, schema, column.name, column.longest_object)
 
 
 def iterate_rows(files: Sequence[File], column: Column, limit: int | None = None) -> Iterator[pa.RecordBatch]:
@@ -193,13 +195,13 @@ def document_tokens(
 
 def _layout(file: File, column: Column, passed: Collection[str] | None) -> Layout:
     if file.format == "Parquet":
-        footer = parquet_rows.read_footer(file)
+        footer = parquet.read_footer(file)
         schema = _with_text_for_nulls(footer.schema, column)
         return Layout(sum(footer.groups), footer.groups, schema, footer.sha256)
     if file.format == "text":
-        return Layout(1, (1,), plain_text.SCHEMA, plain_text.sha256(file))
+        return Layout(1, (1,), PLAIN_TEXT, _sha256(file))
     with open_file(file) as stream:
-        found = json_lines.scan(stream, _required_field(column), passed, column.longest_object)
+        found = jsonl.scan(stream, _required_field(column), passed, column.longest_object)
     return Layout(found.rows, (found.rows,) if found.rows else (), pa.schema([*found.types.items()]), found.sha256)
 
 
@@ -225,7 +227,7 @@ def _with_text_for_nulls(schema: pa.Schema, column: Column) -> pa.Schema:
 
 
 def _required_field(column: Column) -> pa.Field:
-    return pa.field(column.name, json_lines.TOKENS if column.tokenized else pa.string())
+    return pa.field(column.name, jsonl.TOKENS if column.tokenized else pa.string())
 
 
 def _required_alone(file: File, column: Column) -> pa.Schema:
@@ -235,15 +237,15 @@ def _required_alone(file: File, column: Column) -> pa.Schema:
     if file.format == "Parquet":
         layout = inspect_file(file, column)
         return unified([layout], [file], column, ()) if layout.rows else pa.schema([_required_field(column)])
-    _require_column(file, plain_text.SCHEMA, column)
-    return pa.schema([plain_text.SCHEMA.field(column.name)])
+    _require_column(file, PLAIN_TEXT, column)
+    return pa.schema([PLAIN_TEXT.field(column.name)])
 
 
 def _types_of_lines(schemas: Iterable[pa.Schema]) -> dict[str, pa.DataType]:
     """Types of the columns of several files of JSON lines."""
     types: dict[str, pa.DataType] = {}
     for field in (field for schema in schemas for field in schema):
-        types[field.name] = json_lines.merged(types.get(field.name, pa.null()), field.type)
+        types[field.name] = jsonl.merged(types.get(field.name, pa.null()), field.type)
     return types
 
 
@@ -253,3 +255,55 @@ def _part(schema: pa.Schema, file: File, types: Mapping[str, pa.DataType]) -> Pa
         return Part(schema, file.url)
     fields = [plain_field(pa.field(name, types[name])) for name in schema.names]
     return Part(pa.schema(fields), file.url, may_lack=True)
+
+
+def _sha256(file: File) -> str:
+    """Of the decompressed content, which is read piece by piece.
+
+    Raises:
+        MalformedError: if it is not UTF-8.
+    """
+    digest, decoder, line = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), 1
+    with open_file(file) as stream:
+        piece = stream.read(READ_BYTES)
+        require_narrow(piece)
+        while piece:
+            digest.update(piece)
+            line += _decoded(decoder, piece, line).count("\n")
+            piece = stream.read(READ_BYTES)
+    _decoded(decoder, b"", line, final=True)
+    return digest.hexdigest()
+
+
+def plain_text_rows(file: File, start: int, stop: int, schema: pa.Schema, longest: int) -> Iterator[pa.RecordBatch]:
+    """The document in the columns of `schema`, where row 0 is among the rows `start` to `stop`.
+
+    One of more than `longest` bytes is null and is counted in its batch, as `without_long` has it.
+
+    Raises:
+        MalformedError: if it is not UTF-8.
+    """
+    if start <= 0 < stop:
+        content = _beginning(file, longest + 1)
+        text = decoded(content, line=1).removeprefix(MARK) if len(content) <= longest else None
+        row = {TEXT_COLUMN: text, ID_COLUMN: file.path, FILE_COLUMN: file.path}
+        yield counting(pa.RecordBatch.from_pylist([row], schema=schema), text is None)
+
+
+def _beginning(file: File, size: int) -> bytes:
+    """The first bytes of the content. They are read in parts: a reader asked for more than it has ready asks a size."""
+    with open_file(file) as stream:
+        parts = list[bytes]()
+        while size > 0 and (part := stream.read(min(READ_BYTES, size))):
+            parts.append(part)
+            size -= len(part)
+    content = b"".join(parts)
+    require_narrow(content)
+    return content
+
+
+def _decoded(decoder: codecs.IncrementalDecoder, piece: bytes, line: int, *, final: bool = False) -> str:
+    try:
+        return decoder.decode(piece, final)
+    except UnicodeDecodeError as error:
+        raise not_utf8(error, line) from None

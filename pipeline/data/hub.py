@@ -29,8 +29,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id  # type: ignore[attr-defined]
 
-from pipeline.data.locations import HUB
-from pipeline.data.reaching import PASSING_STATUSES
+from pipeline.data.files import HUB
+from pipeline.data.remote import PASSING_STATUSES
 from pipeline.messages import told
 from schemas.layout import Subset
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.data.locations import File, Folder, distinct, is_url, locate
-from pipeline.data.longest import LONGEST_DOCUMENT
+from pipeline.data.files import File, Folder, distinct, is_url, locate
+from pipeline.data.skipped import LONGEST_DOCUMENT
 from pipeline.data.splits import NOT_DATA, left_out_note, part_of
 from pipeline.messages import say
 from schemas.layout import DATA_FOLDER, LEDGER_FOLDER, TOKENIZER_FOLDER

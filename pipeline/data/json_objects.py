@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
-from pipeline.data.utf8 import MARK, MalformedError, decoded, not_utf8, require_narrow
+from pipeline.data.streams import MARK, MalformedError, decoded, not_utf8, require_narrow
 
 PIECE = 2**20  # bytes of an array that are read at a time
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from pipeline.data.locations import File
-from pipeline.data.longest import counting
-from pipeline.data.opened import READ_BYTES, open_file
-from pipeline.data.utf8 import decoded, not_utf8, require_narrow
+from pipeline.data.files import File
+from pipeline.data.skipped import counting
+from pipeline.data.streams import READ_BYTES, decoded, not_utf8, open_file, require_narrow
 from schemas.rows import FILE_COLUMN, ID_COLUMN, TEXT_COLUMN
 
 SCHEMA = pa.schema([(name, pa.string()) for name in (TEXT_COLUMN, ID_COLUMN, FILE_COLUMN)])

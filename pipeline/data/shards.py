@@ -1,6 +1,9 @@
 """Annotated shards: rows with their labels as Arrow, and the Parquet file they end in."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.atomic import commit, unfinished_name
+from pipeline.data.documents import Column, Layout, inspect_file
+from pipeline.data.files import File, is_url, local_file
+from pipeline.data.parquet import open_parquet
+from pipeline.data.streams import DamagedError, open_stored, reading
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS, ROUNDING_NATS
+from schemas.layout import DATA_FOLDER
+from schemas.rows import NO_BOUND
 
 ROW_GROUP_BYTES = 100_000_000
 ENTROPY_COLUMNS = (ENTROPY, EXPECTED_ENTROPY)
@@ -102,3 +111,64 @@ def mean_entropies(lists: pa.ListArray) -> pa.Array:
     counts = np.append(0, np.cumsum(given))
     total, count = (np.diff(running[lists.offsets.to_numpy()]) for running in (sums, counts))
     return pa.array((total / np.maximum(count, 1)).astype(np.float32), mask=count == 0)
+
+
+SHARD = re.compile(rf"(.*)/{DATA_FOLDER}/([^/]+)/((?:\d+/)?train-\d+-of-\d+\.parquet)")
+TOKENS = Column(INPUT_IDS, tokenized=True, longest=NO_BOUND)
+
+
+@contextmanager
+def reading_shard(file: File) -> Iterator[None]:
+    """Names a shard that is damaged, and the command that mends its dataset.
+
+    Raises:
+        DamagedError: if it is damaged.
+    """
+    try:
+        with reading(file):
+            yield
+    except DamagedError as error:
+        raise DamagedError(error.damage, mending(file)) from error
+
+
+@contextmanager
+def open_shard(file: File) -> Iterator[pq.ParquetFile]:
+    """A shard, its pages held against their checksums.
+
+    Raises:
+        DamagedError: if it is damaged.
+        ValueError, OSError: as open_stored does.
+    """
+    with reading_shard(file), open_stored(file) as stored, open_parquet(stored) as parquet:
+        yield parquet
+
+
+def shard_schema(shard: Path) -> pa.Schema:
+    """The columns of a shard on this disk, and its metadata.
+
+    Raises:
+        DamagedError: if it is damaged.
+    """
+    with open_shard(local_file(shard)) as parquet:
+        return parquet.schema_arrow
+
+
+def inspect_shard(file: File) -> Layout:
+    """Rows, columns and digest of a shard, from its footer.
+
+    Raises:
+        ValueError, OSError: as inspect_file does.
+    """
+    with reading_shard(file):
+        return inspect_file(file, TOKENS)
+
+
+def mending(file: File) -> str:
+    """The command that mends a damaged shard."""
+    found = SHARD.fullmatch(file.url)
+    if found is None:
+        return "annotate its source again"
+    command = f"`python -m pipeline.verify {shlex.quote(found[1])}"
+    if is_url(file.url):
+        return f"{command}` lists the damaged shards"
+    return f"{command} --repair` sets damaged shards aside, and the same annotate command makes them anew"

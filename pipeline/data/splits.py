@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from fsspec.utils import glob_translate
 
-from pipeline.data.locations import CARD, File, Folder, is_asked_for, is_url, shortened
+from pipeline.data.files import CARD, File, Folder, is_asked_for, is_url, shortened
 
 TRAIN, ALL = "train", "all"
 KEYWORDS = {

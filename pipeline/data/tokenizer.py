@@ -13,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.data.control_tokens import keep_text
 from pipeline.data.encoding import encode_column
 from pipeline.data.own_files import own_file, read_bounded, read_object
-from pipeline.data.tokenizer_limits import failures_told, require_bounded, without_chance
+from pipeline.data.safe_tokenizers import failures_told, keep_text, require_bounded, without_chance
 
 SEPARATOR = "<|endoftext|>"
 """Of a tokenizer of our own; it has id 0."""

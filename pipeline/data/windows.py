@@ -1,7 +1,9 @@
 """How a document longer than the model's context is covered, and which of its tokens are labelled."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from operator import attrgetter
 
 import numpy as np
 
@@ -56,3 +58,92 @@ def sample_positions(tokens: int, share: float, random: np.random.Generator) -> 
     runs = random.random(tokens // RUN + 2) < share
     phase = int(random.integers(RUN))
     return np.repeat(runs, RUN)[phase : phase + tokens]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of documents side by side, right-padded with zeros."""
+
+    windows: tuple[Window, ...]
+    ids_BT: np.ndarray
+    """int64"""
+    lengths_B: np.ndarray
+    """int64"""
+    wanted_BT: np.ndarray
+    """True where a label is asked for."""
+
+
+def window_batches(
+    documents: Sequence[np.ndarray],
+    wanted: Sequence[np.ndarray],
+    *,
+    window: int,
+    overlap: int,
+    budget: int,
+    border: int | None = None,
+) -> list[Batch]:
+    """Batches of at most `budget` tokens, or of one window, over all documents, longest windows first.
+
+    No batch has windows on either side of the border: those of so many tokens, and longer ones.
+    `wanted` has a bool for every token of every document; windows without a wanted token are left out.
+    """
+    pieces = [
+        piece for index, ids in enumerate(documents) for piece in cover(index, len(ids), window=window, overlap=overlap)
+    ]
+    firsts = _borders(documents)
+    wanted_N = np.concatenate([np.empty(0, bool), *wanted])
+    before = np.append(0, np.cumsum(wanted_N))
+    label_from, stop = (firsts[_of(pieces, "document")] + _of(pieces, name) for name in ("label_from", "stop"))
+    windows = list(compress(pieces, before[stop] > before[label_from]))
+    windows.sort(key=len, reverse=True)
+    longer = sum(len(piece) > border for piece in windows) if border is not None else 0
+    ids_N = np.concatenate([np.empty(0, np.int64), *documents])
+    return [
+        _padded(ids_N, wanted_N, firsts, tuple(side[group]))
+        for side in (windows[:longer], windows[longer:])
+        for group in budget_groups([len(piece) for piece in side], budget)
+    ]
+
+
+def gather(
+    documents: Sequence[np.ndarray], labelled: Iterable[tuple[Batch, Mapping[str, np.ndarray]]], columns: Sequence[str]
+) -> dict[str, list[np.ndarray]]:
+    """For every column a float32 array a document: the batches' values [B, T] where wanted, NaN elsewhere.
+
+    Raises:
+        ValueError: if a wanted value is not finite.
+    """
+    firsts = _borders(documents)
+    labels = {name: np.full(firsts[-1], np.nan, np.float32) for name in columns}
+    for batch, values in labelled:
+        place_W = _places(firsts, batch.windows, batch.ids_BT.shape[1])[batch.wanted_BT]
+        for name in columns:
+            value_W = values[name][batch.wanted_BT]
+            if not np.isfinite(value_W).all():
+                raise ValueError(f"the checkpoint gives {name} that is not finite; it is broken or was not trained")
+            labels[name][place_W] = value_W
+    return {name: np.split(label_N, firsts[1:-1])[: len(documents)] for name, label_N in labels.items()}
+
+
+def _padded(ids_N: np.ndarray, wanted_N: np.ndarray, firsts: np.ndarray, windows: tuple[Window, ...]) -> Batch:
+    lengths_B = _of(windows, "stop") - _of(windows, "start")
+    column_T = np.arange(lengths_B.max())
+    place_BT = np.minimum(_places(firsts, windows, len(column_T)), len(ids_N) - 1)
+    inside_BT = column_T < lengths_B[:, None]
+    labelled_BT = inside_BT & (column_T >= (_of(windows, "label_from") - _of(windows, "start"))[:, None])
+    return Batch(windows, np.where(inside_BT, ids_N[place_BT], 0), lengths_B, labelled_BT & wanted_N[place_BT])
+
+
+def _places(firsts: np.ndarray, windows: Sequence[Window], columns: int) -> np.ndarray:
+    """Where among the tokens of all documents those of windows are, and as many after them as fill up the columns."""
+    start_B: np.ndarray = firsts[_of(windows, "document")] + _of(windows, "start")
+    return start_B[:, None] + np.arange(columns)
+
+
+def _of(windows: Sequence[Window], name: str) -> np.ndarray:
+    return np.fromiter(map(attrgetter(name), windows), np.int64, len(windows))
+
+
+def _borders(documents: Sequence[np.ndarray]) -> np.ndarray:
+    """Where each document begins among the tokens of all, and where the last one ends."""
+    return np.cumsum([0, *map(len, documents)])

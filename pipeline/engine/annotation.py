@@ -17,16 +17,14 @@ import pyarrow as pa
 from huggingface_hub import CommitOperationAdd
 from tokenizers import Tokenizer
 
-from pipeline.data.ahead import ahead
-from pipeline.data.batches import BATCH_BYTES
 from pipeline.data.corpus import fold_of
+from pipeline.data.counts import count
 from pipeline.data.documents import document_tokens, read_rows
 from pipeline.data.hub import shard_addition
+from pipeline.data.iterators import BATCH_BYTES, ahead
 from pipeline.data.shards import annotated_rows, write_shard
 from pipeline.data.tokenizer import load_tokenizer
-from pipeline.data.windows import sample_positions
-from pipeline.engine.batches import Batch, gather, window_batches
-from pipeline.engine.counts import count
+from pipeline.data.windows import Batch, gather, sample_positions, window_batches
 from pipeline.engine.errors import OutputError, SourceError
 from pipeline.engine.ledger import record
 from pipeline.engine.plan import Unit

@@ -13,9 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.data.atomic import unfinished_name, write_text
-from pipeline.data.locations import local_file
-from pipeline.data.shard_files import open_shard, shard_schema
-from pipeline.data.shards import write_shard
+from pipeline.data.files import local_file
+from pipeline.data.shards import open_shard, shard_schema, write_shard
 from pipeline.engine.ledger import read_receipts, receipt_file, record
 from pipeline.engine.plan import Unit
 from schemas.annotations import PROVENANCE_KEY, Provenance

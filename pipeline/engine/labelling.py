@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pipeline.data.windows import Batch
 from pipeline.engine.annotation import Annotator, with_tokenizers
-from pipeline.engine.batches import Batch
 from pipeline.engine.device import Device
 from pipeline.engine.errors import DeviceError
 from pipeline.engine.run import Run

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.data.atomic import is_unfinished, write_text
 from pipeline.data.columns import is_json, plain_field
-from pipeline.data.locations import File
+from pipeline.data.files import File
 from pipeline.data.naming import recorded, without_paths
 from pipeline.engine.growth import begin_growing, finish_growing, grows, is_growing
 from pipeline.engine.ledger import discard_unsound, read_receipts, remove_unfinished

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.data.documents import Column, Layout, inspect_file, unified
-from pipeline.data.locations import File
+from pipeline.data.files import File
 
 FEWEST_ROWS, MOST_ROWS, UNITS_WANTED = 8, 16384, 16
 MOST_UNITS = 10**7  # 164 billion rows by default; a footer, which anybody writes, may tell of any number

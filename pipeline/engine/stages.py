@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
-from pipeline.engine.batches import Batch
+from pipeline.data.windows import Batch
 
 Item = TypeVar("Item")
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from pipeline.engine.batches import Batch
+from pipeline.data.windows import Batch
 
 
 class Part(NamedTuple):

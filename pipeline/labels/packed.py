@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.annotations import AnnotatedDataset
+from pipeline.data.annotated import AnnotatedDataset
 from pipeline.data.corpus import Corpus, read_corpus, require_tokens
 from pipeline.data.documents import Column
 from pipeline.data.inputs import find_documents

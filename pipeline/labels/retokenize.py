@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer, pre_tokenizers
 
 from pipeline.data.corpus import Corpus
-from pipeline.data.tokenizer_limits import failures_told
+from pipeline.data.safe_tokenizers import failures_told
 
 UNLABELLED_SHARE = 1e-9
 """Below this share of a token, an overlap is rounding."""

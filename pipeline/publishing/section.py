@@ -6,8 +6,7 @@ from dataclasses import asdict
 
 import pyarrow as pa
 
-from pipeline.data.loadable import load_call
-from pipeline.data.naming import public_names
+from pipeline.data.naming import load_call, public_names
 from pipeline.messages import in_markdown, name_in_markdown
 from pipeline.publishing.facts import Facts
 from pipeline.publishing.histogram import drawn_histogram, median

@@ -6,8 +6,8 @@ from urllib.parse import quote
 
 from huggingface_hub import HfApi, parse_hf_uri
 
-from pipeline.data.locations import HUB
-from pipeline.data.reaching import reaching
+from pipeline.data.files import HUB
+from pipeline.data.remote import reaching
 from pipeline.messages import in_markdown
 
 PAGES = "https://huggingface.co/datasets"

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from string import Template
 
-from pipeline.data.annotations import find_annotations
+from pipeline.data.annotated import find_annotations
 from pipeline.data.atomic import write_text
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.reporting.contents import page_contents

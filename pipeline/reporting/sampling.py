@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.annotations import AnnotatedDataset
-from pipeline.data.labelled_batches import Row, as_rows, read_labelled
-from pipeline.data.shard_files import SHARD, inspect_shard
-from pipeline.data.shards import ENTROPY_COLUMNS
+from pipeline.data.annotated import AnnotatedDataset, Row, as_rows, read_labelled
+from pipeline.data.shards import ENTROPY_COLUMNS, SHARD, inspect_shard
 from pipeline.reporting.measures import Document
 from schemas.annotations import ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS
 

@@ -11,7 +11,7 @@ from functools import cache
 
 from tokenizers import Tokenizer, decoders
 
-from pipeline.data.tokenizer_limits import failures_told
+from pipeline.data.safe_tokenizers import failures_told
 from pipeline.labels.retokenize import BYTE_LEVEL
 
 MOST_CHARACTERS = 1000  # of a token; a vocabulary may have any string

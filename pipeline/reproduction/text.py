@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from pipeline.data.corpus import Corpus, held_out_documents, require_tokens
 from pipeline.data.documents import Column, iterate_rows
-from pipeline.data.locations import File
-from pipeline.data.longest import LONGEST_DOCUMENT
+from pipeline.data.files import File
 from pipeline.data.sample import sample_documents
+from pipeline.data.skipped import LONGEST_DOCUMENT
 from pipeline.data.tokenizer import encode, id_count, train_byte_pairs
 from schemas.rows import TEXT_COLUMN
 

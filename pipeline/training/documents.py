@@ -5,11 +5,18 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.checks import require_at_least_one
-from pipeline.data.corpus import MOST_HELD_OUT, Corpus, held_out_documents, read_corpus, require_tokens
+from pipeline.data.corpus import (
+    MOST_HELD_OUT,
+    Corpus,
+    DocumentStream,
+    Sharing,
+    held_out_documents,
+    read_corpus,
+    require_tokens,
+)
 from pipeline.data.documents import Column
+from pipeline.data.files import File, pinned
 from pipeline.data.inputs import Inputs
-from pipeline.data.locations import File, pinned
-from pipeline.data.stream import DocumentStream, Sharing
 from pipeline.data.tokenizer import TokenSource, token_source, tokenizer_sha256
 from schemas.rows import TEXT_COLUMN, TOKENS_COLUMN
 

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.data.annotations import AnnotatedDataset
+from pipeline.data.annotated import AnnotatedDataset
+from pipeline.data.loader import Reading, Resumable, windows_for
 from pipeline.data.packing import Packing, Window
-from pipeline.data.reader import Reading, windows_for
-from pipeline.data.resumable import Resumable
 from schemas.annotations import ENTROPY
 
 

@@ -14,10 +14,9 @@ from huggingface_hub import snapshot_download
 
 from pipeline.data.corpus import fold_of
 from pipeline.data.documents import read_rows
-from pipeline.data.shard_files import TOKENS, inspect_shard
-from pipeline.data.shards import ENTROPY_COLUMNS
+from pipeline.data.shards import ENTROPY_COLUMNS, TOKENS, inspect_shard
+from pipeline.data.windows import gather, window_batches
 from pipeline.engine.annotation import Annotator, LabelledBatch, moved
-from pipeline.engine.batches import gather, window_batches
 from pipeline.engine.labelling import device_here, load_annotator
 from pipeline.engine.run import Run
 from pipeline.labels.retokenize import encode_with_ends

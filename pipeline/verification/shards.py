@@ -10,12 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from pipeline.data.counts import histogram
 from pipeline.data.documents import read_rows
-from pipeline.data.locations import File
-from pipeline.data.opened import DamagedError
-from pipeline.data.shard_files import TOKENS, inspect_shard, open_shard
-from pipeline.data.shards import ENTROPY_COLUMNS, mean_entropies
-from pipeline.engine.counts import histogram
+from pipeline.data.files import File
+from pipeline.data.shards import ENTROPY_COLUMNS, TOKENS, inspect_shard, mean_entropies, open_shard
+from pipeline.data.streams import DamagedError
 from pipeline.verification.stored import Content, Fault, Stored
 from schemas.annotations import ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS, PROVENANCE_KEY, Provenance
 from schemas.receipts import Counts, Receipt

@@ -16,10 +16,10 @@ from typing import BinaryIO, NamedTuple, cast
 from huggingface_hub import parse_hf_uri, snapshot_download
 
 from pipeline.data.atomic import is_unfinished
+from pipeline.data.files import HUB, File, find_files, local_file, pinned
 from pipeline.data.hub import Repository
-from pipeline.data.locations import HUB, File, find_files, local_file, pinned
-from pipeline.data.opened import READ_BYTES, open_stored
-from pipeline.data.reaching import reaching
+from pipeline.data.remote import reaching
+from pipeline.data.streams import READ_BYTES, open_stored
 from schemas.layout import CARD_FILE, DATA_FOLDER, LEDGER_FOLDER, TOKENIZER_FOLDER, Subset
 from schemas.receipts import PUBLISHED_FILE
 

@@ -20,7 +20,7 @@ import psutil
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.data.locations import File, find_files
+from pipeline.data.files import File, find_files
 from pipeline.data.sample import sample_documents
 from pipeline.engine.cluster import Share, cluster
 from pipeline.engine.driver import Driver

@@ -21,14 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
+from pipeline.data.counts import count
 from pipeline.data.documents import Column, document_tokens, read_rows
-from pipeline.data.locations import find_files
+from pipeline.data.files import find_files
 from pipeline.data.sample import sample_documents
 from pipeline.data.shards import annotated_rows, write_shard
 from pipeline.data.tokenizer import load_tokenizer
+from pipeline.data.windows import Batch, gather, window_batches
 from pipeline.engine.annotation import with_tokenizers
-from pipeline.engine.batches import Batch, gather, window_batches
-from pipeline.engine.counts import count
 from pipeline.engine.plan import Unit, inspect, plan_units
 from pipeline.engine.run import Run
 from pipeline.models.checkpoint import SHIPPED

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.data.sample import sample_documents
 from pipeline.data.tokenizer import encode, load_tokenizer
-from pipeline.engine.batches import gather, window_batches
+from pipeline.data.windows import gather, window_batches
 from pipeline.engine.device import fast_dtype
 from pipeline.engine.labelling import load_labeller
 from schemas.annotations import ENTROPY, Dtype

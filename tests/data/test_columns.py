@@ -30,7 +30,7 @@ import sys, hashlib
 if sys.argv[3] == "imported": import datasets
 import pyarrow as pa
 from pipeline.data.documents import Column, inspect_file, read_rows, unified
-from pipeline.data.locations import find_files
+from pipeline.data.files import find_files
 from pipeline.data.shards import write_shard
 from pathlib import Path
 (file,) = find_files([sys.argv[1]])

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pipeline.data.corpus import Corpus, fold_of, read_corpus
 from pipeline.data.documents import Column
-from pipeline.data.locations import find_files
+from pipeline.data.files import find_files
 
 LENGTHS = st.lists(st.integers(0, 6), max_size=8)
 

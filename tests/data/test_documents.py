@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from pipeline.data.columns import is_json
 from pipeline.data.documents import Column, document_tokens, inspect_file, iterate_rows, read_rows, unified
-from pipeline.data.locations import File, find_files
+from pipeline.data.files import File, find_files
 from tests.file_server import file_server
 
 TEXT, IDS = Column(), Column("input_ids", tokenized=True)

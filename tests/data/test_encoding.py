@@ -17,8 +17,18 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from pipeline.data import encoding
-from pipeline.data.cuts import GPT_2, LLAMA_3, PATTERNS, QWEN_2, beginnings, cuts
-from pipeline.data.encoding import Pieces, encode_column, pieces_of, token_bytes
+from pipeline.data.encoding import (
+    GPT_2,
+    LLAMA_3,
+    PATTERNS,
+    QWEN_2,
+    Pieces,
+    beginnings,
+    cuts,
+    encode_column,
+    pieces_of,
+    token_bytes,
+)
 from pipeline.data.tokenizer import load_tokenizer, train_byte_pairs
 from pipeline.models.checkpoint import SHIPPED
 from tests.builders import sample_texts

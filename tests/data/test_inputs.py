@@ -11,8 +11,8 @@ import fsspec
 import pytest
 
 from pipeline.data.documents import Column, iterate_rows
+from pipeline.data.files import pinned
 from pipeline.data.inputs import Found, Inputs, find_documents
-from pipeline.data.locations import pinned
 from tests.file_server import file_server
 from tests.hub import Hub
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.data import json_objects
 from pipeline.data.json_objects import objects, parsed
-from pipeline.data.utf8 import MalformedError
+from pipeline.data.streams import MalformedError
 
 MARK = b"\xef\xbb\xbf"
 TEXT = st.text(st.characters(categories=["L", "N", "P", "Cc", "Cs", "So"]), max_size=12)

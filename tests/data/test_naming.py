@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.locations import File
+from pipeline.data.files import File
 from pipeline.data.naming import (
     LOCAL_NAME,
     MOST_NAMED,

@@ -6,11 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import parquet_pages
+from pipeline.data import parquet as parquet_pages
 from pipeline.data.documents import Column, inspect_file, read_rows
-from pipeline.data.locations import find_files
-from pipeline.data.parquet_pages import dictionary_bytes, first_pages
-from tests.data.test_parquet_rows import texts_of
+from pipeline.data.files import find_files
+from pipeline.data.parquet import dictionary_bytes, first_pages
+from tests.data.test_parquet import texts_of
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
@@ -48,9 +48,9 @@ def test_first_pages_are_where_pyarrow_finds_them(tmp_path: Path, dictionary: bo
 
 def test_rows_that_repeat_a_long_value_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The footer tells the size of a dictionary once, and eight rows of it were read at a time."""
-    monkeypatch.setattr("pipeline.data.parquet_rows.BYTES_READ", 3 * 10**6)
-    monkeypatch.setattr("pipeline.data.parquet_rows.BATCH_BYTES", 2**40)
-    monkeypatch.setattr("pipeline.data.batches.BATCH_BYTES", 0)
+    monkeypatch.setattr("pipeline.data.parquet.BYTES_READ", 3 * 10**6)
+    monkeypatch.setattr("pipeline.data.parquet.BATCH_BYTES", 2**40)
+    monkeypatch.setattr("pipeline.data.iterators.BATCH_BYTES", 0)
     texts = ["x" * 10**6] * 20
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
     (file,) = find_files([str(tmp_path / "a.parquet")])

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data.documents import Column, inspect_file, read_rows
-from pipeline.data.locations import find_files
+from pipeline.data.files import find_files
 from tests.file_server import Faults, FileHandler, file_server, serving
 
 TEXT, SCHEMA = Column(), pa.schema([("text", pa.string())])

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.locations import find_files, pinned
-from pipeline.data.opened import open_file
+from pipeline.data.files import find_files, pinned
+from pipeline.data.streams import open_file
 from tests.file_server import file_server
 from tests.hub import hub_server
 
@@ -77,7 +77,7 @@ HUB_FILES = {
 HUB_SCRIPT = """
 import json, sys
 from pipeline.data.documents import Column, inspect_file, read_rows
-from pipeline.data.locations import find_files, pinned
+from pipeline.data.files import find_files, pinned
 
 def texts(file):
     layout = inspect_file(file, Column())
@@ -129,7 +129,7 @@ def test_datasets_on_the_hub_are_pinned_found_and_read(tmp_path: Path) -> None:
 
 
 def test_a_hub_that_does_not_answer_is_named() -> None:
-    script = "from pipeline.data.locations import pinned; pinned(['hf://datasets/user/name'])"
+    script = "from pipeline.data.files import pinned; pinned(['hf://datasets/user/name'])"
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
     ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert "ConnectionError: cannot reach hf://datasets/user/name: " in ran.stderr

@@ -6,7 +6,7 @@ from pydoc_data.topics import topics
 import pyarrow.parquet as pq
 
 from pipeline.data.documents import Column, inspect_file
-from pipeline.data.locations import find_files
+from pipeline.data.files import find_files
 from pipeline.data.sample import sample_documents, write_sample
 from schemas.rows import FINEWEB
 

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.locations import Folder, locate
+from pipeline.data.files import Folder, locate
 from pipeline.data.splits import configs_of, contents_of, part_of
 
 WORDS = ("train", "training", "valid", "val", "dev", "test", "eval", "other", "a", "b1", "data", "_old", "sample")

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from pipeline.data.safe_tokenizers import failures_told
 from pipeline.data.tokenizer import beginning_token, encode, id_count, load_tokenizer, token_source, tokenizer_sha256
-from pipeline.data.tokenizer_limits import failures_told
 from pipeline.labels.retokenize import encode_with_ends
 
 SEPARATOR = "<|endoftext|>"

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipeline.engine.batches import Batch, window_batches
+from pipeline.data.windows import Batch, window_batches
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.second_order import SecondOrderModel
 from tests.tiny_models import ModelT, frozen

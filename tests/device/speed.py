@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaForCausalLM
 
-from pipeline.engine.batches import Batch
+from pipeline.data.windows import Batch
 from pipeline.engine.device import Device
 from pipeline.engine.labelling import TorchLabeller, causal_labeller, second_order_labeller
 from pipeline.labels import exact

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.documents import Column
-from pipeline.data.locations import find_files
+from pipeline.data.files import find_files
+from pipeline.data.windows import Batch, gather, window_batches
 from pipeline.engine.annotation import Annotator, Labeller, with_tokenizers
-from pipeline.engine.batches import Batch, gather, window_batches
 from pipeline.engine.errors import SourceError
 from pipeline.engine.plan import Unit, inspect, plan_units
 from pipeline.engine.report import Annotated

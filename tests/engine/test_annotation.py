@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.atomic import UNFINISHED
+from pipeline.data.counts import histogram
 from pipeline.data.documents import Column
-from pipeline.data.locations import find_files
+from pipeline.data.files import find_files
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.engine.annotation import Annotator
-from pipeline.engine.counts import histogram
 from pipeline.engine.errors import OutputError, SourceError
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Unit, inspect, plan_units

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from pipeline.data.locations import File
+from pipeline.data.files import File
 from pipeline.engine.backlog import Backlog, Try
 from pipeline.engine.plan import Unit
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from pipeline.data.annotations import read_quarantine
+from pipeline.data.annotated import read_quarantine
 from pipeline.engine import backlog, driver, ray_crew
 from pipeline.engine.annotation import Annotator
 from pipeline.engine.cluster import Share

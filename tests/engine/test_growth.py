@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from datasets import load_dataset
 
-from pipeline.data.annotations import find_annotations
+from pipeline.data.annotated import find_annotations
 from pipeline.engine import growth
 from pipeline.engine.growth import grows, require_growing
 from pipeline.engine.ledger import finished, read_receipts

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.engine.batches import window_batches
+from pipeline.data.windows import window_batches
 from pipeline.engine.errors import DeviceError
 from pipeline.engine.labelling import (
     TorchLabeller,

@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from pipeline.data.annotations import read_quarantine
-from pipeline.data.locations import File
+from pipeline.data.annotated import read_quarantine
+from pipeline.data.files import File
 from pipeline.engine.ledger import (
     end_staging,
     finished,

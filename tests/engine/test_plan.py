@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.documents import Column, Layout
-from pipeline.data.locations import File, find_files
+from pipeline.data.files import File, find_files
 from pipeline.engine.plan import Source, default_rows_per_unit, inspect, plan_units
 
 TEXT = Column()

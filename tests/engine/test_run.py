@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
-from pipeline.data.locations import find_files
+from pipeline.data.files import find_files
 from pipeline.engine.labelling import load_annotator
 from pipeline.engine.opening import Plan
 from pipeline.engine.plan import Unit, inspect

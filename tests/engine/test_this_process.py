@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.data.annotations import read_quarantine
+from pipeline.data.annotated import read_quarantine
 from pipeline.engine import backlog, driver
 from pipeline.engine.device import Device
 from pipeline.engine.driver import Driver

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.engine.batches import window_batches
+from pipeline.data.windows import window_batches
 from pipeline.engine.crew import Ended, Hand
 from pipeline.engine.driver import Driver
 from pipeline.engine.plan import Unit

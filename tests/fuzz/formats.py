@@ -15,7 +15,7 @@ import zstandard
 from hypothesis import strategies as st
 
 from pipeline.data.documents import Column, inspect_file, read_rows, unified
-from pipeline.data.locations import find_files
+from pipeline.data.files import find_files
 from tests.fuzz.kind import Kind
 
 TEXT = Column(longest=64)  # so that some documents are too long

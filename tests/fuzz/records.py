@@ -17,8 +17,8 @@ import yaml
 from hypothesis import strategies as st
 
 from pipeline.cli import run
-from pipeline.data.annotations import find_annotations, read_quarantine
-from pipeline.data.reader import Reading, labelled_rows
+from pipeline.data.annotated import find_annotations, read_quarantine
+from pipeline.data.loader import Reading, labelled_rows
 from pipeline.data.tokenizer import encode, load_tokenizer, train_byte_pairs
 from pipeline.engine.ledger import finished, read_receipts
 from pipeline.engine.opening import Plan, open_run, planned

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.cli import INCOMPLETE
-from pipeline.data.annotations import read_quarantine
-from pipeline.data.locations import find_files
+from pipeline.data.annotated import read_quarantine
+from pipeline.data.files import find_files
 from pipeline.data.tokenizer import tokenizer_sha256
 from pipeline.engine.labelling import load_annotator
 from pipeline.engine.plan import inspect

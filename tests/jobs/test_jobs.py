@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.data.annotations import find_annotations
+from pipeline.data.annotated import find_annotations
 from pipeline.models.checkpoint import SHIPPED
 from pipeline.models.loading import load_estimator, load_second_order
 from tests.conftest import RunCommand

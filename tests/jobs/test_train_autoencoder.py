@@ -7,7 +7,7 @@ import torch
 
 from pipeline.data.corpus import read_corpus
 from pipeline.data.documents import Column
-from pipeline.data.locations import find_files
+from pipeline.data.files import find_files
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.models.checkpoint import SHIPPED
 from pipeline.models.loading import load_autoencoder

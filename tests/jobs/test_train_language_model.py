@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipeline.data.annotations import find_annotations
+from pipeline.data.annotated import find_annotations
 from pipeline.data.tokenizer import encode, load_tokenizer
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from tests.annotated import write_annotated

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from jobs.train_second_order import Config, Plan, Sizes, initial_model, read_documents
-from pipeline.data.annotations import find_annotations
+from pipeline.data.annotated import find_annotations
 from pipeline.data.tokenizer import train_byte_pairs
 from pipeline.models.loading import load_second_order
 from pipeline.models.second_order import SecondOrderModel

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.annotations import find_annotations
+from pipeline.data.annotated import find_annotations
 from pipeline.data.tokenizer import encode, load_tokenizer, train_byte_pairs
 from tests.annotated import write_annotated
 from tests.builders import sample_texts, write_documents

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.annotations import find_annotations
+from pipeline.data.annotated import find_annotations
 from pipeline.data.tokenizer import encode, load_tokenizer
 from pipeline.labels.packed import ModelTokens, PackedDocuments
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer

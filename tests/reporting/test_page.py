@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.data.annotations import find_annotations
+from pipeline.data.annotated import find_annotations
 from pipeline.reporting.contents import CUT
 from pipeline.reporting.extent import Extent
 from pipeline.reporting.page import write_report

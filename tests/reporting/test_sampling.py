@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.annotations import find_annotations
+from pipeline.data.annotated import find_annotations
 from pipeline.reporting.sampling import RUNS, LabelledSource, sampled_rows
 from tests.annotated import write_annotated
 from tests.labelled import LABELS, TOKENS, write_labelled

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.data.annotations import find_annotations
-from pipeline.data.reader import Reading, labelled_rows
+from pipeline.data.annotated import find_annotations
+from pipeline.data.loader import Reading, labelled_rows
 from pipeline.reporting import DocumentView, show
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS
 from tests.reporting.labelled_texts import HOSTILE, TEXTS, TOKENIZER, write_texts

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.data.annotations import find_annotations
+from pipeline.data.annotated import find_annotations
 from pipeline.data.packing import CutAtEnd, Window
 from pipeline.training.loader import LabelledWindows
 from pipeline.training.processes import this_process, together

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.data.corpus import Corpus
-from pipeline.data.stream import DocumentStream
+from pipeline.data.corpus import Corpus, DocumentStream
 from pipeline.models.checkpoint import SHIPPED
 from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.documents import Documents, DocumentSettings

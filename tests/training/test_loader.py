@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.data.annotations import AnnotatedDataset
+from pipeline.data.annotated import AnnotatedDataset
+from pipeline.data.loader import Reading, labelled_rows, labelled_windows
 from pipeline.data.packing import BestFit, CutAtEnd, Packing
-from pipeline.data.reader import Reading, labelled_rows, labelled_windows
 from pipeline.training.loader import LabelledWindows
 from tests.forkserver import group
 from tests.labelled import LABELS, TOKENS, write_labelled

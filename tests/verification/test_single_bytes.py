@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.annotate import annotate
-from pipeline.data.annotations import find_annotations
-from pipeline.data.reader import Reading, labelled_rows
+from pipeline.data.annotated import find_annotations
+from pipeline.data.loader import Reading, labelled_rows
 from pipeline.data.tokenizer import train_byte_pairs
 from pipeline.engine.opening import read_plan
 from pipeline.models.checkpoint import copy_tokenizer

@@ -1,0 +1,328 @@
+"""Batches of an annotated dataset's rows: their labels checked, so many rows at a time, and as Python's values."""
+
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from huggingface_hub import parse_hf_uri, snapshot_download
+
+from pipeline.data.corpus import Corpus
+from pipeline.data.documents import Column, read_rows
+from pipeline.data.files import HUB, File, find_files, pinned
+from pipeline.data.shards import ENTROPY_COLUMNS, SHARD, mending, open_shard, reading_shard
+from pipeline.data.skipped import counted
+from pipeline.data.streams import DamagedError
+from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
+from schemas.annotations import ENTROPY, INPUT_IDS, MOST_NATS, PROVENANCE_KEY, Provenance
+from schemas.decoding import reading, text_of
+from schemas.layout import DATA_FOLDER, Subset, require_contained, shard_name, shards_in_all
+from schemas.receipts import QUARANTINE, RECEIPT_FILES, RECEIPTS, Quarantined, Receipt
+from schemas.rows import NO_BOUND, is_list, is_token_list
+
+Row = dict[str, Any]
+"""By column: `input_ids` int32 [N], entropies float32 [N] in nats, NaN where null; any other as Python's values."""
+
+
+def read_labelled(file: File, start: int, stop: int, schema: pa.Schema, vocabulary: int) -> Iterator[pa.RecordBatch]:
+    """Rows `start` to `stop` of a shard with the columns of `schema`, their tokens and labels checked.
+
+    Raises:
+        ValueError: if a token is null or outside the vocabulary, a label is not finite, or there is not one a token
+            where tokens are read too.
+        ValueError, OSError: as read_rows does.
+    """
+    with reading_shard(file):
+        for batch in read_rows(file, start, stop, schema, Column(schema.names[0], longest=NO_BOUND)):
+            if INPUT_IDS in batch.schema.names:
+                _require_tokens(batch.column(INPUT_IDS), file, vocabulary)
+            _require_labels(batch, file, start)
+            start += len(batch)
+            yield batch
+
+
+def as_rows(batch: pa.RecordBatch) -> list[Row]:
+    """One dictionary a row."""
+    columns = [_values(name, batch.column(name)) for name in batch.schema.names]
+    return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def blocks(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """The same rows, so many at a time but for the last."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(map(len, held)) >= rows:
+            joined = pa.concat_batches(held)
+            whole = len(joined) // rows * rows
+            yield from (joined.slice(start, rows) for start in range(0, whole, rows))
+            held = [joined.slice(whole)]
+    if sum(map(len, held)):
+        yield pa.concat_batches(held)
+
+
+def _require_tokens(tokens: pa.Array, file: File, vocabulary: int) -> None:
+    ids = tokens.flatten()
+    if tokens.null_count or ids.null_count:
+        raise ValueError(f"{file.url} has a null in `{INPUT_IDS}`; annotate its source again")
+    ids_N = ids.to_numpy()
+    if len(ids_N) and not 0 <= ids_N.min() <= ids_N.max() < vocabulary:
+        there = f"token ids from {ids_N.min()} to {ids_N.max()}"
+        raise ValueError(f"{file.url} has {there}, beyond its vocabulary of {vocabulary:,}; annotate its source again")
+
+
+def _require_labels(batch: pa.RecordBatch, file: File, first_row: int) -> None:
+    """Checks every entropy column that is there."""
+    for name in set(ENTROPY_COLUMNS) & set(batch.schema.names):
+        labels = batch.column(name)
+        given = labels.flatten().drop_null().to_numpy()
+        if not np.isfinite(given).all():
+            raise ValueError(f"{file.url} has a label in `{name}` that is not finite; annotate its source again")
+        if len(given) and np.abs(given).max() > MOST_NATS:
+            largest = f"a label of {given[np.abs(given).argmax()]:.3g} nats in `{name}`"
+            raise ValueError(f"{file.url} has {largest}, which no token carries; annotate its source again")
+        if INPUT_IDS in batch.schema.names:
+            tokens_M = batch.column(INPUT_IDS).value_lengths().to_numpy(zero_copy_only=False)
+            labels_M = labels.value_lengths().to_numpy(zero_copy_only=False)
+            if not np.array_equal(tokens_M, labels_M):
+                row = int(np.argmax(tokens_M != labels_M))
+                wrong = f"{labels_M[row]} labels in `{name}` for {tokens_M[row]} tokens"
+                raise ValueError(f"row {first_row + row} of {file.url} has {wrong}; annotate its source again")
+
+
+def _values(name: str, column: pa.Array) -> Sequence[Any]:
+    if name not in (INPUT_IDS, *ENTROPY_COLUMNS):
+        return _python_values(column)
+    numbers_N = column.flatten().to_numpy(zero_copy_only=False)
+    numbers_N = numbers_N.astype(np.int32 if name == INPUT_IDS else np.float32)  # a copy, which may be written to
+    return np.split(numbers_N, np.cumsum(column.value_lengths().to_numpy())[:-1])
+
+
+def _python_values(column: pa.Array) -> list[Any]:
+    """Text that is not UTF-8 has U+FFFD where it is not."""
+    try:
+        values: list[Any] = column.to_pylist()
+        return values
+    except UnicodeDecodeError:
+        if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+            raise
+        stored = column.view(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()).to_pylist()
+        return [None if value is None else value.decode(errors="replace") for value in stored]
+
+
+SUBSET_NAMED = re.compile(rf"/{DATA_FOLDER}/[^/]+/?$")
+COMMIT_NAMED = re.compile("@[0-9a-f]{40}$")
+LOOKS_AT_A_TIME = 16  # at shards: on the Hub most of a look is waiting for an answer
+
+
+@dataclass(frozen=True)
+class AnnotatedDataset:
+    """Where the rows of an annotated dataset lie, their provenance, and the tokenizer's folder, if any."""
+
+    source: str
+    shards: tuple[File, ...]
+    rows: tuple[int, ...]
+    """Of each shard."""
+    schema: pa.Schema
+    """Of what is read: tokens and labels."""
+    provenance: Provenance
+    tokenizer: Path | None
+
+    def __len__(self) -> int:
+        return sum(self.rows)
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Rows that the embedding of a model of these tokens needs.
+
+        Older datasets noted how many tokens there are, which is less where the tokenizer leaves ids out.
+        """
+        noted = self.provenance.vocabulary
+        return noted if self.tokenizer is None else max(noted, id_count(load_tokenizer(self.tokenizer)))
+
+    @property
+    def place(self) -> str:
+        """The dataset and its subset, without the commit that it is read at."""
+        place, name, _ = _parts(self.source, self.shards[0])
+        return f"{COMMIT_NAMED.sub('', place)}/{DATA_FOLDER}/{name}"
+
+    def corpus(self, start: int = 0, stop: int | None = None) -> Corpus:
+        """Rows `start` to `stop`, labels NaN where a token has none.
+
+        Raises:
+            ValueError: if a label is not finite, or there is not one a token.
+        """
+        rows = counted(self._batches(start, stop), self.source)
+        return _corpus(pa.Table.from_batches(rows, self.schema))
+
+    def pieces(self, start: int, stop: int, tokens: int) -> Iterator[Corpus]:
+        """The same rows, so many tokens or a little more at a time; only these are in memory."""
+        held, left = list[pa.RecordBatch](), tokens
+        for batch in counted(self._batches(start, stop), self.source):
+            held.append(batch)
+            left -= len(batch.column(INPUT_IDS).flatten())
+            if left <= 0:
+                yield _corpus(pa.Table.from_batches(held))
+                held, left = [], tokens
+        if held:
+            yield _corpus(pa.Table.from_batches(held))
+
+    def _batches(self, start: int, stop: int | None) -> Iterator[pa.RecordBatch]:
+        stop = len(self) if stop is None else stop
+        for shard, rows in zip(self.shards, self.rows, strict=True):
+            if start < rows and stop > 0:
+                yield from read_labelled(shard, max(0, start), min(stop, rows), self.schema, self.vocabulary)
+            start, stop = start - rows, stop - rows
+
+
+def find_annotations(source: str) -> AnnotatedDataset:
+    """The annotated dataset in a folder, or at `hf://datasets/user/name`, there with an `@revision` if one is wanted.
+
+    Where it has several subsets, one is named by its data folder, as in `folder/data/exact`.
+
+    Raises:
+        ValueError: if there is no annotated dataset, or an unfinished one, if it has several subsets, or if it leads
+            out of its folder.
+        ConnectionError: if the Hub cannot be reached.
+    """
+    (source,) = pinned((source,))
+    shards = _shards(source)
+    place, name, _ = _parts(source, shards[0])
+    others = {_parts(source, shard)[1] for shard in shards} - {name}
+    if others:
+        listed = ", ".join(sorted({name, *others}))
+        raise ValueError(f"{source} has subsets {listed}; name one, as in {place}/{DATA_FOLDER}/{name}")
+    subset = Subset(name, _beside_data(place, name) if place.startswith(HUB) else Path(place))
+    if not place.startswith(HUB):
+        require_contained(Path(place))
+    with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
+        looks = list(pool.map(_look, shards))
+    _require_received(subset, source, shards, [look.rows for look in looks])
+    names = {_parts(source, shard)[2] for shard in shards} | {unit.shard for unit in read_quarantine(subset)}
+    return AnnotatedDataset(
+        source=source,
+        shards=tuple(shards),
+        rows=tuple(look.rows for look in looks),
+        schema=pa.schema([looks[0].schema.field(name) for name in (INPUT_IDS, ENTROPY)]),
+        provenance=_shared_provenance(source, names, {look.provenance for look in looks}),
+        tokenizer=subset.tokenizer if (subset.tokenizer / TOKENIZER_FILE).is_file() else None,
+    )
+
+
+def read_quarantine(subset: Subset) -> list[Quarantined]:
+    """The units of rows that were given up and have no shard, in their order."""
+    files = sorted((subset.ledger / QUARANTINE).glob("*.json"))
+    notes = []
+    for file in files:
+        with reading(file, "delete it, and the same pipeline.annotate command tries the unit again"):
+            notes.append(Quarantined.from_json(text_of(file)))
+    return notes
+
+
+def _shards(source: str) -> list[File]:
+    whole = f"{source.rstrip('/')}/{DATA_FOLDER}"
+    is_subset = SUBSET_NAMED.search(source) and not Path(whole).is_dir()  # a dataset may lie in a folder named data
+    named = source if is_subset else whole
+    try:
+        return find_files([named])
+    except ValueError as error:
+        hint = f"no {DATA_FOLDER}/SUBSET/*.parquet; make one with pipeline.annotate"
+        raise ValueError(f"{source} is not an annotated dataset: {hint}") from error
+
+
+def _parts(source: str, shard: File) -> tuple[str, str, str]:
+    """The dataset's place, the subset's name and the shard's, from the shard's URL.
+
+    Raises:
+        ValueError: if it does not lie where shards do.
+    """
+    found = SHARD.fullmatch(shard.url)
+    if found is None:
+        raise ValueError(f"{source} is not an annotated dataset: {shard.url} is not in {DATA_FOLDER}/SUBSET")
+    return found[1], found[2], found[3]
+
+
+def _beside_data(place: str, name: str) -> Path:
+    """What a dataset of the Hub has beside a subset's shards, copied here."""
+    uri, places = parse_hf_uri(place), Subset(name)
+    wanted = [f"{places.tokenizer.as_posix()}/*", f"{(places.ledger / QUARANTINE).as_posix()}/*"]
+    return Path(snapshot_download(uri.id, repo_type="dataset", revision=uri.revision, allow_patterns=wanted))
+
+
+class _Look(NamedTuple):
+    """A shard's footer."""
+
+    rows: int
+    schema: pa.Schema
+    provenance: Provenance
+
+
+def _look(shard: File) -> _Look:
+    with open_shard(shard) as parquet:
+        rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
+    if not {INPUT_IDS, ENTROPY} <= set(schema.names) or PROVENANCE_KEY not in (schema.metadata or {}):
+        raise ValueError(
+            f"{shard.url} was not written by pipeline.annotate: it lacks labels or their provenance; name another"
+        )
+    _require_lists(shard, schema)
+    try:
+        return _Look(rows, schema, Provenance.from_json(schema.metadata[PROVENANCE_KEY].decode()))
+    except ValueError as error:
+        raise DamagedError(f"the provenance in {shard.url} cannot be read ({error})", mending(shard)) from error
+
+
+def _require_lists(shard: File, schema: pa.Schema) -> None:
+    """Checks the types of tokens and labels, of any width.
+
+    Raises:
+        DamagedError: if one holds anything but lists of numbers.
+    """
+    for name in {INPUT_IDS, *ENTROPY_COLUMNS} & {*schema.names}:
+        kind = schema.field(name).type
+        if not (is_token_list(kind) if name == INPUT_IDS else is_list(kind) and pa.types.is_floating(kind.value_type)):
+            raise DamagedError(f"column `{name}` of {shard.url} holds {kind}, not lists of numbers", mending(shard))
+
+
+def _require_received(subset: Subset, source: str, shards: Sequence[File], rows: Sequence[int]) -> None:
+    """Holds sizes and rows of shards against their receipts, where these lie beside them.
+
+    Raises:
+        DamagedError: if a shard has another size or other rows, or a receipt cannot be read.
+    """
+    received: dict[str, Receipt] = {}
+    for file in [file for kind in RECEIPT_FILES for file in (subset.ledger / RECEIPTS).glob(kind)]:
+        try:
+            receipts = map(Receipt.from_json, text_of(file).splitlines())
+            received |= {receipt.shard: receipt for receipt in receipts}
+        except ValueError as error:
+            raise DamagedError(f"{file} cannot be read ({error})", mending(shards[0])) from error
+    for shard, count in zip(shards, rows, strict=True):
+        receipt = received.get(_parts(source, shard)[2])
+        if receipt is not None and (receipt.size, receipt.counts.rows) != (shard.size, count):
+            has = f"{shard.size:,} bytes and {count:,} rows"
+            wanted = f"its receipt says {receipt.size:,} and {receipt.counts.rows:,}"
+            raise DamagedError(f"{shard.url} has {has}, where {wanted}", mending(shard))
+
+
+def _corpus(rows: pa.Table) -> Corpus:
+    tokens, labels = rows.column(INPUT_IDS).combine_chunks(), rows.column(ENTROPY).combine_chunks()
+    return Corpus(
+        tokens_N=tokens.flatten().to_numpy(),
+        offsets=np.concatenate([[0], np.cumsum(tokens.value_lengths().to_numpy(), dtype=np.int64)]),
+        labels_N=labels.flatten().to_numpy(zero_copy_only=False).astype(np.float32),
+    )
+
+
+def _shared_provenance(source: str, names: set[str], found: set[Provenance]) -> Provenance:
+    """The provenance of all shards, which must be, with those that were given up, all of one run."""
+    # Provenances are compared, not their bytes: older versions wrote fewer fields, which have defaults now.
+    units = shards_in_all(min(names))
+    # as many names as one of them tells of: the number in a stranger's file name may be any
+    if len(found) > 1 or units != len(names) or names != {shard_name(index, units) for index in range(units)}:
+        raise ValueError(f"{source} does not hold one finished run; give the same annotate command again")
+    return found.pop()

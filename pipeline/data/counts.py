@@ -1,0 +1,121 @@
+"""Text that a tokenizer has no token for: it becomes the unknown token, or nothing at all, and is counted.
+
+M documents, N bytes or tokens end to end, V token ids.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tokenizers import Tokenizer, pre_tokenizers
+
+from pipeline.data.documents import Column
+from pipeline.data.encoding import utf8_bytes
+from pipeline.data.safe_tokenizers import failures_told, readable_from_text
+from pipeline.data.skipped import empty_rows, replaced_rows, too_long_rows
+from schemas.annotations import ENTROPY, INPUT_IDS, NUM_TOKENS
+from schemas.receipts import BIN_NATS, BINS, Counts
+
+KEPT = "unknown"
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Signs that a tokenizer has left out something of a text."""
+
+    ids: Sequence[int]
+    """Ids that stand for text without being it."""
+    bytes_256: np.ndarray
+    """True for bytes that vanish, as byte-level BPE has no token for them."""
+    alphabet: frozenset[str] | None
+    """All characters that do not vanish, where a tokenizer that is not byte-level lets others do so."""
+
+
+def documents_with_unknown_text(tokenizer: Tokenizer, texts: pa.Array, ids: pa.ChunkedArray) -> int:
+    """Number of documents, given as texts and as lists of ids, of which something has no token."""
+    unknown = unknown_to(tokenizer)
+    lists, strings = ids.combine_chunks(), pc.fill_null(texts, "").cast(pa.large_string())
+    ids_N, offsets = lists.flatten().to_numpy(), lists.offsets.to_numpy()
+    found_M = _any(np.isin(ids_N, unknown.ids), offsets - offsets[0])
+    if unknown.bytes_256.any():
+        text_N, borders = utf8_bytes(strings)
+        found_M |= _any(unknown.bytes_256[text_N], borders)
+    if unknown.alphabet is not None:
+        found_M |= [not unknown.alphabet.issuperset(_characters(tokenizer, text)) for text in strings.to_pylist()]
+    return int(found_M.sum())
+
+
+def unknown_to(tokenizer: Tokenizer) -> Unknown:
+    """The tokenizer's signs, stored as its attribute: it must not be changed after that."""
+    attributes = vars(tokenizer)
+    if KEPT not in attributes:
+        attributes[KEPT] = _looked_up(tokenizer)
+    kept: Unknown = attributes[KEPT]
+    return kept
+
+
+def _looked_up(tokenizer: Tokenizer) -> Unknown:
+    settings, vocabulary = json.loads(tokenizer.to_str()), tokenizer.get_vocab(with_added_tokens=False)
+    model = settings["model"]
+    stand_ins = {tokenizer.token_to_id(token) for token in readable_from_text(tokenizer)}
+    stand_ins |= {model.get("unk_id"), vocabulary.get(model.get("unk_token"))}
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    byte_level = any('"ByteLevel"' in json.dumps(settings[part]) for part in ("normalizer", "pre_tokenizer"))
+    vanishing = model["type"] == "BPE" and model.get("unk_token") not in vocabulary and not model.get("byte_fallback")
+    lacking = sorted(set(alphabet) - vocabulary.keys()) if byte_level and vanishing else []
+    bytes_256 = np.zeros(256, dtype=bool)
+    bytes_256[[_byte(character) for character in lacking]] = True
+    characters = frozenset(piece for piece in vocabulary if len(piece) == 1) if vanishing and not byte_level else None
+    return Unknown([token for token in stand_ins if token is not None], bytes_256, characters)
+
+
+def _byte(character: str) -> int:
+    """The byte that a character of the byte-level alphabet stands for: itself, or one of those that do not print."""
+    printed = {chr(byte) for byte in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))}
+    hidden = [byte for byte in range(256) if chr(byte) not in printed]
+    return ord(character) if character in printed else hidden[ord(character) - 256]
+
+
+def _characters(tokenizer: Tokenizer, text: str) -> set[str]:
+    """Those that the model has to find tokens for."""
+    with failures_told("the tokenizer fails on a document; leave it out, or take another tokenizer"):
+        normal = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
+        pieces = tokenizer.pre_tokenizer.pre_tokenize_str(normal) if tokenizer.pre_tokenizer else [(normal, None)]
+    return set().union(*(piece for piece, _ in pieces))
+
+
+def _any(marks_N: np.ndarray, borders: np.ndarray) -> np.ndarray:
+    """True for the documents that have a mark."""
+    marks = np.append(0, np.cumsum(marks_N))
+    found: np.ndarray = np.diff(marks[borders]) > 0
+    return found
+
+
+def count(source: pa.RecordBatch, annotated: pa.Table, column: Column, tokenizer: Tokenizer | None) -> Counts:
+    """Counts of some rows, before and after annotation; no tokenizer where they came tokenized."""
+    entropies = pc.list_flatten(annotated.column(ENTROPY)).drop_null().to_numpy()
+    given = source.column(column.name)
+    return Counts(
+        rows=len(source),
+        rows_without_text=empty_rows(given),
+        rows_too_long=too_long_rows(source),
+        rows_with_replacements=replaced_rows(given),
+        rows_with_unknown_text=documents_with_unknown_text(tokenizer, given, annotated.column(INPUT_IDS))
+        if tokenizer
+        else 0,
+        tokens=pc.sum(annotated.column(NUM_TOKENS)).as_py() or 0,
+        labelled_tokens=len(entropies),
+        text_bytes=0 if column.tokenized else pc.sum(pc.binary_length(given)).as_py() or 0,
+        arrow_bytes=annotated.nbytes,
+        nats=float(entropies.sum(dtype=np.float64)),
+        histogram=histogram(entropies),
+    )
+
+
+def histogram(entropies_N: np.ndarray) -> tuple[int, ...]:
+    """How many entropies, in nats, fall below 0, into each of the bins above it, and beyond them."""
+    bins_N = np.clip(np.floor(entropies_N / BIN_NATS) + 1, 0, BINS - 1).astype(np.int64)
+    return tuple(np.bincount(bins_N, minlength=BINS).tolist())

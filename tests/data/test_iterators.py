@@ -1,0 +1,68 @@
+"""Items made ahead: their order, how far ahead, errors, and an early end."""
+
+import threading
+from collections.abc import Generator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.iterators import ahead
+
+
+class Source:
+    """Counts to `items`, then stops or raises; knows what was made and whether it was closed."""
+
+    def __init__(self, items: int, error: Exception | None = None) -> None:
+        self.made, self.closed, self.items, self.error = 0, False, items, error
+        self.threads: set[int] = set()
+
+    def __iter__(self) -> Generator[int, None, None]:
+        try:
+            for item in range(self.items):
+                self.threads.add(threading.get_ident())
+                self.made += 1
+                yield item
+            if self.error:
+                raise self.error
+        finally:
+            self.closed = True
+
+
+@settings(max_examples=30, deadline=None)
+@given(items=st.integers(0, 9), depth=st.integers(1, 4), taken=st.integers(0, 9))
+def test_items_come_in_order_and_no_further_ahead_than_asked(items: int, depth: int, taken: int) -> None:
+    source = Source(items)
+    with ahead(iter(source), depth) as coming:
+        found = [item for item, _ in zip(coming, range(taken), strict=False)]
+        assert source.made <= min(items, taken + 1 + depth)
+    assert found == list(range(min(items, taken)))
+    assert source.closed or not source.made
+    assert threading.get_ident() not in source.threads
+
+
+def test_making_begins_before_anything_is_taken() -> None:
+    begun = threading.Event()
+
+    def items() -> Generator[int, None, None]:
+        begun.set()
+        yield 1
+
+    with ahead(items(), 1):
+        assert begun.wait(5)
+
+
+def test_an_error_comes_in_its_turn() -> None:
+    source, found = Source(3, OSError("disk")), []
+    with pytest.raises(OSError, match="disk"), ahead(iter(source), 2) as coming:
+        for item in coming:
+            found.append(item)
+    assert found == [0, 1, 2] and source.closed
+
+
+def test_an_error_of_the_taker_closes_the_source() -> None:
+    source = Source(100)
+    with pytest.raises(ValueError, match="taker"), ahead(iter(source), 2) as coming:
+        next(coming)
+        raise ValueError("taker")
+    assert source.closed and source.made <= 4

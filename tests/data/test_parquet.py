@@ -1,0 +1,172 @@
+"""Rows of Parquet: any range of them, in memory that is bounded, valid text, and damage that is noticed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data import iterators
+from pipeline.data.documents import Column, inspect_file, iterate_rows, read_rows
+from pipeline.data.files import File, find_files
+from pipeline.data.streams import DamagedError
+from tests.conftest import ROOT
+
+TEXT = Column(longest=2**24)
+
+
+def found(file: Path) -> File:
+    return find_files([str(file)])[0]
+
+
+def read(file: File) -> list[pa.RecordBatch]:
+    return list(read_rows(file, 0, 10**6, inspect_file(file, TEXT).schema, TEXT))
+
+
+def texts_of(read: list[pa.RecordBatch]) -> list[str | None]:
+    return [text for rows in read for text in rows.column("text").to_pylist()]
+
+
+def truncated_parquet(file: Path) -> None:
+    """The footer is whole, rows before it are not."""
+    pq.write_table(pa.table({"text": [f"{row} " * 50 for row in range(100)]}), file)
+    content = file.read_bytes()
+    file.write_bytes(content[:40] + bytes(200) + content[240:])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.none() | st.text(max_size=12), max_size=40),
+    st.integers(1, 15),
+    st.integers(0, 45),
+    st.integers(0, 45),
+    st.integers(1, 7),
+)
+def test_rows_are_those_of_the_whole_table(
+    tmp_path_factory: pytest.TempPathFactory,
+    texts: list[str | None],
+    row_group: int,
+    start: int,
+    stop: int,
+    batch: int,
+) -> None:
+    nested = pa.array([{"a": [row]} for row in range(len(texts))], pa.struct([("a", pa.list_(pa.int64()))]))
+    table = pa.table({"n": nested, "text": pa.array(texts, pa.string()), "text.more": [b"x"] * len(texts)})
+    path = tmp_path_factory.mktemp("rows") / "a.parquet"
+    pq.write_table(table, path, row_group_size=row_group)
+    for columns in (["n", "text", "text.more"], ["text"], ["text", "n"]):
+        schema = pa.schema([table.schema.field(name) for name in columns])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(iterators, "ROWS_PER_BATCH", batch)
+            patch.setattr("pipeline.data.parquet.MOST_ROWS_READ", 3)
+            parts = list(read_rows(found(path), start, stop, schema, TEXT))
+        assert all(0 < len(part) <= max(batch, 3) for part in parts)
+        wanted = table.select(columns).slice(start, max(0, stop - start))
+        assert pa.Table.from_batches(parts, schema).equals(wanted)
+
+
+@pytest.mark.parametrize("use_dictionary", [True, False])
+def test_batches_are_bounded_whatever_the_lengths(tmp_path: Path, use_dictionary: bool) -> None:
+    """A long row among short ones, and one that is stored once and repeated."""
+    texts = ["a" * 10_000_000, *["b" * 10] * 300, *["c" * 700_000] * 20, "d"]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=use_dictionary)
+    parts = read(found(tmp_path / "a.parquet"))
+    assert texts_of(parts) == texts
+    assert all(len(part) == 1 or part.nbytes <= iterators.BATCH_BYTES for part in parts)
+    assert len(parts) < 40
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_text_that_is_not_unicode_is_replaced_and_the_rest_stays(tmp_path: Path, kind: pa.DataType) -> None:
+    stored = [b"a\xffb", b"\xed\xa0\x80", "naïve\0".encode(), None, b""]
+    raw = pa.array(stored, pa.large_binary() if kind == pa.large_string() else pa.binary())
+    pq.write_table(pa.table({"text": raw.view(kind)}), tmp_path / "a.parquet")
+    assert texts_of(read(found(tmp_path / "a.parquet"))) == ["a\ufffdb", "\ufffd" * 3, "naïve\0", None, ""]
+
+
+def test_views_are_read_as_plain_types(tmp_path: Path) -> None:
+    long = "longer than the twelve bytes that a view holds itself"
+    text = pa.array([b"a\xff" + long.encode(), None, b"", long.encode()], pa.binary_view()).view(pa.string_view())
+    values = {"s": ["a", None, long, ""], "b": [long.encode(), b"\xff", None, b""], "n": [1, 2, 3, 4]}
+    values |= {"list": [[long, None], None, [], ["a"]], "struct": [{"a": [long]}, None, {"a": None}, {"a": []}]}
+    views = {"s": pa.string_view(), "b": pa.binary_view(), "n": pa.int64(), "list": pa.large_list(pa.string_view())}
+    views |= {"struct": pa.struct([pa.field("a", pa.list_(pa.binary_view()))])}
+    table = pa.table({"text": text, **{name: pa.array(values[name], kind) for name, kind in views.items()}})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=3)
+    file = found(tmp_path / "a.parquet")
+    kinds = {"text": pa.string(), "s": pa.string(), "b": pa.binary(), "n": pa.int64()}
+    kinds |= {"list": pa.large_list(pa.string()), "struct": pa.struct([("a", pa.list_(pa.binary()))])}
+    assert inspect_file(file, TEXT).schema == pa.schema([*kinds.items()])
+    rows = pa.Table.from_batches(read(file), pa.schema([*kinds.items()]))
+    rows.validate(full=True)
+    texts = ["a\ufffd" + long, None, "", long]
+    assert rows.to_pydict() == table.select([*values]).to_pydict() | {"text": texts}
+    assert [part.column(0).type for part in iterate_rows([file], TEXT)] == [pa.string()]
+
+
+def test_batches_of_views_are_as_large_as_others(tmp_path: Path) -> None:
+    """A slice of views counts the bytes of all that they were cut from."""
+    table = pa.table({"text": pa.array([f"{row} " * 30_000 for row in range(100)])})
+    pq.write_table(table, tmp_path / "plain.parquet")
+    pq.write_table(table.cast(pa.schema([("text", pa.string_view())])), tmp_path / "views.parquet")
+    plain, views = (read(found(tmp_path / f"{name}.parquet")) for name in ("plain", "views"))
+    assert views == plain
+
+
+def test_large_and_dictionary_encoded_text_is_passed_on_as_it_is(tmp_path: Path) -> None:
+    values = [f"value {row % 9}" for row in range(300)]
+    columns = {"text": pa.array(values, pa.large_string()), "n": pa.array(values).dictionary_encode()}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=7)
+    file = found(tmp_path / "a.parquet")
+    schema = inspect_file(file, TEXT).schema
+    assert schema == pa.table(columns).schema
+    assert pa.Table.from_batches(read(file), schema).to_pydict() == {"text": values, "n": values}
+
+
+def test_damaged_rows_name_their_file(tmp_path: Path) -> None:
+    truncated_parquet(tmp_path / "a.parquet")
+    file = found(tmp_path / "a.parquet")
+    schema = inspect_file(file, TEXT).schema
+    with pytest.raises(ValueError, match=r"a\.parquet is not a readable Parquet file"):
+        list(read_rows(file, 0, 100, schema, TEXT))
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+def test_pages_are_held_against_their_checksums_where_they_have_some(tmp_path: Path, checksums: bool) -> None:
+    """A plain page without compression, in which any change is another text."""
+    path, plain = tmp_path / "a.parquet", {"use_dictionary": False, "compression": "none"}
+    pq.write_table(pa.table({"text": ["a plain text"]}), path, write_page_checksum=checksums, **plain)
+    assert texts_of(read(found(path))) == ["a plain text"]
+    path.write_bytes(path.read_bytes().replace(b"a plain text", b"a plane text"))
+    if not checksums:
+        assert texts_of(read(found(path))) == ["a plane text"]
+        return
+    with pytest.raises(DamagedError, match=r"a\.parquet is not a readable Parquet file: .*; write or fetch it again"):
+        read(found(path))
+
+
+def test_a_footer_whose_columns_are_damaged_does_not_end_the_process(tmp_path: Path) -> None:
+    """pyarrow's metadata of a column does for some bytes; in a process of its own, should reading do so."""
+    path = tmp_path / "a.parquet"
+    lists = [[row] * (row % 3) for row in range(50)]
+    pq.write_table(pa.table({"text": ["text"] * 50, "input_ids": lists}), path)
+    program = f"""
+import random
+from pathlib import Path
+from tests.data.test_parquet import found, read
+path, at = Path({str(path)!r}), random.Random(0)
+sound = path.read_bytes()
+footer = int.from_bytes(sound[-8:-4], "little")
+for _ in range(1500):
+    place = len(sound) - 8 - at.randrange(1, footer)
+    path.write_bytes(sound[:place] + bytes([at.randrange(256)]) + sound[place + 1:])
+    try:
+        read(found(path))
+    except (ValueError, OSError):
+        pass
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
