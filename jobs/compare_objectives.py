@@ -20,7 +20,7 @@ from pipeline.data.annotated import find_annotations
 from pipeline.data.corpus import require_tokens
 from pipeline.labels.packed import ModelTokens
 from pipeline.messages import say
-from pipeline.models.card import command_line
+from pipeline.models.model_card import command_line
 from pipeline.models.sizes import TransformerSizes
 from pipeline.training.config import ObjectiveName, TrainingConfig
 from pipeline.training.side_by_side import side_by_side

@@ -20,7 +20,6 @@ from pipeline.data.inputs import Inputs
 from pipeline.data.sample import sample_documents
 from pipeline.data.tokenizer import TOKENIZER_FILE, encode, id_count, load_tokenizer
 from pipeline.messages import say
-from pipeline.models.card import command_line
 from pipeline.models.checkpoint import (
     SHIPPED,
     checkpoint_kind,
@@ -28,7 +27,8 @@ from pipeline.models.checkpoint import (
     find_checkpoint,
     require_new_folder,
 )
-from pipeline.models.model_config import CONFIG_FILE
+from pipeline.models.checkpoint_files import CONFIG_FILE
+from pipeline.models.model_card import command_line
 from pipeline.training.compression import Compression, classical, markdown
 from pipeline.training.tables import write_csv
 from schemas.rows import TEXT_COLUMN

@@ -16,8 +16,8 @@ import cyclopts
 
 from pipeline.cli import run
 from pipeline.messages import say
-from pipeline.models.card import command_line
 from pipeline.models.checkpoint import require_new_folder
+from pipeline.models.model_card import command_line
 from pipeline.training.tables import write_csv
 from pipeline.truth.settings import ContestSettings
 from pipeline.truth.sources import SOURCES, require_sources

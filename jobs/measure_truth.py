@@ -18,8 +18,8 @@ import cyclopts
 from pipeline.checks import require_at_least_one
 from pipeline.cli import run
 from pipeline.messages import say
-from pipeline.models.card import command_line
 from pipeline.models.checkpoint import require_new_folder
+from pipeline.models.model_card import command_line
 from pipeline.training.side_by_side import side_by_side
 from pipeline.training.tables import write_csv
 from pipeline.truth.plots import require_matplotlib, write_plots

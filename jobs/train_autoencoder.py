@@ -14,7 +14,7 @@ from typing import Annotated
 import cyclopts
 
 from pipeline.cli import run
-from pipeline.models.card import command_line, model_card
+from pipeline.models.model_card import command_line, model_card
 from pipeline.models.sizes import Given, WindowEncoderSizes
 from pipeline.training.config import TrainingConfig
 from pipeline.training.documents import DocumentSettings

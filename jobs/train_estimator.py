@@ -15,8 +15,8 @@ import cyclopts
 
 from pipeline.checks import require_at_least_one
 from pipeline.cli import run
-from pipeline.models.card import command_line, model_card
 from pipeline.models.checkpoint import find_checkpoint, fold_folder
+from pipeline.models.model_card import command_line, model_card
 from pipeline.models.sizes import Introduction, WindowEncoderSizes
 from pipeline.training.config import TrainingConfig
 from pipeline.training.documents import Documents, DocumentSettings

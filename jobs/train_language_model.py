@@ -24,7 +24,7 @@ from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import Corpus, held_out_documents
 from pipeline.labels.packed import ModelTokens, PackedDocuments
 from pipeline.messages import say
-from pipeline.models.card import command_line, model_card, training_length
+from pipeline.models.model_card import command_line, model_card, training_length
 from pipeline.models.sizes import StackKind, TransformerSizes
 from pipeline.training.config import NEED_LABELS, ObjectiveSettings, TrainingConfig
 
@@ -189,8 +189,7 @@ def documents_read(config: Config, dataset: AnnotatedDataset) -> int:
 
 def new_model(config: Config, tokens: ModelTokens) -> PreTrainedModel:
     """Fresh, of random weights."""
-    from pipeline.models.stack import new_language_model, stack_config
-    from pipeline.models.transformer import add_dropout
+    from pipeline.models.stacks import add_dropout, new_language_model, stack_config
 
     sizes = stack_config(vocab_size=max(tokens.vocabulary, tokens.separator + 1), **vars(config.model))
     model = new_language_model(sizes, tokens.separator)

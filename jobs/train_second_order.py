@@ -25,7 +25,6 @@ from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import Corpus
 from pipeline.data.tokenizer import tokenizer_sha256
 from pipeline.messages import say
-from pipeline.models.card import command_line, model_card, training_length
 from pipeline.models.checkpoint import (
     checkpoint_kind,
     checkpoint_members,
@@ -35,6 +34,7 @@ from pipeline.models.checkpoint import (
     fold_folder,
     require_kind,
 )
+from pipeline.models.model_card import command_line, model_card, training_length
 from pipeline.models.sizes import Form, TransformerSizes
 from pipeline.training.config import TrainingConfig
 from pipeline.training.label_windows import LabelWindows, label_windows
@@ -243,7 +243,7 @@ def initial_model(plan: Plan, start: Path | None, labels: np.ndarray) -> SecondO
     """A fresh model, or one that starts as another; its outputs are scaled to the labels."""
     from pipeline.models.loading import load_causal, load_estimator
     from pipeline.models.second_order import SecondOrderModel
-    from pipeline.models.transformer import llama_config
+    from pipeline.models.stacks import llama_config
 
     settings: dict[str, Any] = {
         "context": plan.windows.window,

@@ -20,8 +20,8 @@ from pipeline.data.files import File, pinned
 from pipeline.data.inputs import Inputs
 from pipeline.data.tokenizer import SEPARATOR, TOKENIZER_FILE, id_count, train_byte_pairs
 from pipeline.messages import say
-from pipeline.models.card import CARD_FILE, command_line, model_card
 from pipeline.models.checkpoint import require_new_folder
+from pipeline.models.model_card import CARD_FILE, command_line, model_card
 from schemas.rows import TEXT_COLUMN
 
 MEASURED_DOCUMENTS = 1000

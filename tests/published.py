@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from pipeline.models.estimator import EntropyEstimator
-from pipeline.models.transformer import input_embeddings
+from pipeline.models.stacks import input_embeddings
 
 BATCH = 8
 

@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.second_order import SecondOrderConfig, SecondOrderModel
-from pipeline.models.stack import new_language_model
-from pipeline.models.transformer import llama_config
+from pipeline.models.stacks import llama_config, new_language_model
 from tests.builders import VOCABULARY
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)

@@ -22,9 +22,8 @@ from pipeline.engine.device import Device
 from pipeline.engine.errors import DeviceError
 from pipeline.engine.run import Run
 from pipeline.labels import causal, exact, second_order
-from pipeline.models.attention import BlockedAttention
+from pipeline.models.causal_lm import BlockedAttention, frequency_border
 from pipeline.models.estimator import EntropyEstimator
-from pipeline.models.language_model import frequency_border
 from pipeline.models.loading import declared_start, load_causal, load_estimator, load_second_order
 from pipeline.models.second_order import SecondOrderModel
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Dtype, Method

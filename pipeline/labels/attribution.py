@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity, pad
 
 from pipeline.models.cross_entropy import chunk_tokens, token_cross_entropy, wide_product
 from pipeline.models.estimator import EntropyEstimator
-from pipeline.models.transformer import causal_hidden, input_embeddings, real_positions
+from pipeline.models.stacks import causal_hidden, input_embeddings, real_positions
 
 Measure = Literal["occlusion-l1", "occlusion-cosine", "occlusion-loss", "memory-shift", "gradient-input"]
 OfTwo = Callable[[Tensor, Tensor], Tensor]

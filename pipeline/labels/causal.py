@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from pipeline.data.windows import Window
 from pipeline.labels.windowed import over_windows
-from pipeline.models.language_model import (
+from pipeline.models.causal_lm import (
     longest_window,
     next_token_hidden,
     next_token_losses,

@@ -20,7 +20,7 @@ from pipeline.data.windows import Window, budget_groups
 from pipeline.labels.windowed import over_windows
 from pipeline.models.cross_entropy import token_cross_entropy, wide_product
 from pipeline.models.estimator import EntropyEstimator
-from pipeline.models.transformer import real_positions
+from pipeline.models.stacks import real_positions
 
 # Decoder positions at a time. On two CPU cores with 1 MiB of cache a decoder of width 256 labels 1.5 times as fast with
 # 2,048, whose activations stay there, as with 16,384.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.sizes import Given
-from pipeline.models.transformer import causal_hidden
+from pipeline.models.stacks import causal_hidden
 from pipeline.models.window_encoder import WindowEncoder, WindowEncoderConfig, real_losses
 
 

@@ -21,16 +21,17 @@ from huggingface_hub.errors import (
 
 from pipeline.data.atomic import unfinished_name
 from pipeline.data.own_files import own_file
-from pipeline.models.model_config import (
+from pipeline.models.checkpoint_files import (
     CONFIG_FILE,
     TEXT_CONFIG,
     declared_context,
+    digested_files,
     language_config,
     positive,
     read_config,
     require_sizes,
+    weights_size,
 )
-from pipeline.models.weight_files import digested_files, weights_size
 
 Kind = Literal["estimator", "autoencoder", "second-order", "causal"]
 KIND_OF_MODEL_TYPE: dict[str, Kind] = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from pipeline.models.sizes import Introduction
-from pipeline.models.transformer import causal_hidden, input_embeddings
+from pipeline.models.stacks import causal_hidden, input_embeddings
 from pipeline.models.window_encoder import WindowEncoder, WindowEncoderConfig, real_losses
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipeline.models.causal_lm import longest_window, next_token_hidden, output_head
 from pipeline.models.checkpoint import UnfitModelError
-from pipeline.models.language_model import longest_window, next_token_hidden, output_head
 
 TOKENS = 16
 # Shares of the range of the logits that rounding may take. Two ways to the same logits differ by that of one product.

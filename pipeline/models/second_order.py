@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from pipeline.models.estimator import EntropyEstimator
-from pipeline.models.language_model import (
+from pipeline.models.causal_lm import (
     Head,
     decoder,
     last_hidden,
@@ -33,8 +32,9 @@ from pipeline.models.language_model import (
     surprisals_and_entropies,
     with_start,
 )
+from pipeline.models.estimator import EntropyEstimator
 from pipeline.models.sizes import Form
-from pipeline.models.transformer import causal_hidden, input_embeddings
+from pipeline.models.stacks import causal_hidden, input_embeddings
 
 PROBE_TOKENS = 8
 

@@ -15,8 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.cross_entropy import token_cross_entropy
 from pipeline.models.sizes import NoisePlace, StackKind
-from pipeline.models.stack import new_stack, stack_config
-from pipeline.models.transformer import causal_hidden, input_embeddings, real_positions
+from pipeline.models.stacks import causal_hidden, input_embeddings, new_stack, real_positions, stack_config
 
 
 class WindowEncoderConfig(PreTrainedConfig):

@@ -17,8 +17,7 @@ from transformers import PreTrainedModel
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.quantization import Codec
-from pipeline.models.stack import new_language_model, stack_config
-from pipeline.models.transformer import input_embeddings
+from pipeline.models.stacks import input_embeddings, new_language_model, stack_config
 from pipeline.models.window_encoder import WindowEncoder
 from pipeline.reproduction.figures import Sizes, Trial
 from pipeline.reproduction.text import Text

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.data.corpus import Corpus
 from pipeline.data.windows import budget_groups, cover
-from pipeline.models.transformer import real_positions
+from pipeline.models.stacks import real_positions
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 
 from pipeline.data.corpus import Corpus
 from pipeline.models.sizes import TransformerSizes
-from pipeline.models.stack import new_language_model
-from pipeline.models.transformer import add_dropout, llama_config
+from pipeline.models.stacks import add_dropout, llama_config, new_language_model
 from pipeline.training import resume
 from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.config import ObjectiveSettings, TrainingConfig

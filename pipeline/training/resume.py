@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from pipeline.models.card import CARD_FILE
+from pipeline.models.model_card import CARD_FILE
 from pipeline.training.processes import this_process, whole
 
 SETTINGS_FILE = "unfinished.json"

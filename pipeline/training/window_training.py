@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pipeline.data.corpus import Corpus
 from pipeline.messages import say
-from pipeline.models.card import training_length
 from pipeline.models.loading import save_checkpoint
+from pipeline.models.model_card import training_length
 from pipeline.models.quantization import Codec
 from pipeline.models.window_encoder import WindowEncoder
 from pipeline.training import resume

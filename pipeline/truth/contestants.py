@@ -18,8 +18,7 @@ from pipeline.data.corpus import Corpus
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.sizes import Form
-from pipeline.models.stack import new_language_model
-from pipeline.models.transformer import llama_config
+from pipeline.models.stacks import llama_config, new_language_model
 from pipeline.training import resume
 from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.config import TrainingConfig

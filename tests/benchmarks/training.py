@@ -14,8 +14,7 @@ import torch
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
-from pipeline.models.stack import new_language_model
-from pipeline.models.transformer import llama_config
+from pipeline.models.stacks import llama_config, new_language_model
 from pipeline.training.batches import Batch
 from pipeline.training.config import ObjectiveName, ObjectiveSettings, TrainingConfig
 from pipeline.training.loop import train

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from pipeline.engine.device import Device
 from pipeline.labels.causal import token_entropies
-from pipeline.models.language_model import with_start
+from pipeline.models.causal_lm import with_start
 from tests.device.log import Figures, Log
 from tests.device.sizes import Sizes, language_model
 from tests.device.speed import best_seconds

@@ -16,7 +16,7 @@ from pipeline.engine.device import Device
 from pipeline.engine.errors import DeviceError
 from pipeline.engine.labelling import TorchLabeller, causal_labeller, load_labeller
 from pipeline.models.checkpoint import SHIPPED
-from pipeline.models.transformer import input_embeddings
+from pipeline.models.stacks import input_embeddings
 from schemas.annotations import ENTROPY, Dtype, Method
 from tests.device.log import Figures, Log
 from tests.device.sizes import Sizes, batches, documents, in_precision, language_model

@@ -19,8 +19,8 @@ from pipeline.engine.device import Device
 from pipeline.engine.labelling import TorchLabeller, causal_labeller, second_order_labeller
 from pipeline.labels import exact
 from pipeline.models import cross_entropy
+from pipeline.models.causal_lm import next_token_hidden
 from pipeline.models.cross_entropy import token_cross_entropy
-from pipeline.models.language_model import next_token_hidden
 from tests.device.log import Figures, Log
 from tests.device.sizes import Shape, Sizes, batches, documents, estimator, language_model, second_order_model
 from tests.published import published_entropies

@@ -23,8 +23,8 @@ from pipeline.data.tokenizer import encode, load_tokenizer, train_byte_pairs
 from pipeline.engine.ledger import finished, read_receipts
 from pipeline.engine.opening import Plan, open_run, planned
 from pipeline.models.checkpoint import checkpoint_sha256
+from pipeline.models.checkpoint_files import INDEX_FILE
 from pipeline.models.loading import load_causal
-from pipeline.models.weight_files import INDEX_FILE
 from pipeline.publishing.card import dataset_card
 from pipeline.settings import Config
 from schemas.layout import Subset

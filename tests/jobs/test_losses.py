@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from pipeline.models.stack import new_language_model
-from pipeline.models.transformer import llama_config
+from pipeline.models.stacks import llama_config, new_language_model
 from pipeline.training.batches import Batch
 from pipeline.training.losses import ObjectiveLoss, second_order_loss
 from pipeline.training.objectives import flood

@@ -11,7 +11,7 @@ from pipeline.labels import attribution
 from pipeline.labels.attribution import Measure, decode_alone, token_entropies
 from pipeline.models import cross_entropy as chunked
 from pipeline.models.estimator import EntropyEstimator
-from pipeline.models.transformer import input_embeddings
+from pipeline.models.stacks import input_embeddings
 from tests.builders import VOCABULARY
 from tests.tiny_models import random_tokens, tiny_estimator
 

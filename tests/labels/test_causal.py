@@ -7,8 +7,8 @@ from torch.nn.functional import cross_entropy
 
 from pipeline.labels.causal import expected_entropies, token_entropies
 from pipeline.models import cross_entropy as cross_entropy_in_chunks
-from pipeline.models.language_model import Head, start_token, surprisals_and_entropies, with_start
-from pipeline.models.probe import require_causal
+from pipeline.models.causal_lm import Head, start_token, surprisals_and_entropies, with_start
+from pipeline.models.loading import require_causal
 from tests.families import FAMILIES, START, WITHOUT_POSITIONS, tiny_of_family
 from tests.tiny_models import random_tokens, tiny_language_model
 

@@ -15,8 +15,8 @@ from pipeline.data.tokenizer import encode, load_tokenizer
 from pipeline.engine.labelling import TorchLabeller, in_parts
 from pipeline.labels.causal import token_entropies
 from pipeline.labels.retokenize import Tokens, encode_with_ends, move_nats
+from pipeline.models.causal_lm import start_token
 from pipeline.models.checkpoint import SHIPPED
-from pipeline.models.language_model import start_token
 from pipeline.models.loading import load_causal
 from schemas.annotations import ENTROPY
 from tests.builders import sample_texts

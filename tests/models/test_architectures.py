@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from pipeline.labels.causal import token_entropies
-from pipeline.models.language_model import with_start
-from pipeline.models.probe import require_causal
+from pipeline.models.causal_lm import with_start
+from pipeline.models.loading import require_causal
 from tests.models.architectures import ARCHITECTURES, START, VOCABULARY, tiny_causal
 from tests.tiny_models import random_tokens
 

@@ -27,8 +27,7 @@ from pipeline.models.loading import (
     require_complete,
     save_checkpoint,
 )
-from pipeline.models.stack import new_language_model
-from pipeline.models.transformer import llama_config
+from pipeline.models.stacks import llama_config, new_language_model
 from tests.hub import Hub
 from tests.models.architectures import CONTEXT, VOCABULARY, tiny_causal
 from tests.tiny_models import random_tokens, tiny_autoencoder, tiny_estimator, tiny_second_order

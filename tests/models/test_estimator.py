@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from pipeline.models.estimator import EntropyEstimator
-from pipeline.models.transformer import input_embeddings
+from pipeline.models.stacks import input_embeddings
 from tests.tiny_models import random_tokens, tiny_estimator
 
 

@@ -6,12 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models.language_model import next_token_losses
-from pipeline.models.loading import load_causal
+from pipeline.models.causal_lm import next_token_losses
+from pipeline.models.loading import load_causal, require_causal
 from pipeline.models.mixer import CausalConvolution, MaskedMixer, MixerConfig, MixerForCausalLM
-from pipeline.models.probe import require_causal
-from pipeline.models.stack import new_language_model, stack_config
-from pipeline.models.transformer import add_dropout
+from pipeline.models.stacks import add_dropout, new_language_model, stack_config
 from tests.tiny_models import frozen
 
 

@@ -10,7 +10,7 @@ from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from pipeline.models.language_model import next_token_losses, with_start
+from pipeline.models.causal_lm import next_token_losses, with_start
 from pipeline.models.loading import load_second_order
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.sizes import Form

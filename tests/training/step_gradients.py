@@ -10,8 +10,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.models.stack import new_language_model
-from pipeline.models.transformer import llama_config
+from pipeline.models.stacks import llama_config, new_language_model
 from pipeline.training.batches import Batch
 from pipeline.training.config import ObjectiveName, ObjectiveSettings, TrainingConfig
 from pipeline.training.losses import ObjectiveLoss

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.second_order import SecondOrderModel
-from pipeline.models.stack import new_language_model
-from pipeline.models.transformer import llama_config
+from pipeline.models.stacks import llama_config, new_language_model
 from pipeline.training.batches import Batch
 from pipeline.training.config import ObjectiveName, ObjectiveSettings, TrainingConfig
 from pipeline.training.loop import train

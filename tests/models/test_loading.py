@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.models.language_model import decoder, output_head
-from pipeline.models.probe import require_causal
-from pipeline.models.transformer import input_embeddings
+from pipeline.models.causal_lm import decoder, output_head
+from pipeline.models.loading import require_causal
+from pipeline.models.stacks import input_embeddings
 from tests.models.architectures import tiny_causal
 from tests.tiny_models import tiny_language_model
 

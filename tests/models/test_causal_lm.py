@@ -13,8 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from pipeline.labels import causal, exact, second_order
-from pipeline.models import attention
-from pipeline.models.attention import BLOCK, BlockedAttention, causal_attention
+from pipeline.models import causal_lm as attention
+from pipeline.models.causal_lm import BLOCK, BlockedAttention, causal_attention
 from tests.tiny_models import random_tokens, tiny_estimator, tiny_language_model, tiny_second_order
 
 

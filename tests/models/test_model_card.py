@@ -3,7 +3,7 @@
 import yaml
 from huggingface_hub import ModelCard
 
-from pipeline.models.card import command_line, model_card
+from pipeline.models.model_card import command_line, model_card
 
 
 def test_a_card_claims_no_licence_and_no_language() -> None:
