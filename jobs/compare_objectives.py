@@ -18,11 +18,11 @@ from tqdm import tqdm
 from pipeline.cli import run
 from pipeline.data.annotated import find_annotations
 from pipeline.data.corpus import require_tokens
-from pipeline.labels.packed import ModelTokens
 from pipeline.messages import say
 from pipeline.models.model_card import command_line
 from pipeline.models.sizes import TransformerSizes
 from pipeline.training.config import ObjectiveName, TrainingConfig
+from pipeline.training.data import ModelTokens
 from pipeline.training.side_by_side import side_by_side
 from pipeline.training.trials import Study, Trial, default_objectives, trials
 from pipeline.truth.plots import require_matplotlib
@@ -106,7 +106,7 @@ class Config:
 
 def compare_objectives(config: Config) -> None:
     """Compare what held-out loss comes to with every objective, labels and control."""
-    from pipeline.training import resume  # imports torch, which takes seconds that --help does not need
+    from pipeline.training import resume
 
     require_matplotlib()
     settings = asdict(config)

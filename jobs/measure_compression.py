@@ -128,8 +128,8 @@ def by_model(name: str, folder: Path, texts: Texts, config: Config) -> Iterator[
 
     from pipeline.models.loading import declared_start, load_autoencoder, load_causal, load_estimator
     from pipeline.models.quantization import KINDS, Codec
-    from pipeline.training.accounting import causal_accounting, window_accounting, window_embeddings
     from pipeline.training.batches import Cut
+    from pipeline.training.evaluation import causal_accounting, window_accounting, window_embeddings
 
     context, vocabulary = context_and_vocabulary(folder)
     seen, held_out = (tokenized(part, folder, vocabulary) for part in (texts.seen, texts.held_out))

@@ -71,7 +71,7 @@ class Config(Inputs):
 
 def reproduce_figures(config: Config) -> None:
     """Redraw the paper's kinds of figure at laptop scale."""
-    from pipeline.training import resume  # imports torch, which takes seconds that --help does not need
+    from pipeline.training import resume
 
     require_matplotlib()
     named = config.input or tuple(filter(None, [os.environ.get("FINEWEB")]))
@@ -103,7 +103,7 @@ def rows_of(trial: Trial, figure: Figure, text: Text, config: Config, folder: Pa
     from pipeline.reproduction.layers import rows_by_layer
     from pipeline.reproduction.trial import trained
     from pipeline.training.batches import Cut
-    from pipeline.training.log import evaluations
+    from pipeline.training.metrics import evaluations
 
     steps = max(1, round(figure.steps * config.time))
     training = replace(config.training, steps=steps, evaluate_every=max(1, steps // EVALUATIONS))

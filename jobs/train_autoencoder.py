@@ -17,7 +17,7 @@ from pipeline.cli import run
 from pipeline.models.model_card import command_line, model_card
 from pipeline.models.sizes import Given, WindowEncoderSizes
 from pipeline.training.config import TrainingConfig
-from pipeline.training.documents import DocumentSettings
+from pipeline.training.data import DocumentSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def train_autoencoder(config: Config) -> None:
 
     from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
     from pipeline.training import resume
-    from pipeline.training.processes import together
+    from pipeline.training.distributed import together
     from pipeline.training.window_training import train_on_windows
 
     with together():

@@ -19,7 +19,7 @@ from pipeline.models.checkpoint import find_checkpoint, fold_folder
 from pipeline.models.model_card import command_line, model_card
 from pipeline.models.sizes import Introduction, WindowEncoderSizes
 from pipeline.training.config import TrainingConfig
-from pipeline.training.documents import Documents, DocumentSettings
+from pipeline.training.data import Documents, DocumentSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def train_estimator(config: Config) -> None:
     """Train an entropy estimation model on documents."""
     # torch takes seconds, which --help does not need
     from pipeline.training import resume
-    from pipeline.training.processes import this_process, together
+    from pipeline.training.distributed import this_process, together
 
     with together():
         documents = config.documents.read()

@@ -22,16 +22,16 @@ from pipeline.checks import require_at_least_one
 from pipeline.cli import run
 from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import Corpus, held_out_documents
-from pipeline.labels.packed import ModelTokens, PackedDocuments
 from pipeline.messages import say
 from pipeline.models.model_card import command_line, model_card, training_length
 from pipeline.models.sizes import StackKind, TransformerSizes
 from pipeline.training.config import NEED_LABELS, ObjectiveSettings, TrainingConfig
+from pipeline.training.data import ModelTokens, PackedDocuments
 
 if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
     from transformers import PreTrainedModel
 
-    from pipeline.training.log import Figures
+    from pipeline.training.metrics import Figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def train_here(config: Config, arguments: Sequence[str]) -> None:
     """The training, in this process and those that were started with it; `arguments` are the command's."""
     from pipeline.models.loading import save_checkpoint
     from pipeline.training import resume
-    from pipeline.training.processes import this_process, together
+    from pipeline.training.distributed import this_process, together
 
     with together():
         process, dataset = this_process(), find_annotations(config.labels)
@@ -137,9 +137,9 @@ def trained(
 
     from pipeline.training.batches import Cut, endless_batches
     from pipeline.training.evaluation import window_loss
-    from pipeline.training.loop import train
     from pipeline.training.losses import ObjectiveLoss
     from pipeline.training.objectives import objective_function
+    from pipeline.training.trainer import train
 
     torch.manual_seed(config.training.seed)
     model = new_model(config, tokens)

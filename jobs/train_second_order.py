@@ -42,7 +42,7 @@ from pipeline.training.label_windows import LabelWindows, label_windows
 if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
     from pipeline.models.second_order import SecondOrderModel
     from pipeline.training.batches import Cut
-    from pipeline.training.log import Figures
+    from pipeline.training.metrics import Figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,7 @@ class Plan:
 def train_second_order(config: Config) -> None:
     """Train a second-order model on the labels of an annotated dataset."""
     from pipeline.training import resume
-    from pipeline.training.processes import this_process, together
+    from pipeline.training.distributed import this_process, together
 
     with together():
         process, plan = this_process(), Plan.of(config)
@@ -195,10 +195,10 @@ def train_on(seen: Corpus, held_out: Corpus, start: Path | None, output: Path, p
     from pipeline.models.loading import save_checkpoint
     from pipeline.training import resume
     from pipeline.training.batches import endless_batches
+    from pipeline.training.distributed import this_process
     from pipeline.training.evaluation import held_out_batches, second_order_figures
-    from pipeline.training.loop import train
     from pipeline.training.losses import second_order_loss
-    from pipeline.training.processes import this_process
+    from pipeline.training.trainer import train
 
     config, training = plan.config, plan.config.training
     torch.manual_seed(training.seed)

@@ -116,7 +116,7 @@ class Resumable(Iterator[Item]):
         if os.getpid() != self._process and torch_data is not None and torch_data.get_worker_info() is not None:
             raise ValueError(
                 "every worker of the DataLoader has a copy of this iterator and would give all of it again; read with"
-                " pipeline.training.loader.LabelledWindows, or make an iterator in each worker"
+                " pipeline.training.torch_dataset.LabelledWindows, or make an iterator in each worker"
             )
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ class Reading:
     """How many read the dataset together: each its part of every epoch, equal to a row, none twice.
 
     In the workers of a data loader these are `rank * workers + worker` and `ranks * workers`, as
-    `pipeline.training.loader` has them."""
+    `pipeline.training.torch_dataset` has them."""
     seed: int | None = None
     """Shuffles row groups anew every epoch, and what each rank has of them; the dataset's order where None."""
     shuffled_rows: int = 1

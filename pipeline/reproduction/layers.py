@@ -9,8 +9,8 @@ from pipeline.models.window_encoder import WindowEncoder
 from pipeline.reproduction.figures import Row
 from pipeline.reproduction.text import Text
 from pipeline.reproduction.trial import calibrating_embeddings
-from pipeline.training.accounting import window_accounting
 from pipeline.training.batches import Cut
+from pipeline.training.evaluation import window_accounting
 
 SCANNED: tuple[Kind, ...] = ("int8", "float8_e4m3fn", "float8_e5m2")
 SCANNED_DOCUMENTS = 10

@@ -22,12 +22,12 @@ from pipeline.models.window_encoder import WindowEncoder
 from pipeline.reproduction.figures import Sizes, Trial
 from pipeline.reproduction.text import Text
 from pipeline.training import resume
-from pipeline.training.accounting import Accounting, causal_accounting, window_accounting, window_embeddings
 from pipeline.training.batches import Batch, Cut, endless_batches
 from pipeline.training.config import TrainingConfig
-from pipeline.training.log import Figures
-from pipeline.training.loop import train
+from pipeline.training.evaluation import Accounting, causal_accounting, window_accounting, window_embeddings
 from pipeline.training.losses import document_loss, estimator_loss
+from pipeline.training.metrics import Figures
+from pipeline.training.trainer import train
 
 START, DONE_FILE, CALIBRATING_DOCUMENTS = 0, "done", 50
 

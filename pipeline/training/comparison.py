@@ -16,10 +16,10 @@ from pipeline.training import resume
 from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.config import ObjectiveSettings, TrainingConfig
 from pipeline.training.evaluation import held_out_batches, mean_of
-from pipeline.training.log import Figures, evaluations
-from pipeline.training.loop import train
 from pipeline.training.losses import ObjectiveLoss, document_losses
+from pipeline.training.metrics import Figures, evaluations
 from pipeline.training.objectives import objective_function
+from pipeline.training.trainer import train
 from pipeline.training.trials import Study, Trial
 
 DONE_FILE = "done"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 import zstandard
 
 if TYPE_CHECKING:  # imports torch, which takes seconds
-    from pipeline.training.accounting import Accounting
+    from pipeline.training.evaluation import Accounting
 
 COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType(
     {

@@ -1,13 +1,20 @@
-"""What training jobs can be told.
+"""The learning rate's course."""
 
-Without torch, and without accelerate until a tracker is named, so that `--help` comes at once.
-"""
-
+import math
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from pipeline.training.schedule import Decay
+Decay = Literal["cosine", "linear"]
+
+
+def learning_rate_share(progress: float, warmup: float, decay: Decay) -> float:
+    """Share of the peak rate at a share of the training: linear up to `warmup`, then by the decay to zero."""
+    if progress < warmup:
+        return progress / warmup
+    done = (progress - warmup) / (1 - warmup)
+    return 1 - done if decay == "linear" else 0.5 + 0.5 * math.cos(math.pi * done)
+
 
 ABOVE_ZERO = (
     "steps",

@@ -1,15 +1,15 @@
-"""What an interrupted training goes on from: weights, optimizer and place, in files that are no pickles.
-
-The order of the data and what dropout drops follow from the seed and the step, so that nothing else is kept. A file is
-written beside its name, synced and renamed: one that is there is whole, unless its disk has failed.
-"""
+"""SIGTERM, as schedulers and clusters send it before they kill: the training ends between two steps."""
 
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, Self
 
 import torch
@@ -20,7 +20,39 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from pipeline.models.model_card import CARD_FILE
-from pipeline.training.processes import this_process, whole
+from pipeline.training.distributed import this_process, whole
+
+EXIT_CODE = 128 + signal.SIGTERM
+"""Of a command that a signal ended, as shells report it."""
+
+
+class StoppedError(SystemExit):
+    """Ends the command; the state is saved."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_CODE)
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come since. What handled it before is put back.
+
+    Only a process's main thread can handle signals: elsewhere, as in Ray's workers, the answer is always no.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        asked.set()
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
 
 SETTINGS_FILE = "unfinished.json"
 STATES = "unfinished-*.safetensors"

@@ -10,7 +10,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PRELOADED = ["pipeline.training.loop", "pipeline.models.loading"]
+PRELOADED = ["pipeline.training.trainer", "pipeline.models.loading"]
 PROCESSES = get_context("forkserver")
 PROCESSES.set_forkserver_preload(PRELOADED)
 

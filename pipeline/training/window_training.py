@@ -10,14 +10,14 @@ from pipeline.models.model_card import training_length
 from pipeline.models.quantization import Codec
 from pipeline.models.window_encoder import WindowEncoder
 from pipeline.training import resume
-from pipeline.training.accounting import window_accounting
 from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.config import TrainingConfig
-from pipeline.training.documents import Documents
-from pipeline.training.log import Figures
-from pipeline.training.loop import train
+from pipeline.training.data import Documents
+from pipeline.training.distributed import this_process
+from pipeline.training.evaluation import window_accounting
 from pipeline.training.losses import estimator_loss
-from pipeline.training.processes import this_process
+from pipeline.training.metrics import Figures
+from pipeline.training.trainer import train
 
 
 def train_on_windows(

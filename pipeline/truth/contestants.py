@@ -22,8 +22,8 @@ from pipeline.models.stacks import llama_config, new_language_model
 from pipeline.training import resume
 from pipeline.training.batches import Cut, endless_batches
 from pipeline.training.config import TrainingConfig
-from pipeline.training.loop import train
 from pipeline.training.losses import document_loss, estimator_loss, second_order_loss
+from pipeline.training.trainer import train
 from pipeline.truth.settings import ContestSettings
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)

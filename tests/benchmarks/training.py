@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from pipeline.models.stacks import llama_config, new_language_model
 from pipeline.training.batches import Batch
 from pipeline.training.config import ObjectiveName, ObjectiveSettings, TrainingConfig
-from pipeline.training.loop import train
 from pipeline.training.losses import ObjectiveLoss
 from pipeline.training.objectives import objective_function
+from pipeline.training.trainer import train
 from tests.benchmarks.figure import Figure, median_seconds
 from tests.tiny_models import random_tokens
 

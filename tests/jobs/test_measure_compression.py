@@ -15,8 +15,8 @@ from pipeline.data.tokenizer import encode, load_tokenizer
 from pipeline.models.checkpoint import SHIPPED
 from pipeline.models.loading import save_checkpoint
 from pipeline.models.quantization import KINDS, Codec
-from pipeline.training.accounting import causal_accounting, window_accounting, window_embeddings
 from pipeline.training.batches import Cut
+from pipeline.training.evaluation import causal_accounting, window_accounting, window_embeddings
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand
 from tests.tiny_models import tiny_autoencoder, tiny_estimator, tiny_language_model

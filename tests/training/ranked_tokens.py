@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from pipeline.data.annotated import find_annotations
 from pipeline.data.packing import CutAtEnd, Window
-from pipeline.training.loader import LabelledWindows
-from pipeline.training.processes import this_process, together
+from pipeline.training.distributed import this_process, together
+from pipeline.training.torch_dataset import LabelledWindows
 
 
 def ranked_tokens(source: str, folder: Path) -> None:

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from pipeline.models.stacks import llama_config, new_language_model
 from pipeline.training.batches import Batch
 from pipeline.training.config import ObjectiveName, ObjectiveSettings, TrainingConfig
+from pipeline.training.distributed import Applied, together
 from pipeline.training.losses import ObjectiveLoss
 from pipeline.training.objectives import objective_function
-from pipeline.training.processes import Applied, together
-from pipeline.training.stepper import Stepper
-from pipeline.training.steps import joined, steps_of
+from pipeline.training.trainer import Stepper, joined, steps_of
 
 VOCABULARY = 23
 CONFIG = TrainingConfig(steps=3, gradient_clip=1e9)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from pipeline.training import resume
 from pipeline.training.batches import Batch
 from pipeline.training.config import TrainingConfig
-from pipeline.training.loop import train
 from pipeline.training.side_by_side import PROCESSES
-from tests.training.test_loop import Bigrams, circle, figures, metrics
+from pipeline.training.trainer import train
 from tests.training.test_resume import dropped
+from tests.training.test_trainer import Bigrams, circle, figures, metrics
 
 KILLS = 10
 CONFIG = TrainingConfig(steps=200, tokens_per_batch=40, accumulate=2, learning_rate=0.1, evaluate_every=7, save_every=1)

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from pipeline.training import resume
 from pipeline.training.batches import Batch
 from pipeline.training.config import TrainingConfig
-from pipeline.training.loop import train
-from pipeline.training.stepper import Loss
-from tests.training.test_loop import Bigrams, circle, figures, loss, metrics
+from pipeline.training.trainer import Loss, train
+from tests.training.test_trainer import Bigrams, circle, figures, loss, metrics
 
 CONFIG = TrainingConfig(steps=12, tokens_per_batch=40, learning_rate=0.1, evaluate_every=4)
 

@@ -18,10 +18,9 @@ from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.stacks import llama_config, new_language_model
 from pipeline.training.batches import Batch
 from pipeline.training.config import ObjectiveName, ObjectiveSettings, TrainingConfig
-from pipeline.training.loop import train
 from pipeline.training.losses import ObjectiveLoss, document_loss, estimator_loss, second_order_loss
 from pipeline.training.objectives import objective_function
-from pipeline.training.steps import joined, steps_of
+from pipeline.training.trainer import joined, steps_of, train
 from tests.forkserver import group
 from tests.training import step_gradients
 

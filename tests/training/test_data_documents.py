@@ -9,7 +9,7 @@ import torch
 from pipeline.data.corpus import Corpus, DocumentStream
 from pipeline.models.checkpoint import SHIPPED
 from pipeline.training.batches import Cut, endless_batches
-from pipeline.training.documents import Documents, DocumentSettings
+from pipeline.training.data import Documents, DocumentSettings
 from tests.builders import sample_texts, write_documents
 
 TOKENIZER = str(SHIPPED / "tokenizer")

@@ -10,8 +10,8 @@ import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from pipeline.training.config import TrainingConfig, installed_trackers
-from pipeline.training.loop import train
-from tests.training.test_loop import CONFIG, Bigrams, circle, figures, loss, metrics
+from pipeline.training.trainer import train
+from tests.training.test_trainer import CONFIG, Bigrams, circle, figures, loss, metrics
 
 
 class Notebook(GeneralTracker):  # type: ignore[misc]

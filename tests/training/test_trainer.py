@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.training.batches import Batch
-from pipeline.training.config import TrainingConfig
-from pipeline.training.log import Figures
-from pipeline.training.loop import train
-from pipeline.training.schedule import Decay, learning_rate_share
+from pipeline.training.config import Decay, TrainingConfig, learning_rate_share
+from pipeline.training.metrics import Figures
+from pipeline.training.trainer import train
 
 VOCABULARY = 5
 CONFIG = TrainingConfig(steps=25, tokens_per_batch=40, learning_rate=0.1, evaluate_every=10)

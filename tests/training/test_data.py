@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.data.annotated import find_annotations
 from pipeline.data.tokenizer import encode, load_tokenizer
-from pipeline.labels.packed import ModelTokens, PackedDocuments
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from pipeline.training.batches import Cut, endless_batches
+from pipeline.training.data import ModelTokens, PackedDocuments
 from tests.annotated import write_annotated
 from tests.builders import sample_texts
 

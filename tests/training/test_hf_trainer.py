@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from pipeline.training.config import ObjectiveName, ObjectiveSettings
-from pipeline.training.drop_in import (
+from pipeline.training.hf_trainer import (
     IGNORED,
     EntropyCollator,
     EntropyWindows,

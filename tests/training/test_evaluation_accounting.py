@@ -8,8 +8,8 @@ import torch
 
 from pipeline.data.corpus import Corpus
 from pipeline.models.quantization import KINDS, Codec, Kind, stored_losses
-from pipeline.training.accounting import Accounting, causal_accounting, window_accounting, window_embeddings
 from pipeline.training.batches import Cut
+from pipeline.training.evaluation import Accounting, causal_accounting, window_accounting, window_embeddings
 from tests.tiny_models import random_tokens, tiny_autoencoder, tiny_estimator, tiny_language_model
 
 CUT = Cut(12, 40)

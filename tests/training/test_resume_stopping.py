@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from pipeline.training import resume
 from pipeline.training.batches import Batch
 from pipeline.training.config import TrainingConfig
-from pipeline.training.loop import train
-from pipeline.training.stepper import Loss
-from pipeline.training.stopping import stop_requests
-from tests.training.test_loop import Bigrams, circle, figures, metrics
+from pipeline.training.resume import stop_requests
+from pipeline.training.trainer import Loss, train
 from tests.training.test_resume import dropped
+from tests.training.test_trainer import Bigrams, circle, figures, metrics
 
 CONFIG = TrainingConfig(steps=12, tokens_per_batch=40, accumulate=2, learning_rate=0.1, evaluate_every=5)
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from pipeline.data.annotated import AnnotatedDataset
 from pipeline.data.loader import Reading, labelled_rows, labelled_windows
 from pipeline.data.packing import BestFit, CutAtEnd, Packing
-from pipeline.training.loader import LabelledWindows
+from pipeline.training.torch_dataset import LabelledWindows
 from tests.forkserver import group
 from tests.labelled import LABELS, TOKENS, write_labelled
 
