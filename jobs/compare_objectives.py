@@ -18,17 +18,16 @@ from tqdm import tqdm
 from pipeline.cli import run
 from pipeline.data.annotated import find_annotations
 from pipeline.data.corpus import require_tokens
+from pipeline.experiments.parallel import side_by_side
+from pipeline.experiments.plots import require_matplotlib
+from pipeline.experiments.sources import SOURCES, ContestSettings
+from pipeline.experiments.study import Study, Trial, default_objectives, trials
+from pipeline.experiments.study_report import summarise, write_results
 from pipeline.messages import say
 from pipeline.models.model_card import command_line
 from pipeline.models.sizes import TransformerSizes
 from pipeline.training.config import ObjectiveName, TrainingConfig
 from pipeline.training.data import ModelTokens
-from pipeline.training.side_by_side import side_by_side
-from pipeline.training.trials import Study, Trial, default_objectives, trials
-from pipeline.truth.plots import require_matplotlib
-from pipeline.truth.results import summarise, write_results
-from pipeline.truth.settings import ContestSettings
-from pipeline.truth.sources import SOURCES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +124,7 @@ def compare_objectives(config: Config) -> None:
 
 def made_study(config: Config) -> tuple[Study, float]:
     """The study of the known source, made once, and the truth's own held-out loss."""
-    from pipeline.truth.study import known_study, load_study, save_study
+    from pipeline.experiments.overfitting import known_study, load_study, save_study
 
     file = config.output / "study.npz"
     if not file.is_file():
@@ -159,7 +158,7 @@ def read_study(config: Config) -> tuple[Study, None]:
 
 def figures_of(trial: Trial, study: Study, config: Config) -> list[dict[str, float]]:
     """One trial's figures."""
-    from pipeline.training.comparison import carry_out
+    from pipeline.experiments.overfitting import carry_out
 
     return carry_out(trial, study, config.model, config.training, config.output / "trials")
 

@@ -19,6 +19,8 @@ from pipeline.data.files import pinned
 from pipeline.data.inputs import Inputs
 from pipeline.data.sample import sample_documents
 from pipeline.data.tokenizer import TOKENIZER_FILE, encode, id_count, load_tokenizer
+from pipeline.experiments.compression import Compression, classical, markdown
+from pipeline.experiments.tables import write_csv
 from pipeline.messages import say
 from pipeline.models.checkpoint import (
     SHIPPED,
@@ -29,8 +31,6 @@ from pipeline.models.checkpoint import (
 )
 from pipeline.models.checkpoint_files import CONFIG_FILE
 from pipeline.models.model_card import command_line
-from pipeline.training.compression import Compression, classical, markdown
-from pipeline.training.tables import write_csv
 from schemas.rows import TEXT_COLUMN
 
 

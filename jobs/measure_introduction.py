@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING
 import cyclopts
 
 from pipeline.cli import run
+from pipeline.experiments.sources import SOURCES, ContestSettings, require_sources
+from pipeline.experiments.tables import write_csv
 from pipeline.messages import say
 from pipeline.models.checkpoint import require_new_folder
 from pipeline.models.model_card import command_line
-from pipeline.training.tables import write_csv
-from pipeline.truth.settings import ContestSettings
-from pipeline.truth.sources import SOURCES, require_sources
 
 if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
-    from pipeline.truth.introduction import Outcome
+    from pipeline.experiments.introduction import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ def measure_introduction(config: Config) -> None:
     """Measure estimators whose embedding enters above none to all of the decoder's layers."""
     import torch
 
-    from pipeline.truth.introduction import compare_introductions
+    from pipeline.experiments.introduction import compare_introductions
 
     require_new_folder(config.output)
     config.output.mkdir(parents=True, exist_ok=True)

@@ -17,18 +17,17 @@ import cyclopts
 
 from pipeline.checks import require_at_least_one
 from pipeline.cli import run
+from pipeline.experiments.parallel import side_by_side
+from pipeline.experiments.plots import require_matplotlib, write_plots
+from pipeline.experiments.sources import SOURCES, ContestSettings, require_sources
+from pipeline.experiments.tables import write_csv
 from pipeline.messages import say
 from pipeline.models.checkpoint import require_new_folder
 from pipeline.models.model_card import command_line
-from pipeline.training.side_by_side import side_by_side
-from pipeline.training.tables import write_csv
-from pipeline.truth.plots import require_matplotlib, write_plots
-from pipeline.truth.settings import ContestSettings
-from pipeline.truth.sources import SOURCES, require_sources
 
 if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
-    from pipeline.truth.accuracy import Accuracy
-    from pipeline.truth.contest import Entry
+    from pipeline.experiments.accuracy import Accuracy
+    from pipeline.experiments.contest import Entry
 
 
 @cyclopts.Parameter(name="*")
@@ -51,7 +50,7 @@ class Config:
 
 def measure_truth(config: Config) -> None:
     """Measure how near each label method comes to the true entropies of known sources."""
-    from pipeline.truth.accuracy import markdown, verdict
+    from pipeline.experiments.accuracy import markdown, verdict
 
     require_matplotlib()
     require_new_folder(config.output)
@@ -70,7 +69,7 @@ def measure_truth(config: Config) -> None:
 
 def contest(name: str, config: Config) -> list[Entry]:
     """One source's contest on one core, printing each result. More threads do not help models of this size."""
-    from pipeline.truth.contest import hold_contest
+    from pipeline.experiments.contest import hold_contest
 
     entries: list[Entry] = []
     for entry in hold_contest(name, config.contest, config.output / "training" / name):

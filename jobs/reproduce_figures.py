@@ -18,13 +18,13 @@ from pipeline.checks import require_at_least_one
 from pipeline.cli import run
 from pipeline.data.files import pinned
 from pipeline.data.inputs import Inputs
+from pipeline.experiments.figure_report import write_figure
+from pipeline.experiments.figure_trial import Text, prepare
+from pipeline.experiments.figures import FIGURES, Figure, Row, Trial
+from pipeline.experiments.parallel import side_by_side
+from pipeline.experiments.plots import require_matplotlib
 from pipeline.messages import say
-from pipeline.reproduction.figures import FIGURES, Figure, Row, Trial
-from pipeline.reproduction.results import write_figure
-from pipeline.reproduction.text import Text, prepare
 from pipeline.training.config import TrainingConfig
-from pipeline.training.side_by_side import side_by_side
-from pipeline.truth.plots import require_matplotlib
 
 EVALUATIONS = 10
 
@@ -99,9 +99,8 @@ def reproduce_figures(config: Config) -> None:
 
 def rows_of(trial: Trial, figure: Figure, text: Text, config: Config, folder: Path) -> Sequence[Row]:
     """The trial's evaluations, or what rounding each of its layers costs."""
+    from pipeline.experiments.figure_trial import rows_by_layer, trained
     from pipeline.models.window_encoder import WindowEncoder
-    from pipeline.reproduction.layers import rows_by_layer
-    from pipeline.reproduction.trial import trained
     from pipeline.training.batches import Cut
     from pipeline.training.metrics import evaluations
 

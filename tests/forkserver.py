@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
 
-from pipeline.training.side_by_side import PROCESSES
+from pipeline.experiments.parallel import PROCESSES
 from tests.conftest import free_ports
 
 NOTHING: Mapping[str, str] = MappingProxyType({})

@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 import psutil
 from datasets import disable_progress_bars, load_dataset
 
+from pipeline.experiments.parallel import PROCESSES
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
-from pipeline.training.side_by_side import PROCESSES
 from tests.builders import sample_texts, write_documents
 from tests.hub import Hub, hub_server
 from tests.tiny_models import tiny_second_order

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.truth.contestants import RECIPES
+from pipeline.experiments.contest import RECIPES
 from tests.conftest import RunCommand
 
 TINY = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.reproduction.figures import FIGURES
+from pipeline.experiments.figures import FIGURES
 from tests.conftest import RunCommand
 
 JOB = "jobs.reproduce_figures"

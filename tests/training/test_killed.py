@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipeline.experiments.parallel import PROCESSES
 from pipeline.training import resume
 from pipeline.training.batches import Batch
 from pipeline.training.config import TrainingConfig
-from pipeline.training.side_by_side import PROCESSES
 from pipeline.training.trainer import train
 from tests.training.test_resume import dropped
 from tests.training.test_trainer import Bigrams, circle, figures, metrics

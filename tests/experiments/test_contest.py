@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.truth.contest import hold_contest
-from pipeline.truth.contestants import RECIPES
-from pipeline.truth.settings import ContestSettings
+from pipeline.experiments.contest import RECIPES, hold_contest
+from pipeline.experiments.sources import ContestSettings
 
 TINY = ContestSettings(
     width=16,

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pipeline.truth.sources import SOURCES, HiddenMarkov, MarkovChain, NoisyCopy, draw, shannon_entropy
+from pipeline.experiments.sources import SOURCES, HiddenMarkov, MarkovChain, NoisyCopy, draw, shannon_entropy
 
 
 def tiny_hidden_markov() -> HiddenMarkov:

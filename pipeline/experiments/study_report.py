@@ -6,8 +6,8 @@ from math import isnan, nan, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 
-from pipeline.training.tables import write_csv
-from pipeline.training.trials import Trial
+from pipeline.experiments.study import Trial
+from pipeline.experiments.tables import write_csv
 
 Figures = Mapping[Trial, list[dict[str, float]]]
 # Of Student's distribution, for means of two to ten seeds

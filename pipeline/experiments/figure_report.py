@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.reproduction.figures import Figure, Rows
-from pipeline.training.tables import write_csv
+from pipeline.experiments.figures import Figure, Rows
+from pipeline.experiments.tables import write_csv
 
 LABELS = {
     "held_out_loss": "held-out loss, nats a token",

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from pipeline.data.corpus import Corpus
+from pipeline.experiments.overfitting import carry_out
+from pipeline.experiments.sources import SOURCES, draw
+from pipeline.experiments.study import Study, Trial, default_objectives, trials
+from pipeline.experiments.study_report import interval, markdown, summarise, write_results
 from pipeline.models.sizes import TransformerSizes
-from pipeline.training.comparison import carry_out
 from pipeline.training.config import TrainingConfig
-from pipeline.training.trials import Study, Trial, default_objectives, trials
-from pipeline.truth.results import interval, markdown, summarise, write_results
-from pipeline.truth.sources import SOURCES, draw
 
 SIZES = TransformerSizes(context=8, width=16, layers=1, heads=2)
 CONFIG = TrainingConfig(steps=6, tokens_per_batch=64, learning_rate=0.01, evaluate_every=3)

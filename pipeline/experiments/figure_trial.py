@@ -1,11 +1,7 @@
-"""One training of a figure: a causal language model, an estimator or an autoencoder, evaluated as it goes.
+"""The text that figures are made on: documents that are named, or the built-in ones, with a tokenizer of their own."""
 
-Trainings of a figure get the same compute, 6 FLOP a parameter that multiplies and token, or as many tokens as another.
-One that is interrupted goes on, one that is done is read.
-"""
-
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +10,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pipeline.data.corpus import Corpus, held_out_documents, require_tokens
+from pipeline.data.documents import Column, iterate_rows
+from pipeline.data.files import File
+from pipeline.data.sample import sample_documents
+from pipeline.data.skipped import LONGEST_DOCUMENT
+from pipeline.data.tokenizer import encode, id_count, train_byte_pairs
+from pipeline.experiments.figures import Row, Sizes, Trial
+from pipeline.experiments.sensitivity import sensitivities
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
-from pipeline.models.quantization import Codec
+from pipeline.models.quantization import KINDS, Codec, Kind
 from pipeline.models.stacks import input_embeddings, new_language_model, stack_config
 from pipeline.models.window_encoder import WindowEncoder
-from pipeline.reproduction.figures import Sizes, Trial
-from pipeline.reproduction.text import Text
 from pipeline.training import resume
 from pipeline.training.batches import Batch, Cut, endless_batches
 from pipeline.training.config import TrainingConfig
@@ -28,6 +30,39 @@ from pipeline.training.evaluation import Accounting, causal_accounting, window_a
 from pipeline.training.losses import document_loss, estimator_loss
 from pipeline.training.metrics import Figures
 from pipeline.training.trainer import train
+from schemas.rows import TEXT_COLUMN
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents to train on and, apart from them, to evaluate on. Token 0 stands before a window and is in none."""
+
+    seen: Corpus
+    held_out: Corpus
+    vocabulary: int
+
+
+def prepare(
+    files: Sequence[File], *, vocabulary: int, documents: int, held_out: int, longest: int = LONGEST_DOCUMENT
+) -> Text:
+    """The first documents of the files, or of the built-in text where there are none; the last of them are held out.
+
+    Raises:
+        ValueError: if that leaves nothing to train or to evaluate on.
+    """
+    found = _texts(files, documents, longest)
+    stop = len(found) - held_out_documents(len(found), min(held_out, max(1, len(found) // 10)))
+    tokenizer = train_byte_pairs(found[:stop], vocabulary)
+    corpus = Corpus.of(encode(tokenizer, found), text_bytes=[len(text.encode()) for text in found])
+    return Text(corpus.documents(0, stop), require_tokens(corpus.documents(stop, len(found))), id_count(tokenizer))
+
+
+def _texts(files: Sequence[File], documents: int, longest: int) -> list[str]:
+    if not files:
+        return [str(text) for text in sample_documents().column(TEXT_COLUMN).to_pylist()[:documents]]
+    tables = iterate_rows(list(files), Column(TEXT_COLUMN, longest=longest), documents)
+    return [text for rows in tables for text in rows.column(TEXT_COLUMN).to_pylist() if text]
+
 
 START, DONE_FILE, CALIBRATING_DOCUMENTS = 0, "done", 50
 
@@ -119,3 +154,19 @@ def accountings(model: nn.Module, text: Text, cut: Cut) -> tuple[Accounting, Acc
 def calibrating_embeddings(model: WindowEncoder, text: Text, cut: Cut) -> Tensor:
     """Bottleneck values [N, E] of windows of seen text, which say how far a codec must reach."""
     return window_embeddings(model, text.seen.documents(0, min(CALIBRATING_DOCUMENTS, len(text.seen))), cut)
+
+
+SCANNED: tuple[Kind, ...] = ("int8", "float8_e4m3fn", "float8_e5m2")
+SCANNED_DOCUMENTS = 10
+
+
+def rows_by_layer(model: WindowEncoder, text: Text, cut: Cut) -> Iterator[Row]:
+    """Changes of held-out loss in nats a token, from what it is in float32."""
+    held_out = text.held_out.documents(0, min(SCANNED_DOCUMENTS, len(text.held_out)))
+    values_NE, exact = calibrating_embeddings(model, text, cut), Codec("float32")
+    before = window_accounting(model, exact, held_out, cut).loss
+    for kind in KINDS[1:]:
+        change = window_accounting(model, Codec.calibrated(kind, values_NE), held_out, cut).loss - before
+        yield {"layer": "bottleneck", "what": "embedding", "kind": kind, "loss_change": change}
+    scan = sensitivities(model, lambda each: window_accounting(each, exact, held_out, cut).loss, kinds=SCANNED)
+    yield from (asdict(layer) for layer in scan)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pipeline.experiments.sensitivity import Sensitivity, rounded, sensitivities
 from pipeline.models.estimator import EntropyEstimator
-from pipeline.models.sensitivity import Sensitivity, rounded, sensitivities
 from tests.tiny_models import random_tokens, tiny_autoencoder, tiny_estimator, tiny_language_model
 
 INPUT_IDS_BT = random_tokens(3, 12)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.training.tables import write_csv
-from pipeline.truth.accuracy import Accuracy, Contestant, markdown, measure, verdict
+from pipeline.experiments.accuracy import Accuracy, Contestant, markdown, measure, verdict
+from pipeline.experiments.tables import write_csv
 
 CAUSAL = Contestant(source="coin", method="causal", target="surprisal", token_passes=1, training_tflop=0.5)
 

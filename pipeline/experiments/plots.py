@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # imports torch, which takes seconds
-    from pipeline.truth.contest import Entry
+    from pipeline.experiments.contest import Entry
 
 MOST_POINTS = 3000
 

@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.experiments.figure_trial import Text, multiplying, new_model, prepare, rows_by_layer, trained
+from pipeline.experiments.figures import Sizes, Trial
 from pipeline.models.window_encoder import WindowEncoder
-from pipeline.reproduction.figures import Sizes, Trial
-from pipeline.reproduction.layers import rows_by_layer
-from pipeline.reproduction.text import Text, prepare
-from pipeline.reproduction.trial import multiplying, new_model, trained
 from pipeline.training.batches import Cut
 from pipeline.training.config import TrainingConfig
 

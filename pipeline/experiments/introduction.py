@@ -17,14 +17,12 @@ import torch
 from torch import Tensor
 
 from pipeline.data.corpus import Corpus
+from pipeline.experiments.contest import drawn, train_estimator, train_language_model
+from pipeline.experiments.sources import SOURCES, ContestSettings
 from pipeline.labels import causal, exact
 from pipeline.models.estimator import EntropyEstimator
 from pipeline.models.sizes import Introduction
 from pipeline.training.evaluation import r_squared
-from pipeline.truth.contest import drawn
-from pipeline.truth.contestants import train_estimator, train_language_model
-from pipeline.truth.settings import ContestSettings
-from pipeline.truth.sources import SOURCES
 
 TIMED_WINDOWS, REPEATS = 32, 5
 

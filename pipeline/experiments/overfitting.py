@@ -1,0 +1,136 @@
+"""The matched experiment: the same small model on the same few documents for many epochs, once for every trial.
+
+Documents are windows with the start token before each; a trial is one process's, and goes on where it was interrupted.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from pipeline.data.corpus import Corpus
+from pipeline.experiments.contest import (
+    RECIPES,
+    drawn,
+    teachers_labels,
+    train_estimator,
+    train_language_model,
+    train_second_order,
+)
+from pipeline.experiments.sources import SOURCES, ContestSettings, Drawn
+from pipeline.experiments.study import TRUTH, Study, Trial
+from pipeline.labels import causal, exact, second_order
+from pipeline.models.sizes import TransformerSizes
+from pipeline.models.stacks import add_dropout, llama_config, new_language_model
+from pipeline.training import resume
+from pipeline.training.batches import Cut, endless_batches
+from pipeline.training.config import ObjectiveSettings, TrainingConfig
+from pipeline.training.evaluation import held_out_batches, mean_of
+from pipeline.training.losses import ObjectiveLoss, document_losses
+from pipeline.training.metrics import Figures, evaluations
+from pipeline.training.objectives import objective_function
+from pipeline.training.trainer import train
+
+DONE_FILE = "done"
+
+
+def carry_out(
+    trial: Trial, study: Study, sizes: TransformerSizes, config: TrainingConfig, folder: Path
+) -> list[dict[str, float]]:
+    """Trains the trial's model, if that is not done, and returns its figures at each evaluation.
+
+    `seen_loss` and one for each of `held_out` are plain cross-entropy in nats a token.
+    """
+    output = folder / trial.name
+    if not (output / DONE_FILE).is_file():
+        output.mkdir(parents=True, exist_ok=True)
+        _train(trial, study, sizes, replace(config, seed=trial.seed), output)
+        (output / DONE_FILE).touch()
+        resume.finish(output)
+    return evaluations(output)
+
+
+def _train(trial: Trial, study: Study, sizes: TransformerSizes, config: TrainingConfig, output: Path) -> None:
+    torch.manual_seed(trial.seed)
+    vocabulary = max(study.vocabulary, study.start + 1)
+    model = new_language_model(llama_config(vocab_size=vocabulary, **vars(sizes)), study.start)
+    add_dropout(model, trial.dropout)
+    labelled = study.with_labels(trial.labels, trial.seed)
+    settings = ObjectiveSettings(objective=trial.objective, scale=trial.scale, margin=trial.margin)
+    objective = objective_function(settings, labelled.mean_label)
+    cut = Cut(sizes.context, config.tokens_per_batch)
+    evaluated = {"seen": study.seen, **study.held_out}
+
+    def figures(trained: PreTrainedModel) -> Figures:
+        return {
+            f"{name}_loss": mean_loss(trained, documents, cut, study.start) for name, documents in evaluated.items()
+        }
+
+    train(
+        model,
+        endless_batches([labelled], cut, trial.seed),
+        ObjectiveLoss(objective, start=study.start),
+        figures,
+        config,
+        output,
+    )
+
+
+def mean_loss(model: PreTrainedModel, corpus: Corpus, cut: Cut, start: int) -> float:
+    """Plain cross-entropy in nats a token."""
+    batches = held_out_batches(corpus, cut, model.device)
+    return mean_of(document_losses(model, batch, start)[batch.real_BT] for batch in batches)
+
+
+RECIPE = next(recipe for recipe in RECIPES if recipe.name == "second-order, residual, joint")
+
+
+def known_study(name: str, settings: ContestSettings, documents: int, folder: Path) -> tuple[Study, float]:
+    """The study, and the truth's own loss on its held-out documents, in nats a token: no model can be better."""
+    source = SOURCES[name](np.random.default_rng(settings.seed))
+    vocabulary = source.vocabulary
+    few = drawn(source, documents, settings, stream=4)
+    fresh = drawn(source, settings.fresh_documents, settings, stream=1)
+    corpus = _corpus(drawn(source, settings.steps * settings.batch, settings, stream=2))
+    torch.manual_seed(settings.seed)
+    language_model = train_language_model(corpus, vocabulary, settings, folder)
+    estimator = train_estimator(corpus, vocabulary, settings, folder)
+    taught = teachers_labels(source, estimator, language_model, settings)[RECIPE.teacher]
+    pupil = train_second_order(RECIPE, taught, language_model, vocabulary, settings, folder)
+    ids_MT = torch.from_numpy(few.tokens_MT)
+    labels = {
+        TRUTH: torch.from_numpy(few.surprisal_MT),
+        "causal": causal.token_entropies(language_model, ids_MT, vocabulary),
+        "exact": exact.token_entropies(estimator, ids_MT),
+        "second-order": second_order.token_entropies(pupil, ids_MT).entropy_BT,
+    }
+    flat = {method: nats_MT.flatten().float().numpy() for method, nats_MT in labels.items()}
+    study = Study(_corpus(few), flat, {"held_out": _corpus(fresh)}, vocabulary, start=vocabulary)
+    return study, float(fresh.surprisal_MT.mean())
+
+
+def save_study(file: Path, study: Study, truth: float) -> None:
+    """Writes a study of `known_study`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished.npz")
+    arrays: dict[str, Any] = {f"labels {name}": nats_N for name, nats_N in study.labels.items()}
+    for name, corpus in (("seen", study.seen), ("held_out", study.held_out["held_out"])):
+        arrays[name] = corpus.tokens_N.reshape(len(corpus), -1)
+    np.savez(unfinished, numbers=np.array([study.vocabulary, truth]), **arrays)
+    unfinished.replace(file)
+
+
+def load_study(file: Path) -> tuple[Study, float]:
+    """What `save_study` wrote."""
+    with np.load(file, allow_pickle=False) as stored:
+        vocabulary, truth = int(stored["numbers"][0]), float(stored["numbers"][1])
+        labels = {name.partition(" ")[2]: stored[name] for name in stored.files if name.startswith("labels ")}
+        seen, held_out = (Corpus.of(list(stored[name])) for name in ("seen", "held_out"))
+    return Study(seen, labels, {"held_out": held_out}, vocabulary, vocabulary), truth
+
+
+def _corpus(documents: Drawn) -> Corpus:
+    return Corpus.of(list(documents.tokens_MT.astype(np.int32)))
