@@ -28,11 +28,7 @@ from pipeline.data.hub import Repository
 from pipeline.data.naming import recorded
 from pipeline.data.sample import write_sample
 from pipeline.data.tokenizer import CONFIG_FILE, tokenizer_sha256
-from pipeline.engine.annotation import Annotator
-from pipeline.engine.crew import Crew
-from pipeline.engine.device import Device
-from pipeline.engine.driver import Driver
-from pipeline.engine.growth import grows, require_growing
+from pipeline.engine.annotator import Annotator
 from pipeline.engine.ledger import (
     end_staging,
     finished,
@@ -43,11 +39,20 @@ from pipeline.engine.ledger import (
     unpublished,
     write_published,
 )
-from pipeline.engine.opening import Plan, locked, open_run, planned, require_same, require_same_columns
-from pipeline.engine.plan import Unit, inspect
-from pipeline.engine.report import Annotated, Outcome, Report
-from pipeline.engine.run import Run
-from pipeline.engine.this_process import ThisProcess
+from pipeline.engine.output import (
+    Plan,
+    grows,
+    locked,
+    open_run,
+    planned,
+    require_growing,
+    require_same,
+    require_same_columns,
+)
+from pipeline.engine.plan import Device, Run, Unit, inspect
+from pipeline.engine.scheduler import Driver
+from pipeline.engine.throughput import Annotated, Outcome, Report
+from pipeline.engine.workers import Crew, ThisProcess
 from pipeline.messages import say
 from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.preparation import frozen, frozen_checkpoint, frozen_longest, prepare
@@ -234,7 +239,7 @@ def crew_of(job: Run, config: Config) -> Iterator[Crew]:
     """The workers that were asked for: this process alone, or those of a Ray cluster."""
     if config.workers == 0:
         with stage("loading torch"):
-            from pipeline.engine.labelling import device_here
+            from pipeline.engine.labeller import device_here
 
             device = device_here(config.gpus_per_worker)
         say("workers        none: this process labels")
@@ -242,7 +247,7 @@ def crew_of(job: Run, config: Config) -> Iterator[Crew]:
         return
     with stage("loading Ray"):  # which may be missing where this process labels
         from pipeline.engine.cluster import LOCAL, Share, cluster, ray_address
-        from pipeline.engine.ray_crew import RayCrew
+        from pipeline.engine.ray_workers import RayCrew
 
     share = Share(cpus=config.cpus_per_worker, gpus=config.gpus_per_worker)
     address = ray_address(config.address)
@@ -257,7 +262,7 @@ def crew_of(job: Run, config: Config) -> Iterator[Crew]:
 
 def load(job: Run, device: Device) -> Annotator:
     """A worker's checkpoints and tokenizers, on its device; where Ray's workers label, the driver needs no torch."""
-    from pipeline.engine.labelling import load_annotator
+    from pipeline.engine.labeller import load_annotator
 
     return load_annotator(job, device)
 

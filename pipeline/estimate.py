@@ -9,14 +9,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from pipeline.engine.annotation import Slab, with_tokenizers
-from pipeline.engine.device import Device
-from pipeline.engine.errors import UnitError
-from pipeline.engine.labelling import device_here, load_annotator
-from pipeline.engine.plan import FEWEST_ROWS, Source, Unit
-from pipeline.engine.run import Run
-from pipeline.engine.stages import Stages
-from pipeline.engine.underway import Underway
+from pipeline.engine.annotator import Slab, Underway, UnitError, with_tokenizers
+from pipeline.engine.labeller import device_here, load_annotator
+from pipeline.engine.plan import FEWEST_ROWS, Device, Run, Source, Unit
+from pipeline.engine.throughput import Stages
 from pipeline.messages import say
 from pipeline.progress import stage
 from pipeline.settings import Config

@@ -21,7 +21,7 @@ from pipeline.data.hub import Repository
 from pipeline.data.naming import load_call
 from pipeline.data.shards import shard_schema
 from pipeline.engine.ledger import read_receipts
-from pipeline.engine.opening import Plan, locked, planned, require_same
+from pipeline.engine.output import Plan, locked, planned, require_same
 from pipeline.messages import say
 from pipeline.publishing.facts import Facts
 from pipeline.publishing.publisher import Publisher, published_plan, published_receipts

@@ -13,7 +13,7 @@ from pipeline.data.safe_tokenizers import failures_told
 from pipeline.data.shards import open_shard
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
 from pipeline.engine.ledger import read_published, read_receipts
-from pipeline.engine.report import Report
+from pipeline.engine.throughput import Report
 from pipeline.messages import say
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, Provenance
 from schemas.layout import Subset

@@ -21,7 +21,7 @@ import cyclopts
 from pipeline.cli import run
 from pipeline.data.files import HUB
 from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
-from pipeline.engine.opening import locked
+from pipeline.engine.output import locked
 from pipeline.messages import say
 from pipeline.progress import stage
 from pipeline.verification.card import check_card

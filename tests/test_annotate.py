@@ -21,9 +21,9 @@ from datasets import load_dataset
 
 from pipeline.data.annotated import find_annotations
 from pipeline.data.tokenizer import encode, load_tokenizer
-from pipeline.engine import backlog
-from pipeline.engine.driver import Driver
-from pipeline.engine.stages import WORK
+from pipeline.engine import scheduler as backlog
+from pipeline.engine.scheduler import Driver
+from pipeline.engine.throughput import WORK
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from pipeline.preparation import dtype_for
 from pipeline.settings import Config

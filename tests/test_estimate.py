@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pipeline import estimate as estimating
-from pipeline.engine.annotation import with_tokenizers
-from pipeline.engine.run import Run
+from pipeline.engine.annotator import with_tokenizers
+from pipeline.engine.plan import Run
 from pipeline.estimate import Estimate, Speed, Workers, beginning, look, measure, print_estimate, workers_of
 from pipeline.settings import Config
 from tests.engine.fakes import FakeLabeller, planned

@@ -68,7 +68,7 @@ def test_no_path_of_this_disk_is_published(
     file = write_documents(tmp_path / "secret" / "in.parquet", ["a", "b"] * 8, input_ids=[[1, 2]] * 15 + [[9999]])
     hub.add("user/source", {"0.parquet": file.read_bytes()})
     commit = hub.commits("user/source")[-1].oid
-    monkeypatch.setattr("pipeline.engine.backlog.PAUSE", 0.1)
+    monkeypatch.setattr("pipeline.engine.scheduler.PAUSE", 0.1)
     chosen = ("--input", file, "hf://datasets/user/source", "--estimator", model, "--tokenizer", "none")
     published = ("--output", "hf://datasets/user/name", "--staging")
     assert run_command(*ANNOTATE, *chosen, *published, tmp_path / "staging") == 3

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.engine.opening import Plan
+from pipeline.engine.output import Plan
 from pipeline.preparation import frozen, frozen_checkpoint
 from tests.builders import PROVENANCE
 

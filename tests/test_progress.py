@@ -14,14 +14,11 @@ import pytest
 from pipeline import progress
 from pipeline.annotate import state_of
 from pipeline.engine.cluster import Share
-from pipeline.engine.crew import Crew
-from pipeline.engine.driver import Driver
-from pipeline.engine.plan import Unit
-from pipeline.engine.ray_crew import RayCrew
-from pipeline.engine.report import Annotated, Report
-from pipeline.engine.run import Run
-from pipeline.engine.stages import Stages
-from pipeline.engine.this_process import ThisProcess
+from pipeline.engine.plan import Run, Unit
+from pipeline.engine.ray_workers import RayCrew
+from pipeline.engine.scheduler import Driver
+from pipeline.engine.throughput import Annotated, Report, Stages
+from pipeline.engine.workers import Crew, ThisProcess
 from pipeline.progress import Progress, State, stage
 from schemas.receipts import Counts, Quarantined, Receipt
 from tests.builders import write_documents
@@ -126,8 +123,8 @@ def lines_of(run: Run, units: list[Unit], crew: Crew, monkeypatch: pytest.Monkey
 def test_documents_are_counted_while_their_unit_is_labelled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    monkeypatch.setattr("pipeline.engine.ray_crew.ASK", 0.1)
-    monkeypatch.setattr("pipeline.engine.driver.PATIENCE", 0.1)
+    monkeypatch.setattr("pipeline.engine.ray_workers.ASK", 0.1)
+    monkeypatch.setattr("pipeline.engine.scheduler.PATIENCE", 0.1)
     run, units = slow_run(tmp_path)
     load = partial(load_fake, seconds=0.05)
     crew = RayCrew(run, load, workers=1, share=Share(cpus=0.5)) if workers else ThisProcess(run, load, "cpu")

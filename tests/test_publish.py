@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.hub import Repository
-from pipeline.engine.growth import GROWING_FILE
 from pipeline.engine.ledger import as_lines, read_receipts, receipt_file
+from pipeline.engine.output import GROWING_FILE
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from pipeline.publishing.publisher import published_receipts
 from schemas.layout import Subset

@@ -20,7 +20,7 @@ from huggingface_hub import CommitOperationAdd
 
 from pipeline.data.hub import Operation, Repository, shard_addition
 from pipeline.engine.ledger import as_lines, forget
-from pipeline.engine.opening import Plan, read_plan
+from pipeline.engine.output import Plan, read_plan
 from pipeline.messages import told
 from schemas.decoding import reading
 from schemas.layout import Subset, shards_in_all

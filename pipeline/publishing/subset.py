@@ -11,7 +11,7 @@ from pipeline.data.hub import Operation, Repository
 from pipeline.data.naming import is_local
 from pipeline.data.tokenizer import tokenizer_sha256
 from pipeline.engine.ledger import total
-from pipeline.engine.opening import plan_without_paths, require_same
+from pipeline.engine.output import plan_without_paths, require_same
 from pipeline.models.checkpoint import TOKENIZER_FILES
 from pipeline.publishing.card import dataset_card
 from pipeline.publishing.facts import Facts

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, tokenizer_sha256
-from pipeline.engine.growth import GROWING_FILE
 from pipeline.engine.ledger import receipt_file
-from pipeline.engine.opening import Plan, read_plan
+from pipeline.engine.output import GROWING_FILE, Plan, read_plan
 from pipeline.verification.stored import Fault, Stored, link
 from schemas.annotations import Provenance
 from schemas.layout import shard_name, shards_in_all

@@ -22,16 +22,14 @@ import torch
 
 from pipeline.data.files import File, find_files
 from pipeline.data.sample import sample_documents
+from pipeline.engine.annotator import Underway
 from pipeline.engine.cluster import Share, cluster
-from pipeline.engine.driver import Driver
-from pipeline.engine.labelling import load_annotator
-from pipeline.engine.opening import Plan, open_run
-from pipeline.engine.plan import Unit, inspect
-from pipeline.engine.ray_crew import RayCrew
-from pipeline.engine.report import Annotated
-from pipeline.engine.run import Run
-from pipeline.engine.stages import Stages
-from pipeline.engine.underway import Underway
+from pipeline.engine.labeller import load_annotator
+from pipeline.engine.output import Plan, open_run
+from pipeline.engine.plan import Run, Unit, inspect
+from pipeline.engine.ray_workers import RayCrew
+from pipeline.engine.scheduler import Driver
+from pipeline.engine.throughput import Annotated, Stages
 from pipeline.preparation import prepare
 from pipeline.settings import Config
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY

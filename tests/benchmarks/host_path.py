@@ -28,9 +28,8 @@ from pipeline.data.sample import sample_documents
 from pipeline.data.shards import annotated_rows, write_shard
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.data.windows import Batch, gather, window_batches
-from pipeline.engine.annotation import with_tokenizers
-from pipeline.engine.plan import Unit, inspect, plan_units
-from pipeline.engine.run import Run
+from pipeline.engine.annotator import with_tokenizers
+from pipeline.engine.plan import Run, Unit, inspect, plan_units
 from pipeline.models.checkpoint import SHIPPED
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, ROUNDING_NATS, annotated_schema
 from schemas.layout import Subset

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 from transformers import LlamaForCausalLM
 
-from pipeline.engine.device import Device
+from pipeline.engine.plan import Device
 from pipeline.labels.causal import token_entropies
 from pipeline.models.causal_lm import with_start
 from tests.device.log import Figures, Log

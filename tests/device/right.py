@@ -12,9 +12,9 @@ import torch
 
 from pipeline.data.sample import sample_documents
 from pipeline.data.tokenizer import encode, load_tokenizer
-from pipeline.engine.device import Device
-from pipeline.engine.errors import DeviceError
-from pipeline.engine.labelling import TorchLabeller, causal_labeller, load_labeller
+from pipeline.engine.annotator import DeviceError
+from pipeline.engine.labeller import TorchLabeller, causal_labeller, load_labeller
+from pipeline.engine.plan import Device
 from pipeline.models.checkpoint import SHIPPED
 from pipeline.models.stacks import input_embeddings
 from schemas.annotations import ENTROPY, Dtype, Method

@@ -15,8 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaForCausalLM
 
 from pipeline.data.windows import Batch
-from pipeline.engine.device import Device
-from pipeline.engine.labelling import TorchLabeller, causal_labeller, second_order_labeller
+from pipeline.engine.labeller import TorchLabeller, causal_labeller, second_order_labeller
+from pipeline.engine.plan import Device
 from pipeline.labels import exact
 from pipeline.models import cross_entropy
 from pipeline.models.causal_lm import next_token_hidden

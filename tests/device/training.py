@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from pipeline.engine.device import Device
+from pipeline.engine.plan import Device
 from pipeline.models import cross_entropy as chunked
 from tests.benchmarks import training
 from tests.device.log import Figures, Log

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.engine.cluster import Share, cluster
-from pipeline.engine.driver import Driver
 from pipeline.engine.ledger import finished
-from pipeline.engine.opening import Plan, locked, open_run
-from pipeline.engine.ray_crew import RayCrew
+from pipeline.engine.output import Plan, locked, open_run
+from pipeline.engine.ray_workers import RayCrew
+from pipeline.engine.scheduler import Driver
 from tests.engine.fakes import load_fake, planned_run
 
 

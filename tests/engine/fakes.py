@@ -16,12 +16,9 @@ import numpy as np
 from pipeline.data.documents import Column
 from pipeline.data.files import find_files
 from pipeline.data.windows import Batch, gather, window_batches
-from pipeline.engine.annotation import Annotator, Labeller, with_tokenizers
-from pipeline.engine.errors import SourceError
-from pipeline.engine.plan import Unit, inspect, plan_units
-from pipeline.engine.report import Annotated
-from pipeline.engine.run import Run
-from pipeline.engine.underway import Underway
+from pipeline.engine.annotator import Annotator, Labeller, SourceError, Underway, with_tokenizers
+from pipeline.engine.plan import Run, Unit, inspect, plan_units
+from pipeline.engine.throughput import Annotated
 from schemas.annotations import ENTROPY, INPUT_IDS, annotated_schema
 from schemas.layout import Subset
 from tests.builders import PROVENANCE, write_documents

@@ -14,8 +14,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from pipeline.engine.cluster import Share
-from pipeline.engine.driver import Driver
-from pipeline.engine.ray_crew import RayCrew
+from pipeline.engine.ray_workers import RayCrew
+from pipeline.engine.scheduler import Driver
 from tests.engine.fakes import load_fake, planned_run
 
 

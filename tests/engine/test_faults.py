@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from pipeline.engine.ledger import finished, read_receipts
-from pipeline.engine.opening import Plan, open_run
+from pipeline.engine.output import Plan, open_run
 from tests.builders import write_documents
 from tests.conftest import Head
 from tests.engine.fakes import planned_run, shards, token_rows, undisturbed

@@ -19,7 +19,7 @@ from pipeline.engine.ledger import (
     unpublished,
     write_published,
 )
-from pipeline.engine.opening import Plan, locked, open_run, planned
+from pipeline.engine.output import Plan, locked, open_run, planned
 from pipeline.engine.plan import Unit
 from schemas.annotations import Provenance
 from schemas.layout import GROUP, Subset, shard_name, shards_in_all

@@ -21,7 +21,7 @@ from pipeline.data.annotated import find_annotations, read_quarantine
 from pipeline.data.loader import Reading, labelled_rows
 from pipeline.data.tokenizer import encode, load_tokenizer, train_byte_pairs
 from pipeline.engine.ledger import finished, read_receipts
-from pipeline.engine.opening import Plan, open_run, planned
+from pipeline.engine.output import Plan, open_run, planned
 from pipeline.models.checkpoint import checkpoint_sha256
 from pipeline.models.checkpoint_files import INDEX_FILE
 from pipeline.models.loading import load_causal

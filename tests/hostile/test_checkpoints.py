@@ -17,7 +17,7 @@ from pipeline.cli import INCOMPLETE
 from pipeline.data.annotated import read_quarantine
 from pipeline.data.files import find_files
 from pipeline.data.tokenizer import tokenizer_sha256
-from pipeline.engine.labelling import load_annotator
+from pipeline.engine.labeller import load_annotator
 from pipeline.engine.plan import inspect
 from pipeline.models.checkpoint import SHIPPED, Kind, checkpoint_sha256, find_checkpoint
 from pipeline.models.loading import load_causal
@@ -239,8 +239,8 @@ def test_a_document_that_makes_the_tokenizer_panic_costs_its_unit_alone(
     tmp_path: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest of the documents is labelled, and the reason is written down in one line."""
-    monkeypatch.setattr("pipeline.engine.backlog.PAUSE", 0.01)
-    monkeypatch.setattr("pipeline.engine.driver.PATIENCE", 0.05)
+    monkeypatch.setattr("pipeline.engine.scheduler.PAUSE", 0.01)
+    monkeypatch.setattr("pipeline.engine.scheduler.PATIENCE", 0.05)
     made = sound(tmp_path / "model", "second-order")
     split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}

@@ -4,9 +4,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from pipeline.engine.ledger import record
-from pipeline.engine.opening import Plan, open_run
-from pipeline.engine.plan import Unit
-from pipeline.engine.run import Run
+from pipeline.engine.output import Plan, open_run
+from pipeline.engine.plan import Run, Unit
 from schemas.layout import Subset, shard_name
 from schemas.receipts import Counts, Receipt
 from tests.builders import write_documents

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine.ledger import as_lines, finished, read_receipts
-from pipeline.engine.opening import Plan, open_run
+from pipeline.engine.output import Plan, open_run
 from pipeline.publishing.card import write_card
 from pipeline.publishing.facts import THIS_FOLDER, Facts
 from pipeline.publishing.source import source_facts

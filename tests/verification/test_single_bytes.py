@@ -11,7 +11,7 @@ from pipeline.annotate import annotate
 from pipeline.data.annotated import find_annotations
 from pipeline.data.loader import Reading, labelled_rows
 from pipeline.data.tokenizer import train_byte_pairs
-from pipeline.engine.opening import read_plan
+from pipeline.engine.output import read_plan
 from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.settings import Config
 from pipeline.verification.shards import COMPARED

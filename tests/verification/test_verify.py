@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.data.shards import write_shard
 from pipeline.engine.ledger import quarantine, record
-from pipeline.engine.opening import locked
+from pipeline.engine.output import locked
 from schemas.annotations import PROVENANCE_KEY, Provenance
 from schemas.layout import Subset, shard_name
 from schemas.receipts import Quarantined, Receipt

@@ -14,19 +14,18 @@ import pytest
 import ray
 
 from pipeline.data.annotated import read_quarantine
-from pipeline.engine import backlog, driver, ray_crew
-from pipeline.engine.annotation import Annotator
+from pipeline.engine import ray_workers as ray_crew
+from pipeline.engine import scheduler as backlog
+from pipeline.engine import scheduler as driver
+from pipeline.engine.annotator import Annotator, Underway
 from pipeline.engine.cluster import Share
-from pipeline.engine.device import Device
-from pipeline.engine.driver import Driver
-from pipeline.engine.labelling import TorchLabeller, load_annotator
+from pipeline.engine.labeller import TorchLabeller, load_annotator
 from pipeline.engine.ledger import read_receipts
-from pipeline.engine.plan import Unit
-from pipeline.engine.ray_crew import RayCrew
-from pipeline.engine.report import Annotated
-from pipeline.engine.run import Run
-from pipeline.engine.underway import Underway
-from pipeline.engine.worker import Load
+from pipeline.engine.plan import Device, Run, Unit
+from pipeline.engine.ray_workers import RayCrew
+from pipeline.engine.scheduler import Driver
+from pipeline.engine.throughput import Annotated
+from pipeline.engine.workers import Load
 from pipeline.models.checkpoint import UnfitModelError
 from schemas.layout import Subset, shard_name
 from schemas.receipts import Quarantined, Receipt
@@ -45,7 +44,7 @@ from tests.engine.fakes import (
     token_rows,
     undisturbed,
 )
-from tests.engine.test_labelling import LimitedDevice
+from tests.engine.test_labeller import LimitedDevice
 from tests.tiny_models import tiny_estimator
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

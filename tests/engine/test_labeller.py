@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from pipeline.data.windows import window_batches
-from pipeline.engine.errors import DeviceError
-from pipeline.engine.labelling import (
+from pipeline.engine.annotator import DeviceError
+from pipeline.engine.labeller import (
     TorchLabeller,
     _sent,
     forward_tokens,

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from pipeline.data.windows import window_batches
-from pipeline.engine.crew import Ended, Hand
-from pipeline.engine.driver import Driver
+from pipeline.engine.annotator import Part, StoppedError, Underway
 from pipeline.engine.plan import Unit
-from pipeline.engine.this_process import ThisProcess
-from pipeline.engine.underway import Part, StoppedError, Underway
+from pipeline.engine.scheduler import Driver
+from pipeline.engine.workers import Ended, Hand, ThisProcess
 from tests.engine.fakes import FakeLabeller, load_fake, planned
 
 

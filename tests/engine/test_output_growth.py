@@ -9,12 +9,10 @@ import pytest
 from datasets import load_dataset
 
 from pipeline.data.annotated import find_annotations
-from pipeline.engine import growth
-from pipeline.engine.growth import grows, require_growing
+from pipeline.engine import output as growth
 from pipeline.engine.ledger import finished, read_receipts
-from pipeline.engine.opening import Plan, open_run, planned
-from pipeline.engine.plan import Unit
-from pipeline.engine.run import Run
+from pipeline.engine.output import Plan, grows, open_run, planned, require_growing
+from pipeline.engine.plan import Run, Unit
 from schemas.receipts import RECEIPTS
 from tests.builders import write_documents
 from tests.engine.fakes import load_fake, planned_run, shards, token_rows

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from pipeline.data.files import File
-from pipeline.engine.backlog import Backlog, Try
 from pipeline.engine.plan import Unit
+from pipeline.engine.scheduler import Backlog, Try
 
 ALIVE: set[str | None] = {"node", "other"}
 

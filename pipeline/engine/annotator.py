@@ -1,9 +1,4 @@
-"""One unit from rows to a committed shard, in three stages that overlap; no Ray and no torch here.
-
-    read, tokenize, pad  |  label on the device  |  Arrow, Parquet, receipt
-
-Each stage is a generator that runs in a thread of its own, a few slabs of rows ahead of the next one.
-"""
+"""What a unit, a device or an output can fail by, as its driver tells them apart."""
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -25,18 +20,102 @@ from pipeline.data.iterators import BATCH_BYTES, ahead
 from pipeline.data.shards import annotated_rows, write_shard
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.data.windows import Batch, gather, sample_positions, window_batches
-from pipeline.engine.errors import OutputError, SourceError
 from pipeline.engine.ledger import record
-from pipeline.engine.plan import Unit
-from pipeline.engine.report import Annotated
-from pipeline.engine.room import Room
-from pipeline.engine.run import Run
-from pipeline.engine.stages import HELD, Stages
-from pipeline.engine.underway import Part, Underway
+from pipeline.engine.plan import Run, Unit
+from pipeline.engine.throughput import HELD, Annotated, Stages
 from pipeline.labels.retokenize import encode_with_ends, move_nats
 from pipeline.messages import redacted
 from schemas.layout import shard_name
 from schemas.receipts import Counts, Receipt
+
+
+class UnitError(Exception):
+    """A unit failed, and not by what its rows are; the message says why."""
+
+
+class SourceError(UnitError):
+    """Rows cannot be read now; another try may succeed."""
+
+
+class DeviceError(UnitError):
+    """This device cannot label the rows; another one may."""
+
+
+class OutputError(UnitError):
+    """Nothing can be written: no use in trying other units."""
+
+
+class WorkerLostError(UnitError):
+    """The worker died, or its node is gone; another worker may label the rows."""
+
+
+class Part(NamedTuple):
+    """Documents and tokens that are labelled; fractions of a document count too."""
+
+    rows: float = 0.0
+    tokens: float = 0.0
+
+
+class StoppedError(Exception):
+    """Nobody wants the unit's labels any more."""
+
+
+class Underway:
+    """One unit's, written by the thread that labels and read by any."""
+
+    def __init__(self) -> None:
+        self.labelled = Part()
+        self.stopped = False
+
+    def is_stopped(self) -> bool:
+        """True when nobody wants the unit any more."""
+        return self.stopped
+
+    def slab(self, rows: int, tokens: int, batches: Sequence[Batch]) -> Callable[[Batch], None]:
+        """What is to be called after each of these batches, which label so many rows of so many tokens.
+
+        Batches count by the labels that are asked of them, as overlapping windows share tokens.
+        """
+        before, asked = self.labelled, sum(map(_asked, batches))
+        had = 0
+
+        def labelled(batch: Batch) -> None:
+            nonlocal had
+            had += _asked(batch)
+            self.labelled = Part(before.rows + rows * had / asked, before.tokens + tokens * had / asked)
+            if self.stopped:
+                raise StoppedError
+
+        return labelled
+
+
+def _asked(batch: Batch) -> int:
+    return int(batch.wanted_BT.sum())
+
+
+LOOK_SECONDS = 0.1  # how often somebody who waits looks whether it is wanted still
+
+
+class Room:
+    """So many bytes; what is larger than all of it has it alone."""
+
+    def __init__(self, size: int) -> None:
+        self._size = self._free = size
+        self._change = threading.Condition()
+
+    def take(self, size: int, stopped: Callable[[], bool]) -> None:
+        """Waits until there is as much, or nobody wants it any more."""
+        with self._change:
+            while self._free < min(size, self._size) and not stopped():
+                self._change.wait(LOOK_SECONDS)
+            self._free -= min(size, self._size)
+
+    def give_back(self, size: int) -> None:
+        """Makes room for others."""
+        with self._change:
+            self._free += min(size, self._size)
+            self._change.notify_all()
+
 
 SLABS_AHEAD = 2  # between two stages: enough to never wait, and memory stays at a few slabs of 2 MiB of text
 # What those in the stages and between them hold, 2 MiB each. Tokens and labels of a document that is as long take up to

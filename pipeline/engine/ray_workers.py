@@ -3,8 +3,9 @@
 import logging
 import os
 import queue
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,15 +13,11 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.engine.cluster import Share, require_ray
-from pipeline.engine.crew import Crew, Ended, Hand
-from pipeline.engine.device import Device
-from pipeline.engine.errors import WorkerLostError
-from pipeline.engine.plan import Unit
-from pipeline.engine.report import Annotated
-from pipeline.engine.run import Run
-from pipeline.engine.underway import Part
-from pipeline.engine.worker import Load, Worker
+from pipeline.engine.annotator import Part, WorkerLostError
+from pipeline.engine.cluster import Share, cluster, ray_address, require_ray
+from pipeline.engine.plan import Device, Run, Unit
+from pipeline.engine.throughput import Annotated
+from pipeline.engine.workers import Crew, Ended, Hand, Load, Worker
 from pipeline.messages import log_to_stderr
 
 PATIENCE = 10.0  # seconds for what a worker does beside its units
@@ -184,3 +181,27 @@ class Metrics:
             self.tokens.inc(receipt.counts.tokens)
         self.fill.set(stages.batch_fill)
         self.wait.set(stages.device_wait)
+
+
+def run_in_processes(work: Callable[[], None], processes: int, address: str | None) -> None:
+    """Runs `work` in so many processes of one torch process group, each with a GPU where the cluster has any.
+
+    Raises:
+        ValueError: if `work` raises one; other errors of it come as Ray's, with where they happened.
+    """
+    with cluster(ray_address(address)), tempfile.TemporaryDirectory() as folder:
+        from ray.train import RunConfig, ScalingConfig, WorkerGroupError  # loads torch, which takes seconds
+        from ray.train.torch import TorchTrainer
+
+        trainer: Any = TorchTrainer(
+            lambda: work(),
+            scaling_config=ScalingConfig(num_workers=processes, use_gpu=ray.cluster_resources().get("GPU", 0) > 0),
+            run_config=RunConfig(storage_path=folder),
+        )
+        try:
+            trainer.fit()
+        except WorkerGroupError as error:
+            for failure in error.worker_failures.values():
+                if isinstance(failure, ValueError):
+                    raise ValueError(str(failure)) from error
+            raise

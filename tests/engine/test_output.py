@@ -13,9 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine.growth import GROWING_FILE
 from pipeline.engine.ledger import finished, read_receipts, receipt_file
-from pipeline.engine.opening import Plan, locked, open_run, plan_without_paths, planned, read_plan
+from pipeline.engine.output import GROWING_FILE, Plan, locked, open_run, plan_without_paths, planned, read_plan
 from schemas.layout import Subset
 from schemas.receipts import PLAN_FILE, QUARANTINE, RECEIPTS
 from tests.publishing.datasets import annotated

@@ -23,11 +23,9 @@ from pipeline.data.counts import histogram
 from pipeline.data.documents import Column
 from pipeline.data.files import find_files
 from pipeline.data.tokenizer import load_tokenizer
-from pipeline.engine.annotation import Annotator
-from pipeline.engine.errors import OutputError, SourceError
+from pipeline.engine.annotator import Annotator, OutputError, SourceError
 from pipeline.engine.ledger import read_receipts
-from pipeline.engine.plan import Unit, inspect, plan_units
-from pipeline.engine.run import Run
+from pipeline.engine.plan import Run, Unit, inspect, plan_units
 from pipeline.models.checkpoint import SHIPPED
 from schemas.annotations import annotated_schema
 from schemas.layout import Subset
@@ -162,7 +160,7 @@ def test_a_stage_that_fails_ends_the_unit_and_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.engine.annotation.read_rows", fail) if stage == "read" else None
+    monkeypatch.setattr("pipeline.engine.annotator.read_rows", fail) if stage == "read" else None
     monkeypatch.setattr("pipeline.data.shards.os.fsync", full) if stage == "write" else None
     expected = {"read": SourceError, "label": RuntimeError, "write": OutputError}[stage]
     with pytest.raises(expected) as failure:
@@ -182,7 +180,7 @@ def peak_of_a_unit(folder: Path, rows: int) -> int:
     random = np.random.default_rng(0)
     texts = [random.bytes(4000).hex() for _ in range(rows)]
     write_documents(folder / "in.parquet", texts)
-    command = [sys.executable, "-m", "tests.engine.test_annotation", str(folder), str(rows)]
+    command = [sys.executable, "-m", "tests.engine.test_annotator", str(folder), str(rows)]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 

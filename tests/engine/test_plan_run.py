@@ -8,10 +8,9 @@ import pytest
 from huggingface_hub import constants
 
 from pipeline.data.files import find_files
-from pipeline.engine.labelling import load_annotator
-from pipeline.engine.opening import Plan
-from pipeline.engine.plan import Unit, inspect
-from pipeline.engine.run import Run
+from pipeline.engine.labeller import load_annotator
+from pipeline.engine.output import Plan
+from pipeline.engine.plan import Run, Unit, inspect
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from pipeline.preparation import frozen_checkpoint, prepare
 from pipeline.settings import Config

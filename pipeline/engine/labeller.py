@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.data.windows import Batch
-from pipeline.engine.annotation import Annotator, with_tokenizers
-from pipeline.engine.device import Device
-from pipeline.engine.errors import DeviceError
-from pipeline.engine.run import Run
+from pipeline.engine.annotator import Annotator, DeviceError, with_tokenizers
+from pipeline.engine.plan import Device, Run
 from pipeline.labels import causal, exact, second_order
 from pipeline.models.causal_lm import BlockedAttention, frequency_border
 from pipeline.models.estimator import EntropyEstimator

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine.device import Device, fast_dtype
+from pipeline.engine.plan import Device, fast_dtype
 
 
 @pytest.mark.parametrize(

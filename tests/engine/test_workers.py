@@ -8,17 +8,15 @@ import pytest
 import torch
 
 from pipeline.data.annotated import read_quarantine
-from pipeline.engine import backlog, driver
-from pipeline.engine.device import Device
-from pipeline.engine.driver import Driver
-from pipeline.engine.labelling import device_here
+from pipeline.engine import scheduler as backlog
+from pipeline.engine import scheduler as driver
+from pipeline.engine.annotator import Underway
+from pipeline.engine.labeller import device_here
 from pipeline.engine.ledger import read_receipts
-from pipeline.engine.plan import Unit
-from pipeline.engine.report import Annotated
-from pipeline.engine.run import Run
-from pipeline.engine.this_process import ThisProcess
-from pipeline.engine.underway import Underway
-from pipeline.engine.worker import AnnotatesUnits, Load
+from pipeline.engine.plan import Device, Run, Unit
+from pipeline.engine.scheduler import Driver
+from pipeline.engine.throughput import Annotated
+from pipeline.engine.workers import AnnotatesUnits, Load, ThisProcess
 from schemas.layout import Subset, shard_name
 from schemas.receipts import Quarantined
 from tests.engine.fakes import (

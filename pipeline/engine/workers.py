@@ -1,0 +1,216 @@
+"""The workers of a run as its driver sees them: started, given units, and dismissed. Where they run is a subclass's."""
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from pipeline.engine.annotator import Part, Underway, UnitError
+from pipeline.engine.plan import Device, Run, Unit
+from pipeline.engine.throughput import Annotated
+from pipeline.messages import redacted
+from pipeline.models.checkpoint import UnfitModelError
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Hand:
+    """A worker."""
+
+    actor: Any
+    node: str | None = None
+    """Known when it has loaded."""
+    units: set[Unit] = field(default_factory=set)
+    failures: int = 0
+    """Units in a row that it could not do."""
+    rests_until: float = 0.0
+
+
+class Ended(NamedTuple):
+    """A call that is over."""
+
+    hand: Hand
+    unit: Unit | None
+    """None: the worker's start."""
+    result: Any
+    error: BaseException | None
+
+
+class Crew(ABC):
+    """All workers of a run."""
+
+    units_at_a_time = 1
+    """Units that a worker is given at a time."""
+    failed_starts_that_end = 1
+    """Failed starts in a row, or as many as there are workers, that end a run in which no worker is at work."""
+
+    def __init__(self) -> None:
+        self.hands: set[Hand] = set()
+        self.at_work: set[Hand] = set()
+        """Those that have loaded."""
+        self.failed_starts = 0
+
+    @abstractmethod
+    def keep(self, needed: int) -> None:
+        """Starts workers where some are missing, no more than are needed."""
+
+    @abstractmethod
+    def give(self, hand: Hand, unit: Unit) -> None:
+        """Lets a worker annotate a unit."""
+
+    @abstractmethod
+    def ended(self, patience: float) -> Ended | None:
+        """Next call that has ended, or None after `patience` seconds without one."""
+
+    @abstractmethod
+    def underway(self, hand: Hand) -> dict[Unit, Part]:
+        """What is labelled of a worker's units, as far as is known here; another thread may ask."""
+
+    @abstractmethod
+    def forget(self, shards: Sequence[str]) -> None:
+        """Has shards that are published removed on every node."""
+
+    @abstractmethod
+    def nodes(self) -> set[str | None]:
+        """Nodes that are alive."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends all workers."""
+
+    def started(self, hand: Hand, node: str) -> None:
+        """A worker has loaded, on a node."""
+        hand.node, self.failed_starts = node, 0
+        if hand in self.hands:
+            self.at_work.add(hand)
+
+    def failed_to_start(self, hand: Hand, error: BaseException) -> None:
+        """A worker could not load.
+
+        Raises:
+            ValueError: if none can.
+        """
+        if isinstance(error, UnfitModelError):
+            raise ValueError(shown(error))
+        self.dismiss(hand)
+        self.failed_starts += 1
+        LOG.warning("a worker failed at its start: %s", shown(error))
+        if not self.at_work and self.failed_starts >= max(self.failed_starts_that_end, len(self.hands)):
+            several = f"{self.failed_starts} workers failed at their start, the last by: "
+            raise ValueError(f"{several if self.failed_starts > 1 else ''}{shown(error)}")
+
+    def dismiss(self, hand: Hand) -> None:
+        """Ends a worker; another one takes its place."""
+        self.hands.discard(hand)
+        self.at_work.discard(hand)
+
+
+def shown(error: BaseException) -> str:
+    """What happened, in one line without credentials."""
+    kind = "" if isinstance(error, ValueError | UnitError) else f"{type(error).__name__}: "
+    return redacted(kind + " ".join(str(error).split()))
+
+
+class AnnotatesUnits(Protocol):
+    """What a worker loads; an `Annotator`, unless a test wants something else."""
+
+    def annotate(self, unit: Unit, underway: Underway) -> Annotated: ...
+
+
+Load = Callable[[Run, Device], AnnotatesUnits]
+
+
+class Worker:
+    """Its constructor does nothing that can fail: the driver learns of an error only from a method."""
+
+    def __init__(self, run: Run, load: Load, device: Device) -> None:
+        self.run, self.device = run, device
+        self.load_annotator = load
+        self.at_work_on: dict[Unit, Underway] = {}
+
+    def load(self) -> str:
+        """Puts the checkpoint on this worker's device, never on another; returns the id of its node."""
+        disable_progress_bars()
+        self.annotator = self.load_annotator(self.run, self.device)
+        return ""
+
+    def annotate(self, unit: Unit) -> Annotated:
+        """Labels a unit; returns its receipt, after the shard is committed, and where the time went."""
+        LOG.info("%s begins", unit)
+        underway = self.at_work_on[unit] = Underway()
+        try:
+            annotated = self.annotator.annotate(unit, underway)
+        finally:
+            del self.at_work_on[unit]
+        receipt, stages, _ = annotated
+        if stages.smaller_batches:
+            LOG.warning("unit %d: %d batches did not fit the device's memory whole", unit.index, stages.smaller_batches)
+        LOG.info("unit %d: %d tokens, %.1f s on the device", unit.index, receipt.counts.tokens, stages.seconds["label"])
+        return annotated
+
+    def underway(self) -> dict[Unit, Part]:
+        """What is labelled of each unit that is begun; another thread may ask."""
+        return {unit: underway.labelled for unit, underway in self.at_work_on.copy().items()}
+
+    def forget(self, shards: Sequence[str]) -> None:
+        """Removes shards that were labelled on this node and are published."""
+        for shard in shards:
+            (self.run.subset.data / shard).unlink(missing_ok=True)
+
+
+class ThisProcess(Crew):
+    """One worker. If it is dismissed, another takes its place, which loads the checkpoint anew."""
+
+    def __init__(self, run: Run, load: Load, device: Device) -> None:
+        super().__init__()
+        self.run, self.load, self.device = run, load, device
+        self.calls: deque[tuple[Hand, Unit | None]] = deque()
+
+    def keep(self, needed: int) -> None:
+        """Starts the worker."""
+        if needed and not self.hands:
+            hand = Hand(Worker(self.run, self.load, self.device))
+            self.hands.add(hand)
+            self.calls.append((hand, None))
+
+    def give(self, hand: Hand, unit: Unit) -> None:
+        """Lets the worker annotate a unit when its turn comes."""
+        hand.units.add(unit)
+        self.calls.append((hand, unit))
+
+    def ended(self, patience: float) -> Ended | None:
+        """Makes the next call and returns when it has ended; waits where there is none to make."""
+        if not self.calls:
+            time.sleep(patience)
+            return None
+        hand, unit = self.calls.popleft()
+        try:
+            result, error = hand.actor.load() if unit is None else hand.actor.annotate(unit), None
+        except Exception as raised:
+            result, error = None, raised
+        hand.units -= {unit}
+        return Ended(hand, unit, result, error)
+
+    def underway(self, hand: Hand) -> dict[Unit, Part]:
+        """What the worker says."""
+        labelled: dict[Unit, Part] = hand.actor.underway()
+        return labelled
+
+    def forget(self, shards: Sequence[str]) -> None:
+        """Removes shards that are published."""
+        for hand in self.at_work:
+            hand.actor.forget(shards)
+
+    def nodes(self) -> set[str | None]:
+        """This one, which has no name."""
+        return {""}
+
+    def close(self) -> None:
+        """Nothing outlives the process."""
+        self.calls.clear()
