@@ -29,8 +29,9 @@ def list_commands(arguments: Sequence[str]) -> None:
 
 def commands() -> dict[str, str]:
     """What each module that can be run does."""
-    files = [file for folder in ("pipeline", "jobs") for file in sorted((ROOT / folder).glob("[!_]*.py"))]
-    modules = {f"{file.parent.name}.{file.stem}": ast.parse(file.read_bytes()) for file in files}
+    packages = {f"pipeline.{file.parent.name}": file for file in sorted(ROOT.glob("pipeline/*/__main__.py"))}
+    files = packages | {f"jobs.{file.stem}": file for file in sorted(ROOT.glob("jobs/[!_]*.py"))}
+    modules = {name: ast.parse(file.read_bytes()) for name, file in files.items()}
     return {name: first_line(module) for name, module in modules.items() if can_be_run(module)}
 
 

@@ -1,7 +1,10 @@
-"""Documents and what is said of them, made by hand in a moment, without torch."""
+"""Documents and what is said of them, made by hand in a moment, without torch; and the functions of commands."""
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,3 +42,12 @@ def write_documents(file: Path, texts: Sequence[str | None], **columns: Sequence
 def sample_texts(count: int, characters: int = 1500) -> list[str]:
     """The first sample documents, cut short."""
     return [text[:characters] for text in sample_documents().column("text").to_pylist()[:count]]
+
+
+def command_of(module: str) -> Callable[..., Any]:
+    """The function that `python -m MODULE` runs: of the module's own name, in `__main__` where it is a package."""
+    found = find_spec(module)
+    is_package = found is not None and found.submodule_search_locations is not None
+    holder = importlib.import_module(f"{module}.__main__" if is_package else module)
+    function: Callable[..., Any] = getattr(holder, module.rpartition(".")[2])
+    return function

@@ -1,6 +1,5 @@
 """Fixtures that several test files share: a tokenizer, documents, FineWeb rows where they lie at hand, one Ray."""
 
-import importlib
 import os
 import random
 import secrets
@@ -21,7 +20,7 @@ import ray
 from huggingface_hub import constants
 
 from pipeline.engine.cluster import cluster
-from tests.builders import sample_texts, write_documents
+from tests.builders import command_of, sample_texts, write_documents
 from tests.hub import Hub, hub_server
 
 ROOT = Path(__file__).parents[1]
@@ -161,7 +160,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch) -> RunCommand:
     """Runs `python -m MODULE ARGUMENTS...` in this process and returns its exit code; texts of errors go to stderr."""
 
     def command(module: str, *arguments: object) -> int:
-        function = getattr(importlib.import_module(module), module.split(".")[-1])
+        function = command_of(module)
         monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
         from pipeline.cli import run
 

@@ -4,7 +4,6 @@
 its processes stands in their environment.
 """
 
-import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 
 from pipeline.experiments.parallel import PROCESSES
+from tests.builders import command_of
 from tests.conftest import free_ports
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -74,4 +74,4 @@ def _run(words: Sequence[str], environment: Mapping[str, str], folder: str, prin
     os.chdir(folder)
     torch.set_num_threads(1)
     sys.argv, module = list(words), words[0]
-    run(getattr(importlib.import_module(module), module.rpartition(".")[2]), module)
+    run(command_of(module), module)

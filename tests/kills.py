@@ -118,7 +118,7 @@ def annotate_in_this_process(words: tuple[str, ...], environment: dict[str, str]
         constants.HF_HUB_CACHE, constants.HF_HUB_DISABLE_XET = f"{environment['HF_HOME']}/hub", True
     import torch
 
-    from pipeline.annotate import annotate
+    from pipeline.annotate.__main__ import annotate
     from pipeline.cli import run
 
     torch.set_num_threads(1)

@@ -49,9 +49,9 @@ def annotate_fast(file: Path) -> str:
 
 def annotate(file: Path, model: str | None = None) -> str:
     """What a driver and a worker do, with the demonstration model by default."""
-    from pipeline.annotate import annotate
+    from pipeline.annotate.__main__ import annotate
+    from pipeline.annotate.config import Config
     from pipeline.engine.ledger import read_receipts, total
-    from pipeline.settings import Config
     from schemas.layout import Subset
 
     with tempfile.TemporaryDirectory() as output:
@@ -72,7 +72,7 @@ def annotate(file: Path, model: str | None = None) -> str:
 
 def report(folder: Path) -> str:
     """A page of an annotated dataset."""
-    from pipeline.reporting import write_report
+    from pipeline.report.page import write_report
 
     with tempfile.TemporaryDirectory() as output:
         return f"{write_report(str(folder), Path(output)).stat().st_size} bytes"

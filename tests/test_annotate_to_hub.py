@@ -20,7 +20,7 @@ import pytest
 
 from pipeline.data import hub as requests
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
-from pipeline.publishing.publisher import published_receipts
+from pipeline.publish.publisher import published_receipts
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand, SmallDisk
 from tests.hub import Hub, hub_server
@@ -259,7 +259,7 @@ def test_an_output_that_cannot_be_written_is_one_line(
     hub.add("other/name", {"README.md": b"theirs"})
     file = write_documents(tmp_path / "in.parquet", sample_texts(2, 300))
     monkeypatch.setenv("HF_TOKEN", getattr(hub, token, token))
-    monkeypatch.setattr("pipeline.settings.HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("pipeline.annotate.config.HF_HOME", str(tmp_path / "home"))
     code, printed = run("--input", file, "--estimator", model, "--output", output)
     assert code == 1 and said in printed and len(printed.splitlines()) == 1
 

@@ -14,7 +14,7 @@ from pipeline.cli import run
 from pipeline.interruptions import Interrupted, ending_in_a_line
 from tests.builders import write_documents
 from tests.engine.fakes import token_rows
-from tests.reporting.labelled_texts import write_texts
+from tests.report.labelled_texts import write_texts
 from tests.tiny_models import tiny_estimator
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]

@@ -13,7 +13,7 @@ import pytest
 from pipeline.data.annotated import find_annotations
 from pipeline.engine.ledger import read_receipts, record
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
-from pipeline.reporting import write_report
+from pipeline.report.page import write_report
 from schemas.annotations import PROVENANCE_KEY, SHIPPED_MODEL, UNRECORDED_MODEL, Provenance
 from schemas.layout import Subset
 from tests.builders import sample_texts, write_documents

@@ -52,7 +52,7 @@ USED: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         ),
         "ray._private.utils.get_num_cpus": (takes(), "nodes_at counts this machine's cores with it before Ray starts"),
     },
-    "pipeline/publishing/card.py": {
+    "pipeline/publish/card.py": {
         "datasets.Features._from_yaml_list": (
             takes("yaml_data"),
             "the card's features are written as datasets reads them",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import progress
-from pipeline.annotate import state_of
+from pipeline.annotate.__main__ import state_of
 from pipeline.engine.cluster import Share
 from pipeline.engine.plan import Run, Unit
 from pipeline.engine.ray_workers import RayCrew

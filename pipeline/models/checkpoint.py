@@ -32,6 +32,7 @@ from pipeline.models.checkpoint_files import (
     require_sizes,
     weights_size,
 )
+from schemas.annotations import Method
 
 Kind = Literal["estimator", "autoencoder", "second-order", "causal"]
 KIND_OF_MODEL_TYPE: dict[str, Kind] = {
@@ -39,6 +40,7 @@ KIND_OF_MODEL_TYPE: dict[str, Kind] = {
     "window-autoencoder": "autoencoder",
     "second-order-entropy": "second-order",
 }
+KIND_OF_METHOD: dict[Method, Kind] = {"second-order": "second-order", "exact": "estimator", "causal": "causal"}
 
 CAUSAL_NAMES = ("ForCausalLM", "LMHeadModel")  # how transformers' classes of causal language models end
 

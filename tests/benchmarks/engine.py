@@ -20,6 +20,8 @@ import psutil
 import pyarrow.parquet as pq
 import torch
 
+from pipeline.annotate.config import Config
+from pipeline.annotate.prepare import prepare
 from pipeline.data.files import File, find_files
 from pipeline.data.sample import sample_documents
 from pipeline.engine.annotator import Underway
@@ -30,8 +32,6 @@ from pipeline.engine.plan import Run, Unit, inspect
 from pipeline.engine.ray_workers import RayCrew
 from pipeline.engine.scheduler import Driver
 from pipeline.engine.throughput import Annotated, Stages
-from pipeline.preparation import prepare
-from pipeline.settings import Config
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY
 from schemas.receipts import Counts, Receipt
 from tests.benchmarks.figure import Figure

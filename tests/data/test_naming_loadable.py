@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.annotate.config import Config
 from pipeline.data.naming import load_call, require_loadable
-from pipeline.settings import Config
 
 CARD = "---\nconfigs:\n- config_name: exact\n  data_files: data/exact/**/*.parquet\n---\n"
 LOADABLE = ["a b", "it's", 'a "quoted" one', "a\\b", "naïve 🙂", "{a,b}", "a:b", "tab\there", "~", "%20"]

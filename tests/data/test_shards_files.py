@@ -14,7 +14,7 @@ from pipeline.data.loader import Reading, labelled_rows
 from pipeline.data.shards import mending, open_shard
 from pipeline.data.streams import DamagedError
 from pipeline.engine.ledger import record
-from pipeline.reporting.sampling import LabelledSource
+from pipeline.report.sampling import LabelledSource
 from schemas.layout import Subset, shard_name
 from schemas.receipts import Counts, Receipt
 from tests.annotated import write_annotated

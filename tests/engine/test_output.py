@@ -17,8 +17,8 @@ from pipeline.engine.ledger import finished, read_receipts, receipt_file
 from pipeline.engine.output import GROWING_FILE, Plan, locked, open_run, plan_without_paths, planned, read_plan
 from schemas.layout import Subset
 from schemas.receipts import PLAN_FILE, QUARANTINE, RECEIPTS
-from tests.publishing.datasets import annotated
-from tests.publishing.datasets import planned as planned_run
+from tests.publish.datasets import annotated
+from tests.publish.datasets import planned as planned_run
 
 DEEP = 100_000
 

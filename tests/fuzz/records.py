@@ -16,6 +16,7 @@ import safetensors.numpy
 import yaml
 from hypothesis import strategies as st
 
+from pipeline.annotate.config import Config
 from pipeline.cli import run
 from pipeline.data.annotated import find_annotations, read_quarantine
 from pipeline.data.loader import Reading, labelled_rows
@@ -25,8 +26,7 @@ from pipeline.engine.output import Plan, open_run, planned
 from pipeline.models.checkpoint import checkpoint_sha256
 from pipeline.models.checkpoint_files import INDEX_FILE
 from pipeline.models.loading import load_causal
-from pipeline.publishing.card import dataset_card
-from pipeline.settings import Config
+from pipeline.publish.card import dataset_card
 from schemas.layout import Subset
 from schemas.receipts import PLAN_FILE, QUARANTINE, RECEIPTS, Quarantined
 from tests.builders import sample_texts
@@ -35,8 +35,8 @@ from tests.fuzz.formats import VALUES, damaged
 from tests.fuzz.kind import Kind
 from tests.hostile.checkpoints import sound
 from tests.labelled import write_labelled
-from tests.publishing.datasets import annotated
-from tests.publishing.test_card import facts
+from tests.publish.datasets import annotated
+from tests.publish.test_card import facts
 
 PLAN = f"_ledger/exact/{PLAN_FILE}"
 RECEIPT = f"_ledger/exact/{RECEIPTS}/00000002.json"

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.annotate.config import Config
+from pipeline.annotate.prepare import prepare
 from pipeline.cli import INCOMPLETE
 from pipeline.data.annotated import read_quarantine
 from pipeline.data.files import find_files
 from pipeline.data.tokenizer import tokenizer_sha256
 from pipeline.engine.labeller import load_annotator
 from pipeline.engine.plan import inspect
-from pipeline.models.checkpoint import SHIPPED, Kind, checkpoint_sha256, find_checkpoint
+from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, Kind, checkpoint_sha256, find_checkpoint
 from pipeline.models.loading import load_causal
-from pipeline.preparation import prepare
-from pipeline.settings import KIND_OF_METHOD, Config
 from schemas.layout import Subset
 from tests.annotated import write_annotated
 from tests.builders import sample_texts, write_documents

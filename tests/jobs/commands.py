@@ -11,8 +11,8 @@ import pytest
 from ray.dashboard.modules.job.cli import submit
 from ray.scripts.scripts import start
 
+from pipeline.annotate.config import Config
 from pipeline.cli import run
-from pipeline.settings import Config
 from tests.checkers import ROOT
 
 IN_IMAGE = "/opt/token-entropy/"

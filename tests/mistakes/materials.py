@@ -21,7 +21,7 @@ from tests.annotated import write_annotated
 from tests.builders import sample_texts, write_documents
 from tests.hostile.checkpoints import ALL
 from tests.models.architectures import tiny_causal
-from tests.publishing.datasets import annotated
+from tests.publish.datasets import annotated
 from tests.tiny_models import tiny_autoencoder, tiny_estimator, tiny_language_model, tiny_second_order
 
 TOKENS = [[(start * step) % 97 for step in range(40)] for start in range(1, 25)]

@@ -1,0 +1,217 @@
+"""`--dry-run`: what a run will read, write and take, from a look at a few documents."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import nan
+from statistics import fmean, stdev
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from pipeline.annotate.config import Config
+from pipeline.engine.annotator import Slab, Underway, UnitError, with_tokenizers
+from pipeline.engine.labeller import device_here, load_annotator
+from pipeline.engine.plan import FEWEST_ROWS, Device, Run, Source, Unit
+from pipeline.engine.throughput import Stages
+from pipeline.messages import say
+from pipeline.progress import stage
+from schemas.annotations import INPUT_IDS
+
+SAMPLED_UNITS, SAMPLED_ROWS = 16, 32
+MANY_FILES = 100  # a shard costs a part of a second and two files
+LOOK_SECONDS, MEASURED_SECONDS = 10.0, 30.0
+FIRST_TOKENS, GROWTH = 32, 4  # of the first measurement, and how many times as many the next has
+DEVICE = device_here()
+LABEL_BYTES, TOKEN_BYTES = 1.4, 1.5  # a token of FineWeb in each entropy column, and in `input_ids`
+
+
+class Workers(NamedTuple):
+    """The workers that a run would have."""
+
+    wanted: int | Literal["auto"]
+    room: int
+    """Those that fit now."""
+    place: str
+    """Where."""
+    device: Device
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Figures of a run that was not carried out."""
+
+    units: int
+    rows_a_unit: int
+    """Of the largest."""
+    rows: int
+    files: int
+    source_bytes: int
+    sampled_rows: int
+    empty_rows: int
+    """Of these, those without a token."""
+    tokens: float
+    error: float
+    """Standard error of `tokens`, as a share of it; NaN where a single document was looked at."""
+    label_columns: int
+    share: float
+    """Of the tokens that are labelled."""
+    passed: tuple[str, ...]
+    """Columns of the source that are passed on."""
+    speed: "Speed"
+
+    @property
+    def worker_hours(self) -> float:
+        """Of one worker, its start left out."""
+        return self.tokens / max(1e-9, self.speed.tokens_per_second) / 3600
+
+    def hours(self, workers: int) -> float:
+        """Of so many workers, which take whole units: the last ones may have nothing to do in the end."""
+        return self.worker_hours * -(-self.units // workers) / self.units
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens that a worker labels in a second."""
+
+    tokens_per_second: float
+    measured_tokens: int = 0
+    """0 where it was given."""
+    seconds: float = 0.0
+    """That these took."""
+
+
+def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second: float | None) -> Estimate:
+    """Reads and tokenizes the first rows of units from all over the source; labels some where no speed is given."""
+    try:
+        with stage("reading and tokenizing some documents"):
+            slabs = look(job, units)
+        speed = Speed(tokens_per_second) if tokens_per_second else measure(job, slabs)
+    except UnitError as reason:
+        raise ValueError(str(reason)) from reason
+    rows, lengths = job.provenance.source_rows, [len(ids) for slab in slabs for ids in slab.tokens]
+    error = stdev(lengths) / len(lengths) ** 0.5 / max(1e-9, fmean(lengths)) if len(lengths) > 1 else nan
+    return Estimate(
+        units=len(units),
+        rows_a_unit=max(unit.stop - unit.start for unit in units),
+        rows=rows,
+        files=len({unit.file for unit in units}),
+        source_bytes=round(sum(file.size for file in source.files) * rows / source.rows),
+        sampled_rows=len(lengths),
+        empty_rows=lengths.count(0),
+        tokens=rows * fmean(lengths),
+        error=error,
+        label_columns=1 + (job.provenance.method == "second-order"),
+        share=job.provenance.share,
+        passed=tuple(name for name in job.schema.names if name in job.source_schema.names and name != INPUT_IDS),
+        speed=speed,
+    )
+
+
+def look(job: Run, units: Sequence[Unit]) -> list[Slab]:
+    """Documents from all over the source, tokenized."""
+    annotator, slabs = with_tokenizers(job, ()), list[Slab]()
+    some = units[:: -(-len(units) // SAMPLED_UNITS)]
+    for unit in some:
+        enough = time.monotonic() + LOOK_SECONDS / len(some)
+        for slab in annotator.slabs(replace(unit, stop=min(unit.stop, unit.start + SAMPLED_ROWS)), Stages()):
+            slabs.append(slab)
+            if time.monotonic() > enough:
+                break
+    return slabs
+
+
+def measure(job: Run, slabs: Sequence[Slab]) -> Speed:
+    """Labels the beginning of these documents, then a longer one, while the next is expected to end in time.
+
+    The last one counts, which is the longest. The first is made twice: a device's first use takes longer.
+    """
+    with stage("loading the model"):
+        annotator = load_annotator(job, DEVICE)
+    documents = [ids for slab in slabs for ids in slab.documents]
+    read, written = (sum(map(len, ids)) for ids in (documents, [ids for slab in slabs for ids in slab.tokens]))
+    deadline, tokens, growth = time.monotonic() + MEASURED_SECONDS, FIRST_TOKENS, 1
+    with stage(f"measuring for {MEASURED_SECONDS:.0f} s at most"):
+        while True:
+            part, stages = beginning(documents, tokens), Stages()
+            batches = annotator.batches(part, np.random.default_rng(0))
+            annotator.label(slabs[0]._replace(documents=part, tokens=part, batches=batches), stages, Underway())
+            seconds, labelled = stages.seconds["label"], sum(map(len, part))
+            if (labelled == read and growth > 1) or time.monotonic() + growth * seconds > deadline:
+                return Speed(labelled / max(1e-9, seconds) * written / max(1, read), labelled, seconds)
+            tokens, growth = tokens * growth, GROWTH
+
+
+def beginning(documents: Sequence[np.ndarray], tokens: int) -> list[np.ndarray]:
+    """The first of them that have so many tokens together; of the last one a part."""
+    ends = np.cumsum([0, *map(len, documents)])
+    return [ids[: max(0, tokens - start)] for ids, start in zip(documents, ends, strict=False) if start < tokens]
+
+
+def workers_of(config: Config) -> Workers | None:
+    """The workers that would label; None where this process would.
+
+    Raises:
+        ConnectionError: if there is no cluster at the address.
+    """
+    if config.workers == 0:
+        return None
+    from pipeline.engine.cluster import LOCAL, Share, nodes_at, ray_address
+
+    address = ray_address(config.address)
+    with stage("asking the cluster for its room"):
+        nodes = nodes_at(address)
+    share = Share(cpus=config.cpus_per_worker, gpus=config.gpus_per_worker).resolved(nodes)
+    place = "this machine" if address == LOCAL else "the cluster"
+    return Workers(config.workers, share.room(nodes), place, "cuda" if share.gpus else "cpu")
+
+
+def print_estimate(plan: Estimate, workers: Workers | None) -> None:
+    """The plan in figures, with the time of the workers, where it is not this process that is to label."""
+    device = "GPU" if DEVICE == "cuda" else "CPU core"
+    measured = f"measured on one {device} here with {plan.speed.measured_tokens:,} tokens in {plan.speed.seconds:.1f} s"
+    faster = "; workers have GPUs, which are faster" if workers and workers.device != DEVICE == "cpu" else ""
+    origin = f"{measured}{faster}" if plan.speed.measured_tokens else "given"
+    sizes = (LABEL_BYTES * plan.label_columns * plan.share, TOKEN_BYTES)
+    labels, ids = (plan.tokens * size / 1e9 for size in sizes)
+    say(f"units          {plan.units:,} of {plan.rows_a_unit:,} rows at most{_of_small_files(plan)}")
+    say(f"source         {plan.rows:,} documents, {plan.source_bytes / 1e9:,.3f} GB in {plan.files:,} files")
+    looked_at = f"{plan.sampled_rows:,} documents from all over it{_empty(plan)}"
+    say(f"tokens         {plan.tokens:,.0f} ± {plan.error:.1%}, by {looked_at}")
+    columns = f"{plan.label_columns} column{'s' if plan.label_columns > 1 else ''}"
+    say(f"labels         {labels:,.3f} GB, {LABEL_BYTES} bytes for each of a labelled token's {columns}")
+    say(f"token ids      {ids:,.3f} GB, {TOKEN_BYTES} bytes a token")
+    say(f"passed on      {', '.join(plan.passed) or 'no column'}; as large as in the source")
+    say(f"tokens/s       {plan.speed.tokens_per_second:,.0f} a worker, {origin}")
+    say(f"time           {_duration(plan.worker_hours)} of one worker{_of_workers(plan, workers) if workers else ''}")
+
+
+def _empty(plan: Estimate) -> str:
+    return f", {plan.empty_rows:,} of them without text" if plan.empty_rows else ""
+
+
+def _of_small_files(plan: Estimate) -> str:
+    """What to do about a shard for each of very many files."""
+    if plan.files < max(MANY_FILES, plan.units) or plan.rows_a_unit >= FEWEST_ROWS:
+        return ""
+    return "; a shard a file: join small files into one of JSON lines for fewer"
+
+
+def _of_workers(plan: Estimate, workers: Workers) -> str:
+    """The time of the workers that were asked for, and of those that there is room for now."""
+    asked = workers.room if workers.wanted == "auto" else workers.wanted
+    there = min(asked, workers.room)
+    told = "" if workers.wanted == "auto" else f"; {_hours(plan, asked)}"
+    if workers.wanted == "auto" or there < asked:
+        told += f"; {workers.place} has room for {_hours(plan, there) if there else 'none'} now"
+    return told
+
+
+def _hours(plan: Estimate, workers: int) -> str:
+    """The time of so many workers, each of which labels whole units, as fast as one alone."""
+    idle = f", {workers - plan.units:,} of them without a unit" if workers > plan.units else ""
+    return f"{workers:,} that are as fast, {_duration(plan.hours(workers))}{idle}"
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:,.2f} hours" if hours >= 0.1 else f"{hours * 60:.1f} minutes"

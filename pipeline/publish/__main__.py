@@ -1,0 +1,133 @@
+"""Publishes a dataset that was annotated into a folder, in the layout and with the ledger that it would have had.
+
+    python -m pipeline.publish annotated hf://datasets/USER/NAME
+
+The folder stays as it is. What is published already is not sent again, so the same command goes on where one stopped.
+Nothing outside the folder is sent, and no shard that does not hold what its receipt says.
+Exit code 0: every shard is published; 3: some are not labelled yet; 1: refused or failed, or some are damaged.
+"""
+
+import logging
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import cyclopts
+
+from pipeline.cli import INCOMPLETE, run
+from pipeline.data.hub import Repository
+from pipeline.data.naming import load_call
+from pipeline.data.shards import shard_schema
+from pipeline.engine.ledger import read_receipts
+from pipeline.engine.output import Plan, locked, planned, require_same
+from pipeline.messages import say
+from pipeline.publish.licenses import source_facts
+from pipeline.publish.publisher import Publisher, published_plan, published_receipts
+from pipeline.publish.section import Facts
+from pipeline.publish.subset import publish_beginning, publish_end, with_totals
+from schemas.layout import LEDGER_FOLDER, Subset, shards_in_all
+from schemas.receipts import PLAN_FILE, RECEIPTS, Receipt
+
+LOG = logging.getLogger(__name__)
+
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True)
+class Config:
+    """What to publish, and where."""
+
+    folder: Path
+    """Folder that pipeline.annotate wrote."""
+    repository: str
+    """hf://datasets/USER/NAME; created if there is none."""
+    subset: str | None = field(default=None, kw_only=True)
+    """The one to publish; all by default."""
+    private: bool = field(default=False, kw_only=True)
+    """Create the repository as a private one."""
+
+
+class Left(NamedTuple):
+    """Shards that were not published."""
+
+    unlabelled: int
+    damaged: list[str]
+
+
+def publish(config: Config) -> int:
+    """Publish an annotated dataset on the Hugging Face Hub.
+
+    Exit code 0: every shard is published; 3: some are not labelled yet; 1: refused or failed, or some are damaged.
+    """
+    repository = Repository.at(config.repository)
+    found = sorted(file.parent.name for file in config.folder.glob(f"{LEDGER_FOLDER}/*/{PLAN_FILE}"))
+    wanted = found if config.subset is None else [config.subset]
+    if not found or not set(wanted) <= set(found):
+        has = f"it has {', '.join(found)}" if found else "make one with pipeline.annotate"
+        raise ValueError(f"no annotated dataset {config.subset or ''} in {config.folder}; {has}")
+    with locked(config.folder):
+        repository.prepare(private=config.private)
+        left = [publish_subset(Subset(name, config.folder.resolve()), repository) for name in wanted]
+    if damaged := [shard for each in left for shard in each.damaged]:
+        raise ValueError(
+            f"{len(damaged):,} shards do not hold what their receipts say and were not sent, {damaged[0]} first; run "
+            f"`python -m pipeline.verify {shlex.quote(str(config.folder))} --repair`, the same pipeline.annotate "
+            "command and this one again"
+        )
+    if any(each.unlabelled for each in left):
+        return INCOMPLETE
+    say(f"{load_call(repository.name, wanted[0], repository.revision)} has it")
+    return 0
+
+
+def publish_subset(subset: Subset, repository: Repository) -> Left:
+    """Publishes what is complete of a subset.
+
+    Raises:
+        ValueError: if nothing is, or the repository has another run's subset of this name.
+    """
+    plan, receipts = planned(subset), list(read_receipts(subset))
+    if plan is None or not receipts:
+        raise ValueError(f"{subset.root} has no shard of {subset.name} yet; annotate first")
+    _require_of_plan(subset, plan, receipts)
+    if any(Path(name).is_absolute() for name in plan.provenance.source):
+        LOG.warning("the shards of %s hold the paths of their inputs; annotate anew to publish none", subset.name)
+    facts = Facts(
+        subset=subset,
+        place=repository.name,
+        revision=repository.revision,
+        provenance=plan.provenance,
+        schema=shard_schema(subset.data / receipts[0].shard),
+        source=source_facts(plan.source),
+    )
+    there = published_plan(repository, subset)
+    if there is not None:
+        remedy = "publish to another repository, or annotate under another --subset"
+        require_same(repository.url, plan.provenance, there.provenance, remedy)
+    published = {receipt.shard: receipt.sha256 for receipt in published_receipts(repository, subset, plan.units)}
+    if receipts_left := [receipt for receipt in receipts if published.get(receipt.shard) != receipt.sha256]:
+        publish_beginning(repository, facts)
+    with Publisher(repository, subset, keeps=True) as publisher:
+        damaged = [receipt.shard for receipt in receipts_left if not publisher.add(receipt)]
+    in_repository = published_receipts(repository, subset, plan.units)
+    publish_end(repository, with_totals(facts, in_repository))
+    unlabelled = plan.units - len({receipt.unit for receipt in (*receipts, *in_repository)})
+    remedy = "give the same pipeline.annotate command again, then this one"
+    told = f"; {unlabelled:,} are not labelled yet: {remedy}" if unlabelled else ""
+    say(f"{subset.name}: {len(in_repository):,} of {plan.units:,} shards are in {repository.url}{told}")
+    return Left(unlabelled, damaged)
+
+
+def _require_of_plan(subset: Subset, plan: Plan, receipts: Sequence[Receipt]) -> None:
+    """Refuse shards of two plans, as they lie beside each other while a dataset grows."""
+    others = next((receipt for receipt in receipts if shards_in_all(receipt.shard) != plan.units), None)
+    if others is not None:
+        raise ValueError(
+            f"{subset.ledger / RECEIPTS} has a receipt of {others.shard}, and the plan has {plan.units:,} shards; give "
+            "the same pipeline.annotate command again"
+        )
+
+
+if __name__ == "__main__":
+    run(publish, "pipeline.publish")

@@ -1,0 +1,174 @@
+"""The README.md that a folder or a repository has before a card is written into it.
+
+Anybody may have written it. It is read before anything is labelled, and one that a card cannot be added to is refused
+by its name.
+"""
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import yaml
+from huggingface_hub import DatasetCard
+
+from schemas.layout import CARD_FILE, Subset
+
+MOST_VALUES = 1_000_000  # of front matter, aliases written out
+EMPTY = "---\n{}\n---\n"
+REMEDY = "mend it, or delete it to have a new one written"
+BEGINS = re.compile(r"\s*---[ \t]*\r?\n")
+MARK = r"<!--\s*({kind})\s+{name}(?:\s[^\n>]*)?-->"
+
+
+def read_readme(file: Path | None) -> str | None:
+    """The text of a README.md; None where there is none.
+
+    Raises:
+        ValueError: if it is not UTF-8.
+    """
+    if file is None or not file.is_file():
+        return None
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error.reason}); {REMEDY}") from error
+
+
+def parsed(text: str, place: str) -> DatasetCard:
+    """The card in a README.md at a place, its front matter as `datasets` must find it.
+
+    Raises:
+        ValueError: if the front matter is not YAML, does not end, or describes no configurations and datasets.
+    """
+    from datasets.info import DatasetInfosDict
+    from datasets.utils.metadata import MetadataConfigs
+
+    try:
+        card = DatasetCard(text if BEGINS.match(text) else f"{EMPTY}{text}", ignore_metadata_errors=True)
+        if BEGINS.match(text) and card.text == text:
+            raise ValueError("no line of --- ends it")
+        values = vars(card.data)
+        if _written_out(values, {}) >= MOST_VALUES:
+            raise ValueError("its aliases hold one another")
+        if repeated := _repeated(text.removesuffix(card.text)):
+            raise ValueError(f"it has {', '.join(repeated)} more than once")
+        if not isinstance(values.get("dataset_info", {}), dict | list):
+            raise ValueError("dataset_info is neither a mapping nor a list")
+        MetadataConfigs.from_dataset_card_data(card.data)
+        DatasetInfosDict.from_dataset_card_data(card.data)
+    except Exception as error:  # YAML, the Hub and `datasets` raise many kinds
+        raise ValueError(f"the front matter of {place} cannot be read: {_told(error)}; {REMEDY}") from error
+    return card
+
+
+def marks(text: str, name: str) -> list[str]:
+    """The marks around a subset's section, each `begin` or `end`, in their order."""
+    return re.findall(MARK.format(kind="begin|end", name=re.escape(name)), text)
+
+
+def _written_out(value: object, known: dict[int, int]) -> int:
+    """Number of values, those behind an alias counted each time; MOST_VALUES at least of one that holds itself."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MOST_VALUES
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_written_out(part, known) for part in parts)
+    return known[id(value)]
+
+
+def _repeated(front_matter: str) -> list[str]:
+    """Keys that a mapping has twice: of these YAML reads the last, and the others would be lost."""
+    nodes, found, seen = list(yaml.compose_all(front_matter, yaml.SafeLoader)), list[str](), set[int]()
+    while nodes:
+        node = nodes.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            found += [key for key, times in keys.items() if times > 1]
+            nodes += [value for _, value in node.value]
+        else:
+            nodes += node.value
+    return found
+
+
+def _told(error: Exception) -> str:
+    message = f"{type(error).__name__} {error}" if isinstance(error, KeyError | RecursionError) else str(error)
+    return " ".join(message.split())
+
+
+if TYPE_CHECKING:
+    from datasets import DatasetBuilder
+
+DEFAULT = "default"  # as `datasets` calls what it finds by itself
+FORMAT = "parquet"
+MOST_FILES = 1000  # that a card can list
+
+
+def beside_own_data(card: str | None, files: Iterable[str], subset: Subset, url: str) -> str | None:
+    """The card of a repository without the subset, with a configuration for data that has none.
+
+    Raises:
+        ValueError: if `datasets` could not read both the data and the labels afterwards.
+    """
+    paths, name = sorted(files), subset.name
+    parsed(card or EMPTY, f"{url}/{CARD_FILE}")
+    folder = f"{subset.in_repository.data.as_posix()}/"
+    if any(path.startswith(folder) for path in paths):
+        raise ValueError(f"{url} has files of its own in {folder}; annotate under another --subset")
+    builder = _builder(card, paths, url)
+    if builder is None:
+        return card
+    if builder.name != FORMAT:
+        remedy = f"and labels are {FORMAT}, of which it can read one in a repository; publish to another repository"
+        raise ValueError(f"{url} has data that `datasets` reads as {builder.name}, {remedy}")
+    whole = parsed(card or EMPTY, f"{url}/{CARD_FILE}")
+    configured = [config["config_name"] for config in whole.data.get("configs") or []]
+    if name in (configured or [DEFAULT]):
+        raise ValueError(f"{url} has a configuration {name} of its own; annotate under another --subset")
+    if not configured:
+        whole.data["configs"] = [{"config_name": DEFAULT, "data_files": _listed(builder, url)}]
+    return str(whole)
+
+
+def _builder(card: str | None, paths: list[str], url: str) -> "DatasetBuilder | None":
+    """What `datasets` makes of empty files of these names; None if it finds no data among them."""
+    from datasets import get_dataset_config_names, load_dataset_builder
+    from datasets.data_files import EmptyDatasetError
+    from datasets.exceptions import DataFilesNotFoundError
+
+    with TemporaryDirectory() as folder, TemporaryDirectory() as cache:
+        root = Path(folder).resolve()
+        for path in paths:
+            if not (root / path).resolve().is_relative_to(root):
+                raise ValueError(f"{url} names a file {path}, which is outside of it; publish to another repository")
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).touch()
+        (root / CARD_FILE).write_text(card or "", encoding="utf-8")
+        try:
+            return load_dataset_builder(str(root), get_dataset_config_names(str(root))[0], cache_dir=cache)
+        except (EmptyDatasetError, DataFilesNotFoundError):
+            return None
+        except Exception as error:  # of many kinds
+            remedy = "publish to another repository"
+            raise ValueError(f"`datasets` cannot tell what data {url} has already: {error}; {remedy}") from error
+
+
+def _listed(builder: "DatasetBuilder", url: str) -> list[dict[str, object]]:
+    """The files of each split one by one, since a pattern that finds them could find labels too."""
+    found = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
+    if (count := sum(map(len, found.values()))) > MOST_FILES:
+        remedy = "write `configs` with a pattern for them into its README.md"
+        raise ValueError(f"{url} has {count:,} data files, which labels would hide from `datasets`; {remedy}")
+    root = str(builder.base_path)
+    return [
+        {"split": split, "path": [glob.escape(os.path.relpath(file, root)) for file in files]}
+        for split, files in found.items()
+    ]

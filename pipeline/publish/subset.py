@@ -1,0 +1,122 @@
+"""What a published subset has besides its shards: plan, tokenizer, card, and notes on how the last run ended."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+from pipeline.data.hub import Operation, Repository
+from pipeline.data.naming import is_local
+from pipeline.data.tokenizer import tokenizer_sha256
+from pipeline.engine.ledger import total
+from pipeline.engine.output import plan_without_paths, require_same
+from pipeline.models.checkpoint import TOKENIZER_FILES
+from pipeline.publish.card import dataset_card
+from pipeline.publish.publisher import published_plan
+from pipeline.publish.readme import beside_own_data, read_readme
+from pipeline.publish.section import Facts
+from schemas.decoding import json_object, reading, text_of
+from schemas.receipts import PLAN_FILE, QUARANTINE, REPORT_FILE, Quarantined, Receipt
+
+LOG = logging.getLogger(__name__)
+Missing = Callable[[str], Sequence[Operation]]
+"""From a commit to what it lacks."""
+
+
+def with_totals(facts: Facts, receipts: Iterable[Receipt]) -> Facts:
+    """The same with the figures of the shards that are there."""
+    counts, digest, size = total(receipts)
+    return replace(facts, counts=counts, shards_sha256=digest, size=size)
+
+
+def publish_beginning(repository: Repository, facts: Facts) -> None:
+    """Commits the plan, the tokenizer and a first card, so that the dataset can be loaded while it grows.
+
+    Raises:
+        ValueError: if the repository has another run's subset of this name, or data that labels would hide, or the
+            tokenizer here is not the one of the labels.
+    """
+    subset, files = facts.subset, _tokenizer(facts)
+    plan_file = subset.in_repository.ledger / PLAN_FILE
+
+    def missing(head: str) -> Sequence[Operation]:
+        plan = published_plan(repository, subset, head)
+        if plan is not None:
+            require_same(f"--output {repository.url}", facts.provenance, plan.provenance)
+        own = plan_without_paths(text_of(subset.ledger / PLAN_FILE)).encode()
+        begun = [CommitOperationAdd(plan_file.as_posix(), own)] if plan is None else []
+        named = [(file.relative_to(subset.root).as_posix(), file) for file in files]
+        card = _readme(repository, facts, head)
+        if plan is None:
+            card = beside_own_data(card, repository.files("", head), subset, repository.url)
+        return [*begun, *(CommitOperationAdd(path, file) for path, file in named), _card(repository, facts, card)]
+
+    repository.commit(f"{subset.name}: plan", missing)
+
+
+def publish_end(repository: Repository, facts: Facts) -> None:
+    """Commits the card with its figures, the report of the last session and notes on units that were given up."""
+    subset, places = facts.subset, facts.subset.in_repository
+    report = [subset.ledger / REPORT_FILE] if (subset.ledger / REPORT_FILE).exists() else []
+    given_up = sorted((subset.ledger / QUARANTINE).glob("*.json"))
+    kept = {(places.ledger / QUARANTINE / file.name).as_posix() for file in given_up}
+
+    def missing(head: str) -> Sequence[Operation]:
+        there = repository.files((places.ledger / QUARANTINE).as_posix(), head)
+        notes = [(file, _note(file)) for file in given_up]
+        contents = [*((file, _report(file)) for file in report), *notes]
+        return [
+            *(CommitOperationAdd(file.relative_to(subset.root).as_posix(), content) for file, content in contents),
+            *(CommitOperationDelete(path) for path in sorted(set(there) - kept)),
+            *_last_card(repository, facts, head),
+        ]
+
+    repository.commit(f"{subset.name}: card", missing)
+
+
+def _tokenizer(facts: Facts) -> list[Path]:
+    """The files of the tokenizer that made `input_ids`; none where they came tokenized."""
+    folder, wanted = facts.subset.tokenizer, facts.provenance.tokenizer_sha256
+    if wanted is None:
+        return []
+    if tokenizer_sha256(folder) != wanted:
+        remedy = "give the same pipeline.annotate command again, which writes it"
+        raise ValueError(f"{folder} does not hold the tokenizer of the labels; {remedy}")
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def _report(file: Path) -> bytes:
+    """The report of the last session."""
+    with reading(file, "delete it; no label depends on it"):
+        text = text_of(file)
+        json_object(text)
+        return text.encode()
+
+
+def _note(file: Path) -> bytes:
+    """What is written down of a unit that was given up, without its file's path on this disk."""
+    with reading(file, "delete it, and the same pipeline.annotate command tries the unit again"):
+        unit = Quarantined.from_json(text_of(file))
+    name = Path(unit.file).name if is_local(unit.file) else unit.file
+    return replace(unit, file=name, reason=unit.reason.replace(unit.file, name)).to_json().encode()
+
+
+def _readme(repository: Repository, facts: Facts, head: str) -> str | None:
+    return read_readme(repository.download(facts.subset.in_repository.card.as_posix(), head))
+
+
+def _card(repository: Repository, facts: Facts, existing: str | None) -> CommitOperationAdd:
+    """The card that a repository has, brought up to date."""
+    place = facts.subset.in_repository.card.as_posix()
+    return CommitOperationAdd(place, dataset_card(facts, existing, f"{repository.url}/{place}").encode())
+
+
+def _last_card(repository: Repository, facts: Facts, head: str) -> list[Operation]:
+    """The same; nothing, and a warning, where somebody broke it since the run began."""
+    try:
+        return [_card(repository, facts, _readme(repository, facts, head))]
+    except ValueError as error:
+        LOG.warning("the card is not brought up to date, all else is: %s", error)
+        return []

@@ -1,0 +1,96 @@
+"""An annotated dataset for people to look at: a page with its documents and figures, or one document in the terminal.
+
+python -m pipeline.report annotated                                  # writes annotated-report/report.html
+python -m pipeline.report annotated/data/second-order --against annotated/data/exact
+python -m pipeline.report hf://datasets/USER/NAME --terminal --document 7
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+from rich.console import Console
+from rich.filesize import decimal
+
+from pipeline.cli import run
+from pipeline.data.annotated import SUBSET_NAMED, find_annotations
+from pipeline.data.files import HUB
+from pipeline.data.hub import Repository
+from pipeline.data.tokenizer import load_tokenizer
+from pipeline.messages import say
+from pipeline.progress import stage
+from pipeline.report.notebook import DocumentView, labels_or_none
+from pipeline.report.page import PAGE_FILE, write_report
+from pipeline.report.sampling import Extent, LabelledSource
+from pipeline.report.terminal import print_document
+from pipeline.report.tokens import TokenTexts
+
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True)
+class Config:
+    """What to show, and how much of it."""
+
+    dataset: str
+    """Folder that pipeline.annotate wrote, or hf://datasets/USER/NAME; one of several subsets by its folder of data,
+    as in annotated/data/exact."""
+    output: Path | None = field(default=None, kw_only=True)
+    """Folder for report.html; DATASET-report beside the dataset, of one of the Hub in this folder, by default. Only an
+    earlier report of the same dataset is replaced."""
+    against: str | None = field(default=None, kw_only=True)
+    """Another dataset of the same documents, whose labels stand beside these."""
+    by: str | None = field(default=None, kw_only=True)
+    """Column of the source whose values are told apart in figures; the first column of text with a few by default."""
+    extent: Annotated[Extent, cyclopts.Parameter(name="*")] = field(default=Extent(), kw_only=True)
+    terminal: bool = field(default=False, kw_only=True)
+    """Show one document here and write no page."""
+    document: int = field(default=0, kw_only=True)
+    """With --terminal, the document's row, counted from 0."""
+
+
+def report(config: Config) -> None:
+    """Write a page that shows an annotated dataset, every token in the colour of its entropy."""
+    if config.terminal:
+        print_document(document_view(config.dataset, config.document, config.extent.tokens_each(1)), Console())
+        return
+    folder = config.output or folder_for(config.dataset)
+    there = (folder / PAGE_FILE).exists()
+    with stage("reading the dataset"):
+        page = write_report(config.dataset, folder, against=config.against, by=config.by, extent=config.extent)
+    replaced = " and replaces an earlier one of this dataset" if there else ""
+    say(f"{page} has {decimal(page.stat().st_size)}{replaced}; open it in a browser")
+
+
+def folder_for(dataset: str) -> Path:
+    """Where a dataset's report goes: never into the dataset, whose files are read as data and published."""
+    subset = SUBSET_NAMED.search(dataset)
+    place = dataset[: subset.start()] if subset else dataset
+    name = f"-{subset[0].strip('/').rpartition('/')[2]}" if subset else ""
+    if place.startswith(HUB):
+        return Path(f"{Repository.at(place).name.rpartition('/')[2]}{name}-report")
+    folder = Path(place)
+    folder = folder if folder.name else folder.resolve()
+    return folder.with_name(f"{folder.name}{name}-report")
+
+
+def document_view(dataset: str, row: int, tokens: int) -> DocumentView:
+    """The first tokens of a dataset's document.
+
+    Raises:
+        ValueError: if there is no such row; as find_annotations and LabelledSource.documents do.
+        ConnectionError: if the Hub cannot be reached.
+    """
+    found = find_annotations(dataset)
+    if not 0 <= row < len(found):
+        raise ValueError(f"{dataset} has no document {row}; its {len(found):,} count from 0")
+    (document,) = LabelledSource.of(found).documents(range(row, row + 1))
+    texts = TokenTexts(None if found.tokenizer is None else load_tokenizer(found.tokenizer))
+    entropies, *expected = (labels_or_none(labels_N[:tokens].tolist()) for labels_N in document.labels_SN)
+    shown = texts.of(document.tokens_N[:tokens].tolist())
+    left = len(document.tokens_N) - len(shown)
+    return DocumentView(shown, entropies, expected[0] if expected else None, left)
+
+
+if __name__ == "__main__":
+    run(report, "pipeline.report", resumes=False)

@@ -1,0 +1,180 @@
+"""How much of a dataset a report looks at."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.data.annotated import AnnotatedDataset, Row, as_rows, read_labelled
+from pipeline.data.shards import ENTROPY_COLUMNS, SHARD, inspect_shard
+from schemas.annotations import ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS
+
+MOST_OF_ALL, MOST_OF_ONE = 300_000, 20_000  # tokens on a page: about 3 MB, and what a browser lays out in a moment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How much of a dataset is looked at."""
+
+    documents: int = 200
+    """Documents to show, of those in the sample."""
+    sample: int = 2000
+    """Documents for the statistics, from all over the dataset."""
+    tokens: int | None = None
+    """Tokens to show of a document, its first ones; by default 1,500 where 200 documents are shown, 20,000 of one."""
+    seed: int = 0
+    """Of the sample."""
+
+    def __post_init__(self) -> None:
+        for name in ("documents", "sample", "tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} to show must be at least 1, not {value}")
+        if self.seed < 0:
+            raise ValueError(f"the seed must be at least 0, not {self.seed}")
+
+    def tokens_each(self, documents: int) -> int:
+        """Tokens to show of each of so many documents."""
+        return self.tokens or min(MOST_OF_ONE, max(1, MOST_OF_ALL // max(1, documents)))
+
+
+@dataclass(frozen=True)
+class Document:
+    """A row of the dataset."""
+
+    row: int
+    tokens_N: np.ndarray
+    labels_SN: np.ndarray
+    """float32, nats; NaN where a token has no label."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """Its values in columns of the source."""
+    left: int = 0
+    """Tokens of the row after these."""
+
+    def first(self, tokens: int) -> "Document":
+        """So many of its tokens, without the source's values; the others are not kept in memory."""
+        kept, left = self.tokens_N[:tokens].copy(), max(0, len(self.tokens_N) - tokens)
+        return Document(self.row, kept, self.labels_SN[:, :tokens].copy(), left=self.left + left)
+
+    @property
+    def size(self) -> int:
+        """Tokens of the row."""
+        return len(self.tokens_N) + self.left
+
+    def measures_of(self, start: int, stop: int) -> np.ndarray:
+        """float64 [M, N] of the tokens `start` to `stop`; NaN where a token lacks one of two labels."""
+        labels_SN = self.labels_SN[:, start:stop]
+        return np.concatenate([labels_SN, labels_SN[:1] - labels_SN[1:]]).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The labels of one series, or those of the first less those of another."""
+
+    name: str
+    series: tuple[int, ...]
+
+
+def measures_of(series: Sequence[str]) -> Iterator[Measure]:
+    """The measures of series of these names, in the order of `Document.measures_of`."""
+    yield from (Measure(name, (place,)) for place, name in enumerate(series))
+    yield from (Measure(f"{series[0]} − {name}", (0, place)) for place, name in enumerate(series[1:], 1))
+
+
+RUNS = 20  # a run in the middle of a row group, of 100 MB at the most, costs its decoding up to there
+
+
+def sampled_rows(rows: int, wanted: int, seed: int) -> list[range]:
+    """Runs of rows in order, one in each of RUNS equal stretches or as many as are wanted, at places of chance.
+
+    They hold `wanted` rows together, or all.
+    """
+    wanted = min(rows, wanted)
+    runs = min(RUNS, wanted)
+    places = np.random.default_rng(seed).random(runs)
+    starts = [int((rows - wanted) * (run + place) / runs) for run, place in enumerate(places)]
+    bounds = [wanted * run // max(1, runs) for run in range(runs + 1)]
+    return [range(start + bounds[run], start + bounds[run + 1]) for run, start in enumerate(starts)]
+
+
+@dataclass(frozen=True)
+class LabelledSource:
+    """An annotated dataset, and which of its columns are read."""
+
+    dataset: AnnotatedDataset
+    schema: pa.Schema
+    """Of all its columns."""
+    against: AnnotatedDataset | None = None
+    """The same documents with other labels."""
+
+    @classmethod
+    def of(cls, dataset: AnnotatedDataset, against: AnnotatedDataset | None = None) -> "LabelledSource":
+        """The dataset after a look at its first shard.
+
+        Raises:
+            ValueError: if the other dataset has not as many documents; as inspect_file does.
+        """
+        if against is not None and len(dataset) != len(against):
+            counted = f"{dataset.source} has {len(dataset):,} documents and {against.source} {len(against):,}"
+            raise ValueError(f"{counted}; compare labels of the same documents")
+        return cls(dataset, inspect_shard(dataset.shards[0]).schema, against)
+
+    @property
+    def label_columns(self) -> list[str]:
+        return [name for name in ENTROPY_COLUMNS if name in self.schema.names]
+
+    @property
+    def series(self) -> list[str]:
+        """Names of what every token is labelled with."""
+        if self.against is None:
+            return [name.replace("_", " ") for name in self.label_columns]
+        names = [short_name(self.dataset), short_name(self.against)]
+        ours, theirs = names if names[0] != names[1] else (self.dataset.source, self.against.source)
+        return [ours, *(name.replace("_", " ") for name in self.label_columns[1:]), theirs]
+
+    @property
+    def source_columns(self) -> list[str]:
+        """Columns that the source had, but for its documents."""
+        ours = {INPUT_IDS, *ENTROPY_COLUMNS, NUM_TOKENS, MEAN_ENTROPY, self.dataset.provenance.text_column, "text"}
+        return [name for name in self.schema.names if name not in ours]
+
+    def documents(self, rows: range, columns: Sequence[str] = ()) -> Iterator[Document]:
+        """These rows, with the values of these columns of the source.
+
+        Raises:
+            ValueError: if labels are not finite or not one a token, or the other dataset's tokens are not the same; as
+                read_rows does.
+        """
+        names = (INPUT_IDS, *self.label_columns, *columns)
+        own = _rows(self.dataset, rows, pa.schema([self.schema.field(name) for name in names]))
+        others = None if self.against is None else _rows(self.against, rows, self.against.schema)
+        for row, values in zip(rows, own, strict=True):
+            labels = [values[name] for name in self.label_columns]
+            if self.against is not None and others is not None:
+                other = next(others)
+                if not np.array_equal(values[INPUT_IDS], other[INPUT_IDS]):
+                    raise ValueError(
+                        f"row {row} has other tokens in {self.against.source} than in {self.dataset.source}; "
+                        "compare labels of the same documents and tokenizer"
+                    )
+                labels.append(other[ENTROPY])
+            yield Document(row, values[INPUT_IDS], np.stack(labels), {name: values[name] for name in columns})
+
+
+def short_name(dataset: AnnotatedDataset) -> str:
+    """The last part of the dataset's place and its subset."""
+    found = SHARD.fullmatch(dataset.shards[0].url)
+    assert found is not None
+    return f"{found[1].rpartition('/')[2].partition('@')[0]}/{found[2]}"
+
+
+def _rows(dataset: AnnotatedDataset, rows: range, schema: pa.Schema) -> Iterator[Row]:
+    first = 0
+    for shard, length in zip(dataset.shards, dataset.rows, strict=True):
+        start, stop = max(rows.start, first), min(rows.stop, first + length)
+        if start < stop:
+            for batch in read_labelled(shard, start - first, stop - first, schema, dataset.vocabulary):
+                yield from as_rows(batch)
+        first += length

@@ -1,0 +1,188 @@
+"""A shard's content: its bytes against its receipt, its rows against their rules. Memory is bounded by a few rows.
+
+B rows of a batch, N labels.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.data.counts import histogram
+from pipeline.data.documents import read_rows
+from pipeline.data.files import File
+from pipeline.data.shards import ENTROPY_COLUMNS, TOKENS, inspect_shard, mean_entropies, open_shard
+from pipeline.data.streams import DamagedError
+from pipeline.verify.stored import Content, Fault, Stored
+from schemas.annotations import ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS, PROVENANCE_KEY, Provenance
+from schemas.receipts import Counts, Receipt
+
+COMPARED = ("rows", "tokens", "labelled_tokens", "nats", "histogram")
+"""Counts that a shard's own rows give."""
+Columns = dict[str, pa.DataType]
+OURS: Columns = {
+    INPUT_IDS: pa.list_(pa.int32()),
+    **{name: pa.list_(pa.float32()) for name in ENTROPY_COLUMNS},
+    NUM_TOKENS: pa.int32(),
+    MEAN_ENTROPY: pa.float32(),
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Rules that all shards of a subset share."""
+
+    provenance: Provenance
+    vocabulary: int
+    columns: tuple[str, ...] | None = None
+    """Names, where the plan has them."""
+
+
+def shard_provenance(stored: Stored, shard: str) -> Provenance:
+    """A shard's own.
+
+    Raises:
+        ValueError: if it has none that can be read.
+    """
+    with stored.content(shard) as content, open_shard(content.file) as parquet:
+        return _provenance(parquet.schema_arrow)
+
+
+def check_shard(stored: Stored, shard: str, receipts: Sequence[Receipt], rules: Rules) -> tuple[Fault | None, Counts]:
+    """The first fault of a shard, and what it holds.
+
+    Raises:
+        OSError: if its disk or store cannot be reached.
+    """
+    with stored.content(shard) as content:
+        try:
+            matching = [receipt for receipt in receipts if receipt.sha256 == content.sha256]
+            _require_bytes(content, receipts, matching)
+            _require_schema(content.file, rules)
+            counts = _counted(content.file, rules, every_column=not receipts)
+            for receipt in matching[:1]:
+                _require_counts(receipt.counts, counts)
+        except ValueError as error:
+            what = str(error.damage if isinstance(error, DamagedError) else error)
+            what = what.replace(f"{content.file.url} ", "").replace(content.file.url, "it")
+            return Fault(stored.named(shard), what, shard), Counts()
+    return None, counts
+
+
+def _require_bytes(content: Content, receipts: Sequence[Receipt], matching: Sequence[Receipt]) -> None:
+    if receipts and content.file.size not in (receipt.size for receipt in matching or receipts):
+        raise ValueError(f"has {content.file.size:,} bytes, its receipt says {receipts[-1].size:,}")
+    if receipts and not matching:
+        wanted = receipts[-1].sha256
+        raise ValueError(f"is not what was written: its sha256 is {content.sha256}, its receipt's {wanted}")
+
+
+def _require_schema(file: File, rules: Rules) -> None:
+    with open_shard(file) as parquet:
+        schema = parquet.schema_arrow
+    own = {name: kind for name, kind in OURS.items() if name in schema.names}
+    if not {INPUT_IDS, ENTROPY} <= own.keys():
+        raise ValueError("lacks tokens or labels")
+    wrong = [name for name, kind in own.items() if schema.field(name).type != kind]
+    if wrong:
+        raise ValueError(f"column `{wrong[0]}` holds {schema.field(wrong[0]).type}, not {OURS[wrong[0]]}")
+    if rules.columns is not None and tuple(schema.names) != rules.columns:
+        raise ValueError(f"has columns {', '.join(schema.names)}, the plan {', '.join(rules.columns)}")
+    if _provenance(schema) != rules.provenance:
+        raise ValueError("its provenance is not that of the plan, or of the other shards")
+
+
+def _provenance(schema: pa.Schema) -> Provenance:
+    try:
+        return Provenance.from_json((schema.metadata or {})[PROVENANCE_KEY].decode())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"its provenance cannot be read ({error})") from error
+
+
+def _counted(file: File, rules: Rules, *, every_column: bool) -> Counts:
+    """Counts of the rows, each batch checked; without a receipt, other columns are read for their checksums too."""
+    schema = inspect_shard(file).schema
+    if not every_column:
+        schema = pa.schema([field for field in schema if field.name in OURS])
+    return count_rows(_checked(read_rows(file, 0, sys.maxsize, schema, TOKENS), rules.vocabulary))
+
+
+def count_rows(batches: Iterable[pa.RecordBatch]) -> Counts:
+    """Those counts that annotated rows tell."""
+    counts = Counts()
+    for batch in batches:
+        labels_N = batch.column(ENTROPY).flatten().drop_null().to_numpy()
+        counts += Counts(
+            rows=len(batch),
+            tokens=len(batch.column(INPUT_IDS).flatten()),
+            labelled_tokens=len(labels_N),
+            nats=float(labels_N.sum(dtype=np.float64)),
+            histogram=histogram(labels_N),
+        )
+    return counts
+
+
+def _checked(batches: Iterable[pa.RecordBatch], vocabulary: int) -> Iterator[pa.RecordBatch]:
+    start = 0
+    for batch in batches:
+        _require_rows(batch, start, vocabulary)
+        start += len(batch)
+        yield batch
+
+
+def _require_rows(batch: pa.RecordBatch, start: int, vocabulary: int) -> None:
+    """The rules of every row.
+
+    Raises:
+        ValueError: with the first row that breaks one.
+    """
+    for what, wrong_B in _broken(batch, vocabulary):
+        if wrong_B.any():
+            raise ValueError(f"row {start + int(np.argmax(wrong_B)):,}: {what}")
+
+
+def _broken(batch: pa.RecordBatch, vocabulary: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Rules, and the rows [B] that break each."""
+    tokens = batch.column(INPUT_IDS)
+    length_B = _lengths(tokens)
+    yield "has no list of tokens", length_B < 0
+    ids_N = tokens.flatten()
+    known_N = ids_N.fill_null(-1).to_numpy()
+    outside = f"a token id is null or outside the vocabulary of {vocabulary:,}"
+    yield outside, _rows_with((known_N < 0) | (known_N >= vocabulary), length_B)
+    for name in set(ENTROPY_COLUMNS) & set(batch.schema.names):
+        labels = batch.column(name)
+        yield f"there is not one label in `{name}` for each token", _lengths(labels) != length_B
+        finite_N = np.isfinite(labels.flatten().fill_null(0.0).to_numpy())
+        yield f"a label in `{name}` is not finite", _rows_with(~finite_N, length_B)
+    if NUM_TOKENS in batch.schema.names:
+        given_B = batch.column(NUM_TOKENS).fill_null(-1).to_numpy()
+        yield f"`{NUM_TOKENS}` is not the number of its tokens", given_B != length_B
+    if MEAN_ENTROPY in batch.schema.names:
+        own, mean = batch.column(MEAN_ENTROPY), mean_entropies(batch.column(ENTROPY))
+        own_B, mean_B = (each.to_numpy(zero_copy_only=False) for each in (own, mean))
+        yield f"`{MEAN_ENTROPY}` is not the mean of its labels", ~np.isclose(own_B, mean_B, 1e-6, 1e-6, equal_nan=True)
+
+
+def _lengths(lists: pa.Array) -> np.ndarray:
+    """Of each list; -1 of none."""
+    lengths: np.ndarray = lists.value_lengths().fill_null(-1).to_numpy()
+    return lengths
+
+
+def _rows_with(wrong_N: np.ndarray, length_B: np.ndarray) -> np.ndarray:
+    """Rows [B] that have a wrong token."""
+    running = np.append(0, np.cumsum(wrong_N))
+    ends_B = np.cumsum(np.maximum(length_B, 0))
+    wrong_B: np.ndarray = running[ends_B] > running[ends_B - np.maximum(length_B, 0)]
+    return wrong_B
+
+
+def _require_counts(said: Counts, found: Counts) -> None:
+    differing = [name for name in COMPARED if getattr(said, name) != getattr(found, name)]
+    if differing:
+        name = differing[0]
+        what = name.replace("_", " ")
+        raise ValueError(f"its receipt says {getattr(said, name)} {what}, and it has {getattr(found, name)}")

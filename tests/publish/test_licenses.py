@@ -1,0 +1,62 @@
+"""What the cards of the sources say, for the card of what was made of them."""
+
+import pytest
+
+from pipeline.publish.licenses import License, SourceFacts, source_facts
+from tests.hub import Hub
+
+
+def card(**front_matter: str) -> dict[str, bytes]:
+    lines = "".join(f"{key}: {value}\n" for key, value in front_matter.items())
+    return {"README.md": f"---\n{lines}---\n# A dataset".encode()}
+
+
+@pytest.fixture
+def sources(hub: Hub) -> Hub:
+    hub.add("user/web", card(license="odc-by", language="en"))
+    hub.add("user/books", card(license="odc-by", language="[en, fr]"))
+    hub.add("user/code", card(license="mit"))
+    hub.add("user/bare", {"a.txt": b"no card"})
+    hub.add("user/wiki", card(license="[cc-by-sa-3.0, gfdl]", language="[en]"))
+    hub.add("user/pile", card(license="other", license_name="pile-terms", license_link="https://pile.example/terms"))
+    return hub
+
+
+def facts(*names: str) -> SourceFacts:
+    return source_facts([f"hf://datasets/{name}/data" for name in names])
+
+
+def test_one_licence_is_taken_over_with_the_languages(sources: Hub) -> None:
+    found = facts("user/web", "user/books", "user/web")
+    assert found == SourceFacts(("user/web", "user/books"), License(("odc-by",)), ("en", "fr"))
+    assert "[user/web](https://huggingface.co/datasets/user/web), [user/books]" in found.sentence
+    assert "whose licence is odc-by" in found.sentence
+
+
+def test_a_list_of_licences_is_taken_over_as_a_list(sources: Hub) -> None:
+    found = facts("user/wiki")
+    assert found.license is not None and found.license.front_matter() == {"license": ["cc-by-sa-3.0", "gfdl"]}
+    assert "whose licence is cc-by-sa-3.0 and gfdl and holds" in found.sentence
+
+
+def test_a_licence_of_a_name_of_its_own_keeps_it_and_its_text(sources: Hub) -> None:
+    found = facts("user/pile")
+    assert found.license is not None and found.license.front_matter() == {
+        "license": "other",
+        "license_name": "pile-terms",
+        "license_link": "https://pile.example/terms",
+    }
+    assert "whose licence is pile-terms (https://pile.example/terms) and holds" in found.sentence
+
+
+@pytest.mark.parametrize(
+    "names", [("user/web", "user/code"), ("user/web", "user/bare"), ("user/bare",), ("user/web", "user/wiki")]
+)
+def test_several_licences_or_none_are_not_made_one(sources: Hub, names: tuple[str, ...]) -> None:
+    assert facts(*names).license is None and "whose licences their cards tell" in facts(*names).sentence
+
+
+def test_files_outside_the_hub_have_no_licence_here(sources: Hub) -> None:
+    assert source_facts(["a.parquet"]) == SourceFacts()
+    assert source_facts(["a.parquet", "hf://datasets/user/web"]).license is None
+    assert "outside the Hub" in SourceFacts().sentence

@@ -1,0 +1,207 @@
+"""Shards and their receipts in few commits, whatever the Hub answers."""
+
+import time
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from pipeline.data import hub as requests
+from pipeline.data.hub import Repository
+from pipeline.engine.ledger import read_published, read_receipts, unpublished
+from pipeline.publish import publisher as publishing
+from pipeline.publish.publisher import Publisher, published_receipts
+from tests.hub import Hub
+from tests.publish.datasets import annotated, made_up
+
+REPOSITORY = Repository("user/name")
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "LONGEST_PAUSE", 0.02)
+
+
+@pytest.fixture
+def prepared(hub: Hub) -> Hub:
+    REPOSITORY.prepare(private=False)
+    return hub
+
+
+def shards(hub: Hub) -> dict[str, bytes]:
+    files = hub.files("user/name")
+    return {path.removeprefix("data/exact/"): files[path] for path in sorted(files) if path.startswith("data/")}
+
+
+def local(folder: Path) -> dict[str, bytes]:
+    data = folder / "out" / "data" / "exact"
+    return {file.name: file.read_bytes() for file in sorted(data.glob("*.parquet"))}
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_shards_and_receipts_come_in_one_commit_and_only_then_leave_the_disk(
+    prepared: Hub, tmp_path: Path, keeps: bool
+) -> None:
+    run, before = annotated(tmp_path), local(tmp_path)
+    receipts = list(read_receipts(run.subset))
+    first = len(prepared.commits("user/name"))
+    with Publisher(REPOSITORY, run.subset, keeps=keeps) as publisher:
+        for receipt in receipts:
+            publisher.add(receipt)
+    assert len(prepared.commits("user/name")) == first + 1
+    assert shards(prepared) == before and published_receipts(REPOSITORY, run.subset, 6) == receipts
+    assert local(tmp_path) == (before if keeps else {})
+    assert read_published(run.subset) == ([] if keeps else receipts)
+    assert list(read_receipts(run.subset)) == (receipts if keeps else [])
+    assert sorted(publisher.taken()) == sorted(before) and publisher.taken() == []
+
+
+def test_two_thousand_shards_take_twenty_commits_at_the_most(prepared: Hub, tmp_path: Path) -> None:
+    subset = made_up(tmp_path / "out", 2000)
+    with Publisher(REPOSITORY, subset, keeps=True) as publisher:
+        for receipt in read_receipts(subset):
+            publisher.add(receipt)
+    assert len(prepared.commits("user/name")) <= 20
+    assert shards(prepared) == local(tmp_path)
+    assert published_receipts(REPOSITORY, subset, 2000) == list(read_receipts(subset))
+
+
+def test_shards_are_committed_after_a_while_though_few_have_come(
+    prepared: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "COMMIT_EVERY", 0.05)
+    run = annotated(tmp_path)
+    first, *others = read_receipts(run.subset)
+    with Publisher(REPOSITORY, run.subset, keeps=True) as publisher:
+        publisher.add(first)
+        deadline = time.monotonic() + 20
+        while not publisher.taken():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert list(shards(prepared)) == [first.shard]
+        for receipt in others:
+            publisher.add(receipt)
+    assert shards(prepared) == local(tmp_path)
+
+
+@pytest.mark.parametrize("status", [409, 412, 429, 500, 503, 0])
+def test_a_refusal_that_may_pass_is_tried_again(prepared: Hub, tmp_path: Path, status: int) -> None:
+    run = annotated(tmp_path)
+    prepared.faults.refuse(status, method="POST", path="/commit/", times=3)
+    prepared.faults.refuse(status, path="/paths-info/", times=2)
+    with Publisher(REPOSITORY, run.subset, keeps=True) as publisher:
+        for receipt in read_receipts(run.subset):
+            publisher.add(receipt)
+    assert shards(prepared) == local(tmp_path)
+
+
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(prepared: Hub, tmp_path: Path) -> None:
+    run = annotated(tmp_path)
+    first = len(prepared.commits("user/name"))
+    prepared.faults.lost_commits = 1
+    with Publisher(REPOSITORY, run.subset, keeps=False) as publisher:
+        for receipt in read_receipts(run.subset):
+            publisher.add(receipt)
+    assert len(prepared.commits("user/name")) == first + 1
+    assert len(published_receipts(REPOSITORY, run.subset, 6)) == 6 and unpublished(run.subset) == []
+
+
+def test_what_another_run_published_with_other_labels_stays_with_its_receipt(
+    prepared: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, theirs = annotated(tmp_path / "ours"), annotated(tmp_path / "theirs")
+    receipts = list(read_receipts(theirs.subset))
+    shard = theirs.subset.data / receipts[0].shard
+    content = shard.read_bytes() + b"rounded otherwise"
+    shard.write_bytes(content)
+    written = replace(receipts[0], sha256=sha256(content).hexdigest(), size=len(content))
+    with Publisher(REPOSITORY, theirs.subset, keeps=True) as publisher:
+        assert publisher.add(written)
+    with Publisher(REPOSITORY, ours.subset, keeps=False) as publisher:
+        for receipt in read_receipts(ours.subset):
+            assert publisher.add(receipt)
+    assert "1 shards were published by another run with other labels; those stay" in caplog.text
+    assert shards(prepared) == local(tmp_path / "theirs")
+    assert published_receipts(REPOSITORY, ours.subset, 6)[0] == written
+    assert local(tmp_path / "ours") == {} and shard.name not in {one.shard for one in read_published(ours.subset)}
+
+
+def test_a_token_that_may_not_write_stops_the_run_and_loses_nothing(
+    prepared: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, before = annotated(tmp_path), local(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", prepared.reader)
+    with (
+        pytest.raises(ValueError, match="this token may not write"),
+        Publisher(REPOSITORY, run.subset, keeps=False) as publisher,
+    ):
+        for receipt in read_receipts(run.subset):
+            publisher.add(receipt)
+    assert local(tmp_path) == before and len(unpublished(run.subset)) == 6
+
+
+def test_no_answer_for_long_ends_in_an_error_that_names_the_repository(
+    prepared: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "PATIENCE", 0.2)
+    run = annotated(tmp_path)
+    prepared.faults.share = 1.0
+    with (
+        pytest.raises(ValueError, match="cannot reach hf://datasets/user/name"),
+        Publisher(REPOSITORY, run.subset, keeps=False) as publisher,
+    ):
+        publisher.add(next(read_receipts(run.subset)))
+    assert len(local(tmp_path)) == 6
+
+
+def test_a_shard_that_does_not_hold_what_its_receipt_says_is_not_sent(prepared: Hub, tmp_path: Path) -> None:
+    run = annotated(tmp_path)
+    first, *others = read_receipts(run.subset)
+    shard = run.subset.data / first.shard
+    damaged = shard.read_bytes()[:-9] + bytes(9)
+    shard.write_bytes(damaged)
+    with Publisher(REPOSITORY, run.subset, keeps=True) as publisher:
+        assert [publisher.add(receipt) for receipt in (first, *others)] == [False] + [True] * 5
+    assert published_receipts(REPOSITORY, run.subset, 6) == others
+    assert first.shard not in shards(prepared)
+    assert damaged not in prepared.repositories["datasets", "user/name"].objects.values()
+
+
+@pytest.mark.parametrize("content", [b"damaged", None])
+def test_a_file_that_no_receipt_speaks_of_is_replaced(
+    prepared: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
+) -> None:
+    """Damaged there, or sent by hand without its receipt, which would leave the unit undone for good."""
+    run, before = annotated(tmp_path), local(tmp_path)
+    receipts = list(read_receipts(run.subset))
+    path = f"data/exact/{receipts[3].shard}"
+    prepared.add("user/name", {path: content or before[receipts[3].shard]})
+    with Publisher(REPOSITORY, run.subset, keeps=True) as publisher:
+        for receipt in receipts:
+            publisher.add(receipt)
+    assert f"1 files are replaced that no receipt speaks of: {path}" in caplog.text
+    assert shards(prepared) == before and published_receipts(REPOSITORY, run.subset, 6) == receipts
+
+
+@pytest.mark.parametrize(
+    "shard", ["../../../secret", "/secret", "train-00001-of-00006.parquet", "x/../train-00000-of-00006.parquet"]
+)
+def test_a_receipt_in_the_repository_that_names_another_file_is_refused(
+    prepared: Hub, tmp_path: Path, shard: str
+) -> None:
+    """What is published is removed from the disk: by such a receipt any file would be."""
+    run = annotated(tmp_path)
+    wrong = replace(next(read_receipts(run.subset)), shard=shard)
+    prepared.add("user/name", {"_ledger/exact/receipts/a.jsonl": wrong.to_json().encode()})
+    said = r"hf://datasets/user/name/_ledger/exact/receipts/a.jsonl is damaged \(.*; delete it there"
+    with pytest.raises(ValueError, match=said):
+        published_receipts(REPOSITORY, run.subset, 6)
+
+
+def test_receipts_of_another_number_of_shards_are_not_those_of_the_plan(prepared: Hub, tmp_path: Path) -> None:
+    subset = made_up(tmp_path / "out", 7)
+    with Publisher(REPOSITORY, subset, keeps=True) as publisher:
+        for receipt in read_receipts(subset):
+            publisher.add(receipt)
+    assert len(published_receipts(REPOSITORY, subset, 7)) == 7 and published_receipts(REPOSITORY, subset, 6) == []

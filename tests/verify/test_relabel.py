@@ -1,0 +1,183 @@
+"""Labels that another model, or another token, would have are told from those of the checkpoint that made them."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.data.shards import mean_entropies, write_shard
+from pipeline.data.tokenizer import train_byte_pairs
+from pipeline.engine.ledger import read_receipts, record
+from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
+from pipeline.verify.content import count_rows
+from pipeline.verify.relabel import Document, sampled
+from schemas.annotations import ROUNDING_NATS
+from schemas.layout import Subset
+from tests.builders import sample_texts, write_documents
+from tests.conftest import RunCommand
+from tests.tiny_models import tiny_estimator, tiny_language_model, tiny_second_order
+from tests.verify.datasets import verified
+
+WAYS: dict[str, tuple[str, ...]] = {
+    "second-order": (),
+    "bfloat16": ("--dtype", "bfloat16"),
+    "exact": ("--share", "0.3"),
+    "causal": ("--keep-text", "--start-token", "<|endoftext|>"),
+    "moved": ("--keep-text",),
+    "moved, without text": (),
+    "folds": (),
+}
+"""Flags of annotate beside the checkpoint and its method."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints, a tokenizer of fewer tokens, documents."""
+    folder = tmp_path_factory.mktemp("sample")
+    texts = sample_texts(12, 300)
+    write_documents(folder / "in.parquet", [*texts, None])
+    models = {
+        "exact": tiny_estimator(vocabulary=8192),
+        "second-order": tiny_second_order(vocabulary=8192),
+        "causal": tiny_language_model(vocabulary=8192),
+        "folds/fold-0-of-2": tiny_estimator(vocabulary=8192),
+        "folds/fold-1-of-2": tiny_estimator(vocabulary=8192, bottleneck_width=2),
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        copy_tokenizer(SHIPPED / "tokenizer", folder / name)
+    (folder / "small").mkdir()
+    train_byte_pairs(texts, 300).save(str(folder / "small" / "tokenizer.json"))
+    return folder
+
+
+def checkpoint_of(way: str) -> str:
+    return {"bfloat16": "second-order", "moved": "second-order", "moved, without text": "second-order"}.get(way, way)
+
+
+def annotated(folder: Path, output: Path, way: str, run_command: RunCommand) -> Path:
+    """The checkpoint."""
+    checkpoint = folder / checkpoint_of(way)
+    method = "exact" if way == "folds" else checkpoint.name
+    arguments = [
+        *("--input", folder / "in.parquet", "--output", output, "--estimator", checkpoint, "--method", method),
+        *("--workers", 0, "--rows-per-unit", 4, *(WAYS[way] if "--dtype" in WAYS[way] else ("--dtype", "float32"))),
+        *(WAYS[way] if "--dtype" not in WAYS[way] else ()),
+        *(("--tokenizer", folder / "small") if way.startswith("moved") else ()),
+    ]
+    assert run_command("pipeline.annotate", *arguments) == 0
+    return checkpoint
+
+
+def changed(dataset: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Other labels in every document that has some, and receipts and means that fit them."""
+    subset = Subset(next((dataset / "data").iterdir()).name, dataset)
+    for receipt in list(read_receipts(subset)):
+        file = subset.data / receipt.shard
+        table = pq.read_table(file)
+        lists = table.column("entropy").to_pylist()
+        changed = [change(np.array(labels, np.float32)).tolist() if labels else labels for labels in lists]
+        given = [[None if nats is None or np.isnan(nats) else nats for nats in labels] for labels in changed]
+        column = pa.array(given, pa.list_(pa.float32()))
+        for name, values in (("entropy", column), ("mean_entropy", mean_entropies(column))):
+            table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), values)
+        digest = write_shard(file, [table], table.schema)
+        counts = count_rows(table.to_batches())
+        size = file.stat().st_size
+        record(subset, replace(receipt, sha256=digest, size=size, counts=counts))
+    (dataset / "README.md").unlink()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_labels_of_the_checkpoint_are_found_to_be_and_others_not(
+    way: str, folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    checkpoint = annotated(folder, output, way, run_command)
+    code, (sample, last) = verified(output, capsys, sample=13, estimator=str(checkpoint))
+    assert code == 0 and last.endswith(": all as their receipts say")
+    if way == "moved, without text":
+        assert sample.endswith("labels were moved here from another tokenizer, and the text is not kept")
+        return
+    assert ": labelled anew 13 documents, " in sample
+    changed(output, lambda labels_N: labels_N + 1)
+    code, lines = verified(output, capsys, sample=13, estimator=str(checkpoint))
+    assert code == 1
+    assert sum("nats or more off what its checkpoint gives now" in line for line in lines) == 12
+
+
+def test_a_single_label_is_enough_in_float32(
+    folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotated(folder, tmp_path / "out", "second-order", run_command)
+    for steps, code in ((1, 0), (2, 1)):
+        shutil.copytree(tmp_path / "out", tmp_path / str(steps))
+        changed(tmp_path / str(steps), lambda labels_N, steps=steps: _raised(labels_N, steps))  # type: ignore[misc]
+        found, lines = verified(tmp_path / str(steps), capsys, sample=13, estimator=str(folder / "second-order"))
+        assert sum("off what its checkpoint" in line for line in lines) == 12 * code
+        assert found == 1  # the card is gone
+
+
+def _raised(labels_N: np.ndarray, steps: int) -> np.ndarray:
+    labels_N[3] += steps * ROUNDING_NATS
+    return labels_N
+
+
+def test_a_checkpoint_that_is_not_at_hand_leaves_the_sample_out_and_another_is_refused(
+    folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotated(folder, tmp_path / "out", "second-order", run_command)
+    code, (told, _) = verified(tmp_path / "out", capsys, sample=2)
+    assert code == 0 and told == (
+        "second-order: no document was labelled anew: the checkpoint second-order has no place in the provenance; "
+        "name it with --estimator"
+    )
+    with pytest.raises(ValueError, match="exact is another checkpoint than labelled"):
+        verified(tmp_path / "out", capsys, sample=2, estimator=str(folder / "exact"))
+
+
+def test_the_same_annotate_command_mends_what_a_repair_set_aside(
+    folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = annotated(folder, tmp_path / "out", "causal", run_command)
+    sound = {file: file.read_bytes() for file in tmp_path.rglob("*.parquet")}
+    second = sorted(sound)[1]
+    second.write_bytes(bytes(reversed(sound[second])))
+    code, lines = verified(tmp_path / "out", capsys, repair=True, sample=13, estimator=str(checkpoint))
+    assert code == 1 and not second.exists()
+    wanted = f"  python -m pipeline.annotate --input {folder}/in.parquet --output {tmp_path}/out --subset causal"
+    assert lines[-1].startswith(wanted)
+    annotated(folder, tmp_path / "out", "causal", run_command)
+    assert {file: file.read_bytes() for file in sound} == sound
+    assert verified(tmp_path / "out", capsys, sample=13, estimator=str(checkpoint))[0] == 0
+
+
+def test_labels_without_a_ledger_are_held_against_their_checkpoint_too(
+    folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = annotated(folder, tmp_path / "out", "second-order", run_command)
+    changed(tmp_path / "out", lambda labels_N: labels_N - 1)
+    shutil.rmtree(tmp_path / "out" / "_ledger")
+    code, lines = verified(tmp_path / "out", capsys, sample=13, estimator=str(checkpoint))
+    assert code == 1 and sum("off what its checkpoint" in line for line in lines) == 12
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted", "found"),
+    [
+        ([4, 4, 4], 3, [(0, 2), (1, 2), (2, 2)]),
+        ([4, 4, 4], 1, [(1, 2)]),
+        ([1, 0, 1], 9, [(0, 0), (2, 0)]),
+        ([3], 3, [(0, 0), (0, 1), (0, 2)]),
+        ([], 3, []),
+        ([0], 3, []),
+    ],
+)
+def test_a_sample_is_spread_over_the_shards(rows: Sequence[int], wanted: int, found: Sequence[tuple[int, int]]) -> None:
+    documents = sampled({str(shard): count for shard, count in enumerate(rows)}, wanted)
+    assert documents == [Document(str(shard), row) for shard, row in found]

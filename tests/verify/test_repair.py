@@ -1,0 +1,157 @@
+"""What is damaged is set aside, nothing is deleted, and the same run makes the same bits anew."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.engine.ledger import as_lines, finished, read_receipts
+from pipeline.engine.output import Plan, open_run
+from pipeline.publish.card import write_card
+from pipeline.publish.licenses import source_facts
+from pipeline.publish.section import THIS_FOLDER, Facts
+from pipeline.publish.subset import with_totals
+from schemas.layout import Subset, shard_name
+from tests.engine.fakes import load_fake
+from tests.publish.datasets import planned
+from tests.verify.datasets import DATA, RECEIPTS, SHARDS, SUBSET, made, verified
+
+SHARD = shard_name(2, SHARDS)
+FILE, RECEIPT = f"{DATA}/{SHARD}", f"{RECEIPTS}/00000002.json"
+
+
+def files(dataset: Path) -> dict[str, bytes]:
+    """All but what was set aside, and the lock."""
+    return {
+        file.relative_to(dataset).as_posix(): file.read_bytes()
+        for file in dataset.rglob("*")
+        if file.is_file() and "damaged" not in file.parts and file.name != "lock"
+    }
+
+
+def complete(folder: Path) -> None:
+    """What the same annotate command does."""
+    run, units = planned(folder)
+    open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
+    done, annotator = finished(run.subset), load_fake(run)
+    for unit in units:
+        if unit.index not in done:
+            annotator.annotate(unit)
+    named = {"subset": run.subset, "place": THIS_FOLDER, "provenance": run.provenance, "schema": run.schema}
+    write_card(with_totals(Facts(**named, source=source_facts(())), read_receipts(run.subset)))
+
+
+def flipped(dataset: Path) -> None:
+    content = bytearray((dataset / FILE).read_bytes())
+    content[len(content) // 2] ^= 1
+    (dataset / FILE).write_bytes(content)
+
+
+def several(dataset: Path) -> None:
+    flipped(dataset)
+    (dataset / DATA / "notes.txt").write_text("a note")
+    (dataset / RECEIPTS / "00000004.json").write_text("{")
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], set[str]]] = {
+    "a bit": (flipped, {FILE, RECEIPT}),
+    "a shard cut short": (lambda at: os.truncate(at / FILE, 9), {FILE, RECEIPT}),
+    "a shard is gone": (lambda at: (at / FILE).unlink(), {RECEIPT}),
+    "a receipt is gone": (lambda at: (at / RECEIPT).unlink(), {FILE}),
+    "several": (
+        several,
+        {FILE, RECEIPT, f"{DATA}/notes.txt", f"{DATA}/{shard_name(4, SHARDS)}", f"{RECEIPTS}/00000004.json"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_is_damaged_is_set_aside_and_made_anew_with_the_same_bits(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = made(tmp_path)
+    sound = files(dataset)
+    damage, aside = DAMAGE[name]
+    damage(dataset)
+    damaged = files(dataset)
+    code, lines = verified(dataset, capsys, repair=True)
+    assert code == 1
+    moved = {line.removeprefix("moved to ") for line in lines if line.startswith("moved to ")}
+    assert moved == {f"_ledger/{SUBSET}/damaged/1/{file}" for file in aside}
+    assert {file: (dataset / f"_ledger/{SUBSET}/damaged/1/{file}").read_bytes() for file in aside} == {
+        file: damaged[file] for file in aside
+    }
+    assert files(dataset) == {file: content for file, content in damaged.items() if file not in aside}
+    assert f"  python -m pipeline.annotate --output {dataset} --subset exact --method exact ..." in lines
+    complete(tmp_path)
+    assert files(dataset) == sound
+    assert verified(dataset, capsys)[0] == 0
+
+
+def test_a_second_repair_has_a_folder_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = made(tmp_path)
+    for number in (1, 2):
+        flipped(dataset)
+        verified(dataset, capsys, repair=True)
+        assert (dataset / f"_ledger/{SUBSET}/damaged/{number}/{FILE}").is_file()
+        complete(tmp_path)
+    assert verified(dataset, capsys)[0] == 0
+
+
+def test_of_receipts_in_one_file_those_of_other_shards_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a folder has them that was downloaded from the Hub."""
+    dataset = made(tmp_path)
+    receipts = list(read_receipts(Subset(SUBSET, dataset)))
+    shutil.rmtree(dataset / RECEIPTS)
+    (dataset / RECEIPTS).mkdir()
+    (dataset / RECEIPTS / "all.jsonl").write_text(as_lines(receipts), encoding="utf-8")
+    assert verified(dataset, capsys)[0] == 0
+    flipped(dataset)
+    verified(dataset, capsys, repair=True)
+    kept = [receipt for receipt in receipts if receipt.shard != SHARD]
+    assert (dataset / RECEIPTS / "all.jsonl").read_text(encoding="utf-8") == as_lines(kept)
+    aside = dataset / f"_ledger/{SUBSET}/damaged/1/{RECEIPTS}/all.jsonl"
+    assert aside.read_text(encoding="utf-8") == as_lines(receipts)
+    complete(tmp_path)
+    assert list(read_receipts(Subset(SUBSET, dataset))) == receipts
+    assert verified(dataset, capsys)[0] == 0
+
+
+def test_a_sound_dataset_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = made(tmp_path)
+    before = files(dataset)
+    code, lines = verified(dataset, capsys, repair=True)
+    assert code == 0 and len(lines) == 1
+    assert files(dataset) == before and not (dataset / f"_ledger/{SUBSET}/damaged").exists()
+
+
+@pytest.mark.parametrize("plan", ["{", None])
+def test_a_damaged_plan_cannot_be_repaired(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], plan: str | None
+) -> None:
+    dataset = made(tmp_path)
+    flipped(dataset)
+    (dataset / f"_ledger/{SUBSET}/plan.json").unlink()
+    if plan is not None:
+        (dataset / f"_ledger/{SUBSET}/plan.json").write_text(plan, encoding="utf-8")
+    before = files(dataset)
+    with pytest.raises(ValueError, match=r"plan\.json is (damaged|missing); restore it, or"):
+        verified(dataset, capsys, repair=True)
+    assert files(dataset) == before
+
+
+@pytest.mark.parametrize("folder", [DATA, f"_ledger/{SUBSET}", RECEIPTS])
+def test_nothing_is_moved_that_lies_behind_a_link(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = made(tmp_path)
+    flipped(dataset)
+    elsewhere = tmp_path / "elsewhere"
+    (dataset / folder).rename(elsewhere)
+    (dataset / folder).symlink_to(elsewhere)
+    before = {file: file.read_bytes() for file in elsewhere.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match="is a link that leads out of"):
+        verified(dataset, capsys, repair=True)
+    assert {file: file.read_bytes() for file in elsewhere.rglob("*") if file.is_file()} == before
