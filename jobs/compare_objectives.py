@@ -21,7 +21,7 @@ from pipeline.data.corpus import require_tokens
 from pipeline.experiments.parallel import side_by_side
 from pipeline.experiments.plots import require_matplotlib
 from pipeline.experiments.sources import SOURCES, ContestSettings
-from pipeline.experiments.study import Study, Trial, default_objectives, trials
+from pipeline.experiments.study import ObjectiveTrial, Study, default_objectives, trials
 from pipeline.experiments.study_report import summarise, write_results
 from pipeline.messages import say
 from pipeline.models.model_card import command_line
@@ -156,11 +156,11 @@ def read_study(config: Config) -> tuple[Study, None]:
     return Study(corpus.documents(0, config.documents), given, held_out, tokens.vocabulary, tokens.separator), None
 
 
-def figures_of(trial: Trial, study: Study, config: Config) -> list[dict[str, float]]:
+def figures_of(trial: ObjectiveTrial, study: Study, config: Config) -> list[dict[str, float]]:
     """One trial's figures."""
-    from pipeline.experiments.overfitting import carry_out
+    from pipeline.experiments.overfitting import run_trial
 
-    return carry_out(trial, study, config.model, config.training, config.output / "trials")
+    return run_trial(trial, study, config.model, config.training, config.output / "trials")
 
 
 if __name__ == "__main__":

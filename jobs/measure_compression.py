@@ -128,7 +128,7 @@ def by_model(name: str, folder: Path, texts: Texts, config: Config) -> Iterator[
 
     from pipeline.models.loading import declared_start, load_autoencoder, load_causal, load_estimator
     from pipeline.models.quantization import KINDS, Codec
-    from pipeline.training.batches import Cut
+    from pipeline.training.batches import Windowing
     from pipeline.training.evaluation import causal_accounting, window_accounting, window_embeddings
 
     context, vocabulary = context_and_vocabulary(folder)
@@ -137,7 +137,7 @@ def by_model(name: str, folder: Path, texts: Texts, config: Config) -> Iterator[
     if not windows:
         raise ValueError(f"{folder / CONFIG_FILE} names no context; give a window with --window")
     window, device = min(windows), "cuda" if torch.cuda.is_available() else "cpu"
-    cut, kind = Cut(window, config.tokens_per_batch), checkpoint_kind(folder)
+    cut, kind = Windowing(window, config.tokens_per_batch), checkpoint_kind(folder)
     if kind == "causal":
         account = causal_accounting(load_causal(folder, device), declared_start(folder), held_out, cut)
         yield Compression.of(account, compressor=name, window=window)

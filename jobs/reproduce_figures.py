@@ -20,7 +20,7 @@ from pipeline.data.files import pinned
 from pipeline.data.inputs import Inputs
 from pipeline.experiments.figure_report import write_figure
 from pipeline.experiments.figure_trial import Text, prepare
-from pipeline.experiments.figures import FIGURES, Figure, Row, Trial
+from pipeline.experiments.figures import FIGURES, Figure, FigureTrial, Row
 from pipeline.experiments.parallel import side_by_side
 from pipeline.experiments.plots import require_matplotlib
 from pipeline.messages import say
@@ -97,11 +97,11 @@ def reproduce_figures(config: Config) -> None:
     resume.finish(config.output)
 
 
-def rows_of(trial: Trial, figure: Figure, text: Text, config: Config, folder: Path) -> Sequence[Row]:
+def rows_of(trial: FigureTrial, figure: Figure, text: Text, config: Config, folder: Path) -> Sequence[Row]:
     """The trial's evaluations, or what rounding each of its layers costs."""
     from pipeline.experiments.figure_trial import rows_by_layer, trained
     from pipeline.models.window_encoder import WindowEncoder
-    from pipeline.training.batches import Cut
+    from pipeline.training.batches import Windowing
     from pipeline.training.metrics import evaluations
 
     steps = max(1, round(figure.steps * config.time))
@@ -110,7 +110,7 @@ def rows_of(trial: Trial, figure: Figure, text: Text, config: Config, folder: Pa
     if not figure.by_layer:
         return evaluations(folder / trial.name)
     assert isinstance(model, WindowEncoder)
-    return list(rows_by_layer(model, text, Cut(figure.sizes.context, training.tokens_per_batch)))
+    return list(rows_by_layer(model, text, Windowing(figure.sizes.context, training.tokens_per_batch)))
 
 
 if __name__ == "__main__":

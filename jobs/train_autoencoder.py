@@ -51,13 +51,13 @@ def train_autoencoder(config: Config) -> None:
 
     from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
     from pipeline.training import resume
-    from pipeline.training.distributed import together
+    from pipeline.training.distributed import process_group
     from pipeline.training.window_training import train_on_windows
 
-    with together():
+    with process_group():
         documents = config.documents.read()
         decisive = {"model": asdict(config.model), "training": config.training.decisive}
-        resume.begin_together(config.output, {**documents.decisive, **decisive})
+        resume.begin_on_main(config.output, {**documents.decisive, **decisive})
         torch.manual_seed(config.training.seed)
         model = Autoencoder(AutoencoderConfig(vocab_size=documents.source.vocabulary, **asdict(config.model)))
         train_on_windows(model, documents, config.training, config.output, card)

@@ -64,11 +64,11 @@ def train_estimator(config: Config) -> None:
     """Train an entropy estimation model on documents."""
     # torch takes seconds, which --help does not need
     from pipeline.training import resume
-    from pipeline.training.distributed import this_process, together
+    from pipeline.training.distributed import process_group, this_process
 
-    with together():
+    with process_group():
         documents = config.documents.read()
-        resume.begin_together(config.output, {**documents.decisive, **config.decisive})
+        resume.begin_on_main(config.output, {**documents.decisive, **config.decisive})
         for fold, part in enumerate(documents.each_without_a_fold(config.folds)):
             folder = fold_folder(config.output, fold, config.folds)
             if not resume.is_finished(folder):

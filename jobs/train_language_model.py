@@ -31,7 +31,7 @@ from pipeline.training.data import ModelTokens, PackedDocuments
 if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
     from transformers import PreTrainedModel
 
-    from pipeline.training.metrics import Figures
+    from pipeline.training.metrics import Metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +89,12 @@ def train_language_model(config: Config) -> None:
     if config.workers is not None:
         from pipeline.engine.ray_workers import run_in_processes  # Ray may be missing where one process trains
 
-        run_in_processes(partial(train_here, anywhere(config), sys.argv[1:]), config.workers, config.address)
+        run_in_processes(partial(train_here, with_absolute_paths(config), sys.argv[1:]), config.workers, config.address)
     else:
-        train_here(anywhere(config), sys.argv[1:])
+        train_here(with_absolute_paths(config), sys.argv[1:])
 
 
-def anywhere(config: Config) -> Config:
+def with_absolute_paths(config: Config) -> Config:
     """The same with absolute paths: a process elsewhere has another working folder."""
     labels, *texts = (
         name if "://" in name else str(Path(name).resolve()) for name in (config.labels, *config.out_of_distribution)
@@ -109,9 +109,9 @@ def train_here(config: Config, arguments: Sequence[str]) -> None:
     """The training, in this process and those that were started with it; `arguments` are the command's."""
     from pipeline.models.loading import save_checkpoint
     from pipeline.training import resume
-    from pipeline.training.distributed import this_process, together
+    from pipeline.training.distributed import process_group, this_process
 
-    with together():
+    with process_group():
         process, dataset = this_process(), find_annotations(config.labels)
         if not process.is_main_process:  # all read the same, and one says what is left out
             logging.getLogger(PackedDocuments.__module__).setLevel(logging.ERROR)
@@ -120,7 +120,7 @@ def train_here(config: Config, arguments: Sequence[str]) -> None:
         first = seen.first()
         if config.objective.objective in NEED_LABELS and not len(first.given_labels):
             raise ValueError(f"{config.labels} has no labels for --objective {config.objective.objective}; annotate it")
-        resume.begin_together(config.output, what_decides(config, dataset))
+        resume.begin_on_main(config.output, fingerprint(config, dataset))
         model, figures = trained(config, tokens, seen, first.mean_label, evaluated)
         if process.is_main_process:
             text, kind = card(model, dataset, seen, figures, config, arguments), config.training.save_as
@@ -131,11 +131,11 @@ def train_here(config: Config, arguments: Sequence[str]) -> None:
 
 def trained(
     config: Config, tokens: ModelTokens, seen: PackedDocuments, mean_label: float, evaluated: Mapping[str, Corpus]
-) -> tuple[PreTrainedModel, Figures]:
+) -> tuple[PreTrainedModel, Metrics]:
     """A model after its training, and the last of its figures; `mean_label` is that of the labels, in nats."""
     import torch
 
-    from pipeline.training.batches import Cut, endless_batches
+    from pipeline.training.batches import Windowing, endless_batches
     from pipeline.training.evaluation import window_loss
     from pipeline.training.losses import ObjectiveLoss
     from pipeline.training.objectives import objective_function
@@ -143,7 +143,7 @@ def trained(
 
     torch.manual_seed(config.training.seed)
     model = new_model(config, tokens)
-    cut = Cut(config.model.context + 1, config.training.tokens_per_batch, overlap=1)
+    cut = Windowing(config.model.context + 1, config.training.tokens_per_batch, overlap=1)
     figures = train(
         model,
         endless_batches(seen, cut, config.training.seed),
@@ -158,7 +158,7 @@ def trained(
     return model, figures
 
 
-def what_decides(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
+def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
     """All that the model depends on: not where, nor in how many processes, it is trained."""
     settings = {**asdict(config), "training": config.training.decisive, "provenance": asdict(dataset.provenance)}
     return {name: value for name, value in settings.items() if name not in ("output", "workers", "address")}
@@ -202,7 +202,7 @@ def card(
     model: PreTrainedModel,
     dataset: AnnotatedDataset,
     seen: PackedDocuments,
-    figures: Figures,
+    figures: Metrics,
     config: Config,
     arguments: Sequence[str],
 ) -> str:

@@ -41,8 +41,8 @@ from pipeline.training.label_windows import LabelWindows, label_windows
 
 if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
     from pipeline.models.second_order import SecondOrderModel
-    from pipeline.training.batches import Cut
-    from pipeline.training.metrics import Figures
+    from pipeline.training.batches import Windowing
+    from pipeline.training.metrics import Metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +132,12 @@ class Plan:
         return cls(config, dataset, starts, label_windows(dataset.provenance, starts, *given))
 
     @property
-    def cut(self) -> Cut:
+    def cut(self) -> Windowing:
         """Windows of training and evaluation: those that the labels were made in."""
-        from pipeline.training.batches import Cut
+        from pipeline.training.batches import Windowing
 
         tokens = self.config.training.tokens_per_batch
-        return Cut(self.windows.window, tokens, overlap=self.windows.overlap, labelled_only=True)
+        return Windowing(self.windows.window, tokens, overlap=self.windows.overlap, labelled_only=True)
 
     @property
     def decisive(self) -> dict[str, Any]:
@@ -156,12 +156,12 @@ class Plan:
 def train_second_order(config: Config) -> None:
     """Train a second-order model on the labels of an annotated dataset."""
     from pipeline.training import resume
-    from pipeline.training.distributed import this_process, together
+    from pipeline.training.distributed import process_group, this_process
 
-    with together():
+    with process_group():
         process, plan = this_process(), Plan.of(config)
         seen, held_out = read_documents(plan)
-        resume.begin_together(config.output, plan.decisive)
+        resume.begin_on_main(config.output, plan.decisive)
         if process.is_main_process:
             say(f"windows of {plan.windows}", file=sys.stderr)
         for fold, part in enumerate(seen.each_without_a_fold(config.folds)):
@@ -272,7 +272,7 @@ def require_same_tokens(start: Path, dataset: AnnotatedDataset) -> None:
         raise ValueError(f"{start} has another tokenizer than the labels; annotate with --tokenizer {start}")
 
 
-def card(model: SecondOrderModel, plan: Plan, seen: Corpus, held_out: Corpus, figures: Figures) -> str:
+def card(model: SecondOrderModel, plan: Plan, seen: Corpus, held_out: Corpus, figures: Metrics) -> str:
     """The checkpoint's model card."""
     config, origin = plan.config, plan.dataset.provenance
     return model_card(

@@ -56,7 +56,7 @@ def run(command: Callable[..., int | None], module: str, *, resumes: bool = True
                 raise
             if debug:
                 sys.exit(visible(redacted(traceback.format_exc()), keep="\n"))
-            sys.exit(f"error: {one_line(_told(error))}")
+            sys.exit(f"error: {one_line(_describe(error))}")
     sys.exit(code)
 
 
@@ -86,7 +86,7 @@ def _require_text(arguments: Sequence[str]) -> None:
             raise ValueError(f"the argument {argument} is not {encoding}, as this command reads it; {remedy}")
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     """What an error says; of those that are not ours, what to do too."""
     if isinstance(error, cyclopts.UnusedCliTokensError):
         return f"{' '.join(error.unused_tokens or ())} belongs to no flag; --help shows the flags and what each takes"

@@ -72,7 +72,7 @@ def redacted(text: str) -> str:
     return text
 
 
-def told(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """What an error says, in one line and without credentials."""
     return redacted(" ".join(str(error).split())) or type(error).__name__
 

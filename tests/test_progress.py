@@ -13,12 +13,12 @@ import pytest
 
 from pipeline import progress
 from pipeline.annotate.__main__ import state_of
-from pipeline.engine.cluster import Share
+from pipeline.engine.cluster import WorkerResources
 from pipeline.engine.plan import Run, Unit
-from pipeline.engine.ray_workers import RayCrew
-from pipeline.engine.scheduler import Driver
-from pipeline.engine.throughput import Annotated, Report, Stages
-from pipeline.engine.workers import Crew, ThisProcess
+from pipeline.engine.ray_workers import RayWorkerPool
+from pipeline.engine.scheduler import Scheduler
+from pipeline.engine.throughput import Stages, Throughput, UnitResult
+from pipeline.engine.workers import ThisProcessPool, WorkerPool
 from pipeline.progress import Progress, State, stage
 from schemas.receipts import Counts, Quarantined, Receipt
 from tests.builders import write_documents
@@ -28,14 +28,14 @@ GIVEN_UP = Quarantined(unit=1, shard="b", file="a.parquet", start=0, stop=10, re
 LOADING, LABELLING = State(0, 0, workers=0, given_up=0), State(20.5, 5000, workers=2, given_up=1)
 
 
-def outcome(rows: int, tokens: int) -> Annotated:
+def outcome(rows: int, tokens: int) -> UnitResult:
     stages = Stages(dict.fromkeys(Stages().seconds, 1.0), tokens=tokens, padded_tokens=tokens * 2)
     stages.seconds.update(label=4.0, held=5.0)
-    return Annotated(Receipt(unit=0, shard="a", sha256="0", size=0, counts=Counts(rows=rows, tokens=tokens)), stages)
+    return UnitResult(Receipt(unit=0, shard="a", sha256="0", size=0, counts=Counts(rows=rows, tokens=tokens)), stages)
 
 
-def report_of(*outcomes: Annotated | Quarantined | None) -> Report:
-    report = Report()
+def report_of(*outcomes: UnitResult | Quarantined | None) -> Throughput:
+    report = Throughput()
     for one in outcomes:
         report.add(one)
     report.seconds = 10.0
@@ -107,11 +107,11 @@ def slow_run(folder: Path) -> tuple[Run, list[Unit]]:
     return planned_run(folder / "out", [file], rows_per_unit=12, batch_invariant=True)
 
 
-def lines_of(run: Run, units: list[Unit], crew: Crew, monkeypatch: pytest.MonkeyPatch) -> Report:
+def lines_of(run: Run, units: list[Unit], crew: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> Throughput:
     """Labels, with a line as often as the run is looked at."""
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     monkeypatch.setattr(progress, "TICK_SECONDS", 0.1)
-    report, driver = Report(), Driver(run, crew)
+    report, driver = Throughput(), Scheduler(run, crew)
     with Progress(12, 0, partial(state_of, report, driver)):
         for one in driver.outcomes(units):
             report.add(one)
@@ -127,7 +127,11 @@ def test_documents_are_counted_while_their_unit_is_labelled(
     monkeypatch.setattr("pipeline.engine.scheduler.PATIENCE", 0.1)
     run, units = slow_run(tmp_path)
     load = partial(load_fake, seconds=0.05)
-    crew = RayCrew(run, load, workers=1, share=Share(cpus=0.5)) if workers else ThisProcess(run, load, "cpu")
+    crew = (
+        RayWorkerPool(run, load, workers=1, share=WorkerResources(cpus=0.5))
+        if workers
+        else ThisProcessPool(run, load, "cpu")
+    )
     report = lines_of(run, units, crew, monkeypatch)
     lines = capsys.readouterr().err.splitlines()
     counted = [int(line.split(" of ")[0]) for line in lines if " of 12 documents" in line]

@@ -22,7 +22,7 @@ from pathlib import Path
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipeline.annotate.config import Config
-from pipeline.annotate.prepare import frozen, frozen_checkpoint, frozen_longest, prepare
+from pipeline.annotate.prepare import pin_checkpoint, pin_inputs, pin_longest, prepare
 from pipeline.annotate.summary import print_examples, print_quarantine, print_summary
 from pipeline.cli import INCOMPLETE, run
 from pipeline.data.annotated import read_quarantine
@@ -53,16 +53,16 @@ from pipeline.engine.output import (
     require_same_columns,
 )
 from pipeline.engine.plan import Device, Run, Unit, inspect
-from pipeline.engine.scheduler import Driver
-from pipeline.engine.throughput import Annotated, Outcome, Report
-from pipeline.engine.workers import Crew, ThisProcess
+from pipeline.engine.scheduler import Scheduler
+from pipeline.engine.throughput import Outcome, Throughput, UnitResult
+from pipeline.engine.workers import ThisProcessPool, WorkerPool
 from pipeline.messages import say
 from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.progress import Progress, State, stage
 from pipeline.publish.card import folder_card, write_card
 from pipeline.publish.licenses import source_facts
 from pipeline.publish.publisher import Publisher, published_plan, published_receipts
-from pipeline.publish.section import THIS_FOLDER, Facts
+from pipeline.publish.section import THIS_FOLDER, SubsetInfo
 from pipeline.publish.subset import publish_beginning, publish_end, with_totals
 from schemas.receipts import REPORT_FILE
 
@@ -84,10 +84,10 @@ def annotate(config: Config = DEFAULTS) -> int:
             published = published_plan(config.repository, config.place) if config.repository else None
         staged = planned(config.place)
         begun = published or staged
-        longest = frozen_longest(config.longest_document, begun)
-        config = replace(config, estimator=frozen_checkpoint(config.estimator, begun), longest_document=longest)
+        longest = pin_longest(config.longest_document, begun)
+        config = replace(config, estimator=pin_checkpoint(config.estimator, begun), longest_document=longest)
         with stage("reading the inputs"):
-            inputs = frozen(config.input, begun)
+            inputs = pin_inputs(config.input, begun)
             found = config.find(inputs or [str(sample)], config.place.root)
             source = inspect(found.files, config.column, found.choices, config.passed)
         found.tell()
@@ -103,7 +103,7 @@ def annotate(config: Config = DEFAULTS) -> int:
             print_estimate(estimate(job, units, source, config.tokens_per_second), workers_of(config))
             return 0
         with locked(job.subset.root):
-            return carry_out(job, units, config, inputs)
+            return annotate_units(job, units, config, inputs)
 
 
 def require_continuing(place: str, job: Run, there: Plan) -> None:
@@ -121,7 +121,7 @@ def require_continuing(place: str, job: Run, there: Plan) -> None:
         require_same(f"--output {place}", wanted, there.provenance)
 
 
-def carry_out(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str, ...]) -> int:
+def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str, ...]) -> int:
     """Labels what is not labelled yet, completes the dataset and shows it; returns the exit code."""
     facts = facts_of(job, inputs)
     folder_card(facts)  # what it cannot describe, or be added to, is refused before anything is labelled
@@ -168,7 +168,9 @@ def labels_named(job: Run, config: Config) -> str:
     return place if len(list(subsets)) == 1 else str(Path(place, job.subset.in_repository.data))
 
 
-def label_and_publish(units: Sequence[Unit], job: Run, config: Config, repository: Repository, facts: Facts) -> Report:
+def label_and_publish(
+    units: Sequence[Unit], job: Run, config: Config, repository: Repository, facts: SubsetInfo
+) -> Throughput:
     """Labels what the repository lacks, beginning with what an interrupted run left on this disk."""
     write_published(job.subset, published_receipts(repository, job.subset, len(units)))
     if len(read_published(job.subset)) < len(units):
@@ -185,9 +187,9 @@ def label_and_publish(units: Sequence[Unit], job: Run, config: Config, repositor
     return report
 
 
-def facts_of(job: Run, inputs: Sequence[str]) -> Facts:
+def facts_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
     """What the card says of a run that has not begun."""
-    return Facts(
+    return SubsetInfo(
         subset=job.subset,
         place=job.repository.name if job.repository else THIS_FOLDER,
         revision=job.repository.revision if job.repository else "main",
@@ -197,27 +199,27 @@ def facts_of(job: Run, inputs: Sequence[str]) -> Facts:
     )
 
 
-def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher | None = None) -> Report:
+def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher | None = None) -> Throughput:
     """Labels the units that are not done, with a progress bar; starts no worker where there are none."""
     done = finished(job.subset, staging=publisher is not None)
     left = [unit for unit in units if unit.index not in done]
     if not left:
-        return Report()
-    report, rows = Report(), job.provenance.source_rows
+        return Throughput()
+    report, rows = Throughput(), job.provenance.source_rows
     left_rows = sum(unit.stop - unit.start for unit in left)
     say(f"to label       {left_rows:,} documents in {len(left):,} units, in {job.provenance.dtype}")
     with interrupts_told(job), crew_of(job, config) as crew:
-        driver = Driver(job, crew, done=len(done))
+        driver = Scheduler(job, crew, done=len(done))
         with Progress(rows, rows - left_rows, partial(state_of, report, driver)), logging_redirect_tqdm():
             for outcome in driver.outcomes(left):
                 report.add(outcome)
                 if publisher is not None:
-                    pass_on(outcome, publisher, driver, last=report.units + report.given_up == len(left))
+                    publish_outcome(outcome, publisher, driver, last=report.units + report.given_up == len(left))
     write_text(job.subset.ledger / REPORT_FILE, report.to_json())
     return report
 
 
-def state_of(report: Report, driver: Driver) -> State:
+def state_of(report: Throughput, driver: Scheduler) -> State:
     """Progress: the committed units, and the labelled parts of the others."""
     underway, counts = driver.underway, report.counts
     return State(counts.rows + underway.rows, counts.tokens + underway.tokens, driver.loaded, report.given_up)
@@ -235,7 +237,7 @@ def interrupts_told(job: Run) -> Iterator[None]:
 
 
 @contextmanager
-def crew_of(job: Run, config: Config) -> Iterator[Crew]:
+def crew_of(job: Run, config: Config) -> Iterator[WorkerPool]:
     """The workers that were asked for: this process alone, or those of a Ray cluster."""
     if config.workers == 0:
         with stage("loading torch"):
@@ -243,13 +245,13 @@ def crew_of(job: Run, config: Config) -> Iterator[Crew]:
 
             device = device_here(config.gpus_per_worker)
         say("workers        none: this process labels")
-        yield ThisProcess(job, load, device)
+        yield ThisProcessPool(job, load, device)
         return
     with stage("loading Ray"):  # which may be missing where this process labels
-        from pipeline.engine.cluster import LOCAL, Share, cluster, ray_address
-        from pipeline.engine.ray_workers import RayCrew
+        from pipeline.engine.cluster import LOCAL, WorkerResources, cluster, ray_address
+        from pipeline.engine.ray_workers import RayWorkerPool
 
-    share = Share(cpus=config.cpus_per_worker, gpus=config.gpus_per_worker)
+    share = WorkerResources(cpus=config.cpus_per_worker, gpus=config.gpus_per_worker)
     address = ray_address(config.address)
     say(f"workers        of Ray, {'started here' if address == LOCAL else f'at {address}'}")
     with ExitStack() as stack:
@@ -257,7 +259,7 @@ def crew_of(job: Run, config: Config) -> Iterator[Crew]:
             stack.enter_context(cluster(address))
         if address == LOCAL:
             share.require_room()
-        yield RayCrew(job, load, workers=None if config.workers == "auto" else config.workers, share=share)
+        yield RayWorkerPool(job, load, workers=None if config.workers == "auto" else config.workers, share=share)
 
 
 def load(job: Run, device: Device) -> Annotator:
@@ -267,9 +269,9 @@ def load(job: Run, device: Device) -> Annotator:
     return load_annotator(job, device)
 
 
-def pass_on(outcome: Outcome, publisher: Publisher, driver: Driver, *, last: bool) -> None:
+def publish_outcome(outcome: Outcome, publisher: Publisher, driver: Scheduler, *, last: bool) -> None:
     """Has a shard published, and those that are published forgotten, while there are workers to do it."""
-    if isinstance(outcome, Annotated):
+    if isinstance(outcome, UnitResult):
         publisher.add(outcome.receipt, outcome.addition)
     if last:
         publisher.close()

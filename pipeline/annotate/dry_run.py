@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from pipeline.annotate.config import Config
-from pipeline.engine.annotator import Slab, Underway, UnitError, with_tokenizers
+from pipeline.engine.annotator import Chunk, Underway, UnitError, with_tokenizers
 from pipeline.engine.labeller import device_here, load_annotator
 from pipeline.engine.plan import FEWEST_ROWS, Device, Run, Source, Unit
 from pipeline.engine.throughput import Stages
@@ -85,11 +85,11 @@ def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second:
     """Reads and tokenizes the first rows of units from all over the source; labels some where no speed is given."""
     try:
         with stage("reading and tokenizing some documents"):
-            slabs = look(job, units)
-        speed = Speed(tokens_per_second) if tokens_per_second else measure(job, slabs)
+            chunks = sample_documents(job, units)
+        speed = Speed(tokens_per_second) if tokens_per_second else measure(job, chunks)
     except UnitError as reason:
         raise ValueError(str(reason)) from reason
-    rows, lengths = job.provenance.source_rows, [len(ids) for slab in slabs for ids in slab.tokens]
+    rows, lengths = job.provenance.source_rows, [len(ids) for chunk in chunks for ids in chunk.tokens]
     error = stdev(lengths) / len(lengths) ** 0.5 / max(1e-9, fmean(lengths)) if len(lengths) > 1 else nan
     return Estimate(
         units=len(units),
@@ -108,34 +108,34 @@ def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second:
     )
 
 
-def look(job: Run, units: Sequence[Unit]) -> list[Slab]:
+def sample_documents(job: Run, units: Sequence[Unit]) -> list[Chunk]:
     """Documents from all over the source, tokenized."""
-    annotator, slabs = with_tokenizers(job, ()), list[Slab]()
+    annotator, chunks = with_tokenizers(job, ()), list[Chunk]()
     some = units[:: -(-len(units) // SAMPLED_UNITS)]
     for unit in some:
         enough = time.monotonic() + LOOK_SECONDS / len(some)
-        for slab in annotator.slabs(replace(unit, stop=min(unit.stop, unit.start + SAMPLED_ROWS)), Stages()):
-            slabs.append(slab)
+        for chunk in annotator.chunks(replace(unit, stop=min(unit.stop, unit.start + SAMPLED_ROWS)), Stages()):
+            chunks.append(chunk)
             if time.monotonic() > enough:
                 break
-    return slabs
+    return chunks
 
 
-def measure(job: Run, slabs: Sequence[Slab]) -> Speed:
+def measure(job: Run, chunks: Sequence[Chunk]) -> Speed:
     """Labels the beginning of these documents, then a longer one, while the next is expected to end in time.
 
     The last one counts, which is the longest. The first is made twice: a device's first use takes longer.
     """
     with stage("loading the model"):
         annotator = load_annotator(job, DEVICE)
-    documents = [ids for slab in slabs for ids in slab.documents]
-    read, written = (sum(map(len, ids)) for ids in (documents, [ids for slab in slabs for ids in slab.tokens]))
+    documents = [ids for chunk in chunks for ids in chunk.documents]
+    read, written = (sum(map(len, ids)) for ids in (documents, [ids for chunk in chunks for ids in chunk.tokens]))
     deadline, tokens, growth = time.monotonic() + MEASURED_SECONDS, FIRST_TOKENS, 1
     with stage(f"measuring for {MEASURED_SECONDS:.0f} s at most"):
         while True:
             part, stages = beginning(documents, tokens), Stages()
             batches = annotator.batches(part, np.random.default_rng(0))
-            annotator.label(slabs[0]._replace(documents=part, tokens=part, batches=batches), stages, Underway())
+            annotator.label(chunks[0]._replace(documents=part, tokens=part, batches=batches), stages, Underway())
             seconds, labelled = stages.seconds["label"], sum(map(len, part))
             if (labelled == read and growth > 1) or time.monotonic() + growth * seconds > deadline:
                 return Speed(labelled / max(1e-9, seconds) * written / max(1, read), labelled, seconds)
@@ -156,12 +156,12 @@ def workers_of(config: Config) -> Workers | None:
     """
     if config.workers == 0:
         return None
-    from pipeline.engine.cluster import LOCAL, Share, nodes_at, ray_address
+    from pipeline.engine.cluster import LOCAL, WorkerResources, nodes_at, ray_address
 
     address = ray_address(config.address)
     with stage("asking the cluster for its room"):
         nodes = nodes_at(address)
-    share = Share(cpus=config.cpus_per_worker, gpus=config.gpus_per_worker).resolved(nodes)
+    share = WorkerResources(cpus=config.cpus_per_worker, gpus=config.gpus_per_worker).resolved(nodes)
     place = "this machine" if address == LOCAL else "the cluster"
     return Workers(config.workers, share.room(nodes), place, "cuda" if share.gpus else "cpu")
 

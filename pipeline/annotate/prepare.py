@@ -20,7 +20,7 @@ from pipeline.engine.plan import Device, Run, Snapshot, Source, Unit, default_ro
 from pipeline.models.checkpoint import (
     KIND_OF_METHOD,
     SHIPPED,
-    Kind,
+    CheckpointKind,
     checkpoint_kind,
     checkpoint_members,
     checkpoint_sha256,
@@ -31,7 +31,7 @@ from pipeline.models.checkpoint import (
 from schemas.annotations import SHIPPED_MODEL, Dtype, Method, Provenance, annotated_schema
 
 
-def frozen(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
+def pin_inputs(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
     """The inputs with the commit of every Hub repository: today's, or that of the run that is gone on with.
 
     Raises:
@@ -46,14 +46,14 @@ def frozen(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
     return tuple(pin if named.startswith(HUB) else named for named, pin in pairs)
 
 
-def frozen_checkpoint(named: str | None, there: Plan | None) -> str | None:
+def pin_checkpoint(named: str | None, there: Plan | None) -> str | None:
     """The checkpoint at the commit that the run has, which is gone on with, if it is the one that is named."""
     known = None if there is None else there.checkpoint
     name, _, revision = (known or "").partition("@")
     return f"{name}@{revision}" if named == name and COMMIT.fullmatch(revision) else named
 
 
-def frozen_longest(wanted: int | None, there: Plan | None) -> int | None:
+def pin_longest(wanted: int | None, there: Plan | None) -> int | None:
     """The bound on documents that was asked for, or else that of the run that is resumed, which may have had none."""
     return there.provenance.longest_document if wanted is None and there is not None else wanted
 
@@ -195,7 +195,7 @@ def rows_to_label(source: Source, limit: int | None) -> int:
     return min(source.rows, limit or source.rows)
 
 
-def require_sound(checkpoints: Sequence[Path], kind: Kind) -> None:
+def require_sound(checkpoints: Sequence[Path], kind: CheckpointKind) -> None:
     """Checks that checkpoints can be loaded, before any worker starts; not those that came with the project.
 
     Raises:

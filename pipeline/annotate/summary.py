@@ -13,7 +13,7 @@ from pipeline.data.safe_tokenizers import failures_told
 from pipeline.data.shards import open_shard
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
 from pipeline.engine.ledger import read_published, read_receipts
-from pipeline.engine.throughput import Report
+from pipeline.engine.throughput import Throughput
 from pipeline.messages import say
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, Provenance
 from schemas.layout import Subset
@@ -22,7 +22,7 @@ from schemas.receipts import Counts, Quarantined, Receipt
 EXAMPLE_TOKENS, MOST_LOOKS = 16, 1000
 
 
-def print_summary(place: str, provenance: Provenance, counts: Counts, report: Report) -> None:
+def print_summary(place: str, provenance: Provenance, counts: Counts, report: Throughput) -> None:
     """Documents, tokens, tokens/s, mean entropy, bits per byte, model, place; then where the time went."""
     tokens, labelled, mean = counts.tokens, counts.labelled_tokens, counts.mean_entropy
     bits = f"{mean / math.log(2) * tokens / counts.text_bytes:.3f}" if counts.text_bytes else "unknown without text"
@@ -47,7 +47,7 @@ def print_summary(place: str, provenance: Provenance, counts: Counts, report: Re
         say(f"device         waits {wait:.1%} of its time; batches are {fill:.1%} full")
 
 
-def _speed(report: Report) -> str:
+def _speed(report: Throughput) -> str:
     """Of all tokens; where some were not to be labelled, of those that were too."""
     tokens, labelled = report.counts.tokens, report.counts.labelled_tokens
     if labelled == tokens:

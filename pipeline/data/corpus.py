@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from pipeline.data.documents import Column, document_tokens, iterate_rows
 from pipeline.data.files import File
-from pipeline.data.iterators import ahead
+from pipeline.data.iterators import prefetched
 
 MOST_HELD_OUT = 500
 
@@ -193,18 +193,18 @@ def read_corpus(
     return Corpus.of(documents, text_bytes=None if tokenizer is None else text_bytes)
 
 
-def alone(mine: Corpus) -> Sequence[Corpus]:
+def no_exchange(mine: Corpus) -> Sequence[Corpus]:
     """How the only process is told what all have."""
     return [mine]
 
 
 @dataclass(frozen=True)
-class Sharing:
+class ProcessShare:
     """This process among those that read the same stream."""
 
     process: int = 0
     processes: int = 1
-    exchange: Callable[[Corpus], Sequence[Corpus]] = alone
+    exchange: Callable[[Corpus], Sequence[Corpus]] = no_exchange
     """From what this process has to what each has, in their order; every process asks at the same point."""
 
 
@@ -220,7 +220,7 @@ class DocumentStream:
     """Bytes of text, or token ids of documents tokenized already, in a block; a block ends with a document."""
     skip: int = 0
     limit: int | None = None
-    sharing: Sharing = Sharing()
+    sharing: ProcessShare = ProcessShare()
     without: tuple[int, int] = (0, 1)
     """A fold and the number of folds: the fold is left out where there are more than one."""
 
@@ -235,7 +235,7 @@ class DocumentStream:
             ValueError, OSError: as iterate_rows and document_tokens do, in the turn of their block.
         """
         stop = Event()
-        with ahead(self._shares(stop), 1) as shares:
+        with prefetched(self._shares(stop), 1) as shares:
             try:
                 for share in shares:
                     yield interleaved(self.sharing.exchange(share)).without_fold(*self.without)

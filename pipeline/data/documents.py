@@ -47,7 +47,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileInfo:
     """What a look at a file tells."""
 
     rows: int
@@ -60,7 +60,7 @@ class Layout:
     """Of a Parquet file's name, size and footer; of the decompressed content of JSON lines and text."""
 
 
-def inspect_file(file: File, column: Column, passed: Collection[str] | None = None) -> Layout:
+def inspect_file(file: File, column: Column, passed: Collection[str] | None = None) -> FileInfo:
     """Reads a Parquet file's footer, or all of any other file, and checks the required column.
 
     Of JSON, types are told of the columns that are passed on, all where None.
@@ -78,7 +78,7 @@ def inspect_file(file: File, column: Column, passed: Collection[str] | None = No
 
 
 def unified(
-    layouts: Sequence[Layout], files: Sequence[File], column: Column, passed: Collection[str] | None = None
+    layouts: Sequence[FileInfo], files: Sequence[File], column: Column, passed: Collection[str] | None = None
 ) -> pa.Schema:
     """One schema of the required column and those that are passed on, all where None; compared by name and widened.
 
@@ -193,16 +193,16 @@ def document_tokens(
     return [ids.astype(np.int32) for ids in documents]
 
 
-def _layout(file: File, column: Column, passed: Collection[str] | None) -> Layout:
+def _layout(file: File, column: Column, passed: Collection[str] | None) -> FileInfo:
     if file.format == "Parquet":
         footer = parquet.read_footer(file)
         schema = _with_text_for_nulls(footer.schema, column)
-        return Layout(sum(footer.groups), footer.groups, schema, footer.sha256)
+        return FileInfo(sum(footer.groups), footer.groups, schema, footer.sha256)
     if file.format == "text":
-        return Layout(1, (1,), PLAIN_TEXT, _sha256(file))
+        return FileInfo(1, (1,), PLAIN_TEXT, _sha256(file))
     with open_file(file) as stream:
         found = jsonl.scan(stream, _required_field(column), passed, column.longest_object)
-    return Layout(found.rows, (found.rows,) if found.rows else (), pa.schema([*found.types.items()]), found.sha256)
+    return FileInfo(found.rows, (found.rows,) if found.rows else (), pa.schema([*found.types.items()]), found.sha256)
 
 
 def _require_column(file: File, schema: pa.Schema, column: Column) -> None:

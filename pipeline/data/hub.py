@@ -31,7 +31,7 @@ from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id  # t
 
 from pipeline.data.files import HUB
 from pipeline.data.remote import PASSING_STATUSES
-from pipeline.messages import told
+from pipeline.messages import describe
 from schemas.layout import Subset
 
 FIRST_PATIENCE, PATIENCE = 60.0, 3600.0  # seconds that a request is tried for, until there was an answer and after
@@ -179,7 +179,7 @@ class Repository:
                 if not str(error).startswith("Invalid metadata"):
                     raise
                 remedy = "write those fields into the README.md of the repository yourself: what it has already is kept"
-                raise ValueError(f"{self.url} does not take the card: {told(error)}; {remedy}") from None
+                raise ValueError(f"{self.url} does not take the card: {describe(error)}; {remedy}") from None
             except (HTTPError, LocalEntryNotFoundError) as error:  # the second: a download without an answer
                 if isinstance(error, HfHubHTTPError):
                     ANSWERED.set()
@@ -188,8 +188,8 @@ class Repository:
                 patience = PATIENCE if prepared or ANSWERED.is_set() else FIRST_PATIENCE
                 if time.monotonic() - started + wait > patience:
                     tries = f"after {attempt + 1} tries in {time.monotonic() - started:.0f} s"
-                    raise ConnectionError(f"cannot reach {self.url} {tries}: {told(error)}") from None
-                LOG.info("%s: %s; another try in %.0f s", self.url, told(error), wait)
+                    raise ConnectionError(f"cannot reach {self.url} {tries}: {describe(error)}") from None
+                LOG.info("%s: %s; another try in %.0f s", self.url, describe(error), wait)
                 time.sleep(wait)
         raise AssertionError
 
@@ -222,7 +222,7 @@ def _require_passing(error: Exception, url: str) -> None:
         401: "the Hub does not know this token; log in with `hf auth login` or set HF_TOKEN",
         403: "this token may not write to it; make one with write access at https://huggingface.co/settings/tokens",
     }
-    raise ValueError(f"{url}: {reason.get(status) or told(error)}") from None
+    raise ValueError(f"{url}: {reason.get(status) or describe(error)}") from None
 
 
 def _digests(entries: Iterable[object]) -> dict[str, str]:

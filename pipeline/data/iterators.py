@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 @contextmanager
-def ahead(items: Generator[Item, None, None], depth: int) -> Iterator[Iterator[Item]]:
+def prefetched(items: Generator[Item, None, None], depth: int) -> Iterator[Iterator[Item]]:
     """The items in their order; making them begins at once and stays at most `depth` items ahead of their use.
 
     What `items` raises is raised in its turn. At the end `items` is closed, when an item in the making is made.
@@ -35,7 +35,9 @@ ROWS_PER_BATCH = 4096
 BATCH_BYTES = 2**21
 
 
-def grouped(items: Iterable[Item], *, rows: Callable[[Item], int], size: Callable[[Item], int]) -> Iterator[list[Item]]:
+def batched_by_size(
+    items: Iterable[Item], *, rows: Callable[[Item], int], size: Callable[[Item], int]
+) -> Iterator[list[Item]]:
     """Consecutive items of at most ROWS_PER_BATCH rows and BATCH_BYTES bytes together, as far as single items allow."""
     held: list[Item] = []
     held_rows = held_bytes = 0

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from pipeline.data.columns import is_json
-from pipeline.data.iterators import grouped
+from pipeline.data.iterators import batched_by_size
 from pipeline.data.json_objects import LONGEST_OBJECT, objects
 from pipeline.data.skipped import counting
 from pipeline.data.streams import Digested, MalformedError
@@ -138,7 +138,7 @@ def rows_between(
     converters[required] = required_converter(schema.field(required))
     number, least = start, sum(fields_of(field.type) for field in schema)  # a null takes memory too
     each_in_turn = objects(stream, start, stop, longest)
-    for found in grouped(each_in_turn, rows=lambda each: 1, size=lambda each: max(each.size, least)):
+    for found in batched_by_size(each_in_turn, rows=lambda each: 1, size=lambda each: max(each.size, least)):
         rows = [each.row for each in found]
         columns = [[*_converted(rows, name, convert, number)] for name, convert in converters.items()]
         arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]

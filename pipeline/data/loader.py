@@ -23,14 +23,14 @@ import pyarrow as pa
 from pipeline.data.annotated import LOOKS_AT_A_TIME, AnnotatedDataset, Row, as_rows, blocks, read_labelled
 from pipeline.data.documents import unified
 from pipeline.data.files import File
-from pipeline.data.iterators import ahead
+from pipeline.data.iterators import prefetched
 from pipeline.data.packing import Document, Packing, Window
 from pipeline.data.shards import ENTROPY_COLUMNS, TOKENS, inspect_shard
 from schemas.annotations import ENTROPY, INPUT_IDS
 
 
 @dataclass(frozen=True)
-class Run:
+class RowRange:
     """Rows `start` to `stop` of the shard with that index, all in one row group."""
 
     shard: int
@@ -41,17 +41,17 @@ class Run:
         return self.stop - self.start
 
 
-def row_groups(rows_of_shards: Sequence[Sequence[int]]) -> Iterator[Run]:
+def row_groups(rows_of_shards: Sequence[Sequence[int]]) -> Iterator[RowRange]:
     """The row groups that have rows, from the rows of each group of each shard."""
     for shard, groups in enumerate(rows_of_shards):
         start = 0
         for rows in groups:
             if rows:
-                yield Run(shard, start, start + rows)
+                yield RowRange(shard, start, start + rows)
             start += rows
 
 
-def dealt(groups: Sequence[Run], rank: int, ranks: int) -> Iterator[Run]:
+def rows_of_rank(groups: Sequence[RowRange], rank: int, ranks: int) -> Iterator[RowRange]:
     """What one of the ranks reads of the groups, in their order; no two ranks' shares differ by more than one row."""
     rows = sum(map(len, groups))
     first, last = rows * rank // ranks, rows * (rank + 1) // ranks
@@ -249,7 +249,7 @@ class _Rows:
     """The rows that a rank reads, from any one of them on. The number of a row counts on through the epochs."""
 
     shards: tuple[File, ...]
-    groups: tuple[Run, ...]
+    groups: tuple[RowRange, ...]
     schema: pa.Schema
     """Of what is read."""
     sha256: str
@@ -309,7 +309,7 @@ class _Rows:
 
     def begin(self, position: Position) -> Generator[tuple[Row, Position], None, None]:
         """The rows from a position on, and the position after each."""
-        with ahead(self._from(position.rows), BATCHES_AHEAD) as batches:
+        with prefetched(self._from(position.rows), BATCHES_AHEAD) as batches:
             for number, row in enumerate(chain.from_iterable(batches), position.rows + 1):
                 yield row, Position(number)
 
@@ -322,14 +322,14 @@ class _Rows:
                     yield from map(as_rows, self._batches(run, skip, epoch))
                 skip = max(0, skip - len(run))
 
-    def _runs(self, epoch: int) -> list[Run]:
+    def _runs(self, epoch: int) -> list[RowRange]:
         """What is read in an epoch."""
         order: Sequence[int] = range(len(self.groups))
         if self.reading.seed is not None:
             order = np.random.default_rng([self.reading.seed, epoch]).permutation(len(self.groups)).tolist()
-        return list(dealt([self.groups[group] for group in order], self.reading.rank, self.reading.ranks))
+        return list(rows_of_rank([self.groups[group] for group in order], self.reading.rank, self.reading.ranks))
 
-    def _batches(self, run: Run, skip: int, epoch: int) -> Iterator[pa.RecordBatch]:
+    def _batches(self, run: RowRange, skip: int, epoch: int) -> Iterator[pa.RecordBatch]:
         """The rows of a run after the first `skip` of those in the order in which they are read."""
         block, seed = self.reading.shuffled_rows, self.reading.seed
         if seed is None or block == 1:
@@ -342,6 +342,6 @@ class _Rows:
             yield shuffled.slice(max(0, skip - before))
             before += len(rows)
 
-    def _stored(self, run: Run, skip: int) -> Iterator[pa.RecordBatch]:
+    def _stored(self, run: RowRange, skip: int) -> Iterator[pa.RecordBatch]:
         """The rows of a run after the first `skip`, as they lie in the file."""
         return read_labelled(self.shards[run.shard], run.start + skip, run.stop, self.schema, self.vocabulary)

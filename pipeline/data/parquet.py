@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.data.columns import plain_schema
 from pipeline.data.files import File, is_url
-from pipeline.data.iterators import BATCH_BYTES, grouped
+from pipeline.data.iterators import BATCH_BYTES, batched_by_size
 from pipeline.data.streams import MalformedError, open_stored
 from schemas.rows import is_text
 
@@ -215,7 +215,7 @@ def rows_between(file: File, start: int, stop: int, schema: pa.Schema, required:
     with open_stored(file, READ_AHEAD) as stored:
         parquet = open_parquet(stored, buffer_size=BUFFER_BYTES, pre_buffer=False)
         pieces = (part for piece in _pieces(file, stored, parquet, range(start, stop), schema) for part in _cut(piece))
-        for held in grouped(pieces, rows=len, size=lambda piece: int(piece.nbytes)):
+        for held in batched_by_size(pieces, rows=len, size=lambda piece: int(piece.nbytes)):
             batch = pa.concat_batches(held)
             columns = [batch.column(name) for name in schema.names]
             columns[schema.get_field_index(required)] = valid_text(batch.column(required))

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from aiohttp import ClientError, ClientResponseError
 
-from pipeline.messages import told
+from pipeline.messages import describe
 
 PASSING_STATUSES = (408, 425, 429)  # of HTTP: the same request may be answered later, as after one of 500 and above
 
@@ -26,13 +26,13 @@ def reaching(url: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        reason = _reason(error)
+        reason = _describe(error)
         named = reason if url in reason else f"{url} cannot be read ({reason}); name a copy on a disk"
         raise ValueError(named) from None
     except Exception as error:
         if isinstance(error, FileNotFoundError) and is_answer(error):
-            raise FileNotFoundError(f"no Parquet or JSON lines file at {url}: {_reason(error)}") from None
-        raise ConnectionError(f"cannot reach {url}: {_reason(error)}") from None
+            raise FileNotFoundError(f"no Parquet or JSON lines file at {url}: {_describe(error)}") from None
+        raise ConnectionError(f"cannot reach {url}: {_describe(error)}") from None
 
 
 def is_answer(error: FileNotFoundError) -> bool:
@@ -43,9 +43,9 @@ def is_answer(error: FileNotFoundError) -> bool:
     return isinstance(cause, ValueError) or not isinstance(cause, ClientError | TimeoutError)
 
 
-def _reason(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     """What an error says, or what led to it."""
-    return told((isinstance(error, FileNotFoundError) and error.__cause__) or error)
+    return describe((isinstance(error, FileNotFoundError) and error.__cause__) or error)
 
 
 class RemoteFile:

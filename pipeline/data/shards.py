@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.atomic import commit, unfinished_name
-from pipeline.data.documents import Column, Layout, inspect_file
+from pipeline.data.documents import Column, FileInfo, inspect_file
 from pipeline.data.files import File, is_url, local_file
 from pipeline.data.parquet import open_parquet
 from pipeline.data.streams import DamagedError, open_stored, reading
@@ -153,7 +153,7 @@ def shard_schema(shard: Path) -> pa.Schema:
         return parquet.schema_arrow
 
 
-def inspect_shard(file: File) -> Layout:
+def inspect_shard(file: File) -> FileInfo:
     """Rows, columns and digest of a shard, from its footer.
 
     Raises:

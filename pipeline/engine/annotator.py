@@ -16,13 +16,13 @@ from pipeline.data.corpus import fold_of
 from pipeline.data.counts import count
 from pipeline.data.documents import document_tokens, read_rows
 from pipeline.data.hub import shard_addition
-from pipeline.data.iterators import BATCH_BYTES, ahead
+from pipeline.data.iterators import BATCH_BYTES, prefetched
 from pipeline.data.shards import annotated_rows, write_shard
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.data.windows import Batch, gather, sample_positions, window_batches
 from pipeline.engine.ledger import record
 from pipeline.engine.plan import Run, Unit
-from pipeline.engine.throughput import HELD, Annotated, Stages
+from pipeline.engine.throughput import HELD, Stages, UnitResult
 from pipeline.labels.retokenize import encode_with_ends, move_nats
 from pipeline.messages import redacted
 from schemas.layout import shard_name
@@ -71,7 +71,7 @@ class Underway:
         """True when nobody wants the unit any more."""
         return self.stopped
 
-    def slab(self, rows: int, tokens: int, batches: Sequence[Batch]) -> Callable[[Batch], None]:
+    def chunk(self, rows: int, tokens: int, batches: Sequence[Batch]) -> Callable[[Batch], None]:
         """What is to be called after each of these batches, which label so many rows of so many tokens.
 
         Batches count by the labels that are asked of them, as overlapping windows share tokens.
@@ -117,10 +117,10 @@ class Room:
             self._change.notify_all()
 
 
-SLABS_AHEAD = 2  # between two stages: enough to never wait, and memory stays at a few slabs of 2 MiB of text
+AHEAD = 2  # between two stages: enough to never wait, and memory stays at a few chunks of 2 MiB of text
 # What those in the stages and between them hold, 2 MiB each. Tokens and labels of a document that is as long take up to
 # 60 bytes for each of its own.
-SLABS_BYTES = 7 * BATCH_BYTES
+CHUNKS_BYTES = 7 * BATCH_BYTES
 
 
 class Labeller(Protocol):
@@ -140,7 +140,7 @@ class Labeller(Protocol):
     ) -> tuple[list[dict[str, np.ndarray]], int]: ...
 
 
-class Slab(NamedTuple):
+class Chunk(NamedTuple):
     """Some rows on their way through the stages."""
 
     rows: pa.RecordBatch
@@ -155,7 +155,7 @@ class Slab(NamedTuple):
 
 
 LabelledBatch = tuple[Batch, Mapping[str, np.ndarray]]
-Labelled = tuple[Slab, list[LabelledBatch]]
+Labelled = tuple[Chunk, list[LabelledBatch]]
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Annotator:
     large: threading.Lock = field(default_factory=threading.Lock)
     """Held while a document of more than BATCH_BYTES is tokenized, which may take 250 bytes for each of its own."""
 
-    def annotate(self, unit: Unit, underway: Underway | None = None) -> Annotated:
+    def annotate(self, unit: Unit, underway: Underway | None = None) -> UnitResult:
         """Labels the unit's rows, commits their shard and then its receipt, and sends it to the repository, if any.
 
         Another thread may see in `underway` how far it is. An interrupt ends it when its batch is labelled.
@@ -189,12 +189,12 @@ class Annotator:
         except OSError as error:  # what reading raises is none by now
             raise OutputError(f"cannot write to {self.run.subset.root}: {error}") from error
 
-    def _commit(self, unit: Unit, underway: Underway) -> Annotated:
-        stages, counts, room = Stages(), [Counts()], Room(SLABS_BYTES)
+    def _commit(self, unit: Unit, underway: Underway) -> UnitResult:
+        stages, counts, room = Stages(), [Counts()], Room(CHUNKS_BYTES)
         shard = shard_name(unit.index, self.run.units)
         with (
-            ahead(self.slabs(unit, stages, lambda size: room.take(size, underway.is_stopped)), SLABS_AHEAD) as slabs,
-            ahead(self._labelled(slabs, stages, underway), SLABS_AHEAD) as labelled,
+            prefetched(self.chunks(unit, stages, lambda size: room.take(size, underway.is_stopped)), AHEAD) as chunks,
+            prefetched(self._labelled(chunks, stages, underway), AHEAD) as labelled,
             _stopping(underway),
             stages.timed("write"),
         ):
@@ -204,7 +204,7 @@ class Annotator:
         size, all_counts = file.stat().st_size, sum(counts, start=Counts())
         receipt = Receipt(unit=unit.index, shard=shard, sha256=digest, size=size, counts=all_counts)
         record(self.run.subset, receipt)
-        return Annotated(receipt, stages, self._sent(receipt, stages))
+        return UnitResult(receipt, stages, self._sent(receipt, stages))
 
     def _sent(self, receipt: Receipt, stages: Stages) -> CommitOperationAdd | None:
         """What adds the shard to the repository, its content being there; nothing without a repository."""
@@ -223,16 +223,16 @@ class Annotator:
             )
         return addition
 
-    def slabs(
+    def chunks(
         self, unit: Unit, stages: Stages, enter: Callable[[int], None] = lambda size: None
-    ) -> Generator[Slab, None, None]:
+    ) -> Generator[Chunk, None, None]:
         """The first stage: a unit's rows, ready to be labelled, when there is room for so many bytes of them."""
         random = np.random.default_rng(unit.index)
         for rows in stages.timed_items("read", self._rows(unit)):
             enter(rows.nbytes)
             with self.large if rows.nbytes > BATCH_BYTES else nullcontext(), stages.timed("tokenize"):
-                slab = self._tokenized(rows, random)
-            yield slab
+                chunk = self._tokenized(rows, random)
+            yield chunk
 
     def _rows(self, unit: Unit) -> Iterator[pa.RecordBatch]:
         try:
@@ -243,18 +243,18 @@ class Annotator:
             told = redacted(str(error))
             raise SourceError(told if unit.file.url in told else f"cannot read {unit.file.url}: {told}") from None
 
-    def _labelled(self, slabs: Iterator[Slab], stages: Stages, underway: Underway) -> Generator[Labelled, None, None]:
+    def _labelled(self, chunks: Iterator[Chunk], stages: Stages, underway: Underway) -> Generator[Labelled, None, None]:
         """The second stage, which has the device until the unit's last row is labelled."""
         with self.device, stages.timed(HELD):
-            for slab in slabs:
-                yield slab, self.label(slab, stages, underway)
+            for chunk in chunks:
+                yield chunk, self.label(chunk, stages, underway)
 
-    def label(self, slab: Slab, stages: Stages, underway: Underway) -> list[LabelledBatch]:
-        """Every batch of a slab with its values."""
+    def label(self, chunk: Chunk, stages: Stages, underway: Underway) -> list[LabelledBatch]:
+        """Every batch of a chunk with its values."""
         labelled: list[LabelledBatch] = []
-        rows, tokens = len(slab.rows), sum(map(len, slab.tokens))
-        before, told = underway.labelled, underway.slab(rows, tokens, [*chain.from_iterable(slab.batches)])
-        for labeller, batches in zip(self.labellers, slab.batches, strict=True):
+        rows, tokens = len(chunk.rows), sum(map(len, chunk.tokens))
+        before, told = underway.labelled, underway.chunk(rows, tokens, [*chain.from_iterable(chunk.batches)])
+        for labeller, batches in zip(self.labellers, chunk.batches, strict=True):
             with stages.timed("label"):
                 values, parts = labeller.label(batches, told)
             labelled += zip(batches, values, strict=True)
@@ -264,16 +264,16 @@ class Annotator:
 
     def _tables(self, labelled: Iterable[Labelled], counts: list[Counts], room: Room) -> Iterator[pa.Table]:
         """The third stage."""
-        for slab, batches in labelled:
-            labels = gather(slab.documents, batches, self.labellers[0].columns)
-            if slab.ends is not None:
-                labels = {name: moved(nats, slab.ends) for name, nats in labels.items()}
-            table = annotated_rows(slab.rows, slab.tokens, labels, self.run.schema)
-            counts.append(count(slab.rows, table, self.run.column, self.tokenizer))
+        for chunk, batches in labelled:
+            labels = gather(chunk.documents, batches, self.labellers[0].columns)
+            if chunk.ends is not None:
+                labels = {name: moved(nats, chunk.ends) for name, nats in labels.items()}
+            table = annotated_rows(chunk.rows, chunk.tokens, labels, self.run.schema)
+            counts.append(count(chunk.rows, table, self.run.column, self.tokenizer))
             yield table
-            room.give_back(slab.rows.nbytes)
+            room.give_back(chunk.rows.nbytes)
 
-    def _tokenized(self, rows: pa.RecordBatch, random: np.random.Generator) -> Slab:
+    def _tokenized(self, rows: pa.RecordBatch, random: np.random.Generator) -> Chunk:
         settings = self.run.provenance
         if self.tokenizer is None or self.estimator_tokenizer is None:
             tokens = documents = document_tokens(rows, self.run.column, self.tokenizer, settings.vocabulary)
@@ -283,7 +283,7 @@ class Annotator:
             read, written = (encode_with_ends(way, texts) for way in (self.estimator_tokenizer, self.tokenizer))
             documents, tokens = [one.ids_T for one in read], [one.ids_T for one in written]
             ends = [(one.ends_T, other.ends_T) for one, other in zip(read, written, strict=True)]
-        return Slab(rows, tokens, documents, ends, self.batches(documents, random))
+        return Chunk(rows, tokens, documents, ends, self.batches(documents, random))
 
     def batches(self, documents: list[np.ndarray], random: np.random.Generator) -> list[list[Batch]]:
         """What each checkpoint labels: every document, or where there are folds those it was not trained on."""

@@ -92,7 +92,7 @@ def _unreachable(address: str, reason: str) -> ConnectionError:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class WorkerResources:
     """What a worker takes of the cluster; parts of a GPU or a core are fine."""
 
     cpus: float | None = None
@@ -100,11 +100,11 @@ class Share:
     gpus: float | None = None
     """None: one where the cluster has GPUs when the run starts."""
 
-    def resolved(self, nodes: Sequence[Node] | None = None) -> "Share":
+    def resolved(self, nodes: Sequence[Node] | None = None) -> "WorkerResources":
         """The same with the numbers of GPUs and of cores decided, by these nodes or those that are there now."""
         nodes = _nodes() if nodes is None else nodes
         gpus = self.gpus if self.gpus is not None else float(any(node.get("GPU") for node in nodes))
-        return Share(cpus=_cores_beside(gpus, nodes) if self.cpus is None else self.cpus, gpus=gpus)
+        return WorkerResources(cpus=_cores_beside(gpus, nodes) if self.cpus is None else self.cpus, gpus=gpus)
 
     def room(self, nodes: Sequence[Node] | None = None) -> int:
         """Workers that fit these nodes, or those that are there now."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pipeline.data.documents import Column, Layout, inspect_file, unified
+from pipeline.data.documents import Column, FileInfo, inspect_file, unified
 from pipeline.data.files import File
 from pipeline.data.hub import Repository
 from pipeline.models.checkpoint import find_checkpoint
@@ -39,7 +39,7 @@ class Source:
     """The input as it was found: files, what is in them, their one schema and a digest of them all."""
 
     files: tuple[File, ...]
-    layouts: tuple[Layout, ...]
+    layouts: tuple[FileInfo, ...]
     schema: pa.Schema
     sha256: str
     choices: tuple[str, ...] = ()

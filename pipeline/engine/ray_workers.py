@@ -14,10 +14,10 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge
 
 from pipeline.engine.annotator import Part, WorkerLostError
-from pipeline.engine.cluster import Share, cluster, ray_address, require_ray
+from pipeline.engine.cluster import WorkerResources, cluster, ray_address, require_ray
 from pipeline.engine.plan import Device, Run, Unit
-from pipeline.engine.throughput import Annotated
-from pipeline.engine.workers import Crew, Ended, Hand, Load, Worker
+from pipeline.engine.throughput import UnitResult
+from pipeline.engine.workers import CallResult, Load, Worker, WorkerHandle, WorkerPool
 from pipeline.messages import log_to_stderr
 
 PATIENCE = 10.0  # seconds for what a worker does beside its units
@@ -27,20 +27,20 @@ ASK, ASKED_A_SECOND = 2.0, 100  # seconds until all workers are asked how far th
 LOG = logging.getLogger(__name__)
 
 
-class RayCrew(Crew):
+class RayWorkerPool(WorkerPool):
     """`workers` is how many to keep, None for all that the cluster has room for and more."""
 
     units_at_a_time = 2  # one is labelled while the next is read
     failed_starts_that_end = 3
 
-    def __init__(self, run: Run, load: Load, *, workers: int | None, share: Share) -> None:
+    def __init__(self, run: Run, load: Load, *, workers: int | None, share: WorkerResources) -> None:
         super().__init__()
         self.run, self.load = run, load
         self.workers, self.share = workers, share.resolved()
-        self.events: queue.SimpleQueue[tuple[Hand, Unit | None, Any]] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[tuple[WorkerHandle, Unit | None, Any]] = queue.SimpleQueue()
         self.next_look, self.room = 0.0, 1
         self.next_question = 0.0
-        self.answers: dict[Hand, dict[Unit, Part]] = {}
+        self.answers: dict[WorkerHandle, dict[Unit, Part]] = {}
 
     def keep(self, needed: int) -> None:
         """Starts workers now and then, and when one has died; no more than are needed.
@@ -66,19 +66,19 @@ class RayCrew(Crew):
         actor: Any = Actor  # ray.remote made an actor class of it, which its type does not show
         share = {"num_cpus": self.share.cpus, "num_gpus": self.share.gpus}
         device: Device = "cuda" if self.share.gpus else "cpu"
-        hand = Hand(
+        hand = WorkerHandle(
             actor.options(max_concurrency=self.units_at_a_time + 1, **share).remote(self.run, self.load, device)
         )
         self.hands.add(hand)
         self._expect(hand, None, hand.actor.load.remote())
 
-    def give(self, hand: Hand, unit: Unit) -> None:
+    def give(self, hand: WorkerHandle, unit: Unit) -> None:
         """Lets a worker annotate a unit."""
         hand.units.add(unit)
         self.answers.get(hand, {}).pop(unit, None)  # of an earlier try
         self._expect(hand, unit, hand.actor.annotate.remote(unit))
 
-    def _expect(self, hand: Hand, unit: Unit | None, reference: Any) -> None:
+    def _expect(self, hand: WorkerHandle, unit: Unit | None, reference: Any) -> None:
         """Queues an event when a call has ended: the driver's work for a unit does not grow with the workers."""
         reference.future().add_done_callback(lambda future: self.events.put((hand, unit, future)))
 
@@ -88,15 +88,15 @@ class RayCrew(Crew):
         for hand in self.at_work:
             hand.actor.underway.remote().future().add_done_callback(partial(self._answered, hand))
 
-    def _answered(self, hand: Hand, answer: Any) -> None:
+    def _answered(self, hand: WorkerHandle, answer: Any) -> None:
         if hand in self.hands and answer.exception() is None:  # of a worker's end another call tells
             self.answers[hand] = answer.result()
 
-    def underway(self, hand: Hand) -> dict[Unit, Part]:
+    def underway(self, hand: WorkerHandle) -> dict[Unit, Part]:
         """What the worker said last."""
         return self.answers.get(hand, {})
 
-    def ended(self, patience: float) -> Ended | None:
+    def ended(self, patience: float) -> CallResult | None:
         """Next call that has ended, or None after `patience` seconds without one."""
         try:
             hand, unit, future = self.events.get(timeout=patience)
@@ -104,9 +104,9 @@ class RayCrew(Crew):
             return None
         hand.units -= {unit}
         error = future.exception()
-        return Ended(hand, unit, None if error else future.result(), _cause(error))
+        return CallResult(hand, unit, None if error else future.result(), _cause(error))
 
-    def dismiss(self, hand: Hand) -> None:
+    def dismiss(self, hand: WorkerHandle) -> None:
         """Ends a worker; another one takes its place."""
         if hand in self.hands:
             ray.kill(hand.actor)
@@ -158,7 +158,7 @@ class Actor(Worker):
         self.metrics = Metrics()
         return str(context.get_node_id())
 
-    def annotate(self, unit: Unit) -> Annotated:
+    def annotate(self, unit: Unit) -> UnitResult:
         annotated = super().annotate(unit)
         self.metrics.record(annotated)
         return annotated
@@ -173,7 +173,7 @@ class Metrics:
         self.fill = Gauge("token_entropy_batch_fill", "Share of the last unit's batches that is no padding")
         self.wait = Gauge("token_entropy_device_wait", "Share of its time on the last unit that the device waited")
 
-    def record(self, annotated: Annotated) -> None:
+    def record(self, annotated: UnitResult) -> None:
         """Adds a unit."""
         receipt, stages, _ = annotated
         self.units.inc()

@@ -17,8 +17,8 @@ from pipeline.data.naming import recorded
 from pipeline.engine.annotator import OutputError, Part, SourceError
 from pipeline.engine.ledger import quarantine, remove_unfinished
 from pipeline.engine.plan import Run, Unit
-from pipeline.engine.throughput import Annotated, Outcome
-from pipeline.engine.workers import Crew, Ended, Hand, shown
+from pipeline.engine.throughput import Outcome, UnitResult
+from pipeline.engine.workers import CallResult, WorkerHandle, WorkerPool, describe
 from schemas.layout import shard_name
 from schemas.receipts import Quarantined
 
@@ -29,7 +29,7 @@ GRACE = 60.0  # seconds that a unit is kept for other workers than those that fa
 
 
 @dataclass(frozen=True)
-class Try:
+class Attempt:
     """One that failed."""
 
     worker: Hashable
@@ -45,9 +45,9 @@ class Backlog:
         spread = random.Random(0).sample(units, len(units))
         self.fresh = deque(sorted(spread, key=lambda unit: unit.start - unit.stop))
         self.again: list[tuple[float, int, Unit]] = []
-        self.tries: dict[Unit, list[Try]] = {}
+        self.tries: dict[Unit, list[Attempt]] = {}
 
-    def add_try(self, unit: Unit, failed: Try) -> None:
+    def add_try(self, unit: Unit, failed: Attempt) -> None:
         """Writes down that a unit failed."""
         self.tries.setdefault(unit, []).append(failed)
 
@@ -87,10 +87,10 @@ SLOW = 3.0  # times the mean that a unit takes at the end of a run before an idl
 LOG = logging.getLogger(__name__)
 
 
-class Driver:
+class Scheduler:
     """One run over its units, of which `done` are finished already."""
 
-    def __init__(self, run: Run, crew: Crew, *, done: int = 0) -> None:
+    def __init__(self, run: Run, crew: WorkerPool, *, done: int = 0) -> None:
         self.run, self.crew = run, crew
         self.done, self.given_up = done, 0
         self.running: dict[Unit, float] = {}
@@ -148,7 +148,7 @@ class Driver:
             if not self.backlog.fresh:
                 self._help_the_slow()
 
-    def _settle(self, ended: Ended) -> Outcome:
+    def _settle(self, ended: CallResult) -> Outcome:
         """Takes what became of a call, and gives its worker, if it lives, the next units."""
         hand, unit, result, error = ended
         outcome: Outcome = None
@@ -161,7 +161,7 @@ class Driver:
         self._hand_out(hand)
         return outcome
 
-    def _finished(self, hand: Hand, unit: Unit, result: Annotated) -> Outcome:
+    def _finished(self, hand: WorkerHandle, unit: Unit, result: UnitResult) -> Outcome:
         self.unfinished.remove(unit)
         self.seconds += time.monotonic() - self.running.pop(unit)
         self.finished += 1
@@ -169,23 +169,23 @@ class Driver:
         self.backlog.tries.pop(unit, None)
         return result
 
-    def _hand_out(self, hand: Hand) -> None:
+    def _hand_out(self, hand: WorkerHandle) -> None:
         """Gives a worker what is waiting: a unit to label and one to read ahead, a suspect by itself."""
         while hand in self.crew.at_work and time.monotonic() >= hand.rests_until and (unit := self._next(hand)):
             self._give(hand, unit)
 
-    def _next(self, hand: Hand) -> Unit | None:
+    def _next(self, hand: WorkerHandle) -> Unit | None:
         if not hand.units:
             return self.backlog.take(hand, alone=self.loaded == 1)
         suspect = any(unit in self.backlog.tries for unit in hand.units)
         plenty, room = len(self.backlog.fresh) > len(self.crew.hands), len(hand.units) < self.crew.units_at_a_time
         return self.backlog.fresh.popleft() if plenty and not suspect and room else None
 
-    def _give(self, hand: Hand, unit: Unit) -> None:
+    def _give(self, hand: WorkerHandle, unit: Unit) -> None:
         self.running.setdefault(unit, time.monotonic())
         self.crew.give(hand, unit)
 
-    def _idle(self) -> list[Hand]:
+    def _idle(self) -> list[WorkerHandle]:
         return [hand for hand in self.crew.at_work if not hand.units]
 
     def _help_the_slow(self) -> None:
@@ -200,9 +200,9 @@ class Driver:
                 LOG.info("unit %d takes long; a second worker begins it", unit.index)
                 self._give(hand, unit)
 
-    def _failed(self, hand: Hand, unit: Unit | None, error: BaseException) -> Outcome:
+    def _failed(self, hand: WorkerHandle, unit: Unit | None, error: BaseException) -> Outcome:
         if isinstance(error, OutputError):
-            raise ValueError(shown(error))
+            raise ValueError(describe(error))
         if unit is None:
             self.crew.failed_to_start(hand, error)
             return None
@@ -214,7 +214,7 @@ class Driver:
             hand.rests_until = time.monotonic() + REST * hand.failures
         if unit not in self.unfinished or any(unit in other.units for other in self.crew.hands):
             return None  # another worker has done it or is still at it
-        self.backlog.add_try(unit, Try(hand, hand.node, wrong=isinstance(error, ValueError)))
+        self.backlog.add_try(unit, Attempt(hand, hand.node, wrong=isinstance(error, ValueError)))
         return self._try_again(unit, error, at_once=not sound)
 
     def _try_again(self, unit: Unit, error: BaseException, *, at_once: bool) -> Outcome:
@@ -222,7 +222,7 @@ class Driver:
         self.running.pop(unit, None)
         if self.backlog.is_spent(unit, self.crew.nodes()):
             return self._give_up(unit, error)
-        LOG.warning("unit %d failed, try %d: %s", unit.index, len(self.backlog.tries[unit]), shown(error))
+        LOG.warning("unit %d failed, try %d: %s", unit.index, len(self.backlog.tries[unit]), describe(error))
         self.backlog.put_back(unit, at_once=at_once)
         for other in self._idle():
             self._hand_out(other)
@@ -235,7 +235,7 @@ class Driver:
             file=recorded([unit.file.url])[0],
             start=unit.start,
             stop=unit.stop,
-            reason=f"{shown(error)} ({len(self.backlog.tries.pop(unit))} tries)",
+            reason=f"{describe(error)} ({len(self.backlog.tries.pop(unit))} tries)",
         )
         self.unfinished.remove(unit)
         self.given_up += 1

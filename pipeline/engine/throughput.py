@@ -87,7 +87,7 @@ class Stages:
         return max(WORK, key=lambda stage: self.seconds[stage])
 
 
-class Annotated(NamedTuple):
+class UnitResult(NamedTuple):
     """A unit that is done."""
 
     receipt: Receipt
@@ -96,12 +96,12 @@ class Annotated(NamedTuple):
     """Adds the shard to the repository, which has its content."""
 
 
-Outcome = Annotated | Quarantined | None
+Outcome = UnitResult | Quarantined | None
 """A committed unit, a unit that was given up, or nothing in the last second."""
 
 
 @dataclass
-class Report:
+class Throughput:
     """Running totals of one session."""
 
     started: float = field(default_factory=time.monotonic)

@@ -12,7 +12,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from pipeline.engine.annotator import Part, Underway, UnitError
 from pipeline.engine.plan import Device, Run, Unit
-from pipeline.engine.throughput import Annotated
+from pipeline.engine.throughput import UnitResult
 from pipeline.messages import redacted
 from pipeline.models.checkpoint import UnfitModelError
 
@@ -20,7 +20,7 @@ LOG = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class Hand:
+class WorkerHandle:
     """A worker."""
 
     actor: Any
@@ -32,17 +32,17 @@ class Hand:
     rests_until: float = 0.0
 
 
-class Ended(NamedTuple):
+class CallResult(NamedTuple):
     """A call that is over."""
 
-    hand: Hand
+    hand: WorkerHandle
     unit: Unit | None
     """None: the worker's start."""
     result: Any
     error: BaseException | None
 
 
-class Crew(ABC):
+class WorkerPool(ABC):
     """All workers of a run."""
 
     units_at_a_time = 1
@@ -51,8 +51,8 @@ class Crew(ABC):
     """Failed starts in a row, or as many as there are workers, that end a run in which no worker is at work."""
 
     def __init__(self) -> None:
-        self.hands: set[Hand] = set()
-        self.at_work: set[Hand] = set()
+        self.hands: set[WorkerHandle] = set()
+        self.at_work: set[WorkerHandle] = set()
         """Those that have loaded."""
         self.failed_starts = 0
 
@@ -61,15 +61,15 @@ class Crew(ABC):
         """Starts workers where some are missing, no more than are needed."""
 
     @abstractmethod
-    def give(self, hand: Hand, unit: Unit) -> None:
+    def give(self, hand: WorkerHandle, unit: Unit) -> None:
         """Lets a worker annotate a unit."""
 
     @abstractmethod
-    def ended(self, patience: float) -> Ended | None:
+    def ended(self, patience: float) -> CallResult | None:
         """Next call that has ended, or None after `patience` seconds without one."""
 
     @abstractmethod
-    def underway(self, hand: Hand) -> dict[Unit, Part]:
+    def underway(self, hand: WorkerHandle) -> dict[Unit, Part]:
         """What is labelled of a worker's units, as far as is known here; another thread may ask."""
 
     @abstractmethod
@@ -84,34 +84,34 @@ class Crew(ABC):
     def close(self) -> None:
         """Ends all workers."""
 
-    def started(self, hand: Hand, node: str) -> None:
+    def started(self, hand: WorkerHandle, node: str) -> None:
         """A worker has loaded, on a node."""
         hand.node, self.failed_starts = node, 0
         if hand in self.hands:
             self.at_work.add(hand)
 
-    def failed_to_start(self, hand: Hand, error: BaseException) -> None:
+    def failed_to_start(self, hand: WorkerHandle, error: BaseException) -> None:
         """A worker could not load.
 
         Raises:
             ValueError: if none can.
         """
         if isinstance(error, UnfitModelError):
-            raise ValueError(shown(error))
+            raise ValueError(describe(error))
         self.dismiss(hand)
         self.failed_starts += 1
-        LOG.warning("a worker failed at its start: %s", shown(error))
+        LOG.warning("a worker failed at its start: %s", describe(error))
         if not self.at_work and self.failed_starts >= max(self.failed_starts_that_end, len(self.hands)):
             several = f"{self.failed_starts} workers failed at their start, the last by: "
-            raise ValueError(f"{several if self.failed_starts > 1 else ''}{shown(error)}")
+            raise ValueError(f"{several if self.failed_starts > 1 else ''}{describe(error)}")
 
-    def dismiss(self, hand: Hand) -> None:
+    def dismiss(self, hand: WorkerHandle) -> None:
         """Ends a worker; another one takes its place."""
         self.hands.discard(hand)
         self.at_work.discard(hand)
 
 
-def shown(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """What happened, in one line without credentials."""
     kind = "" if isinstance(error, ValueError | UnitError) else f"{type(error).__name__}: "
     return redacted(kind + " ".join(str(error).split()))
@@ -120,7 +120,7 @@ def shown(error: BaseException) -> str:
 class AnnotatesUnits(Protocol):
     """What a worker loads; an `Annotator`, unless a test wants something else."""
 
-    def annotate(self, unit: Unit, underway: Underway) -> Annotated: ...
+    def annotate(self, unit: Unit, underway: Underway) -> UnitResult: ...
 
 
 Load = Callable[[Run, Device], AnnotatesUnits]
@@ -140,7 +140,7 @@ class Worker:
         self.annotator = self.load_annotator(self.run, self.device)
         return ""
 
-    def annotate(self, unit: Unit) -> Annotated:
+    def annotate(self, unit: Unit) -> UnitResult:
         """Labels a unit; returns its receipt, after the shard is committed, and where the time went."""
         LOG.info("%s begins", unit)
         underway = self.at_work_on[unit] = Underway()
@@ -164,27 +164,27 @@ class Worker:
             (self.run.subset.data / shard).unlink(missing_ok=True)
 
 
-class ThisProcess(Crew):
+class ThisProcessPool(WorkerPool):
     """One worker. If it is dismissed, another takes its place, which loads the checkpoint anew."""
 
     def __init__(self, run: Run, load: Load, device: Device) -> None:
         super().__init__()
         self.run, self.load, self.device = run, load, device
-        self.calls: deque[tuple[Hand, Unit | None]] = deque()
+        self.calls: deque[tuple[WorkerHandle, Unit | None]] = deque()
 
     def keep(self, needed: int) -> None:
         """Starts the worker."""
         if needed and not self.hands:
-            hand = Hand(Worker(self.run, self.load, self.device))
+            hand = WorkerHandle(Worker(self.run, self.load, self.device))
             self.hands.add(hand)
             self.calls.append((hand, None))
 
-    def give(self, hand: Hand, unit: Unit) -> None:
+    def give(self, hand: WorkerHandle, unit: Unit) -> None:
         """Lets the worker annotate a unit when its turn comes."""
         hand.units.add(unit)
         self.calls.append((hand, unit))
 
-    def ended(self, patience: float) -> Ended | None:
+    def ended(self, patience: float) -> CallResult | None:
         """Makes the next call and returns when it has ended; waits where there is none to make."""
         if not self.calls:
             time.sleep(patience)
@@ -195,9 +195,9 @@ class ThisProcess(Crew):
         except Exception as raised:
             result, error = None, raised
         hand.units -= {unit}
-        return Ended(hand, unit, result, error)
+        return CallResult(hand, unit, result, error)
 
-    def underway(self, hand: Hand) -> dict[Unit, Part]:
+    def underway(self, hand: WorkerHandle) -> dict[Unit, Part]:
         """What the worker says."""
         labelled: dict[Unit, Part] = hand.actor.underway()
         return labelled

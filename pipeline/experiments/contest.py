@@ -25,7 +25,7 @@ from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.sizes import Form
 from pipeline.models.stacks import llama_config, new_language_model
 from pipeline.training import resume
-from pipeline.training.batches import Cut, endless_batches
+from pipeline.training.batches import Windowing, endless_batches
 from pipeline.training.config import TrainingConfig
 from pipeline.training.losses import document_loss, estimator_loss, second_order_loss
 from pipeline.training.trainer import train
@@ -141,7 +141,9 @@ def _trained(
     varied: bool = False,
 ) -> ModelT:
     tokens_per_batch = settings.batch * settings.document_tokens
-    cut = Cut(settings.document_tokens, tokens_per_batch, varied=varied, labelled_only=corpus.labels_N is not None)
+    cut = Windowing(
+        settings.document_tokens, tokens_per_batch, varied=varied, labelled_only=corpus.labels_N is not None
+    )
     config = TrainingConfig(
         steps=steps,
         tokens_per_batch=tokens_per_batch,

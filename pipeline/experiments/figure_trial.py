@@ -16,19 +16,19 @@ from pipeline.data.files import File
 from pipeline.data.sample import sample_documents
 from pipeline.data.skipped import LONGEST_DOCUMENT
 from pipeline.data.tokenizer import encode, id_count, train_byte_pairs
-from pipeline.experiments.figures import Row, Sizes, Trial
+from pipeline.experiments.figures import FigureTrial, Row, Sizes
 from pipeline.experiments.sensitivity import sensitivities
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
-from pipeline.models.quantization import KINDS, Codec, Kind
+from pipeline.models.quantization import KINDS, Codec, CodecKind
 from pipeline.models.stacks import input_embeddings, new_language_model, stack_config
 from pipeline.models.window_encoder import WindowEncoder
 from pipeline.training import resume
-from pipeline.training.batches import Batch, Cut, endless_batches
+from pipeline.training.batches import Batch, Windowing, endless_batches
 from pipeline.training.config import TrainingConfig
 from pipeline.training.evaluation import Accounting, causal_accounting, window_accounting, window_embeddings
 from pipeline.training.losses import document_loss, estimator_loss
-from pipeline.training.metrics import Figures
+from pipeline.training.metrics import Metrics
 from pipeline.training.trainer import train
 from schemas.rows import TEXT_COLUMN
 
@@ -67,7 +67,7 @@ def _texts(files: Sequence[File], documents: int, longest: int) -> list[str]:
 START, DONE_FILE, CALIBRATING_DOCUMENTS = 0, "done", 50
 
 
-def new_model(trial: Trial, sizes: Sizes, vocabulary: int) -> PreTrainedModel:
+def new_model(trial: FigureTrial, sizes: Sizes, vocabulary: int) -> PreTrainedModel:
     """Of random weights."""
     if trial.model == "causal":
         stack = stack_config(
@@ -85,7 +85,7 @@ def new_model(trial: Trial, sizes: Sizes, vocabulary: int) -> PreTrainedModel:
     return Autoencoder(AutoencoderConfig(**settings))
 
 
-def trained(trial: Trial, text: Text, sizes: Sizes, config: TrainingConfig, folder: Path) -> PreTrainedModel:
+def trained(trial: FigureTrial, text: Text, sizes: Sizes, config: TrainingConfig, folder: Path) -> PreTrainedModel:
     """The trial's model after its training, which ends in `folder` as the figures of each evaluation and the weights.
 
     `config.steps` are those of a causal transformer; other models take as many as cost the same, or as they are paced.
@@ -95,11 +95,11 @@ def trained(trial: Trial, text: Text, sizes: Sizes, config: TrainingConfig, fold
     model = new_model(trial, sizes, text.vocabulary)
     if (output / DONE_FILE).is_file():
         return type(model).from_pretrained(output, use_safetensors=True)
-    reference = new_model(Trial("", "causal"), sizes, text.vocabulary)
+    reference = new_model(FigureTrial("", "causal"), sizes, text.vocabulary)
     paced = new_model(trial.paced_by, sizes, text.vocabulary) if trial.paced_by else model
     steps = max(1, round(config.steps * multiplying(reference) / multiplying(paced)))
     every = max(1, round(config.evaluate_every * steps / config.steps))
-    cut = Cut(sizes.context, config.tokens_per_batch)
+    cut = Windowing(sizes.context, config.tokens_per_batch)
     output.mkdir(parents=True, exist_ok=True)
     train(
         model,
@@ -124,12 +124,12 @@ def multiplying(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters()) - looked_up
 
 
-def loss_of(trial: Trial) -> Callable[[Any, Batch], Tensor]:
+def loss_of(trial: FigureTrial) -> Callable[[Any, Batch], Tensor]:
     """What its training minimises: nats a token."""
     return partial(document_loss, start=START) if trial.model == "causal" else estimator_loss
 
 
-def held_out_figures(model: nn.Module, text: Text, cut: Cut) -> Figures:
+def held_out_figures(model: nn.Module, text: Text, cut: Windowing) -> Metrics:
     """Nats a token, with the embedding as it is and with its int8 bits counted, and that in bits a byte."""
     exact, stored = accountings(model, text, cut)
     assert stored.bits_per_byte is not None
@@ -140,7 +140,7 @@ def held_out_figures(model: nn.Module, text: Text, cut: Cut) -> Figures:
     }
 
 
-def accountings(model: nn.Module, text: Text, cut: Cut) -> tuple[Accounting, Accounting]:
+def accountings(model: nn.Module, text: Text, cut: Windowing) -> tuple[Accounting, Accounting]:
     """Held-out text given the embedding as it is computed, and as int8 stores it; of a causal model twice the same."""
     if not isinstance(model, WindowEncoder):
         assert isinstance(model, PreTrainedModel)
@@ -151,16 +151,16 @@ def accountings(model: nn.Module, text: Text, cut: Cut) -> tuple[Accounting, Acc
     return exact, window_accounting(model, codec, text.held_out, cut)
 
 
-def calibrating_embeddings(model: WindowEncoder, text: Text, cut: Cut) -> Tensor:
+def calibrating_embeddings(model: WindowEncoder, text: Text, cut: Windowing) -> Tensor:
     """Bottleneck values [N, E] of windows of seen text, which say how far a codec must reach."""
     return window_embeddings(model, text.seen.documents(0, min(CALIBRATING_DOCUMENTS, len(text.seen))), cut)
 
 
-SCANNED: tuple[Kind, ...] = ("int8", "float8_e4m3fn", "float8_e5m2")
+SCANNED: tuple[CodecKind, ...] = ("int8", "float8_e4m3fn", "float8_e5m2")
 SCANNED_DOCUMENTS = 10
 
 
-def rows_by_layer(model: WindowEncoder, text: Text, cut: Cut) -> Iterator[Row]:
+def rows_by_layer(model: WindowEncoder, text: Text, cut: Windowing) -> Iterator[Row]:
     """Changes of held-out loss in nats a token, from what it is in float32."""
     held_out = text.held_out.documents(0, min(SCANNED_DOCUMENTS, len(text.held_out)))
     values_NE, exact = calibrating_embeddings(model, text, cut), Codec("float32")

@@ -31,13 +31,13 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Trial:
+class FigureTrial:
     """What is trained: `variant` are fields of its configuration, of a causal model its `kind`."""
 
     name: str
     model: Literal["causal", "estimator", "autoencoder"]
     variant: dict[str, Any] = field(default_factory=dict)
-    paced_by: "Trial | None" = None
+    paced_by: "FigureTrial | None" = None
     """Another trial, of which it gets the number of steps in place of the same compute."""
 
     def __hash__(self) -> int:
@@ -58,7 +58,7 @@ class Figure:
     """A figure of the paper, at a size for two CPU cores."""
 
     title: str
-    trials: tuple[Trial, ...]
+    trials: tuple[FigureTrial, ...]
     sizes: Sizes
     vocabulary: int
     steps: int
@@ -148,13 +148,13 @@ AUTOENCODER = Sizes(
 ESTIMATOR = Sizes(
     context=64, encoder_width=64, encoder_layers=2, encoder_heads=4, decoder_width=96, decoder_layers=3, decoder_heads=4
 )
-CAUSAL = Trial("causal", "causal")
-NOISY = Trial("estimator", "estimator", {"noise": 0.0625})
-PROJECTION = Trial("projection", "estimator", {"introduction": "projection"})
+CAUSAL = FigureTrial("causal", "causal")
+NOISY = FigureTrial("estimator", "estimator", {"noise": 0.0625})
+PROJECTION = FigureTrial("projection", "estimator", {"introduction": "projection"})
 
 
-def _autoencoder(kind: str, given: str, name: str, **variant: object) -> Trial:
-    return Trial(name, "autoencoder", {"encoder_kind": kind, "decoder_kind": kind, "given": given, **variant})
+def _autoencoder(kind: str, given: str, name: str, **variant: object) -> FigureTrial:
+    return FigureTrial(name, "autoencoder", {"encoder_kind": kind, "decoder_kind": kind, "given": given, **variant})
 
 
 FIGURES = {
@@ -176,7 +176,7 @@ FIGURES = {
                 _autoencoder(kind, given, f"autoencoder-{kind}-{given}", bottleneck_width=16, noise=0.0625)
                 for kind, given in (("transformer", "unrolled"), ("mixer", "repeated"))
             ),
-            *(Trial(f"causal-{kind}", "causal", {"kind": kind}) for kind in ("transformer", "mixer")),
+            *(FigureTrial(f"causal-{kind}", "causal", {"kind": kind}) for kind in ("transformer", "mixer")),
         ),
         sizes=AUTOENCODER,
         vocabulary=512,
@@ -188,10 +188,12 @@ FIGURES = {
         title="How the embedding enters the decoder",
         trials=(
             CAUSAL,
-            Trial("causal-as-many-tokens", "causal", paced_by=PROJECTION),
-            *(Trial(name, "estimator", {"introduction": name}) for name in ("token", "embedding")),
+            FigureTrial("causal-as-many-tokens", "causal", paced_by=PROJECTION),
+            *(FigureTrial(name, "estimator", {"introduction": name}) for name in ("token", "embedding")),
             PROJECTION,
-            Trial("logits", "estimator", {"introduction": "projection", "introduced_above": ESTIMATOR.decoder_layers}),
+            FigureTrial(
+                "logits", "estimator", {"introduction": "projection", "introduced_above": ESTIMATOR.decoder_layers}
+            ),
         ),
         sizes=ESTIMATOR,
         vocabulary=1024,
@@ -200,7 +202,7 @@ FIGURES = {
     ),
     4: Figure(
         title="Normalized loss by tokens: an estimator and a causal language model",
-        trials=(CAUSAL, Trial("causal-as-many-tokens", "causal", paced_by=NOISY), NOISY),
+        trials=(CAUSAL, FigureTrial("causal-as-many-tokens", "causal", paced_by=NOISY), NOISY),
         sizes=ESTIMATOR,
         vocabulary=1024,
         steps=7000,

@@ -21,24 +21,24 @@ from pipeline.experiments.contest import (
     train_second_order,
 )
 from pipeline.experiments.sources import SOURCES, ContestSettings, Drawn
-from pipeline.experiments.study import TRUTH, Study, Trial
+from pipeline.experiments.study import TRUTH, ObjectiveTrial, Study
 from pipeline.labels import causal, exact, second_order
 from pipeline.models.sizes import TransformerSizes
 from pipeline.models.stacks import add_dropout, llama_config, new_language_model
 from pipeline.training import resume
-from pipeline.training.batches import Cut, endless_batches
+from pipeline.training.batches import Windowing, endless_batches
 from pipeline.training.config import ObjectiveSettings, TrainingConfig
 from pipeline.training.evaluation import held_out_batches, mean_of
 from pipeline.training.losses import ObjectiveLoss, document_losses
-from pipeline.training.metrics import Figures, evaluations
+from pipeline.training.metrics import Metrics, evaluations
 from pipeline.training.objectives import objective_function
 from pipeline.training.trainer import train
 
 DONE_FILE = "done"
 
 
-def carry_out(
-    trial: Trial, study: Study, sizes: TransformerSizes, config: TrainingConfig, folder: Path
+def run_trial(
+    trial: ObjectiveTrial, study: Study, sizes: TransformerSizes, config: TrainingConfig, folder: Path
 ) -> list[dict[str, float]]:
     """Trains the trial's model, if that is not done, and returns its figures at each evaluation.
 
@@ -53,7 +53,7 @@ def carry_out(
     return evaluations(output)
 
 
-def _train(trial: Trial, study: Study, sizes: TransformerSizes, config: TrainingConfig, output: Path) -> None:
+def _train(trial: ObjectiveTrial, study: Study, sizes: TransformerSizes, config: TrainingConfig, output: Path) -> None:
     torch.manual_seed(trial.seed)
     vocabulary = max(study.vocabulary, study.start + 1)
     model = new_language_model(llama_config(vocab_size=vocabulary, **vars(sizes)), study.start)
@@ -61,10 +61,10 @@ def _train(trial: Trial, study: Study, sizes: TransformerSizes, config: Training
     labelled = study.with_labels(trial.labels, trial.seed)
     settings = ObjectiveSettings(objective=trial.objective, scale=trial.scale, margin=trial.margin)
     objective = objective_function(settings, labelled.mean_label)
-    cut = Cut(sizes.context, config.tokens_per_batch)
+    cut = Windowing(sizes.context, config.tokens_per_batch)
     evaluated = {"seen": study.seen, **study.held_out}
 
-    def figures(trained: PreTrainedModel) -> Figures:
+    def figures(trained: PreTrainedModel) -> Metrics:
         return {
             f"{name}_loss": mean_loss(trained, documents, cut, study.start) for name, documents in evaluated.items()
         }
@@ -79,7 +79,7 @@ def _train(trial: Trial, study: Study, sizes: TransformerSizes, config: Training
     )
 
 
-def mean_loss(model: PreTrainedModel, corpus: Corpus, cut: Cut, start: int) -> float:
+def mean_loss(model: PreTrainedModel, corpus: Corpus, cut: Windowing, start: int) -> float:
     """Plain cross-entropy in nats a token."""
     batches = held_out_batches(corpus, cut, model.device)
     return mean_of(document_losses(model, batch, start)[batch.real_BT] for batch in batches)

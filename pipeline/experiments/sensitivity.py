@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.quantization import Codec, Kind
+from pipeline.models.quantization import Codec, CodecKind
 
 What = Literal["weights", "activations"]
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -25,7 +25,7 @@ class Sensitivity:
     layer: str
     """As `named_modules` has it."""
     what: What
-    kind: Kind
+    kind: CodecKind
     loss_change: float
     """Rounded minus exact, in the loss's unit."""
 
@@ -35,7 +35,7 @@ def sensitivities(
     model: ModelT,
     loss: Callable[[ModelT], float],
     *,
-    kinds: Sequence[Kind] = ("int8",),
+    kinds: Sequence[CodecKind] = ("int8",),
     whats: Sequence[What] = ("weights", "activations"),
 ) -> Iterator[Sensitivity]:
     """Each layer's weights, or what it gives out, rounded alone, in the order of the layers; the model stays as it was.
@@ -57,13 +57,13 @@ def sensitivities(
                 yield Sensitivity(layer=name, what=what, kind=kind, loss_change=change)
 
 
-def rounded(values: Tensor, kind: Kind) -> Tensor:
+def rounded(values: Tensor, kind: CodecKind) -> Tensor:
     """Values of any shape as they come back from one codec for all of them."""
     return Codec.calibrated(kind, values.reshape(-1, 1)).round_trip(values)
 
 
 @contextmanager
-def _rounded(layer: nn.Module, matrices: Sequence[nn.Parameter], what: What, kind: Kind) -> Iterator[list[None]]:
+def _rounded(layer: nn.Module, matrices: Sequence[nn.Parameter], what: What, kind: CodecKind) -> Iterator[list[None]]:
     """A list that grows with every call whose activations were rounded."""
     calls: list[None] = []
 

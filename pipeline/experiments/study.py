@@ -43,7 +43,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Trial:
+class ObjectiveTrial:
     """What one model is trained with."""
 
     objective: ObjectiveName
@@ -71,12 +71,12 @@ def trials(
     seeds: int,
     scales: Sequence[float] = (1.0,),
     margins: Sequence[float] = (0.0,),
-) -> list[Trial]:
+) -> list[ObjectiveTrial]:
     """Every combination, once; all objectives of one seed before the next, so that an unfinished table is even."""
     every = product(range(seeds), dropouts, product(scales, margins), objectives)
     return list(
         dict.fromkeys(
-            Trial(objective, labels, dropout, seed, *(correction if objective in CORRECTED else ()))
+            ObjectiveTrial(objective, labels, dropout, seed, *(correction if objective in CORRECTED else ()))
             for seed, dropout, correction, (objective, labels) in every
         )
     )

@@ -6,10 +6,10 @@ from math import isnan, nan, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 
-from pipeline.experiments.study import Trial
+from pipeline.experiments.study import ObjectiveTrial
 from pipeline.experiments.tables import write_csv
 
-Figures = Mapping[Trial, list[dict[str, float]]]
+CurvesOfTrials = Mapping[ObjectiveTrial, list[dict[str, float]]]
 # Of Student's distribution, for means of two to ten seeds
 T_95 = dict(enumerate((12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26), start=2))
 
@@ -35,7 +35,7 @@ class Summary:
     """Loss on other text at the last step; NaN where there is none."""
 
 
-def summarise(figures: Figures) -> Iterator[Summary]:
+def summarise(figures: CurvesOfTrials) -> Iterator[Summary]:
     """A line an objective, labels and dropout, in the order of the trials."""
     groups: dict[tuple[str, str, float], list[list[dict[str, float]]]] = {}
     for trial, curve in figures.items():
@@ -66,7 +66,7 @@ def interval(values: Sequence[float]) -> float:
 
 
 def write_results(
-    folder: Path, figures: Figures, summaries: Sequence[Summary], truth: float | None, made_by: str
+    folder: Path, figures: CurvesOfTrials, summaries: Sequence[Summary], truth: float | None, made_by: str
 ) -> str:
     """Writes `results.csv`, `curves.csv`, `results.md` and `curves.png`; returns the table."""
     write_csv(folder / "results.csv", [asdict(summary) for summary in summaries])
@@ -91,7 +91,7 @@ def markdown(summaries: Sequence[Summary], truth: float | None) -> str:
     return known + "".join(f"| {line} |\n" for line in lines)
 
 
-def write_plot(file: Path, figures: Figures, truth: float | None) -> None:
+def write_plot(file: Path, figures: CurvesOfTrials, truth: float | None) -> None:
     """Held-out loss by step at the lowest dropout, the mean of all seeds; panels for flood, floor and the others.
 
     Where the truth's own loss is known it is what lies above that, on a logarithmic axis.
@@ -116,7 +116,7 @@ def write_plot(file: Path, figures: Figures, truth: float | None) -> None:
     figure.savefig(file, dpi=110)
 
 
-def mean_curves(figures: Figures) -> dict[tuple[str, str], dict[float, float]]:
+def mean_curves(figures: CurvesOfTrials) -> dict[tuple[str, str], dict[float, float]]:
     """Held-out loss at each step, the mean of all seeds, by objective and labels, at the lowest dropout."""
     lowest = min(trial.dropout for trial in figures)
     losses: dict[tuple[str, str], dict[float, list[float]]] = {}

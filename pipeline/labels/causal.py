@@ -15,7 +15,7 @@ from pipeline.models.causal_lm import (
     next_token_losses,
     output_head,
     predicted_entropies,
-    with_start,
+    prepend_start,
 )
 
 
@@ -30,7 +30,7 @@ def token_entropies(model: PreTrainedModel, input_ids_BT: Tensor, start: int) ->
 
     def losses_BT(window: Window) -> Tensor:
         ids_BT = input_ids_BT[:, window.start : window.stop]
-        return next_token_losses(model, with_start(ids_BT, start), ids_BT)
+        return next_token_losses(model, prepend_start(ids_BT, start), ids_BT)
 
     return over_windows(losses_BT, input_ids_BT.shape[1], longest_window(model.config))
 
@@ -40,7 +40,7 @@ def expected_entropies(model: PreTrainedModel, input_ids_BT: Tensor, start: int)
     """Entropy of the model's prediction of each token before it is seen, nats, float32 [B, T]; windows as above."""
 
     def entropies_BT(window: Window) -> Tensor:
-        inputs_BT = with_start(input_ids_BT[:, window.start : window.stop], start)
+        inputs_BT = prepend_start(input_ids_BT[:, window.start : window.stop], start)
         return predicted_entropies(next_token_hidden(model, inputs_BT), output_head(model))
 
     return over_windows(entropies_BT, input_ids_BT.shape[1], longest_window(model.config))

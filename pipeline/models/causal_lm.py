@@ -74,7 +74,7 @@ DIVISORS = ("logits_scaling",)  # Granite, MiniCPM
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
 
 
-class Head(NamedTuple):
+class OutputHead(NamedTuple):
     """How a model's logits come from its last hidden states: `scale * hidden @ weight.T + bias`, then the soft cap."""
 
     weight_VD: Tensor
@@ -107,7 +107,7 @@ class Head(NamedTuple):
         return losses_N.view(targets_BT.shape)
 
 
-def with_start(input_ids_BT: Tensor, start: int) -> Tensor:
+def prepend_start(input_ids_BT: Tensor, start: int) -> Tensor:
     """What a model reads to predict each row from its first token on: the start and all tokens but the last."""
     return torch.cat([torch.full_like(input_ids_BT[:, :1], start), input_ids_BT[:, :-1]], dim=1)
 
@@ -147,13 +147,13 @@ def next_token_losses(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Ten
 
 
 @torch.no_grad()
-def predicted_entropies(hidden_BTD: Tensor, head: Head) -> Tensor:
+def predicted_entropies(hidden_BTD: Tensor, head: OutputHead) -> Tensor:
     """Entropy in nats, float32 [B, T], of the distribution that each state predicts; no gradient, in chunks."""
     return surprisals_and_entropies(hidden_BTD, head, torch.zeros_like(hidden_BTD[..., 0], dtype=torch.long))[1]
 
 
 @torch.no_grad()
-def surprisals_and_entropies(hidden_BTD: Tensor, head: Head, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+def surprisals_and_entropies(hidden_BTD: Tensor, head: OutputHead, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
     """-ln p(target), and the entropy of p, in nats, float32 [B, T] each, of the distribution that each state predicts.
 
     One product with the vocabulary serves both. No gradient, in chunks.
@@ -189,10 +189,10 @@ def longest_window(config: PreTrainedConfig) -> int | None:
     return declared_context({name: getattr(text, name, None) for name in POSITIONS})
 
 
-def output_head(model: PreTrainedModel) -> Head:
+def output_head(model: PreTrainedModel) -> OutputHead:
     """The head as its module and the configuration describe it; `require_causal` holds it against the logits."""
     module = model.get_output_embeddings()
-    return Head.configured(model.config, module.weight, getattr(module, "bias", None))
+    return OutputHead.configured(model.config, module.weight, getattr(module, "bias", None))
 
 
 def frequency_border(config: PreTrainedConfig) -> int | None:

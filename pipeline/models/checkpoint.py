@@ -34,13 +34,17 @@ from pipeline.models.checkpoint_files import (
 )
 from schemas.annotations import Method
 
-Kind = Literal["estimator", "autoencoder", "second-order", "causal"]
-KIND_OF_MODEL_TYPE: dict[str, Kind] = {
+CheckpointKind = Literal["estimator", "autoencoder", "second-order", "causal"]
+KIND_OF_MODEL_TYPE: dict[str, CheckpointKind] = {
     "entropy-estimator": "estimator",
     "window-autoencoder": "autoencoder",
     "second-order-entropy": "second-order",
 }
-KIND_OF_METHOD: dict[Method, Kind] = {"second-order": "second-order", "exact": "estimator", "causal": "causal"}
+KIND_OF_METHOD: dict[Method, CheckpointKind] = {
+    "second-order": "second-order",
+    "exact": "estimator",
+    "causal": "causal",
+}
 
 CAUSAL_NAMES = ("ForCausalLM", "LMHeadModel")  # how transformers' classes of causal language models end
 
@@ -105,7 +109,7 @@ def checkpoint_members(folder: Path) -> tuple[Path, ...]:
     return members
 
 
-def checkpoint_kind(folder: Path) -> Kind:
+def checkpoint_kind(folder: Path) -> CheckpointKind:
     """What a folder holds, from its configuration alone.
 
     Raises:
@@ -121,7 +125,7 @@ def checkpoint_kind(folder: Path) -> Kind:
     raise ValueError(f"{folder} holds a model of type {kind!r}, which this project does not know; name another")
 
 
-def require_kind(folder: Path, expected: Kind) -> None:
+def require_kind(folder: Path, expected: CheckpointKind) -> None:
     """Checks, without loading them, that the folder holds safetensors weights of the expected kind and size.
 
     Raises:

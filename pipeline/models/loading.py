@@ -20,7 +20,7 @@ from pipeline.data.tokenizer import declared_beginning
 from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.causal_lm import longest_window, next_token_hidden, output_head, start_token
 from pipeline.models.checkpoint import (
-    Kind,
+    CheckpointKind,
     UnfitModelError,
     context_and_vocabulary,
     copy_tokenizer,
@@ -118,7 +118,7 @@ def _difference(one: Tensor, other: Tensor) -> float:
 
 WeightType = Literal["float32", "bfloat16"]
 
-CLASSES: dict[Kind, Any] = {
+CLASSES: dict[CheckpointKind, Any] = {
     "estimator": EntropyEstimator,
     "autoencoder": Autoencoder,
     "second-order": SecondOrderModel,
@@ -190,7 +190,7 @@ def save_checkpoint(
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def require_complete(folder: Path, kind: Kind) -> None:
+def require_complete(folder: Path, kind: CheckpointKind) -> None:
     """Checks that a checkpoint has all its weights, in their shapes, and needs no code of its own; reads no weight.
 
     Raises:
@@ -200,7 +200,7 @@ def require_complete(folder: Path, kind: Kind) -> None:
     _read(folder, kind, device_map="meta")
 
 
-def _loaded(folder: Path, kind: Kind, device: str, dtype: WeightType) -> Any:
+def _loaded(folder: Path, kind: CheckpointKind, device: str, dtype: WeightType) -> Any:
     require_kind(folder, kind)
     # Not by `.to(dtype)`, which would round the frequencies of rotary positions too.
     model = _read(folder, kind, dtype=getattr(torch, dtype))
@@ -210,7 +210,7 @@ def _loaded(folder: Path, kind: Kind, device: str, dtype: WeightType) -> Any:
     return model
 
 
-def _read(folder: Path, kind: Kind, **settings: Any) -> Any:
+def _read(folder: Path, kind: CheckpointKind, **settings: Any) -> Any:
     # A configuration for generation, which would be read from a file of its own, is given: nothing is generated.
     settings |= {"use_safetensors": True, "trust_remote_code": False, "generation_config": GenerationConfig()}
     with _in_one_line(folder), _bounded(folder):

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from pipeline.models.window_encoder import WindowEncoder
 
-Kind = Literal["float32", "float16", "int8", "float8_e4m3fn", "float8_e5m2"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+CodecKind = Literal["float32", "float16", "int8", "float8_e4m3fn", "float8_e5m2"]
+KINDS: tuple[CodecKind, ...] = get_args(CodecKind)
 LARGEST_INTEGER = 127  # -128 is not used, so that the range is as wide on both sides
 
 
@@ -40,7 +40,7 @@ class Codec:
     `scale_E` is int8's alone: the step of each number, or one for all.
     """
 
-    kind: Kind
+    kind: CodecKind
     scale_E: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class Codec:
             raise ValueError("a scale must be finite and above 0; calibrate it on values that are finite")
 
     @classmethod
-    def calibrated(cls, kind: Kind, values_NE: Tensor) -> Self:
+    def calibrated(cls, kind: CodecKind, values_NE: Tensor) -> Self:
         """The codec whose range just holds the values, number by number; only int8 looks at them.
 
         They come from training text: the scale is part of the model, known before anything is encoded.

@@ -21,16 +21,16 @@ from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.causal_lm import (
-    Head,
+    OutputHead,
     decoder,
     last_hidden,
     longest_window,
     next_token_losses,
     output_head,
     predicted_entropies,
+    prepend_start,
     start_token,
     surprisals_and_entropies,
-    with_start,
 )
 from pipeline.models.estimator import EntropyEstimator
 from pipeline.models.sizes import Form
@@ -175,10 +175,10 @@ class SecondOrderModel(PreTrainedModel):
         return model
 
     @property
-    def language_head(self) -> Head:
+    def language_head(self) -> OutputHead:
         """Head of the transformer as a language model."""
         weight_VD = (input_embeddings(self.transformer) if self.head is None else self.head).weight
-        return Head.configured(self.transformer.config, weight_VD, self.head_bias)
+        return OutputHead.configured(self.transformer.config, weight_VD, self.head_bias)
 
     def freeze_head(self) -> None:
         """Leaves what a head of its own has as it is; a head that is the table of embeddings is trained with it."""
@@ -235,7 +235,7 @@ def _require_same_losses(made: SecondOrderModel, model: PreTrainedModel) -> None
     tokens = min(PROBE_TOKENS, made.config.context, made.config.vocab_size)
     ids_1T = torch.arange(tokens, device=model.device).unsqueeze(0)
     assert made.config.start_token is not None
-    expected_1T = next_token_losses(model, with_start(ids_1T, made.config.start_token), ids_1T).to(made.device)
+    expected_1T = next_token_losses(model, prepend_start(ids_1T, made.config.start_token), ids_1T).to(made.device)
     made.eval()  # type: ignore[no-untyped-call]
     losses_1T = made(ids_1T.to(made.device), with_surprisal=True)[1]
     made.train()

@@ -25,7 +25,7 @@ from pipeline.engine.output import Plan, locked, planned, require_same
 from pipeline.messages import say
 from pipeline.publish.licenses import source_facts
 from pipeline.publish.publisher import Publisher, published_plan, published_receipts
-from pipeline.publish.section import Facts
+from pipeline.publish.section import SubsetInfo
 from pipeline.publish.subset import publish_beginning, publish_end, with_totals
 from schemas.layout import LEDGER_FOLDER, Subset, shards_in_all
 from schemas.receipts import PLAN_FILE, RECEIPTS, Receipt
@@ -93,7 +93,7 @@ def publish_subset(subset: Subset, repository: Repository) -> Left:
     _require_of_plan(subset, plan, receipts)
     if any(Path(name).is_absolute() for name in plan.provenance.source):
         LOG.warning("the shards of %s hold the paths of their inputs; annotate anew to publish none", subset.name)
-    facts = Facts(
+    facts = SubsetInfo(
         subset=subset,
         place=repository.name,
         revision=repository.revision,

@@ -16,7 +16,7 @@ from huggingface_hub import DatasetCard
 
 from pipeline.data.atomic import write_text
 from pipeline.publish.readme import EMPTY, marks, parsed, read_readme
-from pipeline.publish.section import Facts, section
+from pipeline.publish.section import SubsetInfo, section
 from schemas.layout import CARD_FILE
 from schemas.rows import features_metadata, read_features
 
@@ -44,7 +44,7 @@ SIZES = {
 LOG = logging.getLogger(__name__)
 
 
-def dataset_card(facts: Facts, existing: str | None, place: str = CARD_FILE) -> str:
+def dataset_card(facts: SubsetInfo, existing: str | None, place: str = CARD_FILE) -> str:
     """Markdown with the front matter that `datasets` and the Hub read: a new card, or an existing one with new figures.
 
     Raises:
@@ -57,7 +57,7 @@ def dataset_card(facts: Facts, existing: str | None, place: str = CARD_FILE) -> 
     return f"---\n{card.data.to_yaml()}\n---\n{body.lstrip()}"
 
 
-def folder_card(facts: Facts) -> str:
+def folder_card(facts: SubsetInfo) -> str:
     """The card of a folder, brought up to date.
 
     Raises:
@@ -67,7 +67,7 @@ def folder_card(facts: Facts) -> str:
     return dataset_card(facts, read_readme(file), str(file))
 
 
-def write_card(facts: Facts) -> None:
+def write_card(facts: SubsetInfo) -> None:
     """Brings the card of a folder up to date; one that was broken since the run began stays as it is."""
     try:
         write_text(facts.subset.card, folder_card(facts))
@@ -75,7 +75,7 @@ def write_card(facts: Facts) -> None:
         LOG.warning("the card is not brought up to date, all else is: %s", error)
 
 
-def _describe(card: DatasetCard, facts: Facts) -> None:
+def _describe(card: DatasetCard, facts: SubsetInfo) -> None:
     """The front matter.
 
     The digest of the shards stands in the configuration's description because `datasets` (5.2) names its cache after
@@ -138,7 +138,7 @@ def _feature(field: pa.Field, schema: pa.Schema) -> object:
         raise ValueError(f"`datasets` cannot load the column {field.name}, {field.type}; {remedy}") from error
 
 
-def _add_missing(card: DatasetCard, facts: Facts) -> None:
+def _add_missing(card: DatasetCard, facts: SubsetInfo) -> None:
     infos = card.data["dataset_info"]
     infos = infos if isinstance(infos, list) else [infos]
     names = [config["config_name"] for config in card.data["configs"]]
@@ -154,12 +154,12 @@ def _add_missing(card: DatasetCard, facts: Facts) -> None:
             card.data[key] = value
 
 
-def _is_ours(name: str, card: DatasetCard, facts: Facts) -> bool:
+def _is_ours(name: str, card: DatasetCard, facts: SubsetInfo) -> bool:
     """False for data that somebody put into the repository, of which nothing is claimed here."""
     return name == facts.subset.name or f"<!-- begin {name} " in card.text
 
 
-def _wanted(card: DatasetCard, facts: Facts) -> dict[str, object]:
+def _wanted(card: DatasetCard, facts: SubsetInfo) -> dict[str, object]:
     return {
         "pretty_name": "Per-token entropy labels",
         "annotations_creators": ["machine-generated"],

@@ -21,7 +21,7 @@ from huggingface_hub import CommitOperationAdd
 from pipeline.data.hub import Operation, Repository, shard_addition
 from pipeline.engine.ledger import as_lines, forget
 from pipeline.engine.output import Plan, read_plan
-from pipeline.messages import told
+from pipeline.messages import describe
 from schemas.decoding import reading
 from schemas.layout import Subset, shards_in_all
 from schemas.receipts import PLAN_FILE, PUBLISHED_FILE, RECEIPTS, Receipt
@@ -90,7 +90,7 @@ class Publisher:
 
     def _raise_failure(self) -> None:
         if self.failure is not None:
-            raise ValueError(f"{told(self.failure)}; the same command goes on from here") from None
+            raise ValueError(f"{describe(self.failure)}; the same command goes on from here") from None
 
     def _work(self) -> None:
         try:

@@ -19,7 +19,7 @@ THIS_FOLDER = "THIS_FOLDER"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class SubsetInfo:
     """Of a subset. Without counts it is still being written."""
 
     subset: Subset
@@ -79,7 +79,7 @@ def _lower_end(place: int) -> str:
 MOST_COLUMNS = 100  # to name
 
 
-def section(facts: Facts) -> str:
+def section(facts: SubsetInfo) -> str:
     """What the card says of a subset."""
     name, provenance = facts.subset.name, facts.provenance
     columns = [column for column in DESCRIPTIONS if column in facts.schema.names]
@@ -132,7 +132,7 @@ def _named(kind: pa.DataType) -> str:
     return f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
 
 
-def _figures(facts: Facts) -> str:
+def _figures(facts: SubsetInfo) -> str:
     counts = facts.counts
     if counts is None:
         return "It is still being written."

@@ -16,7 +16,7 @@ from pipeline.models.checkpoint import TOKENIZER_FILES
 from pipeline.publish.card import dataset_card
 from pipeline.publish.publisher import published_plan
 from pipeline.publish.readme import beside_own_data, read_readme
-from pipeline.publish.section import Facts
+from pipeline.publish.section import SubsetInfo
 from schemas.decoding import json_object, reading, text_of
 from schemas.receipts import PLAN_FILE, QUARANTINE, REPORT_FILE, Quarantined, Receipt
 
@@ -25,13 +25,13 @@ Missing = Callable[[str], Sequence[Operation]]
 """From a commit to what it lacks."""
 
 
-def with_totals(facts: Facts, receipts: Iterable[Receipt]) -> Facts:
+def with_totals(facts: SubsetInfo, receipts: Iterable[Receipt]) -> SubsetInfo:
     """The same with the figures of the shards that are there."""
     counts, digest, size = total(receipts)
     return replace(facts, counts=counts, shards_sha256=digest, size=size)
 
 
-def publish_beginning(repository: Repository, facts: Facts) -> None:
+def publish_beginning(repository: Repository, facts: SubsetInfo) -> None:
     """Commits the plan, the tokenizer and a first card, so that the dataset can be loaded while it grows.
 
     Raises:
@@ -56,7 +56,7 @@ def publish_beginning(repository: Repository, facts: Facts) -> None:
     repository.commit(f"{subset.name}: plan", missing)
 
 
-def publish_end(repository: Repository, facts: Facts) -> None:
+def publish_end(repository: Repository, facts: SubsetInfo) -> None:
     """Commits the card with its figures, the report of the last session and notes on units that were given up."""
     subset, places = facts.subset, facts.subset.in_repository
     report = [subset.ledger / REPORT_FILE] if (subset.ledger / REPORT_FILE).exists() else []
@@ -76,7 +76,7 @@ def publish_end(repository: Repository, facts: Facts) -> None:
     repository.commit(f"{subset.name}: card", missing)
 
 
-def _tokenizer(facts: Facts) -> list[Path]:
+def _tokenizer(facts: SubsetInfo) -> list[Path]:
     """The files of the tokenizer that made `input_ids`; none where they came tokenized."""
     folder, wanted = facts.subset.tokenizer, facts.provenance.tokenizer_sha256
     if wanted is None:
@@ -103,17 +103,17 @@ def _note(file: Path) -> bytes:
     return replace(unit, file=name, reason=unit.reason.replace(unit.file, name)).to_json().encode()
 
 
-def _readme(repository: Repository, facts: Facts, head: str) -> str | None:
+def _readme(repository: Repository, facts: SubsetInfo, head: str) -> str | None:
     return read_readme(repository.download(facts.subset.in_repository.card.as_posix(), head))
 
 
-def _card(repository: Repository, facts: Facts, existing: str | None) -> CommitOperationAdd:
+def _card(repository: Repository, facts: SubsetInfo, existing: str | None) -> CommitOperationAdd:
     """The card that a repository has, brought up to date."""
     place = facts.subset.in_repository.card.as_posix()
     return CommitOperationAdd(place, dataset_card(facts, existing, f"{repository.url}/{place}").encode())
 
 
-def _last_card(repository: Repository, facts: Facts, head: str) -> list[Operation]:
+def _last_card(repository: Repository, facts: SubsetInfo, head: str) -> list[Operation]:
     """The same; nothing, and a warning, where somebody broke it since the run began."""
     try:
         return [_card(repository, facts, _readme(repository, facts, head))]

@@ -22,7 +22,7 @@ from pipeline.messages import say
 from pipeline.progress import stage
 from pipeline.report.notebook import DocumentView, labels_or_none
 from pipeline.report.page import PAGE_FILE, write_report
-from pipeline.report.sampling import Extent, LabelledSource
+from pipeline.report.sampling import LabelledSource, SampleSize
 from pipeline.report.terminal import print_document
 from pipeline.report.tokens import TokenTexts
 
@@ -42,7 +42,7 @@ class Config:
     """Another dataset of the same documents, whose labels stand beside these."""
     by: str | None = field(default=None, kw_only=True)
     """Column of the source whose values are told apart in figures; the first column of text with a few by default."""
-    extent: Annotated[Extent, cyclopts.Parameter(name="*")] = field(default=Extent(), kw_only=True)
+    extent: Annotated[SampleSize, cyclopts.Parameter(name="*")] = field(default=SampleSize(), kw_only=True)
     terminal: bool = field(default=False, kw_only=True)
     """Show one document here and write no page."""
     document: int = field(default=0, kw_only=True)

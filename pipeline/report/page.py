@@ -22,7 +22,7 @@ from pipeline.data.tokenizer import load_tokenizer
 from pipeline.messages import visible
 from pipeline.report.notebook import ASSETS
 from pipeline.report.palette import LEVELS, palette_css
-from pipeline.report.sampling import Document, Extent, LabelledSource, sampled_rows, short_name
+from pipeline.report.sampling import Document, LabelledSource, SampleSize, sampled_rows, short_name
 from pipeline.report.statistics import LEAST_OCCURRENCES, MOST_GROUPS, Statistics, Values, groups, measures
 from pipeline.report.tokens import MOST_CHARACTERS, TokenTexts
 from schemas.annotations import LIMITS, ROUNDING_NATS
@@ -39,7 +39,7 @@ class Sampled:
     shown: list[Document]
 
 
-def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, extent: Extent, by: str | None) -> Values:
+def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, extent: SampleSize, by: str | None) -> Values:
     """Everything on the page.
 
     Raises:
@@ -70,7 +70,7 @@ def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, extent: E
     }
 
 
-def _read(source: LabelledSource, extent: Extent, columns: Sequence[str]) -> Sampled:
+def _read(source: LabelledSource, extent: SampleSize, columns: Sequence[str]) -> Sampled:
     """All that is kept of a document that is not shown is in sums."""
     statistics = Statistics(2 * len(source.series) - 1, source.dataset.vocabulary)
     runs = sampled_rows(len(source.dataset), extent.sample, extent.seed)
@@ -87,7 +87,7 @@ def _read(source: LabelledSource, extent: Extent, columns: Sequence[str]) -> Sam
     return Sampled(statistics, shown)
 
 
-def _told(source: LabelledSource, sampled: Sampled, extent: Extent, most_tokens: int) -> Iterator[str]:
+def _told(source: LabelledSource, sampled: Sampled, extent: SampleSize, most_tokens: int) -> Iterator[str]:
     """What was looked at."""
     rows, statistics, provenance = len(source.dataset), sampled.statistics, source.dataset.provenance
     source_names = ", ".join(public_names(provenance.source))
@@ -134,11 +134,11 @@ def _rounded(labels_N: np.ndarray) -> list[int | None]:
 
 PAGE_FILE = "report.html"
 SCRIPTS = ("document.js", "charts.js", "page.js")
-USUAL = Extent()
+USUAL = SampleSize()
 
 
 def write_report(
-    dataset: str, folder: Path, *, against: str | None = None, by: str | None = None, extent: Extent = USUAL
+    dataset: str, folder: Path, *, against: str | None = None, by: str | None = None, extent: SampleSize = USUAL
 ) -> Path:
     """Writes `report.html` into the folder, where it may replace an earlier one of the dataset; returns its path.
 

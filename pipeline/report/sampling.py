@@ -15,7 +15,7 @@ MOST_OF_ALL, MOST_OF_ONE = 300_000, 20_000  # tokens on a page: about 3 MB, and 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extent:
+class SampleSize:
     """How much of a dataset is looked at."""
 
     documents: int = 200

@@ -68,7 +68,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Windowing:
     """How documents become windows of at most `window` tokens, each sharing `overlap` tokens with the one before.
 
     A shared token has its label in the first window that holds it, as when labels are made. `varied` makes every
@@ -86,7 +86,7 @@ class Cut:
             raise ValueError(f"windows of {self.window} tokens cannot share {self.overlap}; choose a longer context")
 
 
-def endless_batches(corpora: Iterable[Corpus], cut: Cut, seed: int) -> Iterator[Batch]:
+def endless_batches(corpora: Iterable[Corpus], cut: Windowing, seed: int) -> Iterator[Batch]:
     """Epoch after epoch of the corpora, one corpus after the other, each of their windows once an epoch.
 
     Raises:
@@ -102,7 +102,7 @@ def endless_batches(corpora: Iterable[Corpus], cut: Cut, seed: int) -> Iterator[
             raise ValueError("there is nothing to train on: every document is empty or without a label")
 
 
-def epoch_batches(corpus: Corpus, cut: Cut, random: np.random.Generator) -> Iterator[Batch]:
+def epoch_batches(corpus: Corpus, cut: Windowing, random: np.random.Generator) -> Iterator[Batch]:
     """Every window of the corpus once, batches in random order."""
     pieces_P3 = cut_windows(corpus.offsets, cut, random)
     if cut.labelled_only and corpus.labels_N is not None:
@@ -116,7 +116,7 @@ def epoch_batches(corpus: Corpus, cut: Cut, random: np.random.Generator) -> Iter
         yield collate(corpus, pieces_P3[longest_first_P[groups[index]]])
 
 
-def cut_windows(offsets: np.ndarray, cut: Cut, random: np.random.Generator) -> np.ndarray:
+def cut_windows(offsets: np.ndarray, cut: Windowing, random: np.random.Generator) -> np.ndarray:
     """Pieces [P, 3] of (start, stop, first labelled token) that cover each document, none crossing its border."""
     pieces: list[tuple[int, int, int]] = []
     for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):

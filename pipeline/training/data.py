@@ -15,7 +15,7 @@ from pipeline.data.corpus import (
     MOST_HELD_OUT,
     Corpus,
     DocumentStream,
-    Sharing,
+    ProcessShare,
     held_out_documents,
     read_corpus,
     require_tokens,
@@ -131,7 +131,7 @@ class DocumentSettings(Inputs):
             block=max(1, round(tokens * size / len(held_out.tokens_N))),
             skip=wanted,
             limit=self.limit,
-            sharing=Sharing(process.process_index, process.num_processes, gathered),
+            sharing=ProcessShare(process.process_index, process.num_processes, gathered),
         )
         return Documents(stream, held_out, source, decisive)
 

@@ -20,7 +20,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 ResultT = TypeVar("ResultT")
 
 
-class Applied(nn.Module, Generic[ModelT]):
+class FunctionModule(nn.Module, Generic[ModelT]):
     """A model whose forward pass applies any function to it.
 
     DDP averages gradients, and FSDP gathers weights, around the forward pass of what they wrap; losses read weights
@@ -37,7 +37,7 @@ class Applied(nn.Module, Generic[ModelT]):
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """The work of processes that end together, when all are done.
 
     One that ends first may crash as its connections are torn down, and a launcher then kills those that still save.
@@ -86,10 +86,10 @@ def take_weights(model: nn.Module, trained: nn.Module) -> None:
     if trained is not model:
         with torch.no_grad():
             for mine, other in zip(model.parameters(), trained.parameters(), strict=True):
-                mine.copy_(whole(other))
+                mine.copy_(full_tensor(other))
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor with all of its shards: every process must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -103,7 +103,7 @@ def gathered(mine: ResultT) -> list[ResultT]:
     return found
 
 
-def apply(module: Applied[ModelT], function: Callable[[ModelT], ResultT], device: torch.device) -> ResultT:
+def apply(module: FunctionModule[ModelT], function: Callable[[ModelT], ResultT], device: torch.device) -> ResultT:
     """A function of the model in evaluation mode, without gradients, in the precision of its weights."""
 
     def plainly(model: Any) -> ResultT:

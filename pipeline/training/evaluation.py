@@ -16,11 +16,11 @@ from pipeline.data.corpus import Corpus
 from pipeline.models.quantization import Codec, stored_losses
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.window_encoder import WindowEncoder
-from pipeline.training.batches import Batch, Cut, epoch_batches
+from pipeline.training.batches import Batch, Windowing, epoch_batches
 from pipeline.training.losses import document_losses, window_losses
 
 
-def held_out_batches(corpus: Corpus, cut: Cut, device: torch.device) -> Iterator[Batch]:
+def held_out_batches(corpus: Corpus, cut: Windowing, device: torch.device) -> Iterator[Batch]:
     """Every token of the corpus once, in an order that is always the same."""
     for batch in epoch_batches(corpus, cut, np.random.default_rng(0)):
         yield batch.to(device)
@@ -40,7 +40,7 @@ def r_squared(estimates_N: Tensor, truth_N: Tensor) -> float:
     return 1 - ((estimates_N - truth_N).square().mean() / truth_N.var(correction=0)).item()
 
 
-def window_loss(model: PreTrainedModel, corpus: Corpus, cut: Cut) -> float:
+def window_loss(model: PreTrainedModel, corpus: Corpus, cut: Windowing) -> float:
     """Plain cross-entropy in nats a token, whatever a causal language model was trained with."""
     batches = held_out_batches(corpus, cut, model.device)
     return mean_of(window_losses(model, batch)[batch.real_BT[:, 1:]] for batch in batches)
@@ -90,7 +90,7 @@ class Accounting:
 
 
 @torch.no_grad()
-def window_accounting(model: WindowEncoder, codec: Codec, corpus: Corpus, cut: Cut) -> Accounting:
+def window_accounting(model: WindowEncoder, codec: Codec, corpus: Corpus, cut: Windowing) -> Accounting:
     """Of a model whose decoder gets each window's embedding as the codec has stored it."""
     batches = held_out_batches(corpus, cut, model.device)
     stored = ((batch, stored_losses(model, codec, batch.input_ids_BT, batch.lengths_B)) for batch in batches)
@@ -98,14 +98,14 @@ def window_accounting(model: WindowEncoder, codec: Codec, corpus: Corpus, cut: C
 
 
 @torch.no_grad()
-def causal_accounting(model: PreTrainedModel, start: int, corpus: Corpus, cut: Cut) -> Accounting:
+def causal_accounting(model: PreTrainedModel, start: int, corpus: Corpus, cut: Windowing) -> Accounting:
     """Of a causal language model that reads `start` before each window; nothing is stored but tokens."""
     batches = held_out_batches(corpus, cut, model.device)
     return _summed(corpus, ((batch, document_losses(model, batch, start), 0) for batch in batches))
 
 
 @torch.no_grad()
-def window_embeddings(model: WindowEncoder, corpus: Corpus, cut: Cut) -> Tensor:
+def window_embeddings(model: WindowEncoder, corpus: Corpus, cut: Windowing) -> Tensor:
     """Bottleneck values [N, E] of every window: of training text, what a codec is calibrated on."""
     batches = held_out_batches(corpus, cut, model.device)
     return torch.cat([model.window_bottlenecks(batch.input_ids_BT, batch.lengths_B) for batch in batches])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from pipeline.models.causal_lm import next_token_losses, with_start
+from pipeline.models.causal_lm import next_token_losses, prepend_start
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.window_encoder import WindowEncoder
 from pipeline.training.batches import Batch
@@ -27,7 +27,7 @@ def estimator_loss(model: WindowEncoder, batch: Batch) -> Tensor:
 
 def document_losses(model: PreTrainedModel, batch: Batch, start: int) -> Tensor:
     """Losses [B, T] of a causal language model that reads `start` before each row's first token."""
-    return next_token_losses(model, with_start(batch.input_ids_BT, start), batch.input_ids_BT)
+    return next_token_losses(model, prepend_start(batch.input_ids_BT, start), batch.input_ids_BT)
 
 
 def document_loss(model: PreTrainedModel, batch: Batch, start: int) -> Tensor:

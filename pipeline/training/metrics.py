@@ -14,29 +14,29 @@ from tqdm import tqdm
 
 from pipeline.training.batches import Batch
 from pipeline.training.config import TrainingConfig
-from pipeline.training.resume import Place, write
+from pipeline.training.resume import TrainingState, write
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 METRICS_FILE = "metrics.jsonl"
 PROJECT = "token-entropy"
 
 
-def evaluations(output: Path) -> list[Figures]:
+def evaluations(output: Path) -> list[Metrics]:
     """Figures of every evaluation of a training that is done."""
     return [json.loads(line) for line in (output / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
 
 
-class Log:
+class MetricsLog:
     """Counts steps and writes evaluations; the main process alone shows and writes."""
 
-    def __init__(self, accelerator: Accelerator, config: TrainingConfig, output: Path, place: Place) -> None:
+    def __init__(self, accelerator: Accelerator, config: TrainingConfig, output: Path, place: TrainingState) -> None:
         self.accelerator, self.file, self.shown = accelerator, output / METRICS_FILE, accelerator.is_main_process
         self.place = place
         self.resumed = self.started = time.monotonic()
         self.seconds_before, self.tokens_before = place.seconds, place.tokens
-        self.speed, self.held_out = math.nan, Figures()
+        self.speed, self.held_out = math.nan, Metrics()
         records = self._records(place.step) if self.shown else []
-        self.record: Figures = records[-1] if records else {}
+        self.record: Metrics = records[-1] if records else {}
         if self.shown:  # what an interrupted training wrote after its last state comes again
             write(self.file, "".join(json.dumps(record) + "\n" for record in records))
         accelerator.init_trackers(PROJECT, {name: _plain(value) for name, value in config.decisive.items()})
@@ -63,7 +63,7 @@ class Log:
         self.bar.set_postfix_str(", ".join(f"{name} {_short(value)}" for name, value in shown.items()), refresh=False)
         self.bar.update()
 
-    def evaluated(self, held_out: Figures, learning_rate: float) -> None:
+    def evaluated(self, held_out: Metrics, learning_rate: float) -> None:
         """An evaluation; `training_loss` is the mean since the last one of what is minimised.
 
         Trackers get the learning rate too, and the tokens a second of the training alone since the last evaluation.
@@ -81,7 +81,7 @@ class Log:
         self.accelerator.log({**self.record, **speed}, step=place.step)
         self.resumed, self.tokens_before = time.monotonic(), place.tokens
 
-    def _records(self, step: int) -> list[Figures]:
+    def _records(self, step: int) -> list[Metrics]:
         """Those up to a step; a line that a power cut left unfinished is none."""
         lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if step else []
         records = [json.loads(line) for line in lines if line.endswith("\n")]

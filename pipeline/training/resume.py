@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from pipeline.models.model_card import CARD_FILE
-from pipeline.training.distributed import this_process, whole
+from pipeline.training.distributed import full_tensor, this_process
 
 EXIT_CODE = 128 + signal.SIGTERM
 """Of a command that a signal ended, as shells report it."""
@@ -60,7 +60,7 @@ STATE = re.compile(r"unfinished-\d{1,18}\.safetensors")
 
 
 @dataclass(frozen=True)
-class Place:
+class TrainingState:
     """How far a training is, and the sum of its losses since the last evaluation."""
 
     step: int = 0
@@ -104,7 +104,7 @@ def begin(output: Path, settings: Mapping[str, Any]) -> None:
     write(output / SETTINGS_FILE, json.dumps(wanted, indent=2))
 
 
-def begin_together(output: Path, settings: Mapping[str, Any]) -> None:
+def begin_on_main(output: Path, settings: Mapping[str, Any]) -> None:
     """Makes the folder, or takes it up again; every process goes on when that is done.
 
     Args:
@@ -136,7 +136,7 @@ def states(output: Path) -> list[Path]:
 
 
 def save(
-    output: Path, model: nn.Module, optimizer: Optimizer, place: Place, *, keep: int = 1, writes: bool = True
+    output: Path, model: nn.Module, optimizer: Optimizer, place: TrainingState, *, keep: int = 1, writes: bool = True
 ) -> None:
     """Keeps the training as it is now, and of older states so many that there are `keep`.
 
@@ -144,7 +144,7 @@ def save(
     """
     tensors = {}
     for name, tensor in _tensors(model, optimizer):
-        complete = whole(tensor.detach())
+        complete = full_tensor(tensor.detach())
         if writes:
             tensors[name] = complete.cpu().contiguous()
     if not writes:
@@ -157,7 +157,7 @@ def save(
         old.unlink()
 
 
-def load(output: Path, model: nn.Module, optimizer: Optimizer) -> Place:
+def load(output: Path, model: nn.Module, optimizer: Optimizer) -> TrainingState:
     """Puts weights and optimizer back to where they were at the newest state that can be read.
 
     The very beginning where none was kept.
@@ -179,7 +179,7 @@ def load(output: Path, model: nn.Module, optimizer: Optimizer) -> Place:
             ) from error
     if found:
         raise ValueError(f"none of the states in {output} can be read; delete the folder to begin again")
-    return Place()
+    return TrainingState()
 
 
 def write(file: Path, text: str) -> None:
@@ -203,7 +203,7 @@ def _settings(output: Path) -> dict[str, Any]:
     return there
 
 
-def _restored(stored: Any, model: nn.Module, optimizer: Optimizer) -> Place:
+def _restored(stored: Any, model: nn.Module, optimizer: Optimizer) -> TrainingState:
     for name, tensor in _weights(model):
         tensor.copy_(_like(tensor, stored.get_tensor(f"model {name}")))
     for name, parameter in model.named_parameters():
@@ -211,7 +211,7 @@ def _restored(stored: Any, model: nn.Module, optimizer: Optimizer) -> Place:
         optimizer.state[parameter] = {
             part: _beside(parameter, part, stored.get_tensor(key)) for part, key in kept.items()
         }
-    place = Place(**json.loads(stored.metadata()["place"]))
+    place = TrainingState(**json.loads(stored.metadata()["place"]))
     if not all(isinstance(number, int | float) for number in asdict(place).values()):
         raise ValueError("a place that is no numbers")
     return place

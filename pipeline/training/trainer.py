@@ -29,9 +29,16 @@ from pipeline.models.cross_entropy import cut_cross_entropy
 from pipeline.training import resume
 from pipeline.training.batches import Batch
 from pipeline.training.config import TrainingConfig, learning_rate_share
-from pipeline.training.distributed import Applied, apply, new_accelerator, take_weights, trained_copy, whole
+from pipeline.training.distributed import (
+    FunctionModule,
+    apply,
+    full_tensor,
+    new_accelerator,
+    take_weights,
+    trained_copy,
+)
 from pipeline.training.losses import ObjectiveLoss
-from pipeline.training.metrics import Figures, Log
+from pipeline.training.metrics import Metrics, MetricsLog
 from pipeline.training.resume import StoppedError, stop_requests
 
 TokenLosses = Callable[[Batch], Tensor]
@@ -77,8 +84,8 @@ def steps_of(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     """So many batches at a time; fewer in the end, where batches end."""
     while step := list(islice(batches, size)):
         if len(step) > 1:
-            whole = joined(step)
-            step = [replace(batch, others=whole) for batch in step]
+            full_tensor = joined(step)
+            step = [replace(batch, others=full_tensor) for batch in step]
         yield step
 
 
@@ -125,7 +132,7 @@ class Stepper:
         self._set_rate(step)
         batches = self._compared(step, batches)
         losses = [self._add_gradients(batch, last=batch is batches[-1]) for batch in batches]
-        norm = whole(self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip))
+        norm = full_tensor(self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip))
         stop = torch.tensor(float(asked()), device=self.accelerator.device)
         *parts, total_norm, stops = self.accelerator.reduce(torch.stack([*losses, norm.detach(), stop])).tolist()
         if not all(map(math.isfinite, (*parts, total_norm))):
@@ -203,10 +210,10 @@ def train(
     model: ModelT,
     batches: Iterator[Batch],
     loss: Callable[[ModelT, Batch], Tensor],
-    evaluate: Callable[[ModelT], Figures],
+    evaluate: Callable[[ModelT], Metrics],
     config: TrainingConfig,
     output: Path,
-) -> Figures:
+) -> Metrics:
     """Trains `model` in place and returns the last line of metrics: step, tokens, seconds, losses, held-out figures.
 
     Goes on from the newest state in `output`, if there is one, with the batches that come next.
@@ -218,14 +225,14 @@ def train(
     accelerator = new_accelerator(config, output)
     trained = trained_copy(model, accelerator)
     optimizer = AdamW(_parameter_groups(trained, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95))
-    module, prepared = accelerator.prepare(Applied(trained), optimizer)
+    module, prepared = accelerator.prepare(FunctionModule(trained), optimizer)
     place = resume.load(output, trained, optimizer)
     _require_same(place.step, accelerator)
     stepper = Stepper(accelerator, module, prepared, loss, _compiled(loss, config), config, output)
     remaining = steps_of(islice(batches, place.step * config.accumulate, None), config.accumulate)
     stopping = False
     kernel = cut_cross_entropy(config.cross_entropy == "cut-cross-entropy")
-    with kernel, stop_requests() as asked, Log(accelerator, config, output, place) as log:
+    with kernel, stop_requests() as asked, MetricsLog(accelerator, config, output, place) as log:
         for step, of_step in zip(range(place.step + 1, config.steps + 1), remaining, strict=False):
             total, stopping = stepper(step, of_step, asked)
             log.add(total, of_step)

@@ -10,13 +10,13 @@ from pipeline.models.model_card import training_length
 from pipeline.models.quantization import Codec
 from pipeline.models.window_encoder import WindowEncoder
 from pipeline.training import resume
-from pipeline.training.batches import Cut, endless_batches
+from pipeline.training.batches import Windowing, endless_batches
 from pipeline.training.config import TrainingConfig
 from pipeline.training.data import Documents
 from pipeline.training.distributed import this_process
 from pipeline.training.evaluation import window_accounting
 from pipeline.training.losses import estimator_loss
-from pipeline.training.metrics import Figures
+from pipeline.training.metrics import Metrics
 from pipeline.training.trainer import train
 
 
@@ -50,19 +50,19 @@ def train_on_windows(
         say(f"{output}: held-out loss {figures['held_out_loss']:.3f} nats a token")
 
 
-def window_cut(model: WindowEncoder, training: TrainingConfig, *, varied: bool = False) -> Cut:
+def window_cut(model: WindowEncoder, training: TrainingConfig, *, varied: bool = False) -> Windowing:
     """Windows of the whole context, or of every length up to it."""
-    return Cut(model.config.context, training.tokens_per_batch, varied=varied)
+    return Windowing(model.config.context, training.tokens_per_batch, varied=varied)
 
 
-def held_out_figures(model: WindowEncoder, held_out: Corpus, cut: Cut) -> Figures:
+def held_out_figures(model: WindowEncoder, held_out: Corpus, cut: Windowing) -> Metrics:
     """Loss in nats a token, the same with the embedding's cost spread over its window, and that in bits a byte."""
     account = window_accounting(model, Codec("float32"), held_out, cut)
     figures = {"held_out_loss": account.loss, "normalized_loss": account.normalized_loss}
     return figures | ({} if account.bits_per_byte is None else {"bits_per_byte": account.bits_per_byte})
 
 
-def facts(model: WindowEncoder, figures: Figures) -> dict[str, object]:
+def facts(model: WindowEncoder, figures: Metrics) -> dict[str, object]:
     """Rows of the checkpoint's card."""
     return {
         "training": training_length(figures),

@@ -24,7 +24,7 @@ from pipeline.annotate.prepare import dtype_for
 from pipeline.data.annotated import find_annotations
 from pipeline.data.tokenizer import encode, load_tokenizer
 from pipeline.engine import scheduler as backlog
-from pipeline.engine.scheduler import Driver
+from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.throughput import WORK
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from schemas.annotations import PROVENANCE_KEY, Provenance
@@ -384,7 +384,7 @@ def test_a_complete_run_is_left_as_it_is(
     report = json.loads((tmp_path / "out" / "_ledger" / "exact" / "report.json").read_text(encoding="utf-8"))
     assert report["units"] == 2 and report["tokens"] == 24 and set(report["stages"]) == set(WORK) - {"upload"}
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "data" / "exact").iterdir()}
-    monkeypatch.setattr(Driver, "outcomes", None)  # it must not be asked for anything
+    monkeypatch.setattr(Scheduler, "outcomes", None)  # it must not be asked for anything
     assert run_command(*arguments) == 0
     assert "none: the dataset was complete" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "data" / "exact").iterdir()} == before

@@ -11,7 +11,16 @@ import pytest
 
 from pipeline.annotate import dry_run
 from pipeline.annotate.config import Config
-from pipeline.annotate.dry_run import Estimate, Speed, Workers, beginning, look, measure, print_estimate, workers_of
+from pipeline.annotate.dry_run import (
+    Estimate,
+    Speed,
+    Workers,
+    beginning,
+    measure,
+    print_estimate,
+    sample_documents,
+    workers_of,
+)
 from pipeline.engine.annotator import with_tokenizers
 from pipeline.engine.plan import Run
 from tests.engine.fakes import FakeLabeller, planned
@@ -53,7 +62,8 @@ def test_a_slow_model_is_measured_for_as_long_as_it_may(
 ) -> None:
     run, units = planned(tmp_path, rows=300)
     run = replace(run, provenance=replace(run.provenance, window=512, overlap=256))
-    slabs, tokens = look(run, units), sum(len(ids) for slab in look(run, units) for ids in slab.tokens)
+    chunks = sample_documents(run, units)
+    tokens = sum(len(ids) for chunk in chunks for ids in chunk.tokens)
 
     def loaded(job: Run, device: str) -> Any:
         return with_tokenizers(job, (Slow(),))
@@ -63,7 +73,7 @@ def test_a_slow_model_is_measured_for_as_long_as_it_may(
     monkeypatch.setattr(dry_run, "MEASURED_SECONDS", seconds)
     monkeypatch.setattr(time, "monotonic", lambda: CLOCK[0])
     monkeypatch.setattr(time, "perf_counter", lambda: CLOCK[0])
-    speed = measure(run, slabs)
+    speed = measure(run, chunks)
     assert speed.tokens_per_second == pytest.approx(50, rel=0.05)
     assert CLOCK[0] <= seconds
     assert speed.measured_tokens == {30.0: 512, 5.0: 128, 1e6: tokens}[seconds]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.annotate.prepare import frozen, frozen_checkpoint
+from pipeline.annotate.prepare import pin_checkpoint, pin_inputs
 from pipeline.engine.output import Plan
 from tests.builders import PROVENANCE
 
@@ -24,7 +24,7 @@ def plan(inputs: tuple[str, ...] = (), source: tuple[str, ...] = (), checkpoint:
     ],
 )
 def test_inputs_are_read_at_the_commits_of_the_run_that_is_resumed(named: str, pin: str) -> None:
-    assert frozen((named, "here.parquet"), plan((named, "there.parquet"), (pin, "there.parquet"))) == (
+    assert pin_inputs((named, "here.parquet"), plan((named, "there.parquet"), (pin, "there.parquet"))) == (
         pin,
         "here.parquet",
     )
@@ -50,12 +50,12 @@ def test_inputs_are_read_at_the_commits_of_the_run_that_is_resumed(named: str, p
 )
 def test_a_plan_that_reads_other_inputs_than_those_named_is_refused(named: str, pin: str) -> None:
     with pytest.raises(ValueError, match=r"the plan of the run there reads .* for .*; choose another --output"):
-        frozen((named,), plan((named,), (pin,)))
+        pin_inputs((named,), plan((named,), (pin,)))
 
 
 def test_a_path_that_is_named_is_read_whatever_a_plan_has() -> None:
-    assert frozen(("mine.parquet",), plan(("a",), ("/etc/passwd",))) == ("mine.parquet",)
-    assert frozen(("mine.parquet",), plan(("a", "b"), ("a", "b"))) == ("mine.parquet",)
+    assert pin_inputs(("mine.parquet",), plan(("a",), ("/etc/passwd",))) == ("mine.parquet",)
+    assert pin_inputs(("mine.parquet",), plan(("a", "b"), ("a", "b"))) == ("mine.parquet",)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,6 @@ def test_a_path_that_is_named_is_read_whatever_a_plan_has() -> None:
     ],
 )
 def test_a_checkpoint_is_the_one_that_is_named_at_a_commit(known: str | None, expected: str) -> None:
-    assert frozen_checkpoint("user/model", plan(checkpoint=known)) == expected
-    assert frozen_checkpoint(None, plan(checkpoint=known)) is None
-    assert frozen_checkpoint("user/model@v1", plan(checkpoint=known)) == "user/model@v1"
+    assert pin_checkpoint("user/model", plan(checkpoint=known)) == expected
+    assert pin_checkpoint(None, plan(checkpoint=known)) is None
+    assert pin_checkpoint("user/model@v1", plan(checkpoint=known)) == "user/model@v1"

@@ -25,13 +25,13 @@ from pipeline.annotate.prepare import prepare
 from pipeline.data.files import File, find_files
 from pipeline.data.sample import sample_documents
 from pipeline.engine.annotator import Underway
-from pipeline.engine.cluster import Share, cluster
+from pipeline.engine.cluster import WorkerResources, cluster
 from pipeline.engine.labeller import load_annotator
 from pipeline.engine.output import Plan, open_run
 from pipeline.engine.plan import Run, Unit, inspect
-from pipeline.engine.ray_workers import RayCrew
-from pipeline.engine.scheduler import Driver
-from pipeline.engine.throughput import Annotated, Stages
+from pipeline.engine.ray_workers import RayWorkerPool
+from pipeline.engine.scheduler import Scheduler
+from pipeline.engine.throughput import Stages, UnitResult
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY
 from schemas.receipts import Counts, Receipt
 from tests.benchmarks.figure import Figure
@@ -99,17 +99,17 @@ def bare(job: Run, units: list[Unit]) -> float:
     """Tokens/s of the model alone, on one thread, batches at hand."""
     threads = torch.get_num_threads()
     annotator, stages, tokens = load_annotator(job, "cpu"), Stages(), 0
-    slabs = [slab for unit in units for slab in annotator.slabs(unit, stages)]
-    for slab in slabs:
-        annotator.label(slab, stages, Underway())
-        tokens += sum(len(ids) for ids in slab.tokens)
+    chunks = [chunk for unit in units for chunk in annotator.chunks(unit, stages)]
+    for chunk in chunks:
+        annotator.label(chunk, stages, Underway())
+        tokens += sum(len(ids) for ids in chunk.tokens)
     torch.set_num_threads(threads)
     return tokens / stages.seconds["label"]
 
 
 def end_to_end(job: Run, units: list[Unit], workers: int) -> float:
     """Tokens/s from when all workers have loaded to the last receipt."""
-    driver = Driver(job, RayCrew(job, load_annotator, workers=workers, share=Share()))
+    driver = Scheduler(job, RayWorkerPool(job, load_annotator, workers=workers, share=WorkerResources()))
     started, tokens = time.perf_counter(), 0
     for outcome in driver.outcomes(units):
         if driver.loaded < workers and not tokens:
@@ -150,9 +150,9 @@ class NoOp:
     def __init__(self, run: Run, device: str) -> None:
         pass
 
-    def annotate(self, unit: Unit, underway: Underway) -> Annotated:
+    def annotate(self, unit: Unit, underway: Underway) -> UnitResult:
         receipt = Receipt(unit=unit.index, shard="", sha256="0" * 64, size=0, counts=Counts(rows=1))
-        return Annotated(receipt, Stages())
+        return UnitResult(receipt, Stages())
 
 
 def driver_alone(size: Size) -> Iterator[Figure]:
@@ -160,7 +160,7 @@ def driver_alone(size: Size) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         job, _ = planned_noop(Path(folder))
         units = [Unit(index, File("none", 0, ""), 0, 1) for index in range(size.noop_units)]
-        driver = Driver(job, RayCrew(job, NoOp, workers=size.noop_workers, share=Share(cpus=0.1)))
+        driver = Scheduler(job, RayWorkerPool(job, NoOp, workers=size.noop_workers, share=WorkerResources(cpus=0.1)))
         done, process, early = 0, psutil.Process(), 0
         started, wall = time.process_time(), time.perf_counter()
         for outcome in driver.outcomes(units):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from pipeline.data.corpus import Corpus, DocumentStream, Sharing, numbered, read_corpus
+from pipeline.data.corpus import Corpus, DocumentStream, ProcessShare, numbered, read_corpus
 from pipeline.data.documents import Column
 from pipeline.data.files import find_files
 from tests.builders import write_documents
@@ -118,7 +118,7 @@ def test_processes_that_tokenize_a_share_each_have_the_blocks_of_one(
             place = len(brought[process]) - 1
             return [shares[place] for shares in brought]
 
-        return [lists(block) for block in replace(stream, sharing=Sharing(process, processes, exchange))]
+        return [lists(block) for block in replace(stream, sharing=ProcessShare(process, processes, exchange))]
 
     expected = [lists(block) for block in stream]
     with ThreadPoolExecutor(processes) as pool:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.iterators import ahead
+from pipeline.data.iterators import prefetched
 
 
 class Source:
@@ -33,7 +33,7 @@ class Source:
 @given(items=st.integers(0, 9), depth=st.integers(1, 4), taken=st.integers(0, 9))
 def test_items_come_in_order_and_no_further_ahead_than_asked(items: int, depth: int, taken: int) -> None:
     source = Source(items)
-    with ahead(iter(source), depth) as coming:
+    with prefetched(iter(source), depth) as coming:
         found = [item for item, _ in zip(coming, range(taken), strict=False)]
         assert source.made <= min(items, taken + 1 + depth)
     assert found == list(range(min(items, taken)))
@@ -48,13 +48,13 @@ def test_making_begins_before_anything_is_taken() -> None:
         begun.set()
         yield 1
 
-    with ahead(items(), 1):
+    with prefetched(items(), 1):
         assert begun.wait(5)
 
 
 def test_an_error_comes_in_its_turn() -> None:
     source, found = Source(3, OSError("disk")), []
-    with pytest.raises(OSError, match="disk"), ahead(iter(source), 2) as coming:
+    with pytest.raises(OSError, match="disk"), prefetched(iter(source), 2) as coming:
         for item in coming:
             found.append(item)
     assert found == [0, 1, 2] and source.closed
@@ -62,7 +62,7 @@ def test_an_error_comes_in_its_turn() -> None:
 
 def test_an_error_of_the_taker_closes_the_source() -> None:
     source = Source(100)
-    with pytest.raises(ValueError, match="taker"), ahead(iter(source), 2) as coming:
+    with pytest.raises(ValueError, match="taker"), prefetched(iter(source), 2) as coming:
         next(coming)
         raise ValueError("taker")
     assert source.closed and source.made <= 4

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.loader import Run, dealt, row_groups
+from pipeline.data.loader import RowRange, row_groups, rows_of_rank
 
 SHARDS = st.lists(st.lists(st.integers(0, 30), max_size=5), max_size=6)
 
 
-def rows_of(runs: list[Run]) -> list[tuple[int, int]]:
+def rows_of(runs: list[RowRange]) -> list[tuple[int, int]]:
     return [(run.shard, row) for run in runs for row in range(run.start, run.stop)]
 
 
@@ -22,7 +22,7 @@ def test_ranks_partition_the_rows_into_equal_parts(shards: list[list[int]], rank
     groups = list(row_groups(shards))
     if random is not None:
         random.shuffle(groups)  # type: ignore[attr-defined]
-    parts = [list(dealt(groups, rank, ranks)) for rank in range(ranks)]
+    parts = [list(rows_of_rank(groups, rank, ranks)) for rank in range(ranks)]
     assert [*chain(*map(rows_of, parts))] == rows_of(groups)
     sizes = [sum(map(len, part)) for part in parts]
     assert max(sizes) - min(sizes) <= 1
@@ -32,7 +32,7 @@ def test_ranks_partition_the_rows_into_equal_parts(shards: list[list[int]], rank
 @given(shards=SHARDS, ranks=st.integers(1, 70))
 def test_a_run_lies_in_one_row_group_and_few_groups_are_split(shards: list[list[int]], ranks: int) -> None:
     groups = list(row_groups(shards))
-    runs = [run for rank in range(ranks) for run in dealt(groups, rank, ranks)]
+    runs = [run for rank in range(ranks) for run in rows_of_rank(groups, rank, ranks)]
     for run in runs:
         assert len(run) > 0
         assert any(g.shard == run.shard and g.start <= run.start < run.stop <= g.stop for g in groups)
@@ -49,5 +49,5 @@ def test_row_groups_are_the_rows_of_the_shards_in_order(shards: list[list[int]])
 
 @pytest.mark.parametrize(("ranks", "sizes"), [(1, [10]), (2, [5, 5]), (4, [2, 3, 2, 3]), (12, [0, 1])])
 def test_fewer_row_groups_than_ranks_are_split_by_rows(ranks: int, sizes: list[int]) -> None:
-    parts = [sum(map(len, dealt([Run(0, 0, 10)], rank, ranks))) for rank in range(ranks)]
+    parts = [sum(map(len, rows_of_rank([RowRange(0, 0, 10)], rank, ranks))) for rank in range(ranks)]
     assert parts[: len(sizes)] == sizes and sum(parts) == 10

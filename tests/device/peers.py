@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from pipeline.engine.plan import Device
 from pipeline.labels.causal import token_entropies
-from pipeline.models.causal_lm import with_start
+from pipeline.models.causal_lm import prepend_start
 from tests.device.log import Figures, Log
 from tests.device.sizes import Sizes, language_model
 from tests.device.speed import best_seconds
@@ -42,7 +42,7 @@ def _compared(sizes: Sizes, vocabulary: int, device: Device) -> Figures:
 @torch.no_grad()
 def all_logits_at_once(model: LlamaForCausalLM, ids_BT: Tensor, start: int) -> Tensor:
     """-ln p of every token [B, T] from `model(ids).logits`, in float32."""
-    logits_BTV = model(with_start(ids_BT, start), use_cache=False).logits
+    logits_BTV = model(prepend_start(ids_BT, start), use_cache=False).logits
     return -log_softmax(logits_BTV.float(), dim=-1).gather(2, ids_BT.unsqueeze(2)).squeeze(2)
 
 

@@ -7,11 +7,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from pipeline.engine.cluster import Share, cluster
+from pipeline.engine.cluster import WorkerResources, cluster
 from pipeline.engine.ledger import finished
 from pipeline.engine.output import Plan, locked, open_run
-from pipeline.engine.ray_workers import RayCrew
-from pipeline.engine.scheduler import Driver
+from pipeline.engine.ray_workers import RayWorkerPool
+from pipeline.engine.scheduler import Scheduler
 from tests.engine.fakes import load_fake, planned_run
 
 
@@ -22,7 +22,7 @@ def main(input_file: str, output: str, address: str, seconds: str) -> None:
         done = finished(run.subset)
         left = [unit for unit in units if unit.index not in done]
         load = partial(load_fake, seconds=float(seconds))
-        driver = Driver(run, RayCrew(run, load, workers=2, share=Share(cpus=1)), done=len(done))
+        driver = Scheduler(run, RayWorkerPool(run, load, workers=2, share=WorkerResources(cpus=1)), done=len(done))
         for _ in driver.outcomes(left):
             pass
 

@@ -18,7 +18,7 @@ from pipeline.data.files import find_files
 from pipeline.data.windows import Batch, gather, window_batches
 from pipeline.engine.annotator import Annotator, Labeller, SourceError, Underway, with_tokenizers
 from pipeline.engine.plan import Run, Unit, inspect, plan_units
-from pipeline.engine.throughput import Annotated
+from pipeline.engine.throughput import UnitResult
 from schemas.annotations import ENTROPY, INPUT_IDS, annotated_schema
 from schemas.layout import Subset
 from tests.builders import PROVENANCE, write_documents
@@ -99,7 +99,7 @@ class Unreachable:
     def __init__(self, run: Run, device: str) -> None:
         self.annotator, self.asked = load_fake(run), 0
 
-    def annotate(self, unit: Unit, underway: Underway) -> Annotated:
+    def annotate(self, unit: Unit, underway: Underway) -> UnitResult:
         self.asked += 1
         if self.asked <= self.refusals:
             raise SourceError("cannot read https://host/in.parquet: 503")

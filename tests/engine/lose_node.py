@@ -13,9 +13,9 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 
-from pipeline.engine.cluster import Share
-from pipeline.engine.ray_workers import RayCrew
-from pipeline.engine.scheduler import Driver
+from pipeline.engine.cluster import WorkerResources
+from pipeline.engine.ray_workers import RayWorkerPool
+from pipeline.engine.scheduler import Scheduler
 from tests.engine.fakes import load_fake, planned_run
 
 
@@ -25,7 +25,7 @@ def main(input_file: str, output: str, seconds: str) -> None:
     ray.init(address=nodes.address, log_to_driver=False)
     run, units = planned_run(Path(output), [Path(input_file)], rows_per_unit=1)
     load = partial(load_fake, seconds=float(seconds))
-    driver = Driver(run, RayCrew(run, load, workers=None, share=Share(cpus=0.2, gpus=0.5)))
+    driver = Scheduler(run, RayWorkerPool(run, load, workers=None, share=WorkerResources(cpus=0.2, gpus=0.5)))
     most, committed, lost = 0, 0, False
     for outcome in driver.outcomes(units):
         committed += outcome is not None

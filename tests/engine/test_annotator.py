@@ -140,7 +140,7 @@ def test_counts_are_those_of_the_shard(tmp_path: Path) -> None:
 class Broken(Annotator):
     """Its batches cannot be labelled."""
 
-    def label(self, slab: Any, stages: Any, underway: Any) -> Any:
+    def label(self, chunk: Any, stages: Any, underway: Any) -> Any:
         raise RuntimeError("the device is gone")
 
 
@@ -171,7 +171,7 @@ def test_a_stage_that_fails_ends_the_unit_and_leaves_nothing(
 
 
 def test_memory_does_not_grow_with_the_unit(tmp_path: Path) -> None:
-    """Of a single row group seven slabs are held at most, 1,800 of these rows: as many as that on a busy machine."""
+    """Of a single row group seven chunks are held at most, 1,800 of these rows: as many as that on a busy machine."""
     few, many = (peak_of_a_unit(tmp_path / str(rows), rows) for rows in (2000, 3500))
     assert many - few < 150 * 2**20, f"{few / 2**20:.0f} and {many / 2**20:.0f} MiB"
 

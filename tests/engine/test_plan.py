@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.documents import Column, Layout
+from pipeline.data.documents import Column, FileInfo
 from pipeline.data.files import File, find_files
 from pipeline.engine.plan import Source, default_rows_per_unit, inspect, plan_units
 
@@ -26,7 +26,7 @@ def source_of(groups: list[list[int]]) -> Source:
     """A file for each list of rows of row groups."""
     schema = pa.schema([("text", pa.string())])
     files = tuple(File(f"{index}.parquet", 1, "1") for index in range(len(groups)))
-    layouts = tuple(Layout(sum(rows), tuple(rows), schema, "digest") for rows in groups)
+    layouts = tuple(FileInfo(sum(rows), tuple(rows), schema, "digest") for rows in groups)
     return Source(files, layouts, schema, "digest")
 
 

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from pipeline.annotate.config import Config
-from pipeline.annotate.prepare import frozen_checkpoint, prepare
+from pipeline.annotate.prepare import pin_checkpoint, prepare
 from pipeline.data.files import find_files
 from pipeline.engine.labeller import load_annotator
 from pipeline.engine.output import Plan
@@ -44,8 +44,8 @@ def test_a_node_without_the_hubs_cache_fetches_the_commit_that_the_run_was_prepa
     load_annotator(run, "cpu").annotate(units[0])
     assert run.snapshot is not None
     begun = Plan(run.provenance, (), run.snapshot.name)
-    assert frozen_checkpoint("user/model", begun) == run.snapshot.name == frozen_checkpoint(run.snapshot.name, begun)
-    assert frozen_checkpoint("user/other", begun) == "user/other"
+    assert pin_checkpoint("user/model", begun) == run.snapshot.name == pin_checkpoint(run.snapshot.name, begun)
+    assert pin_checkpoint("user/other", begun) == "user/other"
     again, _ = prepared(tmp_path, "elsewhere", run.snapshot.name)
     assert (
         again.provenance == run.provenance and again.snapshot is not None and again.snapshot.name == run.snapshot.name

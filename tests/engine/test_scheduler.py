@@ -18,13 +18,13 @@ from pipeline.engine import ray_workers as ray_crew
 from pipeline.engine import scheduler as backlog
 from pipeline.engine import scheduler as driver
 from pipeline.engine.annotator import Annotator, Underway
-from pipeline.engine.cluster import Share
+from pipeline.engine.cluster import WorkerResources
 from pipeline.engine.labeller import TorchLabeller, load_annotator
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Device, Run, Unit
-from pipeline.engine.ray_workers import RayCrew
-from pipeline.engine.scheduler import Driver
-from pipeline.engine.throughput import Annotated
+from pipeline.engine.ray_workers import RayWorkerPool
+from pipeline.engine.scheduler import Scheduler
+from pipeline.engine.throughput import UnitResult
 from pipeline.engine.workers import Load
 from pipeline.models.checkpoint import UnfitModelError
 from schemas.layout import Subset, shard_name
@@ -60,8 +60,8 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def carry_out(
     run: Run, units: Sequence[Unit], workers: int = 1, load: Load = load_faulty
 ) -> list[Receipt | Quarantined]:
-    crew = RayCrew(run, load, workers=workers, share=Share(cpus=0.5))
-    outcomes = Driver(run, crew).outcomes(units)
+    crew = RayWorkerPool(run, load, workers=workers, share=WorkerResources(cpus=0.5))
+    outcomes = Scheduler(run, crew).outcomes(units)
     return [outcome if isinstance(outcome, Quarantined) else outcome[0] for outcome in outcomes if outcome]
 
 
@@ -78,7 +78,12 @@ def test_a_ray_of_our_own_listens_on_loopback_alone() -> None:
 
 def test_room_is_counted_in_whole_workers() -> None:
     cores = int(ray.cluster_resources()["CPU"])
-    shares = (Share(cpus=0.1), Share(), Share(cpus=cores * 0.75), Share(cpus=cores + 1))
+    shares = (
+        WorkerResources(cpus=0.1),
+        WorkerResources(),
+        WorkerResources(cpus=cores * 0.75),
+        WorkerResources(cpus=cores + 1),
+    )
     assert [share.room() for share in shares] == [10 * cores, cores, 1, 0]
     with pytest.raises(ValueError, match=f"has no room for a worker, which wants {cores + 1} CPU; it has {cores} CPU"):
         shares[-1].require_room()
@@ -88,14 +93,14 @@ def test_a_worker_beside_a_gpu_gets_the_cores_that_its_node_has_for_one(monkeypa
     def cores(*nodes: tuple[float, float], gpus: float | None = None) -> float | None:
         resources = [{"CPU": cpu, "GPU": gpu} if gpu else {"CPU": cpu} for cpu, gpu in nodes]
         monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": has} for has in resources])
-        return Share(gpus=gpus).resolved().cpus
+        return WorkerResources(gpus=gpus).resolved().cpus
 
     assert cores((192, 8), (64, 0)) == 4  # no more than it can use
     assert cores((16, 8), (192, 8)) == 2  # else half of the first node's GPUs would have no worker
     assert cores((4, 8)) == cores((8, 0)) == cores((8, 0), gpus=1) == 1
     assert cores((16, 4), gpus=0.5) == 2
     assert cores((16, 4), gpus=0) == 1
-    assert Share(cpus=3, gpus=1).resolved() == Share(cpus=3, gpus=1)
+    assert WorkerResources(cpus=3, gpus=1).resolved() == WorkerResources(cpus=3, gpus=1)
 
 
 def test_more_workers_than_there_is_room_for_only_wait(tmp_path: Path) -> None:
@@ -237,7 +242,7 @@ class Unsound:
         except FileExistsError:
             self.error = None
 
-    def annotate(self, unit: Unit, underway: Underway) -> Annotated:
+    def annotate(self, unit: Unit, underway: Underway) -> UnitResult:
         if self.error is not None:
             raise self.error
         time.sleep(0.1)
@@ -275,7 +280,7 @@ class Slow:
     def __init__(self, run: Run, device: str) -> None:
         self.annotator, self.mark = load_fake(run), run.subset.root.with_suffix(".slow")
 
-    def annotate(self, unit: Unit, underway: Underway) -> Annotated:
+    def annotate(self, unit: Unit, underway: Underway) -> UnitResult:
         try:
             self.mark.touch(exist_ok=False)
         except FileExistsError:
@@ -300,7 +305,7 @@ def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
 
 def test_shards_that_are_published_are_removed_by_the_workers(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
-    driver = Driver(run, RayCrew(run, load_fake, workers=1, share=Share(cpus=1)))
+    driver = Scheduler(run, RayWorkerPool(run, load_fake, workers=1, share=WorkerResources(cpus=1)))
     kept, *published = [shard_name(unit.index, len(units)) for unit in units]
     outcomes = driver.outcomes(units)
     done = 0

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.data.files import File
 from pipeline.engine.plan import Unit
-from pipeline.engine.scheduler import Backlog, Try
+from pipeline.engine.scheduler import Attempt, Backlog
 
 ALIVE: set[str | None] = {"node", "other"}
 
@@ -27,8 +27,8 @@ def units(files: int = 1, each: int = 10, rows: int = 4) -> list[Unit]:
     ]
 
 
-def failed(worker: str, *, node: str = "node", wrong: bool = False) -> Try:
-    return Try(worker, node, wrong)
+def failed(worker: str, *, node: str = "node", wrong: bool = False) -> Attempt:
+    return Attempt(worker, node, wrong)
 
 
 def test_every_unit_comes_once_and_the_longest_first() -> None:
@@ -93,7 +93,7 @@ def test_a_unit_is_kept_a_minute_for_other_workers(clock: list[float]) -> None:
         ([failed("a", node="lost"), failed("b"), failed("c", node="other")], False),
     ],
 )
-def test_when_a_unit_is_given_up(tries: list[Try], spent: bool) -> None:
+def test_when_a_unit_is_given_up(tries: list[Attempt], spent: bool) -> None:
     (unit,) = units(each=1)
     waiting = Backlog([unit])
     for each in tries:

@@ -14,9 +14,9 @@ from pipeline.engine.annotator import Underway
 from pipeline.engine.labeller import device_here
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Device, Run, Unit
-from pipeline.engine.scheduler import Driver
-from pipeline.engine.throughput import Annotated
-from pipeline.engine.workers import AnnotatesUnits, Load, ThisProcess
+from pipeline.engine.scheduler import Scheduler
+from pipeline.engine.throughput import UnitResult
+from pipeline.engine.workers import AnnotatesUnits, Load, ThisProcessPool
 from schemas.layout import Subset, shard_name
 from schemas.receipts import Quarantined
 from tests.engine.fakes import (
@@ -40,7 +40,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def given_up(run: Run, units: Sequence[Unit], load: Load = load_faulty) -> list[Quarantined]:
     """Carries the run out."""
-    outcomes = Driver(run, ThisProcess(run, load, "cpu")).outcomes(units)
+    outcomes = Scheduler(run, ThisProcessPool(run, load, "cpu")).outcomes(units)
     return [outcome for outcome in outcomes if isinstance(outcome, Quarantined)]
 
 
@@ -93,7 +93,7 @@ def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
 
 def test_an_interrupt_ends_the_run_within_a_unit_and_the_rest_is_left_for_the_next(tmp_path: Path) -> None:
     class Interrupted(Unreachable):
-        def annotate(self, unit: Unit, underway: Underway) -> Annotated:
+        def annotate(self, unit: Unit, underway: Underway) -> UnitResult:
             self.asked += 1
             if self.asked > 3:
                 raise KeyboardInterrupt
@@ -110,7 +110,7 @@ def test_an_interrupt_ends_the_run_within_a_unit_and_the_rest_is_left_for_the_ne
 
 def test_shards_that_are_published_are_removed(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
-    runs = Driver(run, ThisProcess(run, load_fake, "cpu"))
+    runs = Scheduler(run, ThisProcessPool(run, load_fake, "cpu"))
     kept, *published = [shard_name(unit.index, len(units)) for unit in units]
     outcomes = runs.outcomes(units)
     assert sum(next(outcomes) is not None for _ in range(1 + len(units))) == len(units)  # the first is the start

@@ -7,23 +7,23 @@ import pytest
 import torch
 
 from pipeline.experiments.figure_trial import Text, multiplying, new_model, prepare, rows_by_layer, trained
-from pipeline.experiments.figures import Sizes, Trial
+from pipeline.experiments.figures import FigureTrial, Sizes
 from pipeline.models.window_encoder import WindowEncoder
-from pipeline.training.batches import Cut
+from pipeline.training.batches import Windowing
 from pipeline.training.config import TrainingConfig
 
 SIZES = Sizes(
     context=16, encoder_width=16, encoder_layers=1, encoder_heads=2, decoder_width=32, decoder_layers=1, decoder_heads=2
 )
 CONFIG = TrainingConfig(steps=20, evaluate_every=10, tokens_per_batch=256, learning_rate=3e-3)
-CAUSAL = Trial("causal", "causal")
-ESTIMATOR = Trial("estimator", "estimator", {"bottleneck_width": 3})
+CAUSAL = FigureTrial("causal", "causal")
+ESTIMATOR = FigureTrial("estimator", "estimator", {"bottleneck_width": 3})
 TRIALS = (
     CAUSAL,
-    Trial("mixer", "causal", {"kind": "mixer"}),
+    FigureTrial("mixer", "causal", {"kind": "mixer"}),
     ESTIMATOR,
-    Trial("autoencoder", "autoencoder", {"given": "repeated", "bottleneck_width": 4}),
-    Trial("paced", "causal", paced_by=ESTIMATOR),
+    FigureTrial("autoencoder", "autoencoder", {"given": "repeated", "bottleneck_width": 4}),
+    FigureTrial("paced", "causal", paced_by=ESTIMATOR),
 )
 
 
@@ -34,7 +34,7 @@ def text() -> Text:
 
 @pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.name)
 def test_a_trial_takes_the_compute_of_the_causal_transformer_and_is_trained_once(
-    trial: Trial, text: Text, tmp_path: Path
+    trial: FigureTrial, text: Text, tmp_path: Path
 ) -> None:
     model = trained(trial, text, SIZES, CONFIG, tmp_path)
     lines = [
@@ -54,9 +54,11 @@ def test_a_trial_takes_the_compute_of_the_causal_transformer_and_is_trained_once
 
 def test_every_layer_is_rounded_in_every_way_and_the_coarser_the_worse(text: Text) -> None:
     torch.manual_seed(0)
-    model = new_model(Trial("", "autoencoder", {"given": "repeated", "bottleneck_width": 4}), SIZES, text.vocabulary)
+    model = new_model(
+        FigureTrial("", "autoencoder", {"given": "repeated", "bottleneck_width": 4}), SIZES, text.vocabulary
+    )
     assert isinstance(model, WindowEncoder)
-    rows = list(rows_by_layer(model.eval(), text, Cut(SIZES.context, 256)))  # type: ignore[no-untyped-call]
+    rows = list(rows_by_layer(model.eval(), text, Windowing(SIZES.context, 256)))  # type: ignore[no-untyped-call]
     assert {row["what"] for row in rows} == {"embedding", "weights", "activations"}
     assert {row["kind"] for row in rows if row["what"] == "embedding"} == {
         *("float16", "int8", "float8_e4m3fn", "float8_e5m2")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline.data.corpus import Corpus
-from pipeline.experiments.overfitting import carry_out
+from pipeline.experiments.overfitting import run_trial
 from pipeline.experiments.sources import SOURCES, draw
-from pipeline.experiments.study import Study, Trial, default_objectives, trials
+from pipeline.experiments.study import ObjectiveTrial, Study, default_objectives, trials
 from pipeline.experiments.study_report import interval, markdown, summarise, write_results
 from pipeline.models.sizes import TransformerSizes
 from pipeline.training.config import TrainingConfig
@@ -54,31 +54,32 @@ def test_a_correction_is_one_of_the_labels(study: Study, tmp_path: Path) -> None
     tried = {"corrected": ((0.5, 1.0), study), "changed": ((), other), "whole": ((), study)}
     final = {}
     for name, (correction, each) in tried.items():
-        curve = carry_out(Trial("flood", "truth", 0.0, 0, *correction), each, SIZES, CONFIG, tmp_path / name)
+        curve = run_trial(ObjectiveTrial("flood", "truth", 0.0, 0, *correction), each, SIZES, CONFIG, tmp_path / name)
         final[name] = curve[-1]["held_out_loss"]
     assert final["corrected"] == final["changed"] != final["whole"]
 
 
 def test_trials_differ_by_objective_labels_and_seed(study: Study, tmp_path: Path) -> None:
     planned = [
-        Trial("cross-entropy", None, 0.0, 0),
-        Trial("cross-entropy", None, 0.1, 0),
-        Trial("cross-entropy", None, 0.0, 1),
-        Trial("flood", "truth", 0.0, 0),
-        Trial("flood", "second-order", 0.0, 0),
-        Trial("flood", "shuffled truth", 0.0, 0),
+        ObjectiveTrial("cross-entropy", None, 0.0, 0),
+        ObjectiveTrial("cross-entropy", None, 0.1, 0),
+        ObjectiveTrial("cross-entropy", None, 0.0, 1),
+        ObjectiveTrial("flood", "truth", 0.0, 0),
+        ObjectiveTrial("flood", "second-order", 0.0, 0),
+        ObjectiveTrial("flood", "shuffled truth", 0.0, 0),
     ]
-    curves = [carry_out(trial, study, SIZES, CONFIG, tmp_path) for trial in planned]
+    curves = [run_trial(trial, study, SIZES, CONFIG, tmp_path) for trial in planned]
     assert all([record["step"] for record in curve] == [3, 6] for curve in curves)
     assert len({curve[-1]["held_out_loss"] for curve in curves}) == len(planned)
-    again = [carry_out(trial, study, SIZES, CONFIG, tmp_path) for trial in planned]
+    again = [run_trial(trial, study, SIZES, CONFIG, tmp_path) for trial in planned]
     assert again == curves
     assert not list(tmp_path.rglob("unfinished*"))
 
 
 def test_an_objective_that_uses_no_labels_is_the_same_whatever_they_are(study: Study, tmp_path: Path) -> None:
     one, other = (
-        carry_out(Trial("random-share", labels, 0.0, 0), study, SIZES, CONFIG, tmp_path) for labels in (None, "truth")
+        run_trial(ObjectiveTrial("random-share", labels, 0.0, 0), study, SIZES, CONFIG, tmp_path)
+        for labels in (None, "truth")
     )
     assert [record["held_out_loss"] for record in one] == [record["held_out_loss"] for record in other]
 
@@ -94,7 +95,7 @@ def test_flooding_with_the_truth_does_not_overfit_and_cross_entropy_does(tmp_pat
         TrainingConfig(steps=200, tokens_per_batch=1024, learning_rate=5e-3, evaluate_every=20),
     )
     flooded, plain = (
-        carry_out(Trial(objective, "truth", 0.0, 0), study, sizes, config, tmp_path)
+        run_trial(ObjectiveTrial(objective, "truth", 0.0, 0), study, sizes, config, tmp_path)
         for objective in ("flood", "cross-entropy")
     )
     best = min(record["held_out_loss"] for record in plain)
@@ -115,9 +116,9 @@ def curve(*held_out: float, seen: float = 1.0) -> list[dict[str, float]]:
 
 def test_a_summary_is_over_all_seeds(tmp_path: Path) -> None:
     figures = {
-        Trial("flood", "truth", 0.0, 0): curve(3.0, 2.0, 2.5),
-        Trial("flood", "truth", 0.0, 1): curve(3.0, 2.2, 2.1),
-        Trial("cross-entropy", None, 0.0, 0): curve(3.0, 2.4, 6.0, seen=0.5),
+        ObjectiveTrial("flood", "truth", 0.0, 0): curve(3.0, 2.0, 2.5),
+        ObjectiveTrial("flood", "truth", 0.0, 1): curve(3.0, 2.2, 2.1),
+        ObjectiveTrial("cross-entropy", None, 0.0, 0): curve(3.0, 2.4, 6.0, seen=0.5),
     }
     flood, plain = summarise(figures)
     assert (flood.final, flood.best, flood.gap, flood.seeds) == pytest.approx((2.3, 2.05, 1.3, 2))

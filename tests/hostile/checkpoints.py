@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.models.checkpoint import SHIPPED, Kind, copy_tokenizer
+from pipeline.models.checkpoint import SHIPPED, CheckpointKind, copy_tokenizer
 from tests.tiny_models import tiny_estimator, tiny_language_model, tiny_second_order
 
 CANARY = "CANARY"
@@ -48,7 +48,7 @@ class Hostile:
     """One checkpoint."""
 
     name: str
-    kind: Kind
+    kind: CheckpointKind
     change: Change
     says: str | None
     """A pattern of the one line that refuses it; None if it is loaded, and what is hostile is not touched."""
@@ -60,7 +60,7 @@ class Hostile:
         return made
 
 
-def sound(folder: Path, kind: Kind) -> Path:
+def sound(folder: Path, kind: CheckpointKind) -> Path:
     """A tiny checkpoint with a tokenizer."""
     model: Any = {"second-order": tiny_second_order, "causal": tiny_language_model, "estimator": tiny_estimator}[kind]
     model(vocabulary=8192).save_pretrained(folder)

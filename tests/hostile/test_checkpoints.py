@@ -21,7 +21,7 @@ from pipeline.data.files import find_files
 from pipeline.data.tokenizer import tokenizer_sha256
 from pipeline.engine.labeller import load_annotator
 from pipeline.engine.plan import inspect
-from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, Kind, checkpoint_sha256, find_checkpoint
+from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, CheckpointKind, checkpoint_sha256, find_checkpoint
 from pipeline.models.loading import load_causal
 from schemas.layout import Subset
 from tests.annotated import write_annotated
@@ -63,7 +63,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def opened(checkpoint: Path, kind: Kind, documents: Path) -> None:
+def opened(checkpoint: Path, kind: CheckpointKind, documents: Path) -> None:
     """All that the main job does with a checkpoint before the first document."""
     config = Config(
         input=(str(documents),), output=str(documents.parent / "out"), estimator=str(checkpoint), method=METHODS[kind]
@@ -200,7 +200,9 @@ GENTLE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 @settings(max_examples=60, deadline=None, suppress_health_check=GENTLE)
 @given(data=st.data(), kind=st.sampled_from(["causal", "second-order", "estimator"]))
-def test_any_value_of_any_setting_is_refused_in_one_line_or_loads(data: st.DataObject, kind: Kind, place: Path) -> None:
+def test_any_value_of_any_setting_is_refused_in_one_line_or_loads(
+    data: st.DataObject, kind: CheckpointKind, place: Path
+) -> None:
     made = _sound_once(place, kind)
     before = (made / "config.json").read_bytes()
     config = json.loads(before)
@@ -218,12 +220,12 @@ def test_any_changed_bytes_are_refused_in_one_line_or_load(data: st.DataObject, 
     _tried(made, "causal", file, bytes(content), place)
 
 
-def _sound_once(place: Path, kind: Kind) -> Path:
+def _sound_once(place: Path, kind: CheckpointKind) -> Path:
     made = place / f"sound-{kind}"
     return made if made.exists() else sound(made, kind)
 
 
-def _tried(made: Path, kind: Kind, file: str, content: bytes, place: Path) -> None:
+def _tried(made: Path, kind: CheckpointKind, file: str, content: bytes, place: Path) -> None:
     before = (made / file).read_bytes()
     (made / file).write_bytes(content)
     try:

@@ -15,7 +15,7 @@ from pipeline.data.tokenizer import encode, load_tokenizer
 from pipeline.models.checkpoint import SHIPPED
 from pipeline.models.loading import save_checkpoint
 from pipeline.models.quantization import KINDS, Codec
-from pipeline.training.batches import Cut
+from pipeline.training.batches import Windowing
 from pipeline.training.evaluation import causal_accounting, window_accounting, window_embeddings
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand
@@ -60,12 +60,12 @@ def test_every_model_is_measured_in_every_way(
     found, held_out = figures(output), corpus(TEXTS[-HELD_OUT:])
     assert len(found) == 6 + 2 * len(KINDS) + 1
     for model, folder, window in ((estimator, folders[0], 20), (autoencoder, folders[1], 12)):
-        cut = Cut(window, 8192)
+        cut = Windowing(window, 8192)
         seen_NE = window_embeddings(model, corpus(TEXTS[:-HELD_OUT]), cut)
         for kind in KINDS:
             account = window_accounting(model, Codec.calibrated(kind, seen_NE), held_out, cut)
             assert found[str(folder), kind, f"{window} tokens"] == pytest.approx(account.bits_per_byte, rel=1e-5)
-    account = causal_accounting(causal, 0, held_out, Cut(20, 8192))  # the tokenizer's own beginning
+    account = causal_accounting(causal, 0, held_out, Windowing(20, 8192))  # the tokenizer's own beginning
     assert found[str(folders[2]), "", "20 tokens"] == pytest.approx(account.bits_per_byte, rel=1e-5)
     report = (output / "results.md").read_text(encoding="utf-8")
     assert report in capsys.readouterr().out and "On the last 6 documents" in report

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from pipeline.labels.causal import expected_entropies, token_entropies
 from pipeline.models import cross_entropy as cross_entropy_in_chunks
-from pipeline.models.causal_lm import Head, start_token, surprisals_and_entropies, with_start
+from pipeline.models.causal_lm import OutputHead, prepend_start, start_token, surprisals_and_entropies
 from pipeline.models.loading import require_causal
 from tests.families import FAMILIES, START, WITHOUT_POSITIONS, tiny_of_family
 from tests.tiny_models import random_tokens, tiny_language_model
@@ -35,7 +35,7 @@ def test_models_of_many_families_have_the_losses_and_entropies_of_their_own_logi
     model = tiny_of_family(family)
     require_causal(model)
     input_ids_BT = random_tokens(2, 9, vocabulary=31)
-    logits_BTV = model(input_ids=with_start(input_ids_BT, START)).logits.float()
+    logits_BTV = model(input_ids=prepend_start(input_ids_BT, START)).logits.float()
     losses_BT = cross_entropy(logits_BTV.transpose(1, 2), input_ids_BT, reduction="none")
     assert losses_BT.std() > 0.3, "labels too much alike to tell anything"
     torch.testing.assert_close(token_entropies(model, input_ids_BT, START), losses_BT, atol=1e-4, rtol=1e-4)
@@ -50,7 +50,7 @@ def test_a_few_tokens_at_a_time_have_the_entropies_of_all_their_logits(
     tokens: int, bias: bool, softcap: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    head = Head(torch.randn(31, 8), torch.randn(31) if bias else None, softcap, scale=1.7)
+    head = OutputHead(torch.randn(31, 8), torch.randn(31) if bias else None, softcap, scale=1.7)
     hidden_BTD, targets_BT = torch.randn(2, 9, 8), random_tokens(2, 9, vocabulary=31)
     logits_BTV = 1.7 * hidden_BTD @ head.weight_VD.T + (0 if head.bias_V is None else head.bias_V)
     if softcap is not None:

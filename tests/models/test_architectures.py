@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from pipeline.labels.causal import token_entropies
-from pipeline.models.causal_lm import with_start
+from pipeline.models.causal_lm import prepend_start
 from pipeline.models.loading import require_causal
 from tests.models.architectures import ARCHITECTURES, START, VOCABULARY, tiny_causal
 from tests.tiny_models import random_tokens
@@ -40,7 +40,7 @@ def test_labels_are_those_of_the_models_own_logits_alone_and_in_a_batch(architec
         return
     require_causal(model)
     ids_BT = random_tokens(len(LENGTHS), max(LENGTHS), vocabulary=VOCABULARY)
-    logits_BTV = model(input_ids=with_start(ids_BT, START), use_cache=False).logits.float()
+    logits_BTV = model(input_ids=prepend_start(ids_BT, START), use_cache=False).logits.float()
     expected_BT = cross_entropy(logits_BTV.transpose(1, 2), ids_BT, reduction="none")
     assert expected_BT.std() > 0.01, "labels too much alike to tell anything"
     together_BT = token_entropies(model, ids_BT, START)
@@ -59,7 +59,7 @@ def test_labels_in_bfloat16_are_those_of_the_models_own_logits(architecture: str
         pytest.skip(str(error))
     require_causal(model)
     ids_BT = random_tokens(2, 20, vocabulary=VOCABULARY)
-    logits_BTV = model(input_ids=with_start(ids_BT, START), use_cache=False).logits.float()
+    logits_BTV = model(input_ids=prepend_start(ids_BT, START), use_cache=False).logits.float()
     expected_BT = cross_entropy(logits_BTV.transpose(1, 2), ids_BT, reduction="none")
     assert (token_entropies(model, ids_BT, START) - expected_BT).abs().mean() < 0.02
 

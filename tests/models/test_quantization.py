@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.models.quantization import KINDS, Codec, Kind, read_embeddings, stored_losses, write_embeddings
+from pipeline.models.quantization import KINDS, Codec, CodecKind, read_embeddings, stored_losses, write_embeddings
 from pipeline.models.window_encoder import WindowEncoder
 from tests.tiny_models import random_tokens, tiny_autoencoder, tiny_estimator
 
-BITS: dict[Kind, int] = {"float32": 32, "float16": 16, "int8": 8, "float8_e4m3fn": 8, "float8_e5m2": 8}
-RANGE: dict[Kind, float] = {"float16": 65504, "float8_e4m3fn": 448, "float8_e5m2": 57344}
+BITS: dict[CodecKind, int] = {"float32": 32, "float16": 16, "int8": 8, "float8_e4m3fn": 8, "float8_e5m2": 8}
+RANGE: dict[CodecKind, float] = {"float16": 65504, "float8_e4m3fn": 448, "float8_e5m2": 57344}
 # Largest error as a share of the value, and at least
-ERROR: dict[Kind, tuple[float, float]] = {
+ERROR: dict[CodecKind, tuple[float, float]] = {
     "float32": (0, 0),
     "float16": (2**-11, 2**-25),
     "float8_e4m3fn": (2**-4, 2**-10),
@@ -29,14 +29,16 @@ floats = st.floats(-(2.0**100), 2.0**100, width=32)
 rows = st.lists(st.tuples(floats, floats), min_size=1, max_size=20)
 
 
-def codec_of(kind: Kind) -> Codec:
+def codec_of(kind: CodecKind) -> Codec:
     return Codec.calibrated(kind, torch.tensor([[1.0, 0.5], [-2.0, 3.0]]))
 
 
 @pytest.mark.parametrize("kind", ERROR)
 @settings(max_examples=200, deadline=None)
 @given(values=rows, exponent=st.integers(-40, 0))
-def test_the_error_of_a_float_is_within_its_bound(kind: Kind, values: list[tuple[float, float]], exponent: int) -> None:
+def test_the_error_of_a_float_is_within_its_bound(
+    kind: CodecKind, values: list[tuple[float, float]], exponent: int
+) -> None:
     values_NE = torch.tensor(values) * 10.0**exponent
     largest = RANGE.get(kind, math.inf)
     share, least = ERROR[kind]
@@ -61,7 +63,7 @@ def test_the_error_of_an_integer_is_half_of_its_step(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_values_beyond_the_range_saturate(kind: Kind) -> None:
+def test_values_beyond_the_range_saturate(kind: CodecKind) -> None:
     codec, far_1E = codec_of(kind), torch.tensor([[3e38, -3e38]])
     decoded_1E = codec.round_trip(far_1E)
     assert decoded_1E.isfinite().all()
@@ -74,13 +76,13 @@ def test_values_beyond_the_range_saturate(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_refused(kind: Kind, value: float) -> None:
+def test_what_is_no_number_is_refused(kind: CodecKind, value: float) -> None:
     with pytest.raises(ValueError, match="NaN or infinite"):
         codec_of(kind).encode(torch.tensor([[0.0, value]]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_decoded_is_encoded_the_same_again(kind: Kind) -> None:
+def test_what_was_decoded_is_encoded_the_same_again(kind: CodecKind) -> None:
     codec, values_NE = codec_of(kind), torch.randn(100, 2)
     stored_NE = codec.encode(values_NE)
     assert torch.equal(codec.encode(codec.decode(stored_NE)).view(torch.uint8), stored_NE.view(torch.uint8))
@@ -105,7 +107,7 @@ def test_a_scale_must_fit_its_kind() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_has_the_size_of_its_values_and_gives_them_back(kind: Kind, tmp_path: Path) -> None:
+def test_a_file_has_the_size_of_its_values_and_gives_them_back(kind: CodecKind, tmp_path: Path) -> None:
     codec, values_NE = codec_of(kind), torch.randn(1000, 2)
     stored_NE, file = codec.encode(values_NE), tmp_path / "windows.safetensors"
     write_embeddings(file, codec, stored_NE)
@@ -144,7 +146,7 @@ def losses_rounded_in_place(model: WindowEncoder, codec: Codec, input_ids_BT: Te
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("make", [tiny_estimator, lambda: tiny_autoencoder(bottleneck_width=3)])
-def test_losses_are_those_of_the_stored_embedding(make: type[WindowEncoder], kind: Kind) -> None:
+def test_losses_are_those_of_the_stored_embedding(make: type[WindowEncoder], kind: CodecKind) -> None:
     model, input_ids_BT = make(), random_tokens(3, 12)  # type: ignore[call-arg]
     codec = Codec.calibrated(kind, model.window_bottlenecks(random_tokens(9, 12, seed=1), torch.full((9,), 12)))
     found = stored_losses(model, codec, input_ids_BT, LENGTHS_B)

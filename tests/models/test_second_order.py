@@ -10,7 +10,7 @@ from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from pipeline.models.causal_lm import next_token_losses, with_start
+from pipeline.models.causal_lm import next_token_losses, prepend_start
 from pipeline.models.loading import load_second_order
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.sizes import Form
@@ -60,7 +60,7 @@ def test_a_residual_model_begins_as_the_language_model_it_was_made_from() -> Non
     language_model, input_ids_BT = tiny_language_model(), random_tokens(2, 9)
     model = SecondOrderModel.from_language_model(language_model, form="residual", label_deviation=2.0)
     entropy_BT, expected_BT = model.entropies(input_ids_BT)
-    logits_BTV = language_model(input_ids=with_start(input_ids_BT, 5)).logits
+    logits_BTV = language_model(input_ids=prepend_start(input_ids_BT, 5)).logits
     surprisal_BT = cross_entropy(logits_BTV.transpose(1, 2), input_ids_BT, reduction="none")
     torch.testing.assert_close(entropy_BT, surprisal_BT, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(expected_BT, Categorical(logits=logits_BTV).entropy(), atol=1e-4, rtol=1e-4)
@@ -76,7 +76,7 @@ def test_models_of_many_families_come_over_whole_and_survive_their_folder(
     made.save_pretrained(tmp_path)
     model = load_second_order(tmp_path)
     estimates, surprisal_BT = model(input_ids_BT, with_surprisal=True)
-    logits_BTV = language_model(input_ids=with_start(input_ids_BT, START)).logits.float()
+    logits_BTV = language_model(input_ids=prepend_start(input_ids_BT, START)).logits.float()
     losses_BT = cross_entropy(logits_BTV.transpose(1, 2), input_ids_BT, reduction="none")
     assert losses_BT.std() > 0.3, "too much alike to tell anything"
     torch.testing.assert_close(surprisal_BT, losses_BT, atol=1e-4, rtol=1e-4)
@@ -95,7 +95,7 @@ def test_a_head_is_trained_with_all_that_it_does_to_logits(family: str) -> None:
     estimates, _ = model(input_ids_BT)
     estimates.entropy_BT.sum().backward()
     language_model.requires_grad_(True)
-    logits_BTV = language_model(input_ids=with_start(input_ids_BT, START)).logits
+    logits_BTV = language_model(input_ids=prepend_start(input_ids_BT, START)).logits
     cross_entropy(logits_BTV.transpose(1, 2), input_ids_BT, reduction="sum").backward()
     module = language_model.get_output_embeddings()
     torch.testing.assert_close(model.language_head.weight_VD.grad, module.weight.grad, atol=1e-4, rtol=1e-4)
@@ -170,7 +170,7 @@ def test_its_own_surprisal_is_that_of_a_language_model_with_a_head_of_its_own(fo
     language_model, input_ids_BT = frozen(GPT2LMHeadModel(config)), random_tokens(2, 9, vocabulary=31)
     model = frozen(SecondOrderModel.from_language_model(language_model, form=form))
     surprisal_BT = model(input_ids_BT, with_surprisal=True)[1]
-    expected_BT = next_token_losses(language_model, with_start(input_ids_BT, 3), input_ids_BT)
+    expected_BT = next_token_losses(language_model, prepend_start(input_ids_BT, 3), input_ids_BT)
     torch.testing.assert_close(surprisal_BT, expected_BT, atol=1e-4, rtol=1e-4)
     assert model.config.context == 19
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.data.columns import plain_schema
 from pipeline.publish.card import dataset_card
 from pipeline.publish.licenses import License, SourceFacts
-from pipeline.publish.section import Facts
+from pipeline.publish.section import SubsetInfo
 from schemas.annotations import annotated_schema
 from schemas.layout import Subset
 from schemas.receipts import Counts
@@ -33,11 +33,11 @@ COUNTS = Counts(
 SOURCE = SourceFacts(("owner/source",), License(("odc-by",)), ("en",))
 
 
-def facts(name: str = "exact", **changed: object) -> Facts:
+def facts(name: str = "exact", **changed: object) -> SubsetInfo:
     provenance = replace(PROVENANCE, method="exact")
     schema = annotated_schema(pa.schema([("id", pa.string()), ("text", pa.string())]), provenance)
     given = {"subset": Subset(name), "place": "user/name", "provenance": provenance, "schema": schema, "source": SOURCE}
-    return Facts(**{**given, "counts": COUNTS, "shards_sha256": "5" * 64, "size": 7, **changed})  # type: ignore[arg-type]
+    return SubsetInfo(**{**given, "counts": COUNTS, "shards_sha256": "5" * 64, "size": 7, **changed})  # type: ignore[arg-type]
 
 
 def front_matter(card: str) -> dict[str, object]:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.data.annotated import find_annotations
 from pipeline.report.page import CUT, write_report
-from pipeline.report.sampling import Extent
+from pipeline.report.sampling import SampleSize
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS
 from tests.annotated import write_annotated
 from tests.labelled import LABELS, TOKENS
@@ -90,7 +90,7 @@ def test_a_sample_is_drawn_and_the_page_says_of_how_many(tmp_path: Path) -> None
     write_annotated(
         tmp_path, [[row % 90] * 3 for row in range(1000)], [[row, 1.0, 2.0] for row in range(1000)], shards=4
     )
-    extent = Extent(documents=40, sample=100, tokens=2, seed=3)
+    extent = SampleSize(documents=40, sample=100, tokens=2, seed=3)
     contents = contents_of(write_report(str(tmp_path), tmp_path / "page", extent=extent))
     assert contents["told"][1] == (
         "Shown: 40 of 1,000 documents, the first 2 tokens of each at most. "
@@ -104,7 +104,7 @@ def test_a_sample_is_drawn_and_the_page_says_of_how_many(tmp_path: Path) -> None
 
 
 def test_more_documents_than_tokens_fit_are_shown_by_their_first_ones() -> None:
-    assert Extent().tokens_each(10**6) == 1 and Extent(tokens=7).tokens_each(10**6) == 7
+    assert SampleSize().tokens_each(10**6) == 1 and SampleSize(tokens=7).tokens_each(10**6) == 7
 
 
 @pytest.mark.parametrize(
@@ -175,4 +175,4 @@ def test_a_dataset_without_documents_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("settings", "told"), [({"sample": 0}, "sample to show"), ({"seed": -1}, "seed must be")])
 def test_an_extent_out_of_range_is_refused(settings: dict[str, int], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        Extent(**settings)
+        SampleSize(**settings)

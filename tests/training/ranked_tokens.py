@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.data.annotated import find_annotations
 from pipeline.data.packing import CutAtEnd, Window
-from pipeline.training.distributed import this_process, together
+from pipeline.training.distributed import process_group, this_process
 from pipeline.training.torch_dataset import LabelledWindows
 
 
@@ -19,7 +19,7 @@ def ranked_tokens(source: str, folder: Path) -> None:
     """Writes them."""
     windows = LabelledWindows(find_annotations(source), CutAtEnd(length=8))
     launched = tokens(DataLoader(windows, batch_size=None))
-    with together():
+    with process_group():
         rank = this_process().process_index
         assert torch.distributed.get_world_size() == 2
         del os.environ["RANK"], os.environ["WORLD_SIZE"]

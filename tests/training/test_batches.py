@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.corpus import Corpus
-from pipeline.training.batches import Batch, Cut, cut_windows, endless_batches, epoch_batches
+from pipeline.training.batches import Batch, Windowing, cut_windows, endless_batches, epoch_batches
 
 LENGTHS = st.lists(st.integers(0, 25), max_size=10)
-CUTS = st.builds(Cut, window=st.integers(1, 12), tokens_per_batch=st.integers(1, 60), varied=st.booleans())
+CUTS = st.builds(Windowing, window=st.integers(1, 12), tokens_per_batch=st.integers(1, 60), varied=st.booleans())
 SEEDS = st.integers(0, 2**32)
 
 
@@ -32,13 +32,13 @@ def rows_of(batch: Batch) -> list[tuple[int, ...]]:
     ]
 
 
-def epoch(corpus: Corpus, cut: Cut, seed: int) -> list[Batch]:
+def epoch(corpus: Corpus, cut: Windowing, seed: int) -> list[Batch]:
     return list(epoch_batches(corpus, cut, np.random.default_rng(seed)))
 
 
 @settings(max_examples=50, deadline=None)
 @given(LENGTHS, CUTS, SEEDS)
-def test_an_epoch_holds_every_token_once(lengths: list[int], cut: Cut, seed: int) -> None:
+def test_an_epoch_holds_every_token_once(lengths: list[int], cut: Windowing, seed: int) -> None:
     batches = epoch(corpus_of(lengths), cut, seed)
     tokens = sorted(token for batch in batches for row in rows_of(batch) for token in row)
     assert tokens == list(range(sum(lengths)))
@@ -48,7 +48,7 @@ def test_an_epoch_holds_every_token_once(lengths: list[int], cut: Cut, seed: int
 
 @settings(max_examples=50, deadline=None)
 @given(LENGTHS, CUTS, SEEDS)
-def test_a_window_is_a_stretch_of_one_document(lengths: list[int], cut: Cut, seed: int) -> None:
+def test_a_window_is_a_stretch_of_one_document(lengths: list[int], cut: Windowing, seed: int) -> None:
     corpus = corpus_of(lengths)
     document_N = np.repeat(np.arange(len(lengths)), lengths)
     for batch in epoch(corpus, cut, seed):
@@ -60,7 +60,7 @@ def test_a_window_is_a_stretch_of_one_document(lengths: list[int], cut: Cut, see
 
 @settings(max_examples=50, deadline=None)
 @given(LENGTHS, CUTS, SEEDS)
-def test_a_padded_batch_stays_within_the_budget(lengths: list[int], cut: Cut, seed: int) -> None:
+def test_a_padded_batch_stays_within_the_budget(lengths: list[int], cut: Windowing, seed: int) -> None:
     for batch in epoch(corpus_of(lengths), cut, seed):
         rows, longest = batch.input_ids_BT.shape
         assert longest == int(batch.lengths_B.max())
@@ -69,7 +69,7 @@ def test_a_padded_batch_stays_within_the_budget(lengths: list[int], cut: Cut, se
 
 @settings(max_examples=50, deadline=None)
 @given(LENGTHS, CUTS, SEEDS)
-def test_labels_stay_at_their_tokens_and_padding_has_none(lengths: list[int], cut: Cut, seed: int) -> None:
+def test_labels_stay_at_their_tokens_and_padding_has_none(lengths: list[int], cut: Windowing, seed: int) -> None:
     for batch in epoch(corpus_of(lengths), cut, seed):
         assert batch.labels_BT is not None and batch.labels_BT.dtype == torch.float32
         expected = np.where(batch.real_BT.numpy(), label_of(batch.input_ids_BT.numpy()), np.nan)
@@ -77,11 +77,11 @@ def test_labels_stay_at_their_tokens_and_padding_has_none(lengths: list[int], cu
 
 
 def test_a_corpus_without_labels_makes_batches_without() -> None:
-    assert all(batch.labels_BT is None for batch in epoch(corpus_of([5, 9], labels=False), Cut(4, 8), 0))
+    assert all(batch.labels_BT is None for batch in epoch(corpus_of([5, 9], labels=False), Windowing(4, 8), 0))
 
 
 def test_fixed_windows_are_as_long_as_the_document_allows() -> None:
-    pieces_P3 = cut_windows(np.array([0, 10, 10, 13]), Cut(4, 8), np.random.default_rng(0))
+    pieces_P3 = cut_windows(np.array([0, 10, 10, 13]), Windowing(4, 8), np.random.default_rng(0))
     assert pieces_P3.tolist() == [[0, 4, 0], [4, 8, 4], [8, 10, 8], [10, 13, 10]]
 
 
@@ -94,7 +94,7 @@ def test_windows_that_overlap_label_every_token_once_with_the_context_they_share
     tokens_N = np.arange(sum(lengths), dtype=np.int32)
     corpus = Corpus(tokens_N, np.cumsum([0, *lengths]), tokens_N.astype(np.float32))
     labelled: list[float] = []
-    for batch in epoch(corpus, Cut(window, 24, overlap=overlap), seed):
+    for batch in epoch(corpus, Windowing(window, 24, overlap=overlap), seed):
         assert batch.labels_BT is not None
         given_BT = ~batch.labels_BT.isnan()
         assert batch.labels_BT[given_BT].equal(batch.input_ids_BT[given_BT].float())
@@ -108,7 +108,7 @@ def test_windows_that_overlap_label_every_token_once_with_the_context_they_share
 def test_varied_windows_have_every_length_equally_often() -> None:
     window = 8
     offsets = np.array([0, 80_000])
-    pieces_P3 = cut_windows(offsets, Cut(window, 8, varied=True), np.random.default_rng(0))
+    pieces_P3 = cut_windows(offsets, Windowing(window, 8, varied=True), np.random.default_rng(0))
     counts = np.bincount(pieces_P3[:, 1] - pieces_P3[:, 0], minlength=window + 1)[1:]
     expected = len(pieces_P3) / window
     assert counts.shape == (window,)
@@ -117,9 +117,9 @@ def test_varied_windows_have_every_length_equally_often() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(LENGTHS, CUTS, SEEDS)
-def test_labelled_only_leaves_out_the_windows_without_a_label(lengths: list[int], cut: Cut, seed: int) -> None:
+def test_labelled_only_leaves_out_the_windows_without_a_label(lengths: list[int], cut: Windowing, seed: int) -> None:
     corpus = corpus_of(lengths)
-    chosen = Cut(cut.window, cut.tokens_per_batch, varied=cut.varied, labelled_only=True)
+    chosen = Windowing(cut.window, cut.tokens_per_batch, varied=cut.varied, labelled_only=True)
     everything = sorted(row for batch in epoch(corpus, cut, seed) for row in rows_of(batch))
     kept = sorted(row for batch in epoch(corpus, chosen, seed) for row in rows_of(batch))
     assert kept == [row for row in everything if not np.isnan(label_of(np.array(row))).all()]
@@ -127,7 +127,7 @@ def test_labelled_only_leaves_out_the_windows_without_a_label(lengths: list[int]
 
 @pytest.mark.parametrize("varied", [False, True])
 def test_the_seed_decides_the_order_of_batches(varied: bool) -> None:
-    corpus, cut = corpus_of([30, 0, 17, 40]), Cut(8, 24, varied=varied)
+    corpus, cut = corpus_of([30, 0, 17, 40]), Windowing(8, 24, varied=varied)
 
     def order(seed: int) -> list[list[tuple[int, ...]]]:
         return [rows_of(batch) for batch in islice(endless_batches([corpus], cut, seed), 40)]
@@ -137,7 +137,7 @@ def test_the_seed_decides_the_order_of_batches(varied: bool) -> None:
 
 
 def test_another_epoch_has_the_same_tokens_in_another_order() -> None:
-    corpus, cut = corpus_of([32, 0, 16, 40]), Cut(8, 24)
+    corpus, cut = corpus_of([32, 0, 16, 40]), Windowing(8, 24)
     per_epoch = len(epoch(corpus, cut, 0))
     rows = [rows_of(batch) for batch in islice(endless_batches([corpus], cut, 0), 2 * per_epoch)]
     first, second = rows[:per_epoch], rows[per_epoch:]

@@ -9,7 +9,7 @@ import pytest
 from pipeline.data.annotated import find_annotations
 from pipeline.data.tokenizer import encode, load_tokenizer
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
-from pipeline.training.batches import Cut, endless_batches
+from pipeline.training.batches import Windowing, endless_batches
 from pipeline.training.data import ModelTokens, PackedDocuments
 from tests.annotated import write_annotated
 from tests.builders import sample_texts
@@ -29,7 +29,7 @@ def test_every_label_stays_at_its_token_on_the_way_to_a_batch(labels: Path, at_a
     dataset = find_annotations(str(labels))
     documents = PackedDocuments(dataset, ModelTokens.of(dataset, None), 3, 28, at_a_time)
     seen = 0
-    for batch in islice(endless_batches(documents, Cut(17, 120, overlap=1), seed=0), 60):
+    for batch in islice(endless_batches(documents, Windowing(17, 120, overlap=1), seed=0), 60):
         assert batch.labels_BT is not None
         labelled_BT = ~batch.labels_BT.isnan()
         assert (batch.labels_BT == batch.input_ids_BT / 8)[labelled_BT].all()

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.data.corpus import Corpus, DocumentStream
 from pipeline.models.checkpoint import SHIPPED
-from pipeline.training.batches import Cut, endless_batches
+from pipeline.training.batches import Windowing, endless_batches
 from pipeline.training.data import Documents, DocumentSettings
 from tests.builders import sample_texts, write_documents
 
@@ -40,7 +40,7 @@ def test_a_stream_of_one_block_has_the_batches_of_all_documents(texts: str) -> N
     later = [*lists(whole.seen), *lists(whole.held_out)][1:]
     (corpus,) = stream.blocks
     assert lists(corpus) == later
-    cut = Cut(16, 64, varied=True)
+    cut = Windowing(16, 64, varied=True)
     pairs = zip(endless_batches(stream.blocks, cut, 5), endless_batches([corpus], cut, 5), strict=True)
     for one, other in islice(pairs, 60):
         assert torch.equal(one.input_ids_BT, other.input_ids_BT) and torch.equal(one.lengths_B, other.lengths_B)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.data.corpus import Corpus
-from pipeline.training.batches import Batch, Cut
+from pipeline.training.batches import Batch, Windowing
 from pipeline.training.evaluation import held_out_batches, mean_of, r_squared
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def losses(batch: Batch) -> Tensor:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 30), max_size=8).filter(any), st.integers(1, 12), st.integers(1, 50))
 def test_a_mean_is_over_tokens_and_not_over_batches(lengths: list[int], window: int, budget: int) -> None:
-    batches = held_out_batches(documents(lengths), Cut(window, budget), CPU)
+    batches = held_out_batches(documents(lengths), Windowing(window, budget), CPU)
     expected = math.fsum(loss_of(token) for token in range(sum(lengths))) / sum(lengths)
     assert mean_of(map(losses, batches)) == pytest.approx(expected, rel=1e-12)
 
@@ -43,7 +43,7 @@ def test_sums_are_in_float64() -> None:
 
 
 def test_held_out_batches_are_always_the_same() -> None:
-    corpus, cut = documents([30, 5, 17]), Cut(8, 20, varied=True)
+    corpus, cut = documents([30, 5, 17]), Windowing(8, 20, varied=True)
     first, second = ([batch.input_ids_BT.tolist() for batch in held_out_batches(corpus, cut, CPU)] for _ in range(2))
     assert first == second
 

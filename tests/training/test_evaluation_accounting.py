@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from pipeline.data.corpus import Corpus
-from pipeline.models.quantization import KINDS, Codec, Kind, stored_losses
-from pipeline.training.batches import Cut
+from pipeline.models.quantization import KINDS, Codec, CodecKind, stored_losses
+from pipeline.training.batches import Windowing
 from pipeline.training.evaluation import Accounting, causal_accounting, window_accounting, window_embeddings
 from tests.tiny_models import random_tokens, tiny_autoencoder, tiny_estimator, tiny_language_model
 
-CUT = Cut(12, 40)
+CUT = Windowing(12, 40)
 LENGTHS = [30, 0, 12, 1]
 WINDOWS = [(0, 12), (12, 24), (24, 30), (30, 42), (42, 43)]
 TOKENS_1N = random_tokens(1, sum(LENGTHS))
@@ -32,7 +32,7 @@ def test_figures_by_hand() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("make", [tiny_estimator, tiny_autoencoder])
-def test_every_window_is_counted_once(make: type, kind: Kind) -> None:
+def test_every_window_is_counted_once(make: type, kind: CodecKind) -> None:
     model = make()
     codec = Codec.calibrated(kind, window_embeddings(model, corpus(None), CUT))
     account = window_accounting(model, codec, corpus([50, 0, 20, 7]), CUT)

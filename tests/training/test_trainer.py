@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from pipeline.training.batches import Batch
 from pipeline.training.config import Decay, TrainingConfig, learning_rate_share
-from pipeline.training.metrics import Figures
+from pipeline.training.metrics import Metrics
 from pipeline.training.trainer import train
 
 VOCABULARY = 5
@@ -45,7 +45,7 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
     return functional.cross_entropy(logits_BTV.flatten(0, 1), batch.input_ids_BT[:, 1:].flatten())
 
 
-def figures(model: nn.Module) -> Figures:
+def figures(model: nn.Module) -> Metrics:
     assert not model.training and not torch.is_grad_enabled()
     return {"loss": loss(model, next(circle())).item()}
 

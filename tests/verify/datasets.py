@@ -7,7 +7,7 @@ import pytest
 from pipeline.engine.ledger import read_receipts
 from pipeline.publish.card import write_card
 from pipeline.publish.licenses import source_facts
-from pipeline.publish.section import THIS_FOLDER, Facts
+from pipeline.publish.section import THIS_FOLDER, SubsetInfo
 from pipeline.publish.subset import with_totals
 from pipeline.verify.__main__ import Config, verify
 from tests.publish.datasets import annotated
@@ -19,7 +19,7 @@ DATA, RECEIPTS = f"data/{SUBSET}", f"_ledger/{SUBSET}/receipts"
 def made(folder: Path) -> Path:
     """Twelve documents in six shards."""
     run = annotated(folder)
-    facts = Facts(
+    facts = SubsetInfo(
         subset=run.subset,
         place=THIS_FOLDER,
         provenance=run.provenance,

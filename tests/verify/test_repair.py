@@ -11,7 +11,7 @@ from pipeline.engine.ledger import as_lines, finished, read_receipts
 from pipeline.engine.output import Plan, open_run
 from pipeline.publish.card import write_card
 from pipeline.publish.licenses import source_facts
-from pipeline.publish.section import THIS_FOLDER, Facts
+from pipeline.publish.section import THIS_FOLDER, SubsetInfo
 from pipeline.publish.subset import with_totals
 from schemas.layout import Subset, shard_name
 from tests.engine.fakes import load_fake
@@ -40,7 +40,7 @@ def complete(folder: Path) -> None:
         if unit.index not in done:
             annotator.annotate(unit)
     named = {"subset": run.subset, "place": THIS_FOLDER, "provenance": run.provenance, "schema": run.schema}
-    write_card(with_totals(Facts(**named, source=source_facts(())), read_receipts(run.subset)))
+    write_card(with_totals(SubsetInfo(**named, source=source_facts(())), read_receipts(run.subset)))
 
 
 def flipped(dataset: Path) -> None:
