@@ -25,33 +25,14 @@ from pipeline.annotate.config import Config
 from pipeline.annotate.prepare import pin_checkpoint, pin_inputs, pin_longest, prepare
 from pipeline.annotate.summary import print_examples, print_quarantine, print_summary
 from pipeline.cli import INCOMPLETE, run
-from pipeline.data.annotated import read_quarantine
 from pipeline.data.atomic import write_text
 from pipeline.data.hub import Repository
+from pipeline.data.ledger import Ledger, PublishedLedger
 from pipeline.data.naming import recorded
 from pipeline.data.sample import write_sample
 from pipeline.data.tokenizer import CONFIG_FILE, tokenizer_sha256
 from pipeline.engine.annotator import Annotator
-from pipeline.engine.ledger import (
-    end_staging,
-    finished,
-    forget,
-    read_published,
-    read_receipts,
-    total,
-    unpublished,
-    write_published,
-)
-from pipeline.engine.output import (
-    Plan,
-    grows,
-    locked,
-    open_run,
-    planned,
-    require_growing,
-    require_same,
-    require_same_columns,
-)
+from pipeline.engine.output import find_run, grows, locked, open_run
 from pipeline.engine.plan import Device, Run, Unit, inspect
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.throughput import Outcome, Throughput, UnitResult
@@ -61,10 +42,10 @@ from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.progress import Progress, State, stage
 from pipeline.publish.card import folder_card, write_card
 from pipeline.publish.licenses import source_facts
-from pipeline.publish.publisher import Publisher, published_plan, published_receipts
+from pipeline.publish.publisher import Publisher
 from pipeline.publish.section import THIS_FOLDER, SubsetInfo
 from pipeline.publish.subset import publish_beginning, publish_end, with_totals
-from schemas.receipts import REPORT_FILE
+from schemas.receipts import REPORT_FILE, Plan, total
 
 LOG = logging.getLogger(__name__)
 DEFAULTS = Config()
@@ -81,9 +62,8 @@ def annotate(config: Config = DEFAULTS) -> int:
         if not config.input:
             write_sample(sample)
         with stage("asking the Hub for what is published"):
-            published = published_plan(config.repository, config.place) if config.repository else None
-        staged = planned(config.place)
-        begun = published or staged
+            existing = find_run(config.repository, config.place)
+        begun = existing.plan
         longest = pin_longest(config.longest_document, begun)
         config = replace(config, estimator=pin_checkpoint(config.estimator, begun), longest_document=longest)
         with stage("reading the inputs"):
@@ -93,10 +73,11 @@ def annotate(config: Config = DEFAULTS) -> int:
         found.tell()
         with stage("reading the checkpoint"):
             job, units = prepare(config, source, inputs, begun)
-        for place, plan in ((config.output, published), (job.subset.root, staged)):
-            if plan is not None:
-                require_continuing(str(place), job, plan)
-                require_same_columns(f"--output {place}", job.schema, plan, source.files)
+        existing.require_continued(job, source.files, config.output)
+        if existing.in_folder is not None and grows(existing.in_folder.provenance, job.provenance):
+            rows, more = existing.in_folder.provenance.source_rows, job.provenance.source_rows
+            a_shard = f"{job.provenance.rows_per_unit:,} in a shard as before"
+            say(f"grows          from {rows:,} to {more:,} documents, {a_shard}")
         if config.dry_run:
             from pipeline.annotate.dry_run import estimate, print_estimate, workers_of
 
@@ -106,24 +87,9 @@ def annotate(config: Config = DEFAULTS) -> int:
             return annotate_units(job, units, config, inputs)
 
 
-def require_continuing(place: str, job: Run, there: Plan) -> None:
-    """Refuses another run's dataset; a folder's own may get more rows of its source.
-
-    Raises:
-        ValueError: if the place has another run's, or the same with more rows, or fewer and is published.
-    """
-    wanted, published = job.provenance, job.repository is not None
-    require_growing(place, job.subset, there.provenance, wanted, published=published)
-    if grows(there.provenance, wanted):
-        rows, more = there.provenance.source_rows, wanted.source_rows
-        say(f"grows          from {rows:,} to {more:,} documents, {wanted.rows_per_unit:,} in a shard as before")
-    else:
-        require_same(f"--output {place}", wanted, there.provenance)
-
-
 def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str, ...]) -> int:
     """Labels what is not labelled yet, completes the dataset and shows it; returns the exit code."""
-    facts = facts_of(job, inputs)
+    ledger, facts = Ledger(job.subset), facts_of(job, inputs)
     folder_card(facts)  # what it cannot describe, or be added to, is refused before anything is labelled
     if job.repository is not None:
         with stage("preparing the repository"):
@@ -136,15 +102,15 @@ def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tupl
     if job.tokenizer is not None:
         copy_tokenizer(job.tokenizer, job.subset.tokenizer)
     if job.repository is None:
-        end_staging(job.subset)
+        ledger.end_staging()
         report = label(units, job, config)
-        receipts = list(read_receipts(job.subset))
+        receipts = ledger.receipts()
         write_card(with_totals(facts, receipts))
     else:
         report = label_and_publish(units, job, config, job.repository, facts)
-        receipts = read_published(job.subset)
+        receipts = ledger.published()
     print_summary(config.output or str(job.subset.root), job.provenance, total(receipts).counts, report)
-    given_up = read_quarantine(job.subset)
+    given_up = ledger.quarantined()
     print_quarantine(given_up)
     print_examples(job.subset, job.repository, complete=len(receipts) == len(units))
     if not config.input and job.repository is None:
@@ -172,17 +138,18 @@ def label_and_publish(
     units: Sequence[Unit], job: Run, config: Config, repository: Repository, facts: SubsetInfo
 ) -> Throughput:
     """Labels what the repository lacks, beginning with what an interrupted run left on this disk."""
-    write_published(job.subset, published_receipts(repository, job.subset, len(units)))
-    if len(read_published(job.subset)) < len(units):
+    ledger, published = Ledger(job.subset), PublishedLedger(repository, job.subset)
+    ledger.write_published(published.receipts(len(units)))
+    if len(ledger.published()) < len(units):
         publish_beginning(repository, facts)
     with Publisher(repository, job.subset, keeps=False) as publisher:
-        damaged = [receipt for receipt in unpublished(job.subset) if not publisher.add(receipt)]
+        damaged = [receipt for receipt in ledger.unpublished() if not publisher.add(receipt)]
         if damaged:
             LOG.warning("%d staged shards are damaged and labelled anew: %s", len(damaged), damaged[0].shard)
-            forget(job.subset, damaged)
+            ledger.delete(damaged)
         report = label(units, job, config, publisher)
-    receipts = published_receipts(repository, job.subset, len(units))
-    write_published(job.subset, receipts)
+    receipts = published.receipts(len(units))
+    ledger.write_published(receipts)
     publish_end(repository, with_totals(facts, receipts))
     return report
 
@@ -201,7 +168,7 @@ def facts_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
 
 def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher | None = None) -> Throughput:
     """Labels the units that are not done, with a progress bar; starts no worker where there are none."""
-    done = finished(job.subset, staging=publisher is not None)
+    done = Ledger(job.subset).finished(staging=publisher is not None)
     left = [unit for unit in units if unit.index not in done]
     if not left:
         return Throughput()
@@ -231,7 +198,7 @@ def interrupts_told(job: Run) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        done = finished(job.subset, staging=job.repository is not None)
+        done = Ledger(job.subset).finished(staging=job.repository is not None)
         interrupt.add_note(f"{len(done):,} of {job.units:,} units are done")
         raise
 

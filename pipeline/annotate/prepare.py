@@ -15,7 +15,6 @@ from pipeline.data.files import COMMIT, HUB, is_pin, pinned
 from pipeline.data.naming import is_local, named_inputs, recorded, urls, without_paths
 from pipeline.data.sample import SAMPLE_NAME
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, named_token, token_source, tokenizer_sha256
-from pipeline.engine.output import Plan
 from pipeline.engine.plan import Device, Run, Snapshot, Source, Unit, default_rows_per_unit, fast_dtype, plan_units
 from pipeline.models.checkpoint import (
     KIND_OF_METHOD,
@@ -29,6 +28,7 @@ from pipeline.models.checkpoint import (
     require_kind,
 )
 from schemas.annotations import SHIPPED_MODEL, Dtype, Method, Provenance, annotated_schema
+from schemas.receipts import Plan
 
 
 def pin_inputs(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:

@@ -17,10 +17,10 @@ from pipeline.data.counts import count
 from pipeline.data.documents import document_tokens, read_rows
 from pipeline.data.hub import shard_addition
 from pipeline.data.iterators import BATCH_BYTES, prefetched
+from pipeline.data.ledger import Ledger
 from pipeline.data.shards import annotated_rows, write_shard
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.data.windows import Batch, gather, sample_positions, window_batches
-from pipeline.engine.ledger import record
 from pipeline.engine.plan import Run, Unit
 from pipeline.engine.throughput import HELD, Stages, UnitResult
 from pipeline.labels.retokenize import encode_with_ends, move_nats
@@ -203,7 +203,7 @@ class Annotator:
             digest = write_shard(file, tables, self.run.schema)
         size, all_counts = file.stat().st_size, sum(counts, start=Counts())
         receipt = Receipt(unit=unit.index, shard=shard, sha256=digest, size=size, counts=all_counts)
-        record(self.run.subset, receipt)
+        Ledger(self.run.subset).record(receipt)
         return UnitResult(receipt, stages, self._sent(receipt, stages))
 
     def _sent(self, receipt: Receipt, stages: Stages) -> CommitOperationAdd | None:

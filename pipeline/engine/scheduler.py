@@ -13,9 +13,9 @@ from collections import Counter, deque
 from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass
 
+from pipeline.data.ledger import Ledger
 from pipeline.data.naming import recorded
 from pipeline.engine.annotator import OutputError, Part, SourceError
-from pipeline.engine.ledger import quarantine, remove_unfinished
 from pipeline.engine.plan import Run, Unit
 from pipeline.engine.throughput import Outcome, UnitResult
 from pipeline.engine.workers import CallResult, WorkerHandle, WorkerPool, describe
@@ -131,7 +131,7 @@ class Scheduler:
                 yield self._settle(ended) if ended else None
         finally:
             self.crew.close()
-            remove_unfinished(self.run.subset)
+            Ledger(self.run.subset).remove_unfinished()
 
     def forget(self, shards: Sequence[str]) -> None:
         """Has shards that are published removed from every node."""
@@ -242,6 +242,6 @@ class Scheduler:
         # Bad units fail in a moment: those at work, which may be sound, must not outnumber them.
         if not self.done + self.finished and self.given_up >= max(min(HOPELESS, self.run.units), len(self.running)):
             raise ValueError(f"no unit succeeds; {note}")
-        quarantine(self.run.subset, note)
+        Ledger(self.run.subset).quarantine(note)
         LOG.error("%s", note)
         return note

@@ -7,9 +7,10 @@ from itertools import count
 from pathlib import Path
 
 from pipeline.data.atomic import write_text
-from pipeline.verify.consistency import UNREADABLE, Ledger
+from pipeline.data.ledger import Ledger
+from pipeline.verify.consistency import Records
 from pipeline.verify.stored import Fault, Stored
-from schemas.receipts import PLAN_FILE, RECEIPT_FILES, RECEIPTS, Receipt
+from schemas.receipts import RECEIPTS, Receipt
 
 DAMAGED = "damaged"
 """In the ledger; each repair has a numbered folder there."""
@@ -25,10 +26,10 @@ def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
     for folder in (subset.data, subset.ledger, subset.ledger / RECEIPTS, subset.ledger / DAMAGED):
         if folder.exists() and folder.resolve() != subset.root.resolve() / folder.relative_to(subset.root):
             raise ValueError(f"{folder} is a link; copy what it leads to here, and repair that")
-    plan = (subset.in_repository.ledger / PLAN_FILE).as_posix()
-    if any(fault.file == plan for fault in faults) or not (subset.ledger / PLAN_FILE).is_file():
-        how = "damaged" if (subset.ledger / PLAN_FILE).is_file() else "missing"
-        raise ValueError(f"{subset.ledger / PLAN_FILE} is {how}; restore it, or annotate into another folder")
+    plan = Ledger(subset).plan_file
+    if any(subset.root / fault.file == plan for fault in faults) or not plan.is_file():
+        how = "damaged" if plan.is_file() else "missing"
+        raise ValueError(f"{plan} is {how}; restore it, or annotate into another folder")
     aside = next(place for number in count(1) if not (place := subset.ledger / DAMAGED / str(number)).exists())
     shards = {fault.shard for fault in faults if fault.shard}
     named = {subset.root / fault.file for fault in faults}
@@ -40,25 +41,20 @@ def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
     ]
 
 
-def annotate_command(stored: Stored, ledger: Ledger) -> str:
+def annotate_command(stored: Stored, records: Records) -> str:
     """The command that makes anew what was set aside, as far as the plan has it."""
-    if ledger.plan is None:
+    if records.plan is None:
         return "python -m pipeline.annotate ..."
-    inputs = " ".join(map(shlex.quote, ledger.plan.inputs))
-    what = (
-        f"--input {inputs} --output {shlex.quote(stored.place)}" if inputs else f"--output {shlex.quote(stored.place)}"
-    )
-    return (
-        f"python -m pipeline.annotate {what} --subset {stored.subset.name} --method {ledger.plan.provenance.method} ..."
-    )
+    given = f"--input {' '.join(map(shlex.quote, records.plan.inputs))} " if records.plan.inputs else ""
+    where = f"--output {shlex.quote(stored.place)} --subset {stored.subset.name}"
+    return f"python -m pipeline.annotate {given}{where} --method {records.plan.provenance.method} ..."
 
 
 def _receipts_of(stored: Stored, shards: Collection[str]) -> Iterator[Path]:
     """Files with a receipt of one of the shards, or with one that cannot be read and has the name of one."""
-    for kind in RECEIPT_FILES:
-        for file in (stored.subset.ledger / RECEIPTS).glob(kind):
-            if not file.is_symlink() and any(_shard(line) in shards for line in _lines(file)):
-                yield file
+    for file in Ledger(stored.subset).receipt_files():
+        if not file.is_symlink() and any(_shard(line) in shards for line in _lines(file)):
+            yield file
 
 
 def _moved(file: Path, target: Path, shards: Collection[str]) -> Path:
@@ -80,5 +76,5 @@ def _lines(file: Path) -> list[str]:
 def _shard(line: str) -> str | None:
     try:
         return Receipt.from_json(line).shard
-    except UNREADABLE:
+    except ValueError:
         return None

@@ -27,13 +27,13 @@ from pipeline.data.sample import sample_documents
 from pipeline.engine.annotator import Underway
 from pipeline.engine.cluster import WorkerResources, cluster
 from pipeline.engine.labeller import load_annotator
-from pipeline.engine.output import Plan, open_run
+from pipeline.engine.output import open_run
 from pipeline.engine.plan import Run, Unit, inspect
 from pipeline.engine.ray_workers import RayWorkerPool
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.throughput import Stages, UnitResult
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY
-from schemas.receipts import Counts, Receipt
+from schemas.receipts import Counts, Plan, Receipt
 from tests.benchmarks.figure import Figure
 from tests.benchmarks.host_path import measured
 from tests.builders import write_documents

@@ -13,14 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from pipeline.data.annotated import read_quarantine
+from pipeline.data.ledger import Ledger
 from pipeline.engine import ray_workers as ray_crew
 from pipeline.engine import scheduler as backlog
 from pipeline.engine import scheduler as driver
 from pipeline.engine.annotator import Annotator, Underway
 from pipeline.engine.cluster import WorkerResources
 from pipeline.engine.labeller import TorchLabeller, load_annotator
-from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Device, Run, Unit
 from pipeline.engine.ray_workers import RayWorkerPool
 from pipeline.engine.scheduler import Scheduler
@@ -106,7 +105,7 @@ def test_a_worker_beside_a_gpu_gets_the_cores_that_its_node_has_for_one(monkeypa
 def test_more_workers_than_there_is_room_for_only_wait(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
     receipts = carry_out(run, units, workers=9)
-    assert sorted(receipts, key=lambda receipt: receipt.unit) == list(read_receipts(run.subset))
+    assert sorted(receipts, key=lambda receipt: receipt.unit) == Ledger(run.subset).receipts()
     assert shards(run.subset.root) == undisturbed(run, units, tmp_path / "plain")
 
 
@@ -127,7 +126,7 @@ def test_a_unit_that_cannot_be_labelled_is_given_up_alone(tmp_path: Path, fault:
     run, units = planned(tmp_path, {4: fault})
     outcomes = carry_out(run, units, workers=2)
     (note,) = [outcome for outcome in outcomes if isinstance(outcome, Quarantined)]
-    assert [note] == read_quarantine(run.subset)
+    assert [note] == Ledger(run.subset).quarantined()
     assert (note.unit, note.start, note.stop) == (2, 4, 6) and note.file == units[0].file.url and reason in note.reason
     others = undisturbed(run, [unit for unit in units if unit.index != 2], tmp_path / "plain")
     assert shards(run.subset.root) == others
@@ -137,7 +136,7 @@ def test_a_run_of_which_no_unit_succeeds_ends_with_the_reason(tmp_path: Path) ->
     run, units = planned(tmp_path, dict.fromkeys(range(12), NOT_FINITE))
     with pytest.raises(ValueError, match=r"no unit succeeds; unit \d, rows .*in.parquet: the checkpoint gives entropy"):
         carry_out(run, units)
-    assert list(read_receipts(run.subset)) == []
+    assert Ledger(run.subset).receipts() == []
     assert not any((run.subset.data).iterdir())
 
 
@@ -271,7 +270,7 @@ def test_a_bad_file_does_not_end_a_run_whose_other_files_are_good(tmp_path: Path
     run, units = planned_run(tmp_path / "out", files)
     outcomes = carry_out(run, units)
     assert sorted(outcome.unit for outcome in outcomes if isinstance(outcome, Quarantined)) == list(range(10))
-    assert len(list(read_receipts(run.subset))) == 30
+    assert len(Ledger(run.subset).receipts()) == 30
 
 
 class Slow:

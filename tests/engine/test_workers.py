@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.data.annotated import read_quarantine
+from pipeline.data.ledger import Ledger
 from pipeline.engine import scheduler as backlog
 from pipeline.engine import scheduler as driver
 from pipeline.engine.annotator import Underway
 from pipeline.engine.labeller import device_here
-from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Device, Run, Unit
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.throughput import UnitResult
@@ -55,7 +54,7 @@ def test_every_unit_is_labelled(tmp_path: Path, fault: dict[int, int]) -> None:
 def test_a_unit_that_cannot_be_labelled_is_given_up_alone(tmp_path: Path) -> None:
     run, units = planned(tmp_path, {4: NOT_FINITE})
     (note,) = given_up(run, units)
-    assert [note] == read_quarantine(run.subset)
+    assert [note] == Ledger(run.subset).quarantined()
     assert note.unit == 2 and "not trained (2 tries)" in note.reason
     others = undisturbed(run, [unit for unit in units if unit.index != 2], tmp_path / "plain")
     assert shards(run.subset.root) == others
@@ -81,7 +80,7 @@ class UnreachableTwice(Unreachable):
 def test_a_source_that_is_down_for_a_moment_costs_no_unit(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
     assert given_up(run, units, UnreachableTwice) == []
-    assert len(list(read_receipts(run.subset))) == 6
+    assert len(Ledger(run.subset).receipts()) == 6
 
 
 def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
@@ -102,7 +101,7 @@ def test_an_interrupt_ends_the_run_within_a_unit_and_the_rest_is_left_for_the_ne
     run, units = planned(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         given_up(run, units, Interrupted)
-    done = {receipt.unit for receipt in read_receipts(run.subset)}
+    done = {receipt.unit for receipt in Ledger(run.subset).receipts()}
     assert len(done) == 3
     assert given_up(run, [unit for unit in units if unit.index not in done]) == []
     assert shards(run.subset.root) == undisturbed(run, units, tmp_path / "plain")
