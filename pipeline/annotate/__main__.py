@@ -31,9 +31,9 @@ from pipeline.data.ledger import Ledger, PublishedLedger
 from pipeline.data.naming import recorded
 from pipeline.data.sample import write_sample
 from pipeline.data.tokenizer import CONFIG_FILE, tokenizer_sha256
-from pipeline.engine.annotator import Annotator
+from pipeline.engine.annotator import load_annotator
 from pipeline.engine.output import find_run, grows, locked, open_run
-from pipeline.engine.plan import Device, Run, Unit, inspect
+from pipeline.engine.plan import Run, Unit, inspect
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.throughput import Outcome, Throughput, UnitResult
 from pipeline.engine.workers import ThisProcessPool, WorkerPool
@@ -208,11 +208,11 @@ def crew_of(job: Run, config: Config) -> Iterator[WorkerPool]:
     """The workers that were asked for: this process alone, or those of a Ray cluster."""
     if config.workers == 0:
         with stage("loading torch"):
-            from pipeline.engine.labeller import device_here
+            from pipeline.labels.labeller import device_here
 
             device = device_here(config.gpus_per_worker)
         say("workers        none: this process labels")
-        yield ThisProcessPool(job, load, device)
+        yield ThisProcessPool(job, load_annotator, device)
         return
     with stage("loading Ray"):  # which may be missing where this process labels
         from pipeline.engine.cluster import LOCAL, WorkerResources, cluster, ray_address
@@ -226,14 +226,9 @@ def crew_of(job: Run, config: Config) -> Iterator[WorkerPool]:
             stack.enter_context(cluster(address))
         if address == LOCAL:
             share.require_room()
-        yield RayWorkerPool(job, load, workers=None if config.workers == "auto" else config.workers, share=share)
-
-
-def load(job: Run, device: Device) -> Annotator:
-    """A worker's checkpoints and tokenizers, on its device; where Ray's workers label, the driver needs no torch."""
-    from pipeline.engine.labeller import load_annotator
-
-    return load_annotator(job, device)
+        yield RayWorkerPool(
+            job, load_annotator, workers=None if config.workers == "auto" else config.workers, share=share
+        )
 
 
 def publish_outcome(outcome: Outcome, publisher: Publisher, driver: Scheduler, *, last: bool) -> None:

@@ -25,28 +25,17 @@ from pipeline.engine.plan import Run, Unit
 from pipeline.engine.throughput import HELD, Stages, UnitResult
 from pipeline.labels.retokenize import encode_with_ends, move_nats
 from pipeline.messages import redacted
+from schemas.annotations import Device
 from schemas.layout import shard_name
 from schemas.receipts import Counts, Receipt
 
 
-class UnitError(Exception):
-    """A unit failed, and not by what its rows are; the message says why."""
-
-
-class SourceError(UnitError):
+class SourceError(Exception):
     """Rows cannot be read now; another try may succeed."""
 
 
-class DeviceError(UnitError):
-    """This device cannot label the rows; another one may."""
-
-
-class OutputError(UnitError):
-    """Nothing can be written: no use in trying other units."""
-
-
-class WorkerLostError(UnitError):
-    """The worker died, or its node is gone; another worker may label the rows."""
+class OutputError(Exception):
+    """Nothing can be written: trying other units is of no use."""
 
 
 class Part(NamedTuple):
@@ -310,6 +299,20 @@ def _stopping(underway: Underway) -> Iterator[None]:
         yield
     finally:
         underway.stopped = True
+
+
+def load_annotator(run: Run, device: Device) -> Annotator:
+    """A run's checkpoints on a device of this node, with its tokenizers.
+
+    Raises:
+        ValueError: if a checkpoint of the Hub cannot be fetched.
+        RuntimeError: if there is no such device.
+    """
+    from pipeline.labels.labeller import load_labellers  # imports torch, which a driver of other workers needs not
+
+    run, settings = run.on_this_node(), run.provenance
+    method, dtype, start = settings.method, settings.dtype, settings.start_token
+    return with_tokenizers(run, load_labellers(run.checkpoints, device, method=method, dtype=dtype, start=start))
 
 
 def with_tokenizers(run: Run, labellers: tuple[Labeller, ...]) -> Annotator:

@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 
@@ -13,7 +12,7 @@ from pipeline.data.documents import Column, FileInfo, inspect_file, unified
 from pipeline.data.files import File
 from pipeline.data.hub import Repository
 from pipeline.models.checkpoint import find_checkpoint
-from schemas.annotations import Dtype, Provenance
+from schemas.annotations import Device, Dtype, Provenance
 from schemas.layout import Subset
 
 FEWEST_ROWS, MOST_ROWS, UNITS_WANTED = 8, 16384, 16
@@ -108,8 +107,6 @@ def _borders(groups: Sequence[int], rows_per_unit: int) -> Iterator[int]:
     if position > start:
         yield position
 
-
-Device = Literal["cpu", "cuda"]
 
 # Linux's names for x86 instructions that multiply bfloat16. A core with AVX512-BF16 labelled 2.0 times as many tokens a
 # second in it as in float32 with the shipped second-order model, 1.9 times with the estimator, 2.5 times with SmolLM2;

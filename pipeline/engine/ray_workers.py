@@ -13,18 +13,23 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.engine.annotator import Part, WorkerLostError
+from pipeline.engine.annotator import Part
 from pipeline.engine.cluster import WorkerResources, cluster, ray_address, require_ray
-from pipeline.engine.plan import Device, Run, Unit
+from pipeline.engine.plan import Run, Unit
 from pipeline.engine.throughput import UnitResult
 from pipeline.engine.workers import CallResult, Load, Worker, WorkerHandle, WorkerPool
 from pipeline.messages import log_to_stderr
+from schemas.annotations import Device
 
 PATIENCE = 10.0  # seconds for what a worker does beside its units
 LOOK = 5.0  # seconds between looks at the cluster
 ASK, ASKED_A_SECOND = 2.0, 100  # seconds until all workers are asked how far they are, or as they are so many longer
 
 LOG = logging.getLogger(__name__)
+
+
+class WorkerLostError(Exception):
+    """The worker died, or its node is gone; another worker may label the rows."""
 
 
 class RayWorkerPool(WorkerPool):

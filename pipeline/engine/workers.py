@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, Protocol
 
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from pipeline.engine.annotator import Part, Underway, UnitError
-from pipeline.engine.plan import Device, Run, Unit
+from pipeline.engine.annotator import Part, Underway
+from pipeline.engine.plan import Run, Unit
 from pipeline.engine.throughput import UnitResult
 from pipeline.messages import redacted
 from pipeline.models.checkpoint import UnfitModelError
+from schemas.annotations import Device
 
 LOG = logging.getLogger(__name__)
 
@@ -112,9 +113,9 @@ class WorkerPool(ABC):
 
 
 def describe(error: BaseException) -> str:
-    """What happened, in one line without credentials."""
-    kind = "" if isinstance(error, ValueError | UnitError) else f"{type(error).__name__}: "
-    return redacted(kind + " ".join(str(error).split()))
+    """What happened, in one line without credentials; errors of this project need no name before it."""
+    named = isinstance(error, ValueError) or type(error).__module__.startswith("pipeline.")
+    return redacted(("" if named else f"{type(error).__name__}: ") + " ".join(str(error).split()))
 
 
 class AnnotatesUnits(Protocol):

@@ -24,9 +24,8 @@ from pipeline.annotate.config import Config
 from pipeline.annotate.prepare import prepare
 from pipeline.data.files import File, find_files
 from pipeline.data.sample import sample_documents
-from pipeline.engine.annotator import Underway
+from pipeline.engine.annotator import Underway, load_annotator
 from pipeline.engine.cluster import WorkerResources, cluster
-from pipeline.engine.labeller import load_annotator
 from pipeline.engine.output import open_run
 from pipeline.engine.plan import Run, Unit, inspect
 from pipeline.engine.ray_workers import RayWorkerPool

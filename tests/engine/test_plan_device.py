@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine.plan import Device, fast_dtype
+from pipeline.engine.plan import fast_dtype
+from schemas.annotations import Device
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,16 @@ from pipeline.data.ledger import Ledger
 from pipeline.engine import ray_workers as ray_crew
 from pipeline.engine import scheduler as backlog
 from pipeline.engine import scheduler as driver
-from pipeline.engine.annotator import Annotator, Underway
+from pipeline.engine.annotator import Annotator, Underway, load_annotator
 from pipeline.engine.cluster import WorkerResources
-from pipeline.engine.labeller import TorchLabeller, load_annotator
-from pipeline.engine.plan import Device, Run, Unit
+from pipeline.engine.plan import Run, Unit
 from pipeline.engine.ray_workers import RayWorkerPool
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.throughput import UnitResult
 from pipeline.engine.workers import Load
+from pipeline.labels.labeller import TorchLabeller
 from pipeline.models.checkpoint import UnfitModelError
+from schemas.annotations import Device
 from schemas.layout import Subset, shard_name
 from schemas.receipts import Quarantined, Receipt
 from tests.builders import write_documents
@@ -43,7 +44,7 @@ from tests.engine.fakes import (
     token_rows,
     undisturbed,
 )
-from tests.engine.test_labeller import LimitedDevice
+from tests.labels.test_labeller import LimitedDevice
 from tests.tiny_models import tiny_estimator
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

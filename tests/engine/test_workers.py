@@ -11,11 +11,12 @@ from pipeline.data.ledger import Ledger
 from pipeline.engine import scheduler as backlog
 from pipeline.engine import scheduler as driver
 from pipeline.engine.annotator import Underway
-from pipeline.engine.labeller import device_here
-from pipeline.engine.plan import Device, Run, Unit
+from pipeline.engine.plan import Run, Unit
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.throughput import UnitResult
 from pipeline.engine.workers import AnnotatesUnits, Load, ThisProcessPool
+from pipeline.labels.labeller import device_here
+from schemas.annotations import Device
 from schemas.layout import Subset, shard_name
 from schemas.receipts import Quarantined
 from tests.engine.fakes import (

@@ -19,7 +19,7 @@ from pipeline.cli import INCOMPLETE
 from pipeline.data.files import find_files
 from pipeline.data.ledger import Ledger
 from pipeline.data.tokenizer import tokenizer_sha256
-from pipeline.engine.labeller import load_annotator
+from pipeline.engine.annotator import load_annotator
 from pipeline.engine.plan import inspect
 from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, CheckpointKind, checkpoint_sha256, find_checkpoint
 from pipeline.models.loading import load_causal

@@ -17,14 +17,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.data.windows import Batch
-from pipeline.engine.annotator import Annotator, DeviceError, with_tokenizers
-from pipeline.engine.plan import Device, Run
 from pipeline.labels import causal, exact, second_order
 from pipeline.models.causal_lm import BlockedAttention, frequency_border
 from pipeline.models.estimator import EntropyEstimator
 from pipeline.models.loading import declared_start, load_causal, load_estimator, load_second_order
 from pipeline.models.second_order import SecondOrderModel
-from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Dtype, Method
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Device, Dtype, Method
 
 LOG = logging.getLogger(__name__)
 
@@ -51,6 +49,10 @@ def forward_tokens(model: nn.Module, device: str) -> int:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     enough: int = 2 ** round(math.log2(FORWARD_FLOP / (2 * parameters)))
     return min(MOST_FORWARD_TOKENS, max(FEWEST_FORWARD_TOKENS, enough))
+
+
+class DeviceError(Exception):
+    """This device cannot label the rows; another one may."""
 
 
 @dataclass(frozen=True)
@@ -189,23 +191,15 @@ def device_here(gpus: float | None = None) -> Device:
     return "cuda" if gpus != 0 and torch.cuda.is_available() else "cpu"
 
 
-def load_annotator(run: Run, device: Device) -> Annotator:
-    """A run's checkpoints on a GPU, or on one core: labels must not depend on how many there are.
+def load_labellers(
+    checkpoints: Sequence[Path], device: Device, *, method: Method, dtype: Dtype, start: int | None
+) -> tuple[TorchLabeller, ...]:
+    """The method with each of a run's checkpoints on a GPU, or on one core: labels must not depend on how many.
 
     Raises:
-        ValueError: if a checkpoint of the Hub cannot be fetched.
         RuntimeError: if there is no such device.
     """
     torch.set_num_threads(1)
-    run, settings = run.on_this_node(), run.provenance
-    if (
-        device == "cuda"
-        and settings.dtype == "bfloat16"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
+    if device == "cuda" and dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         LOG.warning("%s cannot multiply in bfloat16; --dtype float32 is faster", torch.cuda.get_device_name())
-    labellers = tuple(
-        load_labeller(settings.method, checkpoint, device, settings.dtype, settings.start_token)
-        for checkpoint in run.checkpoints
-    )
-    return with_tokenizers(run, labellers)
+    return tuple(load_labeller(method, checkpoint, device, dtype, start) for checkpoint in checkpoints)
