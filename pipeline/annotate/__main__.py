@@ -175,21 +175,23 @@ def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher 
     report, rows = Throughput(), job.provenance.source_rows
     left_rows = sum(unit.stop - unit.start for unit in left)
     say(f"to label       {left_rows:,} documents in {len(left):,} units, in {job.provenance.dtype}")
-    with interrupts_told(job), crew_of(job, config) as crew:
-        driver = Scheduler(job, crew, done=len(done))
-        with Progress(rows, rows - left_rows, partial(state_of, report, driver)), logging_redirect_tqdm():
-            for outcome in driver.outcomes(left):
+    with interrupts_told(job), pool_of(job, config) as pool:
+        scheduler = Scheduler(job, left, pool, done=len(done))
+        with Progress(rows, rows - left_rows, partial(state_of, report, scheduler)), logging_redirect_tqdm():
+            for outcome in scheduler.outcomes():
                 report.add(outcome)
                 if publisher is not None:
-                    publish_outcome(outcome, publisher, driver, last=report.units + report.given_up == len(left))
+                    publish_outcome(outcome, publisher, scheduler, last=report.units + report.quarantined == len(left))
     write_text(job.subset.ledger / REPORT_FILE, report.to_json())
     return report
 
 
-def state_of(report: Throughput, driver: Scheduler) -> State:
+def state_of(report: Throughput, scheduler: Scheduler) -> State:
     """Progress: the committed units, and the labelled parts of the others."""
-    underway, counts = driver.underway, report.counts
-    return State(counts.rows + underway.rows, counts.tokens + underway.tokens, driver.loaded, report.given_up)
+    progress, counts = scheduler.progress, report.counts
+    return State(
+        counts.rows + progress.rows, counts.tokens + progress.tokens, scheduler.ready_workers, report.quarantined
+    )
 
 
 @contextmanager
@@ -204,7 +206,7 @@ def interrupts_told(job: Run) -> Iterator[None]:
 
 
 @contextmanager
-def crew_of(job: Run, config: Config) -> Iterator[WorkerPool]:
+def pool_of(job: Run, config: Config) -> Iterator[WorkerPool]:
     """The workers that were asked for: this process alone, or those of a Ray cluster."""
     if config.workers == 0:
         with stage("loading torch"):
@@ -231,13 +233,13 @@ def crew_of(job: Run, config: Config) -> Iterator[WorkerPool]:
         )
 
 
-def publish_outcome(outcome: Outcome, publisher: Publisher, driver: Scheduler, *, last: bool) -> None:
+def publish_outcome(outcome: Outcome, publisher: Publisher, scheduler: Scheduler, *, last: bool) -> None:
     """Has a shard published, and those that are published forgotten, while there are workers to do it."""
     if isinstance(outcome, UnitResult):
         publisher.add(outcome.receipt, outcome.addition)
     if last:
         publisher.close()
-    driver.forget(publisher.taken())
+    scheduler.delete_published(publisher.taken())
 
 
 if __name__ == "__main__":

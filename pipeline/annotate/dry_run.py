@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from pipeline.annotate.config import Config
-from pipeline.engine.annotator import Chunk, SourceError, Underway, load_annotator, with_tokenizers
+from pipeline.engine.annotator import Chunk, SourceError, UnitProgress, load_annotator, with_tokenizers
 from pipeline.engine.plan import FEWEST_ROWS, Run, Source, Unit
 from pipeline.engine.throughput import Stages
 from pipeline.labels.labeller import DeviceError, device_here
@@ -135,7 +135,7 @@ def measure(job: Run, chunks: Sequence[Chunk]) -> Speed:
         while True:
             part, stages = beginning(documents, tokens), Stages()
             batches = annotator.batches(part, np.random.default_rng(0))
-            annotator.label(chunks[0]._replace(documents=part, tokens=part, batches=batches), stages, Underway())
+            annotator.label(chunks[0]._replace(documents=part, tokens=part, batches=batches), stages, UnitProgress())
             seconds, labelled = stages.seconds["label"], sum(map(len, part))
             if (labelled == read and growth > 1) or time.monotonic() + growth * seconds > deadline:
                 return Speed(labelled / max(1e-9, seconds) * written / max(1, read), labelled, seconds)

@@ -34,7 +34,7 @@ def print_summary(place: str, provenance: Provenance, counts: Counts, report: Th
     without_token = f", {unknown:,} with characters that have no token" if unknown else ""
     say(f"documents      {counts.rows:,}{without}{replaced}{without_token}")
     say(f"tokens         {tokens:,}" + (f", {labelled:,} of them labelled" if labelled < tokens else ""))
-    idle = "none: no unit succeeded" if report.given_up else "none: the dataset was complete"
+    idle = "none: no unit succeeded" if report.quarantined else "none: the dataset was complete"
     say(f"tokens/s       {_speed(report) if report.units else idle}")
     say(f"mean entropy   {mean:.3f} nats a token")
     say(f"bits per byte  {bits}")

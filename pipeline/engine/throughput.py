@@ -5,14 +5,12 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from huggingface_hub import CommitOperationAdd
 
 from pipeline.data.windows import Batch
 from schemas.receipts import Counts, Quarantined, Receipt
-
-Item = TypeVar("Item")
 
 WORK = ("read", "tokenize", "label", "write", "upload")
 HELD = "held"
@@ -44,25 +42,6 @@ class Stages:
             yield
         finally:
             self.seconds[stage] += time.perf_counter() - started
-
-    def timed_items(self, stage: str, items: Iterator[Item]) -> Iterator[Item]:
-        """The items; the time until each of them is there is added to a stage."""
-        end = object()
-        while True:
-            with self.timed(stage):
-                item = next(items, end)
-            if item is end:
-                return
-            yield item  # type: ignore[misc]  # it is not the end
-
-    def untimed_items(self, stage: str, items: Iterator[Item]) -> Iterator[Item]:
-        """The items; the time until each of them is there is taken from a stage that is being timed."""
-        started = time.perf_counter()
-        for item in items:
-            self.seconds[stage] -= time.perf_counter() - started
-            yield item
-            started = time.perf_counter()
-        self.seconds[stage] -= time.perf_counter() - started
 
     def add_batches(self, batches: Iterable[Batch], parts: int) -> None:
         """Counts labelled batches, of which some were labelled in parts."""
@@ -108,7 +87,7 @@ class Throughput:
     seconds: float = 0.0
     """From the start to the last outcome."""
     units: int = 0
-    given_up: int = 0
+    quarantined: int = 0
     counts: Counts = field(default_factory=Counts)
     stages: Stages = field(default_factory=Stages)
 
@@ -116,7 +95,7 @@ class Throughput:
         """Counts what became of a unit."""
         self.seconds = time.monotonic() - self.started
         if isinstance(outcome, Quarantined):
-            self.given_up += 1
+            self.quarantined += 1
         elif outcome is not None:
             self.units += 1
             self.counts += outcome.receipt.counts
@@ -138,7 +117,7 @@ class Throughput:
             {
                 "seconds": self.seconds,
                 "units": self.units,
-                "given_up": self.given_up,
+                "given_up": self.quarantined,
                 "rows": self.counts.rows,
                 "tokens": self.counts.tokens,
                 "tokens_per_second": self.tokens_per_second,

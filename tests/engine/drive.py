@@ -23,8 +23,10 @@ def main(input_file: str, output: str, address: str, seconds: str) -> None:
         done = Ledger(run.subset).finished()
         left = [unit for unit in units if unit.index not in done]
         load = partial(load_fake, seconds=float(seconds))
-        driver = Scheduler(run, RayWorkerPool(run, load, workers=2, share=WorkerResources(cpus=1)), done=len(done))
-        for _ in driver.outcomes(left):
+        scheduler = Scheduler(
+            run, left, RayWorkerPool(run, load, workers=2, share=WorkerResources(cpus=1)), done=len(done)
+        )
+        for _ in scheduler.outcomes():
             pass
 
 

@@ -140,7 +140,7 @@ def test_counts_are_those_of_the_shard(tmp_path: Path) -> None:
 class Broken(Annotator):
     """Its batches cannot be labelled."""
 
-    def label(self, chunk: Any, stages: Any, underway: Any) -> Any:
+    def label(self, chunk: Any, stages: Any, progress: Any) -> Any:
         raise RuntimeError("the device is gone")
 
 
@@ -161,13 +161,13 @@ def test_a_stage_that_fails_ends_the_unit_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pipeline.engine.annotator.read_rows", fail) if stage == "read" else None
-    monkeypatch.setattr("pipeline.data.shards.os.fsync", full) if stage == "write" else None
+    monkeypatch.setattr("pipeline.data.atomic.os.fsync", full) if stage == "write" else None
     expected = {"read": SourceError, "label": RuntimeError, "write": OutputError}[stage]
     with pytest.raises(expected) as failure:
         annotator.annotate(units[0])
     assert "abc123" not in str(failure.value)
     assert not list(run.subset.root.rglob(f"*{UNFINISHED}")) and not list(run.subset.root.rglob("*.parquet"))
-    assert annotator.device.acquire(blocking=False), "the device is still held"
+    assert annotator.device_lock.acquire(blocking=False), "the device is still held"
 
 
 def test_memory_does_not_grow_with_the_unit(tmp_path: Path) -> None:

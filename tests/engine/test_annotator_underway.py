@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.windows import window_batches
-from pipeline.engine.annotator import Part, StoppedError, Underway
+from pipeline.engine.annotator import Amount, StoppedError, UnitProgress
 from pipeline.engine.plan import Unit
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.workers import CallResult, ThisProcessPool, WorkerHandle
@@ -20,27 +20,28 @@ def test_windows_that_overlap_and_tokens_that_nobody_asks_for_do_not_count_twice
     documents = [random.integers(97, size=length) for length in (5, 0, 70, 33)]
     wanted = [random.random(len(ids)) < share for ids in documents]
     batches = window_batches(documents, wanted, window=16, overlap=8, budget=32)
-    underway = Underway()
-    underway.labelled = Part(10, 1000)
-    told, seen = underway.chunk(4, 108, batches), [underway.labelled]
-    for batch in batches:
-        FakeLabeller().label([batch], told)
-        seen.append(underway.labelled)
+    progress = UnitProgress()
+    progress.labelled = Amount(10, 1000)
+    seen = [progress.labelled]
+    with progress.chunk(Amount(4, 108), batches) as count_batch:
+        for batch in batches:
+            FakeLabeller().label([batch], count_batch)
+            seen.append(progress.labelled)
     assert seen == sorted(seen)
-    assert underway.labelled == (pytest.approx((14, 1108)) if batches else (10, 1000))
+    assert seen[-1] == (pytest.approx((14, 1108)) if batches else (10, 1000))
+    assert progress.labelled == (14, 1108)
     assert bool(batches) == (share > 0)
 
 
 def test_what_is_stopped_ends_after_its_batch() -> None:
     documents = [np.arange(16)] * 3
     batches = window_batches(documents, [np.ones(16, bool)] * 3, window=16, overlap=8, budget=16)
-    underway = Underway()
-    told = underway.chunk(3, 48, batches)
-    told(batches[0])
-    underway.stopped = True
-    with pytest.raises(StoppedError):
-        FakeLabeller().label(batches[1:], told)
-    assert underway.labelled == Part(2, 32)
+    progress = UnitProgress()
+    with pytest.raises(StoppedError), progress.chunk(Amount(3, 48), batches) as count_batch:
+        count_batch(batches[0])
+        progress.stopped.set()
+        FakeLabeller().label(batches[1:], count_batch)
+    assert progress.labelled == Amount(2, 32)
 
 
 class Watched(ThisProcessPool):
@@ -48,35 +49,39 @@ class Watched(ThisProcessPool):
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]  # as they are
-        self.parts: dict[WorkerHandle, dict[Unit, Part]] = {}
+        self.parts: dict[WorkerHandle, dict[Unit, Amount]] = {}
 
-    def underway(self, hand: WorkerHandle) -> dict[Unit, Part]:
-        return self.parts.get(hand, {})
+    def progress(self, worker: WorkerHandle) -> dict[Unit, Amount]:
+        return self.parts.get(worker, {})
 
-    def ended(self, patience: float) -> CallResult | None:
+    def next_result(self, patience: float) -> CallResult | None:
         return None
 
 
-def driven(folder: Path) -> tuple[Scheduler, Watched, Sequence[Unit]]:
+def scheduled(folder: Path) -> tuple[Scheduler, Watched, Sequence[Unit]]:
     run, units = planned(folder)
-    crew = Watched(run, load_fake, "cpu")
-    driver = Scheduler(run, crew)
-    next(driver.outcomes(units[:4]))
-    return driver, crew, units
+    pool = Watched(run, load_fake, "cpu")
+    scheduler = Scheduler(run, units[:4], pool)
+    next(scheduler.outcomes())
+    return scheduler, pool, units
 
 
 def test_a_unit_of_two_workers_a_committed_one_and_a_lost_one_count_once_or_not_at_all(tmp_path: Path) -> None:
-    driver, crew, units = driven(tmp_path)
+    scheduler, pool, units = scheduled(tmp_path)
     first, second = (
         WorkerHandle(None, units={units[0], units[1]}),
         WorkerHandle(None, units={units[1], units[2], units[5]}),
     )
-    crew.at_work = {first, second}
-    assert driver.underway == Part(0, 0)
-    crew.parts[first] = {units[0]: Part(1, 10), units[1]: Part(0.5, 5), units[3]: Part(9, 99)}  # it lost the last one
-    crew.parts[second] = {units[1]: Part(1.5, 15), units[5]: Part(7, 70)}  # the last is committed already
-    assert driver.underway == Part(2.5, 25)
+    pool.ready = {first, second}
+    assert scheduler.progress == Amount(0, 0)
+    pool.parts[first] = {
+        units[0]: Amount(1, 10),
+        units[1]: Amount(0.5, 5),
+        units[3]: Amount(9, 99),
+    }  # it lost the last one
+    pool.parts[second] = {units[1]: Amount(1.5, 15), units[5]: Amount(7, 70)}  # the last is committed already
+    assert scheduler.progress == Amount(2.5, 25)
     second.units.remove(units[1])  # it failed, and will be tried again
-    assert driver.underway == Part(1.5, 15)
-    crew.at_work.remove(first)  # it died
-    assert driver.underway == Part(0, 0)
+    assert scheduler.progress == Amount(1.5, 15)
+    pool.ready.remove(first)  # it died
+    assert scheduler.progress == Amount(0, 0)

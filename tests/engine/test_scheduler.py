@@ -15,9 +15,9 @@ import ray
 
 from pipeline.data.ledger import Ledger
 from pipeline.engine import ray_workers as ray_crew
+from pipeline.engine import scheduler
 from pipeline.engine import scheduler as backlog
-from pipeline.engine import scheduler as driver
-from pipeline.engine.annotator import Annotator, Underway, load_annotator
+from pipeline.engine.annotator import Annotator, UnitProgress, load_annotator
 from pipeline.engine.cluster import WorkerResources
 from pipeline.engine.plan import Run, Unit
 from pipeline.engine.ray_workers import RayWorkerPool
@@ -53,15 +53,15 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog, "PAUSE", 1.0)
-    monkeypatch.setattr(driver, "REST", 0.1)
+    monkeypatch.setattr(scheduler, "REST", 0.1)
     monkeypatch.setattr(ray_crew, "LOOK", 0.2)
 
 
 def carry_out(
     run: Run, units: Sequence[Unit], workers: int = 1, load: Load = load_faulty
 ) -> list[Receipt | Quarantined]:
-    crew = RayWorkerPool(run, load, workers=workers, share=WorkerResources(cpus=0.5))
-    outcomes = Scheduler(run, crew).outcomes(units)
+    pool = RayWorkerPool(run, load, workers=workers, share=WorkerResources(cpus=0.5))
+    outcomes = Scheduler(run, units, pool).outcomes()
     return [outcome if isinstance(outcome, Quarantined) else outcome[0] for outcome in outcomes if outcome]
 
 
@@ -242,11 +242,11 @@ class Unsound:
         except FileExistsError:
             self.error = None
 
-    def annotate(self, unit: Unit, underway: Underway) -> UnitResult:
+    def annotate(self, unit: Unit, progress: UnitProgress) -> UnitResult:
         if self.error is not None:
             raise self.error
         time.sleep(0.1)
-        return self.annotator.annotate(unit, underway)
+        return self.annotator.annotate(unit, progress)
 
 
 def test_what_one_worker_fails_with_another_one_does(tmp_path: Path) -> None:
@@ -280,11 +280,11 @@ class Slow:
     def __init__(self, run: Run, device: str) -> None:
         self.annotator, self.mark = load_fake(run), run.subset.root.with_suffix(".slow")
 
-    def annotate(self, unit: Unit, underway: Underway) -> UnitResult:
+    def annotate(self, unit: Unit, progress: UnitProgress) -> UnitResult:
         try:
             self.mark.touch(exist_ok=False)
         except FileExistsError:
-            return self.annotator.annotate(unit, underway)
+            return self.annotator.annotate(unit, progress)
         signal.pause()
         raise AssertionError
 
@@ -305,12 +305,12 @@ def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
 
 def test_shards_that_are_published_are_removed_by_the_workers(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
-    driver = Scheduler(run, RayWorkerPool(run, load_fake, workers=1, share=WorkerResources(cpus=1)))
+    scheduler = Scheduler(run, units, RayWorkerPool(run, load_fake, workers=1, share=WorkerResources(cpus=1)))
     kept, *published = [shard_name(unit.index, len(units)) for unit in units]
-    outcomes = driver.outcomes(units)
+    outcomes = scheduler.outcomes()
     done = 0
     while done < len(units):
         done += next(outcomes) is not None
-    driver.forget(published)
+    scheduler.delete_published(published)
     assert run.subset.shards() == {kept}
     outcomes.close()
