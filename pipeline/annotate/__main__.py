@@ -1,4 +1,4 @@
-"""The main job: documents in, an annotated dataset out.
+"""Annotation: documents in, an annotated dataset out.
 
     python -m pipeline.annotate                                          # built-in sample documents
     python -m pipeline.annotate --input fineweb/*.parquet --output DIR   # your own
@@ -6,8 +6,8 @@
     python -m pipeline.annotate ... --output hf://datasets/USER/NAME     # published while it grows
     ray job submit --working-dir . -- python -m pipeline.annotate ...    # on a cluster
 
-Input and settings are checked before anything is written. The same command again goes on where a run stopped.
-Exit code 0: complete; 3: complete but for units that were given up; 1: refused or failed.
+Input and settings are checked before anything is written. The same command resumes a run.
+Exit code 0: complete; 3: complete except for quarantined units; 1: refused or failed.
 """
 
 import logging
@@ -54,7 +54,7 @@ DEFAULTS = Config()
 def annotate(config: Config = DEFAULTS) -> int:
     """Label every token of every document with its entropy, in nats, and write an annotated dataset.
 
-    Exit code 0: complete; 3: complete but for units that were given up and are listed; 1: refused or failed.
+    Exit code 0: complete; 3: complete except for quarantined units, which are listed; 1: refused or failed.
     """
     config.check_place()
     with tempfile.TemporaryDirectory() as scratch:
@@ -63,16 +63,16 @@ def annotate(config: Config = DEFAULTS) -> int:
             write_sample(sample)
         with stage("asking the Hub for what is published"):
             existing = find_run(config.repository, config.place)
-        begun = existing.plan
-        longest = pin_longest(config.longest_document, begun)
-        config = replace(config, estimator=pin_checkpoint(config.estimator, begun), longest_document=longest)
+        resumed = existing.plan
+        longest = pin_longest(config.longest_document, resumed)
+        config = replace(config, estimator=pin_checkpoint(config.estimator, resumed), longest_document=longest)
         with stage("reading the inputs"):
-            inputs = pin_inputs(config.input, begun)
+            inputs = pin_inputs(config.input, resumed)
             found = config.find(inputs or [str(sample)], config.place.root)
             source = inspect(found.files, config.column, found.choices, config.passed)
         found.tell()
         with stage("reading the checkpoint"):
-            job, units = prepare(config, source, inputs, begun)
+            job, units = prepare(config, source, inputs, resumed)
         existing.require_continued(job, source.files, config.output)
         if existing.in_folder is not None and grows(existing.in_folder.provenance, job.provenance):
             rows, more = existing.in_folder.provenance.source_rows, job.provenance.source_rows
@@ -88,9 +88,9 @@ def annotate(config: Config = DEFAULTS) -> int:
 
 
 def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str, ...]) -> int:
-    """Labels what is not labelled yet, completes the dataset and shows it; returns the exit code."""
-    ledger, facts = Ledger(job.subset), facts_of(job, inputs)
-    folder_card(facts)  # what it cannot describe, or be added to, is refused before anything is labelled
+    """Label the units that are left, complete the dataset and show it; return the exit code."""
+    ledger, info = Ledger(job.subset), info_of(job, inputs)
+    folder_card(info)  # what it cannot describe, or be added to, is refused before anything is labelled
     if job.repository is not None:
         with stage("preparing the repository"):
             job.repository.prepare(private=config.private)
@@ -105,9 +105,9 @@ def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tupl
         ledger.end_staging()
         report = label(units, job, config)
         receipts = ledger.receipts()
-        write_card(with_totals(facts, receipts))
+        write_card(with_totals(info, receipts))
     else:
-        report = label_and_publish(units, job, config, job.repository, facts)
+        report = label_and_publish(units, job, config, job.repository, info)
         receipts = ledger.published()
     print_summary(config.output or str(job.subset.root), job.provenance, total(receipts).counts, report)
     given_up = ledger.quarantined()
@@ -127,7 +127,7 @@ def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tupl
 
 
 def labels_named(job: Run, config: Config) -> str:
-    """The labels as pipeline.report takes them: the dataset, or one of several subsets."""
+    """The argument of pipeline.report for these labels: the dataset, or one of several subsets."""
     if job.repository is not None:
         return f"{job.repository.url}/{job.subset.in_repository.data}"
     place, subsets = config.output or job.subset.root.name, job.subset.data.parent.iterdir()
@@ -135,13 +135,13 @@ def labels_named(job: Run, config: Config) -> str:
 
 
 def label_and_publish(
-    units: Sequence[Unit], job: Run, config: Config, repository: Repository, facts: SubsetInfo
+    units: Sequence[Unit], job: Run, config: Config, repository: Repository, info: SubsetInfo
 ) -> Throughput:
-    """Labels what the repository lacks, beginning with what an interrupted run left on this disk."""
+    """Label what the repository lacks, after publishing what an interrupted run left on this disk."""
     ledger, published = Ledger(job.subset), PublishedLedger(repository, job.subset)
     ledger.write_published(published.receipts(len(units)))
     if len(ledger.published()) < len(units):
-        publish_beginning(repository, facts)
+        publish_beginning(repository, info)
     with Publisher(repository, job.subset, keeps=False) as publisher:
         damaged = [receipt for receipt in ledger.unpublished() if not publisher.add(receipt)]
         if damaged:
@@ -150,12 +150,12 @@ def label_and_publish(
         report = label(units, job, config, publisher)
     receipts = published.receipts(len(units))
     ledger.write_published(receipts)
-    publish_end(repository, with_totals(facts, receipts))
+    publish_end(repository, with_totals(info, receipts))
     return report
 
 
-def facts_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
-    """What the card says of a run that has not begun."""
+def info_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
+    """The card's information on a run that has not resumed."""
     return SubsetInfo(
         subset=job.subset,
         place=job.repository.name if job.repository else THIS_FOLDER,
@@ -167,7 +167,7 @@ def facts_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
 
 
 def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher | None = None) -> Throughput:
-    """Labels the units that are not done, with a progress bar; starts no worker where there are none."""
+    """Label the units that are left, with a progress bar; start no worker where there are none."""
     done = Ledger(job.subset).finished(staging=publisher is not None)
     left = [unit for unit in units if unit.index not in done]
     if not left:
@@ -175,7 +175,7 @@ def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher 
     report, rows = Throughput(), job.provenance.source_rows
     left_rows = sum(unit.stop - unit.start for unit in left)
     say(f"to label       {left_rows:,} documents in {len(left):,} units, in {job.provenance.dtype}")
-    with interrupts_told(job), pool_of(job, config) as pool:
+    with noting_interrupts(job), pool_of(job, config) as pool:
         scheduler = Scheduler(job, left, pool, done=len(done))
         with Progress(rows, rows - left_rows, partial(state_of, report, scheduler)), logging_redirect_tqdm():
             for outcome in scheduler.outcomes():
@@ -187,7 +187,7 @@ def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher 
 
 
 def state_of(report: Throughput, scheduler: Scheduler) -> State:
-    """Progress: the committed units, and the labelled parts of the others."""
+    """State of the progress bar: the committed units, and the labelled parts of the others."""
     progress, counts = scheduler.progress, report.counts
     return State(
         counts.rows + progress.rows, counts.tokens + progress.tokens, scheduler.ready_workers, report.quarantined
@@ -195,8 +195,8 @@ def state_of(report: Throughput, scheduler: Scheduler) -> State:
 
 
 @contextmanager
-def interrupts_told(job: Run) -> Iterator[None]:
-    """Notes how far the run is on what interrupts it."""
+def noting_interrupts(job: Run) -> Iterator[None]:
+    """Note on an interrupt how far the run is."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -207,7 +207,7 @@ def interrupts_told(job: Run) -> Iterator[None]:
 
 @contextmanager
 def pool_of(job: Run, config: Config) -> Iterator[WorkerPool]:
-    """The workers that were asked for: this process alone, or those of a Ray cluster."""
+    """The requested workers: this process alone, or those of a Ray cluster."""
     if config.workers == 0:
         with stage("loading torch"):
             from pipeline.labels.labeller import device_here
@@ -234,7 +234,7 @@ def pool_of(job: Run, config: Config) -> Iterator[WorkerPool]:
 
 
 def publish_outcome(outcome: Outcome, publisher: Publisher, scheduler: Scheduler, *, last: bool) -> None:
-    """Has a shard published, and those that are published forgotten, while there are workers to do it."""
+    """Publish a committed shard, and delete published ones while there are workers to do it."""
     if isinstance(outcome, UnitResult):
         publisher.add(outcome.receipt, outcome.addition)
     if last:

@@ -1,6 +1,6 @@
 """The ledger of a subset: the plan of its run, a receipt for every shard, notes on quarantined units.
 
-It lies in `_ledger/SUBSET` beside the data, in a folder and in a repository of the Hub; `datasets` does not read
+It lies in `_ledger/SUBSET` next to the data, in a folder and in a repository of the Hub; `datasets` does not read
 folders that begin with an underscore. A receipt is written after its shard is in place, so a unit with a receipt never
 needs doing again: the same command resumes a run.
 """

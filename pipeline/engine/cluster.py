@@ -19,13 +19,13 @@ Node = dict[str, float]
 """Resources of a machine, by their names."""
 
 LOCAL = "local"
-VITAL = ("raylet", "gcs_server")  # Ray goes on without its other processes, as the one that passes on logs
+VITAL = ("raylet", "gcs_server")  # Ray runs without its other processes, as the one that passes on logs
 ANSWER_SECONDS = 10.0
 MOST_CORES = 4  # a core reads, tokenizes and writes 1 million tokens a second, a GPU labels at most a few (computed)
 
 
 def ray_address(address: str | None) -> str:
-    """The address that is given, or else that of the job that this runs in, or else LOCAL."""
+    """The address, or else that of the Ray job that this runs in, or else LOCAL."""
     return address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
@@ -87,16 +87,16 @@ def _require_answer(address: str) -> None:
 
 
 def _unreachable(address: str, reason: str) -> ConnectionError:
-    told = "cannot start Ray here" if address == LOCAL else f"cannot join a Ray cluster at {address}"
-    return ConnectionError(f"{told}: {reason}; {'try again' if address == LOCAL else 'check --address'}")
+    failed = "cannot start Ray here" if address == LOCAL else f"cannot join a Ray cluster at {address}"
+    return ConnectionError(f"{failed}: {reason}; {'try again' if address == LOCAL else 'check --address'}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerResources:
-    """What a worker takes of the cluster; parts of a GPU or a core are fine."""
+    """The share of the cluster that a worker takes; parts of a GPU or a core are fine."""
 
     cpus: float | None = None
-    """None: 1, and beside a GPU up to MOST_CORES."""
+    """None: 1, or with a GPU up to MOST_CORES."""
     gpus: float | None = None
     """None: one where the cluster has GPUs when the run starts."""
 
@@ -122,8 +122,9 @@ class WorkerResources:
         """
         if not self.room():
             has = ", ".join(f"{_total(name):g} {name}" for name in ("CPU", "GPU"))
-            wanted = self.resolved()
-            raise ValueError(f"this machine has no room for a worker, which wants {wanted}; it has {has}: ask for less")
+            raise ValueError(
+                f"this machine has no room for a worker, which wants {self.resolved()}; it has {has}: ask for less"
+            )
 
     def __str__(self) -> str:
         return f"{self.cpus or 0:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")

@@ -1,4 +1,4 @@
-"""Where a unit's time goes: seconds of each stage, and how full the device's batches were."""
+"""Throughput: the seconds of each stage of a unit, how full its batches are, and the totals of a session."""
 
 import json
 import time
@@ -36,7 +36,7 @@ class Stages:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds the time spent inside to a stage, which runs in one thread at a time."""
+        """Add the time spent inside to a stage, which runs in one thread at a time."""
         started = time.perf_counter()
         try:
             yield
@@ -44,7 +44,7 @@ class Stages:
             self.seconds[stage] += time.perf_counter() - started
 
     def add_batches(self, batches: Iterable[Batch], parts: int) -> None:
-        """Counts labelled batches, of which some were labelled in parts."""
+        """Count labelled batches, of which `parts` were labelled in parts."""
         for batch in batches:
             self.tokens += int(batch.lengths_B.sum())
             self.padded_tokens += batch.ids_BT.size
@@ -52,7 +52,7 @@ class Stages:
 
     @property
     def batch_fill(self) -> float:
-        """Share of the tokens in batches that is no padding."""
+        """Share of the tokens in batches that is not padding."""
         return self.tokens / max(1, self.padded_tokens)
 
     @property
@@ -62,7 +62,7 @@ class Stages:
 
     @property
     def bottleneck(self) -> str:
-        """The stage that takes longest: what to make faster first."""
+        """The stage that takes longest, and should be made faster first."""
         return max(WORK, key=lambda stage: self.seconds[stage])
 
 
@@ -76,7 +76,7 @@ class UnitResult(NamedTuple):
 
 
 Outcome = UnitResult | Quarantined | None
-"""A committed unit, a unit that was given up, or nothing in the last second."""
+"""A committed unit, a quarantined one, or nothing in the last second."""
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Throughput:
     stages: Stages = field(default_factory=Stages)
 
     def add(self, outcome: Outcome) -> None:
-        """Counts what became of a unit."""
+        """Count a unit's outcome."""
         self.seconds = time.monotonic() - self.started
         if isinstance(outcome, Quarantined):
             self.quarantined += 1

@@ -1,4 +1,4 @@
-"""What a published subset has besides its shards: plan, tokenizer, card, and notes on how the last run ended."""
+"""A published subset's files besides its shards: plan, tokenizer, card, and notes on how the last run ended."""
 
 import json
 import logging
@@ -22,11 +22,11 @@ from schemas.receipts import PLAN_FILE, QUARANTINE, REPORT_FILE, Plan, Quarantin
 
 LOG = logging.getLogger(__name__)
 Missing = Callable[[str], Sequence[Operation]]
-"""From a commit to what it lacks."""
+"""From a commit to the operations that it lacks."""
 
 
 def with_totals(facts: SubsetInfo, receipts: Iterable[Receipt]) -> SubsetInfo:
-    """The same with the figures of the shards that are there."""
+    """The same with the totals of its shards."""
     counts, digest, size = total(receipts)
     return replace(facts, counts=counts, shards_sha256=digest, size=size)
 
@@ -109,7 +109,7 @@ def _report(file: Path) -> bytes:
 
 
 def _note(file: Path) -> bytes:
-    """What is written down of a unit that was given up, without its file's path on this disk."""
+    """A note on a quarantined unit, without its file's path on this disk."""
     with reading(file, "delete it, and the same pipeline.annotate command tries the unit again"):
         unit = Quarantined.from_json(text_of(file))
     name = Path(unit.file).name if is_local(unit.file) else unit.file

@@ -26,8 +26,8 @@ def source_of(groups: list[list[int]]) -> Source:
     """A file for each list of rows of row groups."""
     schema = pa.schema([("text", pa.string())])
     files = tuple(File(f"{index}.parquet", 1, "1") for index in range(len(groups)))
-    layouts = tuple(FileInfo(sum(rows), tuple(rows), schema, "digest") for rows in groups)
-    return Source(files, layouts, schema, "digest")
+    infos = tuple(FileInfo(sum(rows), tuple(rows), schema, "digest") for rows in groups)
+    return Source(files, infos, schema, "digest")
 
 
 def look(files: Sequence[Path], column: Column = TEXT, passed: Sequence[str] | None = None) -> Source:
@@ -77,7 +77,7 @@ def test_inspection_counts_rows_and_keeps_the_order(tmp_path: Path) -> None:
     files = [text_file(tmp_path / name, ["x"] * rows) for name, rows in (("b.parquet", 3), ("a.parquet", 0))]
     source = look(files)
     assert [file.url for file in source.files] == [str(file) for file in files]
-    assert [layout.rows for layout in source.layouts] == [3, 0] and source.rows == 3 and source.schema.names == ["text"]
+    assert [info.rows for info in source.infos] == [3, 0] and source.rows == 3 and source.schema.names == ["text"]
 
 
 def test_files_with_other_columns_are_refused(tmp_path: Path) -> None:
