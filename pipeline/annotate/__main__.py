@@ -68,9 +68,9 @@ def annotate(config: Config = DEFAULTS) -> int:
         config = replace(config, estimator=pin_checkpoint(config.estimator, resumed), longest_document=longest)
         with stage("reading the inputs"):
             inputs = pin_inputs(config.input, resumed)
-            found = config.find(inputs or [str(sample)], config.place.root)
-            source = inspect(found.files, config.column, found.choices, config.passed)
-        found.tell()
+            listing = config.find(inputs or [str(sample)], config.place.root)
+            source = inspect(listing.files, config.column, listing.choices, config.passed)
+        listing.tell()
         with stage("reading the checkpoint"):
             job, units = prepare(config, source, inputs, resumed)
         existing.require_continued(job, source.files, config.output)

@@ -1,4 +1,4 @@
-"""A label method with its checkpoint on a device: batches of windows in, nats out.
+"""Labellers: a label method with its checkpoint on a device. Batches of windows in, nats out.
 
 B rows, T tokens of the longest row.
 """
@@ -57,7 +57,7 @@ class DeviceError(Exception):
 
 @dataclass(frozen=True)
 class TorchLabeller:
-    """A loaded label method."""
+    """A label method with its checkpoint loaded."""
 
     columns: tuple[str, ...]
     of_windows: OfWindows
@@ -77,22 +77,22 @@ class TorchLabeller:
         Windows go to the device in one transfer and labels come back in one: in between it does not wait for its host.
         `labelled` is called with each batch when it is, on a GPU as soon as the device has the work.
         """
-        whole, parts, at = list(batches), 0, 0
-        sizes = [batch.ids_BT.size for batch in whole]
+        all_batches, parts, at = list(batches), 0, 0
+        sizes = [batch.ids_BT.size for batch in all_batches]
         # Before: small results that outlive the large ones of a forward leave holes in the heap, 900 bytes a token.
         labels_CN = torch.empty(len(self.columns), sum(sizes), device=self.device)
         with BlockedAttention() if self.device == "cpu" else nullcontext():
-            for batch, size, sent in zip(whole, sizes, self._on_device(whole), strict=True):
-                found, budget = self._within_memory(*sent)
+            for batch, size, sent in zip(all_batches, sizes, self._on_device(all_batches), strict=True):
+                labels, budget = self._within_memory(*sent)
                 parts += budget < self.budget
                 for column, name in enumerate(self.columns):
-                    labels_CN[column, at : at + size] = found[name].flatten()
+                    labels_CN[column, at : at + size] = labels[name].flatten()
                 at += size
                 labelled(batch)
         parts_CN = labels_CN.cpu().split(sizes, dim=1)
         return [
             {name: part_CN[column].view(batch.ids_BT.shape).numpy() for column, name in enumerate(self.columns)}
-            for batch, part_CN in zip(whole, parts_CN, strict=True)
+            for batch, part_CN in zip(all_batches, parts_CN, strict=True)
         ], parts
 
     def _on_device(self, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""Publishes a subset in a repository of the Hub: shards in few commits, each with the receipts of its shards.
+"""The publisher of a subset: its shards in few commits to a repository of the Hub, each with their receipts.
 
 A single thread commits, so that no commit waits for another of the same run; whoever labelled a shard has sent its
 content before. What lies on the disk stays until its commit is known to be in. Runs that publish the same subset at
@@ -113,20 +113,20 @@ class Publisher:
         return batch
 
     def _commit(self, batch: Sequence[Labelled]) -> None:
-        there: dict[str, str] = {}
+        existing: dict[str, str] = {}
 
         def operations(head: str) -> list[Operation]:
-            nonlocal there
+            nonlocal existing
             files = self.repository.digests([self._path(receipt) for receipt, _ in batch], head)
-            there = self._receipted(batch, files, head)
-            missing = [one for one in batch if self._path(one.receipt) not in there]
+            existing = self._receipted(batch, files, head)
+            missing = [one for one in batch if self._path(one.receipt) not in existing]
             if replaced := [path for one in missing if (path := self._path(one.receipt)) in files]:
                 LOG.warning("%d files are replaced that no receipt speaks of: %s", len(replaced), replaced[0])
             self.repository.upload([one.addition for one in missing])
             return [*(one.addition for one in missing), *self._receipts(missing)]
 
         self.repository.commit(f"{self.subset.name}: {len(batch)} shards", operations)
-        ours = [receipt for receipt, _ in batch if there.get(self._path(receipt), receipt.sha256) == receipt.sha256]
+        ours = [receipt for receipt, _ in batch if existing.get(self._path(receipt), receipt.sha256) == receipt.sha256]
         if len(ours) < len(batch):
             LOG.warning("%d shards were published by another run with other labels; those stay", len(batch) - len(ours))
         if not self.keeps:

@@ -12,7 +12,7 @@ from huggingface_hub import DatasetCard
 from pipeline.data.ledger import Ledger
 from pipeline.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, tokenizer_sha256
 from pipeline.engine.output import GROWING_FILE
-from pipeline.verify.stored import Fault, Stored, link
+from pipeline.verify.stored import LINK, Fault, Stored
 from schemas.annotations import Provenance
 from schemas.decoding import text_of
 from schemas.layout import CARD_FILE, shard_name, shards_in_all
@@ -38,10 +38,10 @@ def read_records(stored: Stored) -> Records:
     records, ledger, root = Records(), Ledger(stored.subset), stored.subset.root
     for file in _files(ledger):
         try:
-            if stored.remote or not link(root, file):
+            if not stored.is_link(file):
                 _read(ledger, file, records)
                 continue
-            fault = "is a link, or no file; copy what it leads to here"
+            fault = LINK
         except (ValueError, OSError) as error:
             fault = f"cannot be read ({' '.join(str(error).split())})"
         records.faults.append(Fault(file.relative_to(root).as_posix(), fault, _shard_of(file, records)))
@@ -150,17 +150,17 @@ def check_tokenizer(stored: Stored, provenance: Provenance) -> Sequence[Fault]:
     return _check_digest(stored, TOKENIZER_FILE, provenance.tokenizer_sha256)
 
 
-def _check_digest(stored: Stored, own_name: str, wanted: str | None) -> Sequence[Fault]:
+def _check_digest(stored: Stored, own_name: str, expected: str | None) -> Sequence[Fault]:
     file = stored.subset.tokenizer / own_name
     name = file.relative_to(stored.subset.root).as_posix()
-    if not stored.remote and (file.exists() or file.is_symlink()) and link(stored.subset.root, file):
-        return [Fault(name, "is a link, or no file; copy what it leads to here")]
-    found = tokenizer_sha256(stored.subset.tokenizer, own_name)
-    if found == wanted:
+    if stored.is_link(file):
+        return [Fault(name, LINK)]
+    digest = tokenizer_sha256(stored.subset.tokenizer, own_name)
+    if digest == expected:
         return ()
-    if found is None:
+    if digest is None:
         return [Fault(name, f"is missing; {AGAIN}")]
-    return [Fault(name, f"is not the tokenizer of this run: its sha256 is {found}, and was {wanted}")]
+    return [Fault(name, f"is not the tokenizer of this run: its sha256 is {digest}, and was {expected}")]
 
 
 DIGEST = re.compile(r"shards ([0-9a-f]{64})$")
@@ -171,22 +171,22 @@ def check_card(stored: Stored, records: Records, *, sound: bool) -> list[Fault]:
     file = stored.subset.card
     if records.plan is None:
         return []
-    if not stored.remote and (file.exists() or file.is_symlink()) and link(stored.subset.root, file):
-        return [Fault(CARD_FILE, "is a link, or no file; copy what it leads to here")]
+    if stored.is_link(file):
+        return [Fault(CARD_FILE, LINK)]
     if not file.is_file():
         return [Fault(CARD_FILE, f"is missing, so that load_dataset knows no subsets; {AGAIN}")]
     try:
         card = DatasetCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True)
         entry = {each["config_name"]: each for each in card.data.get("configs") or []}[stored.subset.name]
-        told = DIGEST.search(str(entry.get("description")))
+        described = DIGEST.search(str(entry.get("description")))
         files = f"{stored.subset.in_repository.data.as_posix()}/**/*.parquet"
         if entry["data_files"] != [{"split": "train", "path": files}]:
             return [Fault(CARD_FILE, f"has other files for {stored.subset.name} than {files}; {AGAIN}")]
     except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError):
         return [Fault(CARD_FILE, f"has no readable entry for {stored.subset.name} at its top; {AGAIN}")]
     digest = _shards_sha256(stored, records) if sound else None
-    if told is not None and digest is not None and told[1] != digest:
-        return [Fault(CARD_FILE, f"has the digest of other shards of {stored.subset.name}: {told[1]}; {AGAIN}")]
+    if described is not None and digest is not None and described[1] != digest:
+        return [Fault(CARD_FILE, f"has the digest of other shards of {stored.subset.name}: {described[1]}; {AGAIN}")]
     return []
 
 

@@ -1,4 +1,4 @@
-"""Sets aside what is damaged, so that the annotate command that made a dataset makes it anew. Nothing is deleted."""
+"""Repair: damaged files are set aside, so that the annotate command makes them anew. Nothing is deleted."""
 
 import shlex
 import shutil
@@ -17,10 +17,10 @@ DAMAGED = "damaged"
 
 
 def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
-    """Moves shards and receipts that a fault names; no other run may be at work. Returns their new places.
+    """Move shards and receipts that a fault names; no other run may be at work. Return their new paths.
 
     Raises:
-        ValueError: if the plan is damaged or missing, which no other file tells, or a folder is a link.
+        ValueError: if the plan is damaged or missing, which no other file can restore, or a folder is a link.
     """
     subset = stored.subset
     for folder in (subset.data, subset.ledger, subset.ledger / RECEIPTS, subset.ledger / DAMAGED):
@@ -30,7 +30,7 @@ def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
     if any(subset.root / fault.file == plan for fault in faults) or not plan.is_file():
         how = "damaged" if plan.is_file() else "missing"
         raise ValueError(f"{plan} is {how}; restore it, or annotate into another folder")
-    aside = next(place for number in count(1) if not (place := subset.ledger / DAMAGED / str(number)).exists())
+    aside = next(folder for number in count(1) if not (folder := subset.ledger / DAMAGED / str(number)).exists())
     shards = {fault.shard for fault in faults if fault.shard}
     named = {subset.root / fault.file for fault in faults}
     files = named | {subset.data / shard for shard in shards} | set(_receipts_of(stored, shards))
@@ -42,7 +42,7 @@ def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
 
 
 def annotate_command(stored: Stored, records: Records) -> str:
-    """The command that makes anew what was set aside, as far as the plan has it."""
+    """The command that makes these files anew, as far as the plan has it."""
     if records.plan is None:
         return "python -m pipeline.annotate ..."
     given = f"--input {' '.join(map(shlex.quote, records.plan.inputs))} " if records.plan.inputs else ""
