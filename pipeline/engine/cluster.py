@@ -1,9 +1,10 @@
-"""The Ray cluster: joining or starting one, and what it has room for."""
+"""The Ray cluster: joining or starting one, the workers that it has room for, and training processes on it."""
 
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,30 @@ def cluster(address: str) -> Iterator[None]:
         except Exception as error:  # Ray's are of many kinds, a bare Exception among them
             raise _unreachable(address, str(error).partition("\n")[0]) from error
         yield
+
+
+def run_in_processes(work: Callable[[], None], processes: int, address: str | None) -> None:
+    """Run `work` in the processes of one torch process group, each with a GPU where the cluster has any.
+
+    Raises:
+        ValueError: if `work` raises one; other errors of it come as Ray's, with where they happened.
+    """
+    with cluster(ray_address(address)), tempfile.TemporaryDirectory() as folder:
+        from ray.train import RunConfig, ScalingConfig, WorkerGroupError  # loads torch, which takes seconds
+        from ray.train.torch import TorchTrainer
+
+        trainer: Any = TorchTrainer(
+            lambda: work(),
+            scaling_config=ScalingConfig(num_workers=processes, use_gpu=ray.cluster_resources().get("GPU", 0) > 0),
+            run_config=RunConfig(storage_path=folder),
+        )
+        try:
+            trainer.fit()
+        except WorkerGroupError as error:
+            for failure in error.worker_failures.values():
+                if isinstance(failure, ValueError):
+                    raise ValueError(str(failure)) from error
+            raise
 
 
 def require_ray() -> None:

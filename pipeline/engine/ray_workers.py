@@ -1,11 +1,10 @@
-"""Workers that are actors of a Ray cluster: started while it has room, called, and killed when they are dismissed."""
+"""Ray's workers: actors of a cluster, started while it has room, called, and killed when they are dismissed."""
 
 import logging
 import os
 import queue
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge
 
 from pipeline.engine.annotator import Amount
-from pipeline.engine.cluster import WorkerResources, cluster, ray_address, require_ray
+from pipeline.engine.cluster import WorkerResources, require_ray
 from pipeline.engine.plan import Run, Unit
 from pipeline.engine.throughput import UnitResult
 from pipeline.engine.workers import CallResult, Load, Worker, WorkerHandle, WorkerPool
@@ -191,27 +190,3 @@ class Metrics:
             self.tokens.inc(receipt.counts.tokens)
         self.fill.set(stages.batch_fill)
         self.wait.set(stages.device_wait)
-
-
-def run_in_processes(work: Callable[[], None], processes: int, address: str | None) -> None:
-    """Runs `work` in so many processes of one torch process group, each with a GPU where the cluster has any.
-
-    Raises:
-        ValueError: if `work` raises one; other errors of it come as Ray's, with where they happened.
-    """
-    with cluster(ray_address(address)), tempfile.TemporaryDirectory() as folder:
-        from ray.train import RunConfig, ScalingConfig, WorkerGroupError  # loads torch, which takes seconds
-        from ray.train.torch import TorchTrainer
-
-        trainer: Any = TorchTrainer(
-            lambda: work(),
-            scaling_config=ScalingConfig(num_workers=processes, use_gpu=ray.cluster_resources().get("GPU", 0) > 0),
-            run_config=RunConfig(storage_path=folder),
-        )
-        try:
-            trainer.fit()
-        except WorkerGroupError as error:
-            for failure in error.worker_failures.values():
-                if isinstance(failure, ValueError):
-                    raise ValueError(str(failure)) from error
-            raise
