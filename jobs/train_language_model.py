@@ -87,7 +87,7 @@ class Config:
 def train_language_model(config: Config) -> None:
     """Train a causal language model on an annotated dataset with an entropy-floored loss."""
     if config.workers is not None:
-        from pipeline.engine.ray_workers import run_in_processes  # Ray may be missing where one process trains
+        from pipeline.engine.cluster import run_in_processes  # Ray may be missing where one process trains
 
         run_in_processes(partial(train_here, with_absolute_paths(config), sys.argv[1:]), config.workers, config.address)
     else:

@@ -31,6 +31,7 @@ BETTER_MODEL = "small, for demonstrations; --method causal --estimator NAME labe
 
 Method = Literal["second-order", "exact", "causal"]
 Dtype = Literal["float32", "bfloat16"]
+Device = Literal["cpu", "cuda"]
 
 DESCRIPTIONS = {
     INPUT_IDS: "the encoding of the source's `text`, without special tokens, or the source's own `input_ids`",

@@ -8,11 +8,11 @@ from typing import Any
 
 from pipeline.data.files import find_files
 from pipeline.data.hub import Repository
+from pipeline.data.ledger import Ledger
 from pipeline.data.naming import load_call
 from pipeline.data.safe_tokenizers import failures_told
 from pipeline.data.shards import open_shard
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
-from pipeline.engine.ledger import read_published, read_receipts
 from pipeline.engine.throughput import Throughput
 from pipeline.messages import say
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, Provenance
@@ -34,7 +34,7 @@ def print_summary(place: str, provenance: Provenance, counts: Counts, report: Th
     without_token = f", {unknown:,} with characters that have no token" if unknown else ""
     say(f"documents      {counts.rows:,}{without}{replaced}{without_token}")
     say(f"tokens         {tokens:,}" + (f", {labelled:,} of them labelled" if labelled < tokens else ""))
-    idle = "none: no unit succeeded" if report.given_up else "none: the dataset was complete"
+    idle = "none: no unit succeeded" if report.quarantined else "none: the dataset was complete"
     say(f"tokens/s       {_speed(report) if report.units else idle}")
     say(f"mean entropy   {mean:.3f} nats a token")
     say(f"bits per byte  {bits}")
@@ -69,7 +69,7 @@ def print_examples(subset: Subset, repository: Repository | None, *, complete: b
     place = f"{repository.url}/{subset.in_repository.data}" if repository else str(subset.data)
     root = str(subset.root)
     call = load_call(repository.name, subset.name, repository.revision) if repository else load_call(root, subset.name)
-    receipts = read_published(subset) if repository else read_receipts(subset)
+    receipts = Ledger(subset).published() if repository else Ledger(subset).receipts()
     row = next(filter(_has_example, islice(_rows(receipts, place), MOST_LOOKS)), None)
     if row is None:
         say("", f"{call} {has}")
