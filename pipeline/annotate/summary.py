@@ -10,7 +10,7 @@ from pipeline.data.files import find_files
 from pipeline.data.hub import Repository
 from pipeline.data.ledger import Ledger
 from pipeline.data.naming import load_call
-from pipeline.data.safe_tokenizers import failures_told
+from pipeline.data.safe_tokenizers import tokenizer_errors
 from pipeline.data.shards import open_shard
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
 from pipeline.engine.throughput import Throughput
@@ -103,5 +103,5 @@ def _shown(ids: list[int], tokenizer_folder: Path) -> list[str]:
     if not (tokenizer_folder / TOKENIZER_FILE).is_file():
         return [str(token) for token in ids]
     tokenizer = load_tokenizer(tokenizer_folder)
-    with failures_told("the tokenizer cannot tell the text of its tokens; take another copy of it"):
+    with tokenizer_errors("the tokenizer cannot tell the text of its tokens; take another copy of it"):
         return [repr(tokenizer.decode([token], skip_special_tokens=False)) for token in ids]
