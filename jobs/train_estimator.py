@@ -69,7 +69,7 @@ def train_estimator(config: Config) -> None:
     with process_group():
         documents = config.documents.read()
         resume.begin_on_main(config.output, {**documents.decisive, **config.decisive})
-        for fold, part in enumerate(documents.each_without_a_fold(config.folds)):
+        for fold, part in enumerate(documents.leave_one_fold_out(config.folds)):
             folder = fold_folder(config.output, fold, config.folds)
             if not resume.is_finished(folder):
                 train_on(part, folder, config)

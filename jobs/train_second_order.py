@@ -164,7 +164,7 @@ def train_second_order(config: Config) -> None:
         resume.begin_on_main(config.output, plan.decisive)
         if process.is_main_process:
             say(f"windows of {plan.windows}", file=sys.stderr)
-        for fold, part in enumerate(seen.each_without_a_fold(config.folds)):
+        for fold, part in enumerate(seen.leave_one_fold_out(config.folds)):
             folder = fold_folder(config.output, fold, config.folds)
             if not resume.is_finished(folder):
                 train_on(part, held_out, plan.starts[fold], folder, plan)

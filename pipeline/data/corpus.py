@@ -70,7 +70,7 @@ class Corpus:
         seen = len(self) - held_out_documents(len(self), documents)
         return self.documents(0, seen), require_tokens(self.documents(seen, len(self)))
 
-    def each_without_a_fold(self, folds: int) -> list["Corpus"]:
+    def leave_one_fold_out(self, folds: int) -> list["Corpus"]:
         """The corpus without each of its folds in turn; the whole of it where there is one fold.
 
         Raises:
@@ -125,13 +125,6 @@ class Corpus:
     def total_bytes(self) -> int | None:
         """UTF-8 bytes of text; None for documents that came as tokens."""
         return None if self.text_bytes_M is None else int(self.text_bytes_M.sum())
-
-    def packed(self, separator: int) -> "Corpus":
-        """All documents as a single one, a separator without a label before each."""
-        starts = self.offsets[:-1]
-        labels_N = None if self.labels_N is None else np.insert(self.labels_N, starts, np.float32("nan"))
-        tokens_N = np.insert(self.tokens_N, starts, np.int32(separator))
-        return Corpus(tokens_N, np.array([0, len(tokens_N)]), labels_N)
 
 
 def interleaved(parts: Sequence[Corpus]) -> Corpus:
@@ -224,7 +217,7 @@ class DocumentStream:
     without: tuple[int, int] = (0, 1)
     """A fold and the number of folds: the fold is left out where there are more than one."""
 
-    def each_without_a_fold(self, folds: int) -> list["DocumentStream"]:
+    def leave_one_fold_out(self, folds: int) -> list["DocumentStream"]:
         """The stream without each of its folds in turn; the whole of it where there is one fold."""
         return [replace(self, without=(fold, folds)) for fold in range(folds)]
 

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -68,6 +68,8 @@ class TrainingState:
     seconds: float = 0.0
     losses: float = 0.0
     since: int = 0
+    batches: dict[str, Any] = field(default_factory=dict)
+    """State of the batches, where they have one."""
 
     def after(self, loss: float, tokens: int, seconds: float) -> Self:
         """One step later; `seconds` are those of the whole training."""
@@ -212,7 +214,8 @@ def _restored(stored: Any, model: nn.Module, optimizer: Optimizer) -> TrainingSt
             part: _beside(parameter, part, stored.get_tensor(key)) for part, key in kept.items()
         }
     place = TrainingState(**json.loads(stored.metadata()["place"]))
-    if not all(isinstance(number, int | float) for number in asdict(place).values()):
+    numbers = {**asdict(place), **place.batches, "batches": 0}
+    if not all(isinstance(number, int | float) for number in numbers.values()):
         raise ValueError("a place that is no numbers")
     return place
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.optim import AdamW
 
+from pipeline.data.loader import Resumable
 from pipeline.messages import say
 from pipeline.models.cross_entropy import cut_cross_entropy
 from pipeline.training import resume
@@ -39,7 +40,7 @@ from pipeline.training.distributed import (
 )
 from pipeline.training.losses import ObjectiveLoss
 from pipeline.training.metrics import Metrics, MetricsLog
-from pipeline.training.resume import StoppedError, stop_requests
+from pipeline.training.resume import StoppedError, TrainingState, stop_requests
 
 TokenLosses = Callable[[Batch], Tensor]
 """Losses [B, T] of a part of a batch, on its device."""
@@ -84,8 +85,8 @@ def steps_of(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     """So many batches at a time; fewer in the end, where batches end."""
     while step := list(islice(batches, size)):
         if len(step) > 1:
-            full_tensor = joined(step)
-            step = [replace(batch, others=full_tensor) for batch in step]
+            whole_batch = joined(step)
+            step = [replace(batch, whole_batch=whole_batch) for batch in step]
         yield step
 
 
@@ -229,7 +230,7 @@ def train(
     place = resume.load(output, trained, optimizer)
     _require_same(place.step, accelerator)
     stepper = Stepper(accelerator, module, prepared, loss, _compiled(loss, config), config, output)
-    remaining = steps_of(islice(batches, place.step * config.accumulate, None), config.accumulate)
+    remaining = steps_of(_remaining(batches, place, config, output), config.accumulate)
     stopping = False
     kernel = cut_cross_entropy(config.cross_entropy == "cut-cross-entropy")
     with kernel, stop_requests() as asked, MetricsLog(accelerator, config, output, place) as log:
@@ -241,7 +242,8 @@ def train(
             if config.evaluates(step):
                 log.evaluated(apply(module, evaluate, accelerator.device), prepared.param_groups[0]["lr"])
             if config.saves(step) or stopping:
-                resume.save(output, trained, optimizer, log.place, keep=config.keep, writes=log.shown)
+                place = replace(log.place, batches=batches.state_dict() if isinstance(batches, Resumable) else {})
+                resume.save(output, trained, optimizer, place, keep=config.keep, writes=log.shown)
             if stopping:
                 accelerator.wait_for_everyone()  # a launcher kills the others when one has ended
                 break
@@ -249,6 +251,24 @@ def train(
         _stop(log.place.step, accelerator)
     take_weights(model, trained)
     return log.record
+
+
+def _remaining(batches: Iterator[Batch], place: TrainingState, config: TrainingConfig, output: Path) -> Iterator[Batch]:
+    """The batches after those of the steps that are done.
+
+    Raises:
+        ValueError: if an older version, which read in another order, took these steps.
+    """
+    if not isinstance(batches, Resumable):
+        return islice(batches, place.step * config.accumulate, None)
+    if place.step and not place.batches:
+        raise ValueError(
+            f"{output} holds a training that an older version began, which read in another order; delete the folder to"
+            " begin again"
+        )
+    if place.step:
+        batches.load_state_dict(place.batches)
+    return batches
 
 
 def _require_same(step: int, accelerator: Accelerator) -> None:
