@@ -22,7 +22,7 @@ from pipeline.checks import require_at_least_one
 from pipeline.cli import run
 from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import held_out_documents
-from pipeline.data.packing import CutWithOverlap, Window
+from pipeline.data.packing import CutWithOverlap, PackedWindow
 from pipeline.messages import say
 from pipeline.models.model_card import command_line, model_card, training_length
 from pipeline.models.sizes import StackKind, TransformerSizes
@@ -131,7 +131,11 @@ def train_here(config: Config, arguments: Sequence[str]) -> None:
 
 
 def trained(
-    config: Config, tokens: ModelTokens, seen: LabelledDocuments, mean_label: float, evaluated: Mapping[str, Window]
+    config: Config,
+    tokens: ModelTokens,
+    seen: LabelledDocuments,
+    mean_label: float,
+    evaluated: Mapping[str, PackedWindow],
 ) -> tuple[PreTrainedModel, Metrics]:
     """A model after its training, and the last of its figures; `mean_label` is that of the labels, in nats."""
     import torch
@@ -168,7 +172,7 @@ def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
 
 def documents(
     config: Config, dataset: AnnotatedDataset, tokens: ModelTokens
-) -> tuple[LabelledDocuments, dict[str, Window]]:
+) -> tuple[LabelledDocuments, dict[str, PackedWindow]]:
     """What to train on, and, by name, what to evaluate on.
 
     Raises:

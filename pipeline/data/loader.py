@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from pipeline.data.annotated import AnnotatedDataset, Row, as_rows, read_labelled
 from pipeline.data.iterators import prefetched
-from pipeline.data.packing import Document, Packing, Window
+from pipeline.data.packing import Document, PackedWindow, Packing
 from pipeline.data.shards import ENTROPY_COLUMNS
 from schemas.annotations import ENTROPY, INPUT_IDS
 
@@ -185,7 +185,7 @@ def labelled_rows(
 
 def labelled_windows(
     dataset: AnnotatedDataset, packing: Packing, reading: Reading | None = None, label: str = ENTROPY
-) -> Resumable[Window]:
+) -> Resumable[PackedWindow]:
     """The documents of a rank in windows, with the labels of that column.
 
     Iterating raises as `labelled_rows` does, and ValueError where there is no token to read without end.
@@ -202,7 +202,7 @@ def labelled_windows(
 
 def _packed(
     rows: "_Rows", packing: Packing, label: str, position: Position
-) -> Generator[tuple[Window, Position], None, None]:
+) -> Generator[tuple[PackedWindow, Position], None, None]:
     def documents() -> Iterator[Document]:
         empty = 0
         for row, _ in rows.begin(Position(position.rows)):

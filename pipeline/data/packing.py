@@ -21,7 +21,7 @@ Document = tuple[np.ndarray, np.ndarray]
 PADDING = -1
 
 
-class Window(NamedTuple):
+class PackedWindow(NamedTuple):
     """A tuple, since torch's default collation makes one of [B, T] of such tuples, but nothing of other classes."""
 
     input_ids_T: np.ndarray
@@ -35,7 +35,7 @@ class Window(NamedTuple):
 class Packed(NamedTuple):
     """A window, and what follows it: the documents from number `documents` on, of which `within` is done already."""
 
-    window: Window
+    window: PackedWindow
     documents: int
     within: int
 
@@ -61,10 +61,10 @@ class Packing(ABC):
     def windows(self, documents: Iterable[Document], within: int = 0) -> Generator[Packed, None, None]:
         """The windows of the documents, or of those that follow an earlier window, with its `within`."""
 
-    def all_windows(self, documents: Iterable[Document]) -> Window:
+    def all_windows(self, documents: Iterable[Document]) -> PackedWindow:
         """All windows of the documents as one, of arrays [W, T]."""
         each = [*zip(*(packed.window for packed in self.windows(documents)), strict=True)] or [(), (), ()]
-        return Window(*(np.reshape(arrays, (-1, self.length)) for arrays in each))
+        return PackedWindow(*(np.reshape(arrays, (-1, self.length)) for arrays in each))
 
     def _separated(self, documents: Iterable[Document]) -> Iterator[Document]:
         if self.separator is None:
@@ -107,7 +107,7 @@ class CutAtEnd(Packing):
         if self.length - room > self.overlap:
             yield Packed(self._window(held), number, 0)
 
-    def _window(self, pieces: Sequence[Document]) -> Window:
+    def _window(self, pieces: Sequence[Document]) -> PackedWindow:
         window = _window(pieces, self.length)
         window.entropy_T[: self.overlap] = np.nan
         return window
@@ -208,7 +208,7 @@ def _piece(document: Document, start: int, stop: int) -> Document:
     return tokens_N[start:stop], labels_N[start:stop]
 
 
-def _window(pieces: Sequence[Document], length: int) -> Window:
+def _window(pieces: Sequence[Document], length: int) -> PackedWindow:
     input_ids_T = np.zeros(length, np.int32)
     entropy_T = np.full(length, np.nan, np.float32)
     document_T = np.full(length, PADDING, np.int32)
@@ -217,4 +217,4 @@ def _window(pieces: Sequence[Document], length: int) -> Window:
         stop = start + len(tokens_N)
         input_ids_T[start:stop], entropy_T[start:stop], document_T[start:stop] = tokens_N, labels_N, number
         start = stop
-    return Window(input_ids_T, entropy_T, document_T)
+    return PackedWindow(input_ids_T, entropy_T, document_T)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.data.corpus import Corpus
 from pipeline.data.loader import Resumable
-from pipeline.data.packing import PADDING, Window
+from pipeline.data.packing import PADDING, PackedWindow
 from pipeline.data.windows import budget_groups, cover
 from pipeline.models.stacks import real_positions
 from pipeline.training.data import LabelledDocuments
@@ -36,7 +36,7 @@ class Batch:
     """The whole batch, of which this is a part: one process's, one of a step's batches; None where it is one."""
 
     @classmethod
-    def of(cls, windows: Window, rows_B: np.ndarray) -> "Batch":
+    def of(cls, windows: PackedWindow, rows_B: np.ndarray) -> "Batch":
         """Some of the windows [W, T]."""
         input_ids_BT, labels_BT, document_BT = (torch.from_numpy(values_WT[rows_B]) for values_WT in windows)
         return cls(input_ids_BT.long(), (document_BT != PADDING).sum(dim=1), labels_BT)
@@ -168,13 +168,13 @@ def _labelled_batches(
             raise ValueError("there is nothing to train on: every document is empty or without a label")
 
 
-def batches_in_order(windows: Window, tokens_per_batch: int) -> Iterator[Batch]:
+def batches_in_order(windows: PackedWindow, tokens_per_batch: int) -> Iterator[Batch]:
     """All windows [W, T] once, as they lie."""
     every = np.arange(len(windows.input_ids_T))
     return (Batch.of(windows, rows_B) for rows_B in rows_of_batches(every, windows, tokens_per_batch))
 
 
-def rows_of_batches(order: np.ndarray, windows: Window, tokens_per_batch: int) -> Iterator[np.ndarray]:
+def rows_of_batches(order: np.ndarray, windows: PackedWindow, tokens_per_batch: int) -> Iterator[np.ndarray]:
     """Which windows each batch has, from the order of all."""
     size = max(1, tokens_per_batch // windows.input_ids_T.shape[1])
     return (order[start : start + size] for start in range(0, len(order), size))

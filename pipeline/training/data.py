@@ -25,7 +25,7 @@ from pipeline.data.documents import Column
 from pipeline.data.files import File, pinned
 from pipeline.data.inputs import Inputs, find_documents
 from pipeline.data.loader import Position, Reading, labelled_rows
-from pipeline.data.packing import Packing, Window
+from pipeline.data.packing import PackedWindow, Packing
 from pipeline.data.tokenizer import (
     TokenSource,
     beginning_token,
@@ -205,7 +205,7 @@ class ModelTokens:
 class Block(NamedTuple):
     """Neighbouring documents of an epoch."""
 
-    windows: Window
+    windows: PackedWindow
     """[W, T], in the documents' order."""
     documents: int
     """Number of documents, those that are left out among them."""
@@ -252,7 +252,7 @@ class LabelledDocuments:
         """All documents in one block."""
         return self._block(self.dataset.corpus(self.start, self.stop), 0)
 
-    def held_out(self) -> Window:
+    def held_out(self) -> PackedWindow:
         """All documents, to evaluate on.
 
         Raises:
@@ -310,7 +310,7 @@ class LabelledDocuments:
             raise ValueError(f"there is nothing to train on: every document of {self.dataset.source} is empty")
 
 
-def in_windows(corpus: Corpus, packing: Packing) -> Window:
+def in_windows(corpus: Corpus, packing: Packing) -> PackedWindow:
     """The documents as windows [W, T], without labels where the corpus has none."""
     labels_N = np.full(len(corpus.tokens_N), np.nan, np.float32) if corpus.labels_N is None else corpus.labels_N
     return packing.all_windows(zip(corpus.by_document(corpus.tokens_N), corpus.by_document(labels_N), strict=True))

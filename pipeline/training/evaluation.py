@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.data.corpus import Corpus
-from pipeline.data.packing import Window
+from pipeline.data.packing import PackedWindow
 from pipeline.models.quantization import Codec, stored_losses
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.window_encoder import WindowEncoder
@@ -41,7 +41,7 @@ def r_squared(estimates_N: Tensor, truth_N: Tensor) -> float:
     return 1 - ((estimates_N - truth_N).square().mean() / truth_N.var(correction=0)).item()
 
 
-def window_loss(model: PreTrainedModel, windows: Window, tokens_per_batch: int) -> float:
+def window_loss(model: PreTrainedModel, windows: PackedWindow, tokens_per_batch: int) -> float:
     """Plain cross-entropy in nats a token, whatever a causal language model was trained with."""
     batches = (batch.to(model.device) for batch in batches_in_order(windows, tokens_per_batch))
     return mean_of(window_losses(model, batch)[batch.real_BT[:, 1:]] for batch in batches)

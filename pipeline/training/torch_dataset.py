@@ -15,11 +15,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.data.annotated import AnnotatedDataset
 from pipeline.data.loader import Reading, Resumable, labelled_windows
-from pipeline.data.packing import Packing, Window
+from pipeline.data.packing import PackedWindow, Packing
 from schemas.annotations import ENTROPY
 
 
-class LabelledWindows(IterableDataset[Window]):
+class LabelledWindows(IterableDataset[PackedWindow]):
     """Windows of an annotated dataset, again in each pass; `set_epoch` gives a pass another order.
 
     It and its iterators have `state_dict` and `load_state_dict`. Where the loader has workers, these have the states:
@@ -103,7 +103,7 @@ class LabelledWindows(IterableDataset[Window]):
         """
         self._state = dict(state)
 
-    def windows(self, epoch: int) -> Resumable[Window]:
+    def windows(self, epoch: int) -> Resumable[PackedWindow]:
         """The windows of this process, or loader worker, from an epoch on."""
         (rank, world_size), worker = self._place(), get_worker_info()
         if worker is not None:
@@ -120,14 +120,14 @@ class LabelledWindows(IterableDataset[Window]):
         return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # launched, but not joined yet
 
 
-class WindowsPass(Iterator[Window]):
+class WindowsPass(Iterator[PackedWindow]):
     """One pass over the windows."""
 
     def __init__(self, dataset: LabelledWindows, epoch: int) -> None:
         self._dataset, self._epoch = dataset, epoch
         self._windows = dataset.windows(epoch)
 
-    def __next__(self) -> Window:
+    def __next__(self) -> PackedWindow:
         return next(self._windows)
 
     def state_dict(self) -> dict[str, Any]:

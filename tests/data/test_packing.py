@@ -14,8 +14,8 @@ from pipeline.data.packing import (
     CutAtEnd,
     CutWithOverlap,
     Document,
+    PackedWindow,
     Packing,
-    Window,
     best_fit,
     document_borders,
     position_ids,
@@ -39,7 +39,7 @@ def separated(documents: list[Document], separator: int | None) -> list[list[int
     return [before + tokens_N.tolist() for tokens_N, _ in documents]
 
 
-def pieces_of(window: Window) -> list[list[int]]:
+def pieces_of(window: PackedWindow) -> list[list[int]]:
     """What the window holds, by `document_T`."""
     numbers = window.document_T[window.document_T != PADDING]
     assert numbers.tolist() == sorted(numbers) and set(numbers.tolist()) == set(range(len(set(numbers.tolist()))))

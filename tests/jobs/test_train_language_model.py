@@ -68,7 +68,7 @@ def test_two_processes_and_one_give_the_same_loss_curve(
 def test_a_training_that_is_killed_goes_on_as_if_nothing_had_happened(
     run_command: RunCommand, labels: Path, settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ("--config", settings, "--labels", labels, "--dropout", 0.1, "--training.steps", 400)
+    arguments = ("--config", settings, "--labels", labels, "--dropout", 0.1, "--stream", 300, "--training.steps", 400)
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     process = Forked(JOB, *arguments, "--output", killed)
     while not list(killed.glob("unfinished-*.safetensors")):
