@@ -1,4 +1,4 @@
-"""What the annotation job prints when it ends: the run in figures, and a few tokens with their entropies."""
+"""The summary that an annotation prints at its end: the run in figures, and a few tokens with their entropies."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence

@@ -39,7 +39,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class AnnotatedDataset:
-    """Where the rows of an annotated dataset lie, their provenance, and the tokenizer's folder, if any."""
+    """Shards of an annotated dataset, their provenance, and the tokenizer's folder, if any."""
 
     source: str
     shards: tuple[File, ...]
@@ -120,7 +120,7 @@ class AnnotatedDataset:
 
 
 def find_annotations(source: str) -> AnnotatedDataset:
-    """The annotated dataset in a folder, or at `hf://datasets/user/name`, there with an `@revision` if one is wanted.
+    """The annotated dataset in a folder, or at `hf://datasets/user/name`, with an `@revision` or the newest.
 
     Where it has several subsets, one is named by its data folder, as in `folder/data/exact`.
 
@@ -154,7 +154,7 @@ def find_annotations(source: str) -> AnnotatedDataset:
 
 
 def read_quarantine(subset: Subset) -> list[Quarantined]:
-    """The units of rows that were given up and have no shard, in their order."""
+    """The units of rows that are quarantined and have no shard, in their order."""
     files = sorted((subset.ledger / QUARANTINE).glob("*.json"))
     notes = []
     for file in files:
@@ -164,7 +164,7 @@ def read_quarantine(subset: Subset) -> list[Quarantined]:
 
 
 def read_labelled(file: File, start: int, stop: int, schema: pa.Schema, vocabulary: int) -> Iterator[pa.RecordBatch]:
-    """Rows `start` to `stop` of a shard with the columns of `schema`, their tokens and labels checked.
+    """Rows `start` to `stop` of a shard with the columns of `schema`, after a check of tokens and labels.
 
     Raises:
         ValueError: if a token is null or outside the vocabulary, a label is not finite, or there is not one a token
@@ -181,7 +181,7 @@ def read_labelled(file: File, start: int, stop: int, schema: pa.Schema, vocabula
 
 
 def as_rows(batch: pa.RecordBatch) -> list[Row]:
-    """One dictionary a row."""
+    """One dictionary per row."""
     columns = [_values(name, batch.column(name)) for name in batch.schema.names]
     return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
 
@@ -287,19 +287,19 @@ def _require_tokens(tokens: pa.Array, file: File, vocabulary: int) -> None:
         raise ValueError(f"{file.url} has a null in `{INPUT_IDS}`; annotate its source again")
     ids_N = ids.to_numpy()
     if len(ids_N) and not 0 <= ids_N.min() <= ids_N.max() < vocabulary:
-        there = f"token ids from {ids_N.min()} to {ids_N.max()}"
-        raise ValueError(f"{file.url} has {there}, beyond its vocabulary of {vocabulary:,}; annotate its source again")
+        ids = f"token ids from {ids_N.min()} to {ids_N.max()}"
+        raise ValueError(f"{file.url} has {ids}, beyond its vocabulary of {vocabulary:,}; annotate its source again")
 
 
 def _require_labels(batch: pa.RecordBatch, file: File, first_row: int) -> None:
-    """Checks every entropy column that is there."""
+    """Checks every entropy column of the batch."""
     for name in set(ENTROPY_COLUMNS) & set(batch.schema.names):
         labels = batch.column(name)
-        given = labels.flatten().drop_null().to_numpy()
-        if not np.isfinite(given).all():
+        nats = labels.flatten().drop_null().to_numpy()
+        if not np.isfinite(nats).all():
             raise ValueError(f"{file.url} has a label in `{name}` that is not finite; annotate its source again")
-        if len(given) and np.abs(given).max() > MOST_NATS:
-            largest = f"a label of {given[np.abs(given).argmax()]:.3g} nats in `{name}`"
+        if len(nats) and np.abs(nats).max() > MOST_NATS:
+            largest = f"a label of {nats[np.abs(nats).argmax()]:.3g} nats in `{name}`"
             raise ValueError(f"{file.url} has {largest}, which no token carries; annotate its source again")
         if INPUT_IDS in batch.schema.names:
             tokens_M = batch.column(INPUT_IDS).value_lengths().to_numpy(zero_copy_only=False)
@@ -319,7 +319,7 @@ def _values(name: str, column: pa.Array) -> Sequence[Any]:
 
 
 def _python_values(column: pa.Array) -> list[Any]:
-    """Text that is not UTF-8 has U+FFFD where it is not."""
+    """The column's values; text that is not UTF-8 has U+FFFD where it is not."""
     try:
         values: list[Any] = column.to_pylist()
         return values

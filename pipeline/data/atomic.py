@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written under another name, synced, then renamed."""
+"""Atomic files: written under another name, synced, then renamed, so that a file is complete or absent."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ UNFINISHED = ".unfinished"
 
 
 def unfinished_name(path: Path) -> Path:
-    """Where a file is written before it has its name; another one each time, should two workers write the same."""
+    """A name to write a file under before it is complete; a new one each time, since two workers may write the same."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
 
 
@@ -29,7 +29,7 @@ def commit(unfinished: Path, path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a small file so that it is there whole or not at all."""
+    """Writes a small file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = unfinished_name(path)
     try:

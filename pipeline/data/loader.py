@@ -228,7 +228,7 @@ class RowRange:
 
 
 def row_groups(rows_of_shards: Sequence[Sequence[int]]) -> Iterator[RowRange]:
-    """The row groups that have rows, from the rows of each group of each shard."""
+    """The row groups that have rows, given the number of rows of each group of each shard."""
     for shard, groups in enumerate(rows_of_shards):
         start = 0
         for rows in groups:
@@ -238,7 +238,7 @@ def row_groups(rows_of_shards: Sequence[Sequence[int]]) -> Iterator[RowRange]:
 
 
 def rows_of_rank(groups: Sequence[RowRange], rank: int, ranks: int) -> Iterator[RowRange]:
-    """What one of the ranks reads of the groups, in their order; no two ranks' shares differ by more than one row."""
+    """A rank's stretch of the groups end to end; no two ranks' stretches differ by more than one row."""
     rows = sum(map(len, groups))
     return _stretch(groups, rows * rank // ranks, rows * (rank + 1) // ranks)
 

@@ -22,7 +22,7 @@ PADDING = -1
 
 
 class PackedWindow(NamedTuple):
-    """A tuple, since torch's default collation makes one of [B, T] of such tuples, but nothing of other classes."""
+    """A window, or several of them as [W, T]. A tuple, since torch's default collation stacks nothing else."""
 
     input_ids_T: np.ndarray
     """int32, 0 at padding, which stands at the end."""
@@ -33,7 +33,7 @@ class PackedWindow(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A window, and what follows it: the documents from number `documents` on, of which `within` is done already."""
+    """A window, and what follows it: the documents from number `documents`, of which the part `within` is done."""
 
     window: PackedWindow
     documents: int
@@ -42,7 +42,7 @@ class Packed(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Packing(ABC):
-    """How documents become windows of `length` tokens; the last one, or what has room left, is padded.
+    """Rule by which documents become windows of `length` tokens; room that is left is padded.
 
     A causal model that reads a window of T tokens predicts T - 1 of them: choose its context and one token more.
     """
@@ -90,22 +90,22 @@ class CutAtEnd(Packing):
             raise ValueError(f"windows of {self.length} tokens cannot share {self.overlap}; make them longer")
 
     def windows(self, documents: Iterable[Document], within: int = 0) -> Generator[Packed, None, None]:
-        held: list[Document] = []
+        pieces: list[Document] = []
         room, number = self.length, 0
         for number, document in enumerate(self._separated(documents), start=1):
             start, within = within, 0
             while start < len(document[0]):
                 piece = _piece(document, start, start + room)
-                held.append(piece)
+                pieces.append(piece)
                 room -= len(piece[0])
                 start += len(piece[0])
                 if not room:
                     start -= self.overlap
                     whole = start == len(document[0])
-                    yield Packed(self._window(held), number - (not whole), 0 if whole else start)
-                    held, room = [], self.length
+                    yield Packed(self._window(pieces), number - (not whole), 0 if whole else start)
+                    pieces, room = [], self.length
         if self.length - room > self.overlap:
-            yield Packed(self._window(held), number, 0)
+            yield Packed(self._window(pieces), number, 0)
 
     def _window(self, pieces: Sequence[Document]) -> PackedWindow:
         window = _window(pieces, self.length)
@@ -139,51 +139,51 @@ class BestFit(Packing):
 
     def windows(self, documents: Iterable[Document], within: int = 0) -> Generator[Packed, None, None]:
         before = 0
-        for held in self._buffers(self._separated(documents)):
+        for buffer in self._buffers(self._separated(documents)):
             pieces = [
                 _piece(document, start, start + self.length)
-                for document in held
+                for document in buffer
                 for start in range(0, len(document[0]), self.length)
             ]
             fitted = best_fit([len(tokens_N) for tokens_N, _ in pieces], self.length)
-            for place in range(within, len(fitted)):
-                window = _window([pieces[piece] for piece in fitted[place]], self.length)
-                last = place + 1 == len(fitted)
-                yield Packed(window, before + last * len(held), 0 if last else place + 1)
-            before, within = before + len(held), 0
+            for number in range(within, len(fitted)):
+                window = _window([pieces[piece] for piece in fitted[number]], self.length)
+                last = number + 1 == len(fitted)
+                yield Packed(window, before + last * len(buffer), 0 if last else number + 1)
+            before, within = before + len(buffer), 0
 
     def _buffers(self, documents: Iterable[Document]) -> Iterator[list[Document]]:
-        held: list[Document] = []
+        buffer: list[Document] = []
         tokens = 0
         for document in documents:
-            held.append(document)
+            buffer.append(document)
             tokens += len(document[0])
             if tokens >= self.buffer * self.length:
-                yield held
-                held, tokens = [], 0
-        yield held
+                yield buffer
+                buffer, tokens = [], 0
+        yield buffer
 
 
 def best_fit(sizes: Sequence[int], room: int) -> list[list[int]]:
-    """Which pieces share a window, best-fit decreasing: pieces of a window in their order, windows by their first.
+    """Pieces that share a window, best-fit decreasing: pieces of a window in their order, windows by their first.
 
     No size is above `room`. The order of the windows is near that of the pieces, not of their sizes.
     """
     windows: list[list[int]] = []
     left: list[tuple[int, int]] = []  # room and window, the least room first
     for piece in sorted(range(len(sizes)), key=lambda piece: -sizes[piece]):
-        place = bisect_left(left, (sizes[piece],))
-        if place == len(left):
+        index = bisect_left(left, (sizes[piece],))
+        if index == len(left):
             left.append((room, len(windows)))
             windows.append([])
-        space, window = left.pop(place)
+        space, window = left.pop(index)
         windows[window].append(piece)
         insort(left, (space - sizes[piece], window))
     return sorted(map(sorted, windows))
 
 
 def document_borders(document_T: np.ndarray) -> np.ndarray:
-    """int32 [D + 1]: where each document begins in all windows laid end to end, and their end.
+    """int32 [D + 1]: the index at which each document begins in all windows end to end, and their end.
 
     `cu_seqlens` of flash attention. Padding counts as a document: kernels take every position. [..., T] comes in.
     """

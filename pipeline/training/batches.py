@@ -1,8 +1,8 @@
-"""A corpus cut into windows, and windows of neighbouring lengths put together to batches of a token budget.
+"""Batches of a token budget: windows of a corpus, of neighbouring lengths, or packed windows of labelled documents.
 
 Every epoch shuffles anew, and cuts anew where lengths vary, from (seed, epoch): the order follows from the seed.
 
-B rows, T tokens of the longest row, N tokens of the corpus, P pieces.
+B rows, T tokens of the longest row, N tokens of the corpus, P pieces, W packed windows.
 """
 
 import itertools
@@ -139,9 +139,10 @@ class BatchPosition(NamedTuple):
 
 
 def labelled_batches(documents: LabelledDocuments, tokens_per_batch: int, seed: int) -> Resumable[Batch]:
-    """Epoch after epoch of the documents' windows, those of a block in an order that follows from (seed, epoch, block).
+    """The documents' windows, epoch after epoch; the order within a block follows from (seed, epoch, block).
 
-    Iterating raises as LabelledDocuments.blocks does, and ValueError where there is nothing to read without end.
+    Resuming reads one block again. Iterating raises as LabelledDocuments.blocks does, and ValueError where no document
+    gives a window.
     """
     return Resumable(partial(_labelled_batches, documents, tokens_per_batch, seed), {}, BatchPosition())
 
@@ -169,13 +170,13 @@ def _labelled_batches(
 
 
 def batches_in_order(windows: PackedWindow, tokens_per_batch: int) -> Iterator[Batch]:
-    """All windows [W, T] once, as they lie."""
+    """Every window [W, T] once, in order."""
     every = np.arange(len(windows.input_ids_T))
     return (Batch.of(windows, rows_B) for rows_B in rows_of_batches(every, windows, tokens_per_batch))
 
 
 def rows_of_batches(order: np.ndarray, windows: PackedWindow, tokens_per_batch: int) -> Iterator[np.ndarray]:
-    """Which windows each batch has, from the order of all."""
+    """Indices of each batch's windows; `order` holds those of all."""
     size = max(1, tokens_per_batch // windows.input_ids_T.shape[1])
     return (order[start : start + size] for start in range(0, len(order), size))
 

@@ -1,4 +1,9 @@
-"""What a model of windows learns from: documents in files, tokenized, some of them held out."""
+"""Training data: documents in files, tokenized, and documents of annotated datasets in a model's tokens.
+
+`DocumentSettings` reads the first for estimators and autoencoders, `LabelledDocuments` the second for language models.
+
+W windows, T tokens of a window, N tokens.
+"""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,18 +52,18 @@ class Documents:
     held_out: Corpus
     source: TokenSource
     decisive: dict[str, Any]
-    """All that a model depends on here: what was asked for and what was found."""
+    """Everything here that a model depends on: the settings, and what they led to."""
 
     @property
     def blocks(self) -> Iterable[Corpus]:
-        """What to train on in an epoch, one after the other."""
+        """The corpora of an epoch, one after the other."""
         return [self.seen] if isinstance(self.seen, Corpus) else self.seen
 
     def leave_one_fold_out(self, folds: int) -> Iterator["Documents"]:
-        """The same with each fold in turn left out of `seen`; all of it where there is one fold.
+        """Without each fold of `seen` in turn; all of it where there is one fold.
 
         Raises:
-            ValueError: as Corpus.leave_one_fold_out does; a stream's folds are not looked at before.
+            ValueError: as Corpus.leave_one_fold_out does; a stream's folds are not checked.
         """
         for part in self.seen.leave_one_fold_out(folds):
             yield replace(self, seen=part)
@@ -87,7 +92,7 @@ class DocumentSettings(Inputs):
     text_column: str = TEXT_COLUMN
     """Name of the column that holds the text."""
     limit: int | None = None
-    """Documents to read at the most."""
+    """Read at most this many documents."""
     held_out: int | None = None
     """Last documents to evaluate on and never train on; one in twenty, 500 at the most, by default. With --stream the
     first ones, 500 by default, since the last are not known before all are read."""
@@ -170,11 +175,11 @@ class ModelTokens:
     vocabulary: int
     separator: int
     moved: bool
-    """Whether the dataset's tokens are others, so that labels move to these through the bytes that both cover."""
+    """True if the dataset has other tokens, from which labels move to these through the bytes that both cover."""
 
     @classmethod
     def of(cls, dataset: AnnotatedDataset, tokenizer: Path | None) -> "ModelTokens":
-        """The tokenizer's in that folder, or the dataset's own where none is named.
+        """The tokens of the tokenizer in that folder, or the dataset's own where it is None.
 
         Raises:
             ValueError: if the dataset's source came tokenized, so that it has no text to tokenize anew.
@@ -188,7 +193,7 @@ class ModelTokens:
         return cls(folder, vocabulary, beginning_token(folder), moved=tokenizer is not None)
 
     def read(self, inputs: Sequence[str]) -> Corpus:
-        """Other text, in files as `find_documents` takes them, in these tokens and without labels.
+        """Other text in these tokens, without labels, from files as `find_documents` takes them.
 
         Raises:
             ValueError: if there is none, or no tokenizer to read it with.

@@ -1,4 +1,4 @@
-"""A few documents labelled anew with the checkpoint that labelled a dataset, and held against what is stored.
+"""A sample of documents, labelled again with the checkpoint that labelled a dataset and compared with what is stored.
 
 Every window is labelled by itself, which differs from a batch of several by rounding alone.
 """
@@ -31,7 +31,7 @@ bfloat16, whose labels differ from float32's by 0.023 in the median, the median 
 
 
 class LeftOutError(Exception):
-    """Why no document can be labelled anew."""
+    """No document can be labelled again, for this reason."""
 
 
 class SampledRow(NamedTuple):
@@ -51,7 +51,7 @@ class Sample:
 
 
 def sampled(rows: Mapping[str, int], wanted: int) -> list[SampledRow]:
-    """So many rows of shards with so many rows each, spread evenly."""
+    """Rows spread evenly over shards, of which `rows` has the number of each."""
     ends = np.cumsum([*rows.values()])
     total = int(ends[-1]) if len(ends) else 0
     wanted = min(wanted, total)
