@@ -1,7 +1,7 @@
 """Trains a causal language model to approach each token's entropy and, by its objective, not to go below it.
 
-Documents are packed with a separator before each, which has no label; a token's label stays at its token. The
-model is an ordinary Llama that `AutoModelForCausalLM` loads. The same command goes on with an interrupted training.
+Documents are packed into windows with a separator before each, which has no label; a token's label stays at its token.
+The model is an ordinary Llama that `AutoModelForCausalLM` loads. The same command resumes an interrupted training.
 
 Processes: one; or those of `accelerate launch -m jobs.train_language_model`; or, with --workers, of a Ray cluster.
 """
@@ -42,7 +42,7 @@ class Sizes(TransformerSizes):
     heads: int = 6
     """Attention heads, or of a mixer's convolution."""
     kind: StackKind = "transformer"
-    """Attention, or a convolution over positions in its place (masked mixer)."""
+    """Attention, or a convolution over positions instead (masked mixer)."""
     kernel: int = 1
     """Neighbouring hidden indices that a mixer's convolution covers."""
 
@@ -50,7 +50,7 @@ class Sizes(TransformerSizes):
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to train on, towards what, where to write."""
+    """Labels to train on, objective, output."""
 
     labels: str
     """Annotated dataset to train on: a folder, or hf://datasets/USER/NAME."""
@@ -58,14 +58,14 @@ class Config:
     """Folder to write the model to."""
     objective: Annotated[ObjectiveSettings, cyclopts.Parameter(name="*")] = field(default_factory=ObjectiveSettings)
     shuffle_labels: bool = False
-    """Give every label to a token of chance: a control, which has the labels' distribution and nothing else of them."""
+    """Give every label to a random token: a control, which has the labels' distribution and nothing else of them."""
     tokenizer: Path | None = None
     """Tokenizer folder of the model; the labels' own by default. Labels move to its tokens through their bytes.
     Documents whose tokens are not those of their text are left out, and counted in metrics.jsonl."""
     limit: int | None = None
-    """Documents to read at the most."""
+    """Read at most this many documents, from the first on."""
     held_out: int | None = None
-    """Last documents to evaluate on and never train on; one in twenty, 500 at the most, by default."""
+    """Last documents to evaluate on and never train on; one in twenty, at most 500, by default."""
     out_of_distribution: tuple[str, ...] = ()
     """Files of other text to evaluate on too, as --input of pipeline.annotate takes them."""
     stream: int | None = None
@@ -107,7 +107,7 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def train_here(config: Config, arguments: Sequence[str]) -> None:
-    """The training, in this process and those that were started with it; `arguments` are the command's."""
+    """Trains in this process and those that were started with it; `arguments` are the command's."""
     from pipeline.models.loading import save_checkpoint
     from pipeline.training import resume
     from pipeline.training.distributed import process_group, this_process
@@ -137,7 +137,7 @@ def trained(
     mean_label: float,
     evaluated: Mapping[str, PackedWindow],
 ) -> tuple[PreTrainedModel, Metrics]:
-    """A model after its training, and the last of its figures; `mean_label` is that of the labels, in nats."""
+    """A trained model and its last figures; `mean_label` is the mean of the labels, in nats."""
     import torch
 
     from pipeline.training.batches import labelled_batches
@@ -165,7 +165,7 @@ def trained(
 
 
 def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
-    """All that the model depends on: not where, nor in how many processes, it is trained."""
+    """Everything that the model depends on; where, and in how many processes, it is trained is left out."""
     settings = {**asdict(config), "training": config.training.decisive, "provenance": asdict(dataset.provenance)}
     return {name: value for name, value in settings.items() if name not in ("output", "workers", "address")}
 
@@ -173,7 +173,7 @@ def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
 def documents(
     config: Config, dataset: AnnotatedDataset, tokens: ModelTokens
 ) -> tuple[LabelledDocuments, dict[str, PackedWindow]]:
-    """What to train on, and, by name, what to evaluate on.
+    """Documents to train on and, by name, windows to evaluate on.
 
     Raises:
         ValueError: if there is nothing to evaluate on.
@@ -190,12 +190,12 @@ def documents(
 
 
 def documents_read(config: Config, dataset: AnnotatedDataset) -> int:
-    """How many there are, or are to be read: the first ones."""
+    """Number of documents to read."""
     return min(len(dataset), config.limit or len(dataset))
 
 
 def new_model(config: Config, tokens: ModelTokens) -> PreTrainedModel:
-    """Fresh, of random weights."""
+    """A model of random weights."""
     from pipeline.models.stacks import add_dropout, new_language_model, stack_config
 
     sizes = stack_config(vocab_size=max(tokens.vocabulary, tokens.separator + 1), **vars(config.model))

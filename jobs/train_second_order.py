@@ -5,7 +5,7 @@ has not seen the token, the best it can do is the label's mean there, which is t
 a label count for nothing. Any method's labels can be the teacher, a stronger language model's among them. Documents are
 cut into the windows that the labels were made in, and a causal language model reads the same token before each.
 
-The same command goes on with an interrupted training. Processes: one, or those of `accelerate launch -m
+The same command resumes an interrupted training. Processes: one, or those of `accelerate launch -m
 jobs.train_second_order`.
 """
 
@@ -67,7 +67,7 @@ class Sizes:
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to train on, what to start from, where to write."""
+    """Labels to train on, model to start from, output."""
 
     labels: str
     """Annotated dataset whose column `entropy` is learned: a folder, or hf://datasets/USER/NAME."""
@@ -88,13 +88,13 @@ class Config:
     transformers: Literal[1, 2] = 1
     """1: both outputs read one transformer. 2: the expecting output has its own."""
     causal_weight: float = 1.0
-    """Weight of the model's own loss as a language model beside the squared error; 0 leaves it out."""
+    """Weight of the model's own loss as a language model, added to the squared error; 0 leaves it out."""
     folds: int = 1
     """Above 1: so many models, each trained without a part of the documents, which it can then label unseen."""
     limit: int | None = None
-    """Documents to read at the most."""
+    """Read at most this many documents, from the first on."""
     held_out: int | None = None
-    """Last documents to evaluate on and never train on; one in twenty, 500 at the most, by default."""
+    """Last documents to evaluate on and never train on; one in twenty, at most 500, by default."""
     model: Sizes = field(default_factory=Sizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -121,7 +121,7 @@ class Plan:
 
     @classmethod
     def of(cls, config: Config) -> Plan:
-        """Finds labels and checkpoints, and decides on windows.
+        """Finds labels and checkpoints, and chooses windows.
 
         Raises:
             ValueError: if they do not fit together.
@@ -141,7 +141,7 @@ class Plan:
 
     @property
     def decisive(self) -> dict[str, Any]:
-        """All that the models depend on: not where, nor in how many processes, they are trained."""
+        """Everything that the models depend on; where, and in how many processes, they are trained is left out."""
         settings = {
             **asdict(self.config),
             "training": self.config.training.decisive,
@@ -173,7 +173,7 @@ def train_second_order(config: Config) -> None:
 
 
 def read_documents(plan: Plan) -> tuple[Corpus, Corpus]:
-    """What to train on, and what to evaluate on.
+    """Documents to train on, and documents to evaluate on.
 
     Raises:
         ValueError: if there are not two labels of either.
