@@ -1,7 +1,7 @@
 """Trains a causal language model to approach each token's entropy and, by its objective, not to go below it.
 
 Documents are packed with a separator before each, which has no label; a token's label stays at its token. The
-model is an ordinary Llama that `AutoModelForCausalLM` loads. The same command goes on with an interrupted training.
+model is an ordinary Llama that `AutoModelForCausalLM` loads. The same command resumes an interrupted training.
 
 Processes: one; or those of `accelerate launch -m jobs.train_language_model`; or, with --workers, of a Ray cluster.
 """
@@ -22,7 +22,6 @@ from pipeline.checks import require_at_least_one
 from pipeline.cli import run
 from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import Corpus, held_out_documents
-from pipeline.messages import say
 from pipeline.models.model_card import command_line, model_card, training_length
 from pipeline.models.sizes import StackKind, TransformerSizes
 from pipeline.training.config import NEED_LABELS, ObjectiveSettings, TrainingConfig
@@ -86,12 +85,13 @@ class Config:
 
 def train_language_model(config: Config) -> None:
     """Train a causal language model on an annotated dataset with an entropy-floored loss."""
-    if config.workers is not None:
+    config, arguments = with_absolute_paths(config), sys.argv[1:]
+    if config.workers is None:
+        train_here(config, arguments)
+    else:
         from pipeline.engine.ray_workers import run_in_processes  # Ray may be missing where one process trains
 
-        run_in_processes(partial(train_here, with_absolute_paths(config), sys.argv[1:]), config.workers, config.address)
-    else:
-        train_here(with_absolute_paths(config), sys.argv[1:])
+        run_in_processes(partial(train_here, config, arguments), config.workers, config.address)
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -107,13 +107,12 @@ def with_absolute_paths(config: Config) -> Config:
 
 def train_here(config: Config, arguments: Sequence[str]) -> None:
     """The training, in this process and those that were started with it; `arguments` are the command's."""
-    from pipeline.models.loading import save_checkpoint
     from pipeline.training import resume
     from pipeline.training.distributed import process_group, this_process
 
     with process_group():
-        process, dataset = this_process(), find_annotations(config.labels)
-        if not process.is_main_process:  # all read the same, and one says what is left out
+        dataset = find_annotations(config.labels)
+        if not this_process().is_main_process:  # all read the same, and one says what is left out
             logging.getLogger(PackedDocuments.__module__).setLevel(logging.ERROR)
         tokens = ModelTokens.of(dataset, config.tokenizer)
         seen, evaluated = documents(config, dataset, tokens)
@@ -121,46 +120,48 @@ def train_here(config: Config, arguments: Sequence[str]) -> None:
         if config.objective.objective in NEED_LABELS and not len(first.given_labels):
             raise ValueError(f"{config.labels} has no labels for --objective {config.objective.objective}; annotate it")
         resume.begin_on_main(config.output, fingerprint(config, dataset))
-        model, figures = trained(config, tokens, seen, first.mean_label, evaluated)
-        if process.is_main_process:
-            text, kind = card(model, dataset, seen, figures, config, arguments), config.training.save_as
-            save_checkpoint(model, config.output, dtype=kind, tokenizer_folder=tokens.folder, card=text)
-            resume.finish(config.output)
-            say(f"{config.output}: held-out cross-entropy {figures['held_out_loss']:.3f} nats a token")
+        train_on(seen, evaluated, first.mean_label, config, arguments)
 
 
-def trained(
-    config: Config, tokens: ModelTokens, seen: PackedDocuments, mean_label: float, evaluated: Mapping[str, Corpus]
-) -> tuple[PreTrainedModel, Metrics]:
-    """A model after its training, and the last of its figures; `mean_label` is that of the labels, in nats."""
+def train_on(
+    seen: PackedDocuments, evaluated: Mapping[str, Corpus], mean_label: float, config: Config, arguments: Sequence[str]
+) -> None:
+    """Trains the model and writes it, with its card; `mean_label` is that of the labels, in nats."""
     import torch
 
     from pipeline.training.batches import Windowing, endless_batches
     from pipeline.training.evaluation import window_loss
+    from pipeline.training.job import train_and_save
     from pipeline.training.losses import ObjectiveLoss
     from pipeline.training.objectives import objective_function
-    from pipeline.training.trainer import train
 
-    torch.manual_seed(config.training.seed)
-    model = new_model(config, tokens)
-    cut = Windowing(config.model.context + 1, config.training.tokens_per_batch, overlap=1)
-    figures = train(
-        model,
-        endless_batches(seen, cut, config.training.seed),
-        ObjectiveLoss(objective_function(config.objective, mean_label)),
-        lambda model: {
-            **{f"{name}_loss": window_loss(model, corpus, cut) for name, corpus in evaluated.items()},
-            **({"documents_left_out": seen.left_out} if tokens.moved else {}),
-        },
+    training, windowing = (
         config.training,
-        config.output,
+        Windowing(config.model.context + 1, config.training.tokens_per_batch, overlap=1),
     )
-    return model, figures
+    torch.manual_seed(training.seed)
+    model = new_model(config, seen.tokens)
+
+    def evaluate(model: PreTrainedModel) -> Metrics:
+        losses = {f"{name}_loss": window_loss(model, corpus, windowing) for name, corpus in evaluated.items()}
+        return losses | ({"documents_left_out": seen.left_out} if seen.tokens.moved else {})
+
+    train_and_save(
+        model,
+        endless_batches(seen, windowing, training.seed),
+        ObjectiveLoss(objective_function(config.objective, mean_label)),
+        evaluate,
+        training,
+        config.output,
+        tokenizer=seen.tokens.folder,
+        card=lambda metrics: card(model, seen, metrics, config, arguments),
+        result="held-out cross-entropy {held_out_loss:.3f} nats a token",
+    )
 
 
 def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
     """All that the model depends on: not where, nor in how many processes, it is trained."""
-    settings = {**asdict(config), "training": config.training.decisive, "provenance": asdict(dataset.provenance)}
+    settings = {**asdict(config), "training": config.training.fingerprint, "provenance": asdict(dataset.provenance)}
     return {name: value for name, value in settings.items() if name not in ("output", "workers", "address")}
 
 
@@ -199,16 +200,11 @@ def new_model(config: Config, tokens: ModelTokens) -> PreTrainedModel:
 
 
 def card(
-    model: PreTrainedModel,
-    dataset: AnnotatedDataset,
-    seen: PackedDocuments,
-    figures: Metrics,
-    config: Config,
-    arguments: Sequence[str],
+    model: PreTrainedModel, seen: PackedDocuments, metrics: Metrics, config: Config, arguments: Sequence[str]
 ) -> str:
     """The model's card."""
-    held_out = documents_read(config, dataset) - seen.stop
-    origin, objective = dataset.provenance, config.objective.objective
+    held_out = documents_read(config, seen.dataset) - seen.stop
+    origin, objective = seen.dataset.provenance, config.objective.objective
     return model_card(
         "Causal language model",
         f"A Llama trained with the objective `{objective}` on per-token entropy labels (arXiv 2511.10618).",
@@ -218,9 +214,9 @@ def card(
             "held out": f"{held_out:,} documents after them",
             "model behind the labels": origin.labelled_by,
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
-            "training": training_length(figures),
+            "training": training_length(metrics),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            **{f"{name.replace('_', ' ')}, nats a token": figures[name] for name in figures if name.endswith("_loss")},
+            **{f"{name.replace('_', ' ')}, nats a token": metrics[name] for name in metrics if name.endswith("_loss")},
         },
         command=command_line("jobs.train_language_model", arguments),
         tags=["causal-lm", "token-entropy"],

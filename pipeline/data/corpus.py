@@ -70,7 +70,7 @@ class Corpus:
         seen = len(self) - held_out_documents(len(self), documents)
         return self.documents(0, seen), require_tokens(self.documents(seen, len(self)))
 
-    def each_without_a_fold(self, folds: int) -> list["Corpus"]:
+    def leave_one_fold_out(self, folds: int) -> list["Corpus"]:
         """The corpus without each of its folds in turn; the whole of it where there is one fold.
 
         Raises:
@@ -224,7 +224,7 @@ class DocumentStream:
     without: tuple[int, int] = (0, 1)
     """A fold and the number of folds: the fold is left out where there are more than one."""
 
-    def each_without_a_fold(self, folds: int) -> list["DocumentStream"]:
+    def leave_one_fold_out(self, folds: int) -> list["DocumentStream"]:
         """The stream without each of its folds in turn; the whole of it where there is one fold."""
         return [replace(self, without=(fold, folds)) for fold in range(folds)]
 

@@ -27,7 +27,7 @@ class Batch:
     labels_BT: Tensor | None = None
     factors_BT: Tensor | None = None
     """Factors of the tokens' losses, where an objective compares them over the whole step; None until it has."""
-    others: "Batch | None" = None
+    whole_batch: "Batch | None" = None
     """The whole batch, of which this is a part: one process's, one of a step's batches; None where it is one."""
 
     @property
@@ -39,7 +39,7 @@ class Batch:
     def whole(self) -> "Batch":
         """The batch of all processes and of the whole step. What a loss sums here it divides by counts of this, so that
         the parts' losses add up to that of the whole."""
-        return self.others or self
+        return self.whole_batch or self
 
     def part(self, process: int, processes: int) -> "Batch":
         """The rows of one of several processes; a row of length 0, without labels, where there is none for it."""
@@ -51,7 +51,7 @@ class Batch:
             factors_BT = None if self.factors_BT is None else self.factors_BT[:1]
             lengths_B = torch.zeros_like(self.lengths_B[:1])
             return Batch(self.input_ids_BT[:1], lengths_B, labels_BT, factors_BT, self.whole)
-        return replace(self._each(lambda tensor: tensor[rows]), others=self.whole)
+        return replace(self._each(lambda tensor: tensor[rows]), whole_batch=self.whole)
 
     @staticmethod
     def rows(process: int, processes: int) -> slice:
@@ -64,7 +64,7 @@ class Batch:
     def _each(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         labels_BT = None if self.labels_BT is None else function(self.labels_BT)
         factors_BT = None if self.factors_BT is None else function(self.factors_BT)
-        return Batch(function(self.input_ids_BT), function(self.lengths_B), labels_BT, factors_BT, self.others)
+        return Batch(function(self.input_ids_BT), function(self.lengths_B), labels_BT, factors_BT, self.whole_batch)
 
 
 @dataclass(frozen=True)

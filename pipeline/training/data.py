@@ -50,13 +50,13 @@ class Documents:
         """What to train on in an epoch, one after the other."""
         return [self.seen] if isinstance(self.seen, Corpus) else self.seen
 
-    def each_without_a_fold(self, folds: int) -> Iterator["Documents"]:
+    def leave_one_fold_out(self, folds: int) -> Iterator["Documents"]:
         """The same with each fold in turn left out of `seen`; all of it where there is one fold.
 
         Raises:
-            ValueError: as Corpus.each_without_a_fold does; a stream's folds are not looked at before.
+            ValueError: as Corpus.leave_one_fold_out does; a stream's folds are not looked at before.
         """
-        for part in self.seen.each_without_a_fold(folds):
+        for part in self.seen.leave_one_fold_out(folds):
             yield replace(self, seen=part)
 
     @property

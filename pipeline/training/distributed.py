@@ -13,27 +13,12 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from pipeline.training.config import TrainingConfig
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 ResultT = TypeVar("ResultT")
-
-
-class FunctionModule(nn.Module, Generic[ModelT]):
-    """A model whose forward pass applies any function to it.
-
-    DDP averages gradients, and FSDP gathers weights, around the forward pass of what they wrap; losses read weights
-    directly, not through the model's own forward pass.
-    """
-
-    def __init__(self, model: ModelT) -> None:
-        super().__init__()
-        self.model = model
-        self._no_split_modules = getattr(model, "_no_split_modules", None)  # FSDP's units: the model's blocks
-
-    def forward(self, function: Callable[..., ResultT], *arguments: object) -> ResultT:
-        return function(self.model, *arguments)
 
 
 @contextmanager
@@ -54,14 +39,14 @@ def process_group() -> Iterator[None]:
 
 def this_process() -> PartialState:
     """This process's place among those that train together; the first call joins them."""
-    return PartialState(cpu=_on_processors())
+    return PartialState(cpu=_on_cpu())
 
 
 def new_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
     """What places a training on the devices of the processes, and shards it where `accelerate launch` was told to."""
     accelerator = Accelerator(
         mixed_precision=config.precision,
-        cpu=_on_processors(),
+        cpu=_on_cpu(),
         log_with=list(config.trackers) or None,
         project_dir=output,
     )
@@ -76,17 +61,61 @@ def new_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
     return accelerator
 
 
-def trained_copy(model: ModelT, accelerator: Accelerator) -> ModelT:
-    """The model itself; where weights are sharded a copy, so that the model stays one that can be saved."""
-    return deepcopy(model) if accelerator.is_fsdp2 else model
+class DistributedModel(Generic[ModelT]):
+    """A model and its optimizer on the devices of the processes: replicated (DDP), or in shards (FSDP2).
 
+    Replicas train the model itself. Shards are those of a copy, so that the model stays one that can be saved.
+    """
 
-def take_weights(model: nn.Module, trained: nn.Module) -> None:
-    """Gives the model the weights of its sharded copy, whole."""
-    if trained is not model:
+    def __init__(self, model: ModelT, new_optimizer: Callable[[ModelT], Optimizer], accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.model = deepcopy(model) if accelerator.is_fsdp2 else model
+        self.optimizer = new_optimizer(self.model)
+        self.module, self.stepping = accelerator.prepare(FunctionModule(self.model), self.optimizer)
+
+    def evaluate(self, function: Callable[[ModelT], ResultT]) -> ResultT:
+        """A function of the model in evaluation mode, without gradients, in the precision of its weights."""
+
+        def in_full_precision(model: ModelT) -> ResultT:
+            with torch.autocast(self.accelerator.device.type, enabled=False):
+                return function(model)
+
+        self.module.eval()
         with torch.no_grad():
-            for mine, other in zip(model.parameters(), trained.parameters(), strict=True):
-                mine.copy_(full_tensor(other))
+            result: ResultT = self.module(in_full_precision)
+        self.module.train()
+        if isinstance(self.module, FSDPModule):
+            self.module.reshard()  # a backward pass would have done it
+        return result
+
+    def round_weights(self, dtype: torch.dtype) -> None:
+        """Round weights to what they are saved as; they keep their type."""
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.copy_(parameter.to(dtype))
+
+    def copy_to(self, model: ModelT) -> None:
+        """Give the model the weights that were trained in shards; every process must call this."""
+        if self.model is not model:
+            with torch.no_grad():
+                for parameter, trained in zip(model.parameters(), self.model.parameters(), strict=True):
+                    parameter.copy_(full_tensor(trained))
+
+
+class FunctionModule(nn.Module, Generic[ModelT]):
+    """A model whose forward pass applies any function to it.
+
+    DDP averages gradients, and FSDP gathers weights, around the forward pass of what they wrap; losses read weights
+    directly, not through the model's own forward pass.
+    """
+
+    def __init__(self, model: ModelT) -> None:
+        super().__init__()
+        self.model = model
+        self._no_split_modules = getattr(model, "_no_split_modules", None)  # FSDP's units: the model's blocks
+
+    def forward(self, function: Callable[..., ResultT], *arguments: object) -> ResultT:
+        return function(self.model, *arguments)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
@@ -103,27 +132,11 @@ def gathered(mine: ResultT) -> list[ResultT]:
     return found
 
 
-def apply(module: FunctionModule[ModelT], function: Callable[[ModelT], ResultT], device: torch.device) -> ResultT:
-    """A function of the model in evaluation mode, without gradients, in the precision of its weights."""
-
-    def plainly(model: Any) -> ResultT:
-        with torch.autocast(device.type, enabled=False):
-            return function(model)
-
-    module.eval()
-    with torch.no_grad():
-        result: ResultT = module(plainly)
-    module.train()
-    if isinstance(module, FSDPModule):
-        module.reshard()  # a backward pass would have done it
-    return result
-
-
 def _leave(joined_before: bool) -> None:
     if torch.distributed.is_initialized() and not joined_before:
         torch.distributed.destroy_process_group()
 
 
-def _on_processors() -> bool:
+def _on_cpu() -> bool:
     """Whether processes that were started together have no GPU; accelerate has to be told."""
     return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()

@@ -58,7 +58,7 @@ class ObjectiveLoss:
         if self.comparing is not None and batch.factors_BT is not None:
             values_BT = self.comparing.given(losses_BT, batch.factors_BT)
         else:
-            assert self.comparing is None or batch.others is None, "a part cannot tell what follows from the whole"
+            assert self.comparing is None or batch.whole_batch is None, "a part cannot tell what follows from the whole"
             values_BT = self.objective(losses_BT, self.entropies(batch), predicted_BT)
         return values_BT[predicted_BT].sum() / max(1, int(self.predicted(batch.whole).sum()))
 

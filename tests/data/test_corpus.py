@@ -119,9 +119,9 @@ def test_folds_share_the_documents_out(lengths: list[int], folds: int) -> None:
     fold_M = [fold_of(ids, folds) for ids in token_arrays(lengths)]
     if len(set(fold_M)) < folds:
         with pytest.raises(ValueError, match="too few for --folds"):
-            corpus.each_without_a_fold(folds)
+            corpus.leave_one_fold_out(folds)
         return
-    for fold, part in enumerate(corpus.each_without_a_fold(folds)):
+    for fold, part in enumerate(corpus.leave_one_fold_out(folds)):
         kept = [ids for ids, own in zip(token_arrays(lengths), fold_M, strict=True) if own != fold]
         assert parts(part) == [ids.tolist() for ids in kept]
         assert part.labels_N is not None and part.labels_N.tolist() == (part.tokens_N / 2).tolist()
@@ -136,4 +136,4 @@ def test_a_copy_of_a_document_shares_its_fold_whatever_its_type_or_place() -> No
 
 def test_one_fold_is_everything() -> None:
     corpus = labelled([2, 3])
-    assert corpus.each_without_a_fold(1) == [corpus]
+    assert corpus.leave_one_fold_out(1) == [corpus]

@@ -29,7 +29,7 @@ def trained(output: Path, watched: Connection) -> None:
         return dropped(model, batch)
 
     torch.set_num_threads(1)
-    resume.begin(output, CONFIG.decisive)
+    resume.begin(output, CONFIG.fingerprint)
     train(Bigrams(), circle(), loud, figures, CONFIG, output)
 
 

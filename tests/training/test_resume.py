@@ -116,7 +116,7 @@ def test_a_line_of_metrics_that_a_power_cut_left_unfinished_is_written_again(tmp
 
 def test_what_decides_nothing_may_change_meanwhile() -> None:
     changed = replace(CONFIG, save_every=3, keep=9)
-    assert changed.decisive == CONFIG.decisive and replace(CONFIG, accumulate=2).decisive != CONFIG.decisive
+    assert changed.fingerprint == CONFIG.fingerprint and replace(CONFIG, accumulate=2).fingerprint != CONFIG.fingerprint
 
 
 def test_the_same_settings_alone_go_on(tmp_path: Path) -> None:

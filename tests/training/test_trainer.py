@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.training.batches import Batch
-from pipeline.training.config import Decay, TrainingConfig, learning_rate_share
+from pipeline.training.config import Decay, TrainingConfig
 from pipeline.training.metrics import Metrics
 from pipeline.training.trainer import train
 
@@ -123,7 +123,8 @@ def test_any_number_of_steps_can_be_trained(tmp_path: Path, steps: int, warmup: 
 
 @pytest.mark.parametrize("decay", ["cosine", "linear"])
 def test_the_rate_rises_to_its_peak_and_falls_to_nothing(decay: Decay) -> None:
-    shares = [learning_rate_share(done / 100, 0.2, decay) for done in range(101)]
+    config = TrainingConfig(steps=99, learning_rate=1, warmup=0.2, decay=decay)
+    shares = [config.learning_rate_at(step) for step in range(101)]
     assert shares[:21] == pytest.approx([done / 20 for done in range(21)])
     assert all(before > after for before, after in pairwise(shares[20:]))
     assert shares[60] == pytest.approx(0.5) and shares[100] == pytest.approx(0)
