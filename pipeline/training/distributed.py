@@ -1,15 +1,18 @@
-"""The processes that train together: one; several with the same model each (DDP); several with a part of it (FSDP2)."""
+"""Processes that train one model: one, several with a replica each (DDP), or several with a shard each (FSDP2).
+
+`accelerate` starts the group and wraps the model, as its launcher, torchrun or Ray say in the environment.
+"""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
@@ -23,7 +26,7 @@ ResultT = TypeVar("ResultT")
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """The work of processes that end together, when all are done.
+    """Run in a group of processes that leave it together, when all are done.
 
     One that ends first may crash as its connections are torn down, and a launcher then kills those that still save.
     """
@@ -31,7 +34,7 @@ def process_group() -> Iterator[None]:
     try:
         yield
         this_process().wait_for_everyone()
-    except SystemExit:  # agreed upon, unlike other errors
+    except SystemExit:  # of all processes at the same step, unlike other errors
         _leave(joined_before)
         raise
     _leave(joined_before)
@@ -43,7 +46,7 @@ def this_process() -> PartialState:
 
 
 def new_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
-    """What places a training on the devices of the processes, and shards it where `accelerate launch` was told to."""
+    """Accelerate's handle on devices and processes; with shards where `accelerate launch` asks for them."""
     accelerator = Accelerator(
         mixed_precision=config.precision,
         cpu=_on_cpu(),
@@ -55,8 +58,8 @@ def new_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
         accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     if accelerator.is_fsdp2:
-        # Autocast serves, as without shards. Gathering in bfloat16 would be half the traffic, but gradients and what
-        # is evaluated would be of it too.
+        # Autocast serves, as without shards. Gathering in bfloat16 would halve the traffic, but also round gradients
+        # and evaluations.
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return accelerator
 
@@ -119,17 +122,15 @@ class FunctionModule(nn.Module, Generic[ModelT]):
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor with all of its shards: every process must ask."""
+    """A tensor with all of its shards; every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered(mine: ResultT) -> list[ResultT]:
-    """What each process has, in their order, through memory alone: every process must ask."""
-    if not torch.distributed.is_initialized():
-        return [mine]
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, mine)
-    return found
+    """The value of each process, in their order; every process must call this."""
+    this_process()
+    values: list[ResultT] = gather_object([mine])
+    return values
 
 
 def _leave(joined_before: bool) -> None:
@@ -138,5 +139,5 @@ def _leave(joined_before: bool) -> None:
 
 
 def _on_cpu() -> bool:
-    """Whether processes that were started together have no GPU; accelerate has to be told."""
+    """True if processes of a launcher have no GPU, which accelerate does not find out itself."""
     return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()

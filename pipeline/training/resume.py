@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, NoReturn, Self
 
 import torch
+from accelerate.utils import gather
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from torch.optim import Optimizer
 from pipeline.data.atomic import UNFINISHED, is_unfinished, settle, write_text
 from pipeline.messages import say
 from pipeline.models.model_card import CARD_FILE
-from pipeline.training.distributed import full_tensor, gathered, this_process
+from pipeline.training.distributed import full_tensor, this_process
 
 SETTINGS_FILE = "unfinished.json"
 STATES = "unfinished-*.safetensors"
@@ -109,12 +110,13 @@ def is_finished(output: Path) -> bool:
 def states(output: Path) -> list[Path]:
     """Files of states, the oldest first."""
     files = [file for file in output.glob(STATES) if STATE.fullmatch(file.name)]
-    return sorted(files, key=lambda file: int(file.stem.rpartition("-")[2]))
+    return sorted(files, key=_step)
 
 
 def save(output: Path, model: nn.Module, optimizer: Optimizer, state: TrainingState, *, keep: int = 1) -> None:
-    """Save the training as it is now, and remove all but the newest `keep` states.
+    """Save the training as it is now, and remove all but the newest `keep` states up to now.
 
+    States of later steps are removed too: they could not be read, or the training would have resumed from there.
     Every process must call this, since each may hold a shard of the state; the main process writes.
     """
     tensors, writes = {}, this_process().is_main_process
@@ -128,8 +130,9 @@ def save(output: Path, model: nn.Module, optimizer: Optimizer, state: TrainingSt
     unfinished = file.with_name(f".{file.name}{UNFINISHED}")  # always the same: what a kill left is overwritten
     save_file(tensors, unfinished, metadata={"place": json.dumps(asdict(state))})
     settle(unfinished, file)
-    for old in states(output)[:-keep]:
-        old.unlink()
+    kept = [each for each in states(output) if _step(each) <= state.step][-keep:]
+    for each in set(states(output)).difference(kept):
+        each.unlink()
 
 
 def load(output: Path, model: nn.Module, optimizer: Optimizer) -> TrainingState:
@@ -141,7 +144,7 @@ def load(output: Path, model: nn.Module, optimizer: Optimizer) -> TrainingState:
         ValueError: if no state can be read, or processes read different ones.
     """
     state = _newest(output, model, optimizer)
-    steps = gathered(state.step)
+    steps = gather(torch.tensor([state.step], device=this_process().device)).tolist()
     if len(set(steps)) > 1:
         raise ValueError(f"processes go on from steps {steps}: --output must be one folder that all of them see")
     return state
@@ -177,6 +180,10 @@ def stop(state: TrainingState) -> NoReturn:
     if this_process().is_main_process:
         say(f"stopped at step {state.step}; the same command goes on", file=sys.stderr)
     raise SystemExit(128 + signal.SIGTERM)
+
+
+def _step(file: Path) -> int:
+    return int(file.stem.rpartition("-")[2])
 
 
 def _read_settings(output: Path) -> dict[str, Any]:

@@ -99,6 +99,19 @@ def test_the_newest_states_are_kept_and_the_newest_that_can_be_read_is_gone_on_f
     assert [file.name for file in resume.states(parts)] == ["unfinished-12.safetensors"]
 
 
+def test_a_state_that_cannot_be_read_does_not_replace_one_that_can(tmp_path: Path) -> None:
+    config = replace(CONFIG, save_every=1, keep=2)
+    with pytest.raises(PowerCutError):
+        train(Bigrams(), circle(), until(5), figures, config, tmp_path)
+    for step in (3, 4):
+        assert (tmp_path / f"unfinished-{step}.safetensors").is_file()
+    (tmp_path / "unfinished-9.safetensors").write_bytes(b"")  # a disk that lost it
+    with pytest.raises(PowerCutError):
+        train(Bigrams(), circle(), until(2), figures, replace(config, keep=1), tmp_path)
+    assert [file.name for file in resume.states(tmp_path)] == ["unfinished-5.safetensors"]
+    train(Bigrams(), circle(), dropped, figures, config, tmp_path)
+
+
 def test_states_none_of_which_can_be_read_are_not_begun_anew_in_silence(tmp_path: Path) -> None:
     (tmp_path / "unfinished-3.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"none of the states in .* can be read; delete the folder"):
