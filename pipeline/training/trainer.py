@@ -156,14 +156,14 @@ class Stepper:
         """The batches, with the tokens' factors if the objective compares tokens that no forward pass sees together."""
         loss, accelerator = self.loss, self.trained.accelerator
         together = len(batches) * accelerator.num_processes == 1
-        if together or not isinstance(loss, ObjectiveLoss) or loss.comparing is None:
+        if together or not isinstance(loss, ObjectiveLoss) or loss.step_objective is None:
             return batches
         losses_S = torch.cat([self._token_losses(loss, batch).flatten() for batch in batches])
         losses_S = accelerator.reduce(losses_S)  # each process has zeros at the rows of others
         entropies_S = torch.cat([loss.entropies(batch).flatten() for batch in batches]).to(losses_S.device)
         predicted_S = torch.cat([loss.predicted(batch).flatten() for batch in batches]).to(losses_S.device)
         torch.manual_seed(self._seed_of(step, 0))  # random factors are the same in every process
-        factors_S = loss.comparing.factors(losses_S, entropies_S, predicted_S).cpu()
+        factors_S = loss.step_objective.factors(losses_S, entropies_S, predicted_S).cpu()
         self._seed(step)  # what is dropped is dropped again
         each = factors_S.split([batch.input_ids_BT.numel() for batch in batches])
         return [
