@@ -92,7 +92,7 @@ class DistributedModel(Generic[ModelT]):
         return result
 
     def round_weights(self, dtype: torch.dtype) -> None:
-        """Round weights to what they are saved as; they keep their type."""
+        """Round weights to a type's precision; their own type stays."""
         with torch.no_grad():
             for parameter in self.model.parameters():
                 parameter.copy_(parameter.to(dtype))

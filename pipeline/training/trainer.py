@@ -64,8 +64,6 @@ def train(
         for step, of_step in zip(range(state.step + 1, config.steps + 1), remaining, strict=False):
             total, stopping = stepper(step, of_step, requested)
             log.add(total, of_step)
-            if step == config.steps:
-                trained.round_weights(getattr(torch, config.save_as))
             if config.evaluates(step):
                 log.evaluated(trained.evaluate(evaluate), config.learning_rate_at(step))
             if config.saves(step) or stopping:
@@ -90,7 +88,7 @@ class Stepper:
     output: Path
 
     def __call__(self, step: int, batches: Sequence[Batch], requested: Callable[[], bool]) -> tuple[float, bool]:
-        """Takes a step on this process's part of the batches.
+        """Takes a step on this process's part of the batches; the last one rounds weights to what they are saved as.
 
         Returns:
             The loss of all of them in all processes, and whether any process is requested to stop.
@@ -113,6 +111,8 @@ class Stepper:
             self._refuse(step, batches, parts, total_norm)
         optimizer.step()
         optimizer.zero_grad()
+        if step == self.config.steps:
+            self.trained.round_weights(getattr(torch, self.config.save_as))
         return sum(parts), stops > 0
 
     def _seed(self, step: int) -> None:

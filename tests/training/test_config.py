@@ -1,4 +1,4 @@
-"""What a training is told: what decides its model, and what is refused."""
+"""The fingerprint of a training's settings, and settings that are refused."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from pipeline.training import config
 from pipeline.training.config import TrainingConfig
 
 
-def test_a_training_from_before_kernels_could_be_chosen_goes_on() -> None:
+def test_a_training_from_before_kernels_could_be_chosen_resumes() -> None:
     assert "cross_entropy" not in TrainingConfig().fingerprint
 
 
