@@ -23,7 +23,6 @@ from pipeline.cli import run
 from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import held_out_documents
 from pipeline.data.packing import CutWithOverlap, PackedWindow
-from pipeline.messages import say
 from pipeline.models.model_card import command_line, model_card, training_length
 from pipeline.models.sizes import StackKind, TransformerSizes
 from pipeline.training.config import NEED_LABELS, ObjectiveSettings, TrainingConfig
@@ -42,7 +41,7 @@ class Sizes(TransformerSizes):
     heads: int = 6
     """Attention heads, or of a mixer's convolution."""
     kind: StackKind = "transformer"
-    """Attention, or a convolution over positions instead (masked mixer)."""
+    """Attention, or a convolution over positions in its place (masked mixer)."""
     kernel: int = 1
     """Neighbouring hidden indices that a mixer's convolution covers."""
 
@@ -50,7 +49,7 @@ class Sizes(TransformerSizes):
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Labels to train on, objective, output."""
+    """What to train on, towards what, where to write."""
 
     labels: str
     """Annotated dataset to train on: a folder, or hf://datasets/USER/NAME."""
@@ -58,14 +57,14 @@ class Config:
     """Folder to write the model to."""
     objective: Annotated[ObjectiveSettings, cyclopts.Parameter(name="*")] = field(default_factory=ObjectiveSettings)
     shuffle_labels: bool = False
-    """Give every label to a random token: a control, which has the labels' distribution and nothing else of them."""
+    """Give every label to a token of chance: a control, which has the labels' distribution and nothing else of them."""
     tokenizer: Path | None = None
     """Tokenizer folder of the model; the labels' own by default. Labels move to its tokens through their bytes.
     Documents whose tokens are not those of their text are left out, and counted in metrics.jsonl."""
     limit: int | None = None
-    """Read at most this many documents, from the first on."""
+    """Documents to read at the most."""
     held_out: int | None = None
-    """Last documents to evaluate on and never train on; one in twenty, at most 500, by default."""
+    """Last documents to evaluate on and never train on; one in twenty, 500 at the most, by default."""
     out_of_distribution: tuple[str, ...] = ()
     """Files of other text to evaluate on too, as --input of pipeline.annotate takes them."""
     stream: int | None = None
@@ -87,12 +86,13 @@ class Config:
 
 def train_language_model(config: Config) -> None:
     """Train a causal language model on an annotated dataset with an entropy-floored loss."""
-    if config.workers is not None:
+    config, arguments = with_absolute_paths(config), sys.argv[1:]
+    if config.workers is None:
+        train_here(config, arguments)
+    else:
         from pipeline.engine.ray_workers import run_in_processes  # Ray may be missing where one process trains
 
-        run_in_processes(partial(train_here, with_absolute_paths(config), sys.argv[1:]), config.workers, config.address)
-    else:
-        train_here(with_absolute_paths(config), sys.argv[1:])
+        run_in_processes(partial(train_here, config, arguments), config.workers, config.address)
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -107,14 +107,13 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def train_here(config: Config, arguments: Sequence[str]) -> None:
-    """Trains in this process and those that were started with it; `arguments` are the command's."""
-    from pipeline.models.loading import save_checkpoint
+    """The training, in this process and those that were started with it; `arguments` are the command's."""
     from pipeline.training import resume
     from pipeline.training.distributed import process_group, this_process
 
     with process_group():
-        process, dataset = this_process(), find_annotations(config.labels)
-        if not process.is_main_process:  # all read the same, and one says what is left out
+        dataset = find_annotations(config.labels)
+        if not this_process().is_main_process:  # all read the same, and one says what is left out
             logging.getLogger(LabelledDocuments.__module__).setLevel(logging.ERROR)
         tokens = ModelTokens.of(dataset, config.tokenizer)
         seen, evaluated = documents(config, dataset, tokens)
@@ -122,51 +121,50 @@ def train_here(config: Config, arguments: Sequence[str]) -> None:
         if config.objective.objective in NEED_LABELS and not len(labels_N):
             raise ValueError(f"{config.labels} has no labels for --objective {config.objective.objective}; annotate it")
         resume.begin_on_main(config.output, fingerprint(config, dataset))
-        model, figures = trained(config, tokens, seen, float(labels_N.mean()) if len(labels_N) else 0.0, evaluated)
-        if process.is_main_process:
-            text, kind = card(model, dataset, seen, figures, config, arguments), config.training.save_as
-            save_checkpoint(model, config.output, dtype=kind, tokenizer_folder=tokens.folder, card=text)
-            resume.finish(config.output)
-            say(f"{config.output}: held-out cross-entropy {figures['held_out_loss']:.3f} nats a token")
+        train_on(seen, evaluated, float(labels_N.mean()) if len(labels_N) else 0.0, config, arguments)
 
 
-def trained(
-    config: Config,
-    tokens: ModelTokens,
+def train_on(
     seen: LabelledDocuments,
-    mean_label: float,
     evaluated: Mapping[str, PackedWindow],
-) -> tuple[PreTrainedModel, Metrics]:
-    """A trained model and its last figures; `mean_label` is the mean of the labels, in nats."""
+    mean_label: float,
+    config: Config,
+    arguments: Sequence[str],
+) -> None:
+    """Trains the model and writes it, with its card; `mean_label` is that of the labels, in nats."""
     import torch
 
     from pipeline.training.batches import labelled_batches
     from pipeline.training.evaluation import window_loss
+    from pipeline.training.job import train_and_save
     from pipeline.training.losses import ObjectiveLoss
     from pipeline.training.objectives import objective_function
-    from pipeline.training.trainer import train
 
-    torch.manual_seed(config.training.seed)
-    model = new_model(config, tokens)
-    size = config.training.tokens_per_batch
-    batches = labelled_batches(seen, size, config.training.seed)
-    figures = train(
+    training, tokens = config.training, seen.tokens
+    torch.manual_seed(training.seed)
+    model, batches = new_model(config, tokens), labelled_batches(seen, training.tokens_per_batch, training.seed)
+
+    def evaluate(model: PreTrainedModel) -> Metrics:
+        size = training.tokens_per_batch
+        losses = {f"{name}_loss": window_loss(model, windows, size) for name, windows in evaluated.items()}
+        return losses | ({"documents_left_out": batches.position.left_out} if tokens.moved else {})
+
+    train_and_save(
         model,
         batches,
         ObjectiveLoss(objective_function(config.objective, mean_label)),
-        lambda model: {
-            **{f"{name}_loss": window_loss(model, windows, size) for name, windows in evaluated.items()},
-            **({"documents_left_out": batches.position.left_out} if tokens.moved else {}),
-        },
-        config.training,
+        evaluate,
+        training,
         config.output,
+        tokenizer=tokens.folder,
+        card=lambda metrics: card(model, seen, metrics, config, arguments),
+        result="held-out cross-entropy {held_out_loss:.3f} nats a token",
     )
-    return model, figures
 
 
 def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
-    """Everything that the model depends on; where, and in how many processes, it is trained is left out."""
-    settings = {**asdict(config), "training": config.training.decisive, "provenance": asdict(dataset.provenance)}
+    """All that the model depends on: not where, nor in how many processes, it is trained."""
+    settings = {**asdict(config), "training": config.training.fingerprint, "provenance": asdict(dataset.provenance)}
     return {name: value for name, value in settings.items() if name not in ("output", "workers", "address")}
 
 
@@ -190,12 +188,12 @@ def documents(
 
 
 def documents_read(config: Config, dataset: AnnotatedDataset) -> int:
-    """Number of documents to read."""
+    """How many there are, or are to be read: the first ones."""
     return min(len(dataset), config.limit or len(dataset))
 
 
 def new_model(config: Config, tokens: ModelTokens) -> PreTrainedModel:
-    """A model of random weights."""
+    """Fresh, of random weights."""
     from pipeline.models.stacks import add_dropout, new_language_model, stack_config
 
     sizes = stack_config(vocab_size=max(tokens.vocabulary, tokens.separator + 1), **vars(config.model))
@@ -206,16 +204,11 @@ def new_model(config: Config, tokens: ModelTokens) -> PreTrainedModel:
 
 
 def card(
-    model: PreTrainedModel,
-    dataset: AnnotatedDataset,
-    seen: LabelledDocuments,
-    figures: Metrics,
-    config: Config,
-    arguments: Sequence[str],
+    model: PreTrainedModel, seen: LabelledDocuments, metrics: Metrics, config: Config, arguments: Sequence[str]
 ) -> str:
     """The model's card."""
-    held_out, left_out = documents_read(config, dataset) - seen.stop, int(figures.get("documents_left_out", 0))
-    origin, objective = dataset.provenance, config.objective.objective
+    held_out, left_out = documents_read(config, seen.dataset) - seen.stop, int(metrics.get("documents_left_out", 0))
+    origin, objective = seen.dataset.provenance, config.objective.objective
     return model_card(
         "Causal language model",
         f"A Llama trained with the objective `{objective}` on per-token entropy labels (arXiv 2511.10618).",
@@ -225,9 +218,9 @@ def card(
             "held out": f"{held_out:,} documents after them",
             "model behind the labels": origin.labelled_by,
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
-            "training": training_length(figures),
+            "training": training_length(metrics),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            **{f"{name.replace('_', ' ')}, nats a token": figures[name] for name in figures if name.endswith("_loss")},
+            **{f"{name.replace('_', ' ')}, nats a token": metrics[name] for name in metrics if name.endswith("_loss")},
         },
         command=command_line("jobs.train_language_model", arguments),
         tags=["causal-lm", "token-entropy"],

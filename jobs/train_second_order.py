@@ -31,7 +31,6 @@ from pipeline.models.checkpoint import (
     checkpoint_sha256,
     context_and_vocabulary,
     find_checkpoint,
-    fold_folder,
     require_kind,
 )
 from pipeline.models.model_card import command_line, model_card, training_length
@@ -110,7 +109,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Prepared:
     """The settings, with the labels and checkpoints that they name."""
 
     config: Config
@@ -120,7 +119,7 @@ class Plan:
     windows: LabelWindows
 
     @classmethod
-    def of(cls, config: Config) -> Plan:
+    def of(cls, config: Config) -> Prepared:
         """Finds labels and checkpoints, and chooses windows.
 
         Raises:
@@ -128,11 +127,11 @@ class Plan:
         """
         dataset = find_annotations(config.labels)
         starts = starting_points(config, dataset)
-        given = (config.model.context, config.overlap, config.start_token)
-        return cls(config, dataset, starts, label_windows(dataset.provenance, starts, *given))
+        requested = (config.model.context, config.overlap, config.start_token)
+        return cls(config, dataset, starts, label_windows(dataset.provenance, starts, *requested))
 
     @property
-    def cut(self) -> Windowing:
+    def windowing(self) -> Windowing:
         """Windows of training and evaluation: those that the labels were made in."""
         from pipeline.training.batches import Windowing
 
@@ -140,11 +139,11 @@ class Plan:
         return Windowing(self.windows.window, tokens, overlap=self.windows.overlap, labelled_only=True)
 
     @property
-    def decisive(self) -> dict[str, Any]:
-        """Everything that the models depend on; where, and in how many processes, they are trained is left out."""
+    def fingerprint(self) -> dict[str, Any]:
+        """All that the models depend on: not where, nor in how many processes, they are trained."""
         settings = {
             **asdict(self.config),
-            "training": self.config.training.decisive,
+            "training": self.config.training.fingerprint,
             "provenance": asdict(self.dataset.provenance),
             "windows": asdict(self.windows),
             "init_from_sha256": checkpoint_sha256(*filter(None, self.starts)),
@@ -157,22 +156,22 @@ def train_second_order(config: Config) -> None:
     """Train a second-order model on the labels of an annotated dataset."""
     from pipeline.training import resume
     from pipeline.training.distributed import process_group, this_process
+    from pipeline.training.job import train_folds
 
     with process_group():
-        process, plan = this_process(), Plan.of(config)
+        plan = Prepared.of(config)
         seen, held_out = read_documents(plan)
-        resume.begin_on_main(config.output, plan.decisive)
-        if process.is_main_process:
+        resume.begin_on_main(config.output, plan.fingerprint)
+        if this_process().is_main_process:
             say(f"windows of {plan.windows}", file=sys.stderr)
-        for fold, part in enumerate(seen.leave_one_fold_out(config.folds)):
-            folder = fold_folder(config.output, fold, config.folds)
-            if not resume.is_finished(folder):
-                train_on(part, held_out, plan.starts[fold], folder, plan)
-        if process.is_main_process:
-            resume.finish(config.output)
+
+        def train_fold(fold: int, part: Corpus, folder: Path) -> None:
+            train_on(part, held_out, plan.starts[fold], folder, plan)
+
+        train_folds(seen.leave_one_fold_out(config.folds), config.folds, config.output, train_fold)
 
 
-def read_documents(plan: Plan) -> tuple[Corpus, Corpus]:
+def read_documents(plan: Prepared) -> tuple[Corpus, Corpus]:
     """Documents to train on, and documents to evaluate on.
 
     Raises:
@@ -188,37 +187,31 @@ def read_documents(plan: Plan) -> tuple[Corpus, Corpus]:
     return seen, held_out
 
 
-def train_on(seen: Corpus, held_out: Corpus, start: Path | None, output: Path, plan: Plan) -> None:
+def train_on(seen: Corpus, held_out: Corpus, start: Path | None, output: Path, plan: Prepared) -> None:
     """Trains one model and writes it, with its card, to `output`."""
     import torch
 
-    from pipeline.models.loading import save_checkpoint
-    from pipeline.training import resume
     from pipeline.training.batches import endless_batches
-    from pipeline.training.distributed import this_process
-    from pipeline.training.evaluation import held_out_batches, second_order_figures
+    from pipeline.training.evaluation import held_out_batches, second_order_metrics
+    from pipeline.training.job import train_and_save
     from pipeline.training.losses import second_order_loss
-    from pipeline.training.trainer import train
 
     config, training = plan.config, plan.config.training
     torch.manual_seed(training.seed)
     model = initial_model(plan, start, seen.given_labels)
     if config.form == "direct" and config.causal_weight == 0:
         model.freeze_head()  # several processes wait for every gradient, and nothing reads these weights
-    output.mkdir(parents=True, exist_ok=True)
-    figures = train(
+    train_and_save(
         model,
-        endless_batches([seen], plan.cut, training.seed),
+        endless_batches([seen], plan.windowing, training.seed),
         lambda trained, batch: second_order_loss(trained, batch, config.causal_weight),
-        lambda trained: second_order_figures(trained, held_out_batches(held_out, plan.cut, trained.device)),
+        lambda trained: second_order_metrics(trained, held_out_batches(held_out, plan.windowing, trained.device)),
         training,
         output,
+        tokenizer=plan.dataset.tokenizer,
+        card=lambda metrics: card(model, plan, seen, held_out, metrics),
+        result="held-out R² {r2_seeing:.3f} seeing, {r2_expecting:.3f} expecting",
     )
-    if this_process().is_main_process:
-        text = card(model, plan, seen, held_out, figures)
-        save_checkpoint(model, output, dtype=training.save_as, tokenizer_folder=plan.dataset.tokenizer, card=text)
-        resume.finish(output)
-        say(f"{output}: held-out R² {figures['r2_seeing']:.3f} seeing, {figures['r2_expecting']:.3f} expecting")
 
 
 def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Path | None, ...]:
@@ -239,7 +232,7 @@ def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Path | N
     return members
 
 
-def initial_model(plan: Plan, start: Path | None, labels: np.ndarray) -> SecondOrderModel:
+def initial_model(plan: Prepared, start: Path | None, labels: np.ndarray) -> SecondOrderModel:
     """A fresh model, or one that starts as another; its outputs are scaled to the labels."""
     from pipeline.models.loading import load_causal, load_estimator
     from pipeline.models.second_order import SecondOrderModel
@@ -272,7 +265,7 @@ def require_same_tokens(start: Path, dataset: AnnotatedDataset) -> None:
         raise ValueError(f"{start} has another tokenizer than the labels; annotate with --tokenizer {start}")
 
 
-def card(model: SecondOrderModel, plan: Plan, seen: Corpus, held_out: Corpus, figures: Metrics) -> str:
+def card(model: SecondOrderModel, plan: Prepared, seen: Corpus, held_out: Corpus, metrics: Metrics) -> str:
     """The checkpoint's model card."""
     config, origin = plan.config, plan.dataset.provenance
     return model_card(
@@ -285,13 +278,13 @@ def card(model: SecondOrderModel, plan: Plan, seen: Corpus, held_out: Corpus, fi
             "model behind the labels": origin.labelled_by,
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
             "windows": str(plan.windows),
-            "training": training_length(figures),
+            "training": training_length(metrics),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "form": f"{config.form}, {config.transformers} transformer(s), causal weight {config.causal_weight}",
             "started from": config.init_from or "random weights",
             "held out": f"{len(held_out.given_labels):,} labels in the last {len(held_out):,} documents",
-            "held-out R² against labels, seeing": figures["r2_seeing"],
-            "held-out R² against labels, expecting": figures["r2_expecting"],
+            "held-out R² against labels, seeing": metrics["r2_seeing"],
+            "held-out R² against labels, expecting": metrics["r2_expecting"],
         },
         command=command_line("jobs.train_second_order", sys.argv[1:]),
         tags=["entropy-estimation"],

@@ -22,10 +22,15 @@ def commit(unfinished: Path, path: Path) -> str:
     """Syncs a finished file, gives it its name and returns its sha256."""
     with unfinished.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    _sync_folder(path.parent)
+    settle(unfinished, path)
     return digest
+
+
+def settle(unfinished: Path, path: Path) -> None:
+    """Syncs a finished file and gives it its name, so that neither is lost when the power is."""
+    _sync(unfinished)
+    unfinished.replace(path)
+    _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,8 +44,8 @@ def write_text(path: Path, text: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
