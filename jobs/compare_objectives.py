@@ -1,8 +1,8 @@
 """The matched experiment: small language models that overfit few documents, one for every objective and its controls.
 
 On a source of known entropy (the default) the models that label are trained first, on other documents. On real text,
---labels names annotated datasets of the same documents, whose label models have not seen them either. Give the same
-command again to go on with an interrupted comparison. Writes results.csv, results.md, curves.png and every trial.
+--labels names annotated datasets of the same documents, whose label models have not seen them either. The same command
+resumes an interrupted comparison. Writes results.csv, results.md, curves.png and every trial.
 """
 
 import sys
@@ -57,7 +57,7 @@ class Training(TrainingConfig):
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to compare on, what to compare, where to write."""
+    """Documents, objectives to compare, output."""
 
     output: Path
     """Folder to write to."""
@@ -85,7 +85,7 @@ class Config:
     seeds: int = 3
     """Trainings of each, of which the mean is reported."""
     processes: int | None = None
-    """Trainings at a time; one a CPU core by default."""
+    """Trainings at a time; one per CPU core by default."""
     model: Sizes = field(default_factory=Sizes)
     training: Training = field(default_factory=Training)
     contest: ContestSettings = field(default_factory=ContestSettings)

@@ -78,7 +78,7 @@ def reproduce_figures(config: Config) -> None:
     inputs = pinned(named) if named else ()
     found = config.find_any(inputs)
     found.tell()
-    decisive = {**asdict(config), "input": inputs, **found.decisive, "training": config.training.decisive}
+    decisive = {**asdict(config), "input": inputs, **found.decisive, "training": config.training.fingerprint}
     del decisive["output"], decisive["processes"]
     resume.begin(config.output, decisive)
     for number in config.figure:

@@ -1,7 +1,7 @@
 """Trains an autoencoder: all tokens of a window regenerated in one pass from its embedding alone (paper section 3).
 
 It learns windows of the whole context and the shorter ones that documents end in: unlike an estimator's, its code
-lengths of prefixes are no labels. Held-out loss is measured on such windows too. The same command goes on with an
+lengths of prefixes are no labels. Held-out loss is measured on such windows too. The same command resumes an
 interrupted training. Processes: one, or those of `accelerate launch -m jobs.train_autoencoder`.
 """
 
@@ -52,12 +52,12 @@ def train_autoencoder(config: Config) -> None:
     from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
     from pipeline.training import resume
     from pipeline.training.distributed import process_group
-    from pipeline.training.window_training import train_on_windows
+    from pipeline.training.job import train_on_windows
 
     with process_group():
         documents = config.documents.read()
-        decisive = {"model": asdict(config.model), "training": config.training.decisive}
-        resume.begin_on_main(config.output, {**documents.decisive, **decisive})
+        fingerprint = {"model": asdict(config.model), "training": config.training.fingerprint}
+        resume.begin_on_main(config.output, {**documents.decisive, **fingerprint})
         torch.manual_seed(config.training.seed)
         model = Autoencoder(AutoencoderConfig(vocab_size=documents.source.vocabulary, **asdict(config.model)))
         train_on_windows(model, documents, config.training, config.output, card)

@@ -1,8 +1,8 @@
 """Trains the entropy estimation model on documents, in windows of every length up to the context.
 
 Every length must be seen in training, since an exact label is the difference of the code lengths of two
-prefixes (paper section 3). Held-out loss is measured on windows of the whole context. The same command goes on with
-an interrupted training. Processes: one, or those of `accelerate launch -m jobs.train_estimator`.
+prefixes (paper section 3). Held-out loss is measured on windows of the whole context. The same command resumes an
+interrupted training. Processes: one, or those of `accelerate launch -m jobs.train_estimator`.
 """
 
 import sys
@@ -15,7 +15,7 @@ import cyclopts
 
 from pipeline.checks import require_at_least_one
 from pipeline.cli import run
-from pipeline.models.checkpoint import find_checkpoint, fold_folder
+from pipeline.models.checkpoint import find_checkpoint
 from pipeline.models.model_card import command_line, model_card
 from pipeline.models.sizes import Introduction, WindowEncoderSizes
 from pipeline.training.config import TrainingConfig
@@ -54,27 +54,24 @@ class Config:
             raise ValueError("--init-from with --folds would have seen every fold; leave out one of them")
 
     @property
-    def decisive(self) -> dict[str, Any]:
-        """All that the models depend on, beside the documents."""
+    def fingerprint(self) -> dict[str, Any]:
+        """All that the models depend on, apart from the documents."""
         own = {"init_from": self.init_from, "folds": self.folds}
-        return {**own, "model": asdict(self.model), "training": self.training.decisive}
+        return {**own, "model": asdict(self.model), "training": self.training.fingerprint}
 
 
 def train_estimator(config: Config) -> None:
     """Train an entropy estimation model on documents."""
     # torch takes seconds, which --help does not need
     from pipeline.training import resume
-    from pipeline.training.distributed import process_group, this_process
+    from pipeline.training.distributed import process_group
+    from pipeline.training.job import train_folds
 
     with process_group():
         documents = config.documents.read()
-        resume.begin_on_main(config.output, {**documents.decisive, **config.decisive})
-        for fold, part in enumerate(documents.each_without_a_fold(config.folds)):
-            folder = fold_folder(config.output, fold, config.folds)
-            if not resume.is_finished(folder):
-                train_on(part, folder, config)
-        if this_process().is_main_process:
-            resume.finish(config.output)
+        resume.begin_on_main(config.output, {**documents.decisive, **config.fingerprint})
+        parts = documents.leave_one_fold_out(config.folds)
+        train_folds(parts, config.folds, config.output, lambda _, part, folder: train_on(part, folder, config))
 
 
 def train_on(documents: Documents, output: Path, config: Config) -> None:
@@ -83,7 +80,7 @@ def train_on(documents: Documents, output: Path, config: Config) -> None:
 
     from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
     from pipeline.models.loading import load_estimator
-    from pipeline.training.window_training import train_on_windows
+    from pipeline.training.job import train_on_windows
 
     torch.manual_seed(config.training.seed)
     model = EntropyEstimator(EstimatorConfig(vocab_size=documents.source.vocabulary, **asdict(config.model)))

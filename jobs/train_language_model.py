@@ -1,7 +1,7 @@
 """Trains a causal language model to approach each token's entropy and, by its objective, not to go below it.
 
-Documents are packed with a separator before each, which has no label; a token's label stays at its token. The
-model is an ordinary Llama that `AutoModelForCausalLM` loads. The same command goes on with an interrupted training.
+Documents are packed into windows with a separator before each, which has no label; a token's label stays at its token.
+The model is an ordinary Llama that `AutoModelForCausalLM` loads. The same command resumes an interrupted training.
 
 Processes: one; or those of `accelerate launch -m jobs.train_language_model`; or, with --workers, of a Ray cluster.
 """
@@ -21,12 +21,12 @@ import cyclopts
 from pipeline.checks import require_at_least_one
 from pipeline.cli import run
 from pipeline.data.annotated import AnnotatedDataset, find_annotations
-from pipeline.data.corpus import Corpus, held_out_documents
-from pipeline.messages import say
+from pipeline.data.corpus import held_out_documents
+from pipeline.data.packing import CutWithOverlap, PackedWindow
 from pipeline.models.model_card import command_line, model_card, training_length
 from pipeline.models.sizes import StackKind, TransformerSizes
 from pipeline.training.config import NEED_LABELS, ObjectiveSettings, TrainingConfig
-from pipeline.training.data import ModelTokens, PackedDocuments
+from pipeline.training.data import LabelledDocuments, ModelTokens, in_windows
 
 if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
     from transformers import PreTrainedModel
@@ -86,12 +86,13 @@ class Config:
 
 def train_language_model(config: Config) -> None:
     """Train a causal language model on an annotated dataset with an entropy-floored loss."""
-    if config.workers is not None:
+    config, arguments = with_absolute_paths(config), sys.argv[1:]
+    if config.workers is None:
+        train_here(config, arguments)
+    else:
         from pipeline.engine.cluster import run_in_processes  # Ray may be missing where one process trains
 
-        run_in_processes(partial(train_here, with_absolute_paths(config), sys.argv[1:]), config.workers, config.address)
-    else:
-        train_here(with_absolute_paths(config), sys.argv[1:])
+        run_in_processes(partial(train_here, config, arguments), config.workers, config.address)
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -107,78 +108,82 @@ def with_absolute_paths(config: Config) -> Config:
 
 def train_here(config: Config, arguments: Sequence[str]) -> None:
     """The training, in this process and those that were started with it; `arguments` are the command's."""
-    from pipeline.models.loading import save_checkpoint
     from pipeline.training import resume
     from pipeline.training.distributed import process_group, this_process
 
     with process_group():
-        process, dataset = this_process(), find_annotations(config.labels)
-        if not process.is_main_process:  # all read the same, and one says what is left out
-            logging.getLogger(PackedDocuments.__module__).setLevel(logging.ERROR)
+        dataset = find_annotations(config.labels)
+        if not this_process().is_main_process:  # all read the same, and one says what is left out
+            logging.getLogger(LabelledDocuments.__module__).setLevel(logging.ERROR)
         tokens = ModelTokens.of(dataset, config.tokenizer)
         seen, evaluated = documents(config, dataset, tokens)
-        first = seen.first()
-        if config.objective.objective in NEED_LABELS and not len(first.given_labels):
+        labels_N = seen.labels()
+        if config.objective.objective in NEED_LABELS and not len(labels_N):
             raise ValueError(f"{config.labels} has no labels for --objective {config.objective.objective}; annotate it")
         resume.begin_on_main(config.output, fingerprint(config, dataset))
-        model, figures = trained(config, tokens, seen, first.mean_label, evaluated)
-        if process.is_main_process:
-            text, kind = card(model, dataset, seen, figures, config, arguments), config.training.save_as
-            save_checkpoint(model, config.output, dtype=kind, tokenizer_folder=tokens.folder, card=text)
-            resume.finish(config.output)
-            say(f"{config.output}: held-out cross-entropy {figures['held_out_loss']:.3f} nats a token")
+        train_on(seen, evaluated, float(labels_N.mean()) if len(labels_N) else 0.0, config, arguments)
 
 
-def trained(
-    config: Config, tokens: ModelTokens, seen: PackedDocuments, mean_label: float, evaluated: Mapping[str, Corpus]
-) -> tuple[PreTrainedModel, Metrics]:
-    """A model after its training, and the last of its figures; `mean_label` is that of the labels, in nats."""
+def train_on(
+    seen: LabelledDocuments,
+    evaluated: Mapping[str, PackedWindow],
+    mean_label: float,
+    config: Config,
+    arguments: Sequence[str],
+) -> None:
+    """Trains the model and writes it, with its card; `mean_label` is that of the labels, in nats."""
     import torch
 
-    from pipeline.training.batches import Windowing, endless_batches
+    from pipeline.training.batches import labelled_batches
     from pipeline.training.evaluation import window_loss
+    from pipeline.training.job import train_and_save
     from pipeline.training.losses import ObjectiveLoss
     from pipeline.training.objectives import objective_function
-    from pipeline.training.trainer import train
 
-    torch.manual_seed(config.training.seed)
-    model = new_model(config, tokens)
-    cut = Windowing(config.model.context + 1, config.training.tokens_per_batch, overlap=1)
-    figures = train(
+    training, tokens = config.training, seen.tokens
+    torch.manual_seed(training.seed)
+    model, batches = new_model(config, tokens), labelled_batches(seen, training.tokens_per_batch, training.seed)
+
+    def evaluate(model: PreTrainedModel) -> Metrics:
+        size = training.tokens_per_batch
+        losses = {f"{name}_loss": window_loss(model, windows, size) for name, windows in evaluated.items()}
+        return losses | ({"documents_left_out": batches.position.left_out} if tokens.moved else {})
+
+    train_and_save(
         model,
-        endless_batches(seen, cut, config.training.seed),
+        batches,
         ObjectiveLoss(objective_function(config.objective, mean_label)),
-        lambda model: {
-            **{f"{name}_loss": window_loss(model, corpus, cut) for name, corpus in evaluated.items()},
-            **({"documents_left_out": seen.left_out} if tokens.moved else {}),
-        },
-        config.training,
+        evaluate,
+        training,
         config.output,
+        tokenizer=tokens.folder,
+        card=lambda metrics: card(model, seen, metrics, config, arguments),
+        result="held-out cross-entropy {held_out_loss:.3f} nats a token",
     )
-    return model, figures
 
 
 def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
     """All that the model depends on: not where, nor in how many processes, it is trained."""
-    settings = {**asdict(config), "training": config.training.decisive, "provenance": asdict(dataset.provenance)}
+    settings = {**asdict(config), "training": config.training.fingerprint, "provenance": asdict(dataset.provenance)}
     return {name: value for name, value in settings.items() if name not in ("output", "workers", "address")}
 
 
 def documents(
     config: Config, dataset: AnnotatedDataset, tokens: ModelTokens
-) -> tuple[PackedDocuments, dict[str, Corpus]]:
-    """What to train on, and, by name, what to evaluate on.
+) -> tuple[LabelledDocuments, dict[str, PackedWindow]]:
+    """Documents to train on and, by name, windows to evaluate on.
 
     Raises:
-        ValueError: if there is nothing of either.
+        ValueError: if there is nothing to evaluate on.
     """
     stop = documents_read(config, dataset)
     start = stop - held_out_documents(stop, config.held_out)
     shuffled = config.training.seed if config.shuffle_labels else None
-    seen = PackedDocuments(dataset, tokens, 0, start, at_a_time=config.stream, shuffled=shuffled)
-    evaluated = {"held_out": PackedDocuments(dataset, tokens, start, stop).whole()}
+    packing = CutWithOverlap(length=config.model.context + 1, separator=tokens.separator)
+    seen = LabelledDocuments(dataset, tokens, packing, 0, start, at_a_time=config.stream, shuffled=shuffled)
+    evaluated = {"held_out": LabelledDocuments(dataset, tokens, packing, start, stop).held_out()}
     if config.out_of_distribution:
-        evaluated["out_of_distribution"] = tokens.read(config.out_of_distribution).packed(tokens.separator)
+        evaluated["out_of_distribution"] = in_windows(tokens.read(config.out_of_distribution), packing)
     return seen, evaluated
 
 
@@ -199,28 +204,23 @@ def new_model(config: Config, tokens: ModelTokens) -> PreTrainedModel:
 
 
 def card(
-    model: PreTrainedModel,
-    dataset: AnnotatedDataset,
-    seen: PackedDocuments,
-    figures: Metrics,
-    config: Config,
-    arguments: Sequence[str],
+    model: PreTrainedModel, seen: LabelledDocuments, metrics: Metrics, config: Config, arguments: Sequence[str]
 ) -> str:
     """The model's card."""
-    held_out = documents_read(config, dataset) - seen.stop
-    origin, objective = dataset.provenance, config.objective.objective
+    held_out, left_out = documents_read(config, seen.dataset) - seen.stop, int(metrics.get("documents_left_out", 0))
+    origin, objective = seen.dataset.provenance, config.objective.objective
     return model_card(
         "Causal language model",
         f"A Llama trained with the objective `{objective}` on per-token entropy labels (arXiv 2511.10618).",
         {
-            "trained on": f"{seen.stop - seen.left_out:,} documents with {origin.method} labels",
-            **({"left out": f"{seen.left_out:,} documents, whose labels do not move"} if seen.left_out else {}),
+            "trained on": f"{seen.stop - left_out:,} documents with {origin.method} labels",
+            **({"left out": f"{left_out:,} documents, whose labels do not move"} if left_out else {}),
             "held out": f"{held_out:,} documents after them",
             "model behind the labels": origin.labelled_by,
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
-            "training": training_length(figures),
+            "training": training_length(metrics),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            **{f"{name.replace('_', ' ')}, nats a token": figures[name] for name in figures if name.endswith("_loss")},
+            **{f"{name.replace('_', ' ')}, nats a token": metrics[name] for name in metrics if name.endswith("_loss")},
         },
         command=command_line("jobs.train_language_model", arguments),
         tags=["causal-lm", "token-entropy"],

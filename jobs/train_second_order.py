@@ -5,7 +5,7 @@ has not seen the token, the best it can do is the label's mean there, which is t
 a label count for nothing. Any method's labels can be the teacher, a stronger language model's among them. Documents are
 cut into the windows that the labels were made in, and a causal language model reads the same token before each.
 
-The same command goes on with an interrupted training. Processes: one, or those of `accelerate launch -m
+The same command resumes an interrupted training. Processes: one, or those of `accelerate launch -m
 jobs.train_second_order`.
 """
 
@@ -31,7 +31,6 @@ from pipeline.models.checkpoint import (
     checkpoint_sha256,
     context_and_vocabulary,
     find_checkpoint,
-    fold_folder,
     require_kind,
 )
 from pipeline.models.model_card import command_line, model_card, training_length
@@ -67,7 +66,7 @@ class Sizes:
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to train on, what to start from, where to write."""
+    """Labels to train on, model to start from, output."""
 
     labels: str
     """Annotated dataset whose column `entropy` is learned: a folder, or hf://datasets/USER/NAME."""
@@ -88,13 +87,13 @@ class Config:
     transformers: Literal[1, 2] = 1
     """1: both outputs read one transformer. 2: the expecting output has its own."""
     causal_weight: float = 1.0
-    """Weight of the model's own loss as a language model beside the squared error; 0 leaves it out."""
+    """Weight of the model's own loss as a language model, added to the squared error; 0 leaves it out."""
     folds: int = 1
     """Above 1: so many models, each trained without a part of the documents, which it can then label unseen."""
     limit: int | None = None
-    """Documents to read at the most."""
+    """Read at most this many documents, from the first on."""
     held_out: int | None = None
-    """Last documents to evaluate on and never train on; one in twenty, 500 at the most, by default."""
+    """Last documents to evaluate on and never train on; one in twenty, at most 500, by default."""
     model: Sizes = field(default_factory=Sizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -110,7 +109,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Prepared:
     """The settings, with the labels and checkpoints that they name."""
 
     config: Config
@@ -120,19 +119,19 @@ class Plan:
     windows: LabelWindows
 
     @classmethod
-    def of(cls, config: Config) -> Plan:
-        """Finds labels and checkpoints, and decides on windows.
+    def of(cls, config: Config) -> Prepared:
+        """Finds labels and checkpoints, and chooses windows.
 
         Raises:
             ValueError: if they do not fit together.
         """
         dataset = find_annotations(config.labels)
         starts = starting_points(config, dataset)
-        given = (config.model.context, config.overlap, config.start_token)
-        return cls(config, dataset, starts, label_windows(dataset.provenance, starts, *given))
+        requested = (config.model.context, config.overlap, config.start_token)
+        return cls(config, dataset, starts, label_windows(dataset.provenance, starts, *requested))
 
     @property
-    def cut(self) -> Windowing:
+    def windowing(self) -> Windowing:
         """Windows of training and evaluation: those that the labels were made in."""
         from pipeline.training.batches import Windowing
 
@@ -140,11 +139,11 @@ class Plan:
         return Windowing(self.windows.window, tokens, overlap=self.windows.overlap, labelled_only=True)
 
     @property
-    def decisive(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """All that the models depend on: not where, nor in how many processes, they are trained."""
         settings = {
             **asdict(self.config),
-            "training": self.config.training.decisive,
+            "training": self.config.training.fingerprint,
             "provenance": asdict(self.dataset.provenance),
             "windows": asdict(self.windows),
             "init_from_sha256": checkpoint_sha256(*filter(None, self.starts)),
@@ -157,23 +156,23 @@ def train_second_order(config: Config) -> None:
     """Train a second-order model on the labels of an annotated dataset."""
     from pipeline.training import resume
     from pipeline.training.distributed import process_group, this_process
+    from pipeline.training.job import train_folds
 
     with process_group():
-        process, plan = this_process(), Plan.of(config)
+        plan = Prepared.of(config)
         seen, held_out = read_documents(plan)
-        resume.begin_on_main(config.output, plan.decisive)
-        if process.is_main_process:
+        resume.begin_on_main(config.output, plan.fingerprint)
+        if this_process().is_main_process:
             say(f"windows of {plan.windows}", file=sys.stderr)
-        for fold, part in enumerate(seen.each_without_a_fold(config.folds)):
-            folder = fold_folder(config.output, fold, config.folds)
-            if not resume.is_finished(folder):
-                train_on(part, held_out, plan.starts[fold], folder, plan)
-        if process.is_main_process:
-            resume.finish(config.output)
+
+        def train_fold(fold: int, part: Corpus, folder: Path) -> None:
+            train_on(part, held_out, plan.starts[fold], folder, plan)
+
+        train_folds(seen.leave_one_fold_out(config.folds), config.folds, config.output, train_fold)
 
 
-def read_documents(plan: Plan) -> tuple[Corpus, Corpus]:
-    """What to train on, and what to evaluate on.
+def read_documents(plan: Prepared) -> tuple[Corpus, Corpus]:
+    """Documents to train on, and documents to evaluate on.
 
     Raises:
         ValueError: if there are not two labels of either.
@@ -188,37 +187,31 @@ def read_documents(plan: Plan) -> tuple[Corpus, Corpus]:
     return seen, held_out
 
 
-def train_on(seen: Corpus, held_out: Corpus, start: Path | None, output: Path, plan: Plan) -> None:
+def train_on(seen: Corpus, held_out: Corpus, start: Path | None, output: Path, plan: Prepared) -> None:
     """Trains one model and writes it, with its card, to `output`."""
     import torch
 
-    from pipeline.models.loading import save_checkpoint
-    from pipeline.training import resume
     from pipeline.training.batches import endless_batches
-    from pipeline.training.distributed import this_process
-    from pipeline.training.evaluation import held_out_batches, second_order_figures
+    from pipeline.training.evaluation import held_out_batches, second_order_metrics
+    from pipeline.training.job import train_and_save
     from pipeline.training.losses import second_order_loss
-    from pipeline.training.trainer import train
 
     config, training = plan.config, plan.config.training
     torch.manual_seed(training.seed)
     model = initial_model(plan, start, seen.given_labels)
     if config.form == "direct" and config.causal_weight == 0:
         model.freeze_head()  # several processes wait for every gradient, and nothing reads these weights
-    output.mkdir(parents=True, exist_ok=True)
-    figures = train(
+    train_and_save(
         model,
-        endless_batches([seen], plan.cut, training.seed),
+        endless_batches([seen], plan.windowing, training.seed),
         lambda trained, batch: second_order_loss(trained, batch, config.causal_weight),
-        lambda trained: second_order_figures(trained, held_out_batches(held_out, plan.cut, trained.device)),
+        lambda trained: second_order_metrics(trained, held_out_batches(held_out, plan.windowing, trained.device)),
         training,
         output,
+        tokenizer=plan.dataset.tokenizer,
+        card=lambda metrics: card(model, plan, seen, held_out, metrics),
+        result="held-out R² {r2_seeing:.3f} seeing, {r2_expecting:.3f} expecting",
     )
-    if this_process().is_main_process:
-        text = card(model, plan, seen, held_out, figures)
-        save_checkpoint(model, output, dtype=training.save_as, tokenizer_folder=plan.dataset.tokenizer, card=text)
-        resume.finish(output)
-        say(f"{output}: held-out R² {figures['r2_seeing']:.3f} seeing, {figures['r2_expecting']:.3f} expecting")
 
 
 def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Path | None, ...]:
@@ -239,7 +232,7 @@ def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Path | N
     return members
 
 
-def initial_model(plan: Plan, start: Path | None, labels: np.ndarray) -> SecondOrderModel:
+def initial_model(plan: Prepared, start: Path | None, labels: np.ndarray) -> SecondOrderModel:
     """A fresh model, or one that starts as another; its outputs are scaled to the labels."""
     from pipeline.models.loading import load_causal, load_estimator
     from pipeline.models.second_order import SecondOrderModel
@@ -272,7 +265,7 @@ def require_same_tokens(start: Path, dataset: AnnotatedDataset) -> None:
         raise ValueError(f"{start} has another tokenizer than the labels; annotate with --tokenizer {start}")
 
 
-def card(model: SecondOrderModel, plan: Plan, seen: Corpus, held_out: Corpus, figures: Metrics) -> str:
+def card(model: SecondOrderModel, plan: Prepared, seen: Corpus, held_out: Corpus, metrics: Metrics) -> str:
     """The checkpoint's model card."""
     config, origin = plan.config, plan.dataset.provenance
     return model_card(
@@ -285,13 +278,13 @@ def card(model: SecondOrderModel, plan: Plan, seen: Corpus, held_out: Corpus, fi
             "model behind the labels": origin.labelled_by,
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
             "windows": str(plan.windows),
-            "training": training_length(figures),
+            "training": training_length(metrics),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "form": f"{config.form}, {config.transformers} transformer(s), causal weight {config.causal_weight}",
             "started from": config.init_from or "random weights",
             "held out": f"{len(held_out.given_labels):,} labels in the last {len(held_out):,} documents",
-            "held-out R² against labels, seeing": figures["r2_seeing"],
-            "held-out R² against labels, expecting": figures["r2_expecting"],
+            "held-out R² against labels, seeing": metrics["r2_seeing"],
+            "held-out R² against labels, expecting": metrics["r2_expecting"],
         },
         command=command_line("jobs.train_second_order", sys.argv[1:]),
         tags=["entropy-estimation"],

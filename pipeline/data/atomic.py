@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written under another name, synced, then renamed."""
+"""Atomic files: written under another name, synced, then renamed, so that a file is complete or absent."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ UNFINISHED = ".unfinished"
 
 
 def unfinished_name(path: Path) -> Path:
-    """Where a file is written before it has its name; another one each time, should two workers write the same."""
+    """A name to write a file under before it is complete; a new one each time, since two workers may write the same."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
 
 
@@ -22,14 +22,19 @@ def commit(unfinished: Path, path: Path) -> str:
     """Syncs a finished file, gives it its name and returns its sha256."""
     with unfinished.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    _sync_folder(path.parent)
+    settle(unfinished, path)
     return digest
 
 
+def settle(unfinished: Path, path: Path) -> None:
+    """Syncs a finished file and gives it its name, so that neither is lost when the power is."""
+    _sync(unfinished)
+    unfinished.replace(path)
+    _sync(path.parent)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes a small file so that it is there whole or not at all."""
+    """Writes a small file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = unfinished_name(path)
     try:
@@ -39,8 +44,8 @@ def write_text(path: Path, text: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

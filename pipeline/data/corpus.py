@@ -1,4 +1,4 @@
-"""Tokenized documents end to end in memory, with the label of every token where there are labels.
+"""Tokenized documents end to end: a corpus in memory, with labels where there are any, or a stream of such blocks.
 
 N tokens, M documents.
 """
@@ -70,7 +70,7 @@ class Corpus:
         seen = len(self) - held_out_documents(len(self), documents)
         return self.documents(0, seen), require_tokens(self.documents(seen, len(self)))
 
-    def each_without_a_fold(self, folds: int) -> list["Corpus"]:
+    def leave_one_fold_out(self, folds: int) -> list["Corpus"]:
         """The corpus without each of its folds in turn; the whole of it where there is one fold.
 
         Raises:
@@ -84,12 +84,12 @@ class Corpus:
 
     def without_fold(self, fold: int, folds: int) -> "Corpus":
         """The corpus without one of its folds; the whole of it where there is one fold."""
-        return self if folds == 1 else self._chosen(np.flatnonzero(self._folds(folds) != fold))
+        return self if folds == 1 else self._selected(np.flatnonzero(self._folds(folds) != fold))
 
     def _folds(self, folds: int) -> np.ndarray:
         return np.array([fold_of(document, folds) for document in self.by_document(self.tokens_N)], dtype=np.int64)
 
-    def _chosen(self, documents: np.ndarray) -> "Corpus":
+    def _selected(self, documents: np.ndarray) -> "Corpus":
         tokens = self.by_document(self.tokens_N)
         labels = None if self.labels_N is None else self.by_document(self.labels_N)
         return Corpus.of(
@@ -99,10 +99,10 @@ class Corpus:
         )
 
     def with_shuffled_labels(self, random: np.random.Generator) -> "Corpus":
-        """The same labels, each at a token of chance: what is left of them is their distribution."""
+        """The same labels, each at a random token: nothing but their distribution is left."""
         assert self.labels_N is not None
-        labels_N, given_N = self.labels_N.copy(), ~np.isnan(self.labels_N)
-        labels_N[given_N] = random.permutation(labels_N[given_N])
+        labels_N, labelled_N = self.labels_N.copy(), ~np.isnan(self.labels_N)
+        labels_N[labelled_N] = random.permutation(labels_N[labelled_N])
         return replace(self, labels_N=labels_N)
 
     def by_document(self, values_N: np.ndarray) -> list[np.ndarray]:
@@ -126,31 +126,24 @@ class Corpus:
         """UTF-8 bytes of text; None for documents that came as tokens."""
         return None if self.text_bytes_M is None else int(self.text_bytes_M.sum())
 
-    def packed(self, separator: int) -> "Corpus":
-        """All documents as a single one, a separator without a label before each."""
-        starts = self.offsets[:-1]
-        labels_N = None if self.labels_N is None else np.insert(self.labels_N, starts, np.float32("nan"))
-        tokens_N = np.insert(self.tokens_N, starts, np.int32(separator))
-        return Corpus(tokens_N, np.array([0, len(tokens_N)]), labels_N)
-
 
 def interleaved(parts: Sequence[Corpus]) -> Corpus:
-    """Tokens alone of what was dealt out to several, one document each in turn, in the order it had before."""
+    """The tokens of documents that were shared out one at a time, in their original order."""
     if len(parts) == 1:
         return parts[0]
     documents: list[np.ndarray] = [np.empty(0, np.int32)] * sum(map(len, parts))
-    for place, part in enumerate(parts):
-        documents[place :: len(parts)] = part.by_document(part.tokens_N)
+    for process, part in enumerate(parts):
+        documents[process :: len(parts)] = part.by_document(part.tokens_N)
     return Corpus.of(documents)
 
 
-def held_out_documents(documents: int, wanted: int | None) -> int:
-    """How many documents to hold out: as wanted, or else one in twenty, MOST_HELD_OUT at the most.
+def held_out_documents(documents: int, requested: int | None) -> int:
+    """Number of documents to hold out: as requested, or else one in twenty, at most MOST_HELD_OUT.
 
     Raises:
         ValueError: if that leaves nothing to train on.
     """
-    held_out = min(MOST_HELD_OUT, max(1, documents // 20)) if wanted is None else wanted
+    held_out = min(MOST_HELD_OUT, max(1, documents // 20)) if requested is None else requested
     if not 0 < held_out < documents:
         raise ValueError(
             f"cannot hold out {held_out} of {documents} documents and train on others; give more, or another --held-out"
@@ -170,7 +163,7 @@ def require_tokens(held_out: Corpus) -> Corpus:
 
 
 def fold_of(tokens_N: np.ndarray, folds: int) -> int:
-    """Which of the folds a document belongs to.
+    """The fold that a document belongs to.
 
     Its tokens alone decide, so that a document and its copies share a fold wherever they stand.
     """
@@ -194,23 +187,23 @@ def read_corpus(
 
 
 def no_exchange(mine: Corpus) -> Sequence[Corpus]:
-    """How the only process is told what all have."""
+    """The exchange of a process that is alone."""
     return [mine]
 
 
 @dataclass(frozen=True)
 class ProcessShare:
-    """This process among those that read the same stream."""
+    """A process's share of a stream that several read together."""
 
     process: int = 0
     processes: int = 1
     exchange: Callable[[Corpus], Sequence[Corpus]] = no_exchange
-    """From what this process has to what each has, in their order; every process asks at the same point."""
+    """Gathers the shares of all processes, in their order; every process calls it at the same point."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentStream:
-    """The documents from number `skip` to number `limit` as blocks, again each time that they are iterated over."""
+    """Documents `skip` to `limit` of files as blocks; each iteration reads them again."""
 
     files: Sequence[File]
     column: Column
@@ -222,14 +215,14 @@ class DocumentStream:
     limit: int | None = None
     sharing: ProcessShare = ProcessShare()
     without: tuple[int, int] = (0, 1)
-    """A fold and the number of folds: the fold is left out where there are more than one."""
+    """A fold to leave out, and the number of folds; nothing is left out of one fold."""
 
-    def each_without_a_fold(self, folds: int) -> list["DocumentStream"]:
+    def leave_one_fold_out(self, folds: int) -> list["DocumentStream"]:
         """The stream without each of its folds in turn; the whole of it where there is one fold."""
         return [replace(self, without=(fold, folds)) for fold in range(folds)]
 
     def __iter__(self) -> Iterator[Corpus]:
-        """The blocks, exchanged in the thread that takes them: the other one knows nothing of other processes.
+        """The blocks. They are exchanged in the calling thread; the one that reads ahead is this process's own.
 
         Raises:
             ValueError, OSError: as iterate_rows and document_tokens do, in the turn of their block.
@@ -243,17 +236,17 @@ class DocumentStream:
                 stop.set()
 
     def _shares(self, stop: Event) -> Generator[Corpus, None, None]:
-        """Of each block the documents that are this process's to tokenize."""
+        """This process's share of each block, tokenized."""
         for _, runs in groupby(numbered(self._rows(), self.block), itemgetter(0)):
             documents: list[np.ndarray] = []
-            place = 0
+            before = 0
             for _, rows in runs:
                 if stop.is_set():
                     return
-                first = (self.sharing.process - place) % self.sharing.processes
+                first = (self.sharing.process - before) % self.sharing.processes
                 mine = rows.take(pa.array(range(first, len(rows), self.sharing.processes), pa.int64()))
                 documents += document_tokens(mine, self.column, self.tokenizer, self.vocabulary)
-                place += len(rows)
+                before += len(rows)
             yield Corpus.of(documents)
 
     def _rows(self) -> Iterator[pa.RecordBatch]:
@@ -264,7 +257,7 @@ class DocumentStream:
 
 
 def numbered(batches: Iterable[pa.RecordBatch], block: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The rows in runs, each with the number of its block: how many times `block` the rows before it fill."""
+    """Runs of rows, each with the number of its block: the size of the rows before it, divided by `block`."""
     before = 0
     for rows in batches:
         sizes = lengths(rows.column(0))
@@ -276,8 +269,8 @@ def numbered(batches: Iterable[pa.RecordBatch], block: int) -> Iterator[tuple[in
 
 
 def lengths(column: pa.Array) -> np.ndarray:
-    """Bytes of each text, or the number of ids in each list; 0 where there is neither."""
+    """Bytes of each text, or the number of ids in each list; 0 of a null."""
     listed = pa.types.is_nested(column.type)
-    counted = pc.list_value_length(column) if listed else pc.binary_length(column)
-    sizes: np.ndarray = counted.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    counts = pc.list_value_length(column) if listed else pc.binary_length(column)
+    sizes: np.ndarray = counts.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     return sizes

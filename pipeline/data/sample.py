@@ -1,4 +1,4 @@
-"""Documents that are always at hand: the English help texts that every CPython ships, shaped like FineWeb rows."""
+"""A built-in sample of documents: the English help texts that every CPython ships, shaped like FineWeb rows."""
 
 import platform
 from pathlib import Path
@@ -14,7 +14,7 @@ SAMPLE_NAME = f"CPython {platform.python_version()} help topics (built-in sample
 
 
 def sample_documents() -> pa.Table:
-    """One row for the beginning of each help topic, in the order of their names, with FineWeb's columns."""
+    """The beginning of each help topic, sorted by name, with FineWeb's columns."""
     rows = [
         {
             "text": text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS].rpartition("\n\n")[0],

@@ -1,4 +1,4 @@
-"""Annotated shards: rows with their labels as Arrow, and the Parquet file they end in."""
+"""Annotated shards: rows with their labels in Arrow, and the Parquet files that hold them."""
 
 import re
 import shlex
@@ -22,6 +22,8 @@ from schemas.rows import NO_BOUND
 
 ROW_GROUP_BYTES = 100_000_000
 ENTROPY_COLUMNS = (ENTROPY, EXPECTED_ENTROPY)
+SHARD = re.compile(rf"(.*)/{DATA_FOLDER}/([^/]+)/((?:\d+/)?train-\d+-of-\d+\.parquet)")
+TOKENS = Column(INPUT_IDS, tokenized=True, longest=NO_BOUND)
 
 
 def annotated_rows(
@@ -30,7 +32,7 @@ def annotated_rows(
     entropies: Mapping[str, Sequence[np.ndarray]],
     schema: pa.Schema,
 ) -> pa.Table:
-    """One row a source row, in order, with the columns of `schema`. NaN in an entropy becomes null."""
+    """A row for each source row, in order, with the columns of `schema`. NaN in an entropy becomes null."""
     labels = {name: _entropy_lists(arrays) for name, arrays in entropies.items()}
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int32)
     columns = {
@@ -129,20 +131,16 @@ def mean_entropies(lists: pa.ListArray) -> pa.Array:
 
     Sums of multiples of ROUNDING_NATS are exact in float64 in any order, so differences of running sums are too.
     """
-    given = lists.values.is_valid().to_numpy(zero_copy_only=False)
+    labelled = lists.values.is_valid().to_numpy(zero_copy_only=False)
     sums = np.append(0, np.cumsum(lists.values.fill_null(0).to_numpy(), dtype=np.float64))
-    counts = np.append(0, np.cumsum(given))
+    counts = np.append(0, np.cumsum(labelled))
     total, count = (np.diff(running[lists.offsets.to_numpy()]) for running in (sums, counts))
     return pa.array((total / np.maximum(count, 1)).astype(np.float32), mask=count == 0)
 
 
-SHARD = re.compile(rf"(.*)/{DATA_FOLDER}/([^/]+)/((?:\d+/)?train-\d+-of-\d+\.parquet)")
-TOKENS = Column(INPUT_IDS, tokenized=True, longest=NO_BOUND)
-
-
 @contextmanager
 def reading_shard(file: File) -> Iterator[None]:
-    """Names a shard that is damaged, and the command that mends its dataset.
+    """Adds to an error of a damaged shard the command that repairs its dataset.
 
     Raises:
         DamagedError: if it is damaged.
@@ -156,7 +154,7 @@ def reading_shard(file: File) -> Iterator[None]:
 
 @contextmanager
 def open_shard(file: File) -> Iterator[pq.ParquetFile]:
-    """A shard, its pages held against their checksums.
+    """A shard, whose pages are checked against their checksums.
 
     Raises:
         DamagedError: if it is damaged.

@@ -1,4 +1,7 @@
-"""How a document longer than the model's context is covered, and which of its tokens are labelled."""
+"""Windows over documents for labelling: covers of long documents, padded batches, and their labels back to documents.
+
+B windows of a batch, T tokens of the longest, N tokens of all documents, W labels of a batch.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +54,7 @@ def sample_positions(tokens: int, share: float, random: np.random.Generator) -> 
     """True at a random share of the positions, chosen in runs of eight neighbours.
 
     Exact labels of r neighbours need r + 1 code lengths, of r scattered positions 2 r: runs of eight cost
-    1.1 code lengths a label in place of 2.
+    1.1 code lengths a label instead of 2.
     """
     if share >= 1:
         return np.ones(tokens, dtype=bool)
@@ -70,7 +73,7 @@ class Batch:
     lengths_B: np.ndarray
     """int64"""
     wanted_BT: np.ndarray
-    """True where a label is asked for."""
+    """True where a label is requested."""
 
 
 def window_batches(
@@ -135,7 +138,7 @@ def _padded(ids_N: np.ndarray, wanted_N: np.ndarray, firsts: np.ndarray, windows
 
 
 def _places(firsts: np.ndarray, windows: Sequence[Window], columns: int) -> np.ndarray:
-    """Where among the tokens of all documents those of windows are, and as many after them as fill up the columns."""
+    """Indices [B, columns] of the windows' tokens, and of those after them, among the tokens of all documents."""
     start_B: np.ndarray = firsts[_of(windows, "document")] + _of(windows, "start")
     return start_B[:, None] + np.arange(columns)
 
@@ -145,5 +148,5 @@ def _of(windows: Sequence[Window], name: str) -> np.ndarray:
 
 
 def _borders(documents: Sequence[np.ndarray]) -> np.ndarray:
-    """Where each document begins among the tokens of all, and where the last one ends."""
+    """The index at which each document begins among the tokens of all, and the end of the last."""
     return np.cumsum([0, *map(len, documents)])

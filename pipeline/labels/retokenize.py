@@ -1,6 +1,7 @@
-"""Nats from one tokenizer's tokens to another's, through the bytes that both cover.
+"""Labels moved from one tokenizer's tokens to another's, through the bytes that both cover.
 
-S tokens of the source, T tokens of a text or of the target, C characters of a text, B borders between source tokens.
+S tokens of the source, T tokens of a text or of the target, C characters of a text, B borders between source tokens;
+document m.
 """
 
 from collections.abc import Sequence
@@ -72,12 +73,12 @@ def retokenized(corpus: Corpus, own: Tokenizer, other: Tokenizer) -> Corpus:
     documents = corpus.by_document(corpus.tokens_N)
     texts = own.decode_batch([ids.tolist() for ids in documents], skip_special_tokens=False)
     before, after = encode_with_ends(own, texts), encode_with_ends(other, texts)
-    kept = [place for place, ids in enumerate(documents) if np.array_equal(ids, before[place].ids_T)]
+    kept = [m for m, ids in enumerate(documents) if np.array_equal(ids, before[m].ids_T)]
     labels = None
     if corpus.labels_N is not None:
         nats = corpus.by_document(corpus.labels_N)
-        labels = [move_nats(nats[place], before[place].ends_T, after[place].ends_T) for place in kept]
-    return Corpus.of([after[place].ids_T for place in kept], labels, [len(texts[place].encode()) for place in kept])
+        labels = [move_nats(nats[m], before[m].ends_T, after[m].ends_T) for m in kept]
+    return Corpus.of([after[m].ids_T for m in kept], labels, [len(texts[m].encode()) for m in kept])
 
 
 def _moved(amounts_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.ndarray:

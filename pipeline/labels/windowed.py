@@ -12,7 +12,7 @@ from pipeline.data.windows import Window, cover
 
 
 def over_windows(of_window: Callable[[Window], Tensor], tokens: int, context: int | None) -> Tensor:
-    """Values [..., B, T] of texts of so many tokens, each token's from the first window that holds it.
+    """Values [..., B, T] of texts of `tokens` tokens, each token's from the first window that holds it.
 
     Args:
         of_window: values of all tokens of a window, from its `start` to its `stop`; those before `label_from` are

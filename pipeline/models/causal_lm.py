@@ -143,7 +143,8 @@ def decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 def next_token_losses(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
     """-ln p(targets[:, i] | inputs[:, : i + 1]) in nats, float32 [B, T]."""
-    return output_head(model).losses(next_token_hidden(model, inputs_BT), targets_BT)
+    hidden_BTD = next_token_hidden(model, inputs_BT)
+    return output_head(model).losses(hidden_BTD, targets_BT)
 
 
 @torch.no_grad()

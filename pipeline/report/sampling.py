@@ -1,14 +1,14 @@
-"""How much of a dataset a report looks at."""
+"""The sample of an annotated dataset that a report shows: its size, its rows and their documents."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from pipeline.data.annotated import AnnotatedDataset, Row, as_rows, read_labelled
-from pipeline.data.shards import ENTROPY_COLUMNS, SHARD, inspect_shard
+from pipeline.data.annotated import AnnotatedDataset, Row, as_rows
+from pipeline.data.shards import ENTROPY_COLUMNS, SHARD
 from schemas.annotations import ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS
 
 MOST_OF_ALL, MOST_OF_ONE = 300_000, 20_000  # tokens on a page: about 3 MB, and what a browser lays out in a moment
@@ -16,10 +16,10 @@ MOST_OF_ALL, MOST_OF_ONE = 300_000, 20_000  # tokens on a page: about 3 MB, and 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSize:
-    """How much of a dataset is looked at."""
+    """Number of documents and tokens to read and to show."""
 
     documents: int = 200
-    """Documents to show, of those in the sample."""
+    """Documents of the sample to show."""
     sample: int = 2000
     """Documents for the statistics, from all over the dataset."""
     tokens: int | None = None
@@ -36,7 +36,7 @@ class SampleSize:
             raise ValueError(f"the seed must be at least 0, not {self.seed}")
 
     def tokens_each(self, documents: int) -> int:
-        """Tokens to show of each of so many documents."""
+        """Tokens to show of each document where `documents` are shown."""
         return self.tokens or min(MOST_OF_ONE, max(1, MOST_OF_ALL // max(1, documents)))
 
 
@@ -54,7 +54,7 @@ class Document:
     """Tokens of the row after these."""
 
     def first(self, tokens: int) -> "Document":
-        """So many of its tokens, without the source's values; the others are not kept in memory."""
+        """Its first `tokens` tokens, without the source's values; the others are not kept in memory."""
         kept, left = self.tokens_N[:tokens].copy(), max(0, len(self.tokens_N) - tokens)
         return Document(self.row, kept, self.labels_SN[:, :tokens].copy(), left=self.left + left)
 
@@ -71,7 +71,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Measure:
-    """The labels of one series, or those of the first less those of another."""
+    """The labels of one series, or those of the first minus those of another."""
 
     name: str
     series: tuple[int, ...]
@@ -83,47 +83,39 @@ def measures_of(series: Sequence[str]) -> Iterator[Measure]:
     yield from (Measure(f"{series[0]} − {name}", (0, place)) for place, name in enumerate(series[1:], 1))
 
 
-RUNS = 20  # a run in the middle of a row group, of 100 MB at the most, costs its decoding up to there
+RUNS = 20  # a run in the middle of a row group, of at most 100 MB, costs its decoding up to there
 
 
-def sampled_rows(rows: int, wanted: int, seed: int) -> list[range]:
-    """Runs of rows in order, one in each of RUNS equal stretches or as many as are wanted, at places of chance.
+def sampled_rows(rows: int, requested: int, seed: int) -> list[range]:
+    """Runs of rows in order, each at a random position in one of at most RUNS equal stretches.
 
-    They hold `wanted` rows together, or all.
+    Together they hold `requested` rows, or all.
     """
-    wanted = min(rows, wanted)
-    runs = min(RUNS, wanted)
-    places = np.random.default_rng(seed).random(runs)
-    starts = [int((rows - wanted) * (run + place) / runs) for run, place in enumerate(places)]
-    bounds = [wanted * run // max(1, runs) for run in range(runs + 1)]
+    requested = min(rows, requested)
+    runs = min(RUNS, requested)
+    offsets = np.random.default_rng(seed).random(runs)
+    starts = [int((rows - requested) * (run + offset) / runs) for run, offset in enumerate(offsets)]
+    bounds = [requested * run // max(1, runs) for run in range(runs + 1)]
     return [range(start + bounds[run], start + bounds[run + 1]) for run, start in enumerate(starts)]
 
 
 @dataclass(frozen=True)
 class LabelledSource:
-    """An annotated dataset, and which of its columns are read."""
+    """An annotated dataset to report on, alone or compared with another."""
 
     dataset: AnnotatedDataset
-    schema: pa.Schema
-    """Of all its columns."""
     against: AnnotatedDataset | None = None
     """The same documents with other labels."""
 
-    @classmethod
-    def of(cls, dataset: AnnotatedDataset, against: AnnotatedDataset | None = None) -> "LabelledSource":
-        """The dataset after a look at its first shard.
-
-        Raises:
-            ValueError: if the other dataset has not as many documents; as inspect_file does.
-        """
-        if against is not None and len(dataset) != len(against):
-            counted = f"{dataset.source} has {len(dataset):,} documents and {against.source} {len(against):,}"
-            raise ValueError(f"{counted}; compare labels of the same documents")
-        return cls(dataset, inspect_shard(dataset.shards[0]).schema, against)
+    def __post_init__(self) -> None:
+        if self.against is not None and len(self.dataset) != len(self.against):
+            ours = f"{self.dataset.source} has {len(self.dataset):,} documents"
+            theirs = f"{self.against.source} {len(self.against):,}"
+            raise ValueError(f"{ours} and {theirs}; compare labels of the same documents")
 
     @property
     def label_columns(self) -> list[str]:
-        return [name for name in ENTROPY_COLUMNS if name in self.schema.names]
+        return [name for name in ENTROPY_COLUMNS if name in self.dataset.schema.names]
 
     @property
     def series(self) -> list[str]:
@@ -136,9 +128,9 @@ class LabelledSource:
 
     @property
     def source_columns(self) -> list[str]:
-        """Columns that the source had, but for its documents."""
+        """Columns of the source, except its documents."""
         ours = {INPUT_IDS, *ENTROPY_COLUMNS, NUM_TOKENS, MEAN_ENTROPY, self.dataset.provenance.text_column, "text"}
-        return [name for name in self.schema.names if name not in ours]
+        return [name for name in self.dataset.schema.names if name not in ours]
 
     def documents(self, rows: range, columns: Sequence[str] = ()) -> Iterator[Document]:
         """These rows, with the values of these columns of the source.
@@ -148,8 +140,8 @@ class LabelledSource:
                 read_rows does.
         """
         names = (INPUT_IDS, *self.label_columns, *columns)
-        own = _rows(self.dataset, rows, pa.schema([self.schema.field(name) for name in names]))
-        others = None if self.against is None else _rows(self.against, rows, self.against.schema)
+        own = _rows(self.dataset, names, rows)
+        others = None if self.against is None else _rows(self.against, (INPUT_IDS, ENTROPY), rows)
         for row, values in zip(rows, own, strict=True):
             labels = [values[name] for name in self.label_columns]
             if self.against is not None and others is not None:
@@ -170,11 +162,5 @@ def short_name(dataset: AnnotatedDataset) -> str:
     return f"{found[1].rpartition('/')[2].partition('@')[0]}/{found[2]}"
 
 
-def _rows(dataset: AnnotatedDataset, rows: range, schema: pa.Schema) -> Iterator[Row]:
-    first = 0
-    for shard, length in zip(dataset.shards, dataset.rows, strict=True):
-        start, stop = max(rows.start, first), min(rows.stop, first + length)
-        if start < stop:
-            for batch in read_labelled(shard, start - first, stop - first, schema, dataset.vocabulary):
-                yield from as_rows(batch)
-        first += length
+def _rows(dataset: AnnotatedDataset, names: Sequence[str], rows: range) -> Iterator[Row]:
+    return chain.from_iterable(map(as_rows, dataset.batches(names, rows.start, rows.stop)))

@@ -1,21 +1,26 @@
-"""A corpus cut into windows, and windows of neighbouring lengths put together to batches of a token budget.
+"""Batches of a token budget: windows of a corpus, of neighbouring lengths, or packed windows of labelled documents.
 
 Every epoch shuffles anew, and cuts anew where lengths vary, from (seed, epoch): the order follows from the seed.
 
-B rows, T tokens of the longest row, N tokens of the corpus, P pieces.
+B rows, T tokens of the longest row, N tokens of the corpus, P pieces, W packed windows.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.corpus import Corpus
+from pipeline.data.loader import Resumable
+from pipeline.data.packing import PADDING, PackedWindow
 from pipeline.data.windows import budget_groups, cover
 from pipeline.models.stacks import real_positions
+from pipeline.training.data import LabelledDocuments
 
 
 @dataclass(frozen=True)
@@ -27,8 +32,14 @@ class Batch:
     labels_BT: Tensor | None = None
     factors_BT: Tensor | None = None
     """Factors of the tokens' losses, where an objective compares them over the whole step; None until it has."""
-    others: "Batch | None" = None
+    whole_batch: "Batch | None" = None
     """The whole batch, of which this is a part: one process's, one of a step's batches; None where it is one."""
+
+    @classmethod
+    def of(cls, windows: PackedWindow, rows_B: np.ndarray) -> "Batch":
+        """Some of the windows [W, T]."""
+        input_ids_BT, labels_BT, document_BT = (torch.from_numpy(values_WT[rows_B]) for values_WT in windows)
+        return cls(input_ids_BT.long(), (document_BT != PADDING).sum(dim=1), labels_BT)
 
     @property
     def real_BT(self) -> Tensor:
@@ -39,7 +50,7 @@ class Batch:
     def whole(self) -> "Batch":
         """The batch of all processes and of the whole step. What a loss sums here it divides by counts of this, so that
         the parts' losses add up to that of the whole."""
-        return self.others or self
+        return self.whole_batch or self
 
     def part(self, process: int, processes: int) -> "Batch":
         """The rows of one of several processes; a row of length 0, without labels, where there is none for it."""
@@ -51,7 +62,7 @@ class Batch:
             factors_BT = None if self.factors_BT is None else self.factors_BT[:1]
             lengths_B = torch.zeros_like(self.lengths_B[:1])
             return Batch(self.input_ids_BT[:1], lengths_B, labels_BT, factors_BT, self.whole)
-        return replace(self._each(lambda tensor: tensor[rows]), others=self.whole)
+        return replace(self._each(lambda tensor: tensor[rows]), whole_batch=self.whole)
 
     @staticmethod
     def rows(process: int, processes: int) -> slice:
@@ -64,7 +75,7 @@ class Batch:
     def _each(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         labels_BT = None if self.labels_BT is None else function(self.labels_BT)
         factors_BT = None if self.factors_BT is None else function(self.factors_BT)
-        return Batch(function(self.input_ids_BT), function(self.lengths_B), labels_BT, factors_BT, self.others)
+        return Batch(function(self.input_ids_BT), function(self.lengths_B), labels_BT, factors_BT, self.whole_batch)
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,60 @@ def epoch_batches(corpus: Corpus, cut: Windowing, random: np.random.Generator) -
     groups = list(budget_groups(lengths_P[longest_first_P].tolist(), cut.tokens_per_batch))
     for index in random.permutation(len(groups)):
         yield collate(corpus, pieces_P3[longest_first_P[groups[index]]])
+
+
+class BatchPosition(NamedTuple):
+    """How far a training is among labelled documents."""
+
+    documents: int = 0
+    """Documents of all epochs whose block is done."""
+    batches: int = 0
+    """Batches of the next block that are done."""
+    left_out: int = 0
+    """Documents so far whose labels do not move to the model's tokens, each counted once."""
+
+
+def labelled_batches(documents: LabelledDocuments, tokens_per_batch: int, seed: int) -> Resumable[Batch]:
+    """The documents' windows, epoch after epoch; the order within a block follows from (seed, epoch, block).
+
+    Resuming reads one block again. Iterating raises as LabelledDocuments.blocks does, and ValueError where no document
+    gives a window.
+    """
+    return Resumable(partial(_labelled_batches, documents, tokens_per_batch, seed), {}, BatchPosition())
+
+
+def _labelled_batches(
+    documents: LabelledDocuments, tokens_per_batch: int, seed: int, position: BatchPosition
+) -> Generator[tuple[Batch, BatchPosition], None, None]:
+    done, first_batch, left_out = position
+    without_window = 0
+    for block in documents.blocks(done):
+        epoch, first = divmod(done, len(documents))
+        if not epoch and not first_batch:
+            left_out += block.left_out
+        order = np.random.default_rng([seed, epoch, first]).permutation(len(block.windows.input_ids_T))
+        batches = list(rows_of_batches(order, block.windows, tokens_per_batch))
+        for number in range(first_batch, len(batches)):
+            following = BatchPosition(done, number + 1, left_out)
+            if number + 1 == len(batches):
+                following = BatchPosition(done + block.documents, 0, left_out)
+            yield Batch.of(block.windows, batches[number]), following
+        done, first_batch = done + block.documents, 0
+        without_window = 0 if batches else without_window + block.documents
+        if without_window >= len(documents):
+            raise ValueError("there is nothing to train on: every document is empty or without a label")
+
+
+def batches_in_order(windows: PackedWindow, tokens_per_batch: int) -> Iterator[Batch]:
+    """Every window [W, T] once, in order."""
+    every = np.arange(len(windows.input_ids_T))
+    return (Batch.of(windows, rows_B) for rows_B in rows_of_batches(every, windows, tokens_per_batch))
+
+
+def rows_of_batches(order: np.ndarray, windows: PackedWindow, tokens_per_batch: int) -> Iterator[np.ndarray]:
+    """Indices of each batch's windows; `order` holds those of all."""
+    size = max(1, tokens_per_batch // windows.input_ids_T.shape[1])
+    return (order[start : start + size] for start in range(0, len(order), size))
 
 
 def cut_windows(offsets: np.ndarray, cut: Windowing, random: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The learning rate's course."""
+"""Settings of a training: steps, learning rate and files, and the objective of a language model."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -6,16 +6,6 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 Decay = Literal["cosine", "linear"]
-
-
-def learning_rate_share(progress: float, warmup: float, decay: Decay) -> float:
-    """Share of the peak rate at a share of the training: linear up to `warmup`, then by the decay to zero."""
-    if progress < warmup:
-        return progress / warmup
-    done = (progress - warmup) / (1 - warmup)
-    return 1 - done if decay == "linear" else 0.5 + 0.5 * math.cos(math.pi * done)
-
-
 ABOVE_ZERO = (
     "steps",
     "tokens_per_batch",
@@ -27,25 +17,20 @@ ABOVE_ZERO = (
     "keep",
 )
 AT_LEAST_ZERO = ("weight_decay", "seed")
-DECIDE_NOTHING = ("save_every", "keep", "trackers")
+NOT_IN_FINGERPRINT = ("save_every", "keep", "trackers")
 """Settings that leave the trained model as it is."""
-
-ObjectiveName = Literal[
-    "flood", "floor", "weight", "mask", "cross-entropy", "flood-mean", "random-share", "reference-share"
-]
-NEED_LABELS: tuple[ObjectiveName, ...] = ("flood", "floor", "weight", "mask", "reference-share")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What every training job can be told."""
+    """Optimizer steps, batches and evaluations of a training."""
 
     steps: int = 2000
     """Optimizer steps."""
     tokens_per_batch: int = 8192
     """Tokens in a batch, padding included."""
     accumulate: int = 1
-    """Batches a step, one after the other in memory: losses and gradients are those of one batch that holds them all.
+    """Batches per step, one after the other in memory: losses and gradients are those of one batch that holds them all.
     Objectives that compare tokens (flood-mean and the shares) compare those of the whole step, in all processes; with
     several batches or processes that takes another forward pass."""
     learning_rate: float = 1e-3
@@ -61,9 +46,9 @@ class TrainingConfig:
     evaluate_every: int = 500
     """Steps between evaluations; there is one at the end too."""
     save_every: int | None = None
-    """Steps between states that an interrupted training goes on from; at each evaluation by default."""
+    """Steps between states that an interrupted training resumes from; at each evaluation by default."""
     keep: int = 2
-    """States that are kept, the newest; the model takes the place of all of them in the end."""
+    """Newest states to keep; the finished model replaces all of them."""
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision of the forward pass; weights stay in float32."""
     compile: bool = False
@@ -74,7 +59,7 @@ class TrainingConfig:
     save_as: Literal["float32", "bfloat16"] = "float32"
     """Type of the saved weights; the last evaluation is of the weights as saved."""
     trackers: tuple[str, ...] = ()
-    """Trackers that get the figures beside metrics.jsonl, by accelerate's names: tensorboard, wandb, mlflow, ..."""
+    """Trackers that get the metrics too, by accelerate's names: tensorboard, wandb, mlflow, ..."""
     seed: int = 0
     """Decides the initial weights and the order of the data."""
 
@@ -91,19 +76,28 @@ class TrainingConfig:
         if self.cross_entropy == "cut-cross-entropy" and find_spec("cut_cross_entropy") is None:
             install = "install it with pip install 'token-entropy[kernels]', or take torch"
             raise ValueError(f"--training.cross-entropy cut-cross-entropy is not installed; {install}")
-        there = installed_trackers() if self.trackers else []
+        installed = installed_trackers() if self.trackers else []
         for name in self.trackers:
-            if name not in there:
-                known = f"those here are {', '.join(there)}" if there else "none is here"
+            if name not in installed:
+                known = f"those here are {', '.join(installed)}" if installed else "none is here"
                 raise ValueError(f"--training.trackers {name} is not installed or not known to accelerate; {known}")
 
     @property
-    def decisive(self) -> dict[str, Any]:
-        """All that the trained model and its figures depend on."""
-        settings = {name: value for name, value in asdict(self).items() if name not in DECIDE_NOTHING}
+    def fingerprint(self) -> dict[str, Any]:
+        """All that the trained model and its metrics depend on."""
+        settings = {name: value for name, value in asdict(self).items() if name not in NOT_IN_FINGERPRINT}
         if self.cross_entropy == "torch":  # as in states from before there was a choice
             del settings["cross_entropy"]
         return settings
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear to its peak up to `warmup`, then by the decay to zero."""
+        progress = step / (self.steps + 1)
+        if progress < self.warmup:
+            return self.learning_rate * (progress / self.warmup)
+        done = (progress - self.warmup) / (1 - self.warmup)
+        share = 1 - done if self.decay == "linear" else 0.5 + 0.5 * math.cos(math.pi * done)
+        return self.learning_rate * share
 
     def evaluates(self, step: int) -> bool:
         """Whether there is an evaluation after the step."""
@@ -114,9 +108,15 @@ class TrainingConfig:
         return self.evaluates(step) if self.save_every is None else step % self.save_every == 0 or step == self.steps
 
 
+ObjectiveName = Literal[
+    "flood", "floor", "weight", "mask", "cross-entropy", "flood-mean", "random-share", "reference-share"
+]
+NEED_LABELS: tuple[ObjectiveName, ...] = ("flood", "floor", "weight", "mask", "reference-share")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
-    """What is minimised. l is a token's loss, e its entropy, `scale * label + margin`, in nats."""
+    """The objective to minimise. l is a token's loss, e its entropy, `scale * label + margin`, in nats."""
 
     objective: ObjectiveName = "flood"
     """flood: |l - e|. floor: max(l - e, 0). weight: (1 - ê) l, ê scaled to 0..1 in each window. mask: l where e is

@@ -1,23 +1,108 @@
-"""The processes that train together: one; several with the same model each (DDP); several with a part of it (FSDP2)."""
+"""Processes that train one model: one, several with a replica each (DDP), or several with a shard each (FSDP2).
+
+`accelerate` starts the group and wraps the model, as its launcher, torchrun or Ray say in the environment.
+"""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from pipeline.training.config import TrainingConfig
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 ResultT = TypeVar("ResultT")
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Run in a group of processes that leave it together, when all are done.
+
+    One that ends first may crash as its connections are torn down, and a launcher then kills those that still save.
+    """
+    joined_before = torch.distributed.is_initialized()  # by Ray, which leaves it too
+    try:
+        yield
+        this_process().wait_for_everyone()
+    except SystemExit:  # of all processes at the same step, unlike other errors
+        _leave(joined_before)
+        raise
+    _leave(joined_before)
+
+
+def this_process() -> PartialState:
+    """This process's place among those that train together; the first call joins them."""
+    return PartialState(cpu=_on_cpu())
+
+
+def new_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
+    """Accelerate's handle on devices and processes; with shards where `accelerate launch` asks for them."""
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        cpu=_on_cpu(),
+        log_with=list(config.trackers) or None,
+        project_dir=output,
+    )
+    sharding = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if sharding and accelerator.distributed_type == DistributedType.MULTI_CPU:  # accelerate has this for GPUs alone
+        accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    if accelerator.is_fsdp2:
+        # Autocast serves, as without shards. Gathering in bfloat16 would halve the traffic, but also round gradients
+        # and evaluations.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    return accelerator
+
+
+class DistributedModel(Generic[ModelT]):
+    """A model and its optimizer on the devices of the processes: replicated (DDP), or in shards (FSDP2).
+
+    Replicas train the model itself. Shards are those of a copy, so that the model stays one that can be saved.
+    """
+
+    def __init__(self, model: ModelT, new_optimizer: Callable[[ModelT], Optimizer], accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.model = deepcopy(model) if accelerator.is_fsdp2 else model
+        self.optimizer = new_optimizer(self.model)
+        self.module, self.stepping = accelerator.prepare(FunctionModule(self.model), self.optimizer)
+
+    def evaluate(self, function: Callable[[ModelT], ResultT]) -> ResultT:
+        """A function of the model in evaluation mode, without gradients, in the precision of its weights."""
+
+        def in_full_precision(model: ModelT) -> ResultT:
+            with torch.autocast(self.accelerator.device.type, enabled=False):
+                return function(model)
+
+        self.module.eval()
+        with torch.no_grad():
+            result: ResultT = self.module(in_full_precision)
+        self.module.train()
+        if isinstance(self.module, FSDPModule):
+            self.module.reshard()  # a backward pass would have done it
+        return result
+
+    def round_weights(self, dtype: torch.dtype) -> None:
+        """Round weights to a type's precision; their own type stays."""
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.copy_(parameter.to(dtype))
+
+    def copy_to(self, model: ModelT) -> None:
+        """Give the model the weights that were trained in shards; every process must call this."""
+        if self.model is not model:
+            with torch.no_grad():
+                for parameter, trained in zip(model.parameters(), self.model.parameters(), strict=True):
+                    parameter.copy_(full_tensor(trained))
 
 
 class FunctionModule(nn.Module, Generic[ModelT]):
@@ -36,87 +121,16 @@ class FunctionModule(nn.Module, Generic[ModelT]):
         return function(self.model, *arguments)
 
 
-@contextmanager
-def process_group() -> Iterator[None]:
-    """The work of processes that end together, when all are done.
-
-    One that ends first may crash as its connections are torn down, and a launcher then kills those that still save.
-    """
-    joined_before = torch.distributed.is_initialized()  # by Ray, which leaves it too
-    try:
-        yield
-        this_process().wait_for_everyone()
-    except SystemExit:  # agreed upon, unlike other errors
-        _leave(joined_before)
-        raise
-    _leave(joined_before)
-
-
-def this_process() -> PartialState:
-    """This process's place among those that train together; the first call joins them."""
-    return PartialState(cpu=_on_processors())
-
-
-def new_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
-    """What places a training on the devices of the processes, and shards it where `accelerate launch` was told to."""
-    accelerator = Accelerator(
-        mixed_precision=config.precision,
-        cpu=_on_processors(),
-        log_with=list(config.trackers) or None,
-        project_dir=output,
-    )
-    sharding = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if sharding and accelerator.distributed_type == DistributedType.MULTI_CPU:  # accelerate has this for GPUs alone
-        accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-    if accelerator.is_fsdp2:
-        # Autocast serves, as without shards. Gathering in bfloat16 would be half the traffic, but gradients and what
-        # is evaluated would be of it too.
-        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
-    return accelerator
-
-
-def trained_copy(model: ModelT, accelerator: Accelerator) -> ModelT:
-    """The model itself; where weights are sharded a copy, so that the model stays one that can be saved."""
-    return deepcopy(model) if accelerator.is_fsdp2 else model
-
-
-def take_weights(model: nn.Module, trained: nn.Module) -> None:
-    """Gives the model the weights of its sharded copy, whole."""
-    if trained is not model:
-        with torch.no_grad():
-            for mine, other in zip(model.parameters(), trained.parameters(), strict=True):
-                mine.copy_(full_tensor(other))
-
-
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor with all of its shards: every process must ask."""
+    """A tensor with all of its shards; every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered(mine: ResultT) -> list[ResultT]:
-    """What each process has, in their order, through memory alone: every process must ask."""
-    if not torch.distributed.is_initialized():
-        return [mine]
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, mine)
-    return found
-
-
-def apply(module: FunctionModule[ModelT], function: Callable[[ModelT], ResultT], device: torch.device) -> ResultT:
-    """A function of the model in evaluation mode, without gradients, in the precision of its weights."""
-
-    def plainly(model: Any) -> ResultT:
-        with torch.autocast(device.type, enabled=False):
-            return function(model)
-
-    module.eval()
-    with torch.no_grad():
-        result: ResultT = module(plainly)
-    module.train()
-    if isinstance(module, FSDPModule):
-        module.reshard()  # a backward pass would have done it
-    return result
+    """The value of each process, in their order; every process must call this."""
+    this_process()
+    values: list[ResultT] = gather_object([mine])
+    return values
 
 
 def _leave(joined_before: bool) -> None:
@@ -124,6 +138,6 @@ def _leave(joined_before: bool) -> None:
         torch.distributed.destroy_process_group()
 
 
-def _on_processors() -> bool:
-    """Whether processes that were started together have no GPU; accelerate has to be told."""
+def _on_cpu() -> bool:
+    """True if processes of a launcher have no GPU, which accelerate does not find out itself."""
     return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()

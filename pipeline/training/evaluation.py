@@ -1,6 +1,9 @@
-"""Held-out figures: one number a token over a whole corpus, summed in float64.
+"""Evaluation on held-out documents: losses, R² against labels, and code lengths of whole texts.
 
-B rows, T tokens of the longest row.
+A training evaluates with `window_loss`, `second_order_metrics` or `window_metrics`. An Accounting is the code length of
+a corpus, what is stored of its windows included. Sums over tokens are in float64.
+
+B rows, T tokens of the longest row, N tokens, E bottleneck width.
 """
 
 import math
@@ -13,40 +16,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.data.corpus import Corpus
+from pipeline.data.packing import PackedWindow
 from pipeline.models.quantization import Codec, stored_losses
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.window_encoder import WindowEncoder
-from pipeline.training.batches import Batch, Windowing, epoch_batches
+from pipeline.training.batches import Batch, Windowing, batches_in_order, epoch_batches
 from pipeline.training.losses import document_losses, window_losses
+from pipeline.training.metrics import Metrics
 
 
-def held_out_batches(corpus: Corpus, cut: Windowing, device: torch.device) -> Iterator[Batch]:
-    """Every token of the corpus once, in an order that is always the same."""
-    for batch in epoch_batches(corpus, cut, np.random.default_rng(0)):
-        yield batch.to(device)
-
-
-def mean_of(losses: Iterable[Tensor]) -> float:
-    """Mean over all numbers of all tensors: of a corpus, batch by batch."""
-    total, count = 0.0, 0
-    for losses_N in losses:
-        total, count = total + losses_N.double().sum().item(), count + losses_N.numel()
-    return total / count
-
-
-def r_squared(estimates_N: Tensor, truth_N: Tensor) -> float:
-    """1 - mean squared error / variance of the truth, in float64: 0 for its mean, 1 for the truth itself."""
-    estimates_N, truth_N = estimates_N.double(), truth_N.double()
-    return 1 - ((estimates_N - truth_N).square().mean() / truth_N.var(correction=0)).item()
-
-
-def window_loss(model: PreTrainedModel, corpus: Corpus, cut: Windowing) -> float:
+def window_loss(model: PreTrainedModel, windows: PackedWindow, tokens_per_batch: int) -> float:
     """Plain cross-entropy in nats a token, whatever a causal language model was trained with."""
-    batches = held_out_batches(corpus, cut, model.device)
+    batches = (batch.to(model.device) for batch in batches_in_order(windows, tokens_per_batch))
     return mean_of(window_losses(model, batch)[batch.real_BT[:, 1:]] for batch in batches)
 
 
-def second_order_figures(model: SecondOrderModel, batches: Iterable[Batch]) -> dict[str, float]:
+def second_order_metrics(model: SecondOrderModel, batches: Iterable[Batch]) -> Metrics:
     """R² of the seeing and of the expecting output against held-out labels."""
     seeing, expecting, labels = [], [], []
     for batch in batches:
@@ -58,6 +43,13 @@ def second_order_figures(model: SecondOrderModel, batches: Iterable[Batch]) -> d
         labels.append(batch.labels_BT[labelled_BT])
     truth = torch.cat(labels)
     return {"r2_seeing": r_squared(torch.cat(seeing), truth), "r2_expecting": r_squared(torch.cat(expecting), truth)}
+
+
+def window_metrics(model: WindowEncoder, corpus: Corpus, windowing: Windowing) -> Metrics:
+    """Loss in nats a token, the same with the embedding's cost spread over its window, and that in bits a byte."""
+    account = window_accounting(model, Codec("float32"), corpus, windowing)
+    metrics = {"held_out_loss": account.loss, "normalized_loss": account.normalized_loss}
+    return metrics | ({} if account.bits_per_byte is None else {"bits_per_byte": account.bits_per_byte})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,24 +82,24 @@ class Accounting:
 
 
 @torch.no_grad()
-def window_accounting(model: WindowEncoder, codec: Codec, corpus: Corpus, cut: Windowing) -> Accounting:
+def window_accounting(model: WindowEncoder, codec: Codec, corpus: Corpus, windowing: Windowing) -> Accounting:
     """Of a model whose decoder gets each window's embedding as the codec has stored it."""
-    batches = held_out_batches(corpus, cut, model.device)
+    batches = held_out_batches(corpus, windowing, model.device)
     stored = ((batch, stored_losses(model, codec, batch.input_ids_BT, batch.lengths_B)) for batch in batches)
-    return _summed(corpus, ((batch, given.losses_BT, given.bits) for batch, given in stored))
+    return _summed(corpus, ((batch, each.losses_BT, each.bits) for batch, each in stored))
 
 
 @torch.no_grad()
-def causal_accounting(model: PreTrainedModel, start: int, corpus: Corpus, cut: Windowing) -> Accounting:
+def causal_accounting(model: PreTrainedModel, start: int, corpus: Corpus, windowing: Windowing) -> Accounting:
     """Of a causal language model that reads `start` before each window; nothing is stored but tokens."""
-    batches = held_out_batches(corpus, cut, model.device)
+    batches = held_out_batches(corpus, windowing, model.device)
     return _summed(corpus, ((batch, document_losses(model, batch, start), 0) for batch in batches))
 
 
 @torch.no_grad()
-def window_embeddings(model: WindowEncoder, corpus: Corpus, cut: Windowing) -> Tensor:
+def window_embeddings(model: WindowEncoder, corpus: Corpus, windowing: Windowing) -> Tensor:
     """Bottleneck values [N, E] of every window: of training text, what a codec is calibrated on."""
-    batches = held_out_batches(corpus, cut, model.device)
+    batches = held_out_batches(corpus, windowing, model.device)
     return torch.cat([model.window_bottlenecks(batch.input_ids_BT, batch.lengths_B) for batch in batches])
 
 
@@ -121,3 +113,23 @@ def _summed(corpus: Corpus, batches: Iterable[tuple[Batch, Tensor, int]]) -> Acc
     return Accounting(
         tokens=tokens, windows=windows, bytes=corpus.total_bytes, token_nats=token_nats, stored_bits=stored_bits
     )
+
+
+def held_out_batches(corpus: Corpus, windowing: Windowing, device: torch.device) -> Iterator[Batch]:
+    """Every token of the corpus once, in an order that is always the same."""
+    for batch in epoch_batches(corpus, windowing, np.random.default_rng(0)):
+        yield batch.to(device)
+
+
+def mean_of(losses: Iterable[Tensor]) -> float:
+    """Mean over all numbers of all tensors: of a corpus, batch by batch."""
+    total, count = 0.0, 0
+    for losses_N in losses:
+        total, count = total + losses_N.double().sum().item(), count + losses_N.numel()
+    return total / count
+
+
+def r_squared(estimates_N: Tensor, truth_N: Tensor) -> float:
+    """1 - mean squared error / variance of the truth, in float64: 0 for its mean, 1 for the truth itself."""
+    estimates_N, truth_N = estimates_N.double(), truth_N.double()
+    return 1 - ((estimates_N - truth_N).square().mean() / truth_N.var(correction=0)).item()

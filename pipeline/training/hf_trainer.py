@@ -1,8 +1,8 @@
-"""The objectives in other people's trainers: windows, a collator and a loss for `transformers.Trainer` and its kin.
+"""The objectives in `transformers.Trainer` and trainers built on it: windows, a collator and a loss.
 
-Such a loss is handed logits and `labels` alone. So `labels` carry both: the lower half of an int64 is the token's id,
-the upper half the bits of its entropy as float32. -100, which trainers count and skip, stays a position without a
-target; the first token of a row or of a packed document has it, since nothing predicts it.
+Such a loss gets logits and `labels` alone. So `labels` carry both: the lower half of an int64 is the token's id, the
+upper half the bits of its entropy as float32. -100, which trainers count and skip, stays a position without a target;
+the first token of a row or of a packed document has it, since nothing predicts it.
 
 B rows, T tokens of the longest row, V vocabulary, S tokens of all rows.
 """
@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from pipeline.data.packing import best_fit
 from pipeline.data.windows import cover
 from pipeline.training.config import ObjectiveSettings
-from pipeline.training.objectives import Comparing, objective_function
+from pipeline.training.objectives import StepObjective, objective_function
 from schemas.annotations import ENTROPY, INPUT_IDS
 
 IGNORED = -100
@@ -76,13 +76,13 @@ class EntropyWindows:
         documents = zip(rows[INPUT_IDS], rows[self.column], strict=True)
         pieces = [piece for ids, nats in documents for piece in self._pieces(list(ids), list(nats))]
         sizes = [len(ids) for ids, _ in pieces]
-        places = best_fit(sizes, self.context) if self.packed else [[place] for place in range(len(pieces))]
+        groups = best_fit(sizes, self.context) if self.packed else [[piece] for piece in range(len(pieces))]
         windows: dict[str, list[Any]] = {
-            INPUT_IDS: [[token for place in window for token in pieces[place][0]] for window in places],
-            self.column: [[label for place in window for label in pieces[place][1]] for window in places],
+            INPUT_IDS: [[token for piece in row for token in pieces[piece][0]] for row in groups],
+            self.column: [[label for piece in row for label in pieces[piece][1]] for row in groups],
         }
         if self.packed:
-            windows[POSITION_IDS] = [[at for place in window for at in range(sizes[place])] for window in places]
+            windows[POSITION_IDS] = [[at for piece in row for at in range(sizes[piece])] for row in groups]
         return windows
 
     def _pieces(self, ids: list[int], nats: Nats) -> Iterator[Piece]:
@@ -167,7 +167,7 @@ def entropy_loss(settings: ObjectiveSettings, mean_entropy: float | None = None)
         ids_BT, entropies_BT = unpacked_labels(labels_BT)
         real_BT = ids_BT != IGNORED
         targets = real_BT.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
-        if isinstance(objective, Comparing):
+        if isinstance(objective, StepObjective):
             _require_whole_step(settings, int(real_BT.sum()), int(targets.flatten()[0]))
         total = objective(losses_BT, entropies_BT, real_BT)[real_BT].sum()
         return total / targets.sum().clamp(min=1)  # DataParallel has one number for each GPU, and adds up as many means
@@ -199,10 +199,10 @@ def _documents(losses: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return pad_sequence(losses_BT, batch_first=True), pad_sequence(labels_BT, batch_first=True, padding_value=IGNORED)
 
 
-def _require_columns(there: Mapping[str, Any], column: str) -> None:
-    if column not in there or INPUT_IDS not in there:
+def _require_columns(row: Mapping[str, Any], column: str) -> None:
+    if column not in row or INPUT_IDS not in row:
         raise ValueError(
-            f"a row has {', '.join(there)}, and `{INPUT_IDS}` and `{column}` are needed: annotate the dataset, and"
+            f"a row has {', '.join(row)}, and `{INPUT_IDS}` and `{column}` are needed: annotate the dataset, and"
             " set remove_unused_columns=False"
         )
 
@@ -212,9 +212,9 @@ def _require_one_a_token(tokens: int, labels: int) -> None:
         raise ValueError(f"a row has {labels} labels for {tokens} tokens")
 
 
-def _require_whole_step(settings: ObjectiveSettings, here: int, of_step: int) -> None:
+def _require_whole_step(settings: ObjectiveSettings, targets: int, of_step: int) -> None:
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if here != of_step or (distributed and torch.distributed.get_world_size() > 1):
+    if targets != of_step or (distributed and torch.distributed.get_world_size() > 1):
         raise ValueError(
             f"{settings.objective} compares all tokens of a step, and a trainer hands out parts of it: set"
             " gradient_accumulation_steps=1 and one process, or train with jobs.train_language_model"

@@ -16,7 +16,7 @@ from schemas.annotations import Provenance
 
 @dataclass(frozen=True)
 class LabelWindows:
-    """How documents are cut, and what the model reads first."""
+    """Size and overlap of windows, and the token that is read before each."""
 
     window: int
     overlap: int
@@ -35,11 +35,11 @@ def label_windows(
     """The windows for labels of that provenance.
 
     Args:
-        made: how the labels came about.
+        made: the labels' provenance.
         members: the checkpoint that each fold's model starts as; None from scratch. The first one's tokenizer decides.
-        context: longest window that was asked for, if any.
-        overlap: tokens to share that were asked for, if any.
-        start: text of the token to read first that was asked for, if any.
+        context: the requested longest window, if any.
+        overlap: the requested number of tokens to share, if any.
+        start: the requested text of the token to read first, if any.
 
     Raises:
         ValueError: if a checkpoint cannot read such windows or such a token, or if windows share too much.
@@ -73,7 +73,7 @@ def _window(made: Provenance, context: int | None, longest: int | None) -> int:
 
 
 def _start(made: Provenance, member: Path | None, named: str | None) -> int | None:
-    """The token to read before every window: as asked for, as when the labels were made, or as the model declares."""
+    """The token to read before every window: as requested, as when the labels were made, or as the model declares."""
     if member is None or checkpoint_kind(member) != "causal":
         if named is not None:
             raise ValueError("--start-token is for --init-from a causal language model; leave it out")

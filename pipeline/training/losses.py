@@ -1,6 +1,6 @@
-"""What each model is trained to make small: a scalar in nats, or in units of the labels' variance, a batch.
+"""Losses that models are trained with: a scalar for a batch, in nats or in units of the labels' variance.
 
-Where a batch is one process's part of a whole, its loss is its part of the whole batch's: they add up.
+The loss of a part of a batch is a part of the batch's loss: over processes and the batches of a step they add up.
 
 B rows, T tokens, N labelled tokens.
 """
@@ -16,11 +16,11 @@ from pipeline.models.causal_lm import next_token_losses, prepend_start
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.window_encoder import WindowEncoder
 from pipeline.training.batches import Batch
-from pipeline.training.objectives import Comparing, Objective
+from pipeline.training.objectives import Objective, StepObjective
 
 
 def estimator_loss(model: WindowEncoder, batch: Batch) -> Tensor:
-    """Nats a real token of an estimator or an autoencoder, given the embedding of its window; padding has loss 0."""
+    """Nats per real token of an estimator or an autoencoder, given its window's embedding; padding has loss 0."""
     losses_BT: Tensor = model(batch.input_ids_BT, batch.lengths_B)
     return losses_BT.sum() / int(batch.whole.lengths_B.sum())
 
@@ -31,7 +31,7 @@ def document_losses(model: PreTrainedModel, batch: Batch, start: int) -> Tensor:
 
 
 def document_loss(model: PreTrainedModel, batch: Batch, start: int) -> Tensor:
-    """Nats a real token of `document_losses`."""
+    """Nats per real token of `document_losses`."""
     return document_losses(model, batch, start)[batch.real_BT].sum() / int(batch.whole.lengths_B.sum())
 
 
@@ -49,16 +49,17 @@ class ObjectiveLoss:
     """Token to read before each row; where None a row's first token is read and not predicted."""
 
     @property
-    def comparing(self) -> Comparing | None:
-        """The objective where it compares the tokens of a step."""
-        return self.objective if isinstance(self.objective, Comparing) else None
+    def step_objective(self) -> StepObjective | None:
+        """The objective, if it compares the tokens of a step."""
+        return self.objective if isinstance(self.objective, StepObjective) else None
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         losses_BT, predicted_BT = self.token_losses(model, batch), self.predicted(batch)
-        if self.comparing is not None and batch.factors_BT is not None:
-            values_BT = self.comparing.given(losses_BT, batch.factors_BT)
+        compares = self.step_objective
+        if compares is not None and batch.factors_BT is not None:
+            values_BT = compares.with_factors(losses_BT, batch.factors_BT)
         else:
-            assert self.comparing is None or batch.others is None, "a part cannot tell what follows from the whole"
+            assert compares is None or batch.whole_batch is None, "a part cannot tell what follows from the whole"
             values_BT = self.objective(losses_BT, self.entropies(batch), predicted_BT)
         return values_BT[predicted_BT].sum() / max(1, int(self.predicted(batch.whole).sum()))
 

@@ -1,4 +1,4 @@
-"""Figures of a training: in `metrics.jsonl`, on the progress bar and with the trackers that were asked for."""
+"""Metrics of a training: a line of `metrics.jsonl` for each evaluation, the progress bar, and trackers."""
 
 import json
 import math
@@ -12,9 +12,10 @@ from typing import Self
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from pipeline.data.atomic import write_text
 from pipeline.training.batches import Batch
 from pipeline.training.config import TrainingConfig
-from pipeline.training.resume import TrainingState, write
+from pipeline.training.resume import TrainingState
 
 Metrics = dict[str, float]
 METRICS_FILE = "metrics.jsonl"
@@ -22,26 +23,26 @@ PROJECT = "token-entropy"
 
 
 def evaluations(output: Path) -> list[Metrics]:
-    """Figures of every evaluation of a training that is done."""
+    """Metrics of every evaluation of a finished training."""
     return [json.loads(line) for line in (output / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
 
 
 class MetricsLog:
     """Counts steps and writes evaluations; the main process alone shows and writes."""
 
-    def __init__(self, accelerator: Accelerator, config: TrainingConfig, output: Path, place: TrainingState) -> None:
-        self.accelerator, self.file, self.shown = accelerator, output / METRICS_FILE, accelerator.is_main_process
-        self.place = place
+    def __init__(self, accelerator: Accelerator, config: TrainingConfig, output: Path, state: TrainingState) -> None:
+        self.accelerator, self.file, self.writes = accelerator, output / METRICS_FILE, accelerator.is_main_process
+        self.state = state
         self.resumed = self.started = time.monotonic()
-        self.seconds_before, self.tokens_before = place.seconds, place.tokens
+        self.seconds_before, self.tokens_before = state.seconds, state.tokens
         self.speed, self.held_out = math.nan, Metrics()
-        records = self._records(place.step) if self.shown else []
+        records = self._records(state.step) if self.writes else []
         self.record: Metrics = records[-1] if records else {}
-        if self.shown:  # what an interrupted training wrote after its last state comes again
-            write(self.file, "".join(json.dumps(record) + "\n" for record in records))
-        accelerator.init_trackers(PROJECT, {name: _plain(value) for name, value in config.decisive.items()})
+        if self.writes:  # without what an interrupted training wrote after its last state: that comes again
+            write_text(self.file, "".join(json.dumps(record) + "\n" for record in records))
+        accelerator.init_trackers(PROJECT, {name: _plain(value) for name, value in config.fingerprint.items()})
         name = f"training {output.name}"
-        self.bar = tqdm(total=config.steps, desc=name, unit="step", initial=place.step, disable=not self.shown)
+        self.bar = tqdm(total=config.steps, desc=name, unit="step", initial=state.step, disable=not self.writes)
 
     def __enter__(self) -> Self:
         return self
@@ -54,35 +55,35 @@ class MetricsLog:
             tracker.finish()
 
     def add(self, loss: float, batches: Sequence[Batch]) -> None:
-        """A step."""
+        """Count a step."""
         tokens = sum(int(batch.lengths_B.sum()) for batch in batches)
         seconds = self.seconds_before + time.monotonic() - self.started
-        self.place = self.place.after(loss, tokens, seconds)
-        self.speed = (self.place.tokens - self.tokens_before) / max(time.monotonic() - self.resumed, 1e-9)
+        self.state = self.state.after(loss, tokens, seconds)
+        self.speed = (self.state.tokens - self.tokens_before) / max(time.monotonic() - self.resumed, 1e-9)
         shown = {"loss": loss, "tokens/s": self.speed, **self.held_out}
         self.bar.set_postfix_str(", ".join(f"{name} {_short(value)}" for name, value in shown.items()), refresh=False)
         self.bar.update()
 
     def evaluated(self, held_out: Metrics, learning_rate: float) -> None:
-        """An evaluation; `training_loss` is the mean since the last one of what is minimised.
+        """Write an evaluation; `training_loss` is the mean of the training's own loss since the last one.
 
-        Trackers get the learning rate too, and the tokens a second of the training alone since the last evaluation.
+        Trackers get the learning rate too, and the tokens per second of the training alone since the last evaluation.
         """
-        place, self.held_out = self.place, held_out
-        training = {"seconds": round(place.seconds, 1), "training_loss": place.losses / place.since}
-        self.record = {"step": place.step, "tokens": place.tokens, **training, **held_out}
-        self.place = place.afresh()
-        if self.shown:
+        state, self.held_out = self.state, held_out
+        training = {"seconds": round(state.seconds, 1), "training_loss": state.losses / state.since}
+        self.record = {"step": state.step, "tokens": state.tokens, **training, **held_out}
+        self.state = state.after_evaluation()
+        if self.writes:
             with self.file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(self.record) + "\n")
                 lines.flush()
                 os.fsync(lines.fileno())
         speed = {"learning_rate": learning_rate, "tokens_per_second": self.speed}
-        self.accelerator.log({**self.record, **speed}, step=place.step)
-        self.resumed, self.tokens_before = time.monotonic(), place.tokens
+        self.accelerator.log({**self.record, **speed}, step=state.step)
+        self.resumed, self.tokens_before = time.monotonic(), state.tokens
 
     def _records(self, step: int) -> list[Metrics]:
-        """Those up to a step; a line that a power cut left unfinished is none."""
+        """Those up to a step, without a line that a power cut left unfinished."""
         lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if step else []
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         return [record for record in records if record["step"] <= step]

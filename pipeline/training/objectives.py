@@ -1,11 +1,11 @@
-"""Objectives that know each token's entropy: losses and labels in, what to minimise out, token by token.
+"""Objectives that know each token's entropy: losses and labels in, the numbers to minimise out, token by token.
 
 Each is a pure function of losses l and entropies e in nats, [B, T] each, and of which tokens are real; its mean over
-real tokens is minimised (paper section 5). A token without a label (NaN) gets plain cross-entropy. `l - e` would be no
-objective: its gradient is that of l.
+real tokens is minimised (paper section 5). A token without a label (NaN) gets plain cross-entropy. `l - e` would not be
+an objective: its gradient is that of l.
 
-Some compare tokens with each other. They are computed over all tokens of a step, whatever the number of its batches and
-processes: what they make of each token follows from all, and is a factor of its loss.
+A StepObjective compares tokens with each other: all tokens of a step, for any number of batches and processes. The
+comparison gives each token a factor of its loss.
 
 B rows, T tokens, N real tokens.
 """
@@ -21,26 +21,53 @@ from torch import Tensor
 from pipeline.training.config import ObjectiveName, ObjectiveSettings
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(losses, entropies, real), [B, T] each, to what is minimised, [B, T]; padding counts for nothing."""
+"""(losses, entropies, real), [B, T] each, to the numbers to minimise, [B, T]; padding counts for nothing."""
 
 Nats = TypeVar("Nats", float, Tensor)
 
 
 @dataclass(frozen=True)
-class Comparing:
+class StepObjective:
     """An objective that compares the tokens of a step: a factor for each, times its loss above a level."""
 
     factors: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """(losses, entropies, real), of any one shape and all that is compared, to factors of that shape."""
+    """(losses, entropies, real) of all tokens of the step, in any one shape, to factors of that shape."""
     level: float = 0.0
 
     def __call__(self, losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
-        """The objective where these tokens are all that is compared."""
-        return self.given(losses_BT, self.factors(losses_BT.detach(), entropies_BT, real_BT))
+        """The objective of a step that has these tokens alone."""
+        return self.with_factors(losses_BT, self.factors(losses_BT.detach(), entropies_BT, real_BT))
 
-    def given(self, losses_BT: Tensor, factors_BT: Tensor) -> Tensor:
-        """The objective where factors follow from more tokens than these."""
+    def with_factors(self, losses_BT: Tensor, factors_BT: Tensor) -> Tensor:
+        """The objective of these tokens of a step, whose factors follow from all of them."""
         return factors_BT * (losses_BT - self.level)
+
+
+def objective_function(settings: ObjectiveSettings, mean_entropy: float) -> Objective:
+    """The objective with its settings; `mean_entropy`, in nats, is the labels' mean before scale and margin."""
+    mean = corrected(mean_entropy, settings)
+    level = mean if settings.level is None else settings.level
+    threshold = mean if settings.threshold is None else settings.threshold
+    functions: dict[ObjectiveName, Objective] = {
+        "flood": flood,
+        "floor": floor,
+        "weight": weight,
+        "mask": partial(mask, threshold=threshold),
+        "cross-entropy": cross_entropy,
+        "flood-mean": StepObjective(partial(flood_mean, level=level), level),
+        "random-share": StepObjective(partial(random_share, share=settings.share)),
+        "reference-share": StepObjective(partial(reference_share, share=settings.share)),
+    }
+    assert set(functions) == set(get_args(ObjectiveName))
+    chosen = functions[settings.objective]
+    if isinstance(chosen, StepObjective):
+        return StepObjective(_with_corrected_labels(chosen.factors, settings), chosen.level)
+    return _with_corrected_labels(chosen, settings)
+
+
+def corrected(nats: Nats, settings: ObjectiveSettings) -> Nats:
+    """Labels with their scale and margin."""
+    return settings.scale * nats + settings.margin
 
 
 def flood(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
@@ -90,45 +117,16 @@ def reference_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *,
     return _selected(real_BT, excess_BT[real_BT], share)
 
 
-def objective_function(settings: ObjectiveSettings, mean_entropy: float) -> Objective:
-    """The objective with its settings; `mean_entropy`, in nats, is the labels' mean before scale and margin."""
-    level = _given(settings.level, corrected(mean_entropy, settings))
-    functions: dict[ObjectiveName, Objective] = {
-        "flood": flood,
-        "floor": floor,
-        "weight": weight,
-        "mask": partial(mask, threshold=_given(settings.threshold, corrected(mean_entropy, settings))),
-        "cross-entropy": cross_entropy,
-        "flood-mean": Comparing(partial(flood_mean, level=level), level),
-        "random-share": Comparing(partial(random_share, share=settings.share)),
-        "reference-share": Comparing(partial(reference_share, share=settings.share)),
-    }
-    assert set(functions) == set(get_args(ObjectiveName))
-    chosen = functions[settings.objective]
-    if isinstance(chosen, Comparing):
-        return Comparing(_with_corrected_labels(chosen.factors, settings), chosen.level)
-    return _with_corrected_labels(chosen, settings)
-
-
-def corrected(nats: Nats, settings: ObjectiveSettings) -> Nats:
-    """Labels with their scale and margin."""
-    return settings.scale * nats + settings.margin
-
-
 def _with_corrected_labels(function: Objective, settings: ObjectiveSettings) -> Objective:
     return lambda losses_BT, entropies_BT, real_BT: function(losses_BT, corrected(entropies_BT, settings), real_BT)
 
 
-def _given(value: float | None, default: float) -> float:
-    return default if value is None else value
-
-
 def _selected(real_BT: Tensor, order_N: Tensor, share: float) -> Tensor:
-    """Factors of the share of real tokens that come first, largest first, which keep their mean over all; else 0."""
+    """Factors that select the share of real tokens with the largest `order`; 0 at others, so that their mean is 1."""
     real = len(order_N)
-    wanted = max(1, round(share * real))
+    kept = max(1, round(share * real))
     factors_N = torch.zeros(real, device=real_BT.device)
-    factors_N[order_N.topk(min(wanted, real)).indices] = real / wanted
+    factors_N[order_N.topk(min(kept, real)).indices] = real / kept
     factors_BT = torch.zeros(real_BT.shape, device=real_BT.device)
     factors_BT[real_BT] = factors_N
     return factors_BT

@@ -1,4 +1,4 @@
-"""A few documents labelled anew with the checkpoint that labelled a dataset, and held against what is stored.
+"""A sample of documents, labelled again with the checkpoint that labelled a dataset and compared with what is stored.
 
 Every window is labelled by itself, which differs from a batch of several by rounding alone.
 """
@@ -31,10 +31,10 @@ bfloat16, whose labels differ from float32's by 0.023 in the median, the median 
 
 
 class LeftOutError(Exception):
-    """Why no document can be labelled anew."""
+    """No document can be labelled again, for this reason."""
 
 
-class Document(NamedTuple):
+class SampledRow(NamedTuple):
     """A row of a shard."""
 
     shard: str
@@ -50,8 +50,8 @@ class Sample:
     faults: list[Fault]
 
 
-def sampled(rows: Mapping[str, int], wanted: int) -> list[Document]:
-    """So many rows of shards with so many rows each, spread evenly."""
+def sampled(rows: Mapping[str, int], wanted: int) -> list[SampledRow]:
+    """Rows spread evenly over shards, of which `rows` has the number of each."""
     ends = np.cumsum([*rows.values()])
     total = int(ends[-1]) if len(ends) else 0
     wanted = min(wanted, total)
@@ -59,13 +59,13 @@ def sampled(rows: Mapping[str, int], wanted: int) -> list[Document]:
     shards = [int(np.searchsorted(ends, place, side="right")) for place in places]
     names = [*rows]
     return [
-        Document(names[shard], place - int(ends[shard]) + rows[names[shard]])
+        SampledRow(names[shard], place - int(ends[shard]) + rows[names[shard]])
         for shard, place in zip(shards, places, strict=True)
     ]
 
 
 def check_sample(
-    stored: Stored, provenance: Provenance, checkpoint: str | None, documents: Sequence[Document]
+    stored: Stored, provenance: Provenance, checkpoint: str | None, documents: Sequence[SampledRow]
 ) -> Sample:
     """Labels the documents anew.
 
@@ -122,7 +122,7 @@ def _checkpoint(provenance: Provenance) -> Path:
     raise LeftOutError(f"the checkpoint {provenance.model} has no place in the provenance; name it with --estimator")
 
 
-def _differing(annotator: Annotator, row: pa.RecordBatch, document: Document) -> Iterator[str]:
+def _differing(annotator: Annotator, row: pa.RecordBatch, document: SampledRow) -> Iterator[str]:
     """The entropies of a document that are not those that the checkpoint gives now."""
     stored = {
         name: row.column(name).flatten().to_numpy(zero_copy_only=False).astype(np.float32)[:MOST_TOKENS]

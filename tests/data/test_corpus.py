@@ -1,4 +1,4 @@
-"""Documents end to end in memory: slices, held-out documents, packing with separators."""
+"""Documents end to end in memory: slices, held-out documents, folds."""
 
 from pathlib import Path
 
@@ -72,27 +72,6 @@ def test_holding_out_none_or_all_is_refused(documents: int, asked: int | None) -
         labelled([1] * documents).held_out(asked)
 
 
-@settings(max_examples=50, deadline=None)
-@given(LENGTHS)
-def test_a_separator_stands_before_every_document(lengths: list[int]) -> None:
-    packed = labelled(lengths).packed(99)
-    expected = [token for ids in token_arrays(lengths) for token in (99, *ids.tolist())]
-    assert parts(packed) == [expected] and packed.tokens_N.dtype == np.int32
-
-
-@settings(max_examples=50, deadline=None)
-@given(LENGTHS)
-def test_packing_leaves_labels_at_their_tokens(lengths: list[int]) -> None:
-    packed = labelled(lengths).packed(99)
-    assert packed.labels_N is not None and packed.labels_N.dtype == np.float32
-    expected = np.where(packed.tokens_N == 99, np.nan, packed.tokens_N / 2)
-    np.testing.assert_array_equal(packed.labels_N, expected)
-
-
-def test_a_packed_corpus_without_labels_has_none() -> None:
-    assert Corpus.of(token_arrays([2, 0, 1])).packed(99).labels_N is None
-
-
 def test_tokens_and_bytes_are_counted_while_reading(tmp_path: Path) -> None:
     alphabet = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab={**alphabet, "th": 256}, merges=[("t", "h")]))
@@ -119,9 +98,9 @@ def test_folds_share_the_documents_out(lengths: list[int], folds: int) -> None:
     fold_M = [fold_of(ids, folds) for ids in token_arrays(lengths)]
     if len(set(fold_M)) < folds:
         with pytest.raises(ValueError, match="too few for --folds"):
-            corpus.each_without_a_fold(folds)
+            corpus.leave_one_fold_out(folds)
         return
-    for fold, part in enumerate(corpus.each_without_a_fold(folds)):
+    for fold, part in enumerate(corpus.leave_one_fold_out(folds)):
         kept = [ids for ids, own in zip(token_arrays(lengths), fold_M, strict=True) if own != fold]
         assert parts(part) == [ids.tolist() for ids in kept]
         assert part.labels_N is not None and part.labels_N.tolist() == (part.tokens_N / 2).tolist()
@@ -136,4 +115,4 @@ def test_a_copy_of_a_document_shares_its_fold_whatever_its_type_or_place() -> No
 
 def test_one_fold_is_everything() -> None:
     corpus = labelled([2, 3])
-    assert corpus.each_without_a_fold(1) == [corpus]
+    assert corpus.leave_one_fold_out(1) == [corpus]

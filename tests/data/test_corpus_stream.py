@@ -100,7 +100,7 @@ def test_a_fold_is_left_out_as_from_a_corpus(tmp_path: Path, documents: list[lis
     stream = written(tmp_path, documents)
     whole = read_corpus(stream.files, column=TOKENS, tokenizer=None, vocabulary=1000)
     for folds in (1, 3):
-        for part, expected in zip(stream.each_without_a_fold(folds), whole.each_without_a_fold(folds), strict=True):
+        for part, expected in zip(stream.leave_one_fold_out(folds), whole.leave_one_fold_out(folds), strict=True):
             assert [ids for block in part for ids in lists(block)] == lists(expected)
 
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from jobs.train_second_order import Config, Plan, Sizes, initial_model, read_documents
+from jobs.train_second_order import Config, Prepared, Sizes, initial_model, read_documents
 from pipeline.data.annotated import find_annotations
 from pipeline.data.tokenizer import train_byte_pairs
 from pipeline.models.loading import load_second_order
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.training.batches import Batch
-from pipeline.training.evaluation import held_out_batches, r_squared, second_order_figures
+from pipeline.training.evaluation import held_out_batches, r_squared, second_order_metrics
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand
 from tests.families import FAMILIES, tiny_of_family
@@ -53,11 +53,11 @@ def causal(tmp_path: Path) -> Path:
 
 def before_the_first_step(config: Config) -> tuple[SecondOrderModel, float, float]:
     """The job's model, R² of its seeing output and of its own loss as a language model, as the job evaluates them."""
-    plan = Plan.of(config)
+    plan = Prepared.of(config)
     seen, held_out = read_documents(plan)
     model = frozen(initial_model(plan, plan.starts[0], seen.given_labels))
-    figures = second_order_figures(model, held_out_batches(held_out, plan.cut, model.device))
-    own, labels = zip(*losses_and_labels(model, held_out_batches(held_out, plan.cut, model.device)), strict=True)
+    figures = second_order_metrics(model, held_out_batches(held_out, plan.windowing, model.device))
+    own, labels = zip(*losses_and_labels(model, held_out_batches(held_out, plan.windowing, model.device)), strict=True)
     return model, figures["r2_seeing"], r_squared(torch.cat(own), torch.cat(labels))
 
 
@@ -116,4 +116,4 @@ def test_the_command_keeps_to_the_windows_of_the_subset_and_says_so(
     ours, theirs = (find_annotations(str(place)).corpus() for place in (again, labels / "data" / "narrow"))
     assert abs(ours.given_labels - theirs.given_labels).max() < 0.02  # two roundings and a step
     whole = Config(labels=str(labels / "data" / "whole"), output=tmp_path / "out", init_from=str(causal))
-    assert str(Plan.of(whole).windows) == "32 tokens after token 0, 16 of them shared with the next window"
+    assert str(Prepared.of(whole).windows) == "32 tokens after token 0, 16 of them shared with the next window"

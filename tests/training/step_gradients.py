@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.models.stacks import llama_config, new_language_model
 from pipeline.training.batches import Batch
 from pipeline.training.config import ObjectiveName, ObjectiveSettings, TrainingConfig
-from pipeline.training.distributed import FunctionModule, process_group
+from pipeline.training.distributed import DistributedModel, process_group
 from pipeline.training.losses import ObjectiveLoss
 from pipeline.training.objectives import objective_function
 from pipeline.training.trainer import Stepper, joined, steps_of
@@ -79,12 +79,18 @@ def gradients(way: str) -> Iterator[tuple[str, Tensor]]:
 def gradient(way: str, name: ObjectiveName, start: int | None) -> Tensor:
     settings = ObjectiveSettings(objective=name, level=level(start), share=0.4)
     loss = ObjectiveLoss(objective_function(settings, 2.0), start)
-    accelerator, model = Accelerator(cpu=True), language_model()
-    module, optimizer = accelerator.prepare(FunctionModule(model), Kept(model.parameters(), lr=1.0))
+    accelerator = Accelerator(cpu=True)
+    kept: list[Kept] = []
+
+    def new_optimizer(model: nn.Module) -> Kept:
+        kept.append(Kept(model.parameters(), lr=1.0))
+        return kept[0]
+
+    trained = DistributedModel(language_model(), new_optimizer, accelerator)
     (step,) = steps_of(iter([joined(batches())] if way == "whole" else batches()), 3)
     assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", 1))
-    total, _ = Stepper(accelerator, module, optimizer, loss, loss, CONFIG, Path())(1, step, lambda: False)
-    return torch.cat([optimizer.optimizer.gradients, torch.tensor([total])])
+    total, _ = Stepper(trained, loss, loss, CONFIG, Path())(1, step, lambda: False)
+    return torch.cat([kept[0].gradients, torch.tensor([total])])
 
 
 def step_gradients(way: str, file: Path) -> None:

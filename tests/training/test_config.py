@@ -1,4 +1,4 @@
-"""What a training is told: what decides its model, and what is refused."""
+"""The fingerprint of a training's settings, and settings that are refused."""
 
 import pytest
 
@@ -6,13 +6,13 @@ from pipeline.training import config
 from pipeline.training.config import TrainingConfig
 
 
-def test_a_training_from_before_kernels_could_be_chosen_goes_on() -> None:
-    assert "cross_entropy" not in TrainingConfig().decisive
+def test_a_training_from_before_kernels_could_be_chosen_resumes() -> None:
+    assert "cross_entropy" not in TrainingConfig().fingerprint
 
 
 def test_another_kernel_decides_the_model_and_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "find_spec", lambda name: object())
-    assert TrainingConfig(cross_entropy="cut-cross-entropy").decisive["cross_entropy"] == "cut-cross-entropy"
+    assert TrainingConfig(cross_entropy="cut-cross-entropy").fingerprint["cross_entropy"] == "cut-cross-entropy"
     monkeypatch.setattr(config, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"is not installed; install it with pip install 'token-entropy\[kernels\]'"):
         TrainingConfig(cross_entropy="cut-cross-entropy")

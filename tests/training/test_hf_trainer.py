@@ -34,13 +34,13 @@ def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Documents of 3 and more tokens; every fifth label is missing."""
     documents = [random_tokens(1, 3 + row, seed=seed + row)[0].tolist() for row in range(count)]
     return [
-        {"input_ids": ids, "entropy": [label(place, row) for place in range(len(ids))]}
+        {"input_ids": ids, "entropy": [label(position, row) for position in range(len(ids))]}
         for row, ids in enumerate(documents)
     ]
 
 
-def label(place: int, row: int) -> float | None:
-    return None if (place + row) % 5 == 0 else (7 * place + row) % 11 / 2
+def label(position: int, row: int) -> float | None:
+    return None if (position + row) % 5 == 0 else (7 * position + row) % 11 / 2
 
 
 def slow_loss(model: PreTrainedModel, documents: list[dict[str, Any]]) -> Tensor:
@@ -49,8 +49,8 @@ def slow_loss(model: PreTrainedModel, documents: list[dict[str, Any]]) -> Tensor
     for document in documents:
         ids_T = torch.tensor(document["input_ids"][:CONTEXT])
         logits_TV = model(input_ids=ids_T[None]).logits[0]
-        for place in range(1, len(ids_T)):
-            loss, nats = cross_entropy(logits_TV[place - 1], ids_T[place]), document["entropy"][place]
+        for position in range(1, len(ids_T)):
+            loss, nats = cross_entropy(logits_TV[position - 1], ids_T[position]), document["entropy"][position]
             values.append(loss if nats is None else (loss - nats).abs())
     return torch.stack(values).mean()
 
@@ -128,8 +128,8 @@ def test_a_trainer_takes_the_steps_of_a_loop_that_is_written_out(tmp_path: Path,
         optimizer.zero_grad()
         slow_loss(expected, documents).backward()
         optimizer.step()
-    for found, wanted in zip(trained.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    for one, other in zip(trained.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -179,12 +179,12 @@ def test_a_trainer_counts_the_targets_whatever_its_version(tmp_path: Path) -> No
 
 def test_an_evaluation_shows_the_objective_and_cross_entropy(tmp_path: Path) -> None:
     documents, model = rows(6), tiny_language_model()
-    figures = trainer(tmp_path, model, documents, FLOOD, per_device_eval_batch_size=6).evaluate()
-    assert figures["eval_loss"] == pytest.approx(slow_loss(model, documents).item(), rel=1e-5)
+    metrics = trainer(tmp_path, model, documents, FLOOD, per_device_eval_batch_size=6).evaluate()
+    assert metrics["eval_loss"] == pytest.approx(slow_loss(model, documents).item(), rel=1e-5)
     unlabelled = [{**row, "entropy": [None] * len(row["input_ids"])} for row in documents]
     plain = slow_loss(model, unlabelled).item()
-    assert figures["eval_cross_entropy"] == pytest.approx(plain, rel=1e-5)
-    assert abs(plain - figures["eval_loss"]) > 0.1
+    assert metrics["eval_cross_entropy"] == pytest.approx(plain, rel=1e-5)
+    assert abs(plain - metrics["eval_loss"]) > 0.1
     in_parts = trainer(tmp_path, model, documents, FLOOD, per_device_eval_batch_size=4).evaluate()
     assert in_parts["eval_cross_entropy"] == pytest.approx(plain, rel=1e-5)
 
@@ -207,7 +207,7 @@ def test_windows_leave_no_token_and_no_label_out(
     lengths: list[int], context: int, packed: bool, separator: int | None
 ) -> None:
     """Tokens are all different: each is new once, and predicted once but for the first of a document."""
-    starts = [sum(lengths[:place]) for place in range(len(lengths))]
+    starts = [sum(lengths[:position]) for position in range(len(lengths))]
     ids = [[*range(start, start + length)] for start, length in zip(starts, lengths, strict=True)]
     nats = [[None if token % 3 == 0 else token / 8 for token in document] for document in ids]
     windows = EntropyWindows(context=context, packed=packed, separator=separator)({"input_ids": ids, "entropy": nats})
@@ -258,7 +258,7 @@ def test_a_trainer_sees_every_token_of_the_dataset(tmp_path: Path, packed: bool)
 
 def one_row(tokens: int) -> list[dict[str, Any]]:
     ids = random_tokens(1, tokens, seed=tokens)[0].tolist()
-    return [{"input_ids": ids, "entropy": [label(place, 0) for place in range(tokens)]}]
+    return [{"input_ids": ids, "entropy": [label(position, 0) for position in range(tokens)]}]
 
 
 def test_packed_documents_have_the_loss_and_gradient_that_they_have_by_themselves(tmp_path: Path) -> None:

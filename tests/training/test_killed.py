@@ -15,7 +15,7 @@ from pipeline.training.batches import Batch
 from pipeline.training.config import TrainingConfig
 from pipeline.training.trainer import train
 from tests.training.test_resume import dropped
-from tests.training.test_trainer import Bigrams, circle, figures, metrics
+from tests.training.test_trainer import Bigrams, circle, evaluate, metrics
 
 KILLS = 10
 CONFIG = TrainingConfig(steps=200, tokens_per_batch=40, accumulate=2, learning_rate=0.1, evaluate_every=7, save_every=1)
@@ -29,18 +29,18 @@ def trained(output: Path, watched: Connection) -> None:
         return dropped(model, batch)
 
     torch.set_num_threads(1)
-    resume.begin(output, CONFIG.decisive)
-    train(Bigrams(), circle(), loud, figures, CONFIG, output)
+    resume.begin(output, CONFIG.fingerprint)
+    train(Bigrams(), circle(), loud, evaluate, CONFIG, output)
 
 
 def killed_after(losses: int, seconds: float, output: Path) -> int | None:
     """Exit code of a training that is killed so long after so many losses, or never."""
-    here, there = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=trained, args=(output, there))
+    receiver, sender = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=trained, args=(output, sender))
     process.start()
-    there.close()
+    sender.close()
     for _ in range(losses):
-        assert here.recv() == "loss"
+        assert receiver.recv() == "loss"
     time.sleep(seconds)
     process.kill()
     process.join()
@@ -48,12 +48,12 @@ def killed_after(losses: int, seconds: float, output: Path) -> int | None:
 
 
 def undisturbed(output: Path) -> None:
-    here, there = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=trained, args=(output, there))
+    receiver, sender = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=trained, args=(output, sender))
     process.start()
     process.join()
     assert process.exitcode == 0
-    here.close()
+    receiver.close()
 
 
 def test_ten_kills_leave_no_trace(tmp_path: Path) -> None:
@@ -67,6 +67,6 @@ def test_ten_kills_leave_no_trace(tmp_path: Path) -> None:
     last = f"unfinished-{CONFIG.steps}.safetensors"
     one, other = load_file(tmp_path / "killed" / last), load_file(tmp_path / "whole" / last)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    lines, wanted = metrics(tmp_path / "killed"), metrics(tmp_path / "whole")
-    assert [{**line, "seconds": 0} for line in lines] == [{**line, "seconds": 0} for line in wanted]
+    lines, expected = metrics(tmp_path / "killed"), metrics(tmp_path / "whole")
+    assert [{**line, "seconds": 0} for line in lines] == [{**line, "seconds": 0} for line in expected]
     assert [line["step"] for line in lines] == [*range(7, CONFIG.steps, 7), CONFIG.steps]

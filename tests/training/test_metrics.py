@@ -1,4 +1,4 @@
-"""Where figures go: trackers by their name, the progress bar, and metrics.jsonl whatever else there is."""
+"""Metrics in trackers by their name, on the progress bar, and in metrics.jsonl whatever else there is."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,11 +11,11 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from pipeline.training.config import TrainingConfig, installed_trackers
 from pipeline.training.trainer import train
-from tests.training.test_trainer import CONFIG, Bigrams, circle, figures, loss, metrics
+from tests.training.test_trainer import CONFIG, Bigrams, circle, evaluate, loss, metrics
 
 
 class Notebook(GeneralTracker):  # type: ignore[misc]
-    """Keeps what it is told."""
+    """Records its calls."""
 
     name = "notebook"
     requires_logging_directory = False
@@ -52,7 +52,7 @@ def notebook() -> Iterator[type[Notebook]]:
 
 def test_a_tracker_gets_settings_and_figures_beside_the_file(tmp_path: Path, notebook: type[Notebook]) -> None:
     config = replace(CONFIG, trackers=("notebook",), decay="linear")
-    train(Bigrams(), circle(), loss, figures, config, tmp_path)
+    train(Bigrams(), circle(), loss, evaluate, config, tmp_path)
     (page,) = notebook.pages
     assert page.settings["steps"] == 25 and page.settings["decay"] == "linear" and page.finished == 1
     assert [step for step, _ in page.logged] == [10, 20, 25]
@@ -66,7 +66,7 @@ def test_a_tracker_gets_settings_and_figures_beside_the_file(tmp_path: Path, not
 def test_a_tracker_is_closed_when_a_training_fails(tmp_path: Path, notebook: type[Notebook]) -> None:
     config = replace(CONFIG, trackers=("notebook",))
     with pytest.raises(ValueError, match="at step 1 "):
-        train(Bigrams(), circle(), lambda m, b: loss(m, b) * torch.nan, figures, config, tmp_path)
+        train(Bigrams(), circle(), lambda m, b: loss(m, b) * torch.nan, evaluate, config, tmp_path)
     assert notebook.pages[0].finished == 1
 
 

@@ -1,4 +1,4 @@
-"""A training that is interrupted at any place goes on to the same bits."""
+"""A training that is interrupted at any step resumes to the same bits."""
 
 from dataclasses import replace
 from itertools import islice
@@ -14,7 +14,7 @@ from pipeline.training import resume
 from pipeline.training.batches import Batch
 from pipeline.training.config import TrainingConfig
 from pipeline.training.trainer import Loss, train
-from tests.training.test_trainer import Bigrams, circle, figures, loss, metrics
+from tests.training.test_trainer import Bigrams, circle, evaluate, loss, metrics
 
 CONFIG = TrainingConfig(steps=12, tokens_per_batch=40, learning_rate=0.1, evaluate_every=4)
 
@@ -46,30 +46,30 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(tmp_path: Path, stop
     for folder in (whole, parts):
         folder.mkdir()
     expected, found = Bigrams(), Bigrams()
-    wanted = train(expected, circle(), dropped, figures, CONFIG, whole)
+    expected_metrics = train(expected, circle(), dropped, evaluate, CONFIG, whole)
     for stop in stops:
         before = len(metrics(parts)) * CONFIG.evaluate_every if (parts / "metrics.jsonl").is_file() else 0
         with pytest.raises(PowerCutError):
-            train(Bigrams(), circle(), until(stop - before), figures, CONFIG, parts)
-    last = train(found, circle(), dropped, figures, CONFIG, parts)
+            train(Bigrams(), circle(), until(stop - before), evaluate, CONFIG, parts)
+    last = train(found, circle(), dropped, evaluate, CONFIG, parts)
     for one, other in zip(found.parameters(), expected.parameters(), strict=True):
         assert torch.equal(one, other)
     assert [{**record, "seconds": 0} for record in metrics(parts)] == [
         {**record, "seconds": 0} for record in metrics(whole)
     ]
-    assert {**last, "seconds": 0} == {**wanted, "seconds": 0}
+    assert {**last, "seconds": 0} == {**expected_metrics, "seconds": 0}
 
 
 def test_a_finished_training_that_was_not_saved_is_not_trained_again(tmp_path: Path) -> None:
     first, second = Bigrams(), Bigrams()
-    wanted = train(first, circle(), loss, figures, CONFIG, tmp_path)
-    assert train(second, islice(circle(), 0), loss, figures, CONFIG, tmp_path) == wanted
+    expected = train(first, circle(), loss, evaluate, CONFIG, tmp_path)
+    assert train(second, islice(circle(), 0), loss, evaluate, CONFIG, tmp_path) == expected
     assert all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters(), strict=True))
 
 
 def test_what_was_kept_is_removed_in_the_end(tmp_path: Path) -> None:
     resume.begin(tmp_path / "out", {"rate": 1})
-    train(Bigrams(), circle(), loss, figures, CONFIG, tmp_path / "out")
+    train(Bigrams(), circle(), loss, evaluate, CONFIG, tmp_path / "out")
     assert (tmp_path / "out" / "unfinished-12.safetensors").is_file()
     resume.finish(tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["metrics.jsonl"]
@@ -79,18 +79,18 @@ def test_the_newest_states_are_kept_and_the_newest_that_can_be_read_is_gone_on_f
     config = replace(CONFIG, save_every=1, keep=3)
     expected, found = Bigrams(), Bigrams()
     (tmp_path / "whole").mkdir()
-    train(expected, circle(), dropped, figures, CONFIG, tmp_path / "whole")
+    train(expected, circle(), dropped, evaluate, CONFIG, tmp_path / "whole")
     parts = tmp_path / "parts"
     parts.mkdir()
     with pytest.raises(PowerCutError):
-        train(Bigrams(), circle(), until(10), figures, config, parts)
+        train(Bigrams(), circle(), until(10), evaluate, config, parts)
     kept = ["unfinished-7.safetensors", "unfinished-8.safetensors", "unfinished-9.safetensors"]
     assert sorted(file.name for file in parts.iterdir()) == ["metrics.jsonl", *kept]
     for name, length in ((kept[2], 100), (kept[1], 4)):  # a disk that lost their ends
         (parts / name).write_bytes((parts / name).read_bytes()[:length])
     steps = []
     config = replace(config, keep=1)
-    train(found, circle(), lambda m, b: steps.append(1) or dropped(m, b), figures, config, parts)  # type: ignore[func-returns-value]
+    train(found, circle(), lambda m, b: steps.append(1) or dropped(m, b), evaluate, config, parts)  # type: ignore[func-returns-value]
     assert len(steps) == CONFIG.steps - 7
     assert all(torch.equal(one, other) for one, other in zip(found.parameters(), expected.parameters(), strict=True))
     assert [{**line, "seconds": 0} for line in metrics(parts)] == [
@@ -99,27 +99,40 @@ def test_the_newest_states_are_kept_and_the_newest_that_can_be_read_is_gone_on_f
     assert [file.name for file in resume.states(parts)] == ["unfinished-12.safetensors"]
 
 
+def test_a_state_that_cannot_be_read_does_not_replace_one_that_can(tmp_path: Path) -> None:
+    config = replace(CONFIG, save_every=1, keep=2)
+    with pytest.raises(PowerCutError):
+        train(Bigrams(), circle(), until(5), evaluate, config, tmp_path)
+    for step in (3, 4):
+        assert (tmp_path / f"unfinished-{step}.safetensors").is_file()
+    (tmp_path / "unfinished-9.safetensors").write_bytes(b"")  # a disk that lost it
+    with pytest.raises(PowerCutError):
+        train(Bigrams(), circle(), until(2), evaluate, replace(config, keep=1), tmp_path)
+    assert [file.name for file in resume.states(tmp_path)] == ["unfinished-5.safetensors"]
+    train(Bigrams(), circle(), dropped, evaluate, config, tmp_path)
+
+
 def test_states_none_of_which_can_be_read_are_not_begun_anew_in_silence(tmp_path: Path) -> None:
     (tmp_path / "unfinished-3.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"none of the states in .* can be read; delete the folder"):
-        train(Bigrams(), circle(), loss, figures, CONFIG, tmp_path)
+        train(Bigrams(), circle(), loss, evaluate, CONFIG, tmp_path)
 
 
 def test_a_line_of_metrics_that_a_power_cut_left_unfinished_is_written_again(tmp_path: Path) -> None:
     with pytest.raises(PowerCutError):
-        train(Bigrams(), circle(), until(7), figures, replace(CONFIG, save_every=1), tmp_path)
+        train(Bigrams(), circle(), until(7), evaluate, replace(CONFIG, save_every=1), tmp_path)
     with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as lines:
         lines.write('{"step": 8, "tok')
-    train(Bigrams(), circle(), dropped, figures, CONFIG, tmp_path)
+    train(Bigrams(), circle(), dropped, evaluate, CONFIG, tmp_path)
     assert [line["step"] for line in metrics(tmp_path)] == [4, 8, 12]
 
 
-def test_what_decides_nothing_may_change_meanwhile() -> None:
+def test_settings_outside_the_fingerprint_may_change_meanwhile() -> None:
     changed = replace(CONFIG, save_every=3, keep=9)
-    assert changed.decisive == CONFIG.decisive and replace(CONFIG, accumulate=2).decisive != CONFIG.decisive
+    assert changed.fingerprint == CONFIG.fingerprint and replace(CONFIG, accumulate=2).fingerprint != CONFIG.fingerprint
 
 
-def test_the_same_settings_alone_go_on(tmp_path: Path) -> None:
+def test_the_same_settings_alone_resume(tmp_path: Path) -> None:
     output = tmp_path / "out"
     for _ in range(2):
         resume.begin(output, {"rate": 0.1, "folder": tmp_path})
@@ -147,28 +160,28 @@ def test_a_pickle_and_files_of_other_names_are_no_states(tmp_path: Path) -> None
     (tmp_path / "unfinished-x.safetensors").touch()
     assert [file.name for file in resume.states(tmp_path)] == ["unfinished-3.safetensors"]
     with pytest.raises(ValueError, match=r"none of the states in .* can be read"):
-        train(Bigrams(), circle(), loss, figures, CONFIG, tmp_path)
+        train(Bigrams(), circle(), loss, evaluate, CONFIG, tmp_path)
 
 
-PLACES = [None, {}, {"place": "{"}, {"place": "[]"}, {"place": '{"steps": 1}'}, {"place": '{"step": "x"}'}]
+BROKEN_METADATA = [None, {}, {"place": "{"}, {"place": "[]"}, {"place": '{"steps": 1}'}, {"place": '{"step": "x"}'}]
 
 
-@pytest.mark.parametrize("metadata", PLACES)
-def test_a_state_without_a_place_is_refused_by_name(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+@pytest.mark.parametrize("metadata", BROKEN_METADATA)
+def test_a_state_without_its_progress_is_refused_by_name(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     with pytest.raises(PowerCutError):
-        train(Bigrams(), circle(), until(3), figures, replace(CONFIG, save_every=1), tmp_path)
+        train(Bigrams(), circle(), until(3), evaluate, replace(CONFIG, save_every=1), tmp_path)
     *_, file = resume.states(tmp_path)
     save_file(load_file(file), file, metadata=metadata)
     with pytest.raises(ValueError, match=f"{file.name} holds no state of this training .*; delete the folder"):
-        train(Bigrams(), circle(), loss, figures, CONFIG, tmp_path)
+        train(Bigrams(), circle(), loss, evaluate, CONFIG, tmp_path)
 
 
 def test_a_state_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(PowerCutError):
-        train(Bigrams(), circle(), until(3), figures, replace(CONFIG, save_every=1), tmp_path)
+        train(Bigrams(), circle(), until(3), evaluate, replace(CONFIG, save_every=1), tmp_path)
     *_, file = resume.states(tmp_path)
     with safe_open(file, "pt") as stored:
-        place = stored.metadata()
-    save_file({name: torch.zeros(3, 3) for name in load_file(file)}, file, metadata=place)
+        metadata = stored.metadata()
+    save_file({name: torch.zeros(3, 3) for name in load_file(file)}, file, metadata=metadata)
     with pytest.raises(ValueError, match=f"{file.name} holds no state of this training"):
-        train(Bigrams(), circle(), loss, figures, CONFIG, tmp_path)
+        train(Bigrams(), circle(), loss, evaluate, CONFIG, tmp_path)

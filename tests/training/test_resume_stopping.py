@@ -1,4 +1,4 @@
-"""SIGTERM in the middle of a training: it ends between two steps, and goes on."""
+"""SIGTERM in the middle of a training: it ends between two steps, and resumes."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from pipeline.training.config import TrainingConfig
 from pipeline.training.resume import stop_requests
 from pipeline.training.trainer import Loss, train
 from tests.training.test_resume import dropped
-from tests.training.test_trainer import Bigrams, circle, figures, metrics
+from tests.training.test_trainer import Bigrams, circle, evaluate, metrics
 
 CONFIG = TrainingConfig(steps=12, tokens_per_batch=40, accumulate=2, learning_rate=0.1, evaluate_every=5)
 
@@ -44,39 +44,39 @@ def stopped_in(call: int) -> Loss:
 
 
 @pytest.mark.parametrize(("call", "step"), [(1, 1), (6, 3), (9, 5), (24, 12)])
-def test_a_stopped_training_goes_on_as_if_it_had_not_been(
+def test_a_stopped_training_resumes_as_if_it_had_not_been(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], handler: list[int], call: int, step: int
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         folder.mkdir()
     expected, found = Bigrams(), Bigrams()
-    train(expected, circle(), dropped, figures, CONFIG, whole)
+    train(expected, circle(), dropped, evaluate, CONFIG, whole)
     with pytest.raises(SystemExit) as ended:
-        train(Bigrams(), circle(), stopped_in(call), figures, CONFIG, parts)
+        train(Bigrams(), circle(), stopped_in(call), evaluate, CONFIG, parts)
     assert ended.value.code == 143
     assert capsys.readouterr().err.splitlines()[-1] == f"stopped at step {step}; the same command goes on"
     assert resume.states(parts)[-1].name == f"unfinished-{step}.safetensors"
-    train(found, circle(), dropped, figures, CONFIG, parts)
+    train(found, circle(), dropped, evaluate, CONFIG, parts)
     assert all(torch.equal(one, other) for one, other in zip(found.parameters(), expected.parameters(), strict=True))
     assert [{**line, "seconds": 0} for line in metrics(parts)] == [{**line, "seconds": 0} for line in metrics(whole)]
     assert handler == []
 
 
 def test_what_handled_the_signal_before_is_put_back(tmp_path: Path, handler: list[int]) -> None:
-    train(Bigrams(), circle(), dropped, figures, CONFIG, tmp_path)
+    train(Bigrams(), circle(), dropped, evaluate, CONFIG, tmp_path)
     os.kill(os.getpid(), signal.SIGTERM)
     assert handler == [signal.SIGTERM]
-    with stop_requests() as asked, pytest.raises(ZeroDivisionError), stop_requests():
+    with stop_requests() as requested, pytest.raises(ZeroDivisionError), stop_requests():
         raise ZeroDivisionError
     os.kill(os.getpid(), signal.SIGTERM)
-    assert len(handler) == 2 and not asked()
+    assert len(handler) == 2 and not requested()
 
 
 def test_a_thread_trains_without_a_handler(tmp_path: Path, handler: list[int]) -> None:
     """As in Ray's workers; the signal goes where it went before."""
     model = Bigrams()
-    arguments = (model, circle(), stopped_in(3), figures, replace(CONFIG, steps=6), tmp_path)
+    arguments = (model, circle(), stopped_in(3), evaluate, replace(CONFIG, steps=6), tmp_path)
     thread = threading.Thread(target=train, args=arguments)
     thread.start()
     thread.join()

@@ -108,8 +108,8 @@ def test_losses_and_gradients_of_a_step_are_those_of_the_big_batch(name: str, pr
     (step,) = steps_of(iter(parts), 3)
     torch.manual_seed(0)
     model = make()
-    wanted = loss(model, joined(parts))
-    wanted.backward()
+    expected = loss(model, joined(parts))
+    expected.backward()
     gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
     model.zero_grad()
     found = torch.zeros(())
@@ -118,7 +118,7 @@ def test_losses_and_gradients_of_a_step_are_those_of_the_big_batch(name: str, pr
             part = loss(model, batch.part(process, processes))
             part.backward()
             found = found + part.detach()
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     for key, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[key], atol=1e-6, rtol=1e-3)
 
@@ -158,9 +158,9 @@ def whole_steps() -> dict[str, Tensor]:
     return dict(step_gradients.gradients("whole"))
 
 
-def assert_same_gradients(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    assert found.keys() == wanted.keys() and len(wanted) == 2 * len(get_args(ObjectiveName))
-    for name, gradient in wanted.items():
+def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys() and len(expected) == 2 * len(get_args(ObjectiveName))
+    for name, gradient in expected.items():
         assert gradient.norm() > 1e-2
         assert torch.allclose(found[name], gradient, atol=1e-6, rtol=1e-6), name
 

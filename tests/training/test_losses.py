@@ -1,4 +1,4 @@
-"""What the jobs minimise, token by token: a label one place off would change every number here."""
+"""Losses token by token: a label one position off would change every number here."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.tiny_models import frozen, random_tokens, tiny_second_order
 
 @pytest.fixture
 def batch() -> Batch:
-    """Labels that differ at every place, some missing, and a padded row."""
+    """Labels that differ at every position, some missing, and a padded row."""
     input_ids_BT = random_tokens(2, 9)
     labels_BT = torch.rand(2, 9, generator=torch.Generator().manual_seed(1)) * 6
     labels_BT[0, 4] = labels_BT[1, 0] = torch.nan
@@ -27,11 +27,11 @@ def test_a_language_model_is_flooded_at_each_token_with_its_own_label(batch: Bat
     model = frozen(new_language_model(config, start=0))
     values = []
     for row, length in enumerate(batch.lengths_B.tolist()):
-        for place in range(1, length):
-            logits = model(input_ids=batch.input_ids_BT[row : row + 1, :place]).logits[0, -1]
-            loss = cross_entropy(logits, batch.input_ids_BT[row, place])
+        for position in range(1, length):
+            logits = model(input_ids=batch.input_ids_BT[row : row + 1, :position]).logits[0, -1]
+            loss = cross_entropy(logits, batch.input_ids_BT[row, position])
             assert batch.labels_BT is not None
-            label = batch.labels_BT[row, place]
+            label = batch.labels_BT[row, position]
             values.append(loss if label.isnan() else (loss - label).abs())
     expected = torch.stack(values).mean()
     torch.testing.assert_close(ObjectiveLoss(flood)(model, batch), expected, atol=1e-4, rtol=1e-4)
@@ -43,10 +43,10 @@ def test_a_second_order_model_is_held_to_each_token_with_its_own_label(batch: Ba
     for estimates_BT in model.entropies(batch.input_ids_BT):
         squares = []
         for row, length in enumerate(batch.lengths_B.tolist()):
-            for place in range(length):
+            for position in range(length):
                 assert batch.labels_BT is not None
-                label = batch.labels_BT[row, place].item()
+                label = batch.labels_BT[row, position].item()
                 if label == label:
-                    squares.append(((estimates_BT[row, place].item() - label) / 2.0) ** 2)
+                    squares.append(((estimates_BT[row, position].item() - label) / 2.0) ** 2)
         errors.append(sum(squares) / len(squares))
     assert second_order_loss(model, batch).item() == pytest.approx(sum(errors), rel=1e-4)
