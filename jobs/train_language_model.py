@@ -21,11 +21,12 @@ import cyclopts
 from pipeline.checks import require_at_least_one
 from pipeline.cli import run
 from pipeline.data.annotated import AnnotatedDataset, find_annotations
-from pipeline.data.corpus import Corpus, held_out_documents
+from pipeline.data.corpus import held_out_documents
+from pipeline.data.packing import CutWithOverlap, PackedWindow
 from pipeline.models.model_card import command_line, model_card, training_length
 from pipeline.models.sizes import StackKind, TransformerSizes
 from pipeline.training.config import NEED_LABELS, ObjectiveSettings, TrainingConfig
-from pipeline.training.data import ModelTokens, PackedDocuments
+from pipeline.training.data import LabelledDocuments, ModelTokens, in_windows
 
 if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
     from transformers import PreTrainedModel
@@ -113,42 +114,45 @@ def train_here(config: Config, arguments: Sequence[str]) -> None:
     with process_group():
         dataset = find_annotations(config.labels)
         if not this_process().is_main_process:  # all read the same, and one says what is left out
-            logging.getLogger(PackedDocuments.__module__).setLevel(logging.ERROR)
+            logging.getLogger(LabelledDocuments.__module__).setLevel(logging.ERROR)
         tokens = ModelTokens.of(dataset, config.tokenizer)
         seen, evaluated = documents(config, dataset, tokens)
-        first = seen.first()
-        if config.objective.objective in NEED_LABELS and not len(first.given_labels):
+        labels_N = seen.labels()
+        if config.objective.objective in NEED_LABELS and not len(labels_N):
             raise ValueError(f"{config.labels} has no labels for --objective {config.objective.objective}; annotate it")
         resume.begin_on_main(config.output, fingerprint(config, dataset))
-        train_on(seen, evaluated, first.mean_label, config, arguments)
+        train_on(seen, evaluated, float(labels_N.mean()) if len(labels_N) else 0.0, config, arguments)
 
 
 def train_on(
-    seen: PackedDocuments, evaluated: Mapping[str, Corpus], mean_label: float, config: Config, arguments: Sequence[str]
+    seen: LabelledDocuments,
+    evaluated: Mapping[str, PackedWindow],
+    mean_label: float,
+    config: Config,
+    arguments: Sequence[str],
 ) -> None:
     """Trains the model and writes it, with its card; `mean_label` is that of the labels, in nats."""
     import torch
 
-    from pipeline.training.batches import Windowing, endless_batches
+    from pipeline.training.batches import labelled_batches
     from pipeline.training.evaluation import window_loss
     from pipeline.training.job import train_and_save
     from pipeline.training.losses import ObjectiveLoss
     from pipeline.training.objectives import objective_function
 
-    training, windowing = (
-        config.training,
-        Windowing(config.model.context + 1, config.training.tokens_per_batch, overlap=1),
-    )
+    training = config.training
     torch.manual_seed(training.seed)
     model = new_model(config, seen.tokens)
+    batches = labelled_batches(seen, training.tokens_per_batch, training.seed)
 
     def evaluate(model: PreTrainedModel) -> Metrics:
-        losses = {f"{name}_loss": window_loss(model, corpus, windowing) for name, corpus in evaluated.items()}
-        return losses | ({"documents_left_out": seen.left_out} if seen.tokens.moved else {})
+        size = training.tokens_per_batch
+        losses = {f"{name}_loss": window_loss(model, windows, size) for name, windows in evaluated.items()}
+        return losses | ({"documents_left_out": batches.position.left_out} if seen.tokens.moved else {})
 
     train_and_save(
         model,
-        endless_batches(seen, windowing, training.seed),
+        batches,
         ObjectiveLoss(objective_function(config.objective, mean_label)),
         evaluate,
         training,
@@ -167,19 +171,20 @@ def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
 
 def documents(
     config: Config, dataset: AnnotatedDataset, tokens: ModelTokens
-) -> tuple[PackedDocuments, dict[str, Corpus]]:
+) -> tuple[LabelledDocuments, dict[str, PackedWindow]]:
     """What to train on, and, by name, what to evaluate on.
 
     Raises:
-        ValueError: if there is nothing of either.
+        ValueError: if there is nothing to evaluate on.
     """
     stop = documents_read(config, dataset)
     start = stop - held_out_documents(stop, config.held_out)
     shuffled = config.training.seed if config.shuffle_labels else None
-    seen = PackedDocuments(dataset, tokens, 0, start, at_a_time=config.stream, shuffled=shuffled)
-    evaluated = {"held_out": PackedDocuments(dataset, tokens, start, stop).whole()}
+    packing = CutWithOverlap(length=config.model.context + 1, separator=tokens.separator)
+    seen = LabelledDocuments(dataset, tokens, packing, 0, start, at_a_time=config.stream, shuffled=shuffled)
+    evaluated = {"held_out": LabelledDocuments(dataset, tokens, packing, start, stop).held_out()}
     if config.out_of_distribution:
-        evaluated["out_of_distribution"] = tokens.read(config.out_of_distribution).packed(tokens.separator)
+        evaluated["out_of_distribution"] = in_windows(tokens.read(config.out_of_distribution), packing)
     return seen, evaluated
 
 
@@ -200,17 +205,17 @@ def new_model(config: Config, tokens: ModelTokens) -> PreTrainedModel:
 
 
 def card(
-    model: PreTrainedModel, seen: PackedDocuments, metrics: Metrics, config: Config, arguments: Sequence[str]
+    model: PreTrainedModel, seen: LabelledDocuments, metrics: Metrics, config: Config, arguments: Sequence[str]
 ) -> str:
     """The model's card."""
-    held_out = documents_read(config, seen.dataset) - seen.stop
+    held_out, left_out = documents_read(config, seen.dataset) - seen.stop, int(metrics.get("documents_left_out", 0))
     origin, objective = seen.dataset.provenance, config.objective.objective
     return model_card(
         "Causal language model",
         f"A Llama trained with the objective `{objective}` on per-token entropy labels (arXiv 2511.10618).",
         {
-            "trained on": f"{seen.stop - seen.left_out:,} documents with {origin.method} labels",
-            **({"left out": f"{seen.left_out:,} documents, whose labels do not move"} if seen.left_out else {}),
+            "trained on": f"{seen.stop - left_out:,} documents with {origin.method} labels",
+            **({"left out": f"{left_out:,} documents, whose labels do not move"} if left_out else {}),
             "held out": f"{held_out:,} documents after them",
             "model behind the labels": origin.labelled_by,
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,

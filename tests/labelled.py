@@ -8,14 +8,19 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline.data.annotated import AnnotatedDataset, find_annotations
-from pipeline.data.packing import BestFit, CutAtEnd
+from pipeline.data.packing import BestFit, CutAtEnd, CutWithOverlap
 from tests.annotated import write_annotated
 
 LENGTHS = [3, 0, 17, 1, 6, 9, 0, 2, 30, 4, 4, 1, 12, 5, 8, 2, 7, 3, 0, 11, 2, 6, 5]
 STARTS = np.cumsum([1, *LENGTHS])
 TOKENS = [[*range(start, start + length)] for start, length in zip(STARTS.tolist(), LENGTHS, strict=False)]
 LABELS = [[math.nan if token % 3 == 0 else -token / 8 for token in document] for document in TOKENS]
-PACKINGS = [CutAtEnd(length=8, separator=0), BestFit(length=8, separator=0, buffer=2), BestFit(length=11)]
+PACKINGS = [
+    CutAtEnd(length=8, separator=0),
+    BestFit(length=8, separator=0, buffer=2),
+    BestFit(length=11),
+    CutWithOverlap(length=7, separator=0),
+]
 
 
 def write_labelled(folder: Path) -> AnnotatedDataset:

@@ -4,18 +4,21 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
+from pipeline.data.annotated import Row, as_rows, read_labelled
 from pipeline.data.files import find_files
 from pipeline.data.hub import Repository
 from pipeline.data.naming import load_call
 from pipeline.data.safe_tokenizers import failures_told
-from pipeline.data.shards import open_shard
+from pipeline.data.shards import ENTROPY_COLUMNS, inspect_shard
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
 from pipeline.engine.ledger import read_published, read_receipts
 from pipeline.engine.throughput import Throughput
 from pipeline.messages import say
-from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, Provenance
+from schemas.annotations import ENTROPY, INPUT_IDS, MOST_VOCABULARY, Provenance
 from schemas.layout import Subset
 from schemas.receipts import Counts, Quarantined, Receipt
 
@@ -74,29 +77,29 @@ def print_examples(subset: Subset, repository: Repository | None, *, complete: b
     if row is None:
         say("", f"{call} {has}")
         return
-    first_label = next(place for place, nats in enumerate(row[ENTROPY]) if nats is not None)
+    first_label = int(np.argmin(np.isnan(row[ENTROPY])))
     start = min(first_label, len(row[INPUT_IDS]) - EXAMPLE_TOKENS)
-    columns = [name for name in (ENTROPY, EXPECTED_ENTROPY) if name in row]
+    columns = [name for name in ENTROPY_COLUMNS if name in row]
     say("", f"{call} {has}; one {f'has, from token {start:,} on' if start else 'begins'}")
     say(f"{'token':<17}" + "".join(f"{name:>18}" for name in columns))
-    ids = row[INPUT_IDS][start : start + EXAMPLE_TOKENS]
+    ids = row[INPUT_IDS][start : start + EXAMPLE_TOKENS].tolist()
     for number, token in enumerate(_shown(ids, subset.tokenizer), start):
         values = (row[name][number] for name in columns)
-        say(f"{token:<17}" + "".join(f"{'':>18}" if value is None else f"{value:>18.2f}" for value in values))
+        say(f"{token:<17}" + "".join(f"{'':>18}" if np.isnan(value) else f"{value:>18.2f}" for value in values))
 
 
-def _has_example(row: dict[str, Any]) -> bool:
-    return len(row[INPUT_IDS]) >= EXAMPLE_TOKENS and any(nats is not None for nats in row[ENTROPY])
+def _has_example(row: Row) -> bool:
+    return len(row[INPUT_IDS]) >= EXAMPLE_TOKENS and not np.isnan(row[ENTROPY]).all()
 
 
-def _rows(receipts: Iterable[Receipt], place: str) -> Iterator[dict[str, Any]]:
-    """With pyarrow: `datasets` looks at every one of ten thousand shards before it gives out a row, for ten seconds."""
+def _rows(receipts: Iterable[Receipt], place: str) -> Iterator[Row]:
+    """Without `datasets`, which looks at all of ten thousand shards before it gives out a row, for ten seconds."""
     for receipt in receipts:
         (file,) = find_files([f"{place}/{receipt.shard}"])
-        with open_shard(file) as parquet:
-            columns = [name for name in (INPUT_IDS, ENTROPY, EXPECTED_ENTROPY) if name in parquet.schema_arrow.names]
-            for rows in parquet.iter_batches(1, columns=columns):
-                yield from rows.to_pylist()
+        info = inspect_shard(file)
+        read = pa.schema([field for field in info.schema if field.name in (INPUT_IDS, *ENTROPY_COLUMNS)])
+        for batch in read_labelled(file, 0, info.rows, read, MOST_VOCABULARY):
+            yield from as_rows(batch)
 
 
 def _shown(ids: list[int], tokenizer_folder: Path) -> list[str]:

@@ -1,4 +1,7 @@
-"""Batches of an annotated dataset's rows: their labels checked, so many rows at a time, and as Python's values."""
+"""An annotated dataset: found in a folder or on the Hub, opened, and read in batches of rows whose labels are checked.
+
+Whoever reads labels reads them here; `pipeline.data.loader` shuffles them, shares them among ranks and packs them.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -12,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 from huggingface_hub import parse_hf_uri, snapshot_download
 
+from pipeline.data.columns import plain_schema
 from pipeline.data.corpus import Corpus
-from pipeline.data.documents import Column, read_rows
+from pipeline.data.documents import Column, FileInfo, read_rows
 from pipeline.data.files import HUB, File, find_files, pinned
-from pipeline.data.shards import ENTROPY_COLUMNS, SHARD, mending, open_shard, reading_shard
+from pipeline.data.shards import ENTROPY_COLUMNS, SHARD, inspect_shard, mending, open_shard, reading_shard
 from pipeline.data.skipped import counted
 from pipeline.data.streams import DamagedError
 from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
@@ -25,99 +29,12 @@ from schemas.layout import DATA_FOLDER, Subset, require_contained, shard_name, s
 from schemas.receipts import QUARANTINE, RECEIPT_FILES, RECEIPTS, Quarantined, Receipt
 from schemas.rows import NO_BOUND, is_list, is_token_list
 
-Row = dict[str, Any]
-"""By column: `input_ids` int32 [N], entropies float32 [N] in nats, NaN where null; any other as Python's values."""
-
-
-def read_labelled(file: File, start: int, stop: int, schema: pa.Schema, vocabulary: int) -> Iterator[pa.RecordBatch]:
-    """Rows `start` to `stop` of a shard with the columns of `schema`, their tokens and labels checked.
-
-    Raises:
-        ValueError: if a token is null or outside the vocabulary, a label is not finite, or there is not one a token
-            where tokens are read too.
-        ValueError, OSError: as read_rows does.
-    """
-    with reading_shard(file):
-        for batch in read_rows(file, start, stop, schema, Column(schema.names[0], longest=NO_BOUND)):
-            if INPUT_IDS in batch.schema.names:
-                _require_tokens(batch.column(INPUT_IDS), file, vocabulary)
-            _require_labels(batch, file, start)
-            start += len(batch)
-            yield batch
-
-
-def as_rows(batch: pa.RecordBatch) -> list[Row]:
-    """One dictionary a row."""
-    columns = [_values(name, batch.column(name)) for name in batch.schema.names]
-    return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
-
-
-def blocks(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """The same rows, so many at a time but for the last."""
-    held: list[pa.RecordBatch] = []
-    for batch in batches:
-        held.append(batch)
-        if sum(map(len, held)) >= rows:
-            joined = pa.concat_batches(held)
-            whole = len(joined) // rows * rows
-            yield from (joined.slice(start, rows) for start in range(0, whole, rows))
-            held = [joined.slice(whole)]
-    if sum(map(len, held)):
-        yield pa.concat_batches(held)
-
-
-def _require_tokens(tokens: pa.Array, file: File, vocabulary: int) -> None:
-    ids = tokens.flatten()
-    if tokens.null_count or ids.null_count:
-        raise ValueError(f"{file.url} has a null in `{INPUT_IDS}`; annotate its source again")
-    ids_N = ids.to_numpy()
-    if len(ids_N) and not 0 <= ids_N.min() <= ids_N.max() < vocabulary:
-        there = f"token ids from {ids_N.min()} to {ids_N.max()}"
-        raise ValueError(f"{file.url} has {there}, beyond its vocabulary of {vocabulary:,}; annotate its source again")
-
-
-def _require_labels(batch: pa.RecordBatch, file: File, first_row: int) -> None:
-    """Checks every entropy column that is there."""
-    for name in set(ENTROPY_COLUMNS) & set(batch.schema.names):
-        labels = batch.column(name)
-        given = labels.flatten().drop_null().to_numpy()
-        if not np.isfinite(given).all():
-            raise ValueError(f"{file.url} has a label in `{name}` that is not finite; annotate its source again")
-        if len(given) and np.abs(given).max() > MOST_NATS:
-            largest = f"a label of {given[np.abs(given).argmax()]:.3g} nats in `{name}`"
-            raise ValueError(f"{file.url} has {largest}, which no token carries; annotate its source again")
-        if INPUT_IDS in batch.schema.names:
-            tokens_M = batch.column(INPUT_IDS).value_lengths().to_numpy(zero_copy_only=False)
-            labels_M = labels.value_lengths().to_numpy(zero_copy_only=False)
-            if not np.array_equal(tokens_M, labels_M):
-                row = int(np.argmax(tokens_M != labels_M))
-                wrong = f"{labels_M[row]} labels in `{name}` for {tokens_M[row]} tokens"
-                raise ValueError(f"row {first_row + row} of {file.url} has {wrong}; annotate its source again")
-
-
-def _values(name: str, column: pa.Array) -> Sequence[Any]:
-    if name not in (INPUT_IDS, *ENTROPY_COLUMNS):
-        return _python_values(column)
-    numbers_N = column.flatten().to_numpy(zero_copy_only=False)
-    numbers_N = numbers_N.astype(np.int32 if name == INPUT_IDS else np.float32)  # a copy, which may be written to
-    return np.split(numbers_N, np.cumsum(column.value_lengths().to_numpy())[:-1])
-
-
-def _python_values(column: pa.Array) -> list[Any]:
-    """Text that is not UTF-8 has U+FFFD where it is not."""
-    try:
-        values: list[Any] = column.to_pylist()
-        return values
-    except UnicodeDecodeError:
-        if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
-            raise
-        stored = column.view(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()).to_pylist()
-        return [None if value is None else value.decode(errors="replace") for value in stored]
-
-
 SUBSET_NAMED = re.compile(rf"/{DATA_FOLDER}/[^/]+/?$")
 COMMIT_NAMED = re.compile("@[0-9a-f]{40}$")
 LOOKS_AT_A_TIME = 16  # at shards: on the Hub most of a look is waiting for an answer
+
+Row = dict[str, Any]
+"""By column: `input_ids` int32 [N], entropies float32 [N] in nats, NaN where null; any other as Python's values."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +46,7 @@ class AnnotatedDataset:
     rows: tuple[int, ...]
     """Of each shard."""
     schema: pa.Schema
-    """Of what is read: tokens and labels."""
+    """All columns."""
     provenance: Provenance
     tokenizer: Path | None
 
@@ -151,33 +68,55 @@ class AnnotatedDataset:
         place, name, _ = _parts(self.source, self.shards[0])
         return f"{COMMIT_NAMED.sub('', place)}/{DATA_FOLDER}/{name}"
 
-    def corpus(self, start: int = 0, stop: int | None = None) -> Corpus:
-        """Rows `start` to `stop`, labels NaN where a token has none.
+    @cached_property
+    def infos(self) -> tuple[FileInfo, ...]:
+        """Row groups and digest of each shard, from a second look at its footer.
 
         Raises:
-            ValueError: if a label is not finite, or there is not one a token.
+            ValueError, OSError: as inspect_file does.
         """
-        rows = counted(self._batches(start, stop), self.source)
-        return _corpus(pa.Table.from_batches(rows, self.schema))
+        with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
+            return tuple(pool.map(inspect_shard, self.shards))
 
-    def pieces(self, start: int, stop: int, tokens: int) -> Iterator[Corpus]:
-        """The same rows, so many tokens or a little more at a time; only these are in memory."""
-        held, left = list[pa.RecordBatch](), tokens
-        for batch in counted(self._batches(start, stop), self.source):
-            held.append(batch)
-            left -= len(batch.column(INPUT_IDS).flatten())
-            if left <= 0:
-                yield _corpus(pa.Table.from_batches(held))
-                held, left = [], tokens
-        if held:
-            yield _corpus(pa.Table.from_batches(held))
+    def columns(self, names: Sequence[str]) -> pa.Schema:
+        """The columns of these names.
 
-    def _batches(self, start: int, stop: int | None) -> Iterator[pa.RecordBatch]:
-        stop = len(self) if stop is None else stop
+        Raises:
+            ValueError: if there is none, one twice, or one that the shards do not have.
+        """
+        if unknown := set(names) - set(self.schema.names):
+            has = ", ".join(self.schema.names)
+            raise ValueError(f"{self.source} has no column {', '.join(sorted(unknown))}; it has {has}")
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"columns must be at least one, and each once, not {names}")
+        return pa.schema([self.schema.field(name) for name in names])
+
+    def batches(self, names: Sequence[str], start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Rows `start` to `stop` with the columns of these names, as `read_labelled` gives them.
+
+        Raises:
+            ValueError, OSError: as columns and read_labelled do.
+        """
+        schema, stop = self.columns(names), len(self) if stop is None else stop
         for shard, rows in zip(self.shards, self.rows, strict=True):
             if start < rows and stop > 0:
-                yield from read_labelled(shard, max(0, start), min(stop, rows), self.schema, self.vocabulary)
+                yield from read_labelled(shard, max(0, start), min(stop, rows), schema, self.vocabulary)
             start, stop = start - rows, stop - rows
+
+    def corpus(self, start: int = 0, stop: int | None = None) -> Corpus:
+        """Tokens and entropies of rows `start` to `stop`, NaN where a token has no label.
+
+        Raises:
+            ValueError, OSError: as batches does.
+        """
+        names = (INPUT_IDS, ENTROPY)
+        rows = pa.Table.from_batches(counted(self.batches(names, start, stop), self.source), self.columns(names))
+        tokens, labels = (rows.column(name).combine_chunks() for name in names)
+        return Corpus(
+            tokens_N=tokens.flatten().to_numpy(),
+            offsets=np.concatenate([[0], np.cumsum(tokens.value_lengths().to_numpy(), dtype=np.int64)]),
+            labels_N=labels.flatten().to_numpy(zero_copy_only=False).astype(np.float32),
+        )
 
 
 def find_annotations(source: str) -> AnnotatedDataset:
@@ -208,7 +147,7 @@ def find_annotations(source: str) -> AnnotatedDataset:
         source=source,
         shards=tuple(shards),
         rows=tuple(look.rows for look in looks),
-        schema=pa.schema([looks[0].schema.field(name) for name in (INPUT_IDS, ENTROPY)]),
+        schema=plain_schema(looks[0].schema, shards[0].url),
         provenance=_shared_provenance(source, names, {look.provenance for look in looks}),
         tokenizer=subset.tokenizer if (subset.tokenizer / TOKENIZER_FILE).is_file() else None,
     )
@@ -222,6 +161,29 @@ def read_quarantine(subset: Subset) -> list[Quarantined]:
         with reading(file, "delete it, and the same pipeline.annotate command tries the unit again"):
             notes.append(Quarantined.from_json(text_of(file)))
     return notes
+
+
+def read_labelled(file: File, start: int, stop: int, schema: pa.Schema, vocabulary: int) -> Iterator[pa.RecordBatch]:
+    """Rows `start` to `stop` of a shard with the columns of `schema`, their tokens and labels checked.
+
+    Raises:
+        ValueError: if a token is null or outside the vocabulary, a label is not finite, or there is not one a token
+            where tokens are read too.
+        ValueError, OSError: as read_rows does.
+    """
+    with reading_shard(file):
+        for batch in read_rows(file, start, stop, schema, Column(schema.names[0], longest=NO_BOUND)):
+            if INPUT_IDS in batch.schema.names:
+                _require_tokens(batch.column(INPUT_IDS), file, vocabulary)
+            _require_labels(batch, file, start)
+            start += len(batch)
+            yield batch
+
+
+def as_rows(batch: pa.RecordBatch) -> list[Row]:
+    """One dictionary a row."""
+    columns = [_values(name, batch.column(name)) for name in batch.schema.names]
+    return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _shards(source: str) -> list[File]:
@@ -309,15 +271,6 @@ def _require_received(subset: Subset, source: str, shards: Sequence[File], rows:
             raise DamagedError(f"{shard.url} has {has}, where {wanted}", mending(shard))
 
 
-def _corpus(rows: pa.Table) -> Corpus:
-    tokens, labels = rows.column(INPUT_IDS).combine_chunks(), rows.column(ENTROPY).combine_chunks()
-    return Corpus(
-        tokens_N=tokens.flatten().to_numpy(),
-        offsets=np.concatenate([[0], np.cumsum(tokens.value_lengths().to_numpy(), dtype=np.int64)]),
-        labels_N=labels.flatten().to_numpy(zero_copy_only=False).astype(np.float32),
-    )
-
-
 def _shared_provenance(source: str, names: set[str], found: set[Provenance]) -> Provenance:
     """The provenance of all shards, which must be, with those that were given up, all of one run."""
     # Provenances are compared, not their bytes: older versions wrote fewer fields, which have defaults now.
@@ -326,3 +279,52 @@ def _shared_provenance(source: str, names: set[str], found: set[Provenance]) -> 
     if len(found) > 1 or units != len(names) or names != {shard_name(index, units) for index in range(units)}:
         raise ValueError(f"{source} does not hold one finished run; give the same annotate command again")
     return found.pop()
+
+
+def _require_tokens(tokens: pa.Array, file: File, vocabulary: int) -> None:
+    ids = tokens.flatten()
+    if tokens.null_count or ids.null_count:
+        raise ValueError(f"{file.url} has a null in `{INPUT_IDS}`; annotate its source again")
+    ids_N = ids.to_numpy()
+    if len(ids_N) and not 0 <= ids_N.min() <= ids_N.max() < vocabulary:
+        there = f"token ids from {ids_N.min()} to {ids_N.max()}"
+        raise ValueError(f"{file.url} has {there}, beyond its vocabulary of {vocabulary:,}; annotate its source again")
+
+
+def _require_labels(batch: pa.RecordBatch, file: File, first_row: int) -> None:
+    """Checks every entropy column that is there."""
+    for name in set(ENTROPY_COLUMNS) & set(batch.schema.names):
+        labels = batch.column(name)
+        given = labels.flatten().drop_null().to_numpy()
+        if not np.isfinite(given).all():
+            raise ValueError(f"{file.url} has a label in `{name}` that is not finite; annotate its source again")
+        if len(given) and np.abs(given).max() > MOST_NATS:
+            largest = f"a label of {given[np.abs(given).argmax()]:.3g} nats in `{name}`"
+            raise ValueError(f"{file.url} has {largest}, which no token carries; annotate its source again")
+        if INPUT_IDS in batch.schema.names:
+            tokens_M = batch.column(INPUT_IDS).value_lengths().to_numpy(zero_copy_only=False)
+            labels_M = labels.value_lengths().to_numpy(zero_copy_only=False)
+            if not np.array_equal(tokens_M, labels_M):
+                row = int(np.argmax(tokens_M != labels_M))
+                wrong = f"{labels_M[row]} labels in `{name}` for {tokens_M[row]} tokens"
+                raise ValueError(f"row {first_row + row} of {file.url} has {wrong}; annotate its source again")
+
+
+def _values(name: str, column: pa.Array) -> Sequence[Any]:
+    if name not in (INPUT_IDS, *ENTROPY_COLUMNS):
+        return _python_values(column)
+    numbers_N = column.flatten().to_numpy(zero_copy_only=False)
+    numbers_N = numbers_N.astype(np.int32 if name == INPUT_IDS else np.float32)  # a copy, which may be written to
+    return np.split(numbers_N, np.cumsum(column.value_lengths().to_numpy())[:-1])
+
+
+def _python_values(column: pa.Array) -> list[Any]:
+    """Text that is not UTF-8 has U+FFFD where it is not."""
+    try:
+        values: list[Any] = column.to_pylist()
+        return values
+    except UnicodeDecodeError:
+        if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+            raise
+        stored = column.view(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()).to_pylist()
+        return [None if value is None else value.decode(errors="replace") for value in stored]

@@ -126,13 +126,6 @@ class Corpus:
         """UTF-8 bytes of text; None for documents that came as tokens."""
         return None if self.text_bytes_M is None else int(self.text_bytes_M.sum())
 
-    def packed(self, separator: int) -> "Corpus":
-        """All documents as a single one, a separator without a label before each."""
-        starts = self.offsets[:-1]
-        labels_N = None if self.labels_N is None else np.insert(self.labels_N, starts, np.float32("nan"))
-        tokens_N = np.insert(self.tokens_N, starts, np.int32(separator))
-        return Corpus(tokens_N, np.array([0, len(tokens_N)]), labels_N)
-
 
 def interleaved(parts: Sequence[Corpus]) -> Corpus:
     """Tokens alone of what was dealt out to several, one document each in turn, in the order it had before."""

@@ -4,14 +4,14 @@ Every token comes once. A window may hold several documents, and `document_T` te
 cross from one into another, nor, without separators, should a document's last token be asked for the next one's first.
 `document_borders` and `position_ids` say the same in the terms of attention kernels.
 
-T tokens of a window, N of a document, D documents; `...T` with or without dimensions of a batch before.
+W windows, T tokens of a window, N of a document, D documents; `...T` with or without dimensions of a batch before.
 """
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ Document = tuple[np.ndarray, np.ndarray]
 PADDING = -1
 
 
-class Window(NamedTuple):
+class PackedWindow(NamedTuple):
     """A tuple, since torch's default collation makes one of [B, T] of such tuples, but nothing of other classes."""
 
     input_ids_T: np.ndarray
@@ -35,7 +35,7 @@ class Window(NamedTuple):
 class Packed(NamedTuple):
     """A window, and what follows it: the documents from number `documents` on, of which `within` is done already."""
 
-    window: Window
+    window: PackedWindow
     documents: int
     within: int
 
@@ -61,6 +61,11 @@ class Packing(ABC):
     def windows(self, documents: Iterable[Document], within: int = 0) -> Generator[Packed, None, None]:
         """The windows of the documents, or of those that follow an earlier window, with its `within`."""
 
+    def all_windows(self, documents: Iterable[Document]) -> PackedWindow:
+        """All windows of the documents as one, of arrays [W, T]."""
+        each = [*zip(*(packed.window for packed in self.windows(documents)), strict=True)] or [(), (), ()]
+        return PackedWindow(*(np.reshape(arrays, (-1, self.length)) for arrays in each))
+
     def _separated(self, documents: Iterable[Document]) -> Iterator[Document]:
         if self.separator is None:
             yield from documents
@@ -72,9 +77,17 @@ class Packing(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class CutAtEnd(Packing):
-    """Documents end to end. What does not fit is cut at a window's end and goes on in the next; only the last window
+    """Documents end to end. What does not fit is cut at a window's end and continues in the next; only the last window
     has padding. `within` counts tokens of a document, its separator among them.
     """
+
+    overlap: ClassVar[int] = 0
+    """Tokens that a window shares with the one before."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length <= self.overlap:
+            raise ValueError(f"windows of {self.length} tokens cannot share {self.overlap}; make them longer")
 
     def windows(self, documents: Iterable[Document], within: int = 0) -> Generator[Packed, None, None]:
         held: list[Document] = []
@@ -87,11 +100,26 @@ class CutAtEnd(Packing):
                 room -= len(piece[0])
                 start += len(piece[0])
                 if not room:
+                    start -= self.overlap
                     whole = start == len(document[0])
-                    yield Packed(_window(held, self.length), number - (not whole), 0 if whole else start)
+                    yield Packed(self._window(held), number - (not whole), 0 if whole else start)
                     held, room = [], self.length
-        if held:
-            yield Packed(_window(held, self.length), number, 0)
+        if self.length - room > self.overlap:
+            yield Packed(self._window(held), number, 0)
+
+    def _window(self, pieces: Sequence[Document]) -> PackedWindow:
+        window = _window(pieces, self.length)
+        window.entropy_T[: self.overlap] = np.nan
+        return window
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutWithOverlap(CutAtEnd):
+    """The same, each window beginning with the last token of the one before: a causal model predicts every token once,
+    and reads a window's first one, which has no label there.
+    """
+
+    overlap = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +208,7 @@ def _piece(document: Document, start: int, stop: int) -> Document:
     return tokens_N[start:stop], labels_N[start:stop]
 
 
-def _window(pieces: Sequence[Document], length: int) -> Window:
+def _window(pieces: Sequence[Document], length: int) -> PackedWindow:
     input_ids_T = np.zeros(length, np.int32)
     entropy_T = np.full(length, np.nan, np.float32)
     document_T = np.full(length, PADDING, np.int32)
@@ -189,4 +217,4 @@ def _window(pieces: Sequence[Document], length: int) -> Window:
         stop = start + len(tokens_N)
         input_ids_T[start:stop], entropy_T[start:stop], document_T[start:stop] = tokens_N, labels_N, number
         start = stop
-    return Window(input_ids_T, entropy_T, document_T)
+    return PackedWindow(input_ids_T, entropy_T, document_T)

@@ -84,7 +84,7 @@ def document_view(dataset: str, row: int, tokens: int) -> DocumentView:
     found = find_annotations(dataset)
     if not 0 <= row < len(found):
         raise ValueError(f"{dataset} has no document {row}; its {len(found):,} count from 0")
-    (document,) = LabelledSource.of(found).documents(range(row, row + 1))
+    (document,) = LabelledSource(found).documents(range(row, row + 1))
     texts = TokenTexts(None if found.tokenizer is None else load_tokenizer(found.tokenizer))
     entropies, *expected = (labels_or_none(labels_N[:tokens].tolist()) for labels_N in document.labels_SN)
     shown = texts.of(document.tokens_N[:tokens].tolist())

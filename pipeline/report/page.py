@@ -50,7 +50,9 @@ def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, extent: S
     if by is not None and by not in source.source_columns:
         there = ", ".join(source.source_columns) or "none"
         raise ValueError(f"the source of {source.dataset.source} has no column {by}; it has {there}")
-    columns = [by] if by else [name for name in source.source_columns if is_text(source.schema.field(name).type)]
+    columns = (
+        [by] if by else [name for name in source.source_columns if is_text(source.dataset.schema.field(name).type)]
+    )
     sampled = _read(source, extent, columns)
     statistics, texts = sampled.statistics, TokenTexts(tokenizer)
     column, most = by or statistics.few_groups(columns), extent.tokens_each(len(sampled.shown))
@@ -156,7 +158,7 @@ def write_report(
         errors="replace", encoding="utf-8"
     ):
         raise ValueError(f"{page} is there already and shows something else than {dataset}; choose another folder")
-    source = LabelledSource.of(found, None if against is None else find_annotations(against))
+    source = LabelledSource(found, None if against is None else find_annotations(against))
     tokenizer = None if found.tokenizer is None else load_tokenizer(found.tokenizer)
     write_text(page, page_html(page_contents(source, tokenizer, extent, by), digest))
     return page

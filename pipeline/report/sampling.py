@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from pipeline.data.annotated import AnnotatedDataset, Row, as_rows, read_labelled
-from pipeline.data.shards import ENTROPY_COLUMNS, SHARD, inspect_shard
+from pipeline.data.annotated import AnnotatedDataset, Row, as_rows
+from pipeline.data.shards import ENTROPY_COLUMNS, SHARD
 from schemas.annotations import ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS
 
 MOST_OF_ALL, MOST_OF_ONE = 300_000, 20_000  # tokens on a page: about 3 MB, and what a browser lays out in a moment
@@ -101,29 +101,21 @@ def sampled_rows(rows: int, wanted: int, seed: int) -> list[range]:
 
 @dataclass(frozen=True)
 class LabelledSource:
-    """An annotated dataset, and which of its columns are read."""
+    """An annotated dataset to report on, alone or compared with another."""
 
     dataset: AnnotatedDataset
-    schema: pa.Schema
-    """Of all its columns."""
     against: AnnotatedDataset | None = None
     """The same documents with other labels."""
 
-    @classmethod
-    def of(cls, dataset: AnnotatedDataset, against: AnnotatedDataset | None = None) -> "LabelledSource":
-        """The dataset after a look at its first shard.
-
-        Raises:
-            ValueError: if the other dataset has not as many documents; as inspect_file does.
-        """
-        if against is not None and len(dataset) != len(against):
-            counted = f"{dataset.source} has {len(dataset):,} documents and {against.source} {len(against):,}"
-            raise ValueError(f"{counted}; compare labels of the same documents")
-        return cls(dataset, inspect_shard(dataset.shards[0]).schema, against)
+    def __post_init__(self) -> None:
+        if self.against is not None and len(self.dataset) != len(self.against):
+            ours = f"{self.dataset.source} has {len(self.dataset):,} documents"
+            theirs = f"{self.against.source} {len(self.against):,}"
+            raise ValueError(f"{ours} and {theirs}; compare labels of the same documents")
 
     @property
     def label_columns(self) -> list[str]:
-        return [name for name in ENTROPY_COLUMNS if name in self.schema.names]
+        return [name for name in ENTROPY_COLUMNS if name in self.dataset.schema.names]
 
     @property
     def series(self) -> list[str]:
@@ -138,7 +130,7 @@ class LabelledSource:
     def source_columns(self) -> list[str]:
         """Columns that the source had, but for its documents."""
         ours = {INPUT_IDS, *ENTROPY_COLUMNS, NUM_TOKENS, MEAN_ENTROPY, self.dataset.provenance.text_column, "text"}
-        return [name for name in self.schema.names if name not in ours]
+        return [name for name in self.dataset.schema.names if name not in ours]
 
     def documents(self, rows: range, columns: Sequence[str] = ()) -> Iterator[Document]:
         """These rows, with the values of these columns of the source.
@@ -148,8 +140,8 @@ class LabelledSource:
                 read_rows does.
         """
         names = (INPUT_IDS, *self.label_columns, *columns)
-        own = _rows(self.dataset, rows, pa.schema([self.schema.field(name) for name in names]))
-        others = None if self.against is None else _rows(self.against, rows, self.against.schema)
+        own = _rows(self.dataset, names, rows)
+        others = None if self.against is None else _rows(self.against, (INPUT_IDS, ENTROPY), rows)
         for row, values in zip(rows, own, strict=True):
             labels = [values[name] for name in self.label_columns]
             if self.against is not None and others is not None:
@@ -170,11 +162,5 @@ def short_name(dataset: AnnotatedDataset) -> str:
     return f"{found[1].rpartition('/')[2].partition('@')[0]}/{found[2]}"
 
 
-def _rows(dataset: AnnotatedDataset, rows: range, schema: pa.Schema) -> Iterator[Row]:
-    first = 0
-    for shard, length in zip(dataset.shards, dataset.rows, strict=True):
-        start, stop = max(rows.start, first), min(rows.stop, first + length)
-        if start < stop:
-            for batch in read_labelled(shard, start - first, stop - first, schema, dataset.vocabulary):
-                yield from as_rows(batch)
-        first += length
+def _rows(dataset: AnnotatedDataset, names: Sequence[str], rows: range) -> Iterator[Row]:
+    return chain.from_iterable(map(as_rows, dataset.batches(names, rows.start, rows.stop)))

@@ -6,16 +6,21 @@ B rows, T tokens of the longest row, N tokens of the corpus, P pieces.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.corpus import Corpus
+from pipeline.data.loader import Resumable
+from pipeline.data.packing import PADDING, PackedWindow
 from pipeline.data.windows import budget_groups, cover
 from pipeline.models.stacks import real_positions
+from pipeline.training.data import LabelledDocuments
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,12 @@ class Batch:
     """Factors of the tokens' losses, where an objective compares them over the whole step; None until it has."""
     whole_batch: "Batch | None" = None
     """The whole batch, of which this is a part: one process's, one of a step's batches; None where it is one."""
+
+    @classmethod
+    def of(cls, windows: PackedWindow, rows_B: np.ndarray) -> "Batch":
+        """Some of the windows [W, T]."""
+        input_ids_BT, labels_BT, document_BT = (torch.from_numpy(values_WT[rows_B]) for values_WT in windows)
+        return cls(input_ids_BT.long(), (document_BT != PADDING).sum(dim=1), labels_BT)
 
     @property
     def real_BT(self) -> Tensor:
@@ -114,6 +125,59 @@ def epoch_batches(corpus: Corpus, cut: Windowing, random: np.random.Generator) -
     groups = list(budget_groups(lengths_P[longest_first_P].tolist(), cut.tokens_per_batch))
     for index in random.permutation(len(groups)):
         yield collate(corpus, pieces_P3[longest_first_P[groups[index]]])
+
+
+class BatchPosition(NamedTuple):
+    """How far a training is among labelled documents."""
+
+    documents: int = 0
+    """Documents of all epochs whose block is done."""
+    batches: int = 0
+    """Batches of the next block that are done."""
+    left_out: int = 0
+    """Documents so far whose labels do not move to the model's tokens, each counted once."""
+
+
+def labelled_batches(documents: LabelledDocuments, tokens_per_batch: int, seed: int) -> Resumable[Batch]:
+    """Epoch after epoch of the documents' windows, those of a block in an order that follows from (seed, epoch, block).
+
+    Iterating raises as LabelledDocuments.blocks does, and ValueError where there is nothing to read without end.
+    """
+    return Resumable(partial(_labelled_batches, documents, tokens_per_batch, seed), {}, BatchPosition())
+
+
+def _labelled_batches(
+    documents: LabelledDocuments, tokens_per_batch: int, seed: int, position: BatchPosition
+) -> Generator[tuple[Batch, BatchPosition], None, None]:
+    done, first_batch, left_out = position
+    without_window = 0
+    for block in documents.blocks(done):
+        epoch, first = divmod(done, len(documents))
+        if not epoch and not first_batch:
+            left_out += block.left_out
+        order = np.random.default_rng([seed, epoch, first]).permutation(len(block.windows.input_ids_T))
+        batches = list(rows_of_batches(order, block.windows, tokens_per_batch))
+        for number in range(first_batch, len(batches)):
+            following = BatchPosition(done, number + 1, left_out)
+            if number + 1 == len(batches):
+                following = BatchPosition(done + block.documents, 0, left_out)
+            yield Batch.of(block.windows, batches[number]), following
+        done, first_batch = done + block.documents, 0
+        without_window = 0 if batches else without_window + block.documents
+        if without_window >= len(documents):
+            raise ValueError("there is nothing to train on: every document is empty or without a label")
+
+
+def batches_in_order(windows: PackedWindow, tokens_per_batch: int) -> Iterator[Batch]:
+    """All windows [W, T] once, as they lie."""
+    every = np.arange(len(windows.input_ids_T))
+    return (Batch.of(windows, rows_B) for rows_B in rows_of_batches(every, windows, tokens_per_batch))
+
+
+def rows_of_batches(order: np.ndarray, windows: PackedWindow, tokens_per_batch: int) -> Iterator[np.ndarray]:
+    """Which windows each batch has, from the order of all."""
+    size = max(1, tokens_per_batch // windows.input_ids_T.shape[1])
+    return (order[start : start + size] for start in range(0, len(order), size))
 
 
 def cut_windows(offsets: np.ndarray, cut: Windowing, random: np.random.Generator) -> np.ndarray:

@@ -1,16 +1,17 @@
 """What a model of windows learns from: documents in files, tokenized, some of them held out."""
 
 import logging
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.checks import require_at_least_one
-from pipeline.data.annotated import AnnotatedDataset
+from pipeline.data.annotated import AnnotatedDataset, Row
 from pipeline.data.corpus import (
     MOST_HELD_OUT,
     Corpus,
@@ -23,6 +24,8 @@ from pipeline.data.corpus import (
 from pipeline.data.documents import Column
 from pipeline.data.files import File, pinned
 from pipeline.data.inputs import Inputs, find_documents
+from pipeline.data.loader import Position, Reading, labelled_rows
+from pipeline.data.packing import PackedWindow, Packing
 from pipeline.data.tokenizer import (
     TokenSource,
     beginning_token,
@@ -32,6 +35,7 @@ from pipeline.data.tokenizer import (
     tokenizer_sha256,
 )
 from pipeline.labels.retokenize import retokenized
+from schemas.annotations import ENTROPY, INPUT_IDS
 from schemas.rows import TEXT_COLUMN, TOKENS_COLUMN
 
 
@@ -198,87 +202,115 @@ class ModelTokens:
         )
 
 
-@dataclass(frozen=True)
-class PackedDocuments:
-    """Documents `start` to `stop` as packed corpora, again each time that they are iterated over.
+class Block(NamedTuple):
+    """Neighbouring documents of an epoch."""
 
-    Those whose labels cannot move to other tokens are left out and counted, and said once.
-    """
+    windows: PackedWindow
+    """[W, T], in the documents' order."""
+    documents: int
+    """Number of documents, those that are left out among them."""
+    left_out: int
+    """Documents whose labels cannot move to the model's tokens."""
+
+
+@dataclass
+class LabelledDocuments:
+    """Documents `start` to `stop` of an annotated dataset as windows of a model's tokens, block by block."""
 
     dataset: AnnotatedDataset
     tokens: ModelTokens
+    packing: Packing
     start: int
     stop: int
     at_a_time: int | None = None
-    """Tokens in a corpus; all of them where None, and then they stay in memory."""
+    """Tokens in a block, or up to a document more; all of them where None, and then they stay in memory."""
     shuffled: int | None = None
-    """Seed with which each label goes to a token of chance; None leaves them where they are."""
-    kept: list[Corpus] = field(default_factory=list)
-    left_out_of: dict[int, int] = field(default_factory=dict)
-    """Documents left out of each piece that was read."""
+    """Seed with which the labels of a block change places at random; None leaves them where they are."""
+    _warned: bool = field(default=False, init=False)
 
-    @property
-    def left_out(self) -> int:
-        """Documents that were left out so far, each counted once."""
-        return sum(self.left_out_of.values())
+    def __len__(self) -> int:
+        return self.stop - self.start
 
-    def __iter__(self) -> Iterator[Corpus]:
-        if self.kept:
-            yield from self.kept
+    def blocks(self, done: int = 0) -> Iterator[Block]:
+        """Epoch after epoch, without end, after so many documents of all epochs; an epoch begins with a block."""
+        if self.at_a_time is None:
+            yield from repeat(self.whole)
             return
-        for place, piece in enumerate(self.dataset.pieces(self.start, self.stop, self.at_a_time or sys.maxsize)):
-            moved = self._in_tokens(piece, place)
-            if not len(moved):
-                continue
-            corpus = moved.packed(self.tokens.separator)
-            if self.shuffled is not None:
-                corpus = corpus.with_shuffled_labels(np.random.default_rng([self.shuffled, place]))
-            if self.at_a_time is None:
-                self.kept.append(corpus)
-            yield corpus
+        rows = labelled_rows(self.dataset, reading=Reading(start=self.start, stop=self.stop))
+        rows.seek(Position(done))
+        buffer, tokens = list[Row](), 0
+        for number, row in enumerate(rows, done + 1):
+            buffer.append(row)
+            tokens += len(row[INPUT_IDS])
+            if tokens >= self.at_a_time or number % len(self) == 0:
+                corpus = Corpus.of([row[INPUT_IDS] for row in buffer], [row[ENTROPY] for row in buffer])
+                first, buffer, tokens = number - len(buffer), [], 0
+                yield self._block(corpus, first % len(self))
 
-    def whole(self) -> Corpus:
-        """All in one.
+    @cached_property
+    def whole(self) -> Block:
+        """All documents in one block."""
+        return self._block(self.dataset.corpus(self.start, self.stop), 0)
+
+    def held_out(self) -> PackedWindow:
+        """All documents, to evaluate on.
 
         Raises:
             ValueError: if they are empty, or all left out.
         """
-        piece = require_tokens(self.dataset.corpus(self.start, self.stop))
-        return self.require_some(self._in_tokens(piece, 0)).packed(self.tokens.separator)
+        block = self._block(require_tokens(self.dataset.corpus(self.start, self.stop)), 0)
+        self._require_windows(block)
+        return block.windows
 
-    def first(self) -> Corpus:
-        """The first of the corpora.
-
-        Raises:
-            ValueError: if every document is left out.
-        """
-        return self.require_some(next(iter(self), None))
-
-    def require_some(self, corpus: Corpus | None) -> Corpus:
-        """The corpus, which must have documents.
+    def labels(self) -> np.ndarray:
+        """The labels there are in the first block with windows, in nats.
 
         Raises:
-            ValueError: if it has none.
+            ValueError: if no block has windows.
         """
-        if not corpus:
-            raise ValueError(
-                f"no label of {self.dataset.source} moves to the tokens of {self.tokens.folder}: its documents' tokens"
-                f" are not those of their text; annotate with --tokenizer {self.tokens.folder}"
-            )
-        return corpus
+        done = 0
+        for block in self.blocks():
+            done += block.documents
+            if len(block.windows.input_ids_T) or done >= len(self):
+                break
+        self._require_windows(block)
+        labels: np.ndarray = block.windows.entropy_T[~np.isnan(block.windows.entropy_T)]
+        return labels
 
-    def _in_tokens(self, corpus: Corpus, place: int) -> Corpus:
+    def _block(self, corpus: Corpus, first: int) -> Block:
+        moved = self._in_tokens(corpus)
+        if self.shuffled is not None:
+            moved = moved.with_shuffled_labels(np.random.default_rng([self.shuffled, first]))
+        return Block(in_windows(moved, self.packing), len(corpus), len(corpus) - len(moved))
+
+    def _in_tokens(self, corpus: Corpus) -> Corpus:
         if not self.tokens.moved:
             return corpus
         assert self.dataset.tokenizer is not None and self.tokens.folder is not None
         moved = retokenized(corpus, load_tokenizer(self.dataset.tokenizer), load_tokenizer(self.tokens.folder))
-        said, self.left_out_of[place] = self.left_out > 0, len(corpus) - len(moved)
-        if self.left_out and not said:
+        left_out = len(corpus) - len(moved)
+        if left_out and not self._warned:
+            self._warned = True
             LOG.warning(
                 "%s of %s documents, and later ones like them, are left out: their tokens are not those of their text,"
                 " so that labels cannot move; annotate with --tokenizer %s to have them",
-                f"{self.left_out:,}",
+                f"{left_out:,}",
                 f"{len(corpus):,}",
                 self.tokens.folder,
             )
         return moved
+
+    def _require_windows(self, block: Block) -> None:
+        if not len(block.windows.input_ids_T) and block.left_out:
+            raise ValueError(
+                f"no label of {self.dataset.source} moves to the tokens of {self.tokens.folder}: its documents' tokens"
+                f" are not those of their text; annotate with --tokenizer {self.tokens.folder}"
+            )
+        if not len(block.windows.input_ids_T):
+            raise ValueError(f"there is nothing to train on: every document of {self.dataset.source} is empty")
+
+
+def in_windows(corpus: Corpus, packing: Packing) -> PackedWindow:
+    """The documents as windows [W, T], without labels where the corpus has none."""
+    labels_N = np.full(len(corpus.tokens_N), np.nan, np.float32) if corpus.labels_N is None else corpus.labels_N
+    return packing.all_windows(zip(corpus.by_document(corpus.tokens_N), corpus.by_document(labels_N), strict=True))

@@ -16,17 +16,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.data.corpus import Corpus
+from pipeline.data.packing import PackedWindow
 from pipeline.models.quantization import Codec, stored_losses
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.window_encoder import WindowEncoder
-from pipeline.training.batches import Batch, Windowing, epoch_batches
+from pipeline.training.batches import Batch, Windowing, batches_in_order, epoch_batches
 from pipeline.training.losses import document_losses, window_losses
 from pipeline.training.metrics import Metrics
 
 
-def window_loss(model: PreTrainedModel, corpus: Corpus, windowing: Windowing) -> float:
+def window_loss(model: PreTrainedModel, windows: PackedWindow, tokens_per_batch: int) -> float:
     """Plain cross-entropy in nats a token, whatever a causal language model was trained with."""
-    batches = held_out_batches(corpus, windowing, model.device)
+    batches = (batch.to(model.device) for batch in batches_in_order(windows, tokens_per_batch))
     return mean_of(window_losses(model, batch)[batch.real_BT[:, 1:]] for batch in batches)
 
 

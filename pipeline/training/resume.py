@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Self
@@ -46,6 +46,8 @@ class TrainingState:
     losses: float = 0.0
     since: int = 0
     """Steps since the last evaluation."""
+    batches: dict[str, Any] = field(default_factory=dict)
+    """State of the batches, where they have one."""
 
     def after(self, loss: float, tokens: int, seconds: float) -> Self:
         """One step later; `seconds` are those of the whole training."""
@@ -240,8 +242,9 @@ def _restored(stored: Any, model: nn.Module, optimizer: Optimizer) -> TrainingSt
             if owner == name
         }
     state = TrainingState(**json.loads(stored.metadata()["place"]))
-    if not all(isinstance(number, int | float) for number in asdict(state).values()):
-        raise ValueError("a place that is no numbers")
+    numbers = {**asdict(state), **state.batches, "batches": 0}
+    if not all(isinstance(number, int | float) for number in numbers.values()):
+        raise ValueError("its progress is not in numbers")
     return state
 
 

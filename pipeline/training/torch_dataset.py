@@ -7,18 +7,19 @@ must take equally many steps, read without end (`epochs=None`) and count steps.
 
 import os
 from collections.abc import Iterator, Mapping
+from copy import copy
 from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.data.annotated import AnnotatedDataset
-from pipeline.data.loader import Reading, Resumable, windows_for
-from pipeline.data.packing import Packing, Window
+from pipeline.data.loader import Reading, Resumable, labelled_windows
+from pipeline.data.packing import PackedWindow, Packing
 from schemas.annotations import ENTROPY
 
 
-class LabelledWindows(IterableDataset[Window]):
+class LabelledWindows(IterableDataset[PackedWindow]):
     """Windows of an annotated dataset, again in each pass; `set_epoch` gives a pass another order.
 
     It and its iterators have `state_dict` and `load_state_dict`. Where the loader has workers, these have the states:
@@ -55,7 +56,7 @@ class LabelledWindows(IterableDataset[Window]):
         """
         if (rank is None) != (world_size is None):
             raise ValueError("give both rank and world_size, or neither")
-        self._windows = windows_for(dataset, packing, label)
+        self._dataset, self._packing, self._label = dataset, packing, label
         self._order: dict[str, Any] = {"seed": seed, "shuffled_rows": shuffled_rows, "epochs": epochs}
         self._given = None if rank is None or world_size is None else (rank, world_size)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that stay see it change
@@ -65,7 +66,7 @@ class LabelledWindows(IterableDataset[Window]):
 
     def __iter__(self) -> "WindowsPass":
         """A pass: from a state where one was loaded, else from the beginning."""
-        self._pass = WindowsPass(self, int(self._epoch))
+        self._pass = WindowsPass(copy(self), int(self._epoch))  # no cycle, which a reader's own thread may collect
         if self._state is not None:
             self._pass.load_state_dict(self._state)
             self._state = None
@@ -102,12 +103,13 @@ class LabelledWindows(IterableDataset[Window]):
         """
         self._state = dict(state)
 
-    def windows(self, epoch: int) -> Resumable[Window]:
+    def windows(self, epoch: int) -> Resumable[PackedWindow]:
         """The windows of this process, or loader worker, from an epoch on."""
         (rank, world_size), worker = self._place(), get_worker_info()
         if worker is not None:
             rank, world_size = rank * worker.num_workers + worker.id, world_size * worker.num_workers
-        return self._windows(Reading(rank=rank, ranks=world_size, first_epoch=epoch, **self._order))
+        reading = Reading(rank=rank, ranks=world_size, first_epoch=epoch, **self._order)
+        return labelled_windows(self._dataset, self._packing, reading, self._label)
 
     def _place(self) -> tuple[int, int]:
         """Rank and number of ranks."""
@@ -118,14 +120,14 @@ class LabelledWindows(IterableDataset[Window]):
         return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # launched, but not joined yet
 
 
-class WindowsPass(Iterator[Window]):
+class WindowsPass(Iterator[PackedWindow]):
     """One pass over the windows."""
 
     def __init__(self, dataset: LabelledWindows, epoch: int) -> None:
         self._dataset, self._epoch = dataset, epoch
         self._windows = dataset.windows(epoch)
 
-    def __next__(self) -> Window:
+    def __next__(self) -> PackedWindow:
         return next(self._windows)
 
     def state_dict(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.optim import AdamW
 
+from pipeline.data.loader import Resumable
 from pipeline.models.cross_entropy import cut_cross_entropy
 from pipeline.training import resume
 from pipeline.training.batches import Batch
@@ -31,6 +32,7 @@ from pipeline.training.config import TrainingConfig
 from pipeline.training.distributed import DistributedModel, full_tensor, new_accelerator
 from pipeline.training.losses import ObjectiveLoss
 from pipeline.training.metrics import Metrics, MetricsLog
+from pipeline.training.resume import TrainingState
 
 Loss = Callable[[Any, Batch], Tensor]
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -57,7 +59,7 @@ def train(
     trained = DistributedModel(model, lambda model: _new_optimizer(model, config), accelerator)
     state = resume.load(output, trained.model, trained.optimizer)
     stepper = Stepper(trained, loss, _compiled(loss, config), config, output)
-    remaining = steps_of(islice(batches, state.step * config.accumulate, None), config.accumulate)
+    remaining = steps_of(_remaining(batches, state, config, output), config.accumulate)
     stopping = False
     kernel = cut_cross_entropy(config.cross_entropy == "cut-cross-entropy")
     with kernel, resume.stop_requests() as requested, MetricsLog(accelerator, config, output, state) as log:
@@ -67,7 +69,10 @@ def train(
             if config.evaluates(step):
                 log.evaluated(trained.evaluate(evaluate), config.learning_rate_at(step))
             if config.saves(step) or stopping:
-                resume.save(output, trained.model, trained.optimizer, log.state, keep=config.keep)
+                read = batches.state_dict() if isinstance(batches, Resumable) else {}
+                resume.save(
+                    output, trained.model, trained.optimizer, replace(log.state, batches=read), keep=config.keep
+                )
             if stopping:
                 break
     if stopping:
@@ -203,6 +208,24 @@ def joined(batches: Sequence[Batch]) -> Batch:
     input_ids_BT = torch.cat([padded(batch.input_ids_BT, 0) for batch in batches])
     labels = [padded(batch.labels_BT, torch.nan) for batch in batches if batch.labels_BT is not None]
     return Batch(input_ids_BT, lengths_B, torch.cat(labels) if labels else None)
+
+
+def _remaining(batches: Iterator[Batch], state: TrainingState, config: TrainingConfig, output: Path) -> Iterator[Batch]:
+    """The batches after those of the steps that are done.
+
+    Raises:
+        ValueError: if an older version, which read in another order, took these steps.
+    """
+    if not isinstance(batches, Resumable):
+        return islice(batches, state.step * config.accumulate, None)
+    if state.step and not state.batches:
+        raise ValueError(
+            f"{output} holds a training that an older version began, which read in another order; delete the folder to"
+            " begin again"
+        )
+    if state.step:
+        batches.load_state_dict(state.batches)
+    return batches
 
 
 def _save_batch(batch: Batch, file: Path) -> None:

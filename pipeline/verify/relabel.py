@@ -34,7 +34,7 @@ class LeftOutError(Exception):
     """Why no document can be labelled anew."""
 
 
-class Document(NamedTuple):
+class SampledRow(NamedTuple):
     """A row of a shard."""
 
     shard: str
@@ -50,7 +50,7 @@ class Sample:
     faults: list[Fault]
 
 
-def sampled(rows: Mapping[str, int], wanted: int) -> list[Document]:
+def sampled(rows: Mapping[str, int], wanted: int) -> list[SampledRow]:
     """So many rows of shards with so many rows each, spread evenly."""
     ends = np.cumsum([*rows.values()])
     total = int(ends[-1]) if len(ends) else 0
@@ -59,13 +59,13 @@ def sampled(rows: Mapping[str, int], wanted: int) -> list[Document]:
     shards = [int(np.searchsorted(ends, place, side="right")) for place in places]
     names = [*rows]
     return [
-        Document(names[shard], place - int(ends[shard]) + rows[names[shard]])
+        SampledRow(names[shard], place - int(ends[shard]) + rows[names[shard]])
         for shard, place in zip(shards, places, strict=True)
     ]
 
 
 def check_sample(
-    stored: Stored, provenance: Provenance, checkpoint: str | None, documents: Sequence[Document]
+    stored: Stored, provenance: Provenance, checkpoint: str | None, documents: Sequence[SampledRow]
 ) -> Sample:
     """Labels the documents anew.
 
@@ -122,7 +122,7 @@ def _checkpoint(provenance: Provenance) -> Path:
     raise LeftOutError(f"the checkpoint {provenance.model} has no place in the provenance; name it with --estimator")
 
 
-def _differing(annotator: Annotator, row: pa.RecordBatch, document: Document) -> Iterator[str]:
+def _differing(annotator: Annotator, row: pa.RecordBatch, document: SampledRow) -> Iterator[str]:
     """The entropies of a document that are not those that the checkpoint gives now."""
     stored = {
         name: row.column(name).flatten().to_numpy(zero_copy_only=False).astype(np.float32)[:MOST_TOKENS]

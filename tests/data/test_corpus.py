@@ -1,4 +1,4 @@
-"""Documents end to end in memory: slices, held-out documents, packing with separators."""
+"""Documents end to end in memory: slices, held-out documents, folds."""
 
 from pathlib import Path
 
@@ -70,27 +70,6 @@ def test_the_last_documents_are_held_out(documents: int, asked: int | None, expe
 def test_holding_out_none_or_all_is_refused(documents: int, asked: int | None) -> None:
     with pytest.raises(ValueError, match=f"of {documents} documents and train on others; give more"):
         labelled([1] * documents).held_out(asked)
-
-
-@settings(max_examples=50, deadline=None)
-@given(LENGTHS)
-def test_a_separator_stands_before_every_document(lengths: list[int]) -> None:
-    packed = labelled(lengths).packed(99)
-    expected = [token for ids in token_arrays(lengths) for token in (99, *ids.tolist())]
-    assert parts(packed) == [expected] and packed.tokens_N.dtype == np.int32
-
-
-@settings(max_examples=50, deadline=None)
-@given(LENGTHS)
-def test_packing_leaves_labels_at_their_tokens(lengths: list[int]) -> None:
-    packed = labelled(lengths).packed(99)
-    assert packed.labels_N is not None and packed.labels_N.dtype == np.float32
-    expected = np.where(packed.tokens_N == 99, np.nan, packed.tokens_N / 2)
-    np.testing.assert_array_equal(packed.labels_N, expected)
-
-
-def test_a_packed_corpus_without_labels_has_none() -> None:
-    assert Corpus.of(token_arrays([2, 0, 1])).packed(99).labels_N is None
 
 
 def test_tokens_and_bytes_are_counted_while_reading(tmp_path: Path) -> None:

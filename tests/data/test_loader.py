@@ -106,13 +106,23 @@ def test_rows_are_shuffled_within_their_row_group_and_so_many_at_a_time(tmp_path
     assert all(order != sorted(order) for order in orders) and orders[0] != orders[1] != orders[2]
 
 
-def test_the_windows_of_one_rank_are_the_corpus_end_to_end(dataset: AnnotatedDataset) -> None:
+def test_the_windows_of_one_rank_are_the_documents_end_to_end(dataset: AnnotatedDataset) -> None:
     windows = list(labelled_windows(dataset, CutAtEnd(length=8, separator=0), Reading(epochs=1)))
-    packed = dataset.corpus().packed(0)
-    assert packed.labels_N is not None
-    tokens = len(packed.tokens_N)
-    np.testing.assert_array_equal(np.concatenate([w.input_ids_T for w in windows])[:tokens], packed.tokens_N)
-    np.testing.assert_array_equal(np.concatenate([w.entropy_T for w in windows])[:tokens], packed.labels_N)
+    tokens = [token for document in TOKENS for token in (0, *document)]
+    labels = [label for document in LABELS for label in (math.nan, *document)]
+    np.testing.assert_array_equal(np.concatenate([w.input_ids_T for w in windows])[: len(tokens)], tokens)
+    np.testing.assert_array_equal(np.concatenate([w.entropy_T for w in windows])[: len(labels)], labels)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 5), (4, 17), (8, 9), (20, None)])
+@pytest.mark.parametrize("order", [{}, {"seed": 3, "shuffled_rows": 2}])
+def test_a_part_of_the_rows_is_read_by_all_ranks(
+    dataset: AnnotatedDataset, start: int, stop: int | None, order: dict[str, Any]
+) -> None:
+    part: dict[str, Any] = {"start": start, "stop": stop, "epochs": 2, **order}
+    ranks = min(2, len(TOKENS[start:stop]))
+    read = [documents(labelled_rows(dataset, reading=Reading(rank=r, ranks=ranks, **part))) for r in range(ranks)]
+    assert sorted(chain(*read)) == sorted(TOKENS[start:stop] * 2)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -134,6 +144,8 @@ def test_windows_without_end_hold_epoch_after_epoch(dataset: AnnotatedDataset, p
         ({"shuffled_rows": 3}, "needs a seed above; it is 3"),
         ({"seed": 0, "shuffled_rows": 0}, "shuffled_rows must be at least 1"),
         ({"epochs": 0}, "epochs must be at least 1"),
+        ({"start": -1}, "rows from -1 to None are none"),
+        ({"start": 3, "stop": 3}, "rows from 3 to 3 are none"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], told: str) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.loader import Reading, Resumable, labelled_rows, labelled_windows
-from pipeline.data.packing import CutAtEnd, Packing, Window
+from pipeline.data.packing import CutAtEnd, PackedWindow, Packing
 from tests.annotated import write_annotated
 from tests.labelled import LABELS, PACKINGS, TOKENS, assert_same, write_labelled
 
@@ -129,14 +129,14 @@ def test_a_reader_that_is_left_in_the_middle_ends_with_its_process(dataset: Anno
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, f"{[*range(1, 9)]}\n", "")
 
 
-class Windows(IterableDataset[Window]):
+class Windows(IterableDataset[PackedWindow]):
     """As a user of torch's loader writes it."""
 
     def __init__(self, dataset: AnnotatedDataset, packing: Packing) -> None:
         self.dataset, self.packing = dataset, packing
         self.reader = labelled_windows(dataset, packing, Reading(epochs=1))
 
-    def __iter__(self) -> Iterator[Window]:
+    def __iter__(self) -> Iterator[PackedWindow]:
         worker = get_worker_info()
         if worker is None:
             return self.reader
@@ -146,10 +146,10 @@ class Windows(IterableDataset[Window]):
 def test_a_torch_loader_stacks_windows_and_goes_on_from_a_state(dataset: AnnotatedDataset) -> None:
     packing = CutAtEnd(length=8, separator=0)
     whole = [*DataLoader(Windows(dataset, packing), batch_size=4)]
-    assert isinstance(whole[0], Window) and [tuple(each.shape) for each in whole[0]] == [(4, 8)] * 3
+    assert isinstance(whole[0], PackedWindow) and [tuple(each.shape) for each in whole[0]] == [(4, 8)] * 3
     assert [each.dtype for each in whole[0]] == [torch.int32, torch.float32, torch.int32]
     expected = list(labelled_windows(dataset, packing, Reading(epochs=1)))
-    assert_same([Window(*map(np.asarray, row)) for batch in whole for row in zip(*batch, strict=True)], expected)
+    assert_same([PackedWindow(*map(np.asarray, row)) for batch in whole for row in zip(*batch, strict=True)], expected)
     stopped, resumed = Windows(dataset, packing), Windows(dataset, packing)
     assert len([*islice(DataLoader(stopped, batch_size=4), 3)]) == 3
     resumed.reader.load_state_dict(stopped.reader.state_dict())

@@ -12,9 +12,10 @@ from pipeline.data.packing import (
     PADDING,
     BestFit,
     CutAtEnd,
+    CutWithOverlap,
     Document,
+    PackedWindow,
     Packing,
-    Window,
     best_fit,
     document_borders,
     position_ids,
@@ -23,6 +24,7 @@ from pipeline.data.packing import (
 LENGTHS = st.lists(st.integers(0, 25), max_size=30)
 SEPARATORS = st.sampled_from([None, 0])
 CUT = st.builds(CutAtEnd, length=st.integers(1, 12), separator=SEPARATORS)
+OVERLAPPING = st.builds(CutWithOverlap, length=st.integers(2, 12), separator=SEPARATORS)
 FITTED = st.builds(BestFit, length=st.integers(1, 12), separator=SEPARATORS, buffer=st.integers(1, 4))
 
 
@@ -37,7 +39,7 @@ def separated(documents: list[Document], separator: int | None) -> list[list[int
     return [before + tokens_N.tolist() for tokens_N, _ in documents]
 
 
-def pieces_of(window: Window) -> list[list[int]]:
+def pieces_of(window: PackedWindow) -> list[list[int]]:
     """What the window holds, by `document_T`."""
     numbers = window.document_T[window.document_T != PADDING]
     assert numbers.tolist() == sorted(numbers) and set(numbers.tolist()) == set(range(len(set(numbers.tolist()))))
@@ -62,6 +64,25 @@ def test_every_token_comes_once_in_its_document_with_its_label(lengths: list[int
         expected_T = np.where((ids_T % 3 == 0) | ~real_T, np.nan, -ids_T / 8).astype(np.float32)
         np.testing.assert_array_equal(window.entropy_T, expected_T)
         assert real_T.any() and not ids_T[~real_T].any() and (np.diff(real_T.astype(int)) <= 0).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=LENGTHS, packing=OVERLAPPING)
+def test_overlapping_windows_predict_every_token_once(lengths: list[int], packing: CutWithOverlap) -> None:
+    documents = documents_of(lengths)
+    windows = [packed.window for packed in packing.windows(documents)]
+    held = [window.input_ids_T[window.document_T != PADDING].tolist() for window in windows]
+    flat = [*chain(*separated(documents, packing.separator))]
+    assert [token for ids in held for token in ids[1:]] == flat[1:]
+    assert all(one[-1] == two[0] for one, two in pairwise(held)) and all(len(ids) > 1 for ids in held)
+    for window in windows:
+        ids_T, real_T = window.input_ids_T, window.document_T != PADDING
+        expected_T = np.where((ids_T % 3 == 0) | ~real_T, np.nan, -ids_T / 8).astype(np.float32)
+        np.testing.assert_array_equal(window.entropy_T[1:], expected_T[1:])
+        assert np.isnan(window.entropy_T[0])
+    stacked = packing.all_windows(documents)
+    assert stacked.input_ids_T.shape == (len(windows), packing.length)
+    assert [row.tolist() for row in stacked.input_ids_T] == [window.input_ids_T.tolist() for window in windows]
 
 
 @settings(max_examples=100, deadline=None)
@@ -113,7 +134,7 @@ def test_best_fit_chooses_the_window_with_the_least_room(sizes: list[int]) -> No
 
 
 @settings(max_examples=100, deadline=None)
-@given(lengths=LENGTHS, packing=CUT | FITTED, data=st.data())
+@given(lengths=LENGTHS, packing=CUT | OVERLAPPING | FITTED, data=st.data())
 def test_packing_goes_on_after_any_window(lengths: list[int], packing: Packing, data: st.DataObject) -> None:
     documents = documents_of(lengths)
     whole = list(packing.windows(documents))
@@ -152,5 +173,7 @@ def test_settings_out_of_range_are_refused() -> None:
         CutAtEnd(length=0)
     with pytest.raises(ValueError, match="token id, not -1"):
         BestFit(length=4, separator=-1)
+    with pytest.raises(ValueError, match="windows of 1 tokens cannot share 1"):
+        CutWithOverlap(length=1)
     with pytest.raises(ValueError, match="at least 1 window, not 0"):
         BestFit(length=4, buffer=0)

@@ -63,11 +63,9 @@ def test_every_reader_names_the_shard_and_what_mends_it(shard: Path, tmp_path: P
     with pytest.raises(ValueError, match=told):
         dataset.corpus()
     with pytest.raises(ValueError, match=told):
-        list(dataset.pieces(0, 5, 9))
-    with pytest.raises(ValueError, match=told):
         list(labelled_rows(dataset, COLUMNS, Reading(epochs=1)))
     with pytest.raises(ValueError, match=told):
-        list(LabelledSource.of(dataset).documents(range(5)))
+        list(LabelledSource(dataset).documents(range(5)))
     with pytest.raises(ValueError, match=told), open_shard(local_file(shard)) as parquet:
         parquet.read()
 

@@ -13,7 +13,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipeline.data.annotated import find_annotations
 from pipeline.data.tokenizer import encode, load_tokenizer
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from tests.annotated import write_annotated
@@ -69,7 +68,7 @@ def test_two_processes_and_one_give_the_same_loss_curve(
 def test_a_training_that_is_killed_goes_on_as_if_nothing_had_happened(
     run_command: RunCommand, labels: Path, settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ("--config", settings, "--labels", labels, "--dropout", 0.1, "--training.steps", 400)
+    arguments = ("--config", settings, "--labels", labels, "--dropout", 0.1, "--stream", 300, "--training.steps", 400)
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     process = Forked(JOB, *arguments, "--output", killed)
     while not list(killed.glob("unfinished-*.safetensors")):
@@ -114,17 +113,6 @@ def test_a_dataset_of_the_hub_piece_by_piece_is_what_lies_on_the_disk(
     assert run_command(JOB, *arguments, "--labels", "hf://datasets/user/name", "--output", tmp_path / "hub") == 0
     assert curve(tmp_path / "hub") == curve(tmp_path / "disk")
     assert (tmp_path / "hub" / "tokenizer.json").is_file()
-
-
-def test_pieces_are_the_whole(labels: Path) -> None:
-    dataset = find_annotations(str(labels))
-    pieces = list(dataset.pieces(7, 51, 300))
-    whole = dataset.corpus(7, 51)
-    assert len(pieces) > 2 and all(300 <= len(piece.tokens_N) < 900 for piece in pieces[:-1])
-    for name in ("tokens_N", "labels_N"):
-        joined = np.concatenate([getattr(piece, name) for piece in pieces])
-        np.testing.assert_array_equal(joined, getattr(whole, name))
-    assert sum(map(len, pieces)) == len(whole) == 44
 
 
 @pytest.mark.usefixtures("ray_cluster")

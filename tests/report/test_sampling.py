@@ -37,7 +37,7 @@ def test_another_seed_draws_another_sample() -> None:
 
 @pytest.mark.parametrize("rows", [range(0, 23), range(7, 9), range(5, 20), range(0, 0)])
 def test_rows_are_read_across_shards_with_their_labels(tmp_path: Path, rows: range) -> None:
-    documents = list(LabelledSource.of(write_labelled(tmp_path)).documents(rows))
+    documents = list(LabelledSource(write_labelled(tmp_path)).documents(rows))
     assert [document.row for document in documents] == [*rows]
     for row, document in zip(rows, documents, strict=True):
         assert document.tokens_N.tolist() == TOKENS[row]
@@ -45,7 +45,7 @@ def test_rows_are_read_across_shards_with_their_labels(tmp_path: Path, rows: ran
 
 
 def test_both_label_columns_and_the_sources_are_read(tmp_path: Path) -> None:
-    source = LabelledSource.of(find_annotations(str(write_texts(tmp_path, shards=2))))
+    source = LabelledSource(find_annotations(str(write_texts(tmp_path, shards=2))))
     assert source.series == ["entropy", "expected entropy"] and source.source_columns == ["id", "dump"]
     documents = list(source.documents(range(len(TEXTS)), ["dump"]))
     assert [document.source["dump"] for document in documents] == ["a", HOSTILE] * 3
@@ -58,7 +58,7 @@ def test_two_datasets_of_the_same_documents_are_read_together(tmp_path: Path) ->
     one = find_annotations(str(write_annotated(tmp_path / "one", TOKENS, LABELS, shards=3)))
     doubled = [[2 * label for label in labels] for labels in LABELS]
     other = find_annotations(str(write_annotated(tmp_path / "other", TOKENS, doubled)))
-    source = LabelledSource.of(one, other)
+    source = LabelledSource(one, other)
     assert source.series == ["one/exact", "other/exact"]
     for row, document in zip(range(3, 20), source.documents(range(3, 20)), strict=True):
         np.testing.assert_array_equal(document.labels_SN, np.array([LABELS[row], doubled[row]], np.float32))
@@ -68,7 +68,7 @@ def test_two_datasets_of_one_name_are_told_apart_by_their_places(tmp_path: Path)
     one, other = (
         find_annotations(str(write_annotated(tmp_path / folder / "annotated", [[1]], [[0.0]]))) for folder in "ab"
     )
-    assert LabelledSource.of(one, other).series == [one.source, other.source]
+    assert LabelledSource(one, other).series == [one.source, other.source]
 
 
 def test_datasets_of_other_documents_are_refused(tmp_path: Path) -> None:
@@ -76,6 +76,6 @@ def test_datasets_of_other_documents_are_refused(tmp_path: Path) -> None:
     longer = find_annotations(str(write_annotated(tmp_path / "longer", [[1, 2]] * 3, [[0, 0]] * 3)))
     other = find_annotations(str(write_annotated(tmp_path / "other", [[1, 2], [4]], [[0, 0], [0]])))
     with pytest.raises(ValueError, match=r"one has 2 documents and .*longer 3; compare labels of the same documents"):
-        LabelledSource.of(one, longer)
+        LabelledSource(one, longer)
     with pytest.raises(ValueError, match=r"row 1 has other tokens in .*other than in .*one"):
-        list(LabelledSource.of(one, other).documents(range(2)))
+        list(LabelledSource(one, other).documents(range(2)))

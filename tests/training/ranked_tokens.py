@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.data.annotated import find_annotations
-from pipeline.data.packing import CutAtEnd, Window
+from pipeline.data.packing import CutAtEnd, PackedWindow
 from pipeline.training.distributed import process_group, this_process
 from pipeline.training.torch_dataset import LabelledWindows
 
@@ -29,5 +29,5 @@ def ranked_tokens(source: str, folder: Path) -> None:
         (folder / f"{way}-{rank}.json").write_text(json.dumps(ids), encoding="utf-8")
 
 
-def tokens(loader: Iterable[Window]) -> list[int]:
+def tokens(loader: Iterable[PackedWindow]) -> list[int]:
     return [int(token) for window in loader for token in window[0].ravel() if token]

@@ -1,7 +1,7 @@
 """The training loop on a model of one table: a bigram model of tokens that follow each other in a circle."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.data.loader import Position, Resumable
+from pipeline.training import resume
 from pipeline.training.batches import Batch
 from pipeline.training.config import Decay, TrainingConfig
 from pipeline.training.metrics import Metrics
@@ -69,6 +71,32 @@ def test_every_evaluation_writes_a_line(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [10, 20, 25]
     assert [line["tokens"] for line in lines] == [37 * 10, 37 * 20, 37 * 25]
     assert lines[0]["loss"] > lines[-1]["loss"] == last["loss"]
+
+
+def numbered(position: Position) -> Generator[tuple[Batch, Position], None, None]:
+    """The circle, each batch with its number."""
+    for number, batch in enumerate(circle(), position.rows):
+        yield batch, Position(number + 1)
+
+
+def test_batches_that_have_a_position_are_not_read_again(tmp_path: Path) -> None:
+    begun: list[int] = []
+
+    def begin(position: Position) -> Generator[tuple[Batch, Position], None, None]:
+        begun.append(position.rows)
+        return numbered(position)
+
+    config = replace(CONFIG, accumulate=2, save_every=10)
+    train(Bigrams(), Resumable(begin, {}), loss, evaluate, replace(config, steps=20), tmp_path)
+    train(Bigrams(), Resumable(begin, {}), loss, evaluate, config, tmp_path)
+    assert begun == [0, 40]
+
+
+def test_steps_of_an_older_version_that_read_in_another_order_are_refused(tmp_path: Path) -> None:
+    model = Bigrams()
+    resume.save(tmp_path, model, torch.optim.AdamW(model.parameters()), resume.TrainingState(step=3))
+    with pytest.raises(ValueError, match="an older version began, which read in another order; delete the folder"):
+        train(Bigrams(), Resumable(numbered, {}), loss, evaluate, CONFIG, tmp_path)
 
 
 @pytest.mark.parametrize("steps", [20, 25])
