@@ -140,14 +140,15 @@ def train_on(
     from pipeline.training.losses import ObjectiveLoss
     from pipeline.training.objectives import objective_function
 
-    training, tokens = config.training, seen.tokens
+    training = config.training
     torch.manual_seed(training.seed)
-    model, batches = new_model(config, tokens), labelled_batches(seen, training.tokens_per_batch, training.seed)
+    model = new_model(config, seen.tokens)
+    batches = labelled_batches(seen, training.tokens_per_batch, training.seed)
 
     def evaluate(model: PreTrainedModel) -> Metrics:
         size = training.tokens_per_batch
         losses = {f"{name}_loss": window_loss(model, windows, size) for name, windows in evaluated.items()}
-        return losses | ({"documents_left_out": batches.position.left_out} if tokens.moved else {})
+        return losses | ({"documents_left_out": batches.position.left_out} if seen.tokens.moved else {})
 
     train_and_save(
         model,
@@ -156,7 +157,7 @@ def train_on(
         evaluate,
         training,
         config.output,
-        tokenizer=tokens.folder,
+        tokenizer=seen.tokens.folder,
         card=lambda metrics: card(model, seen, metrics, config, arguments),
         result="held-out cross-entropy {held_out_loss:.3f} nats a token",
     )

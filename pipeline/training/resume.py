@@ -244,7 +244,7 @@ def _restored(stored: Any, model: nn.Module, optimizer: Optimizer) -> TrainingSt
     state = TrainingState(**json.loads(stored.metadata()["place"]))
     numbers = {**asdict(state), **state.batches, "batches": 0}
     if not all(isinstance(number, int | float) for number in numbers.values()):
-        raise ValueError("a place that is no numbers")
+        raise ValueError("its progress is not in numbers")
     return state
 
 

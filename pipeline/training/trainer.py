@@ -32,6 +32,7 @@ from pipeline.training.config import TrainingConfig
 from pipeline.training.distributed import DistributedModel, full_tensor, new_accelerator
 from pipeline.training.losses import ObjectiveLoss
 from pipeline.training.metrics import Metrics, MetricsLog
+from pipeline.training.resume import TrainingState
 
 Loss = Callable[[Any, Batch], Tensor]
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -77,26 +78,6 @@ def train(
         resume.stop(log.state)
     trained.copy_to(model)
     return log.record
-
-
-def _remaining(
-    batches: Iterator[Batch], state: resume.TrainingState, config: TrainingConfig, output: Path
-) -> Iterator[Batch]:
-    """The batches after those of the steps that are done.
-
-    Raises:
-        ValueError: if an older version, which read in another order, took these steps.
-    """
-    if not isinstance(batches, Resumable):
-        return islice(batches, state.step * config.accumulate, None)
-    if state.step and not state.batches:
-        raise ValueError(
-            f"{output} holds a training that an older version began, which read in another order; delete the folder to"
-            " begin again"
-        )
-    if state.step:
-        batches.load_state_dict(state.batches)
-    return batches
 
 
 @dataclass(frozen=True)
@@ -226,6 +207,24 @@ def joined(batches: Sequence[Batch]) -> Batch:
     input_ids_BT = torch.cat([padded(batch.input_ids_BT, 0) for batch in batches])
     labels = [padded(batch.labels_BT, torch.nan) for batch in batches if batch.labels_BT is not None]
     return Batch(input_ids_BT, lengths_B, torch.cat(labels) if labels else None)
+
+
+def _remaining(batches: Iterator[Batch], state: TrainingState, config: TrainingConfig, output: Path) -> Iterator[Batch]:
+    """The batches after those of the steps that are done.
+
+    Raises:
+        ValueError: if an older version, which read in another order, took these steps.
+    """
+    if not isinstance(batches, Resumable):
+        return islice(batches, state.step * config.accumulate, None)
+    if state.step and not state.batches:
+        raise ValueError(
+            f"{output} holds a training that an older version began, which read in another order; delete the folder to"
+            " begin again"
+        )
+    if state.step:
+        batches.load_state_dict(state.batches)
+    return batches
 
 
 def _save_batch(batch: Batch, file: Path) -> None:
