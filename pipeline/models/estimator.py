@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from pipeline.models.sizes import Introduction
+from pipeline.models.sizes import EstimatorSizes
 from pipeline.models.stacks import causal_hidden, input_embeddings
 from pipeline.models.window_encoder import WindowEncoder, WindowEncoderConfig, real_losses
 
 
-class EstimatorConfig(WindowEncoderConfig):
+class EstimatorConfig(EstimatorSizes, WindowEncoderConfig):
     """Which estimator.
 
     `introduction`: the embedding is one more position before the tokens (token), stands beside every token on the
@@ -27,9 +27,6 @@ class EstimatorConfig(WindowEncoderConfig):
     """
 
     model_type = "entropy-estimator"
-
-    introduction: Introduction = "token"
-    introduced_above: int = 0
 
     @property
     def prepends(self) -> bool:
@@ -160,6 +157,6 @@ class EntropyEstimator(WindowEncoder):
         """Hidden states [B, T, D]; index i has seen the embedding and the tokens before i, and predicts token i."""
         return self.decode_states(embedding_BX, self.token_states(input_ids_BT))
 
-    def losses_given(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    def decode_losses(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
         hidden_BTD = self.decode(self.introduced(bottleneck_BE), input_ids_BT)
         return real_losses(hidden_BTD, self.head_VD, input_ids_BT, lengths_B)

@@ -123,7 +123,7 @@ def stored_losses(model: WindowEncoder, codec: Codec, input_ids_BT: Tensor, leng
     values_BE = model.window_bottlenecks(input_ids_BT, lengths_B)
     stored_BE = codec.encode(values_BE)
     given_BE = codec.decode(stored_BE).to(values_BE.dtype)
-    return StoredLosses(model.losses_given(given_BE, input_ids_BT, lengths_B), stored_BE)
+    return StoredLosses(model.decode_losses(given_BE, input_ids_BT, lengths_B), stored_BE)
 
 
 def write_embeddings(file: Path, codec: Codec, stored_NE: Tensor) -> None:
