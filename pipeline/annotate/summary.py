@@ -1,4 +1,4 @@
-"""What the annotation job prints when it ends: the run in figures, and a few tokens with their entropies."""
+"""The summary that a run prints when it ends: its figures, and a few tokens with their entropies."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,8 +22,8 @@ from schemas.receipts import Counts, Quarantined, Receipt
 EXAMPLE_TOKENS, MOST_LOOKS = 16, 1000
 
 
-def print_summary(place: str, provenance: Provenance, counts: Counts, report: Throughput) -> None:
-    """Documents, tokens, tokens/s, mean entropy, bits per byte, model, place; then where the time went."""
+def print_summary(dataset: str, provenance: Provenance, counts: Counts, report: Throughput) -> None:
+    """Documents, tokens, tokens/s, mean entropy, bits per byte, model, dataset; then where the time went."""
     tokens, labelled, mean = counts.tokens, counts.labelled_tokens, counts.mean_entropy
     bits = f"{mean / math.log(2) * tokens / counts.text_bytes:.3f}" if counts.text_bytes else "unknown without text"
     empty, long = counts.rows_without_text - counts.rows_too_long, counts.rows_too_long
@@ -39,7 +39,7 @@ def print_summary(place: str, provenance: Provenance, counts: Counts, report: Th
     say(f"mean entropy   {mean:.3f} nats a token")
     say(f"bits per byte  {bits}")
     say(f"model          {provenance.labelled_by}")
-    say(f"dataset        {place}")
+    say(f"dataset        {dataset}")
     if report.units:
         speeds = ", ".join(f"{stage} {speed:,.0f}" for stage, speed in report.stage_speeds().items())
         wait, fill = report.stages.device_wait, report.stages.batch_fill
@@ -48,7 +48,7 @@ def print_summary(place: str, provenance: Provenance, counts: Counts, report: Th
 
 
 def _speed(report: Throughput) -> str:
-    """Of all tokens; where some were not to be labelled, of those that were too."""
+    """Tokens per second: of all tokens, and of the labelled ones if these are fewer."""
     tokens, labelled = report.counts.tokens, report.counts.labelled_tokens
     if labelled == tokens:
         return f"{report.tokens_per_second:,.0f}"
@@ -66,15 +66,15 @@ def print_quarantine(given_up: Sequence[Quarantined]) -> None:
 def print_examples(subset: Subset, repository: Repository | None, *, complete: bool) -> None:
     """The line that loads the dataset, and some tokens of a document: the first ones, or the first that have labels."""
     has = "has every document" if complete else "has the documents of the shards that are there"
-    place = f"{repository.url}/{subset.in_repository.data}" if repository else str(subset.data)
+    folder = f"{repository.url}/{subset.in_repository.data}" if repository else str(subset.data)
     root = str(subset.root)
     call = load_call(repository.name, subset.name, repository.revision) if repository else load_call(root, subset.name)
     receipts = read_published(subset) if repository else read_receipts(subset)
-    row = next(filter(_has_example, islice(_rows(receipts, place), MOST_LOOKS)), None)
+    row = next(filter(_has_example, islice(_rows(receipts, folder), MOST_LOOKS)), None)
     if row is None:
         say("", f"{call} {has}")
         return
-    first_label = next(place for place, nats in enumerate(row[ENTROPY]) if nats is not None)
+    first_label = next(index for index, nats in enumerate(row[ENTROPY]) if nats is not None)
     start = min(first_label, len(row[INPUT_IDS]) - EXAMPLE_TOKENS)
     columns = [name for name in (ENTROPY, EXPECTED_ENTROPY) if name in row]
     say("", f"{call} {has}; one {f'has, from token {start:,} on' if start else 'begins'}")
@@ -89,10 +89,10 @@ def _has_example(row: dict[str, Any]) -> bool:
     return len(row[INPUT_IDS]) >= EXAMPLE_TOKENS and any(nats is not None for nats in row[ENTROPY])
 
 
-def _rows(receipts: Iterable[Receipt], place: str) -> Iterator[dict[str, Any]]:
-    """With pyarrow: `datasets` looks at every one of ten thousand shards before it gives out a row, for ten seconds."""
+def _rows(receipts: Iterable[Receipt], folder: str) -> Iterator[dict[str, Any]]:
+    """Rows of the shards, read with pyarrow: `datasets` looks at 10,000 shards for ten seconds before the first row."""
     for receipt in receipts:
-        (file,) = find_files([f"{place}/{receipt.shard}"])
+        (file,) = find_files([f"{folder}/{receipt.shard}"])
         with open_shard(file) as parquet:
             columns = [name for name in (INPUT_IDS, ENTROPY, EXPECTED_ENTROPY) if name in parquet.schema_arrow.names]
             for rows in parquet.iter_batches(1, columns=columns):

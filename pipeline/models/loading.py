@@ -194,7 +194,7 @@ def require_labels(model: PreTrainedModel, folder: Path, labels: Callable[[Tenso
         UnfitModelError: if they are not, or it cannot read the tokens.
     """
     config, tokens = model.config, min(TOKENS, model.config.context)
-    ids_1T = torch.tensor([[place * config.vocab_size // tokens for place in range(tokens)]], device=model.device)
+    ids_1T = torch.tensor([[index * config.vocab_size // tokens for index in range(tokens)]], device=model.device)
     try:
         finite = bool(labels(ids_1T).isfinite().all())
     except Exception as error:  # settings of a configuration that no weight shows fail in many ways
@@ -234,7 +234,7 @@ def _probe(model: PreTrainedModel) -> Tensor:
     config, vocabulary = model.config.get_text_config(), len(output_head(model).weight_VD)
     tokens = min(TOKENS, longest_window(model.config) or TOKENS)
     known = [token for token in range(vocabulary) if token != getattr(config, "pad_token_id", None)] or [0]
-    return torch.tensor([[known[place * len(known) // tokens] for place in range(tokens)]], device=model.device)
+    return torch.tensor([[known[index * len(known) // tokens] for index in range(tokens)]], device=model.device)
 
 
 def _logits(model: PreTrainedModel, ids_1T: Tensor) -> Tensor:

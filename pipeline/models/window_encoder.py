@@ -1,7 +1,7 @@
-"""What the estimator and the autoencoder share: an encoder whose last state, narrowed, stands for a whole window.
+"""The window encoder of the estimator and the autoencoder: its last state, narrowed, stands for a whole window.
 
 Because the encoder is causal, one pass gives the embedding of every prefix. Noise on it, in training alone, makes it
-bear being stored with less precision (paper: noise injection).
+tolerate being stored with less precision (paper: noise injection).
 
 B rows, T tokens, C encoder width, E bottleneck width.
 """
