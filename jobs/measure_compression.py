@@ -22,13 +22,7 @@ from pipeline.data.tokenizer import TOKENIZER_FILE, encode, id_count, load_token
 from pipeline.experiments.compression import Compression, classical, markdown
 from pipeline.experiments.tables import write_csv
 from pipeline.messages import say
-from pipeline.models.checkpoint import (
-    SHIPPED,
-    checkpoint_kind,
-    context_and_vocabulary,
-    find_checkpoint,
-    require_new_folder,
-)
+from pipeline.models.checkpoint import SHIPPED, Checkpoint, require_new_folder
 from pipeline.models.checkpoint_files import CONFIG_FILE
 from pipeline.models.model_card import command_line
 from schemas.rows import TEXT_COLUMN
@@ -77,11 +71,11 @@ def measure_compression(config: Config = DEFAULTS) -> None:
     """Measure how small models and classical compressors make the same held-out text."""
     if config.output is not None:
         require_new_folder(config.output)
-    folders = {name: require_compressor(find_checkpoint(name)) for name in config.models}
+    models = {name: require_compressor(Checkpoint.find(name)) for name in config.models}
     texts = read_texts(config)
     results = list(classical(texts.held_out))
-    for name, folder in (folders or {"shipped estimator": SHIPPED / "estimator"}).items():
-        results += by_model(name, folder, texts, config)
+    for name, checkpoint in (models or {"shipped estimator": Checkpoint(SHIPPED / "estimator")}).items():
+        results += by_model(name, checkpoint, texts, config)
     report = (
         f"{markdown(results, texts.held_out)}\nMade by `{command_line('jobs.measure_compression', sys.argv[1:])}`.\n"
     )
@@ -92,19 +86,20 @@ def measure_compression(config: Config = DEFAULTS) -> None:
         write_csv(config.output / "results.csv", [asdict(result) for result in results])
 
 
-def require_compressor(folder: Path) -> Path:
-    """The folder of a model that can give text a code length.
+def require_compressor(checkpoint: Checkpoint) -> Checkpoint:
+    """A model that can give text a code length.
 
     Raises:
         ValueError: if it holds no such model, or no tokenizer.
     """
-    if checkpoint_kind(folder) == "second-order":
+    folder = checkpoint.folder
+    if checkpoint.kind == "second-order":
         raise ValueError(
             f"{folder} holds a second-order model, which predicts no tokens; name one that does with --models"
         )
     if not (folder / TOKENIZER_FILE).is_file():
         raise ValueError(f"{folder} has no {TOKENIZER_FILE}, without which no text can be measured; name another model")
-    return folder
+    return checkpoint
 
 
 def read_texts(config: Config) -> Texts:
@@ -121,7 +116,7 @@ def read_texts(config: Config) -> Texts:
     return Texts(texts[:-held_out], texts[-held_out:])
 
 
-def by_model(name: str, folder: Path, texts: Texts, config: Config) -> Iterator[Compression]:
+def by_model(name: str, checkpoint: Checkpoint, texts: Texts, config: Config) -> Iterator[Compression]:
     """A causal language model's one line, or a line for every way to store the embedding."""
     # torch takes seconds, which --help does not need
     import torch
@@ -131,13 +126,13 @@ def by_model(name: str, folder: Path, texts: Texts, config: Config) -> Iterator[
     from pipeline.training.batches import Windowing
     from pipeline.training.evaluation import causal_accounting, window_accounting, window_embeddings
 
-    context, vocabulary = context_and_vocabulary(folder)
-    seen, held_out = (tokenized(part, folder, vocabulary) for part in (texts.seen, texts.held_out))
-    windows = [window for window in (context, config.window) if window is not None]
+    folder, kind = checkpoint.folder, checkpoint.kind
+    seen, held_out = (tokenized(part, folder, checkpoint.vocabulary) for part in (texts.seen, texts.held_out))
+    windows = [window for window in (checkpoint.context, config.window) if window is not None]
     if not windows:
         raise ValueError(f"{folder / CONFIG_FILE} names no context; give a window with --window")
     window, device = min(windows), "cuda" if torch.cuda.is_available() else "cpu"
-    cut, kind = Windowing(window, config.tokens_per_batch), checkpoint_kind(folder)
+    cut = Windowing(window, config.tokens_per_batch)
     if kind == "causal":
         account = causal_accounting(load_causal(folder, device), declared_start(folder), held_out, cut)
         yield Compression.of(account, compressor=name, window=window)

@@ -15,21 +15,9 @@ import cyclopts
 
 from pipeline.cli import run
 from pipeline.models.model_card import command_line, model_card
-from pipeline.models.sizes import Given, WindowEncoderSizes
+from pipeline.models.sizes import AutoencoderSizes
 from pipeline.training.config import TrainingConfig
 from pipeline.training.data import DocumentSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes(WindowEncoderSizes):
-    """The model."""
-
-    given: Given = "unrolled"
-    """How the decoder gets the embedding: the same at every position (repeated), which a mixer can tell apart and a
-    transformer cannot, or another half of its numbers at each."""
-    bottleneck_width: int | None = None
-    """Numbers that the window's embedding has: fewer than the encoder is wide make a compressive autoencoder. None: as
-    many."""
 
 
 @cyclopts.Parameter(name="*")
@@ -40,7 +28,7 @@ class Config:
     documents: Annotated[DocumentSettings, cyclopts.Parameter(name="*")]
     output: Path
     """Folder to write the checkpoint to."""
-    model: Sizes = field(default_factory=Sizes)
+    model: AutoencoderSizes = field(default_factory=AutoencoderSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 

@@ -15,21 +15,11 @@ import cyclopts
 
 from pipeline.checks import require_at_least_one
 from pipeline.cli import run
-from pipeline.models.checkpoint import find_checkpoint
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.model_card import command_line, model_card
-from pipeline.models.sizes import Introduction, WindowEncoderSizes
+from pipeline.models.sizes import EstimatorSizes
 from pipeline.training.config import TrainingConfig
 from pipeline.training.data import Documents, DocumentSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes(WindowEncoderSizes):
-    """The model."""
-
-    introduction: Introduction = "token"
-    """How the decoder gets the embedding: as one more token, beside every token, or added to every token."""
-    introduced_above: int = 0
-    """Decoder blocks that see tokens alone, so that exact labels compute them once a window."""
 
 
 @cyclopts.Parameter(name="*")
@@ -45,7 +35,7 @@ class Config:
     encoder and decoder are taken. Else it starts from scratch."""
     folds: int = 1
     """Above 1: so many estimators, each trained without a part of the documents, which it can then label unseen."""
-    model: Sizes = field(default_factory=Sizes)
+    model: EstimatorSizes = field(default_factory=EstimatorSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
@@ -85,7 +75,7 @@ def train_on(documents: Documents, output: Path, config: Config) -> None:
     torch.manual_seed(config.training.seed)
     model = EntropyEstimator(EstimatorConfig(vocab_size=documents.source.vocabulary, **asdict(config.model)))
     if config.init_from is not None:
-        model.begin_as(load_estimator(find_checkpoint(config.init_from)))
+        model.begin_as(load_estimator(Checkpoint.find(config.init_from).folder))
     start = {"started from": config.init_from or "scratch"}
     train_on_windows(model, documents, config.training, output, lambda facts: card({**facts, **start}), varied=True)
 

@@ -24,7 +24,7 @@ from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import held_out_documents
 from pipeline.data.packing import CutWithOverlap, PackedWindow
 from pipeline.models.model_card import command_line, model_card, training_length
-from pipeline.models.sizes import StackKind, TransformerSizes
+from pipeline.models.sizes import LanguageModelSizes
 from pipeline.training.config import NEED_LABELS, ObjectiveSettings, TrainingConfig
 from pipeline.training.data import LabelledDocuments, ModelTokens, in_windows
 
@@ -32,18 +32,6 @@ if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not nee
     from transformers import PreTrainedModel
 
     from pipeline.training.metrics import Metrics
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes(TransformerSizes):
-    """The model."""
-
-    heads: int = 6
-    """Attention heads, or of a mixer's convolution."""
-    kind: StackKind = "transformer"
-    """Attention, or a convolution over positions in its place (masked mixer)."""
-    kernel: int = 1
-    """Neighbouring hidden indices that a mixer's convolution covers."""
 
 
 @cyclopts.Parameter(name="*")
@@ -75,7 +63,7 @@ class Config:
     """Processes of a Ray cluster, each with a GPU where the cluster has any; this process alone by default."""
     address: str | None = None
     """With --workers, Ray cluster to join; inside `ray job submit` that job's cluster, else a local one, by default."""
-    model: Sizes = field(default_factory=Sizes)
+    model: LanguageModelSizes = field(default_factory=LanguageModelSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:

@@ -23,18 +23,10 @@ from pipeline.checks import require_at_least_one
 from pipeline.cli import run
 from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import Corpus
-from pipeline.data.tokenizer import tokenizer_sha256
 from pipeline.messages import say
-from pipeline.models.checkpoint import (
-    checkpoint_kind,
-    checkpoint_members,
-    checkpoint_sha256,
-    context_and_vocabulary,
-    find_checkpoint,
-    require_kind,
-)
+from pipeline.models.checkpoint import Checkpoint, checkpoint_sha256
 from pipeline.models.model_card import command_line, model_card, training_length
-from pipeline.models.sizes import Form, TransformerSizes
+from pipeline.models.sizes import Form, SecondOrderSizes, TransformerSizes
 from pipeline.training.config import TrainingConfig
 from pipeline.training.label_windows import LabelWindows, label_windows
 
@@ -42,25 +34,6 @@ if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not nee
     from pipeline.models.second_order import SecondOrderModel
     from pipeline.training.batches import Windowing
     from pipeline.training.metrics import Metrics
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """The model."""
-
-    context: int | None = None
-    """Longest window, in tokens; that of the labels by default."""
-    width: int | None = None
-    """From scratch, hidden size; 192 by default."""
-    layers: int | None = None
-    """From scratch, blocks; 4 by default."""
-    heads: int | None = None
-    """From scratch, attention heads; 6 by default."""
-
-    @property
-    def from_scratch(self) -> dict[str, int]:
-        """Those given that another model would bring along."""
-        return {name: size for name, size in asdict(self).items() if size is not None and name != "context"}
 
 
 @cyclopts.Parameter(name="*")
@@ -94,7 +67,7 @@ class Config:
     """Read at most this many documents, from the first on."""
     held_out: int | None = None
     """Last documents to evaluate on and never train on; one in twenty, at most 500, by default."""
-    model: Sizes = field(default_factory=Sizes)
+    model: SecondOrderSizes = field(default_factory=SecondOrderSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
@@ -114,7 +87,7 @@ class Prepared:
 
     config: Config
     dataset: AnnotatedDataset
-    starts: tuple[Path | None, ...]
+    starts: tuple[Checkpoint | None, ...]
     """For each fold the checkpoint that its model starts as; None from scratch."""
     windows: LabelWindows
 
@@ -187,7 +160,7 @@ def read_documents(plan: Prepared) -> tuple[Corpus, Corpus]:
     return seen, held_out
 
 
-def train_on(seen: Corpus, held_out: Corpus, start: Path | None, output: Path, plan: Prepared) -> None:
+def train_on(seen: Corpus, held_out: Corpus, start: Checkpoint | None, output: Path, plan: Prepared) -> None:
     """Trains one model and writes it, with its card, to `output`."""
     import torch
 
@@ -214,7 +187,7 @@ def train_on(seen: Corpus, held_out: Corpus, start: Path | None, output: Path, p
     )
 
 
-def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Path | None, ...]:
+def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Checkpoint | None, ...]:
     """For each fold the checkpoint that its model starts as, which must not have seen the fold either.
 
     Raises:
@@ -222,17 +195,17 @@ def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Path | N
     """
     if config.init_from is None:
         return (None,) * config.folds
-    members = checkpoint_members(find_checkpoint(config.init_from))
+    members = Checkpoint.find(config.init_from).members
     if len(members) != config.folds:
         raise ValueError(f"{config.init_from} has {len(members)} folds, and --folds is {config.folds}; make them equal")
     for member in members:
-        if checkpoint_kind(member) != "estimator":
-            require_kind(member, "causal")
+        if member.kind != "estimator":
+            member.require_kind("causal")
         require_same_tokens(member, dataset)
     return members
 
 
-def initial_model(plan: Prepared, start: Path | None, labels: np.ndarray) -> SecondOrderModel:
+def initial_model(plan: Prepared, start: Checkpoint | None, labels: np.ndarray) -> SecondOrderModel:
     """A fresh model, or one that starts as another; its outputs are scaled to the labels."""
     from pipeline.models.loading import load_causal, load_estimator
     from pipeline.models.second_order import SecondOrderModel
@@ -249,20 +222,22 @@ def initial_model(plan: Prepared, start: Path | None, labels: np.ndarray) -> Sec
         sizes = TransformerSizes(context=plan.windows.window, **plan.config.model.from_scratch)
         stack = llama_config(vocab_size=plan.dataset.vocabulary, **vars(sizes))
         return SecondOrderModel.from_scratch(stack, **settings)
-    if checkpoint_kind(start) == "estimator":
-        return SecondOrderModel.from_estimator(load_estimator(start), **settings)
-    return SecondOrderModel.from_language_model(load_causal(start), start=plan.windows.start, **settings)
+    if start.kind == "estimator":
+        return SecondOrderModel.from_estimator(load_estimator(start.folder), **settings)
+    return SecondOrderModel.from_language_model(load_causal(start.folder), start=plan.windows.start, **settings)
 
 
-def require_same_tokens(start: Path, dataset: AnnotatedDataset) -> None:
+def require_same_tokens(start: Checkpoint, dataset: AnnotatedDataset) -> None:
     """Refuses a model that reads other token ids than the labels speak of.
 
     Raises:
         ValueError: if its tokenizer is another or its vocabulary smaller.
     """
-    same = tokenizer_sha256(start) == dataset.provenance.tokenizer_sha256
-    if not same or context_and_vocabulary(start)[1] < dataset.vocabulary:
-        raise ValueError(f"{start} has another tokenizer than the labels; annotate with --tokenizer {start}")
+    same = start.tokenizer_sha256 == dataset.provenance.tokenizer_sha256
+    if not same or start.vocabulary < dataset.vocabulary:
+        raise ValueError(
+            f"{start.folder} has another tokenizer than the labels; annotate with --tokenizer {start.folder}"
+        )
 
 
 def card(model: SecondOrderModel, plan: Prepared, seen: Corpus, held_out: Corpus, metrics: Metrics) -> str:

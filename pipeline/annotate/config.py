@@ -1,4 +1,4 @@
-"""What the main job is told: its flags, and what of them is wrong whatever the source."""
+"""Settings of the annotation command, as flags and YAML, checked as far as they can be without the source."""
 
 from dataclasses import dataclass
 from math import inf
@@ -39,20 +39,20 @@ class Config(Inputs):
     """Folder for the dataset, or hf://datasets/USER/NAME to publish it while it grows; `annotated`, or
     `annotated-sample` for the built-in documents, by default."""
     subset: str | None = None
-    """Name of what is written: other labels, or other documents, can stand beside it; the method by default."""
+    """Name of what is written: other labels, or other documents, can stand alongside it; the method by default."""
     staging: Path | None = None
     """With an output on the Hub, folder for shards until they are published; one below HF_HOME by default."""
     private: bool = False
     """Create the repository as a private one."""
     method: Method = "second-order"
     """second-order: one pass, needs a second-order checkpoint. exact: differences of code lengths, needs an estimator;
-    hundreds of times dearer, but where its embedding adds to the logits. causal: the loss of a causal language model.
-    """
+    hundreds of times more expensive, unless its embedding is added to the logits. causal: the loss of a causal language
+    model."""
     estimator: str | None = None
     """Checkpoint for the method: a folder, one with the folds of a cross-fitting, or a model of the Hub, USER/NAME or
     USER/NAME@REVISION; the one that comes with the project by default."""
     tokenizer: str | None = None
-    """Tokenizer folder, or `none` for an input column `input_ids` in place of `text`; the checkpoint's by default. With
+    """Tokenizer folder, or `none` for an input column `input_ids` instead of `text`; the checkpoint's by default. With
     another than the checkpoint's, labels are moved from its tokens to these through the bytes that both cover."""
     vocabulary: int | None = None
     """Number of token ids, with --tokenizer none; the checkpoint's by default."""
@@ -62,7 +62,7 @@ class Config(Inputs):
     """Tokens that a window shares with the next in longer documents; half the window by default."""
     share: float = 1.0
     """Share of the tokens to label, in random runs of eight; the rest is null. Exact labels cost in proportion,
-    but where an estimator's embedding adds to the logits."""
+    unless an estimator's embedding is added to the logits."""
     start_token: str | None = None
     """For --method causal, the text of the token that stood between documents when the model was trained; what its
     tokenizer declares as beginning, or else end, of sequence by default."""
@@ -71,7 +71,7 @@ class Config(Inputs):
     on average and is about twice as fast. auto: that of the run that is resumed, or else bfloat16 on GPUs and on CPUs
     that multiply in it (AVX512-BF16, AMX), float32 on other CPUs."""
     batch_invariant: bool = False
-    """Label every window by itself, so that a document's labels are the same bits whatever is labelled beside it."""
+    """Label every window by itself, so that a document's labels are the same bits whatever is labelled with it."""
     workers: int | Literal["auto"] = "auto"
     """Worker processes; as many as the cluster has room for, and more when it grows, by default. 0: label in this
     process, without Ray, on one GPU or one CPU core. The shards are the same bits."""
@@ -79,11 +79,11 @@ class Config(Inputs):
     """GPUs, or a part of one, that a worker takes; one where the cluster has any, by default."""
     cpus_per_worker: float | None = None
     """CPU cores, or a part of one, that a worker takes to read, tokenize and write, and to label without a GPU. 1 by
-    default; beside a GPU up to 4, if its node has as many for each of its GPUs."""
+    default; with a GPU up to 4, if its node has as many for each of its GPUs."""
     limit: int | None = None
-    """Rows to label at the most, from the first on. A larger limit goes on with what a folder has."""
+    """Label at most this many rows, from the first. A larger limit resumes what a folder has."""
     rows_per_unit: int | None = None
-    """Rows in a shard at the most; a sixteenth of the rows, from 8 to 16,384, by default."""
+    """At most this many rows in a shard; a sixteenth of the rows, from 8 to 16,384, by default."""
     keep_text: bool = False
     """Keep the documents' text."""
     source_seen_by_estimator: Literal["yes", "no", "unknown"] = "unknown"

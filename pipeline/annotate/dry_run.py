@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run will read, write and take, from a look at a few documents."""
+"""The dry run: an estimate of what a run will read, write and take, from a sample of its documents."""
 
 import time
 from collections.abc import Sequence
@@ -29,44 +29,44 @@ LABEL_BYTES, TOKEN_BYTES = 1.4, 1.5  # a token of FineWeb in each entropy column
 class Workers(NamedTuple):
     """The workers that a run would have."""
 
-    wanted: int | Literal["auto"]
+    requested: int | Literal["auto"]
     room: int
-    """Those that fit now."""
-    place: str
-    """Where."""
+    """Workers that fit now."""
+    where: str
+    """This machine or the cluster."""
     device: Device
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Figures of a run that was not carried out."""
+    """Sizes and speed of a run, estimated."""
 
     units: int
     rows_a_unit: int
-    """Of the largest."""
+    """Rows of the largest unit."""
     rows: int
     files: int
     source_bytes: int
     sampled_rows: int
     empty_rows: int
-    """Of these, those without a token."""
+    """Sampled rows without a token."""
     tokens: float
     error: float
     """Standard error of `tokens`, as a share of it; NaN where a single document was looked at."""
     label_columns: int
     share: float
-    """Of the tokens that are labelled."""
+    """Share of the tokens that are labelled."""
     passed: tuple[str, ...]
     """Columns of the source that are passed on."""
     speed: "Speed"
 
     @property
     def worker_hours(self) -> float:
-        """Of one worker, its start left out."""
+        """Hours of one worker, its start left out."""
         return self.tokens / max(1e-9, self.speed.tokens_per_second) / 3600
 
     def hours(self, workers: int) -> float:
-        """Of so many workers, which take whole units: the last ones may have nothing to do in the end."""
+        """Hours of that many workers, which take whole units: some may be idle in the end."""
         return self.worker_hours * -(-self.units // workers) / self.units
 
 
@@ -76,9 +76,9 @@ class Speed:
 
     tokens_per_second: float
     measured_tokens: int = 0
-    """0 where it was given."""
+    """0 where the speed was not measured."""
     seconds: float = 0.0
-    """That these took."""
+    """Time that these took."""
 
 
 def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second: float | None) -> Estimate:
@@ -143,7 +143,7 @@ def measure(job: Run, chunks: Sequence[Chunk]) -> Speed:
 
 
 def beginning(documents: Sequence[np.ndarray], tokens: int) -> list[np.ndarray]:
-    """The first of them that have so many tokens together; of the last one a part."""
+    """The first documents, `tokens` tokens in all; of the last one a part."""
     ends = np.cumsum([0, *map(len, documents)])
     return [ids[: max(0, tokens - start)] for ids, start in zip(documents, ends, strict=False) if start < tokens]
 
@@ -162,12 +162,12 @@ def workers_of(config: Config) -> Workers | None:
     with stage("asking the cluster for its room"):
         nodes = nodes_at(address)
     share = WorkerResources(cpus=config.cpus_per_worker, gpus=config.gpus_per_worker).resolved(nodes)
-    place = "this machine" if address == LOCAL else "the cluster"
-    return Workers(config.workers, share.room(nodes), place, "cuda" if share.gpus else "cpu")
+    where = "this machine" if address == LOCAL else "the cluster"
+    return Workers(config.workers, share.room(nodes), where, "cuda" if share.gpus else "cpu")
 
 
 def print_estimate(plan: Estimate, workers: Workers | None) -> None:
-    """The plan in figures, with the time of the workers, where it is not this process that is to label."""
+    """Prints the estimate, with the time of the workers unless this process is to label."""
     device = "GPU" if DEVICE == "cuda" else "CPU core"
     measured = f"measured on one {device} here with {plan.speed.measured_tokens:,} tokens in {plan.speed.seconds:.1f} s"
     faster = "; workers have GPUs, which are faster" if workers and workers.device != DEVICE == "cpu" else ""
@@ -191,24 +191,24 @@ def _empty(plan: Estimate) -> str:
 
 
 def _of_small_files(plan: Estimate) -> str:
-    """What to do about a shard for each of very many files."""
+    """Advice where every one of very many files becomes a shard."""
     if plan.files < max(MANY_FILES, plan.units) or plan.rows_a_unit >= FEWEST_ROWS:
         return ""
     return "; a shard a file: join small files into one of JSON lines for fewer"
 
 
 def _of_workers(plan: Estimate, workers: Workers) -> str:
-    """The time of the workers that were asked for, and of those that there is room for now."""
-    asked = workers.room if workers.wanted == "auto" else workers.wanted
-    there = min(asked, workers.room)
-    told = "" if workers.wanted == "auto" else f"; {_hours(plan, asked)}"
-    if workers.wanted == "auto" or there < asked:
-        told += f"; {workers.place} has room for {_hours(plan, there) if there else 'none'} now"
-    return told
+    """The time of the requested workers, and of those that there is room for now."""
+    asked = workers.room if workers.requested == "auto" else workers.requested
+    fitting = min(asked, workers.room)
+    message = "" if workers.requested == "auto" else f"; {_hours(plan, asked)}"
+    if workers.requested == "auto" or fitting < asked:
+        message += f"; {workers.where} has room for {_hours(plan, fitting) if fitting else 'none'} now"
+    return message
 
 
 def _hours(plan: Estimate, workers: int) -> str:
-    """The time of so many workers, each of which labels whole units, as fast as one alone."""
+    """The time of that many workers, each of which labels whole units, as fast as one alone."""
     idle = f", {workers - plan.units:,} of them without a unit" if workers > plan.units else ""
     return f"{workers:,} that are as fast, {_duration(plan.hours(workers))}{idle}"
 

@@ -25,8 +25,8 @@ from schemas.receipts import Counts, Quarantined, Receipt
 EXAMPLE_TOKENS, MOST_LOOKS = 16, 1000
 
 
-def print_summary(place: str, provenance: Provenance, counts: Counts, report: Throughput) -> None:
-    """Documents, tokens, tokens/s, mean entropy, bits per byte, model, place; then where the time went."""
+def print_summary(dataset: str, provenance: Provenance, counts: Counts, report: Throughput) -> None:
+    """Documents, tokens, tokens/s, mean entropy, bits per byte, model, dataset; then where the time went."""
     tokens, labelled, mean = counts.tokens, counts.labelled_tokens, counts.mean_entropy
     bits = f"{mean / math.log(2) * tokens / counts.text_bytes:.3f}" if counts.text_bytes else "unknown without text"
     empty, long = counts.rows_without_text - counts.rows_too_long, counts.rows_too_long
@@ -42,7 +42,7 @@ def print_summary(place: str, provenance: Provenance, counts: Counts, report: Th
     say(f"mean entropy   {mean:.3f} nats a token")
     say(f"bits per byte  {bits}")
     say(f"model          {provenance.labelled_by}")
-    say(f"dataset        {place}")
+    say(f"dataset        {dataset}")
     if report.units:
         speeds = ", ".join(f"{stage} {speed:,.0f}" for stage, speed in report.stage_speeds().items())
         wait, fill = report.stages.device_wait, report.stages.batch_fill
@@ -51,7 +51,7 @@ def print_summary(place: str, provenance: Provenance, counts: Counts, report: Th
 
 
 def _speed(report: Throughput) -> str:
-    """Of all tokens; where some were not to be labelled, of those that were too."""
+    """Tokens per second: of all tokens, and of the labelled ones if these are fewer."""
     tokens, labelled = report.counts.tokens, report.counts.labelled_tokens
     if labelled == tokens:
         return f"{report.tokens_per_second:,.0f}"
@@ -69,11 +69,11 @@ def print_quarantine(given_up: Sequence[Quarantined]) -> None:
 def print_examples(subset: Subset, repository: Repository | None, *, complete: bool) -> None:
     """The line that loads the dataset, and some tokens of a document: the first ones, or the first that have labels."""
     has = "has every document" if complete else "has the documents of the shards that are there"
-    place = f"{repository.url}/{subset.in_repository.data}" if repository else str(subset.data)
+    folder = f"{repository.url}/{subset.in_repository.data}" if repository else str(subset.data)
     root = str(subset.root)
     call = load_call(repository.name, subset.name, repository.revision) if repository else load_call(root, subset.name)
     receipts = Ledger(subset).published() if repository else Ledger(subset).receipts()
-    row = next(filter(_has_example, islice(_rows(receipts, place), MOST_LOOKS)), None)
+    row = next(filter(_has_example, islice(_rows(receipts, folder), MOST_LOOKS)), None)
     if row is None:
         say("", f"{call} {has}")
         return
@@ -92,10 +92,10 @@ def _has_example(row: Row) -> bool:
     return len(row[INPUT_IDS]) >= EXAMPLE_TOKENS and not np.isnan(row[ENTROPY]).all()
 
 
-def _rows(receipts: Iterable[Receipt], place: str) -> Iterator[Row]:
+def _rows(receipts: Iterable[Receipt], folder: str) -> Iterator[Row]:
     """Without `datasets`, which looks at all of ten thousand shards before it gives out a row, for ten seconds."""
     for receipt in receipts:
-        (file,) = find_files([f"{place}/{receipt.shard}"])
+        (file,) = find_files([f"{folder}/{receipt.shard}"])
         info = inspect_shard(file)
         read = pa.schema([field for field in info.schema if field.name in (INPUT_IDS, *ENTROPY_COLUMNS)])
         for batch in read_labelled(file, 0, info.rows, read, MOST_VOCABULARY):

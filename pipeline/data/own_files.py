@@ -1,4 +1,4 @@
-"""Files of a folder that a stranger made: plain ones of the folder itself, of a bounded size; JSON objects among them.
+"""Files of a folder that a stranger made, read if they are plain, of a bounded size and the folder's own.
 
 A link may stay within its folder, or lead to the blobs of the Hub's cache, of which snapshots consist. One that leads
 elsewhere would be read, digested and copied as if it were the stranger's.
@@ -50,14 +50,14 @@ def read_object(file: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     """
     content = read_bounded(file, most)
     try:
-        found = json.loads(content.decode("utf-8"))
+        value = json.loads(content.decode("utf-8"))
     except RecursionError as error:
         raise ValueError(f"{file} is nested too deep; fetch or save it again") from error
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}; fetch or save it again") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise ValueError(f"{file} holds no JSON object; fetch or save it again")
-    return found
+    return value
 
 
 def _roots(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ as ordinary text.
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,11 @@ class TokenSource:
     vocabulary: int
     tokenizer: Tokenizer | None = None
     folder: Path | None = None
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """Digest of the tokenizer."""
+        return None if self.folder is None else tokenizer_sha256(self.folder)
 
 
 def token_source(tokenizer: str, vocabulary: int | None) -> TokenSource:

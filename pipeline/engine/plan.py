@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.data.documents import Column, FileInfo, inspect_file, unified
 from pipeline.data.files import File
 from pipeline.data.hub import Repository
-from pipeline.models.checkpoint import find_checkpoint
+from pipeline.models.checkpoint import Checkpoint
 from schemas.annotations import Device, Dtype, Provenance
 from schemas.layout import Subset
 
@@ -137,7 +137,7 @@ class Snapshot:
 
     def here(self) -> Path:
         """Its copy on this node, fetched if there is none."""
-        return find_checkpoint(self.name).resolve()
+        return Checkpoint.find(self.name).folder.resolve()
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,15 @@ B rows, T tokens, C encoder width, H half of it, D decoder width.
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.sizes import Given
+from pipeline.models.sizes import AutoencoderSizes
 from pipeline.models.stacks import causal_hidden
 from pipeline.models.window_encoder import WindowEncoder, WindowEncoderConfig, real_losses
 
 
-class AutoencoderConfig(WindowEncoderConfig):
+class AutoencoderConfig(AutoencoderSizes, WindowEncoderConfig):
     """Which autoencoder; `given` is how the decoder gets the embedding."""
 
     model_type = "window-autoencoder"
-
-    given: Given = "unrolled"
 
 
 class Autoencoder(WindowEncoder):
@@ -53,7 +51,7 @@ class Autoencoder(WindowEncoder):
             given_BTX = unrolled(embedding_BC, tokens)
         return causal_hidden(self.decoder, self.introduce(given_BTX))
 
-    def losses_given(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    def decode_losses(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
         hidden_BTD = self.decode(bottleneck_BE, input_ids_BT.shape[1])
         return real_losses(hidden_BTD, self.head.weight, input_ids_BT, lengths_B)
 

@@ -1,10 +1,10 @@
-"""Causal attention in bfloat16 on a CPU, a block of queries at a time.
+"""Causal language models of `transformers`: losses and entropies of their predictions, from hidden states and a head.
 
-torch's own kernel is as slow there as in float32: on a core with AVX512-BF16, 16 ms for 900 tokens and nine heads where
-this takes 9 ms. SmolLM2 labels 1.26 times as many tokens a second with it, no further from its labels in float32. All
-other attention is torch's, on other devices, in other precisions, with masks or with gradients.
+The head is applied in chunks, so that no matrix of all logits exists. A start token stands before the first token, so
+that this one has a loss too. `BlockedAttention` makes any model's attention faster on a CPU.
 
-B rows, H heads, G heads of keys and values, T tokens, D width of a head, t tokens of a block.
+B rows, T tokens, N tokens of all rows, V vocabulary, D width. In attention: H heads, G heads of keys and values, t
+tokens of a block, D width of a head.
 """
 
 import math
@@ -20,11 +20,160 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pipeline.models.checkpoint_files import POSITIONS, declared_context
 from pipeline.models.cross_entropy import HALF, chunk_tokens, head_logits, token_cross_entropy
 
-BLOCK = 64
+# How configurations name what happens to logits after the product.
+MULTIPLIERS = ("logit_scale", "lm_head_multiplier")  # Cohere, Falcon-H1
+DIVISORS = ("logits_scaling",)  # Granite, MiniCPM
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
+
+
+class OutputHead(NamedTuple):
+    """How a model's logits come from its last hidden states: `scale * hidden @ weight.T + bias`, then the soft cap."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+
+    @classmethod
+    def configured(cls, config: PreTrainedConfig, weight_VD: Tensor, bias_V: Tensor | None) -> Self:
+        """The head of these weights, with the scale and the soft cap that a model's configuration names."""
+        config = config.get_text_config()
+        multipliers = [getattr(config, name, None) or 1.0 for name in MULTIPLIERS]
+        divisors = [getattr(config, name, None) or 1.0 for name in DIVISORS]
+        caps = [cap for name in CAPS if (cap := getattr(config, name, None))]
+        return cls(weight_VD, bias_V, caps[0] if caps else None, math.prod(multipliers) / math.prod(divisors))
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Float32 [N, V], without a gradient, all at once: callers hand in few tokens."""
+        return head_logits(hidden_ND * self.scale, self.weight_VD, self.bias_V, self.softcap)
+
+    def losses(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """-ln p(target) in nats, float32 [B, T], under the distribution that each state predicts."""
+        losses_N = token_cross_entropy(
+            hidden_BTD.flatten(0, 1) * self.scale,
+            self.weight_VD,
+            targets_BT.flatten(),
+            bias_V=self.bias_V,
+            softcap=self.softcap,
+        )
+        return losses_N.view(targets_BT.shape)
+
+
+def next_token_losses(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """-ln p(targets[:, i] | inputs[:, : i + 1]) in nats, float32 [B, T]."""
+    return output_head(model).losses(next_token_hidden(model, inputs_BT), targets_BT)
+
+
+def next_token_hidden(model: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
+    """Last hidden states [B, T, D]; index i predicts what comes after `inputs[:, : i + 1]`."""
+    return last_hidden(decoder(model), inputs_BT)
+
+
+def last_hidden(stack: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
+    """Last hidden states [B, T, D] of the layers below a head, in half precision where their weights are.
+
+    Mamba keeps them in float32 there, and rounds them for its head.
+    """
+    hidden_BTD: Tensor = stack(input_ids=inputs_BT, use_cache=False).last_hidden_state
+    return hidden_BTD.to(stack.dtype) if stack.dtype in HALF else hidden_BTD
+
+
+def decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The model below the head.
+
+    Where transformers finds none or a layer (Llama 4's text model, ModernBERT's decoder), the only one it consists of.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    children = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+    for found in (model.get_decoder(), model.base_model, *(children if len(children) == 1 else ())):
+        if isinstance(found, PreTrainedModel) and found is not model:
+            return found
+    raise ValueError(f"{type(model).__name__} has no decoder that can be found; use another model")
+
+
+def output_head(model: PreTrainedModel) -> OutputHead:
+    """The head as its module and the configuration describe it; `require_causal` holds it against the logits."""
+    module = model.get_output_embeddings()
+    return OutputHead.configured(model.config, module.weight, getattr(module, "bias", None))
+
+
+@torch.no_grad()
+def predicted_entropies(hidden_BTD: Tensor, head: OutputHead) -> Tensor:
+    """Entropy in nats, float32 [B, T], of the distribution that each state predicts; no gradient, in chunks."""
+    return surprisals_and_entropies(hidden_BTD, head, torch.zeros_like(hidden_BTD[..., 0], dtype=torch.long))[1]
+
+
+@torch.no_grad()
+def surprisals_and_entropies(hidden_BTD: Tensor, head: OutputHead, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """-ln p(target), and the entropy of p, in nats, float32 [B, T] each, of the distribution that each state predicts.
+
+    One product with the vocabulary serves both. No gradient, in chunks.
+    """
+    surprisals, entropies = [], []
+    tokens = chunk_tokens(head.weight_VD)
+    for hidden_ND, target_N in zip(
+        hidden_BTD.flatten(0, 1).split(tokens), targets_BT.flatten().split(tokens), strict=True
+    ):
+        logits_NV = head.logits(hidden_ND)
+        total_N1 = logits_NV.logsumexp(dim=1, keepdim=True)
+        surprisals.append((total_N1 - logits_NV.gather(1, target_N.unsqueeze(1))).squeeze(1))
+        mean_logit_N = torch.linalg.vecdot((logits_NV - total_N1).exp_(), logits_NV)
+        entropies.append(total_N1.squeeze(1) - mean_logit_N)
+    return torch.cat(surprisals).view(targets_BT.shape), torch.cat(entropies).view(targets_BT.shape)
+
+
+def prepend_start(input_ids_BT: Tensor, start: int) -> Tensor:
+    """What a model reads to predict each row from its first token on: the start and all tokens but the last."""
+    return torch.cat([torch.full_like(input_ids_BT[:, :1], start), input_ids_BT[:, :-1]], dim=1)
+
+
+def start_token(config: PreTrainedConfig) -> int:
+    """The token before a document's first: what the configuration names as beginning, or else end, of sequence.
+
+    Raises:
+        ValueError: if it names neither.
+    """
+    for token in (config.bos_token_id, config.eos_token_id):
+        if token is not None:
+            return int(token[0] if isinstance(token, list) else token)
+    raise ValueError("no bos_token and no eos_token is declared to stand before a document; name one: --start-token")
+
+
+def longest_window(config: PreTrainedConfig) -> int | None:
+    """Number of tokens that a model can read after the one that stands before them; None if no number is declared."""
+    text = config.get_text_config()
+    return declared_context({name: getattr(text, name, None) for name in POSITIONS})
+
+
+def frequency_border(config: PreTrainedConfig) -> int | None:
+    """Longest row, in tokens, that is read with the rotary frequencies of short rows; None where all rows are.
+
+    LongRoPE has two sets of them, and transformers takes one for a batch, by its longest row.
+    """
+    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    of_layers = [value for value in parameters.values() if isinstance(value, dict)]  # where kinds of layers differ
+    borders = [rope["original_max_position_embeddings"] for rope in (parameters, *of_layers) if _has_two_sets(rope)]
+    return min(borders, default=None)
+
+
+def _has_two_sets(rope: dict[str, Any]) -> bool:
+    return rope.get("rope_type") == "longrope" or "long_mscale" in rope  # the latter in Phi-3.5-MoE
+
+
+# torch's own kernel for bfloat16 on a CPU is as slow as for float32: on a core with AVX512-BF16 it takes 16 ms for 900
+# tokens and nine heads, and this 9 ms. SmolLM2 labels 1.26 times as many tokens a second with it, no further from its
+# labels in float32.
+BLOCK = 64  # queries at a time
 
 
 class BlockedAttention(TorchFunctionMode):
-    """Within it, what any model asks of `scaled_dot_product_attention` is computed in blocks where that is faster."""
+    """Context in which `scaled_dot_product_attention` is computed in blocks of queries where that is faster.
+
+    That is causal attention in bfloat16 on a CPU. Attention on other devices, in other precisions, with masks or with
+    gradients is torch's.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -66,146 +215,3 @@ def _is_faster_in_blocks(
     plain = is_causal and attn_mask is None and not dropout_p and not torch.is_grad_enabled()
     same = query.dim() == 4 and query.shape[2] == key.shape[2] and (enable_gqa or query.shape[1] == key.shape[1])
     return plain and same and query.device.type == "cpu" and query.dtype == key.dtype == value.dtype == torch.bfloat16
-
-
-# How configurations name what happens to logits after the product.
-MULTIPLIERS = ("logit_scale", "lm_head_multiplier")  # Cohere, Falcon-H1
-DIVISORS = ("logits_scaling",)  # Granite, MiniCPM
-CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
-
-
-class OutputHead(NamedTuple):
-    """How a model's logits come from its last hidden states: `scale * hidden @ weight.T + bias`, then the soft cap."""
-
-    weight_VD: Tensor
-    bias_V: Tensor | None = None
-    softcap: float | None = None
-    scale: float = 1.0
-
-    @classmethod
-    def configured(cls, config: PreTrainedConfig, weight_VD: Tensor, bias_V: Tensor | None) -> Self:
-        """The head of these weights, with the scale and the soft cap that a model's configuration names."""
-        config = config.get_text_config()
-        multipliers = [getattr(config, name, None) or 1.0 for name in MULTIPLIERS]
-        divisors = [getattr(config, name, None) or 1.0 for name in DIVISORS]
-        caps = [cap for name in CAPS if (cap := getattr(config, name, None))]
-        return cls(weight_VD, bias_V, caps[0] if caps else None, math.prod(multipliers) / math.prod(divisors))
-
-    def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Float32 [N, V], without a gradient, all at once: callers hand in few tokens."""
-        return head_logits(hidden_ND * self.scale, self.weight_VD, self.bias_V, self.softcap)
-
-    def losses(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """-ln p(target) in nats, float32 [B, T], under the distribution that each state predicts."""
-        losses_N = token_cross_entropy(
-            hidden_BTD.flatten(0, 1) * self.scale,
-            self.weight_VD,
-            targets_BT.flatten(),
-            bias_V=self.bias_V,
-            softcap=self.softcap,
-        )
-        return losses_N.view(targets_BT.shape)
-
-
-def prepend_start(input_ids_BT: Tensor, start: int) -> Tensor:
-    """What a model reads to predict each row from its first token on: the start and all tokens but the last."""
-    return torch.cat([torch.full_like(input_ids_BT[:, :1], start), input_ids_BT[:, :-1]], dim=1)
-
-
-def next_token_hidden(model: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
-    """Last hidden states [B, T, D]; index i predicts what comes after `inputs[:, : i + 1]`."""
-    return last_hidden(decoder(model), inputs_BT)
-
-
-def last_hidden(stack: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
-    """Last hidden states [B, T, D] of the layers below a head, in half precision where their weights are.
-
-    Mamba keeps them in float32 there, and rounds them for its head.
-    """
-    hidden_BTD: Tensor = stack(input_ids=inputs_BT, use_cache=False).last_hidden_state
-    return hidden_BTD.to(stack.dtype) if stack.dtype in HALF else hidden_BTD
-
-
-def decoder(model: PreTrainedModel) -> PreTrainedModel:
-    """The model below the head.
-
-    Where transformers finds none or a layer (Llama 4's text model, ModernBERT's decoder), the only one it consists of.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    children = [child for child in model.children() if isinstance(child, PreTrainedModel)]
-    for found in (model.get_decoder(), model.base_model, *(children if len(children) == 1 else ())):
-        if isinstance(found, PreTrainedModel) and found is not model:
-            return found
-    raise ValueError(f"{type(model).__name__} has no decoder that can be found; use another model")
-
-
-def next_token_losses(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-    """-ln p(targets[:, i] | inputs[:, : i + 1]) in nats, float32 [B, T]."""
-    hidden_BTD = next_token_hidden(model, inputs_BT)
-    return output_head(model).losses(hidden_BTD, targets_BT)
-
-
-@torch.no_grad()
-def predicted_entropies(hidden_BTD: Tensor, head: OutputHead) -> Tensor:
-    """Entropy in nats, float32 [B, T], of the distribution that each state predicts; no gradient, in chunks."""
-    return surprisals_and_entropies(hidden_BTD, head, torch.zeros_like(hidden_BTD[..., 0], dtype=torch.long))[1]
-
-
-@torch.no_grad()
-def surprisals_and_entropies(hidden_BTD: Tensor, head: OutputHead, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """-ln p(target), and the entropy of p, in nats, float32 [B, T] each, of the distribution that each state predicts.
-
-    One product with the vocabulary serves both. No gradient, in chunks.
-    """
-    surprisals, entropies = [], []
-    tokens = chunk_tokens(head.weight_VD)
-    for hidden_ND, target_N in zip(
-        hidden_BTD.flatten(0, 1).split(tokens), targets_BT.flatten().split(tokens), strict=True
-    ):
-        logits_NV = head.logits(hidden_ND)
-        total_N1 = logits_NV.logsumexp(dim=1, keepdim=True)
-        surprisals.append((total_N1 - logits_NV.gather(1, target_N.unsqueeze(1))).squeeze(1))
-        mean_logit_N = torch.linalg.vecdot((logits_NV - total_N1).exp_(), logits_NV)
-        entropies.append(total_N1.squeeze(1) - mean_logit_N)
-    return torch.cat(surprisals).view(targets_BT.shape), torch.cat(entropies).view(targets_BT.shape)
-
-
-def start_token(config: PreTrainedConfig) -> int:
-    """The token before a document's first: what the configuration names as beginning, or else end, of sequence.
-
-    Raises:
-        ValueError: if it names neither.
-    """
-    for token in (config.bos_token_id, config.eos_token_id):
-        if token is not None:
-            return int(token[0] if isinstance(token, list) else token)
-    raise ValueError("no bos_token and no eos_token is declared to stand before a document; name one: --start-token")
-
-
-def longest_window(config: PreTrainedConfig) -> int | None:
-    """Number of tokens that a model can read after the one that stands before them; None if no number is declared."""
-    text = config.get_text_config()
-    return declared_context({name: getattr(text, name, None) for name in POSITIONS})
-
-
-def output_head(model: PreTrainedModel) -> OutputHead:
-    """The head as its module and the configuration describe it; `require_causal` holds it against the logits."""
-    module = model.get_output_embeddings()
-    return OutputHead.configured(model.config, module.weight, getattr(module, "bias", None))
-
-
-def frequency_border(config: PreTrainedConfig) -> int | None:
-    """Longest row, in tokens, that is read with the rotary frequencies of short rows; None where all rows are.
-
-    LongRoPE has two sets of them, and transformers takes one for a batch, by its longest row.
-    """
-    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    of_layers = [value for value in parameters.values() if isinstance(value, dict)]  # where kinds of layers differ
-    borders = [rope["original_max_position_embeddings"] for rope in (parameters, *of_layers) if _has_two_sets(rope)]
-    return min(borders, default=None)
-
-
-def _has_two_sets(rope: dict[str, Any]) -> bool:
-    return rope.get("rope_type") == "longrope" or "long_mscale" in rope  # the latter in Phi-3.5-MoE

@@ -1,14 +1,16 @@
-"""Checkpoint folders: `config.json`, safetensors weights, the tokenizer's files and a model card; no torch here.
+"""A model's checkpoint: a folder of `config.json`, safetensors weights, the tokenizer's files and a model card.
 
-So that a command that only looks at a checkpoint starts at once. Weights are safetensors alone, never a pickle, which
-can run code when it is loaded.
+What a command asks of one is answered from its files without torch, so that the command starts at once;
+`pipeline.models.loading` loads it. Weights are safetensors alone, never a pickle, which can run code when it is loaded.
 """
 
 import hashlib
 import re
 import shutil
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -21,6 +23,7 @@ from huggingface_hub.errors import (
 
 from pipeline.data.atomic import unfinished_name
 from pipeline.data.own_files import own_file
+from pipeline.data.tokenizer import tokenizer_sha256
 from pipeline.models.checkpoint_files import (
     CONFIG_FILE,
     TEXT_CONFIG,
@@ -32,7 +35,7 @@ from pipeline.models.checkpoint_files import (
     require_sizes,
     weights_size,
 )
-from schemas.annotations import Method
+from schemas.annotations import SHIPPED_MODEL, Method
 
 CheckpointKind = Literal["estimator", "autoencoder", "second-order", "causal"]
 KIND_OF_MODEL_TYPE: dict[str, CheckpointKind] = {
@@ -45,7 +48,6 @@ KIND_OF_METHOD: dict[Method, CheckpointKind] = {
     "exact": "estimator",
     "causal": "causal",
 }
-
 CAUSAL_NAMES = ("ForCausalLM", "LMHeadModel")  # how transformers' classes of causal language models end
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
@@ -61,109 +63,137 @@ class UnfitModelError(ValueError):
     """A model that no worker can label with, on whatever node."""
 
 
-def find_checkpoint(named: str) -> Path:
-    """A folder, or the local copy of `user/name` on the Hub, of which no pickle is fetched; its name is the commit.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, or those of a cross-fitting, one for each fold. Its files are read once, when they are asked for.
 
-    `user/name@revision` is a commit, branch or tag there.
-
-    Raises:
-        ValueError: if there is neither.
+    A property raises a ValueError if a file that it needs is missing or damaged.
     """
-    if Path(named).exists():
-        return Path(named)
-    try:
+
+    folder: Path
+    repository: str | None = None
+    """With the commit, USER/NAME@COMMIT, if the folder is a local copy of a model on the Hub."""
+
+    @classmethod
+    def find(cls, named: str) -> Self:
+        """A folder, or the local copy of `user/name` or `user/name@revision` on the Hub, fetched without its pickles.
+
+        A revision is a commit, branch or tag. The name of the copy's folder is the commit.
+
+        Raises:
+            ValueError: if there is neither.
+        """
+        if Path(named).exists():
+            return cls(Path(named))
         name, _, revision = named.partition("@")
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        refused = f"no folder {named}, and the Hub does not give out a model of that name"
+        try:
+            copy = snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"])
+        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+            raise ValueError(f"{refused}; check it, or log in with `hf auth login`") from error
+        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+            raise ValueError(f"{refused}: {error}") from error
+        return cls(Path(copy), f"{name}@{Path(copy).resolve().name}")
+
+    @cached_property
+    def members(self) -> tuple[Self, ...]:
+        """The checkpoint itself, or those of its folds.
+
+        Raises:
+            ValueError: if a fold is missing, or a folder is named like one and is none.
+        """
+        existing = sorted(self.folder.glob("fold-*-of-*"))
+        if not existing:
+            return (self,)
+        for file in existing:
+            if not FOLD.fullmatch(file.name) or file.is_symlink() or not file.is_dir():
+                raise ValueError(
+                    f"{file} is not a fold of a checkpoint, such as fold-0-of-{len(existing)}; rename or remove it"
+                )
+        folds = int(existing[0].name.rpartition("-")[2])
+        expected = [fold_folder(self.folder, fold, folds) for fold in range(min(folds, len(existing) + 1))]
+        if odd := set(expected).symmetric_difference(existing):
+            raise ValueError(f"{self.folder} does not hold {folds} folds: see {min(odd).name}; train it again")
+        return tuple(type(self)(folder) for folder in expected)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Its config.json, with the types that it should have."""
+        return read_config(self.folder)
+
+    @property
+    def kind(self) -> CheckpointKind:
+        """What the configuration says that the folder holds."""
+        model_type = self.config.get("model_type")
+        if model_type in KIND_OF_MODEL_TYPE:
+            return KIND_OF_MODEL_TYPE[model_type]
+        names = (*CAUSAL_NAMES, "ForConditionalGeneration") if self.config.get(TEXT_CONFIG) else CAUSAL_NAMES
+        if any(name.endswith(names) for name in self.config.get("architectures") or ()):
+            return "causal"
         raise ValueError(
-            f"no folder {named}, and the Hub does not give out a model of that name; check it, or log in with "
-            "`hf auth login`"
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ValueError(f"no folder {named}, and the Hub does not give out a model of that name: {error}") from error
-
-
-def fold_folder(folder: Path, fold: int, folds: int) -> Path:
-    """Where the checkpoint stands that was trained without a fold's documents; the folder itself if there is one."""
-    return folder if folds == 1 else folder / f"fold-{fold}-of-{folds}"
-
-
-def checkpoint_members(folder: Path) -> tuple[Path, ...]:
-    """The checkpoints of a folder: itself, or one for each fold.
-
-    Raises:
-        ValueError: if a fold is missing, or a folder is named like one and is none.
-    """
-    found = sorted(folder.glob("fold-*-of-*"))
-    if not found:
-        return (folder,)
-    places = {file: FOLD.fullmatch(file.name) for file in found}
-    odd = [file for file, place in places.items() if place is None or file.is_symlink() or not file.is_dir()]
-    if odd:
-        raise ValueError(f"{odd[0]} is not a fold of a checkpoint, such as fold-0-of-{len(found)}; rename or remove it")
-    folds = int(found[0].name.rpartition("-")[2])
-    members = tuple(fold_folder(folder, fold, folds) for fold in range(min(folds, len(found) + 1)))
-    missing = set(members).symmetric_difference(found)
-    if missing:
-        raise ValueError(f"{folder} does not hold {folds} folds: see {min(missing).name}; train it again")
-    return members
-
-
-def checkpoint_kind(folder: Path) -> CheckpointKind:
-    """What a folder holds, from its configuration alone.
-
-    Raises:
-        ValueError: if it is not a checkpoint.
-    """
-    config = read_config(folder)
-    kind = config.get("model_type")
-    if kind in KIND_OF_MODEL_TYPE:
-        return KIND_OF_MODEL_TYPE[kind]
-    names = (*CAUSAL_NAMES, "ForConditionalGeneration") if config.get(TEXT_CONFIG) else CAUSAL_NAMES
-    if any(name.endswith(names) for name in config.get("architectures") or ()):
-        return "causal"
-    raise ValueError(f"{folder} holds a model of type {kind!r}, which this project does not know; name another")
-
-
-def require_kind(folder: Path, expected: CheckpointKind) -> None:
-    """Checks, without loading them, that the folder holds safetensors weights of the expected kind and size.
-
-    Raises:
-        ValueError: if it does not; nothing of a pickle is read.
-    """
-    kind = checkpoint_kind(folder)
-    if kind != expected:
-        raise ValueError(f"{folder} holds a checkpoint of kind {kind}; this needs one of kind {expected}: name another")
-    if own_file(folder, ADAPTER_FILE):
-        raise ValueError(
-            f"{folder} has an {ADAPTER_FILE}, of weights that only peft would add; save the model after "
-            "`merge_and_unload`, or remove the file"
+            f"{self.folder} holds a model of type {model_type!r}, which this project does not know; name another"
         )
-    require_sizes(folder, read_config(folder), *weights_size(folder))
+
+    @property
+    def context(self) -> int | None:
+        """Longest window in tokens; None if the configuration names none, as for Mamba, RWKV and models with ALiBi.
+
+        A causal language model keeps one position for the token that stands before the first.
+        """
+        config = language_config(self.config)
+        if config.get("context") is not None:
+            return positive(self.folder, config, "context")
+        return declared_context(config)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return positive(self.folder, language_config(self.config), "vocab_size")
+
+    @cached_property
+    def tokenizer_sha256(self) -> str | None:
+        """Digest of its tokenizer; None if it has none."""
+        return tokenizer_sha256(self.folder)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of configuration and weights, of all its folds: what a label depends on."""
+        return checkpoint_sha256(*self.members)
+
+    @property
+    def is_shipped(self) -> bool:
+        """True if it comes with the project."""
+        return self.folder.resolve().is_relative_to(SHIPPED.resolve())
+
+    @property
+    def name(self) -> str:
+        """SHIPPED_MODEL, name on the Hub with the commit, or last part of the folder."""
+        return SHIPPED_MODEL if self.is_shipped else self.repository or self.folder.resolve().name
+
+    def require_kind(self, expected: CheckpointKind) -> None:
+        """Checks, without loading them, that the folder holds safetensors weights of the expected kind and size.
+
+        Raises:
+            ValueError: if it does not; nothing of a pickle is read.
+        """
+        if self.kind != expected:
+            raise ValueError(
+                f"{self.folder} holds a checkpoint of kind {self.kind}; this needs one of kind {expected}: name another"
+            )
+        if own_file(self.folder, ADAPTER_FILE):
+            raise ValueError(
+                f"{self.folder} has an {ADAPTER_FILE}, of weights that only peft would add; save the model after "
+                "`merge_and_unload`, or remove the file"
+            )
+        require_sizes(self.folder, self.config, *weights_size(self.folder))
 
 
-def context_and_vocabulary(folder: Path) -> tuple[int | None, int]:
-    """Longest window in tokens and number of token ids, from the configuration alone.
-
-    A causal language model keeps one position for the token that stands before the first. No context where the
-    configuration names none, as those of Mamba, RWKV and models with ALiBi may.
-
-    Raises:
-        ValueError: if the configuration has no `vocab_size`, or one of the two is no such number.
-    """
-    config = language_config(read_config(folder))
-    vocabulary = positive(folder, config, "vocab_size")
-    if config.get("context") is not None:
-        return positive(folder, config, "context"), vocabulary
-    return declared_context(config), vocabulary
-
-
-def checkpoint_sha256(*folders: Path) -> str:
-    """Digest of configuration and weights of a checkpoint, or of all its folds: what a label depends on."""
+def checkpoint_sha256(*checkpoints: Checkpoint) -> str:
+    """Digest of configurations and weights, one checkpoint after the other."""
     digest = hashlib.sha256()
-    for folder in folders:
-        files, loaded = digested_files(folder)
-        for file in (folder / CONFIG_FILE, *files):
+    for checkpoint in checkpoints:
+        files, loaded = digested_files(checkpoint.folder)
+        for file in (checkpoint.folder / CONFIG_FILE, *files):
             with file.open("rb") as stream:
                 while part := stream.read(DIGESTED_BYTES):
                     digest.update(part)
@@ -171,8 +201,13 @@ def checkpoint_sha256(*folders: Path) -> str:
     return digest.hexdigest()
 
 
+def fold_folder(folder: Path, fold: int, folds: int) -> Path:
+    """Folder of the checkpoint that was trained without a fold's documents; `folder` itself if there is one fold."""
+    return folder if folds == 1 else folder / f"fold-{fold}-of-{folds}"
+
+
 def require_new_folder(folder: Path) -> None:
-    """Refuses an output that is there already: a training never mixes with what an earlier one left.
+    """Refuses an output that exists already: a training never mixes with what an earlier one left.
 
     Raises:
         ValueError: if it is a file or a folder that is not empty.
@@ -186,6 +221,6 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
-            unfinished = unfinished_name(target / name)  # a file that is there may be a link to elsewhere
+            unfinished = unfinished_name(target / name)  # an existing file may be a link to elsewhere
             shutil.copyfile(source / name, unfinished)
             unfinished.replace(target / name)

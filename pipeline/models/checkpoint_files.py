@@ -1,9 +1,10 @@
-"""A checkpoint's `config.json`, read before transformers reads it: types, sizes, and settings that fetch code or files.
+"""Files of a checkpoint that a stranger made: `config.json` and safetensors headers, checked before anything is built.
 
-A stranger wrote it, and each number is one that memory is allocated by, or that is counted to. The weights' headers
-tell cheaply how large a model can be.
+Of `config.json`, types, sizes, and settings that would have code or other files fetched: memory is allocated by its
+numbers. The headers cheaply bound how large a model the weights can have.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -43,7 +44,7 @@ NO_SIZES = re.compile("theta|base|seed")  # frequencies, and seeds
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration, of which names have the types that they should have.
+    """The configuration, with the types that it should have.
 
     Raises:
         ValueError: if there is none, it is damaged, or it would have code or other files fetched.
@@ -70,7 +71,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part that concerns the language model."""
+    """The language model's part of a configuration."""
     part: Mapping[str, Any] = config.get(TEXT_CONFIG) or config
     return part
 
@@ -97,15 +98,15 @@ def require_sizes(folder: Path, config: Mapping[str, Any], tensors: int, numbers
         name = key.rpartition(".")[2]
         most = max(MOST_LAYERS, tensors) if COUNTS_OF_LAYERS.search(name) else max(MOST_NUMBERS, numbers)
         if isinstance(value, int) and value > most and not NO_SIZES.search(name):
-            told = f"is more than weights of {tensors:,} tensors and {numbers:,} numbers can have"
-            raise _wrong(folder, key, value, told)
+            fault = f"is more than weights of {tensors:,} tensors and {numbers:,} numbers can have"
+            raise _wrong(folder, key, value, fault)
 
 
 def positive(folder: Path, config: Mapping[str, Any], key: str) -> int:
     """A size that the configuration must have.
 
     Raises:
-        ValueError: if it has none, or it is no number of things.
+        ValueError: if it has none, or one that is not a whole number above 0.
     """
     value = config.get(key)
     if value is None:
@@ -133,10 +134,10 @@ def _require_plain(folder: Path, key: str, value: Any) -> None:
         raise _wrong(folder, key, value, f"is none of {', '.join(allowed)}, and other code is never fetched")
 
 
-def _wrong(folder: Path, key: str, value: object, told: str) -> ValueError:
+def _wrong(folder: Path, key: str, value: object, fault: str) -> ValueError:
     shown = repr(value)
     shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
-    return ValueError(f"{folder / CONFIG_FILE}: {key} {shown} {told}; mend it, or name another checkpoint")
+    return ValueError(f"{folder / CONFIG_FILE}: {key} {shown} {fault}; mend it, or name another checkpoint")
 
 
 WEIGHTS_FILE = "model.safetensors"
@@ -148,8 +149,8 @@ PART = re.compile(r"model-\d+-of-\d+\.safetensors")
 OF_A_RANK = "shard-*.safetensors"  # of a distributed checkpoint, of which transformers loads every file
 
 
-class Size(NamedTuple):
-    """Sizes of weights, from their headers."""
+class WeightsSize(NamedTuple):
+    """Number of tensors of weights, and of numbers in them."""
 
     tensors: int
     numbers: int
@@ -168,10 +169,10 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     index = own_file(folder, INDEX_FILE)
     if index is None:
         raise ValueError(_without_weights(folder))
-    places = read_object(index, MOST_INDEX_BYTES).get("weight_map")
-    if not isinstance(places, dict) or not places:
+    weight_map = read_object(index, MOST_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} has no weight_map of weights to files; fetch or save the checkpoint again")
-    names = {str(name) for name in places.values()}
+    names = {str(name) for name in weight_map.values()}
     if wrong := sorted(name for name in names if not PLAIN_NAME.fullmatch(name)):
         raise ValueError(f"{index} names {wrong[0]!r}, which is no safetensors file of its own folder; name another")
     files = {name: own_file(folder, name) for name in sorted(names)}
@@ -180,8 +181,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return tuple(file for file in files.values() if file is not None)
 
 
-def weights_size(folder: Path) -> Size:
-    """How much the weights are.
+def weights_size(folder: Path) -> WeightsSize:
+    """Sizes of the weights, read from their headers alone.
 
     Raises:
         ValueError: as weight_files, or if a file is damaged, or two hold a weight of one name.
@@ -192,19 +193,19 @@ def weights_size(folder: Path) -> Size:
         try:
             with safe_open(file, "np") as stored:
                 names = set(stored.keys())
-                numbers += sum(_product(stored.get_slice(name).get_shape()) for name in names)
+                numbers += sum(math.prod(stored.get_slice(name).get_shape()) for name in names)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} is not a safetensors file: {error}; fetch or save it again") from error
         if twice := seen & names:
             raise ValueError(f"{file} holds {min(twice)}, which another file holds too; fetch or save them again")
         seen |= names
-    return Size(len(seen), numbers)
+    return WeightsSize(len(seen), numbers)
 
 
 def digested_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """All safetensors files of a checkpoint, and the names of those that are loaded where that is not plain from these.
+    """All safetensors files of a checkpoint, and the names of those that are loaded if the files do not show it.
 
-    It is plain where weights have their usual names, or all files are loaded: digests of such checkpoints are those of
+    They show it where weights have their usual names, or all files are loaded: digests of such checkpoints are those of
     the files alone.
     """
     loaded = [file.name for file in weight_files(folder)]
@@ -225,10 +226,3 @@ def _without_weights(folder: Path) -> str:
         )
     reason = f"only pickled ones ({', '.join(pickles)}), which can run code when loaded" if pickles else "none at all"
     return f"{folder} has no safetensors weights, {reason}; save it with `save_pretrained`"
-
-
-def _product(shape: list[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product

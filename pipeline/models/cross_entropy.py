@@ -110,11 +110,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_ND, head_VD, bias_V, target_N = ctx.saved_tensors
         hidden_ND, head_VD = hidden_ND.to(ctx.precision), head_VD.to(ctx.precision)
         total = upstream_N.dtype
-        wanted = ctx.needs_input_grad[:3]
+        needed = ctx.needs_input_grad[:3]
         sources = (hidden_ND, head_VD, bias_V)
         hidden_grad_ND, head_grad_VD, bias_grad_V = (
-            torch.zeros_like(source, dtype=total) if want else None
-            for source, want in zip(sources, wanted, strict=True)
+            torch.zeros_like(source, dtype=total) if need else None
+            for source, need in zip(sources, needed, strict=True)
         )
         for chunk in _chunks(hidden_ND, head_VD):
             gradient_nV = _logit_gradient(

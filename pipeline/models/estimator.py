@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from pipeline.models.sizes import Introduction
+from pipeline.models.sizes import EstimatorSizes
 from pipeline.models.stacks import causal_hidden, input_embeddings
 from pipeline.models.window_encoder import WindowEncoder, WindowEncoderConfig, real_losses
 
 
-class EstimatorConfig(WindowEncoderConfig):
+class EstimatorConfig(EstimatorSizes, WindowEncoderConfig):
     """Which estimator.
 
-    `introduction`: the embedding is one more position before the tokens (token), stands beside every token on the
+    `introduction`: the embedding is one more position before the tokens (token), stands alongside every token on the
     hidden axis (embedding), or is added to every token (projection). `introduced_above`: so many of the decoder's
     layers see tokens alone, and exact labels compute them once a window. Above all of them the embedding can only be
     added: to the logits, then, which makes exact labels of a whole window cost hardly more than one pass.
@@ -28,17 +28,14 @@ class EstimatorConfig(WindowEncoderConfig):
 
     model_type = "entropy-estimator"
 
-    introduction: Introduction = "token"
-    introduced_above: int = 0
-
     @property
     def prepends(self) -> bool:
-        """Whether the decoder is one transformer whose first position is the embedding."""
+        """True if the decoder is one transformer whose first position is the embedding."""
         return self.introduction == "token" and not self.introduced_above and self.decoder_kind == "transformer"
 
     @property
     def adds_logits(self) -> bool:
-        """Whether the embedding does nothing but add to the logits of a causal language model."""
+        """True if the embedding only adds to the logits of a causal language model."""
         return self.introduced_above == self.decoder_layers
 
 
@@ -60,16 +57,16 @@ class EntropyEstimator(WindowEncoder):
                 f"by {config.introduction} the embedding cannot enter above layer {config.introduced_above} of "
                 f"{config.decoder_layers}; above {highest} at the most"
             )
-        beside = config.introduction == "embedding"
-        width = config.decoder_width + (config.encoder_width if beside else 0)
+        alongside = config.introduction == "embedding"
+        width = config.decoder_width + (config.encoder_width if alongside else 0)
         self.encoder = config.encoder_stack()
         layers_below = 0 if config.adds_logits else config.introduced_above
         self.decoder = config.decoder_stack(width=width, layers=config.decoder_layers - layers_below)
-        if beside:
+        if alongside:
             self.decoder.set_input_embeddings(nn.Embedding(config.vocab_size, config.decoder_width))
         self.down, self.up = config.narrowing()
-        self.introduce = nn.Identity() if beside else nn.Linear(config.encoder_width, config.decoder_width)
-        self.output = nn.Linear(width, config.decoder_width) if beside else nn.Identity()
+        self.introduce = nn.Identity() if alongside else nn.Linear(config.encoder_width, config.decoder_width)
+        self.output = nn.Linear(width, config.decoder_width) if alongside else nn.Identity()
         self.below = self.start = None
         if layers_below:
             self.below = config.decoder_stack(width=config.decoder_width, layers=layers_below)
@@ -160,6 +157,6 @@ class EntropyEstimator(WindowEncoder):
         """Hidden states [B, T, D]; index i has seen the embedding and the tokens before i, and predicts token i."""
         return self.decode_states(embedding_BX, self.token_states(input_ids_BT))
 
-    def losses_given(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    def decode_losses(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
         hidden_BTD = self.decode(self.introduced(bottleneck_BE), input_ids_BT)
         return real_losses(hidden_BTD, self.head_VD, input_ids_BT, lengths_B)

@@ -1,4 +1,4 @@
-"""The masked mixer: a transformer with a causally masked convolution over token positions in place of attention.
+"""The masked mixer: a transformer with a causally masked convolution over token positions instead of attention.
 
 Position t gets a sum of positions 0..t whose weights are learned for every pair of positions, anew in each head; a
 kernel above 1 also mixes so many neighbouring hidden indices (paper section 2). Norms and feed-forward are the Llama's,
@@ -67,7 +67,7 @@ class CausalConvolution(nn.Module):
 
 
 class MixerBlock(nn.Module):
-    """A Llama's block with the convolution in place of attention."""
+    """A Llama's block with the convolution instead of attention."""
 
     def __init__(self, config: MixerConfig) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class MixerBlock(nn.Module):
 
 
 class MixerModel(PreTrainedModel):
-    """Whose convolutions begin at random."""
+    """A model with convolutions, which begin at random."""
 
     config_class = MixerConfig
     config: MixerConfig

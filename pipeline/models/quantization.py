@@ -1,7 +1,7 @@
 """Window embeddings stored with fewer bits: post-training casts of the bottleneck's numbers (paper: quantization).
 
 A codec stores every number at its size and gives back float32. What it costs depends on the training: noise of half of
-a codec's step (`WindowEncoderConfig.noise`) makes a model bear it.
+a codec's step (`WindowEncoderConfig.noise`) makes a model tolerate it.
 
 B rows, T tokens, E bottleneck width, N windows.
 """
@@ -62,13 +62,13 @@ class Codec:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What is stored."""
+        """Type of the stored numbers."""
         dtype: torch.dtype = getattr(torch, self.kind)
         return dtype
 
     @property
     def bits(self) -> int:
-        """That a number takes."""
+        """Bits of a number."""
         return 8 * self.dtype.itemsize
 
     def encode(self, values_BE: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class StoredLosses(NamedTuple):
 
     @property
     def bits(self) -> int:
-        """That the embeddings of all rows take."""
+        """Bits of the embeddings of all rows."""
         return 8 * self.stored_BE.nbytes
 
     @property
@@ -122,8 +122,8 @@ def stored_losses(model: WindowEncoder, codec: Codec, input_ids_BT: Tensor, leng
     """What `token_losses` gives when the decoder gets the embedding as the codec has stored it."""
     values_BE = model.window_bottlenecks(input_ids_BT, lengths_B)
     stored_BE = codec.encode(values_BE)
-    given_BE = codec.decode(stored_BE).to(values_BE.dtype)
-    return StoredLosses(model.losses_given(given_BE, input_ids_BT, lengths_B), stored_BE)
+    decoded_BE = codec.decode(stored_BE).to(values_BE.dtype)
+    return StoredLosses(model.decode_losses(decoded_BE, input_ids_BT, lengths_B), stored_BE)
 
 
 def write_embeddings(file: Path, codec: Codec, stored_NE: Tensor) -> None:

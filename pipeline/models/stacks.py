@@ -1,8 +1,8 @@
-"""The one causal transformer that every model here is built from: Llama blocks of `transformers`.
+"""Stacks of causal layers that every model here is built from: Llama blocks of `transformers`, or masked mixers.
 
-Callers hand in embeddings and never an attention mask or position ids. Right padding needs none, since
-no position sees what comes after it; and position ids that jump, given without a mask, are read by
-transformers 5 as packed sequences, which silently hides a prepended embedding from the tokens.
+Callers hand in embeddings and never an attention mask or position ids. Right padding needs none, as no position sees
+what comes after it. Position ids that jump, without a mask, are read by transformers 5 as packed sequences, which
+silently hides a prepended embedding from the tokens.
 
 B rows, T positions, D width.
 """
@@ -16,6 +16,35 @@ from pipeline.models.mixer import MaskedMixer, MixerConfig, MixerForCausalLM
 from pipeline.models.sizes import StackKind
 
 FEED_FORWARD_MULTIPLE = 64
+
+
+def stack_config(
+    kind: StackKind,
+    *,
+    vocab_size: int,
+    width: int,
+    layers: int,
+    heads: int,
+    context: int,
+    kernel: int = 1,
+    initializer_range: float = 0.02,
+) -> LlamaConfig:
+    """Configuration of a stack, of windows of `context` tokens and one position before them.
+
+    Raises:
+        ValueError: if sizes are below 1 or do not fit together, or if a transformer gets a kernel.
+    """
+    config = llama_config(
+        vocab_size=vocab_size,
+        width=width,
+        layers=layers,
+        heads=heads,
+        context=context,
+        initializer_range=initializer_range,
+    )
+    if kernel < 1 or (kernel > 1 and kind == "transformer"):
+        raise ValueError(f"a kernel of {kernel} is for none; mixers have one of at least 1, transformers none (1)")
+    return config if kind == "transformer" else MixerConfig.like(config, kernel)
 
 
 def llama_config(
@@ -46,18 +75,15 @@ def llama_config(
     )
 
 
-def add_dropout(transformer: PreTrainedModel, share: float) -> None:
-    """Lets a Llama drop a share of its embeddings and of what each block adds, in training only.
+def new_stack(config: LlamaConfig) -> PreTrainedModel:
+    """A stack of random weights."""
+    return MaskedMixer(config) if isinstance(config, MixerConfig) else LlamaModel(config)
 
-    `LlamaConfig` has dropout of attention weights alone. Nothing of this is saved with the model.
-    """
 
-    def dropped(module: nn.Module, _: object, output: Tensor) -> Tensor:
-        return dropout(output, share, training=module.training)
-
-    for name, module in transformer.named_modules():
-        if name.endswith(("embed_tokens", "o_proj", "down_proj")):
-            module.register_forward_hook(dropped)
+def new_language_model(config: LlamaConfig, start: int) -> PreTrainedModel:
+    """A fresh causal language model whose configuration names the token that stands before each document."""
+    config.bos_token_id = config.eos_token_id = start
+    return MixerForCausalLM(config) if isinstance(config, MixerConfig) else LlamaForCausalLM(config)
 
 
 def causal_hidden(transformer: PreTrainedModel, embeddings_BTD: Tensor) -> Tensor:
@@ -78,41 +104,15 @@ def real_positions(lengths_B: Tensor, width: int) -> Tensor:
     return torch.arange(width, device=lengths_B.device) < lengths_B.unsqueeze(1)
 
 
-def stack_config(
-    kind: StackKind,
-    *,
-    vocab_size: int,
-    width: int,
-    layers: int,
-    heads: int,
-    context: int,
-    kernel: int = 1,
-    initializer_range: float = 0.02,
-) -> LlamaConfig:
-    """Configuration of a stack, of windows of `context` tokens and one position before them.
+def add_dropout(transformer: PreTrainedModel, share: float) -> None:
+    """Lets a Llama drop a share of its embeddings and of what each block adds, in training only.
 
-    Raises:
-        ValueError: if sizes are below 1 or do not fit together, or if a transformer gets a kernel.
+    `LlamaConfig` has dropout of attention weights alone. Nothing of this is saved with the model.
     """
-    sizes = llama_config(
-        vocab_size=vocab_size,
-        width=width,
-        layers=layers,
-        heads=heads,
-        context=context,
-        initializer_range=initializer_range,
-    )
-    if kernel < 1 or (kernel > 1 and kind == "transformer"):
-        raise ValueError(f"a kernel of {kernel} is for none; mixers have one of at least 1, transformers none (1)")
-    return sizes if kind == "transformer" else MixerConfig.like(sizes, kernel)
 
+    def dropped(module: nn.Module, _: object, output: Tensor) -> Tensor:
+        return dropout(output, share, training=module.training)
 
-def new_stack(config: LlamaConfig) -> PreTrainedModel:
-    """A stack of random weights."""
-    return MaskedMixer(config) if isinstance(config, MixerConfig) else LlamaModel(config)
-
-
-def new_language_model(config: LlamaConfig, start: int) -> PreTrainedModel:
-    """A fresh causal language model whose configuration names the token that stands before each document."""
-    config.bos_token_id = config.eos_token_id = start
-    return MixerForCausalLM(config) if isinstance(config, MixerConfig) else LlamaForCausalLM(config)
+    for name, module in transformer.named_modules():
+        if name.endswith(("embed_tokens", "o_proj", "down_proj")):
+            module.register_forward_hook(dropped)

@@ -1,7 +1,7 @@
-"""What the estimator and the autoencoder share: an encoder whose last state, narrowed, stands for a whole window.
+"""The window encoder of the estimator and the autoencoder: its last state, narrowed, stands for a whole window.
 
 Because the encoder is causal, one pass gives the embedding of every prefix. Noise on it, in training alone, makes it
-bear being stored with less precision (paper: noise injection).
+tolerate being stored with less precision (paper: noise injection).
 
 B rows, T tokens, C encoder width, E bottleneck width.
 """
@@ -14,32 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.cross_entropy import token_cross_entropy
-from pipeline.models.sizes import NoisePlace, StackKind
+from pipeline.models.sizes import StackKind, WindowEncoderSizes
 from pipeline.models.stacks import causal_hidden, input_embeddings, new_stack, real_positions, stack_config
 
 
-class WindowEncoderConfig(PreTrainedConfig):
-    """Which encoder and bottleneck, and how large a decoder; `context` is the longest window, in tokens.
-
-    `bottleneck_width` None: the embedding is as wide as the encoder. `noise`: uniform between -noise and noise, in
-    training alone, at `noise_place`: half of the precision that the bottleneck is to be stored with.
-    """
+class WindowEncoderConfig(PreTrainedConfig, WindowEncoderSizes):
+    """The sizes, with the vocabulary."""
 
     vocab_size: int = 8192
-    context: int = 256
-    encoder_kind: StackKind = "transformer"
-    encoder_width: int = 64
-    encoder_layers: int = 4
-    encoder_heads: int = 2
-    encoder_kernel: int = 1
-    bottleneck_width: int | None = 4
-    noise: float = 0.0
-    noise_place: NoisePlace = "before-down"
-    decoder_kind: StackKind = "transformer"
-    decoder_width: int = 192
-    decoder_layers: int = 4
-    decoder_heads: int = 6
-    decoder_kernel: int = 1
     initializer_range: float = 0.02
 
     @property
@@ -87,7 +69,7 @@ class WindowEncoder(PreTrainedModel, ABC):
         return self.bottlenecks(input_ids_BT)[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B - 1]
 
     @abstractmethod
-    def losses_given(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    def decode_losses(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """Loss of every token in nats [B, T], the first included, 0 at padding, given each row's bottleneck values."""
 
     def token_losses(self, input_ids_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
@@ -99,7 +81,7 @@ class WindowEncoder(PreTrainedModel, ABC):
         """
         if lengths_B is None:
             lengths_B = torch.full((len(input_ids_BT),), input_ids_BT.shape[1], device=input_ids_BT.device)
-        return self.losses_given(self.window_bottlenecks(input_ids_BT, lengths_B), input_ids_BT, lengths_B)
+        return self.decode_losses(self.window_bottlenecks(input_ids_BT, lengths_B), input_ids_BT, lengths_B)
 
     forward = token_losses
 

@@ -7,10 +7,9 @@ about windows of these: then the model's own context and start are taken.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.data.tokenizer import named_token
-from pipeline.models.checkpoint import checkpoint_kind, context_and_vocabulary
+from pipeline.models.checkpoint import Checkpoint
 from schemas.annotations import Provenance
 
 
@@ -30,7 +29,7 @@ class LabelWindows:
 
 
 def label_windows(
-    made: Provenance, members: Sequence[Path | None], context: int | None, overlap: int | None, start: str | None
+    made: Provenance, members: Sequence[Checkpoint | None], context: int | None, overlap: int | None, start: str | None
 ) -> LabelWindows:
     """The windows for labels of that provenance.
 
@@ -44,8 +43,9 @@ def label_windows(
     Raises:
         ValueError: if a checkpoint cannot read such windows or such a token, or if windows share too much.
     """
-    named = {member: context_and_vocabulary(member)[0] for member in members if member is not None}
-    contexts = {member: longest for member, longest in named.items() if longest is not None}
+    contexts = {
+        member.folder: member.context for member in members if member is not None and member.context is not None
+    }
     shortest = min(contexts, key=contexts.__getitem__, default=None)
     window = _window(made, context, None if shortest is None else contexts[shortest])
     if shortest is not None and window > contexts[shortest]:
@@ -72,21 +72,21 @@ def _window(made: Provenance, context: int | None, longest: int | None) -> int:
     return made.window if _same_tokens(made) or longest is None else longest
 
 
-def _start(made: Provenance, member: Path | None, named: str | None) -> int | None:
+def _start(made: Provenance, member: Checkpoint | None, named: str | None) -> int | None:
     """The token to read before every window: as requested, as when the labels were made, or as the model declares."""
-    if member is None or checkpoint_kind(member) != "causal":
+    if member is None or member.kind != "causal":
         if named is not None:
             raise ValueError("--start-token is for --init-from a causal language model; leave it out")
         return None
     if named is not None:
-        return named_token(member, named)
+        return named_token(member.folder, named)
     if made.start_token is None or not _same_tokens(made):
         from pipeline.models.loading import declared_start  # imports torch, which takes seconds
 
-        return declared_start(member)
-    if made.start_token >= (vocabulary := context_and_vocabulary(member)[1]):
+        return declared_start(member.folder)
+    if made.start_token >= member.vocabulary:
         raise ValueError(
-            f"the labels were made with token {made.start_token} before each window, and {member} knows {vocabulary} "
-            "ids; name another with --start-token"
+            f"the labels were made with token {made.start_token} before each window, and {member.folder} knows "
+            f"{member.vocabulary} ids; name another with --start-token"
         )
     return made.start_token

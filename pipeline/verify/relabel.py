@@ -20,7 +20,7 @@ from pipeline.engine.annotator import Annotator, LabelledBatch, load_annotator, 
 from pipeline.engine.plan import Run
 from pipeline.labels.labeller import device_here
 from pipeline.labels.retokenize import encode_with_ends
-from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, checkpoint_members, checkpoint_sha256, find_checkpoint
+from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, Checkpoint
 from pipeline.verify.stored import Fault, Stored
 from schemas.annotations import INPUT_IDS, ROUNDING_NATS, SHIPPED_MODEL, Dtype, Provenance
 
@@ -97,26 +97,26 @@ def _run(stored: Stored, provenance: Provenance, named: str | None) -> Run:
     moves = provenance.estimator_tokenizer_sha256 is not None
     if moves and not provenance.keep_text:
         raise LeftOutError("labels were moved here from another tokenizer, and the text is not kept")
-    folder = _checkpoint(provenance) if named is None else find_checkpoint(named)
-    members = checkpoint_members(folder)
-    if checkpoint_sha256(*members) != provenance.checkpoint_sha256:
-        told = f"{named or provenance.model} is another checkpoint than labelled {stored.place}"
+    checkpoint = _checkpoint(provenance) if named is None else Checkpoint.find(named)
+    members = tuple(member.folder for member in checkpoint.members)
+    if checkpoint.sha256 != provenance.checkpoint_sha256:
+        message = f"{named or provenance.model} is another checkpoint than labelled {stored.place}"
         if named is None:
-            raise LeftOutError(f"{told}; name that one with --estimator")
-        raise ValueError(f"{told}, {provenance.model}; name that one with --estimator, or leave it out")
+            raise LeftOutError(f"{message}; name that one with --estimator")
+        raise ValueError(f"{message}, {provenance.model}; name that one with --estimator, or leave it out")
     tokenizer = stored.subset.tokenizer if provenance.tokenizer_sha256 else None
     nothing = pa.schema([])
     return Run(stored.subset, members, tokenizer, members[0] if moves else None, provenance, nothing, nothing, 0)
 
 
-def _checkpoint(provenance: Provenance) -> Path:
+def _checkpoint(provenance: Provenance) -> Checkpoint:
     """The checkpoint that a provenance names, if it is here: a dataset of a stranger's makes nobody fetch a model."""
     if provenance.model == SHIPPED_MODEL:
-        return SHIPPED / KIND_OF_METHOD[provenance.method]
+        return Checkpoint(SHIPPED / KIND_OF_METHOD[provenance.method])
     name, _, commit = provenance.model.partition("@")
     if commit:
         try:
-            return Path(snapshot_download(name, revision=commit, local_files_only=True))
+            return Checkpoint(Path(snapshot_download(name, revision=commit, local_files_only=True)), provenance.model)
         except (OSError, ValueError):
             raise LeftOutError(f"{provenance.model} is not here; --estimator {provenance.model} fetches it") from None
     raise LeftOutError(f"the checkpoint {provenance.model} has no place in the provenance; name it with --estimator")

@@ -23,7 +23,7 @@ from pipeline.data.ledger import Ledger
 from pipeline.data.loader import Reading, labelled_rows
 from pipeline.data.tokenizer import encode, load_tokenizer, train_byte_pairs
 from pipeline.engine.output import existing_plan, open_run
-from pipeline.models.checkpoint import checkpoint_sha256
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.checkpoint_files import INDEX_FILE
 from pipeline.models.loading import load_causal
 from pipeline.publish.card import dataset_card
@@ -162,7 +162,7 @@ def use_checkpoint(folder: Path, content: bytes) -> str:
 
 def use_index(folder: Path, content: bytes) -> str:
     """Digests what an index names."""
-    return f"{len(checkpoint_sha256(put(folder, 'index', INDEX_FILE, content)))} digits"
+    return f"{len(Checkpoint(put(folder, 'index', INDEX_FILE, content)).sha256)} digits"
 
 
 def use_tokenizer(folder: Path, content: bytes) -> str:

@@ -21,7 +21,7 @@ from pipeline.data.ledger import Ledger
 from pipeline.data.tokenizer import tokenizer_sha256
 from pipeline.engine.annotator import load_annotator
 from pipeline.engine.plan import inspect
-from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, CheckpointKind, checkpoint_sha256, find_checkpoint
+from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, Checkpoint, CheckpointKind
 from pipeline.models.loading import load_causal
 from schemas.layout import Subset
 from tests.annotated import write_annotated
@@ -171,10 +171,10 @@ def test_no_automatic_class_is_left_undecided_about_code() -> None:
 def test_links_into_the_blobs_of_the_hub_are_its_own_files(hub: Hub, tmp_path: Path) -> None:
     made = sound(tmp_path / "sound", "causal")
     hub.add("user/sound", {file.name: file.read_bytes() for file in made.iterdir()}, kind="models")
-    found = find_checkpoint("user/sound")
-    assert (found / WEIGHTS).is_symlink()
-    assert load_causal(found).config.vocab_size == 8192
-    assert checkpoint_sha256(found) == checkpoint_sha256(made)
+    found = Checkpoint.find("user/sound")
+    assert (found.folder / WEIGHTS).is_symlink()
+    assert load_causal(found.folder).config.vocab_size == 8192
+    assert found.sha256 == Checkpoint(made).sha256
 
 
 def test_two_folders_that_load_other_weights_have_other_digests(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_two_folders_that_load_other_weights_have_other_digests(tmp_path: Path) 
         places = json.loads((made / INDEX).read_text(encoding="utf-8"))
         places["weight_map"] = dict.fromkeys(places["weight_map"], f"{name}.safetensors")
         (made / INDEX).write_text(json.dumps(places), encoding="utf-8")
-        digests.add(checkpoint_sha256(made))
+        digests.add(Checkpoint(made).sha256)
     assert len(digests) == 2
 
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from jobs.train_second_order import Config, Prepared, Sizes, initial_model, read_documents
+from jobs.train_second_order import Config, Prepared, initial_model, read_documents
 from pipeline.data.annotated import find_annotations
 from pipeline.data.tokenizer import train_byte_pairs
 from pipeline.models.loading import load_second_order
 from pipeline.models.second_order import SecondOrderModel
+from pipeline.models.sizes import SecondOrderSizes
 from pipeline.training.batches import Batch
 from pipeline.training.evaluation import held_out_batches, r_squared, second_order_metrics
 from tests.builders import sample_texts, write_documents
@@ -91,7 +92,7 @@ def test_other_windows_or_another_start_are_another_model(
     labels = tmp_path / "labels"
     assert run_command(*ANNOTATE, *WINDOWS, "--estimator", causal, "--input", documents, "--output", labels) == 0
     config = Config(labels=str(labels), output=tmp_path / "out", init_from=str(causal), held_out=4)
-    shorter = replace(config, model=Sizes(context=WINDOW - 1))
+    shorter = replace(config, model=SecondOrderSizes(context=WINDOW - 1))
     for changed in (shorter, replace(config, overlap=OVERLAP + 1), replace(config, start_token="<|endoftext|>")):
         _, seeing, _ = before_the_first_step(changed)
         assert seeing < 0.999, changed

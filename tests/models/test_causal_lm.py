@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from pipeline.labels import causal, exact, second_order
-from pipeline.models import causal_lm as attention
+from pipeline.models import causal_lm
 from pipeline.models.causal_lm import BLOCK, BlockedAttention, causal_attention
 from tests.tiny_models import random_tokens, tiny_estimator, tiny_language_model, tiny_second_order
 
@@ -63,7 +63,7 @@ ALWAYS: dict[str, Any] = {"is_causal": True}
 def test_all_else_is_torchs(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, key_tokens: int, named: dict[str, Any], grad: bool
 ) -> None:
-    monkeypatch.setattr(attention, "causal_attention", lambda *_, **__: pytest.fail("it was computed in blocks"))
+    monkeypatch.setattr(causal_lm, "causal_attention", lambda *_, **__: pytest.fail("it was computed in blocks"))
     query, key, value = heads(70, 2, seed=0), heads(key_tokens, 2, seed=1), heads(key_tokens, 2, seed=2)
     with torch.set_grad_enabled(grad), BlockedAttention():
         torch.manual_seed(0)
@@ -90,7 +90,7 @@ def test_every_method_takes_blocks_and_is_no_further_from_its_labels_in_float32(
         taken.append(1)
         return blocked(*args, **named)
 
-    monkeypatch.setattr(attention, "causal_attention", counted)
+    monkeypatch.setattr(causal_lm, "causal_attention", counted)
     labels: list[tuple[PreTrainedModel, Callable[[Any], Tensor]]] = [
         (tiny_language_model(), lambda model: causal.token_entropies(model, ids_BT, 0)),
         (tiny_second_order(), lambda model: second_order.token_entropies(model, ids_BT).entropy_BT),

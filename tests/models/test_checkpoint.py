@@ -9,16 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from pipeline.models.checkpoint import (
-    SHIPPED,
-    checkpoint_kind,
-    checkpoint_members,
-    checkpoint_sha256,
-    context_and_vocabulary,
-    copy_tokenizer,
-    find_checkpoint,
-    fold_folder,
-)
+from pipeline.models.checkpoint import SHIPPED, Checkpoint, copy_tokenizer, fold_folder
 from pipeline.models.loading import (
     load_autoencoder,
     load_causal,
@@ -47,12 +38,13 @@ def test_each_kind_is_known_by_its_configuration(tmp_path: Path, estimator_folde
     tiny_second_order().save_pretrained(tmp_path / "second-order")
     language_model().save_pretrained(tmp_path / "causal")
     tiny_autoencoder(context=32).save_pretrained(tmp_path / "autoencoder")
-    assert checkpoint_kind(estimator_folder) == "estimator"
-    assert checkpoint_kind(tmp_path / "autoencoder") == "autoencoder"
-    assert checkpoint_kind(tmp_path / "second-order") == "second-order"
-    assert checkpoint_kind(tmp_path / "causal") == "causal"
+    assert Checkpoint(estimator_folder).kind == "estimator"
+    assert Checkpoint(tmp_path / "autoencoder").kind == "autoencoder"
+    assert Checkpoint(tmp_path / "second-order").kind == "second-order"
+    assert Checkpoint(tmp_path / "causal").kind == "causal"
     kinds = ("estimator", "autoencoder", "second-order", "causal")
-    assert {context_and_vocabulary(tmp_path / name) for name in kinds} == {(32, 97)}
+    checkpoints = [Checkpoint(tmp_path / name) for name in kinds]
+    assert {(checkpoint.context, checkpoint.vocabulary) for checkpoint in checkpoints} == {(32, 97)}
     assert load_autoencoder(tmp_path / "autoencoder").config.given == "unrolled"
     assert load_second_order(tmp_path / "second-order").config.label_deviation == 2.0
     assert load_causal(tmp_path / "causal").config.vocab_size == 97
@@ -61,7 +53,8 @@ def test_each_kind_is_known_by_its_configuration(tmp_path: Path, estimator_folde
 def test_language_models_that_are_named_by_their_head_are_causal_too(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=97, n_positions=32, n_embd=24, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    assert checkpoint_kind(tmp_path) == "causal" and context_and_vocabulary(tmp_path) == (31, 97)
+    checkpoint = Checkpoint(tmp_path)
+    assert (checkpoint.kind, checkpoint.context, checkpoint.vocabulary) == ("causal", 31, 97)
     assert load_causal(tmp_path).config.vocab_size == 97
 
 
@@ -110,20 +103,17 @@ def test_the_context_is_found_under_the_names_that_configurations_have(tmp_path:
     said, context = CONTEXTS[name]
     config = {"architectures": ["BloomForCausalLM"], "vocab_size": 97, name: said}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert context_and_vocabulary(tmp_path) == (context, 97)
+    assert (Checkpoint(tmp_path).context, Checkpoint(tmp_path).vocabulary) == (context, 97)
     (tmp_path / "config.json").write_text(
         json.dumps({**config, "n_positions": None, "max_position_embeddings": None}), encoding="utf-8"
     )
-    assert context_and_vocabulary(tmp_path) == (
-        None if name in ("max_position_embeddings", "n_positions") else context,
-        97,
-    )
+    assert Checkpoint(tmp_path).context == (None if name in ("max_position_embeddings", "n_positions") else context)
 
 
 def test_a_model_of_text_and_images_is_causal_and_its_text_configuration_counts(tmp_path: Path) -> None:
     tiny_causal("gemma3").save_pretrained(tmp_path)
-    assert checkpoint_kind(tmp_path) == "causal"
-    assert context_and_vocabulary(tmp_path) == (CONTEXT - 1, VOCABULARY)
+    checkpoint = Checkpoint(tmp_path)
+    assert (checkpoint.kind, checkpoint.context, checkpoint.vocabulary) == ("causal", CONTEXT - 1, VOCABULARY)
     assert load_causal(tmp_path).config.model_type == "gemma3"
 
 
@@ -203,46 +193,48 @@ def test_folders_that_are_no_checkpoint_are_refused(tmp_path: Path, content: str
 
 
 def test_the_digest_follows_the_weights(tmp_path: Path, estimator_folder: Path) -> None:
-    before = checkpoint_sha256(estimator_folder)
+    before = Checkpoint(estimator_folder).sha256
     other = tiny_estimator()
     other.down.get_parameter("weight")[0, 0] += 1
     other.save_pretrained(tmp_path / "other")
-    assert checkpoint_sha256(tmp_path / "other") != before == checkpoint_sha256(estimator_folder)
+    assert Checkpoint(tmp_path / "other").sha256 != before == Checkpoint(estimator_folder).sha256
 
 
 def test_a_folder_of_folds_is_as_many_checkpoints(tmp_path: Path) -> None:
-    assert checkpoint_members(tmp_path) == (tmp_path,)
+    assert Checkpoint(tmp_path).members == (Checkpoint(tmp_path),)
     for fold in range(2):
         tiny_estimator().save_pretrained(fold_folder(tmp_path, fold, 2))
-    members = checkpoint_members(tmp_path)
-    assert [member.name for member in members] == ["fold-0-of-2", "fold-1-of-2"]
-    assert checkpoint_sha256(*members) != checkpoint_sha256(members[0])
+    checkpoint = Checkpoint(tmp_path)
+    assert [member.name for member in checkpoint.members] == ["fold-0-of-2", "fold-1-of-2"]
+    assert checkpoint.sha256 != checkpoint.members[0].sha256
     (tmp_path / "fold-1-of-2").rename(tmp_path / "fold-2-of-3")
     with pytest.raises(ValueError, match="does not hold 2 folds: see fold-1-of-2"):
-        checkpoint_members(tmp_path)
+        assert Checkpoint(tmp_path).members
 
 
 def test_a_name_is_a_folder_before_it_is_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "user" / "name").mkdir(parents=True)
-    assert find_checkpoint("user/name") == Path("user/name")
+    assert Checkpoint.find("user/name") == Checkpoint(Path("user/name"))
 
 
 def test_a_model_of_the_hub_is_fetched_without_its_pickles(hub: Hub, estimator_folder: Path) -> None:
     files = {file.name: file.read_bytes() for file in estimator_folder.iterdir()}
     first = hub.add("user/name", {**files, "pytorch_model.bin": b"\x80\x04."}, kind="models")
     hub.add("user/name", {"README.md": b"a new card"}, kind="models")
-    folder = find_checkpoint(f"user/name@{first}")
-    assert folder.name == first and load_estimator(folder).config.bottleneck_width == 3
+    checkpoint = Checkpoint.find(f"user/name@{first}")
+    folder = checkpoint.folder
+    assert folder.name == first and checkpoint.name == f"user/name@{first}"
+    assert load_estimator(folder).config.bottleneck_width == 3
     assert not (folder / "pytorch_model.bin").exists()
     assert not any(request.path.endswith("pytorch_model.bin") for request in hub.requests)
-    assert find_checkpoint("user/name") != folder
+    assert Checkpoint.find("user/name").folder != folder
     with pytest.raises(ValueError, match="no folder user/other, and the Hub does not give out"):
-        find_checkpoint("user/other")
+        Checkpoint.find("user/other")
     with pytest.raises(ValueError, match="no folder user/name@absent, and the Hub does not give out"):
-        find_checkpoint("user/name@absent")
+        Checkpoint.find("user/name@absent")
     with pytest.raises(ValueError, match="no folder no such name"):
-        find_checkpoint("no such name")
+        Checkpoint.find("no such name")
 
 
 def test_a_tokenizer_is_copied_beside_a_link_and_not_through_it(tmp_path: Path) -> None:

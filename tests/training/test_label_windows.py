@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
+from pipeline.models.checkpoint import SHIPPED, Checkpoint, copy_tokenizer
 from pipeline.training.label_windows import LabelWindows, label_windows
 from tests.builders import PROVENANCE
 from tests.tiny_models import tiny_estimator, tiny_language_model
@@ -49,7 +49,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_windows_are_those_of_the_labels_unless_flags_say_otherwise(
     made: Any, start: str | None, flags: dict[str, Any], expected: LabelWindows, models: Path
 ) -> None:
-    member = None if start is None else models / start
+    member = None if start is None else Checkpoint(models / start)
     assert label_windows(made, (member,), **{**NOTHING, **flags}) == expected
 
 
@@ -69,13 +69,13 @@ def test_windows_are_those_of_the_labels_unless_flags_say_otherwise(
 def test_what_a_model_cannot_read_is_refused(
     made: Any, start: str | None, flags: dict[str, Any], message: str, models: Path
 ) -> None:
-    member = None if start is None else models / start
+    member = None if start is None else Checkpoint(models / start)
     with pytest.raises(ValueError, match=message):
         label_windows(made, (member,), **{**NOTHING, **flags})
 
 
 def test_of_several_folds_the_shortest_context_counts(models: Path) -> None:
-    members = (models / "causal", models / "small")
+    members = (Checkpoint(models / "causal"), Checkpoint(models / "small"))
     with pytest.raises(ValueError, match="small reads at most 16"):
         label_windows(CAUSAL, members, **NOTHING)
     assert label_windows(CAUSAL, members, 16, None, None) == LabelWindows(16, 8, 7)
