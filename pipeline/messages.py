@@ -73,8 +73,9 @@ def redacted(text: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """What an error says, in one line and without credentials."""
-    return redacted(" ".join(str(error).split())) or type(error).__name__
+    """An error's message in one line, without credentials; its class where the message is empty or only a key."""
+    message, kind = redacted(" ".join(str(error).split())), type(error).__name__
+    return f"{kind} {message}" if isinstance(error, KeyError) else message or kind
 
 
 def has_credential(url: str) -> bool:

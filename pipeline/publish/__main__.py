@@ -1,9 +1,9 @@
-"""Publishes a dataset that was annotated into a folder, in the layout and with the ledger that it would have had.
+"""Publishes a dataset that was annotated into a folder, as if it had been annotated to the Hub.
 
     python -m pipeline.publish annotated hf://datasets/USER/NAME
 
-The folder stays as it is. What is published already is not sent again, so the same command goes on where one stopped.
-Nothing outside the folder is sent, and no shard that does not hold what its receipt says.
+The folder stays as it is. Published shards are not sent again, so the same command resumes where one stopped. Nothing
+outside the folder is sent, and no shard that differs from its receipt.
 Exit code 0: every shard is published; 3: some are not labelled yet; 1: refused or failed, or some are damaged.
 """
 
@@ -23,7 +23,7 @@ from pipeline.data.shards import shard_schema
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.output import Plan, locked, planned, require_same
 from pipeline.messages import say
-from pipeline.publish.licenses import source_facts
+from pipeline.publish.origin import origin_of
 from pipeline.publish.publisher import Publisher, published_plan, published_receipts
 from pipeline.publish.section import SubsetInfo
 from pipeline.publish.subset import publish_beginning, publish_end, with_totals
@@ -36,7 +36,7 @@ LOG = logging.getLogger(__name__)
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True)
 class Config:
-    """What to publish, and where."""
+    """The dataset to publish, and its repository."""
 
     folder: Path
     """Folder that pipeline.annotate wrote."""
@@ -93,13 +93,13 @@ def publish_subset(subset: Subset, repository: Repository) -> Left:
     _require_of_plan(subset, plan, receipts)
     if any(Path(name).is_absolute() for name in plan.provenance.source):
         LOG.warning("the shards of %s hold the paths of their inputs; annotate anew to publish none", subset.name)
-    facts = SubsetInfo(
+    info = SubsetInfo(
         subset=subset,
-        place=repository.name,
+        path=repository.name,
         revision=repository.revision,
         provenance=plan.provenance,
         schema=shard_schema(subset.data / receipts[0].shard),
-        source=source_facts(plan.source),
+        origin=origin_of(plan.source),
     )
     there = published_plan(repository, subset)
     if there is not None:
@@ -107,11 +107,11 @@ def publish_subset(subset: Subset, repository: Repository) -> Left:
         require_same(repository.url, plan.provenance, there.provenance, remedy)
     published = {receipt.shard: receipt.sha256 for receipt in published_receipts(repository, subset, plan.units)}
     if receipts_left := [receipt for receipt in receipts if published.get(receipt.shard) != receipt.sha256]:
-        publish_beginning(repository, facts)
+        publish_beginning(repository, info)
     with Publisher(repository, subset, keeps=True) as publisher:
         damaged = [receipt.shard for receipt in receipts_left if not publisher.add(receipt)]
     in_repository = published_receipts(repository, subset, plan.units)
-    publish_end(repository, with_totals(facts, in_repository))
+    publish_end(repository, with_totals(info, in_repository))
     unlabelled = plan.units - len({receipt.unit for receipt in (*receipts, *in_repository)})
     remedy = "give the same pipeline.annotate command again, then this one"
     told = f"; {unlabelled:,} are not labelled yet: {remedy}" if unlabelled else ""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.publish.licenses import License, SourceFacts, source_facts
+from pipeline.publish.origin import License, Origin, origin_of
 from tests.hub import Hub
 
 
@@ -22,13 +22,13 @@ def sources(hub: Hub) -> Hub:
     return hub
 
 
-def facts(*names: str) -> SourceFacts:
-    return source_facts([f"hf://datasets/{name}/data" for name in names])
+def facts(*names: str) -> Origin:
+    return origin_of([f"hf://datasets/{name}/data" for name in names])
 
 
 def test_one_licence_is_taken_over_with_the_languages(sources: Hub) -> None:
     found = facts("user/web", "user/books", "user/web")
-    assert found == SourceFacts(("user/web", "user/books"), License(("odc-by",)), ("en", "fr"))
+    assert found == Origin(("user/web", "user/books"), License(("odc-by",)), ("en", "fr"))
     assert "[user/web](https://huggingface.co/datasets/user/web), [user/books]" in found.sentence
     assert "whose licence is odc-by" in found.sentence
 
@@ -57,6 +57,6 @@ def test_several_licences_or_none_are_not_made_one(sources: Hub, names: tuple[st
 
 
 def test_files_outside_the_hub_have_no_licence_here(sources: Hub) -> None:
-    assert source_facts(["a.parquet"]) == SourceFacts()
-    assert source_facts(["a.parquet", "hf://datasets/user/web"]).license is None
-    assert "outside the Hub" in SourceFacts().sentence
+    assert origin_of(["a.parquet"]) == Origin()
+    assert origin_of(["a.parquet", "hf://datasets/user/web"]).license is None
+    assert "outside the Hub" in Origin().sentence
