@@ -61,14 +61,14 @@ def publish(config: Config) -> int:
     Exit code 0: every shard is published; 3: some are not labelled yet; 1: refused or failed, or some are damaged.
     """
     repository = Repository.at(config.repository)
-    found = sorted(file.parent.name for file in config.folder.glob(f"{LEDGER_FOLDER}/*/{PLAN_FILE}"))
-    wanted = found if config.subset is None else [config.subset]
-    if not found or not set(wanted) <= set(found):
-        has = f"it has {', '.join(found)}" if found else "make one with pipeline.annotate"
+    existing = sorted(file.parent.name for file in config.folder.glob(f"{LEDGER_FOLDER}/*/{PLAN_FILE}"))
+    requested = existing if config.subset is None else [config.subset]
+    if not existing or not set(requested) <= set(existing):
+        has = f"it has {', '.join(existing)}" if existing else "make one with pipeline.annotate"
         raise ValueError(f"no annotated dataset {config.subset or ''} in {config.folder}; {has}")
     with locked(config.folder):
         repository.prepare(private=config.private)
-        left = [publish_subset(Subset(name, config.folder.resolve()), repository) for name in wanted]
+        left = [publish_subset(Subset(name, config.folder.resolve()), repository) for name in requested]
     if damaged := [shard for each in left for shard in each.damaged]:
         raise ValueError(
             f"{len(damaged):,} shards do not hold what their receipts say and were not sent, {damaged[0]} first; run "
@@ -77,7 +77,7 @@ def publish(config: Config) -> int:
         )
     if any(each.unlabelled for each in left):
         return INCOMPLETE
-    say(f"{load_call(repository.name, wanted[0], repository.revision)} has it")
+    say(f"{load_call(repository.name, requested[0], repository.revision)} has it")
     return 0
 
 
@@ -101,10 +101,10 @@ def publish_subset(subset: Subset, repository: Repository) -> Left:
         schema=shard_schema(subset.data / receipts[0].shard),
         origin=origin_of(plan.source),
     )
-    there = published_plan(repository, subset)
-    if there is not None:
+    existing = published_plan(repository, subset)
+    if existing is not None:
         remedy = "publish to another repository, or annotate under another --subset"
-        require_same(repository.url, plan.provenance, there.provenance, remedy)
+        require_same(repository.url, plan.provenance, existing.provenance, remedy)
     published = {receipt.shard: receipt.sha256 for receipt in published_receipts(repository, subset, plan.units)}
     if receipts_left := [receipt for receipt in receipts if published.get(receipt.shard) != receipt.sha256]:
         publish_beginning(repository, info)
@@ -114,13 +114,13 @@ def publish_subset(subset: Subset, repository: Repository) -> Left:
     publish_end(repository, with_totals(info, in_repository))
     unlabelled = plan.units - len({receipt.unit for receipt in (*receipts, *in_repository)})
     remedy = "give the same pipeline.annotate command again, then this one"
-    told = f"; {unlabelled:,} are not labelled yet: {remedy}" if unlabelled else ""
-    say(f"{subset.name}: {len(in_repository):,} of {plan.units:,} shards are in {repository.url}{told}")
+    missing = f"; {unlabelled:,} are not labelled yet: {remedy}" if unlabelled else ""
+    say(f"{subset.name}: {len(in_repository):,} of {plan.units:,} shards are in {repository.url}{missing}")
     return Left(unlabelled, damaged)
 
 
 def _require_of_plan(subset: Subset, plan: Plan, receipts: Sequence[Receipt]) -> None:
-    """Refuse shards of two plans, as they lie beside each other while a dataset grows."""
+    """Refuses shards of two plans, which a folder holds while a dataset grows."""
     others = next((receipt for receipt in receipts if shards_in_all(receipt.shard) != plan.units), None)
     if others is not None:
         raise ValueError(

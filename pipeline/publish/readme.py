@@ -107,7 +107,7 @@ FORMAT = "parquet"
 MOST_FILES = 1000  # that a card can list
 
 
-def beside_own_data(card: str | None, files: Iterable[str], subset: Subset, url: str) -> str | None:
+def keeping_own_data(card: str | None, files: Iterable[str], subset: Subset, url: str) -> str | None:
     """The card of a repository that lacks the subset, with a configuration added for data of its own that has none.
 
     Raises:

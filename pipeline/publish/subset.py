@@ -15,7 +15,7 @@ from pipeline.engine.output import plan_without_paths, require_same
 from pipeline.models.checkpoint import TOKENIZER_FILES
 from pipeline.publish.card import dataset_card
 from pipeline.publish.publisher import published_plan
-from pipeline.publish.readme import beside_own_data, read_readme
+from pipeline.publish.readme import keeping_own_data, read_readme
 from pipeline.publish.section import SubsetInfo
 from schemas.decoding import json_object, reading, text_of
 from schemas.receipts import PLAN_FILE, QUARANTINE, REPORT_FILE, Quarantined, Receipt
@@ -50,7 +50,7 @@ def publish_beginning(repository: Repository, info: SubsetInfo) -> None:
         named = [(file.relative_to(subset.root).as_posix(), file) for file in files]
         card = _readme(repository, info, head)
         if plan is None:
-            card = beside_own_data(card, repository.files("", head), subset, repository.url)
+            card = keeping_own_data(card, repository.files("", head), subset, repository.url)
         return [*begun, *(CommitOperationAdd(path, file) for path, file in named), _card(repository, info, card)]
 
     repository.commit(f"{subset.name}: plan", missing)
