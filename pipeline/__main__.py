@@ -1,4 +1,4 @@
-"""Lists the commands, each with the first line of its docstring, which is read without importing the module."""
+"""Lists the commands with the first line of their docstrings, read without importing them."""
 
 import ast
 import sys
@@ -14,7 +14,7 @@ HELP = ("--help", "-h")
 
 
 def list_commands(arguments: Sequence[str]) -> None:
-    """Prints every command and what it does; arguments other than --help are refused."""
+    """Prints all commands; arguments other than --help are refused."""
     known = commands()
     for argument in arguments:
         if argument not in HELP:
@@ -28,7 +28,7 @@ def list_commands(arguments: Sequence[str]) -> None:
 
 
 def commands() -> dict[str, str]:
-    """What each module that can be run does."""
+    """Every module that can be run, with its first line."""
     packages = {f"pipeline.{file.parent.name}": file for file in sorted(ROOT.glob("pipeline/*/__main__.py"))}
     files = packages | {f"jobs.{file.stem}": file for file in sorted(ROOT.glob("jobs/[!_]*.py"))}
     modules = {name: ast.parse(file.read_bytes()) for name, file in files.items()}
@@ -36,13 +36,13 @@ def commands() -> dict[str, str]:
 
 
 def can_be_run(module: ast.Module) -> bool:
-    """Whether it looks at how it was started."""
+    """True if the module has an `if __name__ == "__main__"`."""
     tests = [statement.test for statement in module.body if isinstance(statement, ast.If)]
     return "__name__ == '__main__'" in map(ast.unparse, tests)
 
 
 def first_line(module: ast.Module) -> str:
-    """The docstring's, which is a sentence."""
+    """The first line of the docstring, which is a sentence."""
     return (ast.get_docstring(module) or "").partition("\n")[0]
 
 

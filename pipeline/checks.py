@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def require_at_least_one(settings: object, *names: str) -> None:
-    """Refuses numbers below 1; what is no number, as None or `auto`, passes.
+    """Refuses numbers below 1; other values, such as None or `auto`, pass.
 
     Raises:
         ValueError: with the flag of the first that is below.
@@ -23,10 +23,10 @@ WRITTEN = ("output", "staging")
 
 
 def require_lasting(flag: str, folder: Path) -> None:
-    """Refuses a folder in Ray's copy of the working directory.
+    """Refuses a folder in Ray's copy of the working directory, which is deleted after a job.
 
     Raises:
-        ValueError: if it is there.
+        ValueError: if it is in there.
     """
     parts = folder.resolve().parts
     if COPIES in pairwise(parts):
@@ -39,10 +39,10 @@ def require_lasting(flag: str, folder: Path) -> None:
 
 
 def require_lasting_outputs(config: object) -> None:
-    """Refuses a command's settings that name such a folder.
+    """Refuses a command's settings if they name such a folder for output.
 
     Raises:
-        ValueError: if they do.
+        ValueError: as require_lasting does.
     """
     named = {field.name for field in fields(config)} if is_dataclass(config) else set()
     for flag in named.intersection(WRITTEN):

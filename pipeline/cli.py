@@ -1,6 +1,6 @@
-"""The command line of every job: a typed dataclass becomes flags, `--config` a YAML file beneath them.
+"""The command line of every command: a dataclass becomes flags, which a YAML file may set too (`--config`).
 
-A mistake of the user's ends in one line on standard error and exit code 1.
+Errors that a user can cause end in one line on standard error and exit code 1.
 """
 
 import io
@@ -33,7 +33,7 @@ which flags on the command line override; --debug shows the traceback of an erro
 def run(command: Callable[..., int | None], module: str, *, resumes: bool = True) -> NoReturn:
     """Parses the arguments into `command`'s dataclass, calls it and exits with what it returns (None is 0).
 
-    `resumes` says whether the same command goes on where it was interrupted.
+    `resumes` says whether the same command resumes an interrupted one.
     """
     _print_anything()
     log_to_stderr()
@@ -56,12 +56,12 @@ def run(command: Callable[..., int | None], module: str, *, resumes: bool = True
                 raise
             if debug:
                 sys.exit(visible(redacted(traceback.format_exc()), keep="\n"))
-            sys.exit(f"error: {one_line(_describe(error))}")
+            sys.exit(f"error: {one_line(_with_remedy(error))}")
     sys.exit(code)
 
 
 def _print_anything() -> None:
-    """Has characters that a terminal of another encoding lacks printed as escapes; an error of ours is shown alike."""
+    """Prints characters that the terminal's encoding lacks as escapes, in tracebacks too."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -86,8 +86,8 @@ def _require_text(arguments: Sequence[str]) -> None:
             raise ValueError(f"the argument {argument} is not {encoding}, as this command reads it; {remedy}")
 
 
-def _describe(error: Exception) -> str:
-    """What an error says; of those that are not ours, what to do too."""
+def _with_remedy(error: Exception) -> str:
+    """An error's message; for errors of libraries also what to do."""
     if isinstance(error, cyclopts.UnusedCliTokensError):
         return f"{' '.join(error.unused_tokens or ())} belongs to no flag; --help shows the flags and what each takes"
     if isinstance(error, cyclopts.CycloptsError):
@@ -100,7 +100,7 @@ def _describe(error: Exception) -> str:
 
 
 def _parser(command: Callable[..., int | None], module: str, arguments: list[str]) -> cyclopts.App:
-    """The parser for `command`; takes the flags that every command shares out of `arguments`."""
+    """The parser for `command`; removes the flags that all commands share from `arguments`."""
     if "--debug" in arguments:
         arguments.remove("--debug")
     return cyclopts.App(
@@ -117,7 +117,7 @@ def _parser(command: Callable[..., int | None], module: str, arguments: list[str
 
 
 def _checked(command: Callable[..., int | None]) -> Callable[..., int | None]:
-    """The same command, which refuses outputs that would not last before it begins."""
+    """The same command, with a check beforehand that its outputs last."""
 
     @wraps(command)
     def checked(*configs: object) -> int | None:
@@ -129,18 +129,18 @@ def _checked(command: Callable[..., int | None]) -> Callable[..., int | None]:
 
 
 def _split(argument: str) -> list[str]:
-    """`--config=FILE` as the two words that the other spelling has."""
+    """`--config=FILE` as two words, the other spelling."""
     return argument.split("=", 1) if argument.startswith("--config=") else [argument]
 
 
 def _config_files(arguments: list[str]) -> list[Yaml]:
     files: list[Yaml] = []
     while "--config" in arguments:
-        at = arguments.index("--config")
-        if at + 1 == len(arguments):
+        index = arguments.index("--config")
+        if index + 1 == len(arguments):
             raise ValueError("--config needs a YAML file; name one, as in --config run.yaml")
-        file = Path(arguments[at + 1])
-        del arguments[at : at + 2]
+        file = Path(arguments[index + 1])
+        del arguments[index : index + 2]
         _check_yaml(file)
         files.append(Yaml(file.resolve(), must_exist=True))
     return files

@@ -1,4 +1,7 @@
-"""Credentials in text: found in what a user names, and removed from what is shown or written."""
+"""Text that is shown or written: without credentials, and with characters escaped that could steer a terminal or page.
+
+Commands print with `say`. Errors come through `describe` and `one_line`, log records through `LineFormatter`.
+"""
 
 import logging
 import os
@@ -9,12 +12,12 @@ from typing import Any, TextIO
 from urllib.parse import quote, unquote_plus
 
 REMOVED = "***"
-SHORTEST_SECRET = 7  # characters; a shorter value stands in ordinary words too
+SHORTEST_SECRET = 7  # characters; shorter values occur in ordinary words too
 TELLING = re.compile(
     "token|sig|key|secret|credential|passw|pwd|auth|bearer|cookie|session|jwt|hmac|private|ticket|policy|hdnts",
     re.IGNORECASE,
 )
-# Names of parameters that stand in other words too, so that they must be whole ones.
+# Names of parameters that occur in other words too, so that they must be whole words.
 TELLING_WORD = re.compile(
     r"(?:^|[-_.])(?:pass|pw|pat|pin|code|sid|hash|access|otp|nonce|refresh|verify|secure|e|se|st)(?:$|[-_.])",
     re.IGNORECASE,
@@ -30,11 +33,11 @@ USER = re.compile(rf"(?<=://)(?:[^/?#\s]*@|{SLASHED})")
 PASSWORD = re.compile(rf"https?://[^/?#\s]*@|://[^/?#\s]*:[^/?#\s]*@|://{SLASHED}", re.IGNORECASE)
 PARAMETER = re.compile(r"(?<=[?&;#])([^?=&;#\s/]+)=([^&;#\s]*)")
 URL = re.compile(r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,30}://[^\s'\"]+", re.IGNORECASE)
-# Parameters that choose a file or its version. The value of any other may let its bearer in.
+# Parameters that choose a file or its version. Any other may hold a credential.
 HARMLESS = re.compile(
     "dl|download|export|format|lang|limit|offset|page|raw|ref|rev|revision|size|version|versionid", re.IGNORECASE
 )
-# Each begins with what stays of it.
+# The first group of each is kept.
 SHAPES = (
     re.compile(
         r"((?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?(?:(?:basic|bearer|digest|token)\s+)?)[^\s'\",;]+", re.I
@@ -58,23 +61,18 @@ SHAPES = (
 def redacted(text: str) -> str:
     """The text without credentials: `***` stands for each.
 
-    Credentials are users and passwords in URLs, parameters with a telling name and all parameters of a URL but those
-    that are harmless, headers and settings with a telling name, tokens and keys of known shapes, and the values of
-    environment variables with a telling name, as they are or quoted for a URL.
+    Credentials are users and passwords in URLs, all parameters of a URL except harmless ones, other parameters, headers
+    and settings with a telling name, tokens and keys of known shapes, and the values of environment variables with a
+    telling name, as they are or quoted for a URL.
     """
     for secret in _environment_secrets():
         text = text.replace(secret, REMOVED)
     text = USER.sub(f"{REMOVED}@", text)
-    text = URL.sub(lambda url: PARAMETER.sub(lambda found: _shown(found, not is_harmless(found[1])), url[0]), text)
-    text = PARAMETER.sub(lambda found: _shown(found, _is_secret(found[1])), text)
+    text = URL.sub(lambda url: PARAMETER.sub(lambda found: _masked(found, not is_harmless(found[1])), url[0]), text)
+    text = PARAMETER.sub(lambda found: _masked(found, _is_secret(found[1])), text)
     for shape in SHAPES:
         text = shape.sub(rf"\1{REMOVED}", text)
     return text
-
-
-def describe(error: BaseException) -> str:
-    """What an error says, in one line and without credentials."""
-    return redacted(" ".join(str(error).split())) or type(error).__name__
 
 
 def has_credential(url: str) -> bool:
@@ -92,11 +90,11 @@ def has_credential(url: str) -> bool:
 
 
 def is_harmless(parameter: str) -> bool:
-    """True if a parameter of a URL, by its name, is no key to anything."""
+    """True if a parameter of a URL has a name of those that hold no credential."""
     return HARMLESS.fullmatch(unquote_plus(parameter)) is not None
 
 
-def _shown(found: re.Match[str], secret: bool) -> str:
+def _masked(found: re.Match[str], secret: bool) -> str:
     return f"{found[1]}={REMOVED}" if secret else found[0]
 
 
@@ -106,13 +104,13 @@ def _is_secret(parameter: str) -> bool:
 
 
 def _environment_secrets() -> list[str]:
-    """The longest first: one may be a part of another."""
+    """Values of environment variables, the longest first: one may be part of another."""
     values = [value for name, value in os.environ.items() if SECRET_VARIABLE.search(name)]
     secrets = {form for value in values if len(value) >= SHORTEST_SECRET for form in (value, quote(value, safe=""))}
     return sorted(secrets, key=len, reverse=True)
 
 
-MOST_IN_LINE = 4000  # characters of an error: a column's name can have a megabyte
+MOST_IN_LINE = 4000  # characters of an error: the name of a column can be a megabyte long
 MOST_IN_MARKDOWN = 300
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # C0, DEL and C1; marks, embeddings, overrides and isolates of direction; line ends of Unicode; halves of characters,
@@ -124,37 +122,43 @@ PLAIN_NAME = re.compile(r"[\w.:/@-][\w.:/@ -]*")
 
 
 def visible(text: str, keep: str = "") -> str:
-    """The text with every unsafe character but those of `keep` as Python writes it: `\\x1b`, `\\u202e`, `\\n`."""
-    return UNSAFE.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+    """The text with all unsafe characters except those of `keep` escaped as in Python: `\\x1b`, `\\u202e`, `\\n`."""
+    return UNSAFE.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
 def one_line(text: str) -> str:
-    """The text as a line of bounded length without credentials."""
+    """The text as one line of bounded length, without credentials."""
     line = visible(" ".join(redacted(text).split()))
     end = MOST_IN_LINE // 4  # where an error says what to do
     return line if len(line) <= MOST_IN_LINE else f"{line[: MOST_IN_LINE - end]} … {line[-end:]}"
 
 
+def describe(error: BaseException) -> str:
+    """An error's message in one line, without credentials; its class where the message is empty or only a key."""
+    message, kind = redacted(" ".join(str(error).split())), type(error).__name__
+    return f"{kind} {message}" if isinstance(error, KeyError) else message or kind
+
+
 def say(*lines: str, file: TextIO | None = None) -> None:
-    """Prints lines, on standard output by default, without credentials; no character in them ends a line."""
+    """Prints lines, on standard output by default, without credentials; line ends within them are escaped."""
     for line in lines:
         print(visible(redacted(line)), file=file or sys.stdout, flush=True)
 
 
 def in_markdown(text: str) -> str:
-    """The text as words of a line of Markdown, bounded in length: it holds no markup and no HTML."""
+    """The text as plain words of a line of Markdown, bounded in length, with markup and HTML escaped."""
     shown = text if len(text) <= MOST_IN_MARKDOWN else f"{text[:MOST_IN_MARKDOWN]}…"
     return MARKDOWN.sub(r"\\\1", escape(visible(shown.strip()), quote=False))
 
 
 def name_in_markdown(name: str) -> str:
-    """A name as code, or as in_markdown has it where code could not hold it."""
+    """A name as code, or escaped as by in_markdown if code could not hold it."""
     is_plain = len(name) <= MOST_IN_MARKDOWN and PLAIN_NAME.fullmatch(name)
     return f"`{name}`" if is_plain else in_markdown(name)
 
 
 class LineFormatter(logging.Formatter):
-    """A record in a line, without credentials; a traceback below it."""
+    """A record in one line, without credentials; a traceback below it."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return visible(redacted(super().formatMessage(record)))
@@ -164,11 +168,7 @@ class LineFormatter(logging.Formatter):
 
 
 def log_to_stderr(level: int = logging.WARNING) -> None:
-    """Logs in lines, unless somebody set up logging before."""
+    """Logs with LineFormatter, unless logging is set up already."""
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter(LOG_FORMAT))
     logging.basicConfig(level=level, handlers=[handler])
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")

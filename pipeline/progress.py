@@ -1,4 +1,4 @@
-"""How far a run is, on standard error: a line for each stage that takes a while, then a bar, or a line a minute."""
+"""Progress of a run on standard error: a line for each stage that takes a while, then a bar, or a line a minute."""
 
 import sys
 import threading
@@ -14,13 +14,13 @@ from tqdm import tqdm
 from pipeline.messages import say
 
 LINE_SECONDS = 60.0
-TICK_SECONDS = 0.5  # between looks at the run
-SHORT_SECONDS = 1.0  # a stage that is over by then is not worth a line
+TICK_SECONDS = 0.5  # between two looks at the run
+SHORT_SECONDS = 1.0  # shorter stages have no line
 
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Says what is being done if it takes longer than a moment."""
+    """Names a stage of the work if it takes longer than SHORT_SECONDS."""
     timer = threading.Timer(SHORT_SECONDS, lambda: say(f"{name} ...", file=sys.stderr))
     timer.daemon = True
     timer.start()
@@ -32,19 +32,19 @@ def stage(name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class State:
-    """A session of a run at a moment, units that are not committed counted in part."""
+    """Totals of a session so far; units that are not committed yet count in part."""
 
     rows: float
     tokens: float
     workers: int
-    """Those that have loaded."""
+    """Workers that have loaded the model."""
     given_up: int
 
 
 class Progress:
-    """Rows of `total` that are done, of which `done` were before; tokens/s, time left, failures, workers.
+    """Shows rows done out of `total`, `done` of them before this session; tokens/s, time left, failures, workers.
 
-    A thread of its own asks `look` for the state: where the run's own process labels, its thread is busy with that.
+    A thread asks `look` for the state, because the main thread may be busy labelling.
     """
 
     def __init__(self, total: int, done: int, look: Callable[[], State]) -> None:
@@ -52,14 +52,14 @@ class Progress:
         self.bar = tqdm(total=total, initial=done, desc="annotating", unit=" documents", disable=not self.terminal)
         self.total, self.done, self.look = total, done, look
         self.started: float | None = None
-        """When there was a worker at work."""
+        """When the first worker had loaded."""
         self.next_line = 0.0
         self.loading = ExitStack()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="progress", daemon=True)
 
     def __enter__(self) -> Self:
-        if not self.terminal:  # where the bar says it
+        if not self.terminal:  # on a terminal the bar says it
             self.loading.enter_context(stage("loading the model"))
         self.thread.start()
         return self
@@ -78,14 +78,14 @@ class Progress:
             self.show(self.look())
 
     def show(self, state: State) -> None:
-        """Brings the bar up to date, or prints a line when a minute has passed."""
+        """Updates the bar, or prints a line if a minute has passed."""
         if self.started is None and state.workers:
             self.started = time.monotonic()
             self.next_line = self.started + LINE_SECONDS
             self.loading.close()
         if self.terminal:
             self.bar.set_postfix_str(self._state(state), refresh=False)
-            self.bar.n = self.done + int(state.rows)  # less than before where a worker died
+            self.bar.n = self.done + int(state.rows)  # less than before if a worker died
             self.bar.refresh()
         elif self.started is not None and time.monotonic() >= self.next_line:
             self.next_line = time.monotonic() + LINE_SECONDS
@@ -98,7 +98,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the first worker has loaded."""
+        """Seconds since the first worker loaded."""
         return max(1e-9, time.monotonic() - self.started) if self.started is not None else 0.0
 
     def _state(self, state: State) -> str:

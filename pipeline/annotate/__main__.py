@@ -41,7 +41,7 @@ from pipeline.messages import say
 from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.progress import Progress, State, stage
 from pipeline.publish.card import folder_card, write_card
-from pipeline.publish.licenses import source_facts
+from pipeline.publish.origin import origin_of
 from pipeline.publish.publisher import Publisher
 from pipeline.publish.section import THIS_FOLDER, SubsetInfo
 from pipeline.publish.subset import publish_beginning, publish_end, with_totals
@@ -158,11 +158,11 @@ def info_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
     """The card's information on a run that has not resumed."""
     return SubsetInfo(
         subset=job.subset,
-        place=job.repository.name if job.repository else THIS_FOLDER,
+        path=job.repository.name if job.repository else THIS_FOLDER,
         revision=job.repository.revision if job.repository else "main",
         provenance=job.provenance,
         schema=job.schema,
-        source=source_facts(inputs),
+        origin=origin_of(inputs),
     )
 
 

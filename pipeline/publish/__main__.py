@@ -1,9 +1,9 @@
-"""Publishes a dataset that was annotated into a folder, in the layout and with the ledger that it would have had.
+"""Publishes a dataset that was annotated into a folder, as if it had been annotated to the Hub.
 
     python -m pipeline.publish annotated hf://datasets/USER/NAME
 
-The folder stays as it is. What is published already is not sent again, so the same command goes on where one stopped.
-Nothing outside the folder is sent, and no shard that does not hold what its receipt says.
+The folder stays as it is. Published shards are not sent again, so the same command resumes where one stopped. Nothing
+outside the folder is sent, and no shard that differs from its receipt.
 Exit code 0: every shard is published; 3: some are not labelled yet; 1: refused or failed, or some are damaged.
 """
 
@@ -23,7 +23,7 @@ from pipeline.data.naming import load_call
 from pipeline.data.shards import shard_schema
 from pipeline.engine.output import existing_plan, locked, require_same
 from pipeline.messages import say
-from pipeline.publish.licenses import source_facts
+from pipeline.publish.origin import origin_of
 from pipeline.publish.publisher import Publisher
 from pipeline.publish.section import SubsetInfo
 from pipeline.publish.subset import publish_beginning, publish_end, with_totals
@@ -36,7 +36,7 @@ LOG = logging.getLogger(__name__)
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True)
 class Config:
-    """What to publish, and where."""
+    """The dataset to publish, and its repository."""
 
     folder: Path
     """Folder that pipeline.annotate wrote."""
@@ -61,14 +61,14 @@ def publish(config: Config) -> int:
     Exit code 0: every shard is published; 3: some are not labelled yet; 1: refused or failed, or some are damaged.
     """
     repository = Repository.at(config.repository)
-    found = sorted(file.parent.name for file in config.folder.glob(f"{LEDGER_FOLDER}/*/{PLAN_FILE}"))
-    wanted = found if config.subset is None else [config.subset]
-    if not found or not set(wanted) <= set(found):
-        has = f"it has {', '.join(found)}" if found else "make one with pipeline.annotate"
+    existing = sorted(file.parent.name for file in config.folder.glob(f"{LEDGER_FOLDER}/*/{PLAN_FILE}"))
+    requested = existing if config.subset is None else [config.subset]
+    if not existing or not set(requested) <= set(existing):
+        has = f"it has {', '.join(existing)}" if existing else "make one with pipeline.annotate"
         raise ValueError(f"no annotated dataset {config.subset or ''} in {config.folder}; {has}")
     with locked(config.folder):
         repository.prepare(private=config.private)
-        left = [publish_subset(Subset(name, config.folder.resolve()), repository) for name in wanted]
+        left = [publish_subset(Subset(name, config.folder.resolve()), repository) for name in requested]
     if damaged := [shard for each in left for shard in each.damaged]:
         raise ValueError(
             f"{len(damaged):,} shards do not hold what their receipts say and were not sent, {damaged[0]} first; run "
@@ -77,7 +77,7 @@ def publish(config: Config) -> int:
         )
     if any(each.unlabelled for each in left):
         return INCOMPLETE
-    say(f"{load_call(repository.name, wanted[0], repository.revision)} has it")
+    say(f"{load_call(repository.name, requested[0], repository.revision)} has it")
     return 0
 
 
@@ -93,13 +93,13 @@ def publish_subset(subset: Subset, repository: Repository) -> Left:
     _require_of_plan(subset, plan, receipts)
     if any(Path(name).is_absolute() for name in plan.provenance.source):
         LOG.warning("the shards of %s hold the paths of their inputs; annotate anew to publish none", subset.name)
-    facts = SubsetInfo(
+    info = SubsetInfo(
         subset=subset,
-        place=repository.name,
+        path=repository.name,
         revision=repository.revision,
         provenance=plan.provenance,
         schema=shard_schema(subset.data / receipts[0].shard),
-        source=source_facts(plan.source),
+        origin=origin_of(plan.source),
     )
     if (existing := published.plan()) is not None:
         remedy = "publish to another repository, or annotate under another --subset"
@@ -107,20 +107,20 @@ def publish_subset(subset: Subset, repository: Repository) -> Left:
     units = len(plan.units)
     digests = {receipt.shard: receipt.sha256 for receipt in published.receipts(units)}
     if receipts_left := [receipt for receipt in receipts if digests.get(receipt.shard) != receipt.sha256]:
-        publish_beginning(repository, facts)
+        publish_beginning(repository, info)
     with Publisher(repository, subset, keeps=True) as publisher:
         damaged = [receipt.shard for receipt in receipts_left if not publisher.add(receipt)]
     in_repository = published.receipts(units)
-    publish_end(repository, with_totals(facts, in_repository))
+    publish_end(repository, with_totals(info, in_repository))
     unlabelled = units - len({receipt.unit for receipt in (*receipts, *in_repository)})
     remedy = "give the same pipeline.annotate command again, then this one"
-    message = f"; {unlabelled:,} are not labelled yet: {remedy}" if unlabelled else ""
-    say(f"{subset.name}: {len(in_repository):,} of {units:,} shards are in {repository.url}{message}")
+    missing = f"; {unlabelled:,} are not labelled yet: {remedy}" if unlabelled else ""
+    say(f"{subset.name}: {len(in_repository):,} of {units:,} shards are in {repository.url}{missing}")
     return Left(unlabelled, damaged)
 
 
 def _require_of_plan(subset: Subset, plan: Plan, receipts: Sequence[Receipt]) -> None:
-    """Refuse shards of two plans, as they lie beside each other while a dataset grows."""
+    """Refuses shards of two plans, which a folder holds while a dataset grows."""
     others = next((receipt for receipt in receipts if shards_in_all(receipt.shard) != len(plan.units)), None)
     if others is not None:
         raise ValueError(

@@ -1,7 +1,6 @@
-"""The README.md that a folder or a repository has before a card is written into it.
+"""The README.md that a folder or a repository has already, written by anybody, and the data that it describes.
 
-Anybody may have written it. It is read before anything is labelled, and one that a card cannot be added to is refused
-by its name.
+It is read before anything is labelled, and refused by its name if a card cannot be added to it.
 """
 
 import glob
@@ -16,7 +15,11 @@ from typing import TYPE_CHECKING
 import yaml
 from huggingface_hub import DatasetCard
 
+from pipeline.messages import describe
 from schemas.layout import CARD_FILE, Subset
+
+if TYPE_CHECKING:
+    from datasets import DatasetBuilder
 
 MOST_VALUES = 1_000_000  # of front matter, aliases written out
 EMPTY = "---\n{}\n---\n"
@@ -26,7 +29,7 @@ MARK = r"<!--\s*({kind})\s+{name}(?:\s[^\n>]*)?-->"
 
 
 def read_readme(file: Path | None) -> str | None:
-    """The text of a README.md; None where there is none.
+    """The text of a README.md; None if the file does not exist.
 
     Raises:
         ValueError: if it is not UTF-8.
@@ -39,8 +42,8 @@ def read_readme(file: Path | None) -> str | None:
         raise ValueError(f"{file} is not UTF-8 ({error.reason}); {REMEDY}") from error
 
 
-def parsed(text: str, place: str) -> DatasetCard:
-    """The card in a README.md at a place, its front matter as `datasets` must find it.
+def parsed(text: str, name: str) -> DatasetCard:
+    """The card in the text of a README.md, which errors call by `name`; its front matter is one `datasets` can read.
 
     Raises:
         ValueError: if the front matter is not YAML, does not end, or describes no configurations and datasets.
@@ -62,7 +65,7 @@ def parsed(text: str, place: str) -> DatasetCard:
         MetadataConfigs.from_dataset_card_data(card.data)
         DatasetInfosDict.from_dataset_card_data(card.data)
     except Exception as error:  # YAML, the Hub and `datasets` raise many kinds
-        raise ValueError(f"the front matter of {place} cannot be read: {_told(error)}; {REMEDY}") from error
+        raise ValueError(f"the front matter of {name} cannot be read: {describe(error)}; {REMEDY}") from error
     return card
 
 
@@ -72,7 +75,7 @@ def marks(text: str, name: str) -> list[str]:
 
 
 def _written_out(value: object, known: dict[int, int]) -> int:
-    """Number of values, those behind an alias counted each time; MOST_VALUES at least of one that holds itself."""
+    """Number of values, those behind an alias counted each time; at least MOST_VALUES if a value holds itself."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:
@@ -83,8 +86,8 @@ def _written_out(value: object, known: dict[int, int]) -> int:
 
 
 def _repeated(front_matter: str) -> list[str]:
-    """Keys that a mapping has twice: of these YAML reads the last, and the others would be lost."""
-    nodes, found, seen = list(yaml.compose_all(front_matter, yaml.SafeLoader)), list[str](), set[int]()
+    """Keys that a mapping has twice: YAML reads the last of them, and the others would be lost."""
+    nodes, repeated, seen = list(yaml.compose_all(front_matter, yaml.SafeLoader)), list[str](), set[int]()
     while nodes:
         node = nodes.pop()
         if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
@@ -92,28 +95,20 @@ def _repeated(front_matter: str) -> list[str]:
         seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
             keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-            found += [key for key, times in keys.items() if times > 1]
+            repeated += [key for key, times in keys.items() if times > 1]
             nodes += [value for _, value in node.value]
         else:
             nodes += node.value
-    return found
+    return repeated
 
-
-def _told(error: Exception) -> str:
-    message = f"{type(error).__name__} {error}" if isinstance(error, KeyError | RecursionError) else str(error)
-    return " ".join(message.split())
-
-
-if TYPE_CHECKING:
-    from datasets import DatasetBuilder
 
 DEFAULT = "default"  # as `datasets` calls what it finds by itself
 FORMAT = "parquet"
 MOST_FILES = 1000  # that a card can list
 
 
-def beside_own_data(card: str | None, files: Iterable[str], subset: Subset, url: str) -> str | None:
-    """The card of a repository without the subset, with a configuration for data that has none.
+def keeping_own_data(card: str | None, files: Iterable[str], subset: Subset, url: str) -> str | None:
+    """The card of a repository that lacks the subset, with a configuration added for data of its own that has none.
 
     Raises:
         ValueError: if `datasets` could not read both the data and the labels afterwards.
@@ -134,12 +129,12 @@ def beside_own_data(card: str | None, files: Iterable[str], subset: Subset, url:
     if name in (configured or [DEFAULT]):
         raise ValueError(f"{url} has a configuration {name} of its own; annotate under another --subset")
     if not configured:
-        whole.data["configs"] = [{"config_name": DEFAULT, "data_files": _listed(builder, url)}]
+        whole.data["configs"] = [{"config_name": DEFAULT, "data_files": _files_by_split(builder, url)}]
     return str(whole)
 
 
 def _builder(card: str | None, paths: list[str], url: str) -> "DatasetBuilder | None":
-    """What `datasets` makes of empty files of these names; None if it finds no data among them."""
+    """The builder that `datasets` chooses for empty files of these names; None if it finds no data among them."""
     from datasets import get_dataset_config_names, load_dataset_builder
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DataFilesNotFoundError
@@ -161,14 +156,14 @@ def _builder(card: str | None, paths: list[str], url: str) -> "DatasetBuilder | 
             raise ValueError(f"`datasets` cannot tell what data {url} has already: {error}; {remedy}") from error
 
 
-def _listed(builder: "DatasetBuilder", url: str) -> list[dict[str, object]]:
-    """The files of each split one by one, since a pattern that finds them could find labels too."""
-    found = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
-    if (count := sum(map(len, found.values()))) > MOST_FILES:
+def _files_by_split(builder: "DatasetBuilder", url: str) -> list[dict[str, object]]:
+    """The files of each split by name, since a pattern that matches them could match labels too."""
+    files_of = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
+    if (count := sum(map(len, files_of.values()))) > MOST_FILES:
         remedy = "write `configs` with a pattern for them into its README.md"
         raise ValueError(f"{url} has {count:,} data files, which labels would hide from `datasets`; {remedy}")
     root = str(builder.base_path)
     return [
         {"split": split, "path": [glob.escape(os.path.relpath(file, root)) for file in files]}
-        for split, files in found.items()
+        for split, files in files_of.items()
     ]

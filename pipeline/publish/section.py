@@ -1,35 +1,41 @@
-"""What is known of a subset that is published or written to a folder."""
+"""A subset's section of the card: figures, columns, how to load it, limits and provenance, filled into card.md."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
+from pathlib import Path
+from string import Template
 
 import pyarrow as pa
 
 from pipeline.data.hub import Repository
 from pipeline.data.naming import load_call, public_names
 from pipeline.messages import in_markdown, name_in_markdown
-from pipeline.publish.licenses import SourceFacts
+from pipeline.publish.origin import Origin
 from schemas.annotations import DESCRIPTIONS, LIMITS, Provenance
 from schemas.layout import Subset
 from schemas.receipts import BIN_NATS, BINS, Counts
 
+INTRODUCTION, SECTION = (
+    Path(__file__).with_name("card.md").read_text(encoding="utf-8").split("\n<!-- The section of each subset: -->\n")
+)
 THIS_FOLDER = "THIS_FOLDER"
+MOST_COLUMNS = 100  # to name
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetInfo:
-    """Of a subset. Without counts it is still being written."""
+    """Everything the card says of a subset. Without counts it is still being written."""
 
     subset: Subset
-    place: str
-    """What `load_dataset` is given: THIS_FOLDER, or USER/NAME on the Hub."""
+    path: str
+    """The first argument of `load_dataset`: THIS_FOLDER, or USER/NAME on the Hub."""
     revision: str = "main"
     """The branch on the Hub."""
     provenance: Provenance
     schema: pa.Schema
-    source: SourceFacts
+    origin: Origin
     counts: Counts | None = None
     shards_sha256: str = ""
     size: int = 0
@@ -38,87 +44,34 @@ class SubsetInfo:
     @property
     def labels(self) -> str:
         """The subset as commands of this project take it."""
-        place = self.place if self.place == THIS_FOLDER else Repository(self.place, self.revision).url
-        return f"{place}/{self.subset.in_repository.data.as_posix()}"
+        dataset = self.path if self.path == THIS_FOLDER else Repository(self.path, self.revision).url
+        return f"{dataset}/{self.subset.in_repository.data.as_posix()}"
 
 
-WIDTH = 40
-LEAST_SHARE = 0.0005  # of all labels, that a line can show: 0.1%
-
-
-def drawn_histogram(histogram: tuple[int, ...]) -> str:
-    """A line for each bin: its lower end in nats, a bar, its share. Those after the last that shows are one line."""
-    total, most = sum(histogram), max(histogram, default=0)
-    if not total:
-        return "no labels"
-    shown = max(place for place, count in enumerate(histogram) if count / total >= LEAST_SHARE) + 1
-    lines = [(_lower_end(place), count) for place, count in enumerate(histogram[:shown]) if place or count]
-    if beyond := sum(histogram[shown:]):
-        lines.append(("above", beyond))
-    return "\n".join(
-        f"{end:>9} {'█' * round(WIDTH * count / most):<{WIDTH}} {count / total:6.1%}".rstrip() for end, count in lines
-    )
-
-
-def median(histogram: tuple[int, ...]) -> str:
-    """The median in nats, as near as the bins tell: between the ends of the one that it falls in."""
-    half, place = sum(histogram) / 2, 0
-    place = next((place for place, count in enumerate(accumulate(histogram)) if count >= half), 0)
-    if not place:
-        return "below 0" if half else "no"
-    if place == BINS - 1:
-        return f"above {_lower_end(place)}"
-    before = sum(histogram[:place])
-    return f"{(place - 1 + (half - before) / histogram[place]) * BIN_NATS:.2f}"
-
-
-def _lower_end(place: int) -> str:
-    return f"{(place - 1) * BIN_NATS:.1f}" if place else "below 0"
-
-
-MOST_COLUMNS = 100  # to name
-
-
-def section(facts: SubsetInfo) -> str:
-    """What the card says of a subset."""
-    name, provenance = facts.subset.name, facts.provenance
-    columns = [column for column in DESCRIPTIONS if column in facts.schema.names]
-    described = "\n".join(
-        f"| `{column}` | {_named(facts.schema.field(column).type)} | {DESCRIPTIONS[column]} |" for column in columns
-    )
-    passed = _listed([column for column in facts.schema.names if column not in columns])
+def section(info: SubsetInfo) -> str:
+    """The subset's section in Markdown, without the marks around it."""
+    provenance, names = info.provenance, info.schema.names
+    columns = [column for column in DESCRIPTIONS if column in names]
+    types = [_type_name(info.schema.field(column).type) for column in columns]
     shown = {**asdict(provenance), "source": public_names(provenance.source)}
-    origin = "\n".join(f"| {key} | {_shown(value)} |" for key, value in shown.items())
-    return f"""## {name}
+    return Template(SECTION.rstrip()).substitute(
+        name=info.subset.name,
+        figures=_figures(info),
+        columns=_rows((f"`{name}`", kind, DESCRIPTIONS[name]) for name, kind in zip(columns, types, strict=True)),
+        source_columns=_listed([column for column in names if column not in columns]),
+        tokenizer=info.subset.in_repository.tokenizer.as_posix(),
+        load_call=load_call(info.path, info.subset.name, info.revision),
+        labels=info.labels,
+        limits=LIMITS[provenance.method],
+        seen=_seen(provenance),
+        origin=info.origin.sentence,
+        model=in_markdown(provenance.labelled_by),
+        provenance=_rows((key, _joined(value)) for key, value in shown.items()),
+    )
 
-{_figures(facts)}
 
-| column | type | |
-|---|---|---|
-{described}
-
-Columns of the source: {passed}. `entropy[i]` speaks of `input_ids[i]`: no shift, equal lengths. The tokenizer of
-`input_ids` is in `{facts.subset.in_repository.tokenizer.as_posix()}`, if they were not tokenized already.
-
-```python
-from datasets import load_dataset
-dataset = {load_call(facts.place, name, facts.revision)}  # or streaming=True
-```
-
-    python -m jobs.train_language_model --labels {facts.labels} --objective flood --output model
-
-### Limits
-
-{LIMITS[provenance.method]} {_seen(provenance)}
-
-### Where it comes from
-
-{facts.source.sentence}
-Model: {in_markdown(provenance.labelled_by)}.
-
-| provenance | |
-|---|---|
-{origin}"""
+def _rows(rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def _listed(columns: Sequence[str]) -> str:
@@ -127,27 +80,13 @@ def _listed(columns: Sequence[str]) -> str:
     return f"{names} and {more:,} more" if more > 0 else names
 
 
-def _named(kind: pa.DataType) -> str:
-    """A type as it is named wherever it comes from: a list's items have one name in memory and another in Parquet."""
+def _type_name(kind: pa.DataType) -> str:
+    """The same wherever a type comes from: a list's items have one name in memory and another in Parquet."""
     return f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
 
 
-def _figures(facts: SubsetInfo) -> str:
-    counts = facts.counts
-    if counts is None:
-        return "It is still being written."
-    mean = counts.mean_entropy
-    a_byte = f", {mean / math.log(2) * counts.tokens / counts.text_bytes:.3f} bits a byte" if counts.text_bytes else ""
-    longest, long = facts.provenance.longest_document, counts.rows_too_long
-    too_long = f"\n{long:,} longer than {longest:,} bytes have no tokens." if long else ""
-    rows, tokens, labelled = counts.rows, counts.tokens, counts.labelled_tokens
-    return f"""{rows:,} documents, {tokens:,} tokens, {labelled:,} of them labelled.{too_long}
-A label is {mean:.3f} nats ({mean / math.log(2):.3f} bits) in the mean{a_byte},
-{median(counts.histogram)} nats in the median.
-
-```
-{drawn_histogram(counts.histogram)}
-```"""
+def _joined(value: object) -> str:
+    return ", ".join(in_markdown(str(each)) for each in (value if isinstance(value, tuple) else (value,)))
 
 
 def _seen(provenance: Provenance) -> str:
@@ -158,5 +97,53 @@ def _seen(provenance: Provenance) -> str:
     }[provenance.source_seen_by_estimator]
 
 
-def _shown(value: object) -> str:
-    return ", ".join(in_markdown(str(each)) for each in (value if isinstance(value, tuple) else (value,)))
+def _figures(info: SubsetInfo) -> str:
+    counts = info.counts
+    if counts is None:
+        return "It is still being written."
+    mean = counts.mean_entropy
+    a_byte = f", {mean / math.log(2) * counts.tokens / counts.text_bytes:.3f} bits a byte" if counts.text_bytes else ""
+    longest, long = info.provenance.longest_document, counts.rows_too_long
+    too_long = f"\n{long:,} longer than {longest:,} bytes have no tokens." if long else ""
+    rows, tokens, labelled = counts.rows, counts.tokens, counts.labelled_tokens
+    return f"""{rows:,} documents, {tokens:,} tokens, {labelled:,} of them labelled.{too_long}
+A label is {mean:.3f} nats ({mean / math.log(2):.3f} bits) in the mean{a_byte},
+{_median(counts.histogram)} nats in the median.
+
+```
+{_drawn(counts.histogram)}
+```"""
+
+
+WIDTH = 40
+LEAST_SHARE = 0.0005  # of all labels, that a line can show: 0.1%
+
+
+def _drawn(histogram: tuple[int, ...]) -> str:
+    """A line for each bin: its lower end in nats, a bar, its share. Those after the last that shows are one line."""
+    total, most = sum(histogram), max(histogram, default=0)
+    if not total:
+        return "no labels"
+    shown = max(index for index, count in enumerate(histogram) if count / total >= LEAST_SHARE) + 1
+    lines = [(_lower_end(index), count) for index, count in enumerate(histogram[:shown]) if index or count]
+    if beyond := sum(histogram[shown:]):
+        lines.append(("above", beyond))
+    return "\n".join(
+        f"{end:>9} {'█' * round(WIDTH * count / most):<{WIDTH}} {count / total:6.1%}".rstrip() for end, count in lines
+    )
+
+
+def _median(histogram: tuple[int, ...]) -> str:
+    """The median in nats, interpolated within its bin."""
+    half = sum(histogram) / 2
+    index = next((index for index, count in enumerate(accumulate(histogram)) if count >= half), 0)
+    if not index:
+        return "below 0" if half else "no"
+    if index == BINS - 1:
+        return f"above {_lower_end(index)}"
+    before = sum(histogram[:index])
+    return f"{(index - 1 + (half - before) / histogram[index]) * BIN_NATS:.2f}"
+
+
+def _lower_end(index: int) -> str:
+    return f"{(index - 1) * BIN_NATS:.1f}" if index else "below 0"

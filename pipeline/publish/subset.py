@@ -1,4 +1,4 @@
-"""A published subset's files besides its shards: plan, tokenizer, card, and notes on how the last run ended."""
+"""Publishes the rest of a subset, besides its shards: plan, tokenizer, card, the last report, quarantined units."""
 
 import json
 import logging
@@ -15,50 +15,50 @@ from pipeline.data.tokenizer import tokenizer_sha256
 from pipeline.engine.output import require_same
 from pipeline.models.checkpoint import TOKENIZER_FILES
 from pipeline.publish.card import dataset_card
-from pipeline.publish.readme import beside_own_data, read_readme
+from pipeline.publish.readme import keeping_own_data, read_readme
 from pipeline.publish.section import SubsetInfo
 from schemas.decoding import json_object, reading, text_of
 from schemas.receipts import PLAN_FILE, QUARANTINE, REPORT_FILE, Plan, Quarantined, Receipt, total
 
 LOG = logging.getLogger(__name__)
 Missing = Callable[[str], Sequence[Operation]]
-"""From a commit to the operations that it lacks."""
+"""Takes a commit and returns the operations that it lacks."""
 
 
-def with_totals(facts: SubsetInfo, receipts: Iterable[Receipt]) -> SubsetInfo:
-    """The same with the totals of its shards."""
+def with_totals(info: SubsetInfo, receipts: Iterable[Receipt]) -> SubsetInfo:
+    """The same, with the figures of the shards that exist."""
     counts, digest, size = total(receipts)
-    return replace(facts, counts=counts, shards_sha256=digest, size=size)
+    return replace(info, counts=counts, shards_sha256=digest, size=size)
 
 
-def publish_beginning(repository: Repository, facts: SubsetInfo) -> None:
+def publish_beginning(repository: Repository, info: SubsetInfo) -> None:
     """Commits the plan, the tokenizer and a first card, so that the dataset can be loaded while it grows.
 
     Raises:
         ValueError: if the repository has another run's subset of this name, or data that labels would hide, or the
             tokenizer here is not the one of the labels.
     """
-    subset, files = facts.subset, _tokenizer(facts)
+    subset, files = info.subset, _tokenizer(info)
     plan_file = subset.in_repository.ledger / PLAN_FILE
 
     def missing(head: str) -> Sequence[Operation]:
         plan = PublishedLedger(repository, subset).plan(head)
         if plan is not None:
-            require_same(f"--output {repository.url}", facts.provenance, plan.provenance)
+            require_same(f"--output {repository.url}", info.provenance, plan.provenance)
         own = plan_without_paths(text_of(Ledger(subset).plan_file)).encode()
         begun = [CommitOperationAdd(plan_file.as_posix(), own)] if plan is None else []
         named = [(file.relative_to(subset.root).as_posix(), file) for file in files]
-        card = _readme(repository, facts, head)
+        card = _readme(repository, info, head)
         if plan is None:
-            card = beside_own_data(card, repository.files("", head), subset, repository.url)
-        return [*begun, *(CommitOperationAdd(path, file) for path, file in named), _card(repository, facts, card)]
+            card = keeping_own_data(card, repository.files("", head), subset, repository.url)
+        return [*begun, *(CommitOperationAdd(path, file) for path, file in named), _card(repository, info, card)]
 
     repository.commit(f"{subset.name}: plan", missing)
 
 
-def publish_end(repository: Repository, facts: SubsetInfo) -> None:
-    """Commits the card with its figures, the report of the last session and notes on quarantined units."""
-    subset, places = facts.subset, facts.subset.in_repository
+def publish_end(repository: Repository, info: SubsetInfo) -> None:
+    """Commits the card with its figures, the report of the last session and the notes on quarantined units."""
+    subset, places = info.subset, info.subset.in_repository
     report = [subset.ledger / REPORT_FILE] if (subset.ledger / REPORT_FILE).exists() else []
     note_files = Ledger(subset).note_files()
     kept = {(places.ledger / QUARANTINE / file.name).as_posix() for file in note_files}
@@ -70,7 +70,7 @@ def publish_end(repository: Repository, facts: SubsetInfo) -> None:
         return [
             *(CommitOperationAdd(file.relative_to(subset.root).as_posix(), content) for file, content in contents),
             *(CommitOperationDelete(path) for path in sorted(set(existing) - kept)),
-            *_last_card(repository, facts, head),
+            *_last_card(repository, info, head),
         ]
 
     repository.commit(f"{subset.name}: card", missing)
@@ -89,12 +89,12 @@ def plan_without_paths(text: str) -> str:
     return json.dumps({**plan, **listed, "files": files})
 
 
-def _tokenizer(facts: SubsetInfo) -> list[Path]:
-    """The files of the tokenizer that made `input_ids`; none where they came tokenized."""
-    folder, wanted = facts.subset.tokenizer, facts.provenance.tokenizer_sha256
-    if wanted is None:
+def _tokenizer(info: SubsetInfo) -> list[Path]:
+    """The files of the tokenizer that made `input_ids`; none if documents came tokenized."""
+    folder, digest = info.subset.tokenizer, info.provenance.tokenizer_sha256
+    if digest is None:
         return []
-    if tokenizer_sha256(folder) != wanted:
+    if tokenizer_sha256(folder) != digest:
         remedy = "give the same pipeline.annotate command again, which writes it"
         raise ValueError(f"{folder} does not hold the tokenizer of the labels; {remedy}")
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
@@ -109,27 +109,27 @@ def _report(file: Path) -> bytes:
 
 
 def _note(file: Path) -> bytes:
-    """A note on a quarantined unit, without its file's path on this disk."""
+    """The note on a quarantined unit, without its file's path on this disk."""
     with reading(file, "delete it, and the same pipeline.annotate command tries the unit again"):
         unit = Quarantined.from_json(text_of(file))
     name = Path(unit.file).name if is_local(unit.file) else unit.file
     return replace(unit, file=name, reason=unit.reason.replace(unit.file, name)).to_json().encode()
 
 
-def _readme(repository: Repository, facts: SubsetInfo, head: str) -> str | None:
-    return read_readme(repository.download(facts.subset.in_repository.card.as_posix(), head))
+def _readme(repository: Repository, info: SubsetInfo, head: str) -> str | None:
+    return read_readme(repository.download(info.subset.in_repository.card.as_posix(), head))
 
 
-def _card(repository: Repository, facts: SubsetInfo, existing: str | None) -> CommitOperationAdd:
+def _card(repository: Repository, info: SubsetInfo, existing: str | None) -> CommitOperationAdd:
     """The card that a repository has, brought up to date."""
-    place = facts.subset.in_repository.card.as_posix()
-    return CommitOperationAdd(place, dataset_card(facts, existing, f"{repository.url}/{place}").encode())
+    place = info.subset.in_repository.card.as_posix()
+    return CommitOperationAdd(place, dataset_card(info, existing, f"{repository.url}/{place}").encode())
 
 
-def _last_card(repository: Repository, facts: SubsetInfo, head: str) -> list[Operation]:
-    """The same; nothing, and a warning, where somebody broke it since the run began."""
+def _last_card(repository: Repository, info: SubsetInfo, head: str) -> list[Operation]:
+    """The same; nothing, and a warning, if somebody broke it since the run began."""
     try:
-        return [_card(repository, facts, _readme(repository, facts, head))]
+        return [_card(repository, info, _readme(repository, info, head))]
     except ValueError as error:
         LOG.warning("the card is not brought up to date, all else is: %s", error)
         return []

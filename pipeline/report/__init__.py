@@ -1,1 +1,1 @@
-"""Annotated datasets for people to look at: a page, a document in a notebook, a document in a terminal."""
+"""Shows annotated datasets: as a page, as a document in a notebook or in a terminal."""

@@ -1,4 +1,4 @@
-"""An annotated dataset for people to look at: a page with its documents and figures, or one document in the terminal.
+"""Shows an annotated dataset: a page with its documents and figures, or one document in the terminal.
 
 python -m pipeline.report annotated                                  # writes annotated-report/report.html
 python -m pipeline.report annotated/data/second-order --against annotated/data/exact
@@ -30,21 +30,21 @@ from pipeline.report.tokens import TokenTexts
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True)
 class Config:
-    """What to show, and how much of it."""
+    """The dataset to show, and how much of it."""
 
     dataset: str
     """Folder that pipeline.annotate wrote, or hf://datasets/USER/NAME; one of several subsets by its folder of data,
     as in annotated/data/exact."""
     output: Path | None = field(default=None, kw_only=True)
-    """Folder for report.html; DATASET-report beside the dataset, of one of the Hub in this folder, by default. Only an
-    earlier report of the same dataset is replaced."""
+    """Folder for report.html; by default DATASET-report next to the dataset, or in this folder for one on the Hub. Only
+    an earlier report of the same dataset is replaced."""
     against: str | None = field(default=None, kw_only=True)
-    """Another dataset of the same documents, whose labels stand beside these."""
+    """Another dataset of the same documents, whose labels are shown alongside."""
     by: str | None = field(default=None, kw_only=True)
-    """Column of the source whose values are told apart in figures; the first column of text with a few by default."""
-    extent: Annotated[SampleSize, cyclopts.Parameter(name="*")] = field(default=SampleSize(), kw_only=True)
+    """Column of the source to group documents by in the figures; by default the first text column with few values."""
+    size: Annotated[SampleSize, cyclopts.Parameter(name="*")] = field(default=SampleSize(), kw_only=True)
     terminal: bool = field(default=False, kw_only=True)
-    """Show one document here and write no page."""
+    """Show one document here, and write no page."""
     document: int = field(default=0, kw_only=True)
     """With --terminal, the document's row, counted from 0."""
 
@@ -52,40 +52,40 @@ class Config:
 def report(config: Config) -> None:
     """Write a page that shows an annotated dataset, every token in the colour of its entropy."""
     if config.terminal:
-        print_document(document_view(config.dataset, config.document, config.extent.tokens_each(1)), Console())
+        print_document(document_view(config.dataset, config.document, config.size.tokens_each(1)), Console())
         return
     folder = config.output or folder_for(config.dataset)
-    there = (folder / PAGE_FILE).exists()
+    exists = (folder / PAGE_FILE).exists()
     with stage("reading the dataset"):
-        page = write_report(config.dataset, folder, against=config.against, by=config.by, extent=config.extent)
-    replaced = " and replaces an earlier one of this dataset" if there else ""
+        page = write_report(config.dataset, folder, against=config.against, by=config.by, size=config.size)
+    replaced = " and replaces an earlier one of this dataset" if exists else ""
     say(f"{page} has {decimal(page.stat().st_size)}{replaced}; open it in a browser")
 
 
 def folder_for(dataset: str) -> Path:
-    """Where a dataset's report goes: never into the dataset, whose files are read as data and published."""
+    """The folder of a dataset's report: never in the dataset, whose files are read as data and published."""
     subset = SUBSET_NAMED.search(dataset)
-    place = dataset[: subset.start()] if subset else dataset
+    root = dataset[: subset.start()] if subset else dataset
     name = f"-{subset[0].strip('/').rpartition('/')[2]}" if subset else ""
-    if place.startswith(HUB):
-        return Path(f"{Repository.at(place).name.rpartition('/')[2]}{name}-report")
-    folder = Path(place)
+    if root.startswith(HUB):
+        return Path(f"{Repository.at(root).name.rpartition('/')[2]}{name}-report")
+    folder = Path(root)
     folder = folder if folder.name else folder.resolve()
     return folder.with_name(f"{folder.name}{name}-report")
 
 
 def document_view(dataset: str, row: int, tokens: int) -> DocumentView:
-    """The first tokens of a dataset's document.
+    """The first tokens of one document of a dataset.
 
     Raises:
         ValueError: if there is no such row; as find_annotations and LabelledSource.documents do.
         ConnectionError: if the Hub cannot be reached.
     """
-    found = find_annotations(dataset)
-    if not 0 <= row < len(found):
-        raise ValueError(f"{dataset} has no document {row}; its {len(found):,} count from 0")
-    (document,) = LabelledSource(found).documents(range(row, row + 1))
-    texts = TokenTexts(None if found.tokenizer is None else load_tokenizer(found.tokenizer))
+    annotated = find_annotations(dataset)
+    if not 0 <= row < len(annotated):
+        raise ValueError(f"{dataset} has no document {row}; its {len(annotated):,} count from 0")
+    (document,) = LabelledSource(annotated).documents(range(row, row + 1))
+    texts = TokenTexts(None if annotated.tokenizer is None else load_tokenizer(annotated.tokenizer))
     entropies, *expected = (labels_or_none(labels_N[:tokens].tolist()) for labels_N in document.labels_SN)
     shown = texts.of(document.tokens_N[:tokens].tolist())
     left = len(document.tokens_N) - len(shown)

@@ -1,9 +1,9 @@
-"""One document with its tokens shaded by entropy, as a piece of HTML that stands by itself, for notebooks.
+"""One document in a notebook: HTML that stands by itself, its tokens shaded by entropy.
 
     from pipeline.report.notebook import show
     show(dataset[0], tokenizer)     # a row of load_dataset(...), a tokenizer of tokenizers or transformers
 
-It needs no script: what a token carries is its tooltip.
+It needs no script: a token's figures are its tooltip.
 """
 
 import math
@@ -29,13 +29,13 @@ MARKS = {"\n": '<i class="line">\n</i>', " ": '<i class="space"> </i>'}
 
 @dataclass(frozen=True)
 class DocumentView:
-    """Texts of a document's tokens, what each carries and what was expected of it, in nats; None without a label."""
+    """Texts of a document's tokens with their entropies and expected entropies, in nats; None without a label."""
 
     tokens: Sequence[str]
     entropies: Sequence[float | None]
     expected: Sequence[float | None] | None = None
     left: int = 0
-    """Tokens of the document after these."""
+    """Number of tokens of the document after these."""
 
     def __post_init__(self) -> None:
         for labels in (self.entropies, self.expected):
@@ -44,20 +44,20 @@ class DocumentView:
 
     @property
     def most(self) -> float:
-        """Nats at the end of the colours: whole ones, beyond which one label in a hundred lies."""
+        """The end of the colour scale: whole nats, beyond which one label in a hundred lies."""
         sizes = [abs(nats) for nats in self.entropies if nats is not None]
         return max(1, math.ceil(np.quantile(sizes, SHARE_ON_SCALE))) if sizes else 1
 
     @property
     def bits_so_far(self) -> Iterator[float]:
-        """Of the labelled tokens up to each token, itself among them."""
+        """Running sum of the entropies up to and including each token, in bits."""
         nats = 0.0
         for entropy in self.entropies:
             nats += entropy or 0
             yield nats / math.log(2)
 
-    def told(self) -> Iterator[str]:
-        """What is to be said of each token."""
+    def tooltips(self) -> Iterator[str]:
+        """Text and figures of each token, in lines."""
         expected = self.expected or [None] * len(self.tokens)
         for token, entropy, expectation, bits in zip(
             self.tokens, self.entropies, expected, self.bits_so_far, strict=True
@@ -74,8 +74,8 @@ class DocumentView:
     def _repr_html_(self) -> str:
         most = self.most
         tokens = "".join(
-            _token_html(token, level_class(nats, most), told)
-            for token, nats, told in zip(self.tokens, self.entropies, self.told(), strict=True)
+            _token_html(token, level_class(nats, most), tooltip)
+            for token, nats, tooltip in zip(self.tokens, self.entropies, self.tooltips(), strict=True)
         )
         style = f"<style>{palette_css()}{(ASSETS / 'tokens.css').read_text(encoding='utf-8')}</style>"
         return (
@@ -85,15 +85,15 @@ class DocumentView:
 
 
 def show(row: Mapping[str, Any], tokenizer: Any = None) -> DocumentView:
-    """A row of an annotated dataset for a notebook to display; tokens are ids where there is no tokenizer.
+    """A row of an annotated dataset for a notebook to display; without a tokenizer, tokens are shown by their ids.
 
     `tokenizer` is one of the tokenizers library, or a fast one of transformers.
 
     Raises:
         ValueError: if the row has no tokens or labels, or the tokenizer is of another kind.
     """
-    if lacks := [name for name in (INPUT_IDS, ENTROPY) if name not in row]:
-        raise ValueError(f"the row has no {' and no '.join(lacks)}; give one of an annotated dataset")
+    if missing := [name for name in (INPUT_IDS, ENTROPY) if name not in row]:
+        raise ValueError(f"the row has no {' and no '.join(missing)}; give one of an annotated dataset")
     inner = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not isinstance(inner, Tokenizer | None):
         raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer; give a tokenizers.Tokenizer")
@@ -106,33 +106,33 @@ def show(row: Mapping[str, Any], tokenizer: Any = None) -> DocumentView:
 
 
 def labels_or_none(labels: Sequence[float | None]) -> list[float | None]:
-    """NaN, as arrays have it where a token has no label, as None."""
+    """The labels with None instead of NaN, which arrays have for tokens without a label."""
     return [None if nats is None or math.isnan(nats) else float(nats) for nats in labels]
 
 
 def amount(nats: float) -> str:
-    """In both units."""
+    """Nats and bits, in words."""
     return f"{nats:.2f} nats, {nats / math.log(2):.2f} bits".replace("-", "−")
 
 
-def _token_html(token: str, shade: str, told: str) -> str:
-    """A space before a word is left unshaded, or it would stand as a speck of colour at a line's end."""
+def _token_html(token: str, shade: str, tooltip: str) -> str:
+    """A space before a word stays unshaded: at the end of a line it would be a speck of colour."""
     if token[:1] == " " and token[1:2].strip():
-        return f'<span class="t" title="{escape(told)}"> <b class="{shade}">{_marked(token[1:])}</b></span>'
+        return f'<span class="t" title="{escape(tooltip)}"> <b class="{shade}">{_marked(token[1:])}</b></span>'
     part = "" if token else " part"
-    return f'<span class="t {shade}{part}" title="{escape(told)}">{_marked(token)}</span>'
+    return f'<span class="t {shade}{part}" title="{escape(tooltip)}">{_marked(token)}</span>'
 
 
 def _marked(text: str) -> str:
-    """Line ends, and spaces where there is nothing else, have marks that copied text does not have."""
+    """Marks line ends, and spaces in a token of nothing else; copied text does not have the marks."""
     marks = MARKS if not text.strip() else {"\n": MARKS["\n"]}
     return "".join(marks.get(character) or escape(visible(character, keep="\t")) for character in text)
 
 
 def _scale_html(entropies: Sequence[float | None], most: float) -> str:
     lowest = min((nats for nats in entropies if nats is not None), default=0)
-    below = [f'<i class="n{place}"></i>' for place in range(LEVELS, 0, -1)] if lowest < 0 else []
-    above = [f'<i class="p{place}"></i>' for place in range(LEVELS + 1)]
+    below = [f'<i class="n{level}"></i>' for level in range(LEVELS, 0, -1)] if lowest < 0 else []
+    above = [f'<i class="p{level}"></i>' for level in range(LEVELS + 1)]
     ends = (amount(-most) if below else "0", amount(most))
     ramp = "".join([*below, *above])
     return (

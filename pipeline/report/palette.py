@@ -1,7 +1,7 @@
 """The colours of entropies: two ramps from the paper's colour, as hexadecimal sRGB, for light and for dark paper.
 
-Information is orange, a negative label blue, which the common colour blindnesses keep apart, and both go one way in
-lightness. They end where the text on them would cease to be readable.
+Positive labels are orange, negative ones blue, which the common colour blindnesses keep apart; both ramps go one way in
+lightness. They end where the text on them would no longer be readable.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ LEVELS = 16
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of level 1 to LEVELS; level 0 is the paper."""
+    """Colours of the levels 1 to LEVELS; level 0 is the paper."""
 
     paper: str
     text: str
@@ -35,7 +35,7 @@ DARK = Palette("#17181b", "#ebe8e3", ramp("#261f1a", "#6a3d20", "#a8492d"), ramp
 
 
 def level(nats: float, most: float) -> int:
-    """From -LEVELS to LEVELS; only 0 itself is level 0, and all beyond `most` nats is at the end."""
+    """From -LEVELS to LEVELS; only 0 itself is level 0, and labels beyond `most` nats are at the ends."""
     if not nats:
         return 0
     size = min(LEVELS, max(1, floor(abs(nats) / most * LEVELS + 0.5)))  # the page's script rounds halves up
@@ -46,8 +46,8 @@ def level_class(nats: float | None, most: float) -> str:
     """The class that `palette_css` colours; `none` for a token without a label."""
     if nats is None:
         return "none"
-    place = level(nats, most)
-    return f"n{-place}" if place < 0 else f"p{place}"
+    signed = level(nats, most)
+    return f"n{-signed}" if signed < 0 else f"p{signed}"
 
 
 def palette_css() -> str:
@@ -59,7 +59,7 @@ def palette_css() -> str:
 
 def _variables(palette: Palette) -> dict[str, str]:
     ramps = {"p": palette.positive, "n": palette.negative}
-    levels = {f"{sign}{place}": colour for sign, colours in ramps.items() for place, colour in enumerate(colours, 1)}
+    levels = {f"{sign}{level}": colour for sign, colours in ramps.items() for level, colour in enumerate(colours, 1)}
     return {"paper": palette.paper, "text": palette.text, **levels}
 
 

@@ -1,4 +1,4 @@
-"""The sample of an annotated dataset that a report shows: its size, its rows and their documents."""
+"""A sample of an annotated dataset: its size, the rows that are drawn, and documents read with their labels."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,16 +16,16 @@ MOST_OF_ALL, MOST_OF_ONE = 300_000, 20_000  # tokens on a page: about 3 MB, and 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSize:
-    """Number of documents and tokens to read and to show."""
+    """Size of the sample, and of what is shown of it."""
 
     documents: int = 200
-    """Documents of the sample to show."""
+    """Number of documents to show, out of the sample."""
     sample: int = 2000
-    """Documents for the statistics, from all over the dataset."""
+    """Number of documents for the statistics, from all over the dataset."""
     tokens: int | None = None
-    """Tokens to show of a document, its first ones; by default 1,500 where 200 documents are shown, 20,000 of one."""
+    """Number of tokens to show of each document; by default 1,500 for 200 documents, 20,000 for one."""
     seed: int = 0
-    """Of the sample."""
+    """Random seed of the sample."""
 
     def __post_init__(self) -> None:
         for name in ("documents", "sample", "tokens"):
@@ -36,7 +36,7 @@ class SampleSize:
             raise ValueError(f"the seed must be at least 0, not {self.seed}")
 
     def tokens_each(self, documents: int) -> int:
-        """Tokens to show of each document where `documents` are shown."""
+        """Number of tokens to show of each of so many documents."""
         return self.tokens or min(MOST_OF_ONE, max(1, MOST_OF_ALL // max(1, documents)))
 
 
@@ -63,7 +63,7 @@ class Document:
         """Tokens of the row."""
         return len(self.tokens_N) + self.left
 
-    def measures_of(self, start: int, stop: int) -> np.ndarray:
+    def measured(self, start: int, stop: int) -> np.ndarray:
         """float64 [M, N] of the tokens `start` to `stop`; NaN where a token lacks one of two labels."""
         labels_SN = self.labels_SN[:, start:stop]
         return np.concatenate([labels_SN, labels_SN[:1] - labels_SN[1:]]).astype(np.float64)
@@ -71,31 +71,31 @@ class Document:
 
 @dataclass(frozen=True)
 class Measure:
-    """The labels of one series, or those of the first minus those of another."""
+    """The labels of one series, or the first series minus another."""
 
     name: str
     series: tuple[int, ...]
 
 
 def measures_of(series: Sequence[str]) -> Iterator[Measure]:
-    """The measures of series of these names, in the order of `Document.measures_of`."""
-    yield from (Measure(name, (place,)) for place, name in enumerate(series))
-    yield from (Measure(f"{series[0]} − {name}", (0, place)) for place, name in enumerate(series[1:], 1))
+    """The measures of series of these names, in the order of `Document.measured`."""
+    yield from (Measure(name, (index,)) for index, name in enumerate(series))
+    yield from (Measure(f"{series[0]} − {name}", (0, index)) for index, name in enumerate(series[1:], 1))
 
 
 RUNS = 20  # a run in the middle of a row group, of at most 100 MB, costs its decoding up to there
 
 
-def sampled_rows(rows: int, requested: int, seed: int) -> list[range]:
-    """Runs of rows in order, each at a random position in one of at most RUNS equal stretches.
+def sampled_rows(rows: int, size: int, seed: int) -> list[range]:
+    """Runs of rows in order, one at a random place in each of at most RUNS equal stretches.
 
-    Together they hold `requested` rows, or all.
+    They hold `size` rows together, or all.
     """
-    requested = min(rows, requested)
-    runs = min(RUNS, requested)
+    size = min(rows, size)
+    runs = min(RUNS, size)
     offsets = np.random.default_rng(seed).random(runs)
-    starts = [int((rows - requested) * (run + offset) / runs) for run, offset in enumerate(offsets)]
-    bounds = [requested * run // max(1, runs) for run in range(runs + 1)]
+    starts = [int((rows - size) * (run + offset) / runs) for run, offset in enumerate(offsets)]
+    bounds = [size * run // max(1, runs) for run in range(runs + 1)]
     return [range(start + bounds[run], start + bounds[run + 1]) for run, start in enumerate(starts)]
 
 

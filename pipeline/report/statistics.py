@@ -1,4 +1,4 @@
-"""Figures of a sample, added up document by document, so that only sums are in memory.
+"""Figures of a sample: sums that documents are added to one by one, and from them the values on the page.
 
 M measures, N tokens, B bins, V vocabulary.
 """
@@ -12,19 +12,23 @@ from typing import Any
 import numpy as np
 
 from pipeline.messages import visible
-from pipeline.report.sampling import Document, LabelledSource, measures_of
+from pipeline.report.sampling import Document, measures_of
 from pipeline.report.tokens import TokenTexts
 
 BIN_NATS, MOST_NATS = 0.25, 30
 BINS = int(2 * MOST_NATS / BIN_NATS)
-"""From -MOST_NATS to MOST_NATS; what lies beyond is counted in the outermost."""
+"""From -MOST_NATS to MOST_NATS; labels beyond are counted in the outermost bins."""
 POSITIONS_B = np.unique(np.floor(2.0 ** np.arange(0, 32, 0.25)).astype(np.int64)) - 1
-"""Of the first token of each bin: finer where documents begin, where entropy falls the fastest."""
+"""Position of each bin's first token: finer at the beginning of documents, where entropy falls fastest."""
 MOST_GROUPS = 20
-VALUES_KEPT = 10_000  # of a single column; of several, as many as tell that there are more than MOST_GROUPS
-MOST_CHARACTERS = 200  # of a value; a longer one is known by its digest
-PIECE_TOKENS = 2**18  # of a document whose figures are added up at a time: they take 100 bytes each
-NOT_GIVEN = "(none)"
+VALUES_KEPT = 10_000  # of a single column; of several, as many as show that there are more than MOST_GROUPS
+LONGEST_VALUE = 200  # characters; a longer value is named by its digest
+PIECE_TOKENS = 2**18  # tokens of a document that are added at a time: they take 100 bytes each
+NO_VALUE = "(none)"
+LEAST_OCCURRENCES, TOKENS_LISTED = 10, 12
+SHARE_BEYOND = 0.01  # of the labels, which the scale's ends do not reach
+
+Values = dict[str, Any]
 
 
 @dataclass
@@ -38,12 +42,12 @@ class Group:
 
     @property
     def means_M(self) -> np.ndarray:
-        """Nats; NaN where nothing is labelled."""
+        """Nats; NaN where no token is labelled."""
         return _means(self.sums_M, self.counts_M)
 
 
 class Statistics:
-    """Of every measure: its sum and histogram, its means by position, token and group."""
+    """Counts and sums of every measure: its histogram, and its means by position, token and group."""
 
     def __init__(self, measures: int, vocabulary: int) -> None:
         self.documents = self.tokens = 0
@@ -55,12 +59,12 @@ class Statistics:
         self.groups: dict[str, dict[str, Group]] = {}
 
     def add(self, document: Document) -> None:
-        """Adds a document; its values in columns of the source are what groups are made by."""
+        """Adds a document, also to the group of its value in each column of the source."""
         self.documents += 1
         self.tokens += len(document.tokens_N)
         counts_M, sums_M = np.zeros(len(self.counts_MB), np.int64), np.zeros(len(self.counts_MB))
         for start in range(0, len(document.tokens_N), PIECE_TOKENS):
-            measures_MN = document.measures_of(start, start + PIECE_TOKENS)
+            measures_MN = document.measured(start, start + PIECE_TOKENS)
             self._add_tokens(document.tokens_N[start : start + PIECE_TOKENS], measures_MN, start)
             counts_M += (~np.isnan(measures_MN)).sum(axis=1)
             sums_M += np.nansum(measures_MN, axis=1)
@@ -77,24 +81,24 @@ class Statistics:
         """Adds tokens from position `start` on."""
         positions_N = np.searchsorted(POSITIONS_B, np.arange(start, start + len(tokens_N)), side="right") - 1
         for measure, values_N in enumerate(measures_MN):
-            given_N = ~np.isnan(values_N)
-            given, tokens, positions = values_N[given_N], tokens_N[given_N], positions_N[given_N]
-            bins = np.clip(np.floor((given + MOST_NATS) / BIN_NATS), 0, BINS - 1).astype(np.int64)
+            labelled_N = ~np.isnan(values_N)
+            nats, tokens, positions = values_N[labelled_N], tokens_N[labelled_N], positions_N[labelled_N]
+            bins = np.clip(np.floor((nats + MOST_NATS) / BIN_NATS), 0, BINS - 1).astype(np.int64)
             np.add.at(self.counts_MB[measure], bins, 1)
             np.add.at(self.position_counts_MB[measure], positions, 1)
-            np.add.at(self.position_sums_MB[measure], positions, given)
+            np.add.at(self.position_sums_MB[measure], positions, nats)
             np.add.at(self.token_counts_MV[measure], tokens, 1)
-            np.add.at(self.token_sums_MV[measure], tokens, given)
+            np.add.at(self.token_sums_MV[measure], tokens, nats)
 
     @property
     def labelled_M(self) -> np.ndarray:
-        """Tokens that have a label."""
-        counted: np.ndarray = self.counts_MB.sum(axis=1)
-        return counted
+        """Number of tokens that have a label."""
+        labelled_M: np.ndarray = self.counts_MB.sum(axis=1)
+        return labelled_M
 
     @property
     def means_M(self) -> np.ndarray:
-        """Nats; NaN where nothing is labelled."""
+        """Nats; NaN where no token is labelled."""
         return _means(self.position_sums_MB.sum(axis=1), self.labelled_M)
 
     def share_below(self, measure: int, share: float) -> float:
@@ -103,12 +107,12 @@ class Statistics:
         return float((np.searchsorted(running_B, share * running_B[-1]) + 1) * BIN_NATS - MOST_NATS)
 
     def by_token(self, measure: int, least: int) -> Iterator[tuple[int, int, float]]:
-        """Token, labels, mean in nats of the tokens with so many labels or more, the highest mean first."""
+        """Token, number of labels, mean in nats; of tokens with at least so many labels, the highest mean first."""
         counts_V, sums_V = self.token_counts_MV[measure], self.token_sums_MV[measure]
         often = np.flatnonzero(counts_V >= least)
         means = sums_V[often] / counts_V[often]
-        for place in np.argsort(-means, kind="stable"):
-            yield int(often[place]), int(counts_V[often[place]]), float(means[place])
+        for rank in np.argsort(-means, kind="stable"):
+            yield int(often[rank]), int(counts_V[often[rank]]), float(means[rank])
 
     def few_groups(self, columns: Sequence[str]) -> str | None:
         """The first of the columns whose values make a few groups of several documents."""
@@ -116,21 +120,21 @@ class Statistics:
         return next((column for column in columns if 1 < len(self.groups.get(column, ())) <= most), None)
 
     def _group(self, groups: dict[str, Group], value: Any, most: int) -> Group | None:
-        """The group of a value; None for one that comes after as many others as are kept."""
-        name = named(value)
+        """The group of a value; None for a new value once as many others are kept."""
+        name = value_name(value)
         if name not in groups and len(groups) >= most:
             return None
         none_M = np.zeros(len(self.counts_MB))
         return groups.setdefault(name, Group(0, 0, none_M.astype(np.int64), none_M))
 
 
-def named(value: Any) -> str:
-    """A value as the page has it: a long one cut short, its length and the beginning of its digest after it."""
-    text = NOT_GIVEN if value is None else str(value)
-    if len(text) <= MOST_CHARACTERS:
+def value_name(value: Any) -> str:
+    """A value as shown on the page; a long one is cut short, with its length and the beginning of its digest."""
+    text = NO_VALUE if value is None else str(value)
+    if len(text) <= LONGEST_VALUE:
         return text
     digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
-    return f"{text[:MOST_CHARACTERS]}… ({len(text):,} characters, {digest})"
+    return f"{text[:LONGEST_VALUE]}… ({len(text):,} characters, {digest})"
 
 
 def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -138,26 +142,20 @@ def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return means
 
 
-LEAST_OCCURRENCES, TOKENS_LISTED = 10, 12
-SHARE_BEYOND = 0.01  # of the labels, which the scale's ends do not reach
-
-Values = dict[str, Any]
-
-
-def measures(source: LabelledSource, statistics: Statistics, texts: TokenTexts) -> list[Values]:
-    """Name, columns, scale and figures of every measure; a scale is common to the labels, another to differences."""
-    series = len(source.series)
-    named = list(measures_of(source.series))
-    ends = [_ends(statistics, place) for place in range(len(named))]
+def measure_figures(series: Sequence[str], statistics: Statistics, texts: TokenTexts) -> list[Values]:
+    """Name, series, scale and figures of every measure; labels share one scale, differences another."""
+    measures = list(measures_of(series))
+    ends = [_ends(statistics, index) for index in range(len(measures))]
+    labels, differences = ends[: len(series)], ends[len(series) :]
     return [
         {
             "name": visible(measure.name),
             "series": measure.series,
-            "scale": _common(ends[:series] if place < series else ends[series:]),
-            **_figures(statistics, place),
-            **_tokens(statistics, place, texts),
+            "scale": _common(labels if index < len(series) else differences),
+            **_figures(statistics, index),
+            **_tokens(statistics, index, texts),
         }
-        for place, measure in enumerate(named)
+        for index, measure in enumerate(measures)
     ]
 
 
@@ -183,15 +181,15 @@ def _figures(statistics: Statistics, measure: int) -> Values:
 
 
 def _tokens(statistics: Statistics, measure: int, texts: TokenTexts) -> Values:
-    """Text, labels, mean of the tokens with the highest means and the lowest."""
+    """Text, number of labels and mean of the tokens with the highest and the lowest means."""
     ranked = [
         (texts.alone(token), count, mean) for token, count, mean in statistics.by_token(measure, LEAST_OCCURRENCES)
     ]
     return {"highest": ranked[:TOKENS_LISTED], "lowest": ranked[: -TOKENS_LISTED - 1 : -1]}
 
 
-def groups(column: str, statistics: Statistics) -> Values:
-    """Value, documents, tokens, mean of every measure, the most documents first."""
+def group_figures(column: str, statistics: Statistics) -> Values:
+    """Value, documents, tokens and means of every group of a column, those with the most documents first."""
     groups = sorted(statistics.groups[column].items(), key=lambda item: -item[1].documents)
     return {
         "column": visible(column),
@@ -209,7 +207,7 @@ def groups(column: str, statistics: Statistics) -> Values:
 
 
 def _ends(statistics: Statistics, measure: int) -> tuple[int, int]:
-    """Whole nats between which all but the outermost labels lie."""
+    """Whole nats between which all labels except the outermost lie."""
     if not statistics.labelled_M[measure]:
         return 0, 1
     low = statistics.share_below(measure, SHARE_BEYOND) - BIN_NATS

@@ -1,7 +1,7 @@
-"""What a reader sees of a token: its text, though it may be a part of a character.
+"""Texts of tokens, of which one may be only a part of a character.
 
-A character that several tokens make up is the text of the last of them, the others have none. Without a tokenizer a
-token is seen as its id.
+A character of several tokens is the text of the last of them; the others have an empty text. Without a tokenizer the
+text of a token is its id.
 """
 
 import codecs
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders
 from pipeline.data.safe_tokenizers import tokenizer_errors
 from pipeline.labels.retokenize import BYTE_LEVEL
 
-MOST_CHARACTERS = 1000  # of a token; a vocabulary may have any string
+MOST_CHARACTERS = 1000  # of a token: a vocabulary may hold any string
 SINGLE_BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
@@ -38,7 +38,7 @@ class TokenTexts:
         return [self._short(decoder.decode(self._bytes_of(token))) for token in ids]
 
     def alone(self, token: int) -> str:
-        """The text of a token by itself, a part of a character as its bytes: ⟨E2 80⟩."""
+        """The text of a token alone; part of a character is shown by its bytes: ⟨E2 80⟩."""
         if self._tokenizer is None:
             return f"⟨{token}⟩"
         try:
@@ -54,12 +54,12 @@ class TokenTexts:
 
     def _token_bytes(self, token: int) -> bytes:
         assert self._tokenizer is not None
-        named = self._tokenizer.id_to_token(token) or ""
+        name = self._tokenizer.id_to_token(token) or ""
         if token in self._tokenizer.get_added_tokens_decoder():
-            return named.encode()
+            return name.encode()
         if isinstance(self._tokenizer.decoder, decoders.ByteLevel):
-            return b"".join(BYTE_LEVEL.get(character, character.encode()) for character in named)
-        if byte := SINGLE_BYTE.fullmatch(named):
+            return b"".join(BYTE_LEVEL.get(character, character.encode()) for character in name)
+        if byte := SINGLE_BYTE.fullmatch(name):
             return bytes.fromhex(byte[1])
         # Decoders cut the space before the first token, not the one before the second.
         with tokenizer_errors(f"the tokenizer cannot tell the text of token {token}; take another copy of it"):

@@ -1,8 +1,8 @@
-"""Checks an annotated dataset: every shard against its receipt, every label's form, some labels against their model.
+"""Checks an annotated dataset: shards against receipts, the form of every label, a sample of labels against the model.
 
     python -m pipeline.verify annotated
     python -m pipeline.verify hf://datasets/USER/NAME
-    python -m pipeline.verify annotated --repair       # sets damaged shards aside, to be made anew
+    python -m pipeline.verify annotated --repair       # moves damaged shards away, to be labelled again
 
 Each fault is a line. Exit code 0: all is as the receipts say; 1: something is not, or the command was refused.
 """
@@ -32,27 +32,26 @@ from schemas.annotations import Provenance
 from schemas.layout import LEDGER_FOLDER
 from schemas.receipts import LOCK_FILE, Counts
 
-MOST_AT_A_TIME = 8  # shards: a disk gives no more beyond
-"""Shards that are read side by side, at most."""
+SHARDS_AT_A_TIME = 8  # beyond that a disk is no faster
 
 
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True)
 class Config:
-    """What to check, and how much of it."""
+    """The dataset to check, and how much of it."""
 
     dataset: str
-    """Folder that pipeline.annotate wrote, or hf://datasets/USER/NAME, there with an @REVISION if one is wanted."""
+    """Folder that pipeline.annotate wrote, or hf://datasets/USER/NAME, the latter optionally with an @REVISION."""
     subset: str | None = field(default=None, kw_only=True)
-    """The one to check; all by default."""
+    """The subset to check; all by default."""
     sample: int = field(default=5, kw_only=True)
-    """Documents of each subset, spread over its shards, to label anew and compare; 0 for none."""
+    """Number of documents of each subset, spread over its shards, to label again and compare; 0 for none."""
     estimator: str | None = field(default=None, kw_only=True)
-    """The checkpoint that labelled the dataset, a folder or a name on the Hub, for the sample. By default the one that
-    the dataset names, if it came with the project or has been fetched from the Hub before."""
+    """The checkpoint that labelled the dataset, for the sample: a folder or a name on the Hub. By default the one that
+    the dataset names, if it ships with the project or has been fetched from the Hub before."""
     repair: bool = field(default=False, kw_only=True)
     """Move damaged shards and their receipts into the ledger's folder `damaged`, so that the same annotate command
-    makes them anew. For a folder; nothing is deleted."""
+    labels them again. Only for a folder; nothing is deleted."""
 
     def __post_init__(self) -> None:
         if self.sample < 0:
@@ -67,20 +66,20 @@ class Config:
 
 @dataclass
 class Findings:
-    """Of one subset."""
+    """Faults and totals of one subset."""
 
     stored: Stored
     records: Records
     faults: list[Fault]
     rows: dict[str, int] = field(default_factory=dict)
-    """Of each shard that is sound."""
+    """Number of rows of each sound shard."""
     counts: Counts = field(default_factory=Counts)
 
 
 def verify(config: Config) -> int:
-    """Check that an annotated dataset is what was written: shards, receipts, tokenizer, and a sample of its labels.
+    """Check that an annotated dataset is as it was written: shards, receipts, tokenizer, and a sample of its labels.
 
-    Exit code 0: all is as the receipts say; 1: something is not, and a line for each fault says what.
+    Exit code 0: all is as the receipts say; 1: something is not, and each fault is a line.
     """
     with unchanged(config):
         codes = [verify_subset(stored, config) for stored in stored_subsets(config.dataset, config.subset)]
@@ -89,7 +88,7 @@ def verify(config: Config) -> int:
 
 @contextmanager
 def unchanged(config: Config) -> Iterator[None]:
-    """Keeps runs that write from a folder meanwhile; nothing is written here but by a repair.
+    """Locks a folder against runs that write to it; only a repair writes here.
 
     Raises:
         ValueError: if a run is at work in it.
@@ -110,66 +109,67 @@ def unchanged(config: Config) -> Iterator[None]:
 
 
 def verify_subset(stored: Stored, config: Config) -> int:
-    """Prints what is wrong with a subset, then a line in all."""
+    """Prints each fault of a subset, then a summary."""
     records = read_records(stored)
     if records.plan is None and not records.receipts and not records.faults:
         say(f"{stored.subset.name}: there is no ledger, so that nothing says what bytes its shards had")
-    found = Findings(stored, records, check_records(stored, records))
-    provenance = check_content(found)
-    found.faults += check_card(stored, records, sound=not found.faults)
-    say(*map(str, found.faults))
+    findings = Findings(stored, records, check_records(stored, records))
+    provenance = check_content(findings)
+    findings.faults += check_card(stored, records, sound=not findings.faults)
+    say(*map(str, findings.faults))
     if provenance is not None and config.sample:
-        check_labels(found, provenance, config)
-    faulty = {fault.shard for fault in found.faults}
+        check_labels(findings, provenance, config)
+    faulty = {fault.shard for fault in findings.faults}
     given_up = [note for shard, note in records.quarantined.items() if shard not in faulty]
     say(*(f"{stored.named(note.shard)}: was given up and has no shard: {note}" for note in given_up))
-    say(summary(found))
-    if config.repair and found.faults:
-        repair(found)
-    return 1 if found.faults else 0
+    say(summary(findings))
+    if config.repair and findings.faults:
+        repair(findings)
+    return 1 if findings.faults else 0
 
 
-def check_content(found: Findings) -> Provenance | None:
-    """Reads every shard that may be read; returns what the subset's labels depend on, if a shard or the plan says."""
-    stored, records = found.stored, found.records
-    faulty = {fault.shard for fault in found.faults}
+def check_content(findings: Findings) -> Provenance | None:
+    """Reads every shard that has no fault yet; returns the subset's provenance, if a shard or the plan has it."""
+    stored, records = findings.stored, findings.records
+    faulty = {fault.shard for fault in findings.faults}
     shards = [name for name in stored.files if name not in faulty]
     provenance = records.plan.provenance if records.plan else None
     if provenance is None:
-        provenance = first_provenance(found, shards)
+        provenance = first_provenance(findings, shards)
     if provenance is None:
         return None
     if records.plan is None:
-        found.faults += check_tokenizer(stored, provenance)
+        findings.faults += check_tokenizer(stored, provenance)
     rules = Rules(provenance, vocabulary(stored, provenance), columns(records))
-    with stage(f"reading {len(shards):,} shards"), ThreadPoolExecutor(min(MOST_AT_A_TIME, os.cpu_count() or 1)) as pool:
+    threads = min(SHARDS_AT_A_TIME, os.cpu_count() or 1)
+    with stage(f"reading {len(shards):,} shards"), ThreadPoolExecutor(threads) as pool:
         check = partial(checked, stored, records, rules)
         for shard, (fault, counts) in zip(shards, pool.map(check, shards), strict=True):
             if fault is None:
-                found.rows[shard] = counts.rows
+                findings.rows[shard] = counts.rows
             else:
-                found.faults.append(fault)
-            found.counts += counts
+                findings.faults.append(fault)
+            findings.counts += counts
     return provenance
 
 
 def checked(stored: Stored, records: Records, rules: Rules, shard: str) -> tuple[Fault | None, Counts]:
-    """A shard's first fault, and what it holds."""
+    """A shard's first fault, if any, and its counts."""
     return check_shard(stored, shard, records.receipts.get(shard, []), rules)
 
 
-def first_provenance(found: Findings, shards: Sequence[str]) -> Provenance | None:
-    """Of the first shard that has one."""
+def first_provenance(findings: Findings, shards: Sequence[str]) -> Provenance | None:
+    """The provenance of the first shard that has one."""
     for shard in shards:
         try:
-            return shard_provenance(found.stored, shard)
+            return shard_provenance(findings.stored, shard)
         except ValueError as error:
-            found.faults.append(Fault(found.stored.named(shard), str(error), shard))
+            findings.faults.append(Fault(findings.stored.named(shard), str(error), shard))
     return None
 
 
 def vocabulary(stored: Stored, provenance: Provenance) -> int:
-    """Number of ids; older datasets noted how many tokens there are, which is less where ids are left out."""
+    """Number of ids; older datasets recorded the number of tokens, which is less where ids are left out."""
     file = stored.subset.tokenizer / TOKENIZER_FILE
     try:
         return max(provenance.vocabulary, id_count(load_tokenizer(file.parent)) if file.is_file() else 0)
@@ -178,52 +178,52 @@ def vocabulary(stored: Stored, provenance: Provenance) -> int:
 
 
 def columns(records: Records) -> tuple[str, ...] | None:
-    """Names that the plan has; older ones have none."""
+    """Names of the plan's columns; older plans have none."""
     return None if records.plan is None or records.plan.schema is None else tuple(records.plan.schema.names)
 
 
-def check_labels(found: Findings, provenance: Provenance, config: Config) -> None:
-    """Labels a sample of the sound shards anew, and prints what is wrong with it."""
+def check_labels(findings: Findings, provenance: Provenance, config: Config) -> None:
+    """Labels a sample of the sound shards again, and prints its faults."""
     with stage("labelling a sample"):
-        from pipeline.verify.relabel import (
+        from pipeline.verify.relabel import (  # imports torch, which takes seconds
             LeftOutError,
             check_sample,
-            sampled,
-        )  # imports torch, which takes seconds
+            spread_rows,
+        )
 
-        documents = sampled(found.rows, config.sample)
+        rows = spread_rows(findings.rows, config.sample)
         try:
-            if any(fault.file.endswith(TOKENIZER_FILE) for fault in found.faults):
+            if any(fault.file.endswith(TOKENIZER_FILE) for fault in findings.faults):
                 raise LeftOutError("the tokenizer is not that of the run")
-            sample = check_sample(found.stored, provenance, config.estimator, documents)
+            sample = check_sample(findings.stored, provenance, config.estimator, rows)
         except LeftOutError as reason:
-            say(f"{found.stored.subset.name}: no document was labelled anew: {reason}")
+            say(f"{findings.stored.subset.name}: no document was labelled anew: {reason}")
             return
-    found.faults += sample.faults
+    findings.faults += sample.faults
     say(*map(str, sample.faults))
-    say(f"{found.stored.subset.name}: labelled anew {sample.documents} documents, {sample.tokens:,} tokens of them")
+    say(f"{findings.stored.subset.name}: labelled anew {sample.documents} documents, {sample.tokens:,} tokens of them")
 
 
-def summary(found: Findings) -> str:
-    """One line in all."""
-    counts, name = found.counts, found.stored.subset.name
-    if not found.faults:
-        held = "as their receipts say" if found.records.receipts else "in order, as far as can be told without receipts"
-        given_up = f" and {len(found.records.quarantined):,} given up" if found.records.quarantined else ""
-        has = f"{len(found.rows):,} shards{given_up}, {counts.rows:,} documents, {counts.tokens:,} tokens"
+def summary(findings: Findings) -> str:
+    """The last line."""
+    counts, name, records, sound = findings.counts, findings.stored.subset.name, findings.records, len(findings.rows)
+    if not findings.faults:
+        held = "as their receipts say" if records.receipts else "in order, as far as can be told without receipts"
+        given_up = f" and {len(records.quarantined):,} given up" if records.quarantined else ""
+        has = f"{sound:,} shards{given_up}, {counts.rows:,} documents, {counts.tokens:,} tokens"
         return f"{name}: {has}: all {held}"
-    bad = {fault.shard for fault in found.faults if fault.shard}
-    others = len([fault for fault in found.faults if not fault.shard])
+    bad = {fault.shard for fault in findings.faults if fault.shard}
+    others = len([fault for fault in findings.faults if not fault.shard])
     more = f", {others:,} other fault{'s' if others > 1 else ''}" if others else ""
-    return f"{name}: {len(bad):,} of {len(bad) + len(found.rows):,} shards {'is' if len(bad) == 1 else 'are'} bad{more}"
+    return f"{name}: {len(bad):,} of {len(bad) + sound:,} shards {'is' if len(bad) == 1 else 'are'} bad{more}"
 
 
-def repair(found: Findings) -> None:
-    """Sets bad shards aside, and says what to do then."""
-    for place in set_aside(found.stored, found.faults):
-        say(f"moved to {place.relative_to(found.stored.subset.root)}")
+def repair(findings: Findings) -> None:
+    """Moves bad shards away, and says what to do then."""
+    for moved in set_aside(findings.stored, findings.faults):
+        say(f"moved to {moved.relative_to(findings.stored.subset.root)}")
     say("give the command again that made the dataset, with all its flags:")
-    say(f"  {annotate_command(found.stored, found.records)}")
+    say(f"  {annotate_command(findings.stored, findings.records)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A sample of documents, labelled again with the checkpoint that labelled a dataset and compared with what is stored.
+"""Labels a sample of documents again with the checkpoint that labelled a dataset, and compares with the stored labels.
 
-Every window is labelled by itself, which differs from a batch of several by rounding alone.
+Every window is labelled alone, which differs from a batch of several by rounding only.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,14 +24,14 @@ from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, Checkpoint
 from pipeline.verify.stored import Fault, Stored
 from schemas.annotations import INPUT_IDS, ROUNDING_NATS, SHIPPED_MODEL, Dtype, Provenance
 
-MOST_TOKENS = 4096  # of a document, its first ones
+MOST_TOKENS = 4096  # of each document, from its beginning
 TOLERANCE: Mapping[Dtype, float] = {"float32": 1.5 * ROUNDING_NATS, "bfloat16": 0.125}
-"""Nats. In float32 no label may be further off than half a step of rounding and what another order of sums makes. In
-bfloat16, whose labels differ from float32's by 0.023 in the median, the median of a document's labels may not be."""
+"""Nats. In float32 no label may differ by more: half a step of rounding, and the effect of another order of sums. In
+bfloat16 the median of a document may not; it differs from float32's labels by 0.023 in the median."""
 
 
 class LeftOutError(Exception):
-    """No document can be labelled again, for this reason."""
+    """The reason why no document can be labelled again."""
 
 
 class SampledRow(NamedTuple):
@@ -42,36 +42,36 @@ class SampledRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sample:
-    """The documents that were labelled anew."""
+class Relabelled:
+    """Totals and faults of the documents that were labelled again."""
 
     documents: int
     tokens: int
     faults: list[Fault]
 
 
-def sampled(rows: Mapping[str, int], wanted: int) -> list[SampledRow]:
-    """Rows spread evenly over shards, of which `rows` has the number of each."""
+def spread_rows(rows: Mapping[str, int], count: int) -> list[SampledRow]:
+    """Evenly spread rows, `count` or all, of shards with these numbers of rows."""
     ends = np.cumsum([*rows.values()])
     total = int(ends[-1]) if len(ends) else 0
-    wanted = min(wanted, total)
-    places = [(2 * number + 1) * total // (2 * wanted) for number in range(wanted)]
-    shards = [int(np.searchsorted(ends, place, side="right")) for place in places]
+    count = min(count, total)
+    chosen = [(2 * number + 1) * total // (2 * count) for number in range(count)]
+    shards = [int(np.searchsorted(ends, row, side="right")) for row in chosen]
     names = [*rows]
     return [
-        SampledRow(names[shard], place - int(ends[shard]) + rows[names[shard]])
-        for shard, place in zip(shards, places, strict=True)
+        SampledRow(names[shard], row - int(ends[shard]) + rows[names[shard]])
+        for shard, row in zip(shards, chosen, strict=True)
     ]
 
 
 def check_sample(
     stored: Stored, provenance: Provenance, checkpoint: str | None, documents: Sequence[SampledRow]
-) -> Sample:
-    """Labels the documents anew.
+) -> Relabelled:
+    """Labels the documents again.
 
     Raises:
-        LeftOutError: if the provenance's checkpoint is not at hand, or the labels' text is not kept.
-        ValueError: if the checkpoint that is named is another than labelled the dataset.
+        LeftOutError: if the provenance's checkpoint is not available here, or the labels' text was not kept.
+        ValueError: if another checkpoint labelled the dataset than the one that is named.
     """
     annotator = load_annotator(_run(stored, provenance, checkpoint), device_here())
     faults, tokens = list[Fault](), 0
@@ -85,11 +85,11 @@ def check_sample(
         tokens += min(MOST_TOKENS, len(row.column(INPUT_IDS).flatten()))
         name = stored.named(document.shard)
         faults += [Fault(name, what, document.shard) for what in _differing(annotator, row, document)]
-    return Sample(len(documents), tokens, faults)
+    return Relabelled(len(documents), tokens, faults)
 
 
 def _run(stored: Stored, provenance: Provenance, named: str | None) -> Run:
-    """The checkpoint that labelled the dataset.
+    """A run with the checkpoint that labelled the dataset.
 
     Raises:
         LeftOutError, ValueError: as check_sample does.
@@ -110,7 +110,7 @@ def _run(stored: Stored, provenance: Provenance, named: str | None) -> Run:
 
 
 def _checkpoint(provenance: Provenance) -> Checkpoint:
-    """The checkpoint that a provenance names, if it is here: a dataset of a stranger's makes nobody fetch a model."""
+    """The checkpoint that a provenance names, if it is here: a stranger's dataset makes nobody download a model."""
     if provenance.model == SHIPPED_MODEL:
         return Checkpoint(SHIPPED / KIND_OF_METHOD[provenance.method])
     name, _, commit = provenance.model.partition("@")
@@ -123,16 +123,16 @@ def _checkpoint(provenance: Provenance) -> Checkpoint:
 
 
 def _differing(annotator: Annotator, row: pa.RecordBatch, document: SampledRow) -> Iterator[str]:
-    """The entropies of a document that are not those that the checkpoint gives now."""
+    """A line for each label column of a document that differs from the checkpoint's labels."""
     stored = {
         name: row.column(name).flatten().to_numpy(zero_copy_only=False).astype(np.float32)[:MOST_TOKENS]
         for name in annotator.labellers[0].columns
         if name in row.schema.names
     }
-    found = _labelled_anew(annotator, row)
+    relabelled = _labelled_again(annotator, row)
     for name, stored_N in stored.items():
         labelled_N = ~np.isnan(stored_N)
-        off_N = np.abs(found[name][: len(stored_N)] - stored_N)[labelled_N]
+        off_N = np.abs(relabelled[name][: len(stored_N)] - stored_N)[labelled_N]
         strict = annotator.run.provenance.dtype == "float32"
         off = 0.0 if not len(off_N) else float(off_N.max() if strict else np.median(off_N))
         if not off <= TOLERANCE[annotator.run.provenance.dtype]:
@@ -140,21 +140,21 @@ def _differing(annotator: Annotator, row: pa.RecordBatch, document: SampledRow) 
             yield f"row {document.row:,}: {which}`{name}` is {off:.3f} nats or more off what its checkpoint gives now"
 
 
-def _labelled_anew(annotator: Annotator, row: pa.RecordBatch) -> dict[str, np.ndarray]:
-    """Entropies of the first tokens of a document."""
+def _labelled_again(annotator: Annotator, row: pa.RecordBatch) -> dict[str, np.ndarray]:
+    """Labels of the first tokens of a document, by column."""
     settings, ends = annotator.run.provenance, None
     ids_N = row.column(INPUT_IDS).flatten().to_numpy()
     if annotator.estimator_tokenizer is not None and annotator.tokenizer is not None:
         text = [row.column(settings.text_column)[0].as_py() or ""]
-        ways = (annotator.estimator_tokenizer, annotator.tokenizer)
-        (read,), (written,) = (encode_with_ends(way, text) for way in ways)
+        tokenizers = (annotator.estimator_tokenizer, annotator.tokenizer)
+        (read,), (written,) = (encode_with_ends(tokenizer, text) for tokenizer in tokenizers)
         ids_N, ends = read.ids_T, [(read.ends_T, written.ends_T)]
-    wanted_N = np.arange(len(ids_N)) < MOST_TOKENS
+    labelled_N = np.arange(len(ids_N)) < MOST_TOKENS
     if ends is not None:
-        wanted_N[:] = True
+        labelled_N[:] = True
     batches: list[LabelledBatch] = []
     for fold, labeller in enumerate(annotator.labellers):
-        own_N = wanted_N & (fold_of(ids_N, settings.folds) == fold)
+        own_N = labelled_N & (fold_of(ids_N, settings.folds) == fold)
         windows = window_batches(
             [ids_N], [own_N], window=settings.window, overlap=settings.overlap, budget=1, border=labeller.border
         )

@@ -36,7 +36,7 @@ from tests.fuzz.kind import Kind
 from tests.hostile.checkpoints import sound
 from tests.labelled import write_labelled
 from tests.publish.datasets import annotated
-from tests.publish.test_card import facts
+from tests.publish.test_card import subset_info
 
 PLAN = f"_ledger/exact/{PLAN_FILE}"
 RECEIPT = f"_ledger/exact/{RECEIPTS}/00000002.json"
@@ -149,8 +149,8 @@ def rows_of(dataset: Path) -> list[bytes]:
 
 def use_card(folder: Path, text: str) -> str:
     """Adds to a README.md, twice alike."""
-    once = dataset_card(facts(), text)
-    assert dataset_card(facts(), once) == once, "another card the second time"
+    once = dataset_card(subset_info(), text)
+    assert dataset_card(subset_info(), once) == once, "another card the second time"
     return "card"
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.columns import plain_schema
 from pipeline.publish.card import dataset_card
-from pipeline.publish.licenses import License, SourceFacts
+from pipeline.publish.origin import License, Origin
 from pipeline.publish.section import SubsetInfo
 from schemas.annotations import annotated_schema
 from schemas.layout import Subset
@@ -30,13 +30,13 @@ COUNTS = Counts(
     nats=8000.0,
     histogram=(100, 3000, 900),
 )
-SOURCE = SourceFacts(("owner/source",), License(("odc-by",)), ("en",))
+SOURCE = Origin(("owner/source",), License(("odc-by",)), ("en",))
 
 
-def facts(name: str = "exact", **changed: object) -> SubsetInfo:
+def subset_info(name: str = "exact", **changed: object) -> SubsetInfo:
     provenance = replace(PROVENANCE, method="exact")
     schema = annotated_schema(pa.schema([("id", pa.string()), ("text", pa.string())]), provenance)
-    given = {"subset": Subset(name), "place": "user/name", "provenance": provenance, "schema": schema, "source": SOURCE}
+    given = {"subset": Subset(name), "path": "user/name", "provenance": provenance, "schema": schema, "origin": SOURCE}
     return SubsetInfo(**{**given, "counts": COUNTS, "shards_sha256": "5" * 64, "size": 7, **changed})  # type: ignore[arg-type]
 
 
@@ -47,7 +47,7 @@ def front_matter(card: str) -> dict[str, object]:
 
 
 def test_the_front_matter_says_what_the_hub_shows() -> None:
-    data = front_matter(dataset_card(facts(), None))
+    data = front_matter(dataset_card(subset_info(), None))
     assert data["configs"] == [
         {
             "config_name": "exact",
@@ -70,7 +70,7 @@ def test_the_front_matter_knows_what_datasets_knows_of_columns() -> None:
     for features, written in ((known, True), (known | {"_type": Value("string")}, False)):
         source = plain_schema(Features(features).arrow_schema, "a.parquet")
         schema = annotated_schema(source, replace(PROVENANCE, method="exact"))
-        card = dataset_card(facts(schema=schema), None)
+        card = dataset_card(subset_info(schema=schema), None)
         info = front_matter(card)["dataset_info"]
         assert isinstance(info, dict) and info["splits"] and ("features" in info) == written
         if written:
@@ -88,11 +88,11 @@ def test_a_column_that_datasets_cannot_load_is_named() -> None:
         with pytest.raises(
             ValueError, match=r"`datasets` cannot load the column id, .*; leave it out by naming others"
         ):
-            dataset_card(facts(schema=schema), None)
+            dataset_card(subset_info(schema=schema), None)
 
 
 def test_the_body_says_what_a_label_is_and_how_to_use_it() -> None:
-    card = dataset_card(facts(), None)
+    card = dataset_card(subset_info(), None)
     assert "1,200 documents, 5,000 tokens, 4,000 of them labelled" in card
     assert "A label is 2.000 nats (2.885 bits) in the mean, 0.721 bits a byte,\n0.32 nats in the median." in card
     assert re.search(r"below 0 █ +2\.5%\n +0\.0 █{40} +75\.0%\n +0\.5 █{12} +22\.5%", card)
@@ -103,24 +103,24 @@ def test_the_body_says_what_a_label_is_and_how_to_use_it() -> None:
 
 def test_bins_too_thin_for_a_bar_are_one_line_at_the_end() -> None:
     labels = (0, 6000, 4000, 1, 0, 2, 1)
-    card = dataset_card(facts(counts=replace(COUNTS, histogram=labels)), None)
+    card = dataset_card(subset_info(counts=replace(COUNTS, histogram=labels)), None)
     assert re.search(r"0\.5 █{27} +40\.0%\n +above +0\.0%\n", card)
 
 
 def test_a_dataset_that_is_still_written_has_no_figures() -> None:
-    card = dataset_card(facts(counts=None, shards_sha256="", size=0), None)
+    card = dataset_card(subset_info(counts=None, shards_sha256="", size=0), None)
     assert "It is still being written." in card and "splits" not in str(front_matter(card))
-    assert "1,200 documents" in dataset_card(facts(), card)
+    assert "1,200 documents" in dataset_card(subset_info(), card)
 
 
 def test_a_card_is_the_same_when_it_is_written_again() -> None:
-    card = dataset_card(facts(), None)
-    assert dataset_card(facts(), card) == card
+    card = dataset_card(subset_info(), None)
+    assert dataset_card(subset_info(), card) == card
 
 
 def test_two_subsets_share_a_card_and_the_first_is_the_default() -> None:
-    card = dataset_card(facts("second-order"), dataset_card(facts(), None))
-    card = dataset_card(facts(), card)
+    card = dataset_card(subset_info("second-order"), dataset_card(subset_info(), None))
+    card = dataset_card(subset_info(), card)
     configs = front_matter(card)["configs"]
     assert isinstance(configs, list)
     assert {config["config_name"]: config.get("default", False) for config in configs} == {
@@ -132,25 +132,25 @@ def test_two_subsets_share_a_card_and_the_first_is_the_default() -> None:
 
 
 def test_what_a_person_changed_stays(caplog: pytest.LogCaptureFixture) -> None:
-    card = dataset_card(facts(), None)
+    card = dataset_card(subset_info(), None)
     edited = DatasetCard(card.replace("# Per-token entropy labels", "# My labels").replace("Every token", "Each token"))
     edited.data["license"], edited.data["pretty_name"], edited.data["mine"] = "mit", "Mine", [1]
-    again = dataset_card(facts(counts=replace(COUNTS, rows=12)), str(edited))
+    again = dataset_card(subset_info(counts=replace(COUNTS, rows=12)), str(edited))
     data = front_matter(again)
     assert (data["license"], data["pretty_name"], data["mine"]) == ("mit", "Mine", [1])
     assert "# My labels" in again and "Each token" in again and "12 documents, 5,000" in again and not caplog.text
 
 
 def test_a_licence_that_a_person_chose_gets_nothing_of_the_sources(caplog: pytest.LogCaptureFixture) -> None:
-    source = SourceFacts(("owner/source",), License(("other",), "terms", "https://owner.example/terms"))
-    assert front_matter(dataset_card(facts(source=source), None))["license_name"] == "terms"
-    kept = front_matter(dataset_card(facts(source=source), "---\nlicense: mit\n---\n# Mine\n"))
+    source = Origin(("owner/source",), License(("other",), "terms", "https://owner.example/terms"))
+    assert front_matter(dataset_card(subset_info(origin=source), None))["license_name"] == "terms"
+    kept = front_matter(dataset_card(subset_info(origin=source), "---\nlicense: mit\n---\n# Mine\n"))
     assert kept["license"] == "mit" and "license_name" not in kept and "license_link" not in kept
 
 
 def test_a_section_that_a_person_changed_stays_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    edited = dataset_card(facts(), None).replace("1,200 documents", "Twelve hundred documents")
-    again = dataset_card(facts(counts=replace(COUNTS, rows=12)), edited)
+    edited = dataset_card(subset_info(), None).replace("1,200 documents", "Twelve hundred documents")
+    again = dataset_card(subset_info(counts=replace(COUNTS, rows=12)), edited)
     assert "Twelve hundred documents" in again and "12 documents" not in again.replace("Twelve", "")
     assert "section on exact was edited by hand" in caplog.text
     assert front_matter(again)["size_categories"] == ["n<1K"]
@@ -158,12 +158,12 @@ def test_a_section_that_a_person_changed_stays_as_it_is(caplog: pytest.LogCaptur
 
 def test_a_card_that_somebody_else_wrote_is_added_to() -> None:
     card = dataset_card(
-        facts(), "---\nlicense: mit\nconfigs:\n- config_name: old\n  data_files: old/*\n---\n# Old\ntext"
+        subset_info(), "---\nlicense: mit\nconfigs:\n- config_name: old\n  data_files: old/*\n---\n# Old\ntext"
     )
     configs = front_matter(card)["configs"]
     assert isinstance(configs, list) and configs[0] == {"config_name": "old", "data_files": "old/*", "default": True}
     assert configs[1]["config_name"] == "exact" and "default" not in configs[1]
-    again = front_matter(dataset_card(facts(), card))
+    again = front_matter(dataset_card(subset_info(), card))
     assert again["configs"] == configs and "size_categories" not in again and again["tags"] == ["token-entropy"]
     assert not {"pretty_name", "annotations_creators", "source_datasets"} & again.keys()
     assert "# Old\ntext" in card and "## exact" in card
@@ -174,7 +174,7 @@ def test_a_card_that_somebody_else_wrote_is_added_to() -> None:
     [((), "\nno nats"), ((5,), "\nbelow 0 nats"), ((0, 0, 4), "\n0.75 nats"), ((0,) * 33 + (9,), "\nabove 16.0 nats")],
 )
 def test_any_histogram_has_a_median(labels: tuple[int, ...], said: str) -> None:
-    assert f"{said} in the median" in dataset_card(facts(counts=replace(COUNTS, histogram=labels)), None)
+    assert f"{said} in the median" in dataset_card(subset_info(counts=replace(COUNTS, histogram=labels)), None)
 
 
 TEXTS = st.text(min_size=1, max_size=40) | st.text("<>!-`|*_[]()&;\\\n #~a\u202e\x1b", min_size=1, max_size=40)
@@ -189,8 +189,8 @@ def test_any_text_from_outside_is_a_value_in_the_front_matter_and_words_in_the_b
 ) -> None:
     provenance = replace(PROVENANCE, method="exact", source=(source,), model=source, text_column=column)
     columns = pa.schema([*({"a": pa.string(), column: pa.string()}.items()), ("entropy", pa.list_(pa.float32()))])
-    outside = SourceFacts((dataset,), License((licence,), licence, licence), (language,))
-    said = facts(provenance=provenance, schema=columns, source=outside)
+    outside = Origin((dataset,), License((licence,), licence, licence), (language,))
+    said = subset_info(provenance=provenance, schema=columns, origin=outside)
     card = dataset_card(said, None)
     block, body = re.split(r"^---\n", card, maxsplit=2, flags=re.MULTILINE)[1:]
     data = yaml.safe_load(block)
@@ -206,10 +206,10 @@ def test_any_text_from_outside_is_a_value_in_the_front_matter_and_words_in_the_b
 
 
 def test_of_many_columns_the_first_are_named() -> None:
-    card = dataset_card(facts(schema=pa.schema([(f"c{number}", pa.int8()) for number in range(5000)])), None)
+    card = dataset_card(subset_info(schema=pa.schema([(f"c{number}", pa.int8()) for number in range(5000)])), None)
     assert "`c98`, `c99` and 4,900 more." in card and "`c100`" not in card
 
 
 def test_a_name_of_any_length_leaves_the_body_short() -> None:
-    card = dataset_card(facts(schema=pa.schema([("c" * 10**6, pa.int8())])), None)
+    card = dataset_card(subset_info(schema=pa.schema([("c" * 10**6, pa.int8())])), None)
     assert len(card.split("---\n")[2]) < 5000 and "c" * 300 + "…" in card

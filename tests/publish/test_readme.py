@@ -17,7 +17,7 @@ from tests.builders import write_documents
 from tests.conftest import RunCommand
 from tests.hub import Hub
 from tests.publish.datasets import annotated
-from tests.publish.test_card import facts, front_matter
+from tests.publish.test_card import front_matter, subset_info
 from tests.tiny_models import tiny_estimator
 
 LAUGHS = "\n".join(f"a{depth}: &a{depth} [{', '.join([f'*a{depth - 1}'] * 9)}]" for depth in range(1, 13))
@@ -45,33 +45,33 @@ BROKEN = {
 @pytest.mark.parametrize("front", BROKEN.values(), ids=BROKEN)
 def test_front_matter_that_cannot_be_added_to_is_refused_with_the_name_of_its_file(front: str) -> None:
     with pytest.raises(ValueError, match=r"^the front matter of hf://a/README\.md cannot be read: .*; mend it, or"):
-        dataset_card(facts(), f"---\n{front}\n---\n# Old\n", "hf://a/README.md")
+        dataset_card(subset_info(), f"---\n{front}\n---\n# Old\n", "hf://a/README.md")
 
 
 def test_front_matter_that_does_not_end_is_refused_and_text_without_any_is_kept() -> None:
     with pytest.raises(ValueError, match=r"README\.md cannot be read: no line of --- ends it"):
-        dataset_card(facts(), "---\na: 1\nhello")
-    assert "\n# Old\n" in dataset_card(facts(), "# Old\nhello")
+        dataset_card(subset_info(), "---\na: 1\nhello")
+    assert "\n# Old\n" in dataset_card(subset_info(), "# Old\nhello")
 
 
 def test_aliases_are_kept_and_information_without_rows_gives_no_size() -> None:
     known = "a: &a [1, 2]\nb: *a\ndataset_info:\n- config_name: b\n  splits: [{name: train}]"
-    card = dataset_card(facts(), f"---\n{known}\n---\n# Old\n")
+    card = dataset_card(subset_info(), f"---\n{known}\n---\n# Old\n")
     data = front_matter(card)
     assert data["a"] == data["b"] == [1, 2] and "size_categories" not in data
-    assert dataset_card(facts(), card) == card
+    assert dataset_card(subset_info(), card) == card
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text("-:\n []{}&*ab!#|>'\"\t", max_size=40) | st.text(max_size=30))
 def test_any_text_is_added_to_or_refused(text: str) -> None:
     try:
-        card = dataset_card(facts(), text, "there")
+        card = dataset_card(subset_info(), text, "there")
     except ValueError as error:
         assert "there" in str(error)
         return
     assert isinstance(yaml.safe_load(card.split("---\n")[1]), dict) and "## exact" in card
-    assert dataset_card(facts(), card) == card
+    assert dataset_card(subset_info(), card) == card
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_any_text_is_added_to_or_refused(text: str) -> None:
     ],
 )
 def test_a_section_with_broken_marks_is_refused(mark: str, instead: str) -> None:
-    card = dataset_card(facts("exact-2"), dataset_card(facts(), None))
+    card = dataset_card(subset_info("exact-2"), dataset_card(subset_info(), None))
     with pytest.raises(ValueError, match=r"^the section on exact in README\.md is not between one mark of each kind"):
-        dataset_card(facts(), card.replace(mark, instead, 1))
-    dataset_card(facts("exact-2"), card.replace(mark, instead, 1))  # another subset's is none of its marks
+        dataset_card(subset_info(), card.replace(mark, instead, 1))
+    dataset_card(subset_info("exact-2"), card.replace(mark, instead, 1))  # another subset's is none of its marks
 
 
 def test_a_readme_that_is_not_utf8_is_named(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_readme_broken_before_a_run_is_refused_and_one_broken_meanwhile_stays(
     assert f"error: the front matter of {readme} cannot be read: " in capsys.readouterr().err
     assert sorted((tmp_path / "out").rglob("*.parquet")) == shards
     with caplog.at_level(logging.WARNING):
-        write_card(facts(subset=Subset("exact", tmp_path / "out")))
+        write_card(subset_info(subset=Subset("exact", tmp_path / "out")))
     assert readme.read_text(encoding="utf-8") == "---\nconfigs: 5\n---\n" and "brought up to date" in caplog.text
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.data.hub import Repository
 from pipeline.publish.__main__ import publish_subset
-from pipeline.publish.licenses import License, SourceFacts
+from pipeline.publish.origin import License, Origin
 from schemas.layout import Subset
 from tests.conftest import RunCommand
 from tests.hub import Hub
@@ -29,8 +29,8 @@ def subset(tmp_path: Path) -> Subset:
 def test_a_source_with_a_list_of_licences_is_published(
     hub: Hub, subset: Subset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both = SourceFacts(("user/wiki",), License(("cc-by-sa-3.0", "gfdl")))
-    monkeypatch.setattr("pipeline.publish.__main__.source_facts", lambda inputs: both)
+    both = Origin(("user/wiki",), License(("cc-by-sa-3.0", "gfdl")))
+    monkeypatch.setattr("pipeline.publish.__main__.origin_of", lambda inputs: both)
     REPOSITORY.prepare(private=False)
     publish_subset(subset, REPOSITORY)
     assert b"\nlicense:\n- cc-by-sa-3.0\n- gfdl\n" in hub.files("user/name")["README.md"]
@@ -39,8 +39,8 @@ def test_a_source_with_a_list_of_licences_is_published(
 def test_a_card_that_the_hub_does_not_take_is_told_of_before_any_shard_is_sent(
     hub: Hub, subset: Subset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = SourceFacts(("user/old",), License(("No licence at all",)))
-    monkeypatch.setattr("pipeline.publish.__main__.source_facts", lambda inputs: old)
+    old = Origin(("user/old",), License(("No licence at all",)))
+    monkeypatch.setattr("pipeline.publish.__main__.origin_of", lambda inputs: old)
     REPOSITORY.prepare(private=False)
     said = r'does not take the card: .*"license" must be one of.*; write those fields into the README.md'
     with pytest.raises(ValueError, match=said):

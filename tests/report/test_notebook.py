@@ -29,7 +29,7 @@ def test_a_token_has_the_colour_of_its_label_and_a_missing_one_is_not_zero() -> 
 
 
 def test_a_tooltip_tells_the_token_both_labels_and_the_bits_so_far() -> None:
-    told = list(VIEW.told())
+    told = list(VIEW.tooltips())
     assert (
         told[0] == "'a'\nentropy 1.00 nats, 1.44 bits\nexpected 2.00 nats, 2.89 bits\n1.4 bits of the document so far"
     )

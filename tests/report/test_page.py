@@ -90,8 +90,8 @@ def test_a_sample_is_drawn_and_the_page_says_of_how_many(tmp_path: Path) -> None
     write_annotated(
         tmp_path, [[row % 90] * 3 for row in range(1000)], [[row, 1.0, 2.0] for row in range(1000)], shards=4
     )
-    extent = SampleSize(documents=40, sample=100, tokens=2, seed=3)
-    contents = contents_of(write_report(str(tmp_path), tmp_path / "page", extent=extent))
+    size = SampleSize(documents=40, sample=100, tokens=2, seed=3)
+    contents = contents_of(write_report(str(tmp_path), tmp_path / "page", size=size))
     assert contents["told"][1] == (
         "Shown: 40 of 1,000 documents, the first 2 tokens of each at most. "
         "The figures below are of 100 documents with 300 tokens, drawn from all over it with seed 3."
@@ -173,6 +173,6 @@ def test_a_dataset_without_documents_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("settings", "told"), [({"sample": 0}, "sample to show"), ({"seed": -1}, "seed must be")])
-def test_an_extent_out_of_range_is_refused(settings: dict[str, int], told: str) -> None:
+def test_a_sample_size_out_of_range_is_refused(settings: dict[str, int], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         SampleSize(**settings)

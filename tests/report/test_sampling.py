@@ -50,7 +50,7 @@ def test_both_label_columns_and_the_sources_are_read(tmp_path: Path) -> None:
     documents = list(source.documents(range(len(TEXTS)), ["dump"]))
     assert [document.source["dump"] for document in documents] == ["a", HOSTILE] * 3
     for document in documents:
-        first, second, difference = document.measures_of(0, document.size)
+        first, second, difference = document.measured(0, document.size)
         np.testing.assert_array_equal(difference, first - second)
 
 

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from pipeline.report.sampling import Document
 from pipeline.report.statistics import (
     BIN_NATS,
-    MOST_CHARACTERS,
+    LONGEST_VALUE,
     MOST_GROUPS,
     MOST_NATS,
     POSITIONS_B,
     VALUES_KEPT,
     Statistics,
-    named,
+    group_figures,
+    value_name,
 )
 
 VOCABULARY = 5
@@ -119,7 +120,7 @@ def test_long_values_are_cut_short_and_still_told_apart() -> None:
     add_documents(statistics, {"html": [*long]})
     assert [group.documents for group in statistics.groups["html"].values()] == [2, 1]
     assert all(len(name) < 250 and "… (1,000,001 characters, " in name for name in statistics.groups["html"])
-    assert named("x" * MOST_CHARACTERS) == "x" * MOST_CHARACTERS
+    assert value_name("x" * LONGEST_VALUE) == "x" * LONGEST_VALUE
 
 
 @settings(max_examples=40, deadline=None)
@@ -142,3 +143,10 @@ def test_as_many_values_as_documents_are_no_groups() -> None:
     statistics = Statistics(1, 1)
     add_documents(statistics, {"id": ["1", "2", "3"]})
     assert statistics.few_groups(["id"]) is None
+
+
+def test_the_most_frequent_values_of_a_column_are_shown_wherever_they_stand() -> None:
+    statistics = Statistics(1, 1)
+    add_documents(statistics, {"dump": [*map(str, range(MOST_GROUPS + 5)), *["often"] * 30]})
+    shown = group_figures("dump", statistics)
+    assert shown["rows"][0][:2] == ("often", 30) and len(shown["rows"]) == MOST_GROUPS and shown["more"]

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.data.ledger import Ledger
 from pipeline.publish.card import write_card
-from pipeline.publish.licenses import source_facts
+from pipeline.publish.origin import origin_of
 from pipeline.publish.section import THIS_FOLDER, SubsetInfo
 from pipeline.publish.subset import with_totals
 from pipeline.verify.__main__ import Config, verify
@@ -21,10 +21,10 @@ def made(folder: Path) -> Path:
     run = annotated(folder)
     facts = SubsetInfo(
         subset=run.subset,
-        place=THIS_FOLDER,
+        path=THIS_FOLDER,
         provenance=run.provenance,
         schema=run.schema,
-        source=source_facts(()),
+        origin=origin_of(()),
     )
     write_card(with_totals(facts, Ledger(run.subset).receipts()))
     return run.subset.root

@@ -15,7 +15,7 @@ from pipeline.data.shards import mean_entropies, write_shard
 from pipeline.data.tokenizer import train_byte_pairs
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from pipeline.verify.content import count_rows
-from pipeline.verify.relabel import SampledRow, sampled
+from pipeline.verify.relabel import SampledRow, spread_rows
 from schemas.annotations import ROUNDING_NATS
 from schemas.layout import Subset
 from tests.builders import sample_texts, write_documents
@@ -179,5 +179,5 @@ def test_labels_without_a_ledger_are_held_against_their_checkpoint_too(
     ],
 )
 def test_a_sample_is_spread_over_the_shards(rows: Sequence[int], wanted: int, found: Sequence[tuple[int, int]]) -> None:
-    documents = sampled({str(shard): count for shard, count in enumerate(rows)}, wanted)
+    documents = spread_rows({str(shard): count for shard, count in enumerate(rows)}, wanted)
     assert documents == [SampledRow(str(shard), row) for shard, row in found]

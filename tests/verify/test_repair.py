@@ -10,7 +10,7 @@ import pytest
 from pipeline.data.ledger import Ledger
 from pipeline.engine.output import open_run
 from pipeline.publish.card import write_card
-from pipeline.publish.licenses import source_facts
+from pipeline.publish.origin import origin_of
 from pipeline.publish.section import THIS_FOLDER, SubsetInfo
 from pipeline.publish.subset import with_totals
 from schemas.layout import Subset, shard_name
@@ -40,8 +40,8 @@ def complete(folder: Path) -> None:
     for unit in units:
         if unit.index not in done:
             annotator.annotate(unit)
-    named = {"subset": run.subset, "place": THIS_FOLDER, "provenance": run.provenance, "schema": run.schema}
-    write_card(with_totals(SubsetInfo(**named, source=source_facts(())), Ledger(run.subset).receipts()))
+    named = {"subset": run.subset, "path": THIS_FOLDER, "provenance": run.provenance, "schema": run.schema}
+    write_card(with_totals(SubsetInfo(**named, origin=origin_of(())), Ledger(run.subset).receipts()))
 
 
 def flipped(dataset: Path) -> None:

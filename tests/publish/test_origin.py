@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.publish.licenses import License, SourceFacts, source_facts
+from pipeline.publish.origin import License, Origin, origin_of
 from tests.hub import Hub
 
 
@@ -22,25 +22,25 @@ def sources(hub: Hub) -> Hub:
     return hub
 
 
-def facts(*names: str) -> SourceFacts:
-    return source_facts([f"hf://datasets/{name}/data" for name in names])
+def origin(*names: str) -> Origin:
+    return origin_of([f"hf://datasets/{name}/data" for name in names])
 
 
 def test_one_licence_is_taken_over_with_the_languages(sources: Hub) -> None:
-    found = facts("user/web", "user/books", "user/web")
-    assert found == SourceFacts(("user/web", "user/books"), License(("odc-by",)), ("en", "fr"))
+    found = origin("user/web", "user/books", "user/web")
+    assert found == Origin(("user/web", "user/books"), License(("odc-by",)), ("en", "fr"))
     assert "[user/web](https://huggingface.co/datasets/user/web), [user/books]" in found.sentence
     assert "whose licence is odc-by" in found.sentence
 
 
 def test_a_list_of_licences_is_taken_over_as_a_list(sources: Hub) -> None:
-    found = facts("user/wiki")
+    found = origin("user/wiki")
     assert found.license is not None and found.license.front_matter() == {"license": ["cc-by-sa-3.0", "gfdl"]}
     assert "whose licence is cc-by-sa-3.0 and gfdl and holds" in found.sentence
 
 
 def test_a_licence_of_a_name_of_its_own_keeps_it_and_its_text(sources: Hub) -> None:
-    found = facts("user/pile")
+    found = origin("user/pile")
     assert found.license is not None and found.license.front_matter() == {
         "license": "other",
         "license_name": "pile-terms",
@@ -53,10 +53,10 @@ def test_a_licence_of_a_name_of_its_own_keeps_it_and_its_text(sources: Hub) -> N
     "names", [("user/web", "user/code"), ("user/web", "user/bare"), ("user/bare",), ("user/web", "user/wiki")]
 )
 def test_several_licences_or_none_are_not_made_one(sources: Hub, names: tuple[str, ...]) -> None:
-    assert facts(*names).license is None and "whose licences their cards tell" in facts(*names).sentence
+    assert origin(*names).license is None and "whose licences their cards tell" in origin(*names).sentence
 
 
 def test_files_outside_the_hub_have_no_licence_here(sources: Hub) -> None:
-    assert source_facts(["a.parquet"]) == SourceFacts()
-    assert source_facts(["a.parquet", "hf://datasets/user/web"]).license is None
-    assert "outside the Hub" in SourceFacts().sentence
+    assert origin_of(["a.parquet"]) == Origin()
+    assert origin_of(["a.parquet", "hf://datasets/user/web"]).license is None
+    assert "outside the Hub" in Origin().sentence
