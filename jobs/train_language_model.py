@@ -90,7 +90,7 @@ def train_language_model(config: Config) -> None:
     if config.workers is None:
         train_here(config, arguments)
     else:
-        from pipeline.engine.ray_workers import run_in_processes  # Ray may be missing where one process trains
+        from pipeline.engine.cluster import run_in_processes  # Ray may be missing where one process trains
 
         run_in_processes(partial(train_here, config, arguments), config.workers, config.address)
 

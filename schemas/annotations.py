@@ -31,6 +31,7 @@ BETTER_MODEL = "small, for demonstrations; --method causal --estimator NAME labe
 
 Method = Literal["second-order", "exact", "causal"]
 Dtype = Literal["float32", "bfloat16"]
+Device = Literal["cpu", "cuda"]
 
 DESCRIPTIONS = {
     INPUT_IDS: "the encoding of the source's `text`, without special tokens, or the source's own `input_ids`",
@@ -52,55 +53,55 @@ LIMITS: dict[Method, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What every label of a dataset depends on. Two runs that differ in any of it make different datasets."""
+    """Everything that the labels of a dataset depend on. Two runs that differ in any field make different datasets."""
 
     method: Method
     checkpoint_sha256: str
     tokenizer_sha256: str | None
-    """None where the source came tokenized."""
+    """None if the source came tokenized."""
     vocabulary: int
     window: int
     overlap: int
     share: float
-    """Share of the tokens that is labelled; below 1 the rest is null."""
+    """Share of the tokens that are labelled; the others have null."""
     keep_text: bool
     source: tuple[str, ...]
-    """Names of the inputs: the first URLs, the number of local files."""
+    """Names of the inputs: the first URLs, and the number of local files."""
     source_sha256: str
     """Digest of the source files' names, sizes and Parquet footers."""
     source_rows: int
     text_column: str
-    """Of the source, that was labelled: its documents' text, or their token ids where it came tokenized."""
+    """Column of the source that was labelled: its documents' text, or their token ids if it came tokenized."""
     columns: tuple[str, ...] | None
-    """Of the source, that are passed on; all of them where None."""
+    """Columns of the source that are passed on, or None for all."""
     rows_per_unit: int
     source_seen_by_estimator: Literal["yes", "no", "unknown"]
     folds: int = 1
-    """Above 1: each document has its labels from the one of so many checkpoints that was not trained on it."""
+    """Above 1: number of checkpoints, each of which labelled the documents that it was not trained on."""
     start_token: int | None = None
     """Id of the token that a causal model read before every window; None for the other methods."""
     estimator_tokenizer_sha256: str | None = None
-    """The checkpoint's tokenizer, where labels were moved from its tokens to `input_ids` through their bytes."""
+    """Digest of the checkpoint's tokenizer, if labels were moved from its tokens to `input_ids` through their bytes."""
     dtype: Dtype = "float32"
-    """What the checkpoint computed in."""
+    """Type that the checkpoint computed in."""
     choices: tuple[str, ...] = ()
-    """Of each folder or dataset in the source that has several configurations or splits, what was read of it."""
+    """The choice in each folder or dataset of the source with several configurations or splits."""
     batch_invariant: bool = False
-    """Whether every window was labelled by itself, so that labels do not depend, by rounding, on other documents."""
+    """True if every window was labelled alone, so that labels do not depend, by rounding, on other documents."""
     source_files: int = 0
     """Number of files; 0 if an older version wrote this."""
     model: str = UNRECORDED_MODEL
     """The checkpoint's name: USER/NAME@COMMIT of the Hub, or its folder's last part, or SHIPPED_MODEL."""
     names_of_text: bool = False
-    """Whether documents that are text files have their names as `id` and `file`; older runs lack them."""
+    """True if documents that are text files have their names as `id` and `file`; older runs lack them."""
     longest_document: int = NO_BOUND
-    """Bytes of the longest document that was labelled, four to a token id; older runs had no such bound."""
+    """Bytes of the longest document that was labelled, four per token id; older runs had no such bound."""
     rounding_nats: float = ROUNDING_NATS
     schema_version: int = SCHEMA_VERSION
 
     @property
     def labelled_by(self) -> str:
-        """The model's name, and where better labels come from if it is SHIPPED_MODEL."""
+        """The model's name, with a hint at better labels if it is SHIPPED_MODEL."""
         return f"{self.model} ({BETTER_MODEL})" if self.model == SHIPPED_MODEL else self.model
 
     def to_json(self) -> str:
@@ -108,7 +109,7 @@ class Provenance:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Provenance":
-        """Reads what `to_json` wrote.
+        """Read the output of `to_json`.
 
         Raises:
             ValueError: as `from_values` does.
@@ -117,14 +118,14 @@ class Provenance:
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> "Provenance":
-        """Reads the object in what `to_json` wrote.
+        """Read the object in the output of `to_json`.
 
         Raises:
             ValueError: if another version of the schema wrote it, or no run can have such a provenance.
         """
-        if (there := values.get("schema_version")) != SCHEMA_VERSION:
+        if (version := values.get("schema_version")) != SCHEMA_VERSION:
             raise ValueError(
-                f"labels of schema version {there!s:.20}, this reads {SCHEMA_VERSION}; annotate anew elsewhere"
+                f"labels of schema version {version!s:.20}, this reads {SCHEMA_VERSION}; annotate anew elsewhere"
             )
         provenance = decoded(cls, values)
         provenance.require_ranges()
@@ -150,32 +151,32 @@ class Provenance:
 
 
 def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:
-    """The columns of a plain schema that are passed on, with what `datasets` knows of them, then ours.
+    """The columns of a plain schema that are passed on, with their features of `datasets`, then the labels.
 
     Raises:
         ValueError: if the source has a column of one of our names, or lacks one that was named.
     """
     tokenized = provenance.tokenizer_sha256 is None
     text = {TEXT_COLUMN if tokenized else provenance.text_column}
-    wanted = set(source.names if provenance.columns is None else provenance.columns)
-    if unknown := wanted - set(source.names):
+    names = set(source.names if provenance.columns is None else provenance.columns)
+    if unknown := names - set(source.names):
         raise ValueError(f"the source has no column {', '.join(sorted(unknown))}; it has {', '.join(source.names)}")
-    wanted = wanted | text if provenance.keep_text else wanted - text
-    wanted -= {provenance.text_column} if tokenized else set()
-    passed = [field for field in source if field.name in wanted]
-    ours = [
+    names = names | text if provenance.keep_text else names - text
+    names -= {provenance.text_column} if tokenized else set()
+    passed = [field for field in source if field.name in names]
+    labels = [
         pa.field(INPUT_IDS, pa.list_(pa.int32())),
         pa.field(ENTROPY, pa.list_(pa.float32())),
         *([pa.field(EXPECTED_ENTROPY, pa.list_(pa.float32()))] if provenance.method == "second-order" else []),
         pa.field(NUM_TOKENS, pa.int32()),
         pa.field(MEAN_ENTROPY, pa.float32()),
     ]
-    taken = {field.name for field in passed} & {field.name for field in ours}
+    taken = {field.name for field in passed} & {field.name for field in labels}
     if taken:
         advice = "rename them, or name those to pass on with --columns"
         if INPUT_IDS in taken and not tokenized:
             advice += f"; to label its tokens, give --tokenizer none --text-column {INPUT_IDS}"
         raise ValueError(f"the source has columns that annotation writes: {', '.join(sorted(taken))}; {advice}")
-    known = {name: feature for name, feature in read_features(source, "the source").items() if name in wanted}
-    metadata = {**features_metadata(known), PROVENANCE_KEY: provenance.to_json().encode()}
-    return pa.schema([*passed, *ours], metadata=metadata)
+    features = {name: feature for name, feature in read_features(source, "the source").items() if name in names}
+    metadata = {**features_metadata(features), PROVENANCE_KEY: provenance.to_json().encode()}
+    return pa.schema([*passed, *labels], metadata=metadata)

@@ -1,4 +1,4 @@
-"""JSON that was written down about a dataset, read into dataclasses: every value has its field's type, or is refused.
+"""Decoding of the JSON written about a dataset into dataclasses: a value that has not its field's type is refused.
 
 Anybody can have written it. Numbers are finite, and whole numbers are never negative.
 """
@@ -53,10 +53,10 @@ def decoded(kind: type[Record], values: object, name: str = "it") -> Record:
 
 @contextmanager
 def reading(place: Path | str, remedy: str) -> Iterator[None]:
-    """Name the file in what is said of its damage.
+    """Name the file, and the remedy, in an error about its content.
 
     Raises:
-        ValueError: if what is inside finds the file's text wrong.
+        ValueError: if one is raised inside.
     """
     try:
         yield
@@ -77,7 +77,7 @@ def text_of(file: Path) -> str:
 
 @cache
 def _fields(kind: type) -> tuple[dict[str, Reader], set[str]]:
-    """How the value of each field is read, and the fields that have to be there."""
+    """A reader for each field, and the fields without a default."""
     hints = get_type_hints(kind)
     assert is_dataclass(kind)
     needed = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
@@ -85,12 +85,12 @@ def _fields(kind: type) -> tuple[dict[str, Reader], set[str]]:
 
 
 def _reader(kind: Any) -> Reader:
-    """From a value and its name to what a field of this type holds."""
+    """A function from a value and its name to the content of a field of this type."""
     arguments = get_args(kind)
     if get_origin(kind) in (Union, UnionType):
         (other,) = set(arguments) - {NoneType}
-        given = _reader(other)
-        return lambda value, name: None if value is None else given(value, name)
+        read = _reader(other)
+        return lambda value, name: None if value is None else read(value, name)
     if get_origin(kind) is tuple:
         return _list_reader(arguments)
     if get_origin(kind) is Literal:
@@ -102,7 +102,7 @@ def _reader(kind: Any) -> Reader:
 
 
 def _list_reader(kinds: tuple[Any, ...]) -> Reader:
-    """Of a list with items of one type, or with so many of these types."""
+    """Reader of a list with items of one type, or of a fixed length with these types."""
     if kinds[-1] is Ellipsis:
         each = _reader(kinds[0])
         return lambda value, name: tuple([each(item, name) for item in _list(value, name)])
@@ -137,8 +137,8 @@ def _flag(value: Any, name: str) -> bool:
     return value if type(value) is bool else _refuse(value, name, "true or false")
 
 
-def _refuse(value: object, name: str, wanted: str) -> NoReturn:
-    raise ValueError(f"{name} is {_shown(value)}, not {wanted}")
+def _refuse(value: object, name: str, expected: str) -> NoReturn:
+    raise ValueError(f"{name} is {_shown(value)}, not {expected}")
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -146,7 +146,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _shown(value: object) -> str:
-    """As JSON has it, in ASCII, the beginning of what is long."""
+    """The value as JSON in ASCII, cut where it is long."""
     if isinstance(value, list | dict):
         return f"a list of {len(value)}" if isinstance(value, list) else "an object"
     text = json.dumps(value)

@@ -1,11 +1,11 @@
-"""Where the files of an annotated dataset lie, in a folder and in a repository of the Hub alike.
+"""The layout of an annotated dataset, in a folder and in a repository of the Hub alike.
 
     README.md                          the card, of all subsets
     data/SUBSET/train-K-of-N.parquet   shards; in folders of GROUP below it where there are more than that
     tokenizer/SUBSET/                  of the subset's `input_ids`
-    _ledger/SUBSET/                    plan, receipts, units given up; `datasets` reads no such folder
+    _ledger/SUBSET/                    plan, receipts, notes on quarantined units; `datasets` does not read it
 
-A subset is what one run writes: the same documents labelled by another method, or other documents, lie beside it.
+A subset is what one run writes: the same documents labelled by another method, or other documents, are another subset.
 """
 
 import os
@@ -51,11 +51,11 @@ class Subset:
 
     @property
     def in_repository(self) -> "Subset":
-        """The same without a root."""
+        """The same below no root: paths in a repository."""
         return Subset(self.name)
 
     def shards(self) -> set[str]:
-        """Names of the shards that are there."""
+        """Names of the shards in the folder."""
         return {file.relative_to(self.data).as_posix() for file in self.data.rglob("*.parquet")}
 
 
@@ -70,12 +70,12 @@ def shards_in_all(name: str) -> int:
     """Total number of shards, from a shard's name.
 
     Raises:
-        ValueError: if it is no shard's name.
+        ValueError: if it is not the name of a shard.
     """
-    found = SHARD_NAME.fullmatch(name)
-    if found is None:
+    match = SHARD_NAME.fullmatch(name)
+    if match is None:
         raise ValueError(f"{name!a:.60} is not the name of a shard")
-    return int(found[1])
+    return int(match[1])
 
 
 def require_contained(root: Path) -> None:

@@ -1,7 +1,7 @@
-"""The rows this project reads: FineWeb's columns, of which only `text` is required.
+"""Rows of source documents: FineWeb's columns, of which only `text` is required, and the features of `datasets`.
 
-A file may be tokenized already: then it has `input_ids` in place of `text`. Every other column is
-passed on to the annotated dataset as it is.
+A file may be tokenized already: then it has `input_ids` instead of `text`. Every other column is passed on to the
+annotated dataset unchanged.
 """
 
 import json
@@ -13,10 +13,10 @@ import pyarrow as pa
 TEXT_COLUMN = "text"
 TOKENS_COLUMN = "input_ids"
 ID_COLUMN, FILE_COLUMN = "id", "file"
-"""Of plain text: both hold the file's path below the folder that all files of the input share."""
+"""Columns of plain text: both hold the file's path below the folder that all files of the input share."""
 
 NO_BOUND = 2**31 - 1
-"""Bytes of the longest document where nothing else bounds them: as long as a string of Arrow's may be."""
+"""Bytes of the longest document if there is no other bound: the longest string of Arrow's."""
 
 FINEWEB = pa.schema(
     [
@@ -39,7 +39,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """True for the Arrow types that hold lists, but for views."""
+    """True for the Arrow types that hold lists, except views."""
     return any(is_kind(kind) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
@@ -50,15 +50,15 @@ def is_token_list(kind: pa.DataType) -> bool:
 
 FEATURES_KEY = b"huggingface"
 EXTENSION_KEYS = (EXTENSION_NAME := b"ARROW:extension:name", b"ARROW:extension:metadata")
-"""A field's metadata that names its extension type, as in `datasets`' arrays. Without it, the storage type is left."""
+"""Keys of a field's metadata that name its extension type, as in `datasets`' arrays."""
 
 Features = dict[str, Any]
 
 
-def read_features(schema: pa.Schema, place: str) -> Features:
-    """Features by column, as `datasets` describes them in JSON; none of a schema that it did not write.
+def read_features(schema: pa.Schema, source: str) -> Features:
+    """Features by column, as `datasets` describes them in JSON; empty for a schema that it did not write.
 
-    `place` names what the schema is of.
+    `source` names the file in errors.
 
     Raises:
         ValueError: if the metadata cannot be read.
@@ -74,31 +74,31 @@ def read_features(schema: pa.Schema, place: str) -> Features:
     except (ValueError, AttributeError, TypeError) as error:
         key = FEATURES_KEY.decode()
         raise ValueError(
-            f"the metadata `{key}` of {place} cannot be read ({error}); write the file without it"
+            f"the metadata `{key}` of {source} cannot be read ({error}); write the file without it"
         ) from error
     return {name: feature for name, feature in features.items() if name in schema.names}
 
 
 def features_metadata(features: Features) -> Mapping[bytes, bytes]:
-    """The metadata of a schema whose columns have these features; empty where there are none."""
+    """The metadata of a schema whose columns have these features; empty if there are none."""
     return {FEATURES_KEY: json.dumps({"info": {"features": features}}).encode()} if features else {}
 
 
 def same_feature(one: Any, other: Any) -> bool:
-    """True for two descriptions of one feature, also where two versions of `datasets` wrote them."""
+    """True for two descriptions of one feature, even if two versions of `datasets` wrote them."""
     return bool(_plain(one) == _plain(other))
 
 
 def _plain(feature: Any) -> Any:
-    """The description without what only some versions write: attributes that are not set, and older names of lists."""
+    """The description without unset attributes and older names of lists, which only some versions write."""
     if isinstance(feature, list):
         return {"_type": "List", "feature": _plain(feature[0])} if len(feature) == 1 else [*map(_plain, feature)]
     if not isinstance(feature, dict):
         return feature
     if not isinstance(feature.get("_type"), str):
         return {name: _plain(part) for name, part in feature.items()}
-    given = {
+    attributes = {
         key: _plain(value) for key, value in feature.items() if value is not None and (key, value) != ("length", -1)
     }
     tagged = feature["_type"] == "Sequence" and isinstance(feature.get("feature", {}).get("_type"), str)
-    return {**given, "_type": "List"} if tagged else given
+    return {**attributes, "_type": "List"} if tagged else attributes

@@ -51,8 +51,9 @@ def annotate(file: Path, model: str | None = None) -> str:
     """What a driver and a worker do, with the demonstration model by default."""
     from pipeline.annotate.__main__ import annotate
     from pipeline.annotate.config import Config
-    from pipeline.engine.ledger import read_receipts, total
+    from pipeline.data.ledger import Ledger
     from schemas.layout import Subset
+    from schemas.receipts import total
 
     with tempfile.TemporaryDirectory() as output:
         code = annotate(
@@ -66,7 +67,7 @@ def annotate(file: Path, model: str | None = None) -> str:
                 estimator=model,
             )
         )
-        counts = total(read_receipts(Subset("second-order", Path(output)))).counts
+        counts = total(Ledger(Subset("second-order", Path(output))).receipts()).counts
     return f"exit {code}, {counts.rows} rows, {counts.rows_too_long} too long"
 
 

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import hub as requests
+from pipeline.data.ledger import PublishedLedger
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
-from pipeline.publish.publisher import published_receipts
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand, SmallDisk
 from tests.hub import Hub, hub_server
@@ -383,7 +383,8 @@ def test_a_repository_that_lacks_shards_in_the_end_is_told_of_and_the_code_says_
 ) -> None:
     """As where somebody takes them away meanwhile."""
     file = write_documents(tmp_path / "in.parquet", sample_texts(8, 300))
-    monkeypatch.setattr("pipeline.annotate.published_receipts", lambda *given: published_receipts(*given)[:-1])
+    whole = PublishedLedger.receipts
+    monkeypatch.setattr(PublishedLedger, "receipts", lambda *arguments: whole(*arguments)[:-1])
     chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 2, "--output", URL)
     code, printed = run(*chosen, "--staging", tmp_path / "staging")
     assert code == 3 and "1 of 4 shards are not there; the same command completes them" in printed

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data.annotated import find_annotations
-from pipeline.engine.ledger import read_receipts, record
+from pipeline.data.ledger import Ledger
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from pipeline.report.page import write_report
 from schemas.annotations import PROVENANCE_KEY, SHIPPED_MODEL, UNRECORDED_MODEL, Provenance
@@ -127,12 +127,14 @@ def test_a_run_of_an_older_version_is_read_and_resumed(run_command: RunCommand, 
     for name in ("source_files", "model"):
         del old[name]
     (subset.ledger / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-    receipts = list(read_receipts(subset))
+    receipts = Ledger(subset).receipts()
     for receipt in receipts:
         shard = subset.data / receipt.shard
         table = pq.read_table(shard).replace_schema_metadata({PROVENANCE_KEY: json.dumps(old, indent=2)})
         pq.write_table(table, shard)
-        record(subset, replace(receipt, sha256=sha256(shard.read_bytes()).hexdigest(), size=shard.stat().st_size))
+        Ledger(subset).record(
+            replace(receipt, sha256=sha256(shard.read_bytes()).hexdigest(), size=shard.stat().st_size)
+        )
     (output / "README.md").unlink()
     found = find_annotations(str(output)).provenance
     assert (found.source, found.source_files, found.model) == (tuple(map(str, files)), 0, UNRECORDED_MODEL)

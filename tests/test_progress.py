@@ -107,13 +107,13 @@ def slow_run(folder: Path) -> tuple[Run, list[Unit]]:
     return planned_run(folder / "out", [file], rows_per_unit=12, batch_invariant=True)
 
 
-def lines_of(run: Run, units: list[Unit], crew: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> Throughput:
+def lines_of(run: Run, units: list[Unit], pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> Throughput:
     """Labels, with a line as often as the run is looked at."""
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     monkeypatch.setattr(progress, "TICK_SECONDS", 0.1)
-    report, driver = Throughput(), Scheduler(run, crew)
-    with Progress(12, 0, partial(state_of, report, driver)):
-        for one in driver.outcomes(units):
+    report, scheduler = Throughput(), Scheduler(run, units, pool)
+    with Progress(12, 0, partial(state_of, report, scheduler)):
+        for one in scheduler.outcomes():
             report.add(one)
     return report
 
@@ -127,12 +127,12 @@ def test_documents_are_counted_while_their_unit_is_labelled(
     monkeypatch.setattr("pipeline.engine.scheduler.PATIENCE", 0.1)
     run, units = slow_run(tmp_path)
     load = partial(load_fake, seconds=0.05)
-    crew = (
+    pool = (
         RayWorkerPool(run, load, workers=1, share=WorkerResources(cpus=0.5))
         if workers
         else ThisProcessPool(run, load, "cpu")
     )
-    report = lines_of(run, units, crew, monkeypatch)
+    report = lines_of(run, units, pool, monkeypatch)
     lines = capsys.readouterr().err.splitlines()
     counted = [int(line.split(" of ")[0]) for line in lines if " of 12 documents" in line]
     assert counted == sorted(counted) and counted[-1] == report.counts.rows == 12

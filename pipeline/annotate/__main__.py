@@ -1,4 +1,4 @@
-"""The main job: documents in, an annotated dataset out.
+"""Annotation: documents in, an annotated dataset out.
 
     python -m pipeline.annotate                                          # built-in sample documents
     python -m pipeline.annotate --input fineweb/*.parquet --output DIR   # your own
@@ -6,8 +6,8 @@
     python -m pipeline.annotate ... --output hf://datasets/USER/NAME     # published while it grows
     ray job submit --working-dir . -- python -m pipeline.annotate ...    # on a cluster
 
-Input and settings are checked before anything is written. The same command again goes on where a run stopped.
-Exit code 0: complete; 3: complete but for units that were given up; 1: refused or failed.
+Input and settings are checked before anything is written. The same command resumes a run.
+Exit code 0: complete; 3: complete except for quarantined units; 1: refused or failed.
 """
 
 import logging
@@ -25,34 +25,15 @@ from pipeline.annotate.config import Config
 from pipeline.annotate.prepare import pin_checkpoint, pin_inputs, pin_longest, prepare
 from pipeline.annotate.summary import print_examples, print_quarantine, print_summary
 from pipeline.cli import INCOMPLETE, run
-from pipeline.data.annotated import read_quarantine
 from pipeline.data.atomic import write_text
 from pipeline.data.hub import Repository
+from pipeline.data.ledger import Ledger, PublishedLedger
 from pipeline.data.naming import recorded
 from pipeline.data.sample import write_sample
 from pipeline.data.tokenizer import CONFIG_FILE, tokenizer_sha256
-from pipeline.engine.annotator import Annotator
-from pipeline.engine.ledger import (
-    end_staging,
-    finished,
-    forget,
-    read_published,
-    read_receipts,
-    total,
-    unpublished,
-    write_published,
-)
-from pipeline.engine.output import (
-    Plan,
-    grows,
-    locked,
-    open_run,
-    planned,
-    require_growing,
-    require_same,
-    require_same_columns,
-)
-from pipeline.engine.plan import Device, Run, Unit, inspect
+from pipeline.engine.annotator import load_annotator
+from pipeline.engine.output import find_run, grows, locked, open_run
+from pipeline.engine.plan import Run, Unit, inspect
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.throughput import Outcome, Throughput, UnitResult
 from pipeline.engine.workers import ThisProcessPool, WorkerPool
@@ -61,10 +42,10 @@ from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.progress import Progress, State, stage
 from pipeline.publish.card import folder_card, write_card
 from pipeline.publish.licenses import source_facts
-from pipeline.publish.publisher import Publisher, published_plan, published_receipts
+from pipeline.publish.publisher import Publisher
 from pipeline.publish.section import THIS_FOLDER, SubsetInfo
 from pipeline.publish.subset import publish_beginning, publish_end, with_totals
-from schemas.receipts import REPORT_FILE
+from schemas.receipts import REPORT_FILE, Plan, total
 
 LOG = logging.getLogger(__name__)
 DEFAULTS = Config()
@@ -73,7 +54,7 @@ DEFAULTS = Config()
 def annotate(config: Config = DEFAULTS) -> int:
     """Label every token of every document with its entropy, in nats, and write an annotated dataset.
 
-    Exit code 0: complete; 3: complete but for units that were given up and are listed; 1: refused or failed.
+    Exit code 0: complete; 3: complete except for quarantined units, which are listed; 1: refused or failed.
     """
     config.check_place()
     with tempfile.TemporaryDirectory() as scratch:
@@ -81,22 +62,22 @@ def annotate(config: Config = DEFAULTS) -> int:
         if not config.input:
             write_sample(sample)
         with stage("asking the Hub for what is published"):
-            published = published_plan(config.repository, config.place) if config.repository else None
-        staged = planned(config.place)
-        begun = published or staged
-        longest = pin_longest(config.longest_document, begun)
-        config = replace(config, estimator=pin_checkpoint(config.estimator, begun), longest_document=longest)
+            existing = find_run(config.repository, config.place)
+        resumed = existing.plan
+        longest = pin_longest(config.longest_document, resumed)
+        config = replace(config, estimator=pin_checkpoint(config.estimator, resumed), longest_document=longest)
         with stage("reading the inputs"):
-            inputs = pin_inputs(config.input, begun)
-            found = config.find(inputs or [str(sample)], config.place.root)
-            source = inspect(found.files, config.column, found.choices, config.passed)
-        found.tell()
+            inputs = pin_inputs(config.input, resumed)
+            listing = config.find(inputs or [str(sample)], config.place.root)
+            source = inspect(listing.files, config.column, listing.choices, config.passed)
+        listing.tell()
         with stage("reading the checkpoint"):
-            job, units = prepare(config, source, inputs, begun)
-        for place, plan in ((config.output, published), (job.subset.root, staged)):
-            if plan is not None:
-                require_continuing(str(place), job, plan)
-                require_same_columns(f"--output {place}", job.schema, plan, source.files)
+            job, units = prepare(config, source, inputs, resumed)
+        existing.require_continued(job, source.files, config.output)
+        if existing.in_folder is not None and grows(existing.in_folder.provenance, job.provenance):
+            rows, more = existing.in_folder.provenance.source_rows, job.provenance.source_rows
+            a_shard = f"{job.provenance.rows_per_unit:,} in a shard as before"
+            say(f"grows          from {rows:,} to {more:,} documents, {a_shard}")
         if config.dry_run:
             from pipeline.annotate.dry_run import estimate, print_estimate, workers_of
 
@@ -106,25 +87,10 @@ def annotate(config: Config = DEFAULTS) -> int:
             return annotate_units(job, units, config, inputs)
 
 
-def require_continuing(place: str, job: Run, there: Plan) -> None:
-    """Refuses another run's dataset; a folder's own may get more rows of its source.
-
-    Raises:
-        ValueError: if the place has another run's, or the same with more rows, or fewer and is published.
-    """
-    wanted, published = job.provenance, job.repository is not None
-    require_growing(place, job.subset, there.provenance, wanted, published=published)
-    if grows(there.provenance, wanted):
-        rows, more = there.provenance.source_rows, wanted.source_rows
-        say(f"grows          from {rows:,} to {more:,} documents, {wanted.rows_per_unit:,} in a shard as before")
-    else:
-        require_same(f"--output {place}", wanted, there.provenance)
-
-
 def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str, ...]) -> int:
-    """Labels what is not labelled yet, completes the dataset and shows it; returns the exit code."""
-    facts = facts_of(job, inputs)
-    folder_card(facts)  # what it cannot describe, or be added to, is refused before anything is labelled
+    """Label the units that are left, complete the dataset and show it; return the exit code."""
+    ledger, info = Ledger(job.subset), info_of(job, inputs)
+    folder_card(info)  # what it cannot describe, or be added to, is refused before anything is labelled
     if job.repository is not None:
         with stage("preparing the repository"):
             job.repository.prepare(private=config.private)
@@ -136,15 +102,15 @@ def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tupl
     if job.tokenizer is not None:
         copy_tokenizer(job.tokenizer, job.subset.tokenizer)
     if job.repository is None:
-        end_staging(job.subset)
+        ledger.end_staging()
         report = label(units, job, config)
-        receipts = list(read_receipts(job.subset))
-        write_card(with_totals(facts, receipts))
+        receipts = ledger.receipts()
+        write_card(with_totals(info, receipts))
     else:
-        report = label_and_publish(units, job, config, job.repository, facts)
-        receipts = read_published(job.subset)
+        report = label_and_publish(units, job, config, job.repository, info)
+        receipts = ledger.published()
     print_summary(config.output or str(job.subset.root), job.provenance, total(receipts).counts, report)
-    given_up = read_quarantine(job.subset)
+    given_up = ledger.quarantined()
     print_quarantine(given_up)
     print_examples(job.subset, job.repository, complete=len(receipts) == len(units))
     if not config.input and job.repository is None:
@@ -161,7 +127,7 @@ def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tupl
 
 
 def labels_named(job: Run, config: Config) -> str:
-    """The labels as pipeline.report takes them: the dataset, or one of several subsets."""
+    """The argument of pipeline.report for these labels: the dataset, or one of several subsets."""
     if job.repository is not None:
         return f"{job.repository.url}/{job.subset.in_repository.data}"
     place, subsets = config.output or job.subset.root.name, job.subset.data.parent.iterdir()
@@ -169,26 +135,27 @@ def labels_named(job: Run, config: Config) -> str:
 
 
 def label_and_publish(
-    units: Sequence[Unit], job: Run, config: Config, repository: Repository, facts: SubsetInfo
+    units: Sequence[Unit], job: Run, config: Config, repository: Repository, info: SubsetInfo
 ) -> Throughput:
-    """Labels what the repository lacks, beginning with what an interrupted run left on this disk."""
-    write_published(job.subset, published_receipts(repository, job.subset, len(units)))
-    if len(read_published(job.subset)) < len(units):
-        publish_beginning(repository, facts)
+    """Label what the repository lacks, after publishing what an interrupted run left on this disk."""
+    ledger, published = Ledger(job.subset), PublishedLedger(repository, job.subset)
+    ledger.write_published(published.receipts(len(units)))
+    if len(ledger.published()) < len(units):
+        publish_beginning(repository, info)
     with Publisher(repository, job.subset, keeps=False) as publisher:
-        damaged = [receipt for receipt in unpublished(job.subset) if not publisher.add(receipt)]
+        damaged = [receipt for receipt in ledger.unpublished() if not publisher.add(receipt)]
         if damaged:
             LOG.warning("%d staged shards are damaged and labelled anew: %s", len(damaged), damaged[0].shard)
-            forget(job.subset, damaged)
+            ledger.delete(damaged)
         report = label(units, job, config, publisher)
-    receipts = published_receipts(repository, job.subset, len(units))
-    write_published(job.subset, receipts)
-    publish_end(repository, with_totals(facts, receipts))
+    receipts = published.receipts(len(units))
+    ledger.write_published(receipts)
+    publish_end(repository, with_totals(info, receipts))
     return report
 
 
-def facts_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
-    """What the card says of a run that has not begun."""
+def info_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
+    """The card's information on a run that has not resumed."""
     return SubsetInfo(
         subset=job.subset,
         place=job.repository.name if job.repository else THIS_FOLDER,
@@ -200,52 +167,54 @@ def facts_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
 
 
 def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher | None = None) -> Throughput:
-    """Labels the units that are not done, with a progress bar; starts no worker where there are none."""
-    done = finished(job.subset, staging=publisher is not None)
+    """Label the units that are left, with a progress bar; start no worker where there are none."""
+    done = Ledger(job.subset).finished(staging=publisher is not None)
     left = [unit for unit in units if unit.index not in done]
     if not left:
         return Throughput()
     report, rows = Throughput(), job.provenance.source_rows
     left_rows = sum(unit.stop - unit.start for unit in left)
     say(f"to label       {left_rows:,} documents in {len(left):,} units, in {job.provenance.dtype}")
-    with interrupts_told(job), crew_of(job, config) as crew:
-        driver = Scheduler(job, crew, done=len(done))
-        with Progress(rows, rows - left_rows, partial(state_of, report, driver)), logging_redirect_tqdm():
-            for outcome in driver.outcomes(left):
+    with noting_interrupts(job), pool_of(job, config) as pool:
+        scheduler = Scheduler(job, left, pool, done=len(done))
+        with Progress(rows, rows - left_rows, partial(state_of, report, scheduler)), logging_redirect_tqdm():
+            for outcome in scheduler.outcomes():
                 report.add(outcome)
                 if publisher is not None:
-                    publish_outcome(outcome, publisher, driver, last=report.units + report.given_up == len(left))
+                    publish_outcome(outcome, publisher, scheduler, last=report.units + report.quarantined == len(left))
     write_text(job.subset.ledger / REPORT_FILE, report.to_json())
     return report
 
 
-def state_of(report: Throughput, driver: Scheduler) -> State:
-    """Progress: the committed units, and the labelled parts of the others."""
-    underway, counts = driver.underway, report.counts
-    return State(counts.rows + underway.rows, counts.tokens + underway.tokens, driver.loaded, report.given_up)
+def state_of(report: Throughput, scheduler: Scheduler) -> State:
+    """State of the progress bar: the committed units, and the labelled parts of the others."""
+    progress, counts = scheduler.progress, report.counts
+    return State(
+        counts.rows + progress.rows, counts.tokens + progress.tokens, scheduler.ready_workers, report.quarantined
+    )
 
 
 @contextmanager
-def interrupts_told(job: Run) -> Iterator[None]:
-    """Notes how far the run is on what interrupts it."""
+def noting_interrupts(job: Run) -> Iterator[None]:
+    """Note on an interrupt how far the run is."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        done = finished(job.subset, staging=job.repository is not None)
+        done = Ledger(job.subset).finished(staging=job.repository is not None)
         interrupt.add_note(f"{len(done):,} of {job.units:,} units are done")
         raise
 
 
 @contextmanager
-def crew_of(job: Run, config: Config) -> Iterator[WorkerPool]:
-    """The workers that were asked for: this process alone, or those of a Ray cluster."""
+def pool_of(job: Run, config: Config) -> Iterator[WorkerPool]:
+    """The requested workers: this process alone, or those of a Ray cluster."""
     if config.workers == 0:
         with stage("loading torch"):
-            from pipeline.engine.labeller import device_here
+            from pipeline.labels.labeller import device_here
 
             device = device_here(config.gpus_per_worker)
         say("workers        none: this process labels")
-        yield ThisProcessPool(job, load, device)
+        yield ThisProcessPool(job, load_annotator, device)
         return
     with stage("loading Ray"):  # which may be missing where this process labels
         from pipeline.engine.cluster import LOCAL, WorkerResources, cluster, ray_address
@@ -259,23 +228,18 @@ def crew_of(job: Run, config: Config) -> Iterator[WorkerPool]:
             stack.enter_context(cluster(address))
         if address == LOCAL:
             share.require_room()
-        yield RayWorkerPool(job, load, workers=None if config.workers == "auto" else config.workers, share=share)
+        yield RayWorkerPool(
+            job, load_annotator, workers=None if config.workers == "auto" else config.workers, share=share
+        )
 
 
-def load(job: Run, device: Device) -> Annotator:
-    """A worker's checkpoints and tokenizers, on its device; where Ray's workers label, the driver needs no torch."""
-    from pipeline.engine.labeller import load_annotator
-
-    return load_annotator(job, device)
-
-
-def publish_outcome(outcome: Outcome, publisher: Publisher, driver: Scheduler, *, last: bool) -> None:
-    """Has a shard published, and those that are published forgotten, while there are workers to do it."""
+def publish_outcome(outcome: Outcome, publisher: Publisher, scheduler: Scheduler, *, last: bool) -> None:
+    """Publish a committed shard, and delete published ones while there are workers to do it."""
     if isinstance(outcome, UnitResult):
         publisher.add(outcome.receipt, outcome.addition)
     if last:
         publisher.close()
-    driver.forget(publisher.taken())
+    scheduler.delete_published(publisher.taken())
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from pipeline.annotate.config import Config
-from pipeline.engine.annotator import Chunk, Underway, UnitError, with_tokenizers
-from pipeline.engine.labeller import device_here, load_annotator
-from pipeline.engine.plan import FEWEST_ROWS, Device, Run, Source, Unit
+from pipeline.engine.annotator import Chunk, SourceError, UnitProgress, load_annotator, with_tokenizers
+from pipeline.engine.plan import FEWEST_ROWS, Run, Source, Unit
 from pipeline.engine.throughput import Stages
+from pipeline.labels.labeller import DeviceError, device_here
 from pipeline.messages import say
 from pipeline.progress import stage
-from schemas.annotations import INPUT_IDS
+from schemas.annotations import INPUT_IDS, Device
 
 SAMPLED_UNITS, SAMPLED_ROWS = 16, 32
 MANY_FILES = 100  # a shard costs a part of a second and two files
@@ -87,7 +87,7 @@ def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second:
         with stage("reading and tokenizing some documents"):
             chunks = sample_documents(job, units)
         speed = Speed(tokens_per_second) if tokens_per_second else measure(job, chunks)
-    except UnitError as reason:
+    except (SourceError, DeviceError) as reason:
         raise ValueError(str(reason)) from reason
     rows, lengths = job.provenance.source_rows, [len(ids) for chunk in chunks for ids in chunk.tokens]
     error = stdev(lengths) / len(lengths) ** 0.5 / max(1e-9, fmean(lengths)) if len(lengths) > 1 else nan
@@ -135,7 +135,7 @@ def measure(job: Run, chunks: Sequence[Chunk]) -> Speed:
         while True:
             part, stages = beginning(documents, tokens), Stages()
             batches = annotator.batches(part, np.random.default_rng(0))
-            annotator.label(chunks[0]._replace(documents=part, tokens=part, batches=batches), stages, Underway())
+            annotator.label(chunks[0]._replace(documents=part, tokens=part, batches=batches), stages, UnitProgress())
             seconds, labelled = stages.seconds["label"], sum(map(len, part))
             if (labelled == read and growth > 1) or time.monotonic() + growth * seconds > deadline:
                 return Speed(labelled / max(1e-9, seconds) * written / max(1, read), labelled, seconds)

@@ -15,8 +15,7 @@ from pipeline.data.files import COMMIT, HUB, is_pin, pinned
 from pipeline.data.naming import is_local, named_inputs, recorded, urls, without_paths
 from pipeline.data.sample import SAMPLE_NAME
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, named_token, token_source, tokenizer_sha256
-from pipeline.engine.output import Plan
-from pipeline.engine.plan import Device, Run, Snapshot, Source, Unit, default_rows_per_unit, fast_dtype, plan_units
+from pipeline.engine.plan import Run, Snapshot, Source, Unit, default_rows_per_unit, fast_dtype, plan_units
 from pipeline.models.checkpoint import (
     KIND_OF_METHOD,
     SHIPPED,
@@ -28,7 +27,8 @@ from pipeline.models.checkpoint import (
     find_checkpoint,
     require_kind,
 )
-from schemas.annotations import SHIPPED_MODEL, Dtype, Method, Provenance, annotated_schema
+from schemas.annotations import SHIPPED_MODEL, Device, Dtype, Method, Provenance, annotated_schema
+from schemas.receipts import Plan
 
 
 def pin_inputs(inputs: Sequence[str], there: Plan | None) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ def dtype_for(config: Config, there: Plan | None) -> Dtype:
 def device_for(config: Config) -> Device:
     """The kind of device that labels will be computed on."""
     if config.workers == 0 or (config.dry_run and config.gpus_per_worker is None):
-        from pipeline.engine.labeller import device_here  # imports torch, which takes seconds
+        from pipeline.labels.labeller import device_here  # imports torch, which takes seconds
 
         return device_here(config.gpus_per_worker)
     if config.gpus_per_worker is None:

@@ -11,11 +11,11 @@ import pyarrow as pa
 from pipeline.data.annotated import Row, as_rows, read_labelled
 from pipeline.data.files import find_files
 from pipeline.data.hub import Repository
+from pipeline.data.ledger import Ledger
 from pipeline.data.naming import load_call
-from pipeline.data.safe_tokenizers import failures_told
+from pipeline.data.safe_tokenizers import tokenizer_errors
 from pipeline.data.shards import ENTROPY_COLUMNS, inspect_shard
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
-from pipeline.engine.ledger import read_published, read_receipts
 from pipeline.engine.throughput import Throughput
 from pipeline.messages import say
 from schemas.annotations import ENTROPY, INPUT_IDS, MOST_VOCABULARY, Provenance
@@ -37,7 +37,7 @@ def print_summary(place: str, provenance: Provenance, counts: Counts, report: Th
     without_token = f", {unknown:,} with characters that have no token" if unknown else ""
     say(f"documents      {counts.rows:,}{without}{replaced}{without_token}")
     say(f"tokens         {tokens:,}" + (f", {labelled:,} of them labelled" if labelled < tokens else ""))
-    idle = "none: no unit succeeded" if report.given_up else "none: the dataset was complete"
+    idle = "none: no unit succeeded" if report.quarantined else "none: the dataset was complete"
     say(f"tokens/s       {_speed(report) if report.units else idle}")
     say(f"mean entropy   {mean:.3f} nats a token")
     say(f"bits per byte  {bits}")
@@ -72,7 +72,7 @@ def print_examples(subset: Subset, repository: Repository | None, *, complete: b
     place = f"{repository.url}/{subset.in_repository.data}" if repository else str(subset.data)
     root = str(subset.root)
     call = load_call(repository.name, subset.name, repository.revision) if repository else load_call(root, subset.name)
-    receipts = read_published(subset) if repository else read_receipts(subset)
+    receipts = Ledger(subset).published() if repository else Ledger(subset).receipts()
     row = next(filter(_has_example, islice(_rows(receipts, place), MOST_LOOKS)), None)
     if row is None:
         say("", f"{call} {has}")
@@ -106,5 +106,5 @@ def _shown(ids: list[int], tokenizer_folder: Path) -> list[str]:
     if not (tokenizer_folder / TOKENIZER_FILE).is_file():
         return [str(token) for token in ids]
     tokenizer = load_tokenizer(tokenizer_folder)
-    with failures_told("the tokenizer cannot tell the text of its tokens; take another copy of it"):
+    with tokenizer_errors("the tokenizer cannot tell the text of its tokens; take another copy of it"):
         return [repr(tokenizer.decode([token], skip_special_tokens=False)) for token in ids]

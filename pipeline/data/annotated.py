@@ -19,14 +19,15 @@ from pipeline.data.columns import plain_schema
 from pipeline.data.corpus import Corpus
 from pipeline.data.documents import Column, FileInfo, read_rows
 from pipeline.data.files import HUB, File, find_files, pinned
+from pipeline.data.ledger import Ledger
 from pipeline.data.shards import ENTROPY_COLUMNS, SHARD, inspect_shard, mending, open_shard, reading_shard
 from pipeline.data.skipped import counted
 from pipeline.data.streams import DamagedError
 from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
 from schemas.annotations import ENTROPY, INPUT_IDS, MOST_NATS, PROVENANCE_KEY, Provenance
-from schemas.decoding import reading, text_of
+from schemas.decoding import text_of
 from schemas.layout import DATA_FOLDER, Subset, require_contained, shard_name, shards_in_all
-from schemas.receipts import QUARANTINE, RECEIPT_FILES, RECEIPTS, Quarantined, Receipt
+from schemas.receipts import QUARANTINE, Receipt, from_lines
 from schemas.rows import NO_BOUND, is_list, is_token_list
 
 SUBSET_NAMED = re.compile(rf"/{DATA_FOLDER}/[^/]+/?$")
@@ -142,7 +143,7 @@ def find_annotations(source: str) -> AnnotatedDataset:
     with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
         looks = list(pool.map(_look, shards))
     _require_received(subset, source, shards, [look.rows for look in looks])
-    names = {_parts(source, shard)[2] for shard in shards} | {unit.shard for unit in read_quarantine(subset)}
+    names = {_parts(source, shard)[2] for shard in shards} | {note.shard for note in Ledger(subset).quarantined()}
     return AnnotatedDataset(
         source=source,
         shards=tuple(shards),
@@ -151,16 +152,6 @@ def find_annotations(source: str) -> AnnotatedDataset:
         provenance=_shared_provenance(source, names, {look.provenance for look in looks}),
         tokenizer=subset.tokenizer if (subset.tokenizer / TOKENIZER_FILE).is_file() else None,
     )
-
-
-def read_quarantine(subset: Subset) -> list[Quarantined]:
-    """The units of rows that are quarantined and have no shard, in their order."""
-    files = sorted((subset.ledger / QUARANTINE).glob("*.json"))
-    notes = []
-    for file in files:
-        with reading(file, "delete it, and the same pipeline.annotate command tries the unit again"):
-            notes.append(Quarantined.from_json(text_of(file)))
-    return notes
 
 
 def read_labelled(file: File, start: int, stop: int, schema: pa.Schema, vocabulary: int) -> Iterator[pa.RecordBatch]:
@@ -257,10 +248,9 @@ def _require_received(subset: Subset, source: str, shards: Sequence[File], rows:
         DamagedError: if a shard has another size or other rows, or a receipt cannot be read.
     """
     received: dict[str, Receipt] = {}
-    for file in [file for kind in RECEIPT_FILES for file in (subset.ledger / RECEIPTS).glob(kind)]:
+    for file in Ledger(subset).receipt_files():
         try:
-            receipts = map(Receipt.from_json, text_of(file).splitlines())
-            received |= {receipt.shard: receipt for receipt in receipts}
+            received |= {receipt.shard: receipt for receipt in from_lines(text_of(file))}
         except ValueError as error:
             raise DamagedError(f"{file} cannot be read ({error})", mending(shards[0])) from error
     for shard, count in zip(shards, rows, strict=True):

@@ -9,25 +9,25 @@ from schemas.rows import EXTENSION_KEYS, EXTENSION_NAME, Features, features_meta
 
 
 @dataclass(frozen=True)
-class Part:
-    """A file's columns: a plain schema, and the file's place, for messages."""
+class FileColumns:
+    """A file's columns: a plain schema, and the file's URL for messages."""
 
     schema: pa.Schema
-    place: str
+    url: str
     may_lack: bool = False
-    """Columns that other files have are null here, as keys are that a line of JSON lacks."""
+    """Columns of other files are null here, like the keys that a line of JSON lacks."""
 
 
-def plain_schema(schema: pa.Schema, place: str) -> pa.Schema:
-    """The schema as it is read and written, independent of imports; of its metadata only the features stay.
+def plain_schema(schema: pa.Schema, url: str) -> pa.Schema:
+    """The schema as it is read and written, the same whichever packages are imported; its only metadata is features.
 
-    Fields may be null; extension types are stored types whose name is in the metadata of their field; views are
-    `string` and `binary`, as few of Arrow's kernels take views.
+    Fields are nullable. Extension types are their storage types, with their name in the metadata of their field. Views
+    are `string` and `binary`, as few of Arrow's kernels take views.
 
     Raises:
         ValueError: if the features cannot be read.
     """
-    features = read_features(schema, place)
+    features = read_features(schema, url)
     return pa.schema([plain_field(field) for field in schema], metadata=features_metadata(features))
 
 
@@ -65,7 +65,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _item(kind: pa.DataType) -> pa.Field:
-    """The field of a list's items, of one name: Parquet has one, and types made in memory another."""
+    """The field of a list's items, named as in Parquet; types made in memory have another name."""
     return plain_field(kind.value_field).with_name("element")
 
 
@@ -74,14 +74,14 @@ def is_json(field: pa.Field) -> bool:
     return (field.metadata or {}).get(EXTENSION_NAME) == b"arrow.json"
 
 
-def merged_schema(parts: Sequence[Part], wanted: Collection[str], required: str) -> pa.Schema:
-    """One schema of the wanted columns, in the order of the first that has them, each as wide as all need it.
+def merged_schema(parts: Sequence[FileColumns], requested: Collection[str], required: str) -> pa.Schema:
+    """One schema of the requested columns, in the order of the first file that has them, each wide enough for all.
 
     Raises:
-        ValueError: if a part lacks a column or has it twice, or its types or features do not go together.
+        ValueError: if a file lacks a column or has it twice, or types or features are incompatible.
     """
-    names = [name for name in dict.fromkeys(name for part in parts for name in part.schema.names) if name in wanted]
-    known = [(read_features(part.schema, part.place), part.place) for part in parts]
+    names = [name for name in dict.fromkeys(name for part in parts for name in part.schema.names) if name in requested]
+    known = [(read_features(part.schema, part.url), part.url) for part in parts]
     fields, features, wrong = list[pa.Field](), Features(), list[str]()
     for name in names:
         try:
@@ -97,35 +97,37 @@ def merged_schema(parts: Sequence[Part], wanted: Collection[str], required: str)
     return pa.schema(fields, metadata=features_metadata(features))
 
 
-def _merged_field(name: str, parts: Sequence[Part]) -> pa.Field:
-    """The field that holds the values of all parts."""
+def _merged_field(name: str, parts: Sequence[FileColumns]) -> pa.Field:
+    """The field that holds the values of all files."""
     having = [part for part in parts if name in part.schema.names]
     for part in parts:
         if len(part.schema.get_all_field_indices(name)) > 1:
-            raise ValueError(f"{part.place} has several columns of one name, `{name}`")
+            raise ValueError(f"{part.url} has several columns of one name, `{name}`")
         if part not in having and not part.may_lack:
-            raise ValueError(f"{part.place} has no column `{name}`, which {having[0].place} has")
+            raise ValueError(f"{part.url} has no column `{name}`, which {having[0].url} has")
     first = having[0]
-    found = first.schema.field(name)
+    merged = first.schema.field(name)
     for part in having[1:]:
         field = part.schema.field(name)
-        first = part if pa.types.is_null(found.type) else first
+        first = part if pa.types.is_null(merged.type) else first
         try:
-            found = _widened(found, field)
+            merged = _widened(merged, field)
         except (pa.ArrowInvalid, pa.ArrowTypeError):
-            told = f"column `{name}` of {part.place} holds {_told(field)}, and of {first.place} {_told(found)}"
-            raise ValueError(told) from None
-    return found
+            kind, first_kind = _type_name(field), _type_name(merged)
+            raise ValueError(f"column `{name}` of {part.url} holds {kind}, and of {first.url} {first_kind}") from None
+    return merged
 
 
 def _merged_feature(name: str, known: Sequence[tuple[Features, str]]) -> Features:
-    """What those parts say of a column that know."""
-    said = [(features[name], place) for features, place in known if name in features]
-    for feature, place in said:
-        if not same_feature(feature, said[0][0]):
-            told = f"`datasets` reads column `{name}` of {place} in another way than that of {said[0][1]}"
-            raise ValueError(f"{told}, as with other names of classes")
-    return {name: said[0][0]} if said else {}
+    """A column's feature, on which all files that have one must agree."""
+    having = [(features[name], url) for features, url in known if name in features]
+    for feature, url in having:
+        if not same_feature(feature, having[0][0]):
+            raise ValueError(
+                f"`datasets` reads column `{name}` of {url} in another way than that of {having[0][1]}, as with other "
+                "names of classes"
+            )
+    return {name: having[0][0]} if having else {}
 
 
 def _widened(one: pa.Field, other: pa.Field) -> pa.Field:
@@ -151,10 +153,10 @@ def _extensions(field: pa.Field) -> list[tuple[str, object]]:
     inner = [kind.field(index) for index in range(kind.num_fields)]
     listed = pa.types.is_nested(kind) and not pa.types.is_struct(kind)
     named = [(str(index) if listed else part.name, part) for index, part in enumerate(inner)]
-    return [*own, *sorted((f"{name}.{path}", told) for name, part in named for path, told in _extensions(part))]
+    return [*own, *sorted((f"{name}.{path}", metadata) for name, part in named for path, metadata in _extensions(part))]
 
 
-def _told(field: pa.Field) -> str:
-    """Its type, with the extension that it is."""
+def _type_name(field: pa.Field) -> str:
+    """A field's type, with its extension."""
     name = (field.metadata or {}).get(EXTENSION_NAME)
     return f"{field.type} ({name.decode()})" if name else str(field.type)

@@ -1,6 +1,8 @@
-"""Text that a tokenizer has no token for: it becomes the unknown token, or nothing at all, and is counted.
+"""Counts of annotated rows, for receipts: documents, tokens, labels, and documents with text that has no token.
 
-M documents, N bytes or tokens end to end, V token ids.
+Text without a token becomes the unknown token or nothing at all, depending on the tokenizer.
+
+M documents, N bytes or tokens end to end.
 """
 
 import json
@@ -14,7 +16,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from pipeline.data.documents import Column
 from pipeline.data.encoding import utf8_bytes
-from pipeline.data.safe_tokenizers import failures_told, readable_from_text
+from pipeline.data.safe_tokenizers import readable_from_text, tokenizer_errors
 from pipeline.data.skipped import empty_rows, replaced_rows, too_long_rows
 from schemas.annotations import ENTROPY, INPUT_IDS, NUM_TOKENS
 from schemas.receipts import BIN_NATS, BINS, Counts
@@ -22,21 +24,56 @@ from schemas.receipts import BIN_NATS, BINS, Counts
 KEPT = "unknown"
 
 
+def count(source: pa.RecordBatch, annotated: pa.Table, column: Column, tokenizer: Tokenizer | None) -> Counts:
+    """Count rows before and after annotation; `tokenizer` is None if they came tokenized."""
+    entropies = pc.list_flatten(annotated.column(ENTROPY)).drop_null().to_numpy()
+    documents = source.column(column.name)
+    unknown = documents_with_unknown_text(tokenizer, documents, annotated.column(INPUT_IDS)) if tokenizer else 0
+    return Counts(
+        rows=len(source),
+        rows_without_text=empty_rows(documents),
+        rows_too_long=too_long_rows(source),
+        rows_with_replacements=replaced_rows(documents),
+        rows_with_unknown_text=unknown,
+        tokens=pc.sum(annotated.column(NUM_TOKENS)).as_py() or 0,
+        labelled_tokens=len(entropies),
+        text_bytes=0 if column.tokenized else pc.sum(pc.binary_length(documents)).as_py() or 0,
+        arrow_bytes=annotated.nbytes,
+        nats=float(entropies.sum(dtype=np.float64)),
+        histogram=histogram(entropies),
+    )
+
+
+def histogram(entropies_N: np.ndarray) -> tuple[int, ...]:
+    """Number of entropies, in nats, below 0, in each bin above it, and beyond the last bin."""
+    bins_N = np.clip(np.floor(entropies_N / BIN_NATS) + 1, 0, BINS - 1).astype(np.int64)
+    return tuple(np.bincount(bins_N, minlength=BINS).tolist())
+
+
 @dataclass(frozen=True)
 class Unknown:
-    """Signs that a tokenizer has left out something of a text."""
+    """Text that has no token of a tokenizer."""
 
     ids: Sequence[int]
-    """Ids that stand for text without being it."""
+    """Ids that replace such text."""
     bytes_256: np.ndarray
-    """True for bytes that vanish, as byte-level BPE has no token for them."""
+    """True for bytes that byte-level BPE drops, as it has no token for them."""
     alphabet: frozenset[str] | None
-    """All characters that do not vanish, where a tokenizer that is not byte-level lets others do so."""
+    """Characters that are kept, if other ones are dropped by a tokenizer that is not byte-level."""
+
+
+def unknown_text_of(tokenizer: Tokenizer) -> Unknown:
+    """Text without a token, stored as the tokenizer's attribute: it must not be changed afterwards."""
+    attributes = vars(tokenizer)
+    if KEPT not in attributes:
+        attributes[KEPT] = _find_unknown(tokenizer)
+    kept: Unknown = attributes[KEPT]
+    return kept
 
 
 def documents_with_unknown_text(tokenizer: Tokenizer, texts: pa.Array, ids: pa.ChunkedArray) -> int:
-    """Number of documents, given as texts and as lists of ids, of which something has no token."""
-    unknown = unknown_to(tokenizer)
+    """Number of documents, as texts and as lists of ids, with text that has no token."""
+    unknown = unknown_text_of(tokenizer)
     lists, strings = ids.combine_chunks(), pc.fill_null(texts, "").cast(pa.large_string())
     ids_N, offsets = lists.flatten().to_numpy(), lists.offsets.to_numpy()
     found_M = _any(np.isin(ids_N, unknown.ids), offsets - offsets[0])
@@ -48,16 +85,7 @@ def documents_with_unknown_text(tokenizer: Tokenizer, texts: pa.Array, ids: pa.C
     return int(found_M.sum())
 
 
-def unknown_to(tokenizer: Tokenizer) -> Unknown:
-    """The tokenizer's signs, stored as its attribute: it must not be changed after that."""
-    attributes = vars(tokenizer)
-    if KEPT not in attributes:
-        attributes[KEPT] = _looked_up(tokenizer)
-    kept: Unknown = attributes[KEPT]
-    return kept
-
-
-def _looked_up(tokenizer: Tokenizer) -> Unknown:
+def _find_unknown(tokenizer: Tokenizer) -> Unknown:
     settings, vocabulary = json.loads(tokenizer.to_str()), tokenizer.get_vocab(with_added_tokens=False)
     model = settings["model"]
     stand_ins = {tokenizer.token_to_id(token) for token in readable_from_text(tokenizer)}
@@ -73,49 +101,22 @@ def _looked_up(tokenizer: Tokenizer) -> Unknown:
 
 
 def _byte(character: str) -> int:
-    """The byte that a character of the byte-level alphabet stands for: itself, or one of those that do not print."""
-    printed = {chr(byte) for byte in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))}
-    hidden = [byte for byte in range(256) if chr(byte) not in printed]
-    return ord(character) if character in printed else hidden[ord(character) - 256]
+    """The byte that a character of the byte-level alphabet stands for: itself, or one that does not print."""
+    printable = {chr(byte) for byte in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))}
+    others = [byte for byte in range(256) if chr(byte) not in printable]
+    return ord(character) if character in printable else others[ord(character) - 256]
 
 
 def _characters(tokenizer: Tokenizer, text: str) -> set[str]:
-    """Those that the model has to find tokens for."""
-    with failures_told("the tokenizer fails on a document; leave it out, or take another tokenizer"):
+    """The characters for which the model needs tokens."""
+    with tokenizer_errors():
         normal = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
         pieces = tokenizer.pre_tokenizer.pre_tokenize_str(normal) if tokenizer.pre_tokenizer else [(normal, None)]
     return set().union(*(piece for piece, _ in pieces))
 
 
 def _any(marks_N: np.ndarray, borders: np.ndarray) -> np.ndarray:
-    """True for the documents that have a mark."""
+    """True for each document with a mark between its borders."""
     marks = np.append(0, np.cumsum(marks_N))
-    found: np.ndarray = np.diff(marks[borders]) > 0
-    return found
-
-
-def count(source: pa.RecordBatch, annotated: pa.Table, column: Column, tokenizer: Tokenizer | None) -> Counts:
-    """Counts of some rows, before and after annotation; no tokenizer where they came tokenized."""
-    entropies = pc.list_flatten(annotated.column(ENTROPY)).drop_null().to_numpy()
-    given = source.column(column.name)
-    return Counts(
-        rows=len(source),
-        rows_without_text=empty_rows(given),
-        rows_too_long=too_long_rows(source),
-        rows_with_replacements=replaced_rows(given),
-        rows_with_unknown_text=documents_with_unknown_text(tokenizer, given, annotated.column(INPUT_IDS))
-        if tokenizer
-        else 0,
-        tokens=pc.sum(annotated.column(NUM_TOKENS)).as_py() or 0,
-        labelled_tokens=len(entropies),
-        text_bytes=0 if column.tokenized else pc.sum(pc.binary_length(given)).as_py() or 0,
-        arrow_bytes=annotated.nbytes,
-        nats=float(entropies.sum(dtype=np.float64)),
-        histogram=histogram(entropies),
-    )
-
-
-def histogram(entropies_N: np.ndarray) -> tuple[int, ...]:
-    """How many entropies, in nats, fall below 0, into each of the bins above it, and beyond them."""
-    bins_N = np.clip(np.floor(entropies_N / BIN_NATS) + 1, 0, BINS - 1).astype(np.int64)
-    return tuple(np.bincount(bins_N, minlength=BINS).tolist())
+    marked: np.ndarray = np.diff(marks[borders]) > 0
+    return marked

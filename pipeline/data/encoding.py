@@ -1,12 +1,13 @@
-"""Where text may be cut so that the encodings of its pieces, one after the other, are the encoding of the whole.
+"""Text to token ids, fast: text is cut into pieces, and each distinct piece is encoded once.
 
-Text is cut between an ASCII letter or digit and any other ASCII character, and between anything but whitespace and a
-space. Byte-level BPE encodes what its pre-tokenizer splits off without a look at the rest, and pre-tokenizers with the
-patterns below split there themselves: no match continues from a letter or digit into another ASCII character, and a
-space begins a match or lies within a run of whitespace. No pattern looks behind, and patterns look ahead only from
-whitespace, which never precedes a cut. NFC changes nothing across an ASCII character's beginning.
+Cuts are placed where the encodings of the pieces, joined, are the encoding of the whole: between an ASCII letter or
+digit and any other ASCII character, and between anything but whitespace and a space. Byte-level BPE encodes each match
+of its pre-tokenizer alone, and pre-tokenizers with the patterns below split there themselves: no match continues from a
+letter or digit into another ASCII character, and a space begins a match or lies within a run of whitespace. No pattern
+looks behind, and patterns look ahead only from whitespace, which never precedes a cut. NFC changes nothing across an
+ASCII character's beginning. Text of any other tokenizer is encoded whole.
 
-N bytes.
+M documents, N bytes end to end, P pieces, U distinct pieces, T tokens, V token ids.
 """
 
 import json
@@ -22,121 +23,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from pipeline.data.safe_tokenizers import failures_told
-
-GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN_2 = LLAMA_3.replace("{1,3}", "")
-PATTERNS = frozenset((GPT_2, LLAMA_3, QWEN_2))
-
-SPACE = ord(" ")
-ALPHANUMERIC = np.array([chr(byte) in string.ascii_letters + string.digits for byte in range(256)])
-VISIBLE = np.array([0x21 <= byte <= 0x7E for byte in range(256)])
-WHITESPACE = [chr(code) for code in range(128, 2**16) if chr(code).isspace()]
-WHITESPACE_CODES = np.array([int.from_bytes(character.encode()) for character in WHITESPACE])
-
-# A cut is where what ends with a byte and what begins with the next have a bit in common.
-WORD, OTHER, UNSURE = 1, 2, 4
-ENDS = np.select([ALPHANUMERIC, VISIBLE, np.arange(256) >= 128], [WORD | OTHER, OTHER, UNSURE], 0).astype(np.uint8)
-BEGINNINGS = np.where(~ALPHANUMERIC & (np.arange(256) < 128), WORD, 0).astype(np.uint8)
-BEGINNINGS[SPACE] = WORD | OTHER | UNSURE
-
-
-def beginnings(tokenizer: Tokenizer) -> np.ndarray | None:
-    """Table of the bytes that may begin a piece, for `cuts`; None if the tokenizer's text must not be cut.
-
-    Added tokens are matched in the raw text before it is split, so no cut may fall inside one.
-    """
-    if not _splits_at_cuts(tokenizer):
-        return None
-    added = list(tokenizer.get_added_tokens_decoder().values())
-    active = [token for token in added if not (token.special and tokenizer.encode_special_tokens)]
-    if any(token.lstrip or token.rstrip or token.single_word for token in active):
-        return None
-    allowed: np.ndarray = BEGINNINGS.copy()
-    if active:  # of these too that are not: text that looks like one of them is not searched for others
-        contents = [token.content for token in added]
-        if not all(map(str.isascii, contents)):
-            return None
-        allowed[[ord(character) for content in contents for character in content[1:]]] = 0
-    return allowed
-
-
-def cuts(text_N: np.ndarray, beginnings: np.ndarray) -> np.ndarray:
-    """Places of the bytes, in UTF-8, that begin a piece; none of the first byte."""
-    shared_N = ENDS[text_N[:-1]] & beginnings[text_N[1:]]
-    unsure = np.flatnonzero(shared_N == UNSURE)
-    shared_N[unsure[_end_whitespace(text_N, unsure)]] = 0
-    return np.flatnonzero(shared_N) + 1
-
-
-def _end_whitespace(text_N: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """True at each place where a non-ASCII whitespace character ends.
-
-    Before the text's first byte its last ones are read: what then looks like whitespace is only not cut after.
-    """
-    two = text_N[places - 1].astype(np.int64) << 8 | text_N[places]
-    three = text_N[places - 2].astype(np.int64) << 16 | two
-    ended: np.ndarray = np.isin(two, WHITESPACE_CODES) | np.isin(three, WHITESPACE_CODES)
-    return ended
-
-
-def _splits_at_cuts(tokenizer: Tokenizer) -> bool:
-    """True where every part of the tokenizer is known to treat pieces as it treats the whole."""
-    return (
-        isinstance(tokenizer.model, models.BPE)
-        and not tokenizer.model.dropout
-        and _state(tokenizer.normalizer) in (None, {"type": "NFC"})
-        and _pre_tokenizers_split(_state(tokenizer.pre_tokenizer))
-        and _keeps_ids(_state(tokenizer.post_processor))
-        and tokenizer.truncation is None
-        and tokenizer.padding is None
-    )
-
-
-def _pre_tokenizers_split(state: Any) -> bool:
-    """True for ByteLevel, after any number of Digits, which look at single characters, and known Splits."""
-    if state is None:
-        return False
-    *first, last = state["pretokenizers"] if state["type"] == "Sequence" else [state]
-    patterns = [_pattern(stage) for stage in first if stage["type"] != "Digits"]
-    return (
-        last["type"] == "ByteLevel"
-        and not last["add_prefix_space"]
-        and all(pattern in PATTERNS for pattern in patterns)
-        and bool(last["use_regex"] or patterns)
-    )
-
-
-def _pattern(stage: dict[str, Any]) -> str | None:
-    """Regex of a Split that keeps all of the text; None for any other stage."""
-    kept = stage["type"] == "Split" and stage["behavior"] == "Isolated" and not stage["invert"]
-    return stage["pattern"].get("Regex") if kept else None
-
-
-def _keeps_ids(state: Any) -> bool:
-    """True for post-processors that add nothing but special tokens, which nobody asks for."""
-    if state is None or state["type"] == "ByteLevel":
-        return True
-    if state["type"] == "Sequence":
-        return all(map(_keeps_ids, state["processors"]))
-    return state["type"] == "TemplateProcessing" and sum("Sequence" in part for part in state["single"]) == 1
-
-
-def _state(part: Any) -> Any:
-    """A part of a tokenizer as `tokenizer.json` has it."""
-    return None if part is None else json.loads(part.__getstate__())
-
+from pipeline.data.safe_tokenizers import tokenizer_errors
 
 # 37 MiB for English, where 7 million pieces hold 2^18 different ones, and at most 210 MiB for any text.
 MOST_PIECES, MOST_CHARACTERS = 2**18, 32
-# A new piece takes up to twice as long as where it comes again in a text. In 2 MiB of English a tenth are unique; of
-# random numbers or base64, which would only drive out the words, nearly all. Little text tells nothing of what is next.
+
+# A new piece takes up to twice as long as the same text encoded whole. In 2 MiB of English a tenth are unique; of
+# random numbers or base64, which would only displace the words, nearly all. Too little text predicts nothing.
 MOST_UNIQUE, MEASURABLE_PIECES = 1 / 2, 2**16
-RUN_BYTES = 2**21  # of text whose pieces are looked at together: they take 60 times as much memory, and encodings too
+RUN_BYTES = 2**21  # of text cut at a time: its pieces take 60 times as much memory, and so do their encodings
 RUN = 1024  # new pieces that are encoded as one text: each alone would take three times as long
 KEPT = "pieces"
 
@@ -164,7 +59,7 @@ class Pieces:
     lock: Lock = field(default_factory=Lock)
 
     def take(self, tokenizer: Tokenizer, pieces: pa.Array) -> Encoded | None:
-        """The encodings of the pieces, in their order; nothing where too few come again for it to pay."""
+        """The encodings of the pieces, in their order; None if too few repeat for the cache to pay."""
         coded = pieces.dictionary_encode()
         if len(pieces) >= MEASURABLE_PIECES and len(coded.dictionary) > MOST_UNIQUE * len(pieces):
             return None
@@ -175,7 +70,7 @@ class Pieces:
             new.sort(key=lambda place: len(unique[place]) > MOST_CHARACTERS)  # those that are not kept come last
             place_U[new] = len(self.places) + np.arange(len(new))
             encoded = self._with([unique[place] for place in new], tokenizer)
-        return _chosen(encoded, place_U[coded.indices.to_numpy()])
+        return _gathered(encoded, place_U[coded.indices.to_numpy()])
 
     def _places(self, pieces: Sequence[str]) -> np.ndarray:
         """The place of each piece among the encodings, -1 where it is new."""
@@ -192,7 +87,7 @@ class Pieces:
         return self.encoded if len(kept) == len(pieces) else _joined(before, new)
 
     def _encoded(self, pieces: Sequence[str], tokenizer: Tokenizer) -> Encoded:
-        """Pieces that may stand side by side are encoded as one text, and known apart by the bytes of their tokens."""
+        """Encode pieces that may be adjacent as one text, and separate them by the bytes of their tokens."""
         if self.bytes_V is None:
             return _encoded(tokenizer, pieces)
         text_N, borders_U = utf8_bytes(pa.array(pieces, pa.large_string()))
@@ -203,22 +98,9 @@ class Pieces:
         runs = _texts(text_N, np.append(borders_U[:-1][begins_U], borders_U[-1]))
         ids_T, _ = _encoded(tokenizer, runs.to_pylist())
         ends_T = np.cumsum(self.bytes_V[ids_T])
-        if not len(ends_T) or ends_T[-1] < len(text_N):  # bytes that no token covers were dropped
+        if not len(ends_T) or ends_T[-1] < len(text_N):  # bytes without a token were dropped
             return _encoded(tokenizer, pieces)
         return Encoded(ids_T, np.searchsorted(ends_T, borders_U, side="right"))
-
-
-def pieces_of(tokenizer: Tokenizer) -> Pieces | None:
-    """The tokenizer's cache of pieces, stored as its attribute; None if its texts must be encoded whole.
-
-    The tokenizer is looked at once: it must not be changed after that.
-    """
-    attributes = vars(tokenizer)
-    if KEPT not in attributes:
-        allowed = beginnings(tokenizer)
-        attributes[KEPT] = None if allowed is None else Pieces(allowed, token_bytes(tokenizer))
-    kept: Pieces | None = attributes[KEPT]
-    return kept
 
 
 def encode_column(tokenizer: Tokenizer, column: pa.Array | pa.ChunkedArray) -> list[np.ndarray]:
@@ -232,10 +114,23 @@ def encode_column(tokenizer: Tokenizer, column: pa.Array | pa.ChunkedArray) -> l
     return np.split(encoded.ids_T, encoded.borders[1:-1])[: len(texts)]  # of no text, np.split makes one
 
 
+def pieces_of(tokenizer: Tokenizer) -> Pieces | None:
+    """The tokenizer's cache of pieces, stored as its attribute; None if its texts must be encoded whole.
+
+    The tokenizer is inspected once and must not be changed afterwards.
+    """
+    attributes = vars(tokenizer)
+    if KEPT not in attributes:
+        allowed = beginnings(tokenizer)
+        attributes[KEPT] = None if allowed is None else Pieces(allowed, token_bytes(tokenizer))
+    kept: Pieces | None = attributes[KEPT]
+    return kept
+
+
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
     """Number of bytes of text behind each token id of byte-level BPE, int64 [V].
 
-    None if ids do not determine it: normalizers and tokens for unknown bytes change the number.
+    None if the ids do not determine it: normalizers and tokens for unknown bytes change the number.
     """
     model, vocabulary = tokenizer.model, tokenizer.get_vocab()
     covered = vocabulary.keys() >= set(pre_tokenizers.ByteLevel.alphabet())
@@ -247,8 +142,15 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
     return bytes_V
 
 
+def utf8_bytes(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes of all texts end to end, uint8 [N], and the borders between the texts."""
+    _, offsets, data = texts.buffers()
+    borders_M = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return np.frombuffer(data, np.uint8)[borders_M[0] : borders_M[-1]], borders_M - borders_M[0]
+
+
 def _by_piece(tokenizer: Tokenizer, texts: pa.Array | pa.ChunkedArray, pieces: Pieces) -> Encoded:
-    """The encodings of texts of large strings, about RUN_BYTES at a time, as far as pieces allow it."""
+    """Encode texts about RUN_BYTES at a time, as far as the length of pieces allows."""
     text_N, borders_M = utf8_bytes(texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts)
     begins_N = np.zeros(len(text_N) + 1, dtype=bool)
     begins_N[cuts(text_N, pieces.beginnings)] = True
@@ -272,26 +174,19 @@ def _by_piece(tokenizer: Tokenizer, texts: pa.Array | pa.ChunkedArray, pieces: P
     return Encoded(np.concatenate(ids), borders)
 
 
-def utf8_bytes(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """All texts end to end in UTF-8, and the borders between them."""
-    _, offsets, data = texts.buffers()
-    borders_M = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    return np.frombuffer(data, np.uint8)[borders_M[0] : borders_M[-1]], borders_M - borders_M[0]
-
-
 def _texts(text_N: np.ndarray, borders: np.ndarray) -> pa.LargeStringArray:
     return pa.LargeStringArray.from_buffers(len(borders) - 1, pa.py_buffer(borders), pa.py_buffer(text_N))
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Encoded:
-    with failures_told("the tokenizer fails on a document; leave it out, or take another tokenizer"):
+    with tokenizer_errors():
         ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     borders = _borders(np.fromiter(map(len, ids), np.int64, len(ids)))
     return Encoded(np.fromiter(chain.from_iterable(ids), np.int32, borders[-1]), borders)
 
 
-def _chosen(encoded: Encoded, place_P: np.ndarray) -> Encoded:
-    """The encodings at some places, in their order, each as often as it is named."""
+def _gathered(encoded: Encoded, place_P: np.ndarray) -> Encoded:
+    """The encodings at the given places, in their order; places may repeat."""
     lengths_P = np.diff(encoded.borders)[place_P]
     borders = _borders(lengths_P)
     place_T = np.repeat(encoded.borders[place_P] - borders[:-1], lengths_P) + np.arange(borders[-1])
@@ -305,3 +200,110 @@ def _joined(first: Encoded, second: Encoded) -> Encoded:
 
 def _borders(lengths: np.ndarray) -> np.ndarray:
     return np.append(0, np.cumsum(lengths))
+
+
+GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN_2 = LLAMA_3.replace("{1,3}", "")
+PATTERNS = frozenset((GPT_2, LLAMA_3, QWEN_2))
+
+SPACE = ord(" ")
+ALPHANUMERIC = np.array([chr(byte) in string.ascii_letters + string.digits for byte in range(256)])
+VISIBLE = np.array([0x21 <= byte <= 0x7E for byte in range(256)])
+WHITESPACE = [chr(code) for code in range(128, 2**16) if chr(code).isspace()]
+WHITESPACE_CODES = np.array([int.from_bytes(character.encode()) for character in WHITESPACE])
+
+# A cut is where the byte before, in ENDS, and the byte after, in BEGINNINGS, have a bit in common.
+WORD, OTHER, UNSURE = 1, 2, 4
+ENDS = np.select([ALPHANUMERIC, VISIBLE, np.arange(256) >= 128], [WORD | OTHER, OTHER, UNSURE], 0).astype(np.uint8)
+BEGINNINGS = np.where(~ALPHANUMERIC & (np.arange(256) < 128), WORD, 0).astype(np.uint8)
+BEGINNINGS[SPACE] = WORD | OTHER | UNSURE
+
+
+def cuts(text_N: np.ndarray, beginnings: np.ndarray) -> np.ndarray:
+    """Positions of the bytes that begin a piece, the first byte excepted."""
+    shared_N = ENDS[text_N[:-1]] & beginnings[text_N[1:]]
+    unsure = np.flatnonzero(shared_N == UNSURE)
+    shared_N[unsure[_end_whitespace(text_N, unsure)]] = 0
+    return np.flatnonzero(shared_N) + 1
+
+
+def _end_whitespace(text_N: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """True at each place where a non-ASCII whitespace character ends.
+
+    At the text's beginning the index wraps around to its last bytes, which can at most prevent a cut.
+    """
+    two = text_N[places - 1].astype(np.int64) << 8 | text_N[places]
+    three = text_N[places - 2].astype(np.int64) << 16 | two
+    ended: np.ndarray = np.isin(two, WHITESPACE_CODES) | np.isin(three, WHITESPACE_CODES)
+    return ended
+
+
+def beginnings(tokenizer: Tokenizer) -> np.ndarray | None:
+    """Table, for `cuts`, of the bytes that may begin a piece; None if the tokenizer's text must not be cut.
+
+    Added tokens are matched in the raw text before it is split, so no cut may fall inside one.
+    """
+    if not _splits_at_cuts(tokenizer):
+        return None
+    added = list(tokenizer.get_added_tokens_decoder().values())
+    active = [token for token in added if not (token.special and tokenizer.encode_special_tokens)]
+    if any(token.lstrip or token.rstrip or token.single_word for token in active):
+        return None
+    allowed: np.ndarray = BEGINNINGS.copy()
+    if active:  # inactive ones matter too: text that looks like one of them is not searched for others
+        contents = [token.content for token in added]
+        if not all(map(str.isascii, contents)):
+            return None
+        allowed[[ord(character) for content in contents for character in content[1:]]] = 0
+    return allowed
+
+
+def _splits_at_cuts(tokenizer: Tokenizer) -> bool:
+    """True if every part of the tokenizer treats the pieces of a text as it treats the whole."""
+    return (
+        isinstance(tokenizer.model, models.BPE)
+        and not tokenizer.model.dropout
+        and _state(tokenizer.normalizer) in (None, {"type": "NFC"})
+        and _pre_tokenizers_split(_state(tokenizer.pre_tokenizer))
+        and _keeps_ids(_state(tokenizer.post_processor))
+        and tokenizer.truncation is None
+        and tokenizer.padding is None
+    )
+
+
+def _pre_tokenizers_split(state: Any) -> bool:
+    """True for ByteLevel after any number of Digits, which split single characters, and Splits by known patterns."""
+    if state is None:
+        return False
+    *first, last = state["pretokenizers"] if state["type"] == "Sequence" else [state]
+    patterns = [_pattern(stage) for stage in first if stage["type"] != "Digits"]
+    return (
+        last["type"] == "ByteLevel"
+        and not last["add_prefix_space"]
+        and all(pattern in PATTERNS for pattern in patterns)
+        and bool(last["use_regex"] or patterns)
+    )
+
+
+def _pattern(stage: dict[str, Any]) -> str | None:
+    """Regex of a Split that keeps all of the text; None for any other stage."""
+    kept = stage["type"] == "Split" and stage["behavior"] == "Isolated" and not stage["invert"]
+    return stage["pattern"].get("Regex") if kept else None
+
+
+def _keeps_ids(state: Any) -> bool:
+    """True for post-processors that add only special tokens, which are never requested here."""
+    if state is None or state["type"] == "ByteLevel":
+        return True
+    if state["type"] == "Sequence":
+        return all(map(_keeps_ids, state["processors"]))
+    return state["type"] == "TemplateProcessing" and sum("Sequence" in part for part in state["single"]) == 1
+
+
+def _state(part: Any) -> Any:
+    """A part of a tokenizer as `tokenizer.json` has it."""
+    return None if part is None else json.loads(part.__getstate__())

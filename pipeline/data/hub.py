@@ -1,7 +1,7 @@
-"""A dataset repository of the Hugging Face Hub: read at a commit, written in commits that are tried until in.
+"""Dataset repositories of the Hugging Face Hub: read at a commit, and written in commits that are retried.
 
-Credentials are those that huggingface_hub finds: HF_TOKEN or `hf auth login`. `create_commit` does not try its own
-request again, and an answer that was lost may have been a success: what is still missing is worked out before each try.
+Credentials are those that huggingface_hub finds: HF_TOKEN or `hf auth login`. `create_commit` does not retry its
+request, and a lost answer may have been a success: each retry commits only the files that are still missing.
 """
 
 import logging
@@ -34,13 +34,13 @@ from pipeline.data.remote import PASSING_STATUSES
 from pipeline.messages import describe
 from schemas.layout import Subset
 
-FIRST_PATIENCE, PATIENCE = 60.0, 3600.0  # seconds that a request is tried for, until there was an answer and after
+FIRST_PATIENCE, PATIENCE = 60.0, 3600.0  # seconds to retry a request, before the Hub's first answer and after it
 LONGEST_PAUSE = 60.0  # seconds
-CONFLICTS = (409, 412)  # of HTTP: another commit is being made, or was made since
+CONFLICTS = (409, 412)  # of HTTP: another commit is being made, or was made meanwhile
 PATHS_A_REQUEST = 500
 
 ANSWERED = threading.Event()
-"""The Hub has given this process an answer: there is a network, and what fails may pass."""
+"""Set once the Hub has answered this process: there is a network, and failures may pass."""
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -49,17 +49,17 @@ Operation = CommitOperationAdd | CommitOperationDelete
 
 @dataclass(frozen=True)
 class Repository:
-    """A dataset on the Hub, at a branch."""
+    """A branch of a dataset on the Hub."""
 
     name: str
     revision: str = "main"
 
     @classmethod
     def at(cls, url: str) -> "Repository":
-        """The repository at `hf://datasets/USER/NAME`, or a branch of it behind an `@`.
+        """The repository at `hf://datasets/USER/NAME`, or a branch of it after an `@`.
 
         Raises:
-            ValueError: if that is not what the URL names.
+            ValueError: if the URL names anything else.
         """
         try:
             uri = parse_hf_uri(url)
@@ -76,48 +76,48 @@ class Repository:
         return f"{HUB}{self.name}{branch}"
 
     def prepare(self, *, private: bool) -> None:
-        """Creates the repository if there is none, and makes sure that it may be written to.
+        """Create the repository if there is none, and check that it can be written to.
 
         Raises:
-            ValueError: if it may not.
+            ValueError: if it cannot.
         """
         api = HfApi()
-        self._tried(lambda: api.create_repo(self.name, repo_type="dataset", private=private or None, exist_ok=True))
-        self._tried(lambda: api.auth_check(self.name, repo_type="dataset", write=True))
+        self._retried(lambda: api.create_repo(self.name, repo_type="dataset", private=private or None, exist_ok=True))
+        self._retried(lambda: api.auth_check(self.name, repo_type="dataset", write=True))
         if self.head() is None:
             raise ValueError(f"{self.url}: there is no such branch; create it or leave @{self.revision} out")
 
     def head(self) -> str | None:
-        """The commit that the branch is at; None where there is no such repository or branch."""
+        """The commit that the branch is at; None if there is no such repository or branch."""
         try:
-            return self._tried(lambda: HfApi().dataset_info(self.name, revision=self.revision).sha)
+            return self._retried(lambda: HfApi().dataset_info(self.name, revision=self.revision).sha)
         except LookupError:
             return None
 
     def digests(self, paths: Sequence[str], at: str) -> dict[str, str]:
-        """Digests of those of the files that a commit has: sha256 of stored ones, git's of small ones."""
+        """Digests of the files that a commit has, by path: sha256 of stored ones, git's of small ones."""
         ask = partial(HfApi().get_paths_info, self.name, repo_type="dataset", revision=at)
         parts = [list(paths[start : start + PATHS_A_REQUEST]) for start in range(0, len(paths), PATHS_A_REQUEST)]
-        return _digests(entry for part in parts for entry in self._tried(partial(ask, part)))
+        return _digests(entry for part in parts for entry in self._retried(partial(ask, part)))
 
     def files(self, folder: str, at: str) -> dict[str, str]:
-        """Digests of all files below a folder, by their paths; none where there is no such folder."""
+        """Digests of all files below a folder, by path; empty if there is no such folder."""
         ask = partial(HfApi().list_repo_tree, self.name, folder, recursive=True, repo_type="dataset", revision=at)
         try:
-            return _digests(self._tried(lambda: list(ask())))
+            return _digests(self._retried(lambda: list(ask())))
         except LookupError:
             return {}
 
     def download(self, path: str, at: str) -> Path | None:
-        """A copy of a file, which must not be changed; None where a commit has no such file."""
+        """A copy of a file, which must not be changed; None if a commit has no such file."""
         try:
             ask = partial(hf_hub_download, self.name, path, repo_type="dataset", revision=at)
-            return Path(self._tried(ask))
+            return Path(self._retried(ask))
         except LookupError:
             return None
 
     def text(self, path: str, at: str) -> str | None:
-        """A small file's text; None where there is none.
+        """A small file's text; None if there is no such file.
 
         Raises:
             ValueError: if it is not UTF-8.
@@ -129,8 +129,8 @@ class Repository:
             raise ValueError(f"{path} of {self.url} is not UTF-8 ({error.reason}); put a good copy there") from error
 
     def upload(self, additions: Iterable[CommitOperationAdd]) -> None:
-        """Sends the content of files, which a commit can then add."""
-        self._tried(
+        """Upload the content of files, which a commit can then add."""
+        self._retried(
             lambda: HfApi().preupload_lfs_files(
                 self.name, additions, repo_type="dataset", revision=self.revision, free_memory=False
             ),
@@ -138,7 +138,7 @@ class Repository:
         )
 
     def commit(self, title: str, missing: Callable[[str], Sequence[Operation]]) -> None:
-        """Makes a commit of what is missing at the head, which is asked again before every try; none if nothing is."""
+        """Commit the operations that `missing` returns for the head, before each try; no commit if there are none."""
 
         def once() -> None:
             head = self.head()
@@ -154,17 +154,17 @@ class Repository:
                     parent_commit=head,
                 )
 
-        self._tried(once, prepared=True)
+        self._retried(once, prepared=True)
 
-    def _tried(self, request: Callable[[], Result], *, prepared: bool = False) -> Result:
-        """What a request gives, tried again while another answer can be hoped for.
+    def _retried(self, request: Callable[[], Result], *, prepared: bool = False) -> Result:
+        """The result of a request, retried while it may still succeed.
 
-        `prepared`: of a repository that gave another process an answer.
+        `prepared` says that the Hub has answered another process about this repository.
 
         Raises:
             ValueError: if the Hub refuses.
             LookupError: if there is no such repository, revision or folder.
-            ConnectionError: if it gives none for PATIENCE seconds, or FIRST_PATIENCE where it never gave one.
+            ConnectionError: if it does not answer for PATIENCE seconds, or for FIRST_PATIENCE if it never did.
         """
         started = time.monotonic()
         for attempt in count():
@@ -175,11 +175,11 @@ class Repository:
             except (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
                 ANSWERED.set()
                 raise LookupError(f"no dataset at {self.url} that this token may see") from error
-            except ValueError as error:  # the client's, of a card that the Hub does not take
+            except ValueError as error:  # the client's own, for a card that the Hub does not take
                 if not str(error).startswith("Invalid metadata"):
                     raise
-                remedy = "write those fields into the README.md of the repository yourself: what it has already is kept"
-                raise ValueError(f"{self.url} does not take the card: {describe(error)}; {remedy}") from None
+                advice = "write those fields into the README.md of the repository yourself: what it has already is kept"
+                raise ValueError(f"{self.url} does not take the card: {describe(error)}; {advice}") from None
             except (HTTPError, LocalEntryNotFoundError) as error:  # the second: a download without an answer
                 if isinstance(error, HfHubHTTPError):
                     ANSWERED.set()
@@ -195,24 +195,24 @@ class Repository:
 
 
 def shard_addition(subset: Subset, shard: str) -> CommitOperationAdd:
-    """A shard on this disk as a part of a commit."""
+    """The operation that adds a shard on this disk to a commit."""
     return CommitOperationAdd((subset.in_repository.data / shard).as_posix(), subset.data / shard)
 
 
 def pause(error: Exception, attempt: int) -> float:
-    """Seconds until the next try: what the Hub says, or twice as long each time, spread by chance."""
+    """Seconds until the next try: as the Hub requests, or doubled each time, with random jitter."""
     headers = error.response.headers if isinstance(error, HfHubHTTPError) else {}
     limit = parse_ratelimit_headers(headers)
-    asked = headers.get("Retry-After", "")
-    if asked.isdigit():
-        return float(asked)
+    retry_after = headers.get("Retry-After", "")
+    if retry_after.isdigit():
+        return float(retry_after)
     if limit is not None and not limit.remaining:
         return float(limit.reset_in_seconds)
     return min(LONGEST_PAUSE, 2.0**attempt) * random.uniform(0.5, 1.0)
 
 
 def _require_passing(error: Exception, url: str) -> None:
-    """Raises ValueError for an answer that will be the same next time."""
+    """Raise ValueError for an answer that will not change."""
     if not isinstance(error, HfHubHTTPError):
         return
     status = error.response.status_code

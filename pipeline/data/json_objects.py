@@ -1,11 +1,10 @@
-"""The objects of a JSON file: one a line, or all of them in one array, whose layout does not matter.
+"""The objects of a JSON file: one per line, or all in one array of any layout.
 
-Both are read piece by piece, and no object is larger in memory than a bound allows: a line beyond it is an object that
-is passed over, an array with one is refused. Whatever else stands in a file is refused with its line. Lines before the
-first wanted one are passed over without being parsed, those of an array are not.
+Both are read piece by piece, and no object is larger in memory than a bound allows: a longer line is skipped as an
+object that is too long, an array with a longer object is refused. Anything else in a file is refused with its line.
+Lines before the first requested object are skipped without being parsed; objects of an array are parsed.
 """
 
-import codecs
 import itertools
 import json
 import re
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
-from pipeline.data.streams import MARK, MalformedError, decoded, not_utf8, require_narrow
+from pipeline.data.streams import MARK, MalformedError, Utf8Decoder, decoded, require_narrow
 
 PIECE = 2**20  # bytes of an array that are read at a time
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -21,7 +20,7 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SPACE = re.compile(r"[ \t\r\n]*")
 STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 LONGEST_OBJECT = 2**25  # bytes
-# A value takes 64 bytes or more where two in JSON are enough: of 32 MiB of `[],` a gigabyte.
+# A value takes at least 64 bytes of memory and may take 2 bytes of JSON: 32 MiB of `[],` become a gigabyte.
 BYTES_PER_VALUE = 16
 LONGEST_TOKEN = 16  # characters: `-Infinity` and `\\ud83d\\ude00` are shorter; a string is as long as it is
 DECODER = json.JSONDecoder()
@@ -29,10 +28,10 @@ ADVICE = "write each object on a line of its own, as `jq -c .` does, or all in o
 
 
 class Object(NamedTuple):
-    """An object with all its text valid Unicode (U+FFFD for half a surrogate pair), and its length as it is stored."""
+    """An object with all its text valid Unicode (U+FFFD for half a surrogate pair), and its stored length."""
 
     row: dict[str, Any]
-    """Nothing where it is too long."""
+    """Empty if the object is too long."""
     size: int
     too_long: bool = False
 
@@ -40,9 +39,9 @@ class Object(NamedTuple):
 def objects(
     stream: BinaryIO, start: int = 0, stop: int | None = None, longest: int = LONGEST_OBJECT
 ) -> Iterator[Object]:
-    """Objects number `start` to `stop`, in order; blank lines are none.
+    """Objects number `start` to `stop`, in order; blank lines are skipped.
 
-    A line of more than `longest` bytes, or of more values than one in BYTES_PER_VALUE of these, is an object too long.
+    A line of more than `longest` bytes, or of more than `longest` / BYTES_PER_VALUE values, is too long.
 
     Raises:
         MalformedError: if anything else comes before number `stop`, or an object of an array is too long.
@@ -50,13 +49,13 @@ def objects(
     first, line = _first_piece(stream)
     if first.lstrip().startswith(b"["):
         pieces = itertools.chain([first], iter(partial(stream.read, PIECE), b""))
-        return itertools.islice(_of_array(Window(pieces, line, longest)), start, stop)
+        return itertools.islice(_of_array(ArrayText(pieces, line, longest)), start, stop)
     lines = ((at, each) for at, each in enumerate(_lines(stream, first, longest), line) if not _is_blank(each, longest))
     return (_of_line(each, number, longest) for number, each in itertools.islice(lines, start, stop))
 
 
 def _lines(stream: BinaryIO, beginning: bytes, longest: int) -> Iterator[bytes]:
-    """The lines, the first with its beginning; of one that is too long a byte more than may be."""
+    """The lines, the first with its beginning; a line that is too long is cut after `longest` + 1 bytes."""
     line = beginning + (b"" if beginning.endswith(b"\n") else stream.readline(max(0, longest + 1 - len(beginning))))
     while line:
         ended = line.endswith(b"\n") or len(line) <= longest
@@ -67,7 +66,7 @@ def _lines(stream: BinaryIO, beginning: bytes, longest: int) -> Iterator[bytes]:
 
 
 def _is_blank(line: bytes, longest: int) -> bool:
-    """False too where nothing is known of the rest."""
+    """True for white space, unless the line is too long and its rest unknown."""
     return line.isspace() and len(line) <= longest
 
 
@@ -75,13 +74,12 @@ def _of_line(line: bytes, number: int, longest: int) -> Object:
     if len(line) <= longest and not _crowded(line, longest):
         return Object(parsed(line, number), len(line))
     if not line.removeprefix(MARK).lstrip().startswith(b"{"):
-        told = _shown(line[:PIECE].decode(errors="replace"))
-        raise MalformedError(f"holds no JSON object in line {number:,}, but {told}; {ADVICE}")
+        raise _no_object(line[:PIECE].decode(errors="replace"), number)
     return Object({}, len(line), too_long=True)
 
 
 def _crowded(content: bytes, longest: int) -> bool:
-    """True if there are more values than may be; strings are looked into only where commas in them could matter."""
+    """True if there are too many values; strings are parsed only if marks in them could decide it."""
     most = longest // BYTES_PER_VALUE
     if len(content) <= most or _marks(content) <= most:
         return False
@@ -89,7 +87,7 @@ def _crowded(content: bytes, longest: int) -> bool:
 
 
 def _marks(content: bytes) -> int:
-    """Number of characters after which a value stands."""
+    """Number of characters that a value follows."""
     return sum(map(content.count, (b",", b":", b"[", b"{")))
 
 
@@ -104,23 +102,22 @@ def parsed(content: bytes, line: int = 1) -> dict[str, Any]:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         column = f", column {error.pos + 1:,}" if isinstance(error, json.JSONDecodeError) else ""
-        raise _refusal(error, f"line {line:,}{column}") from None
+        raise _not_json(error, f"line {line:,}{column}") from None
     if not isinstance(value, dict):
-        raise MalformedError(f"holds no JSON object in line {line:,}, but {_shown(text)}; {ADVICE}")
-    return _mended(value, text)
+        raise _no_object(text, line)
+    return _valid_unicode(value, text)
 
 
-class Window:
-    """The part of an array's text that is looked at."""
+class ArrayText:
+    """A sliding window over the text of an array."""
 
     def __init__(self, pieces: Iterator[bytes], line: int, longest: int) -> None:
-        self._pieces, self._last_line = pieces, line  # of the text
-        self._longest = longest
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._pieces, self._longest = pieces, longest
+        self._decoder = Utf8Decoder(line)
         self._text, self._at = "", 0
 
     def peek(self) -> str:
-        """The next character that is no white space; none at the end of the file."""
+        """The next character other than white space; empty at the end of the file."""
         while True:
             space = SPACE.match(self._text, self._at)
             assert space is not None
@@ -129,14 +126,14 @@ class Window:
                 return self._text[self._at : self._at + 1]
 
     def skip(self) -> None:
-        """Passes over a character."""
+        """Skip a character."""
         self._at += 1
 
     def object(self) -> Object:
-        """The object that begins here.
+        """Parse the object that begins here.
 
         Raises:
-            MalformedError: if it is none, or too long.
+            MalformedError: if there is none, or it is too long.
         """
         while True:
             try:
@@ -144,64 +141,62 @@ class Window:
             except json.JSONDecodeError as error:
                 cut_short = error.pos + LONGEST_TOKEN >= len(self._text) or error.msg.startswith("Unterminated string")
                 if not (cut_short and self._grow()):
-                    raise _refusal(error, f"line {self.line(error.pos):,}") from None
+                    raise _not_json(error, f"line {self.line(error.pos):,}") from None
                 self._require_room()
             except (ValueError, RecursionError) as error:
-                raise _refusal(error, f"line {self.line():,}") from None
+                raise _not_json(error, f"line {self.line():,}") from None
             else:
                 text, self._at = self._text[self._at : end], end
-                return Object(_mended(value, text), len(text))
+                return Object(_valid_unicode(value, text), len(text))
 
-    def line(self, place: int | None = None) -> int:
-        """The number of the line that a place in the text is in."""
-        return self._last_line - self._text.count("\n", self._at if place is None else place)
+    def line(self, at: int | None = None) -> int:
+        """The number of the line with the position `at` of the text."""
+        return self._decoder.line - self._text.count("\n", self._at if at is None else at)
 
     def _require_room(self) -> None:
-        """Looks at what has grown since the object did not end in its first half."""
+        """Check the size of a text that was extended because its object had no end.
+
+        Raises:
+            MalformedError: if it is too long.
+        """
         size = len(self._text) - self._at
         if size > 2 * max(self._longest, PIECE) or _crowded(self._text[self._at :].encode(), 2 * self._longest):
-            told = f"has an object in line {self.line():,} that is too long to be read from an array"
-            raise MalformedError(f"{told}; write each object on a line of its own, as `jq -c .[]` does")
+            raise MalformedError(
+                f"has an object in line {self.line():,} that is too long to be read from an array; write each object "
+                "on a line of its own, as `jq -c .[]` does"
+            )
 
     def _grow(self) -> bool:
-        """Reads at least as much as there is, so that a long object is not parsed again and again; False at the end."""
-        parts, wanted = [self._text[self._at :]], max(1, len(self._text) - self._at)
-        while wanted > 0 and (piece := next(self._pieces, None)) is not None:
-            parts.append(self._decoded(piece))
-            wanted -= len(parts[-1])
-        if wanted > 0:
-            self._decoded(b"", final=True)
+        """Double the text, so that a long object is parsed only a few times; False at the end of the file."""
+        parts, missing = [self._text[self._at :]], max(1, len(self._text) - self._at)
+        while missing > 0 and (piece := next(self._pieces, None)) is not None:
+            parts.append(self._decoder.decode(piece))
+            missing -= len(parts[-1])
+        if missing > 0:
+            self._decoder.decode(b"", final=True)
         self._text, self._at = "".join(parts), 0
         return len(parts) > 1
 
-    def _decoded(self, piece: bytes, *, final: bool = False) -> str:
-        try:
-            text = self._decoder.decode(piece, final)
-        except UnicodeDecodeError as error:
-            raise not_utf8(error, self._last_line) from None
-        self._last_line += text.count("\n")
-        return text
 
-
-def _of_array(window: Window) -> Iterator[Object]:
-    window.peek()
-    window.skip()
-    found = "," if window.peek() != "]" else "]"
-    while found == ",":
-        if (begins := window.peek()) != "{":
-            raise MalformedError(f"has {_shown(begins)} in line {window.line():,} where an object must begin; {ADVICE}")
-        yield window.object()
-        if (found := window.peek()) not in (",", "]"):
-            raise MalformedError(f"has {_shown(found)} in line {window.line():,} where `,` or `]` must be; {ADVICE}")
-        if found == ",":
-            window.skip()
-    window.skip()
-    if after := window.peek():
-        raise MalformedError(f"has {_shown(after)} in line {window.line():,} after the end of its array; {ADVICE}")
+def _of_array(text: ArrayText) -> Iterator[Object]:
+    text.peek()
+    text.skip()
+    follows = "," if text.peek() != "]" else "]"
+    while follows == ",":
+        if (begins := text.peek()) != "{":
+            raise MalformedError(f"has {_excerpt(begins)} in line {text.line():,} where an object must begin; {ADVICE}")
+        yield text.object()
+        if (follows := text.peek()) not in (",", "]"):
+            raise MalformedError(f"has {_excerpt(follows)} in line {text.line():,} where `,` or `]` must be; {ADVICE}")
+        if follows == ",":
+            text.skip()
+    text.skip()
+    if after := text.peek():
+        raise MalformedError(f"has {_excerpt(after)} in line {text.line():,} after the end of its array; {ADVICE}")
 
 
 def _first_piece(stream: BinaryIO) -> tuple[bytes, int]:
-    """The first line that is not blank, or the beginning of it, and its number; the byte order mark left out.
+    """The first line that is not blank, or its beginning, and its number, without the byte order mark.
 
     Raises:
         MalformedError: if it is not UTF-8 but UTF-16 or UTF-32.
@@ -215,21 +210,26 @@ def _first_piece(stream: BinaryIO) -> tuple[bytes, int]:
     return piece, line
 
 
-def _mended(value: dict[str, Any], text: str) -> dict[str, Any]:
+def _valid_unicode(value: dict[str, Any], text: str) -> dict[str, Any]:
+    """The object `value` of a text, with U+FFFD for half a surrogate pair."""
     if not SURROGATE_ESCAPE.search(text):
         return value
-    whole: dict[str, Any] = json.loads(LONE_SURROGATE.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
-    return whole
+    valid: dict[str, Any] = json.loads(LONE_SURROGATE.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
+    return valid
 
 
-def _refusal(error: Exception, place: str) -> MalformedError:
+def _no_object(text: str, line: int) -> MalformedError:
+    return MalformedError(f"holds no JSON object in line {line:,}, but {_excerpt(text)}; {ADVICE}")
+
+
+def _not_json(error: Exception, place: str) -> MalformedError:
     if isinstance(error, RecursionError):
         return MalformedError(f"is nested too deep: see {place} of it; leave that object out")
     reason = error.msg if isinstance(error, json.JSONDecodeError) else error
     return MalformedError(f"is not JSON: see {place} of it ({reason}); {ADVICE}")
 
 
-def _shown(text: str) -> str:
-    """What stands there, cut short."""
+def _excerpt(text: str) -> str:
+    """The beginning of a text, for messages."""
     start = text.strip()
     return f"`{start[:20]}{'…' * (len(start) > 20)}`" if start else "the end of the file"

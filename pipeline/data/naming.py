@@ -1,4 +1,4 @@
-"""Inputs as a dataset names them to everybody who reads it: URLs, and no path of anybody's disk."""
+"""Public names: of a dataset's inputs, without paths of anybody's disk, and of the call that loads the dataset."""
 
 import os
 import re
@@ -12,7 +12,7 @@ LOCAL_URLS = ("file:", "local:")
 HTTP_PARAMETERS = re.compile(r"(?:[?#]|;[^/?;#=]*=).*")
 PARAMETERS = re.compile(r"[?;#][^/?;#=]*=.*")  # where a `?` may be a glob's
 LOCAL_NAME = "a local file"
-MOST_NAMED = 4  # every shard has these names twice: its footer stays at 4 kB whatever the number of inputs
+MOST_NAMED = 4  # every shard has these names twice: its footer stays at 4 kB for any number of inputs
 
 
 def is_local(named: str) -> bool:
@@ -21,7 +21,7 @@ def is_local(named: str) -> bool:
 
 
 def recorded(inputs: Sequence[str]) -> tuple[str, ...]:
-    """The inputs as they are written down: a URL ends before parameters, unless all of these are harmless."""
+    """The inputs as they are recorded: URLs without their parameters, unless all of these are harmless."""
     return tuple(named if is_local(named) else _without_parameters(named) for named in inputs)
 
 
@@ -31,20 +31,41 @@ def without_paths(inputs: Sequence[str]) -> tuple[str, ...]:
 
 
 def urls(inputs: Sequence[str]) -> list[str]:
-    """Those of the inputs that are elsewhere than on a disk here."""
+    """The inputs that are not on a local disk."""
     return [named for named in inputs if not is_local(named)]
 
 
 def named_inputs(inputs: Sequence[str], files: Sequence[File]) -> tuple[str, ...]:
-    """The first URLs, then the number of all local files among those found and the name of the folder that has them."""
+    """The first URLs, then the number of local files and the name of the folder that has them all."""
     local = [Path(file.url) for file in files if not is_url(file.url)]
-    counted = [f"{len(local):,} local file{'s' if len(local) > 1 else ''}{_in_folder(local)}"] if local else []
-    return (*_first(recorded(urls(inputs))), *counted)
+    number = [f"{len(local):,} local file{'s' if len(local) > 1 else ''}{_in_folder(local)}"] if local else []
+    return (*_first(recorded(urls(inputs))), *number)
 
 
 def public_names(source: Sequence[str]) -> tuple[str, ...]:
-    """The names that a provenance has; of the paths that older versions wrote there the last part, of the first few."""
+    """The first names in a provenance; of paths, which older versions wrote there, the last part."""
     return tuple(_first([Path(name).name if Path(name).is_absolute() else name for name in source]))
+
+
+def load_call(place: str, subset: str, revision: str = "main") -> str:
+    """The call that loads a subset from a folder, or from a branch of a repository."""
+    branch = "" if revision == "main" else f", revision={_quoted(revision)}"
+    return f'load_dataset({_quoted(place)}, "{subset}", split="train"{branch})'
+
+
+def require_loadable(folder: Path) -> None:
+    """Refuse a folder whose path `load_dataset` takes for a pattern or a chain of filesystems, or that is not text.
+
+    Raises:
+        ValueError: if the path is one of these.
+    """
+    path = str(folder)
+    as_text = path.encode(errors="replace").decode()  # a byte that is not UTF-8 becomes a `?`
+    if MAGIC.search(as_text) or "::" in as_text:
+        raise ValueError(
+            f"--output {ascii(path)[1:-1]} is a path that load_dataset cannot read: it has [, *, ?, :: or bytes "
+            "that are not UTF-8; choose a folder without them"
+        )
 
 
 def _first(names: Sequence[str]) -> list[str]:
@@ -61,31 +82,10 @@ def _without_parameters(url: str) -> str:
 
 
 def _in_folder(files: Sequence[Path]) -> str:
-    """Nothing where the folder's name is a user's, or one above it."""
+    """The name of the files' folder; empty if it is a home folder or above one."""
     folder = Path(os.path.commonpath([file.parent for file in files]))
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises for a user without one
     return "" if home.is_relative_to(folder) else f" in {folder.name}"
-
-
-def require_loadable(folder: Path) -> None:
-    """Refuses a folder whose path `load_dataset` takes for a pattern, for a chain of filesystems or for no text.
-
-    Raises:
-        ValueError: if it is one.
-    """
-    path = str(folder)
-    as_text = path.encode(errors="replace").decode()  # a byte that is not UTF-8 becomes a `?`
-    if MAGIC.search(as_text) or "::" in as_text:
-        raise ValueError(
-            f"--output {ascii(path)[1:-1]} is a path that load_dataset cannot read: it has [, *, ?, :: or bytes "
-            "that are not UTF-8; choose a folder without them"
-        )
-
-
-def load_call(place: str, subset: str, revision: str = "main") -> str:
-    """Loads a subset from a folder, or from a branch of a repository."""
-    branch = "" if revision == "main" else f", revision={_quoted(revision)}"
-    return f'load_dataset({_quoted(place)}, "{subset}", split="train"{branch})'
 
 
 def _quoted(text: str) -> str:

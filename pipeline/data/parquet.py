@@ -1,8 +1,10 @@
-"""Sizes of Parquet's pages, as their own headers tell them: the footer, which may say less, does not have them.
+"""Parquet: any range of rows, read in bounded memory, whatever a footer claims.
 
-A page is decompressed whole, and each of its dictionary's values may come again in every row. Places and headers of
-pages are read here, in Thrift's compact protocol, and not with pyarrow's metadata of a column, which in version 26
-aborts the process where a footer is damaged.
+Rows are read a few at a time, the fewer the larger a single value may be. A footer's sizes are averages, and a
+dictionary stores once a value that every row may repeat. So the size of each dictionary is read from its page's header.
+
+Offsets and headers of pages are parsed here, in Thrift's compact protocol: pyarrow 26 aborts the process when it reads
+a column's metadata from a damaged footer.
 """
 
 import hashlib
@@ -19,6 +21,15 @@ from pipeline.data.iterators import BATCH_BYTES, batched_by_size
 from pipeline.data.streams import MalformedError, open_stored
 from schemas.rows import is_text
 
+# Rows read at a time: 8 of 10 MB, 64 where the row group has at most 1 MB. Rows of 1 kB are read at 240 MB/s by 8, and
+# at 900 MB/s by 64.
+FEWEST_ROWS_READ, MOST_ROWS_READ = 8, 64
+BYTES_READ = 2**26
+
+# Column chunks are read piece by piece, in turns. Over HTTP, four columns were fetched 1.1 times with these sizes, and
+# 5 times with a buffer of 1 MB and fsspec's default read-ahead of 5 MB, which is dropped at each turn.
+BUFFER_BYTES, READ_AHEAD = 2**23, 2**20
+
 MOST_PAGE_BYTES = 2**29  # of a page in memory; writers make pages of 1 MiB, or of a thousand values that are longer
 HEADER_BYTES = 32  # in which the first three fields of a header are
 TAIL_BYTES = 8  # the footer's length, and Parquet's mark
@@ -26,38 +37,169 @@ DICTIONARY = 2
 TRUE, FALSE, BYTE, SHORT, INTEGER, LONG, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
 
 
+@dataclass(frozen=True)
+class Footer:
+    """Rows of each row group, the columns, and a digest of the file's name, size and footer."""
+
+    groups: tuple[int, ...]
+    schema: pa.Schema
+    sha256: str
+
+
 class FirstPage(NamedTuple):
-    """The beginning of a column chunk, and its column in the schema."""
+    """Offset of a column chunk's first page, and its column in the schema."""
 
     column: str
     offset: int
+
+
+def open_parquet(stored: pa.NativeFile, **options: Any) -> pq.ParquetFile:
+    """Open a Parquet file whose pages are verified, as they are read, against the checksums that they have.
+
+    This costs a twentieth of the reading time. It found all of 400 bytes changed in pages; without it 313 of them were
+    read as other values.
+    """
+    return pq.ParquetFile(stored, page_checksum_verification=True, **options)
+
+
+def read_footer(file: File) -> Footer:
+    """Read the footer alone; it holds statistics and offsets of every column chunk."""
+    with open_stored(file) as stored:
+        parquet = open_parquet(stored)
+        groups = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
+        schema = plain_schema(parquet.schema_arrow, file.url)
+        stored.seek(-8, 2)
+        length = int.from_bytes(stored.read(4), "little")
+        stored.seek(-8 - length, 2)
+        named = f"{file.name} {file.size}\n".encode()
+        return Footer(groups, schema, hashlib.sha256(named + stored.read(length)).hexdigest())
+
+
+def rows_between(file: File, start: int, stop: int, schema: pa.Schema, required: str) -> Iterator[pa.RecordBatch]:
+    """Rows `start` to `stop` with the columns and types of `schema`, at most ROWS_PER_BATCH or BATCH_BYTES at a time.
+
+    Text in the required column is valid UTF-8.
+    """
+    with open_stored(file, READ_AHEAD) as stored:
+        parquet = open_parquet(stored, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        slices = (part for rows in _slices(file, stored, parquet, range(start, stop), schema) for part in _halved(rows))
+        for group in batched_by_size(slices, rows=len, size=lambda rows: int(rows.nbytes)):
+            batch = pa.concat_batches(group)
+            columns = [batch.column(name) for name in schema.names]
+            columns[schema.get_field_index(required)] = valid_text(batch.column(required))
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def valid_text(column: pa.Array) -> pa.Array:
+    """Replace bytes that are not UTF-8, which Parquet readers let pass, with U+FFFD."""
+    if not is_text(column.type):
+        return column
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        stored = column.cast(pa.large_binary()).to_pylist()
+        return pa.array([None if text is None else text.decode(errors="replace") for text in stored], column.type)
+    return column
+
+
+def _slices(
+    file: File, stored: pa.NativeFile, parquet: pq.ParquetFile, rows: range, schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows a few at a time, one row group after the other."""
+    start, stop, first_row = rows.start, rows.stop, 0
+    pages: list[list[FirstPage]] = []
+    for group in range(parquet.num_row_groups):
+        metadata = parquet.metadata.row_group(group)
+        if first_row < stop and start < first_row + metadata.num_rows:
+            position = first_row
+            size = _rows_read(metadata)
+            # In a store the footer is trusted for small groups: reading each column's header would fetch READ_AHEAD.
+            if not is_url(file.url) or metadata.total_byte_size > BYTES_READ // FEWEST_ROWS_READ:
+                pages = pages or first_pages(stored, parquet.num_row_groups)
+                size = min(size, _rows_of_dictionaries(stored, pages[group], schema))
+            # Threads take nine times as long for a few rows.
+            for batch in parquet.iter_batches(size, row_groups=[group], columns=schema.names, use_threads=False):
+                requested = batch.slice(max(0, start - position))[: max(0, stop - max(start, position))]
+                position += len(batch)
+                if len(requested):
+                    # Views are cast before they are halved: a slice of them counts all the bytes of the whole.
+                    yield _cast(requested, schema, file)
+                if position >= stop:
+                    return
+            if position < first_row + metadata.num_rows:  # Arrow skips a page whose type is damaged
+                raise pa.ArrowInvalid(
+                    f"row group {group} ends after {position - first_row:,} of {metadata.num_rows:,} rows"
+                )
+        first_row += metadata.num_rows
+
+
+def _cast(rows: pa.RecordBatch, schema: pa.Schema, file: File) -> pa.RecordBatch:
+    """Cast the columns to the schema's types.
+
+    Raises:
+        ValueError: if a value does not fit.
+    """
+    columns = []
+    for field in schema:
+        column = rows.column(field.name)
+        try:
+            columns.append(column if column.type == field.type else column.cast(field.type))
+        except pa.ArrowInvalid as error:
+            raise ValueError(
+                f"column `{field.name}` of {file.url} has a value that {field.type} cannot hold ({error}); convert it, "
+                "or leave it out with --columns"
+            ) from error
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _rows_read(group: pq.RowGroupMetaData) -> int:
+    """Number of a group's rows to read at a time."""
+    size = max(1, group.total_byte_size)  # not its columns': pyarrow 26 aborts the process where one's are damaged
+    on_average = BATCH_BYTES * group.num_rows // size
+    at_worst = max(FEWEST_ROWS_READ, BYTES_READ // size)
+    return int(max(1, min(MOST_ROWS_READ, on_average, at_worst)))
+
+
+def _rows_of_dictionaries(stored: pa.NativeFile, pages: Sequence[FirstPage], schema: pa.Schema) -> int:
+    """Number of rows to read at a time if each is as large as a column's whole dictionary."""
+    sizes = (dictionary_bytes(stored, page) for page in pages if page.column in schema.names)
+    return max(1, BYTES_READ // max(1, *sizes, 1))
+
+
+def _halved(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Halve the rows until each part fits a batch or is a single row."""
+    if len(rows) == 1 or rows.nbytes <= BATCH_BYTES:
+        yield rows
+    else:
+        yield from _halved(rows.slice(0, len(rows) // 2))
+        yield from _halved(rows.slice(len(rows) // 2))
 
 
 def first_pages(stored: pa.NativeFile, groups: int) -> list[list[FirstPage]]:
     """The first page of every column chunk, by row group.
 
     Raises:
-        MalformedError: if the footer does not tell, or of another number of groups.
+        MalformedError: if the footer lacks their offsets, or has another number of groups.
     """
     stored.seek(stored.size() - TAIL_BYTES)
     length = int.from_bytes(stored.read(4), "little")
     stored.seek(stored.size() - TAIL_BYTES - length)
     footer = _Compact(stored.read(length))
     try:
-        found = [
+        pages = [
             [_first_page(footer) for chunks in footer.fields_of(1) for _ in footer.items(chunks)]
             for listed in footer.fields_of(4)
             for _ in footer.items(listed)
         ]
     except (IndexError, KeyError, RecursionError):
-        found = []
-    if len(found) != groups:
+        pages = []
+    if len(pages) != groups:
         raise MalformedError("has a footer that does not tell where its columns begin; write it again")
-    return found
+    return pages
 
 
 def dictionary_bytes(stored: pa.NativeFile, page: FirstPage) -> int:
-    """Bytes in memory of a column chunk's dictionary; 0 where it begins with another page.
+    """Bytes in memory of a column chunk's dictionary; 0 for a chunk without one.
 
     Raises:
         MalformedError: if the first page is larger than MOST_PAGE_BYTES.
@@ -65,28 +207,30 @@ def dictionary_bytes(stored: pa.NativeFile, page: FirstPage) -> int:
     stored.seek(page.offset)
     kind, size = _kind_and_size(stored.read(HEADER_BYTES))
     if size > MOST_PAGE_BYTES:
-        told = f"has a page of {size:,} bytes in column `{page.column}`, more than {MOST_PAGE_BYTES:,}"
-        raise MalformedError(f"{told}; write it again in smaller ones")
+        raise MalformedError(
+            f"has a page of {size:,} bytes in column `{page.column}`, more than {MOST_PAGE_BYTES:,}; write it again in "
+            "smaller ones"
+        )
     return size if kind == DICTIONARY else 0
 
 
 def _first_page(footer: "_Compact") -> FirstPage:
-    """The first page of the next column chunk."""
-    found: dict[int, int] = {}
+    """Parse the next column chunk."""
+    offsets: dict[int, int] = {}
     column = ""
     for _ in footer.fields_of(3):
         for field, kind in footer.fields():
             if field == 3:
                 column, *_ = [footer.text() for _ in footer.items(kind)]
-            elif field in (9, 11):  # of the first page of data, and of the dictionary where there is one
-                found[field] = footer.integer()
+            elif field in (9, 11):  # of the first data page, and of the dictionary page, if any
+                offsets[field] = footer.integer()
             else:
                 footer.skip(kind)
-    return FirstPage(column, min(found[9], found.get(11) or found[9]))
+    return FirstPage(column, min(offsets[9], offsets.get(11) or offsets[9]))
 
 
 def _kind_and_size(header: bytes) -> tuple[int, int]:
-    """The first two fields; zeros of what is no header, which Arrow refuses when it reads the page."""
+    """The first two fields of a page's header; zeros if it is none, which Arrow refuses when it reads the page."""
     read, values = _Compact(header), {1: 0, 2: 0}
     try:
         for field, kind in read.fields():
@@ -99,7 +243,7 @@ def _kind_and_size(header: bytes) -> tuple[int, int]:
 
 
 class _Compact:
-    """Thrift's compact protocol. Whoever is given a field reads its value, or skips it, before the next."""
+    """A reader of Thrift's compact protocol. The value of each field must be read or skipped before the next field."""
 
     def __init__(self, content: bytes) -> None:
         self.content, self.at = content, 0
@@ -138,7 +282,7 @@ class _Compact:
         return self.content[self.at - length : self.at].decode(errors="replace")
 
     def skip(self, kind: int) -> None:
-        """Goes past a value."""
+        """Skip a value."""
         if kind in (BYTE, DOUBLE):
             self.at += 1 if kind == BYTE else 8
         elif kind in (SHORT, INTEGER, LONG):
@@ -164,142 +308,3 @@ class _Compact:
     def _byte(self) -> int:
         self.at += 1
         return self.content[self.at - 1]
-
-
-# Averages hide long rows, and a dictionary stores once what many rows repeat. So few rows are read at a time, and the
-# fewer the more bytes a single value may have: 8 rows of 10 MB, 64 where the row group has no more than 1 MB.
-# Reading 1 kB rows by 8 is done at 240 MB/s, by 64 at 900 MB/s.
-FEWEST_ROWS_READ, MOST_ROWS_READ = 8, 64
-BYTES_READ = 2**26
-# Column chunks are not read whole but in turns. Over HTTP, four columns were fetched 1.1 times with these figures, and
-# 5 times with a buffer of 1 MB and fsspec's own 5 MB ahead, which are fetched and dropped at each turn.
-BUFFER_BYTES, READ_AHEAD = 2**23, 2**20
-
-
-@dataclass(frozen=True)
-class Footer:
-    """Rows of each row group, columns, and a digest of name, size and footer."""
-
-    groups: tuple[int, ...]
-    schema: pa.Schema
-    sha256: str
-
-
-def open_parquet(stored: pa.NativeFile, **options: Any) -> pq.ParquetFile:
-    """A Parquet file, as pq.ParquetFile opens it; pages that have checksums are held against them when they are read.
-
-    That takes a twentieth of the time of reading. Of 400 bytes that were changed in pages it found 400; without it 313
-    of them were read as other values.
-    """
-    return pq.ParquetFile(stored, page_checksum_verification=True, **options)
-
-
-def read_footer(file: File) -> Footer:
-    """What a Parquet file tells without its rows; the footer holds statistics and offsets of every column chunk."""
-    with open_stored(file) as stored:
-        parquet = open_parquet(stored)
-        groups = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
-        schema = plain_schema(parquet.schema_arrow, file.url)
-        stored.seek(-8, 2)
-        length = int.from_bytes(stored.read(4), "little")
-        stored.seek(-8 - length, 2)
-        named = f"{file.name} {file.size}\n".encode()
-        return Footer(groups, schema, hashlib.sha256(named + stored.read(length)).hexdigest())
-
-
-def rows_between(file: File, start: int, stop: int, schema: pa.Schema, required: str) -> Iterator[pa.RecordBatch]:
-    """Rows `start` to `stop` with the columns and types of `schema`, at most ROWS_PER_BATCH or BATCH_BYTES at a time.
-
-    Text in the required column is valid UTF-8.
-    """
-    with open_stored(file, READ_AHEAD) as stored:
-        parquet = open_parquet(stored, buffer_size=BUFFER_BYTES, pre_buffer=False)
-        pieces = (part for piece in _pieces(file, stored, parquet, range(start, stop), schema) for part in _cut(piece))
-        for held in batched_by_size(pieces, rows=len, size=lambda piece: int(piece.nbytes)):
-            batch = pa.concat_batches(held)
-            columns = [batch.column(name) for name in schema.names]
-            columns[schema.get_field_index(required)] = valid_text(batch.column(required))
-            yield pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def valid_text(column: pa.Array) -> pa.Array:
-    """The column, U+FFFD in place of bytes that are not UTF-8, which Parquet readers let pass."""
-    if not is_text(column.type):
-        return column
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        stored = column.cast(pa.large_binary()).to_pylist()
-        return pa.array([None if text is None else text.decode(errors="replace") for text in stored], column.type)
-    return column
-
-
-def _pieces(
-    file: File, stored: pa.NativeFile, parquet: pq.ParquetFile, rows: range, schema: pa.Schema
-) -> Iterator[pa.RecordBatch]:
-    """The rows a few at a time, from the row groups that hold them, one group after the other."""
-    start, stop, first_row = rows.start, rows.stop, 0
-    pages: list[list[FirstPage]] = []
-    for group in range(parquet.num_row_groups):
-        metadata = parquet.metadata.row_group(group)
-        if first_row < stop and start < first_row + metadata.num_rows:
-            position = first_row
-            size = _rows_read(metadata)
-            # In a store the footer is believed of small groups: each look at a column would fetch READ_AHEAD.
-            if not is_url(file.url) or metadata.total_byte_size > BYTES_READ // FEWEST_ROWS_READ:
-                pages = pages or first_pages(stored, parquet.num_row_groups)
-                size = min(size, _rows_of_dictionaries(stored, pages[group], schema))
-            # Threads take nine times as long for a few rows.
-            for batch in parquet.iter_batches(size, row_groups=[group], columns=schema.names, use_threads=False):
-                wanted = batch.slice(max(0, start - position))[: max(0, stop - max(start, position))]
-                position += len(batch)
-                if len(wanted):
-                    # Views are cast before they are cut: a slice of them counts all the bytes of the whole.
-                    yield _fitted(wanted, schema, file)
-                if position >= stop:
-                    return
-            if position < first_row + metadata.num_rows:  # as where a page's type is damaged, which Arrow skips then
-                raise pa.ArrowInvalid(
-                    f"row group {group} ends after {position - first_row:,} of {metadata.num_rows:,} rows"
-                )
-        first_row += metadata.num_rows
-
-
-def _fitted(rows: pa.RecordBatch, schema: pa.Schema, file: File) -> pa.RecordBatch:
-    """The columns of the schema with its types.
-
-    Raises:
-        ValueError: if a value does not fit.
-    """
-    columns = []
-    for field in schema:
-        column = rows.column(field.name)
-        try:
-            columns.append(column if column.type == field.type else column.cast(field.type))
-        except pa.ArrowInvalid as error:
-            told = f"column `{field.name}` of {file.url} has a value that {field.type} cannot hold ({error})"
-            raise ValueError(f"{told}; convert it, or leave it out with --columns") from error
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _rows_read(group: pq.RowGroupMetaData) -> int:
-    """How many rows of a group to read at a time."""
-    size = max(1, group.total_byte_size)  # not its columns': pyarrow 26 aborts the process where one's are damaged
-    on_average = BATCH_BYTES * group.num_rows // size
-    at_worst = max(FEWEST_ROWS_READ, BYTES_READ // size)
-    return int(max(1, min(MOST_ROWS_READ, on_average, at_worst)))
-
-
-def _rows_of_dictionaries(stored: pa.NativeFile, pages: Sequence[FirstPage], schema: pa.Schema) -> int:
-    """Rows to read at a time if each is as large as the whole dictionary of a column."""
-    read = [page for page in pages if page.column in schema.names]
-    return max(1, BYTES_READ // max(1, *(dictionary_bytes(stored, page) for page in read), 1))
-
-
-def _cut(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """The rows in halves, and halves of these, that are no larger than a batch or single rows."""
-    if len(rows) == 1 or rows.nbytes <= BATCH_BYTES:
-        yield rows
-    else:
-        yield from _cut(rows.slice(0, len(rows) // 2))
-        yield from _cut(rows.slice(len(rows) // 2))

@@ -1,6 +1,7 @@
-"""What stores behind URLs raise, each filesystem its own, as three kinds of error that say what to do.
+"""Stores behind URLs: their filesystems and open files, with errors in three kinds that say what to do.
 
-A ValueError is the caller's or the file's fault; FileNotFoundError and ConnectionError may pass.
+Each filesystem raises errors of its own. Here a ValueError is the caller's or the file's fault; FileNotFoundError and
+ConnectionError may pass.
 """
 
 from collections.abc import Iterator
@@ -8,48 +9,16 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from aiohttp import ClientError, ClientResponseError
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
 
 from pipeline.messages import describe
 
 PASSING_STATUSES = (408, 425, 429)  # of HTTP: the same request may be answered later, as after one of 500 and above
 
 
-@contextmanager
-def reaching(url: str) -> Iterator[None]:
-    """Makes three kinds of error of all that filesystems raise; no chain, which would show what `redacted` hides.
-
-    Raises:
-        ValueError: if the filesystem cannot do what it is asked for: of a URL, a server that gives no parts of files.
-        FileNotFoundError: if the store's answer is that it gives no such file.
-        ConnectionError: if it gives no answer, or one that may be another later.
-    """
-    try:
-        yield
-    except ValueError as error:
-        reason = _describe(error)
-        named = reason if url in reason else f"{url} cannot be read ({reason}); name a copy on a disk"
-        raise ValueError(named) from None
-    except Exception as error:
-        if isinstance(error, FileNotFoundError) and is_answer(error):
-            raise FileNotFoundError(f"no Parquet or JSON lines file at {url}: {_describe(error)}") from None
-        raise ConnectionError(f"cannot reach {url}: {_describe(error)}") from None
-
-
-def is_answer(error: FileNotFoundError) -> bool:
-    """Whether the store says that there is no file. fsspec's HTTP filesystem raises this error whatever has failed."""
-    cause = error.__cause__
-    if isinstance(cause, ClientResponseError):
-        return cause.status < 500 and cause.status not in PASSING_STATUSES
-    return isinstance(cause, ValueError) or not isinstance(cause, ClientError | TimeoutError)
-
-
-def _describe(error: Exception) -> str:
-    """What an error says, or what led to it."""
-    return describe((isinstance(error, FileNotFoundError) and error.__cause__) or error)
-
-
 class RemoteFile:
-    """A filesystem's open file, as Arrow takes one, with errors that name it."""
+    """A filesystem's open file for Arrow's readers, with errors that name its URL."""
 
     def __init__(self, stored: Any, url: str, size: int) -> None:
         self._stored, self._url, self._size = stored, url, size
@@ -58,7 +27,7 @@ class RemoteFile:
         return getattr(self._stored, name)
 
     def read(self, size: int) -> bytes:
-        """So many bytes, or all to the end. A body whose length is not told is cut short without an error."""
+        """Read exactly `size` bytes, or all to the end: a body of unknown length is otherwise cut short silently."""
         parts: list[bytes] = []
         with reaching(self._url):
             left = min(size, self._size - self._stored.tell())
@@ -72,3 +41,48 @@ class RemoteFile:
     def seek(self, offset: int, whence: int = 0) -> int:
         with reaching(self._url):
             return cast(int, self._stored.seek(offset, whence))
+
+
+def filesystem_of(url: str) -> tuple[AbstractFileSystem, str]:
+    """The filesystem of a URL, without a cache of listings, which could be outdated, and the path in it."""
+    if "::" in url:
+        raise ValueError(f"{url} chains filesystems with `::`; name the files behind a single one")
+    try:
+        filesystem, path = url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        raise ValueError(f"{url} needs a package that is not installed: {error}") from error
+    return filesystem, path
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Convert whatever filesystems raise into three kinds of error, unchained: a chain would show credentials.
+
+    Raises:
+        ValueError: if the filesystem cannot do what is requested, as a server that serves no parts of files.
+        FileNotFoundError: if the store answers that there is no such file.
+        ConnectionError: if it does not answer, or its answer may change later.
+    """
+    try:
+        yield
+    except ValueError as error:
+        reason = _describe(error)
+        message = reason if url in reason else f"{url} cannot be read ({reason}); name a copy on a disk"
+        raise ValueError(message) from None
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) and is_answer(error):
+            raise FileNotFoundError(f"no Parquet or JSON lines file at {url}: {_describe(error)}") from None
+        raise ConnectionError(f"cannot reach {url}: {_describe(error)}") from None
+
+
+def is_answer(error: FileNotFoundError) -> bool:
+    """True if the store says that there is no file. fsspec's HTTP filesystem raises this error for any failure."""
+    cause = error.__cause__
+    if isinstance(cause, ClientResponseError):
+        return cause.status < 500 and cause.status not in PASSING_STATUSES
+    return isinstance(cause, ValueError) or not isinstance(cause, ClientError | TimeoutError)
+
+
+def _describe(error: Exception) -> str:
+    """The error's text, or that of its cause."""
+    return describe((isinstance(error, FileNotFoundError) and error.__cause__) or error)

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -45,17 +46,26 @@ def annotated_rows(
 
 
 def write_shard(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> str:
-    """Writes the tables as one Parquet file and returns its sha256.
+    """Write the tables as one shard and return its sha256."""
+    with ShardWriter(path, schema) as writer:
+        for table in tables:
+            writer.write(table)
+        return writer.finish()[0]
+
+
+class ShardWriter:
+    """One Parquet file of annotated rows, which has its name once it is finished.
 
     Entropies are dictionary-encoded: rounded to 1/128 nat there are a few thousand values.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = unfinished_name(path)
-    lists = [name for name in schema.names if name in ENTROPY_COLUMNS]
-    scalars = [name for name in schema.names if name not in (*ENTROPY_COLUMNS, INPUT_IDS)]
-    try:
-        with pq.ParquetWriter(
-            unfinished,
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.unfinished = path, unfinished_name(path)
+        lists = [name for name in schema.names if name in ENTROPY_COLUMNS]
+        scalars = [name for name in schema.names if name not in (*ENTROPY_COLUMNS, INPUT_IDS)]
+        self.parquet = pq.ParquetWriter(
+            self.unfinished,
             schema,
             compression="zstd",
             compression_level=3,
@@ -63,23 +73,36 @@ def write_shard(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> st
             use_content_defined_chunking=True,
             write_page_index=True,
             write_page_checksum=True,
-        ) as writer:
-            for table in _row_groups(tables):
-                writer.write_table(table)
-        return commit(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        )
+        self.row_group: list[pa.Table] = []
 
+    def __enter__(self) -> Self:
+        return self
 
-def _row_groups(tables: Iterable[pa.Table]) -> Iterable[pa.Table]:
-    buffer: list[pa.Table] = []
-    for table in (part for whole in tables for part in _parts(whole)):
-        if buffer and sum(part.nbytes for part in buffer) + table.nbytes > ROW_GROUP_BYTES:
-            yield pa.concat_tables(buffer)
-            buffer = []
-        buffer.append(table)
-    if buffer:
-        yield pa.concat_tables(buffer)
+    def __exit__(self, *error: object) -> None:
+        """Remove what is not finished."""
+        try:
+            self.parquet.close()
+        finally:
+            self.unfinished.unlink(missing_ok=True)
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows."""
+        for part in _parts(table):
+            if self.row_group and sum(held.nbytes for held in self.row_group) + part.nbytes > ROW_GROUP_BYTES:
+                self._write_row_group()
+            self.row_group.append(part)
+
+    def finish(self) -> tuple[str, int]:
+        """Give the file its name; return its sha256 and its size in bytes."""
+        if self.row_group:
+            self._write_row_group()
+        self.parquet.close()
+        return commit(self.unfinished, self.path), self.path.stat().st_size
+
+    def _write_row_group(self) -> None:
+        self.parquet.write_table(pa.concat_tables(self.row_group))
+        self.row_group = []
 
 
 def _parts(table: pa.Table) -> Iterable[pa.Table]:

@@ -1,7 +1,7 @@
-"""The longest document that is read: rows with a longer one stay, without a document, and are counted.
+"""Rows without a document: too long ones are read as null, and these and empty ones are counted and warned of.
 
-What reading and labelling hold in memory follows from the longest document. A stranger's file says nothing of it before
-it is read: 9 kB of Zstandard may hold 300 MB of text.
+Reading and labelling need memory in proportion to the longest document, and a file does not tell its length before it
+is read: 9 kB of Zstandard may hold 300 MB of text. Rows stay, so that they keep their numbers.
 """
 
 import logging
@@ -16,23 +16,27 @@ from schemas.rows import NO_BOUND
 LONGEST_DOCUMENT = 2**22  # bytes: a million tokens of English, more than War and Peace
 BYTES_PER_ID = 4
 TOO_LONG_KEY = b"rows_too_long"
+REPLACEMENT = "\ufffd"
+
+LOG = logging.getLogger(__name__)
 
 
 def without_long(rows: pa.RecordBatch, name: str, longest: int) -> pa.RecordBatch:
-    """The rows with null for each document of more than `longest` bytes, four to a token id; the batch counts them."""
+    """Replace each document of more than `longest` bytes, four per token id, by null; the batch counts these."""
     if longest >= NO_BOUND:
         return rows
     column = rows.column(name)
-    long = pc.greater(sizes(column), longest).fill_null(False)
-    found = int(pc.sum(long).as_py() or 0)
-    if found:
+    bound = longest // BYTES_PER_ID if pa.types.is_nested(column.type) else longest
+    long = pc.greater(_lengths(column), bound).fill_null(False)
+    too_long = int(pc.sum(long).as_py() or 0)
+    if too_long:
         kept = pc.if_else(long, pa.scalar(None, column.type), column)
         rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), kept)
-    return counting(rows, found)
+    return counting(rows, too_long)
 
 
 def counting(rows: pa.RecordBatch, too_long: int) -> pa.RecordBatch:
-    """The rows, of which so many more are counted."""
+    """Add to the batch's count of documents that were too long."""
     if not too_long:
         return rows
     count = b"%d" % (too_long_rows(rows) + too_long)
@@ -40,37 +44,24 @@ def counting(rows: pa.RecordBatch, too_long: int) -> pa.RecordBatch:
 
 
 def too_long_rows(rows: pa.RecordBatch) -> int:
-    """Number of rows, of a batch as it was read, whose document was too long."""
+    """Number of rows of a batch, as it was read, whose document was too long."""
     return int((rows.schema.metadata or {}).get(TOO_LONG_KEY, 0))
-
-
-def sizes(column: pa.Array) -> pa.Array:
-    """Bytes of each text or list of token ids; null of a null."""
-    if pa.types.is_nested(column.type):
-        return pc.multiply(pc.list_value_length(column).cast(pa.int64()), BYTES_PER_ID)
-    return pc.binary_length(column).cast(pa.int64())
-
-
-REPLACEMENT = "\ufffd"
-LOG = logging.getLogger(__name__)
 
 
 def empty_rows(column: pa.Array) -> int:
     """Number of texts, or lists of token ids, that are null or empty."""
-    listed = pa.types.is_nested(column.type)
-    lengths = pc.list_value_length(column) if listed else pc.binary_length(column)
-    return int(pc.sum(pc.equal(lengths.fill_null(0), 0)).as_py() or 0)
+    return int(pc.sum(pc.equal(_lengths(column).fill_null(0), 0)).as_py() or 0)
 
 
 def replaced_rows(column: pa.Array) -> int:
-    """Number of texts with U+FFFD, which stands for what was not valid Unicode here or before; 0 of token ids."""
+    """Number of texts with U+FFFD, which replaces invalid Unicode; 0 for token ids."""
     if pa.types.is_nested(column.type):
         return 0
     return int(pc.sum(pc.match_substring(column, REPLACEMENT)).as_py() or 0)
 
 
 def counted(batches: Iterable[pa.RecordBatch], place: str) -> Iterator[pa.RecordBatch]:
-    """The batches, of whose first column a warning tells at the end what was missing in it."""
+    """Pass the batches on, and warn at the end of empty, long and invalid documents in their first column."""
     rows = empty = replaced = long = 0
     for batch in batches:
         rows += len(batch)
@@ -88,5 +79,10 @@ def counted(batches: Iterable[pa.RecordBatch], place: str) -> Iterator[pa.Record
 
 @cache
 def _warn_once(message: str) -> None:
-    """Warns, but not again where the same documents are read several times."""
+    """Warn once, even if the same documents are read several times."""
     LOG.warning(message)
+
+
+def _lengths(column: pa.Array) -> pa.Array:
+    """Bytes of each text, or number of token ids of each list; null for a null."""
+    return pc.list_value_length(column) if pa.types.is_nested(column.type) else pc.binary_length(column)

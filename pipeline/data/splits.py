@@ -1,8 +1,8 @@
-"""Which files of a folder make which split of which configuration, as `datasets.load_dataset` has it.
+"""Splits and configurations of a folder of data, selected as `datasets.load_dataset` does.
 
-A card (README.md) with `configs` says it; without one, the names of files and folders do. The patterns are those of
-`datasets`, which is not installed wherever models are trained; they are matched against one listing of the folder.
-Files of a single format are read, the one that holds most bytes: logs and statistics in JSON lie next to many a table.
+They follow from `configs` in its card (README.md) or else from the names of its files and folders. The patterns are
+those of `datasets`, which need not be installed where models are trained; they are matched against one listing of the
+folder. Only files of the format with the most bytes are read: many tables come with logs and statistics in JSON.
 """
 
 import re
@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from fsspec.utils import glob_translate
 
-from pipeline.data.files import CARD, File, Folder, is_asked_for, is_url, shortened
+from pipeline.data.files import CARD, File, Folder, is_data, is_url, shortened
 
 TRAIN, ALL = "train", "all"
 KEYWORDS = {
@@ -24,7 +24,7 @@ KEYWORDS = {
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-APART = "[-._ 0-9]"  # what separates a keyword from the rest of a name
+APART = "[-._ 0-9]"  # separates a keyword from the rest of a name
 IN_FOLDERS = ("**/{0}/**", f"**/{{0}}{APART}*/**", f"**/*{APART}{{0}}/**", f"**/*{APART}{{0}}{APART}*/**")
 IN_NAMES = (f"**/{{0}}{APART}*", f"**/*{APART}{{0}}{APART}*")
 SHARD = re.compile(r"data/([^/]+)-\d{5}-of-\d{5}[^/]*\.[^/]*")
@@ -34,28 +34,28 @@ NOT_DATA = "not data"
 
 
 @dataclass(frozen=True)
-class Part:
-    """What of a folder is read."""
+class Selection:
+    """The files of a folder that are read."""
 
     files: Sequence[File]
     choice: str
-    """Its configuration and its split, where there were several."""
+    """Their configuration and their split, if there were several."""
     notes: Sequence[str]
-    """A line each on what was chosen and what was left out."""
+    """Lines on what was chosen and left out."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The paths of a configuration by their split, and those that are left out by the reason for it."""
+    """The paths of a configuration by split, and those that are left out by the reason."""
 
     splits: Mapping[str, Sequence[str]]
     left_out: Mapping[str, Sequence[str]]
 
 
-def part_of(folder: Folder, split: str | None = None, config_name: str | None = None) -> Part:
-    """The split and the configuration that are named, or else the defaults of `load_dataset`.
+def select(folder: Folder, split: str | None = None, config_name: str | None = None) -> Selection:
+    """Select the split and the configuration that are named, or else the defaults of `load_dataset`.
 
-    Of several splits `train` is the default; `all` are read one after the other.
+    Of several splits `train` is the default; with `all` they are read one after the other.
 
     Raises:
         ValueError: if there is no such split or configuration, or no default, or if the card cannot be read.
@@ -63,27 +63,27 @@ def part_of(folder: Folder, split: str | None = None, config_name: str | None = 
     configs = configs_of(folder)
     config = _chosen_config(folder.url, configs, config_name)
     contents = contents_of(folder, configs[config])
-    there = f"{folder.url}, config {config}," if len(configs) > 1 else folder.url
-    chosen = _chosen_split(there, contents.splits, split)
-    named = contents.splits if chosen == ALL else [chosen]
-    paths = list(dict.fromkeys(path for name in named for path in contents.splits[name]))
+    source = f"{folder.url}, config {config}," if len(configs) > 1 else folder.url
+    chosen = _chosen_split(source, contents.splits, split)
+    names = contents.splits if chosen == ALL else [chosen]
+    paths = list(dict.fromkeys(path for name in names for path in contents.splits[name]))
     if not paths:
-        raise ValueError(f"{there} has no data in split {chosen}; see the data_files of its {CARD}")
+        raise ValueError(f"{source} has no data in split {chosen}; see the data_files of its {CARD}")
     choice, notes = [], []
     if len(configs) > 1:
         choice.append(f"config {config}")
         notes.append(f"{folder.url}: taking config {config} of {shortened([*configs], 8)}; --config-name names another")
     if len(contents.splits) > 1:
         choice.append(f"split {chosen}")
-        remedy = "--split names one" if chosen == ALL else "--split names another, --split all takes all"
+        advice = "--split names one" if chosen == ALL else "--split names another, --split all takes all"
         taken = "all splits:" if chosen == ALL else f"split {chosen} of"
-        notes.append(f"{folder.url}: taking {taken} {', '.join(contents.splits)}; {remedy}")
+        notes.append(f"{folder.url}: taking {taken} {', '.join(contents.splits)}; {advice}")
     notes += [left_out_note(folder.url, reason, left) for reason, left in contents.left_out.items() if left]
-    return Part([folder.files[path] for path in paths], ", ".join(choice), notes)
+    return Selection([folder.files[path] for path in paths], ", ".join(choice), notes)
 
 
 def left_out_note(url: str, reason: str, paths: Sequence[str]) -> str:
-    """A line on what is not read."""
+    """A line on files that are left out."""
     files = "file" if len(paths) == 1 else "files"
     return f"{url}: left out {len(paths):,} {files} ({reason}): {shortened(paths)}"
 
@@ -92,7 +92,7 @@ def configs_of(folder: Folder) -> dict[str, Mapping[str, Any]]:
     """The configurations that the folder's card declares, or else a single one that declares nothing.
 
     Raises:
-        ValueError: if the card's front matter is no YAML, or its `configs` are not as `datasets` wants them.
+        ValueError: if the card's front matter is not YAML, or its `configs` are not those of `datasets`.
     """
     declared = _front_matter(folder).get("configs")
     if not declared:
@@ -103,38 +103,38 @@ def configs_of(folder: Folder) -> dict[str, Mapping[str, Any]]:
 
 
 def contents_of(folder: Folder, config: Mapping[str, Any]) -> Contents:
-    """The splits of a configuration: by the patterns that it declares, or else by the names of its files.
+    """The splits of a configuration, by the patterns that it declares, or else by the names of its files.
 
     Raises:
-        ValueError: if its patterns are not as `datasets` wants them, or reach outside the folder.
+        ValueError: if its patterns are not those of `datasets`, or reach outside the folder.
     """
     inside = PurePosixPath(config.get("data_dir") or "")
     paths = {str(PurePosixPath(path).relative_to(inside)): path for path in folder.files if _is_below(path, inside)}
     declared = config.get("data_files")
     if declared is None:
-        asked = {path: where for path, where in paths.items() if is_asked_for(path, "")}
-        left_out = {NOT_DATA: [where for path, where in paths.items() if path not in asked]}
-        of_one, format_ = _of_one_format(folder, asked)
+        data = {path: whole for path, whole in paths.items() if is_data(path, "")}
+        left_out = {NOT_DATA: [whole for path, whole in paths.items() if path not in data]}
+        of_one, format_ = _of_one_format(folder, data)
         splits = by_names(of_one)
-        placed = {path for names in splits.values() for path in names}
-        left_out["in no split by their names"] = [asked[path] for path in of_one if path not in placed]
+        in_split = {path for names in splits.values() for path in names}
+        left_out["in no split by their names"] = [data[path] for path in of_one if path not in in_split]
     else:
-        patterns = _declared_patterns(folder, declared)
-        splits = {split: matching(paths, given) for split, given in patterns.items()}
-        asked = {path: paths[path] for names in splits.values() for path in names}
-        matched = {path for given in patterns.values() for pattern in given for path in _matched(paths, pattern)}
-        left_out = {NOT_DATA: [where for path, where in paths.items() if path in matched and path not in asked]}
-        of_one, format_ = _of_one_format(folder, asked)
-    others = [where for path, where in asked.items() if path not in of_one]
+        declared_patterns = _declared_patterns(folder, declared)
+        splits = {split: matching(paths, patterns) for split, patterns in declared_patterns.items()}
+        data = {path: paths[path] for names in splits.values() for path in names}
+        matched = {path for each in declared_patterns.values() for pattern in each for path in _matched(paths, pattern)}
+        left_out = {NOT_DATA: [whole for path, whole in paths.items() if path in matched and path not in data]}
+        of_one, format_ = _of_one_format(folder, data)
+    others = [whole for path, whole in data.items() if path not in of_one]
     left_out[f"not {format_}, which holds the most bytes"] = others
     kept = {split: [paths[path] for path in names if path in of_one] for split, names in splits.items()}
     return Contents(kept, left_out)
 
 
 def by_names(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Splits as the names of files or folders tell them; all is `train` where none tells one."""
+    """Splits by the names of files or folders; all files are `train` if no name tells a split."""
     paths = list(paths)
-    shards = {path: found[1] for path in paths if (found := SHARD.fullmatch(path))}
+    shards = {path: match[1] for path in paths if (match := SHARD.fullmatch(path))}
     if shards:
         names = sorted(set(shards.values()), key=lambda name: ([*KEYWORDS, name].index(name), name))
         return {name: [path for path in paths if shards.get(path) == name] for name in names}
@@ -144,43 +144,46 @@ def by_names(paths: Iterable[str]) -> dict[str, list[str]]:
             for split, words in KEYWORDS.items()
         }
         if any(splits.values()):
-            return {split: found for split, found in splits.items() if found}
+            return {split: names for split, names in splits.items() if names}
     return {TRAIN: paths}
 
 
 def matching(paths: Iterable[str], patterns: Iterable[str]) -> list[str]:
     """The paths that match a pattern, in the order of the patterns and then their own."""
     paths = list(paths)
-    found = (path for pattern in patterns for path in _matched(paths, pattern) if is_asked_for(path, pattern))
-    return list(dict.fromkeys(found))
+    matches = (path for pattern in patterns for path in _matched(paths, pattern) if is_data(path, pattern))
+    return list(dict.fromkeys(matches))
 
 
-def _matched(paths: Iterable[str], pattern: str) -> Iterable[str]:
-    return filter(_compiled(pattern).match, paths)
+def _chosen_config(url: str, configs: Mapping[str, Mapping[str, Any]], requested: str | None) -> str:
+    listed = ", ".join(configs)
+    if requested is not None:
+        if requested not in configs:
+            raise ValueError(f"{url} has no config {requested}; --config-name takes one of {listed}")
+        return requested
+    marked = [name for name in configs if name == DEFAULT_CONFIG or configs[name].get("default")]
+    candidates = marked or list(configs)
+    if len(candidates) > 1:
+        defaults = "several defaults among its" if marked else "no default among its"
+        raise ValueError(f"{url} has {defaults} configs; name one with --config-name: {listed}")
+    return candidates[0]
 
 
-@cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(glob_translate(pattern))
-
-
-def _is_below(path: str, folder: PurePosixPath) -> bool:
-    return PurePosixPath(path).is_relative_to(folder)
-
-
-def _of_one_format(folder: Folder, paths: Mapping[str, str]) -> tuple[dict[str, None], str]:
-    """The paths of the format that holds most bytes, in their order, and what it is called."""
-    sizes: Counter[str] = Counter()
-    for where in paths.values():
-        sizes[folder.files[where].format] += folder.files[where].size
-    most = max(sizes, key=lambda name: (sizes[name], name == "Parquet"), default="Parquet")
-    return {path: None for path, where in paths.items() if folder.files[where].format == most}, most
+def _chosen_split(source: str, splits: Mapping[str, object], requested: str | None) -> str:
+    listed = ", ".join(splits)
+    if requested is None:
+        if len(splits) > 1 and TRAIN not in splits:
+            raise ValueError(f"{source} has no split train; name one with --split, or all: {listed}")
+        return TRAIN if TRAIN in splits else next(iter(splits))
+    if requested not in (ALL, *splits):
+        raise ValueError(f"{source} has no split {requested}; --split takes all or one of {listed}")
+    return requested
 
 
 def _front_matter(folder: Folder) -> Mapping[str, Any]:
-    found = FRONT_MATTER.match(folder.card)
+    front_matter = FRONT_MATTER.match(folder.card)
     try:
-        card = yaml.safe_load(found[1]) if found else None
+        card = yaml.safe_load(front_matter[1]) if front_matter else None
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the {CARD} of {folder.url} has no readable YAML at its top ({reason}); mend it") from error
@@ -188,17 +191,17 @@ def _front_matter(folder: Folder) -> Mapping[str, Any]:
 
 
 def _declared_patterns(folder: Folder, declared: object) -> dict[str, list[str]]:
-    """Patterns by their split, of all forms that `data_files` of a card may have."""
+    """Patterns by split, from any form that `data_files` of a card may have."""
     entries: list[Any] = declared if isinstance(declared, list) else [declared]
     if all(isinstance(entry, str) for entry in entries):
         entries = [{"split": TRAIN, "path": entries}]
     patterns: dict[str, list[str]] = {}
     for entry in entries:
         path = entry.get("path") if isinstance(entry, dict) and "split" in entry else None
-        given = [path] if isinstance(path, str) else path
-        if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
+        paths = [path] if isinstance(path, str) else path
+        if not isinstance(paths, list) or not all(isinstance(each, str) for each in paths):
             raise ValueError(f"the {CARD} of {folder.url} has data_files that are no paths, nor splits with paths")
-        patterns.setdefault(str(entry["split"]), []).extend(_relative(folder, each) for each in given)
+        patterns.setdefault(str(entry["split"]), []).extend(_relative(folder, each) for each in paths)
     return patterns
 
 
@@ -209,26 +212,24 @@ def _relative(folder: Folder, pattern: str) -> str:
     return str(path)
 
 
-def _chosen_config(url: str, configs: Mapping[str, Mapping[str, Any]], wanted: str | None) -> str:
-    listed = ", ".join(configs)
-    if wanted is not None:
-        if wanted not in configs:
-            raise ValueError(f"{url} has no config {wanted}; --config-name takes one of {listed}")
-        return wanted
-    marked = [name for name in configs if name == DEFAULT_CONFIG or configs[name].get("default")]
-    candidates = marked or list(configs)
-    if len(candidates) > 1:
-        defaults = "several defaults among its" if marked else "no default among its"
-        raise ValueError(f"{url} has {defaults} configs; name one with --config-name: {listed}")
-    return candidates[0]
+def _of_one_format(folder: Folder, paths: Mapping[str, str]) -> tuple[dict[str, None], str]:
+    """The paths of the format with the most bytes, in their order, and the format."""
+    files = {path: folder.files[whole] for path, whole in paths.items()}
+    sizes: Counter[str] = Counter()
+    for file in files.values():
+        sizes[file.format] += file.size
+    largest = max(sizes, key=lambda name: (sizes[name], name == "Parquet"), default="Parquet")
+    return {path: None for path, file in files.items() if file.format == largest}, largest
 
 
-def _chosen_split(there: str, splits: Mapping[str, object], wanted: str | None) -> str:
-    listed = ", ".join(splits)
-    if wanted is None:
-        if len(splits) > 1 and TRAIN not in splits:
-            raise ValueError(f"{there} has no split train; name one with --split, or all: {listed}")
-        return TRAIN if TRAIN in splits else next(iter(splits))
-    if wanted not in (ALL, *splits):
-        raise ValueError(f"{there} has no split {wanted}; --split takes all or one of {listed}")
-    return wanted
+def _is_below(path: str, folder: PurePosixPath) -> bool:
+    return PurePosixPath(path).is_relative_to(folder)
+
+
+def _matched(paths: Iterable[str], pattern: str) -> Iterable[str]:
+    return filter(_compiled(pattern).match, paths)
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(glob_translate(pattern))

@@ -1,4 +1,8 @@
-"""Text of files, which must be UTF-8: what is not is refused with its place and with the command that converts it."""
+"""Content of files, opened wherever they lie: verified to be unchanged, decompressed in bounded memory, and UTF-8.
+
+A file that is malformed or damaged is refused with its name and with what to do about it. A disk or a store that fails
+raises its own error, as that may pass.
+"""
 
 import bz2
 import codecs
@@ -14,19 +18,23 @@ from typing import Any, BinaryIO, Protocol, cast
 import pyarrow as pa
 import zstandard
 
-from pipeline.data.files import File, compression_of, filesystem_of, is_url, local_file, remedy, remote_file
-from pipeline.data.remote import RemoteFile, reaching
+from pipeline.data.files import File, compression_of, is_url, local_file, remedy, remote_file
+from pipeline.data.remote import RemoteFile, filesystem_of, reaching
 from pipeline.messages import redacted
 
+READ_BYTES = 2**20
+
 MARK = codecs.BOM_UTF8  # a byte order mark, which some editors put first
-# By the longest first, since one begins with another.
+
+# The longest first, as one begins with another.
 MARKS: Mapping[bytes, str] = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-# Without a mark: which of the first four bytes are zero where a text begins with ASCII.
+
+# Without a mark: which of the first four bytes are zero if the text begins with ASCII.
 ZEROS: Mapping[tuple[bool, ...], str] = {
     (False, True, False, True): "UTF-16LE",
     (True, False, True, False): "UTF-16BE",
@@ -34,47 +42,119 @@ ZEROS: Mapping[tuple[bool, ...], str] = {
     (True, True, True, False): "UTF-32BE",
 }
 
-
-class MalformedError(ValueError):
-    """What is wrong with the content of a file: the part of a sentence that follows the file's name."""
-
-
-def require_narrow(beginning: bytes) -> None:
-    """Refuses the content that begins so if it is UTF-16 or UTF-32.
-
-    Raises:
-        MalformedError: if it is.
-    """
-    marked = next((name for mark, name in MARKS.items() if beginning.startswith(mark)), None)
-    if found := marked or ZEROS.get(tuple(not byte for byte in beginning[:4])):
-        raise MalformedError(f"is {found}, not UTF-8; convert it, as with `iconv -f {found.lower()} -t utf-8`")
-
-
-def decoded(content: bytes, line: int) -> str:
-    """The text of content that begins in line number `line`, the first being 1.
-
-    Raises:
-        MalformedError: if it is not UTF-8.
-    """
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise not_utf8(error, line) from None
-
-
-def not_utf8(error: UnicodeDecodeError, line: int) -> MalformedError:
-    """The refusal of content that begins in line number `line`."""
-    line += error.object.count(b"\n", 0, error.start)
-    return MalformedError(f"is not UTF-8: see line {line:,} of it; convert it, as with `iconv -f latin1 -t utf-8`")
-
-
 # So little is decompressed at a time that at most 140 MB come out: a byte of gzip becomes up to 1 kB, of xz 7 kB, of
 # Zstandard 32 kB, and 45 bytes of bzip2 become 45 MB.
 BYTES_AT_A_TIME: Mapping[str, int] = {"gzip": 2**16, "xz": 2**13, "zstd": 2**12, "bzip2": 2**6}
-# A file says how much memory it takes to decompress. The commands `zstd` and `xz` go as far without being asked, and
+
+# A file declares how much memory it takes to decompress. This is the default limit of the commands `zstd` and `xz`;
 # `xz -9` needs 65 MiB.
 LARGEST_WINDOW = 2**27
 TOO_MUCH = ("too much memory", "Memory usage limit exceeded")
+
+
+class MalformedError(ValueError):
+    """Malformed content of a file; the message is the rest of a sentence that begins with the file's name."""
+
+
+class DamagedError(ValueError):
+    """A file that cannot be read in the format of its name; the message has the damage and what to do about it."""
+
+    def __init__(self, damage: str, advice: str) -> None:
+        super().__init__(damage, advice)  # both, so that the error can be pickled
+        self.damage, self.advice = damage, advice
+
+    def __str__(self) -> str:
+        return f"{self.damage}; {self.advice}"
+
+
+@contextmanager
+def reading(file: File) -> Iterator[None]:
+    """Name the file that is malformed or cannot be decoded; errors of the disk or the store pass unchanged.
+
+    Raises:
+        DamagedError: if the file cannot be decoded.
+        ValueError: if its text is malformed.
+    """
+    try:
+        yield
+    except MalformedError as error:
+        raise ValueError(f"{file.url} {error}") from None
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        # Arrow raises OSError for damaged data too, but bare and without a number, unlike a disk's or a store's error.
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise
+        reason = redacted(" ".join(str(error).split()))
+        damage = f"{file.url} is not a readable {file.format} file: {reason}"
+        raise DamagedError(damage, remedy(file.name)) from error
+
+
+def open_file(file: File) -> BinaryIO:
+    """The file's content from its beginning, decompressed if its name ends as that of a compressed file.
+
+    Reading raises OSError itself if the compressed data is cut short or damaged, and otherwise as `open_stored` says.
+
+    Raises:
+        ValueError, OSError: as open_stored does.
+    """
+    stored = cast(BinaryIO, io.BufferedReader(open_stored(file), READ_BYTES))
+    compression = compression_of(file.name)
+    return stored if compression is None else io.BufferedReader(Decompressed(stored, compression), READ_BYTES)
+
+
+def open_stored(file: File, read_ahead: int | None = None) -> pa.NativeFile:
+    """The file's bytes as they are stored, for Arrow's readers; seekable wherever the filesystem can seek.
+
+    A remote file is read `read_ahead` bytes ahead, or its filesystem's default. Reading it raises ConnectionError if
+    the store fails, never OSError itself, which Arrow raises for damaged data.
+
+    Raises:
+        ValueError: if the file has changed since it was found.
+        FileNotFoundError: if it is gone, at least on this machine.
+        ConnectionError: if its store cannot be reached now.
+    """
+    try:
+        now, stream = _opened_remotely(file.url, read_ahead) if is_url(file.url) else _opened_locally(Path(file.url))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file.url} is gone since it was found; put it back or start a new run") from None
+    if now.version != file.version:
+        stream.close()
+        raise ValueError(f"{file.url} has changed since the run was planned; put it back or start a new run")
+    return stream
+
+
+def _opened_locally(path: Path) -> tuple[File, pa.NativeFile]:
+    stream = pa.OSFile(str(path))
+    return local_file(path), stream
+
+
+def _opened_remotely(url: str, read_ahead: int | None) -> tuple[File, pa.NativeFile]:
+    with reaching(url):
+        filesystem, path = filesystem_of(url)
+        now = remote_file(filesystem, filesystem.info(path))
+        stream = filesystem.open(path, "rb", block_size=read_ahead)
+        return now, pa.PythonFile(RemoteFile(stream, now.url, now.size), "r")
+
+
+class Digested(io.RawIOBase):
+    """A stream whose content is digested while `buffered` is read to its end."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._digest = stream, hashlib.sha256()
+        self.buffered = cast(BinaryIO, io.BufferedReader(self, READ_BYTES))
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(memoryview(buffer)))
+        self._digest.update(data)
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what has been read."""
+        return self._digest.hexdigest()
 
 
 class Member(Protocol):
@@ -128,17 +208,19 @@ class Decompressed(io.RawIOBase):
         super().close()
 
     def _contents(self, data: bytes) -> list[bytes]:
-        """What some stored bytes hold; between members and after the last there may be zeros, as tapes have them."""
+        """Decompress some stored bytes; zeros between members and after the last are skipped, as tapes have them."""
         contents = []
         while data := data if self._member is not None else data.lstrip(b"\0"):
             self._member = self._member or MEMBERS[self._compression]()
             try:
                 contents.append(self._member.decompress(data))
             except (zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError, EOFError) as error:
-                if any(told in str(error) for told in TOO_MUCH):
-                    command = f"{'zstd --long=31' if self._compression == 'zstd' else self._compression} -d"
-                    told = f"takes more than {LARGEST_WINDOW >> 20} MiB of memory to decompress"
-                    raise MalformedError(f"{told}; decompress it first, as with `{command}`") from None
+                if any(message in str(error) for message in TOO_MUCH):
+                    command = "zstd --long=31 -d" if self._compression == "zstd" else f"{self._compression} -d"
+                    raise MalformedError(
+                        f"takes more than {LARGEST_WINDOW >> 20} MiB of memory to decompress; decompress it first, as "
+                        f"with `{command}`"
+                    ) from None
                 raise OSError(f"damaged {self._compression} data: {error}") from None
             if not self._member.eof:
                 break
@@ -146,106 +228,51 @@ class Decompressed(io.RawIOBase):
         return contents
 
 
-READ_BYTES = 2**20
+class Utf8Decoder:
+    """A decoder of pieces of content, with the number of the line that it has reached."""
+
+    def __init__(self, line: int = 1) -> None:
+        self.line = line
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def decode(self, piece: bytes, *, final: bool = False) -> str:
+        """The text of a piece; an incomplete character at its end is kept for the next one.
+
+        Raises:
+            MalformedError: if it is not UTF-8.
+        """
+        try:
+            text = self._decoder.decode(piece, final)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(error, self.line) from None
+        self.line += text.count("\n")
+        return text
 
 
-class DamagedError(ValueError):
-    """A file that cannot be read as what its name tells; the message has the damage, and what to do about it."""
-
-    def __init__(self, damage: str, advice: str) -> None:
-        super().__init__(damage, advice)  # both, from which another process makes the same error
-        self.damage, self.advice = damage, advice
-
-    def __str__(self) -> str:
-        return f"{self.damage}; {self.advice}"
-
-
-@contextmanager
-def reading(file: File) -> Iterator[None]:
-    """Names the file that is malformed or cannot be decoded; an error of the disk or the store passes as it is.
+def decoded(content: bytes, line: int) -> str:
+    """The text of content that begins in line number `line`, the first being 1.
 
     Raises:
-        DamagedError: if the file cannot be decoded.
-        ValueError: if its text is malformed.
+        MalformedError: if it is not UTF-8.
     """
     try:
-        yield
-    except MalformedError as error:
-        raise ValueError(f"{file.url} {error}") from None
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        # Of damaged data too Arrow raises OSError, but bare and without a number, as a disk's and a store's never is.
-        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
-            raise
-        reason = redacted(" ".join(str(error).split()))
-        damage = f"{file.url} is not a readable {file.format} file: {reason}"
-        raise DamagedError(damage, remedy(file.name)) from error
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise _not_utf8(error, line) from None
 
 
-def open_file(file: File) -> BinaryIO:
-    """The file's content from its beginning, decompressed if its name ends as that of a compressed file.
+def _not_utf8(error: UnicodeDecodeError, line: int) -> MalformedError:
+    """The error for content that begins in line number `line`."""
+    line += error.object.count(b"\n", 0, error.start)
+    return MalformedError(f"is not UTF-8: see line {line:,} of it; convert it, as with `iconv -f latin1 -t utf-8`")
 
-    Reading raises OSError itself if the compressed data is cut short or damaged, and otherwise as `open_stored` says.
+
+def require_narrow(beginning: bytes) -> None:
+    """Refuse content in UTF-16 or UTF-32, by its beginning.
 
     Raises:
-        ValueError, OSError: as open_stored does.
+        MalformedError: if it is in one of these.
     """
-    stored = cast(BinaryIO, io.BufferedReader(open_stored(file), READ_BYTES))
-    compression = compression_of(file.name)
-    return stored if compression is None else io.BufferedReader(Decompressed(stored, compression), READ_BYTES)
-
-
-class Digested(io.RawIOBase):
-    """A stream whose content is digested while it is read to its end, through `buffered`."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._digest = stream, hashlib.sha256()
-        self.buffered = cast(BinaryIO, io.BufferedReader(self, READ_BYTES))
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(memoryview(buffer)))
-        self._digest.update(data)
-        memoryview(buffer)[: len(data)] = data
-        return len(data)
-
-    @property
-    def sha256(self) -> str:
-        """Of what has been read."""
-        return self._digest.hexdigest()
-
-
-def open_stored(file: File, read_ahead: int | None = None) -> pa.NativeFile:
-    """The file's bytes as they are stored, for Arrow's readers; seekable wherever the filesystem can seek.
-
-    Beyond what is asked for, a remote file is read `read_ahead` bytes ahead, or as far as its filesystem likes. Reading
-    it raises ConnectionError where the store fails, never OSError itself, which Arrow raises for damaged data.
-
-    Raises:
-        ValueError: if the file is another than was found.
-        FileNotFoundError: if it is gone, at least from where this is called.
-        ConnectionError: if its store cannot be reached now.
-    """
-    try:
-        now, stream = _opened_remotely(file.url, read_ahead) if is_url(file.url) else _opened(Path(file.url))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file.url} is gone since it was found; put it back or start a new run") from None
-    if now.version != file.version:
-        stream.close()
-        raise ValueError(f"{file.url} has changed since the run was planned; put it back or start a new run")
-    return stream
-
-
-def _opened(path: Path) -> tuple[File, pa.NativeFile]:
-    stream = pa.OSFile(str(path))
-    return local_file(path), stream
-
-
-def _opened_remotely(url: str, read_ahead: int | None) -> tuple[File, pa.NativeFile]:
-    with reaching(url):
-        filesystem, path = filesystem_of(url)
-        now = remote_file(filesystem, filesystem.info(path))
-        return now, pa.PythonFile(
-            RemoteFile(filesystem.open(path, "rb", block_size=read_ahead), now.url, now.size), "r"
-        )
+    marked = next((name for mark, name in MARKS.items() if beginning.startswith(mark)), None)
+    if encoding := marked or ZEROS.get(tuple(not byte for byte in beginning[:4])):
+        raise MalformedError(f"is {encoding}, not UTF-8; convert it, as with `iconv -f {encoding.lower()} -t utf-8`")

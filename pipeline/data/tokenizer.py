@@ -1,7 +1,7 @@
-"""Text to token ids, with the `tokenizer.json` that every fast Hugging Face tokenizer carries.
+"""Tokenizers: loaded from the `tokenizer.json` of any fast Hugging Face tokenizer, or trained.
 
-Annotation never adds special tokens and never reads any: a document that contains the characters
-`<|endoftext|>` has them encoded as ordinary text.
+Special tokens are never added to text and never read from it: the characters `<|endoftext|>` in a document are encoded
+as ordinary text.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.data.encoding import encode_column
 from pipeline.data.own_files import own_file, read_bounded, read_object
-from pipeline.data.safe_tokenizers import failures_told, keep_text, require_bounded, without_chance
+from pipeline.data.safe_tokenizers import keep_text, require_bounded, tokenizer_errors, without_dropout
 
 SEPARATOR = "<|endoftext|>"
-"""Of a tokenizer of our own; it has id 0."""
+"""Special token of tokenizers trained here; it has id 0."""
 BYTES = 256
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -27,7 +27,7 @@ TOKENIZED_ALREADY = "none"
 
 
 def train_byte_pairs(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """A byte-level BPE tokenizer: every string has an encoding, and decoding gives it back.
+    """Train a byte-level BPE tokenizer: every string has an encoding, which decodes to it.
 
     Raises:
         ValueError: if the vocabulary has no room for the bytes and the separator.
@@ -47,35 +47,35 @@ def train_byte_pairs(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer kept in `folder`.
+    """Load the tokenizer in `folder`.
 
     Raises:
-        ValueError: if the folder has no readable `tokenizer.json`, or one that asks for too much.
+        ValueError: if the folder has no readable `tokenizer.json`, or one that needs too much memory or time.
     """
     file = own_file(folder, TOKENIZER_FILE)
     if file is None:
         raise ValueError(f"{folder} has no {TOKENIZER_FILE}; name a folder that has one with --tokenizer")
     content = read_bounded(file, MOST_BYTES)
     try:
-        with failures_told("it cannot be loaded"):
+        with tokenizer_errors("it cannot be loaded"):
             tokenizer = Tokenizer.from_buffer(content)
     except ValueError as error:
         raise ValueError(f"{file} is not a tokenizer: {error}; name another folder with --tokenizer") from error
     require_bounded(tokenizer, file)
-    without_chance(tokenizer, file)
+    without_dropout(tokenizer, file)
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    with failures_told(f"{file} does not encode its own tokens"):
+    with tokenizer_errors(f"{file} does not encode its own tokens"):
         keep_text(tokenizer)
     return tokenizer
 
 
 def id_count(tokenizer: Tokenizer) -> int:
-    """Rows that a model's embedding needs: the highest token id + 1.
+    """Number of rows that a model's embedding needs: the highest token id + 1.
 
-    A tokenizer may leave ids out, as where tokens were removed or added at round numbers; `get_vocab_size()` counts
-    the tokens, and the highest ids would have no row.
+    A tokenizer may skip ids, as when tokens are removed or added at round numbers. `get_vocab_size()` counts the tokens
+    alone, so the highest ids would have no row.
     """
     return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
@@ -86,14 +86,14 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
 
 
 def tokenizer_sha256(folder: Path, name: str = TOKENIZER_FILE) -> str | None:
-    """Digest of the file that decides every token id, or of CONFIG_FILE; None for a folder without it."""
+    """Digest of the file that decides every token id, or of CONFIG_FILE; None if the folder has none."""
     file = own_file(folder, name)
     return None if file is None else hashlib.sha256(read_bounded(file, MOST_BYTES)).hexdigest()
 
 
 @dataclass(frozen=True)
 class TokenSource:
-    """Where token ids come from: a tokenizer and its folder, or neither for documents tokenized already."""
+    """Source of token ids: a tokenizer and its folder, or neither if documents are tokenized already."""
 
     vocabulary: int
     tokenizer: Tokenizer | None = None
@@ -101,7 +101,7 @@ class TokenSource:
 
 
 def token_source(tokenizer: str, vocabulary: int | None) -> TokenSource:
-    """What `--tokenizer DIR` or `--tokenizer none --vocabulary N` means.
+    """The source that `--tokenizer DIR` or `--tokenizer none --vocabulary N` names.
 
     Raises:
         ValueError: if `none` comes without a vocabulary, or the vocabulary is not the tokenizer's.
@@ -118,8 +118,10 @@ def token_source(tokenizer: str, vocabulary: int | None) -> TokenSource:
 
 
 def declared_beginning(folder: Path) -> int | None:
-    """Id of the token that stands before a document: what the tokenizer declares as beginning, or else end, of
-    sequence; None if it declares neither, or there is no tokenizer."""
+    """Id of the token that precedes a document, or None if the tokenizer declares none, or there is no tokenizer.
+
+    It is the beginning of sequence or, without one, the end.
+    """
     file = own_file(folder, CONFIG_FILE)
     declared = {} if file is None else read_object(file)
     for name in ("bos_token", "eos_token"):
@@ -127,25 +129,25 @@ def declared_beginning(folder: Path) -> int | None:
         content = token.get("content") if isinstance(token, dict) else token
         if not isinstance(content, str | None):
             raise ValueError(f"{file}: {name} is not the text of a token; mend it, or name another checkpoint")
-        if content and (found := load_tokenizer(folder).token_to_id(content)) is not None:
-            return found
+        if content and (token_id := load_tokenizer(folder).token_to_id(content)) is not None:
+            return token_id
     return None
 
 
 def named_token(folder: Path, text: str) -> int:
-    """Id of the token that a --start-token names.
+    """Id of the token that `--start-token` names.
 
     Raises:
         ValueError: if the folder's tokenizer has no such token.
     """
-    found = load_tokenizer(folder).token_to_id(text)
-    if found is None:
+    token_id = load_tokenizer(folder).token_to_id(text)
+    if token_id is None:
         raise ValueError(f"--start-token {text} is no token of {folder}; name one that its tokenizer has")
-    return found
+    return token_id
 
 
 def beginning_token(folder: Path) -> int:
-    """Id of the token that stands before a document when a language model is trained.
+    """Id of the token that precedes a document when a language model is trained.
 
     Raises:
         ValueError: if the tokenizer declares neither a beginning nor an end of sequence.

@@ -1,1 +1,1 @@
-"""Plan, workers, driver, ledger: units of rows become committed shards. Ray: cluster, ray_crew and processes alone."""
+"""The engine: a plan's units of rows become committed shards. Ray is in cluster, local_ray and ray_workers alone."""

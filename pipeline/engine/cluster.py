@@ -1,9 +1,10 @@
-"""The Ray cluster: joining or starting one, and what it has room for."""
+"""The Ray cluster: joining or starting one, the workers that it has room for, and training processes on it."""
 
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +20,13 @@ Node = dict[str, float]
 """Resources of a machine, by their names."""
 
 LOCAL = "local"
-VITAL = ("raylet", "gcs_server")  # Ray goes on without its other processes, as the one that passes on logs
+VITAL = ("raylet", "gcs_server")  # Ray runs without its other processes, as the one that passes on logs
 ANSWER_SECONDS = 10.0
 MOST_CORES = 4  # a core reads, tokenizes and writes 1 million tokens a second, a GPU labels at most a few (computed)
 
 
 def ray_address(address: str | None) -> str:
-    """The address that is given, or else that of the job that this runs in, or else LOCAL."""
+    """The address, or else that of the Ray job that this runs in, or else LOCAL."""
     return address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
@@ -52,6 +53,30 @@ def cluster(address: str) -> Iterator[None]:
         except Exception as error:  # Ray's are of many kinds, a bare Exception among them
             raise _unreachable(address, str(error).partition("\n")[0]) from error
         yield
+
+
+def run_in_processes(work: Callable[[], None], processes: int, address: str | None) -> None:
+    """Run `work` in the processes of one torch process group, each with a GPU where the cluster has any.
+
+    Raises:
+        ValueError: if `work` raises one; other errors of it come as Ray's, with where they happened.
+    """
+    with cluster(ray_address(address)), tempfile.TemporaryDirectory() as folder:
+        from ray.train import RunConfig, ScalingConfig, WorkerGroupError  # loads torch, which takes seconds
+        from ray.train.torch import TorchTrainer
+
+        trainer: Any = TorchTrainer(
+            lambda: work(),
+            scaling_config=ScalingConfig(num_workers=processes, use_gpu=ray.cluster_resources().get("GPU", 0) > 0),
+            run_config=RunConfig(storage_path=folder),
+        )
+        try:
+            trainer.fit()
+        except WorkerGroupError as error:
+            for failure in error.worker_failures.values():
+                if isinstance(failure, ValueError):
+                    raise ValueError(str(failure)) from error
+            raise
 
 
 def require_ray() -> None:
@@ -87,16 +112,16 @@ def _require_answer(address: str) -> None:
 
 
 def _unreachable(address: str, reason: str) -> ConnectionError:
-    told = "cannot start Ray here" if address == LOCAL else f"cannot join a Ray cluster at {address}"
-    return ConnectionError(f"{told}: {reason}; {'try again' if address == LOCAL else 'check --address'}")
+    failed = "cannot start Ray here" if address == LOCAL else f"cannot join a Ray cluster at {address}"
+    return ConnectionError(f"{failed}: {reason}; {'try again' if address == LOCAL else 'check --address'}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerResources:
-    """What a worker takes of the cluster; parts of a GPU or a core are fine."""
+    """The share of the cluster that a worker takes; parts of a GPU or a core are fine."""
 
     cpus: float | None = None
-    """None: 1, and beside a GPU up to MOST_CORES."""
+    """None: 1, or with a GPU up to MOST_CORES."""
     gpus: float | None = None
     """None: one where the cluster has GPUs when the run starts."""
 
@@ -122,8 +147,9 @@ class WorkerResources:
         """
         if not self.room():
             has = ", ".join(f"{_total(name):g} {name}" for name in ("CPU", "GPU"))
-            wanted = self.resolved()
-            raise ValueError(f"this machine has no room for a worker, which wants {wanted}; it has {has}: ask for less")
+            raise ValueError(
+                f"this machine has no room for a worker, which wants {self.resolved()}; it has {has}: ask for less"
+            )
 
     def __str__(self) -> str:
         return f"{self.cpus or 0:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")

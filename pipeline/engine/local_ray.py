@@ -36,7 +36,7 @@ def private_folder() -> Iterator[str]:
     Raises:
         OSError: if no place takes one whose path is short enough.
     """
-    parent = _short_place()
+    parent = _short_folder()
     _sweep(parent)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     lock = _lock(folder)  # the system lets go of it when this process ends, however that is
@@ -48,13 +48,13 @@ def private_folder() -> Iterator[str]:
             os.close(lock)
 
 
-def _short_place() -> Path:
+def _short_folder() -> Path:
     """The first of the usual folders for temporary files that can be written to and leaves room for a socket's name."""
-    places = [os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
-    for place in (Path(place).absolute() for place in places if place):
-        short = len(os.fsencode(place / PREFIX)) + 8 <= LONGEST  # mkdtemp adds 8 characters
-        if short and place.is_dir() and os.access(place, os.W_OK | os.X_OK):
-            return place
+    folders = [os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
+    for folder in (Path(name).absolute() for name in folders if name):
+        short = len(os.fsencode(folder / PREFIX)) + 8 <= LONGEST  # mkdtemp adds 8 characters
+        if short and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+            return folder
     raise OSError("no folder for temporary files with a short name can be written to; set TMPDIR=/tmp")
 
 

@@ -1,11 +1,10 @@
-"""The plan: which rows of which files make which shard, frozen before the first one is labelled."""
+"""The plan: a source's rows divided into units, one per shard, and the run that labels them."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 
@@ -13,12 +12,12 @@ from pipeline.data.documents import Column, FileInfo, inspect_file, unified
 from pipeline.data.files import File
 from pipeline.data.hub import Repository
 from pipeline.models.checkpoint import find_checkpoint
-from schemas.annotations import Dtype, Provenance
+from schemas.annotations import Device, Dtype, Provenance
 from schemas.layout import Subset
 
 FEWEST_ROWS, MOST_ROWS, UNITS_WANTED = 8, 16384, 16
-MOST_UNITS = 10**7  # 164 billion rows by default; a footer, which anybody writes, may tell of any number
-LOOKS_AT_A_TIME = 16  # at files: on a remote store most of a look is waiting for an answer
+MOST_UNITS = 10**7  # 164 billion rows by default; a footer, which anybody writes, may name any number
+LOOKS_AT_A_TIME = 16  # files inspected at once: on a remote store most of it is waiting for an answer
 
 
 @dataclass(frozen=True)
@@ -36,35 +35,35 @@ class Unit:
 
 @dataclass(frozen=True)
 class Source:
-    """The input as it was found: files, what is in them, their one schema and a digest of them all."""
+    """The input of a run: its files, their content in brief, the schema they share and a digest of them all."""
 
     files: tuple[File, ...]
-    layouts: tuple[FileInfo, ...]
+    infos: tuple[FileInfo, ...]
     schema: pa.Schema
     sha256: str
     choices: tuple[str, ...] = ()
-    """What was chosen of folders with several configurations or splits."""
+    """The choices made in folders with several configurations or splits."""
 
     @property
     def rows(self) -> int:
-        return sum(layout.rows for layout in self.layouts)
+        return sum(info.rows for info in self.infos)
 
 
 def inspect(
     files: Sequence[File], column: Column, choices: tuple[str, ...] = (), passed: Collection[str] | None = None
 ) -> Source:
-    """Looks at every file: a Parquet file's footer, JSON lines and text from beginning to end.
+    """Inspect every file: a Parquet file's footer, JSON lines and text from beginning to end.
 
-    Of their columns, those to pass on are compared, all where None.
+    Only columns in `passed` are compared, all of them if None.
 
     Raises:
         ValueError: if a file is unreadable, lacks a column, or has a type there that does not go with another file's.
         OSError: if a file is gone, or its store cannot be reached.
     """
     with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
-        layouts = tuple(pool.map(lambda file: inspect_file(file, column, passed), files))
-    digest = hashlib.sha256("".join(layout.sha256 for layout in layouts).encode())
-    return Source(tuple(files), layouts, unified(layouts, files, column, passed), digest.hexdigest(), choices)
+        infos = tuple(pool.map(lambda file: inspect_file(file, column, passed), files))
+    digest = hashlib.sha256("".join(info.sha256 for info in infos).encode())
+    return Source(tuple(files), infos, unified(infos, files, column, passed), digest.hexdigest(), choices)
 
 
 def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list[Unit]:
@@ -77,17 +76,17 @@ def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list
     """
     units: list[Unit] = []
     left = source.rows if limit is None else limit
-    for file, layout in zip(source.files, source.layouts, strict=True):
+    for file, info in zip(source.files, source.infos, strict=True):
         start = 0
-        for stop in _borders(layout.groups, rows_per_unit):
-            if start >= left:  # a footer may tell of any number of rows after the limit
+        for stop in _borders(info.groups, rows_per_unit):
+            if start >= left:  # a footer may name any number of rows after the limit
                 break
             if len(units) == MOST_UNITS:
-                more = f"{file.url}, of {layout.rows:,} rows, takes the input beyond {MOST_UNITS:,} shards"
+                more = f"{file.url}, of {info.rows:,} rows, takes the input beyond {MOST_UNITS:,} shards"
                 raise ValueError(f"{more}; give more rows to each with --rows-per-unit, or leave the file out")
             units.append(Unit(len(units), file, start, min(stop, left)))
             start = stop
-        left -= min(left, layout.rows)
+        left -= min(left, info.rows)
     return units
 
 
@@ -97,7 +96,7 @@ def default_rows_per_unit(rows: int) -> int:
 
 
 def _borders(groups: Sequence[int], rows_per_unit: int) -> Iterator[int]:
-    """Where the units of a file end."""
+    """Rows at which the units of a file end."""
     start = position = 0
     for rows in groups:
         if position > start and position + rows > start + rows_per_unit:
@@ -108,8 +107,6 @@ def _borders(groups: Sequence[int], rows_per_unit: int) -> Iterator[int]:
     if position > start:
         yield position
 
-
-Device = Literal["cpu", "cuda"]
 
 # Linux's names for x86 instructions that multiply bfloat16. A core with AVX512-BF16 labelled 2.0 times as many tokens a
 # second in it as in float32 with the shipped second-order model, 1.9 times with the estimator, 2.5 times with SmolLM2;
@@ -124,7 +121,7 @@ def fast_dtype(device: Device, cpu_info: Path = CPU_INFO) -> Dtype:
 
 
 def _cpu_flags(cpu_info: Path) -> set[str]:
-    """What Linux says that the first core can do; nothing on other systems."""
+    """Features of the first core by Linux; none on other systems."""
     lines = cpu_info.read_text(encoding="utf-8").splitlines() if cpu_info.is_file() else []
     return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
 
@@ -145,10 +142,10 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Run:
-    """All that a unit needs beside its rows."""
+    """A run: all that its units share."""
 
     subset: Subset
-    """Where the dataset goes."""
+    """The output."""
     checkpoints: tuple[Path, ...]
     """One, or one a fold."""
     tokenizer: Path | None
@@ -162,13 +159,13 @@ class Run:
     """Columns that are written."""
     units: int
     repository: Repository | None = None
-    """Where the dataset is published, if anywhere."""
+    """The dataset is published there, if anywhere."""
     snapshot: Snapshot | None = None
-    """Where the checkpoints are fetched from, if from the Hub."""
+    """The checkpoints are fetched from there, if from the Hub."""
 
     @property
     def column(self) -> Column:
-        """What documents are read from."""
+        """The column that documents are read from."""
         settings = self.provenance
         return Column(settings.text_column, tokenized=self.tokenizer is None, longest=settings.longest_document)
 
@@ -180,10 +177,10 @@ class Run:
         """
         if self.snapshot is None:
             return self
-        there, here = self.snapshot.folder, self.snapshot.here()
+        preparing, here = self.snapshot.folder, self.snapshot.here()
 
         def moved(folder: Path) -> Path:
-            return here / folder.relative_to(there) if folder.is_relative_to(there) else folder
+            return here / folder.relative_to(preparing) if folder.is_relative_to(preparing) else folder
 
         return replace(
             self,

@@ -1,11 +1,10 @@
-"""Workers that are actors of a Ray cluster: started while it has room, called, and killed when they are dismissed."""
+"""Ray's workers: actors of a cluster, started while it has room, called, and killed when they are dismissed."""
 
 import logging
 import os
 import queue
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,18 +12,23 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.engine.annotator import Part, WorkerLostError
-from pipeline.engine.cluster import WorkerResources, cluster, ray_address, require_ray
-from pipeline.engine.plan import Device, Run, Unit
+from pipeline.engine.annotator import Amount
+from pipeline.engine.cluster import WorkerResources, require_ray
+from pipeline.engine.plan import Run, Unit
 from pipeline.engine.throughput import UnitResult
 from pipeline.engine.workers import CallResult, Load, Worker, WorkerHandle, WorkerPool
 from pipeline.messages import log_to_stderr
+from schemas.annotations import Device
 
-PATIENCE = 10.0  # seconds for what a worker does beside its units
+PATIENCE = 10.0  # seconds for what a worker does besides its units
 LOOK = 5.0  # seconds between looks at the cluster
 ASK, ASKED_A_SECOND = 2.0, 100  # seconds until all workers are asked how far they are, or as they are so many longer
 
 LOG = logging.getLogger(__name__)
+
+
+class WorkerLostError(Exception):
+    """The worker died, or its node is gone; another worker may label the rows."""
 
 
 class RayWorkerPool(WorkerPool):
@@ -36,89 +40,91 @@ class RayWorkerPool(WorkerPool):
     def __init__(self, run: Run, load: Load, *, workers: int | None, share: WorkerResources) -> None:
         super().__init__()
         self.run, self.load = run, load
-        self.workers, self.share = workers, share.resolved()
-        self.events: queue.SimpleQueue[tuple[WorkerHandle, Unit | None, Any]] = queue.SimpleQueue()
+        self.size, self.share = workers, share.resolved()
+        self.results: queue.SimpleQueue[tuple[WorkerHandle, Unit | None, Any]] = queue.SimpleQueue()
         self.next_look, self.room = 0.0, 1
         self.next_question = 0.0
-        self.answers: dict[WorkerHandle, dict[Unit, Part]] = {}
+        self.answers: dict[WorkerHandle, dict[Unit, Amount]] = {}
 
-    def keep(self, needed: int) -> None:
-        """Starts workers now and then, and when one has died; no more than are needed.
+    def scale_up(self, needed: int) -> None:
+        """Start workers now and then, and when one has died; at most as many as are needed.
 
         Raises:
             ConnectionError: if Ray is gone.
         """
         if time.monotonic() >= self.next_question:
-            self._ask()
+            self._ask_progress()
         if time.monotonic() < self.next_look:
             return
         require_ray()
         self.next_look = time.monotonic() + LOOK
         before, self.room = self.room, self.share.room()
         # Twice what there is room for: workers that wait for room make a cluster that can grow do so.
-        wanted = self.workers or max(1, 2 * self.room)
-        for _ in range(min(wanted, needed) - len(self.hands)):
-            self._hire()
+        requested = self.size or max(1, 2 * self.room)
+        for _ in range(min(requested, needed) - len(self.workers)):
+            self._start()
         if before and not self.room:
             LOG.warning("no node has room for a worker, which wants %s", self.share)
 
-    def _hire(self) -> None:
+    def _start(self) -> None:
         actor: Any = Actor  # ray.remote made an actor class of it, which its type does not show
-        share = {"num_cpus": self.share.cpus, "num_gpus": self.share.gpus}
         device: Device = "cuda" if self.share.gpus else "cpu"
-        hand = WorkerHandle(
-            actor.options(max_concurrency=self.units_at_a_time + 1, **share).remote(self.run, self.load, device)
-        )
-        self.hands.add(hand)
-        self._expect(hand, None, hand.actor.load.remote())
+        options = {
+            "num_cpus": self.share.cpus,
+            "num_gpus": self.share.gpus,
+            "max_concurrency": self.units_at_a_time + 1,
+        }
+        worker = WorkerHandle(actor.options(**options).remote(self.run, self.load, device))
+        self.workers.add(worker)
+        self._expect(worker, None, worker.actor.load.remote())
 
-    def give(self, hand: WorkerHandle, unit: Unit) -> None:
-        """Lets a worker annotate a unit."""
-        hand.units.add(unit)
-        self.answers.get(hand, {}).pop(unit, None)  # of an earlier try
-        self._expect(hand, unit, hand.actor.annotate.remote(unit))
+    def assign(self, worker: WorkerHandle, unit: Unit) -> None:
+        """Let a worker annotate a unit."""
+        worker.units.add(unit)
+        self.answers.get(worker, {}).pop(unit, None)  # of an earlier try
+        self._expect(worker, unit, worker.actor.annotate.remote(unit))
 
-    def _expect(self, hand: WorkerHandle, unit: Unit | None, reference: Any) -> None:
-        """Queues an event when a call has ended: the driver's work for a unit does not grow with the workers."""
-        reference.future().add_done_callback(lambda future: self.events.put((hand, unit, future)))
+    def _expect(self, worker: WorkerHandle, unit: Unit | None, reference: Any) -> None:
+        """Queues a call's result when it has ended: the driver's work for a unit does not grow with the workers."""
+        reference.future().add_done_callback(lambda future: self.results.put((worker, unit, future)))
 
-    def _ask(self) -> None:
+    def _ask_progress(self) -> None:
         """Asks all workers how far they are with their units; nobody waits for the answers."""
-        self.next_question = time.monotonic() + max(ASK, len(self.at_work) / ASKED_A_SECOND)
-        for hand in self.at_work:
-            hand.actor.underway.remote().future().add_done_callback(partial(self._answered, hand))
+        self.next_question = time.monotonic() + max(ASK, len(self.ready) / ASKED_A_SECOND)
+        for worker in self.ready:
+            worker.actor.progress.remote().future().add_done_callback(partial(self._answered, worker))
 
-    def _answered(self, hand: WorkerHandle, answer: Any) -> None:
-        if hand in self.hands and answer.exception() is None:  # of a worker's end another call tells
-            self.answers[hand] = answer.result()
+    def _answered(self, worker: WorkerHandle, answer: Any) -> None:
+        if worker in self.workers and answer.exception() is None:  # a worker's end shows in another call's result
+            self.answers[worker] = answer.result()
 
-    def underway(self, hand: WorkerHandle) -> dict[Unit, Part]:
-        """What the worker said last."""
-        return self.answers.get(hand, {})
+    def progress(self, worker: WorkerHandle) -> dict[Unit, Amount]:
+        """The worker's last answer."""
+        return self.answers.get(worker, {})
 
-    def ended(self, patience: float) -> CallResult | None:
-        """Next call that has ended, or None after `patience` seconds without one."""
+    def next_result(self, timeout: float) -> CallResult | None:
+        """Next finished call, or None after `timeout` seconds."""
         try:
-            hand, unit, future = self.events.get(timeout=patience)
+            worker, unit, future = self.results.get(timeout=timeout)
         except queue.Empty:
             return None
-        hand.units -= {unit}
+        worker.units -= {unit}
         error = future.exception()
-        return CallResult(hand, unit, None if error else future.result(), _cause(error))
+        return CallResult(worker, unit, None if error else future.result(), _cause(error))
 
-    def dismiss(self, hand: WorkerHandle) -> None:
-        """Ends a worker; another one takes its place."""
-        if hand in self.hands:
-            ray.kill(hand.actor)
-        if hand in self.at_work:  # else it died at its start: another one at once might do the same
+    def dismiss(self, worker: WorkerHandle) -> None:
+        """End a worker; another one takes its place."""
+        if worker in self.workers:
+            ray.kill(worker.actor)
+        if worker in self.ready:  # else it died at its start: another one at once might do the same
             self.next_look = 0.0
-        super().dismiss(hand)
-        self.answers.pop(hand, None)
+        super().dismiss(worker)
+        self.answers.pop(worker, None)
 
-    def forget(self, shards: Sequence[str]) -> None:
-        """Has published shards removed on every node; returns when they are, or after PATIENCE seconds."""
-        one_a_node = {hand.node: hand for hand in self.at_work}.values()
-        if calls := [hand.actor.forget.remote(shards) for hand in one_a_node]:
+    def delete_published(self, shards: Sequence[str]) -> None:
+        """Delete published shards on every node; return when they are, or after PATIENCE seconds."""
+        one_per_node = {worker.node: worker for worker in self.ready}.values()
+        if calls := [worker.actor.delete_published.remote(shards) for worker in one_per_node]:
             ray.wait(calls, num_returns=len(calls), timeout=PATIENCE)
 
     def nodes(self) -> set[str | None]:
@@ -126,9 +132,9 @@ class RayWorkerPool(WorkerPool):
         return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
     def close(self) -> None:
-        """Ends all workers."""
-        for hand in self.hands:
-            ray.kill(hand.actor)
+        """End all workers."""
+        for worker in self.workers:
+            ray.kill(worker.actor)
 
 
 def _cause(error: BaseException | None) -> BaseException | None:
@@ -149,6 +155,8 @@ class Actor(Worker):
     Ray restarts nothing by itself: a call to a restarting actor fails at once, so the driver starts another one.
     """
 
+    metrics: "Metrics | None" = None
+
     def load(self) -> str:
         log_to_stderr(logging.INFO)
         context = ray.get_runtime_context()
@@ -159,13 +167,14 @@ class Actor(Worker):
         return str(context.get_node_id())
 
     def annotate(self, unit: Unit) -> UnitResult:
-        annotated = super().annotate(unit)
-        self.metrics.record(annotated)
-        return annotated
+        result = super().annotate(unit)
+        if self.metrics is not None:
+            self.metrics.record(result)
+        return result
 
 
 class Metrics:
-    """What Ray's dashboard, and a Prometheus that asks Ray, show of a worker."""
+    """A worker's figures in Ray's dashboard, and in a Prometheus that asks Ray."""
 
     def __init__(self) -> None:
         self.units = Counter("token_entropy_units", "Units committed")
@@ -173,35 +182,11 @@ class Metrics:
         self.fill = Gauge("token_entropy_batch_fill", "Share of the last unit's batches that is no padding")
         self.wait = Gauge("token_entropy_device_wait", "Share of its time on the last unit that the device waited")
 
-    def record(self, annotated: UnitResult) -> None:
+    def record(self, result: UnitResult) -> None:
         """Adds a unit."""
-        receipt, stages, _ = annotated
+        receipt, stages, _ = result
         self.units.inc()
         if receipt.counts.tokens:  # Ray refuses to count up by nothing
             self.tokens.inc(receipt.counts.tokens)
         self.fill.set(stages.batch_fill)
         self.wait.set(stages.device_wait)
-
-
-def run_in_processes(work: Callable[[], None], processes: int, address: str | None) -> None:
-    """Runs `work` in so many processes of one torch process group, each with a GPU where the cluster has any.
-
-    Raises:
-        ValueError: if `work` raises one; other errors of it come as Ray's, with where they happened.
-    """
-    with cluster(ray_address(address)), tempfile.TemporaryDirectory() as folder:
-        from ray.train import RunConfig, ScalingConfig, WorkerGroupError  # loads torch, which takes seconds
-        from ray.train.torch import TorchTrainer
-
-        trainer: Any = TorchTrainer(
-            lambda: work(),
-            scaling_config=ScalingConfig(num_workers=processes, use_gpu=ray.cluster_resources().get("GPU", 0) > 0),
-            run_config=RunConfig(storage_path=folder),
-        )
-        try:
-            trainer.fit()
-        except WorkerGroupError as error:
-            for failure in error.worker_failures.values():
-                if isinstance(failure, ValueError):
-                    raise ValueError(str(failure)) from error
-            raise

@@ -1,18 +1,16 @@
-"""Where a unit's time goes: seconds of each stage, and how full the device's batches were."""
+"""Throughput: the seconds of each stage of a unit, how full its batches are, and the totals of a session."""
 
 import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from huggingface_hub import CommitOperationAdd
 
 from pipeline.data.windows import Batch
 from schemas.receipts import Counts, Quarantined, Receipt
-
-Item = TypeVar("Item")
 
 WORK = ("read", "tokenize", "label", "write", "upload")
 HELD = "held"
@@ -38,34 +36,15 @@ class Stages:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds the time spent inside to a stage, which runs in one thread at a time."""
+        """Add the time spent inside to a stage, which runs in one thread at a time."""
         started = time.perf_counter()
         try:
             yield
         finally:
             self.seconds[stage] += time.perf_counter() - started
 
-    def timed_items(self, stage: str, items: Iterator[Item]) -> Iterator[Item]:
-        """The items; the time until each of them is there is added to a stage."""
-        end = object()
-        while True:
-            with self.timed(stage):
-                item = next(items, end)
-            if item is end:
-                return
-            yield item  # type: ignore[misc]  # it is not the end
-
-    def untimed_items(self, stage: str, items: Iterator[Item]) -> Iterator[Item]:
-        """The items; the time until each of them is there is taken from a stage that is being timed."""
-        started = time.perf_counter()
-        for item in items:
-            self.seconds[stage] -= time.perf_counter() - started
-            yield item
-            started = time.perf_counter()
-        self.seconds[stage] -= time.perf_counter() - started
-
     def add_batches(self, batches: Iterable[Batch], parts: int) -> None:
-        """Counts labelled batches, of which some were labelled in parts."""
+        """Count labelled batches, of which `parts` were labelled in parts."""
         for batch in batches:
             self.tokens += int(batch.lengths_B.sum())
             self.padded_tokens += batch.ids_BT.size
@@ -73,7 +52,7 @@ class Stages:
 
     @property
     def batch_fill(self) -> float:
-        """Share of the tokens in batches that is no padding."""
+        """Share of the tokens in batches that is not padding."""
         return self.tokens / max(1, self.padded_tokens)
 
     @property
@@ -83,7 +62,7 @@ class Stages:
 
     @property
     def bottleneck(self) -> str:
-        """The stage that takes longest: what to make faster first."""
+        """The stage that takes longest, and should be made faster first."""
         return max(WORK, key=lambda stage: self.seconds[stage])
 
 
@@ -97,7 +76,7 @@ class UnitResult(NamedTuple):
 
 
 Outcome = UnitResult | Quarantined | None
-"""A committed unit, a unit that was given up, or nothing in the last second."""
+"""A committed unit, a quarantined one, or nothing in the last second."""
 
 
 @dataclass
@@ -108,15 +87,15 @@ class Throughput:
     seconds: float = 0.0
     """From the start to the last outcome."""
     units: int = 0
-    given_up: int = 0
+    quarantined: int = 0
     counts: Counts = field(default_factory=Counts)
     stages: Stages = field(default_factory=Stages)
 
     def add(self, outcome: Outcome) -> None:
-        """Counts what became of a unit."""
+        """Count a unit's outcome."""
         self.seconds = time.monotonic() - self.started
         if isinstance(outcome, Quarantined):
-            self.given_up += 1
+            self.quarantined += 1
         elif outcome is not None:
             self.units += 1
             self.counts += outcome.receipt.counts
@@ -138,7 +117,7 @@ class Throughput:
             {
                 "seconds": self.seconds,
                 "units": self.units,
-                "given_up": self.given_up,
+                "given_up": self.quarantined,
                 "rows": self.counts.rows,
                 "tokens": self.counts.tokens,
                 "tokens_per_second": self.tokens_per_second,

@@ -1,4 +1,7 @@
-"""The workers of a run as its driver sees them: started, given units, and dismissed. Where they run is a subclass's."""
+"""The workers of a run: a pool of them, as the scheduler sees it, and the worker itself.
+
+Where workers run is up to a pool's subclass: here in this process, in `ray_workers` as actors of a Ray cluster.
+"""
 
 import logging
 import time
@@ -10,35 +13,37 @@ from typing import Any, NamedTuple, Protocol
 
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from pipeline.engine.annotator import Part, Underway, UnitError
-from pipeline.engine.plan import Device, Run, Unit
+from pipeline.engine.annotator import Amount, UnitProgress
+from pipeline.engine.plan import Run, Unit
 from pipeline.engine.throughput import UnitResult
 from pipeline.messages import redacted
 from pipeline.models.checkpoint import UnfitModelError
+from schemas.annotations import Device
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """A worker."""
+    """A worker as the scheduler knows it."""
 
     actor: Any
     node: str | None = None
     """Known when it has loaded."""
     units: set[Unit] = field(default_factory=set)
+    """Those that it was assigned and has not returned."""
     failures: int = 0
-    """Units in a row that it could not do."""
+    """Units in a row that failed with it."""
     rests_until: float = 0.0
 
 
 class CallResult(NamedTuple):
-    """A call that is over."""
+    """A finished call of a worker."""
 
-    hand: WorkerHandle
+    worker: WorkerHandle
     unit: Unit | None
     """None: the worker's start."""
-    result: Any
+    value: Any
     error: BaseException | None
 
 
@@ -46,35 +51,35 @@ class WorkerPool(ABC):
     """All workers of a run."""
 
     units_at_a_time = 1
-    """Units that a worker is given at a time."""
+    """Units that a worker is assigned at a time."""
     failed_starts_that_end = 1
-    """Failed starts in a row, or as many as there are workers, that end a run in which no worker is at work."""
+    """Failed starts in a row, or as many as there are workers, that end a run while no worker has loaded."""
 
     def __init__(self) -> None:
-        self.hands: set[WorkerHandle] = set()
-        self.at_work: set[WorkerHandle] = set()
+        self.workers: set[WorkerHandle] = set()
+        self.ready: set[WorkerHandle] = set()
         """Those that have loaded."""
         self.failed_starts = 0
 
     @abstractmethod
-    def keep(self, needed: int) -> None:
-        """Starts workers where some are missing, no more than are needed."""
+    def scale_up(self, needed: int) -> None:
+        """Start workers where some are missing, at most as many as are needed."""
 
     @abstractmethod
-    def give(self, hand: WorkerHandle, unit: Unit) -> None:
-        """Lets a worker annotate a unit."""
+    def assign(self, worker: WorkerHandle, unit: Unit) -> None:
+        """Let a worker annotate a unit."""
 
     @abstractmethod
-    def ended(self, patience: float) -> CallResult | None:
-        """Next call that has ended, or None after `patience` seconds without one."""
+    def next_result(self, timeout: float) -> CallResult | None:
+        """Next finished call, or None after `timeout` seconds."""
 
     @abstractmethod
-    def underway(self, hand: WorkerHandle) -> dict[Unit, Part]:
-        """What is labelled of a worker's units, as far as is known here; another thread may ask."""
+    def progress(self, worker: WorkerHandle) -> dict[Unit, Amount]:
+        """The labelled part of each of a worker's units, as last heard; another thread may ask."""
 
     @abstractmethod
-    def forget(self, shards: Sequence[str]) -> None:
-        """Has shards that are published removed on every node."""
+    def delete_published(self, shards: Sequence[str]) -> None:
+        """Delete published shards on every node."""
 
     @abstractmethod
     def nodes(self) -> set[str | None]:
@@ -82,15 +87,15 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Ends all workers."""
+        """End all workers."""
 
-    def started(self, hand: WorkerHandle, node: str) -> None:
+    def loaded(self, worker: WorkerHandle, node: str) -> None:
         """A worker has loaded, on a node."""
-        hand.node, self.failed_starts = node, 0
-        if hand in self.hands:
-            self.at_work.add(hand)
+        worker.node, self.failed_starts = node, 0
+        if worker in self.workers:
+            self.ready.add(worker)
 
-    def failed_to_start(self, hand: WorkerHandle, error: BaseException) -> None:
+    def failed_to_start(self, worker: WorkerHandle, error: BaseException) -> None:
         """A worker could not load.
 
         Raises:
@@ -98,29 +103,29 @@ class WorkerPool(ABC):
         """
         if isinstance(error, UnfitModelError):
             raise ValueError(describe(error))
-        self.dismiss(hand)
+        self.dismiss(worker)
         self.failed_starts += 1
         LOG.warning("a worker failed at its start: %s", describe(error))
-        if not self.at_work and self.failed_starts >= max(self.failed_starts_that_end, len(self.hands)):
+        if not self.ready and self.failed_starts >= max(self.failed_starts_that_end, len(self.workers)):
             several = f"{self.failed_starts} workers failed at their start, the last by: "
             raise ValueError(f"{several if self.failed_starts > 1 else ''}{describe(error)}")
 
-    def dismiss(self, hand: WorkerHandle) -> None:
-        """Ends a worker; another one takes its place."""
-        self.hands.discard(hand)
-        self.at_work.discard(hand)
+    def dismiss(self, worker: WorkerHandle) -> None:
+        """End a worker; another one takes its place."""
+        self.workers.discard(worker)
+        self.ready.discard(worker)
 
 
 def describe(error: BaseException) -> str:
-    """What happened, in one line without credentials."""
-    kind = "" if isinstance(error, ValueError | UnitError) else f"{type(error).__name__}: "
-    return redacted(kind + " ".join(str(error).split()))
+    """The error in one line without credentials; those of this project need no name before their message."""
+    is_own = isinstance(error, ValueError) or type(error).__module__.startswith("pipeline.")
+    return redacted(("" if is_own else f"{type(error).__name__}: ") + " ".join(str(error).split()))
 
 
 class AnnotatesUnits(Protocol):
-    """What a worker loads; an `Annotator`, unless a test wants something else."""
+    """An `Annotator`, or what a test puts there."""
 
-    def annotate(self, unit: Unit, underway: Underway) -> UnitResult: ...
+    def annotate(self, unit: Unit, progress: UnitProgress) -> UnitResult: ...
 
 
 Load = Callable[[Run, Device], AnnotatesUnits]
@@ -132,80 +137,82 @@ class Worker:
     def __init__(self, run: Run, load: Load, device: Device) -> None:
         self.run, self.device = run, device
         self.load_annotator = load
-        self.at_work_on: dict[Unit, Underway] = {}
+        self.annotator: AnnotatesUnits | None = None
+        self.begun: dict[Unit, UnitProgress] = {}
 
     def load(self) -> str:
-        """Puts the checkpoint on this worker's device, never on another; returns the id of its node."""
+        """Load the checkpoint on this worker's device, never on another; return the id of its node."""
         disable_progress_bars()
         self.annotator = self.load_annotator(self.run, self.device)
         return ""
 
     def annotate(self, unit: Unit) -> UnitResult:
-        """Labels a unit; returns its receipt, after the shard is committed, and where the time went."""
+        """Label a unit; return its receipt, after the shard is committed, and where the time went."""
+        assert self.annotator is not None, "load first"
         LOG.info("%s begins", unit)
-        underway = self.at_work_on[unit] = Underway()
+        progress = self.begun[unit] = UnitProgress()
         try:
-            annotated = self.annotator.annotate(unit, underway)
+            result = self.annotator.annotate(unit, progress)
         finally:
-            del self.at_work_on[unit]
-        receipt, stages, _ = annotated
+            del self.begun[unit]
+        receipt, stages, _ = result
         if stages.smaller_batches:
             LOG.warning("unit %d: %d batches did not fit the device's memory whole", unit.index, stages.smaller_batches)
         LOG.info("unit %d: %d tokens, %.1f s on the device", unit.index, receipt.counts.tokens, stages.seconds["label"])
-        return annotated
+        return result
 
-    def underway(self) -> dict[Unit, Part]:
-        """What is labelled of each unit that is begun; another thread may ask."""
-        return {unit: underway.labelled for unit, underway in self.at_work_on.copy().items()}
+    def progress(self) -> dict[Unit, Amount]:
+        """The labelled part of each unit that is begun; another thread may ask."""
+        return {unit: progress.labelled for unit, progress in self.begun.copy().items()}
 
-    def forget(self, shards: Sequence[str]) -> None:
-        """Removes shards that were labelled on this node and are published."""
+    def delete_published(self, shards: Sequence[str]) -> None:
+        """Delete shards that were labelled on this node and are published."""
         for shard in shards:
             (self.run.subset.data / shard).unlink(missing_ok=True)
 
 
 class ThisProcessPool(WorkerPool):
-    """One worker. If it is dismissed, another takes its place, which loads the checkpoint anew."""
+    """One worker in this process. If it is dismissed, another takes its place, which loads the checkpoint anew."""
 
     def __init__(self, run: Run, load: Load, device: Device) -> None:
         super().__init__()
         self.run, self.load, self.device = run, load, device
         self.calls: deque[tuple[WorkerHandle, Unit | None]] = deque()
 
-    def keep(self, needed: int) -> None:
-        """Starts the worker."""
-        if needed and not self.hands:
-            hand = WorkerHandle(Worker(self.run, self.load, self.device))
-            self.hands.add(hand)
-            self.calls.append((hand, None))
+    def scale_up(self, needed: int) -> None:
+        """Start the worker."""
+        if needed and not self.workers:
+            worker = WorkerHandle(Worker(self.run, self.load, self.device))
+            self.workers.add(worker)
+            self.calls.append((worker, None))
 
-    def give(self, hand: WorkerHandle, unit: Unit) -> None:
-        """Lets the worker annotate a unit when its turn comes."""
-        hand.units.add(unit)
-        self.calls.append((hand, unit))
+    def assign(self, worker: WorkerHandle, unit: Unit) -> None:
+        """Let the worker annotate a unit when its turn comes."""
+        worker.units.add(unit)
+        self.calls.append((worker, unit))
 
-    def ended(self, patience: float) -> CallResult | None:
-        """Makes the next call and returns when it has ended; waits where there is none to make."""
+    def next_result(self, timeout: float) -> CallResult | None:
+        """Make the next call and return when it has ended; wait where there is none to make."""
         if not self.calls:
-            time.sleep(patience)
+            time.sleep(timeout)
             return None
-        hand, unit = self.calls.popleft()
+        worker, unit = self.calls.popleft()
         try:
-            result, error = hand.actor.load() if unit is None else hand.actor.annotate(unit), None
+            value, error = worker.actor.load() if unit is None else worker.actor.annotate(unit), None
         except Exception as raised:
-            result, error = None, raised
-        hand.units -= {unit}
-        return CallResult(hand, unit, result, error)
+            value, error = None, raised
+        worker.units -= {unit}
+        return CallResult(worker, unit, value, error)
 
-    def underway(self, hand: WorkerHandle) -> dict[Unit, Part]:
-        """What the worker says."""
-        labelled: dict[Unit, Part] = hand.actor.underway()
+    def progress(self, worker: WorkerHandle) -> dict[Unit, Amount]:
+        """The worker's own answer."""
+        labelled: dict[Unit, Amount] = worker.actor.progress()
         return labelled
 
-    def forget(self, shards: Sequence[str]) -> None:
-        """Removes shards that are published."""
-        for hand in self.at_work:
-            hand.actor.forget(shards)
+    def delete_published(self, shards: Sequence[str]) -> None:
+        """Delete published shards."""
+        for worker in self.ready:
+            worker.actor.delete_published(shards)
 
     def nodes(self) -> set[str | None]:
         """This one, which has no name."""

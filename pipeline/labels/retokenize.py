@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer, pre_tokenizers
 
 from pipeline.data.corpus import Corpus
-from pipeline.data.safe_tokenizers import failures_told
+from pipeline.data.safe_tokenizers import tokenizer_errors
 
 UNLABELLED_SHARE = 1e-9
 """Below this share of a token, an overlap is rounding."""
@@ -35,7 +35,7 @@ def encode_with_ends(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]
     """
     for text in texts:
         text.encode()
-    with failures_told("the tokenizer fails on a document; leave it out, or take another tokenizer"):
+    with tokenizer_errors():
         encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return [
         Tokens(np.array(encoding.ids, dtype=np.int32), _ends(encoding, text))

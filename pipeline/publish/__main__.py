@@ -18,17 +18,17 @@ import cyclopts
 
 from pipeline.cli import INCOMPLETE, run
 from pipeline.data.hub import Repository
+from pipeline.data.ledger import Ledger, PublishedLedger
 from pipeline.data.naming import load_call
 from pipeline.data.shards import shard_schema
-from pipeline.engine.ledger import read_receipts
-from pipeline.engine.output import Plan, locked, planned, require_same
+from pipeline.engine.output import existing_plan, locked, require_same
 from pipeline.messages import say
 from pipeline.publish.licenses import source_facts
-from pipeline.publish.publisher import Publisher, published_plan, published_receipts
+from pipeline.publish.publisher import Publisher
 from pipeline.publish.section import SubsetInfo
 from pipeline.publish.subset import publish_beginning, publish_end, with_totals
 from schemas.layout import LEDGER_FOLDER, Subset, shards_in_all
-from schemas.receipts import PLAN_FILE, RECEIPTS, Receipt
+from schemas.receipts import PLAN_FILE, RECEIPTS, Plan, Receipt
 
 LOG = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def publish_subset(subset: Subset, repository: Repository) -> Left:
     Raises:
         ValueError: if nothing is, or the repository has another run's subset of this name.
     """
-    plan, receipts = planned(subset), list(read_receipts(subset))
+    plan, receipts, published = existing_plan(subset), Ledger(subset).receipts(), PublishedLedger(repository, subset)
     if plan is None or not receipts:
         raise ValueError(f"{subset.root} has no shard of {subset.name} yet; annotate first")
     _require_of_plan(subset, plan, receipts)
@@ -101,31 +101,31 @@ def publish_subset(subset: Subset, repository: Repository) -> Left:
         schema=shard_schema(subset.data / receipts[0].shard),
         source=source_facts(plan.source),
     )
-    there = published_plan(repository, subset)
-    if there is not None:
+    if (existing := published.plan()) is not None:
         remedy = "publish to another repository, or annotate under another --subset"
-        require_same(repository.url, plan.provenance, there.provenance, remedy)
-    published = {receipt.shard: receipt.sha256 for receipt in published_receipts(repository, subset, plan.units)}
-    if receipts_left := [receipt for receipt in receipts if published.get(receipt.shard) != receipt.sha256]:
+        require_same(repository.url, plan.provenance, existing.provenance, remedy)
+    units = len(plan.units)
+    digests = {receipt.shard: receipt.sha256 for receipt in published.receipts(units)}
+    if receipts_left := [receipt for receipt in receipts if digests.get(receipt.shard) != receipt.sha256]:
         publish_beginning(repository, facts)
     with Publisher(repository, subset, keeps=True) as publisher:
         damaged = [receipt.shard for receipt in receipts_left if not publisher.add(receipt)]
-    in_repository = published_receipts(repository, subset, plan.units)
+    in_repository = published.receipts(units)
     publish_end(repository, with_totals(facts, in_repository))
-    unlabelled = plan.units - len({receipt.unit for receipt in (*receipts, *in_repository)})
+    unlabelled = units - len({receipt.unit for receipt in (*receipts, *in_repository)})
     remedy = "give the same pipeline.annotate command again, then this one"
-    told = f"; {unlabelled:,} are not labelled yet: {remedy}" if unlabelled else ""
-    say(f"{subset.name}: {len(in_repository):,} of {plan.units:,} shards are in {repository.url}{told}")
+    message = f"; {unlabelled:,} are not labelled yet: {remedy}" if unlabelled else ""
+    say(f"{subset.name}: {len(in_repository):,} of {units:,} shards are in {repository.url}{message}")
     return Left(unlabelled, damaged)
 
 
 def _require_of_plan(subset: Subset, plan: Plan, receipts: Sequence[Receipt]) -> None:
     """Refuse shards of two plans, as they lie beside each other while a dataset grows."""
-    others = next((receipt for receipt in receipts if shards_in_all(receipt.shard) != plan.units), None)
+    others = next((receipt for receipt in receipts if shards_in_all(receipt.shard) != len(plan.units)), None)
     if others is not None:
         raise ValueError(
-            f"{subset.ledger / RECEIPTS} has a receipt of {others.shard}, and the plan has {plan.units:,} shards; give "
-            "the same pipeline.annotate command again"
+            f"{subset.ledger / RECEIPTS} has a receipt of {others.shard}, and the plan has {len(plan.units):,} shards; "
+            "give the same pipeline.annotate command again"
         )
 
 

@@ -1,4 +1,4 @@
-"""Publishes a subset in a repository of the Hub: shards in few commits, each with the receipts of its shards.
+"""The publisher of a subset: its shards in few commits to a repository of the Hub, each with their receipts.
 
 A single thread commits, so that no commit waits for another of the same run; whoever labelled a shard has sent its
 content before. What lies on the disk stays until its commit is known to be in. Runs that publish the same subset at
@@ -10,8 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -19,16 +18,13 @@ from typing import NamedTuple, Self
 from huggingface_hub import CommitOperationAdd
 
 from pipeline.data.hub import Operation, Repository, shard_addition
-from pipeline.engine.ledger import as_lines, forget
-from pipeline.engine.output import Plan, read_plan
+from pipeline.data.ledger import Ledger, PublishedLedger
 from pipeline.messages import describe
-from schemas.decoding import reading
 from schemas.layout import Subset, shards_in_all
-from schemas.receipts import PLAN_FILE, PUBLISHED_FILE, RECEIPTS, Receipt
+from schemas.receipts import RECEIPTS, Receipt, as_lines
 
 SHARDS_A_COMMIT, MOST_A_COMMIT = 200, 1000  # enough to commit at once; as many as may have come meanwhile
 COMMIT_EVERY = 300.0  # seconds that a shard waits for others: the Hub takes 128 commits an hour
-READS_AT_A_TIME = 16
 
 LOG = logging.getLogger(__name__)
 
@@ -117,24 +113,26 @@ class Publisher:
         return batch
 
     def _commit(self, batch: Sequence[Labelled]) -> None:
-        there: dict[str, str] = {}
+        existing: dict[str, str] = {}
 
         def operations(head: str) -> list[Operation]:
-            nonlocal there
+            nonlocal existing
             files = self.repository.digests([self._path(receipt) for receipt, _ in batch], head)
-            there = self._receipted(batch, files, head)
-            missing = [one for one in batch if self._path(one.receipt) not in there]
+            existing = self._receipted(batch, files, head)
+            missing = [one for one in batch if self._path(one.receipt) not in existing]
             if replaced := [path for one in missing if (path := self._path(one.receipt)) in files]:
                 LOG.warning("%d files are replaced that no receipt speaks of: %s", len(replaced), replaced[0])
             self.repository.upload([one.addition for one in missing])
             return [*(one.addition for one in missing), *self._receipts(missing)]
 
         self.repository.commit(f"{self.subset.name}: {len(batch)} shards", operations)
-        ours = [receipt for receipt, _ in batch if there.get(self._path(receipt), receipt.sha256) == receipt.sha256]
+        ours = [receipt for receipt, _ in batch if existing.get(self._path(receipt), receipt.sha256) == receipt.sha256]
         if len(ours) < len(batch):
             LOG.warning("%d shards were published by another run with other labels; those stay", len(batch) - len(ours))
         if not self.keeps:
-            self._forget([receipt for receipt, _ in batch], ours)
+            ledger = Ledger(self.subset)
+            ledger.add_published(ours)
+            ledger.delete(receipt for receipt, _ in batch)
         for receipt, _ in batch:
             self.published.put(receipt.shard)
 
@@ -142,7 +140,8 @@ class Publisher:
         """Digests of those of the files whose receipts the repository has; these are read where there are files."""
         if not files:
             return {}
-        known = published_receipts(self.repository, self.subset, shards_in_all(batch[0].receipt.shard), head)
+        units = shards_in_all(batch[0].receipt.shard)
+        known = PublishedLedger(self.repository, self.subset).receipts(units, head)
         return {path: receipt.sha256 for receipt in known if (path := self._path(receipt)) in files}
 
     def _receipts(self, committed: Sequence[Labelled]) -> list[Operation]:
@@ -152,42 +151,3 @@ class Publisher:
         lines = as_lines(receipt for receipt, _ in committed).encode()
         name = f"{sha256(lines).hexdigest()[:16]}.jsonl"
         return [CommitOperationAdd((self.subset.in_repository.ledger / RECEIPTS / name).as_posix(), lines)]
-
-    def _forget(self, batch: Iterable[Receipt], ours: Iterable[Receipt]) -> None:
-        with (self.subset.ledger / PUBLISHED_FILE).open("a", encoding="utf-8") as file:
-            file.write(as_lines(ours))
-        forget(self.subset, batch)
-
-
-def published_plan(repository: Repository, subset: Subset, head: str | None = None) -> Plan | None:
-    """The plan of the run that publishes a subset; None where there is none.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
-    head, file = head or repository.head(), (subset.in_repository.ledger / PLAN_FILE).as_posix()
-    with reading(f"{repository.url}/{file}", "take it back in the repository's history, or write to another"):
-        text = repository.text(file, head) if head else None
-        return None if text is None else read_plan(text)
-
-
-def published_receipts(repository: Repository, subset: Subset, units: int, head: str | None = None) -> list[Receipt]:
-    """The receipts in a repository of a plan's units whose shards are there, in the order of the units.
-
-    Raises:
-        ValueError: if one is damaged.
-    """
-    head, places = head or repository.head(), subset.in_repository
-    assert head is not None, "prepare the repository first"
-    shards = repository.files(places.data.as_posix(), head)
-    files = sorted(repository.files((places.ledger / RECEIPTS).as_posix(), head))
-    with ThreadPoolExecutor(READS_AT_A_TIME) as pool:
-        receipts = [one for some in pool.map(lambda path: _receipts_in(repository, path, head), files) for one in some]
-    there = [one for one in receipts if shards.get((places.data / one.shard).as_posix()) == one.sha256]
-    of_plan = {one.unit: one for one in there if shards_in_all(one.shard) == units}
-    return sorted(of_plan.values(), key=lambda one: one.unit)
-
-
-def _receipts_in(repository: Repository, path: str, head: str) -> list[Receipt]:
-    with reading(f"{repository.url}/{path}", "delete it there: the same command publishes its shards anew"):
-        return list(map(Receipt.from_json, (repository.text(path, head) or "").splitlines()))

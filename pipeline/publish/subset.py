@@ -1,5 +1,6 @@
-"""What a published subset has besides its shards: plan, tokenizer, card, and notes on how the last run ended."""
+"""A published subset's files besides its shards: plan, tokenizer, card, and notes on how the last run ended."""
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -8,25 +9,24 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 from pipeline.data.hub import Operation, Repository
-from pipeline.data.naming import is_local
+from pipeline.data.ledger import Ledger, PublishedLedger
+from pipeline.data.naming import is_local, without_paths
 from pipeline.data.tokenizer import tokenizer_sha256
-from pipeline.engine.ledger import total
-from pipeline.engine.output import plan_without_paths, require_same
+from pipeline.engine.output import require_same
 from pipeline.models.checkpoint import TOKENIZER_FILES
 from pipeline.publish.card import dataset_card
-from pipeline.publish.publisher import published_plan
 from pipeline.publish.readme import beside_own_data, read_readme
 from pipeline.publish.section import SubsetInfo
 from schemas.decoding import json_object, reading, text_of
-from schemas.receipts import PLAN_FILE, QUARANTINE, REPORT_FILE, Quarantined, Receipt
+from schemas.receipts import PLAN_FILE, QUARANTINE, REPORT_FILE, Plan, Quarantined, Receipt, total
 
 LOG = logging.getLogger(__name__)
 Missing = Callable[[str], Sequence[Operation]]
-"""From a commit to what it lacks."""
+"""From a commit to the operations that it lacks."""
 
 
 def with_totals(facts: SubsetInfo, receipts: Iterable[Receipt]) -> SubsetInfo:
-    """The same with the figures of the shards that are there."""
+    """The same with the totals of its shards."""
     counts, digest, size = total(receipts)
     return replace(facts, counts=counts, shards_sha256=digest, size=size)
 
@@ -42,10 +42,10 @@ def publish_beginning(repository: Repository, facts: SubsetInfo) -> None:
     plan_file = subset.in_repository.ledger / PLAN_FILE
 
     def missing(head: str) -> Sequence[Operation]:
-        plan = published_plan(repository, subset, head)
+        plan = PublishedLedger(repository, subset).plan(head)
         if plan is not None:
             require_same(f"--output {repository.url}", facts.provenance, plan.provenance)
-        own = plan_without_paths(text_of(subset.ledger / PLAN_FILE)).encode()
+        own = plan_without_paths(text_of(Ledger(subset).plan_file)).encode()
         begun = [CommitOperationAdd(plan_file.as_posix(), own)] if plan is None else []
         named = [(file.relative_to(subset.root).as_posix(), file) for file in files]
         card = _readme(repository, facts, head)
@@ -57,23 +57,36 @@ def publish_beginning(repository: Repository, facts: SubsetInfo) -> None:
 
 
 def publish_end(repository: Repository, facts: SubsetInfo) -> None:
-    """Commits the card with its figures, the report of the last session and notes on units that were given up."""
+    """Commits the card with its figures, the report of the last session and notes on quarantined units."""
     subset, places = facts.subset, facts.subset.in_repository
     report = [subset.ledger / REPORT_FILE] if (subset.ledger / REPORT_FILE).exists() else []
-    given_up = sorted((subset.ledger / QUARANTINE).glob("*.json"))
-    kept = {(places.ledger / QUARANTINE / file.name).as_posix() for file in given_up}
+    note_files = Ledger(subset).note_files()
+    kept = {(places.ledger / QUARANTINE / file.name).as_posix() for file in note_files}
 
     def missing(head: str) -> Sequence[Operation]:
-        there = repository.files((places.ledger / QUARANTINE).as_posix(), head)
-        notes = [(file, _note(file)) for file in given_up]
+        existing = repository.files((places.ledger / QUARANTINE).as_posix(), head)
+        notes = [(file, _note(file)) for file in note_files]
         contents = [*((file, _report(file)) for file in report), *notes]
         return [
             *(CommitOperationAdd(file.relative_to(subset.root).as_posix(), content) for file, content in contents),
-            *(CommitOperationDelete(path) for path in sorted(set(there) - kept)),
+            *(CommitOperationDelete(path) for path in sorted(set(existing) - kept)),
             *_last_card(repository, facts, head),
         ]
 
     repository.commit(f"{subset.name}: card", missing)
+
+
+def plan_without_paths(text: str) -> str:
+    """A plan as it is published: URLs stay, paths of this disk do not.
+
+    Raises:
+        ValueError: if no run can have such a plan.
+    """
+    Plan.from_json(text)
+    plan = json.loads(text)
+    listed = {key: without_paths(plan[key]) for key in ("inputs", "source") if plan.get(key) is not None}
+    files = [{**file, "url": without_paths([file["url"]])[0]} for file in plan["files"]]
+    return json.dumps({**plan, **listed, "files": files})
 
 
 def _tokenizer(facts: SubsetInfo) -> list[Path]:
@@ -96,7 +109,7 @@ def _report(file: Path) -> bytes:
 
 
 def _note(file: Path) -> bytes:
-    """What is written down of a unit that was given up, without its file's path on this disk."""
+    """A note on a quarantined unit, without its file's path on this disk."""
     with reading(file, "delete it, and the same pipeline.annotate command tries the unit again"):
         unit = Quarantined.from_json(text_of(file))
     name = Path(unit.file).name if is_local(unit.file) else unit.file

@@ -11,7 +11,7 @@ from functools import cache
 
 from tokenizers import Tokenizer, decoders
 
-from pipeline.data.safe_tokenizers import failures_told
+from pipeline.data.safe_tokenizers import tokenizer_errors
 from pipeline.labels.retokenize import BYTE_LEVEL
 
 MOST_CHARACTERS = 1000  # of a token; a vocabulary may have any string
@@ -62,6 +62,6 @@ class TokenTexts:
         if byte := SINGLE_BYTE.fullmatch(named):
             return bytes.fromhex(byte[1])
         # Decoders cut the space before the first token, not the one before the second.
-        with failures_told(f"the tokenizer cannot tell the text of token {token}; take another copy of it"):
+        with tokenizer_errors(f"the tokenizer cannot tell the text of token {token}; take another copy of it"):
             once, twice = (self._tokenizer.decode([token] * times, skip_special_tokens=False) for times in (1, 2))
         return twice[len(once) :].encode()

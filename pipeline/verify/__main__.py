@@ -24,7 +24,7 @@ from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
 from pipeline.engine.output import locked
 from pipeline.messages import say
 from pipeline.progress import stage
-from pipeline.verify.consistency import Ledger, check_card, check_ledger, check_tokenizer, read_ledger
+from pipeline.verify.consistency import Records, check_card, check_records, check_tokenizer, read_records
 from pipeline.verify.content import Rules, check_shard, shard_provenance
 from pipeline.verify.repair import annotate_command, set_aside
 from pipeline.verify.stored import Fault, Stored, stored_subsets
@@ -70,7 +70,7 @@ class Findings:
     """Of one subset."""
 
     stored: Stored
-    ledger: Ledger
+    records: Records
     faults: list[Fault]
     rows: dict[str, int] = field(default_factory=dict)
     """Of each shard that is sound."""
@@ -111,17 +111,17 @@ def unchanged(config: Config) -> Iterator[None]:
 
 def verify_subset(stored: Stored, config: Config) -> int:
     """Prints what is wrong with a subset, then a line in all."""
-    ledger = read_ledger(stored)
-    if ledger.plan is None and not ledger.receipts and not ledger.faults:
+    records = read_records(stored)
+    if records.plan is None and not records.receipts and not records.faults:
         say(f"{stored.subset.name}: there is no ledger, so that nothing says what bytes its shards had")
-    found = Findings(stored, ledger, check_ledger(stored, ledger))
+    found = Findings(stored, records, check_records(stored, records))
     provenance = check_content(found)
-    found.faults += check_card(stored, ledger, sound=not found.faults)
+    found.faults += check_card(stored, records, sound=not found.faults)
     say(*map(str, found.faults))
     if provenance is not None and config.sample:
         check_labels(found, provenance, config)
     faulty = {fault.shard for fault in found.faults}
-    given_up = [note for shard, note in ledger.given_up.items() if shard not in faulty]
+    given_up = [note for shard, note in records.quarantined.items() if shard not in faulty]
     say(*(f"{stored.named(note.shard)}: was given up and has no shard: {note}" for note in given_up))
     say(summary(found))
     if config.repair and found.faults:
@@ -131,19 +131,19 @@ def verify_subset(stored: Stored, config: Config) -> int:
 
 def check_content(found: Findings) -> Provenance | None:
     """Reads every shard that may be read; returns what the subset's labels depend on, if a shard or the plan says."""
-    stored, ledger = found.stored, found.ledger
+    stored, records = found.stored, found.records
     faulty = {fault.shard for fault in found.faults}
     shards = [name for name in stored.files if name not in faulty]
-    provenance = ledger.plan.provenance if ledger.plan else None
+    provenance = records.plan.provenance if records.plan else None
     if provenance is None:
         provenance = first_provenance(found, shards)
     if provenance is None:
         return None
-    if ledger.plan is None:
+    if records.plan is None:
         found.faults += check_tokenizer(stored, provenance)
-    rules = Rules(provenance, vocabulary(stored, provenance), columns(ledger))
+    rules = Rules(provenance, vocabulary(stored, provenance), columns(records))
     with stage(f"reading {len(shards):,} shards"), ThreadPoolExecutor(min(MOST_AT_A_TIME, os.cpu_count() or 1)) as pool:
-        check = partial(checked, stored, ledger, rules)
+        check = partial(checked, stored, records, rules)
         for shard, (fault, counts) in zip(shards, pool.map(check, shards), strict=True):
             if fault is None:
                 found.rows[shard] = counts.rows
@@ -153,9 +153,9 @@ def check_content(found: Findings) -> Provenance | None:
     return provenance
 
 
-def checked(stored: Stored, ledger: Ledger, rules: Rules, shard: str) -> tuple[Fault | None, Counts]:
+def checked(stored: Stored, records: Records, rules: Rules, shard: str) -> tuple[Fault | None, Counts]:
     """A shard's first fault, and what it holds."""
-    return check_shard(stored, shard, ledger.receipts.get(shard, []), rules)
+    return check_shard(stored, shard, records.receipts.get(shard, []), rules)
 
 
 def first_provenance(found: Findings, shards: Sequence[str]) -> Provenance | None:
@@ -177,9 +177,9 @@ def vocabulary(stored: Stored, provenance: Provenance) -> int:
         return provenance.vocabulary  # a fault of its own
 
 
-def columns(ledger: Ledger) -> tuple[str, ...] | None:
+def columns(records: Records) -> tuple[str, ...] | None:
     """Names that the plan has; older ones have none."""
-    return None if ledger.plan is None or ledger.plan.schema is None else tuple(ledger.plan.schema.names)
+    return None if records.plan is None or records.plan.schema is None else tuple(records.plan.schema.names)
 
 
 def check_labels(found: Findings, provenance: Provenance, config: Config) -> None:
@@ -208,8 +208,8 @@ def summary(found: Findings) -> str:
     """One line in all."""
     counts, name = found.counts, found.stored.subset.name
     if not found.faults:
-        held = "as their receipts say" if found.ledger.receipts else "in order, as far as can be told without receipts"
-        given_up = f" and {len(found.ledger.given_up):,} given up" if found.ledger.given_up else ""
+        held = "as their receipts say" if found.records.receipts else "in order, as far as can be told without receipts"
+        given_up = f" and {len(found.records.quarantined):,} given up" if found.records.quarantined else ""
         has = f"{len(found.rows):,} shards{given_up}, {counts.rows:,} documents, {counts.tokens:,} tokens"
         return f"{name}: {has}: all {held}"
     bad = {fault.shard for fault in found.faults if fault.shard}
@@ -223,7 +223,7 @@ def repair(found: Findings) -> None:
     for place in set_aside(found.stored, found.faults):
         say(f"moved to {place.relative_to(found.stored.subset.root)}")
     say("give the command again that made the dataset, with all its flags:")
-    say(f"  {annotate_command(found.stored, found.ledger)}")
+    say(f"  {annotate_command(found.stored, found.records)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A shard's content: its bytes against its receipt, its rows against their rules. Memory is bounded by a few rows.
+"""The content of a shard: its bytes against its receipt, its rows against their rules. Memory is bounded by a few rows.
 
 B rows of a batch, N labels.
 """
@@ -180,9 +180,9 @@ def _rows_with(wrong_N: np.ndarray, length_B: np.ndarray) -> np.ndarray:
     return wrong_B
 
 
-def _require_counts(said: Counts, found: Counts) -> None:
-    differing = [name for name in COMPARED if getattr(said, name) != getattr(found, name)]
+def _require_counts(receipt: Counts, counted: Counts) -> None:
+    differing = [name for name in COMPARED if getattr(receipt, name) != getattr(counted, name)]
     if differing:
         name = differing[0]
         what = name.replace("_", " ")
-        raise ValueError(f"its receipt says {getattr(said, name)} {what}, and it has {getattr(found, name)}")
+        raise ValueError(f"its receipt says {getattr(receipt, name)} {what}, and it has {getattr(counted, name)}")

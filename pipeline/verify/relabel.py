@@ -16,9 +16,9 @@ from pipeline.data.corpus import fold_of
 from pipeline.data.documents import read_rows
 from pipeline.data.shards import ENTROPY_COLUMNS, TOKENS, inspect_shard
 from pipeline.data.windows import gather, window_batches
-from pipeline.engine.annotator import Annotator, LabelledBatch, moved
-from pipeline.engine.labeller import device_here, load_annotator
+from pipeline.engine.annotator import Annotator, LabelledBatch, load_annotator, moved
 from pipeline.engine.plan import Run
+from pipeline.labels.labeller import device_here
 from pipeline.labels.retokenize import encode_with_ends
 from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, checkpoint_members, checkpoint_sha256, find_checkpoint
 from pipeline.verify.stored import Fault, Stored

@@ -1,4 +1,4 @@
-"""Sets aside what is damaged, so that the annotate command that made a dataset makes it anew. Nothing is deleted."""
+"""Repair: damaged files are set aside, so that the annotate command makes them anew. Nothing is deleted."""
 
 import shlex
 import shutil
@@ -7,29 +7,30 @@ from itertools import count
 from pathlib import Path
 
 from pipeline.data.atomic import write_text
-from pipeline.verify.consistency import UNREADABLE, Ledger
+from pipeline.data.ledger import Ledger
+from pipeline.verify.consistency import Records
 from pipeline.verify.stored import Fault, Stored
-from schemas.receipts import PLAN_FILE, RECEIPT_FILES, RECEIPTS, Receipt
+from schemas.receipts import RECEIPTS, Receipt
 
 DAMAGED = "damaged"
 """In the ledger; each repair has a numbered folder there."""
 
 
 def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
-    """Moves shards and receipts that a fault names; no other run may be at work. Returns their new places.
+    """Move shards and receipts that a fault names; no other run may be at work. Return their new paths.
 
     Raises:
-        ValueError: if the plan is damaged or missing, which no other file tells, or a folder is a link.
+        ValueError: if the plan is damaged or missing, which no other file can restore, or a folder is a link.
     """
     subset = stored.subset
     for folder in (subset.data, subset.ledger, subset.ledger / RECEIPTS, subset.ledger / DAMAGED):
         if folder.exists() and folder.resolve() != subset.root.resolve() / folder.relative_to(subset.root):
             raise ValueError(f"{folder} is a link; copy what it leads to here, and repair that")
-    plan = (subset.in_repository.ledger / PLAN_FILE).as_posix()
-    if any(fault.file == plan for fault in faults) or not (subset.ledger / PLAN_FILE).is_file():
-        how = "damaged" if (subset.ledger / PLAN_FILE).is_file() else "missing"
-        raise ValueError(f"{subset.ledger / PLAN_FILE} is {how}; restore it, or annotate into another folder")
-    aside = next(place for number in count(1) if not (place := subset.ledger / DAMAGED / str(number)).exists())
+    plan = Ledger(subset).plan_file
+    if any(subset.root / fault.file == plan for fault in faults) or not plan.is_file():
+        how = "damaged" if plan.is_file() else "missing"
+        raise ValueError(f"{plan} is {how}; restore it, or annotate into another folder")
+    aside = next(folder for number in count(1) if not (folder := subset.ledger / DAMAGED / str(number)).exists())
     shards = {fault.shard for fault in faults if fault.shard}
     named = {subset.root / fault.file for fault in faults}
     files = named | {subset.data / shard for shard in shards} | set(_receipts_of(stored, shards))
@@ -40,25 +41,20 @@ def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
     ]
 
 
-def annotate_command(stored: Stored, ledger: Ledger) -> str:
-    """The command that makes anew what was set aside, as far as the plan has it."""
-    if ledger.plan is None:
+def annotate_command(stored: Stored, records: Records) -> str:
+    """The command that makes these files anew, as far as the plan has it."""
+    if records.plan is None:
         return "python -m pipeline.annotate ..."
-    inputs = " ".join(map(shlex.quote, ledger.plan.inputs))
-    what = (
-        f"--input {inputs} --output {shlex.quote(stored.place)}" if inputs else f"--output {shlex.quote(stored.place)}"
-    )
-    return (
-        f"python -m pipeline.annotate {what} --subset {stored.subset.name} --method {ledger.plan.provenance.method} ..."
-    )
+    given = f"--input {' '.join(map(shlex.quote, records.plan.inputs))} " if records.plan.inputs else ""
+    where = f"--output {shlex.quote(stored.place)} --subset {stored.subset.name}"
+    return f"python -m pipeline.annotate {given}{where} --method {records.plan.provenance.method} ..."
 
 
 def _receipts_of(stored: Stored, shards: Collection[str]) -> Iterator[Path]:
     """Files with a receipt of one of the shards, or with one that cannot be read and has the name of one."""
-    for kind in RECEIPT_FILES:
-        for file in (stored.subset.ledger / RECEIPTS).glob(kind):
-            if not file.is_symlink() and any(_shard(line) in shards for line in _lines(file)):
-                yield file
+    for file in Ledger(stored.subset).receipt_files():
+        if not file.is_symlink() and any(_shard(line) in shards for line in _lines(file)):
+            yield file
 
 
 def _moved(file: Path, target: Path, shards: Collection[str]) -> Path:
@@ -80,5 +76,5 @@ def _lines(file: Path) -> list[str]:
 def _shard(line: str) -> str | None:
     try:
         return Receipt.from_json(line).shard
-    except UNREADABLE:
+    except ValueError:
         return None

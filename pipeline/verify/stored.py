@@ -1,7 +1,7 @@
-"""A subset as it is stored: its ledger and tokenizer on this disk, its shards here or on the Hub.
+"""Stored subsets: the ledger and tokenizer on this disk, shards here or on the Hub.
 
-Of a folder nothing is read that lies elsewhere: a link is a fault. Of a dataset of the Hub ledger and tokenizers
-are fetched, and each shard while it is read.
+Nothing is read that lies outside a folder: a link is a fault. Of a dataset of the Hub, ledger and tokenizers are
+fetched at once, and each shard while it is read.
 """
 
 import hashlib
@@ -23,6 +23,8 @@ from pipeline.data.streams import READ_BYTES, open_stored
 from schemas.layout import CARD_FILE, DATA_FOLDER, LEDGER_FOLDER, TOKENIZER_FOLDER, Subset
 from schemas.receipts import PUBLISHED_FILE
 
+LINK = "is a link, or no file; copy what it leads to here"
+
 
 class Fault(NamedTuple):
     """Something that is not as it must be."""
@@ -31,7 +33,7 @@ class Fault(NamedTuple):
     """Its path in the dataset."""
     what: str
     shard: str = ""
-    """The shard that is made anew to mend it, if one is."""
+    """The shard that has to be made anew, if one has."""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what}"
@@ -61,6 +63,11 @@ class Stored:
         """A shard's path in the dataset."""
         return (self.subset.in_repository.data / shard).as_posix()
 
+    def is_link(self, file: Path) -> bool:
+        """True for a file of a folder that lies elsewhere, or is none; not where there is nothing."""
+        is_there = file.exists() or file.is_symlink()
+        return not self.remote and is_there and leads_elsewhere(self.subset.root, file)
+
     @contextmanager
     def content(self, shard: str) -> Iterator[Content]:
         """A shard, copied here from the Hub, and its digest.
@@ -68,16 +75,16 @@ class Stored:
         Raises:
             ValueError, OSError: as open_stored does.
         """
-        (found,) = find_files([f"{self.place}/{self.named(shard)}"])
+        (file,) = find_files([f"{self.place}/{self.named(shard)}"])
         with TemporaryDirectory() as scratch:
             if self.remote:
                 copy = Path(scratch, Path(shard).name)
-                with open_stored(found) as stored, copy.open("wb") as target:
+                with open_stored(file) as stored, copy.open("wb") as target:
                     shutil.copyfileobj(cast(BinaryIO, stored), target, READ_BYTES)
-                found = local_file(copy)
-            with Path(found.url).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            yield Content(found, digest)
+                file = local_file(copy)
+            with Path(file.url).open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            yield Content(file, digest)
 
 
 def stored_subsets(place: str, only: str | None) -> list[Stored]:
@@ -87,19 +94,20 @@ def stored_subsets(place: str, only: str | None) -> list[Stored]:
         ValueError: if there is no such dataset or subset.
         ConnectionError: if the Hub cannot be reached.
     """
-    found = _on_hub(place) if place.startswith(HUB) else _in_folder(place)
-    wanted = [stored for stored in found if only in (None, stored.subset.name)]
-    if not wanted:
-        has = f"it has {', '.join(each.subset.name for each in found)}" if found else "make one with pipeline.annotate"
+    subsets = _on_hub(place) if place.startswith(HUB) else _in_folder(place)
+    requested = [stored for stored in subsets if only in (None, stored.subset.name)]
+    if not requested:
+        names = ", ".join(each.subset.name for each in subsets)
+        has = f"it has {names}" if names else "make one with pipeline.annotate"
         raise ValueError(f"no annotated dataset{f' {only}' if only else ''} in {place}; {has}")
-    for stored in wanted:
+    for stored in requested:
         if (stored.subset.ledger / PUBLISHED_FILE).exists():
             raise ValueError(f"{place} holds what is published elsewhere; name the dataset at hf://datasets/USER/NAME")
-    return wanted
+    return requested
 
 
-def link(root: Path, file: Path) -> bool:
-    """True for a file that lies elsewhere, or is none."""
+def leads_elsewhere(root: Path, file: Path) -> bool:
+    """True for a file that lies outside its place below the root, or is none."""
     return file.resolve() != root.resolve() / file.relative_to(root) or not file.is_file()
 
 
@@ -113,12 +121,10 @@ def _in_folder(place: str) -> list[Stored]:
 def _files(root: Path, subset: Subset) -> dict[str, str]:
     if subset.data.is_symlink():
         return {"": "is a link; copy what it leads to here"}
-    found = [file for file in sorted(subset.data.rglob("*")) if file.is_symlink() or not file.is_dir()]
+    files = [file for file in sorted(subset.data.rglob("*")) if file.is_symlink() or not file.is_dir()]
     return {
-        file.relative_to(subset.data).as_posix(): "is a link, or no file; copy what it leads to here"
-        if link(root, file)
-        else ""
-        for file in found
+        file.relative_to(subset.data).as_posix(): LINK if leads_elsewhere(root, file) else ""
+        for file in files
         if not is_unfinished(file)
     }
 

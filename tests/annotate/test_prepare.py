@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.annotate.prepare import pin_checkpoint, pin_inputs
-from pipeline.engine.output import Plan
+from schemas.receipts import Plan
 from tests.builders import PROVENANCE
 
 NAMED, COMMIT, OTHER = "hf://datasets/user/name", "a" * 40, "b" * 40

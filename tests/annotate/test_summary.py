@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.annotate.summary import print_examples
-from pipeline.engine.ledger import record
+from pipeline.data.ledger import Ledger
 from schemas.layout import Subset
 from schemas.receipts import Counts, Receipt
 from tests.annotated import write_annotated
@@ -22,7 +22,7 @@ def printed(folder: Path, labels: list[list[float]], capsys: pytest.CaptureFixtu
     subset = Subset("exact", folder)
     for shard in subset.shards():
         size = (subset.data / shard).stat().st_size
-        record(subset, Receipt(unit=0, shard=shard, sha256="d" * 64, size=size, counts=Counts()))
+        Ledger(subset).record(Receipt(unit=0, shard=shard, sha256="d" * 64, size=size, counts=Counts()))
     print_examples(subset, None, complete=True)
     return capsys.readouterr().out.strip().splitlines()
 

@@ -24,16 +24,15 @@ from pipeline.annotate.config import Config
 from pipeline.annotate.prepare import prepare
 from pipeline.data.files import File, find_files
 from pipeline.data.sample import sample_documents
-from pipeline.engine.annotator import Underway
+from pipeline.engine.annotator import UnitProgress, load_annotator
 from pipeline.engine.cluster import WorkerResources, cluster
-from pipeline.engine.labeller import load_annotator
-from pipeline.engine.output import Plan, open_run
+from pipeline.engine.output import open_run
 from pipeline.engine.plan import Run, Unit, inspect
 from pipeline.engine.ray_workers import RayWorkerPool
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.throughput import Stages, UnitResult
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY
-from schemas.receipts import Counts, Receipt
+from schemas.receipts import Counts, Plan, Receipt
 from tests.benchmarks.figure import Figure
 from tests.benchmarks.host_path import measured
 from tests.builders import write_documents
@@ -101,7 +100,7 @@ def bare(job: Run, units: list[Unit]) -> float:
     annotator, stages, tokens = load_annotator(job, "cpu"), Stages(), 0
     chunks = [chunk for unit in units for chunk in annotator.chunks(unit, stages)]
     for chunk in chunks:
-        annotator.label(chunk, stages, Underway())
+        annotator.label(chunk, stages, UnitProgress())
         tokens += sum(len(ids) for ids in chunk.tokens)
     torch.set_num_threads(threads)
     return tokens / stages.seconds["label"]
@@ -109,10 +108,10 @@ def bare(job: Run, units: list[Unit]) -> float:
 
 def end_to_end(job: Run, units: list[Unit], workers: int) -> float:
     """Tokens/s from when all workers have loaded to the last receipt."""
-    driver = Scheduler(job, RayWorkerPool(job, load_annotator, workers=workers, share=WorkerResources()))
+    scheduler = Scheduler(job, units, RayWorkerPool(job, load_annotator, workers=workers, share=WorkerResources()))
     started, tokens = time.perf_counter(), 0
-    for outcome in driver.outcomes(units):
-        if driver.loaded < workers and not tokens:
+    for outcome in scheduler.outcomes():
+        if scheduler.ready_workers < workers and not tokens:
             started = time.perf_counter()
         if isinstance(outcome, tuple):
             tokens += outcome[0].counts.tokens
@@ -150,7 +149,7 @@ class NoOp:
     def __init__(self, run: Run, device: str) -> None:
         pass
 
-    def annotate(self, unit: Unit, underway: Underway) -> UnitResult:
+    def annotate(self, unit: Unit, progress: UnitProgress) -> UnitResult:
         receipt = Receipt(unit=unit.index, shard="", sha256="0" * 64, size=0, counts=Counts(rows=1))
         return UnitResult(receipt, Stages())
 
@@ -160,10 +159,12 @@ def driver_alone(size: Size) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         job, _ = planned_noop(Path(folder))
         units = [Unit(index, File("none", 0, ""), 0, 1) for index in range(size.noop_units)]
-        driver = Scheduler(job, RayWorkerPool(job, NoOp, workers=size.noop_workers, share=WorkerResources(cpus=0.1)))
+        scheduler = Scheduler(
+            job, units, RayWorkerPool(job, NoOp, workers=size.noop_workers, share=WorkerResources(cpus=0.1))
+        )
         done, process, early = 0, psutil.Process(), 0
         started, wall = time.process_time(), time.perf_counter()
-        for outcome in driver.outcomes(units):
+        for outcome in scheduler.outcomes():
             done += outcome is not None
             if done == size.noop_units // 10 and not early:
                 early = process.memory_info().rss

@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.data.sample import sample_documents
 from pipeline.data.tokenizer import encode, load_tokenizer
 from pipeline.data.windows import gather, window_batches
-from pipeline.engine.labeller import load_labeller
 from pipeline.engine.plan import fast_dtype
+from pipeline.labels.labeller import load_labeller
 from schemas.annotations import ENTROPY, Dtype
 from tests.benchmarks.figure import Figure, median_seconds
 from tests.smollm2 import INSTALLED, SEPARATOR, save_smollm2

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Array2D, ClassLabel, Features, Json, List, Value
 
-from pipeline.data.columns import Part, is_json, merged_schema, plain_field, plain_schema
+from pipeline.data.columns import FileColumns, is_json, merged_schema, plain_field, plain_schema
 
 FEATURES = Features(
     text=Value("string"),
@@ -96,19 +96,19 @@ def test_types_are_made_plain_at_any_depth(kind: pa.DataType, plain: pa.DataType
     assert outer.type == pa.list_(pa.struct([("y", plain)]))
 
 
-def part(place: str, **features: object) -> Part:
-    return Part(plain_schema(Features(features).arrow_schema, place), place)
+def part(place: str, **features: object) -> FileColumns:
+    return FileColumns(plain_schema(Features(features).arrow_schema, place), place)
 
 
 def test_features_of_several_files_are_those_of_any_that_knows() -> None:
     label = ClassLabel(names=["a", "b"])
     parts = [part("a", text=Value("string"), kind=Value("int64")), part("b", kind=label, text=Value("string"))]
-    bare = Part(parts[0].schema.remove_metadata(), "a")
+    bare = FileColumns(parts[0].schema.remove_metadata(), "a")
     merged = merged_schema([bare, parts[1]], {"text", "kind"}, "text")
     assert Features.from_arrow_schema(merged) == Features(text=Value("string"), kind=label)
     others = [part("c", text=Value("string"), kind=ClassLabel(names=["b", "a"])), parts[0]]
     for other in others:
-        with pytest.raises(ValueError, match=rf"column `kind` of {other.place} in another way than that of b, as with"):
+        with pytest.raises(ValueError, match=rf"column `kind` of {other.url} in another way than that of b, as with"):
             merged_schema([parts[1], other], {"text", "kind"}, "text")
         assert merged_schema([parts[1], other], {"text"}, "text").names == ["text"]
 

@@ -126,7 +126,7 @@ def unplugged() -> None:
 
 def test_a_hub_that_never_answered_is_tried_for_a_minute(clock: list[float]) -> None:
     with pytest.raises(ConnectionError, match=r"^cannot reach \S+/user/name after \d+ tries in \d\d s: .*resolution"):
-        Repository("user/name")._tried(unplugged)
+        Repository("user/name")._retried(unplugged)
     assert 20 < clock[0] <= 60
 
 
@@ -143,5 +143,5 @@ def test_a_hub_that_answered_once_is_tried_for_an_hour(
         Repository("user/name").head()
     clock[0] = 0
     with pytest.raises(ConnectionError, match="cannot reach hf://datasets/user/name after"):
-        Repository("user/name")._tried(unplugged, prepared=answer == "another process's")
+        Repository("user/name")._retried(unplugged, prepared=answer == "another process's")
     assert 3500 < clock[0] <= 3600

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.data.documents import Column, iterate_rows
 from pipeline.data.files import pinned
-from pipeline.data.inputs import Found, Inputs, find_documents
+from pipeline.data.inputs import InputFiles, Inputs, find_documents
 from tests.file_server import file_server
 from tests.hub import Hub
 
@@ -158,7 +158,7 @@ def test_a_dataset_of_the_hub_is_read_by_its_card(hub: Hub) -> None:
     files = {"data/CC-1/0.parquet": TABLE, "data/CC-2/0.parquet": TABLE, "sample/10BT/0.parquet": TABLE}
     at = f"hf://datasets/user/web@{hub.add('user/web', {'README.md': CARD, **files})}"
 
-    def read(named: str, config_name: str | None = None) -> Found:
+    def read(named: str, config_name: str | None = None) -> InputFiles:
         return find_documents(pinned([named]), config_name=config_name)
 
     found = read("hf://datasets/user/web")
@@ -207,7 +207,7 @@ def test_what_save_to_disk_wrote_is_refused_with_a_remedy_that_works(tmp_path: P
 @pytest.mark.parametrize(("setting", "flag"), [("split", "--split"), ("config_name", "--config-name")])
 def test_a_choice_among_built_in_documents_is_refused(setting: str, flag: str) -> None:
     chosen: dict[str, Any] = {setting: "x"}
-    assert Inputs(input=()).find_any(()) == Found(())
+    assert Inputs(input=()).find_any(()) == InputFiles(())
     with pytest.raises(ValueError, match=f"{flag} x chooses within folders and datasets, and the input has none"):
         Inputs(input=(), **chosen).find_any(())
     with pytest.raises(ValueError, match="no input is named"):
@@ -221,7 +221,7 @@ def test_one_process_tells_what_was_chosen(
     monkeypatch.delenv("RANK", raising=False)
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
-    Found((), (), ["a", "b"]).tell()
+    InputFiles((), (), ["a", "b"]).tell()
     assert capsys.readouterr().err.splitlines() == said
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from pipeline.data.annotated import find_annotations
 from pipeline.data.files import File, local_file
+from pipeline.data.ledger import Ledger
 from pipeline.data.loader import Reading, labelled_rows
 from pipeline.data.shards import mending, open_shard
 from pipeline.data.streams import DamagedError
-from pipeline.engine.ledger import record
 from pipeline.report.sampling import LabelledSource
 from schemas.layout import Subset, shard_name
 from schemas.receipts import Counts, Receipt
@@ -98,7 +98,7 @@ def test_a_shard_is_held_against_its_receipt_where_there_is_one(
 ) -> None:
     counts = Counts(rows=len(TOKENS) + rows)
     receipt = Receipt(unit=0, shard=shard.name, sha256="a" * 64, size=shard.stat().st_size + size, counts=counts)
-    record(Subset("exact", tmp_path), receipt)
+    Ledger(Subset("exact", tmp_path)).record(receipt)
     with pytest.raises(DamagedError, match=rf"{shard} has .* bytes and 23 rows, where its receipt says"):
         find_annotations(str(tmp_path))
 

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.files import Folder, locate
-from pipeline.data.splits import configs_of, contents_of, part_of
+from pipeline.data.splits import configs_of, contents_of, select
 
 WORDS = ("train", "training", "valid", "val", "dev", "test", "eval", "other", "a", "b1", "data", "_old", "sample")
 NAMES = st.lists(st.sampled_from(WORDS), min_size=1, max_size=2).flatmap(
@@ -29,7 +29,7 @@ def folder_of(root: Path, files: Mapping[str, bytes], card: str = "") -> Folder:
         (root / path).write_bytes(content)
     if card:
         (root / "README.md").write_text(card, encoding="utf-8")
-    (found,) = locate(str(root)).places
+    (found,) = locate(str(root)).entries
     assert isinstance(found, Folder)
     return found
 
@@ -116,17 +116,17 @@ FINEWEB_FILES = parquet("data/CC-2024/000.parquet", "data/CC-2025/000.parquet", 
 
 def test_each_file_of_several_configs_is_read_once(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, FINEWEB_FILES, FINEWEB)
-    default = part_of(folder)
+    default = select(folder)
     assert [file.url for file in default.files] == [f"{tmp_path}/data/CC-202{year}/000.parquet" for year in (4, 5)]
     taking = "taking config default of default, sample-10BT, CC-2024; --config-name names another"
     assert (default.choice, default.notes) == ("config default", [f"{tmp_path}: {taking}"])
     for name in ("sample-10BT", "CC-2024", "default"):
-        read = [str(Path(file.url).relative_to(tmp_path)) for file in part_of(folder, None, name).files]
+        read = [str(Path(file.url).relative_to(tmp_path)) for file in select(folder, None, name).files]
         assert {"train": read} == by_datasets(tmp_path, name)
     with pytest.raises(
         ValueError, match="has no config 10BT; --config-name takes one of default, sample-10BT, CC-2024"
     ):
-        part_of(folder, config_name="10BT")
+        select(folder, config_name="10BT")
 
 
 @pytest.mark.parametrize(
@@ -142,11 +142,11 @@ def test_the_default_config_is_that_of_datasets(tmp_path: Path, marks: list[dict
     configs = [{"config_name": name, "data_files": f"{name}/*"} | mark for name, mark in zip("ab", marks, strict=False)]
     folder = folder_of(tmp_path, parquet("a/0.parquet", "b/0.parquet"), card(*configs))
     if len(taken) == 1:
-        assert [file.url for file in part_of(folder).files] == [f"{tmp_path}/{taken}/0.parquet"]
+        assert [file.url for file in select(folder).files] == [f"{tmp_path}/{taken}/0.parquet"]
         assert by_datasets(tmp_path) == {"train": [f"{taken}/0.parquet"]}
         return
     with pytest.raises(ValueError, match=taken):
-        part_of(folder)
+        select(folder)
     with pytest.raises(ValueError):
         by_datasets(tmp_path)
 
@@ -155,39 +155,39 @@ def test_train_is_taken_of_several_splits_and_said(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, parquet("test.parquet", "train-0.parquet", "train-1.parquet", "dev.parquet"))
     names = {None: ["train-0", "train-1"], "test": ["test"], "all": ["train-0", "train-1", "dev", "test"]}
     for split, expected in names.items():
-        assert [file.name for file in part_of(folder, split).files] == [f"{name}.parquet" for name in expected]
-    one, every = part_of(folder), part_of(folder, "all")
+        assert [file.name for file in select(folder, split).files] == [f"{name}.parquet" for name in expected]
+    one, every = select(folder), select(folder, "all")
     assert (one.choice, every.choice) == ("split train", "split all")
     taking = "taking split train of train, validation, test; --split names another, --split all takes all"
     assert one.notes == [f"{tmp_path}: {taking}"]
     assert every.notes == [f"{tmp_path}: taking all splits: train, validation, test; --split names one"]
     with pytest.raises(ValueError, match="has no split dev; --split takes all or one of train, validation, test"):
-        part_of(folder, "dev")
+        select(folder, "dev")
 
 
 def test_a_single_split_is_no_choice(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, parquet("test/0.parquet"))
     for split in (None, "test", "all"):
-        part = part_of(folder, split)
+        part = select(folder, split)
         assert (len(part.files), part.choice, part.notes) == (1, "", [])
     with pytest.raises(ValueError, match="has no split train; --split takes all or one of test"):
-        part_of(folder, "train")
+        select(folder, "train")
 
 
 def test_several_splits_without_train_need_a_name(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, parquet("test.parquet", "val.parquet"))
     with pytest.raises(ValueError, match="has no split train; name one with --split, or all: validation, test"):
-        part_of(folder)
+        select(folder)
 
 
 def test_a_file_in_two_splits_is_read_once_where_all_are_read(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, parquet("train test.parquet", "test.parquet"))
     assert contents_of(folder, {}).splits == by_datasets(tmp_path)
-    assert [file.name for file in part_of(folder, "all").files] == ["train test.parquet", "test.parquet"]
+    assert [file.name for file in select(folder, "all").files] == ["train test.parquet", "test.parquet"]
 
 
 def test_what_no_split_has_is_told(tmp_path: Path) -> None:
-    part = part_of(folder_of(tmp_path, parquet("train.parquet", *(f"{name}.parquet" for name in "abcde"))))
+    part = select(folder_of(tmp_path, parquet("train.parquet", *(f"{name}.parquet" for name in "abcde"))))
     assert [file.name for file in part.files] == ["train.parquet"]
     (note,) = part.notes
     assert note.endswith("left out 5 files (in no split by their names): a.parquet, b.parquet, c.parquet and 2 more")
@@ -196,9 +196,9 @@ def test_what_no_split_has_is_told(tmp_path: Path) -> None:
 def test_a_declared_split_without_files_is_refused(tmp_path: Path) -> None:
     declared = [{"split": "train", "path": "data/*.parquet"}, {"split": "test", "path": "gone/*"}]
     folder = folder_of(tmp_path, parquet("data/0.parquet"), card({"config_name": "c", "data_files": declared}))
-    assert len(part_of(folder).files) == 1
+    assert len(select(folder).files) == 1
     with pytest.raises(ValueError, match=r"has no data in split test; see the data_files of its README\.md"):
-        part_of(folder, "test")
+        select(folder, "test")
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_a_declared_split_without_files_is_refused(tmp_path: Path) -> None:
 )
 def test_a_card_that_cannot_be_followed_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        part_of(folder_of(tmp_path, parquet("a.parquet"), text))
+        select(folder_of(tmp_path, parquet("a.parquet"), text))
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_card_without_configs_tells_nothing(tmp_path: Path, text: str) -> None
     ],
 )
 def test_what_is_not_data_is_left_out_and_told(tmp_path: Path, beside: str, reason: str) -> None:
-    part = part_of(folder_of(tmp_path, {beside: b"{}", "data/0.parquet": b"PAR1" * 9}))
+    part = select(folder_of(tmp_path, {beside: b"{}", "data/0.parquet": b"PAR1" * 9}))
     assert [file.name for file in part.files] == ["0.parquet"]
     assert part.notes == [f"{tmp_path}: left out 1 file ({reason}): {beside}"]
 
@@ -251,21 +251,21 @@ def test_the_format_that_holds_most_bytes_is_read(tmp_path: Path) -> None:
     logs = {f"logs/{task}.json": b"{}" for task in range(9)}
     lines = folder_of(tmp_path / "lines", {"a.jsonl": b"{}" * 50, "b.json": b"{}", "index.parquet": b"PAR1"})
     table = folder_of(tmp_path / "table", {"a.parquet": b"PAR1" * 50, **logs})
-    assert [file.name for file in part_of(lines).files] == ["a.jsonl", "b.json"]
-    assert [file.name for file in part_of(table).files] == ["a.parquet"]
+    assert [file.name for file in select(lines).files] == ["a.jsonl", "b.json"]
+    assert [file.name for file in select(table).files] == ["a.parquet"]
     same = folder_of(tmp_path / "same", {"a.jsonl": b"{}{}", "b.parquet": b"PAR1"})
-    assert [file.name for file in part_of(same).files] == ["b.parquet"]
-    assert part_of(table).notes[0].endswith("logs/0.json, logs/1.json, logs/2.json and 6 more")
+    assert [file.name for file in select(same).files] == ["b.parquet"]
+    assert select(table).notes[0].endswith("logs/0.json, logs/1.json, logs/2.json and 6 more")
 
 
 def test_a_card_may_name_a_folder_that_is_left_out_otherwise(tmp_path: Path) -> None:
     files = parquet("_data/0.parquet", "0.parquet")
     named = folder_of(tmp_path, files, card({"config_name": "c", "data_files": "_data/*"}))
-    assert [file.url for file in part_of(named).files] == [f"{tmp_path}/_data/0.parquet"]
+    assert [file.url for file in select(named).files] == [f"{tmp_path}/_data/0.parquet"]
 
 
 def test_what_a_card_does_not_name_is_left_out_and_told(tmp_path: Path) -> None:
     files = parquet("_x/0.parquet", "a/0.parquet", "a/_1.parquet", "elsewhere.parquet")
-    part = part_of(folder_of(tmp_path, files, card({"config_name": "c", "data_files": "*/*.parquet"})))
+    part = select(folder_of(tmp_path, files, card({"config_name": "c", "data_files": "*/*.parquet"})))
     assert [file.url for file in part.files] == [f"{tmp_path}/a/0.parquet"]
     assert part.notes == [f"{tmp_path}: left out 2 files (not data): _x/0.parquet, a/_1.parquet"]

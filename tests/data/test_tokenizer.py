@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.data.safe_tokenizers import failures_told
+from pipeline.data.safe_tokenizers import tokenizer_errors
 from pipeline.data.tokenizer import beginning_token, encode, id_count, load_tokenizer, token_source, tokenizer_sha256
 from pipeline.labels.retokenize import encode_with_ends
 
@@ -191,7 +191,7 @@ def test_a_tokenizer_that_fails_on_any_unknown_word_is_refused(tmp_path: Path) -
 
 def test_errors_that_are_no_tokenizers_pass() -> None:
     for error in (KeyboardInterrupt(), TypeError("ours")):
-        with pytest.raises(type(error)), failures_told("never said"):
+        with pytest.raises(type(error)), tokenizer_errors("never said"):
             raise error
 
 

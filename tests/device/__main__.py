@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from pipeline.engine.plan import Device
+from schemas.annotations import Device
 from tests.device import checkpoints, host, peers, right, speed, training
 from tests.device.log import Figures, Log
 from tests.device.sizes import TINY, Sizes

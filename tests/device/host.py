@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipeline.engine.plan import Device
+from schemas.annotations import Device
 from tests.benchmarks.host_path import measured
 from tests.device.log import Figures, Log, read_lines
 from tests.device.sizes import Sizes

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 from transformers import LlamaForCausalLM
 
-from pipeline.engine.plan import Device
 from pipeline.labels.causal import token_entropies
 from pipeline.models.causal_lm import prepend_start
+from schemas.annotations import Device
 from tests.device.log import Figures, Log
 from tests.device.sizes import Sizes, language_model
 from tests.device.speed import best_seconds

@@ -12,12 +12,10 @@ import torch
 
 from pipeline.data.sample import sample_documents
 from pipeline.data.tokenizer import encode, load_tokenizer
-from pipeline.engine.annotator import DeviceError
-from pipeline.engine.labeller import TorchLabeller, causal_labeller, load_labeller
-from pipeline.engine.plan import Device
+from pipeline.labels.labeller import DeviceError, TorchLabeller, causal_labeller, load_labeller
 from pipeline.models.checkpoint import SHIPPED
 from pipeline.models.stacks import input_embeddings
-from schemas.annotations import ENTROPY, Dtype, Method
+from schemas.annotations import ENTROPY, Device, Dtype, Method
 from tests.device.log import Figures, Log
 from tests.device.sizes import Sizes, batches, documents, in_precision, language_model
 from tests.engine.fakes import label_documents

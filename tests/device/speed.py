@@ -15,12 +15,12 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaForCausalLM
 
 from pipeline.data.windows import Batch
-from pipeline.engine.labeller import TorchLabeller, causal_labeller, second_order_labeller
-from pipeline.engine.plan import Device
 from pipeline.labels import exact
+from pipeline.labels.labeller import TorchLabeller, causal_labeller, second_order_labeller
 from pipeline.models import cross_entropy
 from pipeline.models.causal_lm import next_token_hidden
 from pipeline.models.cross_entropy import token_cross_entropy
+from schemas.annotations import Device
 from tests.device.log import Figures, Log
 from tests.device.sizes import Shape, Sizes, batches, documents, estimator, language_model, second_order_model
 from tests.published import published_entropies

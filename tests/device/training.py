@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from pipeline.engine.plan import Device
 from pipeline.models import cross_entropy as chunked
+from schemas.annotations import Device
 from tests.benchmarks import training
 from tests.device.log import Figures, Log
 from tests.device.sizes import TINY, Sizes

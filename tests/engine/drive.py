@@ -7,11 +7,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from pipeline.data.ledger import Ledger
 from pipeline.engine.cluster import WorkerResources, cluster
-from pipeline.engine.ledger import finished
-from pipeline.engine.output import Plan, locked, open_run
+from pipeline.engine.output import locked, open_run
 from pipeline.engine.ray_workers import RayWorkerPool
 from pipeline.engine.scheduler import Scheduler
+from schemas.receipts import Plan
 from tests.engine.fakes import load_fake, planned_run
 
 
@@ -19,11 +20,13 @@ def main(input_file: str, output: str, address: str, seconds: str) -> None:
     run, units = planned_run(Path(output), [Path(input_file)], rows_per_unit=1)
     with locked(run.subset.root), cluster(address):
         open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
-        done = finished(run.subset)
+        done = Ledger(run.subset).finished()
         left = [unit for unit in units if unit.index not in done]
         load = partial(load_fake, seconds=float(seconds))
-        driver = Scheduler(run, RayWorkerPool(run, load, workers=2, share=WorkerResources(cpus=1)), done=len(done))
-        for _ in driver.outcomes(left):
+        scheduler = Scheduler(
+            run, left, RayWorkerPool(run, load, workers=2, share=WorkerResources(cpus=1)), done=len(done)
+        )
+        for _ in scheduler.outcomes():
             pass
 
 

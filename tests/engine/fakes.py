@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.data.documents import Column
 from pipeline.data.files import find_files
 from pipeline.data.windows import Batch, gather, window_batches
-from pipeline.engine.annotator import Annotator, Labeller, SourceError, Underway, with_tokenizers
+from pipeline.engine.annotator import Annotator, Labeller, SourceError, UnitProgress, with_tokenizers
 from pipeline.engine.plan import Run, Unit, inspect, plan_units
 from pipeline.engine.throughput import UnitResult
 from schemas.annotations import ENTROPY, INPUT_IDS, annotated_schema
@@ -99,11 +99,11 @@ class Unreachable:
     def __init__(self, run: Run, device: str) -> None:
         self.annotator, self.asked = load_fake(run), 0
 
-    def annotate(self, unit: Unit, underway: Underway) -> UnitResult:
+    def annotate(self, unit: Unit, progress: UnitProgress) -> UnitResult:
         self.asked += 1
         if self.asked <= self.refusals:
             raise SourceError("cannot read https://host/in.parquet: 503")
-        return self.annotator.annotate(unit, underway)
+        return self.annotator.annotate(unit, progress)
 
 
 def planned_run(

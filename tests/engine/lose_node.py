@@ -25,18 +25,18 @@ def main(input_file: str, output: str, seconds: str) -> None:
     ray.init(address=nodes.address, log_to_driver=False)
     run, units = planned_run(Path(output), [Path(input_file)], rows_per_unit=1)
     load = partial(load_fake, seconds=float(seconds))
-    driver = Scheduler(run, RayWorkerPool(run, load, workers=None, share=WorkerResources(cpus=0.2, gpus=0.5)))
+    scheduler = Scheduler(run, units, RayWorkerPool(run, load, workers=None, share=WorkerResources(cpus=0.2, gpus=0.5)))
     most, committed, lost = 0, 0, False
-    for outcome in driver.outcomes(units):
+    for outcome in scheduler.outcomes():
         committed += outcome is not None
-        most = max(most, driver.loaded)
+        most = max(most, scheduler.ready_workers)
         if committed == 3 and len(nodes.worker_nodes) == 1 and not lost:
             nodes.add_node(num_cpus=1, num_gpus=1)
         if most == 4 and not lost:
             ours = ray.get_runtime_context().get_node_id()  # the driver's own, which cannot do without it
             nodes.remove_node(next(node for node in nodes.worker_nodes if node.node_id != ours), allow_graceful=False)
             lost = True
-    print(json.dumps({"most": most, "lost": lost, "committed": committed, "left": driver.loaded}))
+    print(json.dumps({"most": most, "lost": lost, "committed": committed, "left": scheduler.ready_workers}))
     ray.shutdown()
     nodes.shutdown()
 

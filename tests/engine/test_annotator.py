@@ -22,9 +22,9 @@ from pipeline.data.atomic import UNFINISHED
 from pipeline.data.counts import histogram
 from pipeline.data.documents import Column
 from pipeline.data.files import find_files
+from pipeline.data.ledger import Ledger
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.engine.annotator import Annotator, OutputError, SourceError
-from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Run, Unit, inspect, plan_units
 from pipeline.models.checkpoint import SHIPPED
 from schemas.annotations import annotated_schema
@@ -74,7 +74,7 @@ def test_any_row_of_json_lines_becomes_a_row(tmp_path_factory: pytest.TempPathFa
     for row in found:
         assert row["input_ids"] == tokenizer.encode(row["text"] or "", add_special_tokens=False).ids
         assert len(row["entropy"]) == len(row["input_ids"]) == row["num_tokens"]
-    without = sum(receipt.counts.rows_without_text for receipt in read_receipts(run.subset))
+    without = sum(receipt.counts.rows_without_text for receipt in Ledger(run.subset).receipts())
     assert without == sum(not row["text"] for row in found)
 
 
@@ -124,7 +124,7 @@ def test_counts_are_those_of_the_shard(tmp_path: Path) -> None:
     assert Receipt.from_json(receipt.to_json()) == receipt
     assert receipt.size == (run.subset.data / receipt.shard).stat().st_size
     rows = pq.read_table(run.subset.data / receipt.shard).to_pylist()
-    assert list(read_receipts(run.subset)) == [receipt]
+    assert Ledger(run.subset).receipts() == [receipt]
     assert (receipt.counts.rows, receipt.counts.rows_without_text, receipt.counts.text_bytes) == (4, 2, 15)
     assert receipt.counts.rows_with_replacements == 1
     before = json.loads(receipt.to_json())
@@ -140,7 +140,7 @@ def test_counts_are_those_of_the_shard(tmp_path: Path) -> None:
 class Broken(Annotator):
     """Its batches cannot be labelled."""
 
-    def label(self, chunk: Any, stages: Any, underway: Any) -> Any:
+    def label(self, chunk: Any, stages: Any, progress: Any) -> Any:
         raise RuntimeError("the device is gone")
 
 
@@ -161,13 +161,13 @@ def test_a_stage_that_fails_ends_the_unit_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pipeline.engine.annotator.read_rows", fail) if stage == "read" else None
-    monkeypatch.setattr("pipeline.data.shards.os.fsync", full) if stage == "write" else None
+    monkeypatch.setattr("pipeline.data.atomic.os.fsync", full) if stage == "write" else None
     expected = {"read": SourceError, "label": RuntimeError, "write": OutputError}[stage]
     with pytest.raises(expected) as failure:
         annotator.annotate(units[0])
     assert "abc123" not in str(failure.value)
     assert not list(run.subset.root.rglob(f"*{UNFINISHED}")) and not list(run.subset.root.rglob("*.parquet"))
-    assert annotator.device.acquire(blocking=False), "the device is still held"
+    assert annotator.device_lock.acquire(blocking=False), "the device is still held"
 
 
 def test_memory_does_not_grow_with_the_unit(tmp_path: Path) -> None:

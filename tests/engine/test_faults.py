@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.engine.ledger import finished, read_receipts
-from pipeline.engine.output import Plan, open_run
+from pipeline.data.ledger import Ledger
+from pipeline.engine.output import open_run
+from schemas.receipts import Plan
 from tests.builders import write_documents
 from tests.conftest import Head
 from tests.engine.fakes import planned_run, shards, token_rows, undisturbed
@@ -35,7 +36,7 @@ def test_a_driver_that_is_killed_again_and_again_leaves_the_same_dataset(
     moments = random.Random(0)
 
     def committed() -> int:
-        return len(list(read_receipts(run.subset)))
+        return len(Ledger(run.subset).receipts())
 
     for kill in range(kills):
         # Every second one is killed wherever it is, the others when they have committed something. Two workers need
@@ -51,10 +52,10 @@ def test_a_driver_that_is_killed_again_and_again_leaves_the_same_dataset(
     assert 0 < committed() < rows, "the run was over before it was killed; give it more to do"
     subprocess.run([*command, "0"], env=environment, check=True)
     assert shards(output) == undisturbed(run, units, tmp_path / "plain")
-    assert [receipt.unit for receipt in read_receipts(run.subset)] == list(range(rows))
+    assert [receipt.unit for receipt in Ledger(run.subset).receipts()] == list(range(rows))
     assert {path.name for path in run.subset.ledger.iterdir()} == {"plan.json", "receipts"}
     open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
-    assert len(finished(run.subset)) == rows
+    assert len(Ledger(run.subset).finished()) == rows
 
 
 @pytest.mark.parametrize("process", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
@@ -76,7 +77,7 @@ def test_a_ray_that_is_killed_ends_the_driver_with_a_word_and_the_same_command_r
     assert errors.splitlines()[-1] == (
         f"ConnectionError: Ray is gone: {process} ended, perhaps killed; the same command resumes"
     )
-    assert 0 < len(list(read_receipts(run.subset))) < 20
+    assert 0 < len(Ledger(run.subset).receipts()) < 20
     subprocess.run([*command, "0"], check=True)
     assert shards(output) == undisturbed(run, units, tmp_path / "plain")
 

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine.ledger import finished, read_receipts, receipt_file
-from pipeline.engine.output import GROWING_FILE, Plan, locked, open_run, plan_without_paths, planned, read_plan
+from pipeline.data.ledger import Ledger
+from pipeline.engine.output import GROWING_FILE, existing_plan, locked, open_run
+from pipeline.publish.subset import plan_without_paths
 from schemas.layout import Subset
-from schemas.receipts import PLAN_FILE, QUARANTINE, RECEIPTS
+from schemas.receipts import PLAN_FILE, QUARANTINE, RECEIPTS, Plan
 from tests.publish.datasets import annotated
 from tests.publish.datasets import planned as planned_run
 
@@ -41,7 +42,7 @@ def resume(folder: Path) -> set[int]:
     """What pipeline.annotate does with a folder before it labels; the units that are done."""
     run, units = planned_run(folder)
     open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
-    return finished(run.subset)
+    return Ledger(run.subset).finished()
 
 
 def changed_plan(change: Callable[[dict[str, Any]], object]) -> Callable[[str], bytes]:
@@ -99,8 +100,8 @@ def test_a_damaged_plan_is_named_and_nothing_is_written(folder: Path, damage: Ca
 
 
 def test_a_plan_tells_the_number_of_its_units(folder: Path) -> None:
-    plan = planned(Subset("exact", folder / "out"))
-    assert plan is not None and plan.units == 6
+    plan = existing_plan(Subset("exact", folder / "out"))
+    assert plan is not None and len(plan.units) == 6
 
 
 def test_a_plan_of_an_older_version_is_read(folder: Path) -> None:
@@ -108,7 +109,7 @@ def test_a_plan_of_an_older_version_is_read(folder: Path) -> None:
     values = json.loads(text)
     for name in ("source", "schema", "checkpoint"):
         del values[name]
-    plan = read_plan(json.dumps(values))
+    plan = Plan.from_json(json.dumps(values))
     assert plan.source == plan.provenance.source and plan.schema is None
     assert "source" not in json.loads(plan_without_paths(json.dumps(values)))
 
@@ -134,12 +135,12 @@ def test_a_unit_whose_receipt_is_damaged_is_labelled_anew_with_a_line(
     folder: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[str], str]
 ) -> None:
     subset = Subset("exact", folder / "out")
-    file = receipt_file(subset, 3)
+    file = Ledger(subset).receipt_file(3)
     text = file.read_text(encoding="utf-8")
     assert damage(text) != text
     file.write_text(damage(text), encoding="utf-8")
     with pytest.raises(ValueError, match=r"00000003.json is damaged \(.*\); delete it, and the same pipeline.annotate"):
-        list(read_receipts(subset))
+        Ledger(subset).receipts()
     assert resume(folder) == {0, 1, 2, 4, 5}
     (line,) = caplog.messages
     assert line.startswith("1 units of exact are labelled anew: ") and "00000003.json is damaged (" in line
@@ -153,14 +154,14 @@ def test_a_shard_that_is_not_as_large_as_it_was_is_labelled_anew_with_a_line(
     folder: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     subset = Subset("exact", folder / "out")
-    shards = [subset.data / receipt.shard for receipt in read_receipts(subset)]
+    shards = [subset.data / receipt.shard for receipt in Ledger(subset).receipts()]
     content = {"cut": shards[3].read_bytes()[:-9], "empty": b"", "another's": shards[5].read_bytes()}
     assert len(content["another's"]) != shards[3].stat().st_size
     if damage == "gone":
         shards[3].unlink()
     else:
         shards[3].write_bytes(content[damage])
-    assert [receipt.unit for receipt in read_receipts(subset)] == [0, 1, 2, 4, 5]
+    assert [receipt.unit for receipt in Ledger(subset).receipts()] == [0, 1, 2, 4, 5]
     assert resume(folder) == {0, 1, 2, 4, 5}
     said = f"1 units of exact are labelled anew: {shards[3]} is missing, or not as large as it was written"
     assert caplog.messages == [said]
@@ -169,7 +170,7 @@ def test_a_shard_that_is_not_as_large_as_it_was_is_labelled_anew_with_a_line(
 
 def test_two_receipts_of_a_unit_that_differ_are_refused(folder: Path) -> None:
     subset = Subset("exact", folder / "out")
-    text = receipt_file(subset, 3).read_text(encoding="utf-8")
+    text = Ledger(subset).receipt_file(3).read_text(encoding="utf-8")
     (subset.ledger / RECEIPTS / "a.jsonl").write_text(f"{text}\n{text}\n", encoding="utf-8")
     assert resume(folder) == set(range(6))
     other = json.dumps({**json.loads(text), "sha256": "0" * 64})
@@ -180,9 +181,9 @@ def test_two_receipts_of_a_unit_that_differ_are_refused(folder: Path) -> None:
 
 def test_receipts_of_another_number_of_shards_do_not_count(folder: Path) -> None:
     subset = Subset("exact", folder / "out")
-    text = receipt_file(subset, 3).read_text(encoding="utf-8")
+    text = Ledger(subset).receipt_file(3).read_text(encoding="utf-8")
     name = json.loads(text)["shard"]
-    receipt_file(subset, 3).write_text(text.replace("-of-00006", "-of-00007"), encoding="utf-8")
+    Ledger(subset).receipt_file(3).write_text(text.replace("-of-00006", "-of-00007"), encoding="utf-8")
     (subset.data / name).rename(subset.data / name.replace("-of-00006", "-of-00007"))
     assert resume(folder) == {0, 1, 2, 4, 5}
     assert len(subset.shards()) == 5
@@ -192,7 +193,7 @@ def test_a_damaged_shard_is_not_vouched_for_anew_while_its_dataset_grows(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     subset = Subset("exact", folder / "out")
-    shard = subset.data / next(read_receipts(subset)).shard
+    shard = subset.data / Ledger(subset).receipts()[0].shard
     content = bytearray(shard.read_bytes())
     content[len(content) // 3] ^= 16
     shard.write_bytes(content)
@@ -286,7 +287,7 @@ def test_whatever_is_written_in_a_ledger_is_an_error_or_a_run_of_this_folder(
         if growing:
             (subset.ledger / GROWING_FILE).touch()
         before = contents(folder, without="out")
-        for read in (lambda: list(read_receipts(subset)), lambda: planned(subset), lambda: resume(folder)):
+        for read in (lambda: Ledger(subset).receipts(), lambda: existing_plan(subset), lambda: resume(folder)):
             try:
                 read()
             except (ValueError, OSError) as error:

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from datasets import load_dataset
 
+from pipeline.data import ledger
 from pipeline.data.annotated import find_annotations
+from pipeline.data.ledger import Ledger
 from pipeline.engine import output as growth
-from pipeline.engine.ledger import finished, read_receipts
-from pipeline.engine.output import Plan, grows, open_run, planned, require_growing
+from pipeline.engine.output import existing_plan, grows, open_run, require_growing
 from pipeline.engine.plan import Run, Unit
-from schemas.receipts import RECEIPTS
+from schemas.receipts import RECEIPTS, Plan
 from tests.builders import write_documents
 from tests.engine.fakes import load_fake, planned_run, shards, token_rows
 
@@ -40,7 +41,7 @@ def limited(folder: Path, output: str, limit: int) -> tuple[Run, list[Unit]]:
 def carry_out(folder: Path, output: str, limit: int) -> Run:
     run, units = limited(folder, output, limit)
     open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
-    done = finished(run.subset)
+    done = Ledger(run.subset).finished()
     annotator = load_fake(run)
     for unit in units:
         if unit.index not in done:
@@ -54,8 +55,8 @@ def test_a_grown_dataset_is_the_one_that_the_larger_limit_makes(tmp_path: Path, 
     run = carry_out(tmp_path, "out", many)
     plain = carry_out(tmp_path, "plain", many)
     assert shards(run.subset.root) == shards(plain.subset.root) != before
-    assert list(read_receipts(run.subset)) == list(read_receipts(plain.subset))
-    assert planned(run.subset) == planned(plain.subset)
+    assert Ledger(run.subset).receipts() == Ledger(plain.subset).receipts()
+    assert existing_plan(run.subset) == existing_plan(plain.subset)
     assert len(find_annotations(str(run.subset.root))) == many
     loaded = load_dataset(str(run.subset.root), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded["input_ids"][:] == token_rows(13)[:many]
@@ -73,8 +74,8 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
 
         return step
 
-    for name in ("write_text", "write_shard", "record"):
-        monkeypatch.setattr(growth, name, counted(getattr(growth, name)))
+    for module, name in ((growth, "write_text"), (growth, "write_shard"), (ledger, "write_text")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
     for name in ("unlink", "replace"):
         monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
 
@@ -98,7 +99,7 @@ def test_a_growth_that_is_killed_anywhere_goes_on_and_shows_no_row_twice(
                 kills += 1
         there = [file.name.split("-of-")[0] for file in run.subset.data.glob("*.parquet")]
         assert len(set(there)) == len(there), "labels of a row lie in two shards"
-        plan = planned(run.subset)
+        plan = existing_plan(run.subset)
         limit = again if plan is not None and plan.provenance.source_rows == 5 else 8
         assert shards(carry_out(tmp_path, output, limit).subset.root) == wanted[limit]
         assert not (run.subset.ledger / growth.GROWING_FILE).exists()

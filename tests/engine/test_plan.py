@@ -1,4 +1,4 @@
-"""Which rows of which files make which shard."""
+"""The plan: rows of files that make a shard, and the precision that suits a device."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline.data.documents import Column, FileInfo
 from pipeline.data.files import File, find_files
-from pipeline.engine.plan import Source, default_rows_per_unit, inspect, plan_units
+from pipeline.engine.plan import Source, default_rows_per_unit, fast_dtype, inspect, plan_units
+from schemas.annotations import Device
 
 TEXT = Column()
 
@@ -26,8 +27,8 @@ def source_of(groups: list[list[int]]) -> Source:
     """A file for each list of rows of row groups."""
     schema = pa.schema([("text", pa.string())])
     files = tuple(File(f"{index}.parquet", 1, "1") for index in range(len(groups)))
-    layouts = tuple(FileInfo(sum(rows), tuple(rows), schema, "digest") for rows in groups)
-    return Source(files, layouts, schema, "digest")
+    infos = tuple(FileInfo(sum(rows), tuple(rows), schema, "digest") for rows in groups)
+    return Source(files, infos, schema, "digest")
 
 
 def look(files: Sequence[Path], column: Column = TEXT, passed: Sequence[str] | None = None) -> Source:
@@ -77,7 +78,7 @@ def test_inspection_counts_rows_and_keeps_the_order(tmp_path: Path) -> None:
     files = [text_file(tmp_path / name, ["x"] * rows) for name, rows in (("b.parquet", 3), ("a.parquet", 0))]
     source = look(files)
     assert [file.url for file in source.files] == [str(file) for file in files]
-    assert [layout.rows for layout in source.layouts] == [3, 0] and source.rows == 3 and source.schema.names == ["text"]
+    assert [info.rows for info in source.infos] == [3, 0] and source.rows == 3 and source.schema.names == ["text"]
 
 
 def test_files_with_other_columns_are_refused(tmp_path: Path) -> None:
@@ -126,3 +127,27 @@ def test_a_footer_that_tells_of_any_number_of_rows_makes_no_endless_plan() -> No
         patch.setattr("pipeline.engine.plan.MOST_UNITS", 1000)
         plan_units(source, rows_per_unit=8, limit=None)
     assert len(plan_units(source, rows_per_unit=8, limit=80)) == 10
+
+
+@pytest.mark.parametrize(
+    ("device", "flags", "expected"),
+    [
+        ("cpu", "fpu avx512f avx512_bf16", "bfloat16"),
+        ("cpu", "amx_tile amx_bf16 amx_int8", "bfloat16"),
+        ("cpu", "fpu avx2 avx512f avx512_vnni", "float32"),
+        ("cpu", "", "float32"),
+        ("cuda", "fpu avx2", "bfloat16"),
+    ],
+)
+def test_bfloat16_is_for_devices_that_multiply_in_it(tmp_path: Path, device: Device, flags: str, expected: str) -> None:
+    cpu_info = tmp_path / "cpuinfo"
+    cpu_info.write_text(
+        f"processor\t: 0\nmodel name\t: avx512_bf16\nflags\t\t: {flags}\n\nprocessor\t: 1\n", encoding="utf-8"
+    )
+    assert fast_dtype(device, cpu_info) == expected
+
+
+def test_a_system_that_does_not_say_what_its_cpu_can_do_gets_float32(tmp_path: Path) -> None:
+    assert fast_dtype("cpu", tmp_path / "missing") == "float32"
+    (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: fp asimd bf16\n", encoding="utf-8")
+    assert fast_dtype("cpu", tmp_path / "arm") == "float32"

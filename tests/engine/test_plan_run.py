@@ -10,10 +10,10 @@ from huggingface_hub import constants
 from pipeline.annotate.config import Config
 from pipeline.annotate.prepare import pin_checkpoint, prepare
 from pipeline.data.files import find_files
-from pipeline.engine.labeller import load_annotator
-from pipeline.engine.output import Plan
+from pipeline.engine.annotator import load_annotator
 from pipeline.engine.plan import Run, Unit, inspect
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
+from schemas.receipts import Plan
 from tests.builders import sample_texts, write_documents
 from tests.hub import Hub
 from tests.tiny_models import tiny_second_order

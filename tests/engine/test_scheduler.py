@@ -13,20 +13,20 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from pipeline.data.annotated import read_quarantine
+from pipeline.data.ledger import Ledger
 from pipeline.engine import ray_workers as ray_crew
+from pipeline.engine import scheduler
 from pipeline.engine import scheduler as backlog
-from pipeline.engine import scheduler as driver
-from pipeline.engine.annotator import Annotator, Underway
+from pipeline.engine.annotator import Annotator, UnitProgress, load_annotator
 from pipeline.engine.cluster import WorkerResources
-from pipeline.engine.labeller import TorchLabeller, load_annotator
-from pipeline.engine.ledger import read_receipts
-from pipeline.engine.plan import Device, Run, Unit
+from pipeline.engine.plan import Run, Unit
 from pipeline.engine.ray_workers import RayWorkerPool
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.throughput import UnitResult
 from pipeline.engine.workers import Load
+from pipeline.labels.labeller import TorchLabeller
 from pipeline.models.checkpoint import UnfitModelError
+from schemas.annotations import Device
 from schemas.layout import Subset, shard_name
 from schemas.receipts import Quarantined, Receipt
 from tests.builders import write_documents
@@ -44,7 +44,7 @@ from tests.engine.fakes import (
     token_rows,
     undisturbed,
 )
-from tests.engine.test_labeller import LimitedDevice
+from tests.labels.test_labeller import LimitedDevice
 from tests.tiny_models import tiny_estimator
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -53,15 +53,15 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog, "PAUSE", 1.0)
-    monkeypatch.setattr(driver, "REST", 0.1)
+    monkeypatch.setattr(scheduler, "REST", 0.1)
     monkeypatch.setattr(ray_crew, "LOOK", 0.2)
 
 
 def carry_out(
     run: Run, units: Sequence[Unit], workers: int = 1, load: Load = load_faulty
 ) -> list[Receipt | Quarantined]:
-    crew = RayWorkerPool(run, load, workers=workers, share=WorkerResources(cpus=0.5))
-    outcomes = Scheduler(run, crew).outcomes(units)
+    pool = RayWorkerPool(run, load, workers=workers, share=WorkerResources(cpus=0.5))
+    outcomes = Scheduler(run, units, pool).outcomes()
     return [outcome if isinstance(outcome, Quarantined) else outcome[0] for outcome in outcomes if outcome]
 
 
@@ -106,7 +106,7 @@ def test_a_worker_beside_a_gpu_gets_the_cores_that_its_node_has_for_one(monkeypa
 def test_more_workers_than_there_is_room_for_only_wait(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
     receipts = carry_out(run, units, workers=9)
-    assert sorted(receipts, key=lambda receipt: receipt.unit) == list(read_receipts(run.subset))
+    assert sorted(receipts, key=lambda receipt: receipt.unit) == Ledger(run.subset).receipts()
     assert shards(run.subset.root) == undisturbed(run, units, tmp_path / "plain")
 
 
@@ -127,7 +127,7 @@ def test_a_unit_that_cannot_be_labelled_is_given_up_alone(tmp_path: Path, fault:
     run, units = planned(tmp_path, {4: fault})
     outcomes = carry_out(run, units, workers=2)
     (note,) = [outcome for outcome in outcomes if isinstance(outcome, Quarantined)]
-    assert [note] == read_quarantine(run.subset)
+    assert [note] == Ledger(run.subset).quarantined()
     assert (note.unit, note.start, note.stop) == (2, 4, 6) and note.file == units[0].file.url and reason in note.reason
     others = undisturbed(run, [unit for unit in units if unit.index != 2], tmp_path / "plain")
     assert shards(run.subset.root) == others
@@ -137,7 +137,7 @@ def test_a_run_of_which_no_unit_succeeds_ends_with_the_reason(tmp_path: Path) ->
     run, units = planned(tmp_path, dict.fromkeys(range(12), NOT_FINITE))
     with pytest.raises(ValueError, match=r"no unit succeeds; unit \d, rows .*in.parquet: the checkpoint gives entropy"):
         carry_out(run, units)
-    assert list(read_receipts(run.subset)) == []
+    assert Ledger(run.subset).receipts() == []
     assert not any((run.subset.data).iterdir())
 
 
@@ -242,11 +242,11 @@ class Unsound:
         except FileExistsError:
             self.error = None
 
-    def annotate(self, unit: Unit, underway: Underway) -> UnitResult:
+    def annotate(self, unit: Unit, progress: UnitProgress) -> UnitResult:
         if self.error is not None:
             raise self.error
         time.sleep(0.1)
-        return self.annotator.annotate(unit, underway)
+        return self.annotator.annotate(unit, progress)
 
 
 def test_what_one_worker_fails_with_another_one_does(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_bad_file_does_not_end_a_run_whose_other_files_are_good(tmp_path: Path
     run, units = planned_run(tmp_path / "out", files)
     outcomes = carry_out(run, units)
     assert sorted(outcome.unit for outcome in outcomes if isinstance(outcome, Quarantined)) == list(range(10))
-    assert len(list(read_receipts(run.subset))) == 30
+    assert len(Ledger(run.subset).receipts()) == 30
 
 
 class Slow:
@@ -280,11 +280,11 @@ class Slow:
     def __init__(self, run: Run, device: str) -> None:
         self.annotator, self.mark = load_fake(run), run.subset.root.with_suffix(".slow")
 
-    def annotate(self, unit: Unit, underway: Underway) -> UnitResult:
+    def annotate(self, unit: Unit, progress: UnitProgress) -> UnitResult:
         try:
             self.mark.touch(exist_ok=False)
         except FileExistsError:
-            return self.annotator.annotate(unit, underway)
+            return self.annotator.annotate(unit, progress)
         signal.pause()
         raise AssertionError
 
@@ -305,12 +305,12 @@ def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
 
 def test_shards_that_are_published_are_removed_by_the_workers(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
-    driver = Scheduler(run, RayWorkerPool(run, load_fake, workers=1, share=WorkerResources(cpus=1)))
+    scheduler = Scheduler(run, units, RayWorkerPool(run, load_fake, workers=1, share=WorkerResources(cpus=1)))
     kept, *published = [shard_name(unit.index, len(units)) for unit in units]
-    outcomes = driver.outcomes(units)
+    outcomes = scheduler.outcomes()
     done = 0
     while done < len(units):
         done += next(outcomes) is not None
-    driver.forget(published)
+    scheduler.delete_published(published)
     assert run.subset.shards() == {kept}
     outcomes.close()

@@ -50,7 +50,7 @@ def test_a_unit_that_failed_comes_before_fresh_ones_after_its_pause(clock: list[
     unit = waiting.take("a", alone=True)
     assert unit is not None
     for pause in (10, 100):
-        waiting.add_try(unit, failed("a"))
+        waiting.add(unit, failed("a"))
         waiting.put_back(unit, at_once=False)
         assert waiting.take("b", alone=True) not in (unit, None)
         clock[0] += pause - 1
@@ -63,7 +63,7 @@ def test_a_unit_whose_worker_died_comes_at_once(clock: list[float]) -> None:
     waiting = Backlog(units())
     unit = waiting.take("a", alone=True)
     assert unit is not None
-    waiting.add_try(unit, failed("a"))
+    waiting.add(unit, failed("a"))
     waiting.put_back(unit, at_once=True)
     assert waiting.take("b", alone=False) == unit
 
@@ -72,7 +72,7 @@ def test_a_unit_is_kept_a_minute_for_other_workers(clock: list[float]) -> None:
     waiting = Backlog(units(each=2))
     unit = waiting.take("a", alone=False)
     assert unit is not None
-    waiting.add_try(unit, failed("a"))
+    waiting.add(unit, failed("a"))
     waiting.put_back(unit, at_once=True)
     fresh = waiting.take("a", alone=False)
     assert fresh not in (unit, None) and waiting.take("a", alone=False) is None
@@ -97,5 +97,5 @@ def test_when_a_unit_is_given_up(tries: list[Attempt], spent: bool) -> None:
     (unit,) = units(each=1)
     waiting = Backlog([unit])
     for each in tries:
-        waiting.add_try(unit, each)
-    assert waiting.is_spent(unit, ALIVE) == spent
+        waiting.add(unit, each)
+    assert waiting.is_exhausted(unit, ALIVE) == spent

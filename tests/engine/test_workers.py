@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.data.annotated import read_quarantine
+from pipeline.data.ledger import Ledger
+from pipeline.engine import scheduler
 from pipeline.engine import scheduler as backlog
-from pipeline.engine import scheduler as driver
-from pipeline.engine.annotator import Underway
-from pipeline.engine.labeller import device_here
-from pipeline.engine.ledger import read_receipts
-from pipeline.engine.plan import Device, Run, Unit
+from pipeline.engine.annotator import UnitProgress
+from pipeline.engine.plan import Run, Unit
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.throughput import UnitResult
 from pipeline.engine.workers import AnnotatesUnits, Load, ThisProcessPool
+from pipeline.labels.labeller import device_here
+from schemas.annotations import Device
 from schemas.layout import Subset, shard_name
 from schemas.receipts import Quarantined
 from tests.engine.fakes import (
@@ -34,13 +34,13 @@ from tests.engine.fakes import (
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog, "PAUSE", 0.1)
-    monkeypatch.setattr(driver, "REST", 0.1)
-    monkeypatch.setattr(driver, "PATIENCE", 0.05)
+    monkeypatch.setattr(scheduler, "REST", 0.1)
+    monkeypatch.setattr(scheduler, "PATIENCE", 0.05)
 
 
 def given_up(run: Run, units: Sequence[Unit], load: Load = load_faulty) -> list[Quarantined]:
     """Carries the run out."""
-    outcomes = Scheduler(run, ThisProcessPool(run, load, "cpu")).outcomes(units)
+    outcomes = Scheduler(run, units, ThisProcessPool(run, load, "cpu")).outcomes()
     return [outcome for outcome in outcomes if isinstance(outcome, Quarantined)]
 
 
@@ -55,7 +55,7 @@ def test_every_unit_is_labelled(tmp_path: Path, fault: dict[int, int]) -> None:
 def test_a_unit_that_cannot_be_labelled_is_given_up_alone(tmp_path: Path) -> None:
     run, units = planned(tmp_path, {4: NOT_FINITE})
     (note,) = given_up(run, units)
-    assert [note] == read_quarantine(run.subset)
+    assert [note] == Ledger(run.subset).quarantined()
     assert note.unit == 2 and "not trained (2 tries)" in note.reason
     others = undisturbed(run, [unit for unit in units if unit.index != 2], tmp_path / "plain")
     assert shards(run.subset.root) == others
@@ -81,7 +81,7 @@ class UnreachableTwice(Unreachable):
 def test_a_source_that_is_down_for_a_moment_costs_no_unit(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
     assert given_up(run, units, UnreachableTwice) == []
-    assert len(list(read_receipts(run.subset))) == 6
+    assert len(Ledger(run.subset).receipts()) == 6
 
 
 def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
@@ -93,16 +93,16 @@ def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
 
 def test_an_interrupt_ends_the_run_within_a_unit_and_the_rest_is_left_for_the_next(tmp_path: Path) -> None:
     class Interrupted(Unreachable):
-        def annotate(self, unit: Unit, underway: Underway) -> UnitResult:
+        def annotate(self, unit: Unit, progress: UnitProgress) -> UnitResult:
             self.asked += 1
             if self.asked > 3:
                 raise KeyboardInterrupt
-            return self.annotator.annotate(unit, underway)
+            return self.annotator.annotate(unit, progress)
 
     run, units = planned(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         given_up(run, units, Interrupted)
-    done = {receipt.unit for receipt in read_receipts(run.subset)}
+    done = {receipt.unit for receipt in Ledger(run.subset).receipts()}
     assert len(done) == 3
     assert given_up(run, [unit for unit in units if unit.index not in done]) == []
     assert shards(run.subset.root) == undisturbed(run, units, tmp_path / "plain")
@@ -110,11 +110,11 @@ def test_an_interrupt_ends_the_run_within_a_unit_and_the_rest_is_left_for_the_ne
 
 def test_shards_that_are_published_are_removed(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
-    runs = Scheduler(run, ThisProcessPool(run, load_fake, "cpu"))
+    scheduler_of_run = Scheduler(run, units, ThisProcessPool(run, load_fake, "cpu"))
     kept, *published = [shard_name(unit.index, len(units)) for unit in units]
-    outcomes = runs.outcomes(units)
+    outcomes = scheduler_of_run.outcomes()
     assert sum(next(outcomes) is not None for _ in range(1 + len(units))) == len(units)  # the first is the start
-    runs.forget(published)
+    scheduler_of_run.delete_published(published)
     assert run.subset.shards() == {kept}
     outcomes.close()
 

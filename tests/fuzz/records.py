@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 
 from pipeline.annotate.config import Config
 from pipeline.cli import run
-from pipeline.data.annotated import find_annotations, read_quarantine
+from pipeline.data.annotated import find_annotations
+from pipeline.data.ledger import Ledger
 from pipeline.data.loader import Reading, labelled_rows
 from pipeline.data.tokenizer import encode, load_tokenizer, train_byte_pairs
-from pipeline.engine.ledger import finished, read_receipts
-from pipeline.engine.output import Plan, open_run, planned
+from pipeline.engine.output import existing_plan, open_run
 from pipeline.models.checkpoint import checkpoint_sha256
 from pipeline.models.checkpoint_files import INDEX_FILE
 from pipeline.models.loading import load_causal
 from pipeline.publish.card import dataset_card
 from schemas.layout import Subset
-from schemas.receipts import PLAN_FILE, QUARANTINE, RECEIPTS, Quarantined
+from schemas.receipts import PLAN_FILE, QUARANTINE, RECEIPTS, Plan, Quarantined
 from tests.builders import sample_texts
 from tests.engine.fakes import planned_run
 from tests.fuzz.formats import VALUES, damaged
@@ -113,10 +113,10 @@ def use_ledger(file: str) -> Callable[[Path, bytes], str]:
     def use(folder: Path, content: bytes) -> str:
         copy = put(folder, "dataset", f"out/{file}", content)
         subset = Subset("exact", copy / "out")
-        planned(subset)
+        existing_plan(subset)
         job, units = planned_run(copy / "out", [copy / "in.parquet"])
         open_run(subset, Plan(job.provenance, (), schema=job.schema), units)
-        return f"{len(finished(subset))} units done"
+        return f"{len(Ledger(subset).finished())} units done"
 
     return use
 
@@ -126,13 +126,13 @@ def use_note(folder: Path, content: bytes) -> str:
     file = Subset("exact", folder).ledger / QUARANTINE / "00000002.json"
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
-    return f"{len(read_quarantine(Subset('exact', folder)))} notes"
+    return f"{len(Ledger(Subset('exact', folder)).quarantined())} notes"
 
 
 def use_receipt(folder: Path, content: bytes) -> str:
     """Reads all receipts, as publishing does."""
     subset = Subset("exact", put(folder, "dataset", f"out/{RECEIPT}", content) / "out")
-    return f"{len(list(read_receipts(subset)))} receipts"
+    return f"{len(Ledger(subset).receipts())} receipts"
 
 
 def use_labels(folder: Path, content: bytes) -> str:

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from pipeline.annotate.config import Config
 from pipeline.annotate.prepare import prepare
 from pipeline.cli import INCOMPLETE
-from pipeline.data.annotated import read_quarantine
 from pipeline.data.files import find_files
+from pipeline.data.ledger import Ledger
 from pipeline.data.tokenizer import tokenizer_sha256
-from pipeline.engine.labeller import load_annotator
+from pipeline.engine.annotator import load_annotator
 from pipeline.engine.plan import inspect
 from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, CheckpointKind, checkpoint_sha256, find_checkpoint
 from pipeline.models.loading import load_causal
@@ -250,6 +250,6 @@ def test_a_document_that_makes_the_tokenizer_panic_costs_its_unit_alone(
     documents = write_documents(tmp_path / "documents.parquet", ["hello", "world", "a" * 40 + "!", "there"])
     arguments = ("--input", documents, "--estimator", made, "--workers", 0, "--rows-per-unit", 1)
     assert run_command("pipeline.annotate", *arguments, "--output", tmp_path / "out") == INCOMPLETE
-    (note,) = read_quarantine(Subset("second-order", tmp_path / "out"))
+    (note,) = Ledger(Subset("second-order", tmp_path / "out")).quarantined()
     assert note.start == 2 and "the tokenizer fails on a document" in note.reason and "\n" not in note.reason
     assert len(list((tmp_path / "out").rglob("*.parquet"))) == 3

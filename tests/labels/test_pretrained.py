@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from pipeline.data.tokenizer import encode, load_tokenizer
-from pipeline.engine.labeller import TorchLabeller, in_parts
 from pipeline.labels.causal import token_entropies
+from pipeline.labels.labeller import TorchLabeller, in_parts
 from pipeline.labels.retokenize import Tokens, encode_with_ends, move_nats
 from pipeline.models.causal_lm import start_token
 from pipeline.models.checkpoint import SHIPPED

@@ -3,11 +3,11 @@
 from hashlib import sha256
 from pathlib import Path
 
-from pipeline.engine.ledger import record
-from pipeline.engine.output import Plan, open_run
+from pipeline.data.ledger import Ledger
+from pipeline.engine.output import open_run
 from pipeline.engine.plan import Run, Unit
 from schemas.layout import Subset, shard_name
-from schemas.receipts import Counts, Receipt
+from schemas.receipts import Counts, Plan, Receipt
 from tests.builders import write_documents
 from tests.engine.fakes import load_fake, planned_run, token_rows
 
@@ -36,5 +36,5 @@ def made_up(folder: Path, count: int) -> Subset:
         shard, content = shard_name(unit, count), b"shard %d" % unit
         (subset.data / shard).write_bytes(content)
         digest = sha256(content).hexdigest()
-        record(subset, Receipt(unit=unit, shard=shard, sha256=digest, size=len(content), counts=Counts(rows=1)))
+        Ledger(subset).record(Receipt(unit=unit, shard=shard, sha256=digest, size=len(content), counts=Counts(rows=1)))
     return subset

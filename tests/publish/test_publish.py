@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.hub import Repository
-from pipeline.engine.ledger import as_lines, read_receipts, receipt_file
+from pipeline.data.ledger import Ledger, PublishedLedger
 from pipeline.engine.output import GROWING_FILE
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
-from pipeline.publish.publisher import published_receipts
 from schemas.layout import Subset
-from schemas.receipts import PLAN_FILE, PUBLISHED_FILE, QUARANTINE, REPORT_FILE
+from schemas.receipts import PLAN_FILE, PUBLISHED_FILE, QUARANTINE, REPORT_FILE, as_lines
 from tests.conftest import RunCommand
 from tests.hub import Hub
 from tests.hub.elsewhere import run
@@ -44,7 +43,7 @@ def sent(hub: Hub) -> list[bytes]:
 def test_a_receipt_that_names_another_file_sends_nothing_of_it(
     hub: Hub, subset: Subset, run_command: RunCommand, target: str, file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    receipt = [*read_receipts(subset)][3]
+    receipt = Ledger(subset).receipts()[3]
     named = target.format(str(subset.root.parent / "secret").lstrip("/"))
     text = replace(receipt, shard=named, size=len(SECRET)).to_json()
     (subset.ledger / file).write_text(text, encoding="utf-8")
@@ -90,7 +89,7 @@ def test_a_folder_that_is_reached_by_a_link_is_published(
 ) -> None:
     (tmp_path / "link").symlink_to(subset.root)
     assert run_command("pipeline.publish", tmp_path / "link", URL) == 0
-    assert len(published_receipts(Repository("user/name"), subset, 6)) == 6
+    assert len(PublishedLedger(Repository("user/name"), subset).receipts(6)) == 6
 
 
 def test_only_the_tokenizer_of_the_labels_is_sent(
@@ -111,7 +110,7 @@ def test_only_the_tokenizer_of_the_labels_is_sent(
 def test_a_damaged_shard_is_not_sent_and_the_rest_is(
     hub: Hub, subset: Subset, run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    receipts = [*read_receipts(subset)]
+    receipts = Ledger(subset).receipts()
     shard = subset.data / receipts[3].shard
     sound = shard.read_bytes()
     damaged = bytearray(sound)
@@ -137,22 +136,22 @@ def test_a_damaged_shard_that_is_published_already_is_replaced(
     hub: Hub, subset: Subset, run_command: RunCommand, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its receipt stands there too, so that nothing else would ever mend it."""
-    receipts = [*read_receipts(subset)]
+    receipts = Ledger(subset).receipts()
     assert run_command("pipeline.publish", subset.root, URL) == 0
     path = f"data/exact/{receipts[3].shard}"
     sound = hub.files("user/name")[path]
     hub.add("user/name", {path: sound[:-9] + bytes(9)})
-    assert len(published_receipts(Repository("user/name"), subset, 6)) == 5
+    assert len(PublishedLedger(Repository("user/name"), subset).receipts(6)) == 5
     assert run_command("pipeline.publish", subset.root, URL) == 0
     assert f"1 files are replaced that no receipt speaks of: {path}" in caplog.text
     assert hub.files("user/name")[path] == sound and run(hub, tmp_path / "home", COUNT) == 12
-    assert published_receipts(Repository("user/name"), subset, 6) == receipts
+    assert PublishedLedger(Repository("user/name"), subset).receipts(6) == receipts
 
 
 def test_what_is_not_labelled_yet_is_told_of_and_the_code_says_so(
     hub: Hub, subset: Subset, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (subset.data / [*read_receipts(subset)][3].shard).unlink()
+    (subset.data / Ledger(subset).receipts()[3].shard).unlink()
     assert run_command("pipeline.publish", subset.root, URL) == 3
     printed = capsys.readouterr().out
     assert "exact: 5 of 6 shards are in hf://datasets/user/name; 1 are not labelled yet: give the same" in printed
@@ -162,7 +161,7 @@ def test_what_is_not_labelled_yet_is_told_of_and_the_code_says_so(
 def test_units_that_a_staging_folder_published_elsewhere_are_not_taken_for_done(
     hub: Hub, subset: Subset, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    receipts = [*read_receipts(subset)]
+    receipts = Ledger(subset).receipts()
     (subset.ledger / PUBLISHED_FILE).write_text(as_lines(receipts), encoding="utf-8")
     for receipt in receipts[:4]:
         (subset.data / receipt.shard).unlink()
@@ -185,11 +184,11 @@ def test_shards_of_two_plans_are_not_published(
     hub: Hub, subset: Subset, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (subset.ledger / GROWING_FILE).touch()
-    receipt = [*read_receipts(subset)][3]
+    receipt = Ledger(subset).receipts()[3]
     name = receipt.shard.replace("-of-00006", "-of-00003").replace("00003-of", "00002-of")
-    receipt_file(subset, 3).unlink()
+    Ledger(subset).receipt_file(3).unlink()
     (subset.data / receipt.shard).rename(subset.data / name)
-    receipt_file(subset, 2).write_text(replace(receipt, unit=2, shard=name).to_json(), encoding="utf-8")
+    Ledger(subset).receipt_file(2).write_text(replace(receipt, unit=2, shard=name).to_json(), encoding="utf-8")
     assert run_command("pipeline.publish", subset.root, URL) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "has a receipt of train-00002-of-00003.parquet, and the plan has 6 shards; give the same" in line

@@ -9,9 +9,9 @@ import pytest
 
 from pipeline.data import hub as requests
 from pipeline.data.hub import Repository
-from pipeline.engine.ledger import read_published, read_receipts, unpublished
+from pipeline.data.ledger import Ledger, PublishedLedger
 from pipeline.publish import publisher as publishing
-from pipeline.publish.publisher import Publisher, published_receipts
+from pipeline.publish.publisher import Publisher
 from tests.hub import Hub
 from tests.publish.datasets import annotated, made_up
 
@@ -44,27 +44,27 @@ def test_shards_and_receipts_come_in_one_commit_and_only_then_leave_the_disk(
     prepared: Hub, tmp_path: Path, keeps: bool
 ) -> None:
     run, before = annotated(tmp_path), local(tmp_path)
-    receipts = list(read_receipts(run.subset))
+    receipts = Ledger(run.subset).receipts()
     first = len(prepared.commits("user/name"))
     with Publisher(REPOSITORY, run.subset, keeps=keeps) as publisher:
         for receipt in receipts:
             publisher.add(receipt)
     assert len(prepared.commits("user/name")) == first + 1
-    assert shards(prepared) == before and published_receipts(REPOSITORY, run.subset, 6) == receipts
+    assert shards(prepared) == before and PublishedLedger(REPOSITORY, run.subset).receipts(6) == receipts
     assert local(tmp_path) == (before if keeps else {})
-    assert read_published(run.subset) == ([] if keeps else receipts)
-    assert list(read_receipts(run.subset)) == (receipts if keeps else [])
+    assert Ledger(run.subset).published() == ([] if keeps else receipts)
+    assert Ledger(run.subset).receipts() == (receipts if keeps else [])
     assert sorted(publisher.taken()) == sorted(before) and publisher.taken() == []
 
 
 def test_two_thousand_shards_take_twenty_commits_at_the_most(prepared: Hub, tmp_path: Path) -> None:
     subset = made_up(tmp_path / "out", 2000)
     with Publisher(REPOSITORY, subset, keeps=True) as publisher:
-        for receipt in read_receipts(subset):
+        for receipt in Ledger(subset).receipts():
             publisher.add(receipt)
     assert len(prepared.commits("user/name")) <= 20
     assert shards(prepared) == local(tmp_path)
-    assert published_receipts(REPOSITORY, subset, 2000) == list(read_receipts(subset))
+    assert PublishedLedger(REPOSITORY, subset).receipts(2000) == Ledger(subset).receipts()
 
 
 def test_shards_are_committed_after_a_while_though_few_have_come(
@@ -72,7 +72,7 @@ def test_shards_are_committed_after_a_while_though_few_have_come(
 ) -> None:
     monkeypatch.setattr(publishing, "COMMIT_EVERY", 0.05)
     run = annotated(tmp_path)
-    first, *others = read_receipts(run.subset)
+    first, *others = Ledger(run.subset).receipts()
     with Publisher(REPOSITORY, run.subset, keeps=True) as publisher:
         publisher.add(first)
         deadline = time.monotonic() + 20
@@ -91,7 +91,7 @@ def test_a_refusal_that_may_pass_is_tried_again(prepared: Hub, tmp_path: Path, s
     prepared.faults.refuse(status, method="POST", path="/commit/", times=3)
     prepared.faults.refuse(status, path="/paths-info/", times=2)
     with Publisher(REPOSITORY, run.subset, keeps=True) as publisher:
-        for receipt in read_receipts(run.subset):
+        for receipt in Ledger(run.subset).receipts():
             publisher.add(receipt)
     assert shards(prepared) == local(tmp_path)
 
@@ -101,17 +101,17 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(prepared: Hub, tmp_path
     first = len(prepared.commits("user/name"))
     prepared.faults.lost_commits = 1
     with Publisher(REPOSITORY, run.subset, keeps=False) as publisher:
-        for receipt in read_receipts(run.subset):
+        for receipt in Ledger(run.subset).receipts():
             publisher.add(receipt)
     assert len(prepared.commits("user/name")) == first + 1
-    assert len(published_receipts(REPOSITORY, run.subset, 6)) == 6 and unpublished(run.subset) == []
+    assert len(PublishedLedger(REPOSITORY, run.subset).receipts(6)) == 6 and Ledger(run.subset).unpublished() == []
 
 
 def test_what_another_run_published_with_other_labels_stays_with_its_receipt(
     prepared: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ours, theirs = annotated(tmp_path / "ours"), annotated(tmp_path / "theirs")
-    receipts = list(read_receipts(theirs.subset))
+    receipts = Ledger(theirs.subset).receipts()
     shard = theirs.subset.data / receipts[0].shard
     content = shard.read_bytes() + b"rounded otherwise"
     shard.write_bytes(content)
@@ -119,12 +119,12 @@ def test_what_another_run_published_with_other_labels_stays_with_its_receipt(
     with Publisher(REPOSITORY, theirs.subset, keeps=True) as publisher:
         assert publisher.add(written)
     with Publisher(REPOSITORY, ours.subset, keeps=False) as publisher:
-        for receipt in read_receipts(ours.subset):
+        for receipt in Ledger(ours.subset).receipts():
             assert publisher.add(receipt)
     assert "1 shards were published by another run with other labels; those stay" in caplog.text
     assert shards(prepared) == local(tmp_path / "theirs")
-    assert published_receipts(REPOSITORY, ours.subset, 6)[0] == written
-    assert local(tmp_path / "ours") == {} and shard.name not in {one.shard for one in read_published(ours.subset)}
+    assert PublishedLedger(REPOSITORY, ours.subset).receipts(6)[0] == written
+    assert local(tmp_path / "ours") == {} and shard.name not in {one.shard for one in Ledger(ours.subset).published()}
 
 
 def test_a_token_that_may_not_write_stops_the_run_and_loses_nothing(
@@ -136,9 +136,9 @@ def test_a_token_that_may_not_write_stops_the_run_and_loses_nothing(
         pytest.raises(ValueError, match="this token may not write"),
         Publisher(REPOSITORY, run.subset, keeps=False) as publisher,
     ):
-        for receipt in read_receipts(run.subset):
+        for receipt in Ledger(run.subset).receipts():
             publisher.add(receipt)
-    assert local(tmp_path) == before and len(unpublished(run.subset)) == 6
+    assert local(tmp_path) == before and len(Ledger(run.subset).unpublished()) == 6
 
 
 def test_no_answer_for_long_ends_in_an_error_that_names_the_repository(
@@ -151,19 +151,19 @@ def test_no_answer_for_long_ends_in_an_error_that_names_the_repository(
         pytest.raises(ValueError, match="cannot reach hf://datasets/user/name"),
         Publisher(REPOSITORY, run.subset, keeps=False) as publisher,
     ):
-        publisher.add(next(read_receipts(run.subset)))
+        publisher.add(Ledger(run.subset).receipts()[0])
     assert len(local(tmp_path)) == 6
 
 
 def test_a_shard_that_does_not_hold_what_its_receipt_says_is_not_sent(prepared: Hub, tmp_path: Path) -> None:
     run = annotated(tmp_path)
-    first, *others = read_receipts(run.subset)
+    first, *others = Ledger(run.subset).receipts()
     shard = run.subset.data / first.shard
     damaged = shard.read_bytes()[:-9] + bytes(9)
     shard.write_bytes(damaged)
     with Publisher(REPOSITORY, run.subset, keeps=True) as publisher:
         assert [publisher.add(receipt) for receipt in (first, *others)] == [False] + [True] * 5
-    assert published_receipts(REPOSITORY, run.subset, 6) == others
+    assert PublishedLedger(REPOSITORY, run.subset).receipts(6) == others
     assert first.shard not in shards(prepared)
     assert damaged not in prepared.repositories["datasets", "user/name"].objects.values()
 
@@ -174,14 +174,14 @@ def test_a_file_that_no_receipt_speaks_of_is_replaced(
 ) -> None:
     """Damaged there, or sent by hand without its receipt, which would leave the unit undone for good."""
     run, before = annotated(tmp_path), local(tmp_path)
-    receipts = list(read_receipts(run.subset))
+    receipts = Ledger(run.subset).receipts()
     path = f"data/exact/{receipts[3].shard}"
     prepared.add("user/name", {path: content or before[receipts[3].shard]})
     with Publisher(REPOSITORY, run.subset, keeps=True) as publisher:
         for receipt in receipts:
             publisher.add(receipt)
     assert f"1 files are replaced that no receipt speaks of: {path}" in caplog.text
-    assert shards(prepared) == before and published_receipts(REPOSITORY, run.subset, 6) == receipts
+    assert shards(prepared) == before and PublishedLedger(REPOSITORY, run.subset).receipts(6) == receipts
 
 
 @pytest.mark.parametrize(
@@ -192,16 +192,19 @@ def test_a_receipt_in_the_repository_that_names_another_file_is_refused(
 ) -> None:
     """What is published is removed from the disk: by such a receipt any file would be."""
     run = annotated(tmp_path)
-    wrong = replace(next(read_receipts(run.subset)), shard=shard)
+    wrong = replace(Ledger(run.subset).receipts()[0], shard=shard)
     prepared.add("user/name", {"_ledger/exact/receipts/a.jsonl": wrong.to_json().encode()})
     said = r"hf://datasets/user/name/_ledger/exact/receipts/a.jsonl is damaged \(.*; delete it there"
     with pytest.raises(ValueError, match=said):
-        published_receipts(REPOSITORY, run.subset, 6)
+        PublishedLedger(REPOSITORY, run.subset).receipts(6)
 
 
 def test_receipts_of_another_number_of_shards_are_not_those_of_the_plan(prepared: Hub, tmp_path: Path) -> None:
     subset = made_up(tmp_path / "out", 7)
     with Publisher(REPOSITORY, subset, keeps=True) as publisher:
-        for receipt in read_receipts(subset):
+        for receipt in Ledger(subset).receipts():
             publisher.add(receipt)
-    assert len(published_receipts(REPOSITORY, subset, 7)) == 7 and published_receipts(REPOSITORY, subset, 6) == []
+    assert (
+        len(PublishedLedger(REPOSITORY, subset).receipts(7)) == 7
+        and PublishedLedger(REPOSITORY, subset).receipts(6) == []
+    )

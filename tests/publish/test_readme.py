@@ -133,7 +133,7 @@ def test_a_repository_whose_readme_is_broken_meanwhile_gets_everything_else(
     broken, repository = b"---\nconfigs: 5\n---\n", Repository("user/name")
     repository.prepare(private=False)
     monkeypatch.setattr(  # as if somebody wrote it just then
-        "pipeline.publish.with_totals",
+        "pipeline.publish.__main__.with_totals",
         lambda given, _: (hub.add("user/name", {"README.md": broken}) and given) or given,
     )
     subset = annotated(tmp_path).subset

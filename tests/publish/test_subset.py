@@ -30,7 +30,7 @@ def test_a_source_with_a_list_of_licences_is_published(
     hub: Hub, subset: Subset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = SourceFacts(("user/wiki",), License(("cc-by-sa-3.0", "gfdl")))
-    monkeypatch.setattr("pipeline.publish.source_facts", lambda inputs: both)
+    monkeypatch.setattr("pipeline.publish.__main__.source_facts", lambda inputs: both)
     REPOSITORY.prepare(private=False)
     publish_subset(subset, REPOSITORY)
     assert b"\nlicense:\n- cc-by-sa-3.0\n- gfdl\n" in hub.files("user/name")["README.md"]
@@ -40,7 +40,7 @@ def test_a_card_that_the_hub_does_not_take_is_told_of_before_any_shard_is_sent(
     hub: Hub, subset: Subset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = SourceFacts(("user/old",), License(("No licence at all",)))
-    monkeypatch.setattr("pipeline.publish.source_facts", lambda inputs: old)
+    monkeypatch.setattr("pipeline.publish.__main__.source_facts", lambda inputs: old)
     REPOSITORY.prepare(private=False)
     said = r'does not take the card: .*"license" must be one of.*; write those fields into the README.md'
     with pytest.raises(ValueError, match=said):

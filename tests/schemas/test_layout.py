@@ -1,11 +1,12 @@
-"""Nothing of a dataset leads out of its folder."""
+"""Names of subsets and shards; nothing of a dataset leads out of its folder."""
 
 import os
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePosixPath
 
 import pytest
 
-from schemas.layout import require_contained, shard_name, shards_in_all
+from schemas.layout import GROUP, Subset, require_contained, shard_name, shards_in_all
 
 PLACES = (
     "README.md",
@@ -69,3 +70,17 @@ def test_what_is_no_shards_name_tells_no_number(name: str) -> None:
     assert shards_in_all(shard_name(3, 15)) == 15
     with pytest.raises(ValueError, match="is not the name of a shard"):
         shards_in_all(name)
+
+
+@pytest.mark.parametrize("name", ["", ".", "a/b", "-a", "ü"])
+def test_a_name_that_makes_no_folder_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="a subset cannot be called"):
+        Subset(name)
+
+
+@pytest.mark.parametrize("shards", [1, GROUP, GROUP + 1, 10**6])
+def test_shards_sort_in_order_and_no_folder_gets_too_many(shards: int) -> None:
+    step = max(1, shards // 20_000)
+    names = [shard_name(index, shards) for index in range(0, shards, step)]
+    assert names == sorted(names) and {shards_in_all(name) for name in names} == {shards}
+    assert max(Counter(str(PurePosixPath(name).parent) for name in names).values()) * step <= max(GROUP, step)

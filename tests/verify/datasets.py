@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine.ledger import read_receipts
+from pipeline.data.ledger import Ledger
 from pipeline.publish.card import write_card
 from pipeline.publish.licenses import source_facts
 from pipeline.publish.section import THIS_FOLDER, SubsetInfo
@@ -26,7 +26,7 @@ def made(folder: Path) -> Path:
         schema=run.schema,
         source=source_facts(()),
     )
-    write_card(with_totals(facts, read_receipts(run.subset)))
+    write_card(with_totals(facts, Ledger(run.subset).receipts()))
     return run.subset.root
 
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.data.ledger import Ledger
 from pipeline.data.shards import mean_entropies, write_shard
 from pipeline.data.tokenizer import train_byte_pairs
-from pipeline.engine.ledger import read_receipts, record
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from pipeline.verify.content import count_rows
 from pipeline.verify.relabel import SampledRow, sampled
@@ -77,7 +77,7 @@ def annotated(folder: Path, output: Path, way: str, run_command: RunCommand) -> 
 def changed(dataset: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
     """Other labels in every document that has some, and receipts and means that fit them."""
     subset = Subset(next((dataset / "data").iterdir()).name, dataset)
-    for receipt in list(read_receipts(subset)):
+    for receipt in Ledger(subset).receipts():
         file = subset.data / receipt.shard
         table = pq.read_table(file)
         lists = table.column("entropy").to_pylist()
@@ -89,7 +89,7 @@ def changed(dataset: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
         digest = write_shard(file, [table], table.schema)
         counts = count_rows(table.to_batches())
         size = file.stat().st_size
-        record(subset, replace(receipt, sha256=digest, size=size, counts=counts))
+        Ledger(subset).record(replace(receipt, sha256=digest, size=size, counts=counts))
     (dataset / "README.md").unlink()
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine.ledger import as_lines, finished, read_receipts
-from pipeline.engine.output import Plan, open_run
+from pipeline.data.ledger import Ledger
+from pipeline.engine.output import open_run
 from pipeline.publish.card import write_card
 from pipeline.publish.licenses import source_facts
 from pipeline.publish.section import THIS_FOLDER, SubsetInfo
 from pipeline.publish.subset import with_totals
 from schemas.layout import Subset, shard_name
+from schemas.receipts import Plan, as_lines
 from tests.engine.fakes import load_fake
 from tests.publish.datasets import planned
 from tests.verify.datasets import DATA, RECEIPTS, SHARDS, SUBSET, made, verified
@@ -35,12 +36,12 @@ def complete(folder: Path) -> None:
     """What the same annotate command does."""
     run, units = planned(folder)
     open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
-    done, annotator = finished(run.subset), load_fake(run)
+    done, annotator = Ledger(run.subset).finished(), load_fake(run)
     for unit in units:
         if unit.index not in done:
             annotator.annotate(unit)
     named = {"subset": run.subset, "place": THIS_FOLDER, "provenance": run.provenance, "schema": run.schema}
-    write_card(with_totals(SubsetInfo(**named, source=source_facts(())), read_receipts(run.subset)))
+    write_card(with_totals(SubsetInfo(**named, source=source_facts(())), Ledger(run.subset).receipts()))
 
 
 def flipped(dataset: Path) -> None:
@@ -103,7 +104,7 @@ def test_a_second_repair_has_a_folder_of_its_own(tmp_path: Path, capsys: pytest.
 def test_of_receipts_in_one_file_those_of_other_shards_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As a folder has them that was downloaded from the Hub."""
     dataset = made(tmp_path)
-    receipts = list(read_receipts(Subset(SUBSET, dataset)))
+    receipts = Ledger(Subset(SUBSET, dataset)).receipts()
     shutil.rmtree(dataset / RECEIPTS)
     (dataset / RECEIPTS).mkdir()
     (dataset / RECEIPTS / "all.jsonl").write_text(as_lines(receipts), encoding="utf-8")
@@ -115,7 +116,7 @@ def test_of_receipts_in_one_file_those_of_other_shards_stay(tmp_path: Path, caps
     aside = dataset / f"_ledger/{SUBSET}/damaged/1/{RECEIPTS}/all.jsonl"
     assert aside.read_text(encoding="utf-8") == as_lines(receipts)
     complete(tmp_path)
-    assert list(read_receipts(Subset(SUBSET, dataset))) == receipts
+    assert Ledger(Subset(SUBSET, dataset)).receipts() == receipts
     assert verified(dataset, capsys)[0] == 0
 
 

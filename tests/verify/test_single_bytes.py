@@ -12,11 +12,10 @@ from pipeline.annotate.config import Config
 from pipeline.data.annotated import find_annotations
 from pipeline.data.loader import Reading, labelled_rows
 from pipeline.data.tokenizer import train_byte_pairs
-from pipeline.engine.output import read_plan
 from pipeline.models.checkpoint import copy_tokenizer
 from pipeline.verify.content import COMPARED
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS
-from schemas.receipts import Receipt
+from schemas.receipts import Plan, Receipt
 from tests.builders import sample_texts, write_documents
 from tests.tiny_models import tiny_second_order
 from tests.verify.datasets import verified
@@ -66,7 +65,7 @@ def matters(file: Path, before: bytes) -> bool:
 def _said(name: str, content: bytes) -> object:
     text = content.decode()
     if name == "plan.json":
-        return read_plan(text).provenance
+        return Plan.from_json(text).provenance
     receipt = Receipt.from_json(text)
     counted = [getattr(receipt.counts, name) for name in COMPARED]
     return receipt.unit, receipt.shard, receipt.sha256, receipt.size, counted

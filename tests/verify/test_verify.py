@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.data.ledger import Ledger
 from pipeline.data.shards import write_shard
-from pipeline.engine.ledger import quarantine, record
 from pipeline.engine.output import locked
 from schemas.annotations import PROVENANCE_KEY, Provenance
 from schemas.layout import Subset, shard_name
@@ -53,7 +53,7 @@ def rewritten(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
         digest = write_shard(dataset / FILE, [table], table.schema)
         receipt = Receipt.from_json((dataset / RECEIPT).read_text(encoding="utf-8"))
         size = (dataset / FILE).stat().st_size
-        record(Subset(SUBSET, dataset), replace(receipt, sha256=digest, size=size))
+        Ledger(Subset(SUBSET, dataset)).record(replace(receipt, sha256=digest, size=size))
 
     return plant
 
@@ -122,7 +122,7 @@ def linked(file: str) -> Callable[[Path], None]:
 
 def given_up_too(dataset: Path) -> None:
     note = Quarantined(unit=2, shard=SHARD, file="in.parquet", start=4, stop=6, reason="wrong")
-    quarantine(Subset(SUBSET, dataset), note)
+    Ledger(Subset(SUBSET, dataset)).quarantine(note)
 
 
 def both_gone(dataset: Path) -> None:

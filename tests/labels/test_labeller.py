@@ -11,15 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from pipeline.data.windows import window_batches
-from pipeline.engine.annotator import DeviceError
-from pipeline.engine.labeller import (
-    TorchLabeller,
-    _sent,
-    forward_tokens,
-    load_annotator,
-    load_labeller,
-)
+from pipeline.engine.annotator import load_annotator
 from pipeline.labels import exact, second_order
+from pipeline.labels.labeller import DeviceError, TorchLabeller, _sent, forward_tokens, load_labeller
 from pipeline.models.second_order import Entropies, SecondOrderModel
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Dtype, Method
 from tests.builders import write_documents

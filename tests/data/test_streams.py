@@ -1,10 +1,13 @@
-"""Compressed content: read whole whatever its members and padding, or refused; never cut short in silence."""
+"""Content of files: UTF-8 or refused where it begins not to be; whole whatever its compression, or refused."""
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
 import os
+import re
+import subprocess
 import tracemalloc
 from collections.abc import Callable
 
@@ -13,7 +16,63 @@ import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.streams import Decompressed, MalformedError
+from pipeline.data.streams import MARKS, Decompressed, MalformedError, Utf8Decoder, decoded, require_narrow
+
+WIDE = sorted({"utf-16", "utf-32", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"})
+
+
+def decoded_by_piece(content: bytes) -> str:
+    decoder = Utf8Decoder()
+    pieces = [content[at : at + 2] for at in range(0, len(content), 2)]
+    return "".join([decoder.decode(piece) for piece in pieces]) + decoder.decode(b"", final=True)
+
+
+def valid(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@given(st.lists(st.binary(max_size=6) | st.text(max_size=6).map(str.encode), max_size=5).map(b"\n".join))
+@example(b"a\n\xc3\xa4\xe4\n")
+@example(b"a\n\nb\xc3")
+def test_the_first_byte_that_is_not_utf8_is_found(content: bytes) -> None:
+    if valid(content):
+        assert decoded(content, line=1) == decoded_by_piece(content) == content.decode()
+        return
+    with pytest.raises(MalformedError, match=r"^is not UTF-8: see line .*; convert it, as with `iconv") as refusal:
+        decoded(content, line=1)
+    line = int(re.findall(r"line (\d+)", str(refusal.value))[0])
+    lines = content.split(b"\n")
+    assert all(map(valid, lines[: line - 1])) and not valid(lines[line - 1])
+    with pytest.raises(MalformedError, match=f"^{re.escape(str(refusal.value))}$"):
+        decoded_by_piece(content)
+
+
+@pytest.mark.parametrize("encoding", WIDE)
+@pytest.mark.parametrize("text", ['{"text": "größer"}\n', "Hallo, größer", "[{"])
+def test_utf16_and_utf32_are_named_with_the_command_that_converts_them(encoding: str, text: str) -> None:
+    content = text.encode(encoding)
+    with pytest.raises(MalformedError, match=r"^is UTF-.*, not UTF-8; convert it, as with `iconv -f ") as refusal:
+        require_narrow(content)
+    command = str(refusal.value).partition("`")[2].partition("`")[0].split()
+    assert subprocess.run(command, input=content, capture_output=True, check=True).stdout.decode() == text
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
+@example("\ufeff")
+@example("a")
+def test_utf8_is_taken_for_nothing_else(text: str) -> None:
+    require_narrow(text.encode())
+    require_narrow(text.encode("utf-8-sig"))
+
+
+def test_no_mark_is_hidden_by_one_that_it_begins_with() -> None:
+    found = [next(name for mark, name in MARKS.items() if content.startswith(mark)) for content in MARKS]
+    assert found == [*MARKS.values()] and codecs.BOM_UTF32_LE.startswith(codecs.BOM_UTF16_LE)
+
 
 WRITE: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,

@@ -1,4 +1,4 @@
-"""A label method with its checkpoint on a device: batches of windows in, nats out.
+"""Labellers: a label method with its checkpoint on a device. Batches of windows in, nats out.
 
 B rows, T tokens of the longest row.
 """
@@ -17,14 +17,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.data.windows import Batch
-from pipeline.engine.annotator import Annotator, DeviceError, with_tokenizers
-from pipeline.engine.plan import Device, Run
 from pipeline.labels import causal, exact, second_order
 from pipeline.models.causal_lm import BlockedAttention, frequency_border
 from pipeline.models.estimator import EntropyEstimator
 from pipeline.models.loading import declared_start, load_causal, load_estimator, load_second_order
 from pipeline.models.second_order import SecondOrderModel
-from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Dtype, Method
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Device, Dtype, Method
 
 LOG = logging.getLogger(__name__)
 
@@ -53,9 +51,13 @@ def forward_tokens(model: nn.Module, device: str) -> int:
     return min(MOST_FORWARD_TOKENS, max(FEWEST_FORWARD_TOKENS, enough))
 
 
+class DeviceError(Exception):
+    """This device cannot label the rows; another one may."""
+
+
 @dataclass(frozen=True)
 class TorchLabeller:
-    """A loaded label method."""
+    """A label method with its checkpoint loaded."""
 
     columns: tuple[str, ...]
     of_windows: OfWindows
@@ -75,22 +77,22 @@ class TorchLabeller:
         Windows go to the device in one transfer and labels come back in one: in between it does not wait for its host.
         `labelled` is called with each batch when it is, on a GPU as soon as the device has the work.
         """
-        whole, parts, at = list(batches), 0, 0
-        sizes = [batch.ids_BT.size for batch in whole]
+        all_batches, parts, at = list(batches), 0, 0
+        sizes = [batch.ids_BT.size for batch in all_batches]
         # Before: small results that outlive the large ones of a forward leave holes in the heap, 900 bytes a token.
         labels_CN = torch.empty(len(self.columns), sum(sizes), device=self.device)
         with BlockedAttention() if self.device == "cpu" else nullcontext():
-            for batch, size, sent in zip(whole, sizes, self._on_device(whole), strict=True):
-                found, budget = self._within_memory(*sent)
+            for batch, size, sent in zip(all_batches, sizes, self._on_device(all_batches), strict=True):
+                labels, budget = self._within_memory(*sent)
                 parts += budget < self.budget
                 for column, name in enumerate(self.columns):
-                    labels_CN[column, at : at + size] = found[name].flatten()
+                    labels_CN[column, at : at + size] = labels[name].flatten()
                 at += size
                 labelled(batch)
         parts_CN = labels_CN.cpu().split(sizes, dim=1)
         return [
             {name: part_CN[column].view(batch.ids_BT.shape).numpy() for column, name in enumerate(self.columns)}
-            for batch, part_CN in zip(whole, parts_CN, strict=True)
+            for batch, part_CN in zip(all_batches, parts_CN, strict=True)
         ], parts
 
     def _on_device(self, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -189,23 +191,15 @@ def device_here(gpus: float | None = None) -> Device:
     return "cuda" if gpus != 0 and torch.cuda.is_available() else "cpu"
 
 
-def load_annotator(run: Run, device: Device) -> Annotator:
-    """A run's checkpoints on a GPU, or on one core: labels must not depend on how many there are.
+def load_labellers(
+    checkpoints: Sequence[Path], device: Device, *, method: Method, dtype: Dtype, start: int | None
+) -> tuple[TorchLabeller, ...]:
+    """The method with each of a run's checkpoints on a GPU, or on one core: labels must not depend on how many.
 
     Raises:
-        ValueError: if a checkpoint of the Hub cannot be fetched.
         RuntimeError: if there is no such device.
     """
     torch.set_num_threads(1)
-    run, settings = run.on_this_node(), run.provenance
-    if (
-        device == "cuda"
-        and settings.dtype == "bfloat16"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
+    if device == "cuda" and dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         LOG.warning("%s cannot multiply in bfloat16; --dtype float32 is faster", torch.cuda.get_device_name())
-    labellers = tuple(
-        load_labeller(settings.method, checkpoint, device, settings.dtype, settings.start_token)
-        for checkpoint in run.checkpoints
-    )
-    return with_tokenizers(run, labellers)
+    return tuple(load_labeller(method, checkpoint, device, dtype, start) for checkpoint in checkpoints)

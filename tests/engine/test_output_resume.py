@@ -1,29 +1,17 @@
-"""The plan and the receipts of a run: beginning, going on, and refusing another run's folder."""
+"""A run's folder: begun, resumed, and refused where another run has it."""
 
-from collections import Counter
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pytest
 
-from pipeline.data.annotated import read_quarantine
 from pipeline.data.files import File
-from pipeline.engine.ledger import (
-    end_staging,
-    finished,
-    quarantine,
-    read_published,
-    read_receipts,
-    record,
-    total,
-    unpublished,
-    write_published,
-)
-from pipeline.engine.output import Plan, locked, open_run, planned
+from pipeline.data.ledger import Ledger
+from pipeline.engine.output import existing_plan, locked, open_run
 from pipeline.engine.plan import Unit
 from schemas.annotations import Provenance
-from schemas.layout import GROUP, Subset, shard_name, shards_in_all
-from schemas.receipts import Counts, Quarantined, Receipt
+from schemas.layout import Subset
+from schemas.receipts import Counts, Plan, Quarantined, Receipt
 from tests import builders
 
 PROVENANCE = replace(builders.PROVENANCE, share=0.1, source=("a.parquet", "b.parquet"))
@@ -46,14 +34,14 @@ def finish(output: Path, unit: int) -> Receipt:
     subset = Subset("exact", output)
     subset.data.mkdir(parents=True, exist_ok=True)
     (subset.data / done.shard).write_bytes(b"shard")
-    record(subset, done)
+    Ledger(subset).record(done)
     return done
 
 
 def begin(output: Path, provenance: Provenance = PROVENANCE, name: str = "exact") -> set[int]:
     """Begins a run, or goes on with it; returns which units are done."""
     open_run(Subset(name, output), Plan(provenance, ()), UNITS)
-    return finished(Subset(name, output))
+    return Ledger(Subset(name, output)).finished()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -74,15 +62,7 @@ def test_a_run_that_goes_on_knows_what_is_done(tmp_path: Path) -> None:
     assert begin(tmp_path) == set()
     done = finish(tmp_path, 1)
     assert begin(tmp_path) == {1}
-    assert list(read_receipts(Subset("exact", tmp_path))) == [done]
-
-
-def test_a_receipt_without_its_shard_does_not_count(tmp_path: Path) -> None:
-    begin(tmp_path)
-    kept, lost = finish(tmp_path, 0), finish(tmp_path, 1)
-    (tmp_path / "data" / "exact" / lost.shard).unlink()
-    assert begin(tmp_path) == {0}
-    assert list(read_receipts(Subset("exact", tmp_path))) == [kept]
+    assert Ledger(Subset("exact", tmp_path)).receipts() == [done]
 
 
 def test_a_shard_without_its_receipt_does_not_count(tmp_path: Path) -> None:
@@ -98,23 +78,10 @@ def test_an_orphan_and_a_note_on_a_unit_given_up_are_swept(tmp_path: Path) -> No
     before = contents(tmp_path)
     (tmp_path / "data" / "exact" / receipt(1).shard).write_bytes(b"shard without a receipt")
     note = Quarantined(unit=1, shard=receipt(1).shard, file="b.parquet", start=0, stop=2, reason="it is broken")
-    quarantine(Subset("exact", tmp_path), note)
-    assert read_quarantine(Subset("exact", tmp_path)) == [note]
+    Ledger(Subset("exact", tmp_path)).quarantine(note)
+    assert Ledger(Subset("exact", tmp_path)).quarantined() == [note]
     assert begin(tmp_path) == {0}
     assert contents(tmp_path) == before
-
-
-def test_the_total_is_the_same_whatever_the_order_of_the_receipts(tmp_path: Path) -> None:
-    totals = []
-    for order in ((0, 1), (1, 0)):
-        output = tmp_path / str(order)
-        begin(output)
-        for unit in order:
-            finish(output, unit)
-        totals.append(total(read_receipts(Subset("exact", output))))
-    counts, digest, size = totals[0]
-    assert totals[0] == totals[1] and len(digest) == 64 and size == 10
-    assert (counts.rows, counts.tokens, counts.nats) == (4, 20, (0.1 + 0.2) * 2)
 
 
 def test_a_second_run_is_kept_out_while_the_first_is_at_work(tmp_path: Path) -> None:
@@ -125,7 +92,7 @@ def test_a_second_run_is_kept_out_while_the_first_is_at_work(tmp_path: Path) -> 
     ):
         raise AssertionError("two runs have the lock")
     with locked(tmp_path / "out"):
-        assert planned(Subset("exact", tmp_path / "out")) is None
+        assert existing_plan(Subset("exact", tmp_path / "out")) is None
 
 
 def test_another_run_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
@@ -206,42 +173,8 @@ def test_a_subset_does_not_take_files_of_its_name_that_no_run_wrote(tmp_path: Pa
         begin(tmp_path, name="other")
 
 
-def test_units_whose_shards_are_published_count_as_done(tmp_path: Path) -> None:
-    begin(tmp_path)
-    finish(tmp_path, 0)
-    subset = Subset("exact", tmp_path)
-    write_published(subset, [receipt(1)])
-    assert begin(tmp_path) == {0} and finished(subset, staging=True) == {0, 1}
-    assert unpublished(subset) == [receipt(0)]
-
-
-def test_a_staging_folder_becomes_an_output_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    begin(tmp_path)
-    subset = Subset("exact", tmp_path)
-    end_staging(subset)
-    assert caplog.text == ""
-    write_published(subset, [receipt(1)])
-    end_staging(subset)
-    assert "was a staging folder; what was published from it is labelled again" in caplog.text
-    assert read_published(subset) == [] and finished(subset, staging=True) == set()
-
-
 def test_shards_that_were_published_before_the_run_was_killed_are_removed(tmp_path: Path) -> None:
     begin(tmp_path)
-    write_published(Subset("exact", tmp_path), [finish(tmp_path, 0)])
+    Ledger(Subset("exact", tmp_path)).write_published([finish(tmp_path, 0)])
     assert begin(tmp_path) == set() and Subset("exact", tmp_path).shards() == set()
-    assert finished(Subset("exact", tmp_path), staging=True) == {0}
-
-
-@pytest.mark.parametrize("name", ["", ".", "a/b", "-a", "ü"])
-def test_a_name_that_makes_no_folder_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="a subset cannot be called"):
-        Subset(name)
-
-
-@pytest.mark.parametrize("shards", [1, GROUP, GROUP + 1, 10**6])
-def test_shards_sort_in_order_and_no_folder_gets_too_many(shards: int) -> None:
-    step = max(1, shards // 20_000)
-    names = [shard_name(index, shards) for index in range(0, shards, step)]
-    assert names == sorted(names) and {shards_in_all(name) for name in names} == {shards}
-    assert max(Counter(str(PurePosixPath(name).parent) for name in names).values()) * step <= max(GROUP, step)
+    assert Ledger(Subset("exact", tmp_path)).finished(staging=True) == {0}
