@@ -9,7 +9,7 @@ from pipeline.experiments.results import markdown_table, write_csv, write_report
 
 
 def test_a_csv_file_has_all_digits(tmp_path: Path) -> None:
-    rows = [{"source": "coin", "bias": 1 / 3}, {"source": "die", "bias": None}]
+    rows: list[dict[str, object]] = [{"source": "coin", "bias": 1 / 3}, {"source": "die", "bias": None}]
     write_csv(tmp_path / "results.csv", rows)
     with (tmp_path / "results.csv").open(encoding="utf-8") as stream:
         first, second = csv.DictReader(stream)
