@@ -13,17 +13,14 @@ from typing import get_args
 
 import cyclopts
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.cli import run
 from pipeline.data.annotated import find_annotations
 from pipeline.data.corpus import require_tokens
 from pipeline.experiments.parallel import side_by_side
-from pipeline.experiments.plots import require_matplotlib
+from pipeline.experiments.results import require_matplotlib
 from pipeline.experiments.sources import SOURCES, ContestSettings
-from pipeline.experiments.study import ObjectiveTrial, Study, default_objectives, trials
-from pipeline.experiments.study_report import summarise, write_results
-from pipeline.messages import say
+from pipeline.experiments.study import ObjectiveTrial, Study, default_objectives, summarise, trials, write_results
 from pipeline.models.model_card import command_line
 from pipeline.models.sizes import TransformerSizes
 from pipeline.training.config import ObjectiveName, TrainingConfig
@@ -42,7 +39,7 @@ class Sizes(TransformerSizes):
 
 @dataclass(frozen=True, kw_only=True)
 class Training(TrainingConfig):
-    """As of every training job, with the defaults of a small one: a flag replaces one of them, not all."""
+    """Settings of every training job, with the defaults of a small one: a flag replaces one of them, not all."""
 
     steps: int = 1200
     """Optimizer steps."""
@@ -104,7 +101,7 @@ class Config:
 
 
 def compare_objectives(config: Config) -> None:
-    """Compare what held-out loss comes to with every objective, labels and control."""
+    """Compare the held-out loss of every objective, labels and control."""
     from pipeline.training import resume
 
     require_matplotlib()
@@ -115,10 +112,9 @@ def compare_objectives(config: Config) -> None:
     labelled = [each for each in default_objectives(list(study.labels), config.chosen) if each[0] in config.objectives]
     planned = trials(labelled, config.dropouts, config.seeds, config.scales, config.margins)
     work = partial(figures_of, study=study, config=config)
-    done = dict(tqdm(side_by_side(work, planned, config.processes), "trials", len(planned)))
-    figures = {trial: done[trial] for trial in planned}
+    figures = side_by_side(work, planned, config.processes, progress="trials")
     made_by = command_line("jobs.compare_objectives", sys.argv[1:])
-    say(*write_results(config.output, figures, list(summarise(figures)), truth, made_by).split("\n"))
+    write_results(config.output, figures, list(summarise(figures)), truth, made_by)
     resume.finish(config.output)
 
 

@@ -1,4 +1,4 @@
-"""Bits a byte of text: models, with the embedding of every window stored in each way, beside classical compressors.
+"""Bits per byte of text: models, with the embedding of every window stored in each way, and classical compressors.
 
 A text costs a model the code lengths of its tokens and, if it is an estimator or an autoencoder, the stored embeddings.
 Prints a table that says what to compare with what; writes it as results.csv and results.md.
@@ -20,8 +20,7 @@ from pipeline.data.inputs import Inputs
 from pipeline.data.sample import sample_documents
 from pipeline.data.tokenizer import TOKENIZER_FILE, encode, id_count, load_tokenizer
 from pipeline.experiments.compression import Compression, classical, markdown
-from pipeline.experiments.tables import write_csv
-from pipeline.messages import say
+from pipeline.experiments.results import write_csv, write_report
 from pipeline.models.checkpoint import SHIPPED, Checkpoint, require_new_folder
 from pipeline.models.checkpoint_files import CONFIG_FILE
 from pipeline.models.model_card import command_line
@@ -42,11 +41,11 @@ class Config(Inputs):
     text_column: str = TEXT_COLUMN
     """Name of the column that holds the text."""
     limit: int | None = None
-    """Documents to read at the most."""
+    """Read at most this many documents."""
     held_out: int | None = None
     """Last documents to measure on, half by default; those before them say how far int8's range must reach."""
     window: int | None = None
-    """Tokens that a model sees at a time at the most; its whole context by default."""
+    """Most tokens that a model sees at a time; its whole context by default."""
     tokens_per_batch: int = 8192
     """Tokens in a batch, padding included."""
     output: Path | None = None
@@ -76,14 +75,11 @@ def measure_compression(config: Config = DEFAULTS) -> None:
     results = list(classical(texts.held_out))
     for name, checkpoint in (models or {"shipped estimator": Checkpoint(SHIPPED / "estimator")}).items():
         results += by_model(name, checkpoint, texts, config)
-    report = (
-        f"{markdown(results, texts.held_out)}\nMade by `{command_line('jobs.measure_compression', sys.argv[1:])}`.\n"
-    )
-    say(*report.split("\n"))
     if config.output is not None:
         config.output.mkdir(parents=True, exist_ok=True)
-        (config.output / "results.md").write_text(report, encoding="utf-8")
         write_csv(config.output / "results.csv", [asdict(result) for result in results])
+    made_by = command_line("jobs.measure_compression", sys.argv[1:])
+    write_report(config.output, markdown(results, texts.held_out), made_by)
 
 
 def require_compressor(checkpoint: Checkpoint) -> Checkpoint:
@@ -104,10 +100,10 @@ def require_compressor(checkpoint: Checkpoint) -> Checkpoint:
 
 def read_texts(config: Config) -> Texts:
     """The documents, a row without text being an empty one."""
-    found = config.find_any(pinned(config.input))
+    files = config.find_any(pinned(config.input))
     if config.input:
-        found.tell()
-        batches = iterate_rows(found.files, Column(config.text_column, longest=config.longest), config.limit)
+        files.tell()
+        batches = iterate_rows(files.files, Column(config.text_column, longest=config.longest), config.limit)
         rows = [text for batch in batches for text in batch.column(0).to_pylist()]
     else:
         rows = sample_documents().column(TEXT_COLUMN).to_pylist()[: config.limit]
@@ -132,15 +128,15 @@ def by_model(name: str, checkpoint: Checkpoint, texts: Texts, config: Config) ->
     if not windows:
         raise ValueError(f"{folder / CONFIG_FILE} names no context; give a window with --window")
     window, device = min(windows), "cuda" if torch.cuda.is_available() else "cpu"
-    cut = Windowing(window, config.tokens_per_batch)
+    windowing = Windowing(window, config.tokens_per_batch)
     if kind == "causal":
-        account = causal_accounting(load_causal(folder, device), declared_start(folder), held_out, cut)
+        account = causal_accounting(load_causal(folder, device), declared_start(folder), held_out, windowing)
         yield Compression.of(account, compressor=name, window=window)
         return
     model = load_estimator(folder, device) if kind == "estimator" else load_autoencoder(folder, device)
-    seen_NE = window_embeddings(model, seen, cut)
+    seen_NE = window_embeddings(model, seen, windowing)
     for stored in KINDS:
-        account = window_accounting(model, Codec.calibrated(stored, seen_NE), held_out, cut)
+        account = window_accounting(model, Codec.calibrated(stored, seen_NE), held_out, windowing)
         yield Compression.of(account, compressor=name, embedding=stored, window=window)
 
 

@@ -1,15 +1,18 @@
-"""Holds every label method against sources whose entropies are known exactly.
+"""Measures label methods against sources whose entropies are known exactly.
 
 On each source a causal language model and an entropy estimation model are trained with equal compute, second-order
-models learn the labels of these, and all of them label the same fresh documents. A source takes one CPU core; the
-sources run beside each other. Writes results.csv, results.md, a scatter plot a method and the metrics of each training.
+models learn the labels of these, and all of them label the same fresh documents. With --introduction it is estimators
+that are compared, by where the embedding enters their decoder: in held-out loss, errors of labels and time. Sources run
+side by side, one per CPU core. Writes results.csv, results.md, a scatter plot for each method (none of introductions)
+and the metrics of each training.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,16 +21,15 @@ import cyclopts
 from pipeline.checks import require_at_least_one
 from pipeline.cli import run
 from pipeline.experiments.parallel import side_by_side
-from pipeline.experiments.plots import require_matplotlib, write_plots
+from pipeline.experiments.results import require_matplotlib
 from pipeline.experiments.sources import SOURCES, ContestSettings, require_sources
-from pipeline.experiments.tables import write_csv
 from pipeline.messages import say
 from pipeline.models.checkpoint import require_new_folder
 from pipeline.models.model_card import command_line
 
 if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
-    from pipeline.experiments.accuracy import Accuracy
-    from pipeline.experiments.contest import Entry
+    from pipeline.experiments.accuracy import Entry
+    from pipeline.experiments.introduction import Outcome
 
 
 @cyclopts.Parameter(name="*")
@@ -38,50 +40,64 @@ class Config:
     output: Path
     """Folder to write the results to."""
     sources: tuple[str, ...] = tuple(SOURCES)
-    """Sources to hold the methods against; all by default."""
+    """Sources to measure on; all by default."""
+    introduction: bool = False
+    """Compare instead where the embedding enters the decoder of estimators: above none to all of its layers."""
+    widths: tuple[int, ...] = (1, 4)
+    """With --introduction, numbers that the embedding has: each is tried."""
     processes: int | None = None
-    """Sources at a time; one a CPU core by default."""
+    """Sources at a time; one per CPU core by default."""
     contest: ContestSettings = field(default_factory=ContestSettings)
 
     def __post_init__(self) -> None:
         require_sources(self.sources)
         require_at_least_one(self, "processes")
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"--widths must be at least 1, not {' '.join(map(str, self.widths))}")
 
 
 def measure_truth(config: Config) -> None:
     """Measure how near each label method comes to the true entropies of known sources."""
-    from pipeline.experiments.accuracy import markdown, verdict
+    from pipeline.experiments import accuracy, introduction
 
-    require_matplotlib()
+    if not config.introduction:
+        require_matplotlib()
     require_new_folder(config.output)
     config.output.mkdir(parents=True, exist_ok=True)
-    by_source = dict(side_by_side(partial(contest, config=config), config.sources, config.processes))
-    entries = [entry for source in config.sources for entry in by_source[source]]
-    results = [entry.accuracy for entry in entries]
-    write_csv(config.output / "results.csv", [asdict(result) for result in results])
-    write_plots(config.output, entries)
-    report = (
-        f"{markdown(results)}\n{verdict(results)}\n\nMade by `{command_line('jobs.measure_truth', sys.argv[1:])}`.\n"
-    )
-    (config.output / "results.md").write_text(report, encoding="utf-8")
-    say(*report.split("\n"))
+    made_by = command_line("jobs.measure_truth", sys.argv[1:])
+    if config.introduction:
+        outcomes = side_by_side(partial(introductions, config=config), config.sources, config.processes)
+        introduction.write_results(config.output, list(chain(*outcomes.values())), made_by)
+    else:
+        entries = side_by_side(partial(contest, config=config), config.sources, config.processes)
+        accuracy.write_results(config.output, list(chain(*entries.values())), made_by)
 
 
-def contest(name: str, config: Config) -> list[Entry]:
+def contest(source: str, config: Config) -> list[Entry]:
     """One source's contest on one core, printing each result. More threads do not help models of this size."""
     from pipeline.experiments.contest import hold_contest
 
     entries: list[Entry] = []
-    for entry in hold_contest(name, config.contest, config.output / "training" / name):
-        say(line(entry.accuracy))
+    for entry in hold_contest(source, config.contest, config.output / "training" / source):
+        result = entry.accuracy
+        error = "" if result.mean_absolute_error is None else f"{result.mean_absolute_error:.3f} nats, "
+        say(f"{source:14} {result.method:40} {result.target:10} {error}R² {result.r_squared:.3f}")
         entries.append(entry)
     return entries
 
 
-def line(result: Accuracy) -> str:
-    """One result for the terminal."""
-    error = "" if result.mean_absolute_error is None else f"{result.mean_absolute_error:.3f} nats, "
-    return f"{result.source:14} {result.method:40} {result.target:10} {error}R² {result.r_squared:.3f}"
+def introductions(source: str, config: Config) -> list[Outcome]:
+    """One source's estimators on one core, printing the outcome of each."""
+    from pipeline.experiments.introduction import compare_introductions
+
+    outcomes: list[Outcome] = []
+    training = config.output / "training" / source
+    for outcome in compare_introductions(source, config.contest, config.widths, training):
+        errors = f"error {outcome.mean_absolute_error:.3f} nats, R² {outcome.r_squared:.3f}"
+        losses = f"loss {outcome.held_out_loss:.3f}, {errors}, {outcome.passes:.1f} passes"
+        say(f"{source:14} {outcome.variant:28} {losses}")
+        outcomes.append(outcome)
+    return outcomes
 
 
 if __name__ == "__main__":

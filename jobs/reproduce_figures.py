@@ -2,7 +2,7 @@
 
 (1) autoencoders, embeddings repeated or unrolled; (2) compressive autoencoders and causal language models; (3) how the
 embedding enters the decoder; (4) normalized loss by tokens, estimator and causal; (5) layers rounded one by one, with
-and without noise in training. Each writes a CSV, a plot and a table. Give the same command again to go on.
+and without noise in training. Each writes a CSV, a plot and a table. The same command resumes.
 """
 
 import os
@@ -12,17 +12,15 @@ from functools import partial
 from pathlib import Path
 
 import cyclopts
-from tqdm import tqdm
 
 from pipeline.checks import require_at_least_one
 from pipeline.cli import run
 from pipeline.data.files import pinned
 from pipeline.data.inputs import Inputs
-from pipeline.experiments.figure_report import write_figure
 from pipeline.experiments.figure_trial import Text, prepare
-from pipeline.experiments.figures import FIGURES, Figure, FigureTrial, Row
+from pipeline.experiments.figures import FIGURES, Figure, FigureTrial, Row, write_figure
 from pipeline.experiments.parallel import side_by_side
-from pipeline.experiments.plots import require_matplotlib
+from pipeline.experiments.results import require_matplotlib
 from pipeline.messages import say
 from pipeline.training.config import TrainingConfig
 
@@ -31,7 +29,7 @@ EVALUATIONS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Training(TrainingConfig):
-    """As of every training job, but for these defaults."""
+    """Settings of every training job, with other defaults."""
 
     tokens_per_batch: int = 2048
     """Tokens in a batch, padding included."""
@@ -58,7 +56,7 @@ class Config(Inputs):
     time: float = 1.0
     """Share of each figure's steps: below 1 for a look."""
     processes: int | None = None
-    """Trainings at a time; one a CPU core by default."""
+    """Trainings at a time; one per CPU core by default."""
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
@@ -76,37 +74,37 @@ def reproduce_figures(config: Config) -> None:
     require_matplotlib()
     named = config.input or tuple(filter(None, [os.environ.get("FINEWEB")]))
     inputs = pinned(named) if named else ()
-    found = config.find_any(inputs)
-    found.tell()
-    decisive = {**asdict(config), "input": inputs, **found.decisive, "training": config.training.fingerprint}
+    files = config.find_any(inputs)
+    files.tell()
+    decisive = {**asdict(config), "input": inputs, **files.decisive, "training": config.training.fingerprint}
     del decisive["output"], decisive["processes"]
     resume.begin(config.output, decisive)
     for number in config.figure:
         figure = FIGURES[number]
         text = prepare(
-            found.files,
+            files.files,
             vocabulary=figure.vocabulary,
             documents=config.documents,
             held_out=config.held_out,
             longest=config.longest,
         )
         work = partial(rows_of, figure=figure, text=text, config=config, folder=config.output / f"trials-{number}")
-        done = dict(tqdm(side_by_side(work, figure.trials, config.processes), f"figure {number}", len(figure.trials)))
-        report = write_figure(config.output, number, figure, {trial.name: done[trial] for trial in figure.trials})
-        say(*report.split("\n"))
+        trials = side_by_side(work, figure.trials, config.processes, progress=f"figure {number}")
+        rows = {trial.name: evaluated for trial, evaluated in trials.items()}
+        say(*write_figure(config.output, number, figure, rows).split("\n"))
     resume.finish(config.output)
 
 
 def rows_of(trial: FigureTrial, figure: Figure, text: Text, config: Config, folder: Path) -> Sequence[Row]:
     """The trial's evaluations, or what rounding each of its layers costs."""
-    from pipeline.experiments.figure_trial import rows_by_layer, trained
+    from pipeline.experiments.figure_trial import rows_by_layer, trained_model
     from pipeline.models.window_encoder import WindowEncoder
     from pipeline.training.batches import Windowing
     from pipeline.training.metrics import evaluations
 
     steps = max(1, round(figure.steps * config.time))
     training = replace(config.training, steps=steps, evaluate_every=max(1, steps // EVALUATIONS))
-    model = trained(trial, text, figure.sizes, training, folder)
+    model = trained_model(trial, text, figure.sizes, training, folder)
     if not figure.by_layer:
         return evaluations(folder / trial.name)
     assert isinstance(model, WindowEncoder)

@@ -1,15 +1,19 @@
-"""How near a method's labels come to the truth, as figures and as tables.
+"""The accuracy of label methods against the truth: errors, tables, a verdict in words and scatter plots.
 
 N tokens.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.experiments.results import markdown_table, write_csv, write_report
 from pipeline.training.evaluation import r_squared
 
 Target = Literal["surprisal", "entropy"]
@@ -41,6 +45,15 @@ class Accuracy(Contestant):
     """Mean of label - truth, in nats."""
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A result, with the labels behind it for a plot."""
+
+    accuracy: Accuracy
+    estimates_N: np.ndarray
+    truth_N: np.ndarray
+
+
 def measure(contestant: Contestant, estimates_N: Tensor, truth_N: Tensor, *, in_nats: bool = True) -> Accuracy:
     """The contestant with its figures."""
     estimates_N, truth_N = estimates_N.double(), truth_N.double()
@@ -56,11 +69,19 @@ def measure(contestant: Contestant, estimates_N: Tensor, truth_N: Tensor, *, in_
     )
 
 
+def write_results(folder: Path, entries: Sequence[Entry], made_by: str) -> None:
+    """Write `results.csv`, `results.md` and a scatter plot for each method and target; print the report."""
+    results = [entry.accuracy for entry in entries]
+    write_csv(folder / "results.csv", [asdict(result) for result in results])
+    write_plots(folder, entries)
+    write_report(folder, f"{markdown(results)}\n{verdict(results)}", made_by)
+
+
 def markdown(results: Sequence[Accuracy]) -> str:
     """For each target a table of methods by sources: mean absolute error in nats, and R²; the nearest in bold."""
     targets: tuple[Target, ...] = ("surprisal", "entropy")
     tables = [_table(target, [result for result in results if result.target == target]) for target in targets]
-    return "\n\n".join(tables) + "\n"
+    return "\n".join(tables)
 
 
 def verdict(results: Sequence[Accuracy]) -> str:
@@ -102,17 +123,14 @@ def _table(target: Target, results: Sequence[Accuracy]) -> str:
     sources = list(dict.fromkeys(result.source for result in results))
     by_place = {(result.method, result.source): result for result in results}
     nearest = {source: max(r.r_squared for r in results if r.source == source) for source in sources}
-    lines = [
-        f"| against the true {target} | {' | '.join(sources)} | passes a token | training TFLOP |",
-        "|---|" + "---|" * (len(sources) + 2),
-    ]
+    rows: list[list[str]] = []
     for method in dict.fromkeys(result.method for result in results):
         row = [by_place.get((method, source)) for source in sources]
         shown = [_shown(result, nearest) for result in row]
         costs = [result for result in row if result is not None]
         tflop = sum(result.training_tflop for result in costs) / len(costs)
-        lines.append(f"| {method} | {' | '.join(shown)} | {costs[0].token_passes:g} | {tflop:.2f} |")
-    return "\n".join(lines)
+        rows.append([method, *shown, f"{costs[0].token_passes:g}", f"{tflop:.2f}"])
+    return markdown_table([f"against the true {target}", *sources, "passes a token", "training TFLOP"], rows)
 
 
 def _shown(result: Accuracy | None, nearest: dict[str, float]) -> str:
@@ -121,3 +139,33 @@ def _shown(result: Accuracy | None, nearest: dict[str, float]) -> str:
     error = "" if result.mean_absolute_error is None else f"{result.mean_absolute_error:.3f} "
     text = f"{error}({result.r_squared:.3f})"
     return f"**{text}**" if result.r_squared == nearest[result.source] else text
+
+
+MOST_POINTS = 3000
+
+
+def write_plots(folder: Path, entries: Sequence[Entry]) -> list[Path]:
+    """Writes `scatter-METHOD.png` for the surprisal and `scatter-METHOD-entropy.png` for its expectation."""
+    grouped: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        grouped.setdefault((entry.accuracy.method, entry.accuracy.target), []).append(entry)
+    return [_write_plot(folder, method, target, group) for (method, target), group in grouped.items()]
+
+
+def _write_plot(folder: Path, method: str, target: str, entries: Sequence[Entry]) -> Path:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(entries), 3.6), layout="constrained")
+    for panel, entry in zip(figure.subplots(1, len(entries), squeeze=False)[0], entries, strict=True):
+        truth_N, estimates_N = entry.truth_N[:MOST_POINTS], entry.estimates_N[:MOST_POINTS]
+        panel.scatter(truth_N, estimates_N, s=4, alpha=0.25, linewidths=0, color="#1f5fa8")
+        if entry.accuracy.mean_absolute_error is not None:
+            panel.axline((0, 0), slope=1, color="black", linewidth=0.8)
+        panel.set_title(f"{entry.accuracy.source}\nR² {entry.accuracy.r_squared:.3f}", fontsize=10)
+        panel.set_xlabel(f"true {target}, nats")
+    figure.axes[0].set_ylabel("label" if entries[0].accuracy.bias is None else "label, nats")
+    figure.suptitle(method, fontsize=11)
+    suffix = "" if target == "surprisal" else f"-{target}"
+    file = folder / f"scatter-{re.sub('[^a-z0-9]+', '-', method)}{suffix}.png"
+    figure.savefig(file, dpi=110)
+    return file

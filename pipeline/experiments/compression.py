@@ -1,8 +1,7 @@
-"""How small a text gets: classical compressors on it, and the table in which models stand beside them.
+"""The compression of a text: classical compressors on it, and the table that compares models with them.
 
-Compressors get the text at once, where they find in a document what stood in others, and document by document. The
-latter is the fair comparison, since a model begins anew with every window: but a window may be shorter than a document,
-a compressor has learned nothing before it, and a model has.
+Compressors get all documents at once, and each document by itself. The latter is the fair comparison, since a model
+begins anew with every window. Yet a window may be shorter than a document, and a compressor has learned nothing before.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 import zstandard
+
+from pipeline.experiments.results import markdown_table
 
 if TYPE_CHECKING:  # imports torch, which takes seconds
     from pipeline.training.evaluation import Accounting
@@ -76,17 +77,14 @@ def classical(texts: Sequence[str]) -> Iterator[Compression]:
 
 def markdown(results: Sequence[Compression], texts: Sequence[str]) -> str:
     """The results as a table, and what to compare with what."""
-    lines = [
-        "| compressor | embedding stored as | sees at a time | nats a token | with the embedding | bits a byte |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ["compressor", "embedding stored as", "sees at a time", "nats a token", "with the embedding", "bits a byte"]
+    rows: list[list[str]] = []
     for result in results:
-        figures = (result.loss, result.normalized_loss, result.bits_per_byte)
-        shown = ["" if figure is None else f"{figure:.4f}" for figure in figures]
-        lines.append(f"| {' | '.join([result.compressor, result.embedding, result.sees, *shown])} |")
-    table, size = "\n".join(lines), sum(len(text.encode()) for text in texts)
-    return f"""{table}
-
+        numbers = (result.loss, result.normalized_loss, result.bits_per_byte)
+        shown = ["" if number is None else f"{number:.4f}" for number in numbers]
+        rows.append([result.compressor, result.embedding, result.sees, *shown])
+    size = sum(len(text.encode()) for text in texts)
+    return f"""{markdown_table(head, rows)}
 On the last {len(texts):,} documents, {size:,} bytes. A model begins anew with every window, and its weights are not
 counted: compare it with compressors that see a document. They have learned nothing before it, and see more of it than
 a model whose window is shorter.

@@ -1,5 +1,6 @@
-"""The models of a contest, each trained on one source's documents: at equal compute where they learn from documents,
-and for as many steps as each other where they learn from labels.
+"""The contest of all label methods on a source: their models are trained, and label the same fresh documents.
+
+Models that learn from documents get equal compute; those that learn from labels get the same number of steps.
 
 M documents, T tokens of each.
 """
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,20 +18,17 @@ from transformers import PreTrainedModel
 
 from pipeline.data.corpus import Corpus
 from pipeline.data.windows import sample_positions
-from pipeline.experiments.accuracy import Accuracy, Contestant, Target, measure
+from pipeline.experiments.accuracy import Contestant, Entry, Target, measure
 from pipeline.experiments.sources import SOURCES, ContestSettings, Drawn, Source, draw
+from pipeline.experiments.trial import ModelT, train_once
 from pipeline.labels import attribution, causal, exact, second_order
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.sizes import Form
 from pipeline.models.stacks import llama_config, new_language_model
-from pipeline.training import resume
-from pipeline.training.batches import Windowing, endless_batches
+from pipeline.training.batches import Windowing
 from pipeline.training.config import TrainingConfig
 from pipeline.training.losses import document_loss, estimator_loss, second_order_loss
-from pipeline.training.trainer import train
-
-ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +97,8 @@ def train_second_order(
     folder: Path,
 ) -> SecondOrderModel:
     """Trained on the labels by the recipe, from the model that the recipe starts from."""
-    given = labels.given_labels
-    scale: dict[str, Any] = {"label_mean": float(given.mean()), "label_deviation": float(given.std())}
+    known = labels.given_labels
+    scale: dict[str, Any] = {"label_mean": float(known.mean()), "label_deviation": float(known.std())}
     shape: dict[str, Any] = {"form": recipe.form, "transformers": recipe.transformers}
     if isinstance(start, EntropyEstimator):
         model = SecondOrderModel.from_estimator(start, **shape, **scale)
@@ -141,7 +139,7 @@ def _trained(
     varied: bool = False,
 ) -> ModelT:
     tokens_per_batch = settings.batch * settings.document_tokens
-    cut = Windowing(
+    windowing = Windowing(
         settings.document_tokens, tokens_per_batch, varied=varied, labelled_only=corpus.labels_N is not None
     )
     config = TrainingConfig(
@@ -151,10 +149,7 @@ def _trained(
         evaluate_every=steps,
         seed=settings.seed,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    train(model, endless_batches([corpus], cut, settings.seed), loss, lambda trained: {}, config, folder)
-    resume.finish(folder)
-    model.eval()  # type: ignore[no-untyped-call]
+    model = train_once(model, corpus, windowing, loss, lambda _: {}, config, folder)
     model.requires_grad_(False)
     return model
 
@@ -162,17 +157,8 @@ def _trained(
 TERA = 1e12
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A result, with the labels behind it for a plot."""
-
-    accuracy: Accuracy
-    estimates_N: np.ndarray
-    truth_N: np.ndarray
-
-
 def hold_contest(name: str, settings: ContestSettings, folder: Path) -> Iterator[Entry]:
-    """Trains every model on the source, and yields each method's result as it is known.
+    """Train every model on the source, and yield each method's result as it is known.
 
     Metrics of the trainings go to `folder`.
     """
@@ -219,12 +205,12 @@ def teachers_labels(
     unseen = drawn(source, settings.labelled_documents, settings, stream=3)
     unseen_MT, random = torch.from_numpy(unseen.tokens_MT), np.random.default_rng(settings.seed)
     window = settings.document_tokens
-    wanted_MT = torch.from_numpy(
+    requested_MT = torch.from_numpy(
         np.stack([sample_positions(window, settings.labelled_share, random) for _ in range(len(unseen_MT))])
     )
     labels = {
-        "exact": exact.token_entropies(estimator, unseen_MT, positions_BT=wanted_MT),
-        "causal": causal.token_entropies(language_model, unseen_MT, source.vocabulary).where(wanted_MT, torch.nan),
+        "exact": exact.token_entropies(estimator, unseen_MT, positions_BT=requested_MT),
+        "causal": causal.token_entropies(language_model, unseen_MT, source.vocabulary).where(requested_MT, torch.nan),
     }
     tokens = list(unseen.tokens_MT.astype(np.int32))
     return {teacher: Corpus.of(tokens, list(labels_MT.numpy())) for teacher, labels_MT in labels.items()}

@@ -1,4 +1,7 @@
-"""The text that figures are made on: documents that are named, or the built-in ones, with a tokenizer of their own."""
+"""The trainings of a figure: their text, each model at its compute, and its held-out losses, by layer too.
+
+The text is of the documents that are named, or built in; each figure trains a tokenizer on it.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,20 +19,19 @@ from pipeline.data.files import File
 from pipeline.data.sample import sample_documents
 from pipeline.data.skipped import LONGEST_DOCUMENT
 from pipeline.data.tokenizer import encode, id_count, train_byte_pairs
-from pipeline.experiments.figures import FigureTrial, Row, Sizes
+from pipeline.experiments.figures import FigureSizes, FigureTrial, Row
 from pipeline.experiments.sensitivity import sensitivities
+from pipeline.experiments.trial import train_once
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.quantization import KINDS, Codec, CodecKind
 from pipeline.models.stacks import input_embeddings, new_language_model, stack_config
 from pipeline.models.window_encoder import WindowEncoder
-from pipeline.training import resume
-from pipeline.training.batches import Batch, Windowing, endless_batches
+from pipeline.training.batches import Batch, Windowing
 from pipeline.training.config import TrainingConfig
 from pipeline.training.evaluation import Accounting, causal_accounting, window_accounting, window_embeddings
 from pipeline.training.losses import document_loss, estimator_loss
 from pipeline.training.metrics import Metrics
-from pipeline.training.trainer import train
 from schemas.rows import TEXT_COLUMN
 
 
@@ -50,11 +52,11 @@ def prepare(
     Raises:
         ValueError: if that leaves nothing to train or to evaluate on.
     """
-    found = _texts(files, documents, longest)
-    stop = len(found) - held_out_documents(len(found), min(held_out, max(1, len(found) // 10)))
-    tokenizer = train_byte_pairs(found[:stop], vocabulary)
-    corpus = Corpus.of(encode(tokenizer, found), text_bytes=[len(text.encode()) for text in found])
-    return Text(corpus.documents(0, stop), require_tokens(corpus.documents(stop, len(found))), id_count(tokenizer))
+    texts = _texts(files, documents, longest)
+    stop = len(texts) - held_out_documents(len(texts), min(held_out, max(1, len(texts) // 10)))
+    tokenizer = train_byte_pairs(texts[:stop], vocabulary)
+    corpus = Corpus.of(encode(tokenizer, texts), text_bytes=[len(text.encode()) for text in texts])
+    return Text(corpus.documents(0, stop), require_tokens(corpus.documents(stop, len(texts))), id_count(tokenizer))
 
 
 def _texts(files: Sequence[File], documents: int, longest: int) -> list[str]:
@@ -64,10 +66,10 @@ def _texts(files: Sequence[File], documents: int, longest: int) -> list[str]:
     return [text for rows in tables for text in rows.column(TEXT_COLUMN).to_pylist() if text]
 
 
-START, DONE_FILE, CALIBRATING_DOCUMENTS = 0, "done", 50
+START, CALIBRATING_DOCUMENTS = 0, 50
 
 
-def new_model(trial: FigureTrial, sizes: Sizes, vocabulary: int) -> PreTrainedModel:
+def new_model(trial: FigureTrial, sizes: FigureSizes, vocabulary: int) -> PreTrainedModel:
     """Of random weights."""
     if trial.model == "causal":
         stack = stack_config(
@@ -85,35 +87,24 @@ def new_model(trial: FigureTrial, sizes: Sizes, vocabulary: int) -> PreTrainedMo
     return Autoencoder(AutoencoderConfig(**settings))
 
 
-def trained(trial: FigureTrial, text: Text, sizes: Sizes, config: TrainingConfig, folder: Path) -> PreTrainedModel:
-    """The trial's model after its training, which ends in `folder` as the figures of each evaluation and the weights.
+def trained_model(
+    trial: FigureTrial, text: Text, sizes: FigureSizes, config: TrainingConfig, folder: Path
+) -> PreTrainedModel:
+    """The trial's model after its training; its evaluations and weights are in `folder`.
 
     `config.steps` are those of a causal transformer; other models take as many as cost the same, or as they are paced.
     """
-    output = folder / trial.name
     torch.manual_seed(config.seed)
     model = new_model(trial, sizes, text.vocabulary)
-    if (output / DONE_FILE).is_file():
-        return type(model).from_pretrained(output, use_safetensors=True)
     reference = new_model(FigureTrial("", "causal"), sizes, text.vocabulary)
     paced = new_model(trial.paced_by, sizes, text.vocabulary) if trial.paced_by else model
     steps = max(1, round(config.steps * multiplying(reference) / multiplying(paced)))
     every = max(1, round(config.evaluate_every * steps / config.steps))
-    cut = Windowing(sizes.context, config.tokens_per_batch)
-    output.mkdir(parents=True, exist_ok=True)
-    train(
-        model,
-        endless_batches([text.seen], cut, config.seed),
-        loss_of(trial),
-        partial(held_out_figures, text=text, cut=cut),
-        replace(config, steps=steps, evaluate_every=every),
-        output,
-    )
-    model.save_pretrained(output)
-    (output / DONE_FILE).touch()
-    resume.finish(output)
-    model.eval()
-    return model
+    windowing = Windowing(sizes.context, config.tokens_per_batch)
+    evaluate = partial(held_out_figures, text=text, windowing=windowing)
+    config = replace(config, steps=steps, evaluate_every=every)
+    output = folder / trial.name
+    return train_once(model, text.seen, windowing, loss_of(trial), evaluate, config, output, keep_weights=True)
 
 
 def multiplying(model: PreTrainedModel) -> int:
@@ -129,9 +120,9 @@ def loss_of(trial: FigureTrial) -> Callable[[Any, Batch], Tensor]:
     return partial(document_loss, start=START) if trial.model == "causal" else estimator_loss
 
 
-def held_out_figures(model: nn.Module, text: Text, cut: Windowing) -> Metrics:
+def held_out_figures(model: nn.Module, text: Text, windowing: Windowing) -> Metrics:
     """Nats a token, with the embedding as it is and with its int8 bits counted, and that in bits a byte."""
-    exact, stored = accountings(model, text, cut)
+    exact, stored = accountings(model, text, windowing)
     assert stored.bits_per_byte is not None
     return {
         "held_out_loss": exact.loss,
@@ -140,33 +131,33 @@ def held_out_figures(model: nn.Module, text: Text, cut: Windowing) -> Metrics:
     }
 
 
-def accountings(model: nn.Module, text: Text, cut: Windowing) -> tuple[Accounting, Accounting]:
+def accountings(model: nn.Module, text: Text, windowing: Windowing) -> tuple[Accounting, Accounting]:
     """Held-out text given the embedding as it is computed, and as int8 stores it; of a causal model twice the same."""
     if not isinstance(model, WindowEncoder):
         assert isinstance(model, PreTrainedModel)
-        causal = causal_accounting(model, START, text.held_out, cut)
+        causal = causal_accounting(model, START, text.held_out, windowing)
         return causal, causal
-    exact = window_accounting(model, Codec("float32"), text.held_out, cut)
-    codec = Codec.calibrated("int8", calibrating_embeddings(model, text, cut))
-    return exact, window_accounting(model, codec, text.held_out, cut)
+    exact = window_accounting(model, Codec("float32"), text.held_out, windowing)
+    codec = Codec.calibrated("int8", calibrating_embeddings(model, text, windowing))
+    return exact, window_accounting(model, codec, text.held_out, windowing)
 
 
-def calibrating_embeddings(model: WindowEncoder, text: Text, cut: Windowing) -> Tensor:
+def calibrating_embeddings(model: WindowEncoder, text: Text, windowing: Windowing) -> Tensor:
     """Bottleneck values [N, E] of windows of seen text, which say how far a codec must reach."""
-    return window_embeddings(model, text.seen.documents(0, min(CALIBRATING_DOCUMENTS, len(text.seen))), cut)
+    return window_embeddings(model, text.seen.documents(0, min(CALIBRATING_DOCUMENTS, len(text.seen))), windowing)
 
 
 SCANNED: tuple[CodecKind, ...] = ("int8", "float8_e4m3fn", "float8_e5m2")
 SCANNED_DOCUMENTS = 10
 
 
-def rows_by_layer(model: WindowEncoder, text: Text, cut: Windowing) -> Iterator[Row]:
+def rows_by_layer(model: WindowEncoder, text: Text, windowing: Windowing) -> Iterator[Row]:
     """Changes of held-out loss in nats a token, from what it is in float32."""
     held_out = text.held_out.documents(0, min(SCANNED_DOCUMENTS, len(text.held_out)))
-    values_NE, exact = calibrating_embeddings(model, text, cut), Codec("float32")
-    before = window_accounting(model, exact, held_out, cut).loss
+    values_NE, exact = calibrating_embeddings(model, text, windowing), Codec("float32")
+    before = window_accounting(model, exact, held_out, windowing).loss
     for kind in KINDS[1:]:
-        change = window_accounting(model, Codec.calibrated(kind, values_NE), held_out, cut).loss - before
+        change = window_accounting(model, Codec.calibrated(kind, values_NE), held_out, windowing).loss - before
         yield {"layer": "bottleneck", "what": "embedding", "kind": kind, "loss_change": change}
-    scan = sensitivities(model, lambda each: window_accounting(each, exact, held_out, cut).loss, kinds=SCANNED)
+    scan = sensitivities(model, lambda each: window_accounting(each, exact, held_out, windowing).loss, kinds=SCANNED)
     yield from (asdict(layer) for layer in scan)

@@ -1,9 +1,12 @@
-"""The five figures: what is trained for each, at which size, and what of it the paper reports."""
+"""The five figures: their trials and sizes, the claims that the paper makes of them, and their files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal
+
+from pipeline.experiments.results import markdown_table, write_csv
 
 Row = Mapping[str, str | float]
 Rows = Mapping[str, Sequence[Row]]
@@ -11,8 +14,8 @@ Rows = Mapping[str, Sequence[Row]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """Of every model of a figure."""
+class FigureSizes:
+    """Sizes of every model of a figure."""
 
     context: int = 64
     """Longest window, in tokens."""
@@ -38,7 +41,7 @@ class FigureTrial:
     model: Literal["causal", "estimator", "autoencoder"]
     variant: dict[str, Any] = field(default_factory=dict)
     paced_by: "FigureTrial | None" = None
-    """Another trial, of which it gets the number of steps in place of the same compute."""
+    """Another trial, whose number of steps it gets instead of the same compute."""
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -59,7 +62,7 @@ class Figure:
 
     title: str
     trials: tuple[FigureTrial, ...]
-    sizes: Sizes
+    sizes: FigureSizes
     vocabulary: int
     steps: int
     """Of a causal transformer of these sizes; other models get the same compute."""
@@ -67,7 +70,7 @@ class Figure:
     """What is drawn and compared."""
     claims: Callable[[Rows], list[Claim]]
     by_layer: bool = False
-    """Whether the trials' layers are rounded one by one, in place of curves."""
+    """Whether the trials' layers are rounded one by one, instead of curves."""
 
 
 def last(rows: Rows, trial: str, name: str) -> float:
@@ -76,7 +79,7 @@ def last(rows: Rows, trial: str, name: str) -> float:
 
 
 def below(rows: Rows, one: str, other: str, name: str, text: str) -> Claim:
-    """That one trial ends below another."""
+    """The claim that one trial ends below another."""
     ends = last(rows, one, name), last(rows, other, name)
     return Claim(text, ends[0] < ends[1], f"{ends[0]:.3f} against {ends[1]:.3f}")
 
@@ -142,10 +145,10 @@ def _noise_claims(rows: Rows) -> list[Claim]:
     ]
 
 
-AUTOENCODER = Sizes(
+AUTOENCODER = FigureSizes(
     context=16, encoder_width=64, encoder_layers=2, encoder_heads=4, decoder_width=64, decoder_layers=2, decoder_heads=4
 )
-ESTIMATOR = Sizes(
+ESTIMATOR = FigureSizes(
     context=64, encoder_width=64, encoder_layers=2, encoder_heads=4, decoder_width=96, decoder_layers=3, decoder_heads=4
 )
 CAUSAL = FigureTrial("causal", "causal")
@@ -225,3 +228,56 @@ FIGURES = {
         by_layer=True,
     ),
 }
+
+LABELS = {
+    "held_out_loss": "held-out loss, nats a token",
+    "normalized_loss": "held-out loss, nats a token, with the embedding's int8 bits (dashed: without)",
+}
+
+
+def write_figure(folder: Path, number: int, figure: Figure, rows: Rows) -> str:
+    """Write `figure-N.csv`, `.png` and `.md`, and return the text of the last."""
+    lines = [{"trial": trial, **row} for trial, trial_rows in rows.items() for row in trial_rows]
+    write_csv(folder / f"figure-{number}.csv", lines)
+    write_plot(folder / f"figure-{number}.png", figure, rows)
+    claims = [[claim.text, "yes" if claim.seen else "no", claim.figures] for claim in figure.claims(rows)]
+    report = f"{figure.title}\n\n{markdown_table(['reported', 'seen here', 'figures'], claims)}"
+    (folder / f"figure-{number}.md").write_text(report, encoding="utf-8")
+    return report
+
+
+def write_plot(file: Path, figure: Figure, rows: Rows) -> None:
+    """Draw curves over tokens, or loss changes by layer."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(14, 8) if figure.by_layer else (8, 5), layout="constrained")
+    canvas.suptitle(figure.title)
+    draw = _draw_layers if figure.by_layer else _draw_curves
+    draw(canvas, figure, rows)
+    canvas.savefig(file, dpi=110)
+
+
+def _draw_curves(canvas: Any, figure: Figure, rows: Rows) -> None:
+    """The losses that the figure compares; if they count the embedding's bits, dashed also those without."""
+    panel = canvas.subplots()
+    for number, (trial, curve) in enumerate(rows.items()):
+        tokens, losses = [row["tokens"] for row in curve], [row[figure.shown] for row in curve]
+        panel.plot(tokens, losses, f"C{number}", marker="o", markersize=3, linewidth=1.4, label=trial)
+        if figure.shown == "normalized_loss":
+            panel.plot(tokens, [row["held_out_loss"] for row in curve], f"C{number}--", linewidth=1)
+    panel.set_xlabel("tokens trained on")
+    panel.set_xscale("log")
+    panel.set_ylabel(LABELS[figure.shown])
+    panel.legend()
+
+
+def _draw_layers(canvas: Any, figure: Figure, rows: Rows) -> None:
+    panels = canvas.subplots(2, 1, sharex=False)
+    for panel, what in zip(panels, ("weights", "activations"), strict=True):
+        for trial, changes in rows.items():
+            shown = [row for row in changes if row["what"] in (what, "embedding") and row["kind"] == "float8_e5m2"]
+            layers = [str(row["layer"]) for row in shown]
+            panel.plot(layers, [row["loss_change"] for row in shown], marker="o", markersize=3, label=f"noise: {trial}")
+        panel.tick_params(axis="x", rotation=90, labelsize=6)
+        panel.set_ylabel(f"loss change, nats,\n{what} in e5m2")
+        panel.legend()

@@ -1,16 +1,16 @@
-"""What it costs and what it saves to let the embedding enter the decoder late.
+"""The introduction of the embedding, early to late: its cost in loss and errors, and the time that it saves.
 
-On a source of known entropies, estimators that differ in where the embedding enters, and how wide it is, are trained on
-the same documents; their held-out losses, the errors of their exact labels and the time that these take are compared.
+On a source of known entropies, estimators that differ in where the embedding enters and how wide it is are trained on
+the same documents. Their held-out losses, the errors of their exact labels and the time of these are compared.
 
 M documents, T tokens of each.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.data.corpus import Corpus
 from pipeline.experiments.contest import drawn, train_estimator, train_language_model
+from pipeline.experiments.results import markdown_table, write_csv, write_report
 from pipeline.experiments.sources import SOURCES, ContestSettings
 from pipeline.labels import causal, exact
 from pipeline.models.estimator import EntropyEstimator
@@ -42,7 +43,7 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A variant on a source."""
+    """A variant measured on a source."""
 
     source: str
     variant: str
@@ -87,6 +88,25 @@ def compare_introductions(
         with torch.no_grad():
             loss = estimator.token_losses(ids_MT).mean().item()
         yield _outcome(name, variant.name, loss, labels_MT, truth_MT, passes(estimator, ids_MT[:TIMED_WINDOWS]))
+
+
+def write_results(folder: Path, outcomes: Sequence[Outcome], made_by: str) -> None:
+    """Write `results.csv` and `results.md`; print the report."""
+    write_csv(folder / "results.csv", [asdict(outcome) for outcome in outcomes])
+    write_report(folder, markdown(outcomes), made_by)
+
+
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """A table of errors, R² in brackets, by variant and source; losses and passes are means over sources."""
+    sources = list(dict.fromkeys(outcome.source for outcome in outcomes))
+    rows: list[list[str]] = []
+    for variant in dict.fromkeys(outcome.variant for outcome in outcomes):
+        of_source = {outcome.source: outcome for outcome in outcomes if outcome.variant == variant}
+        errors = [f"{of_source[name].mean_absolute_error:.3f} ({of_source[name].r_squared:.3f})" for name in sources]
+        loss = fmean(outcome.held_out_loss for outcome in of_source.values())
+        cost = fmean(outcome.passes for outcome in of_source.values())
+        rows.append([variant, *errors, f"{loss:.3f}", f"{cost:.1f}"])
+    return markdown_table(["the embedding enters", *sources, "held-out loss", "passes a label"], rows)
 
 
 def passes(estimator: EntropyEstimator, input_ids_BT: Tensor) -> float:

@@ -1,6 +1,6 @@
 """The matched experiment: the same small model on the same few documents for many epochs, once for every trial.
 
-Documents are windows with the start token before each; a trial is one process's, and goes on where it was interrupted.
+Documents are windows with the start token before each. A trial runs in one process, and an interrupted one resumes.
 """
 
 from dataclasses import replace
@@ -22,66 +22,49 @@ from pipeline.experiments.contest import (
 )
 from pipeline.experiments.sources import SOURCES, ContestSettings, Drawn
 from pipeline.experiments.study import TRUTH, ObjectiveTrial, Study
+from pipeline.experiments.trial import train_once
 from pipeline.labels import causal, exact, second_order
 from pipeline.models.sizes import TransformerSizes
 from pipeline.models.stacks import add_dropout, llama_config, new_language_model
-from pipeline.training import resume
-from pipeline.training.batches import Windowing, endless_batches
+from pipeline.training.batches import Windowing
 from pipeline.training.config import ObjectiveSettings, TrainingConfig
 from pipeline.training.evaluation import held_out_batches, mean_of
 from pipeline.training.losses import ObjectiveLoss, document_losses
 from pipeline.training.metrics import Metrics, evaluations
 from pipeline.training.objectives import objective_function
-from pipeline.training.trainer import train
-
-DONE_FILE = "done"
 
 
 def run_trial(
     trial: ObjectiveTrial, study: Study, sizes: TransformerSizes, config: TrainingConfig, folder: Path
 ) -> list[dict[str, float]]:
-    """Trains the trial's model, if that is not done, and returns its figures at each evaluation.
+    """Train the trial's model, unless that is done, and return its evaluations.
 
-    `seen_loss` and one for each of `held_out` are plain cross-entropy in nats a token.
+    `seen_loss` and one loss for each of `held_out` are plain cross-entropy in nats per token.
     """
-    output = folder / trial.name
-    if not (output / DONE_FILE).is_file():
-        output.mkdir(parents=True, exist_ok=True)
-        _train(trial, study, sizes, replace(config, seed=trial.seed), output)
-        (output / DONE_FILE).touch()
-        resume.finish(output)
-    return evaluations(output)
-
-
-def _train(trial: ObjectiveTrial, study: Study, sizes: TransformerSizes, config: TrainingConfig, output: Path) -> None:
     torch.manual_seed(trial.seed)
     vocabulary = max(study.vocabulary, study.start + 1)
     model = new_language_model(llama_config(vocab_size=vocabulary, **vars(sizes)), study.start)
     add_dropout(model, trial.dropout)
     labelled = study.with_labels(trial.labels, trial.seed)
     settings = ObjectiveSettings(objective=trial.objective, scale=trial.scale, margin=trial.margin)
-    objective = objective_function(settings, labelled.mean_label)
-    cut = Windowing(sizes.context, config.tokens_per_batch)
+    loss = ObjectiveLoss(objective_function(settings, labelled.mean_label), start=study.start)
+    windowing = Windowing(sizes.context, config.tokens_per_batch)
     evaluated = {"seen": study.seen, **study.held_out}
 
-    def figures(trained: PreTrainedModel) -> Metrics:
+    def losses(trained: PreTrainedModel) -> Metrics:
         return {
-            f"{name}_loss": mean_loss(trained, documents, cut, study.start) for name, documents in evaluated.items()
+            f"{name}_loss": mean_loss(trained, documents, windowing, study.start)
+            for name, documents in evaluated.items()
         }
 
-    train(
-        model,
-        endless_batches([labelled], cut, trial.seed),
-        ObjectiveLoss(objective, start=study.start),
-        figures,
-        config,
-        output,
-    )
+    output = folder / trial.name
+    train_once(model, labelled, windowing, loss, losses, replace(config, seed=trial.seed), output)
+    return evaluations(output)
 
 
-def mean_loss(model: PreTrainedModel, corpus: Corpus, cut: Windowing, start: int) -> float:
-    """Plain cross-entropy in nats a token."""
-    batches = held_out_batches(corpus, cut, model.device)
+def mean_loss(model: PreTrainedModel, corpus: Corpus, windowing: Windowing, start: int) -> float:
+    """Plain cross-entropy in nats per token."""
+    batches = held_out_batches(corpus, windowing, model.device)
     return mean_of(document_losses(model, batch, start)[batch.real_BT] for batch in batches)
 
 
@@ -89,7 +72,7 @@ RECIPE = next(recipe for recipe in RECIPES if recipe.name == "second-order, resi
 
 
 def known_study(name: str, settings: ContestSettings, documents: int, folder: Path) -> tuple[Study, float]:
-    """The study, and the truth's own loss on its held-out documents, in nats a token: no model can be better."""
+    """The study, and the truth's own loss on its held-out documents, in nats per token: no model can be better."""
     source = SOURCES[name](np.random.default_rng(settings.seed))
     vocabulary = source.vocabulary
     few = drawn(source, documents, settings, stream=4)

@@ -1,11 +1,13 @@
-"""Work on several items at a time, one a CPU core, in processes of their own."""
+"""Side-by-side processes: work on several items at a time, one per CPU core."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
 from typing import TypeVar
+
+from tqdm import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -16,31 +18,32 @@ PROCESSES.set_forkserver_preload(PRELOADED)
 
 
 def side_by_side(
-    work: Callable[[Item], Result], items: Sequence[Item], processes: int | None = None
-) -> Iterator[tuple[Item, Result]]:
-    """Each item with what the work gives for it, as it ends; by default as many at a time as there are cores.
+    work: Callable[[Item], Result], items: Sequence[Item], processes: int | None = None, *, progress: str | None = None
+) -> dict[Item, Result]:
+    """The result of the work on each item, in their order; by default as many at a time as there are cores.
 
     A fork of a process that uses torch can hang. These are forked from a server that imports torch once for all of
-    them and uses nothing of it. They end with this process, even where it is killed: what they do would go on beside
-    the same work of the next command.
+    them and uses nothing of it. They end with this process, even if it is killed: otherwise they would run alongside
+    those of the next command. `progress` is the title of a bar on the terminal.
     """
     at_a_time = processes or min(len(items), os.cpu_count() or 1)
-    os.environ["TQDM_DISABLE"] = "1"  # of what is started from here: bars of several processes are one heap
+    os.environ["TQDM_DISABLE"] = "1"  # in the processes: their bars would overwrite each other
     with ProcessPoolExecutor(at_a_time, PROCESSES, initializer=_one_core_of_this_process) as pool:
-        running = {pool.submit(work, item): item for item in items}
+        running = {item: pool.submit(work, item) for item in items}
         try:
-            for finished in as_completed(running):
-                yield running[finished], finished.result()
-        except KeyboardInterrupt:  # the same command does what they do again
+            for finished in tqdm(as_completed(running.values()), progress, len(items), disable=progress is None):
+                finished.result()
+        except KeyboardInterrupt:  # the same command repeats what they were doing
             for process in active_children():
                 process.kill()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+    return {item: future.result() for item, future in running.items()}
 
 
 def _one_core_of_this_process() -> None:
-    import torch  # which the server has: in the command, --help does not need it
+    import torch  # the server has it; in the command, --help does not need it
 
     torch.set_num_threads(1)
 

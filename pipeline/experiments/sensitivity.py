@@ -1,4 +1,4 @@
-"""Which layers bear less precision: one at a time is rounded, and the loss measured (paper: sensitivity scan).
+"""Sensitivity of each layer to less precision: one at a time is rounded, and the loss measured (the paper's scan).
 
 A layer is a module with a matrix of its own: linear, embedding or convolution.
 """
@@ -20,7 +20,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """What it costs to round one layer and no other."""
+    """The cost of rounding one layer and no other."""
 
     layer: str
     """As `named_modules` has it."""

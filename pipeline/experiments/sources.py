@@ -1,49 +1,15 @@
-"""The settings of a contest, as flags give them; no torch here, so that `--help` comes at once."""
+"""Sources of known entropy, documents drawn from them with the truth of every token, and the settings of a contest.
+
+No torch here: the settings become flags, and `--help` comes at once.
+
+M documents, T tokens of each, V symbols, H hidden states.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContestSettings:
-    """Sizes and lengths; the defaults are for one CPU core and some minutes a source."""
-
-    document_tokens: int = 64
-    """Tokens in a document, which is one window."""
-    width: int = 64
-    """Hidden size of every model; the encoder has half."""
-    layers: int = 2
-    """Blocks of every model; the encoder has one less."""
-    heads: int = 4
-    """Attention heads of every model; the encoder has half."""
-    bottleneck_width: int = 1
-    """Numbers in the embedding of a window."""
-    steps: int = 400
-    """Optimizer steps of the estimator; the language model takes as many as have the same compute."""
-    second_order_steps: int = 150
-    """Optimizer steps of each second-order model."""
-    batch: int = 64
-    """Documents in a batch."""
-    learning_rate: float = 3e-3
-    """Peak rate of what learns from documents; what learns from labels takes a third."""
-    labelled_documents: int = 6000
-    """Documents, other than those trained on, that are labelled for the second-order models."""
-    labelled_share: float = 0.2
-    """Share of their tokens that is labelled."""
-    fresh_documents: int = 300
-    """Documents that all methods are compared on and nothing was trained on."""
-    seed: int = 0
-    """Decides sources, documents and weights."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value <= 0 and name != "seed":
-                raise ValueError(f"--contest.{name.replace('_', '-')} must be above 0, not {value}")
-        if self.labelled_share > 1:
-            raise ValueError(f"--contest.labelled-share must be at most 1, not {self.labelled_share}")
 
 
 class Source(Protocol):
@@ -180,7 +146,7 @@ def _hidden_markov(random: np.random.Generator) -> HiddenMarkov:
 
 
 def _topic_mixture(random: np.random.Generator) -> HiddenMarkov:
-    """Sixteen topics, one a document: a hidden chain that never leaves its state."""
+    """Sixteen topics, one per document: a hidden chain that never leaves its state."""
     topics, symbols = 16, 32
     emission_HV = random.dirichlet(np.full(symbols, 0.3), topics)
     return HiddenMarkov(np.full(topics, 1 / topics), np.eye(topics), 0.99 * emission_HV + 0.01 / symbols)
@@ -193,15 +159,54 @@ SOURCES: dict[str, Callable[[np.random.Generator], Source]] = {
     "noisy-copy": lambda random: NoisyCopy(vocabulary=32, lag=32, noise=0.1),
     "topic-mixture": _topic_mixture,
 }
-"""What labels are held against; each is made from a generator, which decides its tables."""
+"""What labels are measured against; each is made from a generator, which decides its tables."""
 
 
 def require_sources(names: Sequence[str]) -> None:
-    """Checks names of sources before a long computation.
+    """Check names of sources before a long computation.
 
     Raises:
-        ValueError: if there is none, or one that is unknown.
+        ValueError: if there are none, or one is unknown.
     """
     unknown = [name for name in names if name not in SOURCES]
     if unknown or not names:
         raise ValueError(f"--sources {' '.join(unknown)}: choose from {', '.join(SOURCES)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContestSettings:
+    """Sizes and lengths; the defaults are for one CPU core and some minutes per source."""
+
+    document_tokens: int = 64
+    """Tokens in a document, which is one window."""
+    width: int = 64
+    """Hidden size of every model; the encoder has half."""
+    layers: int = 2
+    """Blocks of every model; the encoder has one less."""
+    heads: int = 4
+    """Attention heads of every model; the encoder has half."""
+    bottleneck_width: int = 1
+    """Numbers in the embedding of a window."""
+    steps: int = 400
+    """Optimizer steps of the estimator; the language model takes as many as have the same compute."""
+    second_order_steps: int = 150
+    """Optimizer steps of each second-order model."""
+    batch: int = 64
+    """Documents in a batch."""
+    learning_rate: float = 3e-3
+    """Peak rate of what learns from documents; what learns from labels takes a third."""
+    labelled_documents: int = 6000
+    """Documents, other than those trained on, that are labelled for the second-order models."""
+    labelled_share: float = 0.2
+    """Share of their tokens that is labelled."""
+    fresh_documents: int = 300
+    """Documents that all methods are compared on and nothing was trained on."""
+    seed: int = 0
+    """Decides sources, documents and weights."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0 and name != "seed":
+                raise ValueError(f"--contest.{name.replace('_', '-')} must be above 0, not {value}")
+        if self.labelled_share > 1:
+            raise ValueError(f"--contest.labelled-share must be at most 1, not {self.labelled_share}")

@@ -1,14 +1,11 @@
 """Figures and tables of labels against truth."""
 
-import csv
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pipeline.experiments.accuracy import Accuracy, Contestant, markdown, measure, verdict
-from pipeline.experiments.tables import write_csv
 
 CAUSAL = Contestant(source="coin", method="causal", target="surprisal", token_passes=1, training_tflop=0.5)
 
@@ -51,9 +48,3 @@ def test_the_verdict_names_where_a_method_beats_the_causal_model() -> None:
     assert "coin: nearest is `causal`, 0.100 nats" in text
     assert "`exact` is nearer than the causal model of equal compute on die." in text
     assert "Nowhere nearer than the causal model: `exact`." in verdict(results[:3:2])
-
-
-def test_the_csv_reads_back(tmp_path: Path) -> None:
-    write_csv(tmp_path / "results.csv", [asdict(accuracy("causal", "coin", 0.25))])
-    (row,) = csv.DictReader((tmp_path / "results.csv").open(encoding="utf-8"))
-    assert (row["source"], row["method"], float(row["bias"])) == ("coin", "causal", 0.25)

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.experiments.figure_trial import Text, multiplying, new_model, prepare, rows_by_layer, trained
-from pipeline.experiments.figures import FigureTrial, Sizes
+from pipeline.experiments.figure_trial import Text, multiplying, new_model, prepare, rows_by_layer, trained_model
+from pipeline.experiments.figures import FigureSizes, FigureTrial
 from pipeline.models.window_encoder import WindowEncoder
 from pipeline.training.batches import Windowing
 from pipeline.training.config import TrainingConfig
 
-SIZES = Sizes(
+SIZES = FigureSizes(
     context=16, encoder_width=16, encoder_layers=1, encoder_heads=2, decoder_width=32, decoder_layers=1, decoder_heads=2
 )
 CONFIG = TrainingConfig(steps=20, evaluate_every=10, tokens_per_batch=256, learning_rate=3e-3)
@@ -36,7 +36,7 @@ def text() -> Text:
 def test_a_trial_takes_the_compute_of_the_causal_transformer_and_is_trained_once(
     trial: FigureTrial, text: Text, tmp_path: Path
 ) -> None:
-    model = trained(trial, text, SIZES, CONFIG, tmp_path)
+    model = trained_model(trial, text, SIZES, CONFIG, tmp_path)
     lines = [
         json.loads(line) for line in (tmp_path / trial.name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]
@@ -46,7 +46,7 @@ def test_a_trial_takes_the_compute_of_the_causal_transformer_and_is_trained_once
     embedding_counts = isinstance(model, WindowEncoder)
     assert (lines[-1]["normalized_loss"] > lines[-1]["held_out_loss"]) == embedding_counts
     written = (tmp_path / trial.name / "model.safetensors").stat().st_mtime_ns
-    again = trained(trial, text, SIZES, CONFIG, tmp_path)
+    again = trained_model(trial, text, SIZES, CONFIG, tmp_path)
     assert (tmp_path / trial.name / "model.safetensors").stat().st_mtime_ns == written
     for one, other in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -11,8 +11,16 @@ import pytest
 from pipeline.data.corpus import Corpus
 from pipeline.experiments.overfitting import run_trial
 from pipeline.experiments.sources import SOURCES, draw
-from pipeline.experiments.study import ObjectiveTrial, Study, default_objectives, trials
-from pipeline.experiments.study_report import interval, markdown, summarise, write_results
+from pipeline.experiments.study import (
+    ObjectiveTrial,
+    Study,
+    default_objectives,
+    interval,
+    markdown,
+    summarise,
+    trials,
+    write_results,
+)
 from pipeline.models.sizes import TransformerSizes
 from pipeline.training.config import TrainingConfig
 

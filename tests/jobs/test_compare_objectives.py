@@ -64,7 +64,7 @@ def test_a_comparison_on_a_known_source_goes_on_where_it_was_interrupted(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    output, interrupted = tmp_path / "out", "pipeline.experiments.study_report.write_plot"
+    output, interrupted = tmp_path / "out", "pipeline.experiments.study.write_plot"
 
     def fail(*_: object) -> None:
         raise ValueError("the power is off")

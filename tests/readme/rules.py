@@ -110,14 +110,14 @@ RULES = (
         added=f"{_TRAINING} {_MODEL}",
     ),
     Rule(
+        "python -m jobs.measure_truth --introduction",
+        changed={"DIR": "introduction", "500": "2"},
+        added="--config tiny/truth.yaml --sources markov-1 --widths 1 --processes 1",
+    ),
+    Rule(
         "python -m jobs.measure_truth",
         changed={"DIR": "truth"},
         added="--config tiny/truth.yaml --sources markov-1 --processes 1",
-    ),
-    Rule(
-        "python -m jobs.measure_introduction",
-        changed={"DIR": "introduction"},
-        added="--config tiny/truth.yaml --sources markov-1 --widths 1",
     ),
     Rule("python -m jobs.measure_compression", added="--input documents.parquet --held-out 2"),
     Rule(

@@ -1,0 +1,42 @@
+"""The results of an experiment as files: CSV, Markdown tables and the check that plots can be drawn."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pipeline.messages import say
+
+
+def write_csv(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write a line for each row, with all digits, under the names of the first row."""
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, each line of it ended."""
+    first, *others = [f"| {' | '.join(cells)} |\n" for cells in (head, *rows)]
+    return "".join([first, f"|{'---|' * len(head)}\n", *others])
+
+
+def write_report(folder: Path | None, text: str, made_by: str) -> str:
+    """Print the text with the command that made it, and write that to `results.md` if a folder is named."""
+    report = f"{text.rstrip()}\n\nMade by `{made_by}`.\n"
+    say(*report.split("\n"))
+    if folder is not None:
+        (folder / "results.md").write_text(report, encoding="utf-8")
+    return report
+
+
+def require_matplotlib() -> None:
+    """Check before a long computation that its results can be drawn.
+
+    Raises:
+        ValueError: if matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ValueError("plots need matplotlib: pip install 'token-entropy[plots]'") from error

@@ -1,0 +1,46 @@
+"""A trial: one training of an experiment, done once in a folder of its own."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline.data.corpus import Corpus
+from pipeline.training import resume
+from pipeline.training.batches import Windowing, endless_batches
+from pipeline.training.config import TrainingConfig
+from pipeline.training.metrics import Metrics
+from pipeline.training.trainer import train
+
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+DONE_FILE = "done"
+
+
+def train_once(
+    model: ModelT,
+    corpus: Corpus,
+    windowing: Windowing,
+    loss: Callable[..., Tensor],
+    evaluate: Callable[[PreTrainedModel], Metrics],
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    keep_weights: bool = False,
+) -> ModelT:
+    """The model after its training, whose metrics are in `folder`.
+
+    An interrupted training is resumed. One that is done is not repeated: its weights are read if they were kept, and
+    the model is returned as it came otherwise.
+    """
+    if (folder / DONE_FILE).is_file():
+        return type(model).from_pretrained(folder, use_safetensors=True) if keep_weights else model
+    folder.mkdir(parents=True, exist_ok=True)
+    train(model, endless_batches([corpus], windowing, config.seed), loss, evaluate, config, folder)
+    if keep_weights:
+        model.save_pretrained(folder)
+    (folder / DONE_FILE).touch()
+    resume.finish(folder)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
