@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from pipeline.engine import ray_workers
 from pipeline.engine.cluster import WorkerResources, cluster
 from pipeline.engine.ledger import finished
 from pipeline.engine.output import Plan, locked, open_run
@@ -16,6 +17,7 @@ from tests.engine.fakes import load_fake, planned_run
 
 
 def main(input_file: str, output: str, address: str, seconds: str) -> None:
+    ray_workers.LOOK = 0.5
     run, units = planned_run(Path(output), [Path(input_file)], rows_per_unit=1)
     with locked(run.subset.root), cluster(address):
         open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)

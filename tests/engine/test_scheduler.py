@@ -19,7 +19,6 @@ from pipeline.engine import scheduler as backlog
 from pipeline.engine import scheduler as driver
 from pipeline.engine.annotator import Annotator, Underway
 from pipeline.engine.cluster import WorkerResources
-from pipeline.engine.labeller import TorchLabeller, load_annotator
 from pipeline.engine.ledger import read_receipts
 from pipeline.engine.plan import Device, Run, Unit
 from pipeline.engine.ray_workers import RayWorkerPool
@@ -44,8 +43,6 @@ from tests.engine.fakes import (
     token_rows,
     undisturbed,
 )
-from tests.engine.test_labeller import LimitedDevice
-from tests.tiny_models import tiny_estimator
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -170,6 +167,10 @@ def test_a_damaged_part_of_a_file_is_given_up_and_the_rest_labelled(tmp_path: Pa
 
 def load_short_of_memory(run: Run, device: Device) -> Annotator:
     """Every batch is out of memory at its first try."""
+    # Workers import this module for what they load; all but this do so in a second, since it imports no torch.
+    from pipeline.engine.labeller import TorchLabeller, load_annotator
+    from tests.engine.test_labeller import LimitedDevice
+
     annotator = load_annotator(run, device)
     (labeller,) = annotator.labellers
     assert isinstance(labeller, TorchLabeller)
@@ -177,6 +178,9 @@ def load_short_of_memory(run: Run, device: Device) -> Annotator:
 
 
 def test_a_device_that_is_out_of_memory_for_a_moment_changes_no_bit(tmp_path: Path) -> None:
+    from pipeline.engine.labeller import load_annotator
+    from tests.tiny_models import tiny_estimator
+
     tiny_estimator().save_pretrained(tmp_path / "model")
     run, units = planned(tmp_path)
     run = replace(run, checkpoints=(tmp_path / "model",))

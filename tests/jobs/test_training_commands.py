@@ -129,6 +129,7 @@ def test_two_processes_and_two_with_shards_train_the_model_of_one(
     compare_processes(quiet(commands, job), tmp_path, run)
 
 
+@pytest.mark.slow  # the test above sets what they set, and README's commands run `accelerate launch` in both ways
 def test_real_launchers_train_the_model_of_one_process(commands: dict[str, tuple[object, ...]], tmp_path: Path) -> None:
     launchers: dict[str, tuple[object, ...]] = {
         "replicated": ("torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m"),
