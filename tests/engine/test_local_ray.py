@@ -202,7 +202,7 @@ with ending_in_a_line(resumes=True), cluster("local"):
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("during", ["processes", "connect"])
+@pytest.mark.parametrize("during", [pytest.param("processes", marks=pytest.mark.slow), "connect"])
 def test_sigterm_while_it_starts_is_one_line_and_leaves_nothing(tmp_path: Path, during: str) -> None:
     """Ray's own handlers end the process with 15, or print a stack trace of its C++."""
     temporary = Path("/tmp", f"t{os.getpid()}")  # short

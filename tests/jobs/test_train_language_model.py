@@ -127,6 +127,7 @@ def test_pieces_are_the_whole(labels: Path) -> None:
     assert sum(map(len, pieces)) == len(whole) == 44
 
 
+@pytest.mark.slow  # README's command is trained by a worker of a cluster too
 @pytest.mark.usefixtures("ray_cluster")
 def test_workers_of_a_cluster_train_the_same_model(
     run_command: RunCommand, labels: Path, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
