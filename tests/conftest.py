@@ -46,12 +46,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     slow = [] if config.getoption("--slow") else [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
-    long = {item.path for item in items if item.get_closest_marker("cluster")}
     # Of files that several processes share (pytest -n), those that take minutes come first.
+    long = {item.path for item in items if item.get_closest_marker("cluster") or uses_ray(item)}
     items[:] = sorted((item for item in items if item not in slow), key=lambda item: item.path not in long)
     for item in items:
         if item.get_closest_marker("fineweb") and not os.environ.get("FINEWEB"):
             item.add_marker(pytest.mark.skip(reason="FINEWEB names no Parquet file of FineWeb rows"))
+
+
+def uses_ray(item: pytest.Item) -> bool:
+    return not {"ray_cluster", "ray_head"}.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")

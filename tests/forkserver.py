@@ -62,6 +62,17 @@ def group(processes: int, *command: object, environment: Mapping[str, str] = NOT
     return [Forked(*command, environment={**shared, **rank}) for rank in ranks]
 
 
+def follow_hub(environment: Mapping[str, str]) -> None:
+    """Has huggingface_hub, which read its environment when the server imported it, ask the Hub of this one."""
+    from huggingface_hub import constants
+
+    if "HF_ENDPOINT" in environment:
+        address = environment["HF_ENDPOINT"]
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
+        constants.HUGGINGFACE_CO_URL_TEMPLATE, constants.ENDPOINT = template, address
+        constants.HF_HUB_CACHE, constants.HF_HUB_DISABLE_XET = f"{environment['HF_HOME']}/hub", True
+
+
 def _run(words: Sequence[str], environment: Mapping[str, str], folder: str, printed: Sequence[Path]) -> None:
     import torch
 
@@ -71,6 +82,7 @@ def _run(words: Sequence[str], environment: Mapping[str, str], folder: str, prin
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream.fileno())
     os.environ.clear()
     os.environ.update(environment)
+    follow_hub(environment)
     os.chdir(folder)
     torch.set_num_threads(1)
     sys.argv, module = list(words), words[0]

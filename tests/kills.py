@@ -23,6 +23,7 @@ from datasets import disable_progress_bars, load_dataset
 from pipeline.experiments.parallel import PROCESSES
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from tests.builders import sample_texts, write_documents
+from tests.forkserver import follow_hub
 from tests.hub import Hub, hub_server
 from tests.tiny_models import tiny_second_order
 
@@ -109,18 +110,14 @@ def annotate_in_this_process(words: tuple[str, ...], environment: dict[str, str]
     os.setsid()
     os.environ.update(environment)
     os.chdir(folder)
-    from huggingface_hub import constants
-
-    if "HF_ENDPOINT" in environment:
-        address = environment["HF_ENDPOINT"]
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
-        constants.HUGGINGFACE_CO_URL_TEMPLATE, constants.ENDPOINT = template, address
-        constants.HF_HUB_CACHE, constants.HF_HUB_DISABLE_XET = f"{environment['HF_HOME']}/hub", True
+    follow_hub(environment)
     import torch
 
     from pipeline.annotate.__main__ import annotate
     from pipeline.cli import run
+    from pipeline.data import hub
 
+    hub.LONGEST_PAUSE = 0.5  # where its requests fail at times
     torch.set_num_threads(1)
     sys.argv = ["pipeline.annotate", *words]
     run(annotate, "pipeline.annotate")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -23,7 +24,9 @@ from pipeline.data.ledger import PublishedLedger
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand, SmallDisk
+from tests.forkserver import Forked
 from tests.hub import Hub, hub_server
+from tests.kills import Command, Started
 from tests.tiny_models import tiny_second_order
 
 URL = "hf://datasets/user/name"
@@ -109,10 +112,10 @@ def test_a_run_that_is_killed_twice_while_requests_fail_publishes_what_a_local_r
     chosen = ("--input", documents, "--estimator", model, "--rows-per-unit", 1)
     hub.faults.share = 0.1
     for time_of_death in (1, 2):
-        killed = start(hub, tmp_path / f"home-{time_of_death}", *chosen, "--workers", 0, "--output", URL)
+        (scratch := tmp_path / f"killed-{time_of_death}").mkdir()
+        killed = Started(Command(tuple(map(str, chosen)), scratch, hub), workers=0)
         wait_for_uploads(hub, 7 * time_of_death, killed)
-        os.killpg(killed.pid, signal.SIGKILL)
-        killed.communicate()
+        assert killed.kill(signal.SIGKILL, "driver", random.Random(0)) and killed.ended(60) == -signal.SIGKILL
     monkeypatch.setattr(requests, "LONGEST_PAUSE", 0.1)
     code, printed = run(*chosen, "--output", URL, "--staging", tmp_path / "staging")
     assert code == 0, printed
@@ -133,11 +136,10 @@ def test_a_run_that_is_killed_twice_while_requests_fail_publishes_what_a_local_r
     assert code == 0 and "the dataset was complete" in printed and len(hub.commits("user/name")) == before
 
 
-def wait_for_uploads(hub: Hub, count: int, run: subprocess.Popen[str]) -> None:
+def wait_for_uploads(hub: Hub, count: int, run: Started) -> None:
     deadline = time.monotonic() + 120
     while sum(request.storage and request.method == "PUT" for request in hub.requests) < count:
-        assert time.monotonic() < deadline and run.poll() is None, run.communicate()
-        time.sleep(0.05)
+        assert run.ended(0.05) is None and time.monotonic() < deadline, run.printed.read_text(encoding="utf-8")
 
 
 def test_a_folder_is_published_with_what_it_would_have_had(hub: Hub, run: Run, tmp_path: Path, model: Path) -> None:
@@ -196,7 +198,11 @@ def test_shards_go_by_xet_too(run: Run, tmp_path: Path, model: Path) -> None:
 def test_two_jobs_on_one_repository_do_no_harm(hub: Hub, tmp_path: Path, model: Path) -> None:
     file = write_documents(tmp_path / "in.parquet", sample_texts(24, 300))
     chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 1, "--workers", 0, "--output", URL)
-    both = [start(hub, tmp_path / f"home-{job}", *chosen) for job in (1, 2)]
+    homes = [tmp_path / f"home-{job}" for job in (1, 2)]
+    both = [
+        Forked("pipeline.annotate", *chosen, "--staging", home / "staging", environment=environment(hub, home))
+        for home in homes
+    ]
     printed = [job.communicate(timeout=300) for job in both]
     assert [job.returncode for job in both] == [0, 0], printed
     files = hub.files("user/name")

@@ -47,7 +47,7 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> 
     ("workers", "number", "code"),
     [
         (0, *SIGNALS[0]),
-        (0, *SIGNALS[1]),
+        pytest.param(0, *SIGNALS[1], marks=pytest.mark.slow),
         pytest.param(1, *SIGNALS[0], marks=[pytest.mark.cluster, pytest.mark.slow]),
         pytest.param(1, *SIGNALS[1], marks=pytest.mark.cluster),
     ],

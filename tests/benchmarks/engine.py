@@ -30,13 +30,13 @@ from pipeline.engine.output import open_run
 from pipeline.engine.plan import Run, Unit, inspect
 from pipeline.engine.ray_workers import RayWorkerPool
 from pipeline.engine.scheduler import Scheduler
-from pipeline.engine.throughput import Stages, UnitResult
+from pipeline.engine.throughput import Stages
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY
-from schemas.receipts import Counts, Plan, Receipt
+from schemas.receipts import Plan
 from tests.benchmarks.figure import Figure
 from tests.benchmarks.host_path import measured
 from tests.builders import write_documents
-from tests.engine.fakes import load_fake, token_rows
+from tests.engine.fakes import NoOp, load_fake, token_rows
 from tests.tiny_models import tiny_estimator
 
 
@@ -50,7 +50,7 @@ class Size:
     host_documents: int = 3000
 
 
-QUICK = Size(documents=12, repeats=1, noop_units=300, noop_workers=2, resumed_units=20, host_documents=16)
+QUICK = Size(documents=8, repeats=1, noop_units=300, noop_workers=2, resumed_units=20, host_documents=16)
 WORKERS_AT_A_UNIT_A_MINUTE = 1000
 
 
@@ -141,17 +141,6 @@ def bytes_a_token(folder: Path, size: Size) -> Iterator[Figure]:
     )
     one = (shard.stat().st_size - sizes[EXPECTED_ENTROPY]) / tokens
     yield Figure(f"{what}, a whole file with one column of labels", one, at_most=2.6)
-
-
-class NoOp:
-    """Does nothing at all with a unit."""
-
-    def __init__(self, run: Run, device: str) -> None:
-        pass
-
-    def annotate(self, unit: Unit, progress: UnitProgress) -> UnitResult:
-        receipt = Receipt(unit=unit.index, shard="", sha256="0" * 64, size=0, counts=Counts(rows=1))
-        return UnitResult(receipt, Stages())
 
 
 def driver_alone(size: Size) -> Iterator[Figure]:

@@ -228,7 +228,7 @@ def test_sample_texts_twice(cut: Tokenizer) -> None:
 
 @pytest.mark.fineweb
 def test_rows_of_fineweb(cut: Tokenizer) -> None:
-    require_same(cut, pq.read_table(os.environ["FINEWEB"], columns=["text"]).column("text").to_pylist())
+    require_same(cut, pq.read_table(os.environ["FINEWEB"], columns=["text"]).column("text").to_pylist()[::4])
 
 
 def columns() -> Iterator[pa.Array | pa.ChunkedArray]:

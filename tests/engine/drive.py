@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.data.ledger import Ledger
+from pipeline.engine import ray_workers
 from pipeline.engine.cluster import WorkerResources, cluster
 from pipeline.engine.output import locked, open_run
 from pipeline.engine.ray_workers import RayWorkerPool
@@ -17,6 +18,7 @@ from tests.engine.fakes import load_fake, planned_run
 
 
 def main(input_file: str, output: str, address: str, seconds: str) -> None:
+    ray_workers.LOOK = 0.5
     run, units = planned_run(Path(output), [Path(input_file)], rows_per_unit=1)
     with locked(run.subset.root), cluster(address):
         open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)

@@ -18,9 +18,10 @@ from pipeline.data.files import find_files
 from pipeline.data.windows import Batch, gather, window_batches
 from pipeline.engine.annotator import Annotator, Labeller, SourceError, UnitProgress, with_tokenizers
 from pipeline.engine.plan import Run, Unit, inspect, plan_units
-from pipeline.engine.throughput import UnitResult
+from pipeline.engine.throughput import Stages, UnitResult
 from schemas.annotations import ENTROPY, INPUT_IDS, annotated_schema
 from schemas.layout import Subset
+from schemas.receipts import Counts, Receipt
 from tests.builders import PROVENANCE, write_documents
 
 KILLS_ONCE, KILLS_ALWAYS, FAILS_ONCE, NOT_FINITE = 96, 95, 94, 93
@@ -89,6 +90,17 @@ def load_fake(run: Run, device: str = "cpu", seconds: float = 0.0) -> Annotator:
 def load_faulty(run: Run, device: str) -> Annotator:
     """The same with faults."""
     return with_tokenizers(run, (FaultyLabeller(marks=run.subset.root.with_suffix(".marks")),))
+
+
+class NoOp:
+    """Does nothing at all with a unit."""
+
+    def __init__(self, run: Run, device: str) -> None:
+        pass
+
+    def annotate(self, unit: Unit, progress: UnitProgress) -> UnitResult:
+        receipt = Receipt(unit=unit.index, shard="", sha256="0" * 64, size=0, counts=Counts(rows=1))
+        return UnitResult(receipt, Stages())
 
 
 class Unreachable:

@@ -13,6 +13,7 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 
+from pipeline.engine import ray_workers
 from pipeline.engine.cluster import WorkerResources
 from pipeline.engine.ray_workers import RayWorkerPool
 from pipeline.engine.scheduler import Scheduler
@@ -20,6 +21,7 @@ from tests.engine.fakes import load_fake, planned_run
 
 
 def main(input_file: str, output: str, seconds: str) -> None:
+    ray_workers.LOOK = 0.5
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes.add_node(num_cpus=1, num_gpus=1)
     ray.init(address=nodes.address, log_to_driver=False)

@@ -17,14 +17,13 @@ from pipeline.data.ledger import Ledger
 from pipeline.engine import ray_workers as ray_crew
 from pipeline.engine import scheduler
 from pipeline.engine import scheduler as backlog
-from pipeline.engine.annotator import Annotator, UnitProgress, load_annotator
+from pipeline.engine.annotator import Annotator, UnitProgress
 from pipeline.engine.cluster import WorkerResources
 from pipeline.engine.plan import Run, Unit
 from pipeline.engine.ray_workers import RayWorkerPool
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.throughput import UnitResult
 from pipeline.engine.workers import Load
-from pipeline.labels.labeller import TorchLabeller
 from pipeline.models.checkpoint import UnfitModelError
 from schemas.annotations import Device
 from schemas.layout import Subset, shard_name
@@ -44,8 +43,6 @@ from tests.engine.fakes import (
     token_rows,
     undisturbed,
 )
-from tests.labels.test_labeller import LimitedDevice
-from tests.tiny_models import tiny_estimator
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -170,6 +167,11 @@ def test_a_damaged_part_of_a_file_is_given_up_and_the_rest_labelled(tmp_path: Pa
 
 def load_short_of_memory(run: Run, device: Device) -> Annotator:
     """Every batch is out of memory at its first try."""
+    # Workers import this module for what they load; all but this do so in a second, since it imports no torch.
+    from pipeline.engine.annotator import load_annotator
+    from pipeline.labels.labeller import TorchLabeller
+    from tests.labels.test_labeller import LimitedDevice
+
     annotator = load_annotator(run, device)
     (labeller,) = annotator.labellers
     assert isinstance(labeller, TorchLabeller)
@@ -177,11 +179,16 @@ def load_short_of_memory(run: Run, device: Device) -> Annotator:
 
 
 def test_a_device_that_is_out_of_memory_for_a_moment_changes_no_bit(tmp_path: Path) -> None:
+    from pipeline.engine.annotator import load_annotator
+    from tests.tiny_models import tiny_estimator
+
     tiny_estimator().save_pretrained(tmp_path / "model")
     run, units = planned(tmp_path)
     run = replace(run, checkpoints=(tmp_path / "model",))
     carry_out(run, units, load=load_short_of_memory)
-    carry_out(replace(run, subset=Subset("exact", tmp_path / "plain")), units, load=load_annotator)
+    plain = load_annotator(replace(run, subset=Subset("exact", tmp_path / "plain")), "cpu")
+    for unit in units:
+        plain.annotate(unit)
     assert len(shards(run.subset.root)) == 6 and shards(run.subset.root) == shards(tmp_path / "plain")
 
 

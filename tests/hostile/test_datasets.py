@@ -5,8 +5,6 @@ Nothing outside its folder is opened or changed, no code of it runs, and each co
 
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +12,8 @@ import pytest
 
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from tests.builders import sample_texts, write_documents
-from tests.conftest import ROOT, RunCommand
+from tests.conftest import RunCommand
+from tests.forkserver import Forked
 from tests.hostile.datasets import SECRET, TRICKS, Prey, write_outside
 from tests.hostile.watching import watched
 from tests.hub import Hub
@@ -31,8 +30,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_documents(folder / "documents.parquet", sample_texts(8, 200))
     tiny_second_order(vocabulary=VOCABULARY).save_pretrained(folder / "model")
     copy_tokenizer(SHIPPED / "tokenizer", folder / "model")
-    command = [sys.executable, "-m", "pipeline.annotate", *map(str, annotating(folder))]
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    annotation = Forked("pipeline.annotate", *annotating(folder))
+    printed = annotation.communicate()
+    assert annotation.returncode == 0, printed
     return folder
 
 

@@ -117,7 +117,10 @@ def quiet(commands: dict[str, tuple[object, ...]], job: str) -> tuple[object, ..
     return (*commands[job], *noise, "--training.accumulate", 2, "--training.save-as", "bfloat16", "--output")
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize(
+    "job",
+    [pytest.param(job, marks=pytest.mark.slow) if job in ("second_order", "autoencoder") else job for job in JOBS],
+)
 def test_two_processes_and_two_with_shards_train_the_model_of_one(
     commands: dict[str, tuple[object, ...]], tmp_path: Path, job: str
 ) -> None:
@@ -129,6 +132,7 @@ def test_two_processes_and_two_with_shards_train_the_model_of_one(
     compare_processes(quiet(commands, job), tmp_path, run)
 
 
+@pytest.mark.slow  # the test above sets what they set, and README's commands run `accelerate launch` in both ways
 def test_real_launchers_train_the_model_of_one_process(commands: dict[str, tuple[object, ...]], tmp_path: Path) -> None:
     launchers: dict[str, tuple[object, ...]] = {
         "replicated": ("torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m"),
@@ -144,7 +148,7 @@ def test_real_launchers_train_the_model_of_one_process(commands: dict[str, tuple
     compare_processes(quiet(commands, "language_model"), tmp_path, run)
 
 
-@pytest.mark.parametrize("job", JOBS[:2])
+@pytest.mark.parametrize("job", [JOBS[0], pytest.param(JOBS[1], marks=pytest.mark.slow)])
 def test_killed_in_its_second_fold_a_training_goes_on_there(
     commands: dict[str, tuple[object, ...]], tmp_path: Path, job: str
 ) -> None:

@@ -55,8 +55,13 @@ def test_a_command_of_readme_works_as_it_is_written(command: str, workspace: Wor
         assert code == 0, printed
 
 
+def first_of(*given: str) -> list[Any]:
+    """The first, and the others as long repetitions."""
+    return [given[0], *(pytest.param(other, marks=pytest.mark.slow) for other in given[1:])]
+
+
 @pytest.mark.cluster
-@pytest.mark.parametrize("command", commands("cluster"), ids=str)
+@pytest.mark.parametrize("command", first_of(*commands("cluster")), ids=str)
 def test_a_job_of_readme_is_done_by_a_cluster(command: str, workspace: Workspace, ray_head: Head) -> None:
     program, job, *arguments = workspace.job(rule_for(command).applied(command))
     assert (program, job) == ("ray", "job")
