@@ -38,7 +38,7 @@ class Sizes(TransformerSizes):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(TrainingConfig):
+class StudyTraining(TrainingConfig):
     """Settings of every training job, with the defaults of a small one: a flag replaces one of them, not all."""
 
     steps: int = 1200
@@ -84,7 +84,7 @@ class Config:
     processes: int | None = None
     """Trainings at a time; one per CPU core by default."""
     model: Sizes = field(default_factory=Sizes)
-    training: Training = field(default_factory=Training)
+    training: StudyTraining = field(default_factory=StudyTraining)
     contest: ContestSettings = field(default_factory=ContestSettings)
 
     def __post_init__(self) -> None:

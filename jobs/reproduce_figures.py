@@ -28,7 +28,7 @@ EVALUATIONS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(TrainingConfig):
+class FigureTraining(TrainingConfig):
     """Settings of every training job, with other defaults."""
 
     tokens_per_batch: int = 2048
@@ -57,7 +57,7 @@ class Config(Inputs):
     """Share of each figure's steps: below 1 for a look."""
     processes: int | None = None
     """Trainings at a time; one per CPU core by default."""
-    training: Training = field(default_factory=Training)
+    training: FigureTraining = field(default_factory=FigureTraining)
 
     def __post_init__(self) -> None:
         if not self.figure or not set(self.figure) <= set(FIGURES):

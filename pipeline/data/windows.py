@@ -64,7 +64,7 @@ def sample_positions(tokens: int, share: float, random: np.random.Generator) -> 
 
 
 @dataclass(frozen=True)
-class Batch:
+class WindowBatch:
     """Windows of documents side by side, right-padded with zeros."""
 
     windows: tuple[Window, ...]
@@ -84,7 +84,7 @@ def window_batches(
     overlap: int,
     budget: int,
     border: int | None = None,
-) -> list[Batch]:
+) -> list[WindowBatch]:
     """Batches of at most `budget` tokens, or of one window, over all documents, longest windows first.
 
     No batch has windows on either side of the border: those of so many tokens, and longer ones.
@@ -109,7 +109,9 @@ def window_batches(
 
 
 def gather(
-    documents: Sequence[np.ndarray], labelled: Iterable[tuple[Batch, Mapping[str, np.ndarray]]], columns: Sequence[str]
+    documents: Sequence[np.ndarray],
+    labelled: Iterable[tuple[WindowBatch, Mapping[str, np.ndarray]]],
+    columns: Sequence[str],
 ) -> dict[str, list[np.ndarray]]:
     """For every column a float32 array a document: the batches' values [B, T] where wanted, NaN elsewhere.
 
@@ -128,13 +130,13 @@ def gather(
     return {name: np.split(label_N, firsts[1:-1])[: len(documents)] for name, label_N in labels.items()}
 
 
-def _padded(ids_N: np.ndarray, wanted_N: np.ndarray, firsts: np.ndarray, windows: tuple[Window, ...]) -> Batch:
+def _padded(ids_N: np.ndarray, wanted_N: np.ndarray, firsts: np.ndarray, windows: tuple[Window, ...]) -> WindowBatch:
     lengths_B = _of(windows, "stop") - _of(windows, "start")
     column_T = np.arange(lengths_B.max())
     place_BT = np.minimum(_places(firsts, windows, len(column_T)), len(ids_N) - 1)
     inside_BT = column_T < lengths_B[:, None]
     labelled_BT = inside_BT & (column_T >= (_of(windows, "label_from") - _of(windows, "start"))[:, None])
-    return Batch(windows, np.where(inside_BT, ids_N[place_BT], 0), lengths_B, labelled_BT & wanted_N[place_BT])
+    return WindowBatch(windows, np.where(inside_BT, ids_N[place_BT], 0), lengths_B, labelled_BT & wanted_N[place_BT])
 
 
 def _places(firsts: np.ndarray, windows: Sequence[Window], columns: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from pipeline.data.iterators import BATCH_BYTES, prefetched
 from pipeline.data.ledger import Ledger
 from pipeline.data.shards import ShardWriter, annotated_rows
 from pipeline.data.tokenizer import load_tokenizer
-from pipeline.data.windows import Batch, gather, sample_positions, window_batches
+from pipeline.data.windows import WindowBatch, gather, sample_positions, window_batches
 from pipeline.engine.plan import Run, Unit
 from pipeline.engine.throughput import HELD, Stages, UnitResult
 from pipeline.labels.retokenize import encode_with_ends, move_nats
@@ -60,7 +60,7 @@ class Labeller(Protocol):
     def border(self) -> int | None: ...
 
     def label(
-        self, batches: Iterable[Batch], labelled: Callable[[Batch], None] = ...
+        self, batches: Iterable[WindowBatch], labelled: Callable[[WindowBatch], None] = ...
     ) -> tuple[list[dict[str, np.ndarray]], int]: ...
 
 
@@ -74,11 +74,11 @@ class Chunk(NamedTuple):
     """Of each row, as the checkpoint reads them."""
     ends: list[tuple[np.ndarray, np.ndarray]] | None
     """Where both end in the text's bytes, the checkpoint's first, where they differ."""
-    batches: list[list[Batch]]
+    batches: list[list[WindowBatch]]
     """Of each fold's checkpoint."""
 
 
-LabelledBatch = tuple[Batch, Mapping[str, np.ndarray]]
+LabelledBatch = tuple[WindowBatch, Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class Annotator:
             ends = [(one.ends_T, other.ends_T) for one, other in zip(read, written, strict=True)]
         return Chunk(rows, tokens, documents, ends, self.batches(documents, random))
 
-    def batches(self, documents: list[np.ndarray], random: np.random.Generator) -> list[list[Batch]]:
+    def batches(self, documents: list[np.ndarray], random: np.random.Generator) -> list[list[WindowBatch]]:
         """Batches for each checkpoint: of every document or, with folds, of those that it was not trained on."""
         settings = self.run.provenance
         sampled = [sample_positions(len(ids), settings.share, random) for ids in documents]
@@ -282,7 +282,7 @@ class UnitProgress:
         """Set when the unit's labels are not needed any more."""
 
     @contextmanager
-    def chunk(self, whole: Amount, batches: Sequence[Batch]) -> Iterator[Callable[[Batch], None]]:
+    def chunk(self, whole: Amount, batches: Sequence[WindowBatch]) -> Iterator[Callable[[WindowBatch], None]]:
         """A function to call after each of a chunk's batches; when all is labelled, the whole chunk counts.
 
         Batches count by the labels that are requested of them, as overlapping windows share tokens.
@@ -290,7 +290,7 @@ class UnitProgress:
         before, requested = self.labelled, sum(map(_requested, batches))
         finished = 0
 
-        def count_batch(batch: Batch) -> None:
+        def count_batch(batch: WindowBatch) -> None:
             nonlocal finished
             finished += _requested(batch)
             share = finished / requested
@@ -302,7 +302,7 @@ class UnitProgress:
         self.labelled = Amount(before.rows + whole.rows, before.tokens + whole.tokens)  # where none is requested too
 
 
-def _requested(batch: Batch) -> int:
+def _requested(batch: WindowBatch) -> int:
     return int(batch.wanted_BT.sum())
 
 

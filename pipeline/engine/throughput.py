@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from huggingface_hub import CommitOperationAdd
 
-from pipeline.data.windows import Batch
+from pipeline.data.windows import WindowBatch
 from schemas.receipts import Counts, Quarantined, Receipt
 
 WORK = ("read", "tokenize", "label", "write", "upload")
@@ -43,7 +43,7 @@ class Stages:
         finally:
             self.seconds[stage] += time.perf_counter() - started
 
-    def add_batches(self, batches: Iterable[Batch], parts: int) -> None:
+    def add_batches(self, batches: Iterable[WindowBatch], parts: int) -> None:
         """Count labelled batches, of which `parts` were labelled in parts."""
         for batch in batches:
             self.tokens += int(batch.lengths_B.sum())

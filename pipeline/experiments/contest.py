@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from pipeline.data.corpus import Corpus
 from pipeline.data.windows import sample_positions
 from pipeline.experiments.accuracy import Contestant, Entry, Target, measure
-from pipeline.experiments.sources import SOURCES, ContestSettings, Drawn, Source, draw
+from pipeline.experiments.sources import SOURCES, ContestSettings, Drawn, KnownSource, draw
 from pipeline.experiments.trial import ModelT, train_once
 from pipeline.labels import attribution, causal, exact, second_order
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
@@ -199,7 +199,7 @@ def hold_contest(name: str, settings: ContestSettings, folder: Path) -> Iterator
 
 
 def teachers_labels(
-    source: Source, estimator: EntropyEstimator, language_model: PreTrainedModel, settings: ContestSettings
+    source: KnownSource, estimator: EntropyEstimator, language_model: PreTrainedModel, settings: ContestSettings
 ) -> dict[str, Corpus]:
     """Documents that neither model has seen, a share of their tokens labelled by each."""
     unseen = drawn(source, settings.labelled_documents, settings, stream=3)
@@ -241,6 +241,6 @@ class _Scorer:
         return Entry(measure(contestant, estimates_N, truth_N, in_nats=in_nats), estimates_N.numpy(), truth_N.numpy())
 
 
-def drawn(source: Source, documents: int, settings: ContestSettings, stream: int) -> Drawn:
+def drawn(source: KnownSource, documents: int, settings: ContestSettings, stream: int) -> Drawn:
     """Documents of the source; another stream gives others."""
     return draw(source, documents, settings.document_tokens, np.random.default_rng([settings.seed, stream]))

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 
-class Source(Protocol):
+class KnownSource(Protocol):
     """`State` is whatever a source remembers of M documents."""
 
     @property
@@ -36,7 +36,7 @@ class Drawn(NamedTuple):
     entropy_MT: np.ndarray
 
 
-def draw(source: Source, documents: int, tokens: int, random: np.random.Generator) -> Drawn:
+def draw(source: KnownSource, documents: int, tokens: int, random: np.random.Generator) -> Drawn:
     """Fresh documents of `tokens` tokens each, with the truth of every token."""
     state = source.begin(documents)
     columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -152,7 +152,7 @@ def _topic_mixture(random: np.random.Generator) -> HiddenMarkov:
     return HiddenMarkov(np.full(topics, 1 / topics), np.eye(topics), 0.99 * emission_HV + 0.01 / symbols)
 
 
-SOURCES: dict[str, Callable[[np.random.Generator], Source]] = {
+SOURCES: dict[str, Callable[[np.random.Generator], KnownSource]] = {
     "markov-1": lambda random: MarkovChain(rows_of_different_entropy(64, 64, random)),
     "markov-3": lambda random: MarkovChain(rows_of_different_entropy(6**3, 6, random)),
     "hidden-markov": _hidden_markov,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.data.windows import Batch
+from pipeline.data.windows import WindowBatch
 from pipeline.labels import causal, exact, second_order
 from pipeline.models.causal_lm import BlockedAttention, frequency_border
 from pipeline.models.estimator import EntropyEstimator
@@ -70,7 +70,7 @@ class TorchLabeller:
     """Windows of so many tokens, and longer ones, must not share a batch."""
 
     def label(
-        self, batches: Iterable[Batch], labelled: Callable[[Batch], None] = lambda batch: None
+        self, batches: Iterable[WindowBatch], labelled: Callable[[WindowBatch], None] = lambda batch: None
     ) -> tuple[list[dict[str, np.ndarray]], int]:
         """Float32 [B, T] for every column of every batch, and how many batches were labelled in parts.
 
@@ -95,7 +95,7 @@ class TorchLabeller:
             for batch, part_CN in zip(all_batches, parts_CN, strict=True)
         ], parts
 
-    def _on_device(self, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _on_device(self, batches: Sequence[WindowBatch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Ids, lengths and wanted positions of each batch."""
         ids = _sent([batch.ids_BT for batch in batches], self.device)
         lengths = _sent([batch.lengths_B for batch in batches], self.device)

@@ -27,7 +27,7 @@ from pipeline.data.files import find_files
 from pipeline.data.sample import sample_documents
 from pipeline.data.shards import annotated_rows, write_shard
 from pipeline.data.tokenizer import load_tokenizer
-from pipeline.data.windows import Batch, gather, window_batches
+from pipeline.data.windows import WindowBatch, gather, window_batches
 from pipeline.engine.annotator import with_tokenizers
 from pipeline.engine.plan import Run, Unit, inspect, plan_units
 from pipeline.models.checkpoint import SHIPPED
@@ -86,7 +86,7 @@ class FreeLabels:
         self.values = (np.round(nats) * ROUNDING_NATS).astype(np.float32)
 
     def label(
-        self, batches: Iterable[Batch], labelled: Callable[[Batch], None] = lambda batch: None
+        self, batches: Iterable[WindowBatch], labelled: Callable[[WindowBatch], None] = lambda batch: None
     ) -> tuple[list[dict[str, np.ndarray]], int]:
         return [{name: self._drawn(batch.ids_BT.shape) for name in self.columns} for batch in batches], 0
 
@@ -133,13 +133,16 @@ class OneByOne:
             values, _ = self.labels.label(batches)
             yield self._timed("gather and Arrow", self._table, rows, documents, zip(batches, values, strict=True))
 
-    def _batches(self, documents: list[np.ndarray]) -> list[Batch]:
+    def _batches(self, documents: list[np.ndarray]) -> list[WindowBatch]:
         settings = self.job.provenance
         wanted = [np.ones(len(ids), bool) for ids in documents]
         return window_batches(documents, wanted, window=settings.window, overlap=settings.overlap, budget=BATCH_TOKENS)
 
     def _table(
-        self, rows: pa.RecordBatch, documents: list[np.ndarray], labelled: Iterable[tuple[Batch, dict[str, np.ndarray]]]
+        self,
+        rows: pa.RecordBatch,
+        documents: list[np.ndarray],
+        labelled: Iterable[tuple[WindowBatch, dict[str, np.ndarray]]],
     ) -> pa.Table:
         table = annotated_rows(rows, documents, gather(documents, labelled, self.labels.columns), self.job.schema)
         count(rows, table, self.job.column, self.tokenizer)

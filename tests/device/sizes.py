@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipeline.data.windows import Batch, window_batches
+from pipeline.data.windows import WindowBatch, window_batches
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.second_order import SecondOrderModel
 from tests.tiny_models import ModelT, frozen
@@ -152,7 +152,7 @@ def documents(sizes: Sizes, vocabulary: int) -> list[np.ndarray]:
     return [random.integers(vocabulary, size=max(1, int(length)), dtype=np.int32) for length in lengths]
 
 
-def batches(read: list[np.ndarray], window: int, budget: int) -> list[Batch]:
+def batches(read: list[np.ndarray], window: int, budget: int) -> list[WindowBatch]:
     """All windows of the documents, overlapping by half, in batches of so many tokens."""
     everywhere = [np.ones(len(ids), dtype=bool) for ids in read]
     return window_batches(read, everywhere, window=window, overlap=window // 2, budget=budget)

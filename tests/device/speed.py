@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaForCausalLM
 
-from pipeline.data.windows import Batch
+from pipeline.data.windows import WindowBatch
 from pipeline.labels import exact
 from pipeline.labels.labeller import TorchLabeller, causal_labeller, second_order_labeller
 from pipeline.models import cross_entropy
@@ -111,11 +111,11 @@ def _labels(method: str, shape: Shape, sizes: Sizes, device: Device, rate: float
     }
 
 
-def _counts(sent: Sequence[Batch]) -> tuple[list[int], list[int]]:
+def _counts(sent: Sequence[WindowBatch]) -> tuple[list[int], list[int]]:
     return [int(batch.lengths_B.sum()) for batch in sent], [batch.ids_BT.size for batch in sent]
 
 
-def _work(model: nn.Module, shape: Shape, sent: Sequence[Batch]) -> float:
+def _work(model: nn.Module, shape: Shape, sent: Sequence[WindowBatch]) -> float:
     """FLOP of the linear layers, the head and causal attention over real tokens."""
     weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
     if not any(isinstance(module, nn.Linear) and len(module.weight) == shape.vocabulary for module in model.modules()):

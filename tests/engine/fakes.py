@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.data.documents import Column
 from pipeline.data.files import find_files
-from pipeline.data.windows import Batch, gather, window_batches
+from pipeline.data.windows import WindowBatch, gather, window_batches
 from pipeline.engine.annotator import Annotator, Labeller, SourceError, UnitProgress, with_tokenizers
 from pipeline.engine.plan import Run, Unit, inspect, plan_units
 from pipeline.engine.throughput import Stages, UnitResult
@@ -38,7 +38,7 @@ class FakeLabeller:
     border: int | None = None
 
     def label(
-        self, batches: Iterable[Batch], labelled: Callable[[Batch], None] = lambda batch: None
+        self, batches: Iterable[WindowBatch], labelled: Callable[[WindowBatch], None] = lambda batch: None
     ) -> tuple[list[dict[str, np.ndarray]], int]:
         values = []
         for batch in batches:
@@ -57,7 +57,7 @@ class FaultyLabeller(FakeLabeller):
     marks: Path = Path()
 
     def label(
-        self, batches: Iterable[Batch], labelled: Callable[[Batch], None] = lambda batch: None
+        self, batches: Iterable[WindowBatch], labelled: Callable[[WindowBatch], None] = lambda batch: None
     ) -> tuple[list[dict[str, np.ndarray]], int]:
         batches = list(batches)
         for batch in batches:
@@ -67,7 +67,7 @@ class FaultyLabeller(FakeLabeller):
             labels[ENTROPY][batch.ids_BT == NOT_FINITE] = np.inf
         return values, parts
 
-    def _fail(self, batch: Batch) -> None:
+    def _fail(self, batch: WindowBatch) -> None:
         if KILLS_ALWAYS in batch.ids_BT or (KILLS_ONCE in batch.ids_BT and self._first_time("killed")):
             os.kill(os.getpid(), signal.SIGKILL)
         if FAILS_ONCE in batch.ids_BT and self._first_time("failed"):

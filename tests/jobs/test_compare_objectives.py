@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 
-from jobs.compare_objectives import Config, Training
+from jobs.compare_objectives import Config, StudyTraining
 from pipeline.cli import run
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from tests.annotated import write_annotated
@@ -54,7 +54,7 @@ def test_one_flag_of_the_training_leaves_its_other_defaults(monkeypatch: pytest.
     with pytest.raises(SystemExit) as stopped:
         run(command, JOB)
     assert stopped.value.code is None
-    assert received[0].training == Training(steps=4) and received[0].training.tokens_per_batch == 2048
+    assert received[0].training == StudyTraining(steps=4) and received[0].training.tokens_per_batch == 2048
 
 
 def test_a_comparison_on_a_known_source_goes_on_where_it_was_interrupted(

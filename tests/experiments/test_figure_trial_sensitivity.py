@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.experiments.sensitivity import Sensitivity, rounded, sensitivities
+from pipeline.experiments.figure_trial import Sensitivity, rounded, sensitivities
 from pipeline.models.estimator import EntropyEstimator
 from tests.tiny_models import random_tokens, tiny_autoencoder, tiny_estimator, tiny_language_model
 
