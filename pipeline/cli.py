@@ -22,7 +22,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from pipeline.checks import require_lasting_outputs
 from pipeline.interruptions import ending_in_a_line, output_is_closed
-from pipeline.messages import UNENCODED, log_to_stderr, one_line, redacted, visible
+from pipeline.messages import FLAGS, UNENCODED, log_to_stderr, one_line, redacted, visible
 
 INCOMPLETE = 3  # exit code: a dataset lacks shards
 COMMON_FLAGS = """\
@@ -50,7 +50,10 @@ def run(command: Callable[..., int | None], module: str, *, resumes: bool = True
     with ending_in_a_line(resumes=resumes):
         try:
             _require_text(arguments)
-            code = _parser(command, module, arguments)(arguments, exit_on_error=False, print_error=False)
+            parser = _parser(command, module, arguments)
+            FLAGS.clear()
+            FLAGS.update(_flags(parser))
+            code = parser(arguments, exit_on_error=False, print_error=False)
         except (ValueError, OSError, HTTPError, cyclopts.CycloptsError) as error:
             if isinstance(error, BrokenPipeError) and output_is_closed():
                 raise
@@ -114,6 +117,13 @@ def _parser(command: Callable[..., int | None], module: str, arguments: list[str
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
+
+
+def _flags(parser: cyclopts.App) -> dict[str, str]:
+    """The flag of each setting, by its name in the dataclass and by its path (`training.steps`)."""
+    flags = [name for argument in parser.assemble_argument_collection() for name in argument.names]
+    paths = {flag.removeprefix("--").replace("-", "_"): flag for flag in flags if flag.startswith("--")}
+    return {path.rpartition(".")[2]: flag for path, flag in paths.items()} | paths
 
 
 def _checked(command: Callable[..., int | None]) -> Callable[..., int | None]:

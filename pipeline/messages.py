@@ -121,6 +121,16 @@ MARKDOWN = re.compile(r"([\\`*_\[\]|~$#!])")
 PLAIN_NAME = re.compile(r"[\w.:/@-][\w.:/@ -]*")
 
 
+SETTING = re.compile(r"`([a-z_]+(?:\.[a-z_]+)?)`")
+FLAGS: dict[str, str] = {}
+"""Flags of this process's command, by the settings that they set: `--text-column` by `text_column`."""
+
+
+def with_flags(text: str) -> str:
+    """The text with this command's flags for the settings that it names in backticks, as the library does."""
+    return SETTING.sub(lambda found: FLAGS.get(found[1], found[0]), text)
+
+
 def visible(text: str, keep: str = "") -> str:
     """The text with all unsafe characters except those of `keep` escaped as in Python: `\\x1b`, `\\u202e`, `\\n`."""
     return UNSAFE.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
@@ -128,7 +138,7 @@ def visible(text: str, keep: str = "") -> str:
 
 def one_line(text: str) -> str:
     """The text as one line of bounded length, without credentials."""
-    line = visible(" ".join(redacted(text).split()))
+    line = visible(" ".join(redacted(with_flags(text)).split()))
     end = MOST_IN_LINE // 4  # where an error says what to do
     return line if len(line) <= MOST_IN_LINE else f"{line[: MOST_IN_LINE - end]} … {line[-end:]}"
 
@@ -142,7 +152,7 @@ def describe(error: BaseException) -> str:
 def say(*lines: str, file: TextIO | None = None) -> None:
     """Prints lines, on standard output by default, without credentials; line ends within them are escaped."""
     for line in lines:
-        print(visible(redacted(line)), file=file or sys.stdout, flush=True)
+        print(visible(redacted(with_flags(line))), file=file or sys.stdout, flush=True)
 
 
 def in_markdown(text: str) -> str:
@@ -161,7 +171,7 @@ class LineFormatter(logging.Formatter):
     """A record in one line, without credentials; a traceback below it."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return visible(redacted(super().formatMessage(record)))
+        return visible(redacted(with_flags(super().formatMessage(record))))
 
     def formatException(self, ei: Any) -> str:
         return visible(redacted(super().formatException(ei)), keep="\n")

@@ -173,9 +173,9 @@ def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:
     ]
     taken = {field.name for field in passed} & {field.name for field in labels}
     if taken:
-        advice = "rename them, or name those to pass on with --columns"
+        advice = "rename them, or name those to pass on with `columns`"
         if INPUT_IDS in taken and not tokenized:
-            advice += f"; to label its tokens, give --tokenizer none --text-column {INPUT_IDS}"
+            advice += f"; to label its tokens, give `tokenizer` none `text_column` {INPUT_IDS}"
         raise ValueError(f"the source has columns that annotation writes: {', '.join(sorted(taken))}; {advice}")
     features = {name: feature for name, feature in read_features(source, "the source").items() if name in names}
     metadata = {**features_metadata(features), PROVENANCE_KEY: provenance.to_json().encode()}

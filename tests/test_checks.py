@@ -55,7 +55,7 @@ def test_an_absolute_output_is_written_from_there(run_command: RunCommand, tmp_p
     assert run_command(*TRAIN, "--output", tmp_path / "tokens", "--vocabulary", 258) == 0
     assert run_command(*ANNOTATE, "--input", "in.txt", "--output", tmp_path / "labels") == 0
     assert list((tmp_path / "labels").rglob("*.parquet"))
-    with pytest.raises(ValueError, match=r"--output .* is in Ray's copy"):
+    with pytest.raises(ValueError, match=r"`output` .* is in Ray's copy"):
         require_lasting("output", copy / "an absolute path into the copy")
 
 

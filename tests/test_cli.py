@@ -1,5 +1,6 @@
 """Flags, YAML beneath them, help, and one line for a mistake."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.cli import run
-from pipeline.messages import say
+from pipeline.messages import LineFormatter, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,3 +171,21 @@ def test_a_name_that_is_no_text_here_is_refused(locale: dict[str, str], told: by
     done = printed_in(locale, b"caf\xe9.parquet")
     assert done.returncode == 1 and done.stderr.startswith(b"error: the argument caf\\udce9.parquet ")
     assert told in done.stderr and done.stderr.count(b"\n") == 1
+
+
+def test_the_flags_of_a_command_stand_for_the_settings_that_the_library_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In an error, in what is printed and in the log; a word between backticks that is no setting stays."""
+
+    def command(config: Config) -> None:
+        say("a larger `limit`")
+        record = logging.makeLogRecord({"msg": "see `inner.steps`", "levelname": "WARNING"})
+        print(LineFormatter("%(message)s").format(record))
+        raise ValueError("`input` and `steps`, not `input_ids`")
+
+    monkeypatch.setattr(sys, "argv", ["command", "--input", "a"])
+    with pytest.raises(SystemExit) as stopped:
+        run(command, "some.command")
+    assert stopped.value.code == "error: --input and --inner.steps, not `input_ids`"
+    assert capsys.readouterr().out.splitlines() == ["a larger --limit", "see --inner.steps"]

@@ -1,7 +1,9 @@
 """The files that a repository is known by: licence, citation, changes, and what speaks of them."""
 
+import ast
 import re
 import tomllib
+from collections import defaultdict
 from pathlib import Path
 
 import yaml
@@ -44,3 +46,19 @@ def test_what_contributors_are_told_to_make_can_be_made() -> None:
     told = set(re.findall(r"`make (\w+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
     made = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert {"setup", "test", "lint", "docs"} <= told <= made
+
+
+SAME_NAMES = {"__init__", "__main__", "config", "second_order"}
+"""A package has its own settings; a label method is named as the model that it labels with."""
+
+
+def test_no_two_modules_and_no_two_classes_share_a_name() -> None:
+    """Except `Config`, the settings of each command."""
+    modules, classes = defaultdict(list), defaultdict(list)
+    for file in sorted(file for folder in ("pipeline", "jobs", "schemas") for file in (ROOT / folder).rglob("*.py")):
+        modules[file.stem].append(file)
+        for node in ast.parse(file.read_bytes()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                classes[node.name].append(file)
+    assert [name for name, files in modules.items() if len(files) > 1 and name not in SAME_NAMES] == []
+    assert [name for name, files in classes.items() if len(files) > 1 and name != "Config"] == []

@@ -92,7 +92,7 @@ def merged_schema(parts: Sequence[FileColumns], requested: Collection[str], requ
             wrong.append(str(error))
     if wrong:
         sound = " ".join(field.name for field in fields if field.name != required)
-        leave_out = f", or leave it out: --columns {sound}" if sound else ""
+        leave_out = f", or leave it out: `columns` {sound}" if sound else ""
         raise ValueError(f"{wrong[0]}; annotate them apart{leave_out}")
     return pa.schema(fields, metadata=features_metadata(features))
 

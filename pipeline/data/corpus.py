@@ -79,7 +79,7 @@ class Corpus:
         if folds == 1:
             return [self]
         if len(np.unique(self._folds(folds))) < folds:
-            raise ValueError(f"{len(self)} documents are too few for --folds {folds}; choose fewer folds")
+            raise ValueError(f"{len(self)} documents are too few for `folds` {folds}; choose fewer folds")
         return [self.without_fold(fold, folds) for fold in range(folds)]
 
     def without_fold(self, fold: int, folds: int) -> "Corpus":
@@ -146,7 +146,7 @@ def held_out_documents(documents: int, requested: int | None) -> int:
     held_out = min(MOST_HELD_OUT, max(1, documents // 20)) if requested is None else requested
     if not 0 < held_out < documents:
         raise ValueError(
-            f"cannot hold out {held_out} of {documents} documents and train on others; give more, or another --held-out"
+            f"cannot hold out {held_out} of {documents} documents and train on others; give more, or another `held_out`"
         )
     return held_out
 
@@ -158,7 +158,7 @@ def require_tokens(held_out: Corpus) -> Corpus:
         ValueError: if it is.
     """
     if not len(held_out.tokens_N):
-        raise ValueError(f"the {len(held_out)} documents held out are empty; hold out more with --held-out")
+        raise ValueError(f"the {len(held_out)} documents held out are empty; hold out more with `held_out`")
     return held_out
 
 

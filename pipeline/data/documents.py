@@ -158,7 +158,7 @@ def document_tokens(
         if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
             raise ValueError(
                 f"token ids from {ids.min()} to {ids.max()} do not fit a vocabulary of {vocabulary}; give a larger "
-                "--vocabulary"
+                "`vocabulary`"
             )
     return [ids.astype(np.int32) for ids in documents]
 
@@ -183,7 +183,7 @@ def _file_info(file: File, column: Column, passed: Collection[str] | None) -> Fi
 def _require_column(file: File, schema: pa.Schema, column: Column) -> None:
     names, fits = schema.names, is_token_list if column.tokenized else is_text
     if column.name not in names:
-        advice = "" if column.tokenized else "; name the one to read with --text-column"
+        advice = "" if column.tokenized else "; name the one to read with `text_column`"
         listed = shortened(names, MOST_NAMES) or "none"
         raise ValueError(f"{file.url} has no column `{column.name}`; it has {listed}{advice}")
     if names.count(column.name) > 1:

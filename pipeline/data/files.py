@@ -110,7 +110,7 @@ def find_files(inputs: Sequence[str]) -> list[File]:
         ConnectionError: if a store cannot be reached now.
     """
     if not inputs:
-        raise ValueError("no input is named; name files, folders or URLs with --input")
+        raise ValueError("no input is named; name files, folders or URLs with `input`")
     entries = [entry for named in inputs for entry in locate(named).entries]
     return distinct([file for entry in entries for file in _all_data(entry)])
 

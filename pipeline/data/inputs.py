@@ -89,14 +89,14 @@ def find_documents(
         ConnectionError: if a store cannot be reached now.
     """
     if not inputs:
-        raise ValueError("no input is named; name files, folders or URLs with --input")
+        raise ValueError("no input is named; name files, folders or URLs with `input`")
     files, choices, notes = list[File](), list[str](), list[str]()
     located_inputs = [(named, locate(named)) for named in inputs]
     _require_choice([entry for _, located in located_inputs for entry in located.entries], split, config_name)
     for named, located in located_inputs:
         entries, written = _without_output(named, located.entries, output)
         if written:
-            notes.append(left_out_note(named, "in the --output", written))
+            notes.append(left_out_note(named, "in the `output`", written))
         for entry in entries:
             if isinstance(entry, File):
                 files.append(entry)
@@ -134,7 +134,7 @@ def _without_output(
 def _require_choice(entries: Sequence[File | Folder], split: str | None, config_name: str | None) -> None:
     if any(isinstance(entry, Folder) for entry in entries):
         return
-    for flag, value in (("--split", split), ("--config-name", config_name)):
+    for flag, value in (("`split`", split), ("`config_name`", config_name)):
         if value is not None:
             raise ValueError(
                 f"{flag} {value} chooses within folders and datasets, and the input has none; leave it out"

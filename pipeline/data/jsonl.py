@@ -79,7 +79,7 @@ def scan(
     if not fits and (others := others - {type(None)}):
         raise _of_other_types(required, others)
     if rows and not short:
-        raise MalformedError("has only lines that are too long; check it, or give more with --longest-document")
+        raise MalformedError("has only lines that are too long; check it, or give more with `longest_document`")
     if not rows:
         types.found[required.name] = required.type
     return Scan(rows, types.found, content.sha256)
@@ -144,7 +144,7 @@ class Types:
         if self._fields > MOST_FIELDS:
             raise MalformedError(
                 f"has more than {MOST_FIELDS:,} columns, those in nested objects counted; name those to pass on with "
-                "--columns"
+                "`columns`"
             )
 
 

@@ -63,7 +63,7 @@ def require_loadable(folder: Path) -> None:
     as_text = path.encode(errors="replace").decode()  # a byte that is not UTF-8 becomes a `?`
     if MAGIC.search(as_text) or "::" in as_text:
         raise ValueError(
-            f"--output {ascii(path)[1:-1]} is a path that load_dataset cannot read: it has [, *, ?, :: or bytes "
+            f"`output` {ascii(path)[1:-1]} is a path that load_dataset cannot read: it has [, *, ?, :: or bytes "
             "that are not UTF-8; choose a folder without them"
         )
 

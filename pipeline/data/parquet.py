@@ -147,7 +147,7 @@ def _cast(rows: pa.RecordBatch, schema: pa.Schema, file: File) -> pa.RecordBatch
         except pa.ArrowInvalid as error:
             raise ValueError(
                 f"column `{field.name}` of {file.url} has a value that {field.type} cannot hold ({error}); convert it, "
-                "or leave it out with --columns"
+                "or leave it out with `columns`"
             ) from error
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 

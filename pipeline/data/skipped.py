@@ -72,7 +72,7 @@ def counted(batches: Iterable[pa.RecordBatch], place: str) -> Iterator[pa.Record
     if empty > long:
         _warn_once(f"{empty - long:,} of {rows:,} documents are empty: {place}")
     if long:
-        _warn_once(f"{long:,} of {rows:,} documents are longer than --longest-document and left out: {place}")
+        _warn_once(f"{long:,} of {rows:,} documents are longer than `longest_document` and left out: {place}")
     if replaced:
         _warn_once(f"{replaced:,} of {rows:,} documents hold U+FFFD, where text was not valid Unicode: {place}")
 

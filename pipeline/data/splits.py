@@ -72,10 +72,10 @@ def select(folder: Folder, split: str | None = None, config_name: str | None = N
     choice, notes = [], []
     if len(configs) > 1:
         choice.append(f"config {config}")
-        notes.append(f"{folder.url}: taking config {config} of {shortened([*configs], 8)}; --config-name names another")
+        notes.append(f"{folder.url}: taking config {config} of {shortened([*configs], 8)}; `config_name` names another")
     if len(contents.splits) > 1:
         choice.append(f"split {chosen}")
-        advice = "--split names one" if chosen == ALL else "--split names another, --split all takes all"
+        advice = "`split` names one" if chosen == ALL else "`split` names another, `split` all takes all"
         taken = "all splits:" if chosen == ALL else f"split {chosen} of"
         notes.append(f"{folder.url}: taking {taken} {', '.join(contents.splits)}; {advice}")
     notes += [left_out_note(folder.url, reason, left) for reason, left in contents.left_out.items() if left]
@@ -159,13 +159,13 @@ def _chosen_config(url: str, configs: Mapping[str, Mapping[str, Any]], requested
     listed = ", ".join(configs)
     if requested is not None:
         if requested not in configs:
-            raise ValueError(f"{url} has no config {requested}; --config-name takes one of {listed}")
+            raise ValueError(f"{url} has no config {requested}; `config_name` takes one of {listed}")
         return requested
     marked = [name for name in configs if name == DEFAULT_CONFIG or configs[name].get("default")]
     candidates = marked or list(configs)
     if len(candidates) > 1:
         defaults = "several defaults among its" if marked else "no default among its"
-        raise ValueError(f"{url} has {defaults} configs; name one with --config-name: {listed}")
+        raise ValueError(f"{url} has {defaults} configs; name one with `config_name`: {listed}")
     return candidates[0]
 
 
@@ -173,10 +173,10 @@ def _chosen_split(source: str, splits: Mapping[str, object], requested: str | No
     listed = ", ".join(splits)
     if requested is None:
         if len(splits) > 1 and TRAIN not in splits:
-            raise ValueError(f"{source} has no split train; name one with --split, or all: {listed}")
+            raise ValueError(f"{source} has no split train; name one with `split`, or all: {listed}")
         return TRAIN if TRAIN in splits else next(iter(splits))
     if requested not in (ALL, *splits):
-        raise ValueError(f"{source} has no split {requested}; --split takes all or one of {listed}")
+        raise ValueError(f"{source} has no split {requested}; `split` takes all or one of {listed}")
     return requested
 
 
@@ -208,7 +208,7 @@ def _declared_patterns(folder: Folder, declared: object) -> dict[str, list[str]]
 def _relative(folder: Folder, pattern: str) -> str:
     path = PurePosixPath(pattern)
     if is_url(pattern) or path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"the {CARD} of {folder.url} names files outside it, {pattern}; name them with --input")
+        raise ValueError(f"the {CARD} of {folder.url} names files outside it, {pattern}; name them with `input`")
     return str(path)
 
 

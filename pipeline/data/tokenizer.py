@@ -34,7 +34,7 @@ def train_byte_pairs(texts: Iterable[str], vocabulary: int) -> Tokenizer:
         ValueError: if the vocabulary has no room for the bytes and the separator.
     """
     if vocabulary <= BYTES:
-        raise ValueError(f"--vocabulary must be above {BYTES}, the bytes and the separator, not {vocabulary}")
+        raise ValueError(f"`vocabulary` must be above {BYTES}, the bytes and the separator, not {vocabulary}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -55,13 +55,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     file = own_file(folder, TOKENIZER_FILE)
     if file is None:
-        raise ValueError(f"{folder} has no {TOKENIZER_FILE}; name a folder that has one with --tokenizer")
+        raise ValueError(f"{folder} has no {TOKENIZER_FILE}; name a folder that has one with `tokenizer`")
     content = read_bounded(file, MOST_BYTES)
     try:
         with tokenizer_errors("it cannot be loaded"):
             tokenizer = Tokenizer.from_buffer(content)
     except ValueError as error:
-        raise ValueError(f"{file} is not a tokenizer: {error}; name another folder with --tokenizer") from error
+        raise ValueError(f"{file} is not a tokenizer: {error}; name another folder with `tokenizer`") from error
     require_bounded(tokenizer, file)
     without_dropout(tokenizer, file)
     tokenizer.encode_special_tokens = True
@@ -114,12 +114,12 @@ def token_source(tokenizer: str, vocabulary: int | None) -> TokenSource:
     """
     if tokenizer == TOKENIZED_ALREADY:
         if vocabulary is None or vocabulary < 1:
-            raise ValueError("--tokenizer none needs --vocabulary N, the number of token ids in use")
+            raise ValueError("`tokenizer` none needs `vocabulary` N, the number of token ids in use")
         return TokenSource(vocabulary)
     loaded = load_tokenizer(Path(tokenizer))
     ids = id_count(loaded)
     if vocabulary not in (None, ids):
-        raise ValueError(f"--vocabulary {vocabulary} is not the {ids} of {tokenizer}; leave it out")
+        raise ValueError(f"`vocabulary` {vocabulary} is not the {ids} of {tokenizer}; leave it out")
     return TokenSource(ids, loaded, Path(tokenizer))
 
 
@@ -148,7 +148,7 @@ def named_token(folder: Path, text: str) -> int:
     """
     token_id = load_tokenizer(folder).token_to_id(text)
     if token_id is None:
-        raise ValueError(f"--start-token {text} is no token of {folder}; name one that its tokenizer has")
+        raise ValueError(f"`start_token` {text} is no token of {folder}; name one that its tokenizer has")
     return token_id
 
 

@@ -113,7 +113,7 @@ def _require_answer(address: str) -> None:
 
 def _unreachable(address: str, reason: str) -> ConnectionError:
     failed = "cannot start Ray here" if address == LOCAL else f"cannot join a Ray cluster at {address}"
-    return ConnectionError(f"{failed}: {reason}; {'try again' if address == LOCAL else 'check --address'}")
+    return ConnectionError(f"{failed}: {reason}; {'try again' if address == LOCAL else 'check `address`'}")
 
 
 @dataclass(frozen=True, kw_only=True)

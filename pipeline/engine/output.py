@@ -53,8 +53,8 @@ class ExistingRun(NamedTuple):
         """
         for place, plan in ((output, self.published), (run.subset.root, self.in_folder)):
             if plan is not None:
-                _require_continued(f"--output {place}", run, plan.provenance)
-                require_same_columns(f"--output {place}", run.schema, plan, files)
+                _require_continued(f"`output` {place}", run, plan.provenance)
+                require_same_columns(f"`output` {place}", run.schema, plan, files)
 
 
 def find_run(repository: Repository | None, subset: Subset) -> ExistingRun:
@@ -81,7 +81,7 @@ def existing_plan(subset: Subset) -> Plan | None:
     lock = subset.root / LEDGER_FOLDER / LOCK_FILE
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     if subset.root.is_file() or any(not is_unfinished(file) and file != lock for file in files):
-        raise ValueError(f"--output {subset.root} is not empty and holds no annotation run; choose another folder")
+        raise ValueError(f"`output` {subset.root} is not empty and holds no annotation run; choose another folder")
     return None
 
 
@@ -107,19 +107,19 @@ def require_growing(
     """
     if grows(requested, existing):
         raise ValueError(
-            f"{place} holds {existing.source_rows:,} documents and --limit asks for {requested.source_rows:,}; give "
-            "the larger limit again, or choose another --output"
+            f"{place} holds {existing.source_rows:,} documents and `limit` asks for {requested.source_rows:,}; give "
+            "the larger limit again, or choose another `output`"
         )
     from_hub = any((subset.ledger / RECEIPTS).glob(COMMITTED))
     if grows(existing, requested) and (published or from_hub):
         raise ValueError(
             f"{place} was begun with {existing.source_rows:,} documents, not {requested.source_rows:,}, and a "
-            "published dataset does not grow; choose another --output or --subset"
+            "published dataset does not grow; choose another `output` or `subset`"
         )
 
 
 def require_same(
-    place: str, requested: Provenance, existing: Provenance, remedy: str = "choose another --output or --subset"
+    place: str, requested: Provenance, existing: Provenance, remedy: str = "choose another `output` or `subset`"
 ) -> None:
     """Raise if an existing run has different settings.
 
@@ -146,7 +146,7 @@ def require_same_columns(place: str, requested: pa.Schema, existing: Plan, files
             same = field.name in existing.schema.names and plain_field(existing.schema.field(field.name)).equals(field)
         if not same:
             message = f"{place} was begun by another version, which wrote column `{field.name}` with another type"
-            raise ValueError(f"{message}; complete it with that version, or choose another --output or --subset")
+            raise ValueError(f"{message}; complete it with that version, or choose another `output` or `subset`")
 
 
 @contextmanager
@@ -184,7 +184,7 @@ def open_run(subset: Subset, plan: Plan, units: Sequence[Unit]) -> None:
         write_text(subset.ledger / GROWING_FILE, "")
         ledger.write_plan(_with_units(plan, units))
     else:
-        require_same(f"--output {subset.root}", plan.provenance, existing.provenance)
+        require_same(f"`output` {subset.root}", plan.provenance, existing.provenance)
     ledger.discard_unsound(len(units))
     growing = (subset.ledger / GROWING_FILE).exists()
     _sweep(

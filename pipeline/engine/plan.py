@@ -83,7 +83,7 @@ def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list
                 break
             if len(units) == MOST_UNITS:
                 more = f"{file.url}, of {info.rows:,} rows, takes the input beyond {MOST_UNITS:,} shards"
-                raise ValueError(f"{more}; give more rows to each with --rows-per-unit, or leave the file out")
+                raise ValueError(f"{more}; give more rows to each with `rows_per_unit`, or leave the file out")
             units.append(Unit(len(units), file, start, min(stop, left)))
             start = stop
         left -= min(left, info.rows)

@@ -68,7 +68,7 @@ def classical(texts: Sequence[str]) -> Iterator[Compression]:
     documents = [text.encode() for text in texts]
     whole = b"".join(documents)
     if not whole:
-        raise ValueError(f"the last {len(texts)} documents are empty; hold out more with --held-out")
+        raise ValueError(f"the last {len(texts)} documents are empty; hold out more with `held_out`")
     for name, compress in COMPRESSORS.items():
         for sees, parts in (("the whole text", [whole]), ("a document", documents)):
             bits = 8 * sum(len(compress(part)) for part in parts)

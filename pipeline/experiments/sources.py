@@ -170,7 +170,7 @@ def require_sources(names: Sequence[str]) -> None:
     """
     unknown = [name for name in names if name not in SOURCES]
     if unknown or not names:
-        raise ValueError(f"--sources {' '.join(unknown)}: choose from {', '.join(SOURCES)}")
+        raise ValueError(f"`sources` {' '.join(unknown)}: choose from {', '.join(SOURCES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +207,6 @@ class ContestSettings:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value <= 0 and name != "seed":
-                raise ValueError(f"--contest.{name.replace('_', '-')} must be above 0, not {value}")
+                raise ValueError(f"`contest.{name}` must be above 0, not {value}")
         if self.labelled_share > 1:
-            raise ValueError(f"--contest.labelled-share must be at most 1, not {self.labelled_share}")
+            raise ValueError(f"`contest.labelled_share` must be at most 1, not {self.labelled_share}")

@@ -187,7 +187,7 @@ def device_here(gpus: float | None = None) -> Device:
         ValueError: if a GPU is asked for and there is none.
     """
     if gpus and not torch.cuda.is_available():
-        raise ValueError(f"--gpus-per-worker {gpus:g}, but torch sees no GPU here; leave it out")
+        raise ValueError(f"`gpus_per_worker` {gpus:g}, but torch sees no GPU here; leave it out")
     return "cuda" if gpus != 0 and torch.cuda.is_available() else "cpu"
 
 
@@ -201,5 +201,5 @@ def load_labellers(
     """
     torch.set_num_threads(1)
     if device == "cuda" and dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        LOG.warning("%s cannot multiply in bfloat16; --dtype float32 is faster", torch.cuda.get_device_name())
+        LOG.warning("%s cannot multiply in bfloat16; `dtype` float32 is faster", torch.cuda.get_device_name())
     return tuple(load_labeller(method, checkpoint, device, dtype, start) for checkpoint in checkpoints)

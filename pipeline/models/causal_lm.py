@@ -138,7 +138,7 @@ def start_token(config: PreTrainedConfig) -> int:
     for token in (config.bos_token_id, config.eos_token_id):
         if token is not None:
             return int(token[0] if isinstance(token, list) else token)
-    raise ValueError("no bos_token and no eos_token is declared to stand before a document; name one: --start-token")
+    raise ValueError("no bos_token and no eos_token is declared to stand before a document; name one: `start_token`")
 
 
 def longest_window(config: PreTrainedConfig) -> int | None:

@@ -213,7 +213,7 @@ def require_new_folder(folder: Path) -> None:
         ValueError: if it is a file or a folder that is not empty.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ValueError(f"--output {folder} is there already; delete it or choose another folder")
+        raise ValueError(f"`output` {folder} is there already; delete it or choose another folder")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -86,7 +86,7 @@ def declared_start(folder: Path) -> int:
     if not 0 <= declared < vocabulary:
         raise ValueError(
             f"{folder} declares token {declared} to stand before a document, and knows {vocabulary} ids; name one that "
-            "it knows with --start-token"
+            "it knows with `start_token`"
         )
     return declared
 

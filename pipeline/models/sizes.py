@@ -95,9 +95,9 @@ class WindowEncoderSizes:
 
     def __post_init__(self) -> None:
         if self.bottleneck_width is not None and self.bottleneck_width < 1:
-            raise ValueError(f"--model.bottleneck-width must be at least 1, not {self.bottleneck_width}")
+            raise ValueError(f"`model.bottleneck_width` must be at least 1, not {self.bottleneck_width}")
         if self.noise < 0:
-            raise ValueError(f"--model.noise must be 0 or more, not {self.noise}")
+            raise ValueError(f"`model.noise` must be 0 or more, not {self.noise}")
 
 
 @dataclass(kw_only=True)

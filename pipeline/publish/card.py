@@ -129,7 +129,7 @@ def _feature(field: pa.Field, schema: pa.Schema) -> object:
     try:
         return Features.from_arrow_schema(stored)[field.name]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        remedy = "leave it out by naming others with --columns"
+        remedy = "leave it out by naming others with `columns`"
         raise ValueError(f"`datasets` cannot load the column {field.name}, {field.type}; {remedy}") from error
 
 

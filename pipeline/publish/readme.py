@@ -117,7 +117,7 @@ def keeping_own_data(card: str | None, files: Iterable[str], subset: Subset, url
     parsed(card or EMPTY, f"{url}/{CARD_FILE}")
     folder = f"{subset.in_repository.data.as_posix()}/"
     if any(path.startswith(folder) for path in paths):
-        raise ValueError(f"{url} has files of its own in {folder}; annotate under another --subset")
+        raise ValueError(f"{url} has files of its own in {folder}; annotate under another `subset`")
     builder = _builder(card, paths, url)
     if builder is None:
         return card
@@ -127,7 +127,7 @@ def keeping_own_data(card: str | None, files: Iterable[str], subset: Subset, url
     whole = parsed(card or EMPTY, f"{url}/{CARD_FILE}")
     configured = [config["config_name"] for config in whole.data.get("configs") or []]
     if name in (configured or [DEFAULT]):
-        raise ValueError(f"{url} has a configuration {name} of its own; annotate under another --subset")
+        raise ValueError(f"{url} has a configuration {name} of its own; annotate under another `subset`")
     if not configured:
         whole.data["configs"] = [{"config_name": DEFAULT, "data_files": _files_by_split(builder, url)}]
     return str(whole)

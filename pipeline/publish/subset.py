@@ -44,7 +44,7 @@ def publish_beginning(repository: Repository, info: SubsetInfo) -> None:
     def missing(head: str) -> Sequence[Operation]:
         plan = PublishedLedger(repository, subset).plan(head)
         if plan is not None:
-            require_same(f"--output {repository.url}", info.provenance, plan.provenance)
+            require_same(f"`output` {repository.url}", info.provenance, plan.provenance)
         own = plan_without_paths(text_of(Ledger(subset).plan_file)).encode()
         begun = [CommitOperationAdd(plan_file.as_posix(), own)] if plan is None else []
         named = [(file.relative_to(subset.root).as_posix(), file) for file in files]

@@ -67,20 +67,20 @@ class TrainingConfig:
         for name in ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ValueError(f"--training.{name.replace('_', '-')} must be above 0, not {value}")
+                raise ValueError(f"`training.{name}` must be above 0, not {value}")
         for name in AT_LEAST_ZERO:
             if getattr(self, name) < 0:
-                raise ValueError(f"--training.{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}")
+                raise ValueError(f"`training.{name}` must be 0 or more, not {getattr(self, name)}")
         if not 0 < self.warmup < 1:
-            raise ValueError(f"--training.warmup is a share between 0 and 1, not {self.warmup}")
+            raise ValueError(f"`training.warmup` is a share between 0 and 1, not {self.warmup}")
         if self.cross_entropy == "cut-cross-entropy" and find_spec("cut_cross_entropy") is None:
             install = "install it with pip install 'token-entropy[kernels]', or take torch"
-            raise ValueError(f"--training.cross-entropy cut-cross-entropy is not installed; {install}")
+            raise ValueError(f"`training.cross_entropy` cut-cross-entropy is not installed; {install}")
         installed = installed_trackers() if self.trackers else []
         for name in self.trackers:
             if name not in installed:
                 known = f"those here are {', '.join(installed)}" if installed else "none is here"
-                raise ValueError(f"--training.trackers {name} is not installed or not known to accelerate; {known}")
+                raise ValueError(f"`training.trackers` {name} is not installed or not known to accelerate; {known}")
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class ObjectiveSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
-            raise ValueError(f"--share must be above 0 and at most 1, not {self.share}")
+            raise ValueError(f"`share` must be above 0 and at most 1, not {self.share}")
 
 
 def installed_trackers() -> list[str]:

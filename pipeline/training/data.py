@@ -185,7 +185,7 @@ class ModelTokens:
             ValueError: if the dataset's source came tokenized, so that it has no text to tokenize anew.
         """
         if tokenizer is not None and dataset.tokenizer is None:
-            raise ValueError("--tokenizer needs labels of text; these documents came as tokens")
+            raise ValueError("`tokenizer` needs labels of text; these documents came as tokens")
         folder, vocabulary = tokenizer or dataset.tokenizer, dataset.vocabulary
         if folder is None:  # the separator is one id more
             return cls(None, vocabulary, vocabulary, moved=False)
@@ -199,7 +199,7 @@ class ModelTokens:
             ValueError: if there is none, or no tokenizer to read it with.
         """
         if self.folder is None:
-            raise ValueError("--out-of-distribution needs a tokenizer, and these documents came as tokens")
+            raise ValueError("`out_of_distribution` needs a tokenizer, and these documents came as tokens")
         found, tokenizer = find_documents(inputs), load_tokenizer(self.folder)
         found.tell()
         return require_tokens(
@@ -298,7 +298,7 @@ class LabelledDocuments:
             self._warned = True
             LOG.warning(
                 "%s of %s documents, and later ones like them, are left out: their tokens are not those of their text,"
-                " so that labels cannot move; annotate with --tokenizer %s to have them",
+                " so that labels cannot move; annotate with `tokenizer` %s to have them",
                 f"{left_out:,}",
                 f"{len(corpus):,}",
                 self.tokens.folder,
@@ -309,7 +309,7 @@ class LabelledDocuments:
         if not len(block.windows.input_ids_T) and block.left_out:
             raise ValueError(
                 f"no label of {self.dataset.source} moves to the tokens of {self.tokens.folder}: its documents' tokens"
-                f" are not those of their text; annotate with --tokenizer {self.tokens.folder}"
+                f" are not those of their text; annotate with `tokenizer` {self.tokens.folder}"
             )
         if not len(block.windows.input_ids_T):
             raise ValueError(f"there is nothing to train on: every document of {self.dataset.source} is empty")

@@ -49,15 +49,15 @@ def label_windows(
     shortest = min(contexts, key=contexts.__getitem__, default=None)
     window = _window(made, context, None if shortest is None else contexts[shortest])
     if shortest is not None and window > contexts[shortest]:
-        whose = "the labels have windows of" if context is None else "--model.context is"
+        whose = "the labels have windows of" if context is None else "`model.context` is"
         raise ValueError(
             f"{whose} {window} tokens, and {shortest} reads at most {contexts[shortest]}; "
-            f"give --model.context {contexts[shortest]}"
+            f"give `model.context` {contexts[shortest]}"
         )
     if overlap is None:
         overlap = made.overlap if _same_tokens(made) and window == made.window else window // 2
     if not 0 <= overlap < window:
-        raise ValueError(f"--overlap must be at least 0 and below the window of {window} tokens, not {overlap}")
+        raise ValueError(f"`overlap` must be at least 0 and below the window of {window} tokens, not {overlap}")
     return LabelWindows(window, overlap, _start(made, members[0], start))
 
 
@@ -76,7 +76,7 @@ def _start(made: Provenance, member: Checkpoint | None, named: str | None) -> in
     """The token to read before every window: as requested, as when the labels were made, or as the model declares."""
     if member is None or member.kind != "causal":
         if named is not None:
-            raise ValueError("--start-token is for --init-from a causal language model; leave it out")
+            raise ValueError("`start_token` is for `init_from` a causal language model; leave it out")
         return None
     if named is not None:
         return named_token(member.folder, named)
@@ -87,6 +87,6 @@ def _start(made: Provenance, member: Checkpoint | None, named: str | None) -> in
     if made.start_token >= member.vocabulary:
         raise ValueError(
             f"the labels were made with token {made.start_token} before each window, and {member.folder} knows "
-            f"{member.vocabulary} ids; name another with --start-token"
+            f"{member.vocabulary} ids; name another with `start_token`"
         )
     return made.start_token

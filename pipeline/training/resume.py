@@ -94,7 +94,7 @@ def begin(output: Path, settings: Mapping[str, Any]) -> None:
             shown = "; ".join(
                 f"{name} {existing.get(name)} there, {requested.get(name)} now" for name in sorted(differing)
             )
-            raise ValueError(f"--output {output} holds another unfinished training ({shown}); choose another folder")
+            raise ValueError(f"`output` {output} holds another unfinished training ({shown}); choose another folder")
     write_text(output / SETTINGS_FILE, json.dumps(requested, indent=2))
 
 
@@ -148,7 +148,7 @@ def load(output: Path, model: nn.Module, optimizer: Optimizer) -> TrainingState:
     state = _newest(output, model, optimizer)
     steps = gather(torch.tensor([state.step], device=this_process().device)).tolist()
     if len(set(steps)) > 1:
-        raise ValueError(f"processes go on from steps {steps}: --output must be one folder that all of them see")
+        raise ValueError(f"processes go on from steps {steps}: `output` must be one folder that all of them see")
     return state
 
 
@@ -191,7 +191,7 @@ def _step(file: Path) -> int:
 def _read_settings(output: Path) -> dict[str, Any]:
     file = output / SETTINGS_FILE
     if not file.is_file():
-        raise ValueError(f"--output {output} is there already; delete it or choose another folder")
+        raise ValueError(f"`output` {output} is there already; delete it or choose another folder")
     try:
         settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -153,7 +153,7 @@ class Stepper:
         windows, tokens = len(batch.lengths_B), int(batch.lengths_B.sum())
         raise ValueError(
             f"{what} at step {step}{of} ({windows} windows, {tokens} tokens, written to {file}); try a lower "
-            "--training.learning-rate"
+            "`training.learning_rate`"
         )
 
     def _with_factors(self, step: int, batches: Sequence[Batch]) -> Sequence[Batch]:

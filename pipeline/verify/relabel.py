@@ -102,8 +102,8 @@ def _run(stored: Stored, provenance: Provenance, named: str | None) -> Run:
     if checkpoint.sha256 != provenance.checkpoint_sha256:
         message = f"{named or provenance.model} is another checkpoint than labelled {stored.place}"
         if named is None:
-            raise LeftOutError(f"{message}; name that one with --estimator")
-        raise ValueError(f"{message}, {provenance.model}; name that one with --estimator, or leave it out")
+            raise LeftOutError(f"{message}; name that one with `estimator`")
+        raise ValueError(f"{message}, {provenance.model}; name that one with `estimator`, or leave it out")
     tokenizer = stored.subset.tokenizer if provenance.tokenizer_sha256 else None
     nothing = pa.schema([])
     return Run(stored.subset, members, tokenizer, members[0] if moves else None, provenance, nothing, nothing, 0)
@@ -118,8 +118,8 @@ def _checkpoint(provenance: Provenance) -> Checkpoint:
         try:
             return Checkpoint(Path(snapshot_download(name, revision=commit, local_files_only=True)), provenance.model)
         except (OSError, ValueError):
-            raise LeftOutError(f"{provenance.model} is not here; --estimator {provenance.model} fetches it") from None
-    raise LeftOutError(f"the checkpoint {provenance.model} has no place in the provenance; name it with --estimator")
+            raise LeftOutError(f"{provenance.model} is not here; `estimator` {provenance.model} fetches it") from None
+    raise LeftOutError(f"the checkpoint {provenance.model} has no place in the provenance; name it with `estimator`")
 
 
 def _differing(annotator: Annotator, row: pa.RecordBatch, document: SampledRow) -> Iterator[str]:

@@ -97,7 +97,7 @@ def test_folds_share_the_documents_out(lengths: list[int], folds: int) -> None:
     corpus = labelled(lengths)
     fold_M = [fold_of(ids, folds) for ids in token_arrays(lengths)]
     if len(set(fold_M)) < folds:
-        with pytest.raises(ValueError, match="too few for --folds"):
+        with pytest.raises(ValueError, match="too few for `folds`"):
             corpus.leave_one_fold_out(folds)
         return
     for fold, part in enumerate(corpus.leave_one_fold_out(folds)):

@@ -87,7 +87,7 @@ def test_a_file_without_the_column_is_refused(tmp_path: Path, column: Column) ->
         for look in (lambda file: inspect_file(file, column), lambda file: list(iterate_rows([file], column))):
             with pytest.raises(ValueError, match=rf"a\.jsonl {told.format(column.name)}") as refusal:
                 look(file)
-            assert ("--text-column" in str(refusal.value)) == ("no column" in told and not column.tokenized)
+            assert ("`text_column`" in str(refusal.value)) == ("no column" in told and not column.tokenized)
 
 
 @pytest.mark.parametrize("column", [TEXT, IDS])
@@ -260,7 +260,7 @@ def test_a_column_that_a_file_lacks_is_named_with_what_suits(tmp_path: Path) -> 
     # Of lines, each of which may lack a key, so may a file.
     assert together(table, lines, more) == pa.schema([("text", pa.string()), ("n", pa.int64())])
     third = table_file(tmp_path / "g.parquet", text=["a"], id=["b"], n=[1])
-    with pytest.raises(ValueError, match=r"`m`, which .*h\.parquet has; .* leave it out: --columns id n$"):
+    with pytest.raises(ValueError, match=r"`m`, which .*h\.parquet has; .* leave it out: `columns` id n$"):
         together(third, table_file(tmp_path / "h.parquet", text=["a"], m=[1], n=[2], id=["c"]))
     with pytest.raises(ValueError, match="the source has no column url; it has text, n"):
         together(table, passed=["url"])
@@ -323,7 +323,7 @@ def test_types_that_do_not_go_together_are_refused_with_their_column(tmp_path: P
     ]
     for one, other in pairs:
         files = [file("a.parquet", pa.nulls(1)), file("b.parquet", one), file("c.parquet", other)]
-        with pytest.raises(ValueError, match=r"`n` of .*c\.parquet holds .*, and of .*b\.parquet .*--columns id$"):
+        with pytest.raises(ValueError, match=r"`n` of .*c\.parquet holds .*, and of .*b\.parquet .*`columns` id$"):
             together(*files)
         assert together(*files, passed=["id"]).names == ["id", "text"]
 
@@ -333,7 +333,7 @@ def test_a_value_that_the_common_type_cannot_hold_is_refused(tmp_path: Path) -> 
         table_file(tmp_path / "a.parquet", text=["x"], n=pa.array([2**53 + 1])),
         table_file(tmp_path / "b.parquet", text=["x"], n=[0.5]),
     ]
-    with pytest.raises(ValueError, match=r"`n` of .*a\.parquet has a value that double cannot hold .*--columns"):
+    with pytest.raises(ValueError, match=r"`n` of .*a\.parquet has a value that double cannot hold .*`columns`"):
         list(read_rows(files[0], 0, 9, together(*files), TEXT))
 
 

@@ -80,7 +80,7 @@ def test_a_folder_that_a_glob_matches_has_splits(store: Store) -> None:
     files, notes = store.find("/*")
     assert files == ["one/train.parquet", "two/0.parquet"]
     assert [note.partition(": ")[2] for note in notes] == [
-        "taking split train of train, test; --split names another, --split all takes all"
+        "taking split train of train, test; `split` names another, `split` all takes all"
     ]
     assert store.find("/*", split="all")[0] == ["one/train.parquet", "one/test.parquet", "two/0.parquet"]
 
@@ -131,7 +131,7 @@ def test_files_and_globs_are_taken_as_they_are_named(store: Store) -> None:
     assert store.find("/*.parquet") == (every, [])
     assert store.find("/*t*.*") == (["stats.json", *every], [])
     assert store.find("/test.parquet", "/train.parquet") == (every, [])
-    with pytest.raises(ValueError, match="--split test chooses within folders and datasets, and the input has none"):
+    with pytest.raises(ValueError, match="`split` test chooses within folders and datasets, and the input has none"):
         store.find("/*.parquet", split="test")
 
 
@@ -164,7 +164,7 @@ def test_a_dataset_of_the_hub_is_read_by_its_card(hub: Hub) -> None:
     found = read("hf://datasets/user/web")
     assert [file.url for file in found.files] == [f"{at}/data/CC-1/0.parquet", f"{at}/data/CC-2/0.parquet"]
     assert found.choices == ("config default",)
-    assert found.notes == [f"{at}: taking config default of default, sample-10BT; --config-name names another"]
+    assert found.notes == [f"{at}: taking config default of default, sample-10BT; `config_name` names another"]
     sample = [f"{at}/sample/10BT/0.parquet"]
     assert [file.url for file in read("hf://datasets/user/web", "sample-10BT").files] == sample
     part = read("hf://datasets/user/web/sample/10BT")
@@ -178,7 +178,7 @@ def test_each_folder_has_the_split_that_is_named(store: Store) -> None:
         "two/test.parquet",
         "three.parquet",
     ]
-    with pytest.raises(ValueError, match="two has no split train; --split takes all or one of test"):
+    with pytest.raises(ValueError, match="two has no split train; `split` takes all or one of test"):
         store.find("/one", "/two", split="train")
 
 
@@ -204,11 +204,11 @@ def test_what_save_to_disk_wrote_is_refused_with_a_remedy_that_works(tmp_path: P
     assert batch.column("text").to_pylist() == rows["text"][:]
 
 
-@pytest.mark.parametrize(("setting", "flag"), [("split", "--split"), ("config_name", "--config-name")])
-def test_a_choice_among_built_in_documents_is_refused(setting: str, flag: str) -> None:
+@pytest.mark.parametrize("setting", ["split", "config_name"])
+def test_a_choice_among_built_in_documents_is_refused(setting: str) -> None:
     chosen: dict[str, Any] = {setting: "x"}
     assert Inputs(input=()).find_any(()) == InputFiles(())
-    with pytest.raises(ValueError, match=f"{flag} x chooses within folders and datasets, and the input has none"):
+    with pytest.raises(ValueError, match=f"`{setting}` x chooses within folders and datasets, and the input has none"):
         Inputs(input=(), **chosen).find_any(())
     with pytest.raises(ValueError, match="no input is named"):
         Inputs(input=()).find(())
@@ -243,6 +243,6 @@ def test_what_a_glob_matches_below_the_output_is_left_out_and_said(tmp_path: Pat
     output, globbed = tmp_path / "out", f"{tmp_path}/**/*.jsonl"
     found = find_documents([globbed], output=output)
     assert [file.name for file in found.files] == ["a.jsonl"]
-    assert found.notes == [f"{globbed}: left out 1 file (in the --output): {output}/data/b.jsonl"]
+    assert found.notes == [f"{globbed}: left out 1 file (in the `output`): {output}/data/b.jsonl"]
     assert [file.name for file in find_documents([globbed]).files] == ["a.jsonl", "b.jsonl"]
     assert [file.name for file in find_documents([f"{output}/data/b.jsonl"], output=output).files] == ["b.jsonl"]

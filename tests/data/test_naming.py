@@ -148,5 +148,5 @@ def test_an_output_in_a_working_folder_that_cannot_be_loaded_is_refused(
 ) -> None:
     (tmp_path / "[a]").mkdir()
     monkeypatch.chdir(tmp_path / "[a]")
-    with pytest.raises(ValueError, match=r"--output .*/\[a\]/annotated is a path"):
+    with pytest.raises(ValueError, match=r"`output` .*/\[a\]/annotated is a path"):
         Config(input=("a.parquet",)).check_place()

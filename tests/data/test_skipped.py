@@ -188,7 +188,7 @@ def test_a_long_line_that_begins_no_object_is_refused(tmp_path: Path, monkeypatc
 def test_a_file_of_nothing_but_long_lines_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     column = objects_up_to(200, monkeypatch)
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"\0" * 5000)
-    with pytest.raises(ValueError, match=r"has only lines that are too long; .*--longest-document"):
+    with pytest.raises(ValueError, match=r"has only lines that are too long; .*`longest_document`"):
         rows_of(tmp_path / "a.jsonl", column)
 
 
@@ -219,7 +219,7 @@ def test_too_many_columns_are_refused_and_few_of_them_read(tmp_path: Path, monke
     monkeypatch.setattr(jsonl, "MOST_FIELDS", 20)
     (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "a", "k{n}": {n}}}\n' for n in range(40)), encoding="utf-8")
     (file,) = find_files([str(tmp_path / "a.jsonl")])
-    with pytest.raises(ValueError, match=r"a.jsonl has more than 20 columns.*name those to pass on with --columns"):
+    with pytest.raises(ValueError, match=r"a.jsonl has more than 20 columns.*name those to pass on with `columns`"):
         inspect_file(file, Column())
     schema = unified([inspect_file(file, Column(), ["k7"])], [file], Column(), ["k7"])
     assert schema == pa.schema([("text", pa.string()), ("k7", pa.int64())])
@@ -258,5 +258,5 @@ def test_every_command_tells_of_them_once(tmp_path: Path, caplog: pytest.LogCapt
     told = [record.message for record in caplog.records]
     assert told == [
         f"1 of 3 documents are empty: {files[0].url}",
-        f"1 of 3 documents are longer than --longest-document and left out: {files[0].url}",
+        f"1 of 3 documents are longer than `longest_document` and left out: {files[0].url}",
     ]

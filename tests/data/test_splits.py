@@ -118,13 +118,13 @@ def test_each_file_of_several_configs_is_read_once(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, FINEWEB_FILES, FINEWEB)
     default = select(folder)
     assert [file.url for file in default.files] == [f"{tmp_path}/data/CC-202{year}/000.parquet" for year in (4, 5)]
-    taking = "taking config default of default, sample-10BT, CC-2024; --config-name names another"
+    taking = "taking config default of default, sample-10BT, CC-2024; `config_name` names another"
     assert (default.choice, default.notes) == ("config default", [f"{tmp_path}: {taking}"])
     for name in ("sample-10BT", "CC-2024", "default"):
         read = [str(Path(file.url).relative_to(tmp_path)) for file in select(folder, None, name).files]
         assert {"train": read} == by_datasets(tmp_path, name)
     with pytest.raises(
-        ValueError, match="has no config 10BT; --config-name takes one of default, sample-10BT, CC-2024"
+        ValueError, match="has no config 10BT; `config_name` takes one of default, sample-10BT, CC-2024"
     ):
         select(folder, config_name="10BT")
 
@@ -133,7 +133,7 @@ def test_each_file_of_several_configs_is_read_once(tmp_path: Path) -> None:
     ("marks", "taken"),
     [
         ([{}], "a"),
-        ([{}, {}], "has no default among its configs; name one with --config-name: a, b"),
+        ([{}, {}], "has no default among its configs; name one with `config_name`: a, b"),
         ([{}, {"default": True}], "b"),
         ([{"default": True}, {"default": True}], "has several defaults among its configs; name one .*: a, b"),
     ],
@@ -158,10 +158,10 @@ def test_train_is_taken_of_several_splits_and_said(tmp_path: Path) -> None:
         assert [file.name for file in select(folder, split).files] == [f"{name}.parquet" for name in expected]
     one, every = select(folder), select(folder, "all")
     assert (one.choice, every.choice) == ("split train", "split all")
-    taking = "taking split train of train, validation, test; --split names another, --split all takes all"
+    taking = "taking split train of train, validation, test; `split` names another, `split` all takes all"
     assert one.notes == [f"{tmp_path}: {taking}"]
-    assert every.notes == [f"{tmp_path}: taking all splits: train, validation, test; --split names one"]
-    with pytest.raises(ValueError, match="has no split dev; --split takes all or one of train, validation, test"):
+    assert every.notes == [f"{tmp_path}: taking all splits: train, validation, test; `split` names one"]
+    with pytest.raises(ValueError, match="has no split dev; `split` takes all or one of train, validation, test"):
         select(folder, "dev")
 
 
@@ -170,13 +170,13 @@ def test_a_single_split_is_no_choice(tmp_path: Path) -> None:
     for split in (None, "test", "all"):
         part = select(folder, split)
         assert (len(part.files), part.choice, part.notes) == (1, "", [])
-    with pytest.raises(ValueError, match="has no split train; --split takes all or one of test"):
+    with pytest.raises(ValueError, match="has no split train; `split` takes all or one of test"):
         select(folder, "train")
 
 
 def test_several_splits_without_train_need_a_name(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, parquet("test.parquet", "val.parquet"))
-    with pytest.raises(ValueError, match="has no split train; name one with --split, or all: validation, test"):
+    with pytest.raises(ValueError, match="has no split train; name one with `split`, or all: validation, test"):
         select(folder)
 
 
@@ -210,7 +210,7 @@ def test_a_declared_split_without_files_is_refused(tmp_path: Path) -> None:
         (card({"config_name": "c", "data_files": [{"split": "train", "path": 3}]}), "has data_files that are no paths"),
         (card({"data_files": "*"}), "must list mappings, each with a config_name"),
         ("---\nconfigs: all\n---\n", "must list mappings, each with a config_name"),
-        (card({"config_name": "c", "data_files": "../*"}), r"names files outside it, \.\./\*; name them with --input"),
+        (card({"config_name": "c", "data_files": "../*"}), r"names files outside it, \.\./\*; name them with `input`"),
         (card({"config_name": "c", "data_files": "hf://datasets/a/b/*"}), "names files outside it, hf://datasets/a/b"),
     ],
 )

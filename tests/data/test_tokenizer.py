@@ -87,7 +87,7 @@ def test_the_digest_changes_with_the_tokenizer(folder: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("vocabulary", [None, 0, -1])
 def test_tokenized_documents_need_a_vocabulary(vocabulary: int | None) -> None:
-    with pytest.raises(ValueError, match="--tokenizer none needs --vocabulary"):
+    with pytest.raises(ValueError, match="`tokenizer` none needs `vocabulary`"):
         token_source("none", vocabulary)
 
 
@@ -105,7 +105,7 @@ def test_the_vocabulary_is_the_tokenizers(folder: Path, vocabulary: int | None) 
 
 @pytest.mark.parametrize("vocabulary", [0, VOCABULARY - 1, VOCABULARY + 1])
 def test_a_vocabulary_that_disagrees_is_refused(folder: Path, vocabulary: int) -> None:
-    with pytest.raises(ValueError, match=f"--vocabulary {vocabulary} is not the {VOCABULARY}"):
+    with pytest.raises(ValueError, match=f"`vocabulary` {vocabulary} is not the {VOCABULARY}"):
         token_source(str(folder), vocabulary)
 
 

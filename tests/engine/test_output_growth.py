@@ -116,7 +116,7 @@ def test_what_grows_has_the_same_source_and_settings(tmp_path: Path) -> None:
     assert not grows(five, replace(eight, share=0.5))
     require_growing("out", run.subset, five, eight, published=False)
     require_growing("out", run.subset, five, five, published=True)
-    with pytest.raises(ValueError, match="holds 8 documents and --limit asks for 5; give the larger limit again"):
+    with pytest.raises(ValueError, match="holds 8 documents and `limit` asks for 5; give the larger limit again"):
         require_growing("out", run.subset, eight, five, published=False)
     with pytest.raises(ValueError, match="begun with 5 documents, not 8, and a published dataset does not"):
         require_growing("out", run.subset, five, eight, published=True)

@@ -121,7 +121,7 @@ def test_the_digest_changes_with_the_order_and_the_names_of_files(tmp_path: Path
 def test_a_footer_that_tells_of_any_number_of_rows_makes_no_endless_plan() -> None:
     source = source_of([[2**60]])
     with (
-        pytest.raises(ValueError, match=r"takes the input beyond 1,000 shards; give more rows to each with --rows-per"),
+        pytest.raises(ValueError, match=r"takes the input beyond 1,000 shards; give more rows to each with `rows_per"),
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr("pipeline.engine.plan.MOST_UNITS", 1000)

@@ -128,5 +128,5 @@ def test_a_gpu_is_taken_where_there_is_one_and_not_waited_for_where_there_is_non
         if there:
             assert device_here(1) == "cuda"
         else:
-            with pytest.raises(ValueError, match=r"--gpus-per-worker 1, but torch sees no GPU here; leave it out"):
+            with pytest.raises(ValueError, match=r"`gpus_per_worker` 1, but torch sees no GPU here; leave it out"):
                 device_here(1)

@@ -81,7 +81,7 @@ def test_a_stream_must_leave_something_to_train_on(texts: str, held_out: int | N
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--stream must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="`stream` must be at least 1, not 0"):
         DocumentSettings(input=(), tokenizer=TOKENIZER, stream=0)
     empty = str(write_documents(tmp_path / "empty.parquet", ["", None, "text"]))
     with pytest.raises(ValueError, match="the 2 documents held out are empty"):

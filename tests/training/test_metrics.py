@@ -74,7 +74,7 @@ def test_a_tracker_that_is_not_there_is_refused_with_those_that_are(notebook: ty
     assert "notebook" in installed_trackers()
     for name in {"aim", "nonsense", "all"} - set(installed_trackers()):
         with pytest.raises(
-            ValueError, match=rf"--training.trackers {name} is not installed .*those here are .*notebook"
+            ValueError, match=rf"`training.trackers` {name} is not installed .*those here are .*notebook"
         ):
             TrainingConfig(trackers=("notebook", name))
 

@@ -165,5 +165,5 @@ def test_a_random_share_is_another_one_each_time_and_keeps_the_mean() -> None:
 
 
 def test_a_share_is_checked() -> None:
-    with pytest.raises(ValueError, match="--share must be above 0 and at most 1, not 0"):
+    with pytest.raises(ValueError, match="`share` must be above 0 and at most 1, not 0"):
         ObjectiveSettings(share=0)

@@ -227,11 +227,11 @@ def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_pa
 @pytest.mark.parametrize("value", [0, -1])
 def test_settings_that_must_be_above_zero_are_checked(name: str, value: int) -> None:
     settings: dict[str, Any] = {name: value}
-    with pytest.raises(ValueError, match=f"--training.{name.replace('_', '-')} must be above 0, not {value}"):
+    with pytest.raises(ValueError, match=f"`training.{name}` must be above 0, not {value}"):
         TrainingConfig(**settings)
 
 
 @pytest.mark.parametrize("warmup", [-0.1, 0.0, 1.0, 2.0])
 def test_a_warmup_that_is_no_share_is_refused(warmup: float) -> None:
-    with pytest.raises(ValueError, match=r"--training\.warmup is a share between 0 and 1"):
+    with pytest.raises(ValueError, match=r"`training\.warmup` is a share between 0 and 1"):
         TrainingConfig(warmup=warmup)
