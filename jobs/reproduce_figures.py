@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cyclopts
 
@@ -17,12 +18,14 @@ from pipeline.checks import require_at_least_one
 from pipeline.cli import run
 from pipeline.data.files import pinned
 from pipeline.data.inputs import Inputs
-from pipeline.experiments.figure_trial import Text, prepare
 from pipeline.experiments.figures import FIGURES, Figure, FigureTrial, Row, write_figure
 from pipeline.experiments.parallel import side_by_side
 from pipeline.experiments.results import require_matplotlib
 from pipeline.messages import say
 from pipeline.training.config import TrainingConfig
+
+if TYPE_CHECKING:  # imports torch, which takes seconds
+    from pipeline.experiments.figure_trial import Text
 
 EVALUATIONS = 10
 
@@ -69,6 +72,7 @@ class Config(Inputs):
 
 def reproduce_figures(config: Config) -> None:
     """Redraw the paper's kinds of figure at laptop scale."""
+    from pipeline.experiments.figure_trial import prepare
     from pipeline.training import resume
 
     require_matplotlib()
@@ -95,7 +99,7 @@ def reproduce_figures(config: Config) -> None:
     resume.finish(config.output)
 
 
-def rows_of(trial: FigureTrial, figure: Figure, text: Text, config: Config, folder: Path) -> Sequence[Row]:
+def rows_of(trial: FigureTrial, figure: Figure, text: "Text", config: Config, folder: Path) -> Sequence[Row]:
     """The trial's evaluations, or what rounding each of its layers costs."""
     from pipeline.experiments.figure_trial import rows_by_layer, trained_model
     from pipeline.models.window_encoder import WindowEncoder

@@ -15,10 +15,8 @@ from pipeline.__main__ import commands, list_commands
 ROOT = Path(__file__).parents[1]
 GUARD = '\nif __name__ == "__main__":\n'
 COMMANDS = [
-    ".".join(file.relative_to(ROOT).with_suffix("").parts)
-    for folder in ("pipeline", "jobs")
-    for file in sorted((ROOT / folder).rglob("*.py"))
-    if GUARD in file.read_text(encoding="utf-8") and file.name != "__main__.py"
+    *(f"pipeline.{file.parent.name}" for file in sorted(ROOT.glob("pipeline/*/__main__.py"))),
+    *(f"jobs.{file.stem}" for file in sorted(ROOT.glob("jobs/*.py")) if GUARD in file.read_text(encoding="utf-8")),
 ]
 FLAGS = {"pipeline.publish": "--repository", "pipeline.verify": "--repair"}
 """A flag of each command, where that is not --output."""

@@ -24,7 +24,9 @@ from tests.readme.workspace import Workspace
 from tests.test_job_submit import submitted
 from tests.tiny_models import tiny_language_model
 
-README = Document((ROOT / "README.md").read_text(encoding="utf-8"))
+README, ARCHITECTURE = (
+    Document((ROOT / name).read_text(encoding="utf-8")) for name in ("README.md", "docs/architecture.md")
+)
 GIVEN = {"model", "optimizer", "rank", "ranks"}
 """Names that snippets take for granted: what a trainer or a loop has anyway."""
 PATH = re.compile(r"[\w*.-]+/[\w*./-]*|[\w*-]+\.(py|md|toml|ya?ml|jsonl?|parquet|txt|html)")
@@ -152,7 +154,7 @@ def test_modules_in_the_text_exist() -> None:
 
 def test_trees_of_folders_show_what_is_there(annotated: Path) -> None:
     missing = []
-    for tree in README.trees:
+    for tree in [*README.trees, *ARCHITECTURE.trees]:
         root = ROOT if (ROOT / next(iter(tree))).exists() else annotated.parent
         for path, said in tree.items():
             inside = re.findall(r"(?<![\w./])[\w*]+(?:\.py|\.yaml|/)(?=[\s,;.)]|$)", said) if path.endswith("/") else []
@@ -161,6 +163,14 @@ def test_trees_of_folders_show_what_is_there(annotated: Path) -> None:
             wanted = [path.replace("SUBSET", "*"), *(path + name for name in inside)]
             missing += [name for name in wanted if not any(root.glob(name.rstrip("/")))]
     assert missing == []
+
+
+def test_the_tree_names_every_module() -> None:
+    (tree,) = ARCHITECTURE.trees
+    modules = {file for folder in ("pipeline", "schemas") for file in (ROOT / folder).rglob("*.py")}
+    named = {name.relative_to(ROOT).as_posix() for name in modules if name.name != "__init__.py"}
+    assert sorted(named - set(tree)) == []
+    assert all(file.stem in tree["jobs/"] for file in ROOT.glob("jobs/[!_]*.py"))
 
 
 def test_flags_in_the_text_are_those_of_a_command(
