@@ -155,7 +155,7 @@ def label_and_publish(
 
 
 def info_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
-    """The card's information on a run that has not resumed."""
+    """The card's information on a run that has not begun."""
     return SubsetInfo(
         subset=job.subset,
         path=job.repository.name if job.repository else THIS_FOLDER,
