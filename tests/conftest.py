@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import secrets
 import signal
 import socket
@@ -11,19 +12,24 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, chdir, suppress
+from contextlib import ExitStack, chdir, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 import ray
 from huggingface_hub import constants
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from pipeline.engine.cluster import cluster
 from tests.builders import command_of, sample_texts, write_documents
 from tests.hub import Hub, hub_server
 
 ROOT = Path(__file__).parents[1]
+RAY = ExitStack()
+"""The Rays of the session."""
 RunCommand = Callable[..., int]
 MOUNT = ("mount", "-t", "tmpfs", "-o")
 # Of a process that starts Ray more than once, Ray 2.60 leaves an exporter of metrics behind. It reports every ten
@@ -47,25 +53,47 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow = [] if config.getoption("--slow") else [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     # Of files that several processes share (pytest -n), those that take minutes come first.
-    long = {item.path for item in items if item.get_closest_marker("cluster") or uses_ray(item)}
-    items[:] = sorted((item for item in items if item not in slow), key=lambda item: item.path not in long)
+    long = {item.path for item in items if item.get_closest_marker("cluster")}
+    left = (item for item in items if item not in slow)
+    items[:] = sorted(left, key=lambda item: (not uses_ray(item.path), item.path not in long))
     for item in items:
         if item.get_closest_marker("fineweb") and not os.environ.get("FINEWEB"):
             item.add_marker(pytest.mark.skip(reason="FINEWEB names no Parquet file of FineWeb rows"))
 
 
-def uses_ray(item: pytest.Item) -> bool:
-    return not {"ray_cluster", "ray_head"}.isdisjoint(getattr(item, "fixturenames", ()))
+@cache
+def uses_ray(file: Path) -> bool:
+    """Whether its tests ask for a Ray of the session."""
+    return re.search(r"\b(ray_cluster|ray_head|run_here)\b", file.read_text(encoding="utf-8")) is not None
+
+
+class OneRay(LoadFileScheduling):  # type: ignore[misc]
+    """A file to each process at a time, and to one of them all those that use Ray: idle ones would cost each process a
+    tenth of a core."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "Ray" if uses_ray(ROOT / file) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneRay | None:
+    return OneRay(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ends what the session has of Ray after the last file that uses it, not with the session."""
+    if uses_ray(item.path) and nextitem and not uses_ray(nextitem.path):
+        RAY.close()
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    with ExitStack() as stack:
-        with chdir(
-            ROOT
-        ):  # its workers import tests from where it is started, wherever the first test that asks for it is
-            stack.enter_context(cluster("local"))
-        yield
+    with chdir(ROOT):  # its workers import tests from where it is started, wherever the first test that asks for it is
+        RAY.enter_context(cluster("local"))
+    yield
+    RAY.close()
     assert not ray.is_initialized()
 
 
@@ -81,8 +109,13 @@ class Head:
 
 @pytest.fixture(scope="session")
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    yield RAY.enter_context(started_head(tmp_path_factory.mktemp("ray")))
+    RAY.close()
+
+
+@contextmanager
+def started_head(home: Path) -> Iterator[Head]:
     gcs, dashboard, metrics, client, agent, agent_grpc = (str(port) for port in free_ports(6))
-    home = tmp_path_factory.mktemp("ray")
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text(secrets.token_hex(32), encoding="utf-8")  # as another Ray leaves one
     # Its jobs join the Ray that was started last below this folder. Sockets lie there too, whose paths must be short.

@@ -23,7 +23,9 @@ def run(environment: dict[str, str], *arguments: object) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.parametrize("environment", LOCALES, ids=lambda each: each["LC_ALL"])
+@pytest.mark.parametrize(
+    "environment", [pytest.param(LOCALES[0], marks=pytest.mark.slow), LOCALES[1]], ids=lambda each: each["LC_ALL"]
+)
 def test_an_annotation_its_card_and_its_page_are_utf_8(tmp_path: Path, environment: dict[str, str]) -> None:
     write_documents(tmp_path / "in.parquet", [TEXT] * 3, **{"naïve": ["ä"] * 3})
     out = tmp_path / "out"

@@ -5,7 +5,7 @@ import pickle
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -218,7 +218,7 @@ def test_characters_that_become_longer_and_shorter(cut: Tokenizer) -> None:
 
 
 def test_every_pair_of_neighbours(cut: Tokenizer) -> None:
-    require_same(cut, [f"a{first}{second}b {second} {first}." for first in ATOMS for second in ATOMS])
+    require_same(cut, [f"a{first}{second}b {second} {first}." for first, second in product(set(ATOMS), repeat=2)])
 
 
 def test_sample_texts_twice(cut: Tokenizer) -> None:
@@ -228,7 +228,7 @@ def test_sample_texts_twice(cut: Tokenizer) -> None:
 
 @pytest.mark.fineweb
 def test_rows_of_fineweb(cut: Tokenizer) -> None:
-    require_same(cut, pq.read_table(os.environ["FINEWEB"], columns=["text"]).column("text").to_pylist()[::4])
+    require_same(cut, pq.read_table(os.environ["FINEWEB"], columns=["text"]).column("text").to_pylist()[::8])
 
 
 def columns() -> Iterator[pa.Array | pa.ChunkedArray]:

@@ -25,7 +25,7 @@ def documents(folder: Path, rows: int) -> Path:
     return write_documents(folder / "in.parquet", ["text"] * rows, input_ids=token_rows(rows))
 
 
-@pytest.mark.parametrize(("kills", "rows"), [(4, 80), pytest.param(20, 500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "rows"), [(2, 60), pytest.param(20, 500, marks=pytest.mark.slow)])
 def test_a_driver_that_is_killed_again_and_again_leaves_the_same_dataset(
     tmp_path: Path, ray_head: Head, kills: int, rows: int
 ) -> None:

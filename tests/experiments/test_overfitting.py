@@ -94,13 +94,13 @@ def test_an_objective_that_uses_no_labels_is_the_same_whatever_they_are(study: S
 
 def test_flooding_with_the_truth_does_not_overfit_and_cross_entropy_does(tmp_path: Path) -> None:
     source = SOURCES["markov-1"](np.random.default_rng(0))
-    seen, held_out = (draw(source, 64, 32, np.random.default_rng([0, stream])) for stream in (1, 2))
+    seen, held_out = (draw(source, 32, 32, np.random.default_rng([0, stream])) for stream in (1, 2))
     corpora = [Corpus.of(list(drawn.tokens_MT.astype(np.int32))) for drawn in (seen, held_out)]
     labels = {"truth": seen.surprisal_MT.ravel().astype(np.float32)}
     study = Study(corpora[0], labels, {"held_out": corpora[1]}, source.vocabulary, source.vocabulary)
     sizes, config = (
         TransformerSizes(context=32, width=64, layers=2, heads=4),
-        TrainingConfig(steps=200, tokens_per_batch=1024, learning_rate=5e-3, evaluate_every=20),
+        TrainingConfig(steps=120, tokens_per_batch=1024, learning_rate=5e-3, evaluate_every=20),
     )
     flooded, plain = (
         run_trial(ObjectiveTrial(objective, "truth", 0.0, 0), study, sizes, config, tmp_path)

@@ -57,14 +57,15 @@ def test_shards_and_receipts_come_in_one_commit_and_only_then_leave_the_disk(
     assert sorted(publisher.taken()) == sorted(before) and publisher.taken() == []
 
 
-def test_two_thousand_shards_take_twenty_commits_at_the_most(prepared: Hub, tmp_path: Path) -> None:
-    subset = made_up(tmp_path / "out", 2000)
+@pytest.mark.parametrize("hundreds", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_hundred_shards_take_one_commit_at_most(prepared: Hub, tmp_path: Path, hundreds: int) -> None:
+    subset = made_up(tmp_path / "out", 100 * hundreds)
     with Publisher(REPOSITORY, subset, keeps=True) as publisher:
         for receipt in Ledger(subset).receipts():
             publisher.add(receipt)
-    assert len(prepared.commits("user/name")) <= 20
+    assert len(prepared.commits("user/name")) <= hundreds
     assert shards(prepared) == local(tmp_path)
-    assert PublishedLedger(REPOSITORY, subset).receipts(2000) == Ledger(subset).receipts()
+    assert PublishedLedger(REPOSITORY, subset).receipts(100 * hundreds) == Ledger(subset).receipts()
 
 
 def test_shards_are_committed_after_a_while_though_few_have_come(

@@ -52,6 +52,7 @@ def test_a_card_that_the_hub_does_not_take_is_told_of_before_any_shard_is_sent(
 
 
 OWN = ["mine", "mine too"]
+CARD = b"---\nlicense: mit\n---\n# Mine\n"
 LOAD = """
 import json, sys
 from datasets import load_dataset
@@ -75,15 +76,14 @@ def load(hub: Hub, home: Path, *configs: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "paths",
+    ("paths", "card"),
     [
-        ["data/train-00000-of-00001.parquet"],
-        ["mine.parquet"],
-        ["data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"],
-        ["some files/a[1]*.parquet", "other.parquet"],
+        (["data/train-00000-of-00001.parquet"], None),
+        (["mine.parquet"], CARD),
+        (["data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"], CARD),
+        (["some files/a[1]*.parquet", "other.parquet"], None),
     ],
 )
-@pytest.mark.parametrize("card", [None, b"---\nlicense: mit\n---\n# Mine\n"])
 def test_data_that_is_there_stays_what_is_loaded(
     hub: Hub, subset: Subset, tmp_path: Path, paths: list[str], card: bytes | None
 ) -> None:
