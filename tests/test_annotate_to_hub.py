@@ -19,7 +19,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import hub as requests
+from pipeline.data import hub as hub_module
 from pipeline.data.ledger import PublishedLedger
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from tests.builders import sample_texts, write_documents
@@ -116,7 +116,7 @@ def test_a_run_that_is_killed_twice_while_requests_fail_publishes_what_a_local_r
         killed = Started(Command(tuple(map(str, chosen)), scratch, hub), workers=0)
         wait_for_uploads(hub, 7 * time_of_death, killed)
         assert killed.kill(signal.SIGKILL, "driver", random.Random(0)) and killed.ended(60) == -signal.SIGKILL
-    monkeypatch.setattr(requests, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(hub_module, "LONGEST_PAUSE", 0.1)
     code, printed = run(*chosen, "--output", URL, "--staging", tmp_path / "staging")
     assert code == 0, printed
     assert "documents      30" in printed and f"dataset        {URL}" in printed

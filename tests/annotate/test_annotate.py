@@ -23,7 +23,7 @@ from pipeline.annotate.config import Config
 from pipeline.annotate.prepare import dtype_for
 from pipeline.data.annotated import find_annotations
 from pipeline.data.tokenizer import encode, load_tokenizer
-from pipeline.engine import scheduler as backlog
+from pipeline.engine import scheduler
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.throughput import WORK
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
@@ -362,7 +362,7 @@ def test_units_that_are_given_up_are_listed_and_exit_with_three(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(backlog, "PAUSE", 0.1)
+    monkeypatch.setattr(scheduler, "PAUSE", 0.1)
     documents = [[1, 2, 3]] * 16
     documents[5] = [1, 97]
     arguments = (*tokenized(tmp_path, documents), "--output", tmp_path / "out")

@@ -8,7 +8,7 @@ import pytest
 from httpx2 import ConnectError
 from huggingface_hub import CommitOperationAdd
 
-from pipeline.data import hub as requests
+from pipeline.data import hub as hub_module
 from pipeline.data.hub import Repository
 from tests.hub import Hub
 
@@ -84,7 +84,7 @@ def test_files_are_listed_with_the_digests_that_tell_them_apart(hub: Hub) -> Non
 def test_a_commit_is_made_of_what_is_missing_at_the_head_of_the_moment(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requests, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(hub_module, "LONGEST_PAUSE", 0.01)
     hub.add("user/name", {"a": b"1"})
     asked = []
 
@@ -113,7 +113,7 @@ def test_a_pause_is_what_the_hub_asks_for(hub: Hub, monkeypatch: pytest.MonkeyPa
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """The time, which passes while somebody sleeps; the Hub has given no answer yet."""
     now = [0.0]
-    monkeypatch.setattr(requests, "ANSWERED", threading.Event())
+    monkeypatch.setattr(hub_module, "ANSWERED", threading.Event())
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     yield now

@@ -14,9 +14,7 @@ import pytest
 import ray
 
 from pipeline.data.ledger import Ledger
-from pipeline.engine import ray_workers as ray_crew
-from pipeline.engine import scheduler
-from pipeline.engine import scheduler as backlog
+from pipeline.engine import ray_workers, scheduler
 from pipeline.engine.annotator import Annotator, UnitProgress
 from pipeline.engine.cluster import WorkerResources
 from pipeline.engine.plan import Run, Unit
@@ -49,9 +47,9 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backlog, "PAUSE", 1.0)
+    monkeypatch.setattr(scheduler, "PAUSE", 1.0)
     monkeypatch.setattr(scheduler, "REST", 0.1)
-    monkeypatch.setattr(ray_crew, "LOOK", 0.2)
+    monkeypatch.setattr(ray_workers, "LOOK", 0.2)
 
 
 def carry_out(

@@ -9,7 +9,6 @@ import torch
 
 from pipeline.data.ledger import Ledger
 from pipeline.engine import scheduler
-from pipeline.engine import scheduler as backlog
 from pipeline.engine.annotator import UnitProgress
 from pipeline.engine.plan import Run, Unit
 from pipeline.engine.scheduler import Scheduler
@@ -33,7 +32,7 @@ from tests.engine.fakes import (
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backlog, "PAUSE", 0.1)
+    monkeypatch.setattr(scheduler, "PAUSE", 0.1)
     monkeypatch.setattr(scheduler, "REST", 0.1)
     monkeypatch.setattr(scheduler, "PATIENCE", 0.05)
 

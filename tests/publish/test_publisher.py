@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data import hub as requests
+from pipeline.data import hub as hub_module
 from pipeline.data.hub import Repository
 from pipeline.data.ledger import Ledger, PublishedLedger
 from pipeline.publish import publisher as publishing
@@ -20,7 +20,7 @@ REPOSITORY = Repository("user/name")
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(hub_module, "LONGEST_PAUSE", 0.02)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_shards_and_receipts_come_in_one_commit_and_only_then_leave_the_disk(
 
 
 @pytest.mark.parametrize("hundreds", [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_hundred_shards_take_one_commit_at_most(prepared: Hub, tmp_path: Path, hundreds: int) -> None:
+def test_shards_are_committed_by_the_hundred(prepared: Hub, tmp_path: Path, hundreds: int) -> None:
     subset = made_up(tmp_path / "out", 100 * hundreds)
     with Publisher(REPOSITORY, subset, keeps=True) as publisher:
         for receipt in Ledger(subset).receipts():
@@ -145,7 +145,7 @@ def test_a_token_that_may_not_write_stops_the_run_and_loses_nothing(
 def test_no_answer_for_long_ends_in_an_error_that_names_the_repository(
     prepared: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requests, "PATIENCE", 0.2)
+    monkeypatch.setattr(hub_module, "PATIENCE", 0.2)
     run = annotated(tmp_path)
     prepared.faults.share = 1.0
     with (

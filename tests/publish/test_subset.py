@@ -75,15 +75,20 @@ def load(hub: Hub, home: Path, *configs: str) -> Any:
     return run(hub, home, LOAD, *configs)
 
 
-@pytest.mark.parametrize(
-    ("paths", "card"),
-    [
-        (["data/train-00000-of-00001.parquet"], None),
-        (["mine.parquet"], CARD),
-        (["data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"], CARD),
-        (["some files/a[1]*.parquet", "other.parquet"], None),
-    ],
+FILES_THERE = (
+    ["data/train-00000-of-00001.parquet"],
+    ["mine.parquet"],
+    ["data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"],
+    ["some files/a[1]*.parquet", "other.parquet"],
 )
+PAIRS = [
+    pytest.param(paths, card, marks=() if (place in (1, 2)) == (card is not None) else pytest.mark.slow)
+    for place, paths in enumerate(FILES_THERE)
+    for card in (None, CARD)
+]
+
+
+@pytest.mark.parametrize(("paths", "card"), PAIRS)
 def test_data_that_is_there_stays_what_is_loaded(
     hub: Hub, subset: Subset, tmp_path: Path, paths: list[str], card: bytes | None
 ) -> None:
