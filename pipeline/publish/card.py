@@ -36,6 +36,8 @@ SIZES = {
     1e12: "100B<n<1T",
 }
 
+BREAKS = re.compile("[\x85\u2028\u2029]")
+
 LOG = logging.getLogger(__name__)
 
 
@@ -49,7 +51,7 @@ def dataset_card(info: SubsetInfo, existing: str | None, file: str = CARD_FILE) 
     card = parsed(existing or f"{EMPTY}{INTRODUCTION}", file)
     _update_front_matter(card, info)
     body = _with_section(card.text, info.subset.name, section(info), file)
-    return f"---\n{card.data.to_yaml()}\n---\n{body.lstrip()}"
+    return f"---\n{_yaml(card)}\n---\n{body.lstrip()}"
 
 
 def folder_card(info: SubsetInfo) -> str:
@@ -68,6 +70,15 @@ def write_card(info: SubsetInfo) -> None:
         write_text(info.subset.card, folder_card(info))
     except ValueError as error:
         LOG.warning("the card is not brought up to date, all else is: %s", error)
+
+
+def _yaml(card: DatasetCard) -> str:
+    """The front matter. PyYAML writes a line break of Unicode as it is, and reads it as a space: it is escaped."""
+    written: str = card.data.to_yaml()
+    if BREAKS.search(written):
+        values = card.data.to_dict()  # type: ignore[no-untyped-call]
+        written = yaml.safe_dump(values, sort_keys=False).rstrip()
+    return written
 
 
 def _update_front_matter(card: DatasetCard, info: SubsetInfo) -> None:

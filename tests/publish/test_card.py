@@ -178,12 +178,14 @@ def test_any_histogram_has_a_median(labels: tuple[int, ...], said: str) -> None:
 
 
 TEXTS = st.text(min_size=1, max_size=40) | st.text("<>!-`|*_[]()&;\\\n #~a\u202e\x1b", min_size=1, max_size=40)
+BREAK = "\x85"  # of lines, as Unicode has it
 EVIL = "mit](http://evil)\n\n# Evil\n<!-- end exact -->\n| <img src=x onerror=alert(1)>\n---\n\u202e"
 
 
 @settings(max_examples=100, deadline=None)
 @given(TEXTS, TEXTS, TEXTS, TEXTS, TEXTS)
 @example(*[EVIL] * 5)
+@example(*[BREAK] * 5)
 def test_any_text_from_outside_is_a_value_in_the_front_matter_and_words_in_the_body(
     column: str, source: str, licence: str, language: str, dataset: str
 ) -> None:
