@@ -51,7 +51,6 @@ def run(command: Callable[..., int | None], module: str, *, resumes: bool = True
         try:
             _require_text(arguments)
             parser = _parser(command, module, arguments)
-            FLAGS.clear()
             FLAGS.update(_flags(parser))
             code = parser(arguments, exit_on_error=False, print_error=False)
         except (ValueError, OSError, HTTPError, cyclopts.CycloptsError) as error:
@@ -60,6 +59,8 @@ def run(command: Callable[..., int | None], module: str, *, resumes: bool = True
             if debug:
                 sys.exit(visible(redacted(traceback.format_exc()), keep="\n"))
             sys.exit(f"error: {one_line(_with_remedy(error))}")
+        finally:
+            FLAGS.clear()
     sys.exit(code)
 
 

@@ -11,7 +11,6 @@ from tests.kills import Kills
     ("hub", "ray_share", "count"),
     [
         (False, 0.0, 2),
-        (True, 0.0, 2),
         pytest.param(False, 0.0, 12, marks=pytest.mark.slow),
         pytest.param(True, 0.0, 8, marks=pytest.mark.slow),
         pytest.param(False, 1.0, 3, marks=[pytest.mark.cluster, pytest.mark.slow]),

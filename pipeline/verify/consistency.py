@@ -56,7 +56,7 @@ def check_records(stored: Stored, records: Records) -> list[Fault]:
     faults = [*records.faults]
     if (stored.subset.ledger / GROWING_FILE).exists():
         growing = (stored.subset.in_repository.ledger / GROWING_FILE).as_posix()
-        faults.append(Fault(growing, f"a run with a larger `limit` did not end; {AGAIN}"))
+        faults.append(Fault(growing, f"a run with a larger --limit did not end; {AGAIN}"))
     names = planned_shards(stored, records)
     faults += [fault for unit, name in enumerate(names) for fault in _check_unit(stored, records, unit, name)]
     faults += [

@@ -5,6 +5,7 @@ import pytest
 from tests.benchmarks.__main__ import main
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_quick_run_reports_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
     parts = ("engine", "labels", "training", "memory")  # tests/device runs the rest

@@ -54,6 +54,7 @@ def test_the_page_shows_every_line(lines: list[Line]) -> None:
     assert page.startswith("### Machine\n\n| measurement | figures | s |\n|---|---|---|\n| cpu | torch 2.")
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_leaves_the_lines_before_it(tmp_path: Path) -> None:
     file = tmp_path / "device.jsonl"
     command = [*COMMAND, "--output", str(file), "--only", "right", "fast"]

@@ -35,8 +35,13 @@ FLAG = re.compile(r"--[a-z][a-z-]*(?:\.[a-z][a-z-]*)?")
 MADE_ELSEWHERE = {"quarantine/", "annotated-report/report.html"}  # where units fail, and by pipeline.report
 
 
-def commands(*ways: Way) -> list[str]:
-    return [command for command in README.commands if way_of(command) in ways]
+SHARDED = "accelerate launch --config_file jobs/fsdp.yaml"
+"""Trains as the launch before it does, with weights in shards."""
+
+
+def commands(*ways: Way) -> list[Any]:
+    found = [command for command in README.commands if way_of(command) in ways]
+    return [pytest.param(one, marks=pytest.mark.slow) if one.startswith(SHARDED) else one for one in found]
 
 
 @pytest.fixture
