@@ -55,36 +55,42 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # Of files that several processes share (pytest -n), those that take minutes come first.
     long = {item.path for item in items if item.get_closest_marker("cluster")}
     left = (item for item in items if item not in slow)
-    items[:] = sorted(left, key=lambda item: (not uses_ray(item.path), item.path not in long))
+    items[:] = sorted(left, key=lambda item: (RAYS.index(ray_of(item.path)), item.path not in long))
     for item in items:
         if item.get_closest_marker("fineweb") and not os.environ.get("FINEWEB"):
             item.add_marker(pytest.mark.skip(reason="FINEWEB names no Parquet file of FineWeb rows"))
 
 
+RAYS = ("head", "cluster", None)  # in the order of their tests
+
+
 @cache
-def uses_ray(file: Path) -> bool:
-    """Whether its tests ask for a Ray of the session."""
-    return re.search(r"\b(ray_cluster|ray_head|run_here)\b", file.read_text(encoding="utf-8")) is not None
+def ray_of(file: Path) -> str | None:
+    """The Ray of the session that its tests ask for, if any: a head with a dashboard, or a cluster alone."""
+    found = re.findall(r"\b(ray_head|run_here|ray_cluster)\b", file.read_text(encoding="utf-8"))
+    return ("cluster" if {*found} == {"ray_cluster"} else "head") if found else None
 
 
-class OneRay(LoadFileScheduling):  # type: ignore[misc]
-    """A file to each process at a time, and to one of them all those that use Ray: idle ones would cost each process a
-    tenth of a core."""
+class FewRays(LoadFileScheduling):  # type: ignore[misc]
+    """A file to each process at a time; to one all that use a Ray head, and to one all that use a cluster alone.
+
+    An idle Ray costs each process up to a tenth of a core.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file: str = super()._split_scope(nodeid)
-        return "Ray" if uses_ray(ROOT / file) else file
+        return ray_of(ROOT / file) or file
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneRay | None:
-    return OneRay(config, log) if config.getoption("dist") == "loadfile" else None
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FewRays | None:
+    return FewRays(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Ends what the session has of Ray after the last file that uses it, not with the session."""
-    if uses_ray(item.path) and nextitem and not uses_ray(nextitem.path):
+    if ray_of(item.path) and nextitem and not ray_of(nextitem.path):
         RAY.close()
 
 

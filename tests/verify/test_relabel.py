@@ -135,7 +135,7 @@ def test_a_checkpoint_that_is_not_at_hand_leaves_the_sample_out_and_another_is_r
     code, (told, _) = verified(tmp_path / "out", capsys, sample=2)
     assert code == 0 and told == (
         "second-order: no document was labelled anew: the checkpoint second-order has no place in the provenance; "
-        "name it with --estimator"
+        "name it with `estimator`"
     )
     with pytest.raises(ValueError, match="exact is another checkpoint than labelled"):
         verified(tmp_path / "out", capsys, sample=2, estimator=str(folder / "exact"))
