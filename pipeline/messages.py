@@ -57,6 +57,19 @@ SHAPES = (
     re.compile(r"()-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*KEY-----|\Z)", re.S),
 )
 
+MOST_IN_LINE = 4000  # characters of an error: the name of a column can be a megabyte long
+MOST_IN_MARKDOWN = 300
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+# C0, DEL and C1; marks, embeddings, overrides and isolates of direction; line ends of Unicode; halves of characters,
+# which stand for bytes that are not UTF-8; the byte order mark.
+UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+UNENCODED = re.compile("[\ud800-\udfff]")  # bytes of a name that are not text in the locale
+MARKDOWN = re.compile(r"([\\`*_\[\]|~$#!])")
+PLAIN_NAME = re.compile(r"[\w.:/@-][\w.:/@ -]*")
+SETTING = re.compile(r"`([a-z_]+(?:\.[a-z_]+)?)`")
+FLAGS: dict[str, str] = {}
+"""Flags of this process's command, by the settings that they set: `--text-column` by `text_column`."""
+
 
 def redacted(text: str) -> str:
     """The text without credentials: `***` stands for each.
@@ -108,22 +121,6 @@ def _environment_secrets() -> list[str]:
     values = [value for name, value in os.environ.items() if SECRET_VARIABLE.search(name)]
     secrets = {form for value in values if len(value) >= SHORTEST_SECRET for form in (value, quote(value, safe=""))}
     return sorted(secrets, key=len, reverse=True)
-
-
-MOST_IN_LINE = 4000  # characters of an error: the name of a column can be a megabyte long
-MOST_IN_MARKDOWN = 300
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-# C0, DEL and C1; marks, embeddings, overrides and isolates of direction; line ends of Unicode; halves of characters,
-# which stand for bytes that are not UTF-8; the byte order mark.
-UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
-UNENCODED = re.compile("[\ud800-\udfff]")  # bytes of a name that are not text in the locale
-MARKDOWN = re.compile(r"([\\`*_\[\]|~$#!])")
-PLAIN_NAME = re.compile(r"[\w.:/@-][\w.:/@ -]*")
-
-
-SETTING = re.compile(r"`([a-z_]+(?:\.[a-z_]+)?)`")
-FLAGS: dict[str, str] = {}
-"""Flags of this process's command, by the settings that they set: `--text-column` by `text_column`."""
 
 
 def with_flags(text: str) -> str:

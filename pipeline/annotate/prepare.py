@@ -245,7 +245,7 @@ def is_of_text(source: Source) -> bool:
 
 
 class Names(TypedDict):
-    """What a dataset calls its inputs and its model, which no label depends on."""
+    """Names of a dataset's inputs and of its model; no label depends on them."""
 
     source: tuple[str, ...]
     source_files: int
@@ -255,7 +255,7 @@ class Names(TypedDict):
 def names_for(
     config: Config, source: Source, inputs: Sequence[str], checkpoint: Checkpoint, existing: Plan | None
 ) -> Names:
-    """The names of a run that is resumed, whatever folders were moved since; otherwise those of a new run."""
+    """A resumed run's own names, even if folders have moved since; otherwise those of a new run."""
     if existing is not None and recorded(urls(existing.source)) == recorded(urls(inputs)):
         run = existing.provenance
         return Names(source=run.source, source_files=run.source_files, model=run.model)

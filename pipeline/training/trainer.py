@@ -32,7 +32,6 @@ from pipeline.training.config import TrainingConfig
 from pipeline.training.distributed import DistributedModel, full_tensor, new_accelerator
 from pipeline.training.losses import ObjectiveLoss
 from pipeline.training.metrics import Metrics, MetricsLog
-from pipeline.training.resume import TrainingState
 
 Loss = Callable[[Any, Batch], Tensor]
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -209,7 +208,9 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return Batch(input_ids_BT, lengths_B, torch.cat(labels) if labels else None)
 
 
-def _remaining(batches: Iterator[Batch], state: TrainingState, config: TrainingConfig, output: Path) -> Iterator[Batch]:
+def _remaining(
+    batches: Iterator[Batch], state: resume.TrainingState, config: TrainingConfig, output: Path
+) -> Iterator[Batch]:
     """The batches after those of the steps that are done.
 
     Raises:
