@@ -36,8 +36,8 @@ class Config:
     """Folder that pipeline.annotate wrote, or hf://datasets/USER/NAME; to choose one of several subsets, name its data
     folder, as in annotated/data/exact."""
     output: Path | None = field(default=None, kw_only=True)
-    """Folder for report.html; by default DATASET-report next to the dataset, or in the working directory for a dataset on
-    the Hub. Only an earlier report of the same dataset is replaced."""
+    """Folder for report.html; by default DATASET-report next to the dataset, or for a dataset on the Hub in the working
+    directory. Only an earlier report of the same dataset is replaced."""
     against: str | None = field(default=None, kw_only=True)
     """Another dataset of the same documents, whose labels are shown alongside."""
     by: str | None = field(default=None, kw_only=True)

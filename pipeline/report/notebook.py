@@ -89,7 +89,7 @@ def show(row: Mapping[str, Any], tokenizer: Any = None) -> DocumentView:
 
     Args:
         row: with `input_ids` and `entropy`, as load_dataset returns it.
-        tokenizer: from the tokenizers library, or a fast one from transformers; without it tokens are shown by their ids.
+        tokenizer: from tokenizers, or a fast one from transformers; without a tokenizer the ids are shown.
 
     Raises:
         ValueError: if the row has no tokens or labels, or the tokenizer is of another kind.

@@ -158,11 +158,12 @@ def test_a_search_counts_marks_and_goes_through_its_hits(report: Opened) -> None
 
 def test_documents_are_ordered_by_their_means_and_lengths(report: Opened) -> None:
     shown, page = report.contents["documents"], report.page
-    for name, key in (
-        ("longest", lambda place: -shown[place]["size"]),
-        ("highest entropy", lambda place: -shown[place]["means"][0] if shown[place]["labelled"][0] else math.inf),
-        ("row", lambda place: place),
-    ):
+    keys: dict[str, Callable[[int], float]] = {
+        "longest": lambda place: -shown[place]["size"],
+        "highest entropy": lambda place: -shown[place]["means"][0] if shown[place]["labelled"][0] else math.inf,
+        "row": lambda place: place,
+    }
+    for name, key in keys.items():
         page.select_option("#order", label=name)
         options = page.eval_on_selector_all("#picker option", "options => options.map(({ value }) => Number(value))")
         assert options == sorted(range(len(shown)), key=lambda place: (key(place), place))
