@@ -223,7 +223,7 @@ def test_a_window_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     tiny_second_order().save_pretrained(tmp_path)
     labeller = load_labeller("second-order", tmp_path, "cpu")
     none = replace(labeller, of_windows=LimitedDevice(labeller, tokens=20))
-    with pytest.raises(DeviceError, match="a window of 25 tokens does not fit the memory of cpu"):
+    with pytest.raises(DeviceError, match="a window of 25 tokens does not fit into the memory of cpu"):
         label_documents(random_documents(25), none, window=32, overlap=16)
 
 

@@ -186,7 +186,7 @@ def test_documents_without_tokens() -> None:
 
 
 def test_ends_of_two_texts_are_refused() -> None:
-    with pytest.raises(ValueError, match="cover 2 bytes, the target's 3: two texts"):
+    with pytest.raises(ValueError, match="cover 2 bytes, the target's 3; texts differ"):
         move_nats(np.ones(1), np.array([2.0]), np.array([3.0]))
 
 

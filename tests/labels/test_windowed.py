@@ -68,7 +68,7 @@ def test_exact_labels_stay_where_they_are_wanted() -> None:
 
 
 def test_attributions_of_two_windows_do_not_compare() -> None:
-    with pytest.raises(ValueError, match="windows of 29 tokens are beyond the 8 that the estimator reads; cut them"):
+    with pytest.raises(ValueError, match="windows of 29 tokens exceed the estimator's context of 8; cut them"):
         attribution.token_entropies(tiny_estimator(context=CONTEXT), IDS_BT, measure="occlusion-l1")
 
 

@@ -53,7 +53,7 @@ def test_what_was_written_is_read(record: Outer) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("count", -1, "count is -1, not a whole number from 0 on"),
+        ("count", -1, "count is -1, not a whole number >= 0"),
         ("count", 1.0, "count is 1.0, not a whole"),
         ("count", True, "count is true, not a whole"),
         ("count", 2**63, "count is 9223372036854775808, not a whole"),
@@ -81,12 +81,12 @@ def test_a_value_of_another_type_is_named(field: str, value: object, said: str) 
     ("text", "said"),
     [
         ("", "Expecting value"),
-        ("[]", "it holds no JSON object"),
+        ("[]", "it is not a JSON object"),
         ("\0" * 300, "Expecting value"),
         ("[" * 100_000, "nested too deeply"),
         ('{"a":' * 100_000, "nested too deeply"),
-        ('{"a": NaN}', "NaN is no number"),
-        ('{"a": -Infinity}', "-Infinity is no number"),
+        ('{"a": NaN}', "NaN is not a number"),
+        ('{"a": -Infinity}', "-Infinity is not a number"),
         ('{"a": ' + "9" * 5000 + "}", "4300 digits"),
     ],
 )
