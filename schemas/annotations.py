@@ -58,12 +58,12 @@ class Provenance:
     method: Method
     checkpoint_sha256: str
     tokenizer_sha256: str | None
-    """None if the source came tokenized."""
+    """Digest of the tokenizer; None if the source came tokenized."""
     vocabulary: int
     window: int
     overlap: int
     share: float
-    """Share of the tokens that are labelled; the others have null."""
+    """Share of the tokens that are labelled; other tokens have null."""
     keep_text: bool
     source: tuple[str, ...]
     """Names of the inputs: the first URLs, and the number of local files."""
@@ -85,7 +85,7 @@ class Provenance:
     dtype: Dtype = "float32"
     """Type that the checkpoint computed in."""
     choices: tuple[str, ...] = ()
-    """Configuration or split that was chosen in each input with several."""
+    """Configuration or split chosen for each input that has several."""
     batch_invariant: bool = False
     """True if every window was labelled by itself, so that labels do not depend on other documents through rounding."""
     source_files: int = 0
@@ -93,7 +93,7 @@ class Provenance:
     model: str = UNRECORDED_MODEL
     """Name of the checkpoint: USER/NAME@COMMIT on the Hub, the last part of a folder, or SHIPPED_MODEL."""
     names_of_text: bool = False
-    """True if the source is text files, whose paths are passed on as `id` and `file`; older runs lack these columns."""
+    """True if the source is text files and their paths are passed on as `id` and `file`; False in older runs."""
     longest_document: int = NO_BOUND
     """Limit on the bytes of a document, four per token id; longer ones have no labels. Older runs had no limit."""
     rounding_nats: float = ROUNDING_NATS
@@ -121,7 +121,7 @@ class Provenance:
         """Read the object in the output of `to_json`.
 
         Raises:
-            ValueError: if it has another schema version, or values that no run writes.
+            ValueError: if `values` have another schema version, or are values that no run writes.
         """
         if (version := values.get("schema_version")) != SCHEMA_VERSION:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Decoding of a dataset's JSON records into dataclasses; a value of another type than its field's is refused.
+"""Decoding of a dataset's JSON records into dataclasses; a value without its field's type is refused.
 
 The JSON is untrusted. Numbers must be finite, and whole numbers must not be negative.
 """
@@ -146,7 +146,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _shown(value: object) -> str:
-    """Return the value as ASCII JSON, truncated to `SHOWN` characters."""
+    """Return a value as ASCII JSON, truncated to `SHOWN` characters; of a list or an object, only the kind."""
     if isinstance(value, list | dict):
         return f"a list of {len(value)}" if isinstance(value, list) else "an object"
     text = json.dumps(value)

@@ -35,7 +35,7 @@ class Counts:
     rows_too_long: int = 0
     """Rows with documents longer than `longest_document`; they have empty lists, and are in `rows_without_text` too."""
     rows_with_unknown_text: int = 0
-    """Rows with text that has no token, and became the tokenizer's unknown token or nothing."""
+    """Rows with characters that have no token, and became the tokenizer's unknown token or nothing."""
     rows_with_replacements: int = 0
     """Rows whose text holds U+FFFD, the replacement for invalid Unicode, made here or earlier."""
     tokens: int = 0
@@ -81,7 +81,7 @@ class Receipt:
     shard: str
     sha256: str
     size: int
-    """Bytes of the file."""
+    """Bytes of the shard's file."""
     counts: Counts
 
     def to_json(self) -> str:

@@ -40,7 +40,7 @@ def token_entropies(
         estimator: the entropy estimation model, in evaluation mode. In bfloat16, rounding drowns the memory shift
             (R^2 0.6 with its float32 scores, shipped estimator) but not the other measures (0.999).
         input_ids_BT: windows, padded on the right with any token.
-        lengths_B: real tokens in each row; all T where None.
+        lengths_B: real tokens in each row; None for all T.
         measure: the score. Occlusion removes the embedding and compares the logits by L1 distance or 1 - cosine, or
             the losses by |change|; memory-shift is |change of loss| under noise in the bottleneck; gradient-input is
             |d loss / d embedding . embedding|.

@@ -58,7 +58,7 @@ def token_entropies(
             0.26 (0.07; windows of 64) with weights ten times as large. Float32 logits would not change that.
         input_ids_BT: texts, padded on the right with any token. Texts longer than the estimator's context are labelled
             in windows of that length, which overlap by half.
-        lengths_B: real tokens in each row; all T where None.
+        lengths_B: real tokens in each row; None for all T.
         positions_BT: True where a label is wanted; None for all positions. The cost is one code length per position,
             and one more per run of neighbouring positions.
         batch_tokens: decoder positions computed at a time; 2,048 on a CPU and 16,384 elsewhere by default.

@@ -1,4 +1,4 @@
-"""Move of labels from one tokenizer's tokens to another's, through the bytes that both cover.
+"""Transfer of labels from one tokenizer's tokens to another's, through the bytes that both cover.
 
 S tokens of the source, T tokens of a text or of the target, C characters of a text, B borders between source tokens;
 document m.

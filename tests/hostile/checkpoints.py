@@ -178,9 +178,9 @@ def replaced(count: int) -> dict[str, Any]:
 
 
 NO_SIZES: tuple[Any, ...] = (-1, 0, "8192", [1], {}, 32.0, True)
-NOT_FINITE, TOO_LARGE, OTHER_TYPE = "not finite", "is more than weights of", "is of another type"
+NOT_FINITE, TOO_LARGE, OTHER_TYPE = "not finite", "is more than weights of", "has the wrong type"
 OWN_CODE = "it needs code of its own, which is never run"
-OF_ITS_OWN = "no safetensors file of its own folder"
+OF_ITS_OWN = "not a safetensors file in its folder"
 LOADS: None = None
 
 CONFIGURATIONS = [
@@ -205,7 +205,7 @@ CONFIGURATIONS = [
         for key in ("vocab_size", "context")
         for value in NO_SIZES
     ),
-    Hostile("no vocabulary", "second-order", setting(vocab_size=None), "config.json names no vocab_size"),
+    Hostile("no vocabulary", "second-order", setting(vocab_size=None), "config.json has no vocab_size"),
     Hostile("positions list", "causal", setting(max_position_embeddings=[1]), "max_position_embeddings .* whole"),
     Hostile("positions text", "causal", setting(max_position_embeddings="x"), "max_position_embeddings .* whole"),
     Hostile("heads text", "causal", setting(num_attention_heads="x"), "cannot be loaded|do not fit"),

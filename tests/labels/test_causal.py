@@ -26,7 +26,7 @@ def test_labels_equal_the_losses_of_the_logits() -> None:
 def test_a_model_that_names_no_start_is_refused() -> None:
     model = tiny_language_model()
     model.config.bos_token_id = model.config.eos_token_id = None
-    with pytest.raises(ValueError, match="no bos_token and no eos_token is declared"):
+    with pytest.raises(ValueError, match="neither bos_token nor eos_token is declared"):
         start_token(model.config)
 
 

@@ -229,9 +229,9 @@ def test_a_model_of_the_hub_is_fetched_without_its_pickles(hub: Hub, estimator_f
     assert not (folder / "pytorch_model.bin").exists()
     assert not any(request.path.endswith("pytorch_model.bin") for request in hub.requests)
     assert Checkpoint.find("user/name").folder != folder
-    with pytest.raises(ValueError, match="no folder user/other, and the Hub does not give out"):
+    with pytest.raises(ValueError, match="no folder user/other, and no model of that name"):
         Checkpoint.find("user/other")
-    with pytest.raises(ValueError, match="no folder user/name@absent, and the Hub does not give out"):
+    with pytest.raises(ValueError, match="no folder user/name@absent, and no model of that name"):
         Checkpoint.find("user/name@absent")
     with pytest.raises(ValueError, match="no folder no such name"):
         Checkpoint.find("no such name")

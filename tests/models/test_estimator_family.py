@@ -151,7 +151,7 @@ def test_an_estimator_begins_as_another(introduction: str) -> None:
 
 def test_what_does_not_fit_together_is_refused() -> None:
     for introduction, above in (("token", 2), ("embedding", 2), ("projection", 3)):
-        with pytest.raises(ValueError, match=f"by {introduction} the embedding cannot enter above layer {above} of 2"):
+        with pytest.raises(ValueError, match=f"with {introduction} the embedding cannot enter above layer {above}"):
             tiny_estimator(introduction=introduction, introduced_above=above)
     with pytest.raises(ValueError, match="kernel of 3"):
         tiny_estimator(decoder_kernel=3)
