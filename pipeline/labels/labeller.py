@@ -31,11 +31,11 @@ OfWindows = Callable[[Tensor, Tensor, Tensor, int], Columns]
 """From input_ids [B, T], lengths [B], wanted positions [B, T] and most tokens of a forward to nats [B, T] by column."""
 
 
-# On a CPU core, SmolLM2 labels 1.6 times as fast in forwards of 2,048 tokens as of 16,384, and no faster in forwards of
-# 1,024. For a model of a few million parameters the size makes no difference. A GPU needs enough work in a forward not
-# to wait for its host to launch kernels: some 9 TFLOP, 20 ms of an H100, 32,768 tokens of SmolLM2 (computed). Larger
-# batches have more padding: with FineWeb's windows of 2,047, 3% at 32,768 tokens, 14% at eight times that size. Saving
-# 3% is not worth a forward without padding, whose mask would rule out the fastest attention kernels.
+# On a CPU core, SmolLM2 labels 1.6 times as fast in forwards of 2,048 or 1,024 tokens as in forwards of 16,384. For a
+# model of a few million parameters the size makes no difference. A GPU needs enough work in a forward not to wait for
+# its host to launch kernels: some 9 TFLOP, 20 ms of an H100, 32,768 tokens of SmolLM2 (computed). Larger batches have
+# more padding: with FineWeb's windows of 2,047, 3% at 32,768 tokens, 14% at eight times that size. Saving 3% is not
+# worth a forward without padding, whose mask would rule out the fastest attention kernels.
 CPU_FORWARD_TOKENS = 2**11
 FORWARD_FLOP = 2**43
 FEWEST_FORWARD_TOKENS, MOST_FORWARD_TOKENS = 2**14, 2**17

@@ -131,7 +131,7 @@ def _require_plain(folder: Path, key: str, value: Any) -> None:
     allowed = IMPLEMENTATIONS.get(name.strip("_").removesuffix("_internal"))
     named = value.values() if isinstance(value, dict) else [value]
     if allowed is not None and any(each is not None and each not in allowed for each in named):
-        raise _wrong(folder, key, value, f"is none of {', '.join(allowed)}, and other code is never fetched")
+        raise _wrong(folder, key, value, f"is not one of {', '.join(allowed)}, and other code is never fetched")
 
 
 def _wrong(folder: Path, key: str, value: object, fault: str) -> ValueError:

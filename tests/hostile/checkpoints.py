@@ -277,11 +277,11 @@ CODES = [
         "processor_config.json", json.dumps({"auto_map": MAP_OF_TEXT})), code), LOADS),
     Hostile("own generation", "causal", both(fold("custom_generate"), content(
         "custom_generate/generate.py", CODE)), LOADS),
-    Hostile("kernel", "causal", setting(attn_implementation="evil/kernel"), "attn_implementation .* is none of eager"),
-    Hostile("kernel internal", "causal", setting(_attn_implementation_internal="evil/kernel"), "is none of"),
-    Hostile("kernel of a part", "causal", setting(attn_implementation={"text_config": "evil/kernel"}), "is none of"),
-    Hostile("kernel of experts", "causal", setting(experts_implementation="evil/kernel"), "is none of"),
-    Hostile("kernel within", "second-order", lambda folder: kernel_within(folder), "transformer.attn_impl.* none of"),
+    Hostile("kernel", "causal", setting(attn_implementation="evil/kernel"), "attn_implementation .* is not one of"),
+    Hostile("kernel internal", "causal", setting(_attn_implementation_internal="evil/kernel"), "is not one of"),
+    Hostile("kernel of a part", "causal", setting(attn_implementation={"text_config": "evil/kernel"}), "is not one of"),
+    Hostile("kernel of experts", "causal", setting(experts_implementation="evil/kernel"), "is not one of"),
+    Hostile("kernel within", "second-order", lambda folder: kernel_within(folder), "transformer.attn.* not one of"),
     Hostile("adapter", "causal", content("adapter_config.json", json.dumps(
         {"peft_type": "LORA", "base_model_name_or_path": "evil/base"})), "has an adapter_config.json"),
     Hostile("quantization", "causal", setting(quantization_config={"quant_method": "evil"}), LOADS),
