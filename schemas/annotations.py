@@ -45,7 +45,7 @@ LIMITS: dict[Method, str] = {
     "second-order": "Each label is a model's prediction of the exact label, from one pass over the text. Labels vary "
     "less than exact ones do, and carry the errors of the estimator that the model learned from.",
     "exact": "Each label is the difference of two code lengths that the estimator finds. The sum over a window is "
-    "right, a single token's label is noisy. Labels are negative, and kept so, where the longer text was cheaper.",
+    "right, but a single label is noisy, and negative where the longer text was cheaper. Labels are not clipped.",
     "causal": "Each label is the loss of a causal language model. In the mean it is never below the entropy, and "
     "exceeds it by whatever the model does not know.",
 }

@@ -68,8 +68,9 @@ def move_nats(nats_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.
 def retokenized(corpus: Corpus, own: Tokenizer, other: Tokenizer) -> Corpus:
     """Return the documents and labels in another tokenizer's tokens.
 
-    Documents whose tokens do not survive decoding and encoding by `own` are left out, since the bytes of their tokens
-    are unknown. This happens if `own` drops characters, or has one token for all unknown text.
+    A document is left out if its own tokenizer, `own`, does not make the same tokens from its decoded text, since the
+    bytes of the tokens are then unknown. This happens if that tokenizer drops characters, or has one token for all
+    unknown text.
     """
     documents = corpus.by_document(corpus.tokens_N)
     texts = own.decode_batch([ids.tolist() for ids in documents], skip_special_tokens=False)
