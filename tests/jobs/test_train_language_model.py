@@ -134,7 +134,7 @@ def test_other_text_is_evaluated_on_too(
     (tmp_path / "other.jsonl").write_text('{"text": "The sea was calm."}\n' * 3, encoding="utf-8")
     arguments = ("--config", settings, "--labels", labels, "--out-of-distribution", tmp_path / "other.jsonl")
     assert run_command(JOB, *arguments, "--output", tmp_path / "out") == 1
-    assert "needs a tokenizer, and these documents came as tokens" in capsys.readouterr().err
+    assert "needs a tokenizer, but these documents came as tokens" in capsys.readouterr().err
     copy_tokenizer(SHIPPED / "tokenizer", labels / "tokenizer" / "exact")
     assert run_command(JOB, *arguments, "--output", tmp_path / "out") == 0
     figures = curve(tmp_path / "out")[-1]

@@ -229,7 +229,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [143, 143]
     step = max(int(file.stem.rpartition("-")[2]) for file in output.glob("unfinished-*.safetensors"))
-    assert errors[0].splitlines()[-1] == f"stopped at step {step}; the same command goes on"
+    assert errors[0].splitlines()[-1] == f"stopped at step {step}; the same command resumes"
     assert "stopped" not in errors[1]
 
 

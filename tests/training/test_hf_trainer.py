@@ -147,7 +147,7 @@ def test_a_step_of_several_batches_is_that_of_one_or_refused(
         settings = ObjectiveSettings(objective=objective, level=4.0)
         one = trainer(tmp_path, models[accumulated], documents, settings, max_steps=1, **batches)
         if accumulated > 1 and objective in ("flood-mean", "random-share", "reference-share"):
-            with pytest.raises(ValueError, match=f"{objective} compares all tokens of a step, .*=1 and one process"):
+            with pytest.raises(ValueError, match=f"{objective} compares all tokens of a step, .*=1 and use one pro"):
                 one.train()
             return
         one.train()
@@ -236,7 +236,7 @@ def test_a_long_document_gives_as_many_windows_as_it_fills() -> None:
     assert len(EntropyWindows(context=1024)({"input_ids": [[1] * 1024], "entropy": [[1.0] * 1024]})["input_ids"]) == 1
     with pytest.raises(ValueError, match="context of at least 2 tokens, not 1"):
         EntropyWindows(context=1)
-    with pytest.raises(ValueError, match=r"a row has 5000 tokens, and the context is 24: make windows .*dataset\.map"):
+    with pytest.raises(ValueError, match=r"a row has 5000 tokens, but the context is 24: cut .* dataset\.map"):
         EntropyCollator(0, CONTEXT)([{"input_ids": [1] * 5000, "entropy": [1.0] * 5000}])
 
 

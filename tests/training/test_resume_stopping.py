@@ -55,7 +55,7 @@ def test_a_stopped_training_resumes_as_if_it_had_not_been(
     with pytest.raises(SystemExit) as ended:
         train(Bigrams(), circle(), stopped_in(call), evaluate, CONFIG, parts)
     assert ended.value.code == 143
-    assert capsys.readouterr().err.splitlines()[-1] == f"stopped at step {step}; the same command goes on"
+    assert capsys.readouterr().err.splitlines()[-1] == f"stopped at step {step}; the same command resumes"
     assert resume.states(parts)[-1].name == f"unfinished-{step}.safetensors"
     train(found, circle(), dropped, evaluate, CONFIG, parts)
     assert all(torch.equal(one, other) for one, other in zip(found.parameters(), expected.parameters(), strict=True))

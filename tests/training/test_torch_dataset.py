@@ -128,7 +128,7 @@ def test_workers_go_on_from_their_states(dataset: AnnotatedDataset) -> None:
 def test_states_that_would_be_wrong_are_refused(dataset: AnnotatedDataset) -> None:
     windows = LabelledWindows(dataset, CUT)
     next(iter(DataLoader(windows, num_workers=1)))
-    with pytest.raises(ValueError, match=r"nothing was read in this process.*StatefulDataLoader"):
+    with pytest.raises(ValueError, match=r"this process has read nothing.*StatefulDataLoader"):
         windows.state_dict()
     iterator = iter(windows)
     next(iterator)

@@ -95,7 +95,7 @@ def test_batches_that_have_a_position_are_not_read_again(tmp_path: Path) -> None
 def test_steps_of_an_older_version_that_read_in_another_order_are_refused(tmp_path: Path) -> None:
     model = Bigrams()
     resume.save(tmp_path, model, torch.optim.AdamW(model.parameters()), resume.TrainingState(step=3))
-    with pytest.raises(ValueError, match="an older version began, which read in another order; delete the folder"):
+    with pytest.raises(ValueError, match="begun by an older version, which read in another order; delete the folder"):
         train(Bigrams(), Resumable(numbered, {}), loss, evaluate, CONFIG, tmp_path)
 
 
@@ -233,5 +233,5 @@ def test_settings_that_must_be_above_zero_are_checked(name: str, value: int) -> 
 
 @pytest.mark.parametrize("warmup", [-0.1, 0.0, 1.0, 2.0])
 def test_a_warmup_that_is_no_share_is_refused(warmup: float) -> None:
-    with pytest.raises(ValueError, match=r"`training\.warmup` is a share between 0 and 1"):
+    with pytest.raises(ValueError, match=r"`training\.warmup` must be above 0 and below 1"):
         TrainingConfig(warmup=warmup)

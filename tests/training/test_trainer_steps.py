@@ -183,5 +183,5 @@ def test_every_objective_has_the_gradient_of_the_big_batch_in_two_processes(
 def test_a_part_of_a_step_is_not_compared_by_itself(objective: ObjectiveName) -> None:
     loss = ObjectiveLoss(objective_function(ObjectiveSettings(objective=objective), 2.0))
     (step,) = steps_of(iter(batches(3, [(2, 9), (3, 4)])), 2)
-    with pytest.raises(AssertionError, match="a part cannot tell"):
+    with pytest.raises(AssertionError, match="a part of a step needs factors"):
         loss(language_model(), step[0])  # type: ignore[arg-type]
