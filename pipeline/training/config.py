@@ -119,10 +119,11 @@ class ObjectiveSettings:
     """Objective to minimise. l is a token's loss and e its entropy, `scale * label + margin`, both in nats."""
 
     objective: ObjectiveName = "flood"
-    """flood: |l - e|. floor: max(l - e, 0). weight: (1 - ê) l, where ê is e scaled to 0..1 in each window. mask: l
-    where e is below the threshold, else 0. Controls: cross-entropy: l. flood-mean: |mean l - level|. random-share: l of
-    a random share of the tokens. reference-share: l of the share with the largest l - e, for labels that are the losses
-    of a reference model (Rho-1, arXiv 2404.07965)."""
+    """Objective to minimise, from a token's loss l and its entropy e. flood: |l - e|. floor: max(l - e, 0). weight:
+    (1 - ê) l, where ê is e scaled to 0..1 in each window. mask: l where e is below the threshold, else 0. Controls:
+    cross-entropy: l. flood-mean: |mean l - level|. random-share: l of a random share of the tokens. reference-share: l
+    of the share with the largest l - e, for labels that are the losses of a reference model (Rho-1,
+    arXiv 2404.07965)."""
     scale: float = 1.0
     """Factor of every label, for labels known to be spread too wide or too narrow."""
     margin: float = 0.0

@@ -137,7 +137,7 @@ def test_datasets_of_the_same_documents_are_compared(
     ("arguments", "message"),
     [
         (("--held-out", 5), "has 20 documents; --documents and --held-out ask for 21"),
-        (("--chosen", "exact"), "--chosen exact is none of the labels second-order, causal"),
+        (("--chosen", "exact"), "--chosen exact is not among the labels second-order, causal"),
         (("--seeds", 0), "must be at least 1"),
     ],
 )

@@ -208,8 +208,8 @@ def test_a_document_whose_labels_cannot_move_is_left_out_counted_and_said_once(
     assert run_command(JOB, *arguments, "--labels", labels, "--output", whole) == 0
     assert [record["documents_left_out"] for record in curve(whole)][-1] == 2
     said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
-    assert len(said) == 1 and "their tokens are not those of their text" in said[0]
-    assert "2 documents, whose labels do not move" in (whole / "README.md").read_text(encoding="utf-8")
+    assert len(said) == 1 and "their tokens do not match their text" in said[0]
+    assert "2 documents whose labels cannot move" in (whole / "README.md").read_text(encoding="utf-8")
     if not stream:
         assert (
             run_command(JOB, *arguments, "--labels", moving_labels(tmp_path / "good", texts), "--output", without) == 0
