@@ -67,9 +67,9 @@ class Config:
     chosen: str = "second-order"
     """Labels for objectives other than flood and floor, and for the control with shuffled labels."""
     documents: int = 256
-    """Number of documents to train on, from the first on."""
+    """Train on this many documents, from the first on."""
     held_out: int = 256
-    """Number of documents to evaluate on, which follow those for training."""
+    """Evaluate on this many documents, which follow the training documents."""
     out_of_distribution: tuple[str, ...] = ()
     """Files of other text to evaluate on as well."""
     scales: tuple[float, ...] = (1.0,)

@@ -43,7 +43,7 @@ class Config(Inputs):
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None
-    """Measure on this many documents at the end, half by default; the documents before them calibrate int8's range."""
+    """Measure on this many of the last documents, half by default. The documents before them calibrate int8's range."""
     window: int | None = None
     """Largest number of tokens that a model sees at a time; its whole context by default."""
     tokens_per_batch: int = 8192

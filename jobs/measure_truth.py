@@ -42,7 +42,7 @@ class Config:
     sources: tuple[str, ...] = tuple(SOURCES)
     """Sources to measure on; all by default."""
     introduction: bool = False
-    """Compare estimators instead, whose embedding enters the decoder above none to all of its layers."""
+    """Compare estimators instead. Their embedding enters the decoder above none, some or all of its layers."""
     widths: tuple[int, ...] = (1, 4)
     """With --introduction, widths of the embedding to try."""
     processes: int | None = None

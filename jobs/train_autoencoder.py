@@ -53,7 +53,7 @@ def train_autoencoder(config: Config) -> None:
 
 
 def card(facts: Mapping[str, object]) -> str:
-    """The checkpoint's model card."""
+    """Return the checkpoint's model card."""
     return model_card(
         "Autoencoder of windows",
         "The decoder regenerates a window from the encoder's last state only, narrowed if there is a bottleneck "

@@ -81,7 +81,7 @@ def train_on(documents: Documents, output: Path, config: Config) -> None:
 
 
 def card(facts: Mapping[str, object]) -> str:
-    """The checkpoint's model card."""
+    """Return the checkpoint's model card."""
     return model_card(
         "Entropy estimation model",
         "A causal decoder with an encoder. The difference between its code lengths of two prefixes is the entropy of "

@@ -197,7 +197,7 @@ def new_model(config: Config, tokens: ModelTokens) -> PreTrainedModel:
 def card(
     model: PreTrainedModel, seen: LabelledDocuments, metrics: Metrics, config: Config, arguments: Sequence[str]
 ) -> str:
-    """The model's card."""
+    """Return the model's card."""
     held_out, left_out = documents_read(config, seen.dataset) - seen.stop, int(metrics.get("documents_left_out", 0))
     origin, objective = seen.dataset.provenance, config.objective.objective
     return model_card(

@@ -2,7 +2,7 @@
 
 The seeing and the expecting output both learn the column `entropy` by mean squared error. The expecting output has not
 seen the token, so the best it can learn is the label's mean there, which is the expected entropy. Tokens without a
-label have no such error. Labels of any method can be the teacher, including those of a stronger language model.
+label add no error. Labels of any method can be the teacher, including those of a stronger language model.
 Documents are cut into the same windows as in annotation, and a causal language model reads the same token before each.
 
 The same command resumes an interrupted run. Runs in one process, or in those of
@@ -42,7 +42,7 @@ class Config:
     """Labels to train on, model to start from, output."""
 
     labels: str
-    """Annotated dataset whose column `entropy` is learned: a folder, or hf://datasets/USER/NAME."""
+    """Annotated dataset with the column `entropy` to learn: a folder, or hf://datasets/USER/NAME."""
     output: Path
     """Folder to write the checkpoint to."""
     init_from: str | None = None
@@ -53,7 +53,7 @@ class Config:
     the window differs from annotation's."""
     start_token: str | None = None
     """With a causal language model in --init-from, the text of the token to read before every window. By default the
-    token read in annotation, or else the one that its tokenizer declares as beginning or end of sequence."""
+    token read in annotation, or else the beginning or end of sequence declared by its tokenizer."""
     form: Form = "residual"
     """residual: each output corrects the model's own loss as a language model. direct: each output is the estimate, and
     nothing is projected to the vocabulary."""
@@ -148,7 +148,7 @@ def read_documents(plan: Prepared) -> tuple[Corpus, Corpus]:
     """Return documents to train on and documents to evaluate on.
 
     Raises:
-        ValueError: if either have fewer than two labels.
+        ValueError: if there are fewer than two labels in either.
     """
     seen, held_out = plan.dataset.corpus(stop=plan.config.limit).held_out(plan.config.held_out)
     for part in (seen, held_out):
@@ -241,7 +241,7 @@ def require_same_tokens(start: Checkpoint, dataset: AnnotatedDataset) -> None:
 
 
 def card(model: SecondOrderModel, plan: Prepared, seen: Corpus, held_out: Corpus, metrics: Metrics) -> str:
-    """The checkpoint's model card."""
+    """Return the checkpoint's model card."""
     config, origin = plan.config, plan.dataset.provenance
     return model_card(
         "Second-order entropy model",

@@ -74,7 +74,7 @@ def save(tokenizer: Tokenizer, config: Config) -> None:
 
 
 def card(tokenizer: Tokenizer, files: Sequence[File], config: Config, bytes_per_token: float) -> str:
-    """The tokenizer's card."""
+    """Return the tokenizer's card."""
     return model_card(
         "Byte-level BPE tokenizer",
         f"Every string has an encoding. `{SEPARATOR}` has id 0 and separates documents in training.",

@@ -46,7 +46,7 @@ def second_order_metrics(model: SecondOrderModel, batches: Iterable[Batch]) -> M
 
 
 def window_metrics(model: WindowEncoder, corpus: Corpus, windowing: Windowing) -> Metrics:
-    """Return the loss in nats per token, without and with the embedding's cost, and the latter in bits per byte."""
+    """Return the loss without and with the embedding's cost, in nats per token, and bits per byte with that cost."""
     account = window_accounting(model, Codec("float32"), corpus, windowing)
     metrics = {"held_out_loss": account.loss, "normalized_loss": account.normalized_loss}
     return metrics | ({} if account.bits_per_byte is None else {"bits_per_byte": account.bits_per_byte})
@@ -63,7 +63,7 @@ class Accounting:
     token_nats: float
     """Code length of all tokens, given any stored embeddings of their windows."""
     stored_bits: int = 0
-    """Size of the stored embeddings of all windows."""
+    """Bits of the stored embeddings of all windows."""
 
     @property
     def loss(self) -> float:

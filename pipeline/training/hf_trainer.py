@@ -106,7 +106,7 @@ class EntropyCollator:
 
     pad_token_id: int
     context: int
-    """Largest number of tokens in a row; `EntropyWindows` cuts longer documents into such rows."""
+    """Largest number of tokens in a row; `EntropyWindows` cuts longer documents."""
     column: str = ENTROPY
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -150,10 +150,10 @@ def entropy_loss(settings: ObjectiveSettings, mean_entropy: float | None = None)
     """Return a `compute_loss_func` for next-token logits and labels of `EntropyCollator`.
 
     Args:
-        mean_entropy: mean of the dataset's labels in nats, for objectives whose threshold or level is not set.
+        mean_entropy: mean of the dataset's labels in nats, for mask without a threshold and flood-mean without a level.
 
     Raises:
-        ValueError: if such an objective gets no `mean_entropy`.
+        ValueError: if `mean_entropy` is needed but missing.
     """
     own = {"mask": settings.threshold, "flood-mean": settings.level}.get(settings.objective, 0.0)
     if own is None and mean_entropy is None:

@@ -67,7 +67,7 @@ class MetricsLog:
     def evaluated(self, held_out: Metrics, learning_rate: float) -> None:
         """Write an evaluation; `training_loss` is the mean training loss since the previous evaluation.
 
-        Trackers also get the learning rate, and the tokens per second since the previous evaluation, without its time.
+        Trackers also get the learning rate, and the tokens per second since the previous evaluation was done.
         """
         state, self.held_out = self.state, held_out
         training = {"seconds": round(state.seconds, 1), "training_loss": state.losses / state.since}

@@ -2,7 +2,7 @@
 
 Each is a pure function of losses l and entropies e in nats, both [B, T], and of a mask of real tokens. Training
 minimises its mean over real tokens (paper section 5). A token without a label (NaN) gets plain cross-entropy. `l - e`
-is not an objective because its gradient is that of l.
+would be no objective of its own, since its gradient is that of l.
 
 A `StepObjective` compares all tokens of a step, for any number of batches and processes. The comparison gives each
 token a factor for its loss.
@@ -114,7 +114,7 @@ def random_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, sh
 
 
 def reference_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, share: float) -> Tensor:
-    """Return factors that keep the share of tokens with the largest l - e, and before them those without a label."""
+    """Return factors that keep the share of tokens with the largest l - e; tokens without a label come first."""
     excess_BT = (losses_BT - entropies_BT).masked_fill(entropies_BT.isnan(), torch.inf)
     return _selected(real_BT, excess_BT[real_BT], share)
 

@@ -25,7 +25,7 @@ class LabelledWindows(IterableDataset[PackedWindow]):
     The dataset and its iterators have `state_dict` and `load_state_dict`. If the loader has workers, the states are in
     the workers, and torchdata's StatefulDataLoader collects them.
 
-    A loader that divides batches itself, such as that of accelerate or transformers.Trainer, needs `rank=0` and
+    A loader that divides batches itself, as accelerate's and transformers.Trainer's do, needs `rank=0` and
     `world_size=1`.
     """
 
@@ -44,7 +44,7 @@ class LabelledWindows(IterableDataset[PackedWindow]):
         """Prepare to read as `labelled_windows` does.
 
         Args:
-            seed: seed that shuffles row groups in each epoch; None keeps the dataset's order.
+            seed: seed for shuffling row groups in each epoch; None keeps the dataset's order.
             shuffled_rows: number of consecutive rows of a row group that are shuffled together.
             epochs: number of epochs in a pass; None for an endless pass.
             rank: rank of this process; None takes it from torch.distributed or the launcher's environment.

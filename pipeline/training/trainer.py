@@ -156,7 +156,7 @@ class Stepper:
         )
 
     def _with_factors(self, step: int, batches: Sequence[Batch]) -> Sequence[Batch]:
-        """Return the batches, with factors if the objective compares tokens that no single forward pass sees."""
+        """Return the batches, with factors if no single forward pass sees all tokens that the objective compares."""
         loss, accelerator = self.loss, self.trained.accelerator
         together = len(batches) * accelerator.num_processes == 1
         if together or not isinstance(loss, ObjectiveLoss) or loss.step_objective is None:
@@ -238,7 +238,7 @@ def _compiled(loss: Loss, config: TrainingConfig) -> Loss:
 
 
 def _new_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
-    """Return AdamW with weight decay of matrices only."""
+    """Return AdamW that decays only matrices."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
