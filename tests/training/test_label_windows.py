@@ -1,4 +1,4 @@
-"""Which windows labels are learned in, from how they were made, the models to start as, and flags."""
+"""Windows in which labels are learned, chosen from their provenance, the starting models and the flags."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_what_a_model_cannot_read_is_refused(
         label_windows(made, (member,), **{**NOTHING, **flags})
 
 
-def test_of_several_folds_the_shortest_context_counts(models: Path) -> None:
+def test_the_shortest_context_of_several_folds_decides(models: Path) -> None:
     members = (Checkpoint(models / "causal"), Checkpoint(models / "small"))
     with pytest.raises(ValueError, match="small reads at most 16"):
         label_windows(CAUSAL, members, **NOTHING)
