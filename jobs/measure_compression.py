@@ -1,6 +1,6 @@
 """Bits per byte of text for models, with window embeddings stored in each format, and for classical compressors.
 
-A model stores a text as the code lengths of its tokens; an estimator or autoencoder stores the embeddings too. Prints a
+The size of a text is the code length of its tokens, plus the stored embeddings of an estimator or autoencoder. Prints a
 table that says which results are comparable, and writes it as results.csv and results.md.
 """
 

@@ -27,7 +27,7 @@ from pipeline.messages import say
 from pipeline.models.checkpoint import require_new_folder
 from pipeline.models.model_card import command_line
 
-if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
+if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
     from pipeline.experiments.accuracy import Entry
     from pipeline.experiments.introduction import Outcome
 

@@ -25,7 +25,7 @@ from pipeline.experiments.results import require_matplotlib
 from pipeline.messages import say
 from pipeline.training.config import TrainingConfig
 
-if TYPE_CHECKING:  # imports torch, which takes seconds
+if TYPE_CHECKING:  # this imports torch, which is slow and not needed for --help
     from pipeline.experiments.figure_trial import Text
 
 EVALUATIONS = 10

@@ -29,7 +29,7 @@ from pipeline.models.sizes import LanguageModelSizes
 from pipeline.training.config import NEED_LABELS, ObjectiveSettings, TrainingConfig
 from pipeline.training.data import LabelledDocuments, ModelTokens, in_windows
 
-if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
+if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
     from transformers import PreTrainedModel
 
     from pipeline.training.metrics import Metrics
@@ -48,7 +48,7 @@ class Config:
     shuffle_labels: bool = False
     """Assign every label to a random token, as a control that keeps only the labels' distribution."""
     tokenizer: Path | None = None
-    """Tokenizer folder of the model; the labels' own by default. Labels move to its tokens through their bytes.
+    """Tokenizer folder of the model; the labels' own by default. Labels move to its tokens through shared bytes.
     Documents whose tokens do not match their text are left out, and counted in metrics.jsonl."""
     limit: int | None = None
     """Read at most this many documents."""

@@ -30,7 +30,7 @@ from pipeline.models.sizes import Form, SecondOrderSizes, TransformerSizes
 from pipeline.training.config import TrainingConfig
 from pipeline.training.label_windows import LabelWindows, label_windows
 
-if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
+if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
     from pipeline.models.second_order import SecondOrderModel
     from pipeline.training.batches import Windowing
     from pipeline.training.metrics import Metrics

@@ -1,6 +1,6 @@
 """Batches within a token budget: corpus windows grouped by length, or packed windows of labelled documents.
 
-Each epoch is reshuffled and, if lengths vary, cut again. The seed determines the order.
+Each epoch is reshuffled and, if lengths vary, cut again, from (seed, epoch). The order depends only on the seed.
 
 B rows, T tokens of the longest row, N tokens of the corpus, P pieces, W packed windows.
 """

@@ -83,7 +83,7 @@ class Accounting:
 
 @torch.no_grad()
 def window_accounting(model: WindowEncoder, codec: Codec, corpus: Corpus, windowing: Windowing) -> Accounting:
-    """Account for a model whose decoder gets each window's embedding as the codec has stored it."""
+    """Return the accounting of a model whose decoder gets each window's embedding as stored by the codec."""
     batches = held_out_batches(corpus, windowing, model.device)
     stored = ((batch, stored_losses(model, codec, batch.input_ids_BT, batch.lengths_B)) for batch in batches)
     return _summed(corpus, ((batch, each.losses_BT, each.bits) for batch, each in stored))
@@ -91,7 +91,7 @@ def window_accounting(model: WindowEncoder, codec: Codec, corpus: Corpus, window
 
 @torch.no_grad()
 def causal_accounting(model: PreTrainedModel, start: int, corpus: Corpus, windowing: Windowing) -> Accounting:
-    """Account for a causal language model that reads `start` before each window; no embeddings are stored."""
+    """Return the accounting of a causal language model that reads `start` before each window, without embeddings."""
     batches = held_out_batches(corpus, windowing, model.device)
     return _summed(corpus, ((batch, document_losses(model, batch, start), 0) for batch in batches))
 

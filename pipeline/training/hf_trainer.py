@@ -2,8 +2,8 @@
 
 A trainer passes only logits and `labels` to its loss, so each label carries two values: the lower half of an int64 is
 the token's id, the upper half holds the bits of its entropy as float32. -100 still marks a position without a target,
-which trainers skip and do not count. The first token of a row or of a packed document has it, since nothing predicts
-that token.
+which trainers skip and do not count. The first token of a row or of a packed document is marked, since nothing predicts
+it.
 
 B rows, T tokens of the longest row, V vocabulary, S tokens of all rows.
 """
@@ -200,7 +200,7 @@ def mean_cross_entropy(evaluated: Any) -> dict[str, float]:
 
 
 def _documents(losses: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Split losses and labels of one packed row into [B, T], a row per document; a document begins without a target."""
+    """Split losses and labels of a packed row into [B, T], one row per document; documents begin without a target."""
     if len(labels) > 1:
         return losses, labels
     starts = (labels[0] == IGNORED).nonzero().flatten()[1:].tolist()
