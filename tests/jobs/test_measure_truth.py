@@ -1,4 +1,4 @@
-"""The truth measurement in miniature: every method and introduction on two sources, real processes, every file."""
+"""Truth measurement in miniature: every method and introduction on two sources, in real processes, with every file."""
 
 import csv
 from pathlib import Path
