@@ -45,6 +45,6 @@ def test_the_verdict_names_where_a_method_beats_the_causal_model() -> None:
         accuracy("exact", "die", 0.05),
     ]
     text = verdict(results)
-    assert "coin: nearest is `causal`, 0.100 nats" in text
-    assert "`exact` is nearer than the causal model of equal compute on die." in text
-    assert "Nowhere nearer than the causal model: `exact`." in verdict(results[:3:2])
+    assert "coin: `causal` is nearest to the truth, 0.100 nats off" in text
+    assert "`exact` is nearer to the truth than the causal model of equal compute on die." in text
+    assert "On no source nearer to the truth than the causal model: `exact`." in verdict(results[:3:2])
