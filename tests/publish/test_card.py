@@ -94,7 +94,7 @@ def test_a_column_that_datasets_cannot_load_is_named() -> None:
 def test_the_body_says_what_a_label_is_and_how_to_use_it() -> None:
     card = dataset_card(subset_info(), None)
     assert "1,200 documents, 5,000 tokens, 4,000 of them labelled" in card
-    assert "A label is 2.000 nats (2.885 bits) in the mean, 0.721 bits a byte,\n0.32 nats in the median." in card
+    assert "The mean label is 2.000 nats (2.885 bits), or 0.721 bits per byte of text; the median is 0.32 nats." in card
     assert re.search(r"below 0 █ +2\.5%\n +0\.0 █{40} +75\.0%\n +0\.5 █{12} +22\.5%", card)
     assert 'load_dataset("user/name", "exact", split="train")' in card
     assert "--labels hf://datasets/user/name/data/exact --objective flood" in card
@@ -109,7 +109,7 @@ def test_bins_too_thin_for_a_bar_are_one_line_at_the_end() -> None:
 
 def test_a_dataset_that_is_still_written_has_no_figures() -> None:
     card = dataset_card(subset_info(counts=None, shards_sha256="", size=0), None)
-    assert "It is still being written." in card and "splits" not in str(front_matter(card))
+    assert "This subset is still being written." in card and "splits" not in str(front_matter(card))
     assert "1,200 documents" in dataset_card(subset_info(), card)
 
 
@@ -171,10 +171,10 @@ def test_a_card_that_somebody_else_wrote_is_added_to() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "said"),
-    [((), "\nno nats"), ((5,), "\nbelow 0 nats"), ((0, 0, 4), "\n0.75 nats"), ((0,) * 33 + (9,), "\nabove 16.0 nats")],
+    [((), "undefined"), ((5,), "below 0"), ((0, 0, 4), "0.75 nats"), ((0,) * 33 + (9,), "above 16.0 nats")],
 )
 def test_any_histogram_has_a_median(labels: tuple[int, ...], said: str) -> None:
-    assert f"{said} in the median" in dataset_card(subset_info(counts=replace(COUNTS, histogram=labels)), None)
+    assert f"the median is {said}." in dataset_card(subset_info(counts=replace(COUNTS, histogram=labels)), None)
 
 
 TEXTS = st.text(min_size=1, max_size=40) | st.text("<>!-`|*_[]()&;\\\n #~a\u202e\x1b", min_size=1, max_size=40)
@@ -200,7 +200,7 @@ def test_any_text_from_outside_is_a_value_in_the_front_matter_and_words_in_the_b
     assert data["language"] == [language] and data["source_datasets"] == [dataset]
     assert [feature["name"] for feature in data["dataset_info"]["features"]] == [*columns.names]
     assert body.count("<") == len(re.findall("<!-- (?:begin|end) exact ", body)) == 2
-    headings = ["# Per-token entropy labels", "## exact", "### Limits", "### Where it comes from"]
+    headings = ["# Per-token entropy labels", "## exact", "### Limits", "### Source and model"]
     assert re.findall("^#.*", body, re.MULTILINE) == headings
     assert not {"\x1b", "\u202e"} & {*body}
     again = dataset_card(replace(said, counts=replace(COUNTS, rows=7)), card)

@@ -103,7 +103,7 @@ def test_only_the_tokenizer_of_the_labels_is_sent(
     text = plan.read_text(encoding="utf-8")
     plan.write_text(text.replace('"tokenizer_sha256": null', f'"tokenizer_sha256": "{"0" * 64}"'), encoding="utf-8")
     assert run_command("pipeline.publish", subset.root, f"{URL}-2") == 1
-    said = "does not hold the tokenizer of the labels; give the same pipeline.annotate command again, which writes it"
+    said = "does not contain the labels' tokenizer; run the same pipeline.annotate command again, which writes it"
     assert said in capsys.readouterr().err
 
 
@@ -122,8 +122,8 @@ def test_a_damaged_shard_is_not_sent_and_the_rest_is(
         printed = capsys.readouterr()
         assert "exact: 5 of 6 shards are in hf://datasets/user/name\n" in printed.out
         (line,) = printed.err.splitlines()
-        assert line.startswith("error: 1 shards do not hold what their receipts say and were not sent, train-00003-of-")
-        assert f"`python -m pipeline.verify {subset.root} --repair`, the same pipeline.annotate command" in line
+        assert line.startswith("error: 1 shards do not match their receipts and were not sent, train-00003-of-")
+        assert f"`python -m pipeline.verify {subset.root} --repair`, then the same pipeline.annotate command" in line
         assert bytes(damaged) not in sent(hub)
         assert b"num_examples: 10\n" in hub.files("user/name")["README.md"]
     shard.write_bytes(sound)
@@ -143,7 +143,7 @@ def test_a_damaged_shard_that_is_published_already_is_replaced(
     hub.add("user/name", {path: sound[:-9] + bytes(9)})
     assert len(PublishedLedger(Repository("user/name"), subset).receipts(6)) == 5
     assert run_command("pipeline.publish", subset.root, URL) == 0
-    assert f"1 files are replaced that no receipt speaks of: {path}" in caplog.text
+    assert f"1 files without a receipt are replaced: {path}" in caplog.text
     assert hub.files("user/name")[path] == sound and run(hub, tmp_path / "home", COUNT) == 12
     assert PublishedLedger(Repository("user/name"), subset).receipts(6) == receipts
 
@@ -154,8 +154,8 @@ def test_what_is_not_labelled_yet_is_told_of_and_the_code_says_so(
     (subset.data / Ledger(subset).receipts()[3].shard).unlink()
     assert run_command("pipeline.publish", subset.root, URL) == 3
     printed = capsys.readouterr().out
-    assert "exact: 5 of 6 shards are in hf://datasets/user/name; 1 are not labelled yet: give the same" in printed
-    assert "has it" not in printed and b"num_examples: 10\n" in hub.files("user/name")["README.md"]
+    assert "exact: 5 of 6 shards are in hf://datasets/user/name; 1 are not labelled yet: run the same" in printed
+    assert "load it with" not in printed and b"num_examples: 10\n" in hub.files("user/name")["README.md"]
 
 
 def test_units_that_a_staging_folder_published_elsewhere_are_not_taken_for_done(
@@ -191,7 +191,7 @@ def test_shards_of_two_plans_are_not_published(
     Ledger(subset).receipt_file(2).write_text(replace(receipt, unit=2, shard=name).to_json(), encoding="utf-8")
     assert run_command("pipeline.publish", subset.root, URL) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "has a receipt of train-00002-of-00003.parquet, and the plan has 6 shards; give the same" in line
+    assert "has a receipt of train-00002-of-00003.parquet, but the plan has 6 shards; run the same" in line
     assert list(hub.files("user/name")) == [".gitattributes"]
 
 

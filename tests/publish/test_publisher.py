@@ -122,7 +122,7 @@ def test_what_another_run_published_with_other_labels_stays_with_its_receipt(
     with Publisher(REPOSITORY, ours.subset, keeps=False) as publisher:
         for receipt in Ledger(ours.subset).receipts():
             assert publisher.add(receipt)
-    assert "1 shards were published by another run with other labels; those stay" in caplog.text
+    assert "1 shards were published by another run with other labels, which are kept" in caplog.text
     assert shards(prepared) == local(tmp_path / "theirs")
     assert PublishedLedger(REPOSITORY, ours.subset).receipts(6)[0] == written
     assert local(tmp_path / "ours") == {} and shard.name not in {one.shard for one in Ledger(ours.subset).published()}
@@ -181,7 +181,7 @@ def test_a_file_that_no_receipt_speaks_of_is_replaced(
     with Publisher(REPOSITORY, run.subset, keeps=True) as publisher:
         for receipt in receipts:
             publisher.add(receipt)
-    assert f"1 files are replaced that no receipt speaks of: {path}" in caplog.text
+    assert f"1 files without a receipt are replaced: {path}" in caplog.text
     assert shards(prepared) == before and PublishedLedger(REPOSITORY, run.subset).receipts(6) == receipts
 
 

@@ -44,7 +44,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("front", BROKEN.values(), ids=BROKEN)
 def test_front_matter_that_cannot_be_added_to_is_refused_with_the_name_of_its_file(front: str) -> None:
-    with pytest.raises(ValueError, match=r"^the front matter of hf://a/README\.md cannot be read: .*; mend it, or"):
+    with pytest.raises(ValueError, match=r"^the front matter of hf://a/README\.md cannot be read: .*; fix it, or"):
         dataset_card(subset_info(), f"---\n{front}\n---\n# Old\n", "hf://a/README.md")
 
 
@@ -86,7 +86,7 @@ def test_any_text_is_added_to_or_refused(text: str) -> None:
 )
 def test_a_section_with_broken_marks_is_refused(mark: str, instead: str) -> None:
     card = dataset_card(subset_info("exact-2"), dataset_card(subset_info(), None))
-    with pytest.raises(ValueError, match=r"^the section on exact in README\.md is not between one mark of each kind"):
+    with pytest.raises(ValueError, match=r"^the section on exact in README\.md is not between one `<!-- begin` and"):
         dataset_card(subset_info(), card.replace(mark, instead, 1))
     dataset_card(subset_info("exact-2"), card.replace(mark, instead, 1))  # another subset's is none of its marks
 
@@ -94,7 +94,7 @@ def test_a_section_with_broken_marks_is_refused(mark: str, instead: str) -> None
 def test_a_readme_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     assert read_readme(tmp_path / "README.md") is None
     (tmp_path / "README.md").write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match=r"README\.md is not UTF-8 \(.*\); mend it"):
+    with pytest.raises(ValueError, match=r"README\.md is not UTF-8 \(.*\); fix it"):
         read_readme(tmp_path / "README.md")
     parsed("café", "there")
 
@@ -114,7 +114,7 @@ def test_a_readme_broken_before_a_run_is_refused_and_one_broken_meanwhile_stays(
     assert sorted((tmp_path / "out").rglob("*.parquet")) == shards
     with caplog.at_level(logging.WARNING):
         write_card(subset_info(subset=Subset("exact", tmp_path / "out")))
-    assert readme.read_text(encoding="utf-8") == "---\nconfigs: 5\n---\n" and "brought up to date" in caplog.text
+    assert readme.read_text(encoding="utf-8") == "---\nconfigs: 5\n---\n" and "the card is not updated" in caplog.text
 
 
 @pytest.mark.parametrize("broken", [b"---\n\ta: 1\n---\n", b"caf\xe9"])

@@ -119,12 +119,12 @@ def test_configurations_that_are_there_stay_and_so_does_their_default(
     [
         ({"a.csv": b"text\nmine\n"}, "has data that `datasets` reads as csv"),
         ({"a/x.csv": b"t\n", "README.md": b"---\nconfigs:\n- config_name: a\n  data_files: a/*\n---\n"}, "as csv"),
-        ({"data/exact/a.parquet": parquet()}, "has files of its own in data/exact/"),
+        ({"data/exact/a.parquet": parquet()}, "already has other files in data/exact/"),
         (
             {"x.parquet": parquet(), "README.md": b"---\nconfigs:\n- config_name: exact\n  data_files: x*\n---\n"},
-            "has a configuration exact of its own",
+            "already has another configuration called exact",
         ),
-        ({"a.zip": b"none"}, "cannot tell what data hf://datasets/user/name has already"),
+        ({"a.zip": b"none"}, "cannot read the existing data of hf://datasets/user/name"),
         ({f"{number}.parquet": b"" for number in range(4)}, "has 4 data files, which labels would hide"),
     ],
 )
@@ -152,7 +152,7 @@ def test_a_branch_is_loaded_by_the_line_that_tells_of_it(
 ) -> None:
     hub.add("user/name", {"a.bin": b"a"}, revision="draft")
     assert run_command("pipeline.publish", subset.root, "hf://datasets/user/name@draft") == 0
-    assert 'load_dataset("user/name", "exact", split="train", revision="draft") has it' in capsys.readouterr().out
+    assert 'load it with load_dataset("user/name", "exact", split="train", revision="draft")' in capsys.readouterr().out
     card = hub.files("user/name", "draft")["README.md"].decode()
     assert 'split="train", revision="draft")' in card and "--labels hf://datasets/user/name@draft/data/exact" in card
 
@@ -168,7 +168,7 @@ def test_paths_that_an_older_version_wrote_into_shards_are_warned_of(
     )
     REPOSITORY.prepare(private=False)
     publish_subset(subset, REPOSITORY)
-    told = "the shards of exact hold the paths of their inputs; annotate anew to publish none"
+    told = "the shards of exact contain the paths of their inputs; annotate again to leave them out"
     assert (told in caplog.text) == path.startswith("/")
     card = hub.files("user/name")["README.md"].decode()
     assert "| source | in.parquet |" in card and "/home/ann" not in card

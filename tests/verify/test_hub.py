@@ -39,14 +39,14 @@ def test_a_file_that_no_receipt_has_is_a_fault(hub: Hub, tmp_path: Path, capsys:
     published(hub, tmp_path)
     hub.add("user/name", {f"{DATA}/more.parquet": b"PAR1"})
     code, (fault, _) = verified(URL, capsys)
-    assert code == 1 and fault == f"{DATA}/more.parquet: is no shard of this run; take it away"
+    assert code == 1 and fault == f"{DATA}/more.parquet: is not a shard of this run; remove it"
 
 
 def test_a_dataset_of_the_hub_is_not_repaired_here(
     hub: Hub, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command("pipeline.verify", URL, "--repair") == 1
-    assert f"--repair is for a folder; to mend {URL}, annotate to it again" in capsys.readouterr().err
+    assert f"--repair needs a folder; to repair {URL}, run the annotate command" in capsys.readouterr().err
     assert hub.requests == []
 
 

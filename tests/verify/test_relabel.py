@@ -100,15 +100,15 @@ def test_labels_of_the_checkpoint_are_found_to_be_and_others_not(
     output = tmp_path / "out"
     checkpoint = annotated(folder, output, way, run_command)
     code, (sample, last) = verified(output, capsys, sample=13, estimator=str(checkpoint))
-    assert code == 0 and last.endswith(": all as their receipts say")
+    assert code == 0 and last.endswith(": all match their receipts")
     if way == "moved, without text":
-        assert sample.endswith("labels were moved here from another tokenizer, and the text is not kept")
+        assert sample.endswith("labels were moved from another tokenizer, and the text was not kept")
         return
-    assert ": labelled anew 13 documents, " in sample
+    assert ": 13 documents labelled again, " in sample
     changed(output, lambda labels_N: labels_N + 1)
     code, lines = verified(output, capsys, sample=13, estimator=str(checkpoint))
     assert code == 1
-    assert sum("nats or more off what its checkpoint gives now" in line for line in lines) == 12
+    assert sum("nats off what the checkpoint gives now" in line for line in lines) == 12
 
 
 def test_a_single_label_is_enough_in_float32(
@@ -119,7 +119,7 @@ def test_a_single_label_is_enough_in_float32(
         shutil.copytree(tmp_path / "out", tmp_path / str(steps))
         changed(tmp_path / str(steps), lambda labels_N, steps=steps: _raised(labels_N, steps))  # type: ignore[misc]
         found, lines = verified(tmp_path / str(steps), capsys, sample=13, estimator=str(folder / "second-order"))
-        assert sum("off what its checkpoint" in line for line in lines) == 12 * code
+        assert sum("off what the checkpoint" in line for line in lines) == 12 * code
         assert found == 1  # the card is gone
 
 
@@ -134,10 +134,10 @@ def test_a_checkpoint_that_is_not_at_hand_leaves_the_sample_out_and_another_is_r
     annotated(folder, tmp_path / "out", "second-order", run_command)
     code, (told, _) = verified(tmp_path / "out", capsys, sample=2)
     assert code == 0 and told == (
-        "second-order: no document was labelled anew: the checkpoint second-order has no place in the provenance; "
-        "name it with `estimator`"
+        "second-order: no document was labelled again: the provenance does not say where to find the checkpoint "
+        "second-order; name it with `estimator`"
     )
-    with pytest.raises(ValueError, match="exact is another checkpoint than labelled"):
+    with pytest.raises(ValueError, match="exact is not the checkpoint that labelled"):
         verified(tmp_path / "out", capsys, sample=2, estimator=str(folder / "exact"))
 
 
@@ -164,7 +164,7 @@ def test_labels_without_a_ledger_are_held_against_their_checkpoint_too(
     changed(tmp_path / "out", lambda labels_N: labels_N - 1)
     shutil.rmtree(tmp_path / "out" / "_ledger")
     code, lines = verified(tmp_path / "out", capsys, sample=13, estimator=str(checkpoint))
-    assert code == 1 and sum("off what its checkpoint" in line for line in lines) == 12
+    assert code == 1 and sum("off what the checkpoint" in line for line in lines) == 12
 
 
 @pytest.mark.parametrize(
