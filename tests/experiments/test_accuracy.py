@@ -1,4 +1,4 @@
-"""Figures and tables of labels against truth."""
+"""Errors and tables of labels against the truth."""
 
 from dataclasses import replace
 
@@ -16,14 +16,14 @@ def accuracy(method: str, source: str, error: float) -> Accuracy:
     return measure(contestant, truth_N + error, truth_N)
 
 
-def test_figures_of_labels_that_are_off_by_known_amounts() -> None:
+def test_errors_of_labels_that_are_off_by_known_amounts() -> None:
     result = measure(CAUSAL, torch.tensor([1.0, 2.0, 6.0]), torch.tensor([1.0, 3.0, 5.0]))
     assert result.mean_absolute_error == pytest.approx(2 / 3)
     assert result.bias == pytest.approx(0)
     assert result.r_squared == pytest.approx(1 - (2 / 3) / (8 / 3))
 
 
-def test_scores_without_a_unit_have_a_correlation_alone() -> None:
+def test_scores_without_a_unit_have_only_a_correlation() -> None:
     truth_N = torch.tensor([1.0, 3.0, 5.0])
     result = measure(CAUSAL, 0.1 - truth_N / 100, truth_N, in_nats=False)
     assert (result.mean_absolute_error, result.bias) == (None, None)

@@ -1,4 +1,4 @@
-"""What the cards of the sources say, for the card of what was made of them."""
+"""Licences and languages in the cards of sources, for the card of the annotated dataset."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_a_list_of_licences_is_taken_over_as_a_list(sources: Hub) -> None:
     assert "The licence, cc-by-sa-3.0 and gfdl, applies" in found.sentence
 
 
-def test_a_licence_of_a_name_of_its_own_keeps_it_and_its_text(sources: Hub) -> None:
+def test_an_other_licence_keeps_its_name_and_link(sources: Hub) -> None:
     found = origin("user/pile")
     assert found.license is not None and found.license.front_matter() == {
         "license": "other",
@@ -52,7 +52,7 @@ def test_a_licence_of_a_name_of_its_own_keeps_it_and_its_text(sources: Hub) -> N
 @pytest.mark.parametrize(
     "names", [("user/web", "user/code"), ("user/web", "user/bare"), ("user/bare",), ("user/web", "user/wiki")]
 )
-def test_several_licences_or_none_are_not_made_one(sources: Hub, names: tuple[str, ...]) -> None:
+def test_different_or_missing_licences_are_not_merged(sources: Hub, names: tuple[str, ...]) -> None:
     assert origin(*names).license is None and "The licences in their cards apply" in origin(*names).sentence
 
 

@@ -1,4 +1,4 @@
-"""Every fault is found, and is the only one that is found."""
+"""Every fault is found, and no others."""
 
 import json
 import os
@@ -39,14 +39,14 @@ def dataset(sound: Path, tmp_path: Path) -> Path:
     return shutil.copytree(sound, tmp_path / "set")
 
 
-def test_a_sound_dataset_is_said_to_be(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sound_dataset_has_no_faults(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, lines = verified(dataset, capsys)
     tokens = sum(json.loads(file.read_text())["counts"]["tokens"] for file in (dataset / RECEIPTS).iterdir())
     assert (code, lines) == (0, [f"exact: 6 shards, 12 documents, {tokens:,} tokens: all match their receipts"])
 
 
 def rewritten(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
-    """Writes a shard again with other rows, and a receipt that fits its bytes."""
+    """Return a function that rewrites a shard with other rows, and a receipt that matches its bytes."""
 
     def plant(dataset: Path) -> None:
         table = change(pq.read_table(dataset / FILE))
@@ -59,7 +59,7 @@ def rewritten(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
 
 
 def column(name: str, change: Callable[[list[object]], object]) -> Callable[[Path], None]:
-    """Another value of a column in the second row; a list is given to `change`, or a number in one."""
+    """Return a function that changes a column in its first row with a value; `change` gets a list, or [number]."""
 
     def changed(table: pa.Table) -> pa.Table:
         values = table.column(name).to_pylist()
@@ -77,7 +77,7 @@ def other_provenance(table: pa.Table) -> pa.Table:
 
 
 def edited(file: str, **changes: object) -> Callable[[Path], None]:
-    """Other values in a file of JSON; those of counts are changed there."""
+    """Return a function that changes values in a JSON file; keys of `counts` are changed inside `counts`."""
 
     def plant(dataset: Path) -> None:
         values = json.loads((dataset / file).read_text(encoding="utf-8"))
@@ -95,7 +95,7 @@ def histogram(dataset: Path) -> list[int]:
 
 
 def fewer_labels(dataset: Path) -> None:
-    """A receipt that agrees with itself."""
+    """Remove a label from the receipt, consistently with its histogram."""
     bins = histogram(dataset)
     bins[bins.index(max(bins))] -= 1
     edited(RECEIPT, histogram=bins, labelled_tokens=sum(bins))(dataset)
@@ -217,7 +217,7 @@ def test_a_fault_is_found_and_is_the_only_one(name: str, dataset: Path, capsys: 
     )
 
 
-def test_a_damaged_plan_is_a_fault_and_shards_are_checked_still(
+def test_a_damaged_plan_is_a_fault_and_shards_are_still_checked(
     dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (dataset / PLAN).write_text('{"run": ', encoding="utf-8")
@@ -227,7 +227,7 @@ def test_a_damaged_plan_is_a_fault_and_shards_are_checked_still(
     assert [line.partition(":")[0] for line in lines] == [PLAN, FILE, "exact"]
 
 
-def test_units_that_were_given_up_are_told_and_are_no_fault(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quarantined_units_are_reported_and_are_not_faults(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both_gone(dataset)
     given_up_too(dataset)
     card = (dataset / "README.md").read_text(encoding="utf-8")
@@ -238,7 +238,7 @@ def test_units_that_were_given_up_are_told_and_are_no_fault(dataset: Path, capsy
     assert re.fullmatch(r"exact: 5 shards and 1 quarantined, 10 documents, \d+ tokens: all match their receipts", last)
 
 
-def test_labels_without_a_ledger_are_checked_as_far_as_they_go(
+def test_labels_without_a_ledger_are_checked_as_far_as_possible(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokens = [[3, 1, 4], [], [1, 5, 9, 2], [6]]
@@ -267,15 +267,13 @@ def test_nothing_is_verified_while_a_run_is_at_work(dataset: Path, capsys: pytes
     assert {file.name for file in (dataset / "_ledger").iterdir()} == {"exact", "lock"}
 
 
-def test_two_may_verify_at_once_and_nothing_is_written(
-    dataset: Path, capsys: pytest.CaptureFixture[str], run_command: RunCommand
-) -> None:
+def test_verifying_writes_nothing(dataset: Path, capsys: pytest.CaptureFixture[str], run_command: RunCommand) -> None:
     before = {file: file.stat().st_mtime_ns for file in dataset.rglob("*")}
     assert run_command("pipeline.verify", dataset, "--sample", 0) == 0
     assert {file: file.stat().st_mtime_ns for file in dataset.rglob("*")} == before
 
 
-def test_a_fault_is_one_line_whatever_is_in_a_name(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_is_one_line_whatever_the_name(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (dataset / DATA / "a\n\x1b[2J.parquet").touch()
     code, (fault, _) = verified(dataset, capsys)
     assert code == 1 and fault.startswith(f"{DATA}/a\\n\\x1b[2J.parquet: is not a shard of this run")
