@@ -59,7 +59,7 @@ class Outcome:
 
 
 def variants(layers: int, widths: tuple[int, ...]) -> list[Variant]:
-    """Return the published variant, and those that add the embedding above 0 to all layers, for every width."""
+    """Return, for every width, the published variant and those that add the embedding after 0, 1, ... all layers."""
     places: list[tuple[Introduction, int]] = [("token", 0), *(("projection", above) for above in range(layers + 1))]
     return [
         Variant(introduction=introduction, introduced_above=above, bottleneck_width=width)

@@ -64,8 +64,8 @@ class Origin:
             licence = "Their licence, unknown here, applies to this dataset too."
             return f"The documents come from files outside the Hub. {licence}"
         named = ", ".join(f"[{in_markdown(name)}]({PAGES}/{quote(name)})" for name in self.datasets)
-        known = self.license
-        licence = f"The licence, {known.in_markdown}, applies" if known else "The licences in their cards apply"
+        own = self.license
+        licence = f"The licence, {own.in_markdown}, applies" if own else "The licences in their cards apply"
         return f"The documents come from {named}. {licence} to this dataset too."
 
 

@@ -1,9 +1,9 @@
 """Publisher of a subset: commits shards to a Hub repository, many per commit, together with their receipts.
 
-A single thread commits, so that commits of a run never wait for each other. During annotation the process that labelled
-a shard has uploaded its content before. Files on the disk are kept until their commit has succeeded. Several runs may
-publish the same subset at once: the first shard of a unit is kept, with its receipt. A file without a receipt at a
-shard's path is replaced.
+A single thread commits, so that commits of a run never wait for each other. During annotation, a shard's content is
+uploaded before its commit, by the process that labelled it. Files on the disk are kept until their commit has
+succeeded. Several runs may publish the same subset at once: the first shard of a unit is kept, with its receipt. A file
+without a receipt at a shard's path is replaced.
 """
 
 import logging

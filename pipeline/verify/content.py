@@ -1,4 +1,4 @@
-"""Checks of a shard's content: its bytes against its receipt, its rows against the rules. Memory holds only a few rows.
+"""Checks of a shard: its bytes against its receipt, its rows against the rules. Memory is bounded by a few rows.
 
 Shapes: B rows per batch, N labels.
 """
