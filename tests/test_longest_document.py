@@ -32,7 +32,8 @@ def test_a_document_that_is_too_long_has_no_tokens_and_is_told_of(
     assert lengths[1] == lengths[3] == 0 < min(lengths[0], lengths[2])
     assert rows.column("entropy").to_pylist()[1] == [] and rows.column("mean_entropy").to_pylist()[1] is None
     assert "4, 1 without text, 1 longer than 1,000 bytes and not labelled" in capsys.readouterr().out
-    assert "1 longer than 1,000 bytes have no tokens." in (output / "README.md").read_text(encoding="utf-8")
+    card = (output / "README.md").read_text(encoding="utf-8")
+    assert "1 documents are longer than 1,000 bytes and have no tokens." in card
     receipts = [json.loads(file.read_text(encoding="utf-8")) for file in output.glob("_ledger/*/receipts/*.json")]
     assert sum(receipt["counts"]["rows_too_long"] for receipt in receipts) == 1
     provenance = Provenance.from_json(rows.schema.metadata[PROVENANCE_KEY].decode())

@@ -1,4 +1,4 @@
-"""Checkpoints that an attacker prepares, each made from a sound one by one change."""
+"""Checkpoints prepared by an attacker, each made by a single change to a sound one."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from pipeline.models.checkpoint import SHIPPED, CheckpointKind, copy_tokenizer
 from tests.tiny_models import tiny_estimator, tiny_language_model, tiny_second_order
 
 CANARY = "CANARY"
-"""A file in the working folder that exists once code of an attacker's has run."""
+"""File in the working folder that exists once an attacker's code has run."""
 CODE = f"open({CANARY!r}, 'w', encoding='utf-8').close()\n"
 CODE_OF_A_MODEL = (
     f"{CODE}from transformers import LlamaConfig, LlamaForCausalLM\n"
@@ -31,13 +31,13 @@ DEEP = "[" * 100_000 + "]" * 100_000
 OFTEN = 10**9
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OUTSIDE = "elsewhere"
-"""A sound checkpoint beside the hostile ones, which none of them may read."""
+"""Sound checkpoint next to the hostile ones, which none of them may read."""
 
 Change = Callable[[Path], None]
 
 
 class Bomb:
-    """What pickles to a call."""
+    """An object that pickles to a function call."""
 
     def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
         return os.mkdir, (CANARY,)  # type: ignore[return-value]
@@ -45,23 +45,23 @@ class Bomb:
 
 @dataclass(frozen=True)
 class Hostile:
-    """One checkpoint."""
+    """A hostile checkpoint."""
 
     name: str
     kind: CheckpointKind
     change: Change
     says: str | None
-    """A pattern of the one line that refuses it; None if it is loaded, and what is hostile is not touched."""
+    """Pattern of the one-line error; None if the checkpoint is loaded and its hostile part is ignored."""
 
     def make(self, folder: Path) -> Path:
-        """The checkpoint, in a folder of its name."""
+        """Write the checkpoint into a folder with its name."""
         made = sound(folder / self.name.replace(" ", "-"), self.kind)
         self.change(made)
         return made
 
 
 def sound(folder: Path, kind: CheckpointKind) -> Path:
-    """A tiny checkpoint with a tokenizer."""
+    """Write a tiny checkpoint with a tokenizer."""
     model: Any = {"second-order": tiny_second_order, "causal": tiny_language_model, "estimator": tiny_estimator}[kind]
     model(vocabulary=8192).save_pretrained(folder)
     copy_tokenizer(SHIPPED / "tokenizer", folder)
@@ -69,7 +69,7 @@ def sound(folder: Path, kind: CheckpointKind) -> Path:
 
 
 def edit(folder: Path, change: Mapping[str, Any], file: str = "config.json") -> None:
-    """Sets keys of a JSON object."""
+    """Set keys of a JSON object in a file."""
     found = json.loads((folder / file).read_text(encoding="utf-8"))
     (folder / file).write_text(json.dumps({**found, **change}), encoding="utf-8")
 
@@ -79,7 +79,7 @@ def setting(**change: Any) -> Change:
 
 
 def content(file: str, text: str | bytes) -> Change:
-    """A file with other bytes."""
+    """Return a change that writes a file with this content."""
 
     def changed(folder: Path) -> None:
         (folder / file).write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -100,7 +100,7 @@ def removed(file: str) -> Change:
 
 
 def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Change:
-    """Other tensors."""
+    """Return a change that applies `change` to the tensors of the weights."""
 
     def changed(folder: Path) -> None:
         tensors = load_file(folder / WEIGHTS)
@@ -111,7 +111,7 @@ def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Change:
 
 
 def index(named: str, file: bytes | None = None) -> Change:
-    """An index that names one file for all weights, whose own file has another name."""
+    """Return a change that renames the weights' file and adds an index that names `named` for all weights."""
 
     def changed(folder: Path) -> None:
         names = load_file(folder / WEIGHTS)

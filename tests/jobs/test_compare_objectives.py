@@ -77,7 +77,7 @@ def test_an_interrupted_comparison_on_a_known_source_resumes(
     assert run_command(*tiny, "--seeds", 1, "--output", output) == 0
     assert {file: file.stat().st_mtime_ns for file in (output / "trials").rglob("*")} == trained
     printed = capsys.readouterr().out
-    assert "The truth's own held-out loss is 2." in printed and "| flood | truth | 0 |" in printed
+    assert "The true distribution's held-out loss is 2." in printed and "| flood | truth | 0 |" in printed
     results = lines(output / "results.csv")
     assert {row["labels"] for row in results} == {
         "none",

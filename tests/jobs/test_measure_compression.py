@@ -68,7 +68,7 @@ def test_every_model_is_measured_in_every_way(
     account = causal_accounting(causal, 0, held_out, Windowing(20, 8192))  # the tokenizer's own beginning
     assert found[str(folders[2]), "", "20 tokens"] == pytest.approx(account.bits_per_byte, rel=1e-5)
     report = (output / "results.md").read_text(encoding="utf-8")
-    assert report in capsys.readouterr().out and "On the last 6 documents" in report
+    assert report in capsys.readouterr().out and "on the last 6 documents" in report
     assert f"Made by `python -m {JOB}" in report
 
 
