@@ -180,7 +180,7 @@ def print_estimate(plan: Estimate, workers: Workers | None) -> None:
     say(f"tokens         {plan.tokens:,.0f} ± {plan.error:.1%}, by {looked_at}")
     columns = f"{plan.label_columns} column{'s' if plan.label_columns > 1 else ''}"
     say(f"labels         {labels:,.3f} GB, {LABEL_BYTES} bytes for each of a labelled token's {columns}")
-    say(f"token ids      {ids:,.3f} GB, {TOKEN_BYTES} bytes a token")
+    say(f"token ids      {ids:,.3f} GB, {TOKEN_BYTES} bytes per token")
     say(f"passed on      {', '.join(plan.passed) or 'no column'}; as large as in the source")
     say(f"tokens/s       {plan.speed.tokens_per_second:,.0f} a worker, {origin}")
     say(f"time           {_duration(plan.worker_hours)} of one worker{_of_workers(plan, workers) if workers else ''}")

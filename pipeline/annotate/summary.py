@@ -39,7 +39,7 @@ def print_summary(dataset: str, provenance: Provenance, counts: Counts, report: 
     say(f"tokens         {tokens:,}" + (f", {labelled:,} of them labelled" if labelled < tokens else ""))
     idle = "none: no unit succeeded" if report.quarantined else "none: the dataset was complete"
     say(f"tokens/s       {_speed(report) if report.units else idle}")
-    say(f"mean entropy   {mean:.3f} nats a token")
+    say(f"mean entropy   {mean:.3f} nats per token")
     say(f"bits per byte  {bits}")
     say(f"model          {provenance.labelled_by}")
     say(f"dataset        {dataset}")

@@ -94,7 +94,7 @@ function costOf(shown, name, series) {
   const [labelled, mean] = [shown.labelled[series], shown.means[series]];
   if (!labelled) return "";
   const perByte = labelled === shown.size && shown.bytes ? (mean * labelled) / NATS_A_BIT / shown.bytes : null;
-  const told = perByte === null ? "" : `, ${signed(perByte, 3)} bits a byte`;
+  const told = perByte === null ? "" : `, ${signed(perByte, 3)} bits per byte`;
   return `${name}: mean ${signed(inUnit(mean), 3)} ${unit()}${told}.`;
 }
 
