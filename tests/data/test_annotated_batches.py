@@ -35,7 +35,7 @@ def changed(folder: Path, ids: Any, labels: Any, kinds: tuple[pa.DataType, pa.Da
         ([[1, None]], [[1.0, 1.0]], "has a null in `input_ids`"),
         ([[1], None], [[1.0], None], "has a null in `input_ids`"),
         ([[1]], [[math.inf]], "has a label in `entropy` that is not finite"),
-        ([[1]], [[-1e38]], "has a label of -1e+38 nats in `entropy`, which no token carries"),
+        ([[1]], [[-1e38]], "has a label of -1e+38 nats in `entropy`, more than a token can have"),
         ([[1]], [[1.0, 2.0]], "has 2 labels in `entropy` for 1 tokens"),
     ],
 )

@@ -108,14 +108,14 @@ def test_features_of_several_files_are_those_of_any_that_knows() -> None:
     assert Features.from_arrow_schema(merged) == Features(text=Value("string"), kind=label)
     others = [part("c", text=Value("string"), kind=ClassLabel(names=["b", "a"])), parts[0]]
     for other in others:
-        with pytest.raises(ValueError, match=rf"column `kind` of {other.url} in another way than that of b, as with"):
+        with pytest.raises(ValueError, match=rf"column `kind` of {other.url} differently from that of b, for example"):
             merged_schema([parts[1], other], {"text", "kind"}, "text")
         assert merged_schema([parts[1], other], {"text"}, "text").names == ["text"]
 
 
 def test_arrays_of_another_shape_are_another_type() -> None:
     parts = [part(name, text=Value("string"), x=Array2D((rows, 2), "int8")) for name, rows in (("a", 1), ("b", 2))]
-    with pytest.raises(ValueError, match=r"`x` of b holds .*Array2DExtensionType\), and of a .*Array2D.*; annotate"):
+    with pytest.raises(ValueError, match=r"`x` of b holds .*Array2DExtensionType\), that of a .*Array2D.*; annotate"):
         merged_schema(parts, {"text", "x"}, "text")
     inside = [part(name, text=Value("string"), x={"y": Array2D((n, 2), "int8")}) for name, n in (("a", 1), ("b", 2))]
     with pytest.raises(ValueError, match="`x` of b holds"):

@@ -68,7 +68,7 @@ def test_the_last_documents_are_held_out(documents: int, asked: int | None, expe
 
 @pytest.mark.parametrize(("documents", "asked"), [(0, None), (1, None), (5, 0), (5, -1), (5, 5), (5, 6)])
 def test_holding_out_none_or_all_is_refused(documents: int, asked: int | None) -> None:
-    with pytest.raises(ValueError, match=f"of {documents} documents and train on others; give more"):
+    with pytest.raises(ValueError, match=f"of {documents} documents and train on the others; add"):
         labelled([1] * documents).held_out(asked)
 
 

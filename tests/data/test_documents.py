@@ -200,7 +200,7 @@ def test_a_file_that_changed_or_went_is_not_read(tmp_path: Path, name: str) -> N
     with pytest.raises(ValueError, match=f"{name} has changed since"):
         list(read_rows(file, 0, 1, schema, TEXT))
     (tmp_path / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{name} is gone since"):
+    with pytest.raises(FileNotFoundError, match=f"{name} has disappeared since"):
         list(read_rows(file, 0, 1, schema, TEXT))
 
 
@@ -323,7 +323,7 @@ def test_types_that_do_not_go_together_are_refused_with_their_column(tmp_path: P
     ]
     for one, other in pairs:
         files = [file("a.parquet", pa.nulls(1)), file("b.parquet", one), file("c.parquet", other)]
-        with pytest.raises(ValueError, match=r"`n` of .*c\.parquet holds .*, and of .*b\.parquet .*`columns` id$"):
+        with pytest.raises(ValueError, match=r"`n` of .*c\.parquet holds .*, that of .*b\.parquet .*`columns` id$"):
             together(*files)
         assert together(*files, passed=["id"]).names == ["id", "text"]
 

@@ -75,7 +75,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path_factory: pytest.TempPathFac
     if is_text(content):
         assert documents(named) == [content.decode().removeprefix("\ufeff")]
         return
-    with pytest.raises(ValueError, match=rf"{named} is (not UTF-8: see|UTF-\d\d[BL]?E?, not UTF-8; convert)"):
+    with pytest.raises(ValueError, match=rf"{named} is (not UTF-8 in line|UTF-\d\d[BL]?E?, not UTF-8; convert)"):
         documents(named)
     with pytest.raises(ValueError, match="not UTF-8"):
         list(iterate_rows(find_files([named]), TEXT))
@@ -95,7 +95,7 @@ def test_text_on_the_web_is_read(tmp_path: Path) -> None:
             ["two"],
             [""],
         ]
-        with pytest.raises(ValueError, match=rf"{address}/c.txt is not UTF-8: see line 1 of it"):
+        with pytest.raises(ValueError, match=rf"{address}/c.txt is not UTF-8 in line 1"):
             documents(f"{address}/c.txt")
 
 

@@ -83,7 +83,7 @@ def test_text_is_found_where_it_is_named_or_globbed_and_not_in_folders(tmp_path:
     notes = f"{protocol}{tmp_path}/notes"
     named = [file.name for file in find_files([f"{notes}/README.md", f"{notes}/*.txt", f"{notes}/**/*.gz"])]
     assert named == ["README.md", "a.txt", "b.txt", "c.text.gz"]
-    with pytest.raises(ValueError, match=r"at .*/notes; .* text files are read where a glob names them"):
+    with pytest.raises(ValueError, match=r"at .*/notes; .* text files are read only if a glob names them"):
         find_files([notes])
     filesystem.pipe_file(f"{path}/data.jsonl", LINE)
     assert [file.name for file in find_files([notes])] == ["data.jsonl"]
@@ -117,7 +117,7 @@ def test_a_link_to_a_file_that_is_gone_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "a.parquet")
     (tmp_path / "b.parquet").symlink_to("gone")
     for named in ("", "/*.parquet"):
-        with pytest.raises(ValueError, match=r"b\.parquet is a link to a file that is gone; fetch it again"):
+        with pytest.raises(ValueError, match=r"b\.parquet is a link to a file that no longer exists; download"):
             find_files([f"{tmp_path}{named}"])
 
 
@@ -179,7 +179,7 @@ def test_a_file_that_changed_or_went_is_refused(tmp_path: Path, protocol: str) -
     with pytest.raises(ValueError, match="has changed since"):
         open_file(file)
     filesystem.rm_file(path)
-    with pytest.raises(FileNotFoundError, match=rf"{file.url} is gone since it was found; put it back"):
+    with pytest.raises(FileNotFoundError, match=rf"{file.url} has disappeared since it was found; put it back"):
         open_file(file)
 
 

@@ -191,7 +191,7 @@ def test_what_save_to_disk_wrote_is_refused_with_a_remedy_that_works(tmp_path: P
     else:
         rows.save_to_disk(saved, num_shards=2)
     for named in saved.rglob("*.arrow"):
-        with pytest.raises(ValueError, match="is an Arrow file, as save_to_disk writes them; write Parquet"):
+        with pytest.raises(ValueError, match="is an Arrow file, the format of save_to_disk; write Parquet"):
             find_documents([str(named)])
     with pytest.raises(ValueError, match="is an Arrow file") as said:
         find_documents([str(saved)])

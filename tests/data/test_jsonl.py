@@ -182,7 +182,7 @@ def test_the_digest_is_of_the_content() -> None:
     ("value", "told"), [(1, "a number"), (["a"], "a list"), ({"a": "b"}, "an object"), (True, "true or false")]
 )
 def test_only_text_is_text(value: Any, told: str) -> None:
-    with pytest.raises(MalformedError, match=f"^holds {told} in column `text`, not text; name one that does"):
+    with pytest.raises(MalformedError, match=f"^holds {told} in column `text`, not text; name a column that does"):
         scan(io.BytesIO(written([{"text": value}, {"text": None}, {}])), TEXT)
     assert table(written([{"text": value}, {"text": "a"}])).column("text").to_pylist() == [None, "a"]
 

@@ -55,10 +55,10 @@ def test_columns_that_are_not_there_are_named_beside_those_that_are(dataset: Ann
         labelled_rows(dataset, ("text", "input_ids", "dump"))
     with pytest.raises(ValueError, match="no column expected_entropy"):
         labelled_windows(dataset, PACKINGS[0], label="expected_entropy")
-    with pytest.raises(ValueError, match="`num_tokens` is no column of labels"):
+    with pytest.raises(ValueError, match="`num_tokens` is not a column of labels"):
         labelled_windows(dataset, PACKINGS[0], label="num_tokens")
     for columns in ((), ("entropy", "entropy")):
-        with pytest.raises(ValueError, match="at least one, and each once"):
+        with pytest.raises(ValueError, match="at least one column, and each only once"):
             labelled_rows(dataset, columns)
 
 
@@ -141,11 +141,11 @@ def test_windows_without_end_hold_epoch_after_epoch(dataset: AnnotatedDataset, p
         ({"rank": 2, "ranks": 2}, "no rank 2 of 2"),
         ({"rank": -1}, "no rank -1 of 1"),
         ({"seed": -1}, "seed must be at least 0, not -1"),
-        ({"shuffled_rows": 3}, "needs a seed above; it is 3"),
+        ({"shuffled_rows": 3}, "above 1 needs a seed, not 3"),
         ({"seed": 0, "shuffled_rows": 0}, "shuffled_rows must be at least 1"),
         ({"epochs": 0}, "epochs must be at least 1"),
-        ({"start": -1}, "rows from -1 to None are none"),
-        ({"start": 3, "stop": 3}, "rows from 3 to 3 are none"),
+        ({"start": -1}, "no rows from -1 to None"),
+        ({"start": 3, "stop": 3}, "no rows from 3 to 3"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], told: str) -> None:

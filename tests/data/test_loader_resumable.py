@@ -71,7 +71,7 @@ def test_a_state_of_other_settings_or_another_dataset_is_refused(dataset: Annota
     write_annotated(tmp_path, TOKENS, LABELS, shards=3, share=0.5)
     with pytest.raises(ValueError, match="dataset_sha256"):
         read_by(find_annotations(str(tmp_path)), PACKINGS[0], **whole).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"no state of a reader: it lacks .*rows, within"):
+    with pytest.raises(ValueError, match=r"not the state of a reader: it lacks .*rows, within"):
         read_by(dataset, PACKINGS[0], **whole).load_state_dict({"rank": 0})
 
 
@@ -95,10 +95,10 @@ def test_after_an_error_the_next_item_is_the_one_that_failed(tmp_path: Path, pac
     last, away = Path(dataset.shards[2].url), tmp_path / "away"
     reader, found = read_by(dataset, packing), list[Any]()
     last.rename(away)
-    with pytest.raises(FileNotFoundError, match="is gone"):
+    with pytest.raises(FileNotFoundError, match="has disappeared"):
         for item in reader:
             found.append(item)
-    with pytest.raises(FileNotFoundError, match="is gone"):
+    with pytest.raises(FileNotFoundError, match="has disappeared"):
         next(reader)
     away.rename(last)
     assert 0 < len(found) < len(expected)

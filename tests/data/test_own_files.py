@@ -26,7 +26,7 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path, target: str) -> Non
     for file in ("secret", "blobs/secret"):
         (tmp_path / file).write_text("{}", encoding="utf-8")
     (folder / "a.json").symlink_to(target)
-    with pytest.raises(ValueError, match="outside of its folder; put a copy in its place"):
+    with pytest.raises(ValueError, match="outside its folder; replace it with a copy"):
         own_file(folder, "a.json")
 
 
@@ -40,7 +40,7 @@ def test_snapshots_of_the_hubs_cache_may_link_to_its_blobs_alone(tmp_path: Path)
     (snapshot / "fold-0-of-2" / "a").symlink_to("../../../blobs/b")
     (snapshot / "b").symlink_to("../../refs/main")
     assert own_file(snapshot, "a") and own_file(snapshot / "fold-0-of-2", "a")
-    with pytest.raises(ValueError, match="outside of its folder"):
+    with pytest.raises(ValueError, match="outside its folder"):
         own_file(snapshot, "b")
 
 
@@ -69,7 +69,7 @@ def test_no_more_is_read_than_a_file_may_have(tmp_path: Path) -> None:
         (b"{", "is not JSON"),
         (b"[1]", "holds no JSON object"),
         (b"5", "holds no JSON object"),
-        (b"[" * 10**6, "nested too deep"),
+        (b"[" * 10**6, "nested too deeply"),
         (b"9" * 5000, "is not JSON"),
     ],
 )

@@ -146,7 +146,7 @@ def test_pages_are_held_against_their_checksums_where_they_have_some(tmp_path: P
     if not checksums:
         assert texts_of(read(found(path))) == ["a plane text"]
         return
-    with pytest.raises(DamagedError, match=r"a\.parquet is not a readable Parquet file: .*; write or fetch it again"):
+    with pytest.raises(DamagedError, match=r"a\.parquet is not a readable Parquet file: .*; write or download it"):
         read(found(path))
 
 

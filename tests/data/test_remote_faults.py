@@ -111,7 +111,7 @@ def test_a_store_that_answers_with_no_file_is_no_failure(store: Store, status: i
     store.faults.status = status
     with pytest.raises(ValueError, match=f"no Parquet or JSON lines file at {file.url}: {status}"):
         find_files([file.url])
-    with pytest.raises(FileNotFoundError, match=f"{file.url} is gone since it was found; put it back"):
+    with pytest.raises(FileNotFoundError, match=f"{file.url} has disappeared since it was found; put it back"):
         inspect_file(file, TEXT)
 
 

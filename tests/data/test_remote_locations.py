@@ -64,7 +64,7 @@ def test_a_file_that_changed_on_the_web_is_refused(web: tuple[str, dict[str, byt
     with pytest.raises(ValueError, match="has changed since"):
         open_file(file)
     del files["/data/b.jsonl"]
-    with pytest.raises(FileNotFoundError, match="is gone since"):
+    with pytest.raises(FileNotFoundError, match="has disappeared since"):
         open_file(file)
 
 

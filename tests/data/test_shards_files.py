@@ -99,7 +99,7 @@ def test_a_shard_is_held_against_its_receipt_where_there_is_one(
     counts = Counts(rows=len(TOKENS) + rows)
     receipt = Receipt(unit=0, shard=shard.name, sha256="a" * 64, size=shard.stat().st_size + size, counts=counts)
     Ledger(Subset("exact", tmp_path)).record(receipt)
-    with pytest.raises(DamagedError, match=rf"{shard} has .* bytes and 23 rows, where its receipt says"):
+    with pytest.raises(DamagedError, match=rf"{shard} has .* bytes and 23 rows, but its receipt says"):
         find_annotations(str(tmp_path))
 
 

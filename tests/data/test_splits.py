@@ -204,10 +204,10 @@ def test_a_declared_split_without_files_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("---\na: [\n---\n", "has no readable YAML at its top .*; mend it"),
-        (card({"config_name": "c", "data_files": {"train": "*"}}), "has data_files that are no paths"),
-        (card({"config_name": "c", "data_files": 3}), "has data_files that are no paths"),
-        (card({"config_name": "c", "data_files": [{"split": "train", "path": 3}]}), "has data_files that are no paths"),
+        ("---\na: [\n---\n", "has no readable YAML at its top .*; fix it"),
+        (card({"config_name": "c", "data_files": {"train": "*"}}), "has data_files that are neither"),
+        (card({"config_name": "c", "data_files": 3}), "has data_files that are neither"),
+        (card({"config_name": "c", "data_files": [{"split": "train", "path": 3}]}), "has data_files that are neither"),
         (card({"data_files": "*"}), "must list mappings, each with a config_name"),
         ("---\nconfigs: all\n---\n", "must list mappings, each with a config_name"),
         (card({"config_name": "c", "data_files": "../*"}), r"names files outside it, \.\./\*; name them with `input`"),

@@ -42,7 +42,7 @@ def test_the_first_byte_that_is_not_utf8_is_found(content: bytes) -> None:
     if valid(content):
         assert decoded(content, line=1) == decoded_by_piece(content) == content.decode()
         return
-    with pytest.raises(MalformedError, match=r"^is not UTF-8: see line .*; convert it, as with `iconv") as refusal:
+    with pytest.raises(MalformedError, match=r"^is not UTF-8 in line .*; convert it, .* `iconv") as refusal:
         decoded(content, line=1)
     line = int(re.findall(r"line (\d+)", str(refusal.value))[0])
     lines = content.split(b"\n")
@@ -55,7 +55,7 @@ def test_the_first_byte_that_is_not_utf8_is_found(content: bytes) -> None:
 @pytest.mark.parametrize("text", ['{"text": "größer"}\n', "Hallo, größer", "[{"])
 def test_utf16_and_utf32_are_named_with_the_command_that_converts_them(encoding: str, text: str) -> None:
     content = text.encode(encoding)
-    with pytest.raises(MalformedError, match=r"^is UTF-.*, not UTF-8; convert it, as with `iconv -f ") as refusal:
+    with pytest.raises(MalformedError, match=r"^is UTF-.*, not UTF-8; convert it, .* `iconv -f ") as refusal:
         require_narrow(content)
     command = str(refusal.value).partition("`")[2].partition("`")[0].split()
     assert subprocess.run(command, input=content, capture_output=True, check=True).stdout.decode() == text
