@@ -123,7 +123,7 @@ class AnnotatedDataset:
 def find_annotations(source: str) -> AnnotatedDataset:
     """Find the annotated dataset in a folder, or at `hf://datasets/user/name` with an optional `@revision`.
 
-    The newest revision is the default. A dataset with several subsets needs the data folder of one, as in
+    The newest revision is the default. If the dataset has several subsets, name the data folder of one, as in
     `folder/data/exact`.
 
     Raises:
@@ -159,8 +159,8 @@ def read_labelled(file: File, start: int, stop: int, schema: pa.Schema, vocabula
     """Yield rows `start` to `stop` of a shard with the columns of `schema`, after checking tokens and labels.
 
     Raises:
-        ValueError: if a token is null or outside the vocabulary, or a label is not finite or beyond MOST_NATS. If
-            tokens are read too, each must have one label.
+        ValueError: if a token is null or outside the vocabulary, a label is not finite or beyond MOST_NATS, or tokens
+            and labels are both read and differ in number.
         ValueError, OSError: as read_rows does.
     """
     with reading_shard(file):
@@ -246,7 +246,7 @@ def _require_received(subset: Subset, source: str, shards: Sequence[File], rows:
     """Compare the size and the number of rows of each shard with its receipt, if there is one on this machine.
 
     Raises:
-        DamagedError: if one of these differs, or a receipt cannot be read.
+        DamagedError: if the size or the number of rows differs, or a receipt cannot be read.
     """
     received: dict[str, Receipt] = {}
     for file in Ledger(subset).receipt_files():
@@ -263,7 +263,11 @@ def _require_received(subset: Subset, source: str, shards: Sequence[File], rows:
 
 
 def _shared_provenance(source: str, names: set[str], found: set[Provenance]) -> Provenance:
-    """Return the provenance that all shards share; with the quarantined ones, they must be the shards of one run."""
+    """Return the provenance that all shards share.
+
+    Raises:
+        ValueError: if the shards, together with the quarantined ones, are not all the shards of one run.
+    """
     # Provenances are compared, not their bytes: older versions wrote fewer fields, which have defaults now.
     units = shards_in_all(min(names))
     # Compare the numbers first: the total in the name of an untrusted file may be huge.

@@ -27,7 +27,7 @@ def commit(unfinished: Path, path: Path) -> str:
 
 
 def settle(unfinished: Path, path: Path) -> None:
-    """Sync a finished file and rename it to `path`; both survive a power failure."""
+    """Sync a finished file and rename it to `path`, so that its content and name survive a power failure."""
     _sync(unfinished)
     unfinished.replace(path)
     _sync(path.parent)

@@ -74,7 +74,7 @@ class Corpus:
         return self.documents(0, seen), require_tokens(self.documents(seen, len(self)))
 
     def leave_one_fold_out(self, folds: int) -> list["Corpus"]:
-        """Return the corpus without each fold in turn, or the whole corpus if there is one fold.
+        """Return one corpus per fold, each without that fold; the whole corpus if there is one fold.
 
         Raises:
             ValueError: if a fold has no document.
@@ -202,7 +202,7 @@ class ProcessShare:
     process: int = 0
     processes: int = 1
     exchange: Callable[[Corpus], Sequence[Corpus]] = no_exchange
-    """Collective call that gathers the shares of all processes, in their order."""
+    """Collective call that gathers the shares of all processes, in the order of the processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,11 +222,11 @@ class DocumentStream:
     """Fold to leave out and number of folds; if there is one fold, nothing is left out."""
 
     def leave_one_fold_out(self, folds: int) -> list["DocumentStream"]:
-        """Return the stream without each fold in turn, or the whole stream if there is one fold."""
+        """Return one stream per fold, each without that fold; the whole stream if there is one fold."""
         return [replace(self, without=(fold, folds)) for fold in range(folds)]
 
     def __iter__(self) -> Iterator[Corpus]:
-        """Yield the blocks: shares are read ahead in another thread and exchanged in the calling thread.
+        """Yield the blocks. This process's share is read ahead in a thread; the calling thread exchanges shares.
 
         Raises:
             ValueError, OSError: as iterate_rows and document_tokens do, when the failed block is requested.

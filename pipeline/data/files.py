@@ -32,7 +32,7 @@ TEXT = tuple(kind + end for kind in TEXT_ENDINGS for end in ("", *COMPRESSIONS))
 TABLES = tuple(kind + end for kind in (".csv", ".tsv") for end in ("", ".gz", ".zst"))  # which DuckDB reads
 ARROW = ".arrow"
 FOUND_IN_FOLDERS = (".parquet", *JSON_LINES, ARROW)
-"""Text files are read only if they are named, or matched by a glob: data folders hold a README.md and a LICENSE.txt."""
+"""Extensions of data files in a folder. A text file must be named, or matched by a glob: a README.md is not data."""
 
 HUB = "hf://datasets/"
 MAGIC = re.compile(r"[*?\[]")
@@ -250,7 +250,7 @@ def _pinned(url: str) -> str:
     try:
         uri = parse_hf_uri(url)
     except HfUriError as error:
-        raise ValueError(f"{url} names no dataset of the Hub: {error}; write {HUB}USER/NAME") from error
+        raise ValueError(f"{url} is not a dataset of the Hub: {error}; write {HUB}USER/NAME") from error
     if COMMIT.fullmatch(uri.revision or ""):
         return url
     with reaching(url):

@@ -65,9 +65,9 @@ class Repository:
             uri = parse_hf_uri(url)
             validate_repo_id(uri.id)
         except (HfUriError, HFValidationError) as error:
-            raise ValueError(f"{url} names no dataset of the Hub: {error}; write {HUB}USER/NAME") from error
+            raise ValueError(f"{url} is not a dataset of the Hub: {error}; write {HUB}USER/NAME") from error
         if uri.type != "dataset" or uri.path_in_repo or "/" not in uri.id:
-            raise ValueError(f"{url} names no dataset of the Hub; write {HUB}USER/NAME")
+            raise ValueError(f"{url} is not a dataset of the Hub; write {HUB}USER/NAME")
         return cls(uri.id, uri.revision or "main")
 
     @property
@@ -109,7 +109,7 @@ class Repository:
             return {}
 
     def download(self, path: str, at: str) -> Path | None:
-        """Download a file and return the copy, which must not be changed, or None if the commit lacks the file."""
+        """Download a file and return its path, or None if the commit lacks it; the copy must not be changed."""
         try:
             ask = partial(hf_hub_download, self.name, path, repo_type="dataset", revision=at)
             return Path(self._retried(ask))
@@ -138,15 +138,15 @@ class Repository:
         )
 
     def commit(self, title: str, missing: Callable[[str], Sequence[Operation]]) -> None:
-        """Commit the operations that `missing` returns for the current head; it is called again before each retry.
+        """Commit the operations that `missing` returns for the current head; commit nothing if there are none.
 
-        Nothing is committed if there are no operations.
+        `missing` is called again before each retry.
         """
 
         def once() -> None:
             head = self.head()
             if head is None:
-                raise ValueError(f"{self.url} is gone")
+                raise ValueError(f"{self.url} no longer exists")
             if operations := missing(head):
                 HfApi().create_commit(
                     self.name,

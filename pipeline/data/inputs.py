@@ -138,5 +138,5 @@ def _require_choice(entries: Sequence[File | Folder], split: str | None, config_
     for flag, value in (("`split`", split), ("`config_name`", config_name)):
         if value is not None:
             raise ValueError(
-                f"{flag} {value} chooses within folders and datasets, and the input has none; leave it out"
+                f"{flag} {value} selects within folders and datasets, but the input has none; leave it out"
             )

@@ -49,8 +49,8 @@ class Scan:
 
     rows: int
     types: dict[str, pa.DataType]
-    """Types by column, in the order of first occurrence. The type is null for a column of only nulls, unless it is the
-    required one, and for a column that is not passed on. Those are listed only up to MOST_FIELDS columns in all."""
+    """Types by column, in the order of first occurrence. A column of nulls only has the type null, unless it is the
+    required one. So has a column that is not passed on, which is listed only among the first MOST_FIELDS columns."""
     sha256: str
     """Digest of the content."""
 

@@ -54,7 +54,7 @@ class Ledger:
             return Plan.from_json(text_of(self.plan_file))
 
     def write_plan(self, plan: Plan) -> None:
-        """Write the plan, which must happen before its first unit is labelled."""
+        """Write the plan; call this before the first unit is labelled."""
         write_text(self.plan_file, plan.to_json())
 
     def receipt_file(self, unit: int) -> Path:
@@ -81,7 +81,7 @@ class Ledger:
         return receipts
 
     def receipts(self) -> list[Receipt]:
-        """Read the receipts of those units whose shards are here with the size recorded, in the order of the units.
+        """Read the receipts of units whose shards are here and have the recorded size, in the order of the units.
 
         Raises:
             ValueError: if a receipt is damaged, or two receipts of a unit differ.
@@ -92,7 +92,7 @@ class Ledger:
                 receipts = self.receipts_in(file)
             for receipt in filter(self._has_shard, receipts):
                 if of_unit.setdefault(receipt.unit, receipt) != receipt:
-                    another = f"{file} has another receipt of unit {receipt.unit} than an earlier file"
+                    another = f"{file} has a different receipt of unit {receipt.unit} than an earlier file"
                     raise ValueError(f"{another}; {RELABELS}")
         return [of_unit[unit] for unit in sorted(of_unit)]
 
@@ -118,7 +118,7 @@ class Ledger:
             else:
                 if self._has_shard(receipt) and receipt.unit < units:
                     continue
-                reason = f"{self.subset.data / receipt.shard} is missing, or not as large as it was written"
+                reason = f"{self.subset.data / receipt.shard} is missing or has changed in size"
             reasons.append(reason)
             file.unlink()
         if reasons:
@@ -147,7 +147,7 @@ class Ledger:
         return notes
 
     def published(self) -> list[Receipt]:
-        """Read the receipts of units whose shards are in the repository that this folder stages.
+        """Read the receipts of units whose shards are in the repository for which this is a staging folder.
 
         Raises:
             ValueError: if the file of these receipts is damaged.

@@ -89,7 +89,7 @@ class Position(NamedTuple):
 
 
 class Resumable(Iterator[Item]):
-    """An iterator that knows its position after each item; once exhausted, it stays so, like any iterator.
+    """An iterator that knows its position after each item. Like any iterator, it stays exhausted at its end.
 
     After an error, the next call retries from the end of the last item: a store may be reachable again.
     """
@@ -184,7 +184,8 @@ def labelled_rows(
     Iterating raises the errors of `read_labelled`.
 
     Raises:
-        ValueError: if a column does not exist, or there are fewer rows than ranks; as inspect_file does.
+        ValueError: if a column does not exist, or there are fewer rows than ranks.
+        ValueError, OSError: as inspect_file does.
     """
     rows = _Rows.of(dataset, columns, reading or Reading())
     return Resumable(rows.begin, rows.stream | {"packing": None}, rows.first)
@@ -198,7 +199,8 @@ def labelled_windows(
     Iterating raises the errors of `read_labelled`, and ValueError if a whole epoch has no token.
 
     Raises:
-        ValueError: as labelled_rows does, or if `label` is not a column of labels.
+        ValueError: if `label` is not a column of labels.
+        ValueError, OSError: as labelled_rows does.
     """
     if label not in ENTROPY_COLUMNS:
         raise ValueError(f"`{label}` is not a column of labels; name one of {', '.join(ENTROPY_COLUMNS)}")

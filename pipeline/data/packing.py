@@ -118,7 +118,7 @@ class CutAtEnd(Packing):
 class CutWithOverlap(CutAtEnd):
     """CutAtEnd with windows that begin with the last token of the previous one, which has no label there.
 
-    A causal model thus predicts every token once: it only reads the first token of a window.
+    A causal model thus predicts every token once, and only reads the first token of each window.
     """
 
     overlap = 1

@@ -1,6 +1,6 @@
 """Parquet: any range of rows, read in bounded memory whatever the footer claims.
 
-Rows are read a few at a time, and fewer if a single value may be larger. The footer's sizes are only averages, and a
+Rows are read a few at a time, and fewer where single values may be large. The footer's sizes are only averages, and a
 dictionary stores once a value that every row may repeat. Each dictionary's size is therefore read from the header of
 its page.
 
@@ -27,8 +27,9 @@ from schemas.rows import is_text
 FEWEST_ROWS_READ, MOST_ROWS_READ = 8, 64
 BYTES_READ = 2**26
 
-# Column chunks are read piece by piece, in turns. Over HTTP, each byte of four columns was fetched 1.1 times with these
-# sizes, and 5 times with a buffer of 1 MB and fsspec's default read-ahead of 5 MB, which is dropped at each turn.
+# Column chunks are read piece by piece, in turns. Over HTTP, the bytes of four columns were fetched 1.1 times with
+# these sizes. With a buffer of 1 MB and fsspec's default read-ahead of 5 MB, they were fetched 5 times, since the
+# read-ahead is dropped at each turn.
 BUFFER_BYTES, READ_AHEAD = 2**23, 2**20
 
 MOST_PAGE_BYTES = 2**29  # of a page in memory; writers make pages of 1 MiB, or of a thousand longer values

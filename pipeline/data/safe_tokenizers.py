@@ -123,7 +123,7 @@ def _growth(normalizer: Any) -> float:
 
 
 def _unsound(file: Path, property_: str) -> ValueError:
-    return ValueError(f"{file} {property_}, which no sound tokenizer does; name another folder with `tokenizer`")
+    return ValueError(f"{file} {property_}, unlike any sound tokenizer; name another folder with `tokenizer`")
 
 
 def _encoded(tokenizer: Tokenizer, tokens: Iterable[str]) -> list[Encoding]:

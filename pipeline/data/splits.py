@@ -201,7 +201,8 @@ def _declared_patterns(folder: Folder, declared: object) -> dict[str, list[str]]
         path = entry.get("path") if isinstance(entry, dict) and "split" in entry else None
         paths = [path] if isinstance(path, str) else path
         if not isinstance(paths, list) or not all(isinstance(each, str) for each in paths):
-            raise ValueError(f"the {CARD} of {folder.url} has data_files that are neither paths nor splits with paths")
+            message = f"the {CARD} of {folder.url} has data_files that are neither paths nor splits with paths"
+            raise ValueError(f"{message}; fix them")
         patterns.setdefault(str(entry["split"]), []).extend(_relative(folder, each) for each in paths)
     return patterns
 

@@ -34,7 +34,7 @@ def train_byte_pairs(texts: Iterable[str], vocabulary: int) -> Tokenizer:
         ValueError: if the vocabulary has no room for the bytes and the separator.
     """
     if vocabulary <= BYTES:
-        raise ValueError(f"`vocabulary` must be above {BYTES}, the bytes and the separator, not {vocabulary}")
+        raise ValueError(f"`vocabulary` must be above {BYTES}, to hold the bytes and the separator, not {vocabulary}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -160,5 +160,6 @@ def beginning_token(folder: Path) -> int:
     """
     declared = declared_beginning(folder)
     if declared is None:
-        raise ValueError(f"the tokenizer in {folder} declares no bos_token and no eos_token to put between documents")
+        message = f"the tokenizer in {folder} declares neither bos_token nor eos_token to put between documents"
+        raise ValueError(f"{message}; declare one in its {CONFIG_FILE}")
     return declared

@@ -1,4 +1,4 @@
-"""Windows over documents for labelling: long documents are covered by windows, batched, and their labels gathered.
+"""Windows over documents for labelling: cut from the documents, padded in batches, with labels gathered by document.
 
 B windows of a batch, T tokens of the longest window, N tokens of all documents, W labels of a batch.
 """

@@ -27,7 +27,7 @@ from tests.hub import Hub
     ],
 )
 def test_what_names_no_dataset_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r"names no dataset of the Hub.*write hf://datasets/USER/NAME"):
+    with pytest.raises(ValueError, match=r"is not a dataset of the Hub.*write hf://datasets/USER/NAME"):
         Repository.at(url)
 
 

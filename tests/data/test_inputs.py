@@ -131,7 +131,7 @@ def test_files_and_globs_are_taken_as_they_are_named(store: Store) -> None:
     assert store.find("/*.parquet") == (every, [])
     assert store.find("/*t*.*") == (["stats.json", *every], [])
     assert store.find("/test.parquet", "/train.parquet") == (every, [])
-    with pytest.raises(ValueError, match="`split` test chooses within folders and datasets, and the input has none"):
+    with pytest.raises(ValueError, match="`split` test selects within folders and datasets, but the input has none"):
         store.find("/*.parquet", split="test")
 
 
@@ -208,7 +208,7 @@ def test_what_save_to_disk_wrote_is_refused_with_a_remedy_that_works(tmp_path: P
 def test_a_choice_among_built_in_documents_is_refused(setting: str) -> None:
     chosen: dict[str, Any] = {setting: "x"}
     assert Inputs(input=()).find_any(()) == InputFiles(())
-    with pytest.raises(ValueError, match=f"`{setting}` x chooses within folders and datasets, and the input has none"):
+    with pytest.raises(ValueError, match=f"`{setting}` x selects within folders and datasets, but the input has none"):
         Inputs(input=(), **chosen).find_any(())
     with pytest.raises(ValueError, match="no input is named"):
         Inputs(input=()).find(())

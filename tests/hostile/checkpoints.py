@@ -249,7 +249,7 @@ WEIGHT_FILES = [
     Hostile("index without map", "second-order", both(index("x"), content(INDEX, "{}")), "has no weight_map"),
     Hostile("index deep", "second-order", both(index("x"), content(INDEX, DEEP)), "is nested too deeply"),
     Hostile("weights a link", "second-order", linked(WEIGHTS, f"../{OUTSIDE}/{WEIGHTS}"), "outside its folder"),
-    Hostile("configuration a link", "causal", linked("config.json", f"../{OUTSIDE}/config.json"), "outside of"),
+    Hostile("configuration a link", "causal", linked("config.json", f"../{OUTSIDE}/config.json"), "outside its"),
     Hostile("other weights", "causal", setting(transformers_weights="decoy.safetensors"), "transformers_weights "),
     Hostile("other configuration", "causal", setting(configuration_files=["../x.json"]), "configuration_files "),
     Hostile("parts of ranks", "causal", content("shard-00000-model-00001-of-00001.safetensors", b""), "is a part of"),
@@ -301,7 +301,7 @@ TOKENIZERS = [
     Hostile("text a link", "causal", linked("tokenizer.json", f"../{OUTSIDE}/tokenizer.json"), "outside its folder"),
     Hostile("text panics", "causal", tokenizer(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
             "tokenizer.json is not a tokenizer: it cannot be loaded: Precompiled"),
-    Hostile("text sparse", "causal", sparse, "with ids up to 1,000,000,000, which no sound tokenizer does"),
+    Hostile("text sparse", "causal", sparse, "with ids up to 1,000,000,000, unlike any sound tokenizer"),
     Hostile("text grows", "causal", tokenizer(normalizer=replaced(30)), "more than 64 times as long"),
     Hostile("words long", "causal", tokenizer_model(
         type="WordPiece", unk_token="a", continuing_subword_prefix="##", max_input_chars_per_word=OFTEN),
