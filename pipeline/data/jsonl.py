@@ -22,7 +22,7 @@ from schemas.rows import is_token_list
 
 TOKENS = pa.list_(pa.int64())
 JSON = pa.json_()
-"""Type of values without another common type. They are kept as JSON text, which `datasets` decodes."""
+"""Type of values without another common type. These values are kept as JSON text, which `datasets` decodes."""
 INT64, UINT64 = range(-(2**63), 2**63), range(2**64)
 MOST_DEPTH = 32  # of nested lists and objects; anything deeper is JSON
 MOST_KEYS = 1000  # of an object in a column; an object with more is JSON

@@ -104,7 +104,7 @@ def open_file(file: File) -> BinaryIO:
 def open_stored(file: File, read_ahead: int | None = None) -> pa.NativeFile:
     """Open the file's bytes as they are stored, for Arrow's readers; seekable if the filesystem can seek.
 
-    A remote file is read `read_ahead` bytes ahead, by default as many as its filesystem chooses. Reading it raises
+    A remote file is read `read_ahead` bytes ahead, by default the number that its filesystem chooses. Reading it raises
     ConnectionError if the store fails, never a bare OSError, which Arrow raises for damaged data.
 
     Raises:

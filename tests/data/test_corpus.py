@@ -93,7 +93,7 @@ def test_documents_that_came_as_tokens_have_no_byte_count(tmp_path: Path) -> Non
 
 @settings(max_examples=50, deadline=None)
 @given(LENGTHS, st.integers(2, 5))
-def test_folds_share_the_documents_out(lengths: list[int], folds: int) -> None:
+def test_folds_partition_the_documents(lengths: list[int], folds: int) -> None:
     corpus = labelled(lengths)
     fold_M = [fold_of(ids, folds) for ids in token_arrays(lengths)]
     if len(set(fold_M)) < folds:

@@ -1,4 +1,4 @@
-"""Objects of a JSON file: any layout of lines or of an array gives the same ones; all else is refused in its line."""
+"""Objects of a JSON file: any layout of lines or an array has the same objects; anything else is refused by line."""
 
 import io
 import json
@@ -31,12 +31,12 @@ def rows_of(content: bytes, start: int = 0, stop: int | None = None) -> list[dic
 
 
 def one_by_one(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The slow way: each object by itself."""
+    """Parse each object by itself: the simple implementation."""
     return [parsed(json.dumps(row).encode()) for row in rows]
 
 
 def spread(value: Any, space: Iterator[str]) -> str:
-    """A value's JSON with any white space wherever it may stand."""
+    """Write a value as JSON with white space wherever it is allowed."""
     if isinstance(value, dict):
         pairs = [f"{next(space)}{json.dumps(key)}{next(space)}:{spread(part, space)}" for key, part in value.items()]
         return f"{next(space)}{{{','.join(pairs)}{next(space)}}}{next(space)}"
@@ -79,10 +79,10 @@ def test_any_layout_of_lines_gives_each_object(
 
 @settings(max_examples=300, deadline=None)
 @given(ROWS, st.booleans(), st.data())
-def test_what_is_damaged_gives_the_same_objects_or_a_refusal(
+def test_damaged_content_is_refused_or_read_as_python_reads_it(
     rows: list[dict[str, Any]], array: bool, data: st.DataObject
 ) -> None:
-    """Whatever is read of a changed file is what Python's parser reads of the whole, or of its lines."""
+    """Objects that are read from a changed file are those that Python's parser reads from the whole or its lines."""
     content = bytearray(
         ("[\n%s\n]" if array else "%s\n").encode()
         % (b",\n" if array else b"\n").join(json.dumps(row, ensure_ascii=True).encode() for row in rows)
@@ -144,7 +144,7 @@ def test_what_is_damaged_gives_the_same_objects_or_a_refusal(
     ],
 )
 @pytest.mark.parametrize("piece", [4, 7, 2**20])
-def test_all_else_is_refused(content: bytes, told: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_anything_else_is_refused(content: bytes, told: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_objects, "PIECE", piece)
     with pytest.raises(MalformedError) as refusal:
         rows_of(content)
@@ -152,7 +152,7 @@ def test_all_else_is_refused(content: bytes, told: str, piece: int, monkeypatch:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", MARK, MARK + b" \n\n", b"[]", b" \n[\n] \n", MARK + b"[]"])
-def test_a_file_may_hold_no_object(content: bytes) -> None:
+def test_a_file_may_be_empty(content: bytes) -> None:
     assert rows_of(content) == []
 
 
@@ -166,7 +166,7 @@ def test_a_file_may_hold_no_object(content: bytes) -> None:
         (MARK + ROW, {"text": "a"}),
     ],
 )
-def test_strange_objects(line: bytes, row: dict[str, Any]) -> None:
+def test_unusual_objects(line: bytes, row: dict[str, Any]) -> None:
     assert rows_of(line) == rows_of(b"[" + line.removeprefix(MARK) + b"]") == [row]
 
 

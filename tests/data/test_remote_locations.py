@@ -93,7 +93,7 @@ for named in sys.argv[1:]:
 
 
 def test_datasets_on_the_hub_are_pinned_found_and_read(tmp_path: Path) -> None:
-    """In another process, since the Hub's clients read their environment once."""
+    """This runs in another process, since the Hub's clients read their environment only once."""
     dataset = "hf://datasets/user/name"
     named = [dataset, f"{dataset}/data/*.parquet", f"{dataset}@main/data/deep"]
     missing = [f"{dataset}@gone/data", "hf://datasets/user/other", f"{dataset}/gone.parquet"]
