@@ -55,8 +55,8 @@ class FileInfo:
     groups: tuple[int, ...]
     """Rows of each part that can be read cheaply by itself: a row group of Parquet, or any other file as a whole."""
     schema: pa.Schema
-    """Plain schema of Parquet; for JSON, the types that hold the file's values. A column of nulls only has the type
-    null, unless it is the required one."""
+    """Plain schema of Parquet; for JSON, the types that hold the file's values. The type is null for a column that
+    holds only nulls, unless it is the required one."""
     sha256: str
     """Digest of a Parquet file's name, size and footer, or of the decompressed content of JSON lines and text."""
 

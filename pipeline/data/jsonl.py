@@ -49,8 +49,9 @@ class Scan:
 
     rows: int
     types: dict[str, pa.DataType]
-    """Types by column, in the order of first occurrence. A column of nulls only has the type null, unless it is the
-    required one. So has a column that is not passed on, which is listed only among the first MOST_FIELDS columns."""
+    """Types by column, in the order of first occurrence. The type is null for a column that holds only nulls, unless it
+    is the required one, and for a column that is not passed on. Columns that are not passed on are listed only
+    while there are fewer than MOST_FIELDS columns."""
     sha256: str
     """Digest of the content."""
 
