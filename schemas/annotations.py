@@ -1,6 +1,6 @@
 """The annotated dataset: its columns, their units, the alignment rule and the provenance in every file.
 
-The one alignment rule: `entropy[i]` speaks of `input_ids[i]`. No shift, no special tokens, equal lengths.
+Alignment: `entropy[i]` is the label of `input_ids[i]`. No shift, no special tokens, equal lengths.
 """
 
 import json
@@ -22,9 +22,9 @@ NUM_TOKENS = "num_tokens"
 MEAN_ENTROPY = "mean_entropy"
 
 ROUNDING_NATS = 1 / 128
-MOST_VOCABULARY = 2**24  # of token ids: sixteen times as many as the largest vocabularies have
+MOST_VOCABULARY = 2**24  # token ids; sixteen times the largest vocabularies
 MOST_WINDOW = 2**31 - 1
-MOST_NATS = 1e6  # of a label: a loss in float32 is finite with it
+MOST_NATS = 1e6  # of a label, so that a loss in float32 stays finite
 
 SHIPPED_MODEL, UNRECORDED_MODEL = "shipped demonstration model", "a model that was not recorded"
 BETTER_MODEL = "small, for demonstrations; --method causal --estimator NAME labels with a language model of your choice"
@@ -35,35 +35,35 @@ Device = Literal["cpu", "cuda"]
 
 DESCRIPTIONS = {
     INPUT_IDS: "the encoding of the source's `text`, without special tokens, or the source's own `input_ids`",
-    ENTROPY: "nats that token i carries given the tokens before it, an estimate of -ln p; at the index of its token",
+    ENTROPY: "nats that token i carries given the tokens before it, an estimate of -ln p; at the index of the token",
     EXPECTED_ENTROPY: "nats expected of token i before it is seen",
     NUM_TOKENS: "length of each list",
     MEAN_ENTROPY: "mean of `entropy` over the labelled tokens; null where there are none",
 }
 
 LIMITS: dict[Method, str] = {
-    "second-order": "Each label is what a model expects an exact label to be, from one pass over the text: it varies "
-    "less than exact labels do, and carries the errors of the estimator that the model learned from.",
-    "exact": "Each label is the difference of two code lengths that the estimator finds: right in the sum over a "
-    "window, noisy at a single token, negative where the longer text was the cheaper one. It is kept as it is.",
-    "causal": "Each label is the loss of a causal language model: never below the entropy in the mean, and above it by "
-    "all that the model does not know.",
+    "second-order": "Each label is a model's prediction of the exact label, from one pass over the text. Labels vary "
+    "less than exact ones do, and carry the errors of the estimator that the model learned from.",
+    "exact": "Each label is the difference of two code lengths that the estimator finds. The sum over a window is "
+    "right, but a single label is noisy, and negative where the longer text was cheaper. Labels are not clipped.",
+    "causal": "Each label is the loss of a causal language model. In the mean it is never below the entropy, and "
+    "exceeds it by whatever the model does not know.",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Everything that the labels of a dataset depend on. Two runs that differ in any field make different datasets."""
+    """Everything that a dataset's labels depend on. Two runs that differ in any field make different datasets."""
 
     method: Method
     checkpoint_sha256: str
     tokenizer_sha256: str | None
-    """None if the source came tokenized."""
+    """Digest of the tokenizer; None if the source came tokenized."""
     vocabulary: int
     window: int
     overlap: int
     share: float
-    """Share of the tokens that are labelled; the others have null."""
+    """Share of the tokens that are labelled; other tokens have null."""
     keep_text: bool
     source: tuple[str, ...]
     """Names of the inputs: the first URLs, and the number of local files."""
@@ -77,31 +77,31 @@ class Provenance:
     rows_per_unit: int
     source_seen_by_estimator: Literal["yes", "no", "unknown"]
     folds: int = 1
-    """Above 1: number of checkpoints, each of which labelled the documents that it was not trained on."""
+    """Number of checkpoints; if there are several, each labelled the documents that it was not trained on."""
     start_token: int | None = None
     """Id of the token that a causal model read before every window; None for the other methods."""
     estimator_tokenizer_sha256: str | None = None
-    """Digest of the checkpoint's tokenizer, if labels were moved from its tokens to `input_ids` through their bytes."""
+    """Digest of the checkpoint's tokenizer, if labels were moved, byte by byte, from its tokens to `input_ids`."""
     dtype: Dtype = "float32"
     """Type that the checkpoint computed in."""
     choices: tuple[str, ...] = ()
-    """The choice in each folder or dataset of the source with several configurations or splits."""
+    """Configuration or split chosen for each input that has several."""
     batch_invariant: bool = False
-    """True if every window was labelled alone, so that labels do not depend, by rounding, on other documents."""
+    """True if every window was labelled by itself, so that labels do not depend on other documents through rounding."""
     source_files: int = 0
-    """Number of files; 0 if an older version wrote this."""
+    """Number of source files; 0 in the provenance of an older version."""
     model: str = UNRECORDED_MODEL
-    """The checkpoint's name: USER/NAME@COMMIT of the Hub, or its folder's last part, or SHIPPED_MODEL."""
+    """Name of the checkpoint: USER/NAME@COMMIT on the Hub, the last part of a folder, or SHIPPED_MODEL."""
     names_of_text: bool = False
-    """True if documents that are text files have their names as `id` and `file`; older runs lack them."""
+    """True if the source is text files and their paths are passed on as `id` and `file`; False in older runs."""
     longest_document: int = NO_BOUND
-    """Bytes of the longest document that was labelled, four per token id; older runs had no such bound."""
+    """Limit on the bytes of a document, four per token id; longer ones have no labels. Older runs had no limit."""
     rounding_nats: float = ROUNDING_NATS
     schema_version: int = SCHEMA_VERSION
 
     @property
     def labelled_by(self) -> str:
-        """The model's name, with a hint at better labels if it is SHIPPED_MODEL."""
+        """Name of the model; for SHIPPED_MODEL, with a hint at better labels."""
         return f"{self.model} ({BETTER_MODEL})" if self.model == SHIPPED_MODEL else self.model
 
     def to_json(self) -> str:
@@ -112,7 +112,7 @@ class Provenance:
         """Read the output of `to_json`.
 
         Raises:
-            ValueError: as `from_values` does.
+            ValueError: as `from_values`, or if `text` is not a JSON object.
         """
         return cls.from_values(json_object(text))
 
@@ -121,21 +121,22 @@ class Provenance:
         """Read the object in the output of `to_json`.
 
         Raises:
-            ValueError: if another version of the schema wrote it, or no run can have such a provenance.
+            ValueError: if `values` have another schema version, or are values that no run writes.
         """
         if (version := values.get("schema_version")) != SCHEMA_VERSION:
             raise ValueError(
-                f"labels of schema version {version!s:.20}, this reads {SCHEMA_VERSION}; annotate anew elsewhere"
+                f"labels of schema version {version!s:.20}, but this version reads {SCHEMA_VERSION}; annotate again "
+                "into another folder"
             )
         provenance = decoded(cls, values)
         provenance.require_ranges()
         return provenance
 
     def require_ranges(self) -> None:
-        """Refuse numbers that no run writes.
+        """Raise if a number is out of range.
 
         Raises:
-            ValueError: if there is one.
+            ValueError: naming the first field with a number that no run writes.
         """
         ranges = {
             "vocabulary": 0 < self.vocabulary <= MOST_VOCABULARY,
@@ -151,10 +152,12 @@ class Provenance:
 
 
 def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:
-    """The columns of a plain schema that are passed on, with their features of `datasets`, then the labels.
+    """Return the schema of an annotated dataset: columns passed on from a plain schema, then the labels.
+
+    Columns keep their features of `datasets`.
 
     Raises:
-        ValueError: if the source has a column of one of our names, or lacks one that was named.
+        ValueError: if the source has a column with a label's name, or lacks a column to pass on.
     """
     tokenized = provenance.tokenizer_sha256 is None
     text = {TEXT_COLUMN if tokenized else provenance.text_column}

@@ -1,6 +1,6 @@
-"""Decoding of the JSON written about a dataset into dataclasses: a value that has not its field's type is refused.
+"""Decoding of a dataset's JSON records into dataclasses; a value without its field's type is refused.
 
-Anybody can have written it. Numbers are finite, and whole numbers are never negative.
+The JSON is untrusted. Numbers must be finite, and whole numbers must not be negative.
 """
 
 import json
@@ -13,33 +13,33 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-LARGEST = 2**63 - 1  # of a whole number, as in Arrow and Parquet
-SHOWN = 40  # characters of a wrong value
+LARGEST = 2**63 - 1  # whole number, as in Arrow and Parquet
+SHOWN = 40  # characters of a wrong value in an error
 
 Record = TypeVar("Record")
 Reader = Callable[[Any, str], Any]
 
 
 def json_object(text: str | bytes) -> dict[str, Any]:
-    """The object that a text holds.
+    """Parse a JSON object.
 
     Raises:
-        ValueError: if it holds anything else.
+        ValueError: if `text` is anything else.
     """
     try:
         values = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(values, dict):
-        raise ValueError("it holds no JSON object")
+        raise ValueError("it is not a JSON object")
     return values
 
 
 def decoded(kind: type[Record], values: object, name: str = "it") -> Record:
-    """A dataclass of an object's values; lists become tuples.
+    """Return a dataclass of type `kind` from a JSON object's values; lists become tuples.
 
     Raises:
-        ValueError: if a field is missing or unknown, or its value has another type, naming it.
+        ValueError: naming a field that is missing, unknown or of another type.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{name} is {_shown(values)}, not an object")
@@ -53,10 +53,10 @@ def decoded(kind: type[Record], values: object, name: str = "it") -> Record:
 
 @contextmanager
 def reading(place: Path | str, remedy: str) -> Iterator[None]:
-    """Name the file, and the remedy, in an error about its content.
+    """Add a file's name and a remedy to a ValueError that is raised inside.
 
     Raises:
-        ValueError: if one is raised inside.
+        ValueError: instead of the one raised inside.
     """
     try:
         yield
@@ -65,10 +65,10 @@ def reading(place: Path | str, remedy: str) -> Iterator[None]:
 
 
 def text_of(file: Path) -> str:
-    """A file's text. Anything but a file is refused: a pipe would be waited for without end.
+    """Read a file's text, but never a pipe, which could block forever.
 
     Raises:
-        ValueError: if it is no file, or its text is not UTF-8.
+        ValueError: if it is not a regular file, or not UTF-8.
     """
     if not file.is_file():
         raise ValueError("it is not a file")
@@ -77,7 +77,7 @@ def text_of(file: Path) -> str:
 
 @cache
 def _fields(kind: type) -> tuple[dict[str, Reader], set[str]]:
-    """A reader for each field, and the fields without a default."""
+    """Return a reader for each field, and the names of fields without a default."""
     hints = get_type_hints(kind)
     assert is_dataclass(kind)
     needed = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
@@ -85,7 +85,7 @@ def _fields(kind: type) -> tuple[dict[str, Reader], set[str]]:
 
 
 def _reader(kind: Any) -> Reader:
-    """A function from a value and its name to the content of a field of this type."""
+    """Return a function from a JSON value and its name to the value of a field of this type."""
     arguments = get_args(kind)
     if get_origin(kind) in (Union, UnionType):
         (other,) = set(arguments) - {NoneType}
@@ -102,7 +102,7 @@ def _reader(kind: Any) -> Reader:
 
 
 def _list_reader(kinds: tuple[Any, ...]) -> Reader:
-    """Reader of a list with items of one type, or of a fixed length with these types."""
+    """Return a reader of lists: of any length with one type of item, or of a fixed length with these types."""
     if kinds[-1] is Ellipsis:
         each = _reader(kinds[0])
         return lambda value, name: tuple([each(item, name) for item in _list(value, name)])
@@ -121,7 +121,7 @@ def _list(value: Any, name: str) -> list[Any]:
 
 
 def _whole(value: Any, name: str) -> int:
-    return value if type(value) is int and 0 <= value <= LARGEST else _refuse(value, name, "a whole number from 0 on")
+    return value if type(value) is int and 0 <= value <= LARGEST else _refuse(value, name, "a whole number >= 0")
 
 
 def _finite(value: Any, name: str) -> float:
@@ -142,11 +142,11 @@ def _refuse(value: object, name: str, expected: str) -> NoReturn:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _shown(value: object) -> str:
-    """The value as JSON in ASCII, cut where it is long."""
+    """Return a value as ASCII JSON, truncated to `SHOWN` characters; of a list or an object, only the kind."""
     if isinstance(value, list | dict):
         return f"a list of {len(value)}" if isinstance(value, list) else "an object"
     text = json.dumps(value)

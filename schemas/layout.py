@@ -1,11 +1,11 @@
-"""The layout of an annotated dataset, in a folder and in a repository of the Hub alike.
+"""Layout of an annotated dataset, the same in a folder and in a repository of the Hub.
 
-    README.md                          the card, of all subsets
-    data/SUBSET/train-K-of-N.parquet   shards; in folders of GROUP below it where there are more than that
-    tokenizer/SUBSET/                  of the subset's `input_ids`
-    _ledger/SUBSET/                    plan, receipts, notes on quarantined units; `datasets` does not read it
+    README.md                          card of all subsets
+    data/SUBSET/train-K-of-N.parquet   shards; in subfolders of GROUP shards if there are more than GROUP
+    tokenizer/SUBSET/                  tokenizer of the subset's `input_ids`
+    _ledger/SUBSET/                    plan, receipts, notes on quarantined units; not read by `datasets`
 
-A subset is what one run writes: the same documents labelled by another method, or other documents, are another subset.
+A subset is the output of one run. Another method on the same documents makes another subset, as do other documents.
 """
 
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 
 DATA_FOLDER, TOKENIZER_FOLDER, LEDGER_FOLDER = "data", "tokenizer", "_ledger"
 CARD_FILE = "README.md"
-GROUP = 5000  # shards in a folder: the Hub wants fewer than 10,000 entries
+GROUP = 5000  # shards per folder: the Hub wants fewer than 10,000 entries
 PARTS = (DATA_FOLDER, TOKENIZER_FOLDER, LEDGER_FOLDER, CARD_FILE)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SHARD_NAME = re.compile(r"(?:[0-9]{1,9}/)?train-[0-9]{1,12}-of-([0-9]{1,12})\.parquet")
@@ -24,7 +24,7 @@ SHARD_NAME = re.compile(r"(?:[0-9]{1,9}/)?train-[0-9]{1,12}-of-([0-9]{1,12})\.pa
 
 @dataclass(frozen=True)
 class Subset:
-    """The folders of a subset below `root`; below nothing, its paths in a repository."""
+    """Folders of a subset below `root`; without a root, paths in a repository."""
 
     name: str
     root: Path = Path()
@@ -51,26 +51,26 @@ class Subset:
 
     @property
     def in_repository(self) -> "Subset":
-        """The same below no root: paths in a repository."""
+        """The same subset without a root: paths in a repository."""
         return Subset(self.name)
 
     def shards(self) -> set[str]:
-        """Names of the shards in the folder."""
+        """Return the names of the shards in the folder, as `shard_name` makes them."""
         return {file.relative_to(self.data).as_posix() for file in self.data.rglob("*.parquet")}
 
 
 def shard_name(index: int, shards: int) -> str:
-    """Path of a shard below the subset's data folder; names sort in the order of the source's rows."""
+    """Return a shard's path below the subset's data folder; names sort in the order of the source's rows."""
     digits = max(5, len(str(shards)))
     group = f"{index // GROUP:03d}/" if shards > GROUP else ""
     return f"{group}train-{index:0{digits}d}-of-{shards:0{digits}d}.parquet"
 
 
 def shards_in_all(name: str) -> int:
-    """Total number of shards, from a shard's name.
+    """Return the total number of shards, parsed from one shard's name.
 
     Raises:
-        ValueError: if it is not the name of a shard.
+        ValueError: if `name` is not the name of a shard.
     """
     match = SHARD_NAME.fullmatch(name)
     if match is None:
@@ -79,13 +79,13 @@ def shards_in_all(name: str) -> int:
 
 
 def require_contained(root: Path) -> None:
-    """Refuse a dataset that leads out of its folder: whoever made it chose what would be read, sent or written.
+    """Raise if a link leads out of a dataset's folder, so that its author cannot choose what is read, sent or written.
 
-    The folder itself may be a link, and links within it may lead to other places within it, or to the files of the
-    Hub's cache where it is a snapshot there.
+    The folder itself may be a link. Links within the folder may lead to other places in it or, if the folder is a
+    snapshot in the Hub's cache, to that cache's files.
 
     Raises:
-        ValueError: if a file or folder of it is a link to elsewhere, or neither a file nor a folder.
+        ValueError: if an entry is a link to elsewhere, or neither a file nor a folder.
     """
     home = root.resolve()
     own = [home, *([home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [])]
@@ -99,7 +99,7 @@ def require_contained(root: Path) -> None:
 
 
 def _entries(root: Path) -> Iterator[os.DirEntry[str]]:
-    """All that a dataset consists of; folders that are links are not entered."""
+    """Yield every file, folder and link of a dataset; linked folders are not entered."""
     folders = [str(root)] if root.is_dir() else []
     while folders:
         with os.scandir(folder := folders.pop()) as entries:

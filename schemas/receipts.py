@@ -1,4 +1,4 @@
-"""A run's records: its plan, a receipt for every committed shard, a note on every quarantined unit."""
+"""Records of a run: the plan, a receipt for every committed shard, a note on every quarantined unit."""
 
 import hashlib
 import json
@@ -16,37 +16,36 @@ from schemas.decoding import decoded, json_object
 from schemas.layout import shard_name, shards_in_all
 
 RECEIPTS, QUARANTINE = "receipts", "quarantine"
-OWN, COMMITTED = "*.json", "*.jsonl"  # receipts: of a unit that was labelled here; of a commit to a repository
+OWN, COMMITTED = "*.json", "*.jsonl"  # receipt of a unit labelled here; receipts of a commit to a repository
 RECEIPT_FILES = (OWN, COMMITTED)
 PLAN_FILE, LOCK_FILE, REPORT_FILE = "plan.json", "lock", "report.json"
 PUBLISHED_FILE = "published.jsonl"  # receipts of shards in the repository that a folder is staging for
 BIN_NATS, BINS = 0.5, 34
 SHA256 = re.compile("[0-9a-f]{64}")
-LARGEST_NATS = 3.5e38  # of a label, which is float32
+LARGEST_NATS = 3.5e38  # largest float32, as labels are
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What a shard, or a whole dataset, holds; `nats` is the sum of its entropies."""
+    """Row, token and byte counts of a shard or a whole dataset; `nats` is the sum of entropies."""
 
     rows: int = 0
     rows_without_text: int = 0
-    """Null, empty or not text; their lists are empty."""
+    """Rows whose text is null, empty or not text; they have empty lists."""
     rows_too_long: int = 0
-    """Their documents are longer than `longest_document`; their lists are empty, and `rows_without_text` counts them
-    too."""
+    """Rows with documents longer than `longest_document`; they have empty lists, and are in `rows_without_text` too."""
     rows_with_unknown_text: int = 0
-    """Something in them has no token: it became the tokenizer's unknown token, or nothing."""
+    """Rows with characters that have no token, and became the tokenizer's unknown token or nothing."""
     rows_with_replacements: int = 0
-    """Their text holds U+FFFD, which stands for what was not valid Unicode here or before."""
+    """Rows whose text holds U+FFFD, the replacement for invalid Unicode, made here or earlier."""
     tokens: int = 0
     labelled_tokens: int = 0
     text_bytes: int = 0
     arrow_bytes: int = 0
-    """Of the rows in memory."""
+    """Bytes of the rows in memory, as Arrow."""
     nats: float = 0.0
     histogram: tuple[int, ...] = ()
-    """Labelled tokens by entropy: below 0, then in bins of BIN_NATS from 0 on, the last of them without an end."""
+    """Labelled tokens by entropy: one bin below 0, then bins of BIN_NATS from 0 up, the last open-ended."""
 
     def __add__(self, other: "Counts") -> "Counts":
         sums = {name: value + getattr(other, name) for name, value in vars(self).items() if name != "histogram"}
@@ -55,14 +54,14 @@ class Counts:
 
     @property
     def mean_entropy(self) -> float:
-        """Nats a labelled token."""
+        """Nats per labelled token."""
         return self.nats / max(1, self.labelled_tokens)
 
     def require_possible(self) -> None:
-        """Refuse figures that no shard can have.
+        """Raise if counts contradict each other.
 
         Raises:
-            ValueError: if these are such.
+            ValueError: naming the first count that no shard can have.
         """
         if len(self.histogram) not in (0, BINS):
             raise ValueError(f"histogram has {len(self.histogram)} bins, not {BINS}")
@@ -76,13 +75,13 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """A committed shard."""
+    """Receipt of a committed shard."""
 
     unit: int
     shard: str
     sha256: str
     size: int
-    """Bytes of the file."""
+    """Bytes of the shard's file."""
     counts: Counts
 
     def to_json(self) -> str:
@@ -90,10 +89,10 @@ class Receipt:
 
     @classmethod
     def from_json(cls, text: str) -> "Receipt":
-        """Reads what `to_json` wrote.
+        """Parse the output of `to_json`.
 
         Raises:
-            ValueError: if no unit can have such a receipt, one that names another file than the unit's shard among it.
+            ValueError: if no unit can have this receipt, for example because it names another unit's shard.
         """
         receipt = decoded(cls, json_object(text))
         require_name(receipt.unit, receipt.shard)
@@ -104,31 +103,31 @@ class Receipt:
 
 
 def as_lines(receipts: Iterable[Receipt]) -> str:
-    """A receipt per line, as a repository has them."""
+    """Return one receipt per line, the form that repositories keep."""
     return "".join(f"{receipt.to_json()}\n" for receipt in receipts)
 
 
 def from_lines(text: str) -> list[Receipt]:
-    """Reads what `as_lines` wrote.
+    """Parse the output of `as_lines`.
 
     Raises:
-        ValueError: if no unit can have one of them.
+        ValueError: as `Receipt.from_json`.
     """
     return list(map(Receipt.from_json, text.splitlines()))
 
 
 class Total(NamedTuple):
-    """Some shards together."""
+    """Totals of several shards."""
 
     counts: Counts
     sha256: str
-    """A digest of theirs: two datasets that share it are the same."""
+    """Digest of the shards' digests: two datasets with the same one are identical."""
     size: int
-    """Bytes of their files."""
+    """Bytes of the shards' files."""
 
 
 def total(receipts: Iterable[Receipt]) -> Total:
-    """The figures of receipts in the order of their units, so that the sum of nats is always the same bits."""
+    """Add up receipts, given in the order of their units so that the sum of nats always has the same bits."""
     counts, digest, size = Counts(), hashlib.sha256(), 0
     for receipt in receipts:
         counts += receipt.counts
@@ -139,7 +138,7 @@ def total(receipts: Iterable[Receipt]) -> Total:
 
 @dataclass(frozen=True, kw_only=True)
 class Quarantined:
-    """A note on a quarantined unit: which rows have no shard, and why."""
+    """Note on a quarantined unit: the rows without a shard, and the reason."""
 
     unit: int
     shard: str
@@ -156,10 +155,10 @@ class Quarantined:
 
     @classmethod
     def from_json(cls, text: str) -> "Quarantined":
-        """Reads what `to_json` wrote.
+        """Parse the output of `to_json`.
 
         Raises:
-            ValueError: if no unit can have such a note.
+            ValueError: if no unit can have this note.
         """
         note = decoded(cls, json_object(text))
         require_name(note.unit, note.shard)
@@ -168,7 +167,7 @@ class Quarantined:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedFile:
-    """A file of the source."""
+    """Source file, with its size in bytes and its version."""
 
     url: str
     size: int
@@ -176,32 +175,32 @@ class PlannedFile:
 
 
 PlannedUnit = tuple[int, int, int]
-"""Number of the file, first row, row after the last."""
+"""Index of the file, first row, and the row after the last."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a run: what every label depends on, where its inputs are, and its units."""
+    """Plan of a run: what every label depends on, where the inputs are, and the units."""
 
     provenance: Provenance
     inputs: tuple[str, ...]
-    """As they were given, before any was pinned to a commit."""
+    """Inputs as the user gave them, before any was pinned to a commit."""
     checkpoint: str | None = None
-    """If it is from the Hub, USER/NAME@COMMIT."""
+    """USER/NAME@COMMIT if the checkpoint is from the Hub, otherwise None."""
     source: tuple[str, ...] = ()
-    """The same inputs, those on the Hub at their commits."""
+    """The same inputs, with those on the Hub pinned to a commit."""
     schema: pa.Schema | None = None
-    """Columns that are written; None only in a plan that an older version wrote."""
+    """Columns that are written; None only in the plan of an older version."""
     tokenizer_config_sha256: str | None = None
-    """Digest of the tokenizer's settings, which name the token before a document; None where there are none, and in a
-    plan that an older version wrote."""
+    """Digest of the tokenizer's settings, which name the token before a document; None without settings, and in the
+    plan of an older version."""
     files: tuple[PlannedFile, ...] = ()
-    """Of the source, and the units below: empty before the plan is written."""
+    """Source files; empty, like `units`, before the plan is written."""
     units: tuple[PlannedUnit, ...] = ()
 
     @property
     def rows(self) -> list[int]:
-        """Number of rows of each unit."""
+        """Number of rows in each unit."""
         return [stop - start for _, start, stop in self.units]
 
     def to_json(self) -> str:
@@ -213,10 +212,10 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Plan":
-        """Reads what `to_json` wrote.
+        """Parse the output of `to_json`.
 
         Raises:
-            ValueError: if no run can have such a plan.
+            ValueError: if no run can have this plan.
         """
         values = json_object(text)
         run = values.pop("run", None)
@@ -239,14 +238,14 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class _WrittenPlan:
-    """A plan's JSON besides its provenance."""
+    """A plan's JSON without the provenance."""
 
     inputs: tuple[str, ...]
     checkpoint: str | None = None
     source: tuple[str, ...] | None = None
-    """None in a plan that an older version wrote, whose provenance has them."""
+    """None in the plan of an older version, which has the sources only in its provenance."""
     schema: str | None = None
-    """Arrow's own bytes in base64."""
+    """Arrow's serialized schema in base64."""
     tokenizer_config_sha256: str | None = None
     files: tuple[PlannedFile, ...]
     units: tuple[PlannedUnit, ...]
@@ -255,22 +254,22 @@ class _WrittenPlan:
         if self.source is not None and len(self.source) != len(self.inputs):
             raise ValueError(f"source names {len(self.source)} inputs, and inputs {len(self.inputs)}")
         if not all(file < len(self.files) and start < stop for file, start, stop in self.units):
-            raise ValueError("units has one that is no rows of a file")
+            raise ValueError("units holds one without rows, or of a file that is not in the plan")
 
 
 def _read_schema(text: str) -> pa.Schema:
     try:
         return pa.ipc.read_schema(pa.py_buffer(b64decode(text, validate=True)))
     except (pa.ArrowException, ValueError, OSError) as error:
-        raise ValueError(f"schema holds no columns: {error}") from error
+        raise ValueError(f"schema cannot be read: {error}") from error
 
 
 def require_name(unit: int, shard: str) -> None:
-    """Refuse a shard's name that is not the one of its unit: it could be any path.
+    """Raise if a shard's name, which could be any path, is not the name of its unit.
 
     Raises:
-        ValueError: if it is another.
+        ValueError: if `shard` is not the name of a shard, or names another unit's.
     """
     shards = shards_in_all(shard)
     if unit >= shards or shard != shard_name(unit, shards):
-        raise ValueError(f"shard is {shard!a:.60}, which is not a name of unit {unit}")
+        raise ValueError(f"shard is {shard!a:.60}, which is not the shard of unit {unit}")

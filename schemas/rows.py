@@ -1,7 +1,7 @@
 """Rows of source documents: FineWeb's columns, of which only `text` is required, and the features of `datasets`.
 
-A file may be tokenized already: then it has `input_ids` instead of `text`. Every other column is passed on to the
-annotated dataset unchanged.
+A file that is tokenized already has `input_ids` instead of `text`. Every other column is passed on to the annotated
+dataset unchanged.
 """
 
 import json
@@ -13,10 +13,10 @@ import pyarrow as pa
 TEXT_COLUMN = "text"
 TOKENS_COLUMN = "input_ids"
 ID_COLUMN, FILE_COLUMN = "id", "file"
-"""Columns of plain text: both hold the file's path below the folder that all files of the input share."""
+"""Columns of rows from text files: both hold the file's path below the folder that all files of the input share."""
 
 NO_BOUND = 2**31 - 1
-"""Bytes of the longest document if there is no other bound: the longest string of Arrow's."""
+"""Limit on the bytes of a document if no other is set: Arrow's longest string."""
 
 FINEWEB = pa.schema(
     [
@@ -50,13 +50,13 @@ def is_token_list(kind: pa.DataType) -> bool:
 
 FEATURES_KEY = b"huggingface"
 EXTENSION_KEYS = (EXTENSION_NAME := b"ARROW:extension:name", b"ARROW:extension:metadata")
-"""Keys of a field's metadata that name its extension type, as in `datasets`' arrays."""
+"""Keys of a field's metadata that name its extension type, used by the arrays of `datasets`."""
 
 Features = dict[str, Any]
 
 
 def read_features(schema: pa.Schema, source: str) -> Features:
-    """Features by column, as `datasets` describes them in JSON; empty for a schema that it did not write.
+    """Return each column's features in the JSON of `datasets`; empty if `datasets` did not write the schema.
 
     `source` names the file in errors.
 
@@ -80,7 +80,7 @@ def read_features(schema: pa.Schema, source: str) -> Features:
 
 
 def features_metadata(features: Features) -> Mapping[bytes, bytes]:
-    """The metadata of a schema whose columns have these features; empty if there are none."""
+    """Return schema metadata that describes these features; empty if there are none."""
     return {FEATURES_KEY: json.dumps({"info": {"features": features}}).encode()} if features else {}
 
 
@@ -90,7 +90,7 @@ def same_feature(one: Any, other: Any) -> bool:
 
 
 def _plain(feature: Any) -> Any:
-    """The description without unset attributes and older names of lists, which only some versions write."""
+    """Return a feature's description without what only some versions write: unset attributes, older names of lists."""
     if isinstance(feature, list):
         return {"_type": "List", "feature": _plain(feature[0])} if len(feature) == 1 else [*map(_plain, feature)]
     if not isinstance(feature, dict):

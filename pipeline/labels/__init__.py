@@ -1,2 +1,5 @@
-"""Label methods: each file has one `token_entropies(model, input_ids[B, T], ...) -> [B, T]`, in nats, but for
-attribution's scores, which have no unit; and the move of nats from one tokenizer's tokens to another's."""
+"""Label methods, and the transfer of labels between tokenizers.
+
+Each method's file has a function `token_entropies(model, input_ids[B, T], ...) -> [B, T]`. Labels are in nats, except
+attribution's scores, which have no unit.
+"""

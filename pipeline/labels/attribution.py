@@ -1,11 +1,11 @@
 """Attribution: how much the prediction of each token depends on the embedding of the whole window.
 
-What the decoder does with the embedding stands in for what the token adds to it (paper section 4: occlusion,
-memory shift, gradient x input). This takes two decoder passes a window where exact labels take one a token,
-but the scores have no unit and agree poorly with exact labels.
+The decoder's use of the embedding stands in for the information that the token adds to it (paper section 4: occlusion,
+memory shift, gradient x input). This takes two decoder passes per window, whereas exact labels take one per token. But
+the scores have no unit and agree poorly with exact labels.
 
-B rows, T tokens, E bottleneck width, X what the embedding is when it enters, D decoder width, N real tokens of all rows
-(n of them in a chunk), V vocabulary.
+B rows, T tokens, E bottleneck width, X width of the embedding as it enters the decoder, D decoder width, N real tokens
+of all rows (n of them in a chunk), V vocabulary.
 """
 
 from collections.abc import Callable
@@ -34,30 +34,30 @@ def token_entropies(
     measure: Measure,
     seed: int = 0,
 ) -> Tensor:
-    """Attribution scores, float32 [B, T], from 0 at the row's lowest token to 1 at its highest.
+    """Return attribution scores, float32 [B, T], scaled to run from 0 to 1 in each row.
 
     Args:
-        estimator: the entropy estimation model, in evaluation mode. In bfloat16 rounding drowns the memory shift
-            (R^2 0.6 with its float32 scores, shipped estimator) and leaves the other measures as they are (0.999).
+        estimator: the entropy estimation model, in evaluation mode. In bfloat16, rounding drowns the memory shift
+            (R^2 0.6 with its float32 scores, shipped estimator) but not the other measures (0.999).
         input_ids_BT: windows, padded on the right with any token.
-        lengths_B: real tokens in each row; all T where None.
-        measure: what is scored. Occlusion takes the embedding away and compares the logits by L1 distance or by
-            1 - cosine, or the loss by |change|; memory-shift is |change of loss| under noise in the bottleneck;
-            gradient-input is |d loss / d embedding . embedding|.
-        seed: of the memory shift's noise. All rows share one draw, so that no score depends on a row's neighbours.
+        lengths_B: real tokens in each row; None for all T.
+        measure: the score. Occlusion removes the embedding and compares the logits by L1 distance or 1 - cosine, or
+            the losses by |change|; memory-shift is |change of loss| under noise in the bottleneck; gradient-input is
+            |d loss / d embedding . embedding|.
+        seed: seed of the memory shift's noise. All rows share one draw, so that no score depends on other rows.
 
     Returns:
         The scores, NaN at padding; zeros in a row whose tokens all score the same.
 
     Raises:
-        ValueError: if `measure` is none of `Measure`, if occlusion is asked of an estimator that it is not defined for,
-            or if windows are longer than the estimator's context: scores of two windows do not compare.
+        ValueError: if `measure` is unknown, if occlusion is not defined for the estimator, or if windows are longer
+            than its context. Longer texts are not split, since scores of two windows do not compare.
     """
     if measure not in get_args(Measure):
         raise ValueError(f"unknown measure {measure!r}; choose one of {', '.join(get_args(Measure))}")
     rows, width = input_ids_BT.shape
     if width > (context := estimator.config.context):
-        raise ValueError(f"windows of {width} tokens are beyond the {context} that the estimator reads; cut them")
+        raise ValueError(f"windows of {width} tokens exceed the estimator's context of {context}; cut them")
     if lengths_B is None:
         lengths_B = torch.full((rows,), width, device=input_ids_BT.device)
     real_BT = real_positions(lengths_B, width)
@@ -68,17 +68,17 @@ def token_entropies(
 
 
 def decode_alone(estimator: EntropyEstimator, input_ids_BT: Tensor) -> Tensor:
-    """Hidden states [B, T, D] as `estimator.decode` gives them for a zero embedding that is hidden from every token.
+    """Return the decoder's hidden states [B, T, D] with the embedding hidden from every token.
 
-    The tokens run without the embedding's position. That is the same and needs no mask: rotary positions count
-    by their differences, and Llama blocks, which have no bias, keep a zero vector zero. So the first token is
-    predicted from nothing, with all its logits 0, and often scores highest.
+    They equal those of `estimator.decode` for a masked zero embedding. No mask is needed, as the tokens run without the
+    embedding's position: only differences of rotary positions matter, and Llama blocks, without a bias, keep a zero
+    vector zero. The first token is therefore predicted from nothing, with all logits 0, and often scores highest.
 
     Raises:
-        ValueError: if the embedding is no position of a transformer, below all layers: it cannot be hidden then.
+        ValueError: if the embedding cannot be hidden, because it does not enter a transformer as its first position.
     """
     if not estimator.config.prepends:
-        raise ValueError("occlusion hides a position: it is for transformers that begin with the embedding as a token")
+        raise ValueError("occlusion needs a transformer that begins with the embedding as a token; use another measure")
     hidden_BTD = causal_hidden(estimator.decoder, input_embeddings(estimator.decoder)(input_ids_BT))
     return pad(hidden_BTD[:, :-1], (0, 0, 1, 0))
 
@@ -91,7 +91,7 @@ def _scores(
     measure: Measure,
     seed: int,
 ) -> Tensor:
-    """Scores of the real tokens [N], not yet normalised."""
+    """Return the scores of real tokens [N], not yet normalised."""
     head_VD, target_N = estimator.head_VD, input_ids_BT[real_BT]
     embedding_BX = estimator.introduced(bottleneck_BE)
 
@@ -113,10 +113,11 @@ def _scores(
 
 
 def _loss_slopes(decode: Callable[[Tensor], Tensor], embedding_BX: Tensor, head_VD: Tensor, target_N: Tensor) -> Tensor:
-    """d loss / d embedding . embedding of every token [N], from one pass in place of one backward a token.
+    """Return d loss / d embedding . embedding of every token [N], in one pass instead of one backward per token.
 
-    It is a derivative along the embedding, which forward mode carries to all tokens' logits at once; the loss
-    changes by their expected change less the target's. No other attention kernel has a forward-mode derivative.
+    This is the derivative along the embedding, which forward mode computes for all tokens' logits at once. The loss
+    changes by the logits' expected change minus the change of the target's logit. Only the MATH attention kernel has a
+    forward-mode derivative.
     """
     with sdpa_kernel(SDPBackend.MATH):
         hidden_ND, change_ND = torch.func.jvp(decode, (embedding_BX,), (embedding_BX,))[:2]
@@ -125,13 +126,13 @@ def _loss_slopes(decode: Callable[[Tensor], Tensor], embedding_BX: Tensor, head_
 
 
 def _shift(bottleneck_BE: Tensor, seed: int) -> Tensor:
-    """Noise [E] between -1/4 and 1/4, drawn on the CPU so that every device gets the same."""
+    """Return noise [E] between -1/4 and 1/4, drawn on the CPU so that all devices get the same."""
     uniform_E = torch.rand(bottleneck_BE.shape[-1], generator=torch.Generator().manual_seed(seed))
     return (LARGEST_SHIFT * (2 * uniform_E - 1)).to(bottleneck_BE)
 
 
 def _over_logits(function: OfTwo, one_ND: Tensor, other_ND: Tensor, head_VD: Tensor) -> Tensor:
-    """The function [N] of two sets of logits, of which a chunk of tokens exists at a time."""
+    """Apply a function of two sets of logits, in chunks of tokens; return its values [N]."""
     tokens = chunk_tokens(head_VD)
     chunks = zip(one_ND.split(tokens), other_ND.split(tokens), strict=True)
     return torch.cat([function(wide_product(one, head_VD), wide_product(other, head_VD)) for one, other in chunks])
@@ -150,7 +151,7 @@ def _expectation(logits_nV: Tensor, values_nV: Tensor) -> Tensor:
 
 
 def _normalised(scores_BT: Tensor, real_BT: Tensor) -> Tensor:
-    """Scores from 0 to 1 over each row's real tokens, NaN elsewhere."""
+    """Scale scores to run from 0 to 1 over each row's real tokens; NaN elsewhere."""
     low_B1 = scores_BT.where(real_BT, torch.inf).amin(dim=1, keepdim=True)
     spread_B1 = scores_BT.where(real_BT, -torch.inf).amax(dim=1, keepdim=True) - low_B1
     normal_BT = (scores_BT - low_B1) / spread_B1.where(spread_B1 > 0, 1)

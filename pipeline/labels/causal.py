@@ -21,11 +21,11 @@ from pipeline.models.causal_lm import (
 
 @torch.no_grad()
 def token_entropies(model: PreTrainedModel, input_ids_BT: Tensor, start: int) -> Tensor:
-    """-ln p(token | tokens before it in its row) in nats, float32 [B, T], of right-padded texts.
+    """Return -ln p(token | earlier tokens of the row) in nats, float32 [B, T], of right-padded texts.
 
-    `start` stands before each row, so that the first token has a label too: the token that the model read before
-    documents in its training. Values at padding mean nothing. Texts beyond the model's context are labelled in windows
-    of it that overlap by half, `start` before each.
+    Each row is read after the token `start`, the one before documents in the model's training, so that the first token
+    has a label too. Values at padding are meaningless. Texts longer than the model's context are labelled in windows of
+    that length, which overlap by half and also follow `start`.
     """
 
     def losses_BT(window: Window) -> Tensor:
@@ -37,7 +37,7 @@ def token_entropies(model: PreTrainedModel, input_ids_BT: Tensor, start: int) ->
 
 @torch.no_grad()
 def expected_entropies(model: PreTrainedModel, input_ids_BT: Tensor, start: int) -> Tensor:
-    """Entropy of the model's prediction of each token before it is seen, nats, float32 [B, T]; windows as above."""
+    """Return the entropy of the model's prediction of each token, in nats, float32 [B, T]; see `token_entropies`."""
 
     def entropies_BT(window: Window) -> Tensor:
         inputs_BT = prepend_start(input_ids_BT[:, window.start : window.stop], start)

@@ -28,22 +28,22 @@ LOG = logging.getLogger(__name__)
 
 Columns = Mapping[str, Tensor]
 OfWindows = Callable[[Tensor, Tensor, Tensor, int], Columns]
-"""(input_ids [B, T], lengths [B], wanted positions [B, T], most tokens of a forward) to columns of nats [B, T]"""
+"""From input_ids [B, T], lengths [B], wanted positions [B, T] and most tokens of a forward to nats [B, T] by column."""
 
 
-# On a CPU core SmolLM2 labels 1.6 times as many tokens a second in forwards of 2,048 tokens as of 16,384, and as many
-# in 1,024; a model of a few million parameters does not care. A GPU wants so much work in a forward that it does not
-# wait for its host to launch kernels: some 9 TFLOP, 20 ms of an H100, 32,768 tokens of SmolLM2 (computed). More tokens
-# fill batches with padding: of FineWeb's windows of 2,047, 3% with 32,768 tokens, 14% with eight times as many. So
-# little is not worth a forward without padding, whose mask would rule out the fastest attention kernels.
+# On a CPU core, SmolLM2 labels 1.6 times as fast in forwards of 2,048 or 1,024 tokens as in forwards of 16,384. For a
+# model of a few million parameters the size makes no difference. A GPU needs enough work in a forward not to wait for
+# its host to launch kernels: some 9 TFLOP, 20 ms of an H100, 32,768 tokens of SmolLM2 (computed). Larger batches have
+# more padding: with FineWeb's windows of 2,047, 3% at 32,768 tokens, 14% at eight times that size. Saving 3% is not
+# worth a forward without padding, whose mask would rule out the fastest attention kernels.
 CPU_FORWARD_TOKENS = 2**11
 FORWARD_FLOP = 2**43
 FEWEST_FORWARD_TOKENS, MOST_FORWARD_TOKENS = 2**14, 2**17
-WINDOW_TOKENS = 2**14  # of windows whose prefixes the exact method sorts by length together
+WINDOW_TOKENS = 2**14  # tokens of the windows whose prefixes the exact method sorts by length together
 
 
 def forward_tokens(model: nn.Module, device: str) -> int:
-    """Tokens to label in one forward on a device; a power of two, so that models of a size label in equal batches."""
+    """Return the tokens to label per forward on a device: a power of two, the same for models of similar size."""
     if device == "cpu":
         return CPU_FORWARD_TOKENS
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -52,12 +52,12 @@ def forward_tokens(model: nn.Module, device: str) -> int:
 
 
 class DeviceError(Exception):
-    """This device cannot label the rows; another one may."""
+    """Failure to label rows on this device; another device may label them."""
 
 
 @dataclass(frozen=True)
 class TorchLabeller:
-    """A label method with its checkpoint loaded."""
+    """A label method with a loaded checkpoint."""
 
     columns: tuple[str, ...]
     of_windows: OfWindows
@@ -67,19 +67,19 @@ class TorchLabeller:
     batch_tokens: int
     """Most tokens of a batch."""
     border: int | None = None
-    """Windows of so many tokens, and longer ones, must not share a batch."""
+    """Windows of at most this many tokens must not share a batch with longer ones; None if they may."""
 
     def label(
         self, batches: Iterable[WindowBatch], labelled: Callable[[WindowBatch], None] = lambda batch: None
     ) -> tuple[list[dict[str, np.ndarray]], int]:
-        """Float32 [B, T] for every column of every batch, and how many batches were labelled in parts.
+        """Return float32 [B, T] for every column of every batch, and the number of batches labelled in parts.
 
-        Windows go to the device in one transfer and labels come back in one: in between it does not wait for its host.
-        `labelled` is called with each batch when it is, on a GPU as soon as the device has the work.
+        Windows go to the device in one transfer and labels come back in one; in between, the device does not wait for
+        its host. `labelled` is called with each batch once it is labelled or, on a GPU, submitted to the device.
         """
         all_batches, parts, at = list(batches), 0, 0
         sizes = [batch.ids_BT.size for batch in all_batches]
-        # Before: small results that outlive the large ones of a forward leave holes in the heap, 900 bytes a token.
+        # Allocated first: small results that outlive a forward's large ones leave holes in the heap, 900 bytes a token.
         labels_CN = torch.empty(len(self.columns), sum(sizes), device=self.device)
         with BlockedAttention() if self.device == "cpu" else nullcontext():
             for batch, size, sent in zip(all_batches, sizes, self._on_device(all_batches), strict=True):
@@ -96,17 +96,17 @@ class TorchLabeller:
         ], parts
 
     def _on_device(self, batches: Sequence[WindowBatch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Ids, lengths and wanted positions of each batch."""
+        """Return ids, lengths and wanted positions of each batch, on the device."""
         ids = _sent([batch.ids_BT for batch in batches], self.device)
         lengths = _sent([batch.lengths_B for batch in batches], self.device)
         wanted = _sent([batch.wanted_BT for batch in batches], self.device)
         return zip(ids, lengths, wanted, strict=True)
 
     def _within_memory(self, ids_BT: Tensor, lengths_B: Tensor, wanted_BT: Tensor) -> tuple[Columns, int]:
-        """The labels, and the budget of a forward that fitted the device's memory.
+        """Return the labels, and the token budget of a forward that fitted the device's memory.
 
-        A batch that does not fit is tried again when the memory that torch keeps for later has been given back: it
-        then gives the same bits. Only if that fails too is it labelled in parts, whose labels differ by rounding.
+        A batch that does not fit is retried after torch's cached memory is released, which gives the same bits. If it
+        still does not fit, it is labelled in parts, whose labels differ by rounding.
 
         Raises:
             DeviceError: if not even a single window fits.
@@ -116,12 +116,12 @@ class TorchLabeller:
                 return self.of_windows(ids_BT, lengths_B, wanted_BT, budget), budget
             except torch.OutOfMemoryError:
                 pass
-            torch.cuda.empty_cache()  # not before the error is gone, whose traceback holds tensors
-        raise DeviceError(f"a window of {ids_BT.shape[1]} tokens does not fit the memory of {self.device}")
+            torch.cuda.empty_cache()  # outside the handler, since the error's traceback holds tensors
+        raise DeviceError(f"a window of {ids_BT.shape[1]} tokens does not fit into the memory of {self.device}")
 
 
 def _sent(arrays: Sequence[np.ndarray], device: str) -> list[Tensor]:
-    """Arrays of one type on a device, in one transfer, which need not have ended."""
+    """Send arrays of one dtype to a device in a single transfer, which may still be running on return."""
     if not arrays:
         return []
     joined_N = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
@@ -132,34 +132,34 @@ def _sent(arrays: Sequence[np.ndarray], device: str) -> list[Tensor]:
 
 
 def _budgets(budget: int, smallest: int) -> Iterator[int]:
-    """The whole budget twice, then halves of it that hold a window."""
+    """Yield the whole budget twice, then repeated halves that hold at least a window."""
     yield from (budget, budget)
     while (budget := budget // 2) >= smallest:
         yield budget
 
 
 def in_parts(one_pass: Callable[[Tensor], Columns], ids_BT: Tensor, _: Tensor, __: Tensor, budget: int) -> Columns:
-    """A method of one pass over every window, run on as many rows at a time as the budget allows."""
+    """Label with a method of one pass per window, in parts of as many rows as the budget allows."""
     parts = [one_pass(ids_bT) for ids_bT in ids_BT.split(max(1, budget // ids_BT.shape[1]))]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def exact_labeller(estimator: EntropyEstimator, device: Device) -> TorchLabeller:
-    """Exact labels of an estimator that is on the device."""
+    """Return a labeller for exact labels of an estimator that is on the device."""
     entropies, positions = partial(exact.token_entropies, estimator), exact.default_batch_tokens(device)
     return TorchLabeller((ENTROPY,), lambda *batch: {ENTROPY: entropies(*batch)}, device, positions, WINDOW_TOKENS)
 
 
 def second_order_labeller(model: SecondOrderModel, device: Device) -> TorchLabeller:
-    """Both columns of a second-order model that is on the device."""
+    """Return a labeller for both columns of a second-order model that is on the device."""
     columns = (ENTROPY, EXPECTED_ENTROPY)
     both = partial(in_parts, lambda ids: dict(zip(columns, second_order.token_entropies(model, ids), strict=True)))
     tokens, border = forward_tokens(model, device), frequency_border(model.transformer.config)
-    return TorchLabeller(columns, both, device, tokens, tokens, border and border - 1)  # it reads the start too
+    return TorchLabeller(columns, both, device, tokens, tokens, border and border - 1)  # for the start token
 
 
 def causal_labeller(model: PreTrainedModel, start: int, device: Device) -> TorchLabeller:
-    """Losses of a causal language model that is on the device and reads the token `start` before each window."""
+    """Return a labeller for losses of a causal model that is on the device; each window follows the token `start`."""
     losses = partial(in_parts, lambda ids: {ENTROPY: causal.token_entropies(model, ids, start)})
     tokens = forward_tokens(model, device)
     return TorchLabeller((ENTROPY,), losses, device, tokens, tokens, frequency_border(model.config))
@@ -168,9 +168,9 @@ def causal_labeller(model: PreTrainedModel, start: int, device: Device) -> Torch
 def load_labeller(
     method: Method, checkpoint: Path, device: Device, dtype: Dtype = "float32", start: int | None = None
 ) -> TorchLabeller:
-    """The method with its checkpoint on the device, computing in `dtype`; losses and sums are wider.
+    """Return a labeller with the method's checkpoint on the device, computing in `dtype` with wider losses and sums.
 
-    `start` is the token that a causal model reads before each window; what it declares where None.
+    `start` is the token that a causal model reads before each window; by default the one that the checkpoint declares.
     """
     if method == "exact":
         return exact_labeller(load_estimator(checkpoint, device, dtype), device)
@@ -181,10 +181,10 @@ def load_labeller(
 
 
 def device_here(gpus: float | None = None) -> Device:
-    """The device of a process that labels: a GPU where there is one, unless 0 GPUs are asked for.
+    """Return the device that this process labels on: a GPU if there is one, unless `gpus` is 0.
 
     Raises:
-        ValueError: if a GPU is asked for and there is none.
+        ValueError: if a GPU is requested and there is none.
     """
     if gpus and not torch.cuda.is_available():
         raise ValueError(f"`gpus_per_worker` {gpus:g}, but torch sees no GPU here; leave it out")
@@ -194,10 +194,12 @@ def device_here(gpus: float | None = None) -> Device:
 def load_labellers(
     checkpoints: Sequence[Path], device: Device, *, method: Method, dtype: Dtype, start: int | None
 ) -> tuple[TorchLabeller, ...]:
-    """The method with each of a run's checkpoints on a GPU, or on one core: labels must not depend on how many.
+    """Return a labeller for each of a run's checkpoints, on a GPU or a CPU.
+
+    torch gets one thread, since labels must not depend on the number of cores.
 
     Raises:
-        RuntimeError: if there is no such device.
+        RuntimeError: if the device does not exist.
     """
     torch.set_num_threads(1)
     if device == "cuda" and dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):

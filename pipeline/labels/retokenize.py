@@ -1,4 +1,4 @@
-"""Labels moved from one tokenizer's tokens to another's, through the bytes that both cover.
+"""Transfer of labels from one tokenizer's tokens to another's, through the bytes that both cover.
 
 S tokens of the source, T tokens of a text or of the target, C characters of a text, B borders between source tokens;
 document m.
@@ -14,24 +14,24 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.safe_tokenizers import tokenizer_errors
 
 UNLABELLED_SHARE = 1e-9
-"""Below this share of a token, an overlap is rounding."""
+"""Share of a token below which an overlap with unlabelled tokens is rounding."""
 
 
 class Tokens(NamedTuple):
-    """Ids, int32 [T], and the UTF-8 byte at which each token ends, float64 [T]: token k covers ends[k-1] to ends[k]."""
+    """Ids, int32 [T], and the UTF-8 byte where each token ends, float64 [T]; token k covers ends[k-1] to ends[k]."""
 
     ids_T: np.ndarray
     ends_T: np.ndarray
 
 
 def encode_with_ends(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
-    """The ids of `pipeline.data.tokenizer.encode`, and where in each text's bytes the tokens end.
+    """Return the ids of `pipeline.data.tokenizer.encode`, with the byte of each text where each token ends.
 
-    Bytes of no token, such as stripped whitespace, go to the token after them, trailing ones to the last. Byte-level
-    tokens end where they do; of others, those that cut a character share it evenly, at fractions of a byte.
+    Bytes without a token, such as stripped whitespace, belong to the next token, and trailing ones to the last. Ends of
+    byte-level tokens are exact. Other tokens that split a character share it evenly, and end at fractions of a byte.
 
     Raises:
-        UnicodeEncodeError: a ValueError, for a lone surrogate; it has no UTF-8 bytes, and Parquet cannot hold it.
+        UnicodeEncodeError: a ValueError, for a lone surrogate, which UTF-8 and Parquet cannot hold.
     """
     for text in texts:
         text.encode()
@@ -44,20 +44,21 @@ def encode_with_ends(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]
 
 
 def move_nats(nats_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.ndarray:
-    """Nats of each target token, float32 [T]: every source token's are spread evenly over its bytes.
+    """Return the nats of each target token, float32 [T], with every source token's nats spread evenly over its bytes.
 
-    The total stays. A source token of no bytes adds to the one before it, or at the start to the first target token.
-    A target token with a byte of an unlabelled (NaN) source token is NaN; so are all where the source has no tokens.
+    The total is preserved. The nats of a source token without bytes go to the token before it or, at the start, to the
+    first target token. A target token that overlaps an unlabelled (NaN) source token is NaN. All target tokens are NaN
+    if the source has no tokens.
 
     Raises:
-        ValueError: if the two sides end at different bytes: they are not of one text.
+        ValueError: if the two sides end at different bytes, and so are not of the same text.
     """
     if np.array_equal(ends_S, ends_T):
         return nats_S.astype(np.float32)
     if not len(ends_S) or not len(ends_T):
         return np.full(len(ends_T), np.nan, np.float32)
     if ends_S[-1] != ends_T[-1]:
-        raise ValueError(f"the source's tokens cover {ends_S[-1]:g} bytes, the target's {ends_T[-1]:g}: two texts")
+        raise ValueError(f"the source's tokens cover {ends_S[-1]:g} bytes, the target's {ends_T[-1]:g}; texts differ")
     unlabelled_S = np.isnan(nats_S)
     nats_T = _moved(np.where(unlabelled_S, 0, nats_S), ends_S, ends_T)
     nats_T[_moved(unlabelled_S, ends_S, ends_T) > UNLABELLED_SHARE] = np.nan
@@ -65,10 +66,11 @@ def move_nats(nats_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.
 
 
 def retokenized(corpus: Corpus, own: Tokenizer, other: Tokenizer) -> Corpus:
-    """The documents and labels in the tokens of another tokenizer, by way of their text.
+    """Return the documents and labels in another tokenizer's tokens.
 
-    A document is left out where its tokens are not those that its tokenizer makes of their text, as may be where that
-    drops characters or has one token for whatever it does not know: where their bytes lie cannot be told.
+    A document is left out if its own tokenizer, `own`, does not make the same tokens from its decoded text, since the
+    bytes of the tokens are then unknown. This happens if that tokenizer drops characters, or has one token for all
+    unknown text.
     """
     documents = corpus.by_document(corpus.tokens_N)
     texts = own.decode_batch([ids.tolist() for ids in documents], skip_special_tokens=False)
@@ -96,9 +98,10 @@ def _ends(encoding: Encoding, text: str) -> np.ndarray:
 
 
 def _ends_of_offsets(offsets_T2: np.ndarray, text: str) -> np.ndarray:
-    """Byte ends of tokens known by the characters from which and up to which they reach.
+    """Return the byte ends of tokens whose first and last characters are known.
 
-    The n tokens that hold a token's last character all hold what is from the last one's start on: 1/n of it is each's.
+    Where n tokens hold the same last character, each gets 1/n of the bytes that all of them hold: those from the start
+    of the last of these tokens on.
     """
     if not len(offsets_T2):
         return np.empty(0)
@@ -118,7 +121,10 @@ def _byte_level(token: str) -> bytes:
 
 
 def _byte_level_alphabet() -> dict[str, bytes]:
-    """A printable Latin-1 character stands for the byte of its code, those from 256 on for the other bytes in order."""
+    """Return the byte that each character stands for.
+
+    Printable Latin-1 characters stand for their codes, the other characters, in order, for the remaining bytes.
+    """
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     own = [ord(character) for character in characters if ord(character) < 256]
     others = sorted(set(range(256)) - set(own))

@@ -1,4 +1,4 @@
-"""Second-order labels: one pass of a regressor that was trained on first-order labels.
+"""Second-order labels: one pass of a regression model that was trained on first-order labels.
 
 B rows, T tokens.
 """
@@ -13,10 +13,10 @@ from pipeline.models.second_order import Entropies, SecondOrderModel
 
 @torch.no_grad()
 def token_entropies(model: SecondOrderModel, input_ids_BT: Tensor) -> Entropies:
-    """Entropies and expected entropies in nats, float32 [B, T] each, of right-padded texts.
+    """Return entropies and expected entropies in nats, float32 [B, T] each, of right-padded texts.
 
-    Nothing is clipped: an estimate may fall slightly below zero. Values at padding mean nothing. Texts beyond the
-    model's context are labelled in windows of it that overlap by half.
+    Estimates are not clipped and may be slightly negative. Values at padding are meaningless. Texts longer than the
+    model's context are labelled in windows of that length, which overlap by half.
     """
 
     def both_2BT(window: Window) -> Tensor:

@@ -1,4 +1,4 @@
-"""Texts longer than a model's context, labelled in overlapping windows as the main job labels them.
+"""Labels of texts longer than a model's context, made in overlapping windows as the annotation job makes them.
 
 B rows, T tokens.
 """
@@ -12,13 +12,13 @@ from pipeline.data.windows import Window, cover
 
 
 def over_windows(of_window: Callable[[Window], Tensor], tokens: int, context: int | None) -> Tensor:
-    """Values [..., B, T] of texts of `tokens` tokens, each token's from the first window that holds it.
+    """Return values [..., B, T] of texts, each token's from the first window that holds it.
 
     Args:
-        of_window: values of all tokens of a window, from its `start` to its `stop`; those before `label_from` are
-            left out.
-        tokens: length of the texts, padding included.
-        context: most tokens of a window, which shares half of them with the next; None where a model has no limit.
+        of_window: function that returns the values of a window's tokens, from `start` to `stop`; values before
+            `label_from` are dropped.
+        tokens: length T of the texts, padding included.
+        context: window length, half of which is shared with the next window; None for a model without a limit.
     """
     if context is None or tokens <= context:
         return of_window(Window(0, 0, tokens, 0))

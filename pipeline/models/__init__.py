@@ -1,1 +1,1 @@
-"""The networks: entropy estimation model, second-order model, and how their checkpoints are kept."""
+"""Networks, such as the entropy estimation model and the second-order model, and their checkpoints."""

@@ -1,8 +1,8 @@
-"""The autoencoder: all tokens of a window regenerated in one pass from its embedding alone (paper section 3).
+"""The autoencoder: all tokens of a window regenerated in one pass from only its embedding (paper section 3).
 
-The embedding is given to the decoder repeated, the same at every position, or unrolled: position i gets a projection of
-half of the embedding's numbers, from number i on and around its end. With a bottleneck it compresses. A transformer
-cannot tell positions apart by repeated embeddings, as its attention averages what is the same everywhere; a mixer can.
+The decoder gets the embedding repeated, the same at every position, or unrolled. Unrolled, position i gets a projection
+of half of the embedding's numbers, from number i on, with wrap-around. A bottleneck makes the autoencoder compress. A
+transformer cannot tell positions apart by repeated embeddings, as attention averages identical values; a mixer can.
 
 B rows, T tokens, C encoder width, H half of it, D decoder width.
 """
@@ -16,13 +16,13 @@ from pipeline.models.window_encoder import WindowEncoder, WindowEncoderConfig, r
 
 
 class AutoencoderConfig(AutoencoderSizes, WindowEncoderConfig):
-    """Which autoencoder; `given` is how the decoder gets the embedding."""
+    """Configuration of an autoencoder; `given` is the form in which the decoder gets the embedding."""
 
     model_type = "window-autoencoder"
 
 
 class Autoencoder(WindowEncoder):
-    """Encoder, bottleneck, decoder, and an output head of its own, since the decoder reads no tokens.
+    """Encoder, bottleneck, decoder, and a separate output head, since the decoder has no token embedding.
 
     Raises:
         ValueError: if sizes do not fit together.
@@ -43,7 +43,7 @@ class Autoencoder(WindowEncoder):
         self.post_init()  # type: ignore[no-untyped-call]
 
     def decode(self, bottleneck_BE: Tensor, tokens: int) -> Tensor:
-        """Hidden states [B, T, D] for windows of so many tokens; index i predicts token i."""
+        """Return hidden states [B, T, D] for windows of `tokens` tokens; index i predicts token i."""
         embedding_BC = self.up(bottleneck_BE)
         if self.config.given == "repeated":
             given_BTX = embedding_BC.unsqueeze(1).expand(-1, tokens, -1)
@@ -57,7 +57,7 @@ class Autoencoder(WindowEncoder):
 
 
 def unrolled(embedding_BC: Tensor, tokens: int) -> Tensor:
-    """[B, T, H]: position i has the numbers i to i + H of the embedding, indices modulo its width."""
+    """Return [B, T, H], where position i has the embedding's numbers i to i + H, indices modulo the width."""
     width = embedding_BC.shape[1]
     first_T1 = torch.arange(tokens, device=embedding_BC.device).unsqueeze(1)
     index_TH = (first_T1 + torch.arange(width // 2, device=embedding_BC.device)) % width

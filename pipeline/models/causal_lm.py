@@ -1,7 +1,7 @@
 """Causal language models of `transformers`: losses and entropies of their predictions, from hidden states and a head.
 
-The head is applied in chunks, so that no matrix of all logits exists. A start token stands before the first token, so
-that this one has a loss too. `BlockedAttention` makes any model's attention faster on a CPU.
+The head is applied in chunks, so that no matrix of all logits exists. A start token stands before the first token,
+which therefore has a loss too. `BlockedAttention` makes any model's attention faster on a CPU.
 
 B rows, T tokens, N tokens of all rows, V vocabulary, D width. In attention: H heads, G heads of keys and values, t
 tokens of a block, D width of a head.
@@ -20,14 +20,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pipeline.models.checkpoint_files import POSITIONS, declared_context
 from pipeline.models.cross_entropy import HALF, chunk_tokens, head_logits, token_cross_entropy
 
-# How configurations name what happens to logits after the product.
+# Settings that change logits after the product with the head.
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")  # Cohere, Falcon-H1
 DIVISORS = ("logits_scaling",)  # Granite, MiniCPM
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
 
 
 class OutputHead(NamedTuple):
-    """How a model's logits come from its last hidden states: `scale * hidden @ weight.T + bias`, then the soft cap."""
+    """Output head of a model, whose logits are `scale * hidden @ weight.T + bias`, then soft-capped."""
 
     weight_VD: Tensor
     bias_V: Tensor | None = None
@@ -36,7 +36,7 @@ class OutputHead(NamedTuple):
 
     @classmethod
     def configured(cls, config: PreTrainedConfig, weight_VD: Tensor, bias_V: Tensor | None) -> Self:
-        """The head of these weights, with the scale and the soft cap that a model's configuration names."""
+        """Return the head with these weights, and the scale and the soft cap of a model's configuration."""
         config = config.get_text_config()
         multipliers = [getattr(config, name, None) or 1.0 for name in MULTIPLIERS]
         divisors = [getattr(config, name, None) or 1.0 for name in DIVISORS]
@@ -44,11 +44,11 @@ class OutputHead(NamedTuple):
         return cls(weight_VD, bias_V, caps[0] if caps else None, math.prod(multipliers) / math.prod(divisors))
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Float32 [N, V], without a gradient, all at once: callers hand in few tokens."""
+        """Return logits, float32 [N, V], without a gradient; all at once, so callers pass few tokens."""
         return head_logits(hidden_ND * self.scale, self.weight_VD, self.bias_V, self.softcap)
 
     def losses(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """-ln p(target) in nats, float32 [B, T], under the distribution that each state predicts."""
+        """Return -ln p(target) in nats, float32 [B, T], under the distribution that each state predicts."""
         losses_N = token_cross_entropy(
             hidden_BTD.flatten(0, 1) * self.scale,
             self.weight_VD,
@@ -60,31 +60,32 @@ class OutputHead(NamedTuple):
 
 
 def next_token_losses(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-    """-ln p(targets[:, i] | inputs[:, : i + 1]) in nats, float32 [B, T]."""
+    """Return -ln p(targets[:, i] | inputs[:, : i + 1]) in nats, float32 [B, T]."""
     return output_head(model).losses(next_token_hidden(model, inputs_BT), targets_BT)
 
 
 def next_token_hidden(model: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
-    """Last hidden states [B, T, D]; index i predicts what comes after `inputs[:, : i + 1]`."""
+    """Return last hidden states [B, T, D]; index i predicts the token after `inputs[:, : i + 1]`."""
     return last_hidden(decoder(model), inputs_BT)
 
 
 def last_hidden(stack: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
-    """Last hidden states [B, T, D] of the layers below a head, in half precision where their weights are.
+    """Return last hidden states [B, T, D] of the layers below a head, in half precision if the weights are.
 
-    Mamba keeps them in float32 there, and rounds them for its head.
+    Mamba's layers return float32 even then, and its head rounds the states.
     """
     hidden_BTD: Tensor = stack(input_ids=inputs_BT, use_cache=False).last_hidden_state
     return hidden_BTD.to(stack.dtype) if stack.dtype in HALF else hidden_BTD
 
 
 def decoder(model: PreTrainedModel) -> PreTrainedModel:
-    """The model below the head.
+    """Return the model below the head.
 
-    Where transformers finds none or a layer (Llama 4's text model, ModernBERT's decoder), the only one it consists of.
+    If transformers finds none or only a layer (Llama 4's text model, ModernBERT's decoder), the only child that is a
+    model is taken.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if none is found.
     """
     children = [child for child in model.children() if isinstance(child, PreTrainedModel)]
     for found in (model.get_decoder(), model.base_model, *(children if len(children) == 1 else ())):
@@ -94,22 +95,25 @@ def decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def output_head(model: PreTrainedModel) -> OutputHead:
-    """The head as its module and the configuration describe it; `require_causal` holds it against the logits."""
+    """Return the head described by its module and the configuration; `require_causal` checks it against the logits."""
     module = model.get_output_embeddings()
     return OutputHead.configured(model.config, module.weight, getattr(module, "bias", None))
 
 
 @torch.no_grad()
 def predicted_entropies(hidden_BTD: Tensor, head: OutputHead) -> Tensor:
-    """Entropy in nats, float32 [B, T], of the distribution that each state predicts; no gradient, in chunks."""
+    """Return the entropy in nats, float32 [B, T], of the distribution that each state predicts.
+
+    Computed in chunks, without a gradient.
+    """
     return surprisals_and_entropies(hidden_BTD, head, torch.zeros_like(hidden_BTD[..., 0], dtype=torch.long))[1]
 
 
 @torch.no_grad()
 def surprisals_and_entropies(hidden_BTD: Tensor, head: OutputHead, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """-ln p(target), and the entropy of p, in nats, float32 [B, T] each, of the distribution that each state predicts.
+    """Return -ln p(target) and the entropy of p in nats, float32 [B, T] each, for the distribution p of each state.
 
-    One product with the vocabulary serves both. No gradient, in chunks.
+    Computed in chunks, without a gradient. One product with the vocabulary serves both.
     """
     surprisals, entropies = [], []
     tokens = chunk_tokens(head.weight_VD)
@@ -125,32 +129,32 @@ def surprisals_and_entropies(hidden_BTD: Tensor, head: OutputHead, targets_BT: T
 
 
 def prepend_start(input_ids_BT: Tensor, start: int) -> Tensor:
-    """What a model reads to predict each row from its first token on: the start and all tokens but the last."""
+    """Return the input for predicting each row from the first token on: `start`, then all tokens but the last."""
     return torch.cat([torch.full_like(input_ids_BT[:, :1], start), input_ids_BT[:, :-1]], dim=1)
 
 
 def start_token(config: PreTrainedConfig) -> int:
-    """The token before a document's first: what the configuration names as beginning, or else end, of sequence.
+    """Return the token to put before a document: beginning of sequence in the configuration, or else end of sequence.
 
     Raises:
-        ValueError: if it names neither.
+        ValueError: if the configuration declares neither.
     """
     for token in (config.bos_token_id, config.eos_token_id):
         if token is not None:
             return int(token[0] if isinstance(token, list) else token)
-    raise ValueError("no bos_token and no eos_token is declared to stand before a document; name one: `start_token`")
+    raise ValueError("neither bos_token nor eos_token is declared to stand before a document; name one: `start_token`")
 
 
 def longest_window(config: PreTrainedConfig) -> int | None:
-    """Number of tokens that a model can read after the one that stands before them; None if no number is declared."""
+    """Return the number of tokens that a model can read after the start token; None if it declares no limit."""
     text = config.get_text_config()
     return declared_context({name: getattr(text, name, None) for name in POSITIONS})
 
 
 def frequency_border(config: PreTrainedConfig) -> int | None:
-    """Longest row, in tokens, that is read with the rotary frequencies of short rows; None where all rows are.
+    """Return the length in tokens up to which rows use rotary frequencies for short rows; None without a limit.
 
-    LongRoPE has two sets of them, and transformers takes one for a batch, by its longest row.
+    LongRoPE has two sets of frequencies, and transformers picks one for each batch, by the batch's longest row.
     """
     parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
     of_layers = [value for value in parameters.values() if isinstance(value, dict)]  # where kinds of layers differ
@@ -159,20 +163,20 @@ def frequency_border(config: PreTrainedConfig) -> int | None:
 
 
 def _has_two_sets(rope: dict[str, Any]) -> bool:
-    return rope.get("rope_type") == "longrope" or "long_mscale" in rope  # the latter in Phi-3.5-MoE
+    return rope.get("rope_type") == "longrope" or "long_mscale" in rope  # long_mscale in Phi-3.5-MoE
 
 
-# torch's own kernel for bfloat16 on a CPU is as slow as for float32: on a core with AVX512-BF16 it takes 16 ms for 900
-# tokens and nine heads, and this 9 ms. SmolLM2 labels 1.26 times as many tokens a second with it, no further from its
-# labels in float32.
+# On a CPU, torch's kernel is as slow in bfloat16 as in float32: on a core with AVX512-BF16 it takes 16 ms for 900
+# tokens and nine heads, where blocks take 9 ms. With blocks, SmolLM2 labels 1.26 times as many tokens per second, and
+# labels are no further from those in float32.
 BLOCK = 64  # queries at a time
 
 
 class BlockedAttention(TorchFunctionMode):
-    """Context in which `scaled_dot_product_attention` is computed in blocks of queries where that is faster.
+    """Context that computes `scaled_dot_product_attention` in blocks of queries where blocks are faster.
 
-    That is causal attention in bfloat16 on a CPU. Attention on other devices, in other precisions, with masks or with
-    gradients is torch's.
+    Blocks are used for causal attention in bfloat16 on a CPU. On other devices, in other precisions, with masks or with
+    gradients, torch computes attention.
     """
 
     def __torch_function__(
@@ -186,7 +190,7 @@ class BlockedAttention(TorchFunctionMode):
 
 
 def causal_attention(query_BHTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, *, scale: float | None = None) -> Tensor:
-    """Attention outputs [B, H, T, D], each token attending to itself and those before it; softmax in float32."""
+    """Return attention outputs [B, H, T, D] of tokens attending to themselves and earlier ones; softmax in float32."""
     groups = query_BHTD.shape[1] // key_BGTD.shape[1]
     key_BHTD, value_BHTD = (heads.repeat_interleave(groups, dim=1) for heads in (key_BGTD, value_BGTD))
     factor = query_BHTD.shape[-1] ** -0.5 if scale is None else scale

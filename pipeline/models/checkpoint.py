@@ -1,7 +1,7 @@
 """A model's checkpoint: a folder of `config.json`, safetensors weights, the tokenizer's files and a model card.
 
-What a command asks of one is answered from its files without torch, so that the command starts at once;
-`pipeline.models.loading` loads it. Weights are safetensors alone, never a pickle, which can run code when it is loaded.
+This module answers questions about a checkpoint from its files, without torch, so that commands start at once.
+`pipeline.models.loading` loads the model. Weights are always safetensors, never pickles, which can run code.
 """
 
 import hashlib
@@ -48,10 +48,10 @@ KIND_OF_METHOD: dict[Method, CheckpointKind] = {
     "exact": "estimator",
     "causal": "causal",
 }
-CAUSAL_NAMES = ("ForCausalLM", "LMHeadModel")  # how transformers' classes of causal language models end
+CAUSAL_NAMES = ("ForCausalLM", "LMHeadModel")  # suffixes of transformers' classes of causal language models
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
-"""Folders `tokenizer`, `estimator` and `second-order`, which come with the project."""
+"""Parent of the folders `tokenizer`, `estimator` and `second-order`, which come with the project."""
 
 ADAPTER_FILE = "adapter_config.json"
 DIGESTED_BYTES = 2**20  # at a time
@@ -60,33 +60,33 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 class UnfitModelError(ValueError):
-    """A model that no worker can label with, on whatever node."""
+    """Model that no worker on any node can label with."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, or those of a cross-fitting, one for each fold. Its files are read once, when they are asked for.
+    """Checkpoint, or the checkpoints of a cross-fitting, one per fold. Files are read once, on first use.
 
-    A property raises a ValueError if a file that it needs is missing or damaged.
+    A property raises ValueError if a file that it needs is missing or damaged.
     """
 
     folder: Path
     repository: str | None = None
-    """With the commit, USER/NAME@COMMIT, if the folder is a local copy of a model on the Hub."""
+    """USER/NAME@COMMIT if the folder is a local copy of a model on the Hub, otherwise None."""
 
     @classmethod
     def find(cls, named: str) -> Self:
-        """A folder, or the local copy of `user/name` or `user/name@revision` on the Hub, fetched without its pickles.
+        """Find a folder, or fetch `user/name` or `user/name@revision` from the Hub, without pickles.
 
-        A revision is a commit, branch or tag. The name of the copy's folder is the commit.
+        A revision is a commit, branch or tag. The folder of the local copy is named by the commit.
 
         Raises:
-            ValueError: if there is neither.
+            ValueError: if there is no folder of this name, and no model on the Hub that can be fetched.
         """
         if Path(named).exists():
             return cls(Path(named))
         name, _, revision = named.partition("@")
-        refused = f"no folder {named}, and the Hub does not give out a model of that name"
+        refused = f"no folder {named}, and no model of that name can be fetched from the Hub"
         try:
             copy = snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"])
         except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
@@ -97,10 +97,10 @@ class Checkpoint:
 
     @cached_property
     def members(self) -> tuple[Self, ...]:
-        """The checkpoint itself, or those of its folds.
+        """The checkpoint itself, or the checkpoints of its folds.
 
         Raises:
-            ValueError: if a fold is missing, or a folder is named like one and is none.
+            ValueError: if a fold is missing, or if anything else has a name like a fold's.
         """
         existing = sorted(self.folder.glob("fold-*-of-*"))
         if not existing:
@@ -118,12 +118,12 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Its config.json, with the types that it should have."""
+        """Content of `config.json`, with checked types."""
         return read_config(self.folder)
 
     @property
     def kind(self) -> CheckpointKind:
-        """What the configuration says that the folder holds."""
+        """Kind of the model, according to the configuration."""
         model_type = self.config.get("model_type")
         if model_type in KIND_OF_MODEL_TYPE:
             return KIND_OF_MODEL_TYPE[model_type]
@@ -138,7 +138,7 @@ class Checkpoint:
     def context(self) -> int | None:
         """Longest window in tokens; None if the configuration names none, as for Mamba, RWKV and models with ALiBi.
 
-        A causal language model keeps one position for the token that stands before the first.
+        Of a causal language model's positions, one is kept for the start token.
         """
         config = language_config(self.config)
         if config.get("context") is not None:
@@ -152,29 +152,29 @@ class Checkpoint:
 
     @cached_property
     def tokenizer_sha256(self) -> str | None:
-        """Digest of its tokenizer; None if it has none."""
+        """Digest of the tokenizer; None if there is none."""
         return tokenizer_sha256(self.folder)
 
     @property
     def sha256(self) -> str:
-        """Digest of configuration and weights, of all its folds: what a label depends on."""
+        """Digest of the configurations and weights of all folds, on which labels depend."""
         return checkpoint_sha256(*self.members)
 
     @property
     def is_shipped(self) -> bool:
-        """True if it comes with the project."""
+        """True if the checkpoint comes with the project."""
         return self.folder.resolve().is_relative_to(SHIPPED.resolve())
 
     @property
     def name(self) -> str:
-        """SHIPPED_MODEL, name on the Hub with the commit, or last part of the folder."""
+        """SHIPPED_MODEL, USER/NAME@COMMIT on the Hub, or the last part of the folder's path."""
         return SHIPPED_MODEL if self.is_shipped else self.repository or self.folder.resolve().name
 
     def require_kind(self, expected: CheckpointKind) -> None:
-        """Checks, without loading them, that the folder holds safetensors weights of the expected kind and size.
+        """Raise unless the folder holds safetensors weights of the expected kind and size; no weights are loaded.
 
         Raises:
-            ValueError: if it does not; nothing of a pickle is read.
+            ValueError: if it does not; pickles are never read.
         """
         if self.kind != expected:
             raise ValueError(
@@ -182,14 +182,14 @@ class Checkpoint:
             )
         if own_file(self.folder, ADAPTER_FILE):
             raise ValueError(
-                f"{self.folder} has an {ADAPTER_FILE}, of weights that only peft would add; save the model after "
+                f"{self.folder} has an {ADAPTER_FILE}, whose weights only peft would add; save the model after "
                 "`merge_and_unload`, or remove the file"
             )
         require_sizes(self.folder, self.config, *weights_size(self.folder))
 
 
 def checkpoint_sha256(*checkpoints: Checkpoint) -> str:
-    """Digest of configurations and weights, one checkpoint after the other."""
+    """Return one digest of the configurations and weights of all checkpoints, in order."""
     digest = hashlib.sha256()
     for checkpoint in checkpoints:
         files, loaded = digested_files(checkpoint.folder)
@@ -202,22 +202,22 @@ def checkpoint_sha256(*checkpoints: Checkpoint) -> str:
 
 
 def fold_folder(folder: Path, fold: int, folds: int) -> Path:
-    """Folder of the checkpoint that was trained without a fold's documents; `folder` itself if there is one fold."""
+    """Return the folder of the checkpoint trained without a fold's documents; `folder` itself for a single fold."""
     return folder if folds == 1 else folder / f"fold-{fold}-of-{folds}"
 
 
 def require_new_folder(folder: Path) -> None:
-    """Refuses an output that exists already: a training never mixes with what an earlier one left.
+    """Raise if the output exists already, so that a training never mixes with files of an earlier one.
 
     Raises:
-        ValueError: if it is a file or a folder that is not empty.
+        ValueError: if `folder` is a file, or a folder that is not empty.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ValueError(f"`output` {folder} is there already; delete it or choose another folder")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies a tokenizer's files, so that a checkpoint or dataset is complete by itself."""
+    """Copy a tokenizer's files, so that a checkpoint or dataset is complete by itself."""
     target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():

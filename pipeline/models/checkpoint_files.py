@@ -1,7 +1,7 @@
-"""Files of a checkpoint that a stranger made: `config.json` and safetensors headers, checked before anything is built.
+"""Checks of an untrusted checkpoint's files, `config.json` and safetensors headers, before a model is built.
 
-Of `config.json`, types, sizes, and settings that would have code or other files fetched: memory is allocated by its
-numbers. The headers cheaply bound how large a model the weights can have.
+Types in `config.json` are checked, sizes, which decide how much memory is allocated, and settings that would fetch code
+or other files. The headers give a cheap upper bound for the size of the model.
 """
 
 import math
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from pipeline.data.own_files import own_file, read_object
 
 CONFIG_FILE = "config.json"
-TEXT_CONFIG = "text_config"  # of a model that reads images, too: what concerns its language model
+TEXT_CONFIG = "text_config"  # language model's settings, in a model that reads images too
 
 POSITIONS = (
     "max_position_embeddings",
@@ -28,26 +28,26 @@ POSITIONS = (
     "model_max_length",  # Kimi Linear
     "max_target_positions",  # Whisper's decoder
 )
-"""Names by which configurations tell how many positions a causal language model has, the most common first."""
+"""Settings for the number of positions of a causal language model, the most common first."""
 
-ELSEWHERE = ("transformers_weights", "configuration_files", "extra_files")  # would be read in place of the usual files
+ELSEWHERE = ("transformers_weights", "configuration_files", "extra_files")  # files to read instead of the usual ones
 IMPLEMENTATIONS = {
     "attn_implementation": ("eager", "sdpa", "flex_attention"),
     "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
 }
-"""Those that transformers has itself. By any other name it fetches code, a kernel, from the Hub."""
+"""Implementations in transformers itself, which fetches any other as a kernel, that is code, from the Hub."""
 
-MOST_NUMBERS = 2**20  # a size may be as large in any model, and in one of more weights as large as these are many
+MOST_NUMBERS = 2**20  # limit for a size; in a model with more weights than this, the limit is their number
 MOST_LAYERS = 10**4
 COUNTS_OF_LAYERS = re.compile("layer|block|depth")
 NO_SIZES = re.compile("theta|base|seed")  # frequencies, and seeds
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration, with the types that it should have.
+    """Read `config.json` and check the types of its values.
 
     Raises:
-        ValueError: if there is none, it is damaged, or it would have code or other files fetched.
+        ValueError: if the file is missing or damaged, or would have code or other files fetched.
     """
     file = own_file(folder, CONFIG_FILE)
     if file is None:
@@ -61,7 +61,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ("transformer", isinstance(parts[1], dict | None)),
     ):
         if not fits:
-            raise _wrong(folder, key, config[key], "is of another type")
+            raise _wrong(folder, key, config[key], "has the wrong type")
     for key, value in settings(config):
         _require_plain(folder, key, value)
     for key in POSITIONS:
@@ -71,13 +71,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The language model's part of a configuration."""
+    """Return the language model's part of a configuration."""
     part: Mapping[str, Any] = config.get(TEXT_CONFIG) or config
     return part
 
 
 def settings(config: object, within: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a configuration and of those within it, dotted, with its value."""
+    """Yield every key of a configuration, nested keys with dots, and its value."""
     if isinstance(config, dict):
         for key, value in config.items():
             name = f"{within}.{key}" if within else key
@@ -89,10 +89,10 @@ def settings(config: object, within: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def require_sizes(folder: Path, config: Mapping[str, Any], tensors: int, numbers: int) -> None:
-    """Checks that no size is beyond what weights of so many tensors and numbers can have, before anything is built.
+    """Raise if a size is too large for weights of `tensors` tensors and `numbers` numbers.
 
     Raises:
-        ValueError: if one is, with its name.
+        ValueError: naming the first size that is too large.
     """
     for key, value in settings(config):
         name = key.rpartition(".")[2]
@@ -103,35 +103,35 @@ def require_sizes(folder: Path, config: Mapping[str, Any], tensors: int, numbers
 
 
 def positive(folder: Path, config: Mapping[str, Any], key: str) -> int:
-    """A size that the configuration must have.
+    """Return a size that the configuration must have.
 
     Raises:
-        ValueError: if it has none, or one that is not a whole number above 0.
+        ValueError: if the size is missing, or not a whole number above 0.
     """
     value = config.get(key)
     if value is None:
-        raise ValueError(f"{folder / CONFIG_FILE} names no {key}; name another checkpoint")
+        raise ValueError(f"{folder / CONFIG_FILE} has no {key}; name another checkpoint")
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise _wrong(folder, key, value, "is not a whole number above 0")
     return value
 
 
 def declared_context(config: Mapping[str, Any]) -> int | None:
-    """Tokens that a causal language model can read after the one that stands before them, if its configuration says."""
+    """Return the number of tokens that a causal language model can read after the start token; None if not declared."""
     named = (config.get(name) for name in POSITIONS)
     positions = next((number for number in named if isinstance(number, int) and number > 1), None)
     return None if positions is None else positions - 1
 
 
 def _require_plain(folder: Path, key: str, value: Any) -> None:
-    """Checks that a setting has no code and no other file fetched."""
+    """Raise if a setting would fetch code or read other files."""
     name = key.rpartition(".")[2]
     if name in ELSEWHERE and value:
-        raise _wrong(folder, key, value, "has other files read; leave it out, and give files their usual names")
+        raise _wrong(folder, key, value, "would have other files read; leave it out, and give files their usual names")
     allowed = IMPLEMENTATIONS.get(name.strip("_").removesuffix("_internal"))
     named = value.values() if isinstance(value, dict) else [value]
     if allowed is not None and any(each is not None and each not in allowed for each in named):
-        raise _wrong(folder, key, value, f"is none of {', '.join(allowed)}, and other code is never fetched")
+        raise _wrong(folder, key, value, f"is not one of {', '.join(allowed)}, and other code is never fetched")
 
 
 def _wrong(folder: Path, key: str, value: object, fault: str) -> ValueError:
@@ -146,21 +146,21 @@ MOST_INDEX_BYTES = 2**27
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 PLAIN_NAME = re.compile(r"[^/\\\0]+\.safetensors")
 PART = re.compile(r"model-\d+-of-\d+\.safetensors")
-OF_A_RANK = "shard-*.safetensors"  # of a distributed checkpoint, of which transformers loads every file
+OF_A_RANK = "shard-*.safetensors"  # parts of a distributed checkpoint, all of which transformers would load
 
 
 class WeightsSize(NamedTuple):
-    """Number of tensors of weights, and of numbers in them."""
+    """Number of tensors in the weights, and of numbers in the tensors."""
 
     tensors: int
     numbers: int
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The files that the weights are loaded from, in the order of their names.
+    """Return the files that the weights are loaded from, in the order of their names.
 
     Raises:
-        ValueError: if there are none, or one is not a safetensors file of the folder itself.
+        ValueError: if there are none, or one is not a safetensors file in the folder itself.
     """
     if rank := next(folder.glob(OF_A_RANK), None):
         raise ValueError(f"{rank} is a part of a distributed checkpoint; save the whole model with `save_pretrained`")
@@ -174,7 +174,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         raise ValueError(f"{index} has no weight_map of weights to files; fetch or save the checkpoint again")
     names = {str(name) for name in weight_map.values()}
     if wrong := sorted(name for name in names if not PLAIN_NAME.fullmatch(name)):
-        raise ValueError(f"{index} names {wrong[0]!r}, which is no safetensors file of its own folder; name another")
+        raise ValueError(f"{index} names {wrong[0]!r}, which is not a safetensors file in its folder; name another")
     files = {name: own_file(folder, name) for name in sorted(names)}
     if absent := [name for name, file in files.items() if file is None]:
         raise ValueError(f"{index} names {absent[0]!r}, which is not there; fetch or save the checkpoint again")
@@ -182,10 +182,10 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def weights_size(folder: Path) -> WeightsSize:
-    """Sizes of the weights, read from their headers alone.
+    """Return the size of the weights, read only from the files' headers.
 
     Raises:
-        ValueError: as weight_files, or if a file is damaged, or two hold a weight of one name.
+        ValueError: as `weight_files`, or if a file is damaged, or two files hold weights of the same name.
     """
     seen: set[str] = set()
     numbers = 0
@@ -203,10 +203,10 @@ def weights_size(folder: Path) -> WeightsSize:
 
 
 def digested_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """All safetensors files of a checkpoint, and the names of those that are loaded if the files do not show it.
+    """Return all safetensors files of a checkpoint, and the names of the loaded ones unless these are obvious.
 
-    They show it where weights have their usual names, or all files are loaded: digests of such checkpoints are those of
-    the files alone.
+    They are obvious if weights have their usual names, or if all files are loaded. The digest of these checkpoints
+    depends only on the files.
     """
     loaded = [file.name for file in weight_files(folder)]
     files = [file for each in sorted(folder.glob("*.safetensors")) if (file := own_file(folder, each.name))]

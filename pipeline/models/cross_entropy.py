@@ -1,10 +1,10 @@
 """Per-token cross-entropy without a `[tokens, vocabulary]` matrix: the head is folded into the loss, in chunks.
 
-Training and labelling both use it. A chunk has as many tokens as keep its logits within a budget. The
-backward pass computes each chunk's logits again and adds to the gradients in place, so that besides the
-gradients themselves nothing grows with tokens or vocabulary. Training in half precision on a GPU takes
-the kernel of cut-cross-entropy (Wijmans et al., arXiv 2411.09009) where it is asked for: its licence is
-Apple's own, which the Open Source Initiative has not approved.
+Training and labelling both use it. The number of tokens in a chunk keeps its logits within a budget. The backward pass
+recomputes each chunk's logits and adds to the gradients in place, so that only the gradients themselves grow with
+tokens or vocabulary. On a GPU, training in half precision can use the kernel of cut-cross-entropy (Wijmans et al.,
+arXiv 2411.09009). It must be requested, because its licence is Apple's own, which the Open Source Initiative has not
+approved.
 
 N tokens (n of them in a chunk), D width, V vocabulary.
 """
@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
-# On a CPU a chunk stays in its cache: 16 MB of float32, 512 tokens at a vocabulary of 8,192, 32 at 131,072. On a core,
+# On a CPU a chunk stays in the cache: 16 MB of float32, 512 tokens at a vocabulary of 8,192, 32 at 131,072. On a core,
 # 4,096 tokens at 8,192 took 0.46 s forward, 1.8 s forward and backward; with all logits in one chunk 0.87 s and 2.2 s,
 # with 1 MB chunks 0.64 s and 2.3 s. 900 tokens of SmolLM2 (49,152, bfloat16) took 0.19 s, with 64 MB chunks 0.29 s.
-# A GPU wants products of at least some hundred rows: 1,024 at 131,072, in 1 GB for logits and their softmax. Computed.
+# A GPU needs products of some hundred rows or more: 1,024 at 131,072, in 1 GB for logits and softmax (computed).
 CPU_CHUNK_LOGITS, CHUNK_LOGITS = 2**22, 2**27
 HALF = (torch.bfloat16, torch.float16)
 _kernel_asked_for = False
@@ -29,7 +29,7 @@ _kernel_asked_for = False
 
 @contextmanager
 def cut_cross_entropy(asked_for: bool = True) -> Iterator[None]:
-    """Has what is trained within take the kernel of cut-cross-entropy where it serves, if that is asked for."""
+    """Let training inside this context use the kernel of cut-cross-entropy where the kernel applies, if `asked_for`."""
     global _kernel_asked_for
     before, _kernel_asked_for = _kernel_asked_for, asked_for
     try:
@@ -46,17 +46,17 @@ def token_cross_entropy(
     bias_V: Tensor | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """-ln p(target) in nats, float32 [N] (float64 for float64 input), differentiable once.
+    """Return -ln p(target) in nats, float32 [N] (float64 for float64 input), differentiable once.
 
-    p is the softmax of `hidden @ head.T + bias`, capped to `softcap * tanh(logits / softcap)` where a cap is given.
-    The product's factors are in the hidden states' precision, or in autocast's. Its sums are in float32; a CPU, but no
-    GPU, rounds them to the factors' precision. All that follows is computed in float32.
+    p is the softmax of `hidden @ head.T + bias`, capped to `softcap * tanh(logits / softcap)` if a cap is given. The
+    product's factors are in the hidden states' precision, or in autocast's. Its sums are in float32, but on a CPU they
+    are rounded to the factors' precision. Everything after the product is in float32.
     """
     kind = hidden_ND.device.type
     precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
     if bias_V is None and _kernel_serves(hidden_ND, head_VD, precision):
-        # Without its filter, which leaves out gradients of probabilities below 2e-4: all of them at the beginning
-        # of a training with a large vocabulary.
+        # Without the kernel's filter, which drops gradients of probabilities below 2e-4. At the beginning of a training
+        # with a large vocabulary, that is all of them.
         from cut_cross_entropy import linear_cross_entropy
 
         kernel_N: Tensor = linear_cross_entropy(
@@ -75,9 +75,11 @@ def token_cross_entropy(
 
 
 def _kernel_serves(hidden_ND: Tensor, head_VD: Tensor, precision: torch.dtype) -> bool:
-    """Training only: the kernel adds in the order in which its blocks finish, and labels must be the same each time.
+    """True if the kernel was asked for and applies: in training, in half precision on a GPU.
 
-    Liger's kernel is no choice: its per-token form (0.8.5) writes chunks of logits to memory as the loop below does.
+    The kernel adds in the order in which its blocks finish, so it is never used for labels, which must be reproducible.
+    Liger's kernel is not an alternative: its per-token form (0.8.5) writes chunks of logits to memory, like the loop
+    below.
     """
     training = torch.is_grad_enabled() and (hidden_ND.requires_grad or head_VD.requires_grad)
     usable = hidden_ND.is_cuda and precision in HALF and len(hidden_ND) > 0
@@ -134,16 +136,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def chunk_tokens(head_VD: Tensor) -> int:
-    """Tokens whose logits are computed at a time on the head's device."""
+    """Return the number of tokens whose logits are computed at a time on the head's device."""
     logits = CPU_CHUNK_LOGITS if head_VD.device.type == "cpu" else CHUNK_LOGITS
     return max(1, logits // len(head_VD))
 
 
 def wide_product(hidden_ND: Tensor, head_VD: Tensor) -> Tensor:
-    """`hidden @ head.T` [N, V] in float32, or in float64 where that is given.
+    """Return `hidden @ head.T` [N, V] in float32, or in float64 for float64 input.
 
-    On a GPU the sums of half-precision products are not rounded in between. That rounding alone was seen to move
-    SmolLM2's surprisal by 0.021 nats on average, of 0.032 for bfloat16 throughout.
+    On a GPU, sums of half-precision products are not rounded before they are widened. Rounding them moved SmolLM2's
+    surprisal by 0.021 nats on average, out of 0.032 for bfloat16 throughout.
     """
     if hidden_ND.is_cuda and hidden_ND.dtype in HALF:
         return torch.mm(hidden_ND, head_VD.T, out_dtype=torch.float32)
@@ -152,9 +154,9 @@ def wide_product(hidden_ND: Tensor, head_VD: Tensor) -> Tensor:
 
 
 def head_logits(hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
-    """`hidden @ head.T + bias` [N, V], capped to `softcap * tanh(logits / softcap)`; as wide as `wide_product`.
+    """Return `hidden @ head.T + bias` [N, V], capped to `softcap * tanh(logits / softcap)`, as wide as `wide_product`.
 
-    In place, so that one matrix of logits exists; no gradient flows through it.
+    Computed in place, so that only one matrix of logits exists; no gradient flows through it.
     """
     logits_NV = wide_product(hidden_ND, head_VD)
     if bias_V is not None:
@@ -170,7 +172,7 @@ def _chunks(hidden_ND: Tensor, head_VD: Tensor) -> Iterator[slice]:
 
 
 def _logit_gradient(logits_nV: Tensor, target_n: Tensor, upstream_n: Tensor, softcap: float | None) -> Tensor:
-    """Gradient with respect to the logits before any cap: (softmax - 1 at the target) x upstream."""
+    """Return the gradient with respect to the logits before any cap: (softmax - 1 at the target) x upstream."""
     gradient_nV = logits_nV.softmax(dim=1)
     gradient_nV[torch.arange(len(target_n), device=target_n.device), target_n] -= 1
     gradient_nV *= upstream_n.unsqueeze(1)
@@ -180,7 +182,7 @@ def _logit_gradient(logits_nV: Tensor, target_n: Tensor, upstream_n: Tensor, sof
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right; summed in float32 where the factors are in half precision."""
+    """Add left @ right to `total`, with sums in float32 if the factors are in half precision."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:

@@ -1,8 +1,8 @@
-"""Checkpoints loaded: a model in memory, in the precision asked for, and tried before it labels.
+"""Loading of checkpoints into memory, in the requested precision, with a probe before a model labels.
 
-The probe is two forwards of 16 tokens. It asks whether weights and labels are numbers, and whether a causal language
-model's losses are what this project takes them for. Its tokens leave out padding, whose row may be zeros: any scale of
-zeros would be right.
+The probe is two forwards of 16 tokens. It checks that weights and labels are finite, and that a causal language model's
+losses are computed as this project expects. The probe has no padding tokens: their embeddings may be zeros, which would
+hide a wrong scale.
 
 T tokens, V vocabulary, D width.
 """
@@ -35,32 +35,32 @@ CLASSES: dict[CheckpointKind, Any] = {
     "causal": AutoModelForCausalLM,
 }
 MODULES_A_TENSOR, MOST_MODULES = 16, 10**4
-"""Modules that a model has for each tensor of its weights, at most, where there are more than 10,000."""
+"""Limit on a model's modules: 16 per tensor of the weights, or 10,000 if that is more."""
 
 
 def load_estimator(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> EntropyEstimator:
-    """An entropy estimation model in `dtype` on the device, ready to evaluate."""
+    """Load an entropy estimation model in `dtype` on the device, ready to evaluate."""
     estimator: EntropyEstimator = _loaded(folder, "estimator", device, dtype)
     require_labels(estimator, folder, estimator.token_losses)
     return estimator
 
 
 def load_autoencoder(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> Autoencoder:
-    """An autoencoder in `dtype` on the device, ready to evaluate."""
+    """Load an autoencoder in `dtype` on the device, ready to evaluate."""
     autoencoder: Autoencoder = _loaded(folder, "autoencoder", device, dtype)
     require_labels(autoencoder, folder, autoencoder.token_losses)
     return autoencoder
 
 
 def load_second_order(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> SecondOrderModel:
-    """A second-order model in `dtype` on the device, ready to evaluate."""
+    """Load a second-order model in `dtype` on the device, ready to evaluate."""
     model: SecondOrderModel = _loaded(folder, "second-order", device, dtype)
     require_labels(model, folder, lambda ids_1T: torch.stack(model.entropies(ids_1T)))
     return model
 
 
 def load_causal(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> PreTrainedModel:
-    """A causal language model in `dtype` on the device, ready to evaluate."""
+    """Load a causal language model in `dtype` on the device, ready to evaluate."""
     model: PreTrainedModel = _loaded(folder, "causal", device, dtype)
     try:
         require_causal(model)
@@ -70,11 +70,12 @@ def load_causal(folder: Path, device: str = "cpu", dtype: WeightType = "float32"
 
 
 def declared_start(folder: Path) -> int:
-    """Id of the token that stands before a document: what a causal model's tokenizer declares, or else its
-    configuration, as beginning, or else end, of sequence.
+    """Return the id of the token to put before a document, as a causal model declares it.
+
+    The tokenizer is asked first, then the configuration. Beginning of sequence comes before end of sequence in each.
 
     Raises:
-        ValueError: if neither declares any, or one that the model does not know.
+        ValueError: if neither declares a token, or the model does not have the declared id.
     """
     declared, checkpoint = declared_beginning(folder), Checkpoint(folder)
     vocabulary = checkpoint.vocabulary
@@ -85,8 +86,8 @@ def declared_start(folder: Path) -> int:
         declared = start_token(config)
     if not 0 <= declared < vocabulary:
         raise ValueError(
-            f"{folder} declares token {declared} to stand before a document, and knows {vocabulary} ids; name one that "
-            "it knows with `start_token`"
+            f"{folder} declares token {declared} to stand before a document, but has only {vocabulary} ids; name one "
+            "of these with `start_token`"
         )
     return declared
 
@@ -94,7 +95,7 @@ def declared_start(folder: Path) -> int:
 def save_checkpoint(
     model: PreTrainedModel, folder: Path, *, dtype: WeightType, tokenizer_folder: Path | None, card: str
 ) -> None:
-    """Writes weights in `dtype`, configuration, the tokenizer it was trained with, if any, and its card."""
+    """Write a model's weights in `dtype`, configuration, tokenizer, if there is one, and card."""
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     if tokenizer_folder is not None:
         copy_tokenizer(tokenizer_folder, folder)
@@ -102,10 +103,10 @@ def save_checkpoint(
 
 
 def require_complete(folder: Path, kind: CheckpointKind) -> None:
-    """Checks, without reading a weight, that a checkpoint has all of them in their shapes and needs no code of its own.
+    """Raise unless a checkpoint has all weights in their shapes and needs no code of its own; no weights are read.
 
     Raises:
-        ValueError: if that is not so.
+        ValueError: if it lacks weights, or needs code of its own.
     """
     Checkpoint(folder).require_kind(kind)
     _read(folder, kind, device_map="meta")
@@ -122,7 +123,7 @@ def _loaded(folder: Path, kind: CheckpointKind, device: str, dtype: WeightType) 
 
 
 def _read(folder: Path, kind: CheckpointKind, **settings: Any) -> Any:
-    # A configuration for generation, which would be read from a file of its own, is given: nothing is generated.
+    # Without this configuration for generation, transformers would read one from another file. Nothing is generated.
     settings |= {"use_safetensors": True, "trust_remote_code": False, "generation_config": GenerationConfig()}
     with _in_one_line(folder), _bounded(folder):
         model, report = CLASSES[kind].from_pretrained(folder, output_loading_info=True, **settings)
@@ -134,12 +135,12 @@ def _read(folder: Path, kind: CheckpointKind, **settings: Any) -> Any:
 
 @contextmanager
 def _in_one_line(folder: Path) -> Iterator[None]:
-    """Whatever transformers fails by with a checkpoint is a ValueError of one line that names it."""
+    """Turn any error of transformers into a ValueError of one line that names the checkpoint."""
     try:
         yield
     except RuntimeError as error:  # shapes that do not fit
         raise ValueError(f"the weights of {folder} do not fit its {CONFIG_FILE}; fetch or save both again") from error
-    except Exception as error:  # a class or a package that is not here, settings that do not fit together
+    except Exception as error:  # a missing class or package, settings that contradict each other
         reason = " ".join(str(error).split()) or type(error).__name__
         if "trust_remote_code" in reason:
             reason = "it needs code of its own, which is never run"
@@ -148,8 +149,10 @@ def _in_one_line(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _bounded(folder: Path) -> Iterator[None]:
-    """Ends the building of a model that has more modules than its weights have use for: a configuration can ask for
-    any number of them, under names that differ between architectures."""
+    """Stop the construction of a model with far more modules than its weights need.
+
+    A configuration can ask for any number of modules, under names that differ between architectures.
+    """
     tensors, most = weights_size(folder).tensors, MOST_MODULES
     most = max(most, MODULES_A_TENSOR * tensors)
     built = 0
@@ -168,36 +171,36 @@ def _bounded(folder: Path) -> Iterator[None]:
 
 
 TOKENS = 16
-# Shares of the range of the logits that rounding may take. Two ways to the same logits differ by that of one product.
+# Allowed rounding error, as a share of the logits' range. Two ways to the same logits differ by that of one product.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2**-8, torch.bfloat16: 2**-6}
 
 
 @torch.no_grad()
 def require_finite(model: PreTrainedModel, folder: Path) -> None:
-    """Refuses a model with a weight that is infinite or not a number, as all its labels would be.
+    """Raise if a weight is infinite or not a number, since all labels would be too.
 
     Raises:
-        UnfitModelError: if one is.
+        UnfitModelError: naming the first tensor with a weight that is not finite.
     """
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and weight.itemsize > 1 and weight.numel():
-            low, high = weight.aminmax()  # without the memory that a mask takes; not a number where any is
+            low, high = weight.aminmax()  # saves the memory of a mask; not a number if any weight is not
             if not (low.isfinite() and high.isfinite()):
                 raise UnfitModelError(f"{folder} has weights that are not finite: {name}; fetch or save it again")
 
 
 @torch.no_grad()
 def require_labels(model: PreTrainedModel, folder: Path, labels: Callable[[Tensor], Tensor]) -> None:
-    """Refuses a model of ours whose labels of a few tokens are not numbers, though its weights are.
+    """Raise if a model of this project gives labels that are not finite, although its weights are.
 
     Raises:
-        UnfitModelError: if they are not, or it cannot read the tokens.
+        UnfitModelError: if a label of a few tokens is not finite, or the model cannot read the tokens.
     """
     config, tokens = model.config, min(TOKENS, model.config.context)
     ids_1T = torch.tensor([[index * config.vocab_size // tokens for index in range(tokens)]], device=model.device)
     try:
         finite = bool(labels(ids_1T).isfinite().all())
-    except Exception as error:  # settings of a configuration that no weight shows fail in many ways
+    except Exception as error:  # settings that do not show in the weights fail in many ways
         reason = " ".join(str(error).split())
         raise UnfitModelError(f"{folder} cannot read {tokens} tokens: {reason}; name another checkpoint") from error
     if not finite:
@@ -206,11 +209,11 @@ def require_labels(model: PreTrainedModel, folder: Path, labels: Callable[[Tenso
 
 @torch.no_grad()
 def require_causal(model: PreTrainedModel) -> None:
-    """Refuses a model whose losses would be silently wrong.
+    """Raise if a causal language model's losses would be silently wrong.
 
     Raises:
-        UnfitModelError: if its logits are not finite, depend on tokens that come later, or are not those of its last
-            hidden states under its `OutputHead`.
+        UnfitModelError: if its logits are not finite, depend on later tokens, or differ from those that `OutputHead`
+            computes from the last hidden states.
     """
     name, ids_1T = type(model).__name__, _probe(model)
     logits_TV = _logits(model, ids_1T)
@@ -220,8 +223,8 @@ def require_causal(model: PreTrainedModel) -> None:
     changed_1T = torch.cat([ids_1T[:, :-1], ids_1T[:, :1]], dim=1)
     if _difference(_logits(model, changed_1T)[:-1], logits_TV[:-1]) > allowed:
         raise UnfitModelError(
-            f"{name} is not causal: its logits depend on tokens that come later, so its losses are no surprisals; look "
-            f"at is_causal and is_decoder in its config.json, or use another model"
+            f"{name} is not causal: its logits depend on tokens that come later, so its losses are not surprisals; "
+            f"check is_causal and is_decoder in its config.json, or use another model"
         )
     hidden_TD, head = next_token_hidden(model, ids_1T)[0], output_head(model)
     fits = hidden_TD.shape[-1] == head.weight_VD.shape[-1]
@@ -230,7 +233,7 @@ def require_causal(model: PreTrainedModel) -> None:
 
 
 def _probe(model: PreTrainedModel) -> Tensor:
-    """Ids [1, T] from all over the vocabulary, fewer where the context is shorter."""
+    """Return ids [1, T] from all over the vocabulary; T is 16, or less for a shorter context."""
     config, vocabulary = model.config.get_text_config(), len(output_head(model).weight_VD)
     tokens = min(TOKENS, longest_window(model.config) or TOKENS)
     known = [token for token in range(vocabulary) if token != getattr(config, "pad_token_id", None)] or [0]
@@ -240,7 +243,7 @@ def _probe(model: PreTrainedModel) -> Tensor:
 def _logits(model: PreTrainedModel, ids_1T: Tensor) -> Tensor:
     try:
         logits_TV: Tensor = model(input_ids=ids_1T, use_cache=False).logits[0].float()
-    except Exception as error:  # classes differ in what they fail by: a setting, a position or an argument too few
+    except Exception as error:  # causes differ between classes: a setting, a position, a missing argument
         reason = " ".join(str(error).split())
         raise UnfitModelError(
             f"{type(model).__name__} cannot read {ids_1T.shape[1]} tokens: {reason}; use another model"

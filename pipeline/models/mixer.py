@@ -1,9 +1,9 @@
 """The masked mixer: a transformer with a causally masked convolution over token positions instead of attention.
 
-Position t gets a sum of positions 0..t whose weights are learned for every pair of positions, anew in each head; a
-kernel above 1 also mixes so many neighbouring hidden indices (paper section 2). Norms and feed-forward are the Llama's,
-so that a mixer and a transformer of the same sizes differ in their mixing alone. Every position has weights of its own:
-there is no window beyond the context.
+Position t gets a sum of positions 0..t, with a learned weight for every pair of positions in each head. A kernel K
+above 1 also mixes K neighbouring hidden indices (paper section 2). Norms and feed-forward are Llama's, so that a mixer
+and a transformer of the same sizes differ only in their mixing. Every position has its own weights, so a window cannot
+exceed the context.
 
 B rows, T positions, D width, H heads, P width of a head, K kernel, C longest window.
 """
@@ -18,14 +18,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfi
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-# Deviation of a sum of all positions, in units of one position's. Projections before and after it shrink what it adds:
-# at a deviation of 0.02 of each weight, as others begin with, nothing was mixed, and an autoencoder of 16 tokens by
-# repeated embeddings (vocabulary 512, width 64, 940 steps of 2,048 tokens) came to 4.74 nats; with 1 to 3.77, 4: 3.13.
+# Initial deviation of a sum of all positions, in units of one position's. Projections before and after it shrink the
+# sum: with the usual deviation of 0.02 for each weight, nothing was mixed. An autoencoder of 16 tokens with repeated
+# embeddings (vocabulary 512, width 64, 940 steps of 2,048 tokens) then reached 4.74 nats; with 1, 3.77; with 4, 3.13.
 FIRST_MIXING = 4.0
 
 
 class MixerConfig(LlamaConfig):
-    """A Llama's sizes, whose heads are those of the convolution."""
+    """Llama's sizes, with the heads and the kernel of the convolution."""
 
     model_type = "masked-mixer"
 
@@ -33,13 +33,13 @@ class MixerConfig(LlamaConfig):
 
     @classmethod
     def like(cls, sizes: LlamaConfig, kernel: int) -> Self:
-        """A mixer of a Llama's sizes."""
+        """Return the configuration of a mixer with a Llama's sizes."""
         shared = {name: value for name, value in sizes.to_dict().items() if name != "model_type"}
         return cls(**shared, kernel=kernel)
 
 
 class CausalConvolution(nn.Module):
-    """Mixes [B, T, D] over positions; position t of the result has seen positions 0..t."""
+    """Mixing of [B, T, D] over positions; position t of the result has seen positions 0..t."""
 
     def __init__(self, config: MixerConfig) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class CausalConvolution(nn.Module):
 
 
 class MixerBlock(nn.Module):
-    """A Llama's block with the convolution instead of attention."""
+    """Llama block with the convolution instead of attention."""
 
     def __init__(self, config: MixerConfig) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class MixerBlock(nn.Module):
 
 
 class MixerModel(PreTrainedModel):
-    """A model with convolutions, which begin at random."""
+    """Base of models with convolutions, which get random initial weights."""
 
     config_class = MixerConfig
     config: MixerConfig
@@ -98,7 +98,7 @@ class MixerModel(PreTrainedModel):
 
 
 class MaskedMixer(MixerModel):
-    """Embeddings, blocks and a norm, as `LlamaModel` has them."""
+    """Embeddings, blocks and a norm, as in `LlamaModel`."""
 
     def __init__(self, config: MixerConfig) -> None:
         super().__init__(config)
@@ -110,7 +110,7 @@ class MaskedMixer(MixerModel):
     def forward(
         self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor | None = None, use_cache: bool = False
     ) -> BaseModelOutput:
-        """Last hidden states [B, T, D] of token ids or embeddings. Nothing is cached."""
+        """Return last hidden states [B, T, D] of token ids or embeddings. Nothing is cached."""
         hidden_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         for block in self.layers:
             hidden_BTD = block(hidden_BTD)
@@ -118,7 +118,7 @@ class MaskedMixer(MixerModel):
 
 
 class MixerForCausalLM(MixerModel):
-    """A masked mixer that predicts the next token; its head is its token embedding, as `LlamaForCausalLM` has it."""
+    """Masked mixer that predicts the next token; its head is the token embedding, as in `LlamaForCausalLM`."""
 
     base_model_prefix = "model"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (transformers reads it)
@@ -132,7 +132,7 @@ class MixerForCausalLM(MixerModel):
     def forward(
         self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor | None = None, use_cache: bool = False
     ) -> CausalLMOutput:
-        """Logits [B, T, V] of what comes after each position."""
+        """Return logits [B, T, V] of the token after each position."""
         hidden_BTD = self.model(input_ids, inputs_embeds=inputs_embeds).last_hidden_state
         return CausalLMOutput(logits=self.lm_head(hidden_BTD))
 

@@ -1,4 +1,4 @@
-"""Model cards: what a checkpoint was trained on, how well it does, and the command that made it."""
+"""Model cards: a checkpoint's training data, its quality, and the command that made it."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ CARD_FILE = "README.md"
 def model_card(
     title: str, description: str, facts: Mapping[str, object], *, command: str, tags: list[str], usage: str
 ) -> str:
-    """Markdown with the front matter that the Hugging Face Hub reads; `facts` become a table in their order.
+    """Return Markdown with the front matter that the Hugging Face Hub reads; `facts` become a table, in their order.
 
-    No licence and no language: whose documents a model learned from, only its owner knows.
+    The card names no licence and no language, because only the owner knows whose documents the model learned from.
     """
     front_matter = ModelCardData(library_name="transformers", tags=tags).to_yaml()
     table = "\n".join(f"| {in_markdown(name)} | {_shown(value)} |" for name, value in facts.items())
@@ -41,12 +41,12 @@ Used by
 
 
 def training_length(metrics: Mapping[str, float]) -> str:
-    """Steps, tokens and minutes from the last line of a training's metrics."""
+    """Return steps, tokens and minutes as text, from the last line of a training's metrics."""
     return f"{metrics['step']:,} steps, {metrics['tokens']:,} tokens, {metrics['seconds'] / 60:,.0f} minutes"
 
 
 def command_line(module: str, arguments: Sequence[str]) -> str:
-    """The command as one would type it again."""
+    """Return the command as a user would type it again."""
     return f"python -m {module} {visible(redacted(shlex.join(arguments)))}"
 
 

@@ -1,7 +1,7 @@
 """Window embeddings stored with fewer bits: post-training casts of the bottleneck's numbers (paper: quantization).
 
-A codec stores every number at its size and gives back float32. What it costs depends on the training: noise of half of
-a codec's step (`WindowEncoderConfig.noise`) makes a model tolerate it.
+A codec stores every number in a fixed number of bits and decodes to float32. The loss of accuracy depends on the
+training: noise of half of a codec's step (`WindowEncoderConfig.noise`) makes a model tolerate the codec.
 
 B rows, T tokens, E bottleneck width, N windows.
 """
@@ -20,14 +20,14 @@ from pipeline.models.window_encoder import WindowEncoder
 
 CodecKind = Literal["float32", "float16", "int8", "float8_e4m3fn", "float8_e5m2"]
 KINDS: tuple[CodecKind, ...] = get_args(CodecKind)
-LARGEST_INTEGER = 127  # -128 is not used, so that the range is as wide on both sides
+LARGEST_INTEGER = 127  # -128 is not used, so that the range is symmetric
 
 
 @dataclass(frozen=True)
 class Codec:
-    """How a number is stored. Values beyond the range saturate.
+    """Storage format of numbers. Values beyond the range saturate.
 
-    Errors inside the range, to which float32's own rounding comes:
+    Errors inside the range, in addition to float32's own rounding:
 
     | kind | range | largest error |
     |---|---|---|
@@ -37,7 +37,7 @@ class Codec:
     | float8_e4m3fn | 448 | 2^-4 of the value, 2^-10 at least |
     | float8_e5m2 | 57344 | 2^-3 of the value, 2^-17 at least |
 
-    `scale_E` is int8's alone: the step of each number, or one for all.
+    `scale_E` is only for int8: the step of each number, or one step for all.
     """
 
     kind: CodecKind
@@ -51,28 +51,28 @@ class Codec:
 
     @classmethod
     def calibrated(cls, kind: CodecKind, values_NE: Tensor) -> Self:
-        """The codec whose range just holds the values, number by number; only int8 looks at them.
+        """Return the codec whose range just holds the values of each number; only int8 has a range to fit.
 
-        They come from training text: the scale is part of the model, known before anything is encoded.
+        Take the values from training text: the scale is part of the model, known before anything is encoded.
         """
         if kind != "int8":
             return cls(kind)
         scale_E = values_NE.detach().float().abs().amax(dim=0) / LARGEST_INTEGER
-        return cls(kind, scale_E.clamp(min=torch.finfo(torch.float32).tiny))  # a number may be 0 in all of them
+        return cls(kind, scale_E.clamp(min=torch.finfo(torch.float32).tiny))  # for a number that is 0 in all windows
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the stored numbers."""
+        """Dtype of the stored numbers."""
         dtype: torch.dtype = getattr(torch, self.kind)
         return dtype
 
     @property
     def bits(self) -> int:
-        """Bits of a number."""
+        """Bits per number."""
         return 8 * self.dtype.itemsize
 
     def encode(self, values_BE: Tensor) -> Tensor:
-        """Stored values of the codec's dtype.
+        """Return values converted to the codec's dtype.
 
         Raises:
             ValueError: if a value is NaN or infinite.
@@ -83,13 +83,13 @@ class Codec:
             steps_BE = (values_BE.float() / self.scale_E.to(values_BE.device)).round()
             return steps_BE.clamp(-LARGEST_INTEGER, LARGEST_INTEGER).to(self.dtype)
         largest = torch.finfo(self.dtype).max
-        return values_BE.float().clamp(-largest, largest).to(self.dtype)  # else e5m2 and float16 make infinity
+        return values_BE.float().clamp(-largest, largest).to(self.dtype)  # e5m2 and float16 would overflow to infinity
 
     def decode(self, stored_BE: Tensor) -> Tensor:
-        """Values in float32.
+        """Return stored values converted to float32.
 
         Raises:
-            ValueError: if they were stored by a codec of another kind.
+            ValueError: if a codec of another kind stored the values.
         """
         if stored_BE.dtype != self.dtype:
             raise ValueError(f"values of {stored_BE.dtype} were not stored by a codec of kind {self.kind}")
@@ -97,29 +97,29 @@ class Codec:
         return values_BE if self.scale_E is None else values_BE * self.scale_E.to(values_BE.device)
 
     def round_trip(self, values_BE: Tensor) -> Tensor:
-        """Values as they come back, in the type they had."""
+        """Encode and decode values; the result has their dtype."""
         return self.decode(self.encode(values_BE)).to(values_BE.dtype)
 
 
 class StoredLosses(NamedTuple):
-    """Losses of tokens in nats, 0 at padding, and the embedding they were given, as it is stored."""
+    """Losses in nats, 0 at padding, of tokens given a stored embedding, and that embedding."""
 
     losses_BT: Tensor
     stored_BE: Tensor
 
     @property
     def bits(self) -> int:
-        """Bits of the embeddings of all rows."""
+        """Bits of all rows' embeddings."""
         return 8 * self.stored_BE.nbytes
 
     @property
     def code_lengths_B(self) -> Tensor:
-        """Nats of each window, float64: its tokens and its stored embedding."""
+        """Nats of each window, float64, for its tokens and its stored embedding."""
         return self.losses_BT.double().sum(dim=1) + self.bits / len(self.stored_BE) * math.log(2)
 
 
 def stored_losses(model: WindowEncoder, codec: Codec, input_ids_BT: Tensor, lengths_B: Tensor) -> StoredLosses:
-    """What `token_losses` gives when the decoder gets the embedding as the codec has stored it."""
+    """Return `token_losses` for embeddings that the codec has encoded and decoded."""
     values_BE = model.window_bottlenecks(input_ids_BT, lengths_B)
     stored_BE = codec.encode(values_BE)
     decoded_BE = codec.decode(stored_BE).to(values_BE.dtype)
@@ -127,8 +127,10 @@ def stored_losses(model: WindowEncoder, codec: Codec, input_ids_BT: Tensor, leng
 
 
 def write_embeddings(file: Path, codec: Codec, stored_NE: Tensor) -> None:
-    """Stored values of a whole set of windows and their codec, as safetensors: a header of some 200 bytes, the scale
-    in float32 where there is one, then every value at its size."""
+    """Write stored values of a whole set of windows, and their codec, as safetensors.
+
+    The file has a header of some 200 bytes, the scale in float32 if there is one, then all values in the codec's dtype.
+    """
     tensors = {"embeddings": stored_NE.contiguous()}
     if codec.scale_E is not None:
         tensors["scale"] = codec.scale_E.float().contiguous()
@@ -136,10 +138,10 @@ def write_embeddings(file: Path, codec: Codec, stored_NE: Tensor) -> None:
 
 
 def read_embeddings(file: Path) -> tuple[Codec, Tensor]:
-    """The codec and the stored values [N, E] of a file.
+    """Read the codec and the stored values [N, E] of a file.
 
     Raises:
-        ValueError: if it was not written by `write_embeddings`.
+        ValueError: if `write_embeddings` did not write the file.
     """
     try:
         with safe_open(file, "pt") as opened:

@@ -1,14 +1,15 @@
 """The second-order model: all entropies of a window in one causal pass.
 
-Two linear outputs on a causal transformer, trained by mean squared error on first-order labels. *Seeing*: the
-state that has read token i estimates `entropy[i]`. *Expecting*: the state before token i estimates
-`expected_entropy[i]`. A start stands before the first token, so that it has both too: the token that a language model
-read there, or else a learned vector. The two share one transformer, or have one each.
+The model is a causal transformer with two linear outputs, trained by mean squared error on first-order labels.
+*Seeing*: the state that has read token i estimates `entropy[i]`. *Expecting*: the state before token i estimates
+`expected_entropy[i]`. A start stands before the first token, which therefore has both estimates too. The start is the
+token that a language model reads there, or else a learned vector. The two outputs share one transformer, or have one
+each.
 
-In the *direct* form an output is the estimate, and nothing is projected on the vocabulary. In the *residual* form it
-is a correction to what the transformer says as a language model, to its own surprisal and to the entropy of its own
-prediction: such a model begins as good as the language model it was made from. That model's head comes along with all
-that it does to logits: bias, scale and soft cap.
+In the *direct* form an output is the estimate itself, and nothing is projected onto the vocabulary. In the *residual*
+form the outputs correct two values of the transformer as a language model: its surprisal, and the entropy of its
+prediction. A residual model starts as good as the language model it is made from, and keeps that model's head, with
+bias, scale and soft cap.
 
 B rows, T tokens, S = T + 1 positions with the start, D width, V vocabulary.
 """
@@ -40,17 +41,17 @@ PROBE_TOKENS = 8
 
 
 class Entropies(NamedTuple):
-    """Estimates in nats, each [B, T], at the index of the token they speak about."""
+    """Estimates in nats, each [B, T], at the index of the estimated token."""
 
     entropy_BT: Tensor
     expected_entropy_BT: Tensor
 
 
 class SecondOrderConfig(PreTrainedConfig):
-    """The transformer's own configuration, and the labels' mean and deviation (nats), which scale the outputs.
+    """Configuration of the transformer, and the labels' mean and deviation in nats, which scale the outputs.
 
-    `start_token`: id read before the first token; a learned vector stands there where None. `width`: of the last hidden
-    states; that of the embeddings where None. The head's scale and soft cap are in the transformer's configuration.
+    `start_token`: id read before the first token; None for a learned vector. `width`: width of the last hidden states;
+    None for the embeddings' width. The head's scale and soft cap are in the transformer's configuration.
     """
 
     model_type = "second-order-entropy"
@@ -97,32 +98,35 @@ class SecondOrderModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """False, so that transformers computes every buffer that checkpoints leave out: in a model that it takes for
-        custom code it leaves Falcon-H1's multipliers as memory has them. The layers are its own."""
+        """False, so that transformers computes every buffer that checkpoints leave out.
+
+        In custom code, transformers would leave Falcon-H1's multipliers uninitialised. The layers here are not custom.
+        """
         return False
 
     @classmethod
     def from_scratch(cls, stack: PreTrainedConfig, *, context: int, **settings: Any) -> Self:
-        """A model of random weights with a transformer of that configuration."""
+        """Return a model with random weights and a transformer of this configuration."""
         return cls(
             SecondOrderConfig(vocab_size=stack.vocab_size, context=context, transformer=stack.to_dict(), **settings)
         )
 
     @classmethod
     def from_estimator(cls, estimator: EntropyEstimator, **settings: Any) -> Self:
-        """A model that starts as the estimator's decoder, which knows the language already.
+        """Return a model that starts as the estimator's decoder, which knows the language already.
 
-        Its start vector is what the decoder sees first, for an embedding of zeros. `settings` are fields of the
+        The start vector is the decoder's first input for an embedding of zeros. `settings` are fields of the
         configuration.
 
         Raises:
-            ValueError: if that decoder is no language model by itself: a mixer, or met by the embedding elsewhere.
+            ValueError: if the decoder is not a language model by itself, because it is a mixer or the embedding
+                enters neither as the first position nor at the logits.
         """
         config = estimator.config
         if not (config.prepends or (config.adds_logits and config.decoder_kind == "transformer")):
             raise ValueError(
-                "the embedding enters this estimator's decoder, or it is a mixer, so that it is no language model by "
-                "itself; start from a causal language model, or from scratch"
+                "this estimator's decoder is not a language model by itself: the embedding enters it, or it is a "
+                "mixer; start from a causal language model, or from scratch"
             )
         made = cls._from_stack(estimator.decoder, {"context": config.context, **settings})
         assert made.start is not None
@@ -132,14 +136,14 @@ class SecondOrderModel(PreTrainedModel):
 
     @classmethod
     def from_language_model(cls, model: PreTrainedModel, *, start: int | None = None, **settings: Any) -> Self:
-        """A model that starts as a causal language model, which reads `start` before a document's first token.
+        """Return a model that starts as a causal language model, which reads `start` before a document's first token.
 
-        `settings` are fields of the configuration; `context` is by default as many tokens as the model has positions
-        for, but for the start's.
+        `settings` are fields of the configuration; by default, `context` is the language model's number of positions
+        minus one for the start.
 
         Raises:
-            ValueError: if the language model declares no start or no number of positions and none is given, or if its
-                losses change when its weights are loaded here.
+            ValueError: if a start or a context is neither given nor declared by the language model, or if the language
+                model's losses change when its weights are copied.
         """
         stack, head = decoder(model), output_head(model)
         carried = {
@@ -181,13 +185,13 @@ class SecondOrderModel(PreTrainedModel):
         return OutputHead.configured(self.transformer.config, weight_VD, self.head_bias)
 
     def freeze_head(self) -> None:
-        """Leaves what a head of its own has as it is; a head that is the table of embeddings is trained with it."""
+        """Exclude a separate head and the head's bias from training; a head tied to the embeddings is trained."""
         for weight in (None if self.head is None else self.head.weight, self.head_bias):
             if weight is not None:
                 weight.requires_grad_(False)
 
     def forward(self, input_ids_BT: Tensor, *, with_surprisal: bool = False) -> tuple[Entropies, Tensor | None]:
-        """Both estimates, and where it is wanted or used the model's own loss as a language model, nats [B, T]."""
+        """Return both estimates, and the model's loss as a language model in nats [B, T], if it is wanted or used."""
         hidden_BSD = self._hidden(self.transformer, input_ids_BT)
         before_BTD, after_BTD = hidden_BSD[:, :-1], hidden_BSD[:, 1:]
         residual = self.config.form == "residual"
@@ -207,12 +211,12 @@ class SecondOrderModel(PreTrainedModel):
         return Entropies(self.config.label_mean + seen_BT, self.config.label_mean + expected_BT), surprisal_BT
 
     def entropies(self, input_ids_BT: Tensor) -> Entropies:
-        """Both estimates for every token of right-padded windows; the values at padding mean nothing."""
+        """Return both estimates for every token of right-padded windows; values at padding are meaningless."""
         return self.forward(input_ids_BT)[0]
 
     def _hidden(self, transformer: PreTrainedModel, input_ids_BT: Tensor) -> Tensor:
         token = self.config.start_token
-        if token is not None:  # ids, since some models scale, normalise or project what their table of embeddings holds
+        if token is not None:  # ids, since some models scale, normalise or project embeddings
             return last_hidden(transformer, pad(input_ids_BT, (1, 0), value=token))
         assert self.start is not None
         start_B1D = self.start.weight.expand(len(input_ids_BT), 1, -1)
@@ -224,14 +228,14 @@ class SecondOrderModel(PreTrainedModel):
 
 
 def _stack(settings: dict[str, Any]) -> PreTrainedModel:
-    """Layers as they are within a language model: by themselves some have more, such as BERT's pooler."""
+    """Build the layers of a language model; built by themselves, some would have more, such as BERT's pooler."""
     config = AutoConfig.for_model(**{**settings, "dtype": None})
     return decoder(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
 
 
 @torch.no_grad()
 def _require_same_losses(made: SecondOrderModel, model: PreTrainedModel) -> None:
-    """Refuses a language model whose layers keep more than weights and configuration, such as RWKV's rescaled ones."""
+    """Raise if a language model keeps more than weights and configuration, as RWKV does by rescaling weights."""
     tokens = min(PROBE_TOKENS, made.config.context, made.config.vocab_size)
     ids_1T = torch.arange(tokens, device=model.device).unsqueeze(0)
     assert made.config.start_token is not None
@@ -239,6 +243,6 @@ def _require_same_losses(made: SecondOrderModel, model: PreTrainedModel) -> None
     made.eval()  # type: ignore[no-untyped-call]
     losses_1T = made(ids_1T.to(made.device), with_surprisal=True)[1]
     made.train()
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.5  # in half precision only the gross is seen
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.5  # half precision shows only large errors
     if not torch.allclose(losses_1T, expected_1T, atol=tolerance, rtol=tolerance):
         raise ValueError(f"the losses of {type(model).__name__} change when its weights are copied; start from another")

@@ -1,7 +1,7 @@
 """Sizes and variants of models: one class for each model, whose fields are flags of its training command.
 
-Those of the estimator and the autoencoder are the fields of its configuration too. No torch here, so that `--help`
-comes at once.
+The fields for estimator and autoencoder are also fields of their configurations. This module does not import torch, so
+that `--help` prints at once.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ Form = Literal["direct", "residual"]
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerSizes:
-    """The model."""
+    """Sizes of a transformer."""
 
     context: int = 256
     """Longest window, in tokens."""
@@ -30,43 +30,43 @@ class TransformerSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelSizes(TransformerSizes):
-    """The model."""
+    """Sizes and kind of a language model."""
 
     heads: int = 6
-    """Attention heads, or of a mixer's convolution."""
+    """Heads of the attention, or of a mixer's convolution."""
     kind: StackKind = "transformer"
-    """Attention, or a convolution over positions in its place (masked mixer)."""
+    """Attention (transformer), or a convolution over positions (masked mixer)."""
     kernel: int = 1
-    """Neighbouring hidden indices that a mixer's convolution covers."""
+    """Number of neighbouring hidden indices that a mixer's convolution covers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SecondOrderSizes:
-    """The model."""
+    """Sizes of a second-order model; None for a default that depends on where the model starts."""
 
     context: int | None = None
-    """Longest window, in tokens; that of the labels by default."""
+    """Longest window, in tokens; by default the window of the labels."""
     width: int | None = None
-    """From scratch, hidden size; 192 by default."""
+    """Hidden size, only for a model from scratch; 192 by default."""
     layers: int | None = None
-    """From scratch, blocks; 4 by default."""
+    """Blocks, only for a model from scratch; 4 by default."""
     heads: int | None = None
-    """From scratch, attention heads; 6 by default."""
+    """Attention heads, only for a model from scratch; 6 by default."""
 
     @property
     def from_scratch(self) -> dict[str, int]:
-        """The requested sizes that another model would bring along."""
+        """Sizes that were set, except `context`; a model to start from has these already."""
         return {name: size for name, size in asdict(self).items() if size is not None and name != "context"}
 
 
-@dataclass(kw_only=True)  # not frozen, as transformers' configurations, which inherit it, are not
+@dataclass(kw_only=True)  # not frozen, because transformers' configurations, which inherit this class, are not
 class WindowEncoderSizes:
-    """The model."""
+    """Sizes and variants that the estimator and the autoencoder share."""
 
     context: int = 256
     """Longest window, in tokens."""
     encoder_kind: StackKind = "transformer"
-    """Attention, or a convolution over positions in its place (masked mixer)."""
+    """Attention (transformer), or a convolution over positions (masked mixer)."""
     encoder_width: int = 64
     """Hidden size of the encoder."""
     encoder_layers: int = 3
@@ -74,16 +74,16 @@ class WindowEncoderSizes:
     encoder_heads: int = 2
     """Heads of the encoder."""
     encoder_kernel: int = 1
-    """Neighbouring hidden indices that a mixer's convolution covers."""
+    """Number of neighbouring hidden indices that a mixer's convolution covers."""
     bottleneck_width: int | None = 4
-    """Numbers that the window's embedding has; fewer make less noisy labels. None: as many as the encoder is wide."""
+    """Size of the window's embedding; a smaller one makes less noisy labels. None: the width of the encoder."""
     noise: float = 0.0
-    """Uniform noise of up to this much in training, which makes the embedding tolerate rounding: half of the precision
-    that it is to be stored with."""
+    """Amplitude of uniform noise in training, which makes the embedding tolerate rounding; give half of the precision
+    that the embedding will be stored with."""
     noise_place: NoisePlace = "before-down"
-    """On the bottleneck's numbers, or on the encoder's state before it is narrowed to them."""
+    """Place of the noise: the bottleneck's values, or the encoder's state before it is narrowed to them."""
     decoder_kind: StackKind = "transformer"
-    """Attention or masked mixer."""
+    """Attention (transformer), or a convolution over positions (masked mixer)."""
     decoder_width: int = 192
     """Hidden size of the decoder."""
     decoder_layers: int = 4
@@ -91,7 +91,7 @@ class WindowEncoderSizes:
     decoder_heads: int = 6
     """Heads of the decoder."""
     decoder_kernel: int = 1
-    """Neighbouring hidden indices that a mixer's convolution covers."""
+    """Number of neighbouring hidden indices that a mixer's convolution covers."""
 
     def __post_init__(self) -> None:
         if self.bottleneck_width is not None and self.bottleneck_width < 1:
@@ -102,21 +102,21 @@ class WindowEncoderSizes:
 
 @dataclass(kw_only=True)
 class EstimatorSizes(WindowEncoderSizes):
-    """The model."""
+    """Sizes and variants of an estimator."""
 
     introduction: Introduction = "token"
-    """How the decoder gets the embedding: as one more token, beside every token, or added to every token."""
+    """Entry of the embedding into the decoder: as one more token, alongside every token, or added to every token."""
     introduced_above: int = 0
-    """Decoder blocks that see tokens alone, so that exact labels compute them once a window."""
+    """Decoder blocks below the embedding's entry, which exact labels compute once per window."""
 
 
 @dataclass(kw_only=True)
 class AutoencoderSizes(WindowEncoderSizes):
-    """The model."""
+    """Sizes and variants of an autoencoder."""
 
     given: Given = "unrolled"
-    """How the decoder gets the embedding: the same at every position (repeated), which a mixer can tell apart and a
-    transformer cannot, or another half of its numbers at each."""
+    """Input of the decoder: the same embedding at every position (repeated), where a mixer can tell positions apart and
+    a transformer cannot, or a different half of the embedding at each position (unrolled)."""
     bottleneck_width: int | None = None
-    """Numbers that the window's embedding has: fewer than the encoder is wide make a compressive autoencoder. None: as
-    many."""
+    """Size of the window's embedding; below the encoder's width it makes a compressive autoencoder. None: the width of
+    the encoder."""

@@ -1,8 +1,8 @@
-"""Stacks of causal layers that every model here is built from: Llama blocks of `transformers`, or masked mixers.
+"""Stacks of causal layers, of which every model here is built: Llama blocks of `transformers`, or masked mixers.
 
-Callers hand in embeddings and never an attention mask or position ids. Right padding needs none, as no position sees
-what comes after it. Position ids that jump, without a mask, are read by transformers 5 as packed sequences, which
-silently hides a prepended embedding from the tokens.
+Callers pass embeddings, but never an attention mask or position ids. Right padding needs neither, since no position
+sees later ones. Without a mask, transformers 5 takes position ids that jump for packed sequences, which silently hides
+a prepended embedding from the tokens.
 
 B rows, T positions, D width.
 """
@@ -29,10 +29,10 @@ def stack_config(
     kernel: int = 1,
     initializer_range: float = 0.02,
 ) -> LlamaConfig:
-    """Configuration of a stack, of windows of `context` tokens and one position before them.
+    """Return the configuration of a stack for windows of `context` tokens and one position before them.
 
     Raises:
-        ValueError: if sizes are below 1 or do not fit together, or if a transformer gets a kernel.
+        ValueError: if sizes are below 1 or do not fit together, or if a transformer gets a kernel above 1.
     """
     config = llama_config(
         vocab_size=vocab_size,
@@ -43,14 +43,14 @@ def stack_config(
         initializer_range=initializer_range,
     )
     if kernel < 1 or (kernel > 1 and kind == "transformer"):
-        raise ValueError(f"a kernel of {kernel} is for none; mixers have one of at least 1, transformers none (1)")
+        raise ValueError(f"a kernel of {kernel} does not fit a {kind}; give 1 for a transformer, 1 or more for a mixer")
     return config if kind == "transformer" else MixerConfig.like(config, kernel)
 
 
 def llama_config(
     *, vocab_size: int, width: int, layers: int, heads: int, context: int, initializer_range: float = 0.02
 ) -> LlamaConfig:
-    """Configuration of a Llama stack whose gated feed-forward has the parameters of a plain one of 4 x width.
+    """Return the configuration of a Llama stack whose gated feed-forward is as large as a plain one of 4 x width.
 
     Raises:
         ValueError: if a size is below 1, or `width` is not a multiple of `heads`.
@@ -76,38 +76,38 @@ def llama_config(
 
 
 def new_stack(config: LlamaConfig) -> PreTrainedModel:
-    """A stack of random weights."""
+    """Return a stack with random weights."""
     return MaskedMixer(config) if isinstance(config, MixerConfig) else LlamaModel(config)
 
 
 def new_language_model(config: LlamaConfig, start: int) -> PreTrainedModel:
-    """A fresh causal language model whose configuration names the token that stands before each document."""
+    """Return a causal language model with random weights, whose configuration names the token before each document."""
     config.bos_token_id = config.eos_token_id = start
     return MixerForCausalLM(config) if isinstance(config, MixerConfig) else LlamaForCausalLM(config)
 
 
 def causal_hidden(transformer: PreTrainedModel, embeddings_BTD: Tensor) -> Tensor:
-    """Hidden states [B, T, D] of a causal pass; position i has seen the embeddings 0..i."""
+    """Return hidden states [B, T, D] of a causal pass; position i has seen the embeddings 0..i."""
     hidden_BTD: Tensor = transformer(inputs_embeds=embeddings_BTD, use_cache=False).last_hidden_state
     return hidden_BTD
 
 
 def input_embeddings(transformer: PreTrainedModel) -> nn.Embedding:
-    """The table of token embeddings."""
+    """Return the module of token embeddings."""
     embeddings = transformer.get_input_embeddings()
     assert isinstance(embeddings, nn.Embedding)
     return embeddings
 
 
 def real_positions(lengths_B: Tensor, width: int) -> Tensor:
-    """True [B, width] at each row's first `lengths` positions, False at its padding."""
+    """Return [B, width]: True at each row's first `lengths` positions, False at padding."""
     return torch.arange(width, device=lengths_B.device) < lengths_B.unsqueeze(1)
 
 
 def add_dropout(transformer: PreTrainedModel, share: float) -> None:
-    """Lets a Llama drop a share of its embeddings and of what each block adds, in training only.
+    """Add dropout to a Llama's embeddings and to the outputs of attention and feed-forward, in training only.
 
-    `LlamaConfig` has dropout of attention weights alone. Nothing of this is saved with the model.
+    `LlamaConfig` has dropout only for attention weights. The dropout added here is not saved with the model.
     """
 
     def dropped(module: nn.Module, _: object, output: Tensor) -> Tensor:

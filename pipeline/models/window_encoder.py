@@ -1,7 +1,7 @@
-"""The window encoder of the estimator and the autoencoder: its last state, narrowed, stands for a whole window.
+"""The window encoder of the estimator and the autoencoder: its last state, narrowed, is the embedding of a window.
 
-Because the encoder is causal, one pass gives the embedding of every prefix. Noise on it, in training alone, makes it
-tolerate being stored with less precision (paper: noise injection).
+Because the encoder is causal, one pass gives the embedding of every prefix. Noise on the embedding, only in training,
+makes it tolerate storage with less precision (paper: noise injection).
 
 B rows, T tokens, C encoder width, E bottleneck width.
 """
@@ -19,23 +19,23 @@ from pipeline.models.stacks import causal_hidden, input_embeddings, new_stack, r
 
 
 class WindowEncoderConfig(PreTrainedConfig, WindowEncoderSizes):
-    """The sizes, with the vocabulary."""
+    """Sizes and vocabulary of a window encoder."""
 
     vocab_size: int = 8192
     initializer_range: float = 0.02
 
     @property
     def embedding_width(self) -> int:
-        """Numbers in the embedding of a window."""
+        """Size of a window's embedding."""
         return self.encoder_width if self.bottleneck_width is None else self.bottleneck_width
 
     def encoder_stack(self) -> PreTrainedModel:
-        """A new encoder."""
+        """Return a new encoder."""
         sizes = {"width": self.encoder_width, "layers": self.encoder_layers, "heads": self.encoder_heads}
         return self._stack(self.encoder_kind, kernel=self.encoder_kernel, **sizes)
 
     def decoder_stack(self, *, width: int, layers: int) -> PreTrainedModel:
-        """New layers of the decoder."""
+        """Return new layers of the decoder."""
         sizes = {"width": width, "layers": layers, "heads": self.decoder_heads}
         return self._stack(self.decoder_kind, kernel=self.decoder_kernel, **sizes)
 
@@ -44,13 +44,13 @@ class WindowEncoderConfig(PreTrainedConfig, WindowEncoderSizes):
         return new_stack(stack_config(kind, initializer_range=self.initializer_range, **shared, **sizes))
 
     def narrowing(self) -> tuple[nn.Module, nn.Module]:
-        """New layers into the bottleneck and out of it."""
+        """Return new layers into the bottleneck and out of it."""
         wide, narrow = self.encoder_width, self.bottleneck_width
         return (nn.Identity(), nn.Identity()) if narrow is None else (nn.Linear(wide, narrow), nn.Linear(narrow, wide))
 
 
 class WindowEncoder(PreTrainedModel, ABC):
-    """A model with an `encoder` and the layers `down` and `up`, which a subclass makes, and a decoder of its own."""
+    """Model with an `encoder`, the layers `down` and `up`, and a decoder, all of which a subclass makes."""
 
     encoder: PreTrainedModel
     down: nn.Module
@@ -58,26 +58,26 @@ class WindowEncoder(PreTrainedModel, ABC):
     config: WindowEncoderConfig
 
     def bottlenecks(self, input_ids_BT: Tensor) -> Tensor:
-        """Bottleneck values [B, T, E]; index i is that of the prefix `input_ids[:, : i + 1]`."""
+        """Return bottleneck values [B, T, E]; index i is for the prefix `input_ids[:, : i + 1]`."""
         hidden_BTC = causal_hidden(self.encoder, input_embeddings(self.encoder)(input_ids_BT))
         before_down = self.config.noise_place == "before-down"
         narrow_BTE = self.down(self._noisy(hidden_BTC) if before_down else hidden_BTC)
         return narrow_BTE if before_down else self._noisy(narrow_BTE)
 
     def window_bottlenecks(self, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Bottleneck values [B, E] of each row's real tokens."""
+        """Return bottleneck values [B, E] for each row's real tokens."""
         return self.bottlenecks(input_ids_BT)[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B - 1]
 
     @abstractmethod
     def decode_losses(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Loss of every token in nats [B, T], the first included, 0 at padding, given each row's bottleneck values."""
+        """Return each token's loss in nats [B, T], the first included, given the bottleneck values; 0 at padding."""
 
     def token_losses(self, input_ids_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Loss of every token in nats [B, T], the first included, given the embedding of the row's whole window.
+        """Return each token's loss in nats [B, T], the first included, given the embedding of the row's whole window.
 
         Args:
             input_ids_BT: windows, padded on the right with any token.
-            lengths_B: real tokens in each row; all T where None. Losses of padding are 0.
+            lengths_B: real tokens in each row; None for all T. Losses of padding are 0.
         """
         if lengths_B is None:
             lengths_B = torch.full((len(input_ids_BT),), input_ids_BT.shape[1], device=input_ids_BT.device)
@@ -92,7 +92,7 @@ class WindowEncoder(PreTrainedModel, ABC):
 
 
 def real_losses(hidden_BTD: Tensor, head_VD: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
-    """-ln p of every token in nats, float32 [B, T]; 0 at padding."""
+    """Return -ln p of every token in nats, float32 [B, T]; 0 at padding."""
     real_BT = real_positions(lengths_B, input_ids_BT.shape[1])
     losses_BT = hidden_BTD.new_zeros(input_ids_BT.shape, dtype=torch.float32)
     losses_BT[real_BT] = token_cross_entropy(hidden_BTD[real_BT], head_VD, input_ids_BT[real_BT])

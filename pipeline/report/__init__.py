@@ -1,1 +1,1 @@
-"""Shows annotated datasets: as a page, as a document in a notebook or in a terminal."""
+"""Reports on annotated datasets: a page, or one document in a notebook or terminal."""

@@ -1,4 +1,4 @@
-"""Shows an annotated dataset: a page with its documents and figures, or one document in the terminal.
+"""Show an annotated dataset: a page with its documents and figures, or one document in the terminal.
 
 python -m pipeline.report annotated                                  # writes annotated-report/report.html
 python -m pipeline.report annotated/data/second-order --against annotated/data/exact
@@ -33,20 +33,20 @@ class Config:
     """The dataset to show, and how much of it."""
 
     dataset: str
-    """Folder that pipeline.annotate wrote, or hf://datasets/USER/NAME; one of several subsets by its folder of data,
-    as in annotated/data/exact."""
+    """Folder that pipeline.annotate wrote, or hf://datasets/USER/NAME; to choose one of several subsets, name its data
+    folder, as in annotated/data/exact."""
     output: Path | None = field(default=None, kw_only=True)
-    """Folder for report.html; by default DATASET-report next to the dataset, or in this folder for one on the Hub. Only
-    an earlier report of the same dataset is replaced."""
+    """Folder for report.html; by default DATASET-report next to the dataset, or for a dataset on the Hub in the working
+    directory. Only an earlier report of the same dataset is replaced."""
     against: str | None = field(default=None, kw_only=True)
     """Another dataset of the same documents, whose labels are shown alongside."""
     by: str | None = field(default=None, kw_only=True)
     """Column of the source to group documents by in the figures; by default the first text column with few values."""
     size: Annotated[SampleSize, cyclopts.Parameter(name="*")] = field(default=SampleSize(), kw_only=True)
     terminal: bool = field(default=False, kw_only=True)
-    """Show one document here, and write no page."""
+    """Show one document in the terminal instead of writing a page."""
     document: int = field(default=0, kw_only=True)
-    """With --terminal, the document's row, counted from 0."""
+    """With --terminal, row of the document, counted from 0."""
 
 
 def report(config: Config) -> None:
@@ -63,7 +63,7 @@ def report(config: Config) -> None:
 
 
 def folder_for(dataset: str) -> Path:
-    """The folder of a dataset's report: never in the dataset, whose files are read as data and published."""
+    """Default folder of a dataset's report, outside the dataset: files in it are read as data and published."""
     subset = SUBSET_NAMED.search(dataset)
     root = dataset[: subset.start()] if subset else dataset
     name = f"-{subset[0].strip('/').rpartition('/')[2]}" if subset else ""
@@ -75,10 +75,10 @@ def folder_for(dataset: str) -> Path:
 
 
 def document_view(dataset: str, row: int, tokens: int) -> DocumentView:
-    """The first tokens of one document of a dataset.
+    """First tokens of one document of a dataset.
 
     Raises:
-        ValueError: if there is no such row; as find_annotations and LabelledSource.documents do.
+        ValueError: if there is no such row, or if find_annotations or LabelledSource.documents raises it.
         ConnectionError: if the Hub cannot be reached.
     """
     annotated = find_annotations(dataset)

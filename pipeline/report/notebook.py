@@ -1,9 +1,9 @@
-"""One document in a notebook: HTML that stands by itself, its tokens shaded by entropy.
+"""One document in a notebook: self-contained HTML, its tokens shaded by entropy.
 
     from pipeline.report.notebook import show
     show(dataset[0], tokenizer)     # a row of load_dataset(...), a tokenizer of tokenizers or transformers
 
-It needs no script: a token's figures are its tooltip.
+No script is needed: the figures of a token are its tooltip.
 """
 
 import math
@@ -44,20 +44,20 @@ class DocumentView:
 
     @property
     def most(self) -> float:
-        """The end of the colour scale: whole nats, beyond which one label in a hundred lies."""
+        """End of the colour scale in whole nats; one label in a hundred lies beyond it."""
         sizes = [abs(nats) for nats in self.entropies if nats is not None]
         return max(1, math.ceil(np.quantile(sizes, SHARE_ON_SCALE))) if sizes else 1
 
     @property
     def bits_so_far(self) -> Iterator[float]:
-        """Running sum of the entropies up to and including each token, in bits."""
+        """Running sum of the entropies, in bits, up to and including each token."""
         nats = 0.0
         for entropy in self.entropies:
             nats += entropy or 0
             yield nats / math.log(2)
 
     def tooltips(self) -> Iterator[str]:
-        """Text and figures of each token, in lines."""
+        """Lines of text and figures for each token."""
         expected = self.expected or [None] * len(self.tokens)
         for token, entropy, expectation, bits in zip(
             self.tokens, self.entropies, expected, self.bits_so_far, strict=True
@@ -85,9 +85,11 @@ class DocumentView:
 
 
 def show(row: Mapping[str, Any], tokenizer: Any = None) -> DocumentView:
-    """A row of an annotated dataset for a notebook to display; without a tokenizer, tokens are shown by their ids.
+    """Prepare a row of an annotated dataset for display in a notebook.
 
-    `tokenizer` is one of the tokenizers library, or a fast one of transformers.
+    Args:
+        row: with `input_ids` and `entropy`, as load_dataset returns it.
+        tokenizer: from tokenizers, or a fast one from transformers; without a tokenizer the ids are shown.
 
     Raises:
         ValueError: if the row has no tokens or labels, or the tokenizer is of another kind.
@@ -106,17 +108,17 @@ def show(row: Mapping[str, Any], tokenizer: Any = None) -> DocumentView:
 
 
 def labels_or_none(labels: Sequence[float | None]) -> list[float | None]:
-    """The labels with None instead of NaN, which arrays have for tokens without a label."""
+    """Labels with None instead of NaN for tokens without a label."""
     return [None if nats is None or math.isnan(nats) else float(nats) for nats in labels]
 
 
 def amount(nats: float) -> str:
-    """Nats and bits, in words."""
+    """Text for an amount: nats, then bits."""
     return f"{nats:.2f} nats, {nats / math.log(2):.2f} bits".replace("-", "−")
 
 
 def _token_html(token: str, shade: str, tooltip: str) -> str:
-    """A space before a word stays unshaded: at the end of a line it would be a speck of colour."""
+    """Leave the space before a word unshaded: at the end of a line it would be a speck of colour."""
     if token[:1] == " " and token[1:2].strip():
         return f'<span class="t" title="{escape(tooltip)}"> <b class="{shade}">{_marked(token[1:])}</b></span>'
     part = "" if token else " part"
@@ -124,7 +126,7 @@ def _token_html(token: str, shade: str, tooltip: str) -> str:
 
 
 def _marked(text: str) -> str:
-    """Marks line ends, and spaces in a token of nothing else; copied text does not have the marks."""
+    """Mark line ends, and spaces in a token of only whitespace; the marks are not copied with the text."""
     marks = MARKS if not text.strip() else {"\n": MARKS["\n"]}
     return "".join(marks.get(character) or escape(visible(character, keep="\t")) for character in text)
 

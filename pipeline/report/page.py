@@ -1,17 +1,19 @@
-"""The page of an annotated dataset: HTML that stands by itself, with figures of a sample and some of its documents.
+"""The page of an annotated dataset: self-contained HTML with figures of a sample and some of its documents.
 
-The page's script reads its contents as JSON. There a label is a whole number of ROUNDING_NATS, or null; a token is an
-index into the list of texts.
+The page's script reads its contents as JSON, in which a label is an integer multiple of ROUNDING_NATS, or null, and a
+token is an index into the list of texts.
 """
 
 import base64
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
+from typing import Any, Self
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -27,10 +29,12 @@ from pipeline.report.sampling import Document, LabelledSource, SampleSize, sampl
 from pipeline.report.statistics import (
     LEAST_OCCURRENCES,
     MOST_GROUPS,
+    Agreement,
     Statistics,
     Values,
     group_figures,
     measure_figures,
+    value_name,
 )
 from pipeline.report.tokens import MOST_CHARACTERS, TokenTexts
 from schemas.annotations import LIMITS, ROUNDING_NATS
@@ -39,20 +43,25 @@ from schemas.rows import is_text
 PAGE_FILE = "report.html"
 SCRIPTS = ("document.js", "charts.js", "page.js")
 USUAL = SampleSize()
+MOST_EXACT = 2**53  # a double holds all integers up to here
 CUT = f"Tokens of more than {MOST_CHARACTERS:,} characters are cut short, with … at their end."
 
 
 def write_report(
     dataset: str, folder: Path, *, against: str | None = None, by: str | None = None, size: SampleSize = USUAL
 ) -> Path:
-    """Writes `report.html` into the folder, where it may replace an earlier one of the dataset; returns its path.
+    """Write `report.html` into a folder and return its path; an earlier report of the same dataset is replaced.
 
-    Datasets are named as find_annotations takes them. `against` is another dataset with labels of the same documents,
-    shown alongside. Documents are grouped by the source's column `by`, or by the first that has few values.
+    Args:
+        dataset: as find_annotations takes it.
+        folder: of the page.
+        against: another dataset with labels of the same documents, shown alongside.
+        by: column of the source to group documents by; None for the first text column with few values.
+        size: of the sample, and of the part of it that is shown.
 
     Raises:
-        ValueError: as find_annotations and page_contents do, if the datasets' documents differ, or if the folder has
-            a `report.html` that shows something else.
+        ValueError: from find_annotations and page_contents; if the datasets' documents differ; or if the folder has a
+            `report.html` of something else.
         ConnectionError: if the Hub cannot be reached.
     """
     annotated, page = find_annotations(dataset), folder / PAGE_FILE
@@ -68,7 +77,7 @@ def write_report(
 
 
 def page_html(contents: Values, dataset: str) -> str:
-    """A whole page with these contents, marked with the dataset's digest."""
+    """Complete page with these contents, marked with the dataset's digest."""
     script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     return Template((ASSETS / "page.html").read_text(encoding="utf-8")).substitute(
         style=palette_css()
@@ -81,34 +90,58 @@ def page_html(contents: Values, dataset: str) -> str:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A document to show: its first tokens, and figures of the whole document."""
+
+    document: Document
+    labelled_S: np.ndarray
+    """int64: number of labels of each series."""
+    means_S: np.ndarray
+    """float64, nats; NaN for a series without labels."""
+    bytes: int | None
+    """Bytes of its text; None without a tokenizer."""
+
+    @classmethod
+    def of(cls, document: Document, texts: TokenTexts, tokens: int) -> Self:
+        """Keep the first `tokens` tokens of a document."""
+        labelled_S = (~np.isnan(document.labels_SN)).sum(axis=1)
+        sums_S = np.nansum(document.labels_SN, axis=1, dtype=np.float64)
+        means_S = np.where(labelled_S, sums_S / np.maximum(labelled_S, 1), np.nan)
+        source = {visible(name): _value(value) for name, value in document.source.items()}
+        first = replace(document.first(tokens), source=source)
+        return cls(first, labelled_S, means_S, texts.byte_count(document.tokens_N))
+
+
+@dataclass(frozen=True)
 class Sampled:
-    """A sample's statistics, and the documents to show, each cut short."""
+    """A sample's statistics, and the documents to show."""
 
     statistics: Statistics
-    shown: list[Document]
+    agreement: Agreement | None
+    shown: list[Shown]
 
 
 def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, size: SampleSize, by: str | None) -> Values:
-    """All values of the page, for its script.
+    """Values that the page's script reads.
 
     Raises:
-        ValueError: if there is no document or no column `by`; as LabelledSource.documents does.
+        ValueError: if there is no document or no column `by`; from LabelledSource.documents.
     """
     if not len(source.dataset):
         raise ValueError(f"{source.dataset.source} has no document to show")
     if by is not None and by not in source.source_columns:
         existing = ", ".join(source.source_columns) or "none"
         raise ValueError(f"the source of {source.dataset.source} has no column {by}; it has {existing}")
-    columns = (
-        [by] if by else [name for name in source.source_columns if is_text(source.dataset.schema.field(name).type)]
-    )
-    sampled = _read(source, size, columns)
-    statistics, texts = sampled.statistics, TokenTexts(tokenizer)
+    of_text = [name for name in source.source_columns if is_text(source.dataset.schema.field(name).type)]
+    columns, texts = [by] if by else of_text, TokenTexts(tokenizer)
+    sampled = _read(source, size, columns, texts)
+    statistics = sampled.statistics
     column, most = by or statistics.few_groups(columns), size.tokens_each(len(sampled.shown))
     documents, figures = _documents(sampled.shown, texts), measure_figures(source.series, statistics, texts)
     notes = [*_notes(source, sampled, size, most), LIMITS[source.dataset.provenance.method]]
     return {
         "title": visible(short_name(source.dataset)),
+        "model": visible(source.dataset.provenance.labelled_by),
         "told": [*map(visible, [*notes, CUT] if texts.cut else notes)],
         "rounding": ROUNDING_NATS,
         "levels": LEVELS,
@@ -117,35 +150,39 @@ def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, size: Sam
         "measures": figures,
         "least": LEAST_OCCURRENCES,
         "groups": None if column is None else group_figures(column, statistics),
+        "agreement": None if sampled.agreement is None else sampled.agreement.figures(source.series),
         **documents,
     }
 
 
-def _read(source: LabelledSource, size: SampleSize, columns: Sequence[str]) -> Sampled:
-    """Reads the sample once; documents that are not shown are kept in sums alone."""
+def _read(source: LabelledSource, size: SampleSize, columns: Sequence[str], texts: TokenTexts) -> Sampled:
+    """Read the sample once; documents that are not shown enter only the sums."""
     statistics = Statistics(2 * len(source.series) - 1, source.dataset.vocabulary)
+    agreement = None if source.against is None else Agreement()
     runs = sampled_rows(len(source.dataset), size.sample, size.seed)
     sample = sum(map(len, runs))
     documents = min(size.documents, sample)
     to_show = {sample * index // documents for index in range(documents)}
-    shown: list[Document] = []
+    shown: list[Shown] = []
     for run in runs:
         few = [name for name in columns if len(columns) == 1 or len(statistics.groups.get(name, ())) <= MOST_GROUPS]
-        for document in source.documents(run, few):  # the others cost as much to read, and make no figure
+        for document in source.documents(run, source.scalar_columns):
             if statistics.documents in to_show:
-                shown.append(document.first(size.tokens_each(documents)))
-            statistics.add(document)
-    return Sampled(statistics, shown)
+                shown.append(Shown.of(document, texts, size.tokens_each(documents)))
+            if agreement is not None:
+                agreement.add(document.labels_SN[0], document.labels_SN[-1])
+            statistics.add(document, few)
+    return Sampled(statistics, agreement, shown)
 
 
 def _notes(source: LabelledSource, sampled: Sampled, size: SampleSize, most_tokens: int) -> Iterator[str]:
-    """Sentences on the dataset and the sample."""
+    """Sentences about the dataset and the sample."""
     rows, statistics, provenance = len(source.dataset), sampled.statistics, source.dataset.provenance
     source_names = ", ".join(public_names(provenance.source))
-    compared = "" if source.against is None else f", beside {short_name(source.against)}"
-    yield f"{provenance.method.capitalize()} labels of {source_names}{compared}. Model: {provenance.labelled_by}."
+    compared = "" if source.against is None else f", compared with {short_name(source.against)}"
+    yield f"{provenance.method.capitalize()} labels of {source_names}{compared}."
     drawn = "" if statistics.documents == rows else f", drawn from all over it with seed {size.seed}"
-    cut = any(document.left for document in sampled.shown)
+    cut = any(shown.document.left for shown in sampled.shown)
     shown = f", the first {most_tokens:,} tokens of each at most" if cut else ""
     yield (
         f"Shown: {len(sampled.shown):,} of {_documents_of(rows)}{shown}. "
@@ -157,23 +194,36 @@ def _documents_of(count: int) -> str:
     return f"{count:,} document{'s' if count != 1 else ''}"
 
 
-def _documents(shown: Sequence[Document], texts: TokenTexts) -> Values:
-    """The texts that occur, the most frequent first, and the documents' tokens as indices into them."""
-    tokens = [texts.of(document.tokens_N.tolist()) for document in shown]
+def _documents(all_shown: Sequence[Shown], texts: TokenTexts) -> Values:
+    """Texts of tokens, the most frequent first, and the documents, whose tokens are indices into the texts."""
+    tokens = [texts.of(shown.document.tokens_N.tolist()) for shown in all_shown]
     counts = Counter(text for each in tokens for text in each)
     index_of = {text: index for index, (text, _) in enumerate(counts.most_common())}
+    columns = dict.fromkeys(name for shown in all_shown for name in shown.document.source)
     return {
         "texts": list(index_of),
+        "columns": list(columns),
         "documents": [
             {
-                "row": document.row,
-                "size": document.size,
+                "row": shown.document.row,
+                "size": shown.document.size,
+                "bytes": shown.bytes,
+                "labelled": shown.labelled_S.tolist(),
+                "means": [None if math.isnan(mean) else mean for mean in shown.means_S.tolist()],
+                "source": shown.document.source,
                 "tokens": [index_of[text] for text in each],
-                "labels": [_rounded(labels_N) for labels_N in document.labels_SN],
+                "labels": [_rounded(labels_N) for labels_N in shown.document.labels_SN],
             }
-            for document, each in zip(shown, tokens, strict=True)
+            for shown, each in zip(all_shown, tokens, strict=True)
         ],
     }
+
+
+def _value(value: Any) -> int | float | str | None:
+    """Value of a source's column: a number that JavaScript holds exactly, or shortened text."""
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST_EXACT):
+        return value
+    return visible(value_name(value))
 
 
 def _rounded(labels_N: np.ndarray) -> list[int | None]:
@@ -183,5 +233,5 @@ def _rounded(labels_N: np.ndarray) -> list[int | None]:
 
 
 def _harmless(values: str) -> str:
-    """The same JSON without characters that begin or end an HTML element."""
+    """JSON without the characters that begin or end an HTML element."""
     return values.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

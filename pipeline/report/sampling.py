@@ -1,11 +1,12 @@
-"""A sample of an annotated dataset: its size, the rows that are drawn, and documents read with their labels."""
+"""Sample of an annotated dataset: its size, the rows that are drawn, and documents read with their labels."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.data.annotated import AnnotatedDataset, Row, as_rows
 from pipeline.data.shards import ENTROPY_COLUMNS, SHARD
@@ -16,12 +17,12 @@ MOST_OF_ALL, MOST_OF_ONE = 300_000, 20_000  # tokens on a page: about 3 MB, and 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSize:
-    """Size of the sample, and of what is shown of it."""
+    """Size of the sample, and of the part that is shown."""
 
     documents: int = 200
-    """Number of documents to show, out of the sample."""
+    """Number of documents of the sample to show."""
     sample: int = 2000
-    """Number of documents for the statistics, from all over the dataset."""
+    """Number of documents for the statistics, drawn from the whole dataset."""
     tokens: int | None = None
     """Number of tokens to show of each document; by default 1,500 for 200 documents, 20,000 for one."""
     seed: int = 0
@@ -36,7 +37,7 @@ class SampleSize:
             raise ValueError(f"the seed must be at least 0, not {self.seed}")
 
     def tokens_each(self, documents: int) -> int:
-        """Number of tokens to show of each of so many documents."""
+        """Number of tokens to show of each document, if `documents` are shown."""
         return self.tokens or min(MOST_OF_ONE, max(1, MOST_OF_ALL // max(1, documents)))
 
 
@@ -47,38 +48,38 @@ class Document:
     row: int
     tokens_N: np.ndarray
     labels_SN: np.ndarray
-    """float32, nats; NaN where a token has no label."""
+    """float32, nats; NaN for a token without a label."""
     source: dict[str, Any] = field(default_factory=dict)
-    """Its values in columns of the source."""
+    """Values in the source's columns."""
     left: int = 0
-    """Tokens of the row after these."""
+    """Number of tokens of the row that are not in `tokens_N`."""
 
     def first(self, tokens: int) -> "Document":
-        """Its first `tokens` tokens, without the source's values; the others are not kept in memory."""
+        """Copy of the first `tokens` tokens, which frees the others."""
         kept, left = self.tokens_N[:tokens].copy(), max(0, len(self.tokens_N) - tokens)
-        return Document(self.row, kept, self.labels_SN[:, :tokens].copy(), left=self.left + left)
+        return replace(self, tokens_N=kept, labels_SN=self.labels_SN[:, :tokens].copy(), left=self.left + left)
 
     @property
     def size(self) -> int:
-        """Tokens of the row."""
+        """Number of tokens of the row."""
         return len(self.tokens_N) + self.left
 
     def measured(self, start: int, stop: int) -> np.ndarray:
-        """float64 [M, N] of the tokens `start` to `stop`; NaN where a token lacks one of two labels."""
+        """Values of all measures, float64 [M, N], of the tokens `start` to `stop`; NaN if a token lacks a label."""
         labels_SN = self.labels_SN[:, start:stop]
         return np.concatenate([labels_SN, labels_SN[:1] - labels_SN[1:]]).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """The labels of one series, or the first series minus another."""
+    """Labels of one series, or the first series minus another."""
 
     name: str
     series: tuple[int, ...]
 
 
 def measures_of(series: Sequence[str]) -> Iterator[Measure]:
-    """The measures of series of these names, in the order of `Document.measured`."""
+    """Measures of the series with these names, in the order of `Document.measured`."""
     yield from (Measure(name, (index,)) for index, name in enumerate(series))
     yield from (Measure(f"{series[0]} − {name}", (0, index)) for index, name in enumerate(series[1:], 1))
 
@@ -87,9 +88,9 @@ RUNS = 20  # a run in the middle of a row group, of at most 100 MB, costs its de
 
 
 def sampled_rows(rows: int, size: int, seed: int) -> list[range]:
-    """Runs of rows in order, one at a random place in each of at most RUNS equal stretches.
+    """Draw at most RUNS runs of rows, one at a random place in each of as many equal stretches.
 
-    They hold `size` rows together, or all.
+    Together they have `size` rows, or all rows of a smaller dataset.
     """
     size = min(rows, size)
     runs = min(RUNS, size)
@@ -105,7 +106,7 @@ class LabelledSource:
 
     dataset: AnnotatedDataset
     against: AnnotatedDataset | None = None
-    """The same documents with other labels."""
+    """Another dataset with labels of the same documents."""
 
     def __post_init__(self) -> None:
         if self.against is not None and len(self.dataset) != len(self.against):
@@ -119,7 +120,7 @@ class LabelledSource:
 
     @property
     def series(self) -> list[str]:
-        """Names of what every token is labelled with."""
+        """Names of the labels that every token has."""
         if self.against is None:
             return [name.replace("_", " ") for name in self.label_columns]
         names = [short_name(self.dataset), short_name(self.against)]
@@ -132,12 +133,18 @@ class LabelledSource:
         ours = {INPUT_IDS, *ENTROPY_COLUMNS, NUM_TOKENS, MEAN_ENTROPY, self.dataset.provenance.text_column, "text"}
         return [name for name in self.dataset.schema.names if name not in ours]
 
+    @property
+    def scalar_columns(self) -> list[str]:
+        """Columns of the source with one number, text or time per row."""
+        types = {name: self.dataset.schema.field(name).type for name in self.source_columns}
+        return [name for name, kind in types.items() if not pa.types.is_nested(kind) and not is_bytes(kind)]
+
     def documents(self, rows: range, columns: Sequence[str] = ()) -> Iterator[Document]:
-        """These rows, with the values of these columns of the source.
+        """Read rows with their labels and the values of some columns of the source.
 
         Raises:
-            ValueError: if labels are not finite or not one a token, or the other dataset's tokens are not the same; as
-                read_rows does.
+            ValueError: if labels are not finite or not one per token, or the other dataset's tokens differ; from
+                AnnotatedDataset.batches.
         """
         names = (INPUT_IDS, *self.label_columns, *columns)
         own = _rows(self.dataset, names, rows)
@@ -155,8 +162,14 @@ class LabelledSource:
             yield Document(row, values[INPUT_IDS], np.stack(labels), {name: values[name] for name in columns})
 
 
+def is_bytes(kind: pa.DataType) -> bool:
+    """True for bytes that are not text."""
+    of_bytes = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return any(is_of(kind) for is_of in of_bytes)
+
+
 def short_name(dataset: AnnotatedDataset) -> str:
-    """The last part of the dataset's place and its subset."""
+    """Name of the dataset's folder or repository, and of its subset."""
     found = SHARD.fullmatch(dataset.shards[0].url)
     assert found is not None
     return f"{found[1].rpartition('/')[2].partition('@')[0]}/{found[2]}"

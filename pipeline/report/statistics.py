@@ -1,4 +1,4 @@
-"""Figures of a sample: sums that documents are added to one by one, and from them the values on the page.
+"""Figures of a sample: sums over its documents, and the page's values from them.
 
 M measures, N tokens, B bins, V vocabulary.
 """
@@ -6,7 +6,7 @@ M measures, N tokens, B bins, V vocabulary.
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,23 +17,24 @@ from pipeline.report.tokens import TokenTexts
 
 BIN_NATS, MOST_NATS = 0.25, 30
 BINS = int(2 * MOST_NATS / BIN_NATS)
-"""From -MOST_NATS to MOST_NATS; labels beyond are counted in the outermost bins."""
+"""Bins from -MOST_NATS to MOST_NATS; labels beyond are counted in the outermost bins."""
 POSITIONS_B = np.unique(np.floor(2.0 ** np.arange(0, 32, 0.25)).astype(np.int64)) - 1
-"""Position of each bin's first token: finer at the beginning of documents, where entropy falls fastest."""
+"""Position of each bin's first token; bins are finer at the beginning of documents, where entropy falls fastest."""
 MOST_GROUPS = 20
-VALUES_KEPT = 10_000  # of a single column; of several, as many as show that there are more than MOST_GROUPS
+VALUES_KEPT = 10_000  # of a single column; of several, MOST_GROUPS + 1 each
 LONGEST_VALUE = 200  # characters; a longer value is named by its digest
-PIECE_TOKENS = 2**18  # tokens of a document that are added at a time: they take 100 bytes each
+PIECE_TOKENS = 2**18  # tokens of a document that are added at a time, at 100 bytes each
 NO_VALUE = "(none)"
 LEAST_OCCURRENCES, TOKENS_LISTED = 10, 12
-SHARE_BEYOND = 0.01  # of the labels, which the scale's ends do not reach
-
 Values = dict[str, Any]
+"""JSON values."""
+LEAST_VARIANCE = 1e-9  # nats²: labels are multiples of 1/128 nat, and sums round
+SHARE_BEYOND = 0.01  # of the labels lie beyond each end of the scale
 
 
 @dataclass
 class Group:
-    """Documents that share a value of a column of the source."""
+    """Documents with the same value in a column of the source."""
 
     documents: int
     tokens: int
@@ -42,7 +43,7 @@ class Group:
 
     @property
     def means_M(self) -> np.ndarray:
-        """Nats; NaN where no token is labelled."""
+        """Mean of each measure in nats; NaN if no token is labelled."""
         return _means(self.sums_M, self.counts_M)
 
 
@@ -58,8 +59,9 @@ class Statistics:
         self.token_sums_MV = np.zeros((measures, vocabulary))
         self.groups: dict[str, dict[str, Group]] = {}
 
-    def add(self, document: Document) -> None:
-        """Adds a document, also to the group of its value in each column of the source."""
+    def add(self, document: Document, columns: Sequence[str] | None = None) -> None:
+        """Add a document to the sums, and to its group in each of `columns`, by default all columns of the source."""
+        columns = list(document.source) if columns is None else columns
         self.documents += 1
         self.tokens += len(document.tokens_N)
         counts_M, sums_M = np.zeros(len(self.counts_MB), np.int64), np.zeros(len(self.counts_MB))
@@ -68,9 +70,9 @@ class Statistics:
             self._add_tokens(document.tokens_N[start : start + PIECE_TOKENS], measures_MN, start)
             counts_M += (~np.isnan(measures_MN)).sum(axis=1)
             sums_M += np.nansum(measures_MN, axis=1)
-        most = VALUES_KEPT if len(document.source) == 1 else MOST_GROUPS + 1
-        for column, value in document.source.items():
-            group = self._group(self.groups.setdefault(column, {}), value, most)
+        most = VALUES_KEPT if len(columns) == 1 else MOST_GROUPS + 1
+        for column in columns:
+            group = self._group(self.groups.setdefault(column, {}), document.source[column], most)
             if group is not None:
                 group.documents += 1
                 group.tokens += len(document.tokens_N)
@@ -78,7 +80,7 @@ class Statistics:
                 group.sums_M = group.sums_M + sums_M
 
     def _add_tokens(self, tokens_N: np.ndarray, measures_MN: np.ndarray, start: int) -> None:
-        """Adds tokens from position `start` on."""
+        """Add tokens that begin at position `start`."""
         positions_N = np.searchsorted(POSITIONS_B, np.arange(start, start + len(tokens_N)), side="right") - 1
         for measure, values_N in enumerate(measures_MN):
             labelled_N = ~np.isnan(values_N)
@@ -92,22 +94,22 @@ class Statistics:
 
     @property
     def labelled_M(self) -> np.ndarray:
-        """Number of tokens that have a label."""
+        """Number of labelled tokens, by measure."""
         labelled_M: np.ndarray = self.counts_MB.sum(axis=1)
         return labelled_M
 
     @property
     def means_M(self) -> np.ndarray:
-        """Nats; NaN where no token is labelled."""
+        """Mean of each measure in nats; NaN if no token is labelled."""
         return _means(self.position_sums_MB.sum(axis=1), self.labelled_M)
 
     def share_below(self, measure: int, share: float) -> float:
-        """The upper end, in nats, of the bin that this share of the labels falls in or below."""
+        """Quantile in nats: the upper end of the first bin with `share` of the labels in it or below."""
         running_B = np.cumsum(self.counts_MB[measure])
         return float((np.searchsorted(running_B, share * running_B[-1]) + 1) * BIN_NATS - MOST_NATS)
 
     def by_token(self, measure: int, least: int) -> Iterator[tuple[int, int, float]]:
-        """Token, number of labels, mean in nats; of tokens with at least so many labels, the highest mean first."""
+        """Token, number of labels and mean in nats of each token with at least `least` labels, highest mean first."""
         counts_V, sums_V = self.token_counts_MV[measure], self.token_sums_MV[measure]
         often = np.flatnonzero(counts_V >= least)
         means = sums_V[often] / counts_V[often]
@@ -115,12 +117,12 @@ class Statistics:
             yield int(often[rank]), int(counts_V[often[rank]]), float(means[rank])
 
     def few_groups(self, columns: Sequence[str]) -> str | None:
-        """The first of the columns whose values make a few groups of several documents."""
+        """First of the columns whose values form a few groups of several documents; None if there is none."""
         most = min(MOST_GROUPS, self.documents // 2)
         return next((column for column in columns if 1 < len(self.groups.get(column, ())) <= most), None)
 
     def _group(self, groups: dict[str, Group], value: Any, most: int) -> Group | None:
-        """The group of a value; None for a new value once as many others are kept."""
+        """Group of a value; None for a new value once `most` groups exist."""
         name = value_name(value)
         if name not in groups and len(groups) >= most:
             return None
@@ -128,8 +130,38 @@ class Statistics:
         return groups.setdefault(name, Group(0, 0, none_M.astype(np.int64), none_M))
 
 
+@dataclass
+class Agreement:
+    """Agreement of two series of labels x and y, as sums over the tokens that have both."""
+
+    labels: int = 0
+    sums: np.ndarray = field(default_factory=lambda: np.zeros(5))
+    """Sums of x, y, x², y² and xy."""
+
+    def add(self, first_N: np.ndarray, other_N: np.ndarray) -> None:
+        """Add a document's labels, float32 [N], NaN for tokens without a label."""
+        both_N = ~np.isnan(first_N) & ~np.isnan(other_N)
+        x, y = (labels_N[both_N].astype(np.float64) for labels_N in (first_N, other_N))
+        self.labels += len(x)
+        self.sums += [x.sum(), y.sum(), x @ x, y @ y, x @ y]
+
+    def figures(self, series: Sequence[str]) -> Values | None:
+        """Names, number of labels, mean of x - y in nats, and squared correlation; None without common labels."""
+        if not self.labels:
+            return None
+        x, y, xx, yy, xy = self.sums / self.labels
+        of_x, of_y = xx - x * x, yy - y * y
+        vary = min(of_x, of_y) > LEAST_VARIANCE
+        return {
+            "names": [visible(series[0]), visible(series[-1])],
+            "labels": self.labels,
+            "difference": float(x - y),
+            "r_squared": float((xy - x * y) ** 2 / (of_x * of_y)) if vary else None,
+        }
+
+
 def value_name(value: Any) -> str:
-    """A value as shown on the page; a long one is cut short, with its length and the beginning of its digest."""
+    """Text of a value on the page; a long value is cut short, with its length and the beginning of its digest."""
     text = NO_VALUE if value is None else str(value)
     if len(text) <= LONGEST_VALUE:
         return text
@@ -181,7 +213,7 @@ def _figures(statistics: Statistics, measure: int) -> Values:
 
 
 def _tokens(statistics: Statistics, measure: int, texts: TokenTexts) -> Values:
-    """Text, number of labels and mean of the tokens with the highest and the lowest means."""
+    """Tokens with the highest and the lowest means: text, number of labels, mean."""
     ranked = [
         (texts.alone(token), count, mean) for token, count, mean in statistics.by_token(measure, LEAST_OCCURRENCES)
     ]
@@ -189,7 +221,7 @@ def _tokens(statistics: Statistics, measure: int, texts: TokenTexts) -> Values:
 
 
 def group_figures(column: str, statistics: Statistics) -> Values:
-    """Value, documents, tokens and means of every group of a column, those with the most documents first."""
+    """Table of a column's groups, the largest first: value, documents, tokens, means."""
     groups = sorted(statistics.groups[column].items(), key=lambda item: -item[1].documents)
     return {
         "column": visible(column),
@@ -207,7 +239,7 @@ def group_figures(column: str, statistics: Statistics) -> Values:
 
 
 def _ends(statistics: Statistics, measure: int) -> tuple[int, int]:
-    """Whole nats between which all labels except the outermost lie."""
+    """Ends of the scale in whole nats; only outliers lie beyond."""
     if not statistics.labelled_M[measure]:
         return 0, 1
     low = statistics.share_below(measure, SHARE_BEYOND) - BIN_NATS

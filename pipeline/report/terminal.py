@@ -16,18 +16,18 @@ WIDTH = 24
 
 
 def print_document(view: DocumentView, console: Console) -> None:
-    """Prints in colours if the terminal has them and NO_COLOR is not set."""
+    """Print in colours if the terminal has them and NO_COLOR is not set, in columns otherwise."""
     if console.no_color or console.color_system is None:
         say(*figures(view))
     else:
         console.print(legend(view))
         console.print(shaded(view))
     if view.left:
-        say(f"{view.left:,} more tokens are not shown; --tokens says how many are")
+        say(f"{view.left:,} more tokens are not shown; --tokens sets how many are")
 
 
 def shaded(view: DocumentView) -> Text:
-    """The document's text, each token in the colour of its entropy."""
+    """Text of the document, each token in the colour of its entropy."""
     most = view.most
     text = Text()
     for token, nats in zip(view.tokens, view.entropies, strict=True):
@@ -36,7 +36,7 @@ def shaded(view: DocumentView) -> Text:
 
 
 def legend(view: DocumentView) -> Text:
-    """The scale, from the lowest colour in use to the highest."""
+    """Colour scale, from the lowest colour in use to the highest."""
     most = view.most
     lowest = -LEVELS if min((nats for nats in view.entropies if nats is not None), default=0) < 0 else 0
     text = Text(f"{amount(-most) if lowest else 0} ")
@@ -46,22 +46,22 @@ def legend(view: DocumentView) -> Text:
 
 
 def style(signed: int) -> Style:
-    """The colour of a level, with a text colour that is readable on it."""
+    """Background of a level, with a text colour that is readable on it."""
     if not signed:
         return Style()
     return Style(color=DARK.text, bgcolor=(DARK.positive if signed > 0 else DARK.negative)[abs(signed) - 1])
 
 
 def pictured(text: str) -> str:
-    """The text with line ends marked, control characters as pictures and marks of direction escaped.
+    """Mark line ends, show control characters as pictures and escape direction marks.
 
-    Documents must not steer a terminal nor reorder its lines.
+    A document must not control the terminal or reorder its lines.
     """
     return "".join("↵\n" if character == "\n" else _picture(character) for character in text)
 
 
 def figures(view: DocumentView) -> list[str]:
-    """A header, then per token its text, its entropy, its expected entropy if it has one, and the bits so far."""
+    """Lines of a table: each token's text, entropy, expected entropy if there is one, and the running sum in bits."""
     series = [view.entropies, *([] if view.expected is None else [view.expected])]
     lines = [_line("token", ["entropy", "expected"][: len(series)], "bits so far")]
     for token, bits, *labels in zip(view.tokens, view.bits_so_far, *series, strict=True):

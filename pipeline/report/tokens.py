@@ -1,7 +1,7 @@
-"""Texts of tokens, of which one may be only a part of a character.
+"""Texts of tokens, including tokens that are only a part of a character.
 
-A character of several tokens is the text of the last of them; the others have an empty text. Without a tokenizer the
-text of a token is its id.
+If several tokens make one character, the last of them has it as its text and the others have an empty text. Without a
+tokenizer the text of a token is its id.
 """
 
 import codecs
@@ -9,17 +9,18 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
+import numpy as np
 from tokenizers import Tokenizer, decoders
 
 from pipeline.data.safe_tokenizers import tokenizer_errors
 from pipeline.labels.retokenize import BYTE_LEVEL
 
-MOST_CHARACTERS = 1000  # of a token: a vocabulary may hold any string
+MOST_CHARACTERS = 1000  # of a token's text; a vocabulary may contain any string
 SINGLE_BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 class TokenTexts:
-    """Texts of the tokens of one tokenizer."""
+    """Texts of one tokenizer's tokens."""
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
@@ -28,9 +29,9 @@ class TokenTexts:
         """True if a token's text was longer than MOST_CHARACTERS and was cut short."""
 
     def of(self, ids: Iterable[int]) -> list[str]:
-        """The text that each token completes; together they are the document's, U+FFFD where it is not UTF-8.
+        """Text that each token completes; joined, the text of the document, with U+FFFD for bytes that are not UTF-8.
 
-        Long ones are cut short.
+        Long texts are cut short.
         """
         if self._tokenizer is None:
             return [f"⟨{token}⟩" for token in ids]
@@ -38,13 +39,21 @@ class TokenTexts:
         return [self._short(decoder.decode(self._bytes_of(token))) for token in ids]
 
     def alone(self, token: int) -> str:
-        """The text of a token alone; part of a character is shown by its bytes: ⟨E2 80⟩."""
+        """Text of a single token; a part of a character is shown by its bytes, as in ⟨E2 80⟩."""
         if self._tokenizer is None:
             return f"⟨{token}⟩"
         try:
             return self._short(self._bytes_of(token).decode())
         except UnicodeDecodeError:
             return self._short(f"⟨{self._bytes_of(token).hex(' ').upper()}⟩")
+
+    def byte_count(self, tokens_N: np.ndarray) -> int | None:
+        """Number of bytes in the text of these tokens; None without a tokenizer."""
+        if self._tokenizer is None:
+            return None
+        ids, counts = np.unique(tokens_N, return_counts=True)
+        sizes = np.array([len(self._bytes_of(token)) for token in ids.tolist()], np.int64)
+        return int(sizes @ counts)
 
     def _short(self, text: str) -> str:
         if len(text) <= MOST_CHARACTERS:
@@ -61,7 +70,7 @@ class TokenTexts:
             return b"".join(BYTE_LEVEL.get(character, character.encode()) for character in name)
         if byte := SINGLE_BYTE.fullmatch(name):
             return bytes.fromhex(byte[1])
-        # Decoders cut the space before the first token, not the one before the second.
+        # Decoders strip the space before the first token, not before the second.
         with tokenizer_errors(f"the tokenizer cannot tell the text of token {token}; take another copy of it"):
             once, twice = (self._tokenizer.decode([token] * times, skip_special_tokens=False) for times in (1, 2))
         return twice[len(once) :].encode()

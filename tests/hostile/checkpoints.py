@@ -178,9 +178,9 @@ def replaced(count: int) -> dict[str, Any]:
 
 
 NO_SIZES: tuple[Any, ...] = (-1, 0, "8192", [1], {}, 32.0, True)
-NOT_FINITE, TOO_LARGE, OTHER_TYPE = "not finite", "is more than weights of", "is of another type"
+NOT_FINITE, TOO_LARGE, OTHER_TYPE = "not finite", "is more than weights of", "has the wrong type"
 OWN_CODE = "it needs code of its own, which is never run"
-OF_ITS_OWN = "no safetensors file of its own folder"
+OF_ITS_OWN = "not a safetensors file in its folder"
 LOADS: None = None
 
 CONFIGURATIONS = [
@@ -205,7 +205,7 @@ CONFIGURATIONS = [
         for key in ("vocab_size", "context")
         for value in NO_SIZES
     ),
-    Hostile("no vocabulary", "second-order", setting(vocab_size=None), "config.json names no vocab_size"),
+    Hostile("no vocabulary", "second-order", setting(vocab_size=None), "config.json has no vocab_size"),
     Hostile("positions list", "causal", setting(max_position_embeddings=[1]), "max_position_embeddings .* whole"),
     Hostile("positions text", "causal", setting(max_position_embeddings="x"), "max_position_embeddings .* whole"),
     Hostile("heads text", "causal", setting(num_attention_heads="x"), "cannot be loaded|do not fit"),
@@ -277,11 +277,11 @@ CODES = [
         "processor_config.json", json.dumps({"auto_map": MAP_OF_TEXT})), code), LOADS),
     Hostile("own generation", "causal", both(fold("custom_generate"), content(
         "custom_generate/generate.py", CODE)), LOADS),
-    Hostile("kernel", "causal", setting(attn_implementation="evil/kernel"), "attn_implementation .* is none of eager"),
-    Hostile("kernel internal", "causal", setting(_attn_implementation_internal="evil/kernel"), "is none of"),
-    Hostile("kernel of a part", "causal", setting(attn_implementation={"text_config": "evil/kernel"}), "is none of"),
-    Hostile("kernel of experts", "causal", setting(experts_implementation="evil/kernel"), "is none of"),
-    Hostile("kernel within", "second-order", lambda folder: kernel_within(folder), "transformer.attn_impl.* none of"),
+    Hostile("kernel", "causal", setting(attn_implementation="evil/kernel"), "attn_implementation .* is not one of"),
+    Hostile("kernel internal", "causal", setting(_attn_implementation_internal="evil/kernel"), "is not one of"),
+    Hostile("kernel of a part", "causal", setting(attn_implementation={"text_config": "evil/kernel"}), "is not one of"),
+    Hostile("kernel of experts", "causal", setting(experts_implementation="evil/kernel"), "is not one of"),
+    Hostile("kernel within", "second-order", lambda folder: kernel_within(folder), "transformer.attn.* not one of"),
     Hostile("adapter", "causal", content("adapter_config.json", json.dumps(
         {"peft_type": "LORA", "base_model_name_or_path": "evil/base"})), "has an adapter_config.json"),
     Hostile("quantization", "causal", setting(quantization_config={"quant_method": "evil"}), LOADS),

@@ -1,4 +1,4 @@
-"""Attribution scores against slow, obvious versions: whole logits, a masked pass, one backward a token."""
+"""Attribution scores against slow, obvious versions: whole logits, a masked pass, one backward per token."""
 
 from typing import get_args
 
@@ -25,7 +25,7 @@ def bottleneck(estimator: EntropyEstimator, tokens_T: Tensor) -> Tensor:
 
 
 def masked_hidden(estimator: EntropyEstimator, embedding_D: Tensor, tokens_T: Tensor) -> Tensor:
-    """The decoder's states with the embedding in its place, where no token may attend to it."""
+    """Return the decoder's states with the embedding in its position, but masked for every token."""
     width = len(tokens_T)
     mask_TT = torch.full((width, width), -torch.inf).triu(1)
     mask_TT[1:, 0] = -torch.inf
@@ -36,7 +36,7 @@ def masked_hidden(estimator: EntropyEstimator, embedding_D: Tensor, tokens_T: Te
 
 
 def slow_scores(estimator: EntropyEstimator, tokens_T: Tensor, measure: Measure, seed: int = 0) -> Tensor:
-    """Scores of one window without padding, normalised."""
+    """Return normalised scores of one window without padding."""
     bottleneck_E = bottleneck(estimator, tokens_T)
     embedding_D = estimator.introduced(bottleneck_E).detach().requires_grad_()
     seen_TV = estimator.decode(embedding_D.unsqueeze(0), tokens_T.unsqueeze(0))[0] @ estimator.head_VD.T
@@ -72,7 +72,7 @@ def test_scores_equal_a_slow_obvious_version(measure: Measure, trainable: bool) 
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_padding_has_no_score_and_rows_know_nothing_of_each_other(measure: Measure) -> None:
+def test_padding_has_no_score_and_rows_are_independent(measure: Measure) -> None:
     estimator, input_ids_BT = tiny_estimator(), random_tokens(3, 20)
     lengths_B = torch.tensor([20, 2, 11])
     scores_BT = token_entropies(estimator, input_ids_BT, lengths_B, measure=measure)
@@ -88,7 +88,7 @@ def test_each_row_runs_from_0_to_1(measure: Measure) -> None:
     assert scores_BT.amin(dim=1).eq(0).all() and scores_BT.amax(dim=1).eq(1).all()
 
 
-def test_a_row_whose_tokens_all_score_the_same_has_zeros() -> None:
+def test_a_row_with_equal_scores_has_zeros() -> None:
     estimator, input_ids_BT = tiny_estimator(), random_tokens(2, 12)
     for measure in MEASURES:
         assert token_entropies(estimator, input_ids_BT[:, :1], measure=measure).eq(0).all()
@@ -97,13 +97,13 @@ def test_a_row_whose_tokens_all_score_the_same_has_zeros() -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 24])
-def test_tokens_alone_are_a_pass_that_hides_a_zero_embedding(tokens: int) -> None:
+def test_a_pass_without_the_embedding_equals_a_masked_zero_embedding(tokens: int) -> None:
     estimator, input_ids_BT = tiny_estimator(), random_tokens(2, tokens)
     masked_BTD = torch.stack([masked_hidden(estimator, torch.zeros(24), tokens_T) for tokens_T in input_ids_BT])
     torch.testing.assert_close(decode_alone(estimator, input_ids_BT), masked_BTD, atol=1e-5, rtol=1e-5)
 
 
-def test_the_mask_these_tests_compare_with_really_hides_the_embedding() -> None:
+def test_the_reference_mask_really_hides_the_embedding() -> None:
     estimator, tokens_T = tiny_estimator(), random_tokens(1, 24)[0]
     one_D, other_D = torch.randn(2, 24, generator=torch.Generator().manual_seed(1))
     masked_TD, changed_TD = masked_hidden(estimator, one_D, tokens_T), masked_hidden(estimator, other_D, tokens_T)
@@ -112,7 +112,7 @@ def test_the_mask_these_tests_compare_with_really_hides_the_embedding() -> None:
     assert (open_BTD[0] != open_BTD[1]).any(dim=-1).all(), "some token does not see the embedding even unmasked"
 
 
-def test_occlusion_sees_nothing_of_the_encoder() -> None:
+def test_occluded_states_do_not_depend_on_the_encoder() -> None:
     estimator, input_ids_BT = tiny_estimator(), random_tokens(2, 12)
     before_BTD = decode_alone(estimator, input_ids_BT)
     estimator.introduce.get_parameter("bias").add_(1)
@@ -120,7 +120,7 @@ def test_occlusion_sees_nothing_of_the_encoder() -> None:
     assert decode_alone(estimator, input_ids_BT).equal(before_BTD)
 
 
-def test_logits_exist_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_exist_one_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     estimator, input_ids_BT = tiny_estimator(), random_tokens(3, 30)
     sizes: list[int] = []
     l1 = attribution._l1

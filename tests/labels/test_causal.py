@@ -13,7 +13,7 @@ from tests.families import FAMILIES, START, WITHOUT_POSITIONS, tiny_of_family
 from tests.tiny_models import random_tokens, tiny_language_model
 
 
-def test_labels_equal_the_losses_of_the_logits() -> None:
+def test_labels_equal_losses_from_the_logits() -> None:
     model, input_ids_BT = tiny_language_model(), random_tokens(2, 10)
     entropies_BT = token_entropies(model, input_ids_BT, start=5)
     for row, tokens_T in enumerate(input_ids_BT):
@@ -23,15 +23,15 @@ def test_labels_equal_the_losses_of_the_logits() -> None:
             torch.testing.assert_close(entropies_BT[row, place], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_model_that_names_no_start_is_refused() -> None:
+def test_a_model_without_a_declared_start_is_refused() -> None:
     model = tiny_language_model()
     model.config.bos_token_id = model.config.eos_token_id = None
-    with pytest.raises(ValueError, match="no bos_token and no eos_token is declared"):
+    with pytest.raises(ValueError, match="neither bos_token nor eos_token is declared"):
         start_token(model.config)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *WITHOUT_POSITIONS])
-def test_models_of_many_families_have_the_losses_and_entropies_of_their_own_logits(family: str) -> None:
+def test_losses_and_entropies_match_the_logits_of_many_families(family: str) -> None:
     model = tiny_of_family(family)
     require_causal(model)
     input_ids_BT = random_tokens(2, 9, vocabulary=31)
@@ -46,7 +46,7 @@ def test_models_of_many_families_have_the_losses_and_entropies_of_their_own_logi
 @pytest.mark.parametrize("tokens", [1, 2, 5])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_a_few_tokens_at_a_time_have_the_entropies_of_all_their_logits(
+def test_entropies_in_chunks_equal_those_of_all_logits(
     tokens: int, bias: bool, softcap: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)

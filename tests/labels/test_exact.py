@@ -13,13 +13,13 @@ from tests.tiny_models import frozen, random_tokens, tiny_estimator
 
 
 def usual_estimator(*, context: int) -> EntropyEstimator:
-    """Weights of the usual scale, in a model of the usual shape with a smaller vocabulary."""
+    """Return an estimator of the usual shape and weight scale, with a smaller vocabulary."""
     torch.manual_seed(0)
     return frozen(EntropyEstimator(EstimatorConfig(vocab_size=1024, context=context)))
 
 
 def slow_entropies(estimator: EntropyEstimator, tokens_T: Tensor) -> Tensor:
-    """C(n) - C(n - 1), every prefix through the whole model by itself."""
+    """Return C(n) - C(n - 1), with every prefix passed through the whole model by itself."""
     code_lengths = [0.0] + [
         estimator.token_losses(tokens_T[:length].unsqueeze(0)).double().sum().item()
         for length in range(1, len(tokens_T) + 1)
@@ -38,7 +38,7 @@ def test_the_fast_method_equals_a_loop_over_prefixes(rows: int, tokens: int, bat
     assert (entropies_BT - slow_BT).abs().max() <= 1e-3
 
 
-def test_a_document_of_a_larger_model_keeps_within_a_thousandth_of_a_nat() -> None:
+def test_a_document_in_a_larger_model_agrees_within_a_thousandth_of_a_nat() -> None:
     torch.manual_seed(0)
     config = tiny_estimator(vocabulary=4096).config
     config.decoder_width, config.decoder_heads, config.encoder_width, config.context = 128, 4, 64, 160
@@ -55,7 +55,7 @@ def test_labels_add_up_to_the_code_length_of_the_window() -> None:
     torch.testing.assert_close(totals_B, estimator.token_losses(input_ids_BT).double().sum(dim=1), atol=1e-3, rtol=0)
 
 
-def test_sampled_positions_have_the_labels_they_have_among_all() -> None:
+def test_sampled_positions_have_the_same_labels_as_all_positions() -> None:
     estimator, input_ids_BT = tiny_estimator(), random_tokens(3, 30)
     positions_BT = torch.rand(3, 30, generator=torch.Generator().manual_seed(1)) < 0.2
     positions_BT[0, 0] = positions_BT[1, 29] = True
@@ -75,7 +75,7 @@ def test_padding_has_no_label_and_no_influence() -> None:
         assert entropies_BT[row, length:].isnan().all()
 
 
-def test_a_sample_costs_one_code_length_a_position_and_one_more_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_costs_one_code_length_per_position_and_one_more_per_run(monkeypatch: pytest.MonkeyPatch) -> None:
     estimator, input_ids_BT = tiny_estimator(), random_tokens(1, 30)
     prefixes: list[int] = []
     decode = EntropyEstimator.decode_states
@@ -101,7 +101,7 @@ def test_the_published_procedure_gives_the_same_labels(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_windows_together_have_the_labels_of_each_alone_but_for_rounding(large: bool) -> None:
+def test_windows_together_have_the_labels_of_each_by_itself_up_to_rounding(large: bool) -> None:
     estimator = usual_estimator(context=48) if large else tiny_estimator(context=48)
     input_ids_BT, lengths = random_tokens(4, 48), [48, 21, 37, 0]
     together_BT = token_entropies(estimator, input_ids_BT, torch.tensor(lengths), batch_tokens=500)
@@ -137,7 +137,7 @@ def test_bfloat16_moves_labels_by_a_stated_bound(usual: bool, tokens: int, large
 
 
 def test_a_compiled_decoder_gives_the_same_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off a GPU the traced graph runs without generated code, which takes minutes to compile on a busy CPU."""
+    """Without a GPU, the traced graph runs without generated code, which takes minutes to compile on a busy CPU."""
     device, backend = ("cuda", "inductor") if torch.cuda.is_available() else ("cpu", "aot_eager")
     estimator, input_ids_BT = tiny_estimator(context=80), random_tokens(2, 70).to(device)
     estimator.to(device)  # type: ignore[arg-type]

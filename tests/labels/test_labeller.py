@@ -1,4 +1,4 @@
-"""Batches to labels on a device: every method against its bare function, every dtype, and what memory allows."""
+"""Labels of batches on a device: every method against its bare function, every dtype, and limited memory."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -53,7 +53,7 @@ TWO_SETS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("method", ["causal", "second-order"])
 @pytest.mark.parametrize("family", TWO_SETS)
-def test_two_sets_of_rotary_frequencies_never_meet_in_a_batch(tmp_path: Path, family: str, method: Method) -> None:
+def test_windows_with_different_rotary_frequencies_share_no_batch(tmp_path: Path, family: str, method: Method) -> None:
     rope = {**TWO_SETS[family], "rope_theta": 10000.0, "original_max_position_embeddings": 24}
     there: dict[str, Any] = {"original_max_position_embeddings": 24} if family == "phi3" else {}
     model = tiny_causal(family, rope_parameters=rope, **there)
@@ -96,7 +96,7 @@ def test_only_wanted_tokens_are_labelled_and_with_the_same_values(tmp_path: Path
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_batch_invariant_labels_are_the_same_bits_whatever_is_beside_them(tmp_path: Path, method: Method) -> None:
+def test_batch_invariant_labels_do_not_depend_on_other_documents(tmp_path: Path, method: Method) -> None:
     checkpoint(method).save_pretrained(tmp_path)
     labeller, documents = load_labeller(method, tmp_path, "cpu"), random_documents(40, 3, 25, 60, 1)
 
@@ -112,7 +112,7 @@ def test_batch_invariant_labels_are_the_same_bits_whatever_is_beside_them(tmp_pa
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bfloat16_moves_labels_by_a_bounded_amount(tmp_path: Path, method: Method) -> None:
-    """Seen with weights ten times the usual size: 0.06, 0.02 and 0.01 nats on average, 0.40, 0.08 and 0.07 at most."""
+    """Measured with weights ten times the usual: 0.06, 0.02 and 0.01 nats on average, 0.40, 0.08 and 0.07 at most."""
     checkpoint(method).save_pretrained(tmp_path)
     documents = random_documents(40, 25)
     exactly, roughly = (
@@ -145,7 +145,7 @@ def test_a_document_of_half_a_million_tokens_is_labelled_to_its_end(tmp_path: Pa
 
 
 class LimitedDevice:
-    """A method on a device of so much memory, or that is out of memory once for every batch: others freed it then."""
+    """A method on a device with memory for `tokens` tokens, or one that runs out of memory `once` for every batch."""
 
     def __init__(self, labeller: TorchLabeller, *, tokens: int | None = None, once: bool = False) -> None:
         self.labeller, self.tokens, self.once, self.calls = labeller, tokens, once, 0
@@ -158,7 +158,7 @@ class LimitedDevice:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_memory_that_lacks_once_changes_no_bit(tmp_path: Path, method: Method) -> None:
+def test_a_retry_after_running_out_of_memory_gives_the_same_bits(tmp_path: Path, method: Method) -> None:
     checkpoint(method).save_pretrained(tmp_path)
     labeller, documents = load_labeller(method, tmp_path, "cpu"), random_documents(40, 3, 25)
     device = LimitedDevice(labeller, once=True)
@@ -199,7 +199,7 @@ def test_parts_keep_within_the_budget(tmp_path: Path, monkeypatch: pytest.Monkey
     assert shapes == [60, 30]
 
 
-def test_batches_arrive_as_they_were_sent() -> None:
+def test_batches_arrive_unchanged() -> None:
     shapes = [(3, 7), (1, 1), (2, 5)]
     arrays = [np.random.default_rng(0).integers(100, size=shape) for shape in shapes]
     for kind in (np.int64, np.bool_):
@@ -223,12 +223,12 @@ def test_a_window_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     tiny_second_order().save_pretrained(tmp_path)
     labeller = load_labeller("second-order", tmp_path, "cpu")
     none = replace(labeller, of_windows=LimitedDevice(labeller, tokens=20))
-    with pytest.raises(DeviceError, match="a window of 25 tokens does not fit the memory of cpu"):
+    with pytest.raises(DeviceError, match="a window of 25 tokens does not fit into the memory of cpu"):
         label_documents(random_documents(25), none, window=32, overlap=16)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(tmp_path: Path) -> None:
+def test_a_missing_gpu_is_not_replaced_by_the_cpu(tmp_path: Path) -> None:
     tiny_estimator().save_pretrained(tmp_path / "model")
     file = write_documents(tmp_path / "in.parquet", ["text"], input_ids=token_rows(1))
     run, _ = planned_run(tmp_path / "out", [file])

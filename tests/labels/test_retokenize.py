@@ -1,4 +1,4 @@
-"""Nats moved between tokenizers of every kind, against one array entry a byte.
+"""Nats moved between tokenizers of every kind, against an array with one entry per byte.
 
 S source tokens, T target tokens, N bytes.
 """
@@ -42,7 +42,7 @@ def byte_level(prefix_space: bool = False) -> Tokenizer:
 
 
 def word_piece() -> Tokenizer:
-    """Strips whitespace, composes characters, and has one token for whatever it does not know."""
+    """Return a tokenizer that strips whitespace, composes characters, and has one token for unknown text."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -53,7 +53,7 @@ def word_piece() -> Tokenizer:
 
 
 def unigram() -> Tokenizer:
-    """Bytes in place of an unknown run of characters, all with the offsets of the run; a space put before the text."""
+    """Return a tokenizer with bytes for an unknown run, all at the run's offsets, and a space before the text."""
     pieces = [("<unk>", 0.0), ("▁", -2.0), ("▁the", -3.0), ("ain", -3.0), ("é", -4.0)]
     tokenizer = Tokenizer(models.Unigram(pieces + [(token, -9.0) for token in BYTE_TOKENS], 0, True))
     tokenizer.normalizer = normalizers.NFC()
@@ -62,7 +62,7 @@ def unigram() -> Tokenizer:
 
 
 def byte_fallback() -> Tokenizer:
-    """As Llama 2 has it: a BPE over characters, bytes for the unknown ones, a space put first by the normalizer."""
+    """Return one like Llama 2's: BPE over characters, bytes for unknown ones, a space from the normalizer first."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", *BYTE_TOKENS], show_progress=False)
@@ -91,7 +91,7 @@ def random_nats(count: int) -> np.ndarray:
 
 
 def slowly_moved(nats_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.ndarray:
-    """For whole ends and no token without bytes."""
+    """Move nats byte by byte; every end must be a whole number, and every token must have bytes."""
     nats_N: list[float] = []
     for nats, start, end in zip(nats_S, [0, *ends_S[:-1]], ends_S, strict=True):
         nats_N += [nats / (end - start)] * int(end - start)
@@ -105,7 +105,7 @@ def byte_ends(tokenizer: Tokenizer, text: str) -> list[int]:
 @settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=20), data=st.data())
 def test_every_byte_carries_its_share(lengths: list[int], data: st.DataObject) -> None:
-    """Some source tokens are unlabelled; a target token that touches one is too."""
+    """Some source tokens are unlabelled, and so are the target tokens that overlap them."""
     ends_S = np.cumsum(lengths).astype(float)
     cuts = data.draw(st.sets(st.integers(1, int(ends_S[-1]))))
     ends_T = np.array(sorted(cuts | {int(ends_S[-1])}), dtype=float)
@@ -121,7 +121,7 @@ def test_every_byte_carries_its_share(lengths: list[int], data: st.DataObject) -
 @given(text=TEXTS, source=st.sampled_from(sorted(BUILDERS)), target=st.sampled_from(sorted(BUILDERS)))
 @example(text=f" {FAMILY} e\u0301\u0323", source="unigram", target="shipped")
 @example(text="\u0301\u0300", source="prefix-space", target="word-piece")
-def test_the_total_stays_between_any_two_tokenizers(text: str, source: str, target: str) -> None:
+def test_the_total_is_preserved_between_any_two_tokenizers(text: str, source: str, target: str) -> None:
     ids_S, ends_S = encode_with_ends(tokenizer_of(source), [text])[0]
     ids_T, ends_T = encode_with_ends(tokenizer_of(target), [text])[0]
     nats_S = random_nats(len(ids_S))
@@ -134,7 +134,7 @@ def test_the_total_stays_between_any_two_tokenizers(text: str, source: str, targ
 
 @settings(max_examples=40, deadline=None)
 @given(texts=st.lists(TEXTS, max_size=3), name=st.sampled_from(sorted(BUILDERS)))
-def test_ids_are_those_of_annotation_and_ends_rise_to_the_last_byte(texts: list[str], name: str) -> None:
+def test_ids_match_annotation_and_ends_rise_to_the_last_byte(texts: list[str], name: str) -> None:
     encoded = encode_with_ends(tokenizer_of(name), texts)
     for tokens, ids_T, text in zip(encoded, encode(tokenizer_of(name), texts), texts, strict=True):
         np.testing.assert_array_equal(tokens.ids_T, ids_T)
@@ -151,8 +151,8 @@ def test_a_byte_level_token_has_a_byte_for_each_of_its_characters(text: str, nam
     assert np.diff(ends_T, prepend=0).tolist() == characters
 
 
-def test_tokens_that_cut_an_emoji_end_at_its_bytes() -> None:
-    """The joiner's three bytes are two tokens of the shipped tokenizer, each emoji's four bytes four."""
+def test_tokens_that_split_an_emoji_end_at_its_bytes() -> None:
+    """The shipped tokenizer has two tokens for the joiner's three bytes, and four for each emoji's four."""
     assert byte_ends(tokenizer_of("shipped"), "👨\u200d👩") == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
 
 
@@ -161,17 +161,17 @@ def test_byte_tokens_of_one_run_of_characters_get_one_byte_each() -> None:
 
 
 def test_tokens_that_share_a_character_share_its_bytes_evenly() -> None:
-    """The space that this tokenizer puts first has no character of its own, so it counts as a fifth of the emoji."""
+    """The space before the text has no character of its own, so it gets a fifth of the emoji."""
     ends_T = encode_with_ends(tokenizer_of("unigram"), ["👨é"])[0].ends_T
     np.testing.assert_allclose(ends_T, [0.8, 1.6, 2.4, 3.2, 4, 6])
 
 
-def test_bytes_of_no_token_go_to_the_token_after_and_at_the_end_to_the_last() -> None:
+def test_bytes_without_a_token_go_to_the_next_token_and_trailing_ones_to_the_last() -> None:
     assert byte_ends(tokenizer_of("word-piece"), "  the \n in  ") == [5, 12]
 
 
-def test_tokens_without_bytes_lose_nothing() -> None:
-    """They stand first, between two tokens and last."""
+def test_nats_of_tokens_without_bytes_are_kept() -> None:
+    """The tokens without bytes are first, in the middle and last."""
     nats_S, ends_S = np.array([1, 2, 4, 8, 16], np.float32), np.array([0.0, 2, 2, 4, 4])
     np.testing.assert_array_equal(move_nats(nats_S, ends_S, np.array([0.0, 2, 4])), [1, 6, 24])
     np.testing.assert_array_equal(move_nats(nats_S, ends_S, np.array([2.0, 2, 4])), [7, 0, 24])
@@ -185,8 +185,8 @@ def test_documents_without_tokens() -> None:
     assert np.isnan(move_nats(none, none, two)).all()
 
 
-def test_ends_of_two_texts_are_refused() -> None:
-    with pytest.raises(ValueError, match="cover 2 bytes, the target's 3: two texts"):
+def test_ends_of_different_texts_are_refused() -> None:
+    with pytest.raises(ValueError, match="cover 2 bytes, the target's 3; texts differ"):
         move_nats(np.ones(1), np.array([2.0]), np.array([3.0]))
 
 
@@ -211,12 +211,12 @@ def test_a_corpus_keeps_each_documents_nats_in_other_tokens() -> None:
 
 
 def letters() -> np.ndarray:
-    """Tokens that no text has: a word's letters."""
+    """Return tokens that the tokenizer makes of no text: single letters of a word."""
     return np.concatenate(encode(shipped(), ["t", "h", "e"]))
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_document_whose_tokens_are_not_those_of_its_text_is_left_out_with_its_labels(place: int) -> None:
+def test_a_document_whose_tokens_do_not_match_its_text_is_left_out(place: int) -> None:
     own, other = shipped(), tokenizer_of("byte-level")
     tokens = encode(own, ["the rain", "in Spain"])
     labels = [np.full(len(ids), 1.0, np.float32) for ids in tokens]

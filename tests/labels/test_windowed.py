@@ -1,4 +1,4 @@
-"""Texts beyond a model's context: every label function gives what the main job gives, or says why not."""
+"""Texts longer than a model's context: label functions equal the annotation job, or refuse the texts."""
 
 from typing import Any
 
@@ -22,13 +22,13 @@ IDS_BT = random_tokens(2, TOKENS)
 
 
 def as_the_job(labeller: TorchLabeller, column: str = ENTROPY) -> Tensor:
-    """Labels of the texts in windows of the context that overlap by half, which is what the job does by default."""
+    """Return labels from windows of the context's length that overlap by half, as in the job by default."""
     documents = [ids.numpy().astype(np.int64) for ids in IDS_BT]
     labels = label_documents(documents, labeller, window=CONTEXT, overlap=CONTEXT // 2)[column]
     return torch.from_numpy(np.stack(labels))
 
 
-def test_causal_labels_are_those_of_the_job() -> None:
+def test_causal_labels_equal_those_of_the_job() -> None:
     model = tiny_language_model(context=CONTEXT)
     labels_BT = causal.token_entropies(model, IDS_BT, start=5)
     torch.testing.assert_close(labels_BT, as_the_job(causal_labeller(model, 5, "cpu")), atol=1e-5, rtol=1e-5)
@@ -42,7 +42,7 @@ def test_expected_entropies_of_a_causal_model_have_the_same_windows() -> None:
     torch.testing.assert_close(entropies_BT[:, 8:12], second_window_BT[:, 4:])
 
 
-def test_second_order_labels_are_those_of_the_job() -> None:
+def test_second_order_labels_equal_those_of_the_job() -> None:
     model = tiny_second_order(context=CONTEXT)
     labels, labeller = second_order.token_entropies(model, IDS_BT), second_order_labeller(model, "cpu")
     torch.testing.assert_close(labels.entropy_BT, as_the_job(labeller), atol=1e-5, rtol=1e-5)
@@ -51,13 +51,13 @@ def test_second_order_labels_are_those_of_the_job() -> None:
 
 
 @pytest.mark.parametrize("variant", [{}, {"introduction": "projection", "introduced_above": 2}])
-def test_exact_labels_are_those_of_the_job(variant: dict[str, Any]) -> None:
+def test_exact_labels_equal_those_of_the_job(variant: dict[str, Any]) -> None:
     estimator = tiny_estimator(context=CONTEXT, **variant)
     labels_BT = exact.token_entropies(estimator, IDS_BT)
     torch.testing.assert_close(labels_BT, as_the_job(exact_labeller(estimator, "cpu")), atol=1e-4, rtol=1e-4)
 
 
-def test_exact_labels_stay_where_they_are_wanted() -> None:
+def test_exact_labels_are_only_at_wanted_positions() -> None:
     estimator, lengths_B = tiny_estimator(context=CONTEXT), torch.tensor([TOKENS, 5])
     positions_BT = torch.arange(TOKENS).expand(2, -1) % 3 == 0
     labels_BT = exact.token_entropies(estimator, IDS_BT, lengths_B, positions_BT)
@@ -67,8 +67,8 @@ def test_exact_labels_stay_where_they_are_wanted() -> None:
     torch.testing.assert_close(labels_BT[wanted_BT], everywhere_BT[wanted_BT], atol=1e-4, rtol=1e-4)
 
 
-def test_attributions_of_two_windows_do_not_compare() -> None:
-    with pytest.raises(ValueError, match="windows of 29 tokens are beyond the 8 that the estimator reads; cut them"):
+def test_attribution_refuses_texts_longer_than_the_context() -> None:
+    with pytest.raises(ValueError, match="windows of 29 tokens exceed the estimator's context of 8; cut them"):
         attribution.token_entropies(tiny_estimator(context=CONTEXT), IDS_BT, measure="occlusion-l1")
 
 

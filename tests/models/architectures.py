@@ -11,9 +11,9 @@ from tests.tiny_models import frozen
 
 ARCHITECTURES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 VOCABULARY, START, CONTEXT = 96, 1, 64
-LARGEST = 20_000_000  # parameters; above, sizes stand in a configuration within the configuration
+LARGEST = 20_000_000  # parameters; a larger model has its sizes in a nested configuration
 
-# Sizes by all names that configurations have for them; each takes those that it knows.
+# Sizes under all names that configurations have for them; each configuration takes the names that it knows.
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "n_words", "vocab_size_per_layer_input"), VOCABULARY),
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "embed_dim", "emb_dim", "model_dim", "lru_width"), 32),
@@ -66,13 +66,13 @@ MORE: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(family: str, **settings: Any) -> PreTrainedConfig:
-    """Raises whatever its class raises where such sizes do not fit."""
+    """Return a configuration of tiny sizes; errors are those of the configuration's class."""
     kind = CONFIG_MAPPING[family]
     return kind(**{**_shrunk(kind().to_dict()), **settings})
 
 
 def _shrunk(known: dict[str, Any]) -> dict[str, Any]:
-    """The settings that make a configuration tiny, and those within it, as a model of text and images has."""
+    """Return settings that make a configuration tiny, and nested ones, as in models of text and images."""
     sizes = {name: size for name, size in SIZES.items() if name in known}
     parts = {name: value for name, value in known.items() if isinstance(value, dict) and "model_type" in value}
     within = {name: {"model_type": part["model_type"], **_shrunk(part)} for name, part in parts.items()}
@@ -80,7 +80,7 @@ def _shrunk(known: dict[str, Any]) -> dict[str, Any]:
 
 
 def tiny_causal(family: str, dtype: torch.dtype = torch.float32, **settings: Any) -> PreTrainedModel:
-    """Biases are random too.
+    """Return a tiny model with random weights, biases included.
 
     Raises:
         ValueError: if the family cannot be built tiny.

@@ -1,4 +1,4 @@
-"""Every causal architecture of the installed transformers: labels are those of its own logits, or it is refused."""
+"""Every causal architecture of the installed transformers: labels match the model's logits, or loading is refused."""
 
 import re
 from functools import cache
@@ -22,7 +22,7 @@ LENGTHS = (20, 7, 1)
 
 
 @cache
-def built_or_why_not(architecture: str) -> PreTrainedModel | str:
+def built_or_reason(architecture: str) -> PreTrainedModel | str:
     try:
         return tiny_causal(architecture)
     except ValueError as error:
@@ -30,8 +30,8 @@ def built_or_why_not(architecture: str) -> PreTrainedModel | str:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_labels_are_those_of_the_models_own_logits_alone_and_in_a_batch(architecture: str) -> None:
-    model = built_or_why_not(architecture)
+def test_labels_match_the_models_own_logits_one_by_one_and_in_a_batch(architecture: str) -> None:
+    model = built_or_reason(architecture)
     if isinstance(model, str):
         pytest.skip(model)
     if architecture in REFUSED:
@@ -42,7 +42,7 @@ def test_labels_are_those_of_the_models_own_logits_alone_and_in_a_batch(architec
     ids_BT = random_tokens(len(LENGTHS), max(LENGTHS), vocabulary=VOCABULARY)
     logits_BTV = model(input_ids=prepend_start(ids_BT, START), use_cache=False).logits.float()
     expected_BT = cross_entropy(logits_BTV.transpose(1, 2), ids_BT, reduction="none")
-    assert expected_BT.std() > 0.01, "labels too much alike to tell anything"
+    assert expected_BT.std() > 0.01, "labels too similar to show a difference"
     together_BT = token_entropies(model, ids_BT, START)
     torch.testing.assert_close(together_BT, expected_BT, atol=1e-4, rtol=0)
     for row, length in enumerate(LENGTHS):
@@ -51,8 +51,8 @@ def test_labels_are_those_of_the_models_own_logits_alone_and_in_a_batch(architec
 
 
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in REFUSED])
-def test_labels_in_bfloat16_are_those_of_the_models_own_logits(architecture: str) -> None:
-    """Some keep float32 between or after their layers."""
+def test_labels_in_bfloat16_match_the_models_own_logits(architecture: str) -> None:
+    """Some architectures keep float32 between or after layers."""
     try:
         model = tiny_causal(architecture, dtype=torch.bfloat16)
     except ValueError as error:
@@ -65,8 +65,8 @@ def test_labels_in_bfloat16_are_those_of_the_models_own_logits(architecture: str
 
 
 @pytest.mark.skipif(not transformers.__version__.startswith("5.23."), reason="the page counts those of 5.23")
-def test_the_page_counts_the_architectures_right() -> None:
-    built = {architecture for architecture in ARCHITECTURES if not isinstance(built_or_why_not(architecture), str)}
+def test_the_page_has_the_right_numbers_of_architectures() -> None:
+    built = {architecture for architecture in ARCHITECTURES if not isinstance(built_or_reason(architecture), str)}
     (known,) = re.findall(
         r"Of the (\d+) causal architectures .* build (\d+), .* The (\d+) that",
         PAGE.read_text(encoding="utf-8"),

@@ -1,4 +1,4 @@
-"""The autoencoder: what its decoder is given, what it may see, gradients, saving."""
+"""The autoencoder: its decoder's input, what each part sees, gradients, saving."""
 
 from itertools import product
 from pathlib import Path
@@ -19,7 +19,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 40])
-def test_a_position_gets_half_of_the_numbers_from_its_own_on(tokens: int) -> None:
+def test_position_i_gets_half_of_the_numbers_from_number_i_on(tokens: int) -> None:
     embedding_BC = torch.arange(20.0).view(2, 10)
     given_BTH = unrolled(embedding_BC, tokens)
     assert given_BTH.shape == (2, tokens, 5)
@@ -28,7 +28,7 @@ def test_a_position_gets_half_of_the_numbers_from_its_own_on(tokens: int) -> Non
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_losses_see_the_tokens_through_the_last_embedding_alone(variant: dict[str, Any]) -> None:
+def test_losses_depend_on_tokens_only_through_the_last_embedding(variant: dict[str, Any]) -> None:
     model, input_ids_BT = tiny_autoencoder(**variant), random_tokens(3, CONTEXT)
     lengths_B = torch.tensor([CONTEXT, 5, 1])
     losses_BT = model.token_losses(input_ids_BT, lengths_B)
@@ -46,7 +46,7 @@ def test_gradients_reach_every_weight(variant: dict[str, Any]) -> None:
     model = tiny_autoencoder(**variant).requires_grad_(True)
     model.token_losses(random_tokens(4, CONTEXT), torch.full((4,), CONTEXT)).mean().backward()
     without = {name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()}
-    # Attention over what is the same everywhere does not depend on what is looked for.
+    # Attention over identical values does not depend on queries and keys.
     same_everywhere = variant["decoder_kind"] == "transformer" and variant["given"] == "repeated"
     looked_for = {
         name for name in without if name.startswith("decoder.") and name.endswith(("q_proj.weight", "k_proj.weight"))
@@ -55,7 +55,7 @@ def test_gradients_reach_every_weight(variant: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_each_loads_as_it_was(variant: dict[str, Any], tmp_path: Path) -> None:
+def test_a_saved_variant_loads_unchanged(variant: dict[str, Any], tmp_path: Path) -> None:
     model, lengths_B = tiny_autoencoder(**variant), torch.full((2,), CONTEXT)
     model.save_pretrained(tmp_path)
     loaded = Autoencoder.from_pretrained(tmp_path, use_safetensors=True)

@@ -1,4 +1,4 @@
-"""Attention in blocks against torch's own, and when it stands aside.
+"""Attention in blocks against torch's own, and the cases left to torch.
 
 B rows, H heads, T tokens, D width of a head.
 """
@@ -26,7 +26,7 @@ def heads(tokens: int, count: int, *, seed: int, width: int = 16, dtype: torch.d
 @pytest.mark.parametrize("tokens", [1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7])
 @pytest.mark.parametrize(("query_heads", "key_heads"), [(4, 4), (6, 2), (3, 1)])
 @pytest.mark.parametrize("scale", [None, 0.3])
-def test_blocks_give_the_attention_of_the_whole(
+def test_attention_in_blocks_equals_attention_at_once(
     tokens: int, query_heads: int, key_heads: int, scale: float | None
 ) -> None:
     query, key, value = (
@@ -40,7 +40,7 @@ def test_blocks_give_the_attention_of_the_whole(
     torch.testing.assert_close(causal_attention(query, key, value, scale=scale).double(), whole, atol=0.05, rtol=0.05)
 
 
-def test_values_may_be_of_another_width_than_keys() -> None:
+def test_values_may_have_another_width_than_keys() -> None:
     query, key, value = heads(70, 2, seed=0), heads(70, 2, seed=1), heads(70, 2, seed=2, width=5)
     whole = scaled_dot_product_attention(query, key, value, is_causal=True)
     torch.testing.assert_close(causal_attention(query, key, value), whole, atol=0.05, rtol=0.05)
@@ -60,7 +60,7 @@ ALWAYS: dict[str, Any] = {"is_causal": True}
         (torch.bfloat16, 70, ALWAYS, True),
     ],
 )
-def test_all_else_is_torchs(
+def test_other_attention_is_left_to_torch(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, key_tokens: int, named: dict[str, Any], grad: bool
 ) -> None:
     monkeypatch.setattr(causal_lm, "causal_attention", lambda *_, **__: pytest.fail("it was computed in blocks"))
@@ -73,14 +73,14 @@ def test_all_else_is_torchs(
     torch.testing.assert_close(inside, outside, rtol=0, atol=0)
 
 
-def test_arguments_by_name_are_torchs() -> None:
+def test_attention_with_named_arguments_is_left_to_torch() -> None:
     query, key, value = (heads(70, 2, seed=seed) for seed in range(3))
     with torch.no_grad(), BlockedAttention():
         inside = scaled_dot_product_attention(query=query, key=key, value=value, is_causal=True)
     torch.testing.assert_close(inside, scaled_dot_product_attention(query, key, value, is_causal=True), rtol=0, atol=0)
 
 
-def test_every_method_takes_blocks_and_is_no_further_from_its_labels_in_float32(
+def test_every_method_uses_blocks_and_stays_as_close_to_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken, ids_BT = list[int](), random_tokens(3, 32)

@@ -1,4 +1,4 @@
-"""Checkpoint folders: what loads, what is refused and how."""
+"""Checkpoint folders: which load, which are refused, and the messages."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def estimator_folder(tmp_path: Path) -> Path:
     return tmp_path / "estimator"
 
 
-def test_each_kind_is_known_by_its_configuration(tmp_path: Path, estimator_folder: Path) -> None:
+def test_the_configuration_tells_the_kind(tmp_path: Path, estimator_folder: Path) -> None:
     tiny_second_order().save_pretrained(tmp_path / "second-order")
     language_model().save_pretrained(tmp_path / "causal")
     tiny_autoencoder(context=32).save_pretrained(tmp_path / "autoencoder")
@@ -50,7 +50,7 @@ def test_each_kind_is_known_by_its_configuration(tmp_path: Path, estimator_folde
     assert load_causal(tmp_path / "causal").config.vocab_size == 97
 
 
-def test_language_models_that_are_named_by_their_head_are_causal_too(tmp_path: Path) -> None:
+def test_classes_named_lm_head_model_are_causal_too(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=97, n_positions=32, n_embd=24, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     checkpoint = Checkpoint(tmp_path)
@@ -66,8 +66,8 @@ def test_a_checkpoint_saved_in_bfloat16_loads_in_float32(tmp_path: Path) -> None
     torch.testing.assert_close(loaded.token_losses(random_tokens(2, 9)), losses_BT, atol=0.3, rtol=0.1)
 
 
-def test_loaded_in_bfloat16_weights_are_rounded_and_rotary_frequencies_are_not(tmp_path: Path) -> None:
-    """At a distance of 2,000 tokens rounded frequencies take the mean error to 1.7 times."""
+def test_loading_in_bfloat16_rounds_weights_but_not_rotary_frequencies(tmp_path: Path) -> None:
+    """Rounded frequencies increase the mean error 1.7 times at a distance of 2,000 tokens."""
     models = {
         "estimator": (tiny_estimator(), load_estimator),
         "autoencoder": (tiny_autoencoder(), load_autoencoder),
@@ -99,7 +99,7 @@ CONTEXTS = {
 
 
 @pytest.mark.parametrize("name", CONTEXTS)
-def test_the_context_is_found_under_the_names_that_configurations_have(tmp_path: Path, name: str) -> None:
+def test_the_context_is_found_under_every_name_in_configurations(tmp_path: Path, name: str) -> None:
     said, context = CONTEXTS[name]
     config = {"architectures": ["BloomForCausalLM"], "vocab_size": 97, name: said}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -110,7 +110,7 @@ def test_the_context_is_found_under_the_names_that_configurations_have(tmp_path:
     assert Checkpoint(tmp_path).context == (None if name in ("max_position_embeddings", "n_positions") else context)
 
 
-def test_a_model_of_text_and_images_is_causal_and_its_text_configuration_counts(tmp_path: Path) -> None:
+def test_a_model_of_text_and_images_is_causal_with_its_text_configuration(tmp_path: Path) -> None:
     tiny_causal("gemma3").save_pretrained(tmp_path)
     checkpoint = Checkpoint(tmp_path)
     assert (checkpoint.kind, checkpoint.context, checkpoint.vocabulary) == ("causal", CONTEXT - 1, VOCABULARY)
@@ -150,7 +150,7 @@ FAULTS: dict[Callable[[Path, str], None], str] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_what_is_wrong_with_a_checkpoint_is_said_before_any_weight_is_read(
+def test_a_faulty_checkpoint_is_refused_before_any_weight_is_read(
     tmp_path: Path, fault: Callable[[Path, str], None]
 ) -> None:
     folder = tmp_path / "causal"
@@ -185,14 +185,14 @@ def test_a_pickle_under_the_name_of_safetensors_is_refused(estimator_folder: Pat
     ("content", "message"),
     [(None, "has no config.json"), ("{", "is not JSON"), (json.dumps({"model_type": "bert"}), "of type 'bert'")],
 )
-def test_folders_that_are_no_checkpoint_are_refused(tmp_path: Path, content: str | None, message: str) -> None:
+def test_folders_that_are_not_checkpoints_are_refused(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         load_estimator(tmp_path)
 
 
-def test_the_digest_follows_the_weights(tmp_path: Path, estimator_folder: Path) -> None:
+def test_the_digest_changes_with_the_weights(tmp_path: Path, estimator_folder: Path) -> None:
     before = Checkpoint(estimator_folder).sha256
     other = tiny_estimator()
     other.down.get_parameter("weight")[0, 0] += 1
@@ -200,7 +200,7 @@ def test_the_digest_follows_the_weights(tmp_path: Path, estimator_folder: Path) 
     assert Checkpoint(tmp_path / "other").sha256 != before == Checkpoint(estimator_folder).sha256
 
 
-def test_a_folder_of_folds_is_as_many_checkpoints(tmp_path: Path) -> None:
+def test_a_folder_of_folds_has_one_checkpoint_per_fold(tmp_path: Path) -> None:
     assert Checkpoint(tmp_path).members == (Checkpoint(tmp_path),)
     for fold in range(2):
         tiny_estimator().save_pretrained(fold_folder(tmp_path, fold, 2))
@@ -212,7 +212,7 @@ def test_a_folder_of_folds_is_as_many_checkpoints(tmp_path: Path) -> None:
         assert Checkpoint(tmp_path).members
 
 
-def test_a_name_is_a_folder_before_it_is_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_looked_up_as_a_folder_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "user" / "name").mkdir(parents=True)
     assert Checkpoint.find("user/name") == Checkpoint(Path("user/name"))
@@ -229,15 +229,15 @@ def test_a_model_of_the_hub_is_fetched_without_its_pickles(hub: Hub, estimator_f
     assert not (folder / "pytorch_model.bin").exists()
     assert not any(request.path.endswith("pytorch_model.bin") for request in hub.requests)
     assert Checkpoint.find("user/name").folder != folder
-    with pytest.raises(ValueError, match="no folder user/other, and the Hub does not give out"):
+    with pytest.raises(ValueError, match="no folder user/other, and no model of that name"):
         Checkpoint.find("user/other")
-    with pytest.raises(ValueError, match="no folder user/name@absent, and the Hub does not give out"):
+    with pytest.raises(ValueError, match="no folder user/name@absent, and no model of that name"):
         Checkpoint.find("user/name@absent")
     with pytest.raises(ValueError, match="no folder no such name"):
         Checkpoint.find("no such name")
 
 
-def test_a_tokenizer_is_copied_beside_a_link_and_not_through_it(tmp_path: Path) -> None:
+def test_copying_a_tokenizer_replaces_a_link_instead_of_its_target(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret", encoding="utf-8")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "tokenizer.json").symlink_to(tmp_path / "secret")

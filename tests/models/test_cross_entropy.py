@@ -20,12 +20,12 @@ CHUNK = 16
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 16 tokens at a vocabulary of 53; 16 x 53 is not the budget, which leaves a remainder."""
+    """Chunks of 16 tokens at a vocabulary of 53; the budget is not a multiple of 53."""
     monkeypatch.setattr(chunked, "CPU_CHUNK_LOGITS", CHUNK * VOCABULARY + 7)
 
 
 class Case:
-    """Inputs, upstream gradient, and both ways from one to the other."""
+    """Inputs and upstream gradient, with the chunked and the plain loss."""
 
     def __init__(self, tokens: int, dtype: torch.dtype = torch.float64, *, scale: float = 1.0) -> None:
         torch.manual_seed(tokens)
@@ -78,13 +78,13 @@ def test_finite_differences_agree() -> None:
 
 
 @pytest.mark.parametrize("frozen", ["hidden_ND", "head_VD"])
-def test_what_is_frozen_gets_no_gradient_and_costs_the_rest_nothing(frozen: str) -> None:
+def test_frozen_inputs_get_no_gradient_and_leave_other_gradients_unchanged(frozen: str) -> None:
     case = Case(2 * CHUNK + 3)
     getattr(case, frozen).requires_grad_(False)
     torch.testing.assert_close(case.gradients(case.chunked()), case.gradients(case.plain()))
 
 
-def test_labels_without_autograd_are_the_same() -> None:
+def test_losses_without_autograd_are_the_same() -> None:
     case = Case(2 * CHUNK + 3, torch.float32)
     with torch.no_grad():
         losses_N = case.chunked()
@@ -160,7 +160,7 @@ def test_on_a_gpu_the_kernel_trains_with_the_gradients_of_the_loop(softcap: floa
 
 
 class OnGPU:
-    """What is asked of hidden states and a head that are trained on a GPU."""
+    """Stand-in for hidden states and a head that are trained on a GPU."""
 
     is_cuda = requires_grad = True
 
@@ -168,7 +168,7 @@ class OnGPU:
         return 1
 
 
-def test_the_kernel_whose_licence_is_not_open_is_taken_where_it_is_asked_for() -> None:
+def test_the_kernel_whose_licence_is_not_open_is_used_only_on_request() -> None:
     tensor: Any = OnGPU()
     assert not chunked._kernel_serves(tensor, tensor, torch.bfloat16)
     with cut_cross_entropy():

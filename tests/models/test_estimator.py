@@ -1,4 +1,4 @@
-"""The entropy estimation model: what each part may see, padding, saving."""
+"""The entropy estimation model: what each part sees, padding, saving."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pipeline.models.stacks import input_embeddings
 from tests.tiny_models import random_tokens, tiny_estimator
 
 
-def test_losses_are_those_of_one_prediction_after_another() -> None:
+def test_losses_equal_those_of_one_prediction_at_a_time() -> None:
     estimator, input_ids_BT = tiny_estimator(), random_tokens(2, 9)
     losses_BT = estimator.token_losses(input_ids_BT)
     for row, tokens_T in enumerate(input_ids_BT):
@@ -32,7 +32,7 @@ def test_the_embedding_of_a_prefix_is_the_encoder_state_at_its_last_token(length
     torch.testing.assert_close(whole_BTD[:, length - 1], prefix_BTD[:, -1], atol=1e-5, rtol=1e-5)
 
 
-def test_the_first_loss_depends_on_the_last_token_through_the_embedding_alone() -> None:
+def test_the_first_loss_depends_on_the_last_token_only_through_the_embedding() -> None:
     estimator, input_ids_BT = tiny_estimator(), random_tokens(1, 12)
     changed_BT = input_ids_BT.clone()
     changed_BT[0, -1] = (changed_BT[0, -1] + 1) % 97
@@ -42,7 +42,7 @@ def test_the_first_loss_depends_on_the_last_token_through_the_embedding_alone() 
     torch.testing.assert_close(before, after)
 
 
-def test_padding_changes_nothing_and_has_no_loss() -> None:
+def test_padding_changes_no_loss_and_has_none() -> None:
     estimator, input_ids_BT = tiny_estimator(), random_tokens(3, 12)
     lengths_B = torch.tensor([12, 5, 1])
     losses_BT = estimator.token_losses(input_ids_BT, lengths_B)
@@ -59,7 +59,7 @@ def test_gradients_reach_every_weight() -> None:
     assert without == []
 
 
-def test_a_saved_model_loads_from_safetensors_as_it_was(tmp_path: Path) -> None:
+def test_a_saved_model_loads_unchanged_from_safetensors(tmp_path: Path) -> None:
     estimator, input_ids_BT = tiny_estimator(), random_tokens(2, 12)
     estimator.save_pretrained(tmp_path)
     assert [file.name for file in tmp_path.glob("*.safetensors")] == ["model.safetensors"]

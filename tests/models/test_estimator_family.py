@@ -1,4 +1,4 @@
-"""Every estimator that a configuration can name: what each part may see, its gradients, its labels, its file."""
+"""Every variant of the estimator: what each part sees, gradients, labels, saving."""
 
 from itertools import pairwise, product
 from pathlib import Path
@@ -44,7 +44,7 @@ CONTEXT = 12
 
 
 def losses_one_by_one(estimator: EntropyEstimator, tokens_T: Tensor) -> Tensor:
-    """Each token's loss from a pass of its own over the tokens before it: nothing after it exists."""
+    """Each token's loss, from a separate pass over only the tokens before it."""
     embedding_BX = estimator.prefix_embeddings(tokens_T.unsqueeze(0))[:, -1]
     return torch.stack(
         [
@@ -78,7 +78,7 @@ def test_no_output_depends_on_a_later_token(variant: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_embedding_of_a_prefix_is_that_of_the_prefix_alone(variant: dict[str, Any]) -> None:
+def test_the_embedding_of_a_prefix_depends_only_on_the_prefix(variant: dict[str, Any]) -> None:
     estimator, input_ids_BT = tiny_estimator(context=CONTEXT, **variant), random_tokens(2, CONTEXT)
     whole_BTX = estimator.prefix_embeddings(input_ids_BT)
     for length in (1, 2, 7, CONTEXT):
@@ -99,7 +99,7 @@ def test_gradients_reach_every_weight_and_the_embedding_every_loss(variant: dict
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_exact_labels_are_differences_of_code_lengths_written_out(variant: dict[str, Any]) -> None:
+def test_exact_labels_equal_explicit_differences_of_code_lengths(variant: dict[str, Any]) -> None:
     estimator, input_ids_BT = tiny_estimator(context=CONTEXT, **variant), random_tokens(2, CONTEXT)
     labels_BT = exact.token_entropies(estimator, input_ids_BT, torch.tensor([CONTEXT, 5]))
     for tokens_T, labels_T in zip((input_ids_BT[0], input_ids_BT[1, :5]), labels_BT, strict=True):
@@ -109,7 +109,7 @@ def test_exact_labels_are_differences_of_code_lengths_written_out(variant: dict[
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_each_loads_as_it_was(variant: dict[str, Any], tmp_path: Path) -> None:
+def test_a_saved_variant_loads_unchanged(variant: dict[str, Any], tmp_path: Path) -> None:
     estimator, input_ids_BT = tiny_estimator(context=CONTEXT, **variant), random_tokens(2, CONTEXT)
     estimator.save_pretrained(tmp_path)
     loaded = EntropyEstimator.from_pretrained(tmp_path, use_safetensors=True)
@@ -118,7 +118,7 @@ def test_each_loads_as_it_was(variant: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["bottleneck", "before-down"])
-def test_noise_is_of_training_alone_and_as_large_as_was_asked_for(place: str) -> None:
+def test_noise_is_added_only_in_training_and_has_the_requested_size(place: str) -> None:
     silent, noisy = tiny_estimator(), tiny_estimator(noise=0.25, noise_place=place)
     input_ids_BT = random_tokens(50, 12)
     torch.testing.assert_close(silent.bottlenecks(input_ids_BT), noisy.bottlenecks(input_ids_BT))
@@ -130,8 +130,8 @@ def test_noise_is_of_training_alone_and_as_large_as_was_asked_for(place: str) ->
 
 
 @pytest.mark.parametrize("introduction", ["token", "projection"])
-def test_an_estimator_begins_as_another(introduction: str) -> None:
-    """The same variant gives the same losses; late addition those of the decoder with an embedding of nothing."""
+def test_an_estimator_starts_from_another(introduction: str) -> None:
+    """The same variant has the same losses; late addition has those of the decoder with an embedding of zeros."""
     torch.manual_seed(1)
     late: dict[str, Any] = {"introduction": "projection", "introduced_above": 2}
     other, input_ids_BT = tiny_estimator(introduction=introduction), random_tokens(2, CONTEXT)
@@ -149,9 +149,9 @@ def test_an_estimator_begins_as_another(introduction: str) -> None:
         tiny_estimator(**late, decoder_width=48).begin_as(other)
 
 
-def test_what_does_not_fit_together_is_refused() -> None:
+def test_contradicting_sizes_are_refused() -> None:
     for introduction, above in (("token", 2), ("embedding", 2), ("projection", 3)):
-        with pytest.raises(ValueError, match=f"by {introduction} the embedding cannot enter above layer {above} of 2"):
+        with pytest.raises(ValueError, match=f"with {introduction} the embedding cannot enter above layer {above}"):
             tiny_estimator(introduction=introduction, introduced_above=above)
     with pytest.raises(ValueError, match="kernel of 3"):
         tiny_estimator(decoder_kernel=3)
@@ -164,8 +164,8 @@ def test_what_does_not_fit_together_is_refused() -> None:
 
 
 @pytest.mark.parametrize("deviation", [1.0, 40.0])
-def test_added_logits_lose_no_label_however_far_apart_they_are(deviation: float) -> None:
-    """At 40 sums of products are below what float32 holds."""
+def test_labels_of_added_logits_are_right_even_for_distant_logits(deviation: float) -> None:
+    """With a deviation of 40, sums of products underflow in float32."""
     estimator = tiny_estimator(introduction="projection", introduced_above=2, bottleneck_width=None)
     assert isinstance(estimator.introduce, torch.nn.Linear)
     estimator.introduce.weight.mul_(deviation)

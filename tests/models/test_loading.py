@@ -1,4 +1,4 @@
-"""Models whose losses would be wrong are refused, by two forwards of a few tokens."""
+"""Models with wrong losses are refused after two forwards of a few tokens."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ def shifted(model: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("change", [scaled, bent, shifted])
-def test_a_head_of_an_unknown_kind_is_refused(change: Callable[[PreTrainedModel], None]) -> None:
+def test_an_unknown_kind_of_head_is_refused(change: Callable[[PreTrainedModel], None]) -> None:
     model = tiny_language_model()
     require_causal(model)
     change(model)
@@ -35,10 +35,10 @@ def test_a_head_of_an_unknown_kind_is_refused(change: Callable[[PreTrainedModel]
 
 
 @pytest.mark.parametrize("padding", [None, 0, 3])
-def test_the_row_of_a_padding_token_hides_no_scale(padding: int | None) -> None:
+def test_a_wrong_scale_is_found_despite_a_padding_token(padding: int | None) -> None:
     model = tiny_causal("falcon_h1", pad_token_id=padding)
     require_causal(model)
-    model.config.lm_head_multiplier = 0.5  # `Head` reads it here, and the model took its 0.2 when it was built
+    model.config.lm_head_multiplier = 0.5  # read by `OutputHead`; the model was built with 0.2
     if padding is not None:
         input_embeddings(model).weight[padding] = 0
     with pytest.raises(ValueError, match="head of FalconH1ForCausalLM"):
@@ -57,14 +57,14 @@ def test_a_model_that_reads_the_future_is_refused(family: str) -> None:
         require_causal(model)
 
 
-def test_a_model_that_gives_no_number_is_refused() -> None:
+def test_a_model_with_logits_that_are_not_numbers_is_refused() -> None:
     model = tiny_language_model()
     output_head(model).weight_VD[3] = torch.nan
     with pytest.raises(ValueError, match="logits that are not finite"):
         require_causal(model)
 
 
-def test_a_model_that_cannot_read_tokens_alone_is_refused() -> None:
+def test_a_model_that_needs_more_than_tokens_is_refused() -> None:
     model = tiny_language_model()
     model.model.register_forward_pre_hook(lambda module, inputs: (_ for _ in ()).throw(TypeError("pixel_values")))
     with pytest.raises(ValueError, match="LlamaForCausalLM cannot read 16 tokens: pixel_values; use another model"):
@@ -72,17 +72,17 @@ def test_a_model_that_cannot_read_tokens_alone_is_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_every_precision_has_a_tolerance_of_its_own(dtype: torch.dtype) -> None:
+def test_every_precision_has_its_own_tolerance(dtype: torch.dtype) -> None:
     model = tiny_causal("gemma2")
     torch.nn.Module.to(model, dtype)
     require_causal(model)
-    model.config.final_logit_softcapping = 4.0  # it was built with 3, which the head reads from here as well
+    model.config.final_logit_softcapping = 4.0  # read by `OutputHead`; the model was built with 3
     require_causal(model)
     model.lm_head.register_forward_hook(lambda module, inputs, logits: logits * 1.2)
     with pytest.raises(ValueError, match="head of Gemma2ForCausalLM"):
         require_causal(model)
 
 
-def test_the_decoder_is_found_where_a_class_has_it_under_another_name() -> None:
+def test_the_decoder_is_found_under_an_unusual_name() -> None:
     model = tiny_causal("llama4_text")
     assert decoder(model) is model.model

@@ -1,4 +1,4 @@
-"""The masked mixer: what a position sees, against a slow sum that is obvious."""
+"""The masked mixer against a slow, obvious sum."""
 
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def tiny_mixer_language_model() -> MixerForCausalLM:
     return frozen(model)
 
 
-def test_a_mixer_is_a_causal_language_model_that_loads_as_any_does(tmp_path: Path) -> None:
+def test_a_mixer_loads_like_any_causal_language_model(tmp_path: Path) -> None:
     model, input_ids_BT = tiny_mixer_language_model(), torch.randint(11, (3, 9))
     assert model.lm_head.weight is model.model.embed_tokens.weight
     model.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""The card of a checkpoint that somebody trained."""
+"""Model cards of trained checkpoints."""
 
 import yaml
 from huggingface_hub import ModelCard
@@ -14,7 +14,7 @@ def test_a_card_claims_no_licence_and_no_language() -> None:
     assert "| parameters | 1,234 |" in text and "| loss | 1.5 |" in text and "    python -m jobs.x\n" in text
 
 
-def test_values_from_outside_are_words_of_a_row() -> None:
+def test_values_cannot_break_the_table() -> None:
     evil = "a|b\n# Evil\n<img src=x onerror=alert(1)>\u202e" + "c" * 10**6
     text = model_card("A model", "It.", {"started from": evil}, command="run", tags=["a"], usage="run")
     (row,) = [line for line in text.splitlines() if line.startswith("| started from")]
@@ -22,6 +22,6 @@ def test_values_from_outside_are_words_of_a_row() -> None:
     assert "<img" not in text and "\u202e" not in text and "\n# Evil" not in text
 
 
-def test_a_command_holds_no_credential_and_is_a_line() -> None:
+def test_a_command_is_one_line_without_credentials() -> None:
     said = command_line("jobs.x", ["--input", "https://user:hunter@host/a", "b\nc"])
     assert said == "python -m jobs.x --input https://***@host/a 'b\\nc'"

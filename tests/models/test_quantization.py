@@ -1,4 +1,4 @@
-"""Codecs of the bottleneck: errors, ranges, sizes, and what a model loses by them."""
+"""Codecs of the bottleneck: errors, ranges, sizes, and losses of a model with a codec."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.tiny_models import random_tokens, tiny_autoencoder, tiny_estimator
 
 BITS: dict[CodecKind, int] = {"float32": 32, "float16": 16, "int8": 8, "float8_e4m3fn": 8, "float8_e5m2": 8}
 RANGE: dict[CodecKind, float] = {"float16": 65504, "float8_e4m3fn": 448, "float8_e5m2": 57344}
-# Largest error as a share of the value, and at least
+# Largest error, as a share of the value and as an absolute minimum
 ERROR: dict[CodecKind, tuple[float, float]] = {
     "float32": (0, 0),
     "float16": (2**-11, 2**-25),
@@ -76,13 +76,13 @@ def test_values_beyond_the_range_saturate(kind: CodecKind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_refused(kind: CodecKind, value: float) -> None:
+def test_values_that_are_not_numbers_are_refused(kind: CodecKind, value: float) -> None:
     with pytest.raises(ValueError, match="NaN or infinite"):
         codec_of(kind).encode(torch.tensor([[0.0, value]]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_decoded_is_encoded_the_same_again(kind: CodecKind) -> None:
+def test_decoded_values_are_encoded_to_the_same_bits(kind: CodecKind) -> None:
     codec, values_NE = codec_of(kind), torch.randn(100, 2)
     stored_NE = codec.encode(values_NE)
     assert torch.equal(codec.encode(codec.decode(stored_NE)).view(torch.uint8), stored_NE.view(torch.uint8))
@@ -107,7 +107,7 @@ def test_a_scale_must_fit_its_kind() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_has_the_size_of_its_values_and_gives_them_back(kind: CodecKind, tmp_path: Path) -> None:
+def test_a_file_has_the_size_of_its_values_and_is_read_back(kind: CodecKind, tmp_path: Path) -> None:
     codec, values_NE = codec_of(kind), torch.randn(1000, 2)
     stored_NE, file = codec.encode(values_NE), tmp_path / "windows.safetensors"
     write_embeddings(file, codec, stored_NE)
@@ -133,7 +133,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def losses_rounded_in_place(model: WindowEncoder, codec: Codec, input_ids_BT: Tensor) -> Tensor:
-    """A second way: `down` itself gives out rounded numbers."""
+    """A second implementation: `down` itself returns rounded numbers."""
 
     def rounded(_: nn.Module, __: object, output: Tensor) -> Tensor:
         return codec.round_trip(output)

@@ -1,4 +1,4 @@
-"""The second-order model: what seeing and expecting may see, its forms, its warm starts."""
+"""The second-order model: inputs of seeing and expecting, forms, warm starts."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_outputs_are_in_nats() -> None:
     assert model.entropies(random_tokens(2, 5)).entropy_BT.eq(3.0 + 2.0 * 0.5).all()
 
 
-def test_a_model_made_from_an_estimator_has_its_decoder() -> None:
+def test_a_model_from_an_estimator_has_its_decoder() -> None:
     estimator, input_ids_BT = tiny_estimator(), random_tokens(2, 9)
     model = SecondOrderModel.from_estimator(estimator, label_mean=3.0, label_deviation=2.0)
     start_BD = estimator.introduced(torch.zeros(2, 3))
@@ -56,7 +56,7 @@ def test_gradients_reach_every_weight() -> None:
     assert without == []
 
 
-def test_a_residual_model_begins_as_the_language_model_it_was_made_from() -> None:
+def test_a_residual_model_starts_with_the_language_models_values() -> None:
     language_model, input_ids_BT = tiny_language_model(), random_tokens(2, 9)
     model = SecondOrderModel.from_language_model(language_model, form="residual", label_deviation=2.0)
     entropy_BT, expected_BT = model.entropies(input_ids_BT)
@@ -68,7 +68,7 @@ def test_a_residual_model_begins_as_the_language_model_it_was_made_from() -> Non
 
 @pytest.mark.parametrize("form", ["direct", "residual"])
 @pytest.mark.parametrize("family", [*FAMILIES, *WITHOUT_POSITIONS])
-def test_models_of_many_families_come_over_whole_and_survive_their_folder(
+def test_models_of_many_families_are_copied_completely_and_load_unchanged(
     family: str, form: Form, tmp_path: Path
 ) -> None:
     language_model, input_ids_BT = tiny_of_family(family), random_tokens(3, 20, vocabulary=31)
@@ -89,7 +89,7 @@ def test_models_of_many_families_come_over_whole_and_survive_their_folder(
 
 
 @pytest.mark.parametrize("family", ["phi, bias", "gemma 2, soft cap", "cohere, scale"])
-def test_a_head_is_trained_with_all_that_it_does_to_logits(family: str) -> None:
+def test_a_head_is_trained_with_its_scale_and_soft_cap(family: str) -> None:
     language_model, input_ids_BT = tiny_of_family(family), random_tokens(2, 9, vocabulary=31)
     model = frozen(SecondOrderModel.from_language_model(language_model, form="residual")).requires_grad_(True)
     estimates, _ = model(input_ids_BT)
@@ -104,7 +104,7 @@ def test_a_head_is_trained_with_all_that_it_does_to_logits(family: str) -> None:
         torch.testing.assert_close(model.head_bias.grad, module.bias.grad, atol=1e-4, rtol=1e-4)
 
 
-def test_a_frozen_head_leaves_nothing_without_a_gradient() -> None:
+def test_with_a_frozen_head_all_other_weights_get_gradients() -> None:
     model = SecondOrderModel.from_language_model(tiny_of_family("phi, bias"))
     model.freeze_head()
     entropy_BT, expected_BT = model.entropies(random_tokens(2, 9, vocabulary=31))
@@ -117,14 +117,14 @@ def test_a_model_without_positions_needs_a_context() -> None:
         SecondOrderModel.from_language_model(tiny_of_family("mamba, state space"))
 
 
-def test_a_model_that_its_weights_do_not_make_is_refused() -> None:
+def test_a_model_with_more_state_than_its_weights_is_refused() -> None:
     language_model = tiny_language_model()
     language_model.model.norm.register_forward_hook(lambda module, inputs, hidden: hidden.flip(-1))
     with pytest.raises(ValueError, match="the losses of LlamaForCausalLM change when its weights are copied"):
         SecondOrderModel.from_language_model(language_model)
 
 
-def test_a_checkpoint_from_before_start_tokens_has_its_learned_start(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_start_token_has_a_learned_start(tmp_path: Path) -> None:
     model, input_ids_BT = tiny_second_order(), random_tokens(2, 9)
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
@@ -163,7 +163,7 @@ def test_two_transformers_share_nothing_but_the_start() -> None:
 
 
 @pytest.mark.parametrize("form", ["direct", "residual"])
-def test_its_own_surprisal_is_that_of_a_language_model_with_a_head_of_its_own(form: Form) -> None:
+def test_own_surprisal_equals_that_of_a_language_model_with_a_separate_head(form: Form) -> None:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=31, n_positions=20, n_embd=16, n_layer=2, n_head=2, tie_word_embeddings=False)
     config.bos_token_id, config.initializer_range = 3, 0.2
@@ -176,7 +176,7 @@ def test_its_own_surprisal_is_that_of_a_language_model_with_a_head_of_its_own(fo
 
 
 @pytest.mark.parametrize("settings", [{}, {"form": "residual"}, {"transformers": 2}])
-def test_every_form_survives_its_folder(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_every_form_loads_unchanged(tmp_path: Path, settings: dict[str, Any]) -> None:
     model = frozen(SecondOrderModel.from_language_model(tiny_language_model(), label_mean=1.0, **settings))
     model.save_pretrained(tmp_path)
     loaded, input_ids_BT = load_second_order(tmp_path), random_tokens(2, 9)

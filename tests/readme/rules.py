@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Way = Literal["here", "process", "cluster", "make", "tests", "docker"]
+Way = Literal["here", "process", "cluster", "make", "tests", "measurement", "docker"]
 
 PLACEHOLDERS = {"USER/NAME": "user/name"}
 """What stands for any repository, and the one of the Hub for tests."""
 
+_LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M"
 _TRAINING = "--training.steps 2 --training.tokens-per-batch 512"
 _MODEL = "--model.context 32 --model.width 16 --model.layers 1 --model.heads 2"
 _ENCODER = (
@@ -24,7 +25,7 @@ class Rule:
     begins: str
     way: Way = "here"
     """here: in this process. process: in one of its own, with the Hub for tests. cluster: on a Ray head. The others
-    are looked at and not run: make's targets, the marks of tests, the files that docker reads."""
+    are looked at and not run: make's targets, the marks of tests, the flags of measurements, docker's files."""
     changed: Mapping[str, str] = field(default_factory=dict)
     """Parts of the command, and what takes their place."""
     added: str = ""
@@ -48,9 +49,14 @@ RULES = (
     Rule("make ", "make"),
     Rule("docker ", "docker"),
     Rule(".venv/bin/python -m pytest", "tests"),
+    Rule("python -m tests.", "measurement"),
     Rule("python -m pipeline --help", "process"),
     Rule("python -m pipeline.annotate", added="--workers 0"),
+    Rule("python -m pipeline.annotate --limit 10 --output ten --workers 0"),
+    Rule("python -m pipeline.annotate --output annotated --workers 0"),
+    Rule("python -m pipeline.annotate --limit 10 --method causal", changed={_LANGUAGE_MODEL: "language-model"}),
     Rule("python -m pipeline.annotate --input notes.txt"),
+    Rule("python -m pipeline.annotate --input notes.txt --method causal", changed={_LANGUAGE_MODEL: "language-model"}),
     Rule(
         "python -m pipeline.annotate --input hf://",
         "process",
@@ -60,7 +66,7 @@ RULES = (
     Rule("python -m pipeline.report"),
     Rule("python -m pipeline.verify"),
     Rule("python -m pipeline.publish annotated", "process"),
-    Rule("python -m pipeline.publish ten", "process"),
+    Rule("python -m pipeline.publish ten", "process", changed={"USER/NAME": "user/ten"}),
     Rule("python -m pipeline.publish DIR", "process", changed={"DIR": "annotated"}),
     Rule(
         "ray job submit --working-dir . -- python -m pipeline.annotate --config jobs/annotate_fineweb_edu.yaml",
@@ -86,7 +92,7 @@ RULES = (
     Rule(
         "python -m jobs.train_language_model --labels hf://",
         "process",
-        changed={"--training.steps 20000": _TRAINING},
+        changed={"--training.steps 20000": _TRAINING, "USER/NAME": "user/ten"},
         added=_MODEL,
     ),
     Rule(

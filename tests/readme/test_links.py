@@ -11,8 +11,10 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
+    """Those into the API reference, which `make docs` writes, are checked there."""
+
     def leads_nowhere(link: str) -> bool:
-        if link.startswith("https://"):
+        if link.startswith(("https://", "api/")):
             return False
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page

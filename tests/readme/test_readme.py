@@ -1,12 +1,13 @@
-"""Every command of README.md is run, every snippet too, and every link, path and flag in it leads somewhere.
+"""Every command and snippet of README.md and docs/ is run, and every path and flag in them exists.
 
-Commands are run in README's order in one folder, as they are written but for what tests/readme/rules.py makes small:
-later ones read what earlier ones wrote, so run this file as a whole.
+Commands run in the order of PAGES in one folder, as they are written except for what tests/readme/rules.py makes small:
+later ones read what earlier ones wrote, so run this file as a whole. The tutorial and errors.md have their own tests.
 """
 
 import importlib.util
 import re
 import subprocess
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,13 @@ from tests.readme.workspace import Workspace
 from tests.test_job_submit import submitted
 from tests.tiny_models import tiny_language_model
 
-README, ARCHITECTURE = (
-    Document((ROOT / name).read_text(encoding="utf-8")) for name in ("README.md", "docs/architecture.md")
+PAGES = (
+    *("quickstart", "labels", "models", "training", "data", "cluster", "hub", "results", "figures", "speed"),
+    *("checkpoints", "architecture", "security"),
 )
+FILES = [ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in PAGES)]
+MANUAL = Document("\n\n".join(file.read_text(encoding="utf-8") for file in FILES))
+ARCHITECTURE = Document((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
 GIVEN = {"model", "optimizer", "rank", "ranks"}
 """Names that snippets take for granted: what a trainer or a loop has anyway."""
 PATH = re.compile(r"[\w*.-]+/[\w*./-]*|[\w*-]+\.(py|md|toml|ya?ml|jsonl?|parquet|txt|html)")
@@ -40,7 +45,7 @@ SHARDED = "accelerate launch --config_file jobs/fsdp.yaml"
 
 
 def commands(*ways: Way) -> list[Any]:
-    found = [command for command in README.commands if way_of(command) in ways]
+    found = [command for command in MANUAL.commands if way_of(command) in ways]
     return [pytest.param(one, marks=pytest.mark.slow) if one.startswith(SHARDED) else one for one in found]
 
 
@@ -48,12 +53,12 @@ def commands(*ways: Way) -> list[Any]:
 def annotated(there: Path, run_here: RunHere) -> Path:
     """The dataset that README's first command writes."""
     if not (there / "annotated").exists():
-        run_here(next(command for command in README.commands if "--output annotated" in command))
+        run_here(next(command for command in MANUAL.commands if "--output annotated" in command))
     return there / "annotated"
 
 
 @pytest.mark.parametrize("command", commands("here", "process"), ids=str)
-def test_a_command_of_readme_works_as_it_is_written(command: str, workspace: Workspace, run_here: RunHere) -> None:
+def test_a_command_works_as_it_is_written(command: str, workspace: Workspace, run_here: RunHere) -> None:
     rule = rule_for(command)
     if rule.way == "here":
         run_here(command)
@@ -69,7 +74,7 @@ def first_of(*given: str) -> list[Any]:
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("command", first_of(*commands("cluster")), ids=str)
-def test_a_job_of_readme_is_done_by_a_cluster(command: str, workspace: Workspace, ray_head: Head) -> None:
+def test_a_job_is_done_by_a_cluster(command: str, workspace: Workspace, ray_head: Head) -> None:
     program, job, *arguments = workspace.job(rule_for(command).applied(command))
     assert (program, job) == ("ray", "job")
     assert "succeeded" in submitted(ray_head, *arguments)
@@ -98,20 +103,33 @@ def test_the_marks_of_tests_that_are_left_out_are_known_though_they_are_not_run_
     assert set(expression.split()) - {"not", "and", "or"} <= known
 
 
+@pytest.mark.parametrize("command", commands("measurement"), ids=str)
+def test_a_measurement_has_the_flags_though_it_is_not_made_here(command: str) -> None:
+    spec = importlib.util.find_spec(command.split()[2])
+    assert spec is not None and set(FLAG.findall(command)) <= flags_in(spec)
+
+
+def flags_in(spec: ModuleSpec) -> set[str]:
+    """Flags that a module of the tests, or the __main__ of a package, declares."""
+    folders = spec.submodule_search_locations
+    file = Path(next(iter(folders)), "__main__.py") if folders else Path(str(spec.origin))
+    return set(re.findall(r'add_argument\("(--[a-z-]+)"', file.read_text(encoding="utf-8")))
+
+
 @pytest.mark.parametrize("command", commands("docker"), ids=str)
 def test_docker_finds_the_files_though_it_is_not_run_here(command: str) -> None:
     assert [name for name in files_for_docker(command) if not (ROOT / name).is_file()] == []
 
 
-@pytest.mark.parametrize("number", range(len(README.snippets)))
-def test_a_snippet_of_readme_runs_and_trains(
+@pytest.mark.parametrize("number", range(len(MANUAL.snippets)))
+def test_a_snippet_runs_and_trains(
     number: int, annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After those before it, from which it may have names; a model that it gets is another one in the end."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
-    snippet = README.snippets[number]
+    snippet = MANUAL.snippets[number]
     names: dict[str, Any] = {"rank": 0, "ranks": 1}
-    for earlier in filter(runs_here, README.snippets[:number]):
+    for earlier in filter(runs_here, MANUAL.snippets[:number]):
         execute(earlier, names)
     if not runs_here(snippet):
         pytest.skip("trl is not installed; another test looks at the snippet's names")
@@ -136,16 +154,16 @@ def execute(snippet: str, names: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize("number", range(len(README.snippets)))
-def test_a_snippet_of_readme_has_its_names_from_itself_or_those_before_it(number: int) -> None:
-    known = GIVEN.union(*map(names_of, README.snippets[:number]))
-    assert unknown_names(README.snippets[number], known) == set()
+@pytest.mark.parametrize("number", range(len(MANUAL.snippets)))
+def test_a_snippet_has_its_names_from_itself_or_those_before_it(number: int) -> None:
+    known = GIVEN.union(*map(names_of, MANUAL.snippets[:number]))
+    assert unknown_names(MANUAL.snippets[number], known) == set()
 
 
 def test_paths_in_the_text_exist_here_or_in_what_commands_write(annotated: Path) -> None:
     missing = {
         code
-        for code in filter(PATH.fullmatch, README.codes)
+        for code in filter(PATH.fullmatch, MANUAL.codes)
         if not (ROOT / code).exists() and not (annotated.parent / code).exists()
     }
     patterns = {code: f"**/{re.sub('[A-Z]+', '*', code)}" for code in missing - MADE_ELSEWHERE}
@@ -154,12 +172,12 @@ def test_paths_in_the_text_exist_here_or_in_what_commands_write(annotated: Path)
 
 
 def test_modules_in_the_text_exist() -> None:
-    assert [name for name in filter(MODULE.fullmatch, README.codes) if importlib.util.find_spec(name) is None] == []
+    assert [name for name in filter(MODULE.fullmatch, MANUAL.codes) if importlib.util.find_spec(name) is None] == []
 
 
 def test_trees_of_folders_show_what_is_there(annotated: Path) -> None:
     missing = []
-    for tree in [*README.trees, *ARCHITECTURE.trees]:
+    for tree in MANUAL.trees:
         root = ROOT if (ROOT / next(iter(tree))).exists() else annotated.parent
         for path, said in tree.items():
             inside = re.findall(r"(?<![\w./])[\w*]+(?:\.py|\.yaml|/)(?=[\s,;.)]|$)", said) if path.endswith("/") else []
@@ -192,8 +210,12 @@ def test_flags_in_the_text_are_those_of_a_command(
     ]:
         assert run_command(module, "--help") == 0
         flags[module] = set(re.findall(r"^│[ *]+(--\S+)", capsys.readouterr().out, re.MULTILINE))
+    for module in ("tests.device", "tests.fuzz", "tests.kills"):
+        spec = importlib.util.find_spec(module)
+        assert spec is not None
+        flags[module] = flags_in(spec)
     every = set().union(*flags.values())
-    for code in README.codes:
+    for code in MANUAL.codes:
         first, *_ = code.split()
         if first.startswith("--") or f"jobs.{first}" in flags:
             known = every if first.startswith("--") else flags[f"jobs.{first}"]

@@ -35,7 +35,7 @@ def test_the_tutorial_works_from_its_first_line_to_its_last(
     assert printed >= set(map(first_column, outputs())), "the tutorial shows what is not printed"
     assert (there / "ten-report" / "report.html").exists()
     assert len(names["dataset"]) == 10
-    for folder in ("by-heart", "floored"):
+    for folder in ("memorised", "floored"):
         assert "held_out_loss" in json.loads(
             (there / folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
         )

@@ -14,12 +14,15 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipeline.data.sample import sample_documents
+from pipeline.models.checkpoint import SHIPPED
+from pipeline.models.loading import save_checkpoint
 from schemas.rows import FINEWEB
 from tests.builders import sample_texts, write_documents
 from tests.hub import Hub
 from tests.jobs import test_compare_objectives as comparison
 from tests.jobs.test_measure_truth import TINY
 from tests.readme.document import ROOT
+from tests.tiny_models import tiny_language_model
 
 LONGEST = 300  # characters of a document that nothing is trained on
 
@@ -83,6 +86,7 @@ def prepare(folder: Path, hub: Hub) -> Workspace:
         file = folder / "fineweb" / f"{number:03d}.parquet"
         file.parent.mkdir(exist_ok=True)
         pq.write_table(rows, file)
+    write_language_model(folder / "language-model")
     hub.add("HuggingFaceFW/fineweb-edu", {"sample/10BT/000_00000.parquet": edu_file(folder)})
     sizes = {"contest": comparison.CONTEST, "training": comparison.TRAINING, "model": comparison.MODEL}
     tiny = {"truth": {"contest": TINY}, "objectives": {**sizes, "documents": 16, "dropouts": [0.0]}}
@@ -90,6 +94,13 @@ def prepare(folder: Path, hub: Hub) -> Workspace:
     for name, settings in tiny.items():
         (folder / "tiny" / f"{name}.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return Workspace(folder, hub)
+
+
+def write_language_model(folder: Path) -> None:
+    """A checkpoint for labels by `--method causal`, with the shipped tokenizer."""
+    model = tiny_language_model(vocabulary=8192)
+    model.config.eos_token_id = 0
+    save_checkpoint(model, folder, dtype="float32", tokenizer_folder=SHIPPED / "tokenizer", card="")
 
 
 def fineweb_rows(start: int, stop: int) -> pa.Table:

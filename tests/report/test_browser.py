@@ -1,7 +1,9 @@
 """The page in a real browser: nothing on its console, figures on hover and focus, documents that can do no harm."""
 
+import math
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -130,6 +132,87 @@ def test_documents_are_picked_by_steps_by_name_and_by_search(report: Opened) -> 
     expect(report.page.locator("#next")).to_be_disabled()
     report.page.fill("#search", "nowhere to be found")
     expect(report.page.locator("#picker")).to_have_text("No document has that.")
+
+
+def test_a_search_counts_marks_and_goes_through_its_hits(report: Opened) -> None:
+    page, marked = report.page, report.page.locator("#panes .hit.now")
+    page.fill("#search", "the")
+    counts = [len(re.findall("the", text, re.IGNORECASE)) for text in TEXTS]
+    matching = [place for place, count in enumerate(counts) if count]
+    assert len(matching) > 1
+    everywhere = f", {sum(counts)} in {len(matching)} documents"
+    first = matching[0]
+    expect(page.locator("#hits")).to_have_text(f"1 of {counts[first]}{everywhere}")
+    expect(marked.first).to_be_in_viewport()
+    assert "the" in "".join(marked.all_text_contents()).lower()
+    for _ in range(counts[first]):
+        page.press("#search", "Enter")
+    expect(page.locator("#hits")).to_have_text(f"1 of {counts[matching[1]]}{everywhere}")
+    assert page.locator(".document").text_content() == TEXTS[matching[1]]
+    page.press("#search", "Shift+Enter")
+    expect(page.locator("#hits")).to_have_text(f"{counts[first]} of {counts[first]}{everywhere}")
+    page.fill("#search", "")
+    expect(page.locator("#panes .hit")).to_have_count(0)
+    expect(page.locator("#steps")).to_be_hidden()
+
+
+def test_documents_are_ordered_by_their_means_and_lengths(report: Opened) -> None:
+    shown, page = report.contents["documents"], report.page
+    keys: dict[str, Callable[[int], float]] = {
+        "longest": lambda place: -shown[place]["size"],
+        "highest entropy": lambda place: -shown[place]["means"][0] if shown[place]["labelled"][0] else math.inf,
+        "row": lambda place: place,
+    }
+    for name, key in keys.items():
+        page.select_option("#order", label=name)
+        options = page.eval_on_selector_all("#picker option", "options => options.map(({ value }) => Number(value))")
+        assert options == sorted(range(len(shown)), key=lambda place: (key(place), place))
+
+
+def test_the_model_is_named(report: Opened) -> None:
+    expect(report.page.locator("#model")).to_have_text(f"Labels by {report.contents['model']}.")
+    assert report.contents["model"]
+
+
+def test_a_document_tells_its_cost_and_its_course(report: Opened) -> None:
+    shown = report.contents["documents"][0]
+    bits = sum(nats or 0 for nats in nats_of(report.contents, shown["labels"][0])) / math.log(2) / shown["bytes"]
+    assert shown["bytes"] == len(TEXTS[0].encode()) and shown["labelled"][0] == shown["size"]
+    note = report.page.locator("#note")
+    expect(note).to_contain_text(f"entropy: mean {shown['means'][0]:.3f} nats, {bits:.3f} bits a byte")
+    assert report.page.locator("#course path.line").count() == 1
+
+
+def test_nothing_stands_next_to_itself_and_every_sign_has_a_swatch(report: Opened) -> None:
+    names = [measure["name"] for measure in report.contents["measures"]]
+    for place, name in enumerate(names):
+        report.page.select_option("#shade", str(place))
+        assert report.page.locator("#beside option").all_text_contents() == ["nothing", *(set_without(names, name))]
+    assert report.page.locator("#legend .signs .swatch.p0").evaluate("swatch => swatch.offsetWidth") > 8
+
+
+def set_without(names: list[str], name: str) -> list[str]:
+    return [other for other in names if other != name]
+
+
+def test_pieces_of_a_character_are_drawn_together(report: Opened) -> None:
+    (place,) = (place for place, text in enumerate(TEXTS) if "猫" in text)
+    report.page.select_option("#picker", str(place))
+    together = report.page.locator("#panes .character")
+    assert together.count() and all(len(text) == 1 for text in together.all_text_contents())
+    assert together.first.evaluate("one => one.children.length") > 1
+    assert together.first.evaluate("one => one.getClientRects().length") == 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 900)])
+def test_the_text_begins_in_the_first_half_of_the_screen(browser: Browser, file: Path, width: int, height: int) -> None:
+    report = opened(browser, file)
+    report.page.set_viewport_size({"width": width, "height": height})
+    report.page.reload()
+    top = report.page.locator("#panes .document").bounding_box()
+    assert top is not None and top["y"] < height / 2
+    assert report.page.evaluate("document.documentElement.scrollWidth") <= width
+    report.page.close()
 
 
 def test_documents_of_markup_and_quotes_are_text(report: Opened) -> None:

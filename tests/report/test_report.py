@@ -81,7 +81,7 @@ def test_a_document_is_printed_in_figures_where_there_is_no_terminal(
     assert run_command(MODULE, dataset, "--terminal", "--document", 5, "--tokens", 4) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and lines[0].split()[:3] == ["token", "entropy", "expected"]
-    assert re.fullmatch(r"\d+ more tokens are not shown; --tokens says how many are", lines[5])
+    assert re.fullmatch(r"\d+ more tokens are not shown; --tokens sets how many are", lines[5])
     beginning = "".join(ast.literal_eval(line[:24].strip()) for line in lines[1:5])
     assert beginning and TEXTS[5].startswith(beginning)
     assert not [*tmp_path.iterdir()]

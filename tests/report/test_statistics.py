@@ -2,11 +2,13 @@
 
 import math
 from collections import defaultdict
+from random import Random
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from pipeline.report.sampling import Document
 from pipeline.report.statistics import (
@@ -16,6 +18,7 @@ from pipeline.report.statistics import (
     MOST_NATS,
     POSITIONS_B,
     VALUES_KEPT,
+    Agreement,
     Statistics,
     group_figures,
     value_name,
@@ -150,3 +153,26 @@ def test_the_most_frequent_values_of_a_column_are_shown_wherever_they_stand() ->
     add_documents(statistics, {"dump": [*map(str, range(MOST_GROUPS + 5)), *["often"] * 30]})
     shown = group_figures("dump", statistics)
     assert shown["rows"][0][:2] == ("often", 30) and len(shown["rows"]) == MOST_GROUPS and shown["more"]
+
+
+@given(
+    hnp.arrays(np.float32, st.integers(0, 40), elements=st.sampled_from([np.nan, 0.0, 0.5, 1.25, 7.0])),
+    st.randoms(use_true_random=False),
+)
+def test_agreement_is_that_of_all_common_labels_at_once(first_N: np.ndarray, random: Random) -> None:
+    other_N = np.array([random.choice([np.nan, 0.25, 1.0, 6.5]) for _ in first_N], np.float32)
+    agreement = Agreement()
+    for start in range(0, len(first_N), 7):
+        agreement.add(first_N[start : start + 7], other_N[start : start + 7])
+    both_N = ~np.isnan(first_N) & ~np.isnan(other_N)
+    figures = agreement.figures(["a", "b", "c"])
+    if not both_N.any():
+        assert figures is None
+        return
+    x, y = first_N[both_N].astype(float), other_N[both_N].astype(float)
+    assert figures is not None and (figures["names"], figures["labels"]) == (["a", "c"], len(x))
+    assert figures["difference"] == pytest.approx(np.mean(x - y))
+    if np.ptp(x) and np.ptp(y):
+        assert figures["r_squared"] == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
+    else:
+        assert figures["r_squared"] is None

@@ -1,4 +1,4 @@
-"""A dataset's provenance is read as it must be or refused in a line, whoever wrote it."""
+"""Provenance of untrusted datasets: read in full, or refused with one line."""
 
 import json
 from dataclasses import asdict
@@ -21,11 +21,11 @@ JSON = st.recursive(
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[]", "it holds no JSON object"),
+        ("[]", "it is not a JSON object"),
         ("{", "Expecting property name"),
         ("[" * 10**5, "it is nested too deeply"),
         ('{"schema_version": 3}', "it lacks method, checkpoint_sha256, "),
-        ('{"schema_version": 9}', "labels of schema version 9, this reads 3"),
+        ('{"schema_version": 9}', "labels of schema version 9, but this version reads 3"),
         *(
             (json.dumps({**WRITTEN, **changed}), told)
             for changed, told in (
@@ -35,7 +35,7 @@ JSON = st.recursive(
                 ({"vocabulary": 2**33}, "its vocabulary is 8589934592, which no run writes"),
                 ({"window": 0}, "its window is 0, which"),
                 ({"overlap": 10**6}, "its overlap is 1000000, which"),
-                ({"share": float("nan")}, "NaN is no number"),
+                ({"share": float("nan")}, "NaN is not a number"),
                 ({"start_token": -1}, "start_token is -1, not a whole number"),
                 ({"method": "zzz"}, 'method is "zzz", not one of second-order, exact, causal'),
                 ({"method": [1]}, "method is a list of 1, not one of"),
@@ -46,13 +46,13 @@ JSON = st.recursive(
         ),
     ],
 )
-def test_what_no_run_writes_is_refused_with_what_is_wrong(text: str, told: str) -> None:
+def test_provenance_that_no_run_writes_is_refused_with_the_reason(text: str, told: str) -> None:
     with pytest.raises(ValueError) as refused:
         Provenance.from_json(text)
     assert told in str(refused.value)
 
 
-def test_what_was_written_is_read_and_older_versions_wrote_less() -> None:
+def test_provenance_is_read_back_and_an_older_version_with_fewer_fields_is_read_too() -> None:
     assert Provenance.from_json(PROVENANCE.to_json()) == PROVENANCE
     older = {name: value for name, value in WRITTEN.items() if name not in ("folds", "model", "source_files")}
     assert Provenance.from_json(json.dumps({**older, "share": 1})) == PROVENANCE

@@ -1,4 +1,4 @@
-"""Only what `to_json` can have written is read; anything else is a ValueError that names the field."""
+"""Output of `to_json` is read back; any other JSON is a ValueError that names the field."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -46,14 +46,14 @@ OUTER = Outer(1, True, "a", ("x",), (1, 2), Inner(0.5))
 @pytest.mark.parametrize(
     "record", [OUTER, replace(OUTER, names=None, note="some"), replace(OUTER, inner=Inner(-1e300))]
 )
-def test_what_was_written_is_read(record: Outer) -> None:
+def test_records_are_read_back(record: Outer) -> None:
     assert decoded(Outer, json_object(json.dumps(asdict(record)))) == record
 
 
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("count", -1, "count is -1, not a whole number from 0 on"),
+        ("count", -1, "count is -1, not a whole number >= 0"),
         ("count", 1.0, "count is 1.0, not a whole"),
         ("count", True, "count is true, not a whole"),
         ("count", 2**63, "count is 9223372036854775808, not a whole"),
@@ -72,7 +72,7 @@ def test_what_was_written_is_read(record: Outer) -> None:
         ("more", 1, 'it has "more", which this version does not write'),
     ],
 )
-def test_a_value_of_another_type_is_named(field: str, value: object, said: str) -> None:
+def test_a_value_of_the_wrong_type_is_named(field: str, value: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         decoded(Outer, {**json.loads(json.dumps(asdict(OUTER))), field: value})
 
@@ -81,21 +81,21 @@ def test_a_value_of_another_type_is_named(field: str, value: object, said: str) 
     ("text", "said"),
     [
         ("", "Expecting value"),
-        ("[]", "it holds no JSON object"),
+        ("[]", "it is not a JSON object"),
         ("\0" * 300, "Expecting value"),
         ("[" * 100_000, "nested too deeply"),
         ('{"a":' * 100_000, "nested too deeply"),
-        ('{"a": NaN}', "NaN is no number"),
-        ('{"a": -Infinity}', "-Infinity is no number"),
+        ('{"a": NaN}', "NaN is not a number"),
+        ('{"a": -Infinity}', "-Infinity is not a number"),
         ('{"a": ' + "9" * 5000 + "}", "4300 digits"),
     ],
 )
-def test_what_is_no_object_is_refused(text: str, said: str) -> None:
+def test_anything_but_an_object_is_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         json_object(text)
 
 
-def test_an_infinity_of_digits_is_no_finite_number() -> None:
+def test_a_number_too_large_for_a_float_is_refused() -> None:
     with pytest.raises(ValueError, match="number is Infinity, not a finite number"):
         decoded(Inner, json_object('{"number": 1e999}'))
 
@@ -148,7 +148,7 @@ JSON = st.recursive(
 
 
 @given(data=st.data(), record=st.sampled_from([PROVENANCE, RECEIPT, NOTE]))
-def test_any_change_of_a_value_is_read_as_its_type_or_refused(
+def test_a_changed_value_is_read_with_its_type_or_refused(
     data: st.DataObject, record: Provenance | Receipt | Quarantined
 ) -> None:
     values = json.loads(record.to_json())
@@ -160,7 +160,7 @@ def test_any_change_of_a_value_is_read_as_its_type_or_refused(
     assert type(record).from_json(read.to_json()) == read
 
 
-def test_damage_names_the_file_and_what_to_do(tmp_path: Path) -> None:
+def test_damage_is_reported_with_the_file_and_a_remedy(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_bytes(b"\xff{}")
     with (

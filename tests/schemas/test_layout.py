@@ -1,4 +1,4 @@
-"""Names of subsets and shards; nothing of a dataset leads out of its folder."""
+"""Names of subsets and shards; links that lead out of a dataset's folder."""
 
 import os
 from collections import Counter
@@ -38,7 +38,7 @@ def test_a_link_that_leads_out_is_refused(tmp_path: Path, place: str, there: str
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, place: str) -> None:
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path, place: str) -> None:
     pipe = tmp_path / place
     pipe.parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(pipe)
@@ -46,13 +46,13 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, place: str) -> Non
         require_contained(tmp_path)
 
 
-def test_a_dataset_may_be_reached_by_links_and_have_some_within_it(tmp_path: Path) -> None:
+def test_a_dataset_may_be_a_link_and_contain_links(tmp_path: Path) -> None:
     root = tmp_path / "disk" / "out"
     for place in PLACES[4:6]:
         (root / place).parent.mkdir(parents=True, exist_ok=True)
         (root / place).write_text("", encoding="utf-8")
     (root / "data" / "same").symlink_to("exact")
-    (root / "notes").symlink_to(tmp_path)  # not the dataset's
+    (root / "notes").symlink_to(tmp_path)  # not part of the dataset
     (tmp_path / "link").symlink_to("disk")
     (tmp_path / "out").symlink_to(root)
     require_contained(tmp_path / "link" / "out")
@@ -66,14 +66,14 @@ def test_a_link_to_itself_is_no_way_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "x", "train-0-of-x.parquet", "a-15.parquet", "train-1-of-+2.parquet"])
-def test_what_is_no_shards_name_tells_no_number(name: str) -> None:
+def test_a_name_that_is_not_a_shards_is_refused(name: str) -> None:
     assert shards_in_all(shard_name(3, 15)) == 15
     with pytest.raises(ValueError, match="is not the name of a shard"):
         shards_in_all(name)
 
 
 @pytest.mark.parametrize("name", ["", ".", "a/b", "-a", "ü"])
-def test_a_name_that_makes_no_folder_is_refused(name: str) -> None:
+def test_a_subset_name_that_cannot_be_a_folder_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="a subset cannot be called"):
         Subset(name)
 

@@ -1,4 +1,4 @@
-"""Features copied as `datasets` describes them, without it; `datasets` itself reads them back."""
+"""Features copied without `datasets`, and read back by `datasets`."""
 
 import json
 from typing import Any
@@ -18,7 +18,7 @@ FEATURES = Features(
 )
 
 
-def test_features_of_the_columns_that_are_left_are_read_back() -> None:
+def test_features_of_the_remaining_columns_are_read_back() -> None:
     whole = FEATURES.arrow_schema
     features = read_features(whole, "a.parquet")
     assert Features.from_dict(features) == FEATURES
@@ -37,7 +37,7 @@ def test_metadata_that_cannot_be_read_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["{}", '{"info": null}', '{"info": {"features": null}}', '{"info": {}}'])
-def test_metadata_without_features_says_nothing(text: str) -> None:
+def test_metadata_without_features_is_empty(text: str) -> None:
     schema = pa.schema([("text", pa.string())], metadata={FEATURES_KEY: text})
     assert read_features(schema, "a.parquet") == {}
 
@@ -57,15 +57,15 @@ OLD_LIST = {"feature": {"dtype": "string", "id": None, "_type": "Value"}, "lengt
         (Features(x={"a": Value("int8"), "_type": Value("int8")}), Features(x={"a": Value("int8")}), False),
     ],
 )
-def test_features_are_compared_by_what_they_mean(one: Any, other: Any, same: bool) -> None:
+def test_features_are_compared_by_meaning(one: Any, other: Any, same: bool) -> None:
     described = [part.to_dict()["x"] if isinstance(part, Features) else part for part in (one, other)]
     assert same_feature(*described) == same == same_feature(*reversed(described))
     read = [Features.from_dict(json.loads(json.dumps({"x": part}))) for part in described]
     assert (read[0] == read[1]) == same
 
 
-def test_a_struct_in_an_old_list_is_no_list_of_structs() -> None:
-    """`Sequence` of a struct is a struct of lists, which `List` of it is not."""
+def test_a_struct_in_an_old_list_is_not_a_list_of_structs() -> None:
+    """`Sequence` of a struct is a struct of lists, but `List` of a struct is not."""
     struct = {"a": {"dtype": "int8", "_type": "Value"}}
     assert isinstance(Sequence({"a": Value("int8")}), dict) and datasets.List is List
     assert not same_feature({"feature": struct, "_type": "Sequence"}, {"feature": struct, "_type": "List"})

@@ -85,3 +85,31 @@ function drawPositions(measures) {
   });
   return svg;
 }
+
+const COURSE_POINTS = 60;
+
+// Means of equal stretches of one document, those that are shown.
+function drawCourse(shown, measures) {
+  const stretch = Math.max(1, Math.ceil(shown.tokens.length / COURSE_POINTS));
+  const lines = measures.map((measure) => {
+    const points = [];
+    for (let start = 0; start < shown.tokens.length; start += stretch) {
+      const places = Array.from({ length: Math.min(stretch, shown.tokens.length - start) }, (_, at) => start + at);
+      const given = places.map((place) => nats(shown, measure, place)).filter((value) => value !== null);
+      if (given.length) points.push({ at: start + 1, mean: inUnit(given.reduce((sum, one) => sum + one, 0) / given.length) });
+    }
+    return points;
+  });
+  const all = lines.flat();
+  if (!all.length) return make("p", {}, "There are no labels.");
+  const ends = [1, Math.max(2, shown.tokens.length)];
+  const means = all.map(({ mean }) => mean);
+  const xTicks = ticks(...ends, 6).map((tick) => [tick, counted(tick)]);
+  const { svg, x, y } = chart("Mean along this document", ends, xTicks, Math.max(...means, 0.01), Math.min(0, ...means), plain,
+    stretch > 1 ? `token of this document, means of ${counted(stretch)}` : "token of this document");
+  lines.forEach((points, place) => {
+    const path = points.map(({ at, mean }) => `${x(at)} ${y(mean)}`).join("L");
+    svg.append(draw("path", { class: `line${place ? " beside" : ""}`, d: `M${path}` }));
+  });
+  return svg;
+}

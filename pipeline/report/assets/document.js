@@ -25,6 +25,10 @@ function nats(shown, measure, place) {
   return labels.reduce((first, other) => first - other) * contents.rounding;
 }
 
+// Places of the tokens that the search finds, first and last of each hit, in the document that is shown.
+let hits = [];
+let hit = 0;
+
 const measuresShown = () =>
   [state.shade, state.beside].filter((place) => place !== null).map((place) => contents.measures[place]);
 
@@ -70,25 +74,64 @@ function marked(text) {
 
 function showDocument() {
   hideTip();
-  const panes = byId("panes");
-  panes.replaceChildren();
   const shown = contents.documents[state.document];
   const measures = measuresShown();
-  panes.classList.toggle("two", measures.length > 1);
-  for (const measure of measures) panes.append(paneElement(shown, measure, measures.length > 1));
+  byId("panes").replaceChildren(...measures.map((measure) => paneElement(shown, measure, measures.length > 1)));
+  byId("panes").classList.toggle("two", measures.length > 1);
+  byId("note").replaceChildren(make("p", {}, described(shown)), sourceElement(shown));
+  byId("course").replaceChildren(...(shown.tokens.length > 1 ? [drawCourse(shown, measures)] : []));
+  markHits();
+}
+
+// Size and cost of a whole document, though only its first tokens may be shown.
+function described(shown) {
   const cut = shown.tokens.length < shown.size ? `, the first ${counted(shown.tokens.length)} of them shown` : "";
-  byId("note").textContent = `Row ${counted(shown.row)}, ${counted(shown.size)} tokens${cut}.`;
+  const costs = contents.series.map((name, series) => costOf(shown, name, series)).filter(Boolean);
+  return `Row ${counted(shown.row)}, ${counted(shown.size)} tokens${cut}. ${costs.join(" ")}`;
+}
+
+function costOf(shown, name, series) {
+  const [labelled, mean] = [shown.labelled[series], shown.means[series]];
+  if (!labelled) return "";
+  const perByte = labelled === shown.size && shown.bytes ? (mean * labelled) / NATS_A_BIT / shown.bytes : null;
+  const told = perByte === null ? "" : `, ${signed(perByte, 3)} bits a byte`;
+  return `${name}: mean ${signed(inUnit(mean), 3)} ${unit()}${told}.`;
+}
+
+function sourceElement(shown) {
+  const rows = Object.entries(shown.source).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, linked(value))]);
+  return make("dl", { class: "source" }, ...rows);
+}
+
+function linked(value) {
+  const text = visible(String(value));
+  return /^https?:\/\/\S+$/.test(text) ? make("a", { href: text, rel: "noopener noreferrer" }, text) : text;
+}
+
+function markHits() {
+  for (const token of document.querySelectorAll("#panes .hit")) token.classList.remove("hit", "now");
+  hits.forEach(([first, last], place) => {
+    for (let at = first; at <= last; at += 1)
+      for (const token of document.querySelectorAll(`#panes [data-place="${at}"]`)) {
+        token.classList.add("hit");
+        token.classList.toggle("now", place === hit);
+      }
+  });
+  document.querySelector("#panes .now")?.scrollIntoView({ block: "center" });
 }
 
 function paneElement(shown, measure, named) {
   const most = mostShown();
   const text = make("div", { class: "document", dir: "auto" });
-  shown.tokens.forEach((token, place) => {
-    const made = tokenElement(contents.texts[token], nats(shown, measure, place), most);
-    made.dataset.place = place;
-    made.tabIndex = place ? -1 : 0;
-    text.append(made);
-  });
+  text.append(...characters(shown).map((places) => {
+    const made = places.map((place) => {
+      const token = tokenElement(contents.texts[shown.tokens[place]], nats(shown, measure, place), most);
+      token.dataset.place = place;
+      token.tabIndex = place ? -1 : 0;
+      return token;
+    });
+    return made.length > 1 ? make("span", { class: "character" }, ...made) : made[0];
+  }));
   if (!shown.tokens.length) text.append(make("span", { class: "end" }, "This document is empty."));
   const tokenOf = (event) => event.target.closest?.(".t");
   text.addEventListener("pointerover", (event) => tokenOf(event) && showTip(shown, measure, tokenOf(event)));
@@ -102,14 +145,24 @@ function paneElement(shown, measure, named) {
   return pane;
 }
 
+// Places of tokens, those together that make up one character: each but the last of them has no text.
+function characters(shown) {
+  const together = [];
+  let open = false;
+  shown.tokens.forEach((token, place) => {
+    if (open) together.at(-1).push(place);
+    else together.push([place]);
+    open = contents.texts[token] === "";
+  });
+  return together;
+}
+
 // One token of a document is in the tab order; arrow keys go on from it.
 function moveFocus(event) {
-  const tokens = event.currentTarget.children;
+  const tokens = event.currentTarget.querySelectorAll(".t");
   const here = event.target.closest(".t");
-  const next = {
-    ArrowRight: here?.nextElementSibling, ArrowLeft: here?.previousElementSibling,
-    Home: tokens[0], End: tokens[tokens.length - 1],
-  }[event.key];
+  const place = here ? Number(here.dataset.place) : 0;
+  const next = tokens[{ ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: tokens.length - 1 }[event.key]];
   if (event.key === "Escape") hideTip();
   if (!here || !next) return;
   event.preventDefault();

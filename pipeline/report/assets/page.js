@@ -14,8 +14,9 @@ function drawLegend() {
     }
     return [make("span", {}, name), row];
   };
-  const signs = [make("b", { class: "p0" }, "zero"), make("b", { class: "t none" }, "no label")];
-  if (low < 0) signs.unshift(make("b", { class: "n8" }, "below zero"));
+  const swatch = (level, name) => make("span", {}, make("i", { class: `swatch ${level}` }), name);
+  const signs = [swatch("p0", "zero"), make("b", { class: "t none" }, "no label")];
+  if (low < 0) signs.unshift(swatch("n8", "below zero"));
   byId("legend").replaceChildren(
     make("div", { class: "range" }, ...rowOf("nats", 1), make("div", { class: "ramp" }, ...ramp), ...rowOf("bits", NATS_A_BIT)),
     make("div", { class: "signs" }, ...signs),
@@ -60,63 +61,151 @@ function drawGroups() {
 }
 
 const textOf = (shown) => shown.tokens.map((token) => contents.texts[token]).join("");
+const texts = contents.documents.map(textOf);
 let matching = contents.documents.map((_, place) => place);
 
+// Ways to order the documents; a value that a document lacks comes last.
+const orders = [
+  ["row", ({ row }) => row, 1],
+  ...contents.series.flatMap((name, series) => [
+    [`highest ${name}`, ({ means }) => means[series], -1],
+    [`lowest ${name}`, ({ means }) => means[series], 1],
+  ]),
+  ["longest", ({ size }) => size, -1],
+  ["shortest", ({ size }) => size, 1],
+  ...contents.columns.map((column) => [column, ({ source }) => source[column], 1]),
+];
+
+function ordered(places) {
+  const [, key, direction] = orders[Number(byId("order").value)];
+  const compare = (one, other) => {
+    const [first, second] = [one, other].map((place) => key(contents.documents[place]) ?? null);
+    if (first === null || second === null) return (first === null) - (second === null);
+    return direction * (typeof first === "number" && typeof second === "number" ? first - second : String(first).localeCompare(String(second)));
+  };
+  return [...places].sort((one, other) => compare(one, other) || one - other);
+}
+
 function fillPicker() {
-  const options = matching.map((place) => {
-    const shown = contents.documents[place];
-    const beginning = textOf({ tokens: shown.tokens.slice(0, 100) }).trim().replace(/\s+/g, " ").slice(0, 60);
-    return make("option", { value: place }, `${place + 1} of ${contents.documents.length} · ${visible(beginning) || "(empty)"}`);
+  const options = matching.map((place, at) => {
+    const beginning = texts[place].slice(0, 300).trim().replace(/\s+/g, " ").slice(0, 60);
+    return make("option", { value: place }, `${at + 1} of ${matching.length} · ${visible(beginning) || "(empty)"}`);
   });
   byId("picker").replaceChildren(...(options.length ? options : [make("option", {}, "No document has that.")]));
 }
 
 function goTo(place) {
   state.document = place;
+  [hits, hit] = [hitsIn(place), 0];
   byId("picker").value = place;
   const at = matching.indexOf(place);
   byId("previous").disabled = at <= 0;
   byId("next").disabled = at < 0 || at + 1 >= matching.length;
   showDocument();
+  tellHits();
+}
+
+const wanted = () => new RegExp(byId("search").value.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "giu");
+const found = (place) => (byId("search").value ? [...texts[place].matchAll(wanted())] : []);
+
+// The tokens that each hit touches, first and last.
+function hitsIn(place) {
+  const ends = [];
+  contents.documents[place].tokens.reduce((end, token) => {
+    ends.push(end + contents.texts[token].length);
+    return ends.at(-1);
+  }, 0);
+  return found(place).map(({ index, 0: text }) => {
+    const first = ends.findIndex((end) => end > index);
+    return [first, Math.max(first, ends.findIndex((end) => end >= index + text.length))];
+  });
+}
+
+function tellHits() {
+  const counts = matching.map((place) => found(place).length);
+  const all = counts.reduce((sum, count) => sum + count, 0);
+  const many = matching.length > 1 ? `, ${counted(all)} in ${counted(matching.length)} documents` : "";
+  byId("hits").textContent = hits.length ? `${counted(hit + 1)} of ${counted(hits.length)}${many}` : "";
+  byId("steps").hidden = !hits.length;
+}
+
+// From hit to hit, and on to the next document that has one.
+function step(by) {
+  const at = matching.indexOf(state.document);
+  if (hit + by >= 0 && hit + by < hits.length) hit += by;
+  else if (matching.length > 1) {
+    goTo(matching[(at + by + matching.length) % matching.length]);
+    hit = by > 0 ? 0 : hits.length - 1;
+  } else hit = (hit + by + hits.length) % hits.length;
+  markHits();
+  tellHits();
 }
 
 function search() {
-  const wanted = byId("search").value.toLowerCase();
   const all = contents.documents.map((_, place) => place);
-  matching = wanted ? all.filter((place) => textOf(contents.documents[place]).toLowerCase().includes(wanted)) : all;
+  matching = ordered(byId("search").value ? all.filter((place) => found(place).length) : all);
   fillPicker();
-  if (matching.length) goTo(matching.includes(state.document) ? state.document : matching[0]);
-  else byId("previous").disabled = byId("next").disabled = true;
+  if (matching.length) return goTo(matching.includes(state.document) ? state.document : matching[0]);
+  byId("previous").disabled = byId("next").disabled = true;
+  [hits, hit] = [[], 0];
+  markHits();
+  tellHits();
+}
+
+function drawAgreement() {
+  const { names, labels, r_squared, difference } = contents.agreement;
+  const told = r_squared === null ? "" : ` R² is ${signed(r_squared, 3)}.`;
+  byId("agreement").replaceChildren(make("p", {},
+    `${names[0]} against ${names[1]}, on ${counted(labels)} tokens that both label: ` +
+    `${names[0]} is ${signed(inUnit(Math.abs(difference)), 3)} ${unit()} ${difference < 0 ? "lower" : "higher"} on average.${told}`));
+  const { highest, lowest } = contents.measures.at(-1);
+  byId("agreement").append(make("div", { class: "tables" },
+    tokenTable(`${names[0]} is higher`, highest.filter(([, , mean]) => mean > 0)),
+    tokenTable(`${names[1]} is higher`, lowest.filter(([, , mean]) => mean < 0))));
+}
+
+// What stands next to the labels that are shaded by is never the same again.
+function fillBeside() {
+  if (state.beside === state.shade) state.beside = null;
+  const others = contents.measures.map(({ name }, place) => [place, name]).filter(([place]) => place !== state.shade);
+  byId("beside").replaceChildren(make("option", { value: "" }, "nothing"), ...others.map(([value, name]) => make("option", { value }, name)));
+  byId("beside").value = state.beside ?? "";
 }
 
 function choose(changes) {
   Object.assign(state, changes);
+  fillBeside();
   for (const name of ["nats", "bits"]) byId(name).setAttribute("aria-pressed", name === unit());
   drawLegend();
   drawFigures();
+  if (contents.agreement) drawAgreement();
 }
 
 function begin() {
   document.title = byId("title").textContent = contents.title;
   byId("told").replaceChildren(...contents.told.map((text) => make("p", {}, text)));
-  const options = () => contents.measures.map(({ name }, place) => make("option", { value: place }, name));
-  byId("shade").append(...options());
-  byId("beside").append(make("option", { value: "" }, "nothing"), ...options());
+  byId("model").textContent = `Labels by ${contents.model}.`;
+  byId("about").open = matchMedia("(min-width: 44rem) and (min-height: 70rem)").matches;
+  byId("shade").append(...contents.measures.map(({ name }, value) => make("option", { value }, name)));
+  byId("order").append(...orders.map(([name], value) => make("option", { value }, name)));
   byId("besides").hidden = contents.measures.length < 2;
   byId("grouped").hidden = !contents.groups;
+  byId("agreed").hidden = !contents.agreement;
   byId("shade").addEventListener("change", ({ target }) => (choose({ shade: Number(target.value) }), showDocument()));
   byId("beside").addEventListener("change", ({ target }) =>
     (choose({ beside: target.value === "" ? null : Number(target.value) }), showDocument()));
-  byId("nats").addEventListener("click", () => choose({ bits: false }));
-  byId("bits").addEventListener("click", () => choose({ bits: true }));
+  for (const name of ["nats", "bits"])
+    byId(name).addEventListener("click", () => (choose({ bits: name === "bits" }), showDocument()));
   byId("picker").addEventListener("change", ({ target }) => goTo(Number(target.value)));
   byId("previous").addEventListener("click", () => goTo(matching[matching.indexOf(state.document) - 1]));
   byId("next").addEventListener("click", () => goTo(matching[matching.indexOf(state.document) + 1]));
+  byId("order").addEventListener("change", search);
   byId("search").addEventListener("input", search);
-  byId("beside").value = contents.beside ?? "";
+  byId("search").addEventListener("keydown", ({ key, shiftKey }) => key === "Enter" && hits.length && step(shiftKey ? -1 : 1));
+  byId("previous-hit").addEventListener("click", () => step(-1));
+  byId("next-hit").addEventListener("click", () => step(1));
   choose({ beside: contents.beside });
-  fillPicker();
-  goTo(0);
+  search();
 }
 
 begin();
