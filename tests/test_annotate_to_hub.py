@@ -247,8 +247,8 @@ def test_a_repository_with_data_of_its_own_keeps_it_or_is_left_as_it_is(
         ("hf_" + "w" * 34, URL, "does not know this token"),
         ("reader", URL, "may not write"),
         ("writer", "hf://datasets/other/name", "may not write"),
-        ("writer", "hf://datasets/user/na me", "names no dataset of the Hub"),
-        ("writer", "hf://user/name", "names no dataset of the Hub"),
+        ("writer", "hf://datasets/user/na me", "is not a dataset of the Hub"),
+        ("writer", "hf://user/name", "is not a dataset of the Hub"),
         ("writer", "s3://bucket/name", "write to one, or to hf://datasets/USER/NAME"),
     ],
 )

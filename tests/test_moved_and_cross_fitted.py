@@ -62,7 +62,7 @@ def test_a_causal_model_starts_from_what_is_declared_or_asked_for(
     assert run_command(*label, "--output", tmp_path / "declared") == 0
     assert run_command(*label, "--start-token", "!", "--output", tmp_path / "asked") == 0
     assert run_command(*label, "--start-token", "no such", "--output", tmp_path / "mistake") == 1
-    assert "--start-token no such is no token of" in capsys.readouterr().err
+    assert "--start-token no such is not a token of" in capsys.readouterr().err
     asked = load_tokenizer(tmp_path / "model").get_vocab()["!"]
     for name, start in (("declared", 0), ("asked", asked)):
         rows, provenance = read(tmp_path / name)

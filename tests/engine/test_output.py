@@ -143,7 +143,7 @@ def test_a_unit_whose_receipt_is_damaged_is_labelled_anew_with_a_line(
         Ledger(subset).receipts()
     assert resume(folder) == {0, 1, 2, 4, 5}
     (line,) = caplog.messages
-    assert line.startswith("1 units of exact are labelled anew: ") and "00000003.json is damaged (" in line
+    assert line.startswith("1 units of exact are labelled again: ") and "00000003.json is damaged (" in line
     assert len(subset.shards()) == 5 and not file.exists()
     caplog.clear()
     assert resume(folder) == {0, 1, 2, 4, 5} and caplog.messages == []
@@ -163,7 +163,7 @@ def test_a_shard_that_is_not_as_large_as_it_was_is_labelled_anew_with_a_line(
         shards[3].write_bytes(content[damage])
     assert [receipt.unit for receipt in Ledger(subset).receipts()] == [0, 1, 2, 4, 5]
     assert resume(folder) == {0, 1, 2, 4, 5}
-    said = f"1 units of exact are labelled anew: {shards[3]} is missing, or not as large as it was written"
+    said = f"1 units of exact are labelled again: {shards[3]} is missing or has changed in size"
     assert caplog.messages == [said]
     assert not shards[3].exists()
 
@@ -175,7 +175,7 @@ def test_two_receipts_of_a_unit_that_differ_are_refused(folder: Path) -> None:
     assert resume(folder) == set(range(6))
     other = json.dumps({**json.loads(text), "sha256": "0" * 64})
     (subset.ledger / RECEIPTS / "a.jsonl").write_text(other, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"a.jsonl has another receipt of unit 3 than an earlier file; delete it"):
+    with pytest.raises(ValueError, match=r"a.jsonl has a different receipt of unit 3 than an earlier file; delete it"):
         resume(folder)
 
 

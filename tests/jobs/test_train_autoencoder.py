@@ -91,7 +91,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     for flags, message in (
         (("--limit", 2), "cannot hold out 2 of 2 documents"),
-        (("--vocabulary", 5), "--vocabulary 5 is not the 8192"),
+        (("--vocabulary", 5), "--vocabulary 5 differs from the 8192"),
         (("--model.given", "once"), "repeated"),
     ):
         assert run_command(*command, *flags, "--output", tmp_path / "out") == 1

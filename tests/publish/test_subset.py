@@ -42,7 +42,7 @@ def test_a_card_that_the_hub_rejects_is_reported_before_any_shard_is_sent(
     old = Origin(("user/old",), License(("No licence at all",)))
     monkeypatch.setattr("pipeline.publish.__main__.origin_of", lambda inputs: old)
     REPOSITORY.prepare(private=False)
-    said = r'does not take the card: .*"license" must be one of.*; write those fields into the README.md'
+    said = r'does not accept the card: .*"license" must be one of.*; write those fields into the README.md'
     with pytest.raises(ValueError, match=said):
         publish_subset(subset, REPOSITORY)
     assert not any(request.method == "PUT" for request in hub.requests)

@@ -62,7 +62,7 @@ def test_windows_are_those_of_the_labels_unless_flags_say_otherwise(
         (CAUSAL, "causal", {"overlap": -1}, "`overlap` must be at least 0"),
         (CAUSAL, "estimator", {"start": "!"}, "`start_token` needs a causal language model in `init_from`; leave it"),
         (CAUSAL, None, {"start": "!"}, "`start_token` needs a causal language model in `init_from`; leave it out"),
-        (CAUSAL, "small", {"context": 16, "start": "absent"}, "`start_token` absent is no token of .*small"),
+        (CAUSAL, "small", {"context": 16, "start": "absent"}, "`start_token` absent is not a token of .*small"),
         (replace(CAUSAL, start_token=97), "causal", {}, "token 97 before each window, but .*causal has only 97 ids"),
     ],
 )
