@@ -66,7 +66,8 @@ UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u
 UNENCODED = re.compile("[\ud800-\udfff]")  # bytes of a name that are not text in the locale
 MARKDOWN = re.compile(r"([\\`*_\[\]|~$#!])")
 PLAIN_NAME = re.compile(r"[\w.:/@-][\w.:/@ -]*")
-SETTING = re.compile(r"`([a-z_]+(?:\.[a-z_]+)?)`")
+SETTING = re.compile(r"(?<!column )(?<!has )`([a-z_]+(?:\.[a-z_]+)?)`")
+"""A setting in a message; a column of the input, which may have a setting's name, is called `column` before it."""
 FLAGS: dict[str, str] = {}
 """Flags of this process's command, by the settings that they set: `--text-column` by `text_column`."""
 

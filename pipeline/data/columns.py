@@ -104,7 +104,7 @@ def _merged_field(name: str, parts: Sequence[FileColumns]) -> pa.Field:
     having = [part for part in parts if name in part.schema.names]
     for part in parts:
         if len(part.schema.get_all_field_indices(name)) > 1:
-            raise ValueError(f"{part.url} has several columns of one name, `{name}`")
+            raise ValueError(f"{part.url} has more than one column `{name}`")
         if part not in having and not part.may_lack:
             raise ValueError(f"{part.url} has no column `{name}`, which {having[0].url} has")
     first = having[0]

@@ -187,7 +187,7 @@ def _require_column(file: File, schema: pa.Schema, column: Column) -> None:
         listed = shortened(names, MOST_NAMES) or "none"
         raise ValueError(f"{file.url} has no column `{column.name}`; it has {listed}{advice}")
     if names.count(column.name) > 1:
-        raise ValueError(f"{file.url} has several columns of one name, `{column.name}`; rename them")
+        raise ValueError(f"{file.url} has more than one column `{column.name}`; rename them")
     kind = schema.field(column.name).type
     if not fits(kind):
         expected = "lists of token ids" if column.tokenized else "text"

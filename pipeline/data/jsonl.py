@@ -234,7 +234,7 @@ def _converted(rows: Sequence[dict[str, Any]], name: str, convert: Callable[[Any
             yield convert(row.get(name))
         except WrongValueError as error:
             raise MalformedError(
-                f"has {error} in `{name}` of object {number:,}; correct it, or leave that object out"
+                f"has {error} in column `{name}` of object {number:,}; correct it, or leave that object out"
             ) from None
 
 

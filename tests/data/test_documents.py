@@ -133,7 +133,7 @@ def test_columns_with_the_same_name_are_refused(tmp_path: Path) -> None:
     columns = [pa.array(["a"]), pa.array([1]), pa.array([2]), pa.array([3])]
     for names, passed in ((["text", "text", "a", "b"], []), (["text", "n", "n", "b"], None)):
         pq.write_table(pa.Table.from_arrays(columns, names=names), tmp_path / "a.parquet")
-        with pytest.raises(ValueError, match=f"a.parquet has several columns of one name, `{names[1]}`"):
+        with pytest.raises(ValueError, match=f"a.parquet has more than one column `{names[1]}`"):
             together(found(tmp_path / "a.parquet"), passed=passed)
     schema = together(found(tmp_path / "a.parquet"), passed=["b"])
     (rows,) = read_rows(found(tmp_path / "a.parquet"), 0, 9, schema, TEXT)
