@@ -12,13 +12,15 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import cyclopts
 import yaml
 from cyclopts.config import Yaml
+from cyclopts.help import DefaultFormatter, HelpPanel, InlineText
 from httpx2 import HTTPError
 from huggingface_hub.utils.tqdm import disable_progress_bars
+from rich.text import Text
 
 from pipeline.checks import require_lasting_outputs
 from pipeline.interruptions import ending_in_a_line, output_is_closed
@@ -114,10 +116,22 @@ def _parser(command: Callable[..., int | None], module: str, arguments: list[str
         config=_config_files(arguments),
         help_epilogue=COMMON_FLAGS,
         help_format="plaintext",
+        help_formatter=_Joined(),
         version_flags=(),
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
+
+
+class _Joined(DefaultFormatter):
+    """Help whose paragraphs fill the terminal, instead of breaking where the docstrings of settings do."""
+
+    def __call__(self, console: Any, options: Any, panel: HelpPanel) -> None:
+        for entry in panel.entries:
+            if isinstance(entry.description, InlineText):
+                words = str(entry.description.primary_renderable).split()
+                entry.description.primary_renderable = Text(" ".join(words))
+        super().__call__(console, options, panel)
 
 
 def _flags(parser: cyclopts.App) -> dict[str, str]:

@@ -98,6 +98,13 @@ def test_a_user_sees_help_and_a_non_zero_exit() -> None:
     assert refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
 
 
+def test_help_breaks_lines_only_where_the_terminal_ends() -> None:
+    words, wide = [sys.executable, "-m", "pipeline.annotate", "--help"], os.environ | {"COLUMNS": "1000"}
+    shown = subprocess.run(words, env=wide, capture_output=True, text=True, check=True).stdout
+    rows = [line for line in shown.splitlines() if line.startswith("│")]
+    assert len(rows) > 20 and all(line.startswith("│ --") for line in rows)
+
+
 def test_a_traceback_shows_every_cause_and_no_credential(monkeypatch: pytest.MonkeyPatch) -> None:
     def command(config: Config) -> None:
         try:
