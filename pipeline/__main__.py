@@ -34,7 +34,9 @@ def list_commands(arguments: Sequence[str]) -> None:
     )
     for place, (name, sentence) in enumerate(listed.items()):
         table.command(cyclopts.App(name=name, help=sentence, help_flags=(), version_flags=(), sort_key=place))
-    table.help_print([])
+    with table.console.capture() as help_text:  # rich would end with exit code 1 if nobody reads its output
+        table.help_print([])
+    sys.stdout.write(help_text.get())
 
 
 def refuse(argument: str, listed: dict[str, str]) -> NoReturn:

@@ -336,7 +336,7 @@ def test_a_staged_shard_that_is_damaged_is_labelled_anew(
     shard.write_bytes(damaged)
     code, printed = run(*chosen, "--output", URL, "--staging", staging)
     assert code == 0 and "to label       2 documents in 1 units" in printed
-    assert "1 staged shards are damaged and labelled anew: train-00002-of-00004.parquet" in caplog.text
+    assert "1 staged shards are damaged and labelled again: train-00002-of-00004.parquet" in caplog.text
     files = hub.files("user/name")
     assert {Path(path).name: files[path] for path in files if path.startswith("data/")} == sound
     assert bytes(damaged) not in hub.repositories["datasets", "user/name"].objects.values()
@@ -393,5 +393,5 @@ def test_a_repository_that_lacks_shards_in_the_end_is_told_of_and_the_code_says_
     monkeypatch.setattr(PublishedLedger, "receipts", lambda *arguments: whole(*arguments)[:-1])
     chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 2, "--output", URL)
     code, printed = run(*chosen, "--staging", tmp_path / "staging")
-    assert code == 3 and "1 of 4 shards are not there; the same command completes them" in printed
+    assert code == 3 and "1 of 4 shards are missing; the same command completes them" in printed
     assert b"num_examples: 6\n" in hub.files("user/name")["README.md"]

@@ -172,7 +172,7 @@ def test_a_traceback_of_ours_steers_no_terminal_and_holds_no_credential() -> Non
 
 @pytest.mark.parametrize(
     ("locale", "told"),
-    [({}, b"is not ascii, as this command reads it; set PYTHONUTF8=1"), ({"PYTHONUTF8": "1"}, b"is not utf-8, as")],
+    [({}, b"cannot be read as ascii; set PYTHONUTF8=1"), ({"PYTHONUTF8": "1"}, b"cannot be read as utf-8; rename")],
 )
 def test_a_name_that_is_no_text_here_is_refused(locale: dict[str, str], told: bytes) -> None:
     done = printed_in(locale, b"caf\xe9.parquet")

@@ -64,7 +64,7 @@ def test_an_interrupted_annotation_says_how_far_it_is_and_the_same_command_goes_
     error = process.communicate(timeout=60)[1]
     done = len(list(output.rglob("receipts/*.json")))
     assert process.returncode == code, error
-    assert error.splitlines()[-1] == f"interrupted; {done} of 300 units are done; the same command goes on"
+    assert error.splitlines()[-1] == f"interrupted; {done} of 300 units are done; the same command resumes"
     assert "Traceback" not in error
     assert not list(output.rglob("*.unfinished"))
     assert not (tmp_path / "home" / ".ray").exists(), "a token there would be asked of every later cluster's users"
@@ -78,7 +78,7 @@ def test_an_interrupt_is_one_line(
     with pytest.raises(SystemExit) as ended, ending_in_a_line(resumes=resumes):
         raise error
     assert ended.value.code == code
-    assert capsys.readouterr().err == f"interrupted{'; the same command goes on' if resumes else ''}\n"
+    assert capsys.readouterr().err == f"interrupted{'; the same command resumes' if resumes else ''}\n"
 
 
 def test_what_handled_sigterm_before_is_put_back() -> None:
@@ -121,7 +121,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(number: int, code: int) -> Non
     process.send_signal(number)
     time.sleep(0.2)
     process.send_signal(number)
-    assert process.communicate(timeout=20)[1] == "interrupted; the same command goes on\n"
+    assert process.communicate(timeout=20)[1] == "interrupted; the same command resumes\n"
     assert process.returncode == code
 
 
@@ -131,7 +131,8 @@ def test_a_second_signal_ends_what_takes_long_to_close(number: int, code: int) -
     process.send_signal(number)
     time.sleep(1.2)
     process.send_signal(number)
-    assert process.communicate(timeout=20)[1] == "interrupted again, before all was closed; the same command goes on\n"
+    said = "interrupted again, before everything was closed; the same command resumes\n"
+    assert process.communicate(timeout=20)[1] == said
     assert process.returncode == code
 
 

@@ -19,7 +19,7 @@ from tests.mistakes.materials import SECRET, write_materials
 
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 MODULE = re.compile(r"^## .*`python -m ([a-z._]+)`", re.MULTILINE)
-BESIDE = re.compile(r"Beside the arguments: `([^`]*)`")
+BESIDE = re.compile(r"Besides? the arguments: `([^`]*)`")
 ROW = re.compile(r"^\| (.+?) \| (?:`([^`]*)` )?\| `([^`]+)` \| (.+?) \|$", re.MULTILINE)
 TABLE_LINE = re.compile(r"^\|(?! Mistake \||---)", re.MULTILINE)
 ENVIRONMENT = re.compile(r"[A-Z_]+=")

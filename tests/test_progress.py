@@ -25,7 +25,7 @@ from tests.builders import write_documents
 from tests.engine.fakes import load_fake, planned_run, token_rows
 
 GIVEN_UP = Quarantined(unit=1, shard="b", file="a.parquet", start=0, stop=10, reason="it is broken")
-LOADING, LABELLING = State(0, 0, workers=0, given_up=0), State(20.5, 5000, workers=2, given_up=1)
+LOADING, LABELLING = State(0, 0, workers=0, quarantined=0), State(20.5, 5000, workers=2, quarantined=1)
 
 
 def outcome(rows: int, tokens: int) -> UnitResult:
@@ -78,7 +78,7 @@ def test_where_there_is_no_terminal_a_line_a_minute_is_printed(
     now[0] += 52
     shown.show(LABELLING)
     shown.show(LABELLING)
-    expected = "60 of 100 documents (60.5%), 01:59 left, 81 tokens/s, 2 workers, 1 units given up"
+    expected = "60 of 100 documents (60.5%), 01:59 left, 81 tokens/s, 2 workers, 1 units quarantined"
     assert capsys.readouterr().err.splitlines() == [expected], "the time until a worker is there does not count"
 
 
@@ -96,7 +96,7 @@ def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch, now: list[float])
     shown.show(LABELLING)
     now[0] += 10
     shown.show(LABELLING)
-    assert "60/100" in terminal.getvalue() and "500 tokens/s, 2 workers, 1 units given up" in terminal.getvalue()
+    assert "60/100" in terminal.getvalue() and "500 tokens/s, 2 workers, 1 units quarantined" in terminal.getvalue()
     shown.show(replace(LABELLING, rows=3))
     assert terminal.getvalue().rpartition("\r")[2].strip().startswith("annotating:  43%"), "a worker has died"
 

@@ -293,7 +293,7 @@ def test_files_of_text_are_a_document_each(
     chosen = ("pipeline.annotate", "--input", f"{tmp_path}/*.txt.gz", "--output", tmp_path / "out")
     assert run_command(*chosen, "--dry-run", "--tokens-per-second", 9) == 0
     printed = capsys.readouterr().out
-    assert "units          4 of 1 rows at most\n" in printed and "4 documents" in printed
+    assert "units          4 of at most 1 rows\n" in printed and "4 documents" in printed
     assert run_command(*chosen, "--keep-text", "--workers", 0) == 0
     rows = shard_rows(tmp_path / "out").to_pylist()
     assert [row["text"] for row in rows] == texts
@@ -329,7 +329,7 @@ def test_documents_that_lack_text_or_characters_are_counted_in_the_summary(
     (tmp_path / "in.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     arguments = ("pipeline.annotate", "--input", tmp_path / "in.json", "--output", tmp_path / "out")
     assert run_command(*arguments, "--dry-run", "--tokens-per-second", 9) == 0
-    assert "by 4 documents from all over it, 2 of them without text\n" in capsys.readouterr().out
+    assert "estimated from 4 documents from all over the source, 2 of them without text\n" in capsys.readouterr().out
     assert run_command(*arguments, "--workers", 0) == 0
     assert "documents      4, 2 without text, 1 with U+FFFD in it\n" in capsys.readouterr().out
 
@@ -342,7 +342,7 @@ def test_a_dry_run_says_what_to_do_about_a_shard_for_each_of_many_files(
         (tmp_path / f"{name}.md").write_text("text", encoding="utf-8")
     arguments = ("pipeline.annotate", "--input", f"{tmp_path}/*.md", "--output", tmp_path / "out", "--dry-run")
     assert run_command(*arguments, "--tokens-per-second", 9) == 0
-    assert "3 of 1 rows at most; a shard a file: join small files" in capsys.readouterr().out
+    assert "3 of at most 1 rows; one shard per file: join small files" in capsys.readouterr().out
     (file,) = [write_documents(tmp_path / "in.parquet", ["text"] * 90)]
     assert run_command(*arguments[:2], file, *arguments[3:], "--tokens-per-second", 9) == 0
     assert "join" not in capsys.readouterr().out
@@ -370,7 +370,7 @@ def test_units_that_are_given_up_are_listed_and_exit_with_three(
         assert run_command(*arguments) == 3
         printed = capsys.readouterr().out
         assert speed in printed
-        assert "1 units were given up" in printed and "the same command tries them again" in printed
+        assert "1 units are quarantined" in printed and "the same command retries them" in printed
         assert f"unit 1, rows 4 to 8 of {tmp_path / 'in.parquet'}: token ids from 1 to 97 do not fit" in printed
     assert len(shard_rows(tmp_path / "out")) == 12
     assert len(find_annotations(str(tmp_path / "out")).corpus()) == 12
@@ -400,9 +400,9 @@ def test_a_dry_run_tells_what_it_takes_and_writes_nothing(
     given = capsys.readouterr().out
     assert run_command(*arguments) == 0
     measured = capsys.readouterr().out
-    assert "25 of 4 rows at most" in given and "100 documents, 0.000 GB in 1 files" in given
-    assert "600 ± " in given and "by 52 documents" in given.replace("by 56", "by 52")
-    assert "100 a worker, given" in given and "measured on one" in measured
+    assert "25 of at most 4 rows" in given and "100 documents, 0.000 GB in 1 files" in given
+    assert "600 ± " in given and "from 52 documents" in given.replace("from 56", "from 52")
+    assert "100 per worker, given" in given and "measured on one" in measured
     assert "a labelled token's 1 column" in given and "passed on      no column" in given
     assert not (tmp_path / "out").exists()
 
@@ -416,7 +416,7 @@ def test_recipes_are_understood(
     here = ("--input", file, "--output", tmp_path / "out", "--estimator", SHIPPED / "second-order")
     dry = ("--dry-run", "--tokens-per-second", 1e6)
     assert run_command("pipeline.annotate", "--config", recipe, *here, *dry) == 0
-    assert "1,000,000 a worker, given" in capsys.readouterr().out
+    assert "1,000,000 per worker, given" in capsys.readouterr().out
 
 
 def test_a_run_over_a_hub_dataset_goes_on_with_the_commit_that_it_began_with(tmp_path: Path) -> None:

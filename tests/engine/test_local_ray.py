@@ -212,7 +212,7 @@ def test_sigterm_while_it_starts_is_one_line_and_leaves_nothing(tmp_path: Path, 
         [sys.executable, "-c", STARTS, during], env=environment, capture_output=True, text=True, check=False
     )
     assert (starts.returncode, starts.stdout) == (143, ""), starts.stderr
-    assert starts.stderr == "interrupted; the same command goes on\n"
+    assert starts.stderr == "interrupted; the same command resumes\n"
     assert not (tmp_path / ".ray").exists()
     temporary.rmdir()
 
