@@ -480,7 +480,7 @@ def test_a_machine_without_the_gpu_that_a_worker_wants_is_not_waited_for(
     file = write_documents(tmp_path / "in.parquet", sample_texts(2))
     arguments = ("--input", file, "--output", tmp_path / "out", "--gpus-per-worker", 64)
     assert run_command("pipeline.annotate", *arguments) == 1
-    assert "has no room for a worker, which wants 1 CPU and 64 GPU; it has" in capsys.readouterr().err
+    assert "too little for a worker, which needs 1 CPU and 64 GPU: request less" in capsys.readouterr().err
 
 
 def test_a_larger_limit_goes_on_and_a_smaller_one_is_refused(
@@ -498,7 +498,7 @@ def test_a_larger_limit_goes_on_and_a_smaller_one_is_refused(
     assert run_command(*command, "--output", tmp_path / "plain", "--rows-per-unit", 8) == 0
     assert shards(tmp_path / "out") == shards(tmp_path / "plain")
     assert run_command(*command, "--output", tmp_path / "out", "--limit", 5) == 1
-    assert "holds 20 documents and --limit asks for 5; give the larger limit again" in capsys.readouterr().err
+    assert "holds 20 documents, more than the 5 of --limit; give the larger limit again" in capsys.readouterr().err
 
 
 def test_the_output_of_another_run_is_refused_and_kept(

@@ -199,7 +199,7 @@ def test_a_damaged_shard_is_not_vouched_for_anew_while_its_dataset_grows(
     shard.write_bytes(content)
     (subset.ledger / GROWING_FILE).touch()
     assert resume(folder) == {1, 2, 3, 4, 5}
-    assert "does not hold what was written, and its rows are labelled anew" in caplog.text
+    assert "does not hold what was written, and its rows are labelled again" in caplog.text
 
 
 OF_ANOTHER_KIND = ("README.md", "data", "tokenizer", "_ledger", "_ledger/lock", f"_ledger/exact/{PLAN_FILE}",

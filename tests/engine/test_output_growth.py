@@ -116,11 +116,11 @@ def test_what_grows_has_the_same_source_and_settings(tmp_path: Path) -> None:
     assert not grows(five, replace(eight, share=0.5))
     require_growing("out", run.subset, five, eight, published=False)
     require_growing("out", run.subset, five, five, published=True)
-    with pytest.raises(ValueError, match="holds 8 documents and `limit` asks for 5; give the larger limit again"):
+    with pytest.raises(ValueError, match="holds 8 documents, more than the 5 of `limit`; give the larger limit again"):
         require_growing("out", run.subset, eight, five, published=False)
-    with pytest.raises(ValueError, match="begun with 5 documents, not 8, and a published dataset does not"):
+    with pytest.raises(ValueError, match="started with 5 documents, not 8, and a published dataset cannot grow"):
         require_growing("out", run.subset, five, eight, published=True)
     (run.subset.ledger / RECEIPTS).mkdir(parents=True)
     (run.subset.ledger / RECEIPTS / "abc.jsonl").write_text("", encoding="utf-8")
-    with pytest.raises(ValueError, match="a published dataset does not grow"):
+    with pytest.raises(ValueError, match="a published dataset cannot grow"):
         require_growing("out", run.subset, five, eight, published=False)

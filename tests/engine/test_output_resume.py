@@ -87,7 +87,7 @@ def test_an_orphan_and_a_note_on_a_unit_given_up_are_swept(tmp_path: Path) -> No
 def test_a_second_run_is_kept_out_while_the_first_is_at_work(tmp_path: Path) -> None:
     with (
         locked(tmp_path / "out"),
-        pytest.raises(ValueError, match=r"another run is at work in .*out"),
+        pytest.raises(ValueError, match=r"another run is writing to .*out"),
         locked(tmp_path / "out"),
     ):
         raise AssertionError("two runs have the lock")

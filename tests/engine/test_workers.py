@@ -55,7 +55,7 @@ def test_a_unit_that_cannot_be_labelled_is_given_up_alone(tmp_path: Path) -> Non
     run, units = planned(tmp_path, {4: NOT_FINITE})
     (note,) = given_up(run, units)
     assert [note] == Ledger(run.subset).quarantined()
-    assert note.unit == 2 and "not trained (2 tries)" in note.reason
+    assert note.unit == 2 and "not trained (2 attempts)" in note.reason
     others = undisturbed(run, [unit for unit in units if unit.index != 2], tmp_path / "plain")
     assert shards(run.subset.root) == others
 
