@@ -1,4 +1,4 @@
-"""Flags, YAML beneath them, help, and one line for a mistake."""
+"""Flags, YAML files that they override, help, and one line for a mistake."""
 
 import logging
 import os
@@ -51,7 +51,7 @@ def test_a_flag_takes_several_values(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config == Config(input=("a", "b"), inner=Inner(steps=7))
 
 
-def test_flags_stand_above_the_yaml_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_flags_override_the_yaml_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("input: [a, b]\nlimit: 5\ninner: {steps: 9}\n", encoding="utf-8")
     assert parsed(monkeypatch, "--config", str(file)) == Config(input=("a", "b"), limit=5, inner=Inner(steps=9))
@@ -174,7 +174,7 @@ def test_a_traceback_of_ours_steers_no_terminal_and_holds_no_credential() -> Non
     ("locale", "told"),
     [({}, b"cannot be read as ascii; set PYTHONUTF8=1"), ({"PYTHONUTF8": "1"}, b"cannot be read as utf-8; rename")],
 )
-def test_a_name_that_is_no_text_here_is_refused(locale: dict[str, str], told: bytes) -> None:
+def test_a_name_that_is_not_text_in_the_locale_is_refused(locale: dict[str, str], told: bytes) -> None:
     done = printed_in(locale, b"caf\xe9.parquet")
     assert done.returncode == 1 and done.stderr.startswith(b"error: the argument caf\\udce9.parquet ")
     assert told in done.stderr and done.stderr.count(b"\n") == 1
@@ -183,7 +183,7 @@ def test_a_name_that_is_no_text_here_is_refused(locale: dict[str, str], told: by
 def test_the_flags_of_a_command_stand_for_the_settings_that_the_library_names(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In an error, in what is printed and in the log; a word between backticks that is no setting stays."""
+    """In errors, in printed text and in the log; a word in backticks that is no setting stays."""
 
     def command(config: Config) -> None:
         say("a larger `limit`")

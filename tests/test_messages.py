@@ -1,4 +1,4 @@
-"""No text of a stranger's steers a terminal, forges a line of a log or becomes markup; letters stay as they are."""
+"""Untrusted text steers no terminal, forges no line of a log and becomes no markup; letters stay as they are."""
 
 import io
 import logging
@@ -26,7 +26,7 @@ REORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
 def is_harmless(text: str) -> bool:
-    """By Unicode's own tables: no control, line end or half of a character, and nothing that sets a direction."""
+    """True if by Unicode's tables a character is no control, line end or surrogate and sets no direction."""
     kinds = {unicodedata.category(character) for character in text}
     return not kinds & {"Cc", "Cs", "Zl", "Zp"} and not REORDERING & set(map(unicodedata.bidirectional, text))
 
@@ -38,7 +38,7 @@ def test_any_text_is_shown_without_a_character_that_steers(text: str) -> None:
     assert is_harmless(visible(text)) and is_harmless(one_line(text)) and is_harmless(in_markdown(text))
     assert is_harmless(name_in_markdown(text))
     text.encode("utf-8", "surrogatepass")
-    visible(text).encode("utf-8")  # without an error
+    visible(text).encode("utf-8")  # raises nothing
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_log_has_a_line_a_record_and_no_credential() -> None:
 
 
 class Markup(HTMLParser):
-    """The texts of a document, its tags and comments."""
+    """Parser that collects a document's texts, tags and comments."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)

@@ -1,4 +1,4 @@
-"""What is told of a run: its stages, a bar on a terminal, lines elsewhere, and a report that names the bottleneck."""
+"""Display of a run: its stages, a bar on a terminal, lines elsewhere, and a report that names the bottleneck."""
 
 import io
 import json
@@ -44,13 +44,13 @@ def report_of(*outcomes: UnitResult | Quarantined | None) -> Throughput:
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, which tests set."""
+    """Return the time, which tests set."""
     times = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: times[0])
     return times
 
 
-def test_a_stage_is_told_of_while_it_lasts_if_it_takes_longer_than_a_moment(
+def test_a_stage_that_takes_longer_than_a_moment_is_shown_while_it_lasts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with stage("reading the inputs"):
@@ -65,9 +65,7 @@ def test_a_stage_is_told_of_while_it_lasts_if_it_takes_longer_than_a_moment(
     assert capsys.readouterr() == ("", "")
 
 
-def test_where_there_is_no_terminal_a_line_a_minute_is_printed(
-    capsys: pytest.CaptureFixture[str], now: list[float]
-) -> None:
+def test_without_a_terminal_a_line_a_minute_is_printed(capsys: pytest.CaptureFixture[str], now: list[float]) -> None:
     shown = Progress(total=100, done=40, look=lambda: LOADING)
     now[0] += 100
     shown.show(LOADING)
@@ -102,13 +100,13 @@ def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch, now: list[float])
 
 
 def slow_run(folder: Path) -> tuple[Run, list[Unit]]:
-    """One unit of twelve documents, each a batch."""
+    """Plan one unit of twelve documents, each of which is a batch."""
     file = write_documents(folder / "in.parquet", ["text"] * 12, input_ids=token_rows(12))
     return planned_run(folder / "out", [file], rows_per_unit=12, batch_invariant=True)
 
 
 def lines_of(run: Run, units: list[Unit], pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> Throughput:
-    """Labels, with a line as often as the run is looked at."""
+    """Label the units, and print a line at each update of the progress."""
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     monkeypatch.setattr(progress, "TICK_SECONDS", 0.1)
     report, scheduler = Throughput(), Scheduler(run, units, pool)
