@@ -143,7 +143,7 @@ def one_line(text: str) -> str:
 def describe(error: BaseException) -> str:
     """Return an error's message in one line, without credentials.
 
-    The error's class stands in for an empty message, and before a KeyError's, which is only the key.
+    An empty message is replaced by the error's class; a KeyError's message, which is only the key, is preceded by it.
     """
     message, kind = redacted(" ".join(str(error).split())), type(error).__name__
     return f"{kind} {message}" if isinstance(error, KeyError) else message or kind

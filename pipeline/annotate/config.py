@@ -54,8 +54,8 @@ class Config(Inputs):
     or USER/NAME@REVISION); the checkpoint that comes with the project by default."""
     tokenizer: str | None = None
     """Tokenizer folder, or `none` if the input has a column `input_ids` instead of `text`; the checkpoint's by default.
-    With another tokenizer, labels are moved from the checkpoint's tokens to its tokens, through the bytes that both
-    cover."""
+    With another tokenizer, labels are moved from the checkpoint's tokens to this tokenizer's, through the bytes that
+    both cover."""
     vocabulary: int | None = None
     """Number of token ids, with --tokenizer none; the checkpoint's by default."""
     window: int | None = None
@@ -64,7 +64,7 @@ class Config(Inputs):
     """Tokens that neighbouring windows of a long document share; half the window by default."""
     share: float = 1.0
     """Share of the tokens to label, in random runs of eight; the other labels are null. The cost of exact labels is
-    proportional to it, unless the estimator's embedding is added to the logits."""
+    proportional to the share, unless the estimator's embedding is added to the logits."""
     start_token: str | None = None
     """With --method causal, the token that stood between documents when the model was trained, as text; by default the
     beginning of sequence that its tokenizer declares, or else the end of sequence."""
@@ -73,7 +73,7 @@ class Config(Inputs):
     nats on average and is about twice as fast. auto: the resumed run's precision, or else bfloat16 on GPUs and on CPUs
     with bfloat16 instructions (AVX512-BF16, AMX) and float32 on other CPUs."""
     batch_invariant: bool = False
-    """Label every window by itself, so that a document's labels do not depend, to the bit, on the other documents."""
+    """Label every window by itself, so that a document's labels are bit-identical whatever else is labelled."""
     workers: int | Literal["auto"] = "auto"
     """Number of worker processes; auto: as many as fit the cluster, and more when it grows. 0: label in this process,
     without Ray, on one GPU or one CPU core. The shards are bit-identical."""
@@ -89,7 +89,7 @@ class Config(Inputs):
     keep_text: bool = False
     """Keep the documents' text in the output."""
     source_seen_by_estimator: Literal["yes", "no", "unknown"] = "unknown"
-    """Whether the checkpoint was trained on these documents, as a note in the provenance."""
+    """Note for the provenance: yes if the checkpoint was trained on these documents."""
     address: str | None = None
     """Address of the Ray cluster to join; by default the cluster of the Ray job that this runs in, else a local one."""
     dry_run: bool = False

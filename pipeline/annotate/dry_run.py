@@ -76,7 +76,7 @@ class Speed:
 
     tokens_per_second: float
     measured_tokens: int = 0
-    """Tokens labelled to measure the speed; 0 if it was given."""
+    """Tokens labelled to measure the speed; 0 if the speed was given."""
     seconds: float = 0.0
     """Seconds that labelling `measured_tokens` took."""
 

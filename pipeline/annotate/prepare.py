@@ -28,7 +28,7 @@ def pin_inputs(inputs: Sequence[str], existing: Plan | None) -> tuple[str, ...]:
     """
     if not inputs or existing is None or without_paths(recorded(existing.inputs)) != without_paths(recorded(inputs)):
         return pinned(inputs)
-    pairs = list(zip(inputs, existing.source, strict=True))  # only a pin of the Hub differs from the input
+    pairs = list(zip(inputs, existing.source, strict=True))  # only the pin of a Hub input differs from the input
     for named, pin in pairs:
         if not is_local(named) and not is_pin(pin, named if named.startswith(HUB) else recorded([named])[0]):
             raise ValueError(f"the plan of the run there reads {pin} for {named}; choose another --output or --subset")
@@ -173,7 +173,7 @@ def tokens_for(checkpoint: Checkpoint, config: Config) -> TokenSource:
 
 
 def labels_move(checkpoint: Checkpoint, tokens: TokenSource) -> bool:
-    """True if the checkpoint reads other tokens, so that its labels must be moved to these."""
+    """True if the checkpoint reads other tokens than `tokens`, so that its labels must be moved to these."""
     return tokens.folder is not None and checkpoint.tokenizer_sha256 not in (None, tokens.sha256)
 
 

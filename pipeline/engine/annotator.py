@@ -86,7 +86,7 @@ LabelledBatch = tuple[WindowBatch, Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Annotator:
-    """A run with its labellers, one per fold, and its tokenizer; None for documents that are already tokenized.
+    """A run with its labellers, one per fold, and its tokenizer, which is None if documents are already tokenized.
 
     Two units may be annotated at a time: while one is labelled, the next is read.
     """
@@ -102,7 +102,7 @@ class Annotator:
     def annotate(self, unit: Unit, progress: "UnitProgress | None" = None) -> UnitResult:
         """Label the unit's rows, commit their shard and its receipt, and upload the shard if there is a repository.
 
-        Another thread may read from `progress` how far the unit is. After an interrupt, the current batch is finished.
+        Another thread may read from `progress` how far the unit is. An interrupt takes effect after the current batch.
 
         Raises:
             SourceError: if rows cannot be read for a reason that may be temporary.
@@ -161,7 +161,7 @@ class Annotator:
     ) -> Generator[Chunk, None, None]:
         """Yield a unit's rows, tokenized and batched: the first stage.
 
-        Each chunk is first passed to `acquire` as a number of bytes, which waits until there is memory for it.
+        Before a chunk is tokenized, `acquire` is called with its number of bytes, to wait for memory.
         """
         random = np.random.default_rng(unit.index)
         for rows in self._rows(unit, stages):
@@ -325,7 +325,7 @@ LOOK_SECONDS = 0.1  # between a waiting thread's checks that its unit is not sto
 
 
 class ByteBudget:
-    """Memory that several threads share; a piece larger than all of it waits until it is the only one."""
+    """Memory that several threads share; a piece larger than the budget waits until the whole budget is free."""
 
     def __init__(self, size: int) -> None:
         self._size = self._free = size

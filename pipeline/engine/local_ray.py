@@ -23,7 +23,7 @@ from pipeline.interruptions import ECHO, SIGNALS
 
 PREFIX = "ray-of-a-run-"
 LONGEST = 40
-"""Characters of the folder's path: a socket's path has at most 107, and Ray's session takes up to 67 of them."""
+"""Characters of the folder's path at most: a socket's path has at most 107, and Ray's session needs up to 67."""
 YOUNG = 60.0  # seconds in which a new folder may not have its lock yet
 STACK_TRACE = b"*** SIGTERM received"
 TRIES = 5  # to remove a folder, because a process that is ending may still add to a log
@@ -108,8 +108,8 @@ def local_settings(folder: str) -> dict[str, Any]:
 def signals_wait() -> Iterator[None]:
     """Hold back a signal until Ray has started or failed to start, because a half start leaves processes behind.
 
-    A second signal is not held back. While it starts, Ray installs two handlers of SIGTERM, which are removed: one ends
-    the process with exit code 15; the other, which its C++ core installs within `connect`, prints a stack trace.
+    A second signal is not held back. Ray's two own handlers of SIGTERM are removed: one ends the process with exit code
+    15; the other, which Ray's C++ core installs within `connect`, prints a stack trace.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -33,7 +33,7 @@ class WorkerLostError(Exception):
 
 
 class RayWorkerPool(WorkerPool):
-    """Pool of actors on a Ray cluster: `workers` of them, or None for as many as fit the cluster as it grows."""
+    """Pool of `workers` actors on a Ray cluster; None for as many as fit the cluster, which may grow."""
 
     units_at_a_time = 2  # one is labelled while the next is read
     failed_starts_that_end = 3
