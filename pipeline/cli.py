@@ -27,9 +27,10 @@ from pipeline.interruptions import ending_in_a_line, output_is_closed
 from pipeline.messages import FLAGS, UNENCODED, log_to_stderr, one_line, redacted, visible
 
 INCOMPLETE = 3  # exit code of a command that leaves a dataset without some of its shards
-COMMON_FLAGS = """\
-Also, for every command: --config FILE reads a YAML file of the flags above (input: [a, b], training: {steps: 9}),
-and flags on the command line override the file; --debug shows the traceback of an error."""
+COMMON_FLAGS = (
+    "For every command: --config FILE reads a YAML file of the flags above (input: [a, b], training: {steps: 9}), and "
+    "flags on the command line override the file; --debug shows the traceback of an error."
+)
 
 
 def run(command: Callable[..., int | None], module: str, *, resumes: bool = True) -> NoReturn:
@@ -115,6 +116,7 @@ def _parser(command: Callable[..., int | None], module: str, arguments: list[str
         default_parameter=cyclopts.Parameter(consume_multiple=(1, None), negative=()),
         config=_config_files(arguments),
         help_epilogue=COMMON_FLAGS,
+        group_commands="Help",
         help_format="plaintext",
         help_formatter=_Joined(),
         version_flags=(),

@@ -249,7 +249,7 @@ def test_a_repository_with_data_of_its_own_keeps_it_or_is_left_as_it_is(
         ("writer", "hf://datasets/other/name", "may not write"),
         ("writer", "hf://datasets/user/na me", "names no dataset of the Hub"),
         ("writer", "hf://user/name", "names no dataset of the Hub"),
-        ("writer", "s3://bucket/name", "write to one, or to hf://datasets/USER/NAME"),
+        ("writer", "s3://bucket/name", "write to a folder, or to hf://datasets/USER/NAME"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_one_line(
