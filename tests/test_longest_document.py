@@ -1,4 +1,4 @@
-"""`--longest-document`: what is longer has a row without tokens, which the summary, the receipts and the card count."""
+"""`--longest-document`: a longer document has a row without tokens, counted in summary, receipts and card."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def annotated(output: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(file) for file in sorted((output / "data").rglob("*.parquet"))])
 
 
-def test_a_document_that_is_too_long_has_no_tokens_and_is_told_of(
+def test_a_document_that_is_too_long_has_no_tokens_and_is_counted(
     tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts, output = [*sample_texts(3, 200), ""], tmp_path / "out"
@@ -39,7 +39,7 @@ def test_a_document_that_is_too_long_has_no_tokens_and_is_told_of(
     provenance = Provenance.from_json(rows.schema.metadata[PROVENANCE_KEY].decode())
     assert provenance.longest_document == 1000
 
-    assert run_command("pipeline.annotate", *arguments) == 0  # the bound of the run that is resumed
+    assert run_command("pipeline.annotate", *arguments) == 0  # with the resumed run's bound
     assert run_command("pipeline.annotate", *arguments, "--longest-document", "2000") == 1
     assert "longest_document 1000 there, 2000 now" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Annotation with a checkpoint of another tokenizer, and with one that was cross-fitted."""
+"""Annotation with a checkpoint of another tokenizer, and with a cross-fitted checkpoint."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ ANNOTATE = ("pipeline.annotate", "--workers", 0)
 
 
 def read(output: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows and provenance."""
+    """Return the rows and the provenance."""
     files = sorted((output / "data").rglob("*.parquet"))
     provenance = json.loads(pq.read_schema(files[0]).metadata[PROVENANCE_KEY])
     return pa.concat_tables([pq.read_table(file) for file in files]).to_pylist(), provenance
