@@ -157,7 +157,7 @@ function characters(shown) {
   return together;
 }
 
-// One token of a document is in the tab order; arrow keys go on from it.
+// One token of a document is in the tab order; arrow keys continue from it.
 function moveFocus(event) {
   const tokens = event.currentTarget.querySelectorAll(".t");
   const here = event.target.closest(".t");
