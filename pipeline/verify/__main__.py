@@ -222,8 +222,10 @@ def repair(findings: Findings) -> None:
     """Move bad shards away, and print the command to run next."""
     for moved in set_aside(findings.stored, findings.faults):
         say(f"moved to {moved.relative_to(findings.stored.subset.root)}")
-    say("run the command that made the dataset again, with all its flags:")
-    say(f"  {annotate_command(findings.stored, findings.records)}")
+    command = annotate_command(findings.stored, findings.records)
+    rest = "; for `...` give its other flags" if command.endswith("...") else ""
+    say(f"the command that made the dataset labels these rows again{rest}:")
+    say(f"  {command}")
 
 
 if __name__ == "__main__":
