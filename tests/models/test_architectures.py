@@ -68,7 +68,7 @@ def test_labels_in_bfloat16_match_the_models_own_logits(architecture: str) -> No
 def test_the_page_has_the_right_numbers_of_architectures() -> None:
     built = {architecture for architecture in ARCHITECTURES if not isinstance(built_or_reason(architecture), str)}
     (known,) = re.findall(
-        r"build (\d+) of the (\d+) causal architectures .* For (\d+) of them .* other\s(\d+),",
+        r"build (\d+) of the (\d+) causal architectures .* For (\d+) of them\s.* other\s(\d+),",
         PAGE.read_text(encoding="utf-8"),
         re.DOTALL,
     )
