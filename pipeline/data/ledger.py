@@ -196,7 +196,9 @@ class Ledger:
 
 
 class PublishedLedger:
-    """Ledger of a subset in a repository on the Hub, read at the commit `head` or, if that is None, at the current one.
+    """Ledger of a subset in a repository on the Hub.
+
+    It is read at the commit `head` or, if that is None, at the current commit.
     """
 
     def __init__(self, repository: Repository, subset: Subset) -> None:

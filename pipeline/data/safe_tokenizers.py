@@ -137,8 +137,7 @@ def _encoded(tokenizer: Tokenizer, tokens: Iterable[str]) -> list[Encoding]:
 
 
 def _first_characters(tokens: list[str]) -> str:
-    """Return a regex that matches the first character of any of the tokens where the token's other characters follow.
-    """
+    """Return a regex that matches the first character of each of the tokens where its other characters follow."""
     rest = defaultdict(list)
     for token in tokens:
         rest[token[0]].append(re.escape(token[1:]))

@@ -57,8 +57,7 @@ class MalformedError(ValueError):
 
 
 class DamagedError(ValueError):
-    """Error for a file that cannot be read in the format that its name indicates. It holds the damage and the advice.
-    """
+    """Error for a file that cannot be read in the format that its name indicates, with the damage and the advice."""
 
     def __init__(self, damage: str, advice: str) -> None:
         super().__init__(damage, advice)  # both, so that the error can be pickled

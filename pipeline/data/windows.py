@@ -158,6 +158,7 @@ def _of(windows: Sequence[Window], name: str) -> np.ndarray:
 
 
 def _borders(documents: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the index at which each document begins among the tokens of all documents, and the total number of tokens.
+    """Return the index of each document's first token among the tokens of all documents, and the number of these
+    tokens.
     """
     return np.cumsum([0, *map(len, documents)])
