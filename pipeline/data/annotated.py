@@ -96,7 +96,9 @@ class AnnotatedDataset:
         return pa.schema([self.schema.field(name) for name in names])
 
     def batches(self, names: Sequence[str], start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield batches of rows `start` to `stop`, or to the end, with the named columns. `read_labelled` checks them.
+        """Yield batches of rows `start` to `stop`, or to the end, with the named columns.
+
+        Tokens and labels are checked as in `read_labelled`.
 
         Raises:
             ValueError, OSError: as `columns` and `read_labelled` do.

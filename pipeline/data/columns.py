@@ -19,8 +19,8 @@ class FileColumns:
     schema: pa.Schema
     url: str
     may_lack: bool = False
-    """True if columns of other files may be missing from this file. They are null here, like a key that a line of JSON
-    lacks."""
+    """True if columns of other files may be missing from this file. Their values are null here, like those of a key
+    that a line of JSON lacks."""
 
 
 def plain_schema(schema: pa.Schema, url: str) -> pa.Schema:
@@ -130,7 +130,7 @@ def _merged_field(name: str, parts: Sequence[FileColumns]) -> pa.Field:
 
 
 def _merged_feature(name: str, known: Sequence[tuple[Features, str]]) -> Features:
-    """Return the feature of a column as `{name: feature}`, or an empty mapping if no file declares one.
+    """Return a column's feature as `{name: feature}`, or an empty mapping if no file declares a feature for the column.
 
     Raises:
         ValueError: if files declare different features.

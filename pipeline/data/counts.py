@@ -59,9 +59,9 @@ class Unknown:
     """Text for which a tokenizer has no token."""
 
     ids: Sequence[int]
-    """Token ids that a tokenizer may return for text without a token, for example that of the unknown token."""
+    """Token ids that a tokenizer may return for text without a token, for example the id of the unknown token."""
     bytes_256: np.ndarray
-    """For each of the 256 bytes, True if byte-level BPE drops it because it has no token for it."""
+    """Mask of the 256 bytes: True for a byte that byte-level BPE drops for lack of a token."""
     alphabet: frozenset[str] | None
     """Characters that have a token, if the tokenizer is not byte-level and drops all other characters; otherwise
     None."""
@@ -114,7 +114,7 @@ def _find_unknown(tokenizer: Tokenizer) -> Unknown:
 def _byte(character: str) -> int:
     """Return the byte that a character of byte-level BPE's alphabet represents.
 
-    A printable character represents its own byte, and any other character of the alphabet an unprintable byte.
+    A printable character represents its own byte. Any other character represents an unprintable byte.
     """
     printable = {chr(byte) for byte in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))}
     others = [byte for byte in range(256) if chr(byte) not in printable]

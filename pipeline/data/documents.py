@@ -96,8 +96,8 @@ def unified(
     `text` if there are files of other formats.
 
     Raises:
-        ValueError: if no file has a column in `passed`, if a Parquet or text file lacks a column that other files have,
-            or if types are incompatible.
+        ValueError: if a column in `passed` is missing from all files; if a column is missing from only some files that
+            are not JSON lines; if types are incompatible.
     """
     has_rows = any(info.rows for info in infos)
     pairs = [
@@ -150,9 +150,10 @@ def iterate_rows(files: Sequence[File], column: Column, limit: int | None = None
 def document_tokens(
     rows: pa.RecordBatch | pa.Table, column: Column, tokenizer: Tokenizer | None, vocabulary: int
 ) -> list[np.ndarray]:
-    """Return one int32 array of token ids per row: its encoded text or, without a tokenizer, the ids that it holds.
+    """Return an int32 array of token ids for each row.
 
-    A row without text or tokens becomes an empty array.
+    The ids encode the text of the row or, without a tokenizer, are the ids in the row. A row without text or tokens
+    becomes an empty array.
 
     Raises:
         ValueError: if an id is null or outside the vocabulary.
@@ -208,7 +209,7 @@ def _require_column(file: File, schema: pa.Schema, column: Column) -> None:
 
 
 def _with_text_for_nulls(schema: pa.Schema, column: Column) -> pa.Schema:
-    """Return the schema with a type of documents for their column if the column has the type null.
+    """Return the schema. If its column of documents has the type null, replace this by the type of documents.
 
     pandas writes the type null for an empty table.
     """
@@ -257,7 +258,7 @@ def _stored_rows(file: File, start: int, stop: int, schema: pa.Schema, column: C
 
 
 def _without_names_if_mixed(schema: pa.Schema, file: File, files: Sequence[File]) -> pa.Schema:
-    """Return a file's schema, without the columns for file names if it is a text file among files of other formats.
+    """Return a file's schema. If text files are read with files of other formats, omit their columns for file names.
 
     Files of other formats do not have these columns.
     """
@@ -266,7 +267,10 @@ def _without_names_if_mixed(schema: pa.Schema, file: File, files: Sequence[File]
 
 
 def _types_of_lines(schemas: Iterable[pa.Schema]) -> dict[str, pa.DataType]:
-    """Return one type for each column of JSON lines, by name, which holds the column's values of all files."""
+    """Return a type for each column of several JSON lines files, by the column's name.
+
+    The type holds the column's values in all files.
+    """
     types: dict[str, pa.DataType] = {}
     for field in (field for schema in schemas for field in schema):
         types[field.name] = jsonl.merged(types.get(field.name, pa.null()), field.type)

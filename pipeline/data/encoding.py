@@ -1,14 +1,14 @@
 """Fast encoding of text: texts are cut into pieces, and each distinct piece is encoded only once.
 
-Cuts are placed where the joined encodings of the pieces equal the encoding of the whole text. One such place is after
-an ASCII letter or digit, before an ASCII character that is neither. The other is before a space that follows anything
-except whitespace. The reason is that byte-level BPE encodes each match of its pre-tokenizer separately, and the
-patterns below always split at these places. No match continues from a letter or digit into an ASCII character of
-another kind, and a space either begins a match or lies within a run of whitespace. No pattern looks behind, and
-patterns look ahead only from whitespace, which never precedes a cut. NFC changes nothing across the beginning of an
-ASCII character.
+Cuts are placed where the joined encodings of the pieces equal the encoding of the whole text. There are two kinds of
+such places: between an ASCII letter or digit and a following ASCII character of another kind, and before a space that
+follows anything except whitespace.
 
-A tokenizer for which this may not hold encodes each text as a whole.
+Byte-level BPE encodes each match of its pre-tokenizer separately, and the patterns below always split at these places.
+No match continues from a letter or digit into an ASCII character of another kind, and a space either begins a match or
+lies within a run of whitespace. No pattern looks behind, and patterns look ahead only from whitespace, which never
+precedes a cut. NFC changes nothing across the beginning of an ASCII character. Other tokenizers encode each text as a
+whole.
 
 Suffixes of array names: M documents, N bytes of all documents end to end, P pieces, U distinct pieces, T tokens, V
 token ids.
@@ -56,7 +56,7 @@ NOTHING = Encoded(np.empty(0, np.int32), np.zeros(1, np.int64))
 
 @dataclass
 class Pieces:
-    """Cache of pieces that one tokenizer has encoded. It is emptied when it has MOST_PIECES. Threads may share it."""
+    """Cache of pieces that one tokenizer has encoded. It is emptied when it holds MOST_PIECES. Threads may share it."""
 
     beginnings: np.ndarray
     """Table of the bytes that may begin a piece, in the form that `cuts` needs."""
@@ -101,9 +101,9 @@ class Pieces:
         return self.encoded if len(kept) == len(pieces) else _joined(before, new)
 
     def _encoded(self, pieces: Sequence[str], tokenizer: Tokenizer) -> Encoded:
-        """Encode new pieces. Those that may be neighbours in a text are joined and encoded together.
+        """Encode new pieces, after joining pieces that may be neighbours in a text.
 
-        The number of bytes that each token represents then shows to which piece the token belongs.
+        The number of bytes that each token represents shows to which piece the token belongs.
         """
         if self.bytes_V is None:
             return _encoded(tokenizer, pieces)
@@ -134,7 +134,7 @@ def encode_column(tokenizer: Tokenizer, column: pa.Array | pa.ChunkedArray) -> l
 def pieces_of(tokenizer: Tokenizer) -> Pieces | None:
     """Return a tokenizer's cache of pieces, or None if the tokenizer must encode each text as a whole.
 
-    The tokenizer is inspected only once, since the cache is kept on it. It must not be changed afterwards.
+    The cache is kept on the tokenizer, which is inspected only once and must not be changed afterwards.
     """
     attributes = vars(tokenizer)
     if KEPT not in attributes:
@@ -168,7 +168,7 @@ def utf8_bytes(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _by_piece(tokenizer: Tokenizer, texts: pa.Array | pa.ChunkedArray, pieces: Pieces) -> Encoded:
-    """Cut texts into pieces and encode these, about RUN_BYTES of text at a time. A longer piece is not divided."""
+    """Encode texts piece by piece, about RUN_BYTES of text at a time. A longer piece is not divided."""
     text_N, borders_M = utf8_bytes(texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts)
     begins_N = np.zeros(len(text_N) + 1, dtype=bool)
     begins_N[cuts(text_N, pieces.beginnings)] = True
@@ -294,7 +294,7 @@ def _splits_at_cuts(tokenizer: Tokenizer) -> bool:
 
 
 def _pre_tokenizers_split(state: Any) -> bool:
-    """True if the last stage is ByteLevel, and each stage before it is a Split by a known pattern or Digits.
+    """True if the last stage is ByteLevel, and every stage before it is either Digits or a Split by a known pattern.
 
     At least one stage must have a pattern. Digits stages split single characters.
     """

@@ -82,7 +82,7 @@ class Folder:
     url: str
     """Path or URL of the folder, as given in the input or as matched by a glob."""
     files: Mapping[str, File]
-    """Files with an extension in FOUND_IN_FOLDERS, by their path in the folder and sorted by it. Hidden folders are
+    """Files with an extension in FOUND_IN_FOLDERS, keyed and sorted by their path in the folder. Hidden folders are
     left out."""
     card: str = ""
     """Text of the folder's README.md; empty if there is none."""
@@ -156,9 +156,9 @@ def distinct(files: Sequence[File]) -> list[File]:
 
 
 def is_data(path: str, pattern: str) -> bool:
-    """True if a path is that of data.
+    """True if the file at a path is data.
 
-    Hidden files and settings files are data only if `pattern` asks for them, for example by their own names.
+    Hidden files and settings files are data only if `pattern` asks for them, for example by name.
     """
     name = PurePosixPath(path).name
     settings = name in SETTINGS_FILES and name != PurePosixPath(pattern).name

@@ -58,7 +58,7 @@ class Repository:
 
     @classmethod
     def at(cls, url: str) -> "Repository":
-        """Return the branch named by `hf://datasets/USER/NAME@BRANCH`, or main for `hf://datasets/USER/NAME`.
+        """Return the branch in `hf://datasets/USER/NAME@BRANCH`, or the main branch of `hf://datasets/USER/NAME`.
 
         Raises:
             ValueError: if the URL names anything else.

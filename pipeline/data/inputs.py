@@ -40,7 +40,7 @@ class InputFiles:
     def decisive(self) -> dict[str, object]:
         """Settings, by name, that must be the same when a job is resumed.
 
-        `split` and `config_name` are None, since `choices` holds their effect. It is None if nothing had to be
+        `split` and `config_name` are None, since `choices` holds their effect. `choices` is None if nothing had to be
         selected.
         """
         return {"split": None, "config_name": None, "choices": self.choices or None}
@@ -138,9 +138,9 @@ def _without_annotated(folder: Folder) -> tuple[Folder, list[str]]:
 def _without_output(
     named: str, entries: Sequence[File | Folder], output: Path | None
 ) -> tuple[list[File | Folder], list[str]]:
-    """Return the files and folders that are not below the output, and the URLs of those that are.
+    """Return the files and folders that are not below the output, and the URLs of the others.
 
-    If `named` is not a glob on a disk, nothing is taken out.
+    If `named` is not a glob on a disk, all files and folders are kept.
     """
     if output is None or is_url(named) or Path(named).exists():
         return list(entries), []

@@ -1,4 +1,4 @@
-"""Iterators that change how other iterators are read: prefetched in a thread, or batched by size."""
+"""Iterators over the items of another iterator, which are prefetched in a thread or batched by size."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator

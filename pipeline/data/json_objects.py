@@ -88,8 +88,8 @@ def _of_line(line: bytes, number: int, longest: int) -> Object:
 def _crowded(content: bytes, longest: int) -> bool:
     """True if JSON content has too many values.
 
-    Values are counted by punctuation marks. Strings may contain such marks too, but are removed only if this could
-    change the result.
+    Values are counted by punctuation marks. Strings may contain such marks too, and are removed before counting if this
+    could change the result.
     """
     most = longest // BYTES_PER_VALUE
     if len(content) <= most or _marks(content) <= most:

@@ -1,7 +1,7 @@
 """JSON lines as Arrow rows: a scan of a file finds a type for each column, and rows are then read with these types.
 
-The type of a column holds all its values. Values without a common type are kept as JSON text. JSON lines have no index:
-rows are reached by reading all rows before them, and types are known only after the whole file is read.
+The type of a column can hold all values of the column. Values without a common type are kept as JSON text. JSON lines
+have no index: rows are reached by reading all rows before them, and types are known only after the whole file is read.
 """
 
 import json

@@ -54,7 +54,7 @@ class Ledger:
             return Plan.from_json(text_of(self.plan_file))
 
     def write_plan(self, plan: Plan) -> None:
-        """Write the plan; call this before the first unit is labelled."""
+        """Write the plan. This must be done before the first unit is labelled."""
         write_text(self.plan_file, plan.to_json())
 
     def receipt_file(self, unit: int) -> Path:
@@ -62,7 +62,7 @@ class Ledger:
         return self.folder / RECEIPTS / f"{unit:08d}.json"
 
     def receipt_files(self) -> list[Path]:
-        """List all files of receipts: first one for each unit, then one for each commit to a repository."""
+        """List all files of receipts: the files of single units, then the files of commits to a repository."""
         return [file for kind in RECEIPT_FILES for file in sorted((self.folder / RECEIPTS).glob(kind))]
 
     def note_files(self) -> list[Path]:
@@ -73,7 +73,7 @@ class Ledger:
         """Read the receipts in a file.
 
         Raises:
-            ValueError: if the file is damaged, or named after another unit.
+            ValueError: if the file is damaged, or its name is that of another unit.
         """
         receipts = from_lines(text_of(file))
         if file.match(OWN) and [self.receipt_file(receipt.unit) for receipt in receipts] != [file]:
@@ -112,7 +112,8 @@ class Ledger:
     def discard_unsound(self, units: int) -> None:
         """Delete receipts that are damaged, or whose shards are missing or have another size.
 
-        Their units will be labelled again. Receipts of units that are not among the first `units` are deleted too.
+        Their units will be labelled again. `units` is the number of units in the plan. Receipts of any further units
+        are deleted too.
         """
         reasons = []
         for file in sorted((self.folder / RECEIPTS).glob(OWN)):
@@ -168,7 +169,7 @@ class Ledger:
         return [receipt for receipt in self.receipts() if receipt.shard not in published]
 
     def write_published(self, receipts: Sequence[Receipt]) -> None:
-        """Write the record of published units, and delete their receipts and shards from this folder."""
+        """Write the record of published units, and delete the receipts and shards of these units from this folder."""
         write_text(self.published_file, as_lines(receipts))
         self.delete(receipts)
 
@@ -198,7 +199,7 @@ class Ledger:
 class PublishedLedger:
     """Ledger of a subset in a repository on the Hub.
 
-    It is read at the commit `head` or, if that is None, at the current commit.
+    Its methods read it at the commit `head` or, if that is None, at the current commit.
     """
 
     def __init__(self, repository: Repository, subset: Subset) -> None:
@@ -219,7 +220,7 @@ class PublishedLedger:
     def receipts(self, units: int, head: str | None = None) -> list[Receipt]:
         """Return the receipts of all units whose shards are in the repository, in the order of units.
 
-        `units` is the number of units in the plan. Receipts from a plan with another number are ignored.
+        `units` is the number of units in the plan. Receipts of a plan with another number of units are ignored.
 
         Raises:
             ValueError: if a receipt is damaged.

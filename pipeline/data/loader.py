@@ -96,8 +96,8 @@ class Position(NamedTuple):
 class Resumable(Iterator[Item]):
     """Iterator that knows its position after each item, and can continue from a saved position.
 
-    Like any iterator, it stays exhausted at its end. After an error, the next call tries again to read the item after
-    the last one, since a store may be reachable again.
+    Like any iterator, it stays exhausted at its end. After an error, the next call tries to read the same item again,
+    since a store may be reachable by then.
     """
 
     def __init__(
@@ -243,7 +243,7 @@ class RowRange:
 
 
 def row_groups(rows_of_shards: Sequence[Sequence[int]]) -> Iterator[RowRange]:
-    """Yield the rows of each row group that is not empty.
+    """Yield the row range of each row group that is not empty.
 
     `rows_of_shards` has the number of rows in each row group, for each shard.
     """
@@ -256,7 +256,7 @@ def row_groups(rows_of_shards: Sequence[Sequence[int]]) -> Iterator[RowRange]:
 
 
 def rows_of_rank(groups: Sequence[RowRange], rank: int, ranks: int) -> Iterator[RowRange]:
-    """Yield the stretch of rows that a rank reads, if the row groups are put end to end.
+    """Put the row groups end to end, and yield the row ranges in the stretch that a rank reads.
 
     The lengths of the ranks' stretches differ by at most one row.
     """
@@ -265,7 +265,7 @@ def rows_of_rank(groups: Sequence[RowRange], rank: int, ranks: int) -> Iterator[
 
 
 def _stretch(groups: Sequence[RowRange], first: int, last: int) -> Iterator[RowRange]:
-    """Yield rows `first` to `last`, counted over all row groups end to end."""
+    """Yield the row ranges that hold rows `first` to `last`, counted over all row groups end to end."""
     for group in groups:
         start, stop = max(first, 0), min(last, len(group))
         if start < stop:

@@ -49,9 +49,9 @@ def named_inputs(inputs: Sequence[str], files: Sequence[File]) -> tuple[str, ...
 
 
 def public_names(source: Sequence[str]) -> tuple[str, ...]:
-    """Return the first of the names of inputs that a provenance records.
+    """Return the first input names in a provenance.
 
-    Older versions recorded paths, of which only the last part is returned.
+    Older versions recorded paths as names. Only the last part of a path is returned.
     """
     return tuple(_first([Path(name).name if Path(name).is_absolute() else name for name in source]))
 

@@ -1,7 +1,7 @@
 """Documents packed into windows of a fixed number of tokens. Each label stays with its token.
 
 Every token appears once, except that CutWithOverlap repeats the last token of a window. A window may hold several
-documents, and `document_T` says to which of them a token belongs. Attention should not cross from one document into
+documents, and `document_T` says to which document a token belongs. Attention should not cross from one document into
 another. Without separators, the last token of a document should not predict the first token of the next document.
 `document_borders` and `position_ids` convert `document_T` to the forms that attention kernels use.
 

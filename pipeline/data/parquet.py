@@ -41,8 +41,7 @@ TRUE, FALSE, BYTE, SHORT, INTEGER, LONG, DOUBLE, BINARY, LIST, SET, MAP, STRUCT 
 
 @dataclass(frozen=True)
 class Footer:
-    """Contents of a footer: number of rows in each row group, schema, and digest of the file's name, size and footer.
-    """
+    """Contents of a footer: rows per row group, schema, and a digest of the file's name, size and footer."""
 
     groups: tuple[int, ...]
     schema: pa.Schema
@@ -168,9 +167,9 @@ def _rows_read(group: pq.RowGroupMetaData) -> int:
 
 
 def _rows_of_dictionaries(stored: pa.NativeFile, pages: Sequence[FirstPage], schema: pa.Schema) -> int:
-    """Return the number of rows to read at a time.
+    """Return the number of rows to read at a time, judging by the largest dictionary of the columns in `schema`.
 
-    A single row may be as large as the whole dictionary of a column, of which the largest determines the number.
+    A single row may be as large as a whole dictionary.
     """
     sizes = (dictionary_bytes(stored, page) for page in pages if page.column in schema.names)
     return max(1, BYTES_READ // max(1, *sizes, 1))

@@ -88,8 +88,8 @@ def keep_text(tokenizer: Tokenizer) -> None:
 def readable_from_text(tokenizer: Tokenizer) -> list[str]:
     """Return the special tokens and byte tokens to which the tokenizer encodes text that merely spells their names.
 
-    Each name is tried by itself, as a word and within a word. A token is returned only if the name adds it to the
-    encoding of the surrounding text, where it may already represent unknown characters.
+    Each name is tried by itself, as a word and within a word. The token must become more frequent when the name is
+    added, since a token may also represent unknown characters of the surrounding text.
     """
     added = tokenizer.get_added_tokens_decoder().values()
     special = [token.content for token in added if token.special and token.content]
@@ -137,7 +137,8 @@ def _encoded(tokenizer: Tokenizer, tokens: Iterable[str]) -> list[Encoding]:
 
 
 def _first_characters(tokens: list[str]) -> str:
-    """Return a regex that matches the first character of each of the tokens where its other characters follow."""
+    """Return a regex for the first characters of tokens. It matches only where the other characters of a token follow.
+    """
     rest = defaultdict(list)
     for token in tokens:
         rest[token[0]].append(re.escape(token[1:]))

@@ -40,7 +40,7 @@ def without_long(rows: pa.RecordBatch, name: str, longest: int) -> pa.RecordBatc
 
 
 def counting(rows: pa.RecordBatch, too_long: int) -> pa.RecordBatch:
-    """Return a batch with `too_long` added to the number of documents that were too long, which its metadata holds."""
+    """Add `too_long` to the number of too long documents in a batch's metadata, and return the changed batch."""
     if not too_long:
         return rows
     count = b"%d" % (too_long_rows(rows) + too_long)
@@ -48,7 +48,7 @@ def counting(rows: pa.RecordBatch, too_long: int) -> pa.RecordBatch:
 
 
 def too_long_rows(rows: pa.RecordBatch) -> int:
-    """Return the number of documents that were too long, which the metadata of a batch holds.
+    """Return the number of too long documents, as recorded in a batch's metadata.
 
     The batch must be unmodified.
     """
@@ -94,5 +94,5 @@ def _warn_once(message: str) -> None:
 
 
 def _lengths(column: pa.Array) -> pa.Array:
-    """Return the number of bytes of each text, or of token ids in each list; null for a null."""
+    """Return the number of bytes of each text, or of token ids in each list. The length of a null is null."""
     return pc.list_value_length(column) if pa.types.is_nested(column.type) else pc.binary_length(column)

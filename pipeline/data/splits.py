@@ -47,7 +47,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Contents:
-    """Paths of a configuration's files: by split, the files to read, and by reason, the files that are left out."""
+    """Paths of a configuration's files: `splits` has those to read by split, and `left_out` the others by reason."""
 
     splits: Mapping[str, Sequence[str]]
     left_out: Mapping[str, Sequence[str]]
@@ -107,7 +107,7 @@ def configs_of(folder: Folder) -> dict[str, Mapping[str, Any]]:
 
 
 def contents_of(folder: Folder, config: Mapping[str, Any]) -> Contents:
-    """Return the paths of a configuration's files by split.
+    """Return the paths of a configuration's files, by split, and the paths that are left out.
 
     Splits are given by the configuration's patterns or, if it declares none, by the names of files.
 

@@ -57,7 +57,10 @@ class MalformedError(ValueError):
 
 
 class DamagedError(ValueError):
-    """Error for a file that cannot be read in the format that its name indicates, with the damage and the advice."""
+    """Error for a file that cannot be read in the format that its name indicates.
+
+    The message describes the damage and gives advice.
+    """
 
     def __init__(self, damage: str, advice: str) -> None:
         super().__init__(damage, advice)  # both, so that the error can be pickled

@@ -40,9 +40,9 @@ def cover(document: int, tokens: int, *, window: int, overlap: int) -> Iterator[
 
 
 def budget_groups(lengths: Sequence[int], budget: int) -> Iterator[slice]:
-    """Divide lengths into consecutive groups, and yield each group as a slice.
+    """Divide the lengths of windows into consecutive groups, and yield each group as a slice.
 
-    A group stays within the budget when all its members are padded to the longest one. `lengths` must be sorted,
+    A group stays within the budget when all its windows are padded to the longest one. `lengths` must be sorted,
     longest first. A length beyond the budget is a group by itself.
     """
     start = 0
@@ -147,7 +147,7 @@ def _padded(ids_N: np.ndarray, wanted_N: np.ndarray, firsts: np.ndarray, windows
 def _places(firsts: np.ndarray, windows: Sequence[Window], columns: int) -> np.ndarray:
     """Return the index of each token of each window among the tokens of all documents, [B, columns].
 
-    If a window has fewer tokens, the indices of the tokens that follow it are returned too.
+    If a window has fewer than `columns` tokens, its row continues with the tokens that follow.
     """
     start_B: np.ndarray = firsts[_of(windows, "document")] + _of(windows, "start")
     return start_B[:, None] + np.arange(columns)
@@ -158,7 +158,5 @@ def _of(windows: Sequence[Window], name: str) -> np.ndarray:
 
 
 def _borders(documents: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the index of each document's first token among the tokens of all documents, and the number of these
-    tokens.
-    """
+    """Return the index at which each document begins if all documents are joined, and the total number of tokens."""
     return np.cumsum([0, *map(len, documents)])
