@@ -209,7 +209,7 @@ def _require_column(file: File, schema: pa.Schema, column: Column) -> None:
 
 
 def _with_text_for_nulls(schema: pa.Schema, column: Column) -> pa.Schema:
-    """Return the schema. If its column of documents has the type null, replace this by the type of documents.
+    """Return the schema with a column of documents that has the type of documents even if its type was null.
 
     pandas writes the type null for an empty table.
     """
@@ -258,7 +258,7 @@ def _stored_rows(file: File, start: int, stop: int, schema: pa.Schema, column: C
 
 
 def _without_names_if_mixed(schema: pa.Schema, file: File, files: Sequence[File]) -> pa.Schema:
-    """Return a file's schema. If text files are read with files of other formats, omit their columns for file names.
+    """Return a file's schema, without the columns for file names if it is a text file among files of other formats.
 
     Files of other formats do not have these columns.
     """

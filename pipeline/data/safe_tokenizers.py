@@ -137,7 +137,9 @@ def _encoded(tokenizer: Tokenizer, tokens: Iterable[str]) -> list[Encoding]:
 
 
 def _first_characters(tokens: list[str]) -> str:
-    """Return a regex for the first characters of tokens. It matches only where the other characters of a token follow.
+    """Return a regex for the first characters of tokens.
+
+    It matches only where the other characters of a token follow.
     """
     rest = defaultdict(list)
     for token in tokens:

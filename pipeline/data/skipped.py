@@ -40,7 +40,7 @@ def without_long(rows: pa.RecordBatch, name: str, longest: int) -> pa.RecordBatc
 
 
 def counting(rows: pa.RecordBatch, too_long: int) -> pa.RecordBatch:
-    """Add `too_long` to the number of too long documents in a batch's metadata, and return the changed batch."""
+    """Return the batch, with `too_long` added to the number of too long documents in its metadata."""
     if not too_long:
         return rows
     count = b"%d" % (too_long_rows(rows) + too_long)

@@ -47,7 +47,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class Contents:
-    """Paths of a configuration's files: `splits` has those to read by split, and `left_out` the others by reason."""
+    """Paths of a configuration's files.
+
+    `splits` has the files to read, by split. `left_out` has the files that are left out, by reason.
+    """
 
     splits: Mapping[str, Sequence[str]]
     left_out: Mapping[str, Sequence[str]]
