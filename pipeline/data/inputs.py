@@ -48,7 +48,7 @@ class InputFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Documents to read."""
+    """Settings for the documents to read."""
 
     input: tuple[str, ...]
     """Documents to read, as for --input of pipeline.annotate: paths, folders, globs or URLs (hf://datasets/user/name,

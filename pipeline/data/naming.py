@@ -29,7 +29,7 @@ def recorded(inputs: Sequence[str]) -> tuple[str, ...]:
 
 
 def without_paths(inputs: Sequence[str]) -> tuple[str, ...]:
-    """Replace each path in the inputs by LOCAL_NAME."""
+    """Return the inputs with LOCAL_NAME instead of each path."""
     return tuple(LOCAL_NAME if is_local(named) else named for named in inputs)
 
 

@@ -119,7 +119,7 @@ def _slices(
         if first_row < stop and start < first_row + metadata.num_rows:
             position = first_row
             size = _rows_read(metadata)
-            # Remotely, the footer is trusted for small groups: each header read would fetch READ_AHEAD bytes.
+            # In a remote file, the footer is trusted for small groups: each header read would fetch READ_AHEAD bytes.
             if not is_url(file.url) or metadata.total_byte_size > BYTES_READ // FEWEST_ROWS_READ:
                 pages = pages or first_pages(stored, parquet.num_row_groups)
                 size = min(size, _rows_of_dictionaries(stored, pages[group], schema))
@@ -160,7 +160,7 @@ def _cast(rows: pa.RecordBatch, schema: pa.Schema, file: File) -> pa.RecordBatch
 
 def _rows_read(group: pq.RowGroupMetaData) -> int:
     """Return the number of rows to read at a time from a row group."""
-    size = max(1, group.total_byte_size)  # pyarrow 26 aborts the process on damaged sizes of columns
+    size = max(1, group.total_byte_size)  # not the columns' sizes: if damaged, pyarrow 26 aborts the process
     on_average = BATCH_BYTES * group.num_rows // size
     at_worst = max(FEWEST_ROWS_READ, BYTES_READ // size)
     return int(max(1, min(MOST_ROWS_READ, on_average, at_worst)))

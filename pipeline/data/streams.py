@@ -259,7 +259,7 @@ class Utf8Decoder:
 
 
 def decoded(content: bytes, line: int) -> str:
-    """Decode content that begins in line number `line`, counted from 1.
+    """Decode content. `line` is the number of its first line, counted from 1, for error messages.
 
     Raises:
         MalformedError: if the content is not UTF-8.
