@@ -60,8 +60,8 @@ class AnnotatedDataset:
     def vocabulary(self) -> int:
         """Number of rows that a model's embedding needs for the tokens of this dataset.
 
-        If the dataset has a tokenizer, this is at least its highest token id + 1. Older datasets recorded the number of
-        tokens, which is smaller if the tokenizer skips ids.
+        If the dataset has a tokenizer, the number is at least the tokenizer's highest id + 1. Older datasets recorded
+        the number of tokens, which is smaller if the tokenizer skips ids.
         """
         noted = self.provenance.vocabulary
         return noted if self.tokenizer is None else max(noted, id_count(load_tokenizer(self.tokenizer)))
