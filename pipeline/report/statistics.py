@@ -146,9 +146,9 @@ class Agreement:
         self.sums += [x.sum(), y.sum(), x @ x, y @ y, x @ y, np.abs(x - y).sum()]
 
     def figures(self, series: Sequence[str]) -> Values | None:
-        """Names, number of labels, and figures of x - y in nats, of the correlation and of y as a prediction of x.
+        """Return the page's values: names, number of labels, differences in nats, correlation and R²; None without labels.
 
-        None without common labels. A figure is None if the labels that it is relative to do not vary.
+        R² is that of y as a prediction of x. Correlation and R² are None if the labels do not vary.
         """
         if not self.labels:
             return None
