@@ -146,9 +146,9 @@ class Agreement:
         self.sums += [x.sum(), y.sum(), x @ x, y @ y, x @ y, np.abs(x - y).sum()]
 
     def figures(self, series: Sequence[str]) -> Values | None:
-        """Return the page's values: names, number of labels, differences in nats, correlation and R²; None without labels.
+        """Return the page's values: names, number of labels, differences in nats, correlation and R².
 
-        R² is that of y as a prediction of x. Correlation and R² are None if the labels do not vary.
+        Return None without labels. R² is that of y as a prediction of x. Correlation and R² are None if the labels do not vary.
         """
         if not self.labels:
             return None
