@@ -77,10 +77,9 @@ class WindowEncoder(PreTrainedModel, ABC):
         """Return the losses of all tokens in nats [B, T], given the bottleneck values; 0 at padding."""
 
     def token_losses(self, input_ids_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Return the losses of all tokens, the first included, in nats [B, T], given the embedding of their whole
-        window.
+        """Return the losses of all tokens in nats [B, T], given the embedding of their whole window.
 
-        Losses at padding are 0.
+        The first token has a loss too. Losses at padding are 0.
 
         Args:
             input_ids_BT: windows, padded on the right with any token.

@@ -1,4 +1,4 @@
-// Charts as SVG: shares of labels by size, means along the document. The second measure is the blue line.
+// Charts as SVG: histograms of labels, and means by position. The second measure is drawn as a blue line.
 
 const CHART = { width: 704, height: 230, left: 44, right: 8, top: 12, bottom: 40 };
 
@@ -9,7 +9,7 @@ function draw(name, attributes, ...children) {
   return drawn;
 }
 
-// Round numbers between two others, about so many.
+// About `wanted` round numbers between two numbers.
 function ticks(low, high, wanted) {
   const rough = Math.max(high - low, 1e-9) / wanted;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -20,7 +20,7 @@ function ticks(low, high, wanted) {
 
 const plain = (number) => String(Number(number.toFixed(6))).replace("-", "−");
 
-// Axes with labels, and where a value lies on either.
+// An SVG with labelled axes, and two functions that map values to coordinates.
 function chart(label, [xLow, xHigh], xTicks, yHigh, yLow, told, xTold) {
   const { width, height, left, right, top, bottom } = CHART;
   const x = (value) => left + ((value - xLow) / (xHigh - xLow)) * (width - left - right);
@@ -58,7 +58,7 @@ function drawHistogram(measures) {
   return svg;
 }
 
-// Positions with few labels say little, and are left out where there are others.
+// Points of a measure's line. Positions with few labels say little, and are omitted if enough positions remain.
 function pointsOf({ positions: { first, counts, means } }) {
   const points = first.map((place, bin) => ({ at: place + 1, count: counts[bin], mean: inUnit(means[bin]) }));
   const many = points.filter(({ count }) => count >= contents.least);
@@ -88,7 +88,7 @@ function drawPositions(measures) {
 
 const COURSE_POINTS = 60;
 
-// Means of equal stretches of one document, those that are shown.
+// Chart of the means over equal stretches of a document's shown tokens.
 function drawCourse(shown, measures) {
   const stretch = Math.max(1, Math.ceil(shown.tokens.length / COURSE_POINTS));
   const lines = measures.map((measure) => {

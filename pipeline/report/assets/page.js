@@ -1,4 +1,4 @@
-// The page: what is chosen, the legend, the figures.
+// The page: its controls, its legend and its figures.
 
 function drawLegend() {
   const [scale, most] = [scaleShown(), mostShown()];
@@ -31,10 +31,10 @@ function drawFigures() {
   ));
   byId("histogram-told").replaceChildren(...means);
   byId("histogram").replaceChildren(drawHistogram(measures));
-  byId("positions-told").textContent = `Mean in ${unit()} by the place of the token, the first places one by one.`;
+  byId("positions-told").textContent = `Mean in ${unit()} by the place of the token. The first places are shown one by one.`;
   byId("positions").replaceChildren(drawPositions(measures));
   const [{ name, highest, lowest }] = measures;
-  byId("tokens-told").textContent = `By the mean of ${name}, of tokens with at least ${contents.least} labels.`;
+  byId("tokens-told").textContent = `By the mean of ${name}, for tokens with at least ${contents.least} labels.`;
   byId("tokens").replaceChildren(tokenTable("Highest", highest), tokenTable("Lowest", lowest));
   if (contents.groups) drawGroups();
 }
@@ -46,7 +46,7 @@ function tokenTable(caption, tokens) {
     const shown = tokenElement(text.replaceAll(" ", "␣"), mean, mostShown());
     return rowOf("td", [shown, counted(count), signed(inUnit(mean), 2)]);
   });
-  const none = rows.length ? [] : [rowOf("td", ["No token has so many.", "", ""])];
+  const none = rows.length ? [] : [rowOf("td", ["No token has enough labels.", "", ""])];
   return make("table", {}, make("caption", {}, caption), rowOf("th", ["token", "times", unit()]), ...rows, ...none);
 }
 
@@ -64,7 +64,7 @@ const textOf = (shown) => shown.tokens.map((token) => contents.texts[token]).joi
 const texts = contents.documents.map(textOf);
 let matching = contents.documents.map((_, place) => place);
 
-// Ways to order the documents; a value that a document lacks comes last.
+// Orders of the documents: name, key and direction. Documents that lack the value come last.
 const orders = [
   ["row", ({ row }) => row, 1],
   ...contents.series.flatMap((name, series) => [
@@ -108,7 +108,7 @@ function goTo(place) {
 const wanted = () => new RegExp(byId("search").value.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "giu");
 const found = (place) => (byId("search").value ? [...texts[place].matchAll(wanted())] : []);
 
-// The tokens that each hit touches, first and last.
+// First and last token of each hit in a document.
 function hitsIn(place) {
   const ends = [];
   contents.documents[place].tokens.reduce((end, token) => {
@@ -129,7 +129,7 @@ function tellHits() {
   byId("steps").hidden = !hits.length;
 }
 
-// From hit to hit, and on to the next document that has one.
+// Move to the next or previous hit, if necessary in another document.
 function step(by) {
   const at = matching.indexOf(state.document);
   if (hit + by >= 0 && hit + by < hits.length) hit += by;
@@ -164,7 +164,7 @@ function drawAgreement() {
     tokenTable(`${names[1]} is higher`, lowest.filter(([, , mean]) => mean < 0))));
 }
 
-// What stands next to the labels that are shaded by is never the same again.
+// Offer all measures except the shaded one to be shown next to it.
 function fillBeside() {
   if (state.beside === state.shade) state.beside = null;
   const others = contents.measures.map(({ name }, place) => [place, name]).filter(([place]) => place !== state.shade);
