@@ -23,9 +23,9 @@ NUM_TOKENS = "num_tokens"
 MEAN_ENTROPY = "mean_entropy"
 
 ROUNDING_NATS = 1 / 128
-MOST_VOCABULARY = 2**24  # token ids; sixteen times the largest vocabularies
+MOST_VOCABULARY = 2**24  # limit for token ids: sixteen times the largest vocabularies
 MOST_WINDOW = 2**31 - 1
-MOST_NATS = 1e6  # of a label, so that a loss in float32 stays finite
+MOST_NATS = 1e6  # limit for a label, so that a loss in float32 stays finite
 
 SHIPPED_MODEL, UNRECORDED_MODEL = "shipped demonstration model", "a model that was not recorded"
 BETTER_MODEL = "small, for demonstrations; --method causal --estimator NAME labels with a language model of your choice"

@@ -30,8 +30,7 @@ from pipeline.models.stacks import real_positions
 CPU_BATCH_TOKENS, BATCH_TOKENS = 2048, 16384
 CHUNK_VOCABULARY = 16384  # two matrices of 1,024 x 16,384 in float32 are 128 MiB
 # Entries of both tables of exponentials are at most 1, and underflow below 1e-38. Sums above this threshold lose
-# nothing visible. Lower sums are computed in float64: there, each id's two logits are 69 nats below the two largest
-# ones.
+# nothing visible. Lower sums, in which every product of two entries is lower too, are computed in float64.
 SMALLEST_SUM = 1e-30
 WIDTH_STEP = 8  # decoder batches are padded to multiples of this, so that a compiled decoder meets few widths
 

@@ -32,15 +32,16 @@ OfWindows = Callable[[Tensor, Tensor, Tensor, int], Columns]
 positions to label [B, T], and the maximum number of tokens per forward pass."""
 
 
-# On a CPU core, SmolLM2 labels 1.6 times as fast in forwards of 2,048 or 1,024 tokens as in forwards of 16,384. For a
-# model of a few million parameters the size makes no difference. A GPU needs enough work in a forward not to wait for
-# its host to launch kernels: some 9 TFLOP, 20 ms of an H100, 32,768 tokens of SmolLM2 (computed). Larger batches have
-# more padding: with FineWeb's windows of 2,047, 3% at 32,768 tokens, 14% at eight times that size. Saving 3% is not
-# worth a forward without padding, whose mask would rule out the fastest attention kernels.
+# On a CPU core, SmolLM2 labels 1.6 times as fast with 2,048 or 1,024 tokens per forward pass as with 16,384. For a
+# model of a few million parameters, the number makes no difference. On a GPU, a forward pass needs enough work that the
+# GPU does not wait for its host to launch kernels: some 9 TFLOP, which are 20 ms of an H100 or 32,768 tokens of SmolLM2
+# (computed). Larger batches have more padding: with FineWeb's windows of 2,047 tokens, 3% at 32,768 tokens, and 14% at
+# eight times that size. A forward pass without padding would save the 3%, but would need a mask, which rules out the
+# fastest attention kernels.
 CPU_FORWARD_TOKENS = 2**11
 FORWARD_FLOP = 2**43
 FEWEST_FORWARD_TOKENS, MOST_FORWARD_TOKENS = 2**14, 2**17
-WINDOW_TOKENS = 2**14  # tokens of the windows whose prefixes the exact method sorts by length together
+WINDOW_TOKENS = 2**14  # most tokens in a batch of the exact method, which sorts the prefixes of a batch by length
 
 
 def forward_tokens(model: nn.Module, device: str) -> int:
@@ -81,7 +82,8 @@ class TorchLabeller:
         """
         all_batches, parts, at = list(batches), 0, 0
         sizes = [batch.ids_BT.size for batch in all_batches]
-        # Allocated first: small results that outlive a forward's large ones leave holes in the heap, 900 bytes a token.
+        # Allocated first, because small tensors that outlive the large tensors of a forward pass leave holes in the
+        # heap, 900 bytes per token.
         labels_CN = torch.empty(len(self.columns), sum(sizes), device=self.device)
         with BlockedAttention() if self.device == "cpu" else nullcontext():
             for batch, size, sent in zip(all_batches, sizes, self._on_device(all_batches), strict=True):
@@ -157,7 +159,7 @@ def second_order_labeller(model: SecondOrderModel, device: Device) -> TorchLabel
     columns = (ENTROPY, EXPECTED_ENTROPY)
     both = partial(in_parts, lambda ids: dict(zip(columns, second_order.token_entropies(model, ids), strict=True)))
     tokens, border = forward_tokens(model, device), frequency_border(model.transformer.config)
-    return TorchLabeller(columns, both, device, tokens, tokens, border and border - 1)  # for the start token
+    return TorchLabeller(columns, both, device, tokens, tokens, border and border - 1)  # minus the start token
 
 
 def causal_labeller(model: PreTrainedModel, start: int, device: Device) -> TorchLabeller:

@@ -162,7 +162,7 @@ def frequency_border(config: PreTrainedConfig) -> int | None:
     batch's longest row.
     """
     parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    of_layers = [value for value in parameters.values() if isinstance(value, dict)]  # where kinds of layers differ
+    of_layers = [value for value in parameters.values() if isinstance(value, dict)]  # if layers differ
     borders = [rope["original_max_position_embeddings"] for rope in (parameters, *of_layers) if _has_two_sets(rope)]
     return min(borders, default=None)
 

@@ -54,7 +54,7 @@ SHIPPED = Path(__file__).parents[1] / "checkpoints"
 """Parent of the folders `tokenizer`, `estimator` and `second-order`, which come with the project."""
 
 ADAPTER_FILE = "adapter_config.json"
-DIGESTED_BYTES = 2**20  # at a time
+DIGESTED_BYTES = 2**20  # bytes to read at a time
 FOLD = re.compile(r"fold-(\d{1,6})-of-(\d{1,6})")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from pipeline.data.own_files import own_file, read_object
 
 CONFIG_FILE = "config.json"
-TEXT_CONFIG = "text_config"  # language model's settings, in a model that reads images too
+TEXT_CONFIG = "text_config"  # key of the language model's settings in a model that also reads images
 
 POSITIONS = (
     "max_position_embeddings",

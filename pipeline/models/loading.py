@@ -115,7 +115,7 @@ def require_complete(folder: Path, kind: CheckpointKind) -> None:
 
 def _loaded(folder: Path, kind: CheckpointKind, device: str, dtype: WeightType) -> Any:
     Checkpoint(folder).require_kind(kind)
-    # Not by `.to(dtype)`, which would round the frequencies of rotary positions too.
+    # The dtype is not set by `.to(dtype)`, which would also round the frequencies of rotary positions.
     model = _read(folder, kind, dtype=getattr(torch, dtype))
     model.to(device).eval()
     model.requires_grad_(False)
@@ -202,7 +202,7 @@ def require_labels(model: PreTrainedModel, folder: Path, labels: Callable[[Tenso
     ids_1T = torch.tensor([[index * config.vocab_size // tokens for index in range(tokens)]], device=model.device)
     try:
         finite = bool(labels(ids_1T).isfinite().all())
-    except Exception as error:  # settings that do not show in the weights fail in many ways
+    except Exception as error:  # settings that the weights do not contradict can fail in many ways
         reason = " ".join(str(error).split())
         raise UnfitModelError(f"{folder} cannot read {tokens} tokens: {reason}; name another checkpoint") from error
     if not finite:

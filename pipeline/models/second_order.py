@@ -224,7 +224,7 @@ class SecondOrderModel(PreTrainedModel):
 
     def _hidden(self, transformer: PreTrainedModel, input_ids_BT: Tensor) -> Tensor:
         token = self.config.start_token
-        if token is not None:  # ids, since some models scale, normalise or project embeddings
+        if token is not None:  # pass ids, because some models scale, normalise or project embeddings
             return last_hidden(transformer, pad(input_ids_BT, (1, 0), value=token))
         assert self.start is not None
         start_B1D = self.start.weight.expand(len(input_ids_BT), 1, -1)

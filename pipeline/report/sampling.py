@@ -12,7 +12,7 @@ from pipeline.data.annotated import AnnotatedDataset, Row, as_rows
 from pipeline.data.shards import ENTROPY_COLUMNS, SHARD
 from schemas.annotations import ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS
 
-# Most tokens on a page, about 3 MB; and most tokens of a document, which a browser lays out in a moment.
+# Limits for the tokens of a page, which then has about 3 MB, and of a document, which a browser then lays out at once.
 MOST_OF_ALL, MOST_OF_ONE = 300_000, 20_000
 
 
@@ -146,9 +146,8 @@ class LabelledSource:
         """Yield the documents in these rows, with their labels and their values in these columns of the source.
 
         Raises:
-            ValueError: if labels are not finite or not one per token, if the other dataset has different tokens; or
-            from
-                AnnotatedDataset.batches.
+            ValueError: if labels are not finite or not one per token, or if the other dataset has different tokens; or
+                from AnnotatedDataset.batches.
         """
         names = (INPUT_IDS, *self.label_columns, *columns)
         own = _rows(self.dataset, names, rows)

@@ -24,13 +24,13 @@ POSITIONS_B = np.unique(np.floor(2.0 ** np.arange(0, 32, 0.25)).astype(np.int64)
 """First position in each bin. Bins are narrower at the start of a document, where entropy falls fastest."""
 MOST_GROUPS = 20
 VALUES_KEPT = 10_000  # most groups of a single column; with several columns, the limit is MOST_GROUPS + 1 for each
-LONGEST_VALUE = 200  # characters; a longer value is named by its digest
+LONGEST_VALUE = 200  # characters; a longer value is truncated, with its digest appended
 PIECE_TOKENS = 2**18  # number of a document's tokens that are added at a time; each takes 100 bytes of memory
 NO_VALUE = "(none)"
 LEAST_OCCURRENCES, TOKENS_LISTED = 10, 12
 Values = dict[str, Any]
 """JSON object with values for the page's script."""
-LEAST_VARIANCE = 1e-9  # nats²: labels are multiples of 1/128 nat, and sums round
+LEAST_VARIANCE = 1e-9  # nats²; lower values are rounding errors, because labels are multiples of 1/128 nat
 SHARE_BEYOND = 0.01  # share of the labels that lie beyond each end of the scale
 
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders
 from pipeline.data.safe_tokenizers import tokenizer_errors
 from pipeline.labels.retokenize import BYTE_LEVEL
 
-MOST_CHARACTERS = 1000  # of a token's text; a vocabulary may contain any string
+MOST_CHARACTERS = 1000  # limit for a token's text, because a vocabulary may contain any string
 SINGLE_BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
