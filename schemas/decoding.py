@@ -1,7 +1,7 @@
 """Decoding of a dataset's JSON records into dataclasses.
 
 The JSON is untrusted. A value must have its field's type. Numbers must be finite, and whole numbers must not be
-negative.
+negative. A reader is a function that checks a JSON value and converts it to a field's type.
 """
 
 import json
@@ -86,7 +86,7 @@ def _fields(kind: type) -> tuple[dict[str, Reader], set[str]]:
 
 
 def _reader(kind: Any) -> Reader:
-    """Return the reader for a field's type: a function that converts a JSON value. It names the field in errors."""
+    """Return the reader for a field's type. A reader takes a JSON value and the field's name, which errors mention."""
     arguments = get_args(kind)
     if get_origin(kind) in (Union, UnionType):
         (other,) = set(arguments) - {NoneType}
@@ -103,7 +103,8 @@ def _reader(kind: Any) -> Reader:
 
 
 def _list_reader(kinds: tuple[Any, ...]) -> Reader:
-    """Return the reader for a list: one item of each type, or any number of items if `kinds` ends with an ellipsis."""
+    """Return the reader for a list with one item of each type, or any number of items if the last type is an
+    ellipsis."""
     if kinds[-1] is Ellipsis:
         each = _reader(kinds[0])
         return lambda value, name: tuple([each(item, name) for item in _list(value, name)])

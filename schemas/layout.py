@@ -24,7 +24,7 @@ SHARD_NAME = re.compile(r"(?:[0-9]{1,9}/)?train-[0-9]{1,12}-of-([0-9]{1,12})\.pa
 
 @dataclass(frozen=True)
 class Subset:
-    """Folders of a subset below `root`. By default, they are relative paths, as in a repository."""
+    """Folders of a subset below `root`. By default, the paths are relative, as in a repository."""
 
     name: str
     root: Path = Path()
@@ -79,10 +79,11 @@ def shards_in_all(name: str) -> int:
 
 
 def require_contained(root: Path) -> None:
-    """Raise if a link leads out of a dataset's folder. It would let the dataset's author choose files to read or write.
+    """Raise if a link leads out of a dataset's folder.
 
-    The folder itself may be a link. A link inside the folder may lead to another place in the folder. If the folder is
-    a snapshot in the Hub's cache, a link may also lead to the cached files.
+    The dataset's author must not be able to choose which other files are read, sent or written. The folder itself may
+    be a link. A link inside the folder may lead to another place in the folder. If the folder is a snapshot in the
+    Hub's cache, a link may also lead to the cached files.
 
     Raises:
         ValueError: if a link leads out of the folder, or an entry is neither a file nor a folder.

@@ -57,7 +57,7 @@ Features = dict[str, Any]
 
 
 def read_features(schema: pa.Schema, source: str) -> Features:
-    """Return the features of each column that has them, by name. There are none if `datasets` did not write the schema.
+    """Return the features of the columns, by column name; empty if `datasets` did not write the schema.
 
     `source` is the name of the file in error messages.
 

@@ -143,7 +143,7 @@ def _budgets(budget: int, smallest: int) -> Iterator[int]:
 
 
 def in_parts(one_pass: Callable[[Tensor], Columns], ids_BT: Tensor, _: Tensor, __: Tensor, budget: int) -> Columns:
-    """Return a batch's labels by a method of one pass per window, in parts of as many rows as the budget allows."""
+    """Return a batch's labels from a one-pass method, applied to as many rows at a time as the budget allows."""
     parts = [one_pass(ids_bT) for ids_bT in ids_BT.split(max(1, budget // ids_BT.shape[1]))]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -155,7 +155,7 @@ def exact_labeller(estimator: EntropyEstimator, device: Device) -> TorchLabeller
 
 
 def second_order_labeller(model: SecondOrderModel, device: Device) -> TorchLabeller:
-    """Return a labeller that makes both columns with a second-order model, which must be on the device."""
+    """Return a labeller that makes both label columns with a second-order model, which must be on the device."""
     columns = (ENTROPY, EXPECTED_ENTROPY)
     both = partial(in_parts, lambda ids: dict(zip(columns, second_order.token_entropies(model, ids), strict=True)))
     tokens, border = forward_tokens(model, device), frequency_border(model.transformer.config)
@@ -163,7 +163,7 @@ def second_order_labeller(model: SecondOrderModel, device: Device) -> TorchLabel
 
 
 def causal_labeller(model: PreTrainedModel, start: int, device: Device) -> TorchLabeller:
-    """Return a labeller that makes labels with a causal model, which must be on the device.
+    """Return a labeller that makes causal labels with a language model, which must be on the device.
 
     The model reads the token `start` before each window.
     """

@@ -14,7 +14,7 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.safe_tokenizers import tokenizer_errors
 
 UNLABELLED_SHARE = 1e-9
-"""Overlap with unlabelled tokens, as a share of a token, that is still treated as a rounding error."""
+"""Largest share of a token whose overlap with unlabelled tokens is treated as a rounding error."""
 
 
 class Tokens(NamedTuple):
@@ -35,7 +35,7 @@ def encode_with_ends(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]
     bytes evenly, and end at fractions of a byte.
 
     Raises:
-        UnicodeEncodeError: if a text has a lone surrogate, which UTF-8 and Parquet cannot hold. It is a ValueError.
+        UnicodeEncodeError: if a text has a lone surrogate, which UTF-8 and Parquet cannot hold. This is a ValueError.
     """
     for text in texts:
         text.encode()
@@ -103,8 +103,8 @@ def _ends(encoding: Encoding, text: str) -> np.ndarray:
 def _ends_of_offsets(offsets_T2: np.ndarray, text: str) -> np.ndarray:
     """Return the byte ends of tokens whose first and last characters are known.
 
-    If n tokens have the same last character, they share bytes evenly: those from the start of the last of these tokens
-    to the end of the character.
+    If n tokens have the same last character, the bytes from the start of the last of these tokens to the end of the
+    character are divided evenly among the tokens.
     """
     if not len(offsets_T2):
         return np.empty(0)

@@ -60,7 +60,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 class UnfitModelError(ValueError):
-    """Model that cannot be used for labelling, by any worker on any node."""
+    """Error of a model that no worker on any node can use for labelling."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,8 @@ class Checkpoint:
         """Raise unless the folder has safetensors weights of the expected kind and size. No weights are loaded.
 
         Raises:
-            ValueError: if the kind is another, the configuration's sizes do not fit the weights, the weights are not
-                safetensors, or an adapter would have to be applied.
+            ValueError: if the kind differs, the configuration's sizes do not fit the weights, there are no safetensors
+                weights, or the folder has an adapter.
         """
         if self.kind != expected:
             raise ValueError(

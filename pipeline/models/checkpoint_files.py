@@ -35,7 +35,7 @@ IMPLEMENTATIONS = {
     "attn_implementation": ("eager", "sdpa", "flex_attention"),
     "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
 }
-"""Implementations in transformers itself. It would fetch any other implementation as a kernel, which is code."""
+"""Implementations that are part of transformers. Any other would be fetched from the Hub as a kernel, which is code."""
 
 MOST_NUMBERS = 2**20  # limit for a size; for a model with more weights than this, the limit is the number of weights
 MOST_LAYERS = 10**4

@@ -102,7 +102,7 @@ class Codec:
 
 
 class StoredLosses(NamedTuple):
-    """Stored embeddings, and the losses of tokens given the stored embedding of their window, in nats, 0 at padding."""
+    """Stored embeddings, and the losses in nats of their windows' tokens given these embeddings; 0 at padding."""
 
     losses_BT: Tensor
     stored_BE: Tensor

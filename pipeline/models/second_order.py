@@ -41,7 +41,7 @@ PROBE_TOKENS = 8
 
 
 class Entropies(NamedTuple):
-    """Estimates in nats, each [B, T], at the index of the estimated token."""
+    """Estimated entropies in nats, [B, T] each. An estimate has the index of its token."""
 
     entropy_BT: Tensor
     expected_entropy_BT: Tensor

@@ -35,7 +35,7 @@ class LanguageModelSizes(TransformerSizes):
     heads: int = 6
     """Number of heads of the attention, or of a mixer's convolution."""
     kind: StackKind = "transformer"
-    """Kind of the model: with attention (transformer), or with a convolution over positions (masked mixer)."""
+    """Kind of the model: with attention (transformer), or with a masked convolution over positions (mixer)."""
     kernel: int = 1
     """Number of neighbouring hidden indices that a mixer's convolution covers."""
 
@@ -66,7 +66,7 @@ class WindowEncoderSizes:
     context: int = 256
     """Longest window, in tokens."""
     encoder_kind: StackKind = "transformer"
-    """Kind of the encoder: with attention (transformer), or with a convolution over positions (masked mixer)."""
+    """Kind of the encoder: with attention (transformer), or with a masked convolution over positions (mixer)."""
     encoder_width: int = 64
     """Hidden size of the encoder."""
     encoder_layers: int = 3
@@ -84,7 +84,7 @@ class WindowEncoderSizes:
     """Place of the noise: the bottleneck's values (bottleneck), or the encoder's state before the bottleneck
     (before-down)."""
     decoder_kind: StackKind = "transformer"
-    """Kind of the decoder: with attention (transformer), or with a convolution over positions (masked mixer)."""
+    """Kind of the decoder: with attention (transformer), or with a masked convolution over positions (mixer)."""
     decoder_width: int = 192
     """Hidden size of the decoder."""
     decoder_layers: int = 4

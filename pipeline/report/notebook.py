@@ -47,7 +47,7 @@ class DocumentView:
 
     @property
     def most(self) -> float:
-        """End of the colour scale in whole nats. At most one label in a hundred is larger."""
+        """End of the colour scale in whole nats. At most one label in a hundred lies beyond the end."""
         sizes = [abs(nats) for nats in self.entropies if nats is not None]
         return max(1, math.ceil(np.quantile(sizes, SHARE_ON_SCALE))) if sizes else 1
 

@@ -158,7 +158,7 @@ def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, size: Sam
 def _read(source: LabelledSource, size: SampleSize, columns: Sequence[str], texts: TokenTexts) -> Sampled:
     """Read the sample and return its statistics, with the documents to show.
 
-    Other documents are not kept after they were added to the statistics.
+    All other documents are dropped as soon as they are added to the statistics.
     """
     statistics = Statistics(2 * len(source.series) - 1, source.dataset.vocabulary)
     agreement = None if source.against is None else Agreement()

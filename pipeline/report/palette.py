@@ -46,7 +46,7 @@ def level(nats: float, most: float) -> int:
 
 
 def level_class(nats: float | None, most: float) -> str:
-    """Return the CSS class for a label, whose colour `palette_css` sets; `none` for a token without a label."""
+    """Return the CSS class of a label's colour, as in `palette_css`; `none` for a token without a label."""
     if nats is None:
         return "none"
     signed = level(nats, most)

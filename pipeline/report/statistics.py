@@ -62,7 +62,7 @@ class Statistics:
         self.groups: dict[str, dict[str, Group]] = {}
 
     def add(self, document: Document, columns: Sequence[str] | None = None) -> None:
-        """Add a document to the sums, and to its group in each of the columns. By default, use all source columns."""
+        """Add a document to the sums, and to its group in each of `columns` (by default, all columns of the source)."""
         columns = list(document.source) if columns is None else columns
         self.documents += 1
         self.tokens += len(document.tokens_N)
