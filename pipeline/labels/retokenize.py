@@ -14,7 +14,7 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.safe_tokenizers import tokenizer_errors
 
 UNLABELLED_SHARE = 1e-9
-"""Largest share of a token whose overlap with unlabelled tokens is treated as a rounding error."""
+"""Overlap with unlabelled tokens up to which a target token still has a label, as a share of the target token."""
 
 
 class Tokens(NamedTuple):
