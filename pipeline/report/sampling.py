@@ -23,7 +23,7 @@ class SampleSize:
     documents: int = 200
     """Number of documents to show, out of the sample."""
     sample: int = 2000
-    """Number of documents in the sample, which is drawn from the whole dataset. The statistics are of the sample."""
+    """Number of documents in the sample for the statistics, drawn from the whole dataset."""
     tokens: int | None = None
     """Maximum number of tokens to show of each document; by default 1,500 for 200 documents, or 20,000 for a single
     document."""

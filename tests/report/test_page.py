@@ -1,4 +1,4 @@
-"""What is on the page, read back from it: the dataset's own numbers, and documents that can do no harm."""
+"""The contents of the page, read back from its HTML: the dataset's numbers, and documents that cannot do harm."""
 
 import json
 import re
@@ -20,7 +20,7 @@ CONTENTS = re.compile(r'<script type="application/json" id="contents">(.*?)</scr
 
 
 def contents_of(page: Path) -> dict[str, Any]:
-    """What the script of the page reads."""
+    """Return the values that the page's script reads."""
     (found,) = CONTENTS.findall(page.read_text(encoding="utf-8"))
     contents: dict[str, Any] = json.loads(found)
     return contents
