@@ -78,7 +78,7 @@ def text_of(file: Path) -> str:
 
 @cache
 def _fields(kind: type) -> tuple[dict[str, Reader], set[str]]:
-    """Return the reader of each field by the field's name, and the names of the fields without a default."""
+    """Return a dictionary from field names to readers, and the names of the fields without a default."""
     hints = get_type_hints(kind)
     assert is_dataclass(kind)
     needed = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}

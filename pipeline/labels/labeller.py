@@ -136,7 +136,7 @@ def _sent(arrays: Sequence[np.ndarray], device: str) -> list[Tensor]:
 
 
 def _budgets(budget: int, smallest: int) -> Iterator[int]:
-    """Yield the budget twice, then its half, its quarter and so on, down to the size of a window."""
+    """Yield the token budgets to try: the budget twice, then its half, its quarter and so on, down to a window."""
     yield from (budget, budget)
     while (budget := budget // 2) >= smallest:
         yield budget

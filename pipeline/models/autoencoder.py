@@ -44,7 +44,7 @@ class Autoencoder(WindowEncoder):
         self.post_init()  # type: ignore[no-untyped-call]
 
     def decode(self, bottleneck_BE: Tensor, tokens: int) -> Tensor:
-        """Return hidden states [B, T, D] for windows of `tokens` tokens; index i predicts token i."""
+        """Return hidden states [B, T, D] for windows of `tokens` tokens. State i predicts token i."""
         embedding_BC = self.up(bottleneck_BE)
         if self.config.given == "repeated":
             given_BTX = embedding_BC.unsqueeze(1).expand(-1, tokens, -1)

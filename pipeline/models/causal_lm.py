@@ -65,7 +65,7 @@ def next_token_losses(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Ten
 
 
 def next_token_hidden(model: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
-    """Return last hidden states [B, T, D]; index i predicts the token after `inputs[:, : i + 1]`."""
+    """Return the last hidden states [B, T, D]. State i predicts the token after `inputs[:, : i + 1]`."""
     return last_hidden(decoder(model), inputs_BT)
 
 
@@ -156,7 +156,7 @@ def longest_window(config: PreTrainedConfig) -> int | None:
 
 
 def frequency_border(config: PreTrainedConfig) -> int | None:
-    """Return the longest row, in tokens, that uses LongRoPE's frequencies for short rows; None without LongRoPE.
+    """Return the length of the longest row that uses LongRoPE's frequencies for short rows; None without LongRoPE.
 
     LongRoPE has two sets of rotary frequencies. transformers chooses one set for a whole batch, by the length of the
     batch's longest row.

@@ -182,7 +182,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def weights_size(folder: Path) -> WeightsSize:
-    """Return the size of the weights, read only from the files' headers.
+    """Return the number of tensors in the weights, and of numbers in all tensors, from only the files' headers.
 
     Raises:
         ValueError: from `weight_files`; or if a file is damaged, or two files hold weights of the same name.

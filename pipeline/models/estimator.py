@@ -124,12 +124,12 @@ class EntropyEstimator(WindowEncoder):
         return (own.introduction, own.introduced_above) != (others.introduction, others.introduced_above)
 
     def introduced(self, bottleneck_E: Tensor) -> Tensor:
-        """Return the embedding as it enters the decoder [..., X], for bottleneck values [..., E]."""
+        """Return the embedding that enters the decoder, [..., X], from bottleneck values [..., E]."""
         introduced_X: Tensor = self.introduce(self.up(bottleneck_E))
         return introduced_X
 
     def prefix_embeddings(self, input_ids_BT: Tensor) -> Tensor:
-        """Return embeddings [B, T, X] as they enter the decoder; index i is for the prefix `input_ids[:, : i + 1]`."""
+        """Return the embeddings that enter the decoder, [B, T, X]. Embedding i is for the prefix of tokens 0..i."""
         return self.introduced(self.bottlenecks(input_ids_BT))
 
     def token_states(self, input_ids_BT: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class EntropyEstimator(WindowEncoder):
         return tokens_BTD if layers is None else causal_hidden(layers, tokens_BTD)
 
     def decode_states(self, embedding_BX: Tensor, states_BTD: Tensor) -> Tensor:
-        """Return hidden states [B, T, D] from the embedding and `token_states`; index i predicts token i."""
+        """Return hidden states [B, T, D] from the embedding and `token_states`. State i predicts token i."""
         embedding_B1X = embedding_BX.unsqueeze(1)
         if self.config.introduction == "projection":
             entered = states_BTD + embedding_B1X
@@ -161,7 +161,7 @@ class EntropyEstimator(WindowEncoder):
         return hidden_BTD
 
     def decode(self, embedding_BX: Tensor, input_ids_BT: Tensor) -> Tensor:
-        """Return hidden states [B, T, D]; index i predicts token i from the embedding and the tokens before i."""
+        """Return hidden states [B, T, D]. State i predicts token i from the embedding and the tokens before i."""
         return self.decode_states(embedding_BX, self.token_states(input_ids_BT))
 
     def decode_losses(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:

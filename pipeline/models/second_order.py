@@ -248,7 +248,7 @@ def _stack(settings: dict[str, Any]) -> PreTrainedModel:
 def _require_same_losses(made: SecondOrderModel, model: PreTrainedModel) -> None:
     """Raise if the losses of a language model change when its weights are copied.
 
-    They change if they depend on more than weights and configuration. RWKV, for example, rescales its weights.
+    The losses change if they depend on more than weights and configuration. RWKV, for example, rescales its weights.
     """
     tokens = min(PROBE_TOKENS, made.config.context, made.config.vocab_size)
     ids_1T = torch.arange(tokens, device=model.device).unsqueeze(0)

@@ -62,7 +62,7 @@ class WindowEncoder(PreTrainedModel, ABC):
     config: WindowEncoderConfig
 
     def bottlenecks(self, input_ids_BT: Tensor) -> Tensor:
-        """Return bottleneck values [B, T, E]; index i is for the prefix `input_ids[:, : i + 1]`."""
+        """Return the bottleneck values [B, T, E] of all prefixes. The values at index i are for tokens 0..i."""
         hidden_BTC = causal_hidden(self.encoder, input_embeddings(self.encoder)(input_ids_BT))
         before_down = self.config.noise_place == "before-down"
         narrow_BTE = self.down(self._noisy(hidden_BTC) if before_down else hidden_BTC)
