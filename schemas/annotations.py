@@ -99,8 +99,8 @@ class Provenance:
     """True if the source consists of text files, whose paths are written to the columns `id` and `file`. False in older
     runs."""
     longest_document: int = NO_BOUND
-    """Maximum size of a document in bytes of text, or with four bytes per token id. Longer documents have no labels.
-    Older runs had no limit."""
+    """Maximum size of a document: its bytes of text, or four times its number of token ids. Longer documents have no
+    labels. Older runs had no limit."""
     rounding_nats: float = ROUNDING_NATS
     schema_version: int = SCHEMA_VERSION
 

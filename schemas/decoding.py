@@ -103,7 +103,7 @@ def _reader(kind: Any) -> Reader:
 
 
 def _list_reader(kinds: tuple[Any, ...]) -> Reader:
-    """Return the reader for a list with one item of each type, or any number if the last type is an ellipsis."""
+    """Return the reader for a list: one item of each type, or any number of items if the last type is an ellipsis."""
     if kinds[-1] is Ellipsis:
         each = _reader(kinds[0])
         return lambda value, name: tuple([each(item, name) for item in _list(value, name)])

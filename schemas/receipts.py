@@ -39,8 +39,7 @@ class Counts:
     """Rows whose document is longer than `longest_document`. They are included in `rows_without_text`, and their lists
     are empty."""
     rows_with_unknown_text: int = 0
-    """Rows with characters that the tokenizer cannot represent. It replaced them with its unknown token, or dropped
-    them."""
+    """Rows with characters that the tokenizer replaced by its unknown token, or dropped."""
     rows_with_replacements: int = 0
     """Rows whose text contains U+FFFD, the replacement for invalid Unicode, whether inserted by the run or earlier."""
     tokens: int = 0

@@ -177,7 +177,7 @@ def load_labeller(
 ) -> TorchLabeller:
     """Return a labeller for the method, with its checkpoint loaded to the device.
 
-    The model computes in `dtype`, but losses and sums in higher precision. A causal model reads the token `start`
+    The model runs in `dtype`; losses and sums are computed in higher precision. A causal model reads the token `start`
     before each window, by default the token that the checkpoint declares.
     """
     if method == "exact":
