@@ -23,9 +23,9 @@ from pipeline.models.causal_lm import (
 def token_entropies(model: PreTrainedModel, input_ids_BT: Tensor, start: int) -> Tensor:
     """Return -ln p(token | earlier tokens of the row) in nats, float32 [B, T], of right-padded texts.
 
-    Each row is read after the token `start`, the one before documents in the model's training, so that the first token
-    has a label too. Values at padding are meaningless. Texts longer than the model's context are labelled in windows of
-    that length, which overlap by half and also follow `start`.
+    The model reads the token `start` before each row, so that the first token has a label too. `start` is the token
+    that preceded documents in the model's training. Values at padding are meaningless. Texts longer than the model's
+    context are labelled in windows of that length, which overlap by half. The model reads `start` before each window.
     """
 
     def losses_BT(window: Window) -> Tensor:
@@ -37,7 +37,10 @@ def token_entropies(model: PreTrainedModel, input_ids_BT: Tensor, start: int) ->
 
 @torch.no_grad()
 def expected_entropies(model: PreTrainedModel, input_ids_BT: Tensor, start: int) -> Tensor:
-    """Return the entropy of the model's prediction of each token, in nats, float32 [B, T]; see `token_entropies`."""
+    """Return the entropy of the model's prediction of each token in nats, float32 [B, T].
+
+    Start token, padding and long texts are treated as in `token_entropies`.
+    """
 
     def entropies_BT(window: Window) -> Tensor:
         inputs_BT = prepend_start(input_ids_BT[:, window.start : window.stop], start)

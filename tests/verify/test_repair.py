@@ -85,7 +85,8 @@ def test_damaged_files_are_set_aside_and_made_again_bit_identically(
         file: damaged[file] for file in aside
     }
     assert files(dataset) == {file: content for file, content in damaged.items() if file not in aside}
-    assert f"  python -m pipeline.annotate --output {dataset} --subset exact --method exact ..." in lines
+    (command,) = (line for line in lines if line.startswith("  python -m pipeline.annotate "))
+    assert f"--output {dataset} --subset {SUBSET} --method exact " in command and command.endswith(" ...")
     complete(tmp_path)
     assert files(dataset) == sound
     assert verified(dataset, capsys)[0] == 0
