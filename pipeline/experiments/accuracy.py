@@ -26,7 +26,7 @@ class Contestant:
     source: str
     method: str
     target: Target
-    """Quantity to estimate: `surprisal` is -ln p of the actual token, `entropy` the expected surprisal of a token."""
+    """Quantity to estimate. `surprisal` is -ln p of the actual token. `entropy` is the expectation of the surprisal."""
     token_passes: float
     """Cost of labelling, in model passes per token."""
     training_tflop: float
@@ -56,7 +56,7 @@ class Entry:
 
 
 def measure(contestant: Contestant, estimates_N: Tensor, truth_N: Tensor, *, in_nats: bool = True) -> Accuracy:
-    """Return the errors of labels against the truth. Without `in_nats`, only the squared correlation is computed."""
+    """Return the errors of labels against the truth. If `in_nats` is false, only compute the squared correlation."""
     estimates_N, truth_N = estimates_N.double(), truth_N.double()
     if not in_nats:
         correlation = torch.corrcoef(torch.stack([estimates_N, truth_N]))[0, 1].nan_to_num().item()
@@ -81,7 +81,8 @@ def write_results(folder: Path, entries: Sequence[Entry], made_by: str) -> None:
 def markdown(results: Sequence[Accuracy]) -> str:
     """Return a Markdown table per target, with a row per label method and a column per source.
 
-    A cell has the mean absolute error in nats and the R² in brackets. The best cell of a source is bold.
+    A cell has the mean absolute error in nats and the R² in brackets. The best R² on a source is bold. Further columns
+    have the costs.
     """
     targets: tuple[Target, ...] = ("surprisal", "entropy")
     tables = [_table(target, [result for result in results if result.target == target]) for target in targets]

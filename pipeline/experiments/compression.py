@@ -28,7 +28,7 @@ COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType(
         "xz -9e": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
     }
 )
-"""Compressors by name, at their strongest usual settings. Each takes bytes and returns a complete compressed file."""
+"""Compressors by name, at their strongest usual settings. They take bytes and return a complete compressed file."""
 
 
 @dataclass(frozen=True, kw_only=True)

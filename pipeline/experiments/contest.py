@@ -180,7 +180,7 @@ def hold_contest(name: str, settings: ContestSettings, folder: Path) -> Iterator
 
     language_model = train_language_model(corpus, vocabulary, settings, folder)
     estimator = train_estimator(corpus, vocabulary, settings, folder)
-    flop = 6 * parameters(estimator) * settings.steps * settings.batch * window  # the language model spends as much
+    flop = 6 * parameters(estimator) * settings.steps * settings.batch * window  # same for the language model
     yield score("causal", causal.token_entropies(language_model, fresh_ids_MT, vocabulary), 1, flop)
     expected_MT = causal.expected_entropies(language_model, fresh_ids_MT, vocabulary)
     yield score("causal", expected_MT, 1, flop, target="entropy")

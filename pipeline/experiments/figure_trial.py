@@ -51,7 +51,7 @@ def prepare(
 ) -> Text:
     """Tokenize the first `documents` documents of the files, or of the built-in text if there are no files.
 
-    The last `held_out` of these documents are held out, but at most a tenth of them.
+    The last `held_out` documents are held out for evaluation, but at most a tenth of all documents.
 
     Raises:
         ValueError: if nothing is left to train or to evaluate on.
@@ -121,7 +121,7 @@ def multiplying(model: PreTrainedModel) -> int:
 
 
 def loss_of(trial: FigureTrial) -> Callable[[Any, Batch], Tensor]:
-    """Return the training loss of the trial's model, in nats per token."""
+    """Return the function that computes the training loss of the trial's model, in nats per token."""
     return partial(document_loss, start=START) if trial.model == "causal" else estimator_loss
 
 

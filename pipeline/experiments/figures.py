@@ -22,15 +22,15 @@ class FigureSizes:
     encoder_width: int = 128
     """Hidden size of the encoder."""
     encoder_layers: int = 2
-    """Blocks of the encoder."""
+    """Number of blocks of the encoder."""
     encoder_heads: int = 4
-    """Heads of the encoder."""
+    """Number of attention heads of the encoder."""
     decoder_width: int = 128
     """Hidden size of the decoder, or of the language model."""
     decoder_layers: int = 3
-    """Blocks of the decoder, or of the language model."""
+    """Number of blocks of the decoder, or of the language model."""
     decoder_heads: int = 4
-    """Heads of the decoder, or of the language model."""
+    """Number of attention heads of the decoder, or of the language model."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ LABELS = {
 
 
 def write_figure(folder: Path, number: int, figure: Figure, rows: Rows) -> str:
-    """Write `figure-N.csv`, `figure-N.png` and `figure-N.md`; return the text of `figure-N.md`."""
+    """Write `figure-N.csv`, `figure-N.png` and `figure-N.md`, and return the text of `figure-N.md`."""
     lines = [{"trial": trial, **row} for trial, trial_rows in rows.items() for row in trial_rows]
     write_csv(folder / f"figure-{number}.csv", lines)
     write_plot(folder / f"figure-{number}.png", figure, rows)

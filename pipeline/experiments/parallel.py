@@ -43,7 +43,7 @@ def side_by_side(
 
 
 def _one_core_of_this_process() -> None:
-    import torch  # imported in the server already; not at the top, so that --help starts fast
+    import torch  # not at the top of the file, so that --help starts fast
 
     torch.set_num_threads(1)
 

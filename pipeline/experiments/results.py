@@ -22,7 +22,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_report(folder: Path | None, text: str, made_by: str) -> str:
-    """Print and return the text with the command that made it. If `folder` is given, write both to `results.md`."""
+    """Print and return the text with the command that made it. If there is a folder, also write `results.md` there."""
     report = f"{text.rstrip()}\n\nMade by `{made_by}`.\n"
     say(*report.split("\n"))
     if folder is not None:

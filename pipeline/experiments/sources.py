@@ -208,7 +208,7 @@ class ContestSettings:
     labelled_documents: int = 6000
     """Number of unseen documents that are labelled to train the second-order models."""
     labelled_share: float = 0.2
-    """Share of the tokens that are labelled in the documents for the second-order models."""
+    """Share of tokens that get a label in the documents for training the second-order models."""
     fresh_documents: int = 300
     """Number of documents on which all methods are compared. No model is trained on these documents."""
     seed: int = 0

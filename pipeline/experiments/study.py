@@ -22,8 +22,8 @@ SHUFFLED, TRUTH = "shuffled", "truth"
 Labelled = tuple[ObjectiveName, str | None]
 """An objective and the name of its labels, or None if it uses no labels."""
 CORRECTED: tuple[ObjectiveName, ...] = ("flood", "floor", "flood-mean")
-"""Objectives that are tried with every scale and margin. `flood-mean` applies scale and margin to its level, the other
-objectives to each label."""
+"""Objectives that are tried with every scale and margin. `flood` and `floor` apply scale and margin to each label, and
+`flood-mean` applies them to its level."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def write_results(
 def markdown(summaries: Sequence[Summary], truth: float | None) -> str:
     """Return the summaries as a Markdown table, sorted by final loss.
 
-    Half the width of the 95% confidence interval follows in brackets.
+    Half the width of the 95% confidence interval follows each mean in brackets.
     """
     known = "" if truth is None else f"The true distribution's held-out loss is {truth:.3f} nats per token.\n\n"
     elsewhere = not all(isnan(summary.elsewhere) for summary in summaries)

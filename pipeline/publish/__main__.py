@@ -59,8 +59,9 @@ class Left(NamedTuple):
 def publish(config: Config) -> int:
     """Publish an annotated dataset on the Hugging Face Hub.
 
-    The exit code is 0 if every shard is published, and 3 if some shards are not labelled yet. It is 1 if the command
-    was refused or failed, or if some shards are damaged.
+    The exit code is 0 if every shard is published, and 3 if some shards are not labelled yet.
+
+    The exit code is 1 if the command was refused or failed, or if some shards are damaged.
     """
     repository = Repository.at(config.repository)
     existing = sorted(file.parent.name for file in config.folder.glob(f"{LEDGER_FOLDER}/*/{PLAN_FILE}"))

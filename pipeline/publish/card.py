@@ -1,7 +1,7 @@
 """Card of an annotated dataset: a README.md with front matter for `datasets` and the Hub, and a section per subset.
 
 A subset's section is enclosed by two comments. The first comment contains a digest of the section, so that edits by
-hand are noticed. Edited sections and text outside the sections are kept, other sections are rewritten. In the front
+hand are noticed. Edited sections and text outside the sections are kept. Other sections are rewritten. In the front
 matter, the subset's entries and the size are overwritten, and missing keys are added.
 """
 
@@ -42,7 +42,7 @@ LOG = logging.getLogger(__name__)
 
 
 def dataset_card(info: SubsetInfo, existing: str | None, file: str = CARD_FILE) -> str:
-    """Return the existing card with this subset updated, or a new card if there is none. `file` is its name in errors.
+    """Return the existing card with this subset updated, or a new card. `file` is the card's name in errors.
 
     Raises:
         ValueError: if the existing card cannot be read or the section's marks are broken, or if `datasets` cannot load
@@ -55,7 +55,7 @@ def dataset_card(info: SubsetInfo, existing: str | None, file: str = CARD_FILE) 
 
 
 def folder_card(info: SubsetInfo) -> str:
-    """Return the card of the subset's folder with this subset updated, without writing it.
+    """Return the card of the subset's folder with this subset updated. The file is not written.
 
     Raises:
         ValueError: as `dataset_card`, or if the existing card is not UTF-8.
@@ -65,7 +65,7 @@ def folder_card(info: SubsetInfo) -> str:
 
 
 def write_card(info: SubsetInfo) -> None:
-    """Update the card of the subset's folder. If it was broken since the run began, log a warning and keep it."""
+    """Update the card of the subset's folder. A card that was broken since the run began is kept, with a warning."""
     try:
         write_text(info.subset.card, folder_card(info))
     except ValueError as error:
@@ -98,7 +98,7 @@ def _update_front_matter(card: DatasetCard, info: SubsetInfo) -> None:
     name, counts = info.subset.name, info.counts
     default = MetadataConfigs.from_dataset_card_data(card.data).get_default_config_name()
     configs = {config["config_name"]: config for config in card.data.get("configs") or []}
-    if default is not None:  # a single configuration is the default without a flag
+    if default is not None:  # a configuration without this flag is only the default while it is the only one
         configs[default] = {**configs[default], "default": True}
     entry: dict[str, object] = {
         "config_name": name,
@@ -130,7 +130,7 @@ def _features(schema: pa.Schema) -> "Features | None":
     features = Features({field.name: _feature(field, schema) for field in schema})
     try:
         read = Features._from_yaml_list(yaml.safe_load(yaml.safe_dump(features._to_yaml_list())))
-    except (ValueError, TypeError, KeyError, AttributeError):  # for example a column `_type`: that key marks types
+    except (ValueError, TypeError, KeyError, AttributeError):  # for example if a column has the reserved name `_type`
         return None
     return features if read == features else None
 
@@ -180,7 +180,7 @@ def _update_size(card: DatasetCard, others: list[str]) -> None:
 
 
 def _is_ours(name: str, card: DatasetCard, info: SubsetInfo) -> bool:
-    """True if the configuration `name` is a subset of labels; False for other data in the repository."""
+    """True if the configuration `name` has labels; False for other data in the repository."""
     return name == info.subset.name or f"<!-- begin {name} " in card.text
 
 

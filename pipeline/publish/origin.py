@@ -35,7 +35,7 @@ class License:
         return "other" not in self.ids or self.link is not None
 
     def front_matter(self) -> dict[str, object]:
-        """Return the front-matter keys for a card. Only several licences form a list, as the Hub requires."""
+        """Return the keys for a card. `license` is a list only if there are several licences, as the Hub requires."""
         license: dict[str, object] = {"license": list(self.ids) if len(self.ids) > 1 else self.ids[0]}
         named = {"license_name": self.name, "license_link": self.link}
         return license | {key: value for key, value in named.items() if value}
@@ -54,7 +54,7 @@ class Origin:
     datasets: tuple[str, ...] = ()
     """Names of the datasets on the Hub."""
     license: License | None = None
-    """Licence of all inputs; None if the inputs have different or unknown licences."""
+    """Licence of all inputs; None if licences differ or a licence is unknown."""
     languages: tuple[str, ...] = ()
 
     @property

@@ -55,7 +55,7 @@ class Publisher:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Close the publisher, unless there was an error. Then the next run publishes the remaining shards."""
+        """Close the publisher, unless there was an error. After an error, the next run publishes what remains."""
         if error is None:
             self.close()
 
@@ -93,7 +93,7 @@ class Publisher:
         try:
             while batch := self._next():
                 self._commit(batch)
-        except Exception as error:  # any kind: the caller must see it
+        except Exception as error:  # any error: the caller must see it
             LOG.debug("the publisher stops", exc_info=True)
             self.failure = error
 
@@ -139,7 +139,7 @@ class Publisher:
             self.published.put(receipt.shard)
 
     def _receipted(self, batch: Sequence[Labelled], files: Mapping[str, str], head: str) -> dict[str, str]:
-        """Return the digests in published receipts by path, for `files` that have a receipt in the repository.
+        """Return digests by path from published receipts, only for `files` that have a receipt in the repository.
 
         If there are no files, the receipts are not read.
         """

@@ -21,7 +21,7 @@ from schemas.layout import CARD_FILE, Subset
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
 
-MOST_VALUES = 1_000_000  # in front matter with its aliases expanded
+MOST_VALUES = 1_000_000  # values in front matter, after its aliases are expanded
 EMPTY = "---\n{}\n---\n"
 REMEDY = "fix it, or delete it to have a new one written"
 BEGINS = re.compile(r"\s*---[ \t]*\r?\n")
@@ -32,7 +32,7 @@ def read_readme(file: Path | None) -> str | None:
     """Return the text of a README.md; None if the file does not exist.
 
     Raises:
-        ValueError: if it is not UTF-8.
+        ValueError: if the file is not UTF-8.
     """
     if file is None or not file.is_file():
         return None
@@ -65,7 +65,7 @@ def parsed(text: str, name: str) -> DatasetCard:
             raise ValueError("dataset_info is neither a mapping nor a list")
         MetadataConfigs.from_dataset_card_data(card.data)
         DatasetInfosDict.from_dataset_card_data(card.data)
-    except Exception as error:  # YAML, the Hub and `datasets` raise many kinds
+    except Exception as error:  # YAML, the Hub and `datasets` raise many kinds of errors
         raise ValueError(f"the front matter of {name} cannot be read: {describe(error)}; {REMEDY}") from error
     return card
 
@@ -105,13 +105,14 @@ def _repeated(front_matter: str) -> list[str]:
 
 DEFAULT = "default"  # name that `datasets` gives to files without a configuration
 FORMAT = "parquet"
-MOST_FILES = 1000  # listed in a card
+MOST_FILES = 1000  # that are listed in a card
 
 
 def keeping_own_data(card: str | None, files: Iterable[str], subset: Subset, url: str) -> str | None:
-    """Return a repository's card for a new subset, so that `datasets` still finds the data that is there already.
+    """Return the card of a repository, prepared for a new subset.
 
-    Existing data without a configuration gets a configuration.
+    If the existing data has no configuration, the card gets a configuration for it. Otherwise, `datasets` would no
+    longer find this data.
 
     Raises:
         ValueError: if `datasets` could not read both the existing data and the labels afterwards.
@@ -158,7 +159,7 @@ def _builder(card: str | None, paths: list[str], url: str) -> "DatasetBuilder | 
             return load_dataset_builder(str(root), get_dataset_config_names(str(root))[0], cache_dir=cache)
         except (EmptyDatasetError, DataFilesNotFoundError):
             return None
-        except Exception as error:  # of many kinds
+        except Exception as error:  # `datasets` raises many kinds of errors
             remedy = "publish to another repository"
             raise ValueError(f"`datasets` cannot read the existing data of {url}: {error}; {remedy}") from error
 

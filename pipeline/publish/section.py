@@ -21,7 +21,7 @@ INTRODUCTION, SECTION = (
     Path(__file__).with_name("card.md").read_text(encoding="utf-8").split("\n<!-- The section of each subset: -->\n")
 )
 THIS_FOLDER = "THIS_FOLDER"
-MOST_COLUMNS = 100  # listed by name
+MOST_COLUMNS = 100  # that are listed by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ Histogram of the labels: lower end of each bin in nats, share of all labels.
 
 
 WIDTH = 40
-LEAST_SHARE = 0.0005  # of all labels; rounds to 0.1%, the least that a line shows
+LEAST_SHARE = 0.0005  # of all labels: rounds to 0.1%, the smallest share that a line shows
 
 
 def _drawn(histogram: tuple[int, ...]) -> str:

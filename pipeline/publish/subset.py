@@ -57,7 +57,7 @@ def publish_beginning(repository: Repository, info: SubsetInfo) -> None:
 
 
 def publish_end(repository: Repository, info: SubsetInfo) -> None:
-    """Commit the card with its figures, the report of the last session and the notes on quarantined units."""
+    """Commit the card with its totals, the report of the last session and the notes on quarantined units."""
     subset, places = info.subset, info.subset.in_repository
     report = [subset.ledger / REPORT_FILE] if (subset.ledger / REPORT_FILE).exists() else []
     note_files = Ledger(subset).note_files()
@@ -109,7 +109,7 @@ def _report(file: Path) -> bytes:
 
 
 def _note(file: Path) -> bytes:
-    """Return the note on a quarantined unit for publication, with only the name of the unit's file if it is local."""
+    """Return the note on a quarantined unit for publication. A local path of its file is reduced to the file's name."""
     with reading(file, "delete it, and run the same pipeline.annotate command to retry the unit"):
         unit = Quarantined.from_json(text_of(file))
     name = Path(unit.file).name if is_local(unit.file) else unit.file

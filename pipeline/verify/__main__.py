@@ -33,7 +33,7 @@ from schemas.annotations import Provenance
 from schemas.layout import LEDGER_FOLDER
 from schemas.receipts import LOCK_FILE, Counts
 
-SHARDS_AT_A_TIME = 8  # a disk is no faster with more
+SHARDS_AT_A_TIME = 8  # a disk does not get faster with more
 
 
 @cyclopts.Parameter(name="*")
@@ -79,10 +79,11 @@ class Findings:
 
 
 def verify(config: Config) -> int:
-    """Check that an annotated dataset is as it was written: shards, receipts, tokenizer and a sample of its labels.
+    """Check that an annotated dataset has not changed: its shards, receipts, tokenizer and a sample of its labels.
 
-    A line is printed for each fault. The exit code is 0 if everything matches the receipts. It is 1 if the dataset has
-    a fault or the command was refused.
+    A line is printed for each fault.
+
+    The exit code is 0 if everything matches the receipts, and 1 if there is a fault or the command was refused.
     """
     with unchanged(config):
         codes = [verify_subset(stored, config) for stored in stored_subsets(config.dataset, config.subset)]
@@ -165,7 +166,7 @@ def checked(stored: Stored, records: Records, rules: Rules, shard: str) -> tuple
 
 
 def first_provenance(findings: Findings, shards: Sequence[str]) -> Provenance | None:
-    """Return the provenance of the first shard with a readable one, or None. Shards before it become faults."""
+    """Return the first shard provenance that can be read, or None. Each unreadable provenance becomes a fault."""
     for shard in shards:
         try:
             return shard_provenance(findings.stored, shard)

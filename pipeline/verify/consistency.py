@@ -74,7 +74,7 @@ def check_records(stored: Stored, records: Records) -> list[Fault]:
 def planned_shards(stored: Stored, records: Records) -> list[str]:
     """Return the names of all shards of a complete subset.
 
-    The number of shards is that in the plan or, without a plan, that in the name of the first shard.
+    The number of shards is taken from the plan or, without a plan, from the name of the first shard.
     """
     if records.plan is not None:
         return [shard_name(unit, len(records.plan.units)) for unit in range(len(records.plan.units))]
@@ -145,7 +145,7 @@ def _unreadable(records: Records, shard: str) -> bool:
 
 
 def _check_tokenizer(stored: Stored, records: Records) -> Sequence[Fault]:
-    """Check `tokenizer.json`, which decides token ids, and the file that names the token before a document."""
+    """Check `tokenizer.json`, which decides token ids, and `tokenizer_config.json`, which names the start token."""
     if records.plan is None:
         return ()
     faults, settings = check_tokenizer(stored, records.plan.provenance), records.plan.tokenizer_config_sha256
@@ -176,7 +176,7 @@ DIGEST = re.compile(r"shards ([0-9a-f]{64})$")
 def check_card(stored: Stored, records: Records, *, sound: bool) -> list[Fault]:
     """Check the card's entry for a subset that has a plan.
 
-    The entry contains a digest of all shards, which is only checked if the subset is `sound`, without other faults.
+    The entry contains a digest of all shards. This digest is only checked if the subset has no other faults (`sound`).
     """
     file = stored.subset.card
     if records.plan is None:
@@ -201,7 +201,7 @@ def check_card(stored: Stored, records: Records, *, sound: bool) -> list[Fault]:
 
 
 def _shards_sha256(stored: Stored, records: Records) -> str | None:
-    """Return the digest of all shards that the card must have, or None unless every shard has exactly one receipt."""
+    """Return the digest that the card must contain, or None if a shard has no receipt or several receipts."""
     names = [name for name in planned_shards(stored, records) if name not in records.quarantined]
     receipts = [records.receipts.get(name, []) for name in names]
     if any(len(each) != 1 for each in receipts):

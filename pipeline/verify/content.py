@@ -1,4 +1,6 @@
-"""Checks of a shard: its bytes must match its receipt, and its rows the rules. Only a few rows are in memory at a time.
+"""Checks of a shard: its bytes must match its receipt, and its rows must follow the rules of the subset.
+
+Only a few rows are in memory at a time.
 
 Shapes: B rows per batch, N labels.
 """
@@ -147,7 +149,7 @@ def _require_rows(batch: pa.RecordBatch, start: int, vocabulary: int) -> None:
 
 
 def _broken(batch: pa.RecordBatch, vocabulary: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield for each rule the words for a fault, and an array [B] that is True for rows that break the rule."""
+    """Yield for each rule an error message, and an array [B] that is True for rows that break the rule."""
     tokens = batch.column(INPUT_IDS)
     length_B = _lengths(tokens)
     yield "has no list of tokens", length_B < 0

@@ -1,6 +1,6 @@
 """Check of a sample of documents: label them again with the dataset's checkpoint and compare with the stored labels.
 
-Windows are labelled one at a time. The labels differ from those of windows in larger batches only by rounding.
+Windows are labelled one at a time instead of in batches. This changes labels only by rounding.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ class Relabelled:
 
 
 def spread_rows(rows: Mapping[str, int], count: int) -> list[SampledRow]:
-    """Return `count` evenly spread rows, or all rows if there are fewer. `rows` is the number of rows of each shard."""
+    """Return `count` evenly spread rows, or all rows if there are fewer. `rows` has the number of rows by shard."""
     ends = np.cumsum([*rows.values()])
     total = int(ends[-1]) if len(ends) else 0
     count = min(count, total)

@@ -53,7 +53,7 @@ class Stored:
     place: str
     subset: Subset
     files: Mapping[str, str]
-    """Fault of each file in the subset's data folder, by the file's path in that folder; empty without a fault."""
+    """Mapping from the path of each file in the subset's data folder to the file's fault, or to an empty string."""
 
     @property
     def remote(self) -> bool:
