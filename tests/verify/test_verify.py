@@ -263,8 +263,8 @@ def test_labels_without_a_ledger_are_checked_as_far_as_possible(
 
 def test_nothing_is_verified_while_a_run_is_at_work(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with locked(dataset):
-        for repair in (False, True):
-            with pytest.raises(ValueError, match=r"run is at work in .*; wait for it"):
+        for repair, message in ((False, "a run is at work in"), (True, "another run is writing to")):
+            with pytest.raises(ValueError, match=rf"^{message} .*; wait for it"):
                 verified(dataset, capsys, repair=repair)
     assert verified(dataset, capsys)[0] == 0
     assert {file.name for file in (dataset / "_ledger").iterdir()} == {"exact", "lock"}
