@@ -1,1 +1,1 @@
-"""Experiments that the measuring jobs run: label methods on known sources, objectives on few documents, and figures."""
+"""Experiments of the measuring jobs: label methods on sources of known entropy, objectives on few texts, figures."""

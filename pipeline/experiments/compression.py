@@ -28,7 +28,7 @@ COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType(
         "xz -9e": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
     }
 )
-"""Compressors by name, at their strongest usual settings. They take bytes and return a complete compressed file."""
+"""Compression functions by name, at the strongest usual settings. Each function returns a whole compressed file."""
 
 
 @dataclass(frozen=True, kw_only=True)

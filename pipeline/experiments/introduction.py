@@ -48,7 +48,7 @@ class Outcome:
     source: str
     variant: str
     held_out_loss: float
-    """Loss on whole documents in nats per token, given their embedding. The embedding's own cost is not included."""
+    """Loss in nats per token of documents, given their embeddings. The cost of the embeddings is not included."""
     mean_absolute_error: float
     """Mean of |label - true surprisal|, in nats."""
     r_squared: float

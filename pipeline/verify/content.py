@@ -115,7 +115,7 @@ def _counted(file: File, rules: Rules, *, every_column: bool) -> Counts:
 
 
 def count_rows(batches: Iterable[pa.RecordBatch]) -> Counts:
-    """Return the counts in `COMPARED`, computed from annotated rows."""
+    """Return the totals of annotated rows: numbers of rows, tokens and labels, sum of the labels, and histogram."""
     counts = Counts()
     for batch in batches:
         labels_N = batch.column(ENTROPY).flatten().drop_null().to_numpy()
