@@ -24,7 +24,7 @@ FILE, RECEIPT = f"{DATA}/{SHARD}", f"{RECEIPTS}/00000002.json"
 
 
 def files(dataset: Path) -> dict[str, bytes]:
-    """Return all files except the lock and those set aside."""
+    """Return all files except the lock and the files that were set aside."""
     return {
         file.relative_to(dataset).as_posix(): file.read_bytes()
         for file in dataset.rglob("*")
