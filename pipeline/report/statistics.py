@@ -150,8 +150,8 @@ class Agreement:
     def figures(self, series: Sequence[str]) -> Values | None:
         """Return the page's values: names, number of labels, differences in nats, correlation and R².
 
-        Return None if no token has both labels. R² is that of y as a prediction of x. Correlation and R² are None if the
-        labels do not vary.
+        Return None if no token has both labels. R² is that of y as a prediction of x. Correlation and R² are None if
+        the labels do not vary.
         """
         if not self.labels:
             return None
