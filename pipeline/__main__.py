@@ -58,7 +58,7 @@ def commands() -> dict[str, str]:
 
 
 def files_of(package: str, pattern: str) -> Iterator[Path]:
-    """Yield the files of a package that match a pattern, sorted by name. If it is not installed, yield nothing."""
+    """Yield a package's files that match a pattern, sorted by name. Yield nothing if the package is not installed."""
     spec = find_spec(package)
     for folder in (spec and spec.submodule_search_locations) or ():
         yield from sorted(Path(folder).glob(pattern))

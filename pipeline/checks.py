@@ -10,7 +10,7 @@ def require_at_least_one(settings: object, *names: str) -> None:
     """Raise if one of the named settings is a number below 1. Other values, for example None or `auto`, are accepted.
 
     Raises:
-        ValueError: naming the first setting that is below 1.
+        ValueError: if a named setting is below 1. The message names the setting.
     """
     for name in names:
         value = getattr(settings, name)

@@ -94,7 +94,7 @@ def _require_text(arguments: Sequence[str]) -> None:
 
 
 def _with_remedy(error: Exception) -> str:
-    """Return an error's message. For errors of libraries, add a hint to the user."""
+    """Return an error's message. For errors of libraries, add a hint for the user."""
     if isinstance(error, cyclopts.UnusedCliTokensError):
         return f"{' '.join(error.unused_tokens or ())} belongs to no flag; --help shows the flags and their values"
     if isinstance(error, cyclopts.CycloptsError):

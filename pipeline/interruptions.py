@@ -21,8 +21,8 @@ ECHO = 1.0  # seconds in which a second signal is ignored: `timeout` and a closi
 class Interrupted(KeyboardInterrupt):
     """Raised for Ctrl-C, for SIGTERM (which schedulers send before they kill) and for SIGHUP of a closing terminal.
 
-    After a plain KeyboardInterrupt within an `exec`, Python ends by SIGINT, whatever the exit code. A subclass of
-    KeyboardInterrupt has no such effect.
+    After a plain KeyboardInterrupt within an `exec`, Python ends itself with SIGINT, whatever the exit code. A subclass
+    of KeyboardInterrupt does not have this effect.
     """
 
     def __init__(self, number: int) -> None:
@@ -59,7 +59,7 @@ def _say_interrupted(resumes: bool, *parts: str) -> None:
 
 
 def output_is_closed() -> bool:
-    """True if the reader of standard output is gone. A BrokenPipeError may come from another pipe instead."""
+    """True if the reader of standard output is gone. A BrokenPipeError may also come from another pipe, to a server."""
     poll = select.poll()
     if sys.stdout is None:
         return False

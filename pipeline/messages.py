@@ -70,7 +70,7 @@ SETTING = re.compile(r"(?<!column )(?<!has )`([a-z_]+(?:\.[a-z_]+)?)`")
 """Pattern of a setting in a message. A name after the word `column` or `has` is a column of the input instead, even if
 a setting has the same name."""
 FLAGS: dict[str, str] = {}
-"""From each setting of this process's command to its flag: `text_column` -> `--text-column`."""
+"""Flag of each setting of this process's command, for example `--text-column` for the key `text_column`."""
 
 
 def redacted(text: str) -> str:
@@ -95,7 +95,8 @@ def has_credential(url: str) -> bool:
 
     These are credentials: a password, a parameter whose name suggests a secret, a token in a well-known format, and the
     value of a secret environment variable. In an HTTP URL, a user without a password is also a credential, because it
-    may be a token. In other URLs, it may be the name of a container (`abfs://container@account...`).
+    may be a token. In other URLs, a user is no credential, because it may be the name of a container
+    (`abfs://container@account...`).
     """
     return (
         PASSWORD.search(url) is not None
@@ -154,7 +155,7 @@ def describe(error: BaseException) -> str:
 
 
 def say(*lines: str, file: TextIO | None = None) -> None:
-    """Print lines without credentials, to standard output by default. Line breaks within a line are escaped."""
+    """Print lines after removing credentials, by default to standard output. Line breaks within a line are escaped."""
     for line in lines:
         print(visible(redacted(with_flags(line))), file=file or sys.stdout, flush=True)
 

@@ -40,9 +40,9 @@ class State:
     rows: float
     tokens: float
     workers: int
-    """Workers that have loaded the model."""
+    """Number of workers that have loaded the model."""
     quarantined: int
-    """Quarantined units."""
+    """Number of quarantined units."""
 
 
 class Progress:

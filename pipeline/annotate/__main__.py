@@ -54,8 +54,8 @@ DEFAULTS = Config()
 def annotate(config: Config = DEFAULTS) -> int:
     """Label every token of every document with its entropy, in nats, and write an annotated dataset.
 
-    The exit code is 0 if the dataset is complete, and 1 if the run was refused or failed. It is 3 if some rows could not
-    be labelled and are quarantined. A list of these rows is printed at the end.
+    The exit code is 0 if the dataset is complete, and 1 if the run was refused or failed. It is 3 if some rows could
+    not be labelled and are quarantined. A list of these rows is printed at the end.
     """
     config.check_place()
     with tempfile.TemporaryDirectory() as scratch:
@@ -128,7 +128,7 @@ def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tupl
 
 
 def labels_named(job: Run, config: Config) -> str:
-    """Return the argument for pipeline.report to show these labels: the dataset or, if it has several, one subset."""
+    """Return the argument of pipeline.report for these labels: the dataset, or the subset if there are several."""
     if job.repository is not None:
         return f"{job.repository.url}/{job.subset.in_repository.data}"
     place, subsets = config.output or job.subset.root.name, job.subset.data.parent.iterdir()
@@ -203,7 +203,7 @@ def state_of(report: Throughput, scheduler: Scheduler) -> State:
 
 @contextmanager
 def noting_interrupts(job: Run) -> Iterator[None]:
-    """Add a note to a KeyboardInterrupt that says how far the run is."""
+    """Add to a KeyboardInterrupt a note that says how many units are done."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -243,7 +243,8 @@ def pool_of(job: Run, config: Config) -> Iterator[WorkerPool]:
 def publish_outcome(outcome: Outcome, publisher: Publisher, scheduler: Scheduler, *, last: bool) -> None:
     """Publish the shard of a committed unit, and delete published shards from the disks of all nodes.
 
-    `last` is True for the last outcome of the run. All shards must then be deleted, while there still are workers.
+    `last` is True for the last outcome of the run. All shards are then published at once, because later there are no
+    workers to delete the published shards.
     """
     if isinstance(outcome, UnitResult):
         publisher.add(outcome.receipt, outcome.addition)

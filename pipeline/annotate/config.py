@@ -74,7 +74,7 @@ class Config(Inputs):
     precision. For a new run, auto means bfloat16 on GPUs and on CPUs with bfloat16 instructions (AVX512-BF16, AMX), and
     float32 on other CPUs."""
     batch_invariant: bool = False
-    """Label every window by itself, so that a document has bit-identical labels whatever other documents there are."""
+    """Label every window by itself, so that the bits of a document's labels do not depend on other documents."""
     workers: int | Literal["auto"] = "auto"
     """Number of worker processes. auto: as many as fit on the cluster, and more when the cluster grows. 0: label in
     this process, without Ray, on one GPU or one CPU core. The shards are bit-identical for any number of workers."""
@@ -84,7 +84,7 @@ class Config(Inputs):
     """CPU cores per worker, to read, tokenize and write, and to label if the worker has no GPU. Fractions are allowed.
     Default: 1. For a worker with a GPU: up to 4, if the node has this many cores for each of its GPUs."""
     limit: int | None = None
-    """Label at most this many rows, from the first row on. A larger limit extends an existing dataset in a folder."""
+    """Label at most this many rows, starting with the first. A larger limit extends an existing dataset in a folder."""
     rows_per_unit: int | None = None
     """Maximum number of rows in a shard. Default: a sixteenth of all rows, but at least 8 and at most 16,384."""
     keep_text: bool = False
@@ -95,7 +95,8 @@ class Config(Inputs):
     """Address of the Ray cluster to join. Default: the cluster of the Ray job in which this command runs. Outside a
     job, a local cluster is started."""
     dry_run: bool = False
-    """Print the plan with an estimate of storage and time, and stop. A few documents are labelled to measure the speed."""
+    """Print the plan with an estimate of the storage and the time that it needs, and stop. A few documents are labelled
+    to measure the speed."""
     tokens_per_second: float | None = None
     """Speed of one worker in an earlier run, for the estimate of --dry-run. Default: measured on this machine."""
 

@@ -130,7 +130,7 @@ def sample_documents(job: Run, units: Sequence[Unit]) -> list[Chunk]:
 def measure(job: Run, chunks: Sequence[Chunk]) -> Speed:
     """Measure the speed of a worker on this machine, by labelling the first tokens of the sampled documents.
 
-    The measurement is repeated with four times as many tokens, as long as the next measurement is expected to end in
+    The measurement is repeated, each time with four times as many tokens, as long as the next one is expected to end in
     time. The last measurement, which has the most tokens, gives the speed. The first measurement is done twice, because
     a device is slower when it is first used.
     """
@@ -216,7 +216,7 @@ def _of_workers(plan: Estimate, workers: Workers) -> str:
 
 
 def _hours(plan: Estimate, workers: int) -> str:
-    """Return the time for a number of workers, in words. Each is assumed to be as fast as a single worker."""
+    """Return the time for a number of workers, in words. Each worker is assumed to be as fast as a single worker."""
     idle = f", {workers - plan.units:,} of them without a unit" if workers > plan.units else ""
     return f"{workers:,} that are as fast, {_duration(plan.hours(workers))}{idle}"
 

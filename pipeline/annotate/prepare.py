@@ -24,7 +24,7 @@ def pin_inputs(inputs: Sequence[str], existing: Plan | None) -> tuple[str, ...]:
     """Return the inputs, with every input on the Hub pinned to a commit. A resumed run keeps its original commits.
 
     Raises:
-        ValueError: if the resumed run's plan, which may have been forged, has other inputs than the named ones.
+        ValueError: if the resumed run's plan, which may have been forged, lists other inputs than the settings.
     """
     if not inputs or existing is None or without_paths(recorded(existing.inputs)) != without_paths(recorded(inputs)):
         return pinned(inputs)
@@ -43,7 +43,7 @@ def pin_checkpoint(named: str | None, existing: Plan | None) -> str | None:
 
 
 def pin_longest(requested: int | None, existing: Plan | None) -> int | None:
-    """Return the requested maximum size of a document, by default that of the resumed run, which may be None."""
+    """Return the requested maximum size of a document, by default the resumed run's maximum, which may be None."""
     return existing.provenance.longest_document if requested is None and existing is not None else requested
 
 
@@ -212,7 +212,7 @@ def start_token_for(checkpoint: Checkpoint, config: Config) -> int:
 def dtype_for(config: Config, existing: Plan | None) -> Dtype:
     """Return the requested precision.
 
-    By default, return that of the resumed run or, for a new run, the fastest precision on the workers' device.
+    By default, return the precision of the resumed run or, for a new run, the fastest precision on the workers' device.
 
     Raises:
         ValueError: if this process is requested to label on a GPU and there is none.
@@ -250,7 +250,7 @@ def rows_to_label(source: Source, limit: int | None) -> int:
 def is_of_text(source: Source) -> bool:
     """True if all input files are text files.
 
-    Their file names are then copied to the output, unless the resumed run is of an older version without these names.
+    Their file names are then copied to the output, unless an older version, which did not copy them, started the run.
     """
     return all(file.format == "text" for file in source.files)
 

@@ -26,7 +26,7 @@ EXAMPLE_TOKENS, MOST_LOOKS = 16, 1000  # MOST_LOOKS documents are searched for t
 
 
 def print_summary(dataset: str, provenance: Provenance, counts: Counts, report: Throughput) -> None:
-    """Print the figures of a run, one per line. They include the speed, the mean entropy and the slowest stage."""
+    """Print one line per figure: documents, tokens, tokens/s, mean entropy, bits per byte, model, dataset, stages."""
     tokens, labelled, mean = counts.tokens, counts.labelled_tokens, counts.mean_entropy
     bits = f"{mean / math.log(2) * tokens / counts.text_bytes:.3f}" if counts.text_bytes else "unknown without text"
     empty, long = counts.rows_without_text - counts.rows_too_long, counts.rows_too_long
@@ -69,7 +69,7 @@ def print_quarantine(units: Sequence[Quarantined]) -> None:
 def print_examples(subset: Subset, repository: Repository | None, *, complete: bool) -> None:
     """Print the call that loads the dataset, and some tokens of a document with their labels.
 
-    The printed tokens begin at the first labelled token of the document.
+    The printed tokens include the first labelled token of the document.
     """
     has = "has every document" if complete else "has the documents of the finished shards"
     folder = f"{repository.url}/{subset.in_repository.data}" if repository else str(subset.data)

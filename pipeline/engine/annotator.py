@@ -51,7 +51,7 @@ class OutputError(Exception):
 class Labeller(Protocol):
     """A label method, with its model on a device.
 
-    `label` returns one dictionary per batch, from each label column's name to its labels, float32 [B, T]. It also
+    `label` returns one dictionary per batch. It maps each label column to its labels, float32 [B, T]. `label` also
     returns the number of batches that did not fit the device's memory and were labelled in parts.
     """
 
@@ -78,10 +78,10 @@ class Chunk(NamedTuple):
     documents: list[np.ndarray]
     """Token ids that the checkpoint reads, one array per row."""
     ends: list[tuple[np.ndarray, np.ndarray]] | None
-    """For each row, the bytes of its text at which the checkpoint's tokens end, and those at which the tokens to write
-    end. None if the checkpoint reads the tokens to write."""
+    """Byte positions in each row's text at which tokens end, as a pair: for the tokens that the checkpoint reads, and for
+    the tokens to write. None if both are the same tokens."""
     batches: list[list[WindowBatch]]
-    """Batches to label, one list per checkpoint. There is one checkpoint per cross-validation fold."""
+    """Batches to label, one list per checkpoint. A run has one checkpoint per cross-validation fold."""
 
 
 LabelledBatch = tuple[WindowBatch, Mapping[str, np.ndarray]]
@@ -93,7 +93,7 @@ class Annotator:
 
     It has one labeller per cross-validation fold, or a single labeller without folds. `tokenizer` is None if the
     documents are already tokenized. Two units may be annotated at a time: while the first unit is labelled, the rows
-    of the second are read.
+    of the second unit are read.
     """
 
     run: Run
@@ -286,7 +286,7 @@ def moved(nats: Sequence[np.ndarray], ends: Sequence[tuple[np.ndarray, np.ndarra
 
 
 class Amount(NamedTuple):
-    """Numbers of labelled documents (`rows`) and labelled tokens. A partly labelled document is a fraction."""
+    """Numbers of labelled documents (`rows`) and labelled tokens. They are fractions while a chunk is in progress."""
 
     rows: float = 0.0
     tokens: float = 0.0
@@ -306,7 +306,7 @@ class UnitProgress:
 
     @contextmanager
     def chunk(self, whole: Amount, batches: Sequence[WindowBatch]) -> Iterator[Callable[[WindowBatch], None]]:
-        """Yield a function to call after each labelled batch of a chunk. On exit, the whole chunk is labelled.
+        """Yield a function to call after each labelled batch of a chunk. On exit, the whole chunk is included.
 
         Progress within the chunk is the fraction of requested labels that are done. Tokens are not counted, because
         overlapping windows share tokens.

@@ -17,7 +17,7 @@ from ray._private.utils import get_num_cpus
 from pipeline.engine.local_ray import local_settings, private_folder, signals_wait
 
 Node = dict[str, float]
-"""Resources of a machine: from the name of a resource, for example `GPU`, to its amount."""
+"""Resources of a machine. The keys are names, for example `GPU`, and the values are amounts."""
 
 LOCAL = "local"
 VITAL = ("raylet", "gcs_server")  # Ray cannot run without these processes
@@ -37,7 +37,7 @@ def ray_address(address: str | None) -> str:
 def cluster(address: str) -> Iterator[None]:
     """Start a private Ray on loopback if the address is LOCAL, else join the cluster at the address.
 
-    On exit, leave the cluster. A bare `ray.init()` would join any cluster that it finds, and this function never does.
+    On exit, leave the cluster. A bare `ray.init()` would join any cluster that it finds, but this function never does.
     If this process is already connected to a cluster, the connection is used and stays open.
 
     Raises:
@@ -130,7 +130,10 @@ class WorkerResources:
     """GPUs per worker. None means 1 if the cluster has GPUs when the run starts, else 0."""
 
     def resolved(self, nodes: Sequence[Node] | None = None) -> "WorkerResources":
-        """Return the share with None replaced by a number that suits the nodes, by default all nodes alive now."""
+        """Replace None by numbers, and return the resulting share.
+
+        The numbers depend on the nodes, by default on the nodes that are alive now.
+        """
         nodes = _nodes() if nodes is None else nodes
         gpus = self.gpus if self.gpus is not None else float(any(node.get("GPU") for node in nodes))
         return WorkerResources(cpus=_cores_with(gpus, nodes) if self.cpus is None else self.cpus, gpus=gpus)
@@ -146,7 +149,7 @@ class WorkerResources:
     def require_room(self) -> None:
         """Raise if no node has room for a worker.
 
-        Only for a cluster that does not grow, because a worker would wait there forever.
+        This is for a cluster that does not grow, where a worker would wait for room forever.
 
         Raises:
             ValueError: if no node has room for a worker.

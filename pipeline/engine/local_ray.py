@@ -1,6 +1,7 @@
-"""Private Ray that a run starts on this machine. It listens on loopback, and only this user has its token and folder.
+"""Private Ray that a run starts on this machine. Only this user can read its token and its files.
 
-By default Ray puts its sockets and logs into `/tmp/ray`, where everybody may read and write.
+This Ray listens only on loopback. By default, Ray puts its sockets and logs into `/tmp/ray`, where everybody may read
+and write.
 """
 
 import fcntl

@@ -30,7 +30,7 @@ from schemas.layout import LEDGER_FOLDER, Subset, require_contained, shard_name
 from schemas.receipts import COMMITTED, LOCK_FILE, PLAN_FILE, RECEIPTS, Plan, PlannedFile, Receipt
 
 GROWING_FILE = "growing"
-"""Name of a file that marks the ledger while the folder may hold shards of two plans."""
+"""Name of a file in the ledger's folder. The file exists while the dataset may hold shards of two plans."""
 
 LOG = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def existing_plan(subset: Subset) -> Plan | None:
 
 
 def grows(existing: Provenance, requested: Provenance) -> bool:
-    """True if the requested settings differ from the existing ones only by a larger number of rows."""
+    """True if the requested settings differ from the existing settings only by more rows of the same source."""
     rows = requested.source_rows
     return existing.source_rows < rows and replace(existing, source_rows=rows) == requested
 

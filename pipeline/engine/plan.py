@@ -1,4 +1,4 @@
-"""Plan of a run: the source's rows are divided into units, and each unit becomes one shard."""
+"""Plan of a run: the source's rows are divided into units (ranges of rows), and each unit becomes one shard."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
@@ -52,7 +52,7 @@ class Source:
 def inspect(
     files: Sequence[File], column: Column, choices: tuple[str, ...] = (), passed: Collection[str] | None = None
 ) -> Source:
-    """Inspect every file: read the footers of Parquet files, and all of JSON and text files.
+    """Inspect every file: read the footers of Parquet files, and the whole content of JSON and text files.
 
     `passed` names the columns whose types are compared between the files. If it is None, all columns are compared.
 

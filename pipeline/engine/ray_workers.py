@@ -99,7 +99,7 @@ class RayWorkerPool(WorkerPool):
         reference.future().add_done_callback(lambda future: self.results.put((worker, unit, future)))
 
     def _ask_progress(self) -> None:
-        """Ask all workers how far they are with their units, without waiting for the answers."""
+        """Ask all workers for the progress of their units, without waiting for the answers."""
         self.next_question = time.monotonic() + max(ASK, len(self.ready) / ASKED_A_SECOND)
         for worker in self.ready:
             worker.actor.progress.remote().future().add_done_callback(partial(self._answered, worker))
@@ -123,7 +123,7 @@ class RayWorkerPool(WorkerPool):
         return CallResult(worker, unit, None if error else future.result(), _cause(error))
 
     def dismiss(self, worker: WorkerHandle) -> None:
-        """Kill a worker. A later call of `scale_up` starts a new worker instead."""
+        """Kill a worker. A later call of `scale_up` replaces the worker."""
         if worker in self.workers:
             ray.kill(worker.actor)
         if worker in self.ready:  # a new worker might also die at its start, so do not hurry to replace one that did
@@ -132,7 +132,7 @@ class RayWorkerPool(WorkerPool):
         self.answers.pop(worker, None)
 
     def delete_published(self, shards: Sequence[str]) -> None:
-        """Delete published shards from the disks of all nodes. Wait for this for at most PATIENCE seconds."""
+        """Delete published shards from the disks of all nodes. Wait at most PATIENCE seconds for the deletion."""
         one_per_node = {worker.node: worker for worker in self.ready}.values()
         if calls := [worker.actor.delete_published.remote(shards) for worker in one_per_node]:
             ray.wait(calls, num_returns=len(calls), timeout=PATIENCE)
@@ -165,7 +165,7 @@ def _cause(error: BaseException | None) -> BaseException | None:
 class Actor(Worker):
     """A worker in a process of its own, on a GPU, a fraction of a GPU or a CPU core.
 
-    Ray does not restart actors, because calls to a restarting actor fail at once. The driver starts a new one instead.
+    Ray does not restart actors, because calls to a restarting actor fail at once. The driver starts a new actor.
     """
 
     metrics: "Metrics | None" = None

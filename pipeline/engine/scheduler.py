@@ -1,8 +1,8 @@
-"""The scheduler: assigns units to workers, retries failed units, and quarantines units that cannot be labelled.
+"""The scheduler: it assigns units to workers, retries failed units, and quarantines units that cannot be labelled.
 
 A unit is a range of rows. Fresh units are assigned longest first. Units of equal length are shuffled, so that the units
-of a bad file do not come all at once. If a unit fails, another worker retries it if possible, because the fault may be
-the first worker's. The pool of workers decides where they run, so the scheduler does not depend on Ray.
+of a bad file do not come all at once. A failed unit is retried by another worker if possible, because the first worker
+may be at fault. The pool of workers decides where workers run, so the scheduler does not depend on Ray.
 """
 
 import heapq
@@ -50,7 +50,7 @@ class Scheduler:
 
     @property
     def progress(self) -> Amount:
-        """Labelled part of the units that are not committed yet. Any thread may read it.
+        """Number of rows and tokens labelled so far in units that are not committed yet. Any thread may read it.
 
         If two workers label the same unit, only the greater progress counts. If a worker's call fails, the progress of
         the call is dropped.
@@ -228,10 +228,10 @@ class Backlog:
         return len(self.attempts[unit])
 
     def is_exhausted(self, unit: Unit, alive: set[str | None]) -> bool:
-        """True if a unit should not be retried: after ATTEMPTS failures, or after two attempts that found it wrong.
+        """True if a unit should not be retried: after ATTEMPTS failures, or after two attempts that found wrong rows.
 
-        An attempt on a node that is no longer alive is not a failure of the unit. After NODES_LOST attempts in all, the
-        unit is not retried even so.
+        An attempt is not counted if its node is no longer alive, because this is not the unit's fault. But after
+        NODES_LOST attempts in all, the unit is not retried in any case.
         """
         attempts = self.attempts[unit]
         counted, wrong = (sum(failed.node in alive for failed in attempts), sum(failed.wrong for failed in attempts))

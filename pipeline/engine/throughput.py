@@ -14,8 +14,8 @@ from schemas.receipts import Counts, Quarantined, Receipt
 
 WORK = ("read", "tokenize", "label", "write", "upload")
 HELD = "held"
-"""Key of the time in which a unit holds the device. The device then labels, or waits for rows to be read or for labels
-to be written."""
+"""Key of the seconds in which a unit holds the device. The device then labels, or it waits for rows to be read or for
+labels to be written."""
 
 
 @dataclass
@@ -56,12 +56,12 @@ class Stages:
 
     @property
     def batch_fill(self) -> float:
-        """Share of the tokens in batches that are not padding."""
+        """Share of real tokens among all tokens in batches. The rest is padding."""
         return self.tokens / max(1, self.padded_tokens)
 
     @property
     def device_wait(self) -> float:
-        """Share of the device's time that it waits instead of labelling, while a unit holds the device."""
+        """While a unit holds the device, the share of time in which the device waits instead of labelling."""
         return 1 - self.seconds["label"] / max(1e-9, self.seconds[HELD])
 
     @property
@@ -111,7 +111,7 @@ class Throughput:
         return self.counts.tokens / max(1e-9, self.seconds)
 
     def stage_speeds(self) -> dict[str, float]:
-        """Return the tokens per second that each stage of a worker would reach if the worker had only this stage."""
+        """Return the tokens per second of each stage of a worker, as if the worker had only this stage."""
         spent = {stage: seconds for stage in WORK if (seconds := self.stages.seconds[stage])}
         return {stage: self.counts.tokens / seconds for stage, seconds in spent.items()}
 

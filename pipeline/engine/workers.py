@@ -30,7 +30,7 @@ class WorkerHandle:
 
     actor: Any
     node: str | None = None
-    """Id of the worker's node; None until the worker has loaded."""
+    """Id of the worker's node, or None until the worker has loaded the model."""
     units: set[Unit] = field(default_factory=set)
     """Units that are assigned to the worker and not finished yet."""
     failures: int = 0
@@ -50,7 +50,7 @@ class CallResult(NamedTuple):
 
 
 class WorkerPool(ABC):
-    """All workers of a run."""
+    """Pool of all workers of a run."""
 
     units_at_a_time = 1
     """Maximum number of units that are assigned to a worker at the same time."""
@@ -114,7 +114,7 @@ class WorkerPool(ABC):
             raise ValueError(f"{several if self.failed_starts > 1 else ''}{describe(error)}")
 
     def dismiss(self, worker: WorkerHandle) -> None:
-        """Remove a worker from the pool. A later call of `scale_up` starts a new worker instead."""
+        """Remove a worker from the pool. A later call of `scale_up` replaces the worker."""
         self.workers.discard(worker)
         self.ready.discard(worker)
 
