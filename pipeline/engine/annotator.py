@@ -78,8 +78,8 @@ class Chunk(NamedTuple):
     documents: list[np.ndarray]
     """Token ids that the checkpoint reads, one array per row."""
     ends: list[tuple[np.ndarray, np.ndarray]] | None
-    """Byte positions in each row's text at which tokens end, as a pair: for the tokens that the checkpoint reads, and for
-    the tokens to write. None if both are the same tokens."""
+    """Byte positions in each row's text at which tokens end, as a pair: for the tokens that the checkpoint reads, and
+    for the tokens to write. None if both are the same tokens."""
     batches: list[list[WindowBatch]]
     """Batches to label, one list per checkpoint. A run has one checkpoint per cross-validation fold."""
 
