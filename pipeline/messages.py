@@ -1,4 +1,4 @@
-"""Cleaning of text that is printed or written to a page. Credentials are removed, and control characters are escaped.
+"""Cleaning of text before it is shown. Credentials are removed, and control characters are escaped.
 
 Commands print with `say`. Errors pass through `describe` and `one_line`, log records through `LineFormatter`.
 """
@@ -67,8 +67,8 @@ UNENCODED = re.compile("[\ud800-\udfff]")  # bytes of a name that are not text i
 MARKDOWN = re.compile(r"([\\`*_\[\]|~$#!])")
 PLAIN_NAME = re.compile(r"[\w.:/@-][\w.:/@ -]*")
 SETTING = re.compile(r"(?<!column )(?<!has )`([a-z_]+(?:\.[a-z_]+)?)`")
-"""Pattern of a setting in a message. A name after the word `column` or `has` is a column of the input instead, even if
-a setting has the same name."""
+"""Pattern of a setting in a message. A name after the word `column` or `has` is not a setting, but a column of the
+input."""
 FLAGS: dict[str, str] = {}
 """Flag of each setting of this process's command, for example `--text-column` for the key `text_column`."""
 

@@ -57,7 +57,7 @@ class Progress:
         self.bar = tqdm(total=total, initial=done, desc="annotating", unit=" documents", disable=not self.terminal)
         self.total, self.done, self.look = total, done, look
         self.started: float | None = None
-        """Time at which the first worker had loaded the model, or None before that."""
+        """Time at which the first worker finished loading the model, or None before that."""
         self.next_line = 0.0
         self.loading = ExitStack()
         self.ended = threading.Event()
@@ -103,7 +103,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the first worker had loaded the model."""
+        """Seconds since the first worker finished loading the model, or 0 before that."""
         return max(1e-9, time.monotonic() - self.started) if self.started is not None else 0.0
 
     def _state(self, state: State) -> str:

@@ -159,7 +159,7 @@ def label_and_publish(
 
 
 def info_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
-    """Return the information for the dataset card about a run that has not begun."""
+    """Return information for the dataset card, before the run begins."""
     return SubsetInfo(
         subset=job.subset,
         path=job.repository.name if job.repository else THIS_FOLDER,

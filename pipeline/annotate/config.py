@@ -95,10 +95,10 @@ class Config(Inputs):
     """Address of the Ray cluster to join. Default: the cluster of the Ray job in which this command runs. Outside a
     job, a local cluster is started."""
     dry_run: bool = False
-    """Print the plan with an estimate of the storage and the time that it needs, and stop. A few documents are labelled
+    """Print the plan with an estimate of the storage and time of the run, and stop. A few documents are labelled
     to measure the speed."""
     tokens_per_second: float | None = None
-    """Speed of one worker in an earlier run, for the estimate of --dry-run. Default: measured on this machine."""
+    """Tokens per second of one worker in an earlier run, for --dry-run. Default: the speed measured on this machine."""
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "limit", "rows_per_unit", "window", "longest_document")

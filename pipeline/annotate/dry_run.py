@@ -76,9 +76,9 @@ class Speed:
 
     tokens_per_second: float
     measured_tokens: int = 0
-    """Tokens labelled to measure the speed; 0 if the speed was given."""
+    """Number of tokens that were labelled to measure the speed, or 0 if the speed was given."""
     seconds: float = 0.0
-    """Seconds that labelling `measured_tokens` took."""
+    """Duration of the measurement in seconds."""
 
 
 def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second: float | None) -> Estimate:
@@ -130,9 +130,9 @@ def sample_documents(job: Run, units: Sequence[Unit]) -> list[Chunk]:
 def measure(job: Run, chunks: Sequence[Chunk]) -> Speed:
     """Measure the speed of a worker on this machine, by labelling the first tokens of the sampled documents.
 
-    The measurement is repeated, each time with four times as many tokens, as long as the next one is expected to end in
-    time. The last measurement, which has the most tokens, gives the speed. The first measurement is done twice, because
-    a device is slower when it is first used.
+    The measurement is repeated, each time with four times as many tokens, as long as the next measurement is expected
+    to end in time. The last measurement, which has the most tokens, gives the speed. The first measurement is done
+    twice, because a device is slower when it is first used.
     """
     with stage("loading the model"):
         annotator = load_annotator(job, DEVICE)
@@ -206,7 +206,7 @@ def _of_small_files(plan: Estimate) -> str:
 
 
 def _of_workers(plan: Estimate, workers: Workers) -> str:
-    """Return the time for the requested workers and for the workers that fit now, in words."""
+    """Return, in words, the time for the requested workers and the time for the workers that fit now."""
     asked = workers.room if workers.requested == "auto" else workers.requested
     fitting = min(asked, workers.room)
     message = "" if workers.requested == "auto" else f"; {_hours(plan, asked)}"
@@ -216,7 +216,7 @@ def _of_workers(plan: Estimate, workers: Workers) -> str:
 
 
 def _hours(plan: Estimate, workers: int) -> str:
-    """Return the time for a number of workers, in words. Each worker is assumed to be as fast as a single worker."""
+    """Return, in words, the time for a number of workers. Each worker is assumed to be as fast as a single worker."""
     idle = f", {workers - plan.units:,} of them without a unit" if workers > plan.units else ""
     return f"{workers:,} that are as fast, {_duration(plan.hours(workers))}{idle}"
 

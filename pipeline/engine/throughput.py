@@ -89,7 +89,7 @@ class Throughput:
 
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
-    """Seconds from the start to the last outcome."""
+    """Seconds from the start of the session to the last outcome."""
     units: int = 0
     quarantined: int = 0
     counts: Counts = field(default_factory=Counts)
