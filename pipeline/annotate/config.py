@@ -158,7 +158,7 @@ class Config(Inputs):
 
     @property
     def repository(self) -> Repository | None:
-        """Repository to which the dataset is published, or None if the output is a folder."""
+        """Repository on the Hub to which the dataset is published, or None if the output is a folder."""
         return Repository.at(self.output) if self.output and self.output.startswith("hf://") else None
 
     @property

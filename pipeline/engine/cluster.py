@@ -28,7 +28,7 @@ MOST_CORES = 4  # a core prepares and writes 1 million tokens/s, and a GPU label
 def ray_address(address: str | None) -> str:
     """Return the address of the cluster to use.
 
-    If no address is given, return that of the Ray job in which this process runs. Outside a job, return LOCAL.
+    If no address is given, return the address of the Ray job in which this process runs. Outside a job, return LOCAL.
     """
     return address or os.environ.get("RAY_ADDRESS") or LOCAL
 

@@ -1,9 +1,9 @@
 """Output folder of a run. A run locks the folder, then begins, resumes or extends the dataset in it.
 
-The same command with a larger `--limit` extends a dataset by more rows of the same source. A unit (a range of rows)
-that is the same in the old and the new plan keeps its labels: its shard is rewritten with the name and the provenance
-of the new plan. A row's labels are never in two shards. If a run is killed at any point, the same command completes
-its dataset.
+The same command with a larger `--limit` extends a dataset by more rows of the same source. If a unit (a range of
+rows) is the same in the old and the new plan, its labels are kept: its shard is rewritten with the name and the
+provenance of the new plan. A row's labels are never in two shards. If a run is killed at any point, the same command
+completes its dataset.
 """
 
 import fcntl
