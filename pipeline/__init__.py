@@ -1,1 +1,1 @@
-"""Per-token entropy labels: documents -> windows -> label method -> annotated shards -> training with a floor."""
+"""Per-token entropy labels: documents -> windows -> label method -> annotated shards -> training with the labels."""

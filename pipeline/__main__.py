@@ -1,4 +1,4 @@
-"""List of the commands, each with the first sentence of its help; none of them is imported."""
+"""List of the commands, each with the first sentence of its help. The commands are parsed, but not imported."""
 
 import ast
 import sys
@@ -18,7 +18,7 @@ REFUSED = 2  # exit code
 
 
 def list_commands(arguments: Sequence[str]) -> None:
-    """Print all commands; refuse arguments other than --help."""
+    """Print all commands. Refuse arguments other than --help."""
     listed = commands()
     for argument in arguments:
         if argument not in HELP:
@@ -40,7 +40,7 @@ def list_commands(arguments: Sequence[str]) -> None:
 
 
 def refuse(argument: str, listed: dict[str, str]) -> NoReturn:
-    """Exit, naming the command whose name is most like the argument."""
+    """Exit with an error message, which names the command that is most similar to the argument."""
     (closest,) = get_close_matches(argument, listed, n=1, cutoff=0)
     say(
         f"error: {argument} is not a command: did you mean python -m {closest}? python -m pipeline lists all commands",
@@ -50,7 +50,7 @@ def refuse(argument: str, listed: dict[str, str]) -> NoReturn:
 
 
 def commands() -> dict[str, str]:
-    """Return the first sentence of each command's help, by the module to run."""
+    """Return the first sentence of each command's help. The keys are the modules to run."""
     files = {f"pipeline.{file.parent.name}": file for file in files_of("pipeline", "*/__main__.py")}
     files |= {f"jobs.{file.stem}": file for file in files_of("jobs", "[!_]*.py")}
     modules = {name: ast.parse(file.read_bytes()) for name, file in files.items()}
@@ -58,14 +58,14 @@ def commands() -> dict[str, str]:
 
 
 def files_of(package: str, pattern: str) -> Iterator[Path]:
-    """Yield a package's files in the order of their names; none if the package is not installed."""
+    """Yield a package's files that match a pattern, sorted by name. Yield nothing if the package is not installed."""
     spec = find_spec(package)
     for folder in (spec and spec.submodule_search_locations) or ():
         yield from sorted(Path(folder).glob(pattern))
 
 
 def command_of(module: ast.Module) -> ast.FunctionDef | None:
-    """Return the function that the module passes to `pipeline.cli.run`; None if the module is not a command."""
+    """Return the function that a module passes to `pipeline.cli.run`, or None if the module is not a command."""
     functions = {statement.name: statement for statement in module.body if isinstance(statement, ast.FunctionDef)}
     for guard in module.body:
         if isinstance(guard, ast.If) and ast.unparse(guard.test) == "__name__ == '__main__'":

@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def require_at_least_one(settings: object, *names: str) -> None:
-    """Raise if a setting is a number below 1; other values, for example None or `auto`, pass.
+    """Raise if one of the named settings is a number below 1. Other values, for example None or `auto`, are accepted.
 
     Raises:
-        ValueError: naming the first setting that is below 1.
+        ValueError: if a named setting is below 1. The message names the setting.
     """
     for name in names:
         value = getattr(settings, name)
@@ -19,7 +19,7 @@ def require_at_least_one(settings: object, *names: str) -> None:
 
 
 COPIES = ("runtime_resources", "working_dir_files")
-"""Folders in which Ray keeps its copy of the folder given to `ray job submit --working-dir`."""
+"""Names of two folders, the second within the first. Ray copies the folder of `ray job submit --working-dir` there."""
 WRITTEN = ("output", "staging")
 """Settings that name a folder to write to."""
 
@@ -28,7 +28,7 @@ def require_lasting(name: str, folder: Path) -> None:
     """Raise if a folder is in Ray's copy of the working directory, which Ray deletes after the job.
 
     Raises:
-        ValueError: if it is, naming the setting and a better folder.
+        ValueError: if the folder is there. The message names the setting and a better folder.
     """
     parts = folder.resolve().parts
     if COPIES in pairwise(parts):
@@ -44,7 +44,7 @@ def require_lasting_outputs(config: object) -> None:
     """Raise if a command's settings name an output folder that Ray deletes after the job.
 
     Raises:
-        ValueError: if so; see `require_lasting`.
+        ValueError: if there is one. The message names the setting and a better folder.
     """
     named = {field.name for field in fields(config)} if is_dataclass(config) else set()
     for name in named.intersection(WRITTEN):

@@ -1,6 +1,6 @@
-"""Command line of every command: a dataclass becomes flags, which a YAML file can set too (`--config`).
+"""Command line of every command. The fields of a dataclass become flags, which a YAML file can also set (`--config`).
 
-Errors that a user can cause end in one line on standard error and exit code 1.
+Errors that a user can cause end the command with one line on standard error and exit code 1.
 """
 
 import io
@@ -34,18 +34,18 @@ COMMON_FLAGS = (
 
 
 def run(command: Callable[..., int | None], module: str, *, resumes: bool = True) -> NoReturn:
-    """Parse the arguments into `command`'s dataclass, call `command` and exit with the code it returns (None is 0).
+    """Parse the arguments into `command`'s dataclass, call `command` and exit with its return value (None means 0).
 
     `resumes` is True if the same command resumes after an interruption.
     """
     _print_anything()
     log_to_stderr()
     disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings of retries and empty commits
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hides warnings of retries and empty commits
     if os.environ.get("RANK", "0") != "0":  # processes that train together read the same rows: one of them warns
         logging.getLogger("pipeline.data.skipped").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # our own error reports weights that do not fit
-    if "transformers" in sys.modules:  # read its environment variable when it was imported
+    if "transformers" in sys.modules:  # it read its environment variable when it was imported
         sys.modules["transformers"].utils.logging.disable_progress_bar()
         sys.modules["transformers"].utils.logging.set_verbosity_error()
     arguments = [part for argument in sys.argv[1:] for part in _split(argument)]
@@ -68,7 +68,7 @@ def run(command: Callable[..., int | None], module: str, *, resumes: bool = True
 
 
 def _print_anything() -> None:
-    """Print characters that the terminal's encoding lacks as escapes, in tracebacks too."""
+    """Make the output streams and tracebacks show characters as escapes if the terminal's encoding lacks them."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -81,10 +81,10 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 
 
 def _require_text(arguments: Sequence[str]) -> None:
-    """Raise if an argument is not text in this locale, because Arrow and the Hub take only names in UTF-8.
+    """Raise if an argument is not text in this locale, because Arrow and the Hub accept only names in UTF-8.
 
     Raises:
-        ValueError: if one is not.
+        ValueError: if an argument cannot be decoded. The message names the argument.
     """
     for argument in arguments:
         if UNENCODED.search(argument):
@@ -94,7 +94,7 @@ def _require_text(arguments: Sequence[str]) -> None:
 
 
 def _with_remedy(error: Exception) -> str:
-    """Return an error's message; for errors of libraries, add what to do."""
+    """Return an error's message. For errors of libraries, add a hint for the user."""
     if isinstance(error, cyclopts.UnusedCliTokensError):
         return f"{' '.join(error.unused_tokens or ())} belongs to no flag; --help shows the flags and their values"
     if isinstance(error, cyclopts.CycloptsError):
@@ -107,7 +107,7 @@ def _with_remedy(error: Exception) -> str:
 
 
 def _parser(command: Callable[..., int | None], module: str, arguments: list[str]) -> cyclopts.App:
-    """Return the parser for `command`; remove the flags that all commands share from `arguments`."""
+    """Return the parser for `command`. From the list `arguments`, remove the flags that all commands share."""
     if "--debug" in arguments:
         arguments.remove("--debug")
     return cyclopts.App(
@@ -126,7 +126,7 @@ def _parser(command: Callable[..., int | None], module: str, arguments: list[str
 
 
 class _Joined(DefaultFormatter):
-    """Help panels in which each setting's text is one paragraph, without the line breaks of its docstring."""
+    """Formatter of help that shows each setting's text as one paragraph, without the line breaks of its docstring."""
 
     def __call__(self, console: Any, options: Any, panel: HelpPanel) -> None:
         for entry in panel.entries:
@@ -137,14 +137,14 @@ class _Joined(DefaultFormatter):
 
 
 def _flags(parser: cyclopts.App) -> dict[str, str]:
-    """Return the flag of each setting, by its name in the dataclass and by its path (`training.steps`)."""
+    """Return the flag of each setting. A setting has two keys: its name (`steps`) and its path (`training.steps`)."""
     flags = [name for argument in parser.assemble_argument_collection() for name in argument.names]
     paths = {flag.removeprefix("--").replace("-", "_"): flag for flag in flags if flag.startswith("--")}
     return {path.rpartition(".")[2]: flag for path, flag in paths.items()} | paths
 
 
 def _checked(command: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Wrap a command in a check that Ray does not delete its outputs."""
+    """Return a command that first checks that Ray will not delete the outputs of `command`."""
 
     @wraps(command)
     def checked(*configs: object) -> int | None:

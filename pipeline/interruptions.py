@@ -13,16 +13,16 @@ from typing import Any, NoReturn
 
 from pipeline.messages import say
 
-CLOSED_OUTPUT = 128 + signal.SIGPIPE  # exit codes as shells report them
+CLOSED_OUTPUT = 128 + signal.SIGPIPE  # exit code, as shells report it
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ECHO = 1.0  # seconds in which a second signal is ignored: `timeout` sends one twice, a closing terminal two kinds
+ECHO = 1.0  # seconds in which a second signal is ignored: `timeout` and a closing terminal send two signals
 
 
 class Interrupted(KeyboardInterrupt):
     """Raised for Ctrl-C, for SIGTERM (which schedulers send before they kill) and for SIGHUP of a closing terminal.
 
-    This is a subclass because Python ends by SIGINT after a plain KeyboardInterrupt within an `exec`, whatever the exit
-    code.
+    After a plain KeyboardInterrupt within an `exec`, Python ends itself with SIGINT, whatever the exit code. A subclass
+    of KeyboardInterrupt does not have this effect.
     """
 
     def __init__(self, number: int) -> None:
@@ -32,10 +32,11 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def ending_in_a_line(*, resumes: bool) -> Iterator[None]:
-    """Turn an interruption into one line and exit code 128 + the signal's number (130 after Ctrl-C).
+    """Turn an interruption into one printed line and the exit code 128 + the signal's number (130 after Ctrl-C).
 
-    The line includes the notes of the KeyboardInterrupt, which say how far the work is. If `resumes`, it adds that the
-    same command resumes. A second signal ends the process at once. A closed standard output ends the process silently.
+    The line includes the notes of the KeyboardInterrupt, which say how far the work is. If `resumes` is True, the line
+    also says that the same command resumes. A second signal ends the process at once. A closed standard output ends
+    the process silently.
     """
     with _signals_raise(resumes):
         try:
@@ -58,7 +59,7 @@ def _say_interrupted(resumes: bool, *parts: str) -> None:
 
 
 def output_is_closed() -> bool:
-    """True if the reader of standard output has gone; a BrokenPipeError may come from another pipe, to a server."""
+    """True if the reader of standard output is gone. A BrokenPipeError may also come from another pipe, to a server."""
     poll = select.poll()
     if sys.stdout is None:
         return False
@@ -70,14 +71,14 @@ def output_is_closed() -> bool:
 
 
 def end_silently() -> NoReturn:
-    """Exit with standard output at /dev/null, because Python complains if its last flush fails."""
+    """Redirect standard output to /dev/null and exit. Otherwise Python would complain that its last flush failed."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(CLOSED_OUTPUT)
 
 
 @contextmanager
 def _signals_raise(resumes: bool) -> Iterator[None]:
-    """Raise Interrupted for signals, only in the main thread; ignored signals stay ignored."""
+    """Raise Interrupted for every signal, if this is the main thread. Signals that are ignored stay ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -94,7 +95,7 @@ def _signals_raise(resumes: bool) -> Iterator[None]:
 
 
 def _handler(resumes: bool) -> Callable[[int, FrameType | None], Any]:
-    """Return a handler that raises Interrupted; a second signal while the command closes ends the process."""
+    """Return a handler that raises Interrupted. A second signal, while the command closes, ends the process at once."""
     first: list[float] = []
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Cleaning of shown and written text: credentials removed, characters that steer a terminal or a page escaped.
+"""Cleaning of text before it is shown. Credentials are removed, and control characters are escaped.
 
 Commands print with `say`. Errors pass through `describe` and `one_line`, log records through `LineFormatter`.
 """
@@ -67,17 +67,18 @@ UNENCODED = re.compile("[\ud800-\udfff]")  # bytes of a name that are not text i
 MARKDOWN = re.compile(r"([\\`*_\[\]|~$#!])")
 PLAIN_NAME = re.compile(r"[\w.:/@-][\w.:/@ -]*")
 SETTING = re.compile(r"(?<!column )(?<!has )`([a-z_]+(?:\.[a-z_]+)?)`")
-"""A setting in a message; a column of the input, which may have a setting's name, is called `column` before it."""
+"""Pattern of a setting in a message. A name after the word `column` or `has` is not a setting, but a column of the
+input."""
 FLAGS: dict[str, str] = {}
-"""Flag of each setting of this process's command: `text_column` -> `--text-column`."""
+"""Flag of each setting of this process's command, for example `--text-column` for the key `text_column`."""
 
 
 def redacted(text: str) -> str:
     """Replace each credential in the text by `***`.
 
-    Credentials are: users and passwords in URLs; all parameters of a URL except harmless ones; other parameters,
-    headers and settings with a telling name; tokens and keys of well-known shapes; and the values of environment
-    variables with a telling name, plain or quoted for a URL.
+    These are credentials: users and passwords in URLs; all parameters of URLs, except harmless parameters; other
+    parameters, headers and settings whose name suggests a secret; tokens and keys in well-known formats; and the values
+    of environment variables whose name suggests a secret, plain or quoted for a URL.
     """
     for secret in _environment_secrets():
         text = text.replace(secret, REMOVED)
@@ -90,10 +91,12 @@ def redacted(text: str) -> str:
 
 
 def has_credential(url: str) -> bool:
-    """True if a URL holds a password, a telling parameter, a well-known shape of token or a secret variable's value.
+    """True if a URL holds a credential.
 
-    A user without a password is a credential over HTTP, where it may be a token; elsewhere it may be a container's
-    name (`abfs://container@account...`).
+    These are credentials: a password, a parameter whose name suggests a secret, a token in a well-known format, and the
+    value of a secret environment variable. In an HTTP URL, a user without a password is also a credential, because it
+    may be a token. In other URLs, a user is no credential, because it may be the name of a container
+    (`abfs://container@account...`).
     """
     return (
         PASSWORD.search(url) is not None
@@ -118,14 +121,14 @@ def _is_secret(parameter: str) -> bool:
 
 
 def _environment_secrets() -> list[str]:
-    """Return the values of secret environment variables, longest first because one may be part of another."""
+    """Return the values of secret environment variables, longest first because a value may be part of another value."""
     values = [value for name, value in os.environ.items() if SECRET_VARIABLE.search(name)]
     secrets = {form for value in values if len(value) >= SHORTEST_SECRET for form in (value, quote(value, safe=""))}
     return sorted(secrets, key=len, reverse=True)
 
 
 def with_flags(text: str) -> str:
-    """Replace settings in backticks, which is how the library names them, by this command's flags."""
+    """Replace settings, which the library's messages name in backticks, by the flags of this command."""
     return SETTING.sub(lambda found: FLAGS.get(found[1], found[0]), text)
 
 
@@ -144,14 +147,15 @@ def one_line(text: str) -> str:
 def describe(error: BaseException) -> str:
     """Return an error's message in one line, without credentials.
 
-    An empty message is replaced by the error's class; a KeyError's message, which is only the key, is preceded by it.
+    If the message is empty, return the name of the error's class. The message of a KeyError is only the key, so it is
+    preceded by the name of the class.
     """
     message, kind = redacted(" ".join(str(error).split())), type(error).__name__
     return f"{kind} {message}" if isinstance(error, KeyError) else message or kind
 
 
 def say(*lines: str, file: TextIO | None = None) -> None:
-    """Print lines without credentials, to standard output by default; line ends within a line are escaped."""
+    """Print lines after removing credentials, by default to standard output. Line breaks within a line are escaped."""
     for line in lines:
         print(visible(redacted(with_flags(line))), file=file or sys.stdout, flush=True)
 
@@ -163,13 +167,13 @@ def in_markdown(text: str) -> str:
 
 
 def name_in_markdown(name: str) -> str:
-    """Return a name as Markdown code; a long or unusual name is escaped by `in_markdown` instead."""
+    """Return a name as Markdown code. A long or unusual name is escaped with `in_markdown` instead."""
     is_plain = len(name) <= MOST_IN_MARKDOWN and PLAIN_NAME.fullmatch(name)
     return f"`{name}`" if is_plain else in_markdown(name)
 
 
 class LineFormatter(logging.Formatter):
-    """Formatter of log records: one line without credentials, with any traceback below it."""
+    """Formatter of log records: one line without credentials, and below it the traceback, if there is one."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return visible(redacted(with_flags(super().formatMessage(record))))
@@ -179,7 +183,7 @@ class LineFormatter(logging.Formatter):
 
 
 def log_to_stderr(level: int = logging.WARNING) -> None:
-    """Log to standard error with LineFormatter, unless logging is set up already."""
+    """Log to standard error with LineFormatter, unless logging has been set up already."""
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter(LOG_FORMAT))
     logging.basicConfig(level=level, handlers=[handler])

@@ -1,4 +1,7 @@
-"""Progress of a run on standard error: a line for each slow stage, then a bar (without a terminal, a line a minute)."""
+"""Progress of a run on standard error: a line for each slow stage, then a progress bar.
+
+Without a terminal, a line per minute replaces the bar.
+"""
 
 import sys
 import threading
@@ -37,16 +40,16 @@ class State:
     rows: float
     tokens: float
     workers: int
-    """Workers that have loaded the model."""
+    """Number of workers that have loaded the model."""
     quarantined: int
-    """Quarantined units."""
+    """Number of quarantined units."""
 
 
 class Progress:
-    """Display of the rows done out of `total`, the tokens/s, the time left, the workers and the quarantined units.
+    """Display of a run's progress: rows out of `total`, tokens/s, time left, workers and quarantined units.
 
-    `done` rows were labelled before this session. A thread calls `look` for the state, because the main thread may be
-    busy labelling.
+    `done` is the number of rows that were labelled before this session. A thread calls `look` to get the state, because
+    the main thread may be busy labelling.
     """
 
     def __init__(self, total: int, done: int, look: Callable[[], State]) -> None:
@@ -54,14 +57,14 @@ class Progress:
         self.bar = tqdm(total=total, initial=done, desc="annotating", unit=" documents", disable=not self.terminal)
         self.total, self.done, self.look = total, done, look
         self.started: float | None = None
-        """Time at which the first worker had loaded; None until then."""
+        """Time at which the first worker finished loading the model, or None before that."""
         self.next_line = 0.0
         self.loading = ExitStack()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="progress", daemon=True)
 
     def __enter__(self) -> Self:
-        if not self.terminal:  # a terminal's bar says it
+        if not self.terminal:  # on a terminal, the bar says this
             self.loading.enter_context(stage("loading the model"))
         self.thread.start()
         return self
@@ -100,7 +103,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the first worker loaded."""
+        """Seconds since the first worker finished loading the model, or 0 before that."""
         return max(1e-9, time.monotonic() - self.started) if self.started is not None else 0.0
 
     def _state(self, state: State) -> str:

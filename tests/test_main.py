@@ -17,7 +17,7 @@ RUNNABLE = [
     *(f"jobs.{file.stem}" for file in sorted(ROOT.glob("jobs/*.py")) if file.stem != "__init__"),
 ]
 HEAVY = {"torch", "transformers", "ray", "datasets", "pyarrow"}
-"""Packages that take long to import."""
+"""Packages that take a long time to import."""
 
 
 def listing(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -1,1 +1,4 @@
-"""The main command: documents in, an annotated dataset out. `python -m pipeline.annotate --help` lists its settings."""
+"""The main command: it reads documents and writes an annotated dataset.
+
+`python -m pipeline.annotate --help` lists its settings.
+"""

@@ -1,13 +1,13 @@
 """Annotation: read documents, write an annotated dataset.
 
     python -m pipeline.annotate                                          # built-in sample documents
-    python -m pipeline.annotate --input fineweb/*.parquet --output DIR   # your own
+    python -m pipeline.annotate --input fineweb/*.parquet --output DIR   # your own documents
     python -m pipeline.annotate ... --workers 0                          # in this process, without Ray
     python -m pipeline.annotate ... --output hf://datasets/USER/NAME     # published while it grows
     ray job submit --working-dir . -- python -m pipeline.annotate ...    # on a cluster
 
-Input and settings are checked before anything is written. The same command resumes a run.
-Exit code 0: complete; 3: complete except for quarantined units; 1: refused or failed.
+The input and all settings are checked before anything is written. The same command resumes an interrupted run.
+The exit code is 0 if the dataset is complete, 3 if some shards are missing, and 1 if the run was refused or failed.
 """
 
 import logging
@@ -54,7 +54,8 @@ DEFAULTS = Config()
 def annotate(config: Config = DEFAULTS) -> int:
     """Label every token of every document with its entropy, in nats, and write an annotated dataset.
 
-    Exit code 0: complete; 3: complete except for quarantined units, which are listed; 1: refused or failed.
+    The exit code is 0 if the dataset is complete, and 1 if the run was refused or failed. It is 3 if some rows could
+    not be labelled and are quarantined. A list of these rows is printed at the end.
     """
     config.check_place()
     with tempfile.TemporaryDirectory() as scratch:
@@ -88,7 +89,7 @@ def annotate(config: Config = DEFAULTS) -> int:
 
 
 def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str, ...]) -> int:
-    """Label the remaining units, complete the dataset and show it; return the exit code."""
+    """Label the remaining units, complete the dataset and print a summary. Return the exit code."""
     ledger, info = Ledger(job.subset), info_of(job, inputs)
     folder_card(info)  # raises, before anything is labelled, if no card can be written
     if job.repository is not None:
@@ -127,7 +128,7 @@ def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tupl
 
 
 def labels_named(job: Run, config: Config) -> str:
-    """Return the argument with which pipeline.report shows these labels: the dataset, or one of its several subsets."""
+    """Return the argument of pipeline.report for these labels: the dataset, or the subset if there are several."""
     if job.repository is not None:
         return f"{job.repository.url}/{job.subset.in_repository.data}"
     place, subsets = config.output or job.subset.root.name, job.subset.data.parent.iterdir()
@@ -137,7 +138,10 @@ def labels_named(job: Run, config: Config) -> str:
 def label_and_publish(
     units: Sequence[Unit], job: Run, config: Config, repository: Repository, info: SubsetInfo
 ) -> Throughput:
-    """Publish the shards that an interrupted run left on this disk, then label and publish the missing ones."""
+    """Publish the shards that an interrupted run left on this disk, then label and publish the missing shards.
+
+    Return the totals of this session.
+    """
     ledger, published = Ledger(job.subset), PublishedLedger(repository, job.subset)
     ledger.write_published(published.receipts(len(units)))
     if len(ledger.published()) < len(units):
@@ -155,7 +159,7 @@ def label_and_publish(
 
 
 def info_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
-    """Return the card's information about a run that has not begun."""
+    """Return information for the dataset card, before the run begins."""
     return SubsetInfo(
         subset=job.subset,
         path=job.repository.name if job.repository else THIS_FOLDER,
@@ -167,7 +171,10 @@ def info_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
 
 
 def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher | None = None) -> Throughput:
-    """Label the remaining units, with a progress bar; start no worker if there are none."""
+    """Label the remaining units with a progress bar, and return the totals of this session.
+
+    If no units remain, no worker is started.
+    """
     done = Ledger(job.subset).finished(staging=publisher is not None)
     left = [unit for unit in units if unit.index not in done]
     if not left:
@@ -187,7 +194,7 @@ def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher 
 
 
 def state_of(report: Throughput, scheduler: Scheduler) -> State:
-    """Return the state that the progress bar shows: the committed units and the labelled parts of the others."""
+    """Return the state that the progress bar shows: the committed units plus the labelled parts of other units."""
     progress, counts = scheduler.progress, report.counts
     return State(
         counts.rows + progress.rows, counts.tokens + progress.tokens, scheduler.ready_workers, report.quarantined
@@ -196,7 +203,7 @@ def state_of(report: Throughput, scheduler: Scheduler) -> State:
 
 @contextmanager
 def noting_interrupts(job: Run) -> Iterator[None]:
-    """Add a note to a KeyboardInterrupt that says how far the run is."""
+    """Add to a KeyboardInterrupt a note that says how many units are done."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -207,7 +214,7 @@ def noting_interrupts(job: Run) -> Iterator[None]:
 
 @contextmanager
 def pool_of(job: Run, config: Config) -> Iterator[WorkerPool]:
-    """Yield the requested workers: only this process, or workers of a Ray cluster."""
+    """Yield the pool of the requested workers: this process, or workers on a Ray cluster."""
     if config.workers == 0:
         with stage("loading torch"):
             from pipeline.labels.labeller import device_here
@@ -234,7 +241,11 @@ def pool_of(job: Run, config: Config) -> Iterator[WorkerPool]:
 
 
 def publish_outcome(outcome: Outcome, publisher: Publisher, scheduler: Scheduler, *, last: bool) -> None:
-    """Publish a committed shard, and delete published shards while there are workers to do so."""
+    """Publish the shard of a committed unit, and delete published shards from the disks of all nodes.
+
+    `last` is True for the last outcome of the run. All shards are then published at once, because later there are no
+    workers to delete the published shards.
+    """
     if isinstance(outcome, UnitResult):
         publisher.add(outcome.receipt, outcome.addition)
     if last:

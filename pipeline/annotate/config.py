@@ -1,4 +1,4 @@
-"""Settings of the annotation command, as flags and YAML, with the checks that need no look at the input."""
+"""Settings of the annotation command, given as flags or YAML, with all checks that do not need the input."""
 
 from dataclasses import dataclass
 from math import inf
@@ -19,7 +19,7 @@ from schemas.layout import Subset
 from schemas.rows import TEXT_COLUMN
 
 Precision = Literal["auto", "float32", "bfloat16"]
-LEAST_SHARE = 0.0001  # of a core or a GPU, the smallest share that Ray counts
+LEAST_SHARE = 0.0001  # smallest share of a core or a GPU that Ray counts
 
 
 @cyclopts.Parameter(name="*")
@@ -28,74 +28,77 @@ class Config(Inputs):
     """Settings of a run: documents, label method, output and workers."""
 
     input: tuple[str, ...] = ()
-    """Files of documents: Parquet, JSON (.jsonl, one object per line, or one array) or text (.txt or .md, one document
-    per file). JSON and text may be compressed (.gz, .zst, .bz2, .xz). Give paths, folders (only their Parquet and JSON
-    files are read), globs, hf://datasets/USER/NAME/PATH or any URL that fsspec reads; built-in sample documents by
-    default."""
+    """Files of documents: Parquet, JSON (one object per line, or one array of objects) or text (.txt or .md, one
+    document per file). JSON and text may be compressed (.gz, .zst, .bz2, .xz). Give paths, globs,
+    hf://datasets/USER/NAME/PATH, any URL that fsspec reads, or folders (only their Parquet and JSON files are read).
+    Default: built-in sample documents."""
     text_column: str | None = None
-    """Column that holds the documents; `text` by default, `input_ids` with --tokenizer none."""
+    """Column that holds the documents. Default: `text`, or `input_ids` with --tokenizer none."""
     columns: tuple[str, ...] | None = None
-    """Input columns to copy to the output; all by default."""
+    """Input columns to copy to the output. Default: all columns."""
     output: str | None = None
-    """Folder for the dataset, or hf://datasets/USER/NAME to publish its shards while others are labelled; `annotated`
-    by default, or `annotated-sample` for the built-in documents."""
+    """Folder for the dataset, or hf://datasets/USER/NAME to publish finished shards while other shards are being
+    labelled. Default: `annotated`, or `annotated-sample` for the built-in documents."""
     subset: str | None = None
-    """Name of these labels within the dataset, which may hold other labels or documents alongside; the method by
-    default."""
+    """Name of these labels within the dataset, which may also hold other labels or documents. Default: the method."""
     staging: Path | None = None
-    """With an output on the Hub, folder that holds shards until they are published; one below HF_HOME by default."""
+    """Folder that holds shards until they are published, for an output on the Hub. Default: a folder below HF_HOME."""
     private: bool = False
-    """If the repository on the Hub does not exist, create it as private."""
+    """Create the repository on the Hub as private, if it does not exist yet."""
     method: Method = "second-order"
-    """second-order: one pass of a second-order checkpoint. exact: differences of an estimator's code lengths, hundreds
-    of times more expensive unless its embedding is added to the logits. causal: the loss of a causal language model."""
+    """Label method. second-order: one pass of a second-order checkpoint. exact: differences of an estimator's code
+    lengths, which are hundreds of times more expensive unless the estimator's embedding is added to the logits.
+    causal: the loss of a causal language model."""
     estimator: str | None = None
-    """Checkpoint for the method: a folder, a folder with the folds of a cross-fitting, or a model on the Hub (USER/NAME
-    or USER/NAME@REVISION); the checkpoint that comes with the project by default."""
+    """Checkpoint for the method: a folder, a folder with one checkpoint per cross-validation fold, or a model on the
+    Hub (USER/NAME or USER/NAME@REVISION). Default: the checkpoint that comes with the project."""
     tokenizer: str | None = None
-    """Tokenizer folder, or `none` if the input has a column `input_ids` instead of `text`; the checkpoint's by default.
-    With another tokenizer, labels are moved from the checkpoint's tokens to this tokenizer's, through the bytes that
-    both cover."""
+    """Folder of the tokenizer, or `none` if the input has a column `input_ids` instead of `text`. Default: the
+    checkpoint's tokenizer. With another tokenizer, each label of a checkpoint's token is divided among the tokens of
+    this tokenizer that cover the same bytes."""
     vocabulary: int | None = None
-    """Number of token ids, with --tokenizer none; the checkpoint's by default."""
+    """Number of token ids in the vocabulary, with --tokenizer none. Default: the checkpoint's vocabulary."""
     window: int | None = None
-    """Tokens per window, which is labelled in one pass; the checkpoint's context by default."""
+    """Number of tokens in a window. A window is labelled in one pass. Default: the checkpoint's context length."""
     overlap: int | None = None
-    """Tokens that neighbouring windows of a long document share; half the window by default."""
+    """Number of tokens that neighbouring windows of a long document share. Default: half a window."""
     share: float = 1.0
-    """Share of the tokens to label, in random runs of eight; the other labels are null. The cost of exact labels is
-    proportional to the share, unless the estimator's embedding is added to the logits."""
+    """Share of the tokens to label, in random runs of eight tokens. The other labels are null. The cost of exact labels
+    is proportional to the share, unless the estimator's embedding is added to the logits."""
     start_token: str | None = None
-    """With --method causal, the token that stood between documents when the model was trained, as text; by default the
-    beginning of sequence that its tokenizer declares, or else the end of sequence."""
+    """Text of the token that separated documents when the model was trained, with --method causal. Default: the
+    beginning-of-sequence token of the model's tokenizer or, if it declares none, the end-of-sequence token."""
     dtype: Precision = "auto"
-    """Precision of the checkpoint's computations; losses and sums are wider. bfloat16 moves a label by 0.01 to 0.04
-    nats on average and is about twice as fast. auto: the resumed run's precision, or else bfloat16 on GPUs and on CPUs
-    with bfloat16 instructions (AVX512-BF16, AMX) and float32 on other CPUs."""
+    """Precision of the checkpoint's computations. Losses and sums are computed in a higher precision. bfloat16 is
+    about twice as fast as float32, and changes a label by 0.01 to 0.04 nats on average. auto: the resumed run's
+    precision. For a new run, auto means bfloat16 on GPUs and on CPUs with bfloat16 instructions (AVX512-BF16, AMX), and
+    float32 on other CPUs."""
     batch_invariant: bool = False
-    """Label every window by itself, so that a document's labels are bit-identical whatever else is labelled."""
+    """Label every window by itself, so that the bits of a document's labels do not depend on other documents."""
     workers: int | Literal["auto"] = "auto"
-    """Number of worker processes; auto: as many as fit the cluster, and more when it grows. 0: label in this process,
-    without Ray, on one GPU or one CPU core. The shards are bit-identical."""
+    """Number of worker processes. auto: as many as fit on the cluster, and more when the cluster grows. 0: label in
+    this process, without Ray, on one GPU or one CPU core. The shards are bit-identical for any number of workers."""
     gpus_per_worker: float | None = None
-    """GPUs per worker, which may be a fraction; by default 1 if the cluster has GPUs, else 0."""
+    """GPUs per worker. Fractions are allowed. Default: 1 if the cluster has GPUs, else 0."""
     cpus_per_worker: float | None = None
-    """CPU cores per worker, which may be a fraction, to read, tokenize and write, and to label without a GPU. 1 by
-    default; with a GPU up to 4, if the node has as many for each of its GPUs."""
+    """CPU cores per worker, to read, tokenize and write, and to label if the worker has no GPU. Fractions are allowed.
+    Default: 1. For a worker with a GPU: up to 4, if the node has this many cores for each of its GPUs."""
     limit: int | None = None
-    """Label at most this many rows, from the first. A larger limit extends the dataset in a folder."""
+    """Label at most this many rows, starting with the first. A larger limit extends an existing dataset in a folder."""
     rows_per_unit: int | None = None
-    """Rows per shard, at most; by default a sixteenth of the rows, but at least 8 and at most 16,384."""
+    """Maximum number of rows in a shard. Default: a sixteenth of all rows, but at least 8 and at most 16,384."""
     keep_text: bool = False
     """Keep the documents' text in the output."""
     source_seen_by_estimator: Literal["yes", "no", "unknown"] = "unknown"
-    """Note for the provenance: yes if the checkpoint was trained on these documents."""
+    """Note for the dataset's provenance: `yes` if the checkpoint was trained on these documents, `no` if it was not."""
     address: str | None = None
-    """Address of the Ray cluster to join; by default the cluster of the Ray job that this runs in, else a local one."""
+    """Address of the Ray cluster to join. Default: the cluster of the Ray job in which this command runs. Outside a
+    job, a local cluster is started."""
     dry_run: bool = False
-    """Print the plan with the storage and the time that it needs, and stop; labels a few documents to measure speed."""
+    """Print the plan with an estimate of the storage and time of the run, and stop. A few documents are labelled
+    to measure the speed."""
     tokens_per_second: float | None = None
-    """With --dry-run, a worker's speed in an earlier run; measured on this machine by default."""
+    """Tokens per second of one worker in an earlier run, for --dry-run. Default: the speed measured on this machine."""
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "limit", "rows_per_unit", "window", "longest_document")
@@ -119,10 +122,10 @@ class Config(Inputs):
         assert self.place  # raises if the subset's name is not allowed
 
     def check_place(self) -> None:
-        """Raise if the output is a folder that `load_dataset` cannot read or that Ray deletes after the job.
+        """Check that `load_dataset` can read the output folder, and that Ray does not delete it after the job.
 
         Raises:
-            ValueError: if it is.
+            ValueError: if the folder fails one of these checks.
         """
         if self.repository is None:
             require_loadable(self.place.root)
@@ -143,24 +146,27 @@ class Config(Inputs):
 
     @property
     def column(self) -> Column:
-        """Column that documents are read from."""
+        """Column of the input that holds the documents."""
         tokenized = self.tokenizer == TOKENIZED_ALREADY
         return Column(self.text_column or (INPUT_IDS if tokenized else TEXT_COLUMN), tokenized, self.longest)
 
     @property
     def passed(self) -> tuple[str, ...] | None:
-        """Input columns that are passed on; None for all."""
+        """Input columns to copy to the output, or None for all columns."""
         text = (TEXT_COLUMN,) if self.keep_text and self.column.tokenized else ()
         return None if self.columns is None else (*self.columns, *text)
 
     @property
     def repository(self) -> Repository | None:
-        """Repository that the dataset is published to; None if the output is a folder."""
+        """Repository on the Hub to which the dataset is published, or None if the output is a folder."""
         return Repository.at(self.output) if self.output and self.output.startswith("hf://") else None
 
     @property
     def place(self) -> Subset:
-        """Location of the labels on this disk, permanent or until they are published."""
+        """Subset and folder of the labels on this disk.
+
+        With an output on the Hub, the folder holds shards only until they are published.
+        """
         name = self.subset or self.method
         if self.repository is None:
             return Subset(name, Path(self.output or ("annotated" if self.input else "annotated-sample")).resolve())

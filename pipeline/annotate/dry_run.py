@@ -1,4 +1,4 @@
-"""Dry run: an estimate, from a sample of documents, of the data a run will read and write and the time it will take."""
+"""Dry run: estimate from a sample of documents how much data a run will read and write, and how long it will take."""
 
 import time
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from pipeline.progress import stage
 from schemas.annotations import INPUT_IDS, Device
 
 SAMPLED_UNITS, SAMPLED_ROWS = 16, 32
-MANY_FILES = 100  # from which joining is advised: each shard costs a fraction of a second and two files
+MANY_FILES = 100  # number of files from which joining is advised: a shard costs a fraction of a second and two files
 LOOK_SECONDS, MEASURED_SECONDS = 10.0, 30.0
-FIRST_TOKENS, GROWTH = 32, 4  # tokens of the first measurement, and the factor to each next one
+FIRST_TOKENS, GROWTH = 32, 4  # tokens of the first measurement, and the factor from one measurement to the next
 DEVICE = device_here()
-LABEL_BYTES, TOKEN_BYTES = 1.4, 1.5  # per token of FineWeb, in each entropy column and in `input_ids`
+LABEL_BYTES, TOKEN_BYTES = 1.4, 1.5  # bytes per token of FineWeb, in each entropy column and in `input_ids`
 
 
 class Workers(NamedTuple):
@@ -33,7 +33,7 @@ class Workers(NamedTuple):
     room: int
     """Number of workers that fit now."""
     where: str
-    """This machine or the cluster."""
+    """Place of the workers, in words: `this machine` or `the cluster`."""
     device: Device
 
 
@@ -43,30 +43,30 @@ class Estimate:
 
     units: int
     rows_a_unit: int
-    """Rows of the largest unit."""
+    """Number of rows of the largest unit. A unit is a range of rows."""
     rows: int
     files: int
     source_bytes: int
     sampled_rows: int
     empty_rows: int
-    """Sampled rows without a token."""
+    """Number of sampled rows that have no tokens."""
     tokens: float
     error: float
     """Standard error of `tokens`, relative to `tokens`; NaN if only one document was sampled."""
     label_columns: int
     share: float
-    """Share of the tokens that are labelled."""
+    """Share of the tokens that the run labels."""
     passed: tuple[str, ...]
-    """Columns of the source that are passed on."""
+    """Columns of the source that are copied to the output."""
     speed: "Speed"
 
     @property
     def worker_hours(self) -> float:
-        """Hours that one worker needs, not counting its start."""
+        """Hours that one worker needs, without the time in which it starts."""
         return self.tokens / max(1e-9, self.speed.tokens_per_second) / 3600
 
     def hours(self, workers: int) -> float:
-        """Return the hours that this many workers need; they take whole units, so some may be idle at the end."""
+        """Return the hours that a number of workers need. Workers take whole units, so some may be idle at the end."""
         return self.worker_hours * -(-self.units // workers) / self.units
 
 
@@ -76,15 +76,15 @@ class Speed:
 
     tokens_per_second: float
     measured_tokens: int = 0
-    """Tokens labelled to measure the speed; 0 if the speed was given."""
+    """Number of tokens that were labelled to measure the speed, or 0 if the speed was given."""
     seconds: float = 0.0
-    """Seconds that labelling `measured_tokens` took."""
+    """Duration of the measurement in seconds."""
 
 
 def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second: float | None) -> Estimate:
-    """Estimate a run from the first rows of units from all over the source.
+    """Estimate a run from a sample, which is the first rows of some units from all over the source.
 
-    The rows are read and tokenized; if no speed is given, some are labelled to measure it.
+    The sampled rows are read and tokenized. If no speed is given, some of these rows are labelled to measure the speed.
 
     Raises:
         ValueError: if rows cannot be read, or the device has too little memory.
@@ -115,7 +115,7 @@ def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second:
 
 
 def sample_documents(job: Run, units: Sequence[Unit]) -> list[Chunk]:
-    """Read and tokenize documents from all over the source."""
+    """Read and tokenize the first documents of some units from all over the source."""
     annotator, chunks = with_tokenizers(job, ()), list[Chunk]()
     some = units[:: -(-len(units) // SAMPLED_UNITS)]
     for unit in some:
@@ -128,10 +128,11 @@ def sample_documents(job: Run, units: Sequence[Unit]) -> list[Chunk]:
 
 
 def measure(job: Run, chunks: Sequence[Chunk]) -> Speed:
-    """Label longer and longer beginnings of these documents, as long as the next one is expected to end in time.
+    """Measure the speed of a worker on this machine, by labelling the first tokens of the sampled documents.
 
-    The speed is that of the last and longest beginning. The first one is labelled twice, because a device's first use
-    is slower.
+    The measurement is repeated, each time with four times as many tokens, as long as the next measurement is expected
+    to end in time. The last measurement, which has the most tokens, gives the speed. The first measurement is done
+    twice, because a device is slower when it is first used.
     """
     with stage("loading the model"):
         annotator = load_annotator(job, DEVICE)
@@ -150,13 +151,13 @@ def measure(job: Run, chunks: Sequence[Chunk]) -> Speed:
 
 
 def beginning(documents: Sequence[np.ndarray], tokens: int) -> list[np.ndarray]:
-    """Return the first documents, cut to `tokens` tokens in all."""
+    """Return the first documents, up to `tokens` tokens in all. The last document may be truncated."""
     ends = np.cumsum([0, *map(len, documents)])
     return [ids[: max(0, tokens - start)] for ids, start in zip(documents, ends, strict=False) if start < tokens]
 
 
 def workers_of(config: Config) -> Workers | None:
-    """Return the workers that would label; None if this process would.
+    """Return the workers that a run would have, or None if this process would label.
 
     Raises:
         ConnectionError: if there is no cluster at the address.
@@ -174,7 +175,7 @@ def workers_of(config: Config) -> Workers | None:
 
 
 def print_estimate(plan: Estimate, workers: Workers | None) -> None:
-    """Print the estimate, with the time of the workers unless this process is to label."""
+    """Print the estimate. If `workers` is None, this process would label, and the time of more workers is left out."""
     device = "GPU" if DEVICE == "cuda" else "CPU core"
     measured = f"measured on one {device} here with {plan.speed.measured_tokens:,} tokens in {plan.speed.seconds:.1f} s"
     faster = "; workers have GPUs, which are faster" if workers and workers.device != DEVICE == "cpu" else ""
@@ -198,14 +199,14 @@ def _empty(plan: Estimate) -> str:
 
 
 def _of_small_files(plan: Estimate) -> str:
-    """Return advice if very many small files each become a shard, else nothing."""
+    """Return advice to join files if there are many small files with a shard each, else an empty string."""
     if plan.files < max(MANY_FILES, plan.units) or plan.rows_a_unit >= FEWEST_ROWS:
         return ""
     return "; one shard per file: join small files into one file of JSON lines for fewer"
 
 
 def _of_workers(plan: Estimate, workers: Workers) -> str:
-    """Return the time that the requested workers need, and that the workers that fit now need."""
+    """Return, in words, the time for the requested workers and the time for the workers that fit now."""
     asked = workers.room if workers.requested == "auto" else workers.requested
     fitting = min(asked, workers.room)
     message = "" if workers.requested == "auto" else f"; {_hours(plan, asked)}"
@@ -215,7 +216,7 @@ def _of_workers(plan: Estimate, workers: Workers) -> str:
 
 
 def _hours(plan: Estimate, workers: int) -> str:
-    """Return the time that this many workers need if each is as fast as one alone."""
+    """Return, in words, the time for a number of workers. Each worker is assumed to be as fast as a single worker."""
     idle = f", {workers - plan.units:,} of them without a unit" if workers > plan.units else ""
     return f"{workers:,} that are as fast, {_duration(plan.hours(workers))}{idle}"
 

@@ -21,10 +21,10 @@ from schemas.receipts import Plan
 
 
 def pin_inputs(inputs: Sequence[str], existing: Plan | None) -> tuple[str, ...]:
-    """Pin Hub inputs to a commit; when resuming, the original run's.
+    """Return the inputs, with every input on the Hub pinned to a commit. A resumed run keeps its original commits.
 
     Raises:
-        ValueError: if that run's plan, which anybody may have written, has other inputs than the named ones.
+        ValueError: if the resumed run's plan, which may have been forged, lists other inputs than the settings.
     """
     if not inputs or existing is None or without_paths(recorded(existing.inputs)) != without_paths(recorded(inputs)):
         return pinned(inputs)
@@ -36,21 +36,23 @@ def pin_inputs(inputs: Sequence[str], existing: Plan | None) -> tuple[str, ...]:
 
 
 def pin_checkpoint(named: str | None, existing: Plan | None) -> str | None:
-    """Pin a Hub checkpoint to the commit of the resumed run, if that run has the same checkpoint."""
+    """Return the name of a checkpoint, pinned to the resumed run's commit if that run has the same Hub checkpoint."""
     known = None if existing is None else existing.checkpoint
     name, _, revision = (known or "").partition("@")
     return f"{name}@{revision}" if named == name and COMMIT.fullmatch(revision) else named
 
 
 def pin_longest(requested: int | None, existing: Plan | None) -> int | None:
-    """Return the requested cap on documents' length, or else the resumed run's, which may be None."""
+    """Return the requested maximum size of a document, by default the resumed run's maximum, which may be None."""
     return existing.provenance.longest_document if requested is None and existing is not None else requested
 
 
 def prepare(
     config: Config, source: Source, inputs: Sequence[str], existing: Plan | None = None
 ) -> tuple[Run, list[Unit]]:
-    """Check all settings against the source, found at `inputs`, and a resumed run's plan; return the run and its units.
+    """Check all settings against the source and against the plan of a resumed run. Return the run and its units.
+
+    `inputs` are the pinned inputs in which the files of the source were found.
 
     Raises:
         ValueError: if the settings do not fit together.
@@ -86,7 +88,7 @@ def provenance_for(
     tokens: TokenSource,
     existing: Plan | None,
 ) -> Provenance:
-    """Return the provenance: everything that the labels depend on, and the names of the inputs and the model."""
+    """Return the provenance: all that the labels depend on, plus the names of the inputs and of the model."""
     first = checkpoint.members[0]
     window, overlap = windows_for(config, first.context)
     require_loadable(checkpoint, config.method)
@@ -124,7 +126,7 @@ def checkpoint_for(config: Config) -> Checkpoint:
     """Return the named checkpoint, or the one that comes with the project for the method.
 
     Raises:
-        ValueError: if there is none, or its kind does not fit the method.
+        ValueError: if there is no checkpoint, or if its kind does not fit the method.
     """
     if config.estimator is None and config.method == "causal":
         raise ValueError("--method causal needs a causal language model: name its folder or Hub name with --estimator")
@@ -142,10 +144,12 @@ def checkpoint_for(config: Config) -> Checkpoint:
 
 
 def require_loadable(checkpoint: Checkpoint, method: Method) -> None:
-    """Check that a checkpoint can be loaded, before any worker starts, unless it comes with the project.
+    """Check that a checkpoint can be loaded, before any worker starts.
+
+    A checkpoint that comes with the project is not checked.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: if the checkpoint cannot be loaded.
     """
     if not checkpoint.is_shipped:
         from pipeline.models.loading import require_complete  # imports torch, which takes seconds
@@ -155,10 +159,10 @@ def require_loadable(checkpoint: Checkpoint, method: Method) -> None:
 
 
 def tokens_for(checkpoint: Checkpoint, config: Config) -> TokenSource:
-    """Return the requested source of tokens, or the checkpoint's own.
+    """Return the source of token ids that the settings name, by default the checkpoint's tokenizer.
 
     Raises:
-        ValueError: if the checkpoint does not know some of the ids that it would read.
+        ValueError: if the checkpoint would read ids that are not in its vocabulary.
     """
     named, known = config.tokenizer or str(checkpoint.folder), checkpoint.vocabulary
     implied = known if named == TOKENIZED_ALREADY else None
@@ -173,15 +177,16 @@ def tokens_for(checkpoint: Checkpoint, config: Config) -> TokenSource:
 
 
 def labels_move(checkpoint: Checkpoint, tokens: TokenSource) -> bool:
-    """True if the checkpoint reads other tokens than `tokens`, so that its labels must be moved to these."""
+    """True if the checkpoint reads tokens of another tokenizer. Its labels must then be moved to `tokens`."""
     return tokens.folder is not None and checkpoint.tokenizer_sha256 not in (None, tokens.sha256)
 
 
 def windows_for(config: Config, context: int | None) -> tuple[int, int]:
-    """Return the tokens of a window, and the tokens that it shares with the next.
+    """Return the length of a window and the overlap of neighbouring windows, both in tokens.
 
     Raises:
-        ValueError: if the checkpoint cannot read such windows, or names no context and no window is given.
+        ValueError: if the checkpoint cannot read windows of this length or overlap. Also if no length is given and the
+            checkpoint declares no context length.
     """
     longest = config.window if context is None else context
     if longest is None:
@@ -196,7 +201,7 @@ def windows_for(config: Config, context: int | None) -> tuple[int, int]:
 
 
 def start_token_for(checkpoint: Checkpoint, config: Config) -> int:
-    """Return the id of the requested start token, or of the one that the checkpoint declares."""
+    """Return the id of the requested start token, by default of the start token that the checkpoint declares."""
     if config.start_token is None:
         from pipeline.models.loading import declared_start  # imports torch, which takes seconds
 
@@ -205,10 +210,12 @@ def start_token_for(checkpoint: Checkpoint, config: Config) -> int:
 
 
 def dtype_for(config: Config, existing: Plan | None) -> Dtype:
-    """Return the requested precision, or else the resumed run's, or else the one that suits the workers' device.
+    """Return the requested precision.
+
+    By default, return the precision of the resumed run or, for a new run, the fastest precision on the workers' device.
 
     Raises:
-        ValueError: if a GPU is requested in this process and there is none.
+        ValueError: if this process is requested to label on a GPU and there is none.
         ConnectionError: if there is no cluster at the address.
     """
     if config.dtype != "auto":
@@ -230,7 +237,7 @@ def device_for(config: Config) -> Device:
 
 
 def rows_to_label(source: Source, limit: int | None) -> int:
-    """Return the number of the source's rows, capped by the limit.
+    """Return the number of rows to label: all rows of the source, or the first `limit` rows.
 
     Raises:
         ValueError: if the source has no rows.
@@ -241,12 +248,15 @@ def rows_to_label(source: Source, limit: int | None) -> int:
 
 
 def is_of_text(source: Source) -> bool:
-    """True if all files are text; their names are passed on, unless a resumed run's older version left them out."""
+    """True if all input files are text files.
+
+    Their file names are then copied to the output, unless an older version, which did not copy them, started the run.
+    """
     return all(file.format == "text" for file in source.files)
 
 
 class Names(TypedDict):
-    """Names of a dataset's inputs and of its model, on which no label depends."""
+    """Names of a dataset's inputs and of its model. Labels do not depend on these names."""
 
     source: tuple[str, ...]
     source_files: int
@@ -256,7 +266,7 @@ class Names(TypedDict):
 def names_for(
     config: Config, source: Source, inputs: Sequence[str], checkpoint: Checkpoint, existing: Plan | None
 ) -> Names:
-    """Return the names of a new run, or a resumed run's own, even if folders have been moved since."""
+    """Return the names for a run. A resumed run keeps its original names, even if folders have been moved since."""
     if existing is not None and recorded(urls(existing.source)) == recorded(urls(inputs)):
         run = existing.provenance
         return Names(source=run.source, source_files=run.source_files, model=run.model)

@@ -26,7 +26,7 @@ EXAMPLE_TOKENS, MOST_LOOKS = 16, 1000  # MOST_LOOKS documents are searched for t
 
 
 def print_summary(dataset: str, provenance: Provenance, counts: Counts, report: Throughput) -> None:
-    """Print documents, tokens, tokens/s, mean entropy, bits per byte, model and dataset; then the time per stage."""
+    """Print one line per figure: documents, tokens, tokens/s, mean entropy, bits per byte, model, dataset, stages."""
     tokens, labelled, mean = counts.tokens, counts.labelled_tokens, counts.mean_entropy
     bits = f"{mean / math.log(2) * tokens / counts.text_bytes:.3f}" if counts.text_bytes else "unknown without text"
     empty, long = counts.rows_without_text - counts.rows_too_long, counts.rows_too_long
@@ -51,7 +51,7 @@ def print_summary(dataset: str, provenance: Provenance, counts: Counts, report: 
 
 
 def _speed(report: Throughput) -> str:
-    """Return the tokens per second: all tokens and, if fewer, the labelled ones."""
+    """Return the tokens read per second. If fewer tokens are labelled, add the tokens labelled per second."""
     tokens, labelled = report.counts.tokens, report.counts.labelled_tokens
     if labelled == tokens:
         return f"{report.tokens_per_second:,.0f}"
@@ -67,7 +67,10 @@ def print_quarantine(units: Sequence[Quarantined]) -> None:
 
 
 def print_examples(subset: Subset, repository: Repository | None, *, complete: bool) -> None:
-    """Print the call that loads the dataset, and some tokens of a document: its first, or its first with labels."""
+    """Print the call that loads the dataset, and some tokens of a document with their labels.
+
+    The printed tokens include the first labelled token of the document.
+    """
     has = "has every document" if complete else "has the documents of the finished shards"
     folder = f"{repository.url}/{subset.in_repository.data}" if repository else str(subset.data)
     root = str(subset.root)
@@ -93,7 +96,10 @@ def _has_example(row: Row) -> bool:
 
 
 def _rows(receipts: Iterable[Receipt], folder: str) -> Iterator[Row]:
-    """Yield the labelled rows, without `datasets`, which needs ten seconds to look at ten thousand shards first."""
+    """Yield the rows of the shards with their labels.
+
+    The rows are read without `datasets`, which first needs ten seconds to inspect ten thousand shards.
+    """
     for receipt in receipts:
         (file,) = find_files([f"{folder}/{receipt.shard}"])
         info = inspect_shard(file)

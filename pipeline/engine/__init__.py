@@ -1,1 +1,4 @@
-"""The engine: a plan's units of rows become committed shards. Only cluster, local_ray and ray_workers use Ray."""
+"""The engine: it labels a plan's units (ranges of rows) and commits one shard per unit.
+
+Only the modules cluster, local_ray and ray_workers use Ray.
+"""

@@ -1,7 +1,8 @@
-"""The annotator: labels a unit's rows with a run's checkpoints and commits the shard with its receipt.
+"""The annotator: it labels a unit's rows with a run's checkpoints, and commits the shard with a receipt.
 
-A unit passes three stages, each in a thread of its own: its rows are read and tokenized, labelled on the device, and
-written. A few chunks of rows are queued between two stages, so that no stage waits for long and memory stays bounded.
+A unit is a range of rows. Its rows pass through three stages, and each stage runs in its own thread: rows are read and
+tokenized, then labelled on the device, then written. A few chunks of rows are queued between two stages, so that no
+stage waits for long and memory stays bounded.
 """
 
 import threading
@@ -40,17 +41,18 @@ CHUNKS_BYTES = 7 * BATCH_BYTES
 
 
 class SourceError(Exception):
-    """Raised if rows cannot be read now; a retry may succeed."""
+    """Raised if rows cannot be read at the moment. A retry may succeed."""
 
 
 class OutputError(Exception):
-    """Raised if nothing can be written, so that other units would fail too."""
+    """Raised if the output cannot be written, so that all other units would fail too."""
 
 
 class Labeller(Protocol):
-    """A label method on its device.
+    """A label method, with its model on a device.
 
-    `label` returns float32 [B, T] for every column of every batch, and the number of batches labelled in parts.
+    `label` returns one dictionary per batch. It maps each label column to its labels, float32 [B, T]. `label` also
+    returns the number of batches that did not fit the device's memory and were labelled in parts.
     """
 
     @property
@@ -68,17 +70,18 @@ class Labeller(Protocol):
 
 
 class Chunk(NamedTuple):
-    """Some rows on their way through the stages."""
+    """A few rows that pass through the stages together."""
 
     rows: pa.RecordBatch
     tokens: list[np.ndarray]
-    """Token ids of each row that are written."""
+    """Token ids to write, one array per row."""
     documents: list[np.ndarray]
-    """Token ids of each row that the checkpoint reads."""
+    """Token ids that the checkpoint reads, one array per row."""
     ends: list[tuple[np.ndarray, np.ndarray]] | None
-    """Ends of both kinds of tokens in the text's bytes, the checkpoint's first; None if they are the same tokens."""
+    """Byte positions in each row's text at which tokens end, as a pair: for the tokens that the checkpoint reads, and
+    for the tokens to write. None if both are the same tokens."""
     batches: list[list[WindowBatch]]
-    """Batches of each fold's checkpoint."""
+    """Batches to label, one list per checkpoint. A run has one checkpoint per cross-validation fold."""
 
 
 LabelledBatch = tuple[WindowBatch, Mapping[str, np.ndarray]]
@@ -86,9 +89,11 @@ LabelledBatch = tuple[WindowBatch, Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Annotator:
-    """A run with its labellers, one per fold, and its tokenizer, which is None if documents are already tokenized.
+    """Annotator of a run's units.
 
-    Two units may be annotated at a time: while one is labelled, the next is read.
+    It has one labeller per cross-validation fold, or a single labeller without folds. `tokenizer` is None if the
+    documents are already tokenized. Two units may be annotated at a time: while the first unit is labelled, the rows
+    of the second unit are read.
     """
 
     run: Run
@@ -97,12 +102,14 @@ class Annotator:
     estimator_tokenizer: Tokenizer | None = None
     device_lock: threading.Lock = field(default_factory=threading.Lock)
     long_document_lock: threading.Lock = field(default_factory=threading.Lock)
-    """Held while a document of more than BATCH_BYTES is tokenized, which may take 250 bytes per byte of text."""
+    """Lock that is held while a document of more than BATCH_BYTES is tokenized. Tokenizing may take 250 bytes of memory
+    per byte of text."""
 
     def annotate(self, unit: Unit, progress: "UnitProgress | None" = None) -> UnitResult:
-        """Label the unit's rows, commit their shard and its receipt, and upload the shard if there is a repository.
+        """Label a unit's rows, commit the shard and its receipt, and return the result.
 
-        Another thread may read from `progress` how far the unit is. An interrupt takes effect after the current batch.
+        If the run has a repository, the shard's content is also uploaded. The unit's progress is written to `progress`,
+        from which any thread may read. An interrupt takes effect after the current batch.
 
         Raises:
             SourceError: if rows cannot be read for a reason that may be temporary.
@@ -117,7 +124,10 @@ class Annotator:
             raise OutputError(f"cannot write to {self.run.subset.root}: {error}") from error
 
     def _commit(self, unit: Unit, progress: "UnitProgress") -> tuple[Receipt, Stages]:
-        """Run the last stage, which writes, with the other two ahead of it in their threads."""
+        """Write a unit's shard and receipt, and return the receipt and the seconds per stage.
+
+        This is the last stage. The two earlier stages run ahead in threads of their own.
+        """
         stages, counts, memory = Stages(), Counts(), ByteBudget(CHUNKS_BYTES)
         chunks = self.chunks(unit, stages, lambda size: memory.acquire(size, progress.stopped))
         subset, shard = self.run.subset, shard_name(unit.index, self.run.units)
@@ -140,7 +150,10 @@ class Annotator:
         return receipt, stages
 
     def _upload(self, receipt: Receipt, stages: Stages) -> CommitOperationAdd | None:
-        """Upload the shard's content; return the operation that adds it to the repository, None without one."""
+        """Upload a shard's content, and return the operation that adds the shard to the repository.
+
+        Return None if the run has no repository.
+        """
         if self.run.repository is None:
             return None
         addition = shard_addition(self.run.subset, receipt.shard)
@@ -148,7 +161,7 @@ class Annotator:
             with stages.timed("upload"):
                 self.run.repository.upload([addition])
                 uploaded = addition.upload_info.sha256.hex()
-        except (ValueError, LookupError) as error:  # the Hub refused, for no fault of the rows
+        except (ValueError, LookupError) as error:  # the Hub refused, which is not the fault of the rows
             raise OutputError(str(error)) from error
         if uploaded != receipt.sha256:
             raise OutputError(
@@ -161,7 +174,7 @@ class Annotator:
     ) -> Generator[Chunk, None, None]:
         """Yield a unit's rows, tokenized and batched: the first stage.
 
-        Before a chunk is tokenized, `acquire` is called with its number of bytes, to wait for memory.
+        Before a chunk is tokenized, `acquire` is called with the chunk's size in bytes and waits for free memory.
         """
         random = np.random.default_rng(unit.index)
         for rows in self._rows(unit, stages):
@@ -199,7 +212,11 @@ class Annotator:
         return Chunk(rows, tokens, documents, ends, self.batches(documents, random))
 
     def batches(self, documents: list[np.ndarray], random: np.random.Generator) -> list[list[WindowBatch]]:
-        """Return each checkpoint's batches: of all documents or, with folds, of those it was not trained on."""
+        """Return the batches to label, one list per checkpoint.
+
+        A single checkpoint labels all documents. With cross-validation folds, each checkpoint labels only the documents
+        that were held out when it was trained.
+        """
         settings = self.run.provenance
         sampled = [sample_positions(len(ids), settings.share, random) for ids in documents]
         fold_M = [fold_of(ids, settings.folds) for ids in documents]
@@ -218,13 +235,13 @@ class Annotator:
     def _labelled(
         self, chunks: Iterator[Chunk], stages: Stages, progress: "UnitProgress"
     ) -> Generator[tuple[Chunk, list[LabelledBatch]], None, None]:
-        """Yield labelled chunks: the second stage, which holds the device until the unit's last row is labelled."""
+        """Yield labelled chunks: the second stage. It locks the device until the unit's last row is labelled."""
         with self.device_lock, stages.timed(HELD):
             for chunk in chunks:
                 yield chunk, self.label(chunk, stages, progress)
 
     def label(self, chunk: Chunk, stages: Stages, progress: "UnitProgress") -> list[LabelledBatch]:
-        """Return every batch of a chunk with its labels."""
+        """Label all batches of a chunk, and return every batch with its labels."""
         labelled: list[LabelledBatch] = []
         whole = Amount(len(chunk.rows), sum(map(len, chunk.tokens)))
         with progress.chunk(whole, [*chain.from_iterable(chunk.batches)]) as count_batch:
@@ -243,11 +260,11 @@ class Annotator:
 
 
 def load_annotator(run: Run, device: Device) -> Annotator:
-    """Load a run's checkpoints onto a device of this node, and its tokenizers.
+    """Load a run's tokenizers, and load its checkpoints onto a device of this node.
 
     Raises:
         ValueError: if a checkpoint cannot be fetched from the Hub.
-        RuntimeError: if there is no device of this kind.
+        RuntimeError: if this node has no device of the requested kind.
     """
     from pipeline.labels.labeller import load_labellers  # imports torch, which the driver of a cluster does not need
 
@@ -257,7 +274,7 @@ def load_annotator(run: Run, device: Device) -> Annotator:
 
 
 def with_tokenizers(run: Run, labellers: tuple[Labeller, ...]) -> Annotator:
-    """Return an annotator with the run's tokenizers loaded."""
+    """Load a run's tokenizers, and return an annotator with the tokenizers and the given labellers."""
     tokenizer = load_tokenizer(run.tokenizer) if run.tokenizer else None
     other = load_tokenizer(run.estimator_tokenizer) if run.estimator_tokenizer else None
     return Annotator(run, labellers, tokenizer, other)
@@ -269,29 +286,30 @@ def moved(nats: Sequence[np.ndarray], ends: Sequence[tuple[np.ndarray, np.ndarra
 
 
 class Amount(NamedTuple):
-    """Number of labelled documents and tokens, including fractions of a document."""
+    """Numbers of labelled documents (`rows`) and labelled tokens. They are fractions while a chunk is in progress."""
 
     rows: float = 0.0
     tokens: float = 0.0
 
 
 class StoppedError(Exception):
-    """Raised to end the labelling of a unit whose labels are no longer needed."""
+    """Raised to stop labelling a unit whose labels are no longer needed."""
 
 
 class UnitProgress:
-    """The labelled part of a unit, written by the labelling thread and read by any thread."""
+    """Progress of a unit: the amount labelled so far. The labelling thread updates it, and any thread may read it."""
 
     def __init__(self) -> None:
         self.labelled = Amount()
         self.stopped = threading.Event()
-        """Set when the unit's labels are no longer needed."""
+        """Event that is set when the unit's labels are no longer needed."""
 
     @contextmanager
     def chunk(self, whole: Amount, batches: Sequence[WindowBatch]) -> Iterator[Callable[[WindowBatch], None]]:
-        """Yield a function to call after each batch of a chunk; on exit, the whole chunk counts as labelled.
+        """Yield a function to call after each labelled batch of a chunk. On exit, the whole chunk is included.
 
-        Batches count by the number of labels requested from them, because overlapping windows share tokens.
+        Progress within the chunk is the fraction of requested labels that are done. Tokens are not counted, because
+        overlapping windows share tokens.
         """
         before, requested = self.labelled, sum(map(_requested, batches))
         finished = 0
@@ -314,7 +332,7 @@ def _requested(batch: WindowBatch) -> int:
 
 @contextmanager
 def _stopping(progress: UnitProgress) -> Iterator[None]:
-    """End a unit's labelling, which runs ahead in a thread of its own, when its writing ends for any reason."""
+    """Stop labelling a unit when its writing ends for any reason. The labelling runs ahead in another thread."""
     try:
         yield
     finally:
@@ -325,21 +343,21 @@ LOOK_SECONDS = 0.1  # between a waiting thread's checks that its unit is not sto
 
 
 class ByteBudget:
-    """Memory that several threads share; a piece larger than the budget waits until the whole budget is free."""
+    """Memory that several threads share. A request for more than the whole budget waits until all of it is free."""
 
     def __init__(self, size: int) -> None:
         self._size = self._free = size
         self._change = threading.Condition()
 
     def acquire(self, size: int, stopped: threading.Event) -> None:
-        """Take `size` bytes, after waiting until they are free or the unit is stopped."""
+        """Wait until `size` bytes are free or the unit is stopped, then take the bytes."""
         with self._change:
             while self._free < min(size, self._size) and not stopped.is_set():
                 self._change.wait(LOOK_SECONDS)
             self._free -= min(size, self._size)
 
     def release(self, size: int) -> None:
-        """Return `size` bytes."""
+        """Release `size` bytes that were acquired."""
         with self._change:
             self._free += min(size, self._size)
             self._change.notify_all()

@@ -1,4 +1,4 @@
-"""The Ray cluster: starting or joining it, the number of workers that fit it, and training processes on it."""
+"""The Ray cluster: start or join it, count the workers that fit on it, and run training processes on it."""
 
 import logging
 import os
@@ -17,28 +17,31 @@ from ray._private.utils import get_num_cpus
 from pipeline.engine.local_ray import local_settings, private_folder, signals_wait
 
 Node = dict[str, float]
-"""Resources of a machine, by name."""
+"""Resources of a machine. The keys are names, for example `GPU`, and the values are amounts."""
 
 LOCAL = "local"
-VITAL = ("raylet", "gcs_server")  # processes without which Ray does not run, unlike its log monitor for example
+VITAL = ("raylet", "gcs_server")  # Ray cannot run without these processes
 ANSWER_SECONDS = 10.0
 MOST_CORES = 4  # a core prepares and writes 1 million tokens/s, and a GPU labels at most a few million (computed)
 
 
 def ray_address(address: str | None) -> str:
-    """Return the address, or else the address of the Ray job that this process runs in, or else LOCAL."""
+    """Return the address of the cluster to use.
+
+    If no address is given, return the address of the Ray job in which this process runs. Outside a job, return LOCAL.
+    """
     return address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 @contextmanager
 def cluster(address: str) -> Iterator[None]:
-    """Start a private Ray on loopback (LOCAL) or join the cluster at an address; leave it at the end.
+    """Start a private Ray on loopback if the address is LOCAL, else join the cluster at the address.
 
-    A bare `ray.init()` would join any cluster that it finds; this never does. A caller that is already connected stays
-    connected.
+    On exit, leave the cluster. A bare `ray.init()` would join any cluster that it finds, but this function never does.
+    If this process is already connected to a cluster, the connection is used and stays open.
 
     Raises:
-        ConnectionError: if there is no cluster at the address, or a private one does not start.
+        ConnectionError: if there is no cluster at the address, or a private Ray does not start.
     """
     _require_answer(address)
     if ray.is_initialized():
@@ -56,10 +59,11 @@ def cluster(address: str) -> Iterator[None]:
 
 
 def run_in_processes(work: Callable[[], None], processes: int, address: str | None) -> None:
-    """Run `work` in the processes of one torch process group, each with a GPU if the cluster has GPUs.
+    """Run `work` in every process of a torch process group. Each process has a GPU if the cluster has GPUs.
 
     Raises:
-        ValueError: if `work` raises one. Its other errors come wrapped in Ray's error, with their traceback.
+        ValueError: if `work` raises a ValueError.
+        WorkerGroupError: if `work` raises any other error. The message has that error's traceback.
     """
     with cluster(ray_address(address)), tempfile.TemporaryDirectory() as folder:
         from ray.train import RunConfig, ScalingConfig, WorkerGroupError  # loads torch, which takes seconds
@@ -82,11 +86,11 @@ def run_in_processes(work: Callable[[], None], processes: int, address: str | No
 def require_ray() -> None:
     """Check that Ray still runs on this node.
 
-    A driver is not told that its raylet was killed, by a person or for lack of memory. Most calls then wait forever,
-    and some end the driver's process silently.
+    Ray does not tell a driver that its raylet (Ray's process on the node) was killed, by a person or for lack of
+    memory. Most calls then wait forever, and some end the driver's process silently.
 
     Raises:
-        ConnectionError: if this process's node is gone, or a vital process of the Ray that this process started.
+        ConnectionError: if this node is gone, or if this process started Ray and a VITAL process of Ray has ended.
     """
     started = worker._global_node  # None in a process that is connected by Ray's client
     ours = ray.get_runtime_context().get_node_id()
@@ -98,7 +102,7 @@ def require_ray() -> None:
 
 
 def _require_answer(address: str) -> None:
-    """Raise if the address names a host and a port where nobody answers, for which Ray itself would wait for minutes.
+    """Raise if the address has a host and a port and nobody answers there. Ray itself would wait for minutes.
 
     Raises:
         ConnectionError: if nobody answers.
@@ -118,21 +122,24 @@ def _unreachable(address: str, reason: str) -> ConnectionError:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerResources:
-    """Share of the cluster that a worker takes; fractions of a GPU or a core are allowed."""
+    """Share of the cluster that each worker takes. Fractions of a GPU or a core are allowed."""
 
     cpus: float | None = None
-    """CPU cores; None for 1, or with a GPU up to MOST_CORES."""
+    """CPU cores per worker. None means 1 core, or up to MOST_CORES cores for a worker with a GPU."""
     gpus: float | None = None
-    """GPUs; None for 1 if the cluster has GPUs when the run starts, else 0."""
+    """GPUs per worker. None means 1 if the cluster has GPUs when the run starts, else 0."""
 
     def resolved(self, nodes: Sequence[Node] | None = None) -> "WorkerResources":
-        """Return the share with both numbers decided by the given nodes, or by the nodes that are alive now."""
+        """Replace None by numbers, and return the resulting share.
+
+        The numbers depend on the nodes, by default on the nodes that are alive now.
+        """
         nodes = _nodes() if nodes is None else nodes
         gpus = self.gpus if self.gpus is not None else float(any(node.get("GPU") for node in nodes))
         return WorkerResources(cpus=_cores_with(gpus, nodes) if self.cpus is None else self.cpus, gpus=gpus)
 
     def room(self, nodes: Sequence[Node] | None = None) -> int:
-        """Return the number of workers that fit the given nodes, or the nodes that are alive now."""
+        """Return the number of workers that fit on the nodes, by default on the nodes that are alive now."""
         nodes = _nodes() if nodes is None else nodes
         share = self.resolved(nodes)
         needs = {name: need for name, need in (("CPU", share.cpus), ("GPU", share.gpus)) if need}
@@ -140,7 +147,9 @@ class WorkerResources:
         return sum(min(int(has.get(name, 0) / need + 1e-9) for name, need in needs.items()) for has in nodes)
 
     def require_room(self) -> None:
-        """Raise if no worker fits a cluster that does not grow, because it would wait forever.
+        """Raise if no node has room for a worker.
+
+        This is for a cluster that does not grow, where a worker would wait for room forever.
 
         Raises:
             ValueError: if no node has room for a worker.
@@ -156,7 +165,9 @@ class WorkerResources:
 
 
 def has_gpus(address: str) -> bool:
-    """True if the cluster at an address (for LOCAL before Ray has started: this machine) has GPUs now.
+    """True if the cluster at an address has GPUs now.
+
+    If the address is LOCAL and Ray has not started, this machine is checked instead.
 
     Raises:
         ConnectionError: if there is no cluster at the address.
@@ -165,7 +176,9 @@ def has_gpus(address: str) -> bool:
 
 
 def nodes_at(address: str) -> list[Node]:
-    """Return the resources of each node of the cluster at an address; for LOCAL before Ray has started, this machine's.
+    """Return the resources of each node of the cluster at an address.
+
+    If the address is LOCAL and Ray has not started, return the resources of this machine.
 
     Raises:
         ConnectionError: if there is no cluster at the address.
@@ -183,7 +196,10 @@ def _counts_gpus(manager: Any) -> bool:
 
 
 def _cores_with(gpus: float, nodes: Sequence[Node]) -> float:
-    """Return the number of cores per worker, up to MOST_CORES, at which every GPU of the nodes can have its worker."""
+    """Return the number of CPU cores per worker, which is 1 for workers without a GPU.
+
+    For workers with a GPU, return the largest number up to MOST_CORES that still leaves cores for a worker on each GPU.
+    """
     if not gpus:
         return 1.0
     a_worker = [has.get("CPU", 0) * gpus // has["GPU"] for has in nodes if has.get("GPU")]

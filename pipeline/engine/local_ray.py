@@ -1,6 +1,7 @@
-"""Private Ray that a run starts on this machine: on loopback, with a token, in a folder that only its user can read.
+"""Private Ray that a run starts on this machine. Only this user can read its token and its files.
 
-By default Ray puts its sockets and logs into `/tmp/ray`, where everybody may read and write.
+This Ray listens only on loopback. By default, Ray puts its sockets and logs into `/tmp/ray`, where everybody may read
+and write.
 """
 
 import fcntl
@@ -23,18 +24,20 @@ from pipeline.interruptions import ECHO, SIGNALS
 
 PREFIX = "ray-of-a-run-"
 LONGEST = 40
-"""Characters of the folder's path at most: a socket's path has at most 107, and Ray's session needs up to 67."""
+"""Maximum length of the folder's path in bytes. A socket's path has at most 107 bytes, of which Ray needs up to 67."""
 YOUNG = 60.0  # seconds in which a new folder may not have its lock yet
 STACK_TRACE = b"*** SIGTERM received"
-TRIES = 5  # to remove a folder, because a process that is ending may still add to a log
+TRIES = 5  # attempts to remove a folder: a process that is ending may still add to a log
 
 
 @contextmanager
 def private_folder() -> Iterator[str]:
-    """Yield a temporary folder that only this user can read; remove it at the end, with the folders of killed runs.
+    """Yield a path in a new temporary folder that only this user can read.
+
+    The folder is removed on exit. Folders that killed runs left behind are removed first.
 
     Raises:
-        OSError: if no place for temporary files has a path that is short enough.
+        OSError: if no writable folder for temporary files has a path that is short enough.
     """
     parent = _short_folder()
     _sweep(parent)
@@ -49,7 +52,7 @@ def private_folder() -> Iterator[str]:
 
 
 def _short_folder() -> Path:
-    """Return the first writable folder for temporary files with a path that leaves room for a socket's name."""
+    """Return the first folder for temporary files that is writable and whose path is short enough for Ray's sockets."""
     folders = [os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
     for folder in (Path(name).absolute() for name in folders if name):
         short = len(os.fsencode(folder / PREFIX)) + 8 <= LONGEST  # mkdtemp adds 8 characters
@@ -59,7 +62,7 @@ def _short_folder() -> Path:
 
 
 def _lock(folder: Path) -> int | None:
-    """Lock a folder and return the lock as an open file; None while another process holds it."""
+    """Lock a folder, and return its file descriptor. Return None if another process has locked the folder."""
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,7 +73,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove the folders of this user's killed runs."""
+    """Remove the folders that killed runs of this user left behind."""
     for folder in parent.glob(f"{PREFIX}*"):
         try:
             status = folder.lstat()
@@ -92,7 +95,7 @@ def _remove(folder: Path) -> None:
 
 
 def local_settings(folder: str) -> dict[str, Any]:
-    """Return arguments of `ray.init` for a private Ray; set the environment variables that its processes inherit."""
+    """Set the environment variables for the processes of a private Ray, and return the arguments for `ray.init`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local run sends nothing from this machine
     # Without this variable Ray would write a token to ~/.ray, readable for everybody, and every cluster that is started
     # later would require it. A process's environment is readable only for its user.
@@ -106,10 +109,10 @@ def local_settings(folder: str) -> dict[str, Any]:
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Hold back a signal until Ray has started or failed to start, because a half start leaves processes behind.
+    """Delay a signal until Ray has started or failed to start. An interrupted start would leave processes behind.
 
-    A second signal is not held back. Ray's two own handlers of SIGTERM are removed: one ends the process with exit code
-    15; the other, which Ray's C++ core installs within `connect`, prints a stack trace.
+    A second signal is not delayed. Ray's own two handlers of SIGTERM are removed. The first handler ends the process
+    with exit code 15. The second, which Ray's C++ core installs within `connect`, prints a stack trace.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -149,7 +152,10 @@ def signals_wait() -> Iterator[None]:
 
 @contextmanager
 def _without_stack_trace() -> Iterator[None]:
-    """Hold back standard error, to which C++ writes too, and drop it if it has the stack trace of a SIGTERM."""
+    """Delay everything that is written to standard error, also by C++ code.
+
+    On exit, print the text, unless it contains the stack trace of a SIGTERM.
+    """
     try:
         standard_error = os.dup(2)
     except OSError:  # standard error is closed

@@ -1,8 +1,9 @@
-"""Output folder of a run, which one run at a time begins, resumes or extends by more rows of its source.
+"""Output folder of a run. A run locks the folder, then begins, resumes or extends the dataset in it.
 
-A dataset grows with the same command and a larger `--limit`. Units that are the same in both plans keep their labels:
-their shards are rewritten with the name and the provenance of the larger plan. At no moment are a row's labels in two
-shards. If a run is killed at any point, the same command completes its dataset.
+The same command with a larger `--limit` extends a dataset by more rows of the same source. If a unit (a range of
+rows) is the same in the old and the new plan, its labels are kept: its shard is rewritten with the name and the
+provenance of the new plan. A row's labels are never in two shards. If a run is killed at any point, the same command
+completes its dataset.
 """
 
 import fcntl
@@ -29,27 +30,27 @@ from schemas.layout import LEDGER_FOLDER, Subset, require_contained, shard_name
 from schemas.receipts import COMMITTED, LOCK_FILE, PLAN_FILE, RECEIPTS, Plan, PlannedFile, Receipt
 
 GROWING_FILE = "growing"
-"""Marker in the ledger while it may hold shards of two plans."""
+"""Name of a file in the ledger's folder. The file exists while the dataset may hold shards of two plans."""
 
 LOG = logging.getLogger(__name__)
 
 
 class ExistingRun(NamedTuple):
-    """Plans of the run that is resumed, if any, in the repository and in the folder."""
+    """Plans of the run to resume: one in the repository, one in the folder. A plan is None where there is no run."""
 
     published: Plan | None
     in_folder: Plan | None
 
     @property
     def plan(self) -> Plan | None:
-        """Plan that the same command resumes: the repository's, or else the folder's."""
+        """Plan to resume: the repository's plan, or the folder's plan if the repository has none."""
         return self.published or self.in_folder
 
     def require_continued(self, run: Run, files: Sequence[File], output: str | None) -> None:
-        """Raise if a run does not continue this one.
+        """Raise if `run` cannot continue this existing run.
 
         Raises:
-            ValueError: if its settings or its columns differ, except for more rows of the same source in a folder.
+            ValueError: if the settings or the columns differ. In a folder, more rows of the same source are allowed.
         """
         for place, plan in ((output, self.published), (run.subset.root, self.in_folder)):
             if plan is not None:
@@ -58,20 +59,20 @@ class ExistingRun(NamedTuple):
 
 
 def find_run(repository: Repository | None, subset: Subset) -> ExistingRun:
-    """Find the run that writes a subset, in the repository that it publishes to and in its folder.
+    """Find the existing run of a subset, in the repository (if there is one) and in the subset's folder.
 
     Raises:
-        ValueError: if a plan is damaged, or the folder holds other files.
+        ValueError: if a plan is damaged, or the folder holds files that do not belong to a run.
     """
     return ExistingRun(PublishedLedger(repository, subset).plan() if repository else None, existing_plan(subset))
 
 
 def existing_plan(subset: Subset) -> Plan | None:
-    """Return the plan of the run that writes a subset; None if there is no run.
+    """Return the plan of the run in a subset's folder, or None if there is no run.
 
     Raises:
-        ValueError: if the plan is damaged, an entry of the folder is a link to elsewhere or not a file, the folder
-            holds files other than subsets, or other files are in the places of this subset's files.
+        ValueError: if the plan is damaged, or an entry of the folder is a link to elsewhere or not a file. Also if
+            there is no run, but there are files in the folder (or, alongside other subsets, in this subset's folders).
     """
     require_contained(subset.root)
     if (plan := Ledger(subset).plan()) is not None:
@@ -86,7 +87,7 @@ def existing_plan(subset: Subset) -> Plan | None:
 
 
 def grows(existing: Provenance, requested: Provenance) -> bool:
-    """True if the only difference is that more rows of the same source are requested."""
+    """True if the requested settings differ from the existing settings only by more rows of the same source."""
     rows = requested.source_rows
     return existing.source_rows < rows and replace(existing, source_rows=rows) == requested
 
@@ -100,12 +101,12 @@ def _require_continued(place: str, run: Run, existing: Provenance) -> None:
 def require_growing(
     place: str, subset: Subset, existing: Provenance, requested: Provenance, *, published: bool
 ) -> None:
-    """Raise if the limit differs, unless it is larger and the dataset is in a folder.
+    """Raise if only the limit differs, and the existing dataset cannot change to the new limit.
 
-    A dataset on the Hub cannot grow, because its shards would change the names under which readers know them.
+    A dataset on the Hub cannot grow, because its shards would be renamed, and readers know the old names.
 
     Raises:
-        ValueError: if fewer rows are requested, or more rows of a dataset on the Hub.
+        ValueError: if the limit is smaller than before, or if it is larger and the dataset is on the Hub.
     """
     if grows(requested, existing):
         raise ValueError(
@@ -126,7 +127,7 @@ def require_same(
     """Raise if an existing run has different settings.
 
     Raises:
-        ValueError: if it has, with all differences.
+        ValueError: if any setting differs. The message lists all differences.
     """
     old, new = vars(existing), vars(requested)
     if differing := [f"{name} {old[name]} there, {new[name]} now" for name in old if old[name] != new[name]]:
@@ -134,14 +135,14 @@ def require_same(
 
 
 def require_same_columns(place: str, requested: pa.Schema, existing: Plan, files: Sequence[File]) -> None:
-    """Raise if a resumed run has written columns of other types, so that its shards would differ.
+    """Raise if an existing run wrote a column with another type. New shards would then differ from existing shards.
 
     Raises:
-        ValueError: if it has, naming the column.
+        ValueError: if a column differs. The message names the column.
     """
     for field in requested:
         if existing.schema is None:
-            # Before plans recorded columns, columns of these types were written as text.
+            # An older version, whose plans do not list the columns, wrote columns of these types as text.
             changed = pa.types.is_nested(field.type) or pa.types.is_null(field.type) or is_json(field)
             same = field.name in DESCRIPTIONS or not changed or all(file.format != "JSON lines" for file in files)
         else:
@@ -153,7 +154,7 @@ def require_same_columns(place: str, requested: pa.Schema, existing: Plan, files
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Lock the folder against other runs; the lock of a killed process is released.
+    """Lock the output folder against other runs. The system releases the lock if the process is killed.
 
     Raises:
         ValueError: if another run holds the lock, or an entry of the folder is a link to elsewhere or not a file.
@@ -169,14 +170,14 @@ def locked(output: Path) -> Iterator[None]:
 
 
 def open_run(subset: Subset, plan: Plan, units: Sequence[Unit]) -> None:
-    """Begin a run in an empty folder, or resume the same run, which may have had a smaller limit.
+    """Begin a run in an empty folder, or resume an earlier run, which may have had a smaller limit.
 
-    The leftovers of an interrupted run are removed: half-written files, shards without a receipt, and notes on
-    quarantined units, which are retried. Receipts that are damaged, or whose shards are missing or cut short, are
-    removed with a warning.
+    The leftovers of an interrupted run are removed: half-written files, shards without a receipt, and the notes on
+    quarantined units, so that these units are retried. A receipt is removed with a warning if it is damaged, or if its
+    shard is missing or truncated.
 
     Raises:
-        ValueError: if the folder holds anything else, for example another run's dataset; nothing is written then.
+        ValueError: if the folder holds anything else, for example another run's dataset. Nothing is written then.
     """
     ledger, existing = Ledger(subset), existing_plan(subset)
     if existing is None:
@@ -220,7 +221,7 @@ def _sweep(ledger: Ledger, keep: set[str]) -> None:
 
 
 def _grow(ledger: Ledger, units: Sequence[Unit], schema: pa.Schema | None) -> None:
-    """Turn all shards, some of which may be a smaller plan's, into shards of this plan's units."""
+    """Turn the shards of a smaller plan into shards of the new plan's units, and delete shards that do not fit."""
     assert schema is not None
     for receipt in ledger.receipts():
         unit, shard = units[receipt.unit], ledger.subset.data / receipt.shard
@@ -235,7 +236,7 @@ def _grow(ledger: Ledger, units: Sequence[Unit], schema: pa.Schema | None) -> No
 
 
 def _is_whole(shard: Path, receipt: Receipt) -> bool:
-    """True if a shard's bytes match its receipt; checked because a new receipt would vouch for damaged bytes too."""
+    """True if a shard's bytes match its receipt. Without this check, a new receipt would vouch for damaged bytes."""
     with shard.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == receipt.sha256
 
@@ -245,7 +246,10 @@ def _provenance(schema: pa.Schema) -> bytes | None:
 
 
 def _renew(ledger: Ledger, receipt: Receipt, name: str, schema: pa.Schema) -> None:
-    """Rewrite a shard; if killed in between, its unit has no receipt and is labelled again."""
+    """Rewrite a shard and its receipt with a new name and schema.
+
+    If the run is killed in between, the unit has no receipt and is labelled again.
+    """
     shard = ledger.subset.data / name
     unfinished = unfinished_name(shard)
     digest = write_shard(unfinished, _tables(ledger.subset.data / receipt.shard, schema), schema)

@@ -1,4 +1,4 @@
-"""The plan: a source's rows divided into units, one per shard; and the run that labels the units."""
+"""Plan of a run: the source's rows are divided into units (ranges of rows), and each unit becomes one shard."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
@@ -16,7 +16,7 @@ from schemas.annotations import Device, Dtype, Provenance
 from schemas.layout import Subset
 
 FEWEST_ROWS, MOST_ROWS, UNITS_WANTED = 8, 16384, 16
-MOST_UNITS = 10**7  # 164 billion rows by default; a cap, because anybody may write a footer with any number of rows
+MOST_UNITS = 10**7  # 164 billion rows by default; a cap, because a footer may claim any number of rows
 LOOKS_AT_A_TIME = 16  # files inspected at once, because inspecting a remote file is mostly waiting for an answer
 
 
@@ -35,14 +35,14 @@ class Unit:
 
 @dataclass(frozen=True)
 class Source:
-    """Input of a run: its files, a summary of each, their common schema and the digest of all of them."""
+    """Input of a run: its files, a summary of each file, the schema that the files share, and a digest of all files."""
 
     files: tuple[File, ...]
     infos: tuple[FileInfo, ...]
     schema: pa.Schema
     sha256: str
     choices: tuple[str, ...] = ()
-    """Configurations and splits that were chosen in folders that have several."""
+    """Names of the configurations and splits that were chosen, if an input has several."""
 
     @property
     def rows(self) -> int:
@@ -52,9 +52,9 @@ class Source:
 def inspect(
     files: Sequence[File], column: Column, choices: tuple[str, ...] = (), passed: Collection[str] | None = None
 ) -> Source:
-    """Inspect every file: the footer of a Parquet file, all of a JSON or text file.
+    """Inspect every file: read the footers of Parquet files, and the whole content of JSON and text files.
 
-    Only the columns in `passed` are compared between files; all of them if None.
+    `passed` names the columns whose types are compared between the files. If it is None, all columns are compared.
 
     Raises:
         ValueError: if a file is unreadable, lacks a column, or has a column whose type does not fit another file's.
@@ -67,9 +67,10 @@ def inspect(
 
 
 def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list[Unit]:
-    """Divide the source into consecutive units of at most `rows_per_unit` rows within a file, `limit` rows in all.
+    """Divide the first `limit` rows of the source into consecutive units, or all rows if `limit` is None.
 
-    If a file's row groups are smaller than a unit, a unit consists of whole groups, so that no group is read twice.
+    A unit has at most `rows_per_unit` rows, all from the same file. If a file's row groups are smaller than a unit, a
+    unit consists of whole groups, so that no group is read twice.
 
     Raises:
         ValueError: if there would be more than MOST_UNITS units.
@@ -91,12 +92,15 @@ def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list
 
 
 def default_rows_per_unit(rows: int) -> int:
-    """Return the default rows per unit, which depends only on the rows, so that the shards do not depend on workers."""
+    """Return the default number of rows per unit.
+
+    It depends only on the total number of rows, so that the shards do not depend on the number of workers.
+    """
     return min(MOST_ROWS, max(FEWEST_ROWS, -(-rows // UNITS_WANTED)))
 
 
 def _borders(groups: Sequence[int], rows_per_unit: int) -> Iterator[int]:
-    """Yield the rows at which a file's units end."""
+    """Yield the row numbers at which a file's units end."""
     start = position = 0
     for rows in groups:
         if position > start and position + rows > start + rows_per_unit:
@@ -116,12 +120,12 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def fast_dtype(device: Device, cpu_info: Path = CPU_INFO) -> Dtype:
-    """Return bfloat16 for a GPU or a CPU with bfloat16 instructions, float32 for any other CPU."""
+    """Return bfloat16 for a GPU or for a CPU with bfloat16 instructions, and float32 for any other CPU."""
     return "bfloat16" if device == "cuda" or BFLOAT16_INSTRUCTIONS & _cpu_flags(cpu_info) else "float32"
 
 
 def _cpu_flags(cpu_info: Path) -> set[str]:
-    """Return the features of the first core that Linux lists; none on other systems."""
+    """Return the feature flags of the first core that Linux lists, or an empty set on other systems."""
     lines = cpu_info.read_text(encoding="utf-8").splitlines() if cpu_info.is_file() else []
     return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
 
@@ -136,45 +140,46 @@ class Snapshot:
     """Copy of the checkpoint on the node that prepared the run."""
 
     def here(self) -> Path:
-        """Return the copy on this node; fetch the checkpoint if there is none."""
+        """Return the folder of the copy on this node. If this node has no copy, fetch the checkpoint."""
         return Checkpoint.find(self.name).folder.resolve()
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run: everything that its units share."""
+    """A run: all paths, settings and schemas that its units share."""
 
     subset: Subset
-    """Output."""
+    """Subset of the dataset that the run writes."""
     checkpoints: tuple[Path, ...]
-    """One checkpoint, or one per fold."""
+    """Folders of the checkpoints: a single folder, or one per cross-validation fold."""
     tokenizer: Path | None
-    """Tokenizer of `input_ids`; None if the documents are already tokenized."""
+    """Folder of the tokenizer for `input_ids`, or None if the documents are already tokenized."""
     estimator_tokenizer: Path | None
-    """The checkpoints' tokenizer if it is another; labels are then moved to the tokens of `input_ids`."""
+    """Folder of the checkpoints' tokenizer if it differs from `tokenizer`, otherwise None. If it differs, labels are
+    moved to the tokens of `input_ids`."""
     provenance: Provenance
     source_schema: pa.Schema
-    """Columns that are read."""
+    """Columns to read from the source."""
     schema: pa.Schema
-    """Columns that are written."""
+    """Columns to write."""
     units: int
     """Number of units."""
     repository: Repository | None = None
-    """Repository that the dataset is published to, if any."""
+    """Repository on the Hub to which the dataset is published, if any."""
     snapshot: Snapshot | None = None
     """Snapshot that holds the checkpoints, if they are from the Hub."""
 
     @property
     def column(self) -> Column:
-        """Column that documents are read from."""
+        """Column of the source that holds the documents."""
         settings = self.provenance
         return Column(settings.text_column, tokenized=self.tokenizer is None, longest=settings.longest_document)
 
     def on_this_node(self) -> "Run":
-        """Return the run with paths that exist on this node, even if nodes share no cache of the Hub.
+        """Return the run with paths that exist on this node. The nodes need not share a cache of the Hub.
 
         Raises:
-            ValueError: if the checkpoint must be fetched and cannot be.
+            ValueError: if the checkpoint must be fetched but cannot be fetched.
         """
         if self.snapshot is None:
             return self

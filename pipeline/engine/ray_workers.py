@@ -22,20 +22,24 @@ from schemas.annotations import Device
 
 PATIENCE = 10.0  # seconds that the driver waits for workers to delete shards
 LOOK = 5.0  # seconds between checks of the cluster
-# Every ASK seconds all workers are asked how far they are; less often if that would be more than ASKED_A_SECOND.
+# Seconds between two requests for the progress of all workers; longer if more than ASKED_A_SECOND would be asked.
 ASK, ASKED_A_SECOND = 2.0, 100
 
 LOG = logging.getLogger(__name__)
 
 
 class WorkerLostError(Exception):
-    """Raised if a worker died or its node is gone; another worker may label the rows."""
+    """Raised if a worker has died or its node is gone. Another worker may still label the rows."""
 
 
 class RayWorkerPool(WorkerPool):
-    """Pool of `workers` actors on a Ray cluster; None for as many as fit the cluster, which may grow."""
+    """Pool of workers that are actors on a Ray cluster.
 
-    units_at_a_time = 2  # one is labelled while the next is read
+    `workers` is the number of workers. If it is None, the pool has as many workers as fit on the cluster, and more when
+    the cluster grows.
+    """
+
+    units_at_a_time = 2  # the second unit is read while the first is labelled
     failed_starts_that_end = 3
 
     def __init__(self, run: Run, load: Load, *, workers: int | None, share: WorkerResources) -> None:
@@ -48,7 +52,9 @@ class RayWorkerPool(WorkerPool):
         self.answers: dict[WorkerHandle, dict[Unit, Amount]] = {}
 
     def scale_up(self, needed: int) -> None:
-        """Start missing workers, at most `needed` in all; look for them every LOOK seconds and after a worker's death.
+        """Start missing workers, up to `needed` workers in all.
+
+        The cluster is checked every LOOK seconds, and at once after a worker has died.
 
         Raises:
             ConnectionError: if Ray is gone.
@@ -80,31 +86,34 @@ class RayWorkerPool(WorkerPool):
         self._expect(worker, None, worker.actor.load.remote())
 
     def assign(self, worker: WorkerHandle, unit: Unit) -> None:
-        """Let a worker annotate a unit."""
+        """Call a worker to annotate a unit, without waiting for the result."""
         worker.units.add(unit)
-        self.answers.get(worker, {}).pop(unit, None)  # from an earlier attempt
+        self.answers.get(worker, {}).pop(unit, None)  # its progress in an earlier attempt
         self._expect(worker, unit, worker.actor.annotate.remote(unit))
 
     def _expect(self, worker: WorkerHandle, unit: Unit | None, reference: Any) -> None:
-        """Queue a call's result when the call ends; the driver's work per unit does not grow with the workers."""
+        """Add a call's result to the queue when the call ends.
+
+        Because the driver does not poll, its work per unit does not grow with the number of workers.
+        """
         reference.future().add_done_callback(lambda future: self.results.put((worker, unit, future)))
 
     def _ask_progress(self) -> None:
-        """Ask all workers how far they are with their units, without waiting for the answers."""
+        """Ask all workers for the progress of their units, without waiting for the answers."""
         self.next_question = time.monotonic() + max(ASK, len(self.ready) / ASKED_A_SECOND)
         for worker in self.ready:
             worker.actor.progress.remote().future().add_done_callback(partial(self._answered, worker))
 
     def _answered(self, worker: WorkerHandle, answer: Any) -> None:
-        if worker in self.workers and answer.exception() is None:  # another call's result tells of a worker's end
+        if worker in self.workers and answer.exception() is None:  # the result of another call reports a worker's death
             self.answers[worker] = answer.result()
 
     def progress(self, worker: WorkerHandle) -> dict[Unit, Amount]:
-        """Return the labelled part of each of the worker's units, from its last answer."""
+        """Return the labelled part of each unit of a worker, as the worker last reported it."""
         return self.answers.get(worker, {})
 
     def next_result(self, timeout: float) -> CallResult | None:
-        """Return the next finished call, or None after `timeout` seconds."""
+        """Return the result of the next finished call, or None if no call finishes within `timeout` seconds."""
         try:
             worker, unit, future = self.results.get(timeout=timeout)
         except queue.Empty:
@@ -114,16 +123,16 @@ class RayWorkerPool(WorkerPool):
         return CallResult(worker, unit, None if error else future.result(), _cause(error))
 
     def dismiss(self, worker: WorkerHandle) -> None:
-        """End a worker; another one replaces it."""
+        """Kill a worker. A later call of `scale_up` replaces the worker."""
         if worker in self.workers:
             ray.kill(worker.actor)
-        if worker in self.ready:  # else it died at its start, and its replacement might do the same: do not hurry
+        if worker in self.ready:  # a new worker might also die at its start, so do not hurry to replace one that did
             self.next_look = 0.0
         super().dismiss(worker)
         self.answers.pop(worker, None)
 
     def delete_published(self, shards: Sequence[str]) -> None:
-        """Delete published shards on every node; return when they are deleted, or after PATIENCE seconds."""
+        """Delete published shards from the disks of all nodes. Wait at most PATIENCE seconds for the deletion."""
         one_per_node = {worker.node: worker for worker in self.ready}.values()
         if calls := [worker.actor.delete_published.remote(shards) for worker in one_per_node]:
             ray.wait(calls, num_returns=len(calls), timeout=PATIENCE)
@@ -133,13 +142,16 @@ class RayWorkerPool(WorkerPool):
         return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
     def close(self) -> None:
-        """End all workers."""
+        """Kill all workers."""
         for worker in self.workers:
             ray.kill(worker.actor)
 
 
 def _cause(error: BaseException | None) -> BaseException | None:
-    """Return the worker's own error, or a WorkerLostError with the first line of Ray's error, without Ray's advice."""
+    """Return the error that a worker raised, or None if its call succeeded.
+
+    For an error of Ray itself, return a WorkerLostError with the first line of Ray's message, without Ray's advice.
+    """
     if isinstance(error, RayTaskError):
         cause: BaseException = error.cause
         return cause
@@ -153,7 +165,7 @@ def _cause(error: BaseException | None) -> BaseException | None:
 class Actor(Worker):
     """A worker in a process of its own, on a GPU, a fraction of a GPU or a CPU core.
 
-    Ray restarts no actor, because a call to a restarting actor fails at once; the driver starts a new one instead.
+    Ray does not restart actors, because calls to a restarting actor fail at once. The driver starts a new actor.
     """
 
     metrics: "Metrics | None" = None
@@ -181,10 +193,10 @@ class Metrics:
         self.units = Counter("token_entropy_units", "Units committed")
         self.tokens = Counter("token_entropy_tokens", "Tokens in committed units")
         self.fill = Gauge("token_entropy_batch_fill", "Share of the last unit's batches that is not padding")
-        self.wait = Gauge("token_entropy_device_wait", "Share of its time on the last unit that the device waited")
+        self.wait = Gauge("token_entropy_device_wait", "Share of the last unit's device time spent waiting")
 
     def record(self, result: UnitResult) -> None:
-        """Add a unit."""
+        """Add a finished unit to the metrics."""
         receipt, stages, _ = result
         self.units.inc()
         if receipt.counts.tokens:  # Ray refuses to add 0 to a counter

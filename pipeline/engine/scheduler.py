@@ -1,8 +1,8 @@
-"""The scheduler: assigns units to workers, retries failed units, and quarantines units that cannot be labelled.
+"""The scheduler: it assigns units to workers, retries failed units, and quarantines units that cannot be labelled.
 
-Fresh units are assigned longest first; units of equal length are shuffled, so that those of one bad file do not come
-all at once. A failed unit is retried after a pause, by another worker if one is free in time, because the fault may be
-the worker's. The pool decides where workers run; the scheduler knows nothing of Ray.
+A unit is a range of rows. Fresh units are assigned longest first. Units of equal length are shuffled, so that the units
+of a bad file do not come all at once. A failed unit is retried by another worker if possible, because the first worker
+may be at fault. The pool of workers decides where workers run, so the scheduler does not depend on Ray.
 """
 
 import heapq
@@ -25,13 +25,13 @@ from schemas.receipts import Quarantined
 HOPELESS = 8  # failures in a row after which a worker is replaced, or a run without any success ends
 REST = 10.0  # seconds that a worker pauses for each unit in a row that it could not read: the source may be down
 PATIENCE = 1.0  # seconds without a result after which the caller gets None
-SLOW = 3.0  # times a unit's mean duration after which, at the end of a run, an idle worker starts the unit too
+SLOW = 3.0  # a unit is slow after this many times the mean duration of a unit
 
 LOG = logging.getLogger(__name__)
 
 
 class Scheduler:
-    """Scheduler of a run's remaining units; `done` other units are already finished."""
+    """Scheduler of a run's remaining units. `done` is the number of units that are already finished."""
 
     def __init__(self, run: Run, units: Sequence[Unit], pool: WorkerPool, *, done: int = 0) -> None:
         self.run, self.pool, self.done = run, pool, done
@@ -40,7 +40,7 @@ class Scheduler:
         """Time at which each unit in progress was first assigned."""
         self.finished, self.quarantined = 0, 0
         self.seconds = 0.0
-        """Sum of the durations of all finished units."""
+        """Sum of the durations of all finished units, in seconds."""
         self.next_look = 0.0
 
     @property
@@ -50,9 +50,10 @@ class Scheduler:
 
     @property
     def progress(self) -> Amount:
-        """Labelled part of the units that are not committed; another thread may read it.
+        """Number of rows and tokens labelled so far in units that are not committed yet. Any thread may read it.
 
-        If two workers label a unit, the one that is further counts. If a worker's call fails, its part is lost.
+        If two workers label the same unit, only the greater progress counts. If a worker's call fails, the progress of
+        the call is dropped.
         """
         farthest: dict[Unit, Amount] = {}
         for worker in tuple(self.pool.ready):
@@ -63,10 +64,10 @@ class Scheduler:
         return Amount(*(sum(part) for part in zip(*farthest.values(), strict=True))) if farthest else Amount()
 
     def outcomes(self) -> Generator[Outcome, None, None]:
-        """Yield the outcome of every unit as it comes, and None after each second without one.
+        """Yield the outcome of each unit as soon as it is known, and None after each second without an outcome.
 
         Raises:
-            ValueError: if workers cannot load, the output cannot be written, or the first units all fail.
+            ValueError: if workers cannot load the model, the output cannot be written, or the first units all fail.
         """
         try:
             while self.unfinished:
@@ -78,12 +79,12 @@ class Scheduler:
             Ledger(self.run.subset).remove_unfinished()
 
     def delete_published(self, shards: Sequence[str]) -> None:
-        """Delete published shards on every node."""
+        """Delete published shards from the disks of all nodes."""
         if shards:
             self.pool.delete_published(shards)
 
     def _look(self) -> None:
-        """Handle changes that no event announces: room for workers, pauses that are over, slow units at the end."""
+        """Handle changes that no result reports: new room for workers, pauses that are over, slow units at the end."""
         self.pool.scale_up(len(self.unfinished))
         if time.monotonic() >= self.next_look:
             self.next_look = time.monotonic() + PATIENCE
@@ -92,14 +93,17 @@ class Scheduler:
                 self._start_slow_again()
 
     def _settle(self, result: CallResult) -> Outcome:
-        """Handle a finished call, and assign the next units to its worker if the worker is alive."""
+        """Handle a finished call, and assign the next units to its worker if the worker is alive.
+
+        Return the outcome of the call's unit, or None if the unit has no outcome yet.
+        """
         worker, unit, value, error = result
         outcome: Outcome = None
         if error is not None:
             outcome = self._failed(worker, unit, error)
         elif unit is None:
             self.pool.loaded(worker, value)
-        elif unit in self.unfinished:  # else another worker was faster with it
+        elif unit in self.unfinished:  # else another worker has finished the unit already
             outcome = self._finished(worker, unit, value)
         self._assign_waiting(worker)
         return outcome
@@ -113,7 +117,10 @@ class Scheduler:
         return result
 
     def _assign_waiting(self, worker: WorkerHandle) -> None:
-        """Assign a worker a unit to label and one to read ahead; a unit that failed before is assigned by itself."""
+        """Assign a worker a unit to label and a second unit to read ahead.
+
+        A unit that failed before is assigned without a second unit.
+        """
         while worker in self.pool.ready and time.monotonic() >= worker.rests_until and (unit := self._next(worker)):
             self._assign(worker, unit)
 
@@ -136,7 +143,7 @@ class Scheduler:
             self._assign_waiting(worker)
 
     def _start_slow_again(self) -> None:
-        """Assign slow units to idle workers too; the shard is the same, whichever worker finishes first."""
+        """Assign slow units to idle workers as well. The shard is the same, whichever worker finishes first."""
         if not self.finished:
             return
         limit = time.monotonic() - SLOW * self.seconds / self.finished
@@ -181,7 +188,7 @@ class Scheduler:
         )
         self.unfinished.remove(unit)
         self.quarantined += 1
-        # Bad units fail fast, so the run ends only if at least as many failed as are in progress, which may be sound.
+        # Bad units fail fast, and the units in progress may be sound. So end the run only if as many units have failed.
         if not self.done + self.finished and self.quarantined >= max(min(HOPELESS, self.run.units), len(self.started)):
             raise ValueError(f"no unit succeeded; {note}")
         Ledger(self.run.subset).quarantine(note)
@@ -192,7 +199,7 @@ class Scheduler:
 ATTEMPTS = 3
 NODES_LOST = 10  # failed attempts after which a unit is quarantined even if each time the whole node was lost
 PAUSE = 10.0  # seconds until the second attempt if the worker was sound; ten times as long until the third
-GRACE = 60.0  # seconds for which a unit is kept for workers that have not failed with it
+GRACE = 60.0  # seconds for which a unit is reserved for workers that have not failed with it
 
 
 @dataclass(frozen=True)
@@ -206,36 +213,41 @@ class Attempt:
 
 
 class Backlog:
-    """Units that wait for a worker, and the failed attempts at units. Times are those of `time.monotonic`."""
+    """Units that wait for a worker, and the failed attempts at all units. Times are those of `time.monotonic`."""
 
     def __init__(self, units: Sequence[Unit]) -> None:
         spread = random.Random(0).sample(units, len(units))
         self.fresh = deque(sorted(spread, key=lambda unit: unit.start - unit.stop))
         self.failed: list[tuple[float, int, Unit]] = []
-        """Heap of the failed units: the time from which a unit may be taken again, its index, and the unit."""
+        """Heap of the failed units. An entry is the time from which a unit may be retried, its index, and the unit."""
         self.attempts: dict[Unit, list[Attempt]] = {}
 
     def add(self, unit: Unit, failed: Attempt) -> int:
-        """Add a failed attempt at a unit; return the number of the unit's failed attempts."""
+        """Add a failed attempt at a unit, and return the number of failed attempts at this unit."""
         self.attempts.setdefault(unit, []).append(failed)
         return len(self.attempts[unit])
 
     def is_exhausted(self, unit: Unit, alive: set[str | None]) -> bool:
-        """True if a unit should not be retried: after ATTEMPTS failures, or after two attempts that found it wrong.
+        """True if a unit should not be retried: after ATTEMPTS failures, or after two attempts that found wrong rows.
 
-        Up to NODES_LOST attempts are not counted if their node is no longer alive, which is not the unit's fault.
+        An attempt is not counted if its node is no longer alive, because this is not the unit's fault. But after
+        NODES_LOST attempts in all, the unit is not retried in any case.
         """
         attempts = self.attempts[unit]
         counted, wrong = (sum(failed.node in alive for failed in attempts), sum(failed.wrong for failed in attempts))
         return counted >= ATTEMPTS or len(attempts) >= NODES_LOST or wrong >= ATTEMPTS - 1
 
     def put_back(self, unit: Unit, *, at_once: bool) -> None:
-        """Queue a failed unit again: at once, or after a pause if only time can help."""
+        """Queue a failed unit for a retry: at once, or after a pause that is longer after each failed attempt."""
         pause = 0.0 if at_once else PAUSE ** len(self.attempts[unit])
         heapq.heappush(self.failed, (time.monotonic() + pause, unit.index, unit))
 
     def take(self, worker: Hashable, *, alone: bool) -> Unit | None:
-        """Return the next unit for an idle worker, or None; `alone` says that there is no other worker."""
+        """Return the next unit for an idle worker, or None if no unit can start now.
+
+        For GRACE seconds, a failed unit is reserved for workers that have not failed with it. If `alone` is True, there
+        are no other workers, and nothing is reserved.
+        """
         now, kept, taken = time.monotonic(), [], None
         while taken is None and self.failed and self.failed[0][0] <= now:
             entry = heapq.heappop(self.failed)

@@ -1,4 +1,4 @@
-"""Throughput: seconds per stage, fill of the batches, and the totals of a session."""
+"""Throughput of a run: seconds per stage, padding of batches, and totals of a session (one start of the command)."""
 
 import json
 import time
@@ -14,18 +14,22 @@ from schemas.receipts import Counts, Quarantined, Receipt
 
 WORK = ("read", "tokenize", "label", "write", "upload")
 HELD = "held"
-"""Time in which a unit holds the device: the device labels, or waits for rows or for labels to be written."""
+"""Key of the seconds in which a unit holds the device. The device then labels, or it waits for rows to be read or for
+labels to be written."""
 
 
 @dataclass
 class Stages:
-    """Seconds that one or many units spent in each stage; stages overlap, so their sum exceeds the elapsed time."""
+    """Seconds spent in each stage and tokens read, of one unit or summed over several units.
+
+    Stages overlap, so the sum of their seconds may exceed the elapsed time.
+    """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*WORK, HELD), 0.0))
     tokens: int = 0
-    """Tokens read by the checkpoint; tokens that two windows share count twice."""
+    """Number of tokens that the checkpoint has read. A token that two windows share is counted twice."""
     padded_tokens: int = 0
-    """The same, including the padding of batches."""
+    """Number of tokens that the checkpoint has read, including the padding of batches."""
     smaller_batches: int = 0
     """Number of batches that did not fit the device's memory and were labelled in parts."""
 
@@ -36,7 +40,7 @@ class Stages:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time spent in the context to a stage, which runs in one thread at a time."""
+        """Add the time spent in the `with` block to a stage. Only one thread at a time may time the same stage."""
         started = time.perf_counter()
         try:
             yield
@@ -44,7 +48,7 @@ class Stages:
             self.seconds[stage] += time.perf_counter() - started
 
     def add_batches(self, batches: Iterable[WindowBatch], parts: int) -> None:
-        """Count labelled batches, of which `parts` were labelled in parts."""
+        """Add the tokens of labelled batches. `parts` is the number of these batches that were labelled in parts."""
         for batch in batches:
             self.tokens += int(batch.lengths_B.sum())
             self.padded_tokens += batch.ids_BT.size
@@ -52,47 +56,47 @@ class Stages:
 
     @property
     def batch_fill(self) -> float:
-        """Share of the tokens in batches that is not padding."""
+        """Share of real tokens among all tokens in batches. The rest is padding."""
         return self.tokens / max(1, self.padded_tokens)
 
     @property
     def device_wait(self) -> float:
-        """Share of the time in which the device is held that it waits instead of labelling."""
+        """While a unit holds the device, the share of time in which the device waits instead of labelling."""
         return 1 - self.seconds["label"] / max(1e-9, self.seconds[HELD])
 
     @property
     def bottleneck(self) -> str:
-        """Stage that takes longest, and that should be made faster first."""
+        """Name of the slowest stage, which should be made faster first."""
         return max(WORK, key=lambda stage: self.seconds[stage])
 
 
 class UnitResult(NamedTuple):
-    """A committed unit."""
+    """Result of a committed unit."""
 
     receipt: Receipt
     stages: Stages
     addition: CommitOperationAdd | None = None
-    """Operation that adds the shard, whose content is uploaded, to the repository."""
+    """Operation that adds the uploaded shard to the repository, or None if the run has no repository."""
 
 
 Outcome = UnitResult | Quarantined | None
-"""A committed unit, a quarantined one, or nothing in the last second."""
+"""Outcome of a unit, which is committed or quarantined. None if no unit ended in the last second."""
 
 
 @dataclass
 class Throughput:
-    """Running totals of one session."""
+    """Running totals of one session, that is of one start of the command."""
 
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
-    """Seconds from the start to the last outcome."""
+    """Seconds from the start of the session to the last outcome."""
     units: int = 0
     quarantined: int = 0
     counts: Counts = field(default_factory=Counts)
     stages: Stages = field(default_factory=Stages)
 
     def add(self, outcome: Outcome) -> None:
-        """Count a unit's outcome."""
+        """Add a unit's outcome to the totals."""
         self.seconds = time.monotonic() - self.started
         if isinstance(outcome, Quarantined):
             self.quarantined += 1
@@ -103,16 +107,16 @@ class Throughput:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens per second over all workers, including their start."""
+        """Tokens per second of all workers together. The time in which workers start is included."""
         return self.counts.tokens / max(1e-9, self.seconds)
 
     def stage_speeds(self) -> dict[str, float]:
-        """Return the tokens per second that each stage of a worker would reach if it were the only stage."""
+        """Return the tokens per second of each stage of a worker, as if the worker had only this stage."""
         spent = {stage: seconds for stage in WORK if (seconds := self.stages.seconds[stage])}
         return {stage: self.counts.tokens / seconds for stage, seconds in spent.items()}
 
     def to_json(self) -> str:
-        """Return all figures as JSON."""
+        """Return all totals and speeds as JSON."""
         return json.dumps(
             {
                 "seconds": self.seconds,

@@ -1,6 +1,7 @@
 """Workers of a run: the pool that the scheduler uses, and the worker itself.
 
-The pool's subclass decides where workers run: here in this process, in `ray_workers` as actors of a Ray cluster.
+A subclass of the pool decides where workers run. ThisProcessPool, in this module, has a worker in this process.
+RayWorkerPool, in `ray_workers`, has workers that are actors of a Ray cluster.
 """
 
 import logging
@@ -25,36 +26,37 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """A worker as the scheduler knows it."""
+    """A worker, as seen by the scheduler."""
 
     actor: Any
     node: str | None = None
-    """Id of the worker's node; None until the worker has loaded."""
+    """Id of the worker's node, or None until the worker has loaded the model."""
     units: set[Unit] = field(default_factory=set)
-    """Units that the worker was assigned and has not returned."""
+    """Units that are assigned to the worker and not finished yet."""
     failures: int = 0
-    """Units in a row that failed with the worker."""
+    """Number of units in a row that failed with the worker."""
     rests_until: float = 0.0
-    """Time of `time.monotonic` until which the worker gets no unit."""
+    """End of the worker's pause, by `time.monotonic`. The worker gets no unit before that time."""
 
 
 class CallResult(NamedTuple):
-    """A finished call of a worker."""
+    """Result of a finished call to a worker."""
 
     worker: WorkerHandle
     unit: Unit | None
-    """Unit of the call; None if the call was the worker's start."""
+    """Unit that the call annotated, or None if the call started the worker."""
     value: Any
     error: BaseException | None
 
 
 class WorkerPool(ABC):
-    """All workers of a run."""
+    """Pool of all workers of a run."""
 
     units_at_a_time = 1
-    """Number of units that a worker is assigned at a time."""
+    """Maximum number of units that are assigned to a worker at the same time."""
     failed_starts_that_end = 1
-    """Failed starts in a row that end a run in which no worker is loaded; with more workers, as many as there are."""
+    """Number of failed starts in a row after which a run ends if no worker has loaded the model. With more workers than
+    this, the run ends only after as many failed starts as there are workers."""
 
     def __init__(self) -> None:
         self.workers: set[WorkerHandle] = set()
@@ -64,23 +66,23 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def scale_up(self, needed: int) -> None:
-        """Start missing workers, at most `needed` in all."""
+        """Start missing workers, up to `needed` workers in all."""
 
     @abstractmethod
     def assign(self, worker: WorkerHandle, unit: Unit) -> None:
-        """Let a worker annotate a unit."""
+        """Call a worker to annotate a unit, without waiting for the result."""
 
     @abstractmethod
     def next_result(self, timeout: float) -> CallResult | None:
-        """Return the next finished call, or None after `timeout` seconds."""
+        """Return the result of the next finished call, or None if no call finishes within `timeout` seconds."""
 
     @abstractmethod
     def progress(self, worker: WorkerHandle) -> dict[Unit, Amount]:
-        """Return the last known labelled part of each of a worker's units; may be called from another thread."""
+        """Return the labelled part of each unit of a worker, as far as it is known. Any thread may call this method."""
 
     @abstractmethod
     def delete_published(self, shards: Sequence[str]) -> None:
-        """Delete published shards on every node."""
+        """Delete published shards from the disks of all nodes."""
 
     @abstractmethod
     def nodes(self) -> set[str | None]:
@@ -91,7 +93,7 @@ class WorkerPool(ABC):
         """End all workers."""
 
     def loaded(self, worker: WorkerHandle, node: str) -> None:
-        """Record that a worker has loaded the model, on a node."""
+        """Record that a worker on `node` has loaded the model."""
         worker.node, self.failed_starts = node, 0
         if worker in self.workers:
             self.ready.add(worker)
@@ -112,19 +114,22 @@ class WorkerPool(ABC):
             raise ValueError(f"{several if self.failed_starts > 1 else ''}{describe(error)}")
 
     def dismiss(self, worker: WorkerHandle) -> None:
-        """End a worker; another one replaces it."""
+        """Remove a worker from the pool. A later call of `scale_up` replaces the worker."""
         self.workers.discard(worker)
         self.ready.discard(worker)
 
 
 def describe(error: BaseException) -> str:
-    """Return an error in one line without credentials; its class is left out if the error is this project's."""
+    """Return an error in one line, without credentials.
+
+    The line begins with the error's class, except for a ValueError or an error of this project.
+    """
     is_own = isinstance(error, ValueError) or type(error).__module__.startswith("pipeline.")
     return redacted(("" if is_own else f"{type(error).__name__}: ") + " ".join(str(error).split()))
 
 
 class AnnotatesUnits(Protocol):
-    """An `Annotator`, or a test's replacement."""
+    """Interface of an `Annotator`, which tests replace."""
 
     def annotate(self, unit: Unit, progress: UnitProgress) -> UnitResult: ...
 
@@ -135,7 +140,7 @@ Load = Callable[[Run, Device], AnnotatesUnits]
 class Worker:
     """A worker, which labels one unit after another.
 
-    The constructor does nothing that can fail, because the driver learns of errors only from methods.
+    The constructor does nothing that can fail, because the driver receives only the errors of method calls.
     """
 
     def __init__(self, run: Run, load: Load, device: Device) -> None:
@@ -145,13 +150,13 @@ class Worker:
         self.begun: dict[Unit, UnitProgress] = {}
 
     def load(self) -> str:
-        """Load the checkpoint on this worker's device, never on another; return the id of the worker's node."""
+        """Load the checkpoint on this worker's device, never on another device. Return the id of the worker's node."""
         disable_progress_bars()
         self.annotator = self.load_annotator(self.run, self.device)
         return ""
 
     def annotate(self, unit: Unit) -> UnitResult:
-        """Label a unit and commit its shard; return the receipt and the time spent in each stage."""
+        """Label a unit and commit its shard. Return the receipt and the time spent in each stage."""
         assert self.annotator is not None, "load first"
         LOG.info("%s starts", unit)
         progress = self.begun[unit] = UnitProgress()
@@ -166,17 +171,17 @@ class Worker:
         return result
 
     def progress(self) -> dict[Unit, Amount]:
-        """Return the labelled part of each unit in progress; may be called from another thread."""
+        """Return the labelled part of each unit in progress. Any thread may call this method."""
         return {unit: progress.labelled for unit, progress in self.begun.copy().items()}
 
     def delete_published(self, shards: Sequence[str]) -> None:
-        """Delete published shards that were labelled on this node."""
+        """Delete published shards from the disk of this node."""
         for shard in shards:
             (self.run.subset.data / shard).unlink(missing_ok=True)
 
 
 class ThisProcessPool(WorkerPool):
-    """Pool of one worker, in this process; if it is dismissed, another one loads the checkpoint again."""
+    """Pool of a single worker, in this process. If the worker is dismissed, a new worker loads the checkpoint again."""
 
     def __init__(self, run: Run, load: Load, device: Device) -> None:
         super().__init__()
@@ -184,7 +189,7 @@ class ThisProcessPool(WorkerPool):
         self.calls: deque[tuple[WorkerHandle, Unit | None]] = deque()
 
     def scale_up(self, needed: int) -> None:
-        """Start the worker."""
+        """Start the worker if it is missing and units are left."""
         if needed and not self.workers:
             worker = WorkerHandle(Worker(self.run, self.load, self.device))
             self.workers.add(worker)
@@ -196,7 +201,10 @@ class ThisProcessPool(WorkerPool):
         self.calls.append((worker, unit))
 
     def next_result(self, timeout: float) -> CallResult | None:
-        """Make the next call and return its result; without a call to make, return None after `timeout` seconds."""
+        """Make the next queued call and return its result.
+
+        If no call is queued, return None after `timeout` seconds.
+        """
         if not self.calls:
             time.sleep(timeout)
             return None
@@ -209,7 +217,7 @@ class ThisProcessPool(WorkerPool):
         return CallResult(worker, unit, value, error)
 
     def progress(self, worker: WorkerHandle) -> dict[Unit, Amount]:
-        """Return the labelled part of each of the worker's units."""
+        """Return the labelled part of each unit in progress."""
         labelled: dict[Unit, Amount] = worker.actor.progress()
         return labelled
 
@@ -223,5 +231,5 @@ class ThisProcessPool(WorkerPool):
         return {""}
 
     def close(self) -> None:
-        """Drop the calls that are left."""
+        """Remove all calls from the queue."""
         self.calls.clear()

@@ -250,7 +250,7 @@ def test_the_workers_gpu_decides_the_precision(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_ray_may_be_missing_if_this_process_labels(tmp_path: Path) -> None:
-    """So that a command runs with only torch and transformers, and starts at once."""
+    """A command then needs only torch and transformers, and starts at once."""
     tiny_estimator().save_pretrained(tmp_path / "estimator")
     file = write_documents(tmp_path / "in.parquet", ["text"], input_ids=[[1, 2, 3]])
     chosen = ("--input", file, "--method", "exact", "--estimator", tmp_path / "estimator", "--tokenizer", "none")
@@ -420,7 +420,7 @@ def test_recipes_are_understood(
 
 
 def test_a_run_over_a_hub_dataset_resumes_with_the_commit_that_it_began_with(tmp_path: Path) -> None:
-    """Each run is a process of its own, without the first run's memory."""
+    """Each run is a process of its own, so a later run remembers nothing of the first."""
     tiny_second_order(vocabulary=8192).save_pretrained(tmp_path / "model")
     copy_tokenizer(SHIPPED / "tokenizer", tmp_path / "model")
     file = write_documents(tmp_path / "in.parquet", sample_texts(8, 200))

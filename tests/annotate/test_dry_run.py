@@ -109,7 +109,7 @@ def test_the_beginning_of_documents_has_the_given_number_of_tokens() -> None:
 def test_the_time_is_that_of_the_workers(
     capsys: pytest.CaptureFixture[str], workers: Workers | None, told: str
 ) -> None:
-    """Ten units of an hour each."""
+    """The run has ten units of an hour each."""
     print_estimate(PLAN, workers)
     assert told in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""Influence of a run in the output folder, which anybody may have put there, on the run that resumes it."""
+"""Resuming a run from the output folder, where anybody may have put the earlier run."""
 
 import pytest
 

@@ -1,6 +1,7 @@
 """Label method without torch, so that workers start within a second, and the faults that tests trigger in it.
 
-Special tokens trigger a fault in the batch that holds them. Faults that happen once leave a mark next to the output.
+Special tokens trigger a fault in the batch that holds them. A fault that happens only once leaves a mark next to the
+output.
 """
 
 import os
@@ -52,7 +53,7 @@ class FakeLabeller:
 
 @dataclass(frozen=True)
 class FaultyLabeller(FakeLabeller):
-    """The same labels, with the triggered faults."""
+    """Labeller with the labels of FakeLabeller and with faults that tokens trigger."""
 
     marks: Path = Path()
 
@@ -88,7 +89,7 @@ def load_fake(run: Run, device: str = "cpu", seconds: float = 0.0) -> Annotator:
 
 
 def load_faulty(run: Run, device: str) -> Annotator:
-    """Return the same annotator with faults."""
+    """Return the annotator of `load_fake`, with faults."""
     return with_tokenizers(run, (FaultyLabeller(marks=run.subset.root.with_suffix(".marks")),))
 
 
@@ -141,7 +142,7 @@ def planned_run(
 
 
 def planned(folder: Path, faults: dict[int, int] | None = None, rows: int = 12) -> tuple[Run, list[Unit]]:
-    """Plan a run over documents in units of two rows; `faults` are tokens appended to documents, by row."""
+    """Plan a run over documents in units of two rows. `faults` maps a row to a token that is added to its document."""
     documents = token_rows(rows)
     for row, token in (faults or {}).items():
         documents[row].append(token)
@@ -161,12 +162,12 @@ def token_rows(rows: int) -> list[list[int]]:
 
 
 def shards(output: Path) -> dict[str, bytes]:
-    """Return every shard's bytes; outputs with equal bytes hold the same dataset."""
+    """Return the bytes of every shard. Outputs with equal bytes hold the same dataset."""
     return {file.name: file.read_bytes() for file in sorted((output / "data").rglob("*.parquet"))}
 
 
 def undisturbed(run: Run, units: Sequence[Unit], output: Path) -> dict[str, bytes]:
-    """Carry out the run without Ray and without faults, one unit after another; return its shards."""
+    """Carry out the run without Ray and without faults, one unit after another. Return the shards."""
     annotator = load_fake(replace(run, subset=Subset("exact", output)))
     for unit in units:
         annotator.annotate(unit)

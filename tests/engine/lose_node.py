@@ -1,6 +1,7 @@
 """`python -m tests.engine.lose_node INPUT OUTPUT SECONDS`: a run while one node joins the cluster and another is lost.
 
-A batch takes SECONDS. Prints the number of workers on both nodes, and the numbers of committed units and workers left.
+A batch takes SECONDS. The command prints how many workers were on both nodes, how many units were committed, and how
+many workers remain.
 """
 
 import json

@@ -81,7 +81,7 @@ def test_any_row_of_json_lines_becomes_a_row(tmp_path_factory: pytest.TempPathFa
 @settings(max_examples=10, deadline=None)
 @given(rows=st.lists(st.none() | TEXTS, min_size=1, max_size=12))
 def test_any_row_of_parquet_becomes_a_row(tmp_path_factory: pytest.TempPathFactory, rows: list[str | None]) -> None:
-    """A string column of Parquet may hold any bytes, lone surrogates among them."""
+    """A string column of Parquet may hold any bytes, including lone surrogates."""
     folder = tmp_path_factory.mktemp("run")
     stored = pa.array([None if row is None else row.encode(errors="surrogatepass") for row in rows], pa.binary())
     unchecked = pa.StringArray.from_buffers(len(stored), *stored.buffers()[1:], stored.buffers()[0])
@@ -171,7 +171,7 @@ def test_a_stage_that_fails_ends_the_unit_and_leaves_nothing(
 
 
 def test_memory_does_not_grow_with_the_unit(tmp_path: Path) -> None:
-    """At most seven chunks of a row group, 1,800 of these rows, are held at once; a busy machine may hold that many."""
+    """At most seven chunks of a row group are held at once. These are 1,800 rows, and a busy machine may hold them."""
     few, many = (peak_of_a_unit(tmp_path / str(rows), rows) for rows in (2000, 3500))
     assert many - few < 120 * 2**20, f"{few / 2**20:.0f} and {many / 2**20:.0f} MiB"
 

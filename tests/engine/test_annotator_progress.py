@@ -1,4 +1,4 @@
-"""Parts of units that are not committed: each counts once, lost parts are not counted, and stopped units end."""
+"""Progress of units that are not committed: a part is counted once, a lost part is not, and stopped units end."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_a_stopped_unit_ends_after_its_batch() -> None:
 
 
 class Watched(ThisProcessPool):
-    """Pool whose workers' labelled parts a test sets."""
+    """Pool in which a test sets the labelled parts of the workers."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]  # as they are

@@ -52,7 +52,7 @@ for port in sys.argv[1:]:
 
 
 def ran(script: str, *words: str, user: int | None, **environment: str) -> list[str]:
-    """Run a script as another user of the machine, without this user's environment; return its lines."""
+    """Run a script as another user of the machine, without this user's environment. Return the printed lines."""
     plain = {"PATH": os.environ["PATH"], "HOME": "/nowhere", "TMPDIR": "/tmp", **environment}
     become = [] if user is None else ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
     command = [*become, sys.executable, "-c", script, *words]
@@ -219,7 +219,7 @@ def test_sigterm_while_it_starts_is_one_line_and_leaves_nothing(tmp_path: Path, 
 
 @pytest.mark.cluster
 def test_it_starts_in_any_environment(tmp_path: Path) -> None:
-    """Without a home, with a long path for temporary files, in the C locale, with closed input and few open files."""
+    """Ray starts without a home, with a long TMPDIR, in the C locale, with closed input and with few open files."""
     file = write_documents(tmp_path / "in.parquet", ["text"] * 4, input_ids=token_rows(4))
     output, long = tmp_path / "out", tmp_path / ("x" * 120)
     long.mkdir()

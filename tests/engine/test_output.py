@@ -26,7 +26,7 @@ DEEP = 100_000
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Label six units in `out`; write a file next to it that must not be changed."""
+    """Label six units in `out`, and write a file next to the folder that must not be changed."""
     folder = tmp_path_factory.mktemp("base")
     annotated(folder)
     (folder / "secret").write_text("secret", encoding="utf-8")
@@ -39,7 +39,7 @@ def folder(base: Path, tmp_path: Path) -> Path:
 
 
 def resume(folder: Path) -> set[int]:
-    """Open a folder as pipeline.annotate does before it labels; return the finished units."""
+    """Open a folder as pipeline.annotate does before it labels. Return the finished units."""
     run, units = planned_run(folder)
     open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
     return Ledger(run.subset).finished()

@@ -39,7 +39,7 @@ def finish(output: Path, unit: int) -> Receipt:
 
 
 def begin(output: Path, provenance: Provenance = PROVENANCE, name: str = "exact") -> set[int]:
-    """Begin or resume a run; return the finished units."""
+    """Begin or resume a run. Return the finished units."""
     open_run(Subset(name, output), Plan(provenance, ()), UNITS)
     return Ledger(Subset(name, output)).finished()
 

@@ -196,7 +196,7 @@ def load_and_die(run: Run, device: str) -> Annotator:
 
 
 def load_on_a_broken_device(run: Run, device: str) -> Annotator:
-    """Load an annotator; the first worker's device is broken."""
+    """Load an annotator. The device of the first worker is broken."""
     try:
         run.subset.root.with_suffix(".broken").touch(exist_ok=False)
     except FileExistsError:
@@ -280,7 +280,7 @@ def test_a_bad_file_does_not_end_a_run_whose_other_files_are_good(tmp_path: Path
 
 
 class Slow:
-    """Annotator that never ends in the first of two workers to begin."""
+    """Annotator that never ends in one of two workers, namely the first that begins."""
 
     def __init__(self, run: Run, device: str) -> None:
         self.annotator, self.mark = load_fake(run), run.subset.root.with_suffix(".slow")

@@ -38,7 +38,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def quarantined(run: Run, units: Sequence[Unit], load: Load = load_faulty) -> list[Quarantined]:
-    """Carry out the run; return the notes on quarantined units."""
+    """Carry out the run. Return the notes on quarantined units."""
     outcomes = Scheduler(run, units, ThisProcessPool(run, load, "cpu")).outcomes()
     return [outcome for outcome in outcomes if isinstance(outcome, Quarantined)]
 
