@@ -69,16 +69,16 @@ class Config:
     """Name of the labels for the control with shuffled labels and for most objectives. Only flood and floor are tried
     with all labels."""
     documents: int = 256
-    """Train on this many documents, which are the first ones."""
+    """Number of documents to train on, taken from the beginning."""
     held_out: int = 256
-    """Evaluate on this many documents, which follow the training documents."""
+    """Number of documents to evaluate on, which follow the training documents."""
     out_of_distribution: tuple[str, ...] = ()
     """Files of other text to evaluate on as well."""
     scales: tuple[float, ...] = (1.0,)
     """Factors to try. Each factor multiplies the labels of flood and floor, and the level of flood-mean."""
     margins: tuple[float, ...] = (0.0,)
     """Nats to try adding to the labels of flood and floor, and to the level of flood-mean. Labels may be too low if
-    they come from a model that has read far more text than these documents."""
+    they come from a model that was trained on far more text than these documents."""
     dropouts: tuple[float, ...] = (0.0, 0.1)
     """Dropout rates to try with every objective and its labels."""
     seeds: int = 3

@@ -1,8 +1,8 @@
-"""Bits per byte of text, for models with each storage format of their embeddings and for classical compressors.
+"""Measure how many bits per byte models and classical compressors need for text.
 
 The size of a text is the code length of its tokens. For an estimator or autoencoder, the size of the stored embeddings
-is added. Prints a table that says which results are comparable. With --output, the table is also written as results.csv
-and results.md.
+is added, and every storage format is measured. Prints a table that says which results are comparable. With --output,
+the table is also written as results.csv and results.md.
 """
 
 import sys
@@ -44,8 +44,8 @@ class Config(Inputs):
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None
-    """Measure on this many documents at the end, by default on half of all. The documents before them calibrate the
-    range of int8 embeddings."""
+    """Measure on this many documents at the end, by default on half of all documents. The documents before them
+    calibrate the range of int8 embeddings."""
     window: int | None = None
     """Largest number of tokens that a model reads at a time; its whole context by default."""
     tokens_per_batch: int = 8192

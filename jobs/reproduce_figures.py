@@ -72,7 +72,7 @@ class Config(Inputs):
 
 
 def reproduce_figures(config: Config) -> None:
-    """Redraw the paper's kinds of figure at laptop scale."""
+    """Redraw the paper's five kinds of figure at laptop scale."""
     from pipeline.experiments.figure_trial import prepare
     from pipeline.training import resume
 

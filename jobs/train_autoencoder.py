@@ -4,8 +4,8 @@ The autoencoder learns windows of the whole context, and shorter windows only at
 estimator, it does not need every length, since its code lengths of prefixes do not become labels. Held-out loss is
 measured on the same kind of windows.
 
-The same command resumes an interrupted run. The job runs in one process, or in the processes that `accelerate launch -m
-jobs.train_autoencoder` starts.
+The same command resumes an interrupted run. The job runs in one process, or in the processes that
+`accelerate launch -m jobs.train_autoencoder` starts.
 """
 
 import sys

@@ -3,8 +3,8 @@
 Training must cover every length, since an exact label is the difference between the code lengths of two prefixes (paper
 section 3). Held-out loss is measured on windows of the whole context.
 
-The same command resumes an interrupted run. The job runs in one process, or in the processes that `accelerate launch -m
-jobs.train_estimator` starts.
+The same command resumes an interrupted run. The job runs in one process, or in the processes that
+`accelerate launch -m jobs.train_estimator` starts.
 """
 
 import sys

@@ -67,8 +67,8 @@ class Config:
     """Train in this many processes of a Ray cluster, each with a GPU if the cluster has any. By default, train only in
     this process."""
     address: str | None = None
-    """With --workers, address of the Ray cluster to join. By default, join the job's own cluster inside `ray job
-    submit`, or start a local cluster elsewhere."""
+    """With --workers, address of the Ray cluster to join. By default, join the job's own cluster inside
+    `ray job submit`, or start a local cluster elsewhere."""
     model: LanguageModelSizes = field(default_factory=LanguageModelSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 

@@ -5,8 +5,8 @@ token. The expecting output has not, so the best it can learn is the mean of the
 Tokens without a label add no error. The labels may come from any method, or from a stronger language model. Documents
 are cut into the same windows as in annotation, and a causal language model reads the same token before each window.
 
-The same command resumes an interrupted run. The job runs in one process, or in the processes that `accelerate launch -m
-jobs.train_second_order` starts.
+The same command resumes an interrupted run. The job runs in one process, or in the processes that
+`accelerate launch -m jobs.train_second_order` starts.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class Config:
     """Folder to write the checkpoint to."""
     init_from: str | None = None
     """Model to start from, which also sets the sizes: a causal language model, or an estimator, of which only the
-    decoder is used. Give a folder or a name on the Hub; with several --folds, a folder that has as many. By default,
-    train from scratch."""
+    decoder is used. Give a folder or a name on the Hub; with several --folds, it must have a checkpoint for each fold.
+    By default, train from scratch."""
     overlap: int | None = None
     """Number of tokens that a window shares with the next window of the same document. By default, it is as in
     annotation, or half the window if the window's length differs from annotation's."""
     start_token: str | None = None
     """Text of the token to read before every window, if --init-from is a causal language model. By default, this is the
-    token read in annotation. If none was read, it is the beginning or end of sequence that the model's tokenizer
-    declares."""
+    token that annotation read. If annotation read none, it is the beginning or end of sequence that the model's
+    tokenizer declares."""
     form: Form = "residual"
     """Form of both outputs. residual: each output is a correction of the model's own loss as a language model. direct:
     each output is the estimate itself, and nothing is projected to the vocabulary."""

@@ -109,7 +109,7 @@ class Windowing:
 
 
 def endless_batches(corpora: Iterable[Corpus], cut: Windowing, seed: int) -> Iterator[Batch]:
-    """Yield batches endlessly; each epoch takes the corpora in order, and every window of a corpus once.
+    """Yield batches endlessly; every epoch contains each window once, corpus by corpus.
 
     Raises:
         ValueError: if no corpus has a window to train on.
@@ -125,7 +125,7 @@ def endless_batches(corpora: Iterable[Corpus], cut: Windowing, seed: int) -> Ite
 
 
 def epoch_batches(corpus: Corpus, cut: Windowing, random: np.random.Generator) -> Iterator[Batch]:
-    """Yield batches that contain every window of the corpus once, in random order."""
+    """Yield batches in random order, which together contain every window of the corpus once."""
     pieces_P3 = cut_windows(corpus.offsets, cut, random)
     if cut.labelled_only and corpus.labels_N is not None:
         labels_before = np.concatenate([[0], np.cumsum(~np.isnan(corpus.labels_N))])
@@ -195,7 +195,7 @@ def rows_of_batches(order: np.ndarray, windows: PackedWindow, tokens_per_batch: 
 
 
 def cut_windows(offsets: np.ndarray, cut: Windowing, random: np.random.Generator) -> np.ndarray:
-    """Cut all documents into pieces, and return them as [P, 3] of (start, stop, first labelled token).
+    """Cut all documents into pieces, and return (start, stop, first labelled token) of each piece as [P, 3].
 
     Every piece lies within one document.
     """

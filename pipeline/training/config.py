@@ -60,8 +60,7 @@ class TrainingConfig:
     save_as: Literal["float32", "bfloat16"] = "float32"
     """dtype of the saved weights. Weights are rounded to this dtype before the last evaluation."""
     trackers: tuple[str, ...] = ()
-    """Experiment trackers that also receive the metrics. Give their names in accelerate: tensorboard, wandb, mlflow,
-    ..."""
+    """Experiment trackers that also receive the metrics. Give accelerate's names: tensorboard, wandb, mlflow, ..."""
     seed: int = 0
     """Seed of the initial weights, the order of the data, and dropout."""
 
@@ -121,17 +120,17 @@ class ObjectiveSettings:
     """Objective to minimise, from a token's loss l and its entropy e = `scale * label + margin`, both in nats."""
 
     objective: ObjectiveName = "flood"
-    """Objective to minimise, from a token's loss l and its entropy e. flood: |l - e|. floor: max(l - e, 0). weight: (1
-    - ê) l, where ê is e scaled to 0..1 in each window. mask: l where e is below the threshold, else 0. Controls:
+    """Objective to minimise, from a token's loss l and its entropy e. flood: |l - e|. floor: max(l - e, 0). weight:
+    (1 - ê) l, where ê is e scaled to 0..1 in each window. mask: l where e is below the threshold, else 0. Controls:
     cross-entropy: l. flood-mean: |mean l - level|. random-share: l of a random share of the tokens. reference-share: l
-    of the share of tokens with the largest l - e, for labels that are the losses of a reference model (Rho-1, arXiv
-    2404.07965)."""
+    of the share of tokens with the largest l - e, for labels that are the losses of a reference model (Rho-1,
+    arXiv 2404.07965)."""
     scale: float = 1.0
     """Multiply every label by this factor, if labels are known to be spread too wide or too narrow."""
     margin: float = 0.0
     """Add this many nats to every label: above 0 if labels are known to be too low, below 0 if they are too high."""
     threshold: float | None = None
-    """Entropy in nats from which the objective mask ignores a token; the mean of e by default."""
+    """With mask, ignore tokens whose entropy is at least this many nats; the mean of e by default."""
     level: float | None = None
     """Level of the objective flood-mean, in nats; the mean of e by default."""
     share: float = 0.6

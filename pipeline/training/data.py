@@ -61,7 +61,7 @@ class Documents:
         return [self.seen] if isinstance(self.seen, Corpus) else self.seen
 
     def leave_one_fold_out(self, folds: int) -> Iterator["Documents"]:
-        """Divide `seen` into folds, and yield these documents once without each fold.
+        """Divide `seen` into folds and, for each fold, yield these documents without it.
 
         If there is only one fold, yield all documents once.
 

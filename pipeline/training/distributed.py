@@ -48,7 +48,10 @@ def this_process() -> PartialState:
 
 
 def new_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
-    """Return the `Accelerator`, which handles devices and processes; it shards if `accelerate launch` is told to."""
+    """Return the `Accelerator`, which handles devices and processes.
+
+    The model will be sharded if the settings of `accelerate launch` ask for shards.
+    """
     accelerator = Accelerator(
         mixed_precision=config.precision,
         cpu=_on_cpu(),

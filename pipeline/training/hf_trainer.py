@@ -3,7 +3,7 @@
 A trainer passes only logits and `labels` to its loss, so each label carries two values. The lower half of an int64 is
 the token's id, and the upper half holds the bits of its entropy as float32. As usual, the label -100 marks a position
 without a target, which trainers skip and do not count. The first token of a row or of a packed document has this mark,
-since nothing predicts it.
+since no other token predicts it.
 
 B rows, T tokens of the longest row, V vocabulary, S tokens of all rows.
 """
@@ -39,7 +39,10 @@ def packed_labels(input_ids: Tensor, entropies: Tensor) -> Tensor:
 
 
 def unpacked_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ids and entropies packed in labels; they are IGNORED and NaN at positions without a target."""
+    """Return the token ids and entropies that labels carry.
+
+    At positions without a target, the id is IGNORED and the entropy is NaN.
+    """
     ignored = labels == IGNORED
     entropies = (labels >> 32).to(torch.int32).view(torch.float32)
     return (labels & LOWER).masked_fill(ignored, IGNORED), entropies.masked_fill(ignored, torch.nan)
@@ -69,7 +72,9 @@ class EntropyWindows:
             raise ValueError(f"windows need a context of at least 2 tokens, not {self.context}")
 
     def __call__(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Cut rows into windows, and return the windows by column, as lists of numbers.
+        """Cut documents into windows, and return the columns of the windows by name.
+
+        Values of columns, in `rows` and in the result, are lists of numbers.
 
         Raises:
             ValueError: if a column is missing, or a row does not have one label per token.

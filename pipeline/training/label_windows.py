@@ -74,7 +74,7 @@ def _window(made: Provenance, context: int | None, longest: int | None) -> int:
 
 
 def _start(made: Provenance, member: Checkpoint | None, named: str | None) -> int | None:
-    """Return the token to read before every window: the requested one, annotation's, or else the model's own."""
+    """Return the token to read before every window: the requested, annotation's or the model's own token."""
     if member is None or member.kind != "causal":
         if named is not None:
             raise ValueError("`start_token` needs a causal language model in `init_from`; leave it out")

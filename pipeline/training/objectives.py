@@ -107,7 +107,7 @@ def cross_entropy(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> T
 def flood_mean(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, level: float) -> Tensor:
     """Return factors that are all 1 if the mean loss is above the level, and all -1 if it is below.
 
-    They are the gradient of |mean l - level|, which is flooding with one number instead of labels.
+    The factors are the gradient of |mean l - level|. This is flooding with one number instead of labels.
     """
     above = (losses_BT[real_BT].mean() - level).sign().nan_to_num()  # NaN in a process without rows
     return above.expand_as(losses_BT)
@@ -132,9 +132,9 @@ def _with_corrected_labels(function: Objective, settings: ObjectiveSettings) -> 
 
 
 def _selected(real_BT: Tensor, order_N: Tensor, share: float) -> Tensor:
-    """Return factors that select the share of real tokens with the largest `order_N`.
+    """Return factors that select the share of real tokens with the largest values of `order_N`.
 
-    Selected tokens share one factor and other tokens have 0, so that the mean over real tokens is 1.
+    Selected tokens have equal factors, and other tokens have 0. The mean over real tokens is 1.
     """
     real = len(order_N)
     kept = max(1, round(share * real))

@@ -50,7 +50,10 @@ class TrainingState:
     """Position of a resumable iterator of batches; empty for other iterators."""
 
     def after(self, loss: float, tokens: int, seconds: float) -> Self:
-        """Return the state after one more step, which had this loss and these tokens; `seconds` is the run's total."""
+        """Return the state after one more step.
+
+        `loss` and `tokens` are those of the step, and `seconds` is the total of the run.
+        """
         return replace(
             self,
             step=self.step + 1,
@@ -78,7 +81,7 @@ def begin_on_main(output: Path, settings: Mapping[str, Any]) -> None:
 def begin(output: Path, settings: Mapping[str, Any]) -> None:
     """Create the folder of a new run, or accept the folder of the same run after an interruption.
 
-    A folder that holds only settings may be reused, since its run failed before the first step.
+    A folder that holds only settings may be reused by another run, since its own run failed before the first step.
 
     Args:
         settings: everything the model depends on, without the folder's path and the number of processes.
@@ -178,7 +181,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 def stop(state: TrainingState) -> NoReturn:
-    """Exit with the code that shells report for SIGTERM, after the state is saved.
+    """Exit with the code that shells report for SIGTERM; the state must already be saved.
 
     All processes exit together, since a launcher kills the other processes as soon as one has exited.
     """

@@ -20,7 +20,7 @@ from schemas.annotations import ENTROPY
 
 
 class LabelledWindows(IterableDataset[PackedWindow]):
-    """Windows of an annotated dataset; every pass yields all of them, in an order that `set_epoch` changes.
+    """Windows of an annotated dataset; every pass yields all windows, in an order that `set_epoch` changes.
 
     The dataset and its iterators have `state_dict` and `load_state_dict`. If the loader has workers, the states are in
     the workers, and torchdata's StatefulDataLoader collects them.

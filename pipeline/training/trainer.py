@@ -2,7 +2,7 @@
 
 A step adds up the gradients of its batches, and each process computes its own rows of every batch. Loss and gradient
 therefore equal those of one batch that holds the whole step. An objective that compares tokens needs the losses of the
-whole step first: a pass without gradients computes them, and every process derives the same factors from them.
+whole step first. A pass without gradients computes these losses, and every process derives the same factors from them.
 
 `distributed` handles devices and shards, `resume` handles states and signals, and `metrics` writes the metrics.
 
@@ -46,7 +46,7 @@ def train(
     config: TrainingConfig,
     output: Path,
 ) -> Metrics:
-    """Train `model` in place and return the metrics of the last evaluation: step, tokens, seconds, losses and others.
+    """Train `model` in place and return the last line of metrics: step, tokens, seconds, losses, held-out metrics.
 
     If `output` has states, training resumes from the newest state, with the batches that follow it.
 
