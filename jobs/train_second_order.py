@@ -60,7 +60,7 @@ class Config:
     """Form of both outputs. residual: each output is a correction of the model's own loss as a language model. direct:
     each output is the estimate itself, and nothing is projected to the vocabulary."""
     transformers: Literal[1, 2] = 1
-    """1: both outputs share one transformer. 2: the expecting output has a transformer of its own."""
+    """Number of transformers: 1 that both outputs share, or 2, so that each output has its own."""
     causal_weight: float = 1.0
     """Weight of the model's own language-model loss, which is added to the squared error. 0 leaves this loss out."""
     folds: int = 1
