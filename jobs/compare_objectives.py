@@ -1,8 +1,9 @@
 """Matched experiment: small language models overfit few documents with every objective and its controls.
 
-On a source of known entropy (the default), the models that label are trained first, on other documents. On real text,
---labels names annotated datasets of the same documents, and the models behind the labels must not have seen these. The
-same command resumes an interrupted comparison. Writes results.csv, results.md, curves.png and every trial.
+By default, the documents come from a source of known entropy, and the models that label them are first trained on other
+documents of this source. For real text, --labels names several annotated datasets of the same documents. The models
+that made these labels must not have been trained on the documents. The same command resumes an interrupted comparison.
+Writes results.csv, results.md, curves.png and a folder for every trial.
 """
 
 import sys
@@ -29,7 +30,7 @@ from pipeline.training.data import ModelTokens
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes(TransformerSizes):
-    """Sizes of every trial's model."""
+    """Sizes of the model in every trial."""
 
     context: int = 64
     width: int = 64
@@ -39,16 +40,16 @@ class Sizes(TransformerSizes):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyTraining(TrainingConfig):
-    """Training settings with the defaults of small models; a flag replaces one of these defaults, not all of them."""
+    """Training settings with defaults for small models. Each flag replaces only its own default."""
 
     steps: int = 1200
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     tokens_per_batch: int = 2048
-    """Tokens in a batch, padding included."""
+    """Largest number of tokens in a batch, including padding. A longer window is a batch by itself."""
     learning_rate: float = 5e-3
     """Peak learning rate of AdamW, after a linear warm-up and before a decay to zero."""
     evaluate_every: int = 60
-    """Steps between evaluations; the last step is always evaluated."""
+    """Number of steps between evaluations. The model is also evaluated after the last step."""
 
 
 @cyclopts.Parameter(name="*")
@@ -63,26 +64,27 @@ class Config:
     labels: dict[str, str] = field(default_factory=dict)
     """Annotated datasets of the same documents, by label method: --labels.second-order DIR --labels.causal DIR."""
     objectives: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
-    """Objectives to compare; all of them, controls included, by default."""
+    """Objectives to compare. By default, all objectives and controls are compared."""
     chosen: str = "second-order"
-    """Labels for objectives other than flood and floor, and for the control with shuffled labels."""
+    """Name of the labels for the control with shuffled labels and for most objectives. Only flood and floor are tried
+    with all labels."""
     documents: int = 256
-    """Train on this many documents, from the first on."""
+    """Number of documents to train on, taken from the beginning."""
     held_out: int = 256
-    """Evaluate on this many documents, which follow the training documents."""
+    """Number of documents to evaluate on, which follow the training documents."""
     out_of_distribution: tuple[str, ...] = ()
     """Files of other text to evaluate on as well."""
     scales: tuple[float, ...] = (1.0,)
-    """Factors to try on the labels of flood and floor and on the level of flood-mean."""
+    """Factors to try. Each factor multiplies the labels of flood and floor, and the level of flood-mean."""
     margins: tuple[float, ...] = (0.0,)
-    """Nats to try adding to the same labels and level. A model that has read far more text makes labels that are lower
-    than these documents can teach."""
+    """Nats to try adding to the labels of flood and floor, and to the level of flood-mean. Labels may be too low if
+    they come from a model that was trained on far more text than these documents."""
     dropouts: tuple[float, ...] = (0.0, 0.1)
     """Dropout rates to try with every objective and its labels."""
     seeds: int = 3
-    """Trainings of each trial; their mean is reported."""
+    """Train each trial this many times, with different seeds, and report the mean."""
     processes: int | None = None
-    """Trainings at a time; one per CPU core by default."""
+    """Number of trainings to run at a time; one per CPU core by default."""
     model: Sizes = field(default_factory=Sizes)
     training: StudyTraining = field(default_factory=StudyTraining)
     contest: ContestSettings = field(default_factory=ContestSettings)
@@ -101,7 +103,7 @@ class Config:
 
 
 def compare_objectives(config: Config) -> None:
-    """Compare the held-out loss of every objective, labels and control."""
+    """Compare the held-out losses of language models trained with every objective, label method and control."""
     from pipeline.training import resume
 
     require_matplotlib()
@@ -119,7 +121,10 @@ def compare_objectives(config: Config) -> None:
 
 
 def made_study(config: Config) -> tuple[Study, float]:
-    """Return the study of the known source, made only once, and the held-out loss of the truth itself."""
+    """Return a study of the known source, and the held-out loss of the true probabilities.
+
+    The study is saved in the output folder, and loaded from there if it exists.
+    """
     from pipeline.experiments.overfitting import known_study, load_study, save_study
 
     file = config.output / "study.npz"
@@ -129,7 +134,7 @@ def made_study(config: Config) -> tuple[Study, float]:
 
 
 def read_study(config: Config) -> tuple[Study, None]:
-    """Return a study of the datasets' documents, which must have the same tokens, with the labels of each dataset."""
+    """Return a study of the documents that all datasets annotate, and None, since the true loss is unknown."""
     found = {name: find_annotations(source) for name, source in config.labels.items()}
     last = config.documents + config.held_out
     corpora = {name: dataset.corpus(0, last) for name, dataset in found.items()}
@@ -153,7 +158,7 @@ def read_study(config: Config) -> tuple[Study, None]:
 
 
 def figures_of(trial: ObjectiveTrial, study: Study, config: Config) -> list[dict[str, float]]:
-    """Run one trial and return its figures."""
+    """Run one trial and return its evaluations."""
     from pipeline.experiments.overfitting import run_trial
 
     return run_trial(trial, study, config.model, config.training, config.output / "trials")

@@ -1,7 +1,8 @@
-"""Bits per byte of text for models, with window embeddings stored in each format, and for classical compressors.
+"""Measure how many bits per byte models and classical compressors need for text.
 
-The size of a text is the code length of its tokens, plus the stored embeddings of an estimator or autoencoder. Prints a
-table that says which results are comparable, and writes it as results.csv and results.md.
+The size of a text is the code length of its tokens. For an estimator or autoencoder, the size of the stored embeddings
+is added, and every storage format is measured. Prints a table that says which results are comparable. With --output,
+the table is also written as results.csv and results.md.
 """
 
 import sys
@@ -33,23 +34,24 @@ class Config(Inputs):
     """Models, text, output."""
 
     models: tuple[str, ...] = ()
-    """Estimators, autoencoders and causal language models, each with its tokenizer: folders or names on the Hub; the
-    shipped estimator by default."""
+    """Models to measure: estimators, autoencoders or causal language models. Give folders or names on the Hub, each
+    with a tokenizer. By default, the shipped estimator is measured."""
     input: tuple[str, ...] = ()
-    """Documents, as in --input of pipeline.annotate; built-in English text by default. No model should have seen the
-    held-out documents."""
+    """Documents, as in --input of pipeline.annotate; built-in English text by default. No model should have been
+    trained on the held-out documents."""
     text_column: str = TEXT_COLUMN
     """Name of the column that holds the text."""
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None
-    """Measure on this many of the last documents, half by default. The documents before them calibrate int8's range."""
+    """Measure on this many documents at the end, by default on half of all documents. The documents before them
+    calibrate the range of int8 embeddings."""
     window: int | None = None
-    """Largest number of tokens that a model sees at a time; its whole context by default."""
+    """Largest number of tokens that a model reads at a time; its whole context by default."""
     tokens_per_batch: int = 8192
-    """Tokens in a batch, padding included."""
+    """Largest number of tokens in a batch, including padding. A longer window is a batch by itself."""
     output: Path | None = None
-    """Folder to write the table to."""
+    """Folder to write the table to. By default, the table is only printed."""
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "window", "tokens_per_batch", "limit", "longest_document")
@@ -60,7 +62,7 @@ DEFAULTS = Config()
 
 @dataclass(frozen=True)
 class Texts:
-    """Documents to calibrate on, and held-out documents to measure on."""
+    """Documents for calibration, and held-out documents to measure on."""
 
     seen: Sequence[str]
     held_out: Sequence[str]
@@ -83,10 +85,10 @@ def measure_compression(config: Config = DEFAULTS) -> None:
 
 
 def require_compressor(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint if its model can give text a code length.
+    """Return the checkpoint if its model can compute the code length of a text.
 
     Raises:
-        ValueError: if the model cannot, or there is no tokenizer.
+        ValueError: if the model predicts no tokens, or the checkpoint has no tokenizer.
     """
     folder = checkpoint.folder
     if checkpoint.kind == "second-order":
@@ -113,7 +115,7 @@ def read_texts(config: Config) -> Texts:
 
 
 def by_model(name: str, checkpoint: Checkpoint, texts: Texts, config: Config) -> Iterator[Compression]:
-    """Yield one result for a causal language model, else one result per storage format of the embedding."""
+    """Yield one result for a causal language model; otherwise, one result per storage format of the embedding."""
     # imported here because torch takes seconds, and --help does not need it
     import torch
 

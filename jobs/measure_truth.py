@@ -1,10 +1,10 @@
 """Measure label methods against sources whose entropies are known exactly.
 
 On each source, a causal language model and an entropy estimation model are trained with equal compute. Second-order
-models learn the labels of both, and all models label the same fresh documents. With --introduction, estimators that
-differ in where the embedding enters their decoder are compared instead, in held-out loss, label errors and time.
-Sources run side by side, one per CPU core. Writes results.csv, results.md, the metrics of each training and, without
---introduction, a scatter plot for each method.
+models learn the labels of both, and all models label the same fresh documents. With --introduction, the job compares
+estimators instead, which differ in where the embedding enters their decoder. It compares their held-out loss, label
+errors and time. Several sources are processed at a time, one per CPU core. Writes results.csv, results.md, the metrics
+of each training and, without --introduction, a scatter plot for each method.
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Sources, sizes of the contest, output."""
+    """Sources, sizes of models and trainings, output."""
 
     output: Path
     """Folder to write the results to."""
     sources: tuple[str, ...] = tuple(SOURCES)
-    """Sources to measure on; all by default."""
+    """Sources of known entropies to measure on; all by default."""
     introduction: bool = False
-    """Compare estimators instead. Their embedding enters the decoder above none, some or all of its layers."""
+    """Compare estimators instead of label methods. In these estimators, the embedding enters the decoder above none,
+    some or all of its layers."""
     widths: tuple[int, ...] = (1, 4)
-    """With --introduction, widths of the embedding to try."""
+    """Widths of the embedding to try, with --introduction."""
     processes: int | None = None
-    """Sources at a time; one per CPU core by default."""
+    """Number of sources to process at a time; one per CPU core by default."""
     contest: ContestSettings = field(default_factory=ContestSettings)
 
     def __post_init__(self) -> None:
@@ -74,7 +75,10 @@ def measure_truth(config: Config) -> None:
 
 
 def contest(source: str, config: Config) -> list[Entry]:
-    """Run one source's contest on one core and print each result; more threads do not help models of this size."""
+    """Train and measure all label methods on one source, and print each result.
+
+    This uses one core, since more threads do not help models of this size.
+    """
     from pipeline.experiments.contest import hold_contest
 
     entries: list[Entry] = []
@@ -87,7 +91,7 @@ def contest(source: str, config: Config) -> list[Entry]:
 
 
 def introductions(source: str, config: Config) -> list[Outcome]:
-    """Compare one source's estimators on one core and print each outcome."""
+    """Train and compare estimators on one source, using one core, and print each outcome."""
     from pipeline.experiments.introduction import compare_introductions
 
     outcomes: list[Outcome] = []

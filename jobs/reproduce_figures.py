@@ -2,8 +2,8 @@
 
 (1) autoencoders with repeated and unrolled embeddings; (2) compressive autoencoders and causal language models; (3)
 places where the embedding enters the decoder; (4) normalized loss against tokens, for estimators and causal models; (5)
-layers rounded one at a time, with and without training noise. Each figure is written as a CSV, a plot and a table. The
-same command resumes.
+the cost of rounding one layer at a time, for models trained with and without noise. Each figure is written as a CSV, a
+plot and a table. The same command resumes an interrupted run.
 """
 
 import os
@@ -33,10 +33,10 @@ EVALUATIONS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class FigureTraining(TrainingConfig):
-    """Training settings with the defaults of small models."""
+    """Training settings with defaults for small models."""
 
     tokens_per_batch: int = 2048
-    """Tokens in a batch, padding included."""
+    """Largest number of tokens in a batch, including padding. A longer window is a batch by itself."""
     learning_rate: float = 3e-3
     """Peak learning rate of AdamW, after a linear warm-up and before a decay to zero."""
 
@@ -51,16 +51,16 @@ class Config(Inputs):
     figure: tuple[int, ...] = tuple(FIGURES)
     """Figures to draw, 1 to 5; all by default."""
     input: tuple[str, ...] = ()
-    """Documents, as in --input of pipeline.annotate; by default the file named by the environment variable FINEWEB, or
-    else the built-in text."""
+    """Documents, as in --input of pipeline.annotate. By default, the file named by the environment variable FINEWEB is
+    read, or the built-in text if FINEWEB is not set."""
     documents: int = 2000
-    """Read at most this many documents, of which the last are held out."""
+    """Read at most this many documents, including those held out."""
     held_out: int = 20
-    """Number of documents to hold out for evaluation."""
+    """Hold out this many documents at the end for evaluation only."""
     time: float = 1.0
-    """Share of each figure's steps to run; below 1 for a quick look."""
+    """Multiply each figure's number of steps by this factor; choose one below 1 for a quick look."""
     processes: int | None = None
-    """Trainings at a time; one per CPU core by default."""
+    """Number of trainings to run at a time; one per CPU core by default."""
     training: FigureTraining = field(default_factory=FigureTraining)
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class Config(Inputs):
 
 
 def reproduce_figures(config: Config) -> None:
-    """Redraw the paper's kinds of figure at laptop scale."""
+    """Redraw the paper's five kinds of figure at laptop scale."""
     from pipeline.experiments.figure_trial import prepare
     from pipeline.training import resume
 
@@ -101,7 +101,7 @@ def reproduce_figures(config: Config) -> None:
 
 
 def rows_of(trial: FigureTrial, figure: Figure, text: "Text", config: Config, folder: Path) -> Sequence[Row]:
-    """Return the trial's evaluations, or the cost of rounding each of its layers."""
+    """Train the trial's model, and return its evaluations or the cost of rounding each of its layers."""
     from pipeline.experiments.figure_trial import rows_by_layer, trained_model
     from pipeline.models.window_encoder import WindowEncoder
     from pipeline.training.batches import Windowing

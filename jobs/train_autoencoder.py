@@ -1,9 +1,11 @@
 """Train an autoencoder, which regenerates all tokens of a window in one pass from its embedding (paper section 3).
 
-It learns windows of the whole context and the shorter ones at the ends of documents. It needs no other lengths, since
-its code lengths of prefixes do not become labels, unlike an estimator's. Held-out loss is measured on the same kind of
-windows. The same command resumes an interrupted run. Runs in one process, or in those of
-`accelerate launch -m jobs.train_autoencoder`.
+The autoencoder learns windows of the whole context, and shorter windows only at the ends of documents. Unlike an
+estimator, it does not need every length, since its code lengths of prefixes do not become labels. Held-out loss is
+measured on the same kind of windows.
+
+The same command resumes an interrupted run. The job runs in one process, or in the processes that
+`accelerate launch -m jobs.train_autoencoder` starts.
 """
 
 import sys

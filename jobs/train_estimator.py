@@ -1,8 +1,10 @@
 """Train the entropy estimation model on documents, in windows of every length up to the context.
 
 Training must cover every length, since an exact label is the difference between the code lengths of two prefixes (paper
-section 3). Held-out loss is measured on windows of the whole context. The same command resumes an interrupted run. Runs
-in one process, or in those of `accelerate launch -m jobs.train_estimator`.
+section 3). Held-out loss is measured on windows of the whole context.
+
+The same command resumes an interrupted run. The job runs in one process, or in the processes that
+`accelerate launch -m jobs.train_estimator` starts.
 """
 
 import sys
@@ -31,10 +33,11 @@ class Config:
     output: Path
     """Folder to write the checkpoint to."""
     init_from: str | None = None
-    """Estimator of the same sizes to start from, a folder or a name on the Hub; from scratch by default. If its
-    embedding enters the decoder elsewhere, only its encoder and decoder are used."""
+    """Estimator to start from, which must have the same sizes. Give a folder or a name on the Hub; from scratch by
+    default. If its embedding enters the decoder at another place, only its encoder and decoder are used."""
     folds: int = 1
-    """Number of estimators. Several are each trained without one part of the documents, to label that part unseen."""
+    """Number of cross-validation folds, with one estimator each. With several folds, each estimator is trained without
+    the documents of its fold, so that it can label documents that it has not seen."""
     model: EstimatorSizes = field(default_factory=EstimatorSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -45,7 +48,7 @@ class Config:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Everything the models depend on, except the documents."""
+        """Everything that the models depend on, except the documents."""
         own = {"init_from": self.init_from, "folds": self.folds}
         return {**own, "model": asdict(self.model), "training": self.training.fingerprint}
 

@@ -4,7 +4,8 @@ Documents are packed into windows. A separator without a label precedes each doc
 token. By default, the model is a plain Llama that `AutoModelForCausalLM` loads. The same command resumes an interrupted
 run.
 
-Runs in one process, in those of `accelerate launch -m jobs.train_language_model` or, with --workers, of a Ray cluster.
+The job runs in one process, or in the processes that `accelerate launch -m jobs.train_language_model` starts. With
+--workers, it runs in processes of a Ray cluster.
 """
 
 from __future__ import annotations
@@ -48,23 +49,26 @@ class Config:
     shuffle_labels: bool = False
     """Assign every label to a random token, as a control that keeps only the labels' distribution."""
     tokenizer: Path | None = None
-    """Tokenizer folder of the model; the labels' own by default. Labels move to its tokens through shared bytes.
-    Documents whose tokens do not match their text are left out, and counted in metrics.jsonl."""
+    """Tokenizer folder of the model. By default, the model has the tokenizer of the labels. With another tokenizer,
+    labels are moved to its tokens by the bytes of text that tokens of both have in common. Documents whose tokens do
+    not match their text are left out, and counted in metrics.jsonl."""
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None
-    """Hold out this many documents at the end for evaluation only; by default one in twenty, at most 500."""
+    """Hold out this many documents at the end for evaluation only; one in twenty by default, at most 500."""
     out_of_distribution: tuple[str, ...] = ()
     """Files of other text to evaluate on as well, as in --input of pipeline.annotate."""
     stream: int | None = None
-    """Hold and shuffle about this many tokens in memory at a time; all of them by default."""
+    """Read and shuffle about this many tokens at a time, to save memory. By default, all documents are read into
+    memory."""
     dropout: float = 0.0
-    """Dropout rate of the embeddings and of what each block adds to them."""
+    """Dropout rate of the embeddings, and of the outputs of attention and feed-forward layers."""
     workers: int | None = None
-    """Train in this many processes of a Ray cluster, each with a GPU if the cluster has any; by default in this process
-    only."""
+    """Train in this many processes of a Ray cluster, each with a GPU if the cluster has any. By default, train only in
+    this process."""
     address: str | None = None
-    """With --workers, Ray cluster to join; by default that of the job inside `ray job submit`, else a local one."""
+    """With --workers, address of the Ray cluster to join. By default, join the job's own cluster inside
+    `ray job submit`, or start a local cluster elsewhere."""
     model: LanguageModelSizes = field(default_factory=LanguageModelSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -86,7 +90,7 @@ def train_language_model(config: Config) -> None:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Return the settings with absolute paths, since a process elsewhere has another working folder."""
+    """Return the settings with absolute paths, since processes on a cluster have another working folder."""
     labels, *texts = (
         name if "://" in name else str(Path(name).resolve()) for name in (config.labels, *config.out_of_distribution)
     )
@@ -97,13 +101,16 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def train_here(config: Config, arguments: Sequence[str]) -> None:
-    """Train in this process and those started with it; `arguments` are the command's."""
+    """Train in this process and the other processes of its group.
+
+    `arguments` are the arguments of the command line, for the model card.
+    """
     from pipeline.training import resume
     from pipeline.training.distributed import process_group, this_process
 
     with process_group():
         dataset = find_annotations(config.labels)
-        if not this_process().is_main_process:  # all processes read the same, and one reports what is left out
+        if not this_process().is_main_process:  # all processes read the same documents, and one reports those left out
             logging.getLogger(LabelledDocuments.__module__).setLevel(logging.ERROR)
         tokens = ModelTokens.of(dataset, config.tokenizer)
         seen, evaluated = documents(config, dataset, tokens)
@@ -154,7 +161,7 @@ def train_on(
 
 
 def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
-    """Return everything the model depends on, which excludes the place and the number of processes."""
+    """Return everything that the model depends on, without the output folder and the number of processes."""
     settings = {**asdict(config), "training": config.training.fingerprint, "provenance": asdict(dataset.provenance)}
     return {name: value for name, value in settings.items() if name not in ("output", "workers", "address")}
 
@@ -162,7 +169,7 @@ def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
 def documents(
     config: Config, dataset: AnnotatedDataset, tokens: ModelTokens
 ) -> tuple[LabelledDocuments, dict[str, PackedWindow]]:
-    """Return documents to train on and, by name, windows to evaluate on.
+    """Return the documents to train on, and the windows to evaluate on by the name of their documents.
 
     Raises:
         ValueError: if there is nothing to evaluate on.
@@ -179,7 +186,7 @@ def documents(
 
 
 def documents_read(config: Config, dataset: AnnotatedDataset) -> int:
-    """Return the number of documents to read, from the first on."""
+    """Return the number of documents to read from the beginning of the dataset."""
     return min(len(dataset), config.limit or len(dataset))
 
 

@@ -1,12 +1,12 @@
-"""Train the second-order model on an annotated dataset; it maps tokens to both entropies of each token.
+"""Train the second-order model, which estimates two entropies of each token, on an annotated dataset.
 
-The seeing and the expecting output both learn the column `entropy` by mean squared error. The expecting output has not
-seen the token, so the best it can learn is the label's mean there, which is the expected entropy. Tokens without a
-label add no error. Labels of any method can be the teacher, including those of a stronger language model.
-Documents are cut into the same windows as in annotation, and a causal language model reads the same token before each.
+The model has two outputs, which both learn the column `entropy` by mean squared error. The seeing output has read the
+token. The expecting output has not, so the best it can learn is the mean of the label, which is the expected entropy.
+Tokens without a label add no error. The labels may come from any method, or from a stronger language model. Documents
+are cut into the same windows as in annotation, and a causal language model reads the same token before each window.
 
-The same command resumes an interrupted run. Runs in one process, or in those of
-`accelerate launch -m jobs.train_second_order`.
+The same command resumes an interrupted run. The job runs in one process, or in the processes that
+`accelerate launch -m jobs.train_second_order` starts.
 """
 
 from __future__ import annotations
@@ -46,27 +46,30 @@ class Config:
     output: Path
     """Folder to write the checkpoint to."""
     init_from: str | None = None
-    """Model to start from, including its sizes: an estimator, of which the decoder is used, or a causal language model.
-    Give a folder (with folds if --folds asks for them) or a name on the Hub; from scratch by default."""
+    """Model to start from, which also sets the sizes: a causal language model, or an estimator, of which only the
+    decoder is used. Give a folder or a name on the Hub; with several --folds, it must have a checkpoint for each fold.
+    By default, train from scratch."""
     overlap: int | None = None
-    """Tokens that a window shares with the next in longer documents; by default as in annotation, or half the window if
-    the window differs from annotation's."""
+    """Number of tokens that a window shares with the next window of the same document. By default, it is as in
+    annotation, or half the window if the window's length differs from annotation's."""
     start_token: str | None = None
-    """With a causal language model in --init-from, the text of the token to read before every window. By default the
-    token read in annotation, or else the beginning or end of sequence declared by its tokenizer."""
+    """Text of the token to read before every window, if --init-from is a causal language model. By default, this is the
+    token that annotation read. If annotation read none, it is the beginning or end of sequence that the model's
+    tokenizer declares."""
     form: Form = "residual"
-    """residual: each output corrects the model's own loss as a language model. direct: each output is the estimate, and
-    nothing is projected to the vocabulary."""
+    """Form of both outputs. residual: each output is a correction of the model's own loss as a language model. direct:
+    each output is the estimate itself, and nothing is projected to the vocabulary."""
     transformers: Literal[1, 2] = 1
-    """1: both outputs share one transformer. 2: the expecting output has its own."""
+    """Number of transformers: 1 that both outputs share, or 2, so that each output has its own."""
     causal_weight: float = 1.0
-    """Weight of the model's own loss as a language model, which is added to the squared error; 0 leaves it out."""
+    """Weight of the model's own language-model loss, which is added to the squared error. 0 leaves this loss out."""
     folds: int = 1
-    """Number of models. Several are each trained without one part of the documents, to label that part unseen."""
+    """Number of cross-validation folds, with one model each. With several folds, each model is trained without the
+    documents of its fold, so that it can label documents that it has not seen."""
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None
-    """Hold out this many documents at the end for evaluation only; by default one in twenty, at most 500."""
+    """Hold out this many documents at the end for evaluation only; one in twenty by default, at most 500."""
     model: SecondOrderSizes = field(default_factory=SecondOrderSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -83,12 +86,12 @@ class Config:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Settings, with the labels and checkpoints that they name."""
+    """Settings, together with the labels and checkpoints that they name."""
 
     config: Config
     dataset: AnnotatedDataset
     starts: tuple[Checkpoint | None, ...]
-    """Checkpoint that each fold's model starts from; None from scratch."""
+    """For each fold, the checkpoint that its model starts from; None if it starts from scratch."""
     windows: LabelWindows
 
     @classmethod
@@ -96,7 +99,7 @@ class Prepared:
         """Find labels and checkpoints, and choose windows.
 
         Raises:
-            ValueError: if they do not fit together.
+            ValueError: if labels, checkpoints and windows do not fit together.
         """
         dataset = find_annotations(config.labels)
         starts = starting_points(config, dataset)
@@ -113,7 +116,7 @@ class Prepared:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Everything the models depend on, which excludes the place and the number of processes."""
+        """Everything that the models depend on, without the output folder and the number of processes."""
         settings = {
             **asdict(self.config),
             "training": self.config.training.fingerprint,
@@ -148,7 +151,7 @@ def read_documents(plan: Prepared) -> tuple[Corpus, Corpus]:
     """Return documents to train on and documents to evaluate on.
 
     Raises:
-        ValueError: if there are fewer than two labels in either.
+        ValueError: if either part has fewer than two labels.
     """
     seen, held_out = plan.dataset.corpus(stop=plan.config.limit).held_out(plan.config.held_out)
     for part in (seen, held_out):
@@ -188,10 +191,12 @@ def train_on(seen: Corpus, held_out: Corpus, start: Checkpoint | None, output: P
 
 
 def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Checkpoint | None, ...]:
-    """Return the checkpoint that each fold's model starts from, which must not have seen the fold either.
+    """Return, for each fold, the checkpoint that its model starts from; None if it starts from scratch.
+
+    The checkpoint must not have been trained on the documents of the fold.
 
     Raises:
-        ValueError: if there are more or fewer checkpoints than folds, or one has the wrong kind or tokens.
+        ValueError: if the number of checkpoints is not that of folds, or a checkpoint has another kind or other tokens.
     """
     if config.init_from is None:
         return (None,) * config.folds
@@ -206,7 +211,10 @@ def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Checkpoi
 
 
 def initial_model(plan: Prepared, start: Checkpoint | None, labels: np.ndarray) -> SecondOrderModel:
-    """Return a fresh model, or one that starts from a checkpoint, with its outputs scaled to the labels."""
+    """Return a model with random weights, or one that starts from a checkpoint.
+
+    Its outputs are scaled to the mean and deviation of the labels.
+    """
     from pipeline.models.loading import load_causal, load_estimator
     from pipeline.models.second_order import SecondOrderModel
     from pipeline.models.stacks import llama_config
@@ -228,10 +236,10 @@ def initial_model(plan: Prepared, start: Checkpoint | None, labels: np.ndarray) 
 
 
 def require_same_tokens(start: Checkpoint, dataset: AnnotatedDataset) -> None:
-    """Raise if a model does not have the token ids of the labels.
+    """Raise if the token ids of a model are not those of the labels.
 
     Raises:
-        ValueError: if its tokenizer differs or its vocabulary is smaller.
+        ValueError: if the model's tokenizer differs, or its vocabulary is smaller.
     """
     same = start.tokenizer_sha256 == dataset.provenance.tokenizer_sha256
     if not same or start.vocabulary < dataset.vocabulary:

@@ -1,7 +1,7 @@
 """Train a byte-level BPE tokenizer, which encodes every string and decodes it back exactly.
 
-Writes a folder that `AutoTokenizer.from_pretrained` loads. `<|endoftext|>` has id 0 and precedes each document when a
-language model is trained; annotation never adds it.
+Writes a folder that `AutoTokenizer.from_pretrained` loads. `<|endoftext|>` has id 0. It precedes each document in the
+training of a language model, but annotation never adds it.
 """
 
 import itertools
@@ -35,7 +35,7 @@ class Config(Inputs):
     output: Path
     """Folder to write the tokenizer to."""
     vocabulary: int = 8192
-    """Number of tokens, including the separator and the 256 bytes."""
+    """Number of tokens, including the separator and a token for each of the 256 bytes."""
     text_column: str = TEXT_COLUMN
     """Name of the column that holds the text."""
     limit: int | None = None
@@ -63,8 +63,11 @@ def train_tokenizer(config: Config) -> None:
 
 
 def save(tokenizer: Tokenizer, config: Config) -> None:
-    """Write a folder for `AutoTokenizer`; without white space its largest file is 230 kB instead of 550."""
-    from transformers import PreTrainedTokenizerFast  # takes a while, and --help does not need it
+    """Write a folder for `AutoTokenizer`.
+
+    Its largest file is written without white space, in 230 kB instead of 550.
+    """
+    from transformers import PreTrainedTokenizerFast  # slow to import, and not needed for --help
 
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=SEPARATOR, eos_token=SEPARATOR, pad_token=SEPARATOR

@@ -1,6 +1,7 @@
 """Batches within a token budget: corpus windows grouped by length, or packed windows of labelled documents.
 
-Each epoch is reshuffled and, if lengths vary, cut again, from (seed, epoch). The order depends only on the seed.
+Every epoch shuffles the windows again and, if their lengths vary, cuts the documents again. The order depends only on
+the seed and the number of the epoch.
 
 B rows, T tokens of the longest row, N tokens of the corpus, P pieces, W packed windows.
 """
@@ -25,36 +26,44 @@ from pipeline.training.data import LabelledDocuments
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded windows of tokens. Labels are in nats; NaN marks padding and tokens without a label."""
+    """Right-padded windows of tokens. Labels are in nats, and NaN at padding and at tokens without a label."""
 
     input_ids_BT: Tensor
     lengths_B: Tensor
     labels_BT: Tensor | None = None
     factors_BT: Tensor | None = None
-    """Factor of each token's loss, from an objective that compares all tokens of a step; None until computed."""
+    """Factor of each token's loss, computed by an objective that compares all tokens of a step. None if factors are not
+    needed or not yet computed."""
     whole_batch: "Batch | None" = None
-    """Batch of the whole step if this one is a part: one process's rows, or one of several accumulated batches."""
+    """Batch of the whole step, if this batch is only a part: one process's rows, or one of several accumulated batches.
+    None if this batch is the whole step."""
 
     @classmethod
     def of(cls, windows: PackedWindow, rows_B: np.ndarray) -> "Batch":
-        """Build a batch from some of the windows [W, T]."""
+        """Build a batch from the windows [W, T] that have the indices `rows_B`."""
         input_ids_BT, labels_BT, document_BT = (torch.from_numpy(values_WT[rows_B]) for values_WT in windows)
         return cls(input_ids_BT.long(), (document_BT != PADDING).sum(dim=1), labels_BT)
 
     @property
     def real_BT(self) -> Tensor:
-        """True at tokens, False at padding."""
+        """Mask [B, T], True at tokens and False at padding."""
         return real_positions(self.lengths_B, self.input_ids_BT.shape[1])
 
     @property
     def whole(self) -> "Batch":
         """Batch of the whole step, over all processes.
 
-        A loss divides the sum over its own part by counts of the whole, so that the losses of all parts add up."""
+        A part's loss is the sum over the part's tokens, divided by the number of tokens of the whole step. The losses
+        of all parts therefore add up to the loss of the step.
+        """
         return self.whole_batch or self
 
     def part(self, process: int, processes: int) -> "Batch":
-        """Return the rows of one process; one row of length 0 without labels if none is left for it."""
+        """Return the batch of one process's rows.
+
+        If there are too few rows for all processes, the batch of a process without rows is one row of length 0 without
+        labels.
+        """
         if processes == 1:
             return self
         rows = self.rows(process, processes)
@@ -67,7 +76,7 @@ class Batch:
 
     @staticmethod
     def rows(process: int, processes: int) -> slice:
-        """Return the slice of rows that belongs to one process; it may select none."""
+        """Return the slice that selects the rows of one process; it is empty if there are too few rows."""
         return slice(process, None, processes)
 
     def to(self, device: torch.device) -> "Batch":
@@ -81,10 +90,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Windowing:
-    """Rules for cutting documents into windows of at most `window` tokens; neighbours share `overlap` tokens.
+    """Rules for cutting documents into windows of at most `window` tokens.
 
-    A shared token has its label only in the first window that contains it, as in annotation. With `varied`, every
-    length up to `window` is equally likely, without overlap. `labelled_only` skips windows without a label.
+    Neighbouring windows share `overlap` tokens. A shared token has its label only in the first window that contains it,
+    as in annotation. With `varied`, windows do not overlap, and every length up to `window` is equally likely. With
+    `labelled_only`, windows without a label are skipped.
     """
 
     window: int
@@ -99,7 +109,7 @@ class Windowing:
 
 
 def endless_batches(corpora: Iterable[Corpus], cut: Windowing, seed: int) -> Iterator[Batch]:
-    """Yield batches endlessly: in each epoch, the corpora in order and each of their windows once.
+    """Yield batches endlessly; every epoch contains each window once, corpus by corpus.
 
     Raises:
         ValueError: if no corpus has a window to train on.
@@ -115,7 +125,7 @@ def endless_batches(corpora: Iterable[Corpus], cut: Windowing, seed: int) -> Ite
 
 
 def epoch_batches(corpus: Corpus, cut: Windowing, random: np.random.Generator) -> Iterator[Batch]:
-    """Yield every window of the corpus once, in batches of random order."""
+    """Yield batches in random order, which together contain every window of the corpus once."""
     pieces_P3 = cut_windows(corpus.offsets, cut, random)
     if cut.labelled_only and corpus.labels_N is not None:
         labels_before = np.concatenate([[0], np.cumsum(~np.isnan(corpus.labels_N))])
@@ -132,18 +142,20 @@ class BatchPosition(NamedTuple):
     """Progress of a training run through labelled documents."""
 
     documents: int = 0
-    """Documents in finished blocks, over all epochs."""
+    """Number of documents in finished blocks, counted over all epochs. A block is a group of consecutive documents."""
     batches: int = 0
-    """Finished batches of the current block."""
+    """Number of finished batches of the current block."""
     left_out: int = 0
-    """Documents left out so far because their labels cannot move to the model's tokens, each counted once."""
+    """Number of documents left out so far, because their labels cannot be moved to the model's tokens. Each document is
+    counted once, in the first epoch."""
 
 
 def labelled_batches(documents: LabelledDocuments, tokens_per_batch: int, seed: int) -> Resumable[Batch]:
-    """Return resumable batches of the documents' windows, epoch after epoch.
+    """Return an endless, resumable iterator over batches of the documents' windows, epoch after epoch.
 
-    The order within a block depends only on (seed, epoch, block). Resuming reads one block again. Iterating raises the
-    errors of `LabelledDocuments.blocks`, and ValueError if no document has a window.
+    The order within a block of documents depends only on the seed, the epoch and the block. Resuming reads the
+    interrupted block again. Iterating raises the errors of `LabelledDocuments.blocks`, and a ValueError if no document
+    has a window.
     """
     return Resumable(partial(_labelled_batches, documents, tokens_per_batch, seed), {}, BatchPosition())
 
@@ -171,19 +183,22 @@ def _labelled_batches(
 
 
 def batches_in_order(windows: PackedWindow, tokens_per_batch: int) -> Iterator[Batch]:
-    """Yield every window [W, T] once, in order."""
+    """Yield batches that contain every window [W, T] once, in the order of the windows."""
     every = np.arange(len(windows.input_ids_T))
     return (Batch.of(windows, rows_B) for rows_B in rows_of_batches(every, windows, tokens_per_batch))
 
 
 def rows_of_batches(order: np.ndarray, windows: PackedWindow, tokens_per_batch: int) -> Iterator[np.ndarray]:
-    """Yield the window indices of each batch, from the `order` of all windows."""
+    """Yield the indices of each batch's windows; `order` lists the indices of all windows."""
     size = max(1, tokens_per_batch // windows.input_ids_T.shape[1])
     return (order[start : start + size] for start in range(0, len(order), size))
 
 
 def cut_windows(offsets: np.ndarray, cut: Windowing, random: np.random.Generator) -> np.ndarray:
-    """Return pieces [P, 3] of (start, stop, first labelled token) that cover all documents; none crosses a border."""
+    """Cut all documents into pieces, and return (start, stop, first labelled token) of each piece as [P, 3].
+
+    Every piece lies within one document.
+    """
     pieces: list[tuple[int, int, int]] = []
     for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         if cut.varied:
@@ -195,7 +210,7 @@ def cut_windows(offsets: np.ndarray, cut: Windowing, random: np.random.Generator
 
 
 def collate(corpus: Corpus, pieces_B3: np.ndarray) -> Batch:
-    """Return the pieces as one batch, padded to the longest."""
+    """Return a batch of the pieces, padded to the longest piece."""
     starts_B1, stops_B1, labelled_B1 = np.hsplit(pieces_B3, 3)
     lengths_B = (stops_B1 - starts_B1)[:, 0]
     index_BT = starts_B1 + np.arange(lengths_B.max())

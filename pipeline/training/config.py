@@ -1,4 +1,4 @@
-"""Training settings: steps, batches, learning rate and saved states, and the objective of a language model."""
+"""Settings of training (steps, batches, learning rate, saved states) and of a language model's objective."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -26,40 +26,41 @@ class TrainingConfig:
     """Optimizer steps, batches and evaluations."""
 
     steps: int = 2000
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     tokens_per_batch: int = 8192
-    """Tokens in a batch, padding included."""
+    """Largest number of tokens in a batch, including padding. A longer window is a batch by itself."""
     accumulate: int = 1
-    """Batches per step, of which one at a time is in memory; loss and gradient equal those of one large batch.
-    Objectives that compare tokens (flood-mean, random-share, reference-share) compare all tokens of the step in all
-    processes, which takes another forward pass if there are several batches or processes."""
+    """Number of batches per step. Only one of these batches is in memory at a time, and loss and gradient equal those
+    of one large batch. Objectives that compare tokens (flood-mean, random-share, reference-share) compare all tokens of
+    the step in all processes, which takes another forward pass if there are several batches or processes."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW, after a linear warm-up and before a decay to zero."""
     decay: Decay = "cosine"
     """Shape of the learning rate's decay."""
     warmup: float = 0.05
-    """Share of the steps used for warm-up."""
+    """Share of the steps used for the warm-up of the learning rate."""
     weight_decay: float = 0.1
     """Weight decay of matrices; vectors are not decayed."""
     gradient_clip: float = 1.0
     """Clip the gradient to this norm."""
     evaluate_every: int = 500
-    """Steps between evaluations; the last step is always evaluated."""
+    """Number of steps between evaluations. The model is also evaluated after the last step."""
     save_every: int | None = None
-    """Steps between saved states, from which an interrupted run resumes; by default one at each evaluation."""
+    """Number of steps between saved states, from which an interrupted run resumes. By default, a state is saved at each
+    evaluation."""
     keep: int = 2
-    """Number of newest states to keep; the finished model replaces all states."""
+    """Number of saved states to keep, newest first. The finished model replaces all states."""
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision of the forward pass; weights stay in float32."""
     compile: bool = False
-    """Compile the forward pass of training with torch.compile, which takes minutes and pays off on a GPU."""
+    """Compile the forward pass of training with torch.compile. Compilation takes minutes and pays off on a GPU."""
     cross_entropy: Literal["torch", "cut-cross-entropy"] = "torch"
-    """Cross-entropy kernel. cut-cross-entropy comes with the extra `kernels` and is for bf16 on a GPU; its licence is
-    Apple's own, not an open-source one."""
+    """Kernel that computes the cross-entropy. cut-cross-entropy is for bf16 on a GPU and is installed with the extra
+    `kernels`; its licence is Apple's own, not an open-source one."""
     save_as: Literal["float32", "bfloat16"] = "float32"
-    """dtype of the saved weights; the last evaluation uses the weights as saved."""
+    """dtype of the saved weights. Weights are rounded to this dtype before the last evaluation."""
     trackers: tuple[str, ...] = ()
-    """Trackers that also receive the metrics, by their names in accelerate: tensorboard, wandb, mlflow, ..."""
+    """Experiment trackers that also receive the metrics. Give accelerate's names: tensorboard, wandb, mlflow, ..."""
     seed: int = 0
     """Seed of the initial weights, the order of the data, and dropout."""
 
@@ -86,7 +87,7 @@ class TrainingConfig:
     def fingerprint(self) -> dict[str, Any]:
         """Settings that determine the trained model and its metrics."""
         settings = {name: value for name, value in asdict(self).items() if name not in NOT_IN_FINGERPRINT}
-        if self.cross_entropy == "torch":  # as in states from before this setting existed
+        if self.cross_entropy == "torch":  # states from before this setting existed lack it too
             del settings["cross_entropy"]
         return settings
 
@@ -116,22 +117,22 @@ NEED_LABELS: tuple[ObjectiveName, ...] = ("flood", "floor", "weight", "mask", "r
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
-    """Objective to minimise. l is a token's loss and e its entropy, `scale * label + margin`, both in nats."""
+    """Objective to minimise, from a token's loss l and its entropy e = `scale * label + margin`, both in nats."""
 
     objective: ObjectiveName = "flood"
     """Objective to minimise, from a token's loss l and its entropy e. flood: |l - e|. floor: max(l - e, 0). weight:
     (1 - ê) l, where ê is e scaled to 0..1 in each window. mask: l where e is below the threshold, else 0. Controls:
     cross-entropy: l. flood-mean: |mean l - level|. random-share: l of a random share of the tokens. reference-share: l
-    of the share with the largest l - e, for labels that are the losses of a reference model (Rho-1,
+    of the share of tokens with the largest l - e, for labels that are the losses of a reference model (Rho-1,
     arXiv 2404.07965)."""
     scale: float = 1.0
-    """Factor of every label, for labels known to be spread too wide or too narrow."""
+    """Multiply every label by this factor, if labels are known to be spread too wide or too narrow."""
     margin: float = 0.0
-    """Nats added to every label, for labels known to be too low; below 0 for labels that are too high."""
+    """Add this many nats to every label: above 0 if labels are known to be too low, below 0 if they are too high."""
     threshold: float | None = None
-    """Threshold of mask, in nats; the mean of e by default."""
+    """With mask, ignore tokens whose entropy is at least this many nats; the mean of e by default."""
     level: float | None = None
-    """Level of flood-mean, in nats; the mean of e by default."""
+    """Level of the objective flood-mean, in nats; the mean of e by default."""
     share: float = 0.6
     """Share of the tokens that random-share and reference-share train on."""
 
@@ -141,7 +142,7 @@ class ObjectiveSettings:
 
 
 def installed_trackers() -> list[str]:
-    """Return the names of the trackers that accelerate can start here, including any registered with it."""
+    """Return the names of the trackers that accelerate can start here, including custom ones registered with it."""
     # imported here because accelerate takes seconds, and --help does not need it
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
     from accelerate.utils import LoggerType

@@ -57,11 +57,13 @@ class Documents:
 
     @property
     def blocks(self) -> Iterable[Corpus]:
-        """Corpora of an epoch, in order."""
+        """All documents to train on in one epoch, as one corpus or a stream of corpora."""
         return [self.seen] if isinstance(self.seen, Corpus) else self.seen
 
     def leave_one_fold_out(self, folds: int) -> Iterator["Documents"]:
-        """Yield these documents without each fold of `seen` in turn; with all of `seen` if there is only one fold.
+        """Divide `seen` into folds and, for each fold, yield these documents without it.
+
+        If there is only one fold, yield all documents once.
 
         Raises:
             ValueError: as in `Corpus.leave_one_fold_out`; a stream's folds are not checked.
@@ -84,28 +86,33 @@ class DocumentSettings(Inputs):
     """Documents to read, and their tokenizer."""
 
     input: tuple[str, ...]
-    """Documents, as in --input of pipeline.annotate: Parquet, JSON lines or text files, or folders, globs or URLs of
-    these (hf://datasets/user/name, https://, s3://). With --tokenizer none, files need a column `input_ids`."""
+    """Documents, as in --input of pipeline.annotate: Parquet files, JSON lines or text files. Folders, globs and URLs
+    of files work too (hf://datasets/user/name, https://, s3://). With --tokenizer none, files need a column
+    `input_ids`."""
     tokenizer: str
     """Tokenizer folder, or `none` for documents that are already tokenized."""
     vocabulary: int | None = None
-    """Number of token ids, with --tokenizer none."""
+    """Number of token ids; required with --tokenizer none."""
     text_column: str = TEXT_COLUMN
     """Name of the column that holds the text."""
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None
-    """Hold out this many documents at the end for evaluation only; by default one in twenty, at most 500. With
-    --stream, hold out the first documents, 500 by default, since the last are unknown until all are read."""
+    """Hold out this many documents at the end for evaluation only. By default, one in twenty is held out, at most 500.
+    With --stream, the first documents are held out instead, 500 by default, since the last ones are unknown until all
+    are read."""
     stream: int | None = None
-    """Hold and shuffle about this many tokens in memory at a time; all of them by default. Meanwhile, all processes
-    together read and tokenize the next ones."""
+    """Read and shuffle about this many tokens at a time, to save memory. During training, all processes together read
+    and tokenize the next documents. By default, all documents are read into memory before training."""
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "limit", "stream", "longest_document")
 
     def read(self) -> Documents:
-        """Read all documents, or the held-out ones with a stream of the others.
+        """Read the documents.
+
+        Without `stream`, all documents are read. With `stream`, only the held-out documents are read now, and the other
+        documents are read during training.
 
         Raises:
             ValueError: if the files, the tokenizer or the documents are invalid.
@@ -176,11 +183,12 @@ class ModelTokens:
     vocabulary: int
     separator: int
     moved: bool
-    """True if the dataset has other tokens; labels then move to the model's through the bytes that both cover."""
+    """True if the model's tokenizer differs from the dataset's. Labels are then moved to the model's tokens, by the
+    bytes of text that tokens of both have in common."""
 
     @classmethod
     def of(cls, dataset: AnnotatedDataset, tokenizer: Path | None) -> "ModelTokens":
-        """Return the tokens of a tokenizer folder, or the dataset's own if `tokenizer` is None.
+        """Return the tokens of a tokenizer folder, or the dataset's own tokens if `tokenizer` is None.
 
         Raises:
             ValueError: if a tokenizer is given, but the dataset's source was already tokenized and has no text.
@@ -188,13 +196,13 @@ class ModelTokens:
         if tokenizer is not None and dataset.tokenizer is None:
             raise ValueError("`tokenizer` needs labels of text; these documents came as tokens")
         folder, vocabulary = tokenizer or dataset.tokenizer, dataset.vocabulary
-        if folder is None:  # the separator gets the next id
+        if folder is None:  # without a tokenizer, the separator gets a new id
             return cls(None, vocabulary, vocabulary, moved=False)
         vocabulary = id_count(load_tokenizer(folder))
         return cls(folder, vocabulary, beginning_token(folder), moved=tokenizer is not None)
 
     def read(self, inputs: Sequence[str]) -> Corpus:
-        """Read other text in these tokens, without labels, from the inputs that `find_documents` accepts.
+        """Read text without labels from the inputs that `find_documents` accepts, and tokenize it.
 
         Raises:
             ValueError: if there is no text, or no tokenizer.
@@ -209,19 +217,19 @@ class ModelTokens:
 
 
 class Block(NamedTuple):
-    """Consecutive documents of an epoch."""
+    """Group of consecutive documents of an epoch, packed into windows."""
 
     windows: PackedWindow
     """Windows [W, T], in the documents' order."""
     documents: int
     """Number of documents, including those left out."""
     left_out: int
-    """Number of documents left out because their labels cannot move to the model's tokens."""
+    """Number of documents left out because their labels cannot be moved to the model's tokens."""
 
 
 @dataclass
 class LabelledDocuments:
-    """Documents `start` to `stop` of an annotated dataset as windows of a model's tokens, block by block."""
+    """Documents `start` to `stop` of an annotated dataset, packed block by block into windows of a model's tokens."""
 
     dataset: AnnotatedDataset
     tokens: ModelTokens
@@ -229,16 +237,20 @@ class LabelledDocuments:
     start: int
     stop: int
     at_a_time: int | None = None
-    """Tokens in a block, exceeded by less than a document; None makes one block of all, which stays in memory."""
+    """Number of tokens in a block, which ends with the document that reaches this number. None puts all documents into
+    one block, which stays in memory."""
     shuffled: int | None = None
-    """Seed for shuffling the labels within each block; None leaves them in place."""
+    """Seed for shuffling the labels within each block; None keeps every label at its token."""
     _warned: bool = field(default=False, init=False)
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def blocks(self, done: int = 0) -> Iterator[Block]:
-        """Yield blocks endlessly, after skipping `done` documents of all epochs; each epoch begins with a new block."""
+        """Yield blocks endlessly, epoch after epoch; each epoch begins with a new block.
+
+        The first `done` documents, counted over all epochs, are skipped.
+        """
         if self.at_a_time is None:
             yield from repeat(self.whole)
             return
@@ -269,7 +281,7 @@ class LabelledDocuments:
         return block.windows
 
     def labels(self) -> np.ndarray:
-        """Return the labels of the first block with windows, in nats, without missing ones.
+        """Return all labels, in nats, of the first block that has windows; missing labels are left out.
 
         Raises:
             ValueError: if no block has windows.
@@ -317,6 +329,6 @@ class LabelledDocuments:
 
 
 def in_windows(corpus: Corpus, packing: Packing) -> PackedWindow:
-    """Pack the documents into windows [W, T]; labels are NaN if the corpus has none."""
+    """Pack the documents into windows [W, T]; labels are NaN if the corpus has no labels."""
     labels_N = np.full(len(corpus.tokens_N), np.nan, np.float32) if corpus.labels_N is None else corpus.labels_N
     return packing.all_windows(zip(corpus.by_document(corpus.tokens_N), corpus.by_document(labels_N), strict=True))

@@ -1,6 +1,7 @@
-"""Processes that train one model: a single one, several with a replica each (DDP) or with a shard each (FSDP2).
+"""Processes that train one model: one process, several with a replica each (DDP), or several with a shard each (FSDP2).
 
-`accelerate` starts the group and wraps the model, following the environment set by its launcher, torchrun or Ray.
+`accelerate` joins the process group and wraps the model. It reads the environment variables set by the launcher, which
+is `accelerate launch`, torchrun or Ray.
 """
 
 import os
@@ -28,10 +29,10 @@ ResultT = TypeVar("ResultT")
 def process_group() -> Iterator[None]:
     """Run in a process group that all processes leave together.
 
-    A process that ends first may crash while its connections are torn down; a launcher then kills the others, which
-    may still be saving.
+    A process that ends before the others may crash while its connections close. The launcher then kills the other
+    processes, which may still be saving.
     """
-    joined_before = torch.distributed.is_initialized()  # by Ray, which leaves the group too
+    joined_before = torch.distributed.is_initialized()  # Ray joins the group itself, and also leaves it
     try:
         yield
         this_process().wait_for_everyone()
@@ -47,7 +48,10 @@ def this_process() -> PartialState:
 
 
 def new_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
-    """Return accelerate's handle on devices and processes, with shards if `accelerate launch` asks for them."""
+    """Return the `Accelerator`, which handles devices and processes.
+
+    The model will be sharded if the settings of `accelerate launch` ask for shards.
+    """
     accelerator = Accelerator(
         mixed_precision=config.precision,
         cpu=_on_cpu(),
@@ -59,8 +63,8 @@ def new_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
         accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     if accelerator.is_fsdp2:
-        # Autocast handles precision, as without shards. Gathering in bfloat16 would halve the traffic, but also round
-        # gradients and evaluations.
+        # Autocast handles precision, with and without shards. Gathering in bfloat16 would halve the traffic, but also
+        # round gradients and evaluations.
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return accelerator
 
@@ -68,7 +72,8 @@ def new_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
 class DistributedModel(Generic[ModelT]):
     """A model and its optimizer on the devices of all processes: replicated (DDP) or sharded (FSDP2).
 
-    Replicas train the model itself. Sharding uses a copy, so that the model itself can still be saved.
+    With replicas, the given model itself is trained. With shards, a copy is trained, so that the given model can still
+    be saved.
     """
 
     def __init__(self, model: ModelT, new_optimizer: Callable[[ModelT], Optimizer], accelerator: Accelerator) -> None:
@@ -78,7 +83,10 @@ class DistributedModel(Generic[ModelT]):
         self.module, self.stepping = accelerator.prepare(FunctionModule(self.model), self.optimizer)
 
     def evaluate(self, function: Callable[[ModelT], ResultT]) -> ResultT:
-        """Apply a function to the model in evaluation mode, without gradients, in the precision of its weights."""
+        """Apply a function to the model and return the result.
+
+        The model is in evaluation mode, without gradients, and computes in the precision of its weights.
+        """
 
         def in_full_precision(model: ModelT) -> ResultT:
             with torch.autocast(self.accelerator.device.type, enabled=False):
@@ -89,17 +97,17 @@ class DistributedModel(Generic[ModelT]):
             result: ResultT = self.module(in_full_precision)
         self.module.train()
         if isinstance(self.module, FSDPModule):
-            self.module.reshard()  # as a backward pass would have done
+            self.module.reshard()  # after training, the backward pass does this
         return result
 
     def round_weights(self, dtype: torch.dtype) -> None:
-        """Round weights to the precision of `dtype`; their own dtype stays."""
+        """Round weights to the precision of `dtype`, without changing their own dtype."""
         with torch.no_grad():
             for parameter in self.model.parameters():
                 parameter.copy_(parameter.to(dtype))
 
     def copy_to(self, model: ModelT) -> None:
-        """Copy weights that were trained in shards to the model; every process must call this."""
+        """Copy the trained weights to `model` if they are sharded; every process must call this."""
         if self.model is not model:
             with torch.no_grad():
                 for parameter, trained in zip(model.parameters(), self.model.parameters(), strict=True):
@@ -109,8 +117,8 @@ class DistributedModel(Generic[ModelT]):
 class FunctionModule(nn.Module, Generic[ModelT]):
     """Wrapper whose forward pass applies any function to a model.
 
-    DDP averages gradients, and FSDP gathers weights, around the forward pass of the wrapped module. Losses read weights
-    directly, not through the model's own forward pass.
+    DDP averages gradients, and FSDP gathers weights, around the forward pass of the wrapped module. A loss must run
+    inside this forward pass, since it reads weights directly and not through the model's own forward pass.
     """
 
     def __init__(self, model: ModelT) -> None:
@@ -128,7 +136,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def gathered(mine: ResultT) -> list[ResultT]:
-    """Return the values of all processes, in rank order; every process must call this."""
+    """Return the values of `mine` in all processes, in rank order; every process must call this."""
     this_process()
     values: list[ResultT] = gather_object([mine])
     return values
@@ -140,5 +148,5 @@ def _leave(joined_before: bool) -> None:
 
 
 def _on_cpu() -> bool:
-    """True if a launcher started this process without a GPU, which accelerate does not detect."""
+    """True if a launcher started this process on a machine without a GPU; accelerate does not detect this case."""
     return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()

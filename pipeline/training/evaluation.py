@@ -32,7 +32,10 @@ def window_loss(model: PreTrainedModel, windows: PackedWindow, tokens_per_batch:
 
 
 def second_order_metrics(model: SecondOrderModel, batches: Iterable[Batch]) -> Metrics:
-    """Return R² of the seeing and of the expecting output against held-out labels."""
+    """Return R² against held-out labels, for the seeing and for the expecting output.
+
+    The seeing output has read the token, and the expecting output only the tokens before it.
+    """
     seeing, expecting, labels = [], [], []
     for batch in batches:
         assert batch.labels_BT is not None
@@ -59,11 +62,11 @@ class Accounting:
     tokens: int
     windows: int
     bytes: int | None
-    """UTF-8 bytes of text; None for documents that came as tokens."""
+    """UTF-8 bytes of the text; None for documents that came as tokens."""
     token_nats: float
-    """Code length of all tokens, given any stored embeddings of their windows."""
+    """Code length of all tokens in nats. Embeddings of windows, if any, are not counted here."""
     stored_bits: int = 0
-    """Bits of the stored embeddings of all windows."""
+    """Size in bits of the stored embeddings of all windows."""
 
     @property
     def loss(self) -> float:
@@ -83,7 +86,10 @@ class Accounting:
 
 @torch.no_grad()
 def window_accounting(model: WindowEncoder, codec: Codec, corpus: Corpus, windowing: Windowing) -> Accounting:
-    """Return the accounting of a model whose decoder gets each window's embedding as stored by the codec."""
+    """Return the accounting of an estimator or autoencoder.
+
+    Its decoder reads each window's embedding after a round trip through the codec.
+    """
     batches = held_out_batches(corpus, windowing, model.device)
     stored = ((batch, stored_losses(model, codec, batch.input_ids_BT, batch.lengths_B)) for batch in batches)
     return _summed(corpus, ((batch, each.losses_BT, each.bits) for batch, each in stored))
@@ -91,20 +97,26 @@ def window_accounting(model: WindowEncoder, codec: Codec, corpus: Corpus, window
 
 @torch.no_grad()
 def causal_accounting(model: PreTrainedModel, start: int, corpus: Corpus, windowing: Windowing) -> Accounting:
-    """Return the accounting of a causal language model that reads `start` before each window, without embeddings."""
+    """Return the accounting of a causal language model, which has no embeddings.
+
+    The model reads the token `start` before each window.
+    """
     batches = held_out_batches(corpus, windowing, model.device)
     return _summed(corpus, ((batch, document_losses(model, batch, start), 0) for batch in batches))
 
 
 @torch.no_grad()
 def window_embeddings(model: WindowEncoder, corpus: Corpus, windowing: Windowing) -> Tensor:
-    """Return the bottleneck values [N, E] of N windows; a codec is calibrated on those of training text."""
+    """Return the bottleneck values [N, E] of all N windows, for example to calibrate a codec."""
     batches = held_out_batches(corpus, windowing, model.device)
     return torch.cat([model.window_bottlenecks(batch.input_ids_BT, batch.lengths_B) for batch in batches])
 
 
 def _summed(corpus: Corpus, batches: Iterable[tuple[Batch, Tensor, int]]) -> Accounting:
-    """Sum over triples of a batch, its losses [B, T] and its stored bits; nats are in float64."""
+    """Return the accounting of a corpus from the (batch, losses [B, T], stored bits) of all batches.
+
+    Nats are summed in float64.
+    """
     tokens = windows = stored_bits = 0
     token_nats = 0.0
     for batch, losses_BT, bits in batches:
@@ -116,13 +128,13 @@ def _summed(corpus: Corpus, batches: Iterable[tuple[Batch, Tensor, int]]) -> Acc
 
 
 def held_out_batches(corpus: Corpus, windowing: Windowing, device: torch.device) -> Iterator[Batch]:
-    """Yield every window of the corpus once, on the device, always in the same order."""
+    """Yield batches on the device that contain every window of the corpus once, always in the same order."""
     for batch in epoch_batches(corpus, windowing, np.random.default_rng(0)):
         yield batch.to(device)
 
 
 def mean_of(losses: Iterable[Tensor]) -> float:
-    """Return the mean over all numbers of all tensors, in float64."""
+    """Return the mean over all elements of all tensors, in float64."""
     total, count = 0.0, 0
     for losses_N in losses:
         total, count = total + losses_N.double().sum().item(), count + losses_N.numel()
@@ -130,6 +142,9 @@ def mean_of(losses: Iterable[Tensor]) -> float:
 
 
 def r_squared(estimates_N: Tensor, truth_N: Tensor) -> float:
-    """Return 1 - mean squared error / variance of the truth, in float64: 0 for its mean, 1 for the truth itself."""
+    """Return 1 - mean squared error / variance of the truth, in float64.
+
+    The result is 1 if estimates equal the truth, and 0 if all estimates equal the mean of the truth.
+    """
     estimates_N, truth_N = estimates_N.double(), truth_N.double()
     return 1 - ((estimates_N - truth_N).square().mean() / truth_N.var(correction=0)).item()

@@ -1,9 +1,9 @@
 """Objectives for `transformers.Trainer` and trainers built on it: windows, a collator and a loss.
 
-A trainer passes only logits and `labels` to its loss, so each label carries two values: the lower half of an int64 is
-the token's id, the upper half holds the bits of its entropy as float32. -100 still marks a position without a target,
-which trainers skip and do not count. The first token of a row or of a packed document is marked, since nothing predicts
-it.
+A trainer passes only logits and `labels` to its loss, so each label carries two values. The lower half of an int64 is
+the token's id, and the upper half holds the bits of its entropy as float32. As usual, the label -100 marks a position
+without a target, which trainers skip and do not count. The first token of a row or of a packed document has this mark,
+since no other token predicts it.
 
 B rows, T tokens of the longest row, V vocabulary, S tokens of all rows.
 """
@@ -30,16 +30,19 @@ POSITION_IDS = "position_ids"
 
 Nats = list[float | None]
 Piece = tuple[list[int], Nats]
-"""Tokens and the entropy of each, None for a token without one."""
+"""Token ids and their entropies. The entropy is None for a token without a label."""
 
 
 def packed_labels(input_ids: Tensor, entropies: Tensor) -> Tensor:
-    """Pack ids and entropies in nats (NaN: none), of any shape, into one int64 tensor of that shape."""
+    """Pack token ids and entropies in nats into one int64 tensor of the same shape; NaN is a missing entropy."""
     return entropies.float().view(torch.int32).long() << 32 | input_ids.long()
 
 
 def unpacked_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Unpack ids and entropies; positions without a target have IGNORED and NaN."""
+    """Return the token ids and entropies that labels carry.
+
+    At positions without a target, the id is IGNORED and the entropy is NaN.
+    """
     ignored = labels == IGNORED
     entropies = (labels >> 32).to(torch.int32).view(torch.float32)
     return (labels & LOWER).masked_fill(ignored, IGNORED), entropies.masked_fill(ignored, torch.nan)
@@ -51,17 +54,17 @@ class EntropyWindows:
 
     Use: `dataset.map(EntropyWindows(context=1024), batched=True, remove_columns=dataset.column_names)`
 
-    No token is left out. A longer document becomes several windows. Each of them begins with the last token of the
-    previous window, without its label, so that every token is predicted once. The exception is the first token of a
-    document if there is no separator before it. Empty documents have no window.
+    No token is left out. A longer document becomes several windows. Each window after the first begins with the last
+    token of the previous window, without its label, so that every token is predicted once. The exception is the first
+    token of a document if there is no separator before it. Empty documents have no window.
     """
 
     context: int
     packed: bool = False
-    """Pack several documents, or pieces of them, into a row. `position_ids` restart at each, so that transformers keeps
-    attention within it. Documents are packed together only within a batch of `map`."""
+    """Pack several documents, or pieces of documents, into a row. `position_ids` restart at each document or piece, so
+    that transformers keeps attention within it. Only documents of the same batch of `map` are packed together."""
     separator: int | None = None
-    """Id of a token to insert before each document, without a label; None inserts nothing."""
+    """Id of a token to insert before each document; None inserts nothing. The inserted token has no label."""
     column: str = ENTROPY
 
     def __post_init__(self) -> None:
@@ -69,7 +72,9 @@ class EntropyWindows:
             raise ValueError(f"windows need a context of at least 2 tokens, not {self.context}")
 
     def __call__(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Return the windows, by column, of rows that are lists of numbers.
+        """Cut documents into windows, and return the columns of the windows by name.
+
+        Values of columns, in `rows` and in the result, are lists of numbers.
 
         Raises:
             ValueError: if a column is missing, or a row does not have one label per token.
@@ -98,19 +103,19 @@ class EntropyWindows:
 
 @dataclass(frozen=True)
 class EntropyCollator:
-    """Collator for rows of an annotated dataset; returns `input_ids`, and `labels` that carry ids and entropies.
+    """Collator that makes a batch from rows of an annotated dataset: `input_ids`, and `labels` with ids and entropies.
 
     Rows are padded and get an `attention_mask`. Packed rows are concatenated to [1, S], with their `position_ids`.
-    Flash attention accepts this layout; the masks of other kernels grow with S².
+    Flash attention accepts concatenated rows. Other kernels need a mask for them, and its size grows with S².
     """
 
     pad_token_id: int
     context: int
-    """Largest number of tokens in a row; `EntropyWindows` cuts longer documents."""
+    """Largest number of tokens in a row. Cut longer documents with `EntropyWindows`."""
     column: str = ENTROPY
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Return the batch of rows whose values are lists of numbers, with null for a missing label.
+        """Return the rows as a batch. Rows hold lists of numbers, with None for a missing label.
 
         Raises:
             ValueError: if a row lacks a column, does not have one label per token, or is longer than the context.
@@ -147,7 +152,7 @@ class EntropyCollator:
 
 
 def entropy_loss(settings: ObjectiveSettings, mean_entropy: float | None = None) -> Callable[..., Tensor]:
-    """Return a `compute_loss_func` for next-token logits and labels of `EntropyCollator`.
+    """Return a `compute_loss_func` for a trainer; it takes next-token logits and labels of `EntropyCollator`.
 
     Args:
         mean_entropy: mean of the dataset's labels in nats, for mask without a threshold and flood-mean without a level.
@@ -161,7 +166,7 @@ def entropy_loss(settings: ObjectiveSettings, mean_entropy: float | None = None)
     objective = objective_function(settings, mean_entropy or 0.0)
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Return this batch's part of the mean over all targets of an optimizer step.
+        """Return this batch's part of the step's loss, which is a mean over all targets of the optimizer step.
 
         Raises:
             ValueError: if the objective compares all tokens of a step, and this batch has only some of them.
@@ -181,9 +186,10 @@ def entropy_loss(settings: ObjectiveSettings, mean_entropy: float | None = None)
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy [B, T] of each target, 0 elsewhere.
+    """Return the cross-entropy [B, T] of each target, and 0 at positions without a target.
 
-    Use as `preprocess_logits_for_metrics` together with `mean_cross_entropy`."""
+    Use as `preprocess_logits_for_metrics` together with `mean_cross_entropy`.
+    """
     ids_BT, _ = unpacked_labels(labels.to(logits.device))
     predicted = logits[:, :-1].transpose(1, 2).float()
     losses_BT = cross_entropy(predicted, ids_BT[:, 1:], ignore_index=IGNORED, reduction="none")
@@ -191,16 +197,20 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def mean_cross_entropy(evaluated: Any) -> dict[str, float]:
-    """Return `cross_entropy`, in nats per target.
+    """Return the mean cross-entropy in nats per target, by the name `cross_entropy`.
 
-    Use as `compute_metrics`: evaluations then show `eval_cross_entropy` alongside the objective's `eval_loss`."""
+    Use as `compute_metrics`. Evaluations then show `eval_cross_entropy` alongside the objective's `eval_loss`.
+    """
     targets = evaluated.label_ids != IGNORED
     targets[:, 0] = False
     return {"cross_entropy": float(evaluated.predictions[targets].mean(dtype=np.float64))}
 
 
 def _documents(losses: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Split losses and labels of a packed row into [B, T], one row per document; documents begin without a target."""
+    """Split losses and labels of a single packed row into [B, T], with one row per document.
+
+    Each document begins with a position without a target. If there are several rows, return them unchanged.
+    """
     if len(labels) > 1:
         return losses, labels
     starts = (labels[0] == IGNORED).nonzero().flatten()[1:].tolist()

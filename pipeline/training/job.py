@@ -1,7 +1,7 @@
-"""Steps shared by the training jobs: train a fresh model and save its checkpoint and card, once or per fold.
+"""Steps shared by the training jobs: train a fresh model, then save its checkpoint and its model card.
 
-Within `process_group`, a job reads its documents, begins its folder with `resume.begin_on_main`, trains and saves. The
-same command resumes an interrupted job.
+Jobs with cross-validation folds do this once per fold. Within `process_group`, a job reads its documents, begins its
+folder with `resume.begin_on_main`, trains and saves. The same command resumes an interrupted job.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,10 +33,10 @@ PartT = TypeVar("PartT")
 def train_folds(
     parts: Iterable[PartT], folds: int, output: Path, train_fold: Callable[[int, PartT, Path], None]
 ) -> None:
-    """Train one model per part, each in its own folder, and skip finished ones.
+    """Train one model per fold, each in its own folder; models that are already finished are skipped.
 
     Args:
-        parts: documents to train on, each part without one fold.
+        parts: documents to train each fold's model on, which leave out the fold itself.
         train_fold: function that trains and saves a fold's model, given the fold's number, part and folder.
     """
     for fold, part in enumerate(parts):
@@ -64,7 +64,7 @@ def train_and_save(
     Args:
         tokenizer: folder of the tokenizer to include in the checkpoint.
         card: function that returns the model card, given the last metrics.
-        result: format string of the closing message, filled with the last metrics.
+        result: format string of the message at the end, to be filled with the last metrics.
     """
     output.mkdir(parents=True, exist_ok=True)
     metrics = train(model, batches, loss, evaluate, config, output)
@@ -93,8 +93,8 @@ def train_on_windows(
     """Train an estimator or an autoencoder on windows of documents and write its checkpoint to `output`.
 
     Args:
-        card: function that returns the model card, given its rows.
-        varied: train on windows of all lengths up to the context, each equally likely.
+        card: function that returns the model card, given the rows of its table.
+        varied: train on windows of all lengths up to the context, with every length equally likely.
     """
     windows = Windowing(model.config.context, config.tokens_per_batch)
     seen = Windowing(model.config.context, config.tokens_per_batch, varied=varied)

@@ -1,8 +1,8 @@
-"""Training windows for labels: by default those of annotation, since a label depends on the rest of its window.
+"""Windows in which a model learns labels: by default those of annotation, since a label depends on its whole window.
 
-Provenance records the windows' length, their overlap, and the token that a causal model read before each. Flags
-override it. Labels moved from another tokenizer's tokens were made in windows of other tokens. For them, the context
-and start token of the model are used instead.
+Provenance records the length and overlap of annotation's windows, and the token that a causal model read before each
+window. Flags override the recorded values. If labels were moved from the tokens of another tokenizer, annotation's
+windows consisted of those other tokens. In this case, the context and start token of the model are used instead.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from schemas.annotations import Provenance
 
 @dataclass(frozen=True)
 class LabelWindows:
-    """Size and overlap of windows, and the token read before each."""
+    """Size and overlap of windows, and the token read before each window."""
 
     window: int
     overlap: int
-    """Tokens that a window shares with the next."""
+    """Number of tokens that a window shares with the next window."""
     start: int | None
-    """Token read before every window; None for a learned vector."""
+    """Id of the token read before every window. None if the model reads a learned vector instead."""
 
     def __str__(self) -> str:
         first = "a learned vector" if self.start is None else f"token {self.start}"
@@ -35,11 +35,11 @@ def label_windows(
 
     Args:
         made: the labels' provenance.
-        members: the checkpoint that each fold's model starts from; None from scratch. The start token is looked up in
-            the first one.
+        members: for each fold, the checkpoint that its model starts from; None if it starts from scratch. The start
+            token is looked up in the first checkpoint.
         context: requested length of the longest window, if any.
         overlap: requested number of shared tokens, if any.
-        start: requested text of the token to read before each window, if any.
+        start: text of the requested token to read before each window, if any.
 
     Raises:
         ValueError: if a checkpoint cannot read these windows or this token, or if the overlap is too large.
@@ -74,7 +74,7 @@ def _window(made: Provenance, context: int | None, longest: int | None) -> int:
 
 
 def _start(made: Provenance, member: Checkpoint | None, named: str | None) -> int | None:
-    """Return the token to read before every window: the requested one, that of annotation, or the model's own."""
+    """Return the token to read before every window: the requested, annotation's or the model's own token."""
     if member is None or member.kind != "causal":
         if named is not None:
             raise ValueError("`start_token` needs a causal language model in `init_from`; leave it out")

@@ -1,6 +1,6 @@
 """Training losses: a scalar per batch, in nats or in units of the labels' variance.
 
-Losses add up: summed over processes and over the batches of a step, they are the loss of the whole step.
+The losses of all processes and of all batches of a step add up to the loss of the whole step.
 
 B rows, T tokens, N labelled tokens.
 """
@@ -20,7 +20,10 @@ from pipeline.training.objectives import Objective, StepObjective
 
 
 def estimator_loss(model: WindowEncoder, batch: Batch) -> Tensor:
-    """Return nats per real token of an estimator or autoencoder, given each window's embedding; padding has loss 0."""
+    """Return the loss of an estimator or autoencoder in nats per real token, without the cost of embeddings.
+
+    The model's own losses are 0 at padding.
+    """
     losses_BT: Tensor = model(batch.input_ids_BT, batch.lengths_B)
     return losses_BT.sum() / int(batch.whole.lengths_B.sum())
 
@@ -36,7 +39,10 @@ def document_loss(model: PreTrainedModel, batch: Batch, start: int) -> Tensor:
 
 
 def window_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Return losses [B, T - 1] of each window's tokens from the second on; the first ends the previous window."""
+    """Return losses [B, T - 1] of all tokens of each window except the first.
+
+    The first token is also the last token of the previous window, which predicts it.
+    """
     return next_token_losses(model, batch.input_ids_BT[:, :-1], batch.input_ids_BT[:, 1:])
 
 
@@ -46,7 +52,7 @@ class ObjectiveLoss:
 
     objective: Objective
     start: int | None = None
-    """Token to read before each row; if None, a row's first token is read but not predicted."""
+    """Id of the token to read before each row. If None, a row's first token is read but not predicted."""
 
     @property
     def step_objective(self) -> StepObjective | None:
@@ -64,13 +70,13 @@ class ObjectiveLoss:
         return values_BT[predicted_BT].sum() / max(1, int(self.predicted(batch.whole).sum()))
 
     def token_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """Return cross-entropies [B, T]; only those of `predicted` tokens are valid."""
+        """Return the cross-entropy [B, T] of each token. Only values at `predicted` tokens are valid."""
         if self.start is None:
             return pad(window_losses(model, batch), (1, 0))
         return document_losses(model, batch, self.start)
 
     def entropies(self, batch: Batch) -> Tensor:
-        """Return the labels [B, T] of predicted tokens, NaN elsewhere."""
+        """Return the labels [B, T], with NaN at tokens that the model does not predict."""
         assert batch.labels_BT is not None
         return batch.labels_BT.masked_fill(~self.predicted(batch), torch.nan)
 
@@ -85,8 +91,8 @@ class ObjectiveLoss:
 def second_order_loss(model: SecondOrderModel, batch: Batch, causal_weight: float = 0.0) -> Tensor:
     """Return the mean squared error of both outputs, plus `causal_weight` times the model's loss as a language model.
 
-    The error is in units of the labels' variance and ignores padding and tokens without a label. The language-model
-    loss is in nats per real token.
+    The squared error is in units of the labels' variance, and ignores padding and tokens without a label. The
+    language-model loss is in nats per real token.
     """
     assert batch.labels_BT is not None and batch.whole.labels_BT is not None
     labelled_BT, labelled = ~batch.labels_BT.isnan(), int((~batch.whole.labels_BT.isnan()).sum())

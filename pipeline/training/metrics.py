@@ -1,4 +1,4 @@
-"""Training metrics: a line of `metrics.jsonl` per evaluation, the progress bar, and trackers."""
+"""Training metrics: one line of `metrics.jsonl` per evaluation, the progress bar, and experiment trackers."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def evaluations(output: Path) -> list[Metrics]:
 
 
 class MetricsLog:
-    """Counter of steps and writer of evaluations; only the main process displays and writes."""
+    """Log that counts steps and writes evaluations; only the main process displays and writes."""
 
     def __init__(self, accelerator: Accelerator, config: TrainingConfig, output: Path, state: TrainingState) -> None:
         self.accelerator, self.file, self.writes = accelerator, output / METRICS_FILE, accelerator.is_main_process
@@ -38,7 +38,7 @@ class MetricsLog:
         self.speed, self.held_out = math.nan, Metrics()
         records = self._records(state.step) if self.writes else []
         self.record: Metrics = records[-1] if records else {}
-        if self.writes:  # drop evaluations after the last saved state, which are repeated
+        if self.writes:  # evaluations after the last saved state will be repeated
             write_text(self.file, "".join(json.dumps(record) + "\n" for record in records))
         accelerator.init_trackers(PROJECT, {name: _plain(value) for name, value in config.fingerprint.items()})
         name = f"training {output.name}"
@@ -55,7 +55,7 @@ class MetricsLog:
             tracker.finish()
 
     def add(self, loss: float, batches: Sequence[Batch]) -> None:
-        """Count a step and show its loss."""
+        """Add a finished step to the totals, and show its loss on the progress bar."""
         tokens = sum(int(batch.lengths_B.sum()) for batch in batches)
         seconds = self.seconds_before + time.monotonic() - self.started
         self.state = self.state.after(loss, tokens, seconds)
@@ -65,9 +65,10 @@ class MetricsLog:
         self.bar.update()
 
     def evaluated(self, held_out: Metrics, learning_rate: float) -> None:
-        """Write an evaluation; `training_loss` is the mean training loss since the previous evaluation.
+        """Write the metrics of an evaluation.
 
-        Trackers also get the learning rate, and the tokens per second since the previous evaluation was done.
+        `training_loss` is the mean training loss since the previous evaluation. Trackers also get the learning rate,
+        and the tokens per second since the end of the previous evaluation.
         """
         state, self.held_out = self.state, held_out
         training = {"seconds": round(state.seconds, 1), "training_loss": state.losses / state.since}
@@ -83,7 +84,7 @@ class MetricsLog:
         self.resumed, self.tokens_before = time.monotonic(), state.tokens
 
     def _records(self, step: int) -> list[Metrics]:
-        """Return the records up to a step, without a line left incomplete by a power cut."""
+        """Return the evaluations up to a step, except a last line that a power cut left incomplete."""
         lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if step else []
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         return [record for record in records if record["step"] <= step]

@@ -1,11 +1,11 @@
 """Objectives that use each token's entropy: functions from losses and labels to the values to minimise.
 
-Each is a pure function of losses l and entropies e in nats, both [B, T], and of a mask of real tokens. Training
-minimises its mean over real tokens (paper section 5). A token without a label (NaN) gets plain cross-entropy. `l - e`
-would be no objective of its own, since its gradient is that of l.
+Each objective is a pure function of losses l and entropies e in nats, both [B, T], and of a mask of real tokens.
+Training minimises the mean of the values over real tokens (paper section 5). For a token without a label (NaN), the
+value is plain cross-entropy. `l - e` is not an objective here, since its gradient equals that of l.
 
 A `StepObjective` compares all tokens of a step, for any number of batches and processes. The comparison gives each
-token a factor for its loss.
+token a factor, by which its loss is multiplied.
 
 B rows, T tokens, N real tokens.
 """
@@ -21,18 +21,19 @@ from torch import Tensor
 from pipeline.training.config import ObjectiveName, ObjectiveSettings
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Function of (losses, entropies, real), each [B, T], that returns the values to minimise, [B, T]; ignores padding."""
+"""Function of (losses, entropies, real), each [B, T]. It returns the values to minimise, [B, T]; values at padding are
+not used."""
 
 Nats = TypeVar("Nats", float, Tensor)
 
 
 @dataclass(frozen=True)
 class StepObjective:
-    """Objective that compares the tokens of a step: each token's factor times its loss above a level."""
+    """Objective that compares all tokens of a step; a token's value is its factor times (loss - level)."""
 
     factors: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """Function of (losses, entropies, real) of all tokens of the step, in any shape, that returns factors of the same
-    shape."""
+    """Function that takes (losses, entropies, real) of all tokens of the step, in any shape, and returns factors of the
+    same shape."""
     level: float = 0.0
 
     def __call__(self, losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
@@ -45,7 +46,10 @@ class StepObjective:
 
 
 def objective_function(settings: ObjectiveSettings, mean_entropy: float) -> Objective:
-    """Return the configured objective; `mean_entropy`, in nats, is the labels' mean before scale and margin."""
+    """Return the configured objective.
+
+    `mean_entropy` is the mean of the labels, in nats, before scale and margin.
+    """
     mean = corrected(mean_entropy, settings)
     level = mean if settings.level is None else settings.level
     threshold = mean if settings.threshold is None else settings.threshold
@@ -67,22 +71,22 @@ def objective_function(settings: ObjectiveSettings, mean_entropy: float) -> Obje
 
 
 def corrected(nats: Nats, settings: ObjectiveSettings) -> Nats:
-    """Apply scale and margin to labels."""
+    """Return labels, or their mean, with scale and margin applied."""
     return settings.scale * nats + settings.margin
 
 
 def flood(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
-    """|l - e|: gradient ascent below the entropy (flooding, Ishida et al. 2020, token by token)."""
+    """Return |l - e|, which raises losses below the entropy (flooding, Ishida et al. 2020, token by token)."""
     return torch.where(entropies_BT.isnan(), losses_BT, (losses_BT - entropies_BT.nan_to_num()).abs())
 
 
 def floor(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
-    """max(l - e, 0): no gradient below the entropy."""
+    """Return max(l - e, 0), which has no gradient below the entropy."""
     return torch.where(entropies_BT.isnan(), losses_BT, (losses_BT - entropies_BT.nan_to_num()).clamp(min=0))
 
 
 def weight(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
-    """(1 - ê) l, where ê is e scaled to 0..1 over the labelled tokens of its row."""
+    """Return (1 - ê) l, where ê is e scaled to 0..1 over the labelled tokens of its row."""
     missing_BT = entropies_BT.isnan()
     lowest_B1 = entropies_BT.masked_fill(missing_BT, torch.inf).amin(dim=1, keepdim=True)
     highest_B1 = entropies_BT.masked_fill(missing_BT, -torch.inf).amax(dim=1, keepdim=True)
@@ -91,30 +95,34 @@ def weight(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
 
 
 def mask(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, threshold: float) -> Tensor:
-    """l where e is below the threshold, else 0."""
+    """Return l where e is below the threshold, else 0."""
     return losses_BT.masked_fill(entropies_BT >= threshold, 0)
 
 
 def cross_entropy(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
-    """l, as the control."""
+    """Return l itself, as the control."""
     return losses_BT
 
 
 def flood_mean(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, level: float) -> Tensor:
-    """Return factors of 1 if the mean loss is above the level, -1 if below: the gradient of |mean l - level|.
+    """Return factors that are all 1 if the mean loss is above the level, and all -1 if it is below.
 
-    This is flooding with one number instead of labels."""
+    The factors are the gradient of |mean l - level|. This is flooding with one number instead of labels.
+    """
     above = (losses_BT[real_BT].mean() - level).sign().nan_to_num()  # NaN in a process without rows
     return above.expand_as(losses_BT)
 
 
 def random_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, share: float) -> Tensor:
-    """Return factors that keep a random share of the tokens, as the control of every selection."""
+    """Return factors that select a random share of the tokens, as the control of objectives that select."""
     return _selected(real_BT, torch.rand(int(real_BT.sum()), device=losses_BT.device), share)
 
 
 def reference_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, share: float) -> Tensor:
-    """Return factors that keep the share of tokens with the largest l - e; tokens without a label come first."""
+    """Return factors that select the share of tokens with the largest l - e.
+
+    Tokens without a label are selected first.
+    """
     excess_BT = (losses_BT - entropies_BT).masked_fill(entropies_BT.isnan(), torch.inf)
     return _selected(real_BT, excess_BT[real_BT], share)
 
@@ -124,7 +132,10 @@ def _with_corrected_labels(function: Objective, settings: ObjectiveSettings) -> 
 
 
 def _selected(real_BT: Tensor, order_N: Tensor, share: float) -> Tensor:
-    """Return factors with mean 1 that select the share of real tokens with the largest `order_N`; 0 elsewhere."""
+    """Return factors that select the share of real tokens with the largest values of `order_N`.
+
+    Selected tokens have equal factors, and other tokens have 0. The mean over real tokens is 1.
+    """
     real = len(order_N)
     kept = max(1, round(share * real))
     factors_N = torch.zeros(real, device=real_BT.device)

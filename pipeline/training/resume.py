@@ -1,9 +1,9 @@
-"""Resuming of interrupted training: a run's folder, its states, and the signal that stops it between two steps.
+"""Resuming interrupted training: the run's folder, its saved states, and the signal that stops it between two steps.
 
 During training, the folder holds the run's settings and its newest states. A resuming command must have the same
-settings. A state holds weights, optimizer and `TrainingState` in safetensors, as whole tensors that any number of
-processes can load. SIGTERM, which schedulers and clusters send before they kill, makes the run save a state and end.
-The finished model replaces settings and states.
+settings. A state is a safetensors file with the weights, the optimizer and `TrainingState`. Its tensors are whole, so
+that any number of processes can load them. Schedulers and clusters send SIGTERM before they kill a process; the run
+then saves a state and ends. The finished model replaces settings and states.
 """
 
 import json
@@ -45,12 +45,15 @@ class TrainingState:
     seconds: float = 0.0
     losses: float = 0.0
     since: int = 0
-    """Steps since the last evaluation."""
+    """Number of steps since the last evaluation."""
     batches: dict[str, Any] = field(default_factory=dict)
-    """State of the batches, if they have one."""
+    """Position of a resumable iterator of batches; empty for other iterators."""
 
     def after(self, loss: float, tokens: int, seconds: float) -> Self:
-        """Return the state one step later; `seconds` is the time of the whole run."""
+        """Return the state after one more step.
+
+        `loss` and `tokens` are those of the step, and `seconds` is the total of the run.
+        """
         return replace(
             self,
             step=self.step + 1,
@@ -65,7 +68,7 @@ class TrainingState:
 
 
 def begin_on_main(output: Path, settings: Mapping[str, Any]) -> None:
-    """Call `begin` in the main process while the others wait.
+    """Call `begin` in the main process while the other processes wait.
 
     Raises:
         ValueError: as in `begin`.
@@ -76,15 +79,15 @@ def begin_on_main(output: Path, settings: Mapping[str, Any]) -> None:
 
 
 def begin(output: Path, settings: Mapping[str, Any]) -> None:
-    """Create the folder of a run, or accept the folder of the same run after an interruption.
+    """Create the folder of a new run, or accept the folder of the same run after an interruption.
 
-    A folder that holds only settings may be reused: its run failed before the first step.
+    A folder that holds only settings may be reused by another run, since its own run failed before the first step.
 
     Args:
-        settings: everything the model depends on, which excludes the place and the number of processes.
+        settings: everything the model depends on, without the folder's path and the number of processes.
 
     Raises:
-        ValueError: if the folder holds anything else.
+        ValueError: if the folder holds other files or another run.
     """
     requested = json.loads(json.dumps(settings, default=str))
     if output.is_file() or (output.is_dir() and any(file.name != SETTINGS_FILE for file in output.iterdir())):
@@ -99,13 +102,16 @@ def begin(output: Path, settings: Mapping[str, Any]) -> None:
 
 
 def finish(output: Path) -> None:
-    """Remove settings, states and the leftovers of a kill; the finished model must be in place."""
+    """Remove settings, states and the leftovers of a kill; the finished model must already be in the folder."""
     for file in (*states(output), *filter(is_unfinished, output.iterdir()), output / SETTINGS_FILE):
         file.unlink(missing_ok=True)
 
 
 def is_finished(output: Path) -> bool:
-    """True if the folder holds a finished model: its card is written last, then states are removed."""
+    """True if the folder holds a model card and no states.
+
+    A finished run writes its card last, and then removes its states.
+    """
     return (output / CARD_FILE).is_file() and not states(output)
 
 
@@ -116,10 +122,10 @@ def states(output: Path) -> list[Path]:
 
 
 def save(output: Path, model: nn.Module, optimizer: Optimizer, state: TrainingState, *, keep: int = 1) -> None:
-    """Save the current state of training, and remove all but the newest `keep` states up to this step.
+    """Save the current state of training, and keep only the newest `keep` states up to this step.
 
-    States of later steps are removed too: they must be unreadable, since the run would have resumed from them. Every
-    process must call this, since each may hold a shard of the state; the main process writes.
+    States of later steps are removed too. They must be unreadable, since the run would have resumed from them. Every
+    process must call this function, since each process may hold a shard of the state. Only the main process writes.
     """
     tensors, writes = {}, this_process().is_main_process
     for name, tensor in _tensors(model, optimizer):
@@ -138,12 +144,13 @@ def save(output: Path, model: nn.Module, optimizer: Optimizer, state: TrainingSt
 
 
 def load(output: Path, model: nn.Module, optimizer: Optimizer) -> TrainingState:
-    """Load weights and optimizer from the newest readable state; return the initial state if there are no states.
+    """Load weights and optimizer from the newest readable state, and return its `TrainingState`.
 
-    Returns after every process has read its state, so that none is removed too early.
+    If there are no states, return the initial `TrainingState`. All processes return only after each has read its state,
+    so that no state is removed too early.
 
     Raises:
-        ValueError: if none of the states can be read, or processes read different ones.
+        ValueError: if none of the states can be read, or processes read different states.
     """
     state = _newest(output, model, optimizer)
     steps = gather(torch.tensor([state.step], device=this_process().device)).tolist()
@@ -174,9 +181,9 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 def stop(state: TrainingState) -> NoReturn:
-    """Exit after the state is saved, with the code that shells report for SIGTERM.
+    """Exit with the code that shells report for SIGTERM; the state must already be saved.
 
-    All processes exit together, since a launcher kills the others as soon as one has exited.
+    All processes exit together, since a launcher kills the other processes as soon as one has exited.
     """
     this_process().wait_for_everyone()
     if this_process().is_main_process:
@@ -226,7 +233,7 @@ def _tensors(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tens
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters, tied ones once, and the buffers that belong to the model's state."""
+    """Yield names and tensors of parameters (tied ones once) and of the buffers in the model's state dict."""
     yield from model.named_parameters()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in model.state_dict())
 
@@ -249,7 +256,7 @@ def _restored(stored: Any, model: nn.Module, optimizer: Optimizer) -> TrainingSt
 
 
 def _optimizer_tensor(parameter: Tensor, part: str, value: Tensor) -> Tensor:
-    """Return a copy of an optimizer's tensor on the right device; AdamW's step count stays on the CPU.
+    """Return a copy of an optimizer's tensor on the parameter's device; AdamW's step count stays on the CPU.
 
     Without a copy, kernels would round differently because addresses within a file are unaligned.
     """

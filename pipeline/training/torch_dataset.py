@@ -1,8 +1,8 @@
 """Annotated dataset for torch's DataLoader: windows of tokens and labels, divided among ranks and loader workers.
 
 A pass yields every token of the dataset once, for any number of ranks and workers. Each worker of each rank packs its
-own documents, so the last windows of each are padded, and ranks may differ by a few windows. If all ranks must take the
-same number of steps, read endlessly (`epochs=None`) and count steps.
+own documents. The last windows of each worker are therefore padded, and ranks may differ by a few windows. If all ranks
+must take the same number of steps, read endlessly (`epochs=None`) and count steps.
 """
 
 import os
@@ -20,13 +20,13 @@ from schemas.annotations import ENTROPY
 
 
 class LabelledWindows(IterableDataset[PackedWindow]):
-    """Windows of an annotated dataset; every pass yields all of them, in an order that `set_epoch` changes.
+    """Windows of an annotated dataset; every pass yields all windows, in an order that `set_epoch` changes.
 
     The dataset and its iterators have `state_dict` and `load_state_dict`. If the loader has workers, the states are in
     the workers, and torchdata's StatefulDataLoader collects them.
 
-    A loader that divides batches itself, as accelerate's and transformers.Trainer's do, needs `rank=0` and
-    `world_size=1`.
+    Pass `rank=0` and `world_size=1` if the loader itself divides batches among ranks, as the loaders of accelerate and
+    transformers.Trainer do.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class LabelledWindows(IterableDataset[PackedWindow]):
         world_size: int | None = None,
         label: str = ENTROPY,
     ) -> None:
-        """Prepare to read as `labelled_windows` does.
+        """Set up reading as in `labelled_windows`.
 
         Args:
             seed: seed for shuffling row groups in each epoch; None keeps the dataset's order.
@@ -52,7 +52,7 @@ class LabelledWindows(IterableDataset[PackedWindow]):
             label: column of the labels.
 
         Raises:
-            ValueError: if only one of rank and world_size is given, and as in `Reading` and `labelled_windows`.
+            ValueError: if only one of rank and world_size is given, or as in `Reading` and `labelled_windows`.
         """
         if (rank is None) != (world_size is None):
             raise ValueError("give both rank and world_size, or neither")
@@ -62,7 +62,7 @@ class LabelledWindows(IterableDataset[PackedWindow]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
         self._pass: WindowsPass | None = None
         self._state: Mapping[str, Any] | None = None
-        self.windows(0)  # raises mistakes here instead of in a worker
+        self.windows(0)  # raises errors here instead of in a worker
 
     def __iter__(self) -> "WindowsPass":
         """Start a pass, from the loaded state if there is one."""
@@ -74,15 +74,18 @@ class LabelledWindows(IterableDataset[PackedWindow]):
         return self._pass
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the attributes for a spawned worker, with rank and world size: it has no torch.distributed."""
+        """Return the attributes to send to a spawned worker.
+
+        Rank and world size are included, since the worker has no torch.distributed.
+        """
         return {**self.__dict__, "_given": self._place(), "_pass": None}
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that the next pass begins with."""
+        """Set the first epoch of the next pass."""
         self._epoch.fill_(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of this process's pass, small and fit for JSON.
+        """Return the position of this process's pass, as a small dictionary that fits into JSON.
 
         Raises:
             ValueError: if this process has read nothing.
@@ -105,7 +108,7 @@ class LabelledWindows(IterableDataset[PackedWindow]):
         self._state = dict(state)
 
     def windows(self, epoch: int) -> Resumable[PackedWindow]:
-        """Return the windows of this process or loader worker, from an epoch on."""
+        """Return the windows of this process or loader worker, starting with an epoch."""
         (rank, world_size), worker = self._place(), get_worker_info()
         if worker is not None:
             rank, world_size = rank * worker.num_workers + worker.id, world_size * worker.num_workers
@@ -118,7 +121,7 @@ class LabelledWindows(IterableDataset[PackedWindow]):
             return self._given
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # launched, but not joined yet
+        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by a launcher
 
 
 class WindowsPass(Iterator[PackedWindow]):
@@ -132,14 +135,14 @@ class WindowsPass(Iterator[PackedWindow]):
         return next(self._windows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of the pass, and the epoch that it began with."""
+        """Return the position of the pass, and the epoch that the pass began with."""
         return {"epoch": self._epoch, **self._windows.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from the state of a pass.
 
         Raises:
-            ValueError: if that pass had other windows.
+            ValueError: if the state is from a pass with other windows.
         """
         if "epoch" not in state:
             raise ValueError("this is not a state of LabelledWindows: it lacks epoch")

@@ -2,7 +2,7 @@
 
 A step adds up the gradients of its batches, and each process computes its own rows of every batch. Loss and gradient
 therefore equal those of one batch that holds the whole step. An objective that compares tokens needs the losses of the
-whole step first: a pass without gradients computes them, and every process derives the same factors from them.
+whole step first. A pass without gradients computes these losses, and every process derives the same factors from them.
 
 `distributed` handles devices and shards, `resume` handles states and signals, and `metrics` writes the metrics.
 
@@ -46,9 +46,9 @@ def train(
     config: TrainingConfig,
     output: Path,
 ) -> Metrics:
-    """Train `model` in place and return the last line of metrics: step, tokens, seconds, losses, held-out figures.
+    """Train `model` in place and return the last line of metrics: step, tokens, seconds, losses, held-out metrics.
 
-    If `output` has a state, training resumes from the newest one, with the batches that come next.
+    If `output` has states, training resumes from the newest state, with the batches that follow it.
 
     Raises:
         ValueError: if a loss or gradient is not finite; the message names the step and the batch.
@@ -81,7 +81,7 @@ def train(
 
 @dataclass(frozen=True)
 class Stepper:
-    """Optimizer steps that minimise `loss` on a model."""
+    """Function that takes an optimizer step to minimise `loss` on a model."""
 
     trained: DistributedModel[Any]
     loss: Loss
@@ -91,7 +91,7 @@ class Stepper:
     output: Path
 
     def __call__(self, step: int, batches: Sequence[Batch], requested: Callable[[], bool]) -> tuple[float, bool]:
-        """Take a step on this process's part of the batches; the last step rounds weights to the saved dtype.
+        """Take a step on this process's part of the batches; after the last step, round weights to the saved dtype.
 
         Returns:
             The loss of all batches in all processes, and True if any process is requested to stop.
@@ -125,16 +125,19 @@ class Stepper:
         return int(np.random.SeedSequence([self.config.seed, step, process]).generate_state(1)[0])
 
     def _add_gradients(self, batch: Batch, *, last: bool) -> Tensor:
-        """Add the gradients of this process's part and return its loss; the last batch averages over processes."""
+        """Add the gradients of this process's part of a batch, and return the loss of the part.
+
+        After the last batch, gradients are averaged over processes.
+        """
         accelerator, module = self.trained.accelerator, self.trained.module
         with nullcontext() if last else accelerator.no_sync(module):
             with accelerator.autocast():
                 loss: Tensor = module(self.compiled, self._part(batch))
-            accelerator.backward(loss * accelerator.num_processes)  # undo the average: parts add up
+            accelerator.backward(loss * accelerator.num_processes)  # undoes the average, since parts add up
         return loss.detach().float()
 
     def _part(self, batch: Batch) -> Batch:
-        """Return this process's rows, on its device."""
+        """Return this process's rows of the batch, on its device."""
         accelerator = self.trained.accelerator
         return batch.part(accelerator.process_index, accelerator.num_processes).to(accelerator.device)
 
@@ -156,18 +159,22 @@ class Stepper:
         )
 
     def _with_factors(self, step: int, batches: Sequence[Batch]) -> Sequence[Batch]:
-        """Return the batches, with factors if no single forward pass sees all tokens that the objective compares."""
+        """Return the batches with the factors of an objective that compares tokens.
+
+        Factors are left out if one forward pass sees all tokens of the step, or if the objective does not compare
+        tokens.
+        """
         loss, accelerator = self.loss, self.trained.accelerator
         together = len(batches) * accelerator.num_processes == 1
         if together or not isinstance(loss, ObjectiveLoss) or loss.step_objective is None:
             return batches
         losses_S = torch.cat([self._token_losses(loss, batch).flatten() for batch in batches])
-        losses_S = accelerator.reduce(losses_S)  # each process has zeros at the others' rows
+        losses_S = accelerator.reduce(losses_S)  # the sum over processes: each has zeros at the others' rows
         entropies_S = torch.cat([loss.entropies(batch).flatten() for batch in batches]).to(losses_S.device)
         predicted_S = torch.cat([loss.predicted(batch).flatten() for batch in batches]).to(losses_S.device)
         torch.manual_seed(self._seed_of(step, 0))  # random factors are the same in every process
         factors_S = loss.step_objective.factors(losses_S, entropies_S, predicted_S).cpu()
-        self._seed(step)  # dropout is the same in the next pass
+        self._seed(step)  # the next forward pass gets the same dropout
         each = factors_S.split([batch.input_ids_BT.numel() for batch in batches])
         return [
             replace(batch, factors_BT=factors_S.view(batch.input_ids_BT.shape))
@@ -175,7 +182,7 @@ class Stepper:
         ]
 
     def _token_losses(self, loss: ObjectiveLoss, batch: Batch) -> Tensor:
-        """Return losses [B, T] of this process's rows, without gradients; zeros at the others' rows."""
+        """Return losses [B, T] without gradients, with zeros at the rows of other processes."""
         accelerator = self.trained.accelerator
         with torch.no_grad(), accelerator.autocast():  # even without rows: FSDP gathers weights from all processes
             part_BT: Tensor = self.trained.module(loss.token_losses, self._part(batch))
@@ -187,7 +194,7 @@ class Stepper:
 
 
 def steps_of(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """Group batches into steps of `size`; the last may be smaller."""
+    """Group batches into steps of `size` batches; the last step may have fewer."""
     while step := list(islice(batches, size)):
         if len(step) > 1:
             whole = joined(step)
@@ -196,7 +203,7 @@ def steps_of(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """Return one batch with the rows of all batches, padded to the longest."""
+    """Return one batch with the rows of all batches, padded to the longest row."""
     longest = max(batch.input_ids_BT.shape[1] for batch in batches)
 
     def padded(rows_BT: Tensor, value: float) -> Tensor:
@@ -214,7 +221,7 @@ def _remaining(
     """Return the batches that follow the finished steps.
 
     Raises:
-        ValueError: if an older version, which read in another order, took the finished steps.
+        ValueError: if an older version took the finished steps, since it read documents in another order.
     """
     if not isinstance(batches, Resumable):
         return islice(batches, state.step * config.accumulate, None)
@@ -238,7 +245,7 @@ def _compiled(loss: Loss, config: TrainingConfig) -> Loss:
 
 
 def _new_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
-    """Return AdamW that decays only matrices."""
+    """Return an AdamW optimizer with weight decay for matrices only."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]

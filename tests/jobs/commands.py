@@ -1,4 +1,4 @@
-"""Commands in recipes, parsed by the parsers they are meant for: Ray's, and the main job's."""
+"""Commands in recipes, parsed by Ray's own parser and by that of the main job."""
 
 import re
 import shlex

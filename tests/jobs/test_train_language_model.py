@@ -26,7 +26,7 @@ JOB = "jobs.train_language_model"
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
-    """Sixty documents of token ids in three shards; some labels are missing."""
+    """Write an annotated dataset of sixty documents in three shards; some labels are missing."""
     random = np.random.default_rng(0)
     tokens = [random.integers(97, size=random.integers(5, 60)).tolist() for _ in range(60)]
     nats = [np.where(random.random(len(ids)) < 0.1, np.nan, random.gamma(2, 1.5, len(ids))) for ids in tokens]
@@ -37,7 +37,7 @@ def labels(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Path:
-    """Tiny sizes, with dropout, which must be repeated exactly."""
+    """Write settings of a tiny model with dropout, which a resumed training must repeat exactly."""
     training = {"steps": 12, "evaluate-every": 4, "tokens-per-batch": 256, "learning-rate": 0.003}
     model = {"context": 24, "width": 32, "layers": 2, "heads": 2}
     file = tmp_path / "settings.yaml"
@@ -184,7 +184,7 @@ def test_missing_or_non_numeric_labels_are_refused(
 
 
 def moving_labels(folder: Path, documents: list[list[int]]) -> Path:
-    """Return a dataset of text with these tokens."""
+    """Write an annotated dataset of these documents, with the shipped tokenizer."""
     write_annotated(folder, documents, [[1.0] * len(ids) for ids in documents])
     copy_tokenizer(SHIPPED / "tokenizer", folder / "tokenizer" / "exact")
     return folder

@@ -62,7 +62,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[object
 
 
 def launched(launcher: tuple[object, ...], *command: object) -> subprocess.Popen[str]:
-    """Run with a real launcher; each of its processes imports torch."""
+    """Run a command with a real launcher, each of whose processes imports torch."""
     words = [sys.executable, "-m", *map(str, (*launcher, *command))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -97,7 +97,7 @@ def wait_for_state(output: Path, process: Forked) -> None:
 
 
 def compare_processes(command: tuple[object, ...], folder: Path, run: Callable[..., list[Any]]) -> None:
-    """Train in every way; `run` returns the processes that print, and all ways must yield the same model."""
+    """Train in every way. `run` returns the processes that print, and all ways must yield the same model."""
     ways = ("one", "replicated", "sharded")
     running = {way: run(way, *command, folder / way) for way in ways}
     for processes in running.values():

@@ -22,7 +22,7 @@ ENCODER = (
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Path:
-    """A tokenizer of 280 tokens with ids below 280, except `e`."""
+    """Write a tokenizer of 280 tokens, whose ids are below 280 except that of `e`."""
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     parts = json.loads(train_byte_pairs(sample_texts(4), 280).to_str())
@@ -33,7 +33,7 @@ def tokenizer(tmp_path: Path) -> Path:
 
 
 def labels(folder: Path, tokenizer: Path) -> Path:
-    """A dataset of these tokens that records their number as older datasets did."""
+    """Write a dataset of the tokenizer's tokens that records the number of tokens, as older datasets did."""
     loaded, subset = load_tokenizer(tokenizer), folder / "tokenizer" / "exact"
     documents = [ids.tolist() for ids in encode(loaded, sample_texts(8, 200))]
     assert HIGHEST in documents[-1]

@@ -1,4 +1,4 @@
-"""Tokens read by one of several processes that is not told its rank."""
+"""Tokens read by one of several processes, whose dataset has to find out the rank."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from pipeline.training.torch_dataset import LabelledWindows
 
 
 def ranked_tokens(source: str, folder: Path) -> None:
-    """Writes them."""
+    """Write the tokens that this process reads to a file for each way to find its rank."""
     windows = LabelledWindows(find_annotations(source), CutAtEnd(length=8))
     launched = tokens(DataLoader(windows, batch_size=None))
     with process_group():

@@ -40,7 +40,7 @@ def language_model() -> nn.Module:
 
 
 def batches() -> list[Batch]:
-    """Return batches of one, three and two rows; the second repeats one token."""
+    """Return three batches of one, three and two rows; all tokens of the second batch are the same."""
     random = torch.Generator().manual_seed(3)
     made = []
     for lengths in ((9,), (4, 7, 3), (6, 5)):
@@ -62,7 +62,7 @@ def mean_loss(model: nn.Module, batch: Batch, start: int | None) -> float:
 
 
 def level(start: int | None) -> float:
-    """Return a level between the mean losses of the whole step and of a batch, so that flood-mean tells them apart."""
+    """Return a level between the mean losses of the whole step and of a batch, so that their flood-mean differs."""
     model, whole = language_model(), joined(batches())
     means = [mean_loss(model, batch, start) for batch in batches()]
     mean = mean_loss(model, whole, start)
@@ -70,7 +70,10 @@ def level(start: int | None) -> float:
 
 
 def gradients(way: str) -> Iterator[tuple[str, Tensor]]:
-    """Return gradients and loss by objective: `whole`, all in one batch; `parts`, batch by batch."""
+    """Yield the name of every objective with the gradients and loss of a step.
+
+    The way is `whole`, with all rows in one batch, or `parts`, with several batches.
+    """
     for name in get_args(ObjectiveName):
         for kind, start in STARTS.items():
             yield f"{name} of {kind}", gradient(way, name, start)
@@ -94,7 +97,7 @@ def gradient(way: str, name: ObjectiveName, start: int | None) -> Tensor:
 
 
 def step_gradients(way: str, file: Path) -> None:
-    """Writes them."""
+    """Write the results of `gradients` to a file."""
     with process_group():
         found = dict(gradients(way))
         if Accelerator(cpu=True).is_main_process:

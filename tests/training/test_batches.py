@@ -21,7 +21,7 @@ def label_of(tokens_N: np.ndarray) -> np.ndarray:
 
 
 def corpus_of(lengths: list[int], *, labels: bool = True) -> Corpus:
-    """Every token of the corpus has an id of its own: its position."""
+    """Return a corpus in which the id of every token is the token's position."""
     tokens_N = np.arange(sum(lengths), dtype=np.int32)
     return Corpus(tokens_N, np.cumsum([0, *lengths]), label_of(tokens_N) if labels else None)
 

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def documents(lengths: list[int]) -> Corpus:
-    """Every token of the corpus has an id of its own: its position."""
+    """Return a corpus in which the id of every token is the token's position."""
     return Corpus(np.arange(sum(lengths), dtype=np.int32), np.cumsum([0, *lengths]))
 
 

@@ -31,7 +31,7 @@ FLOOD = ObjectiveSettings()
 
 
 def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Documents of 3 and more tokens; every fifth label is missing."""
+    """Return documents of 3 and more tokens; every fifth label is missing."""
     documents = [random_tokens(1, 3 + row, seed=seed + row)[0].tolist() for row in range(count)]
     return [
         {"input_ids": ids, "entropy": [label(position, row) for position in range(len(ids))]}
@@ -87,7 +87,7 @@ def test_shifted_labels_change_the_loss(shift: int) -> None:
 def trainer(
     folder: Path, model: PreTrainedModel, documents: Any, objective: ObjectiveSettings, **arguments: Any
 ) -> Trainer:
-    """Return a trainer that takes plain steps on a CPU, with the six documents of a step at once by default."""
+    """Return a trainer with plain gradient steps on a CPU; by default, the six documents of a step are one batch."""
     model.requires_grad_(True)
     settings: dict[str, Any] = {
         "per_device_train_batch_size": 6,
@@ -169,7 +169,7 @@ def test_processes_that_count_targets_separately_are_refused(monkeypatch: pytest
 
 
 def test_a_trainer_counts_the_targets_whatever_its_version(tmp_path: Path) -> None:
-    """Older versions count all labels, newer ones exclude each row's first."""
+    """Older versions count all labels, and newer versions exclude the first label of each row."""
     documents = [{"input_ids": [1] * tokens, "entropy": [1.0] * tokens} for tokens in (5, 40, 12, 23)]
     batch = EntropyCollator(0, 40)(documents)
     one = trainer(tmp_path, tiny_language_model(), documents, FLOOD, max_steps=1)
@@ -190,7 +190,7 @@ def test_an_evaluation_shows_the_objective_and_cross_entropy(tmp_path: Path) -> 
 
 
 def mapped(documents: list[dict[str, Any]], **settings: Any) -> Dataset:
-    """Cut windows as a user does."""
+    """Cut documents into windows with `Dataset.map`, as a user does."""
     dataset = Dataset.from_list(documents)
     windows = EntropyWindows(context=CONTEXT, **settings)
     return dataset.map(windows, batched=True, remove_columns=dataset.column_names)
@@ -206,7 +206,7 @@ def mapped(documents: list[dict[str, Any]], **settings: Any) -> Dataset:
 def test_windows_cover_every_token_and_label(
     lengths: list[int], context: int, packed: bool, separator: int | None
 ) -> None:
-    """All tokens differ: each is new once and predicted once, except the first of a document."""
+    """All tokens differ. Each token is predicted once, except the first token of a document."""
     starts = [sum(lengths[:position]) for position in range(len(lengths))]
     ids = [[*range(start, start + length)] for start, length in zip(starts, lengths, strict=True)]
     nats = [[None if token % 3 == 0 else token / 8 for token in document] for document in ids]

@@ -22,7 +22,7 @@ CONFIG = TrainingConfig(steps=200, tokens_per_batch=40, accumulate=2, learning_r
 
 
 def trained(output: Path, watched: Connection) -> None:
-    """Train, and report every loss."""
+    """Train, and send a message to the watching process at every loss."""
 
     def loud(model: nn.Module, batch: Batch) -> Tensor:
         watched.send("loss")
@@ -34,7 +34,7 @@ def trained(output: Path, watched: Connection) -> None:
 
 
 def killed_after(losses: int, seconds: float, output: Path) -> int | None:
-    """Return the exit code of a training that is killed some time after a number of losses."""
+    """Return the exit code of a training killed this many seconds after this many losses."""
     receiver, sender = PROCESSES.Pipe(duplex=False)
     process = PROCESSES.Process(target=trained, args=(output, sender))
     process.start()

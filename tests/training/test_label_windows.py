@@ -19,7 +19,7 @@ NOTHING: dict[str, Any] = {"context": None, "overlap": None, "start": None}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`causal` declares the start 5, `small` the start 0 with a tokenizer that has `!` as 1."""
+    """Write models: `causal` has the start token 5, `small` has 0 and a tokenizer in which `!` is 1."""
     folder = tmp_path_factory.mktemp("models")
     tiny_language_model(context=32).save_pretrained(folder / "causal")
     tiny_language_model(context=16, vocabulary=8193).save_pretrained(folder / "small")

@@ -13,7 +13,7 @@ from tests.tiny_models import frozen, random_tokens, tiny_second_order
 
 @pytest.fixture
 def batch() -> Batch:
-    """Labels that differ at every position, some missing, and a padded row."""
+    """Return a batch whose labels differ at every position; some are missing, and one row is padded."""
     input_ids_BT = random_tokens(2, 9)
     labels_BT = torch.rand(2, 9, generator=torch.Generator().manual_seed(1)) * 6
     labels_BT[0, 4] = labels_BT[1, 0] = torch.nan

@@ -40,7 +40,7 @@ def slow(name: ObjectiveName, loss: float, entropy: float, row: list[float]) -> 
 
 
 def fast(name: ObjectiveName, **changed: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the objective of losses and entropies if every token is real."""
+    """Return the values of an objective for tokens that are all real."""
     chosen = ObjectiveSettings(objective=name, **{"threshold": THRESHOLD, "level": LEVEL, **changed})
     function = objective_function(chosen, mean_entropy=0.0)
     return lambda losses_BT, entropies_BT: function(losses_BT, entropies_BT, torch.ones_like(losses_BT).bool())

@@ -29,7 +29,7 @@ def dropped(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def until(stop: int) -> Loss:
-    """Return the loss, interrupted at its call of a given number."""
+    """Return a loss whose call number `stop` raises PowerCutError."""
     calls = iter(range(1, stop))
 
     def interrupted(model: nn.Module, batch: Batch) -> Tensor:

@@ -32,7 +32,7 @@ def handler() -> Iterator[list[int]]:
 
 
 def stopped_in(call: int) -> Loss:
-    """Return the loss; the signal arrives in its call of a given number."""
+    """Return a loss whose call number `call` sends SIGTERM to this process."""
     calls = iter(range(1, 1000))
 
     def interrupted(model: nn.Module, batch: Batch) -> Tensor:
