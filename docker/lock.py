@@ -1,7 +1,7 @@
-"""Writes the image's requirements with the hashes of their files: `make lock`, after a change of the dependencies.
+"""Write the image's requirements with the hashes of their files. Run `make lock` after a change of dependencies.
 
-requirements.txt has everything but torch. requirements-cu130.txt has torch as PyPI offers it for Linux, which is built
-for CUDA 13.0, and the libraries of CUDA. torch for CPUs alone lies on PyTorch's own index, and has no hash here.
+requirements.txt has everything except torch. requirements-cu130.txt has PyPI's torch for Linux, which is built for CUDA
+13.0, and the CUDA libraries. torch for CPUs only is on PyTorch's own index, and has no hash here.
 """
 
 import re
@@ -11,11 +11,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CUDA = re.compile(r"(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==")
-HEADER = "# Written by docker/lock.py; `make lock` writes it anew.\n"
+HEADER = "# Written by docker/lock.py; `make lock` updates it.\n"
 
 
 def resolved() -> str:
-    """The dependencies under constraints.txt, as a Linux machine gets them from PyPI, with the hashes of all files."""
+    """Return the dependencies under constraints.txt for a Linux machine, from PyPI, with the hashes of all files."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--constraint", "constraints.txt"]
     target = ["--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28"]
     index = ["--index-url", "https://pypi.org/simple"]

@@ -1,8 +1,8 @@
-"""The matched experiment: small language models that overfit few documents, one for every objective and its controls.
+"""Matched experiment: small language models overfit few documents with every objective and its controls.
 
-On a source of known entropy (the default) the models that label are trained first, on other documents. On real text,
---labels names annotated datasets of the same documents, whose label models have not seen them either. The same command
-resumes an interrupted comparison. Writes results.csv, results.md, curves.png and every trial.
+On a source of known entropy (the default), the models that label are trained first, on other documents. On real text,
+--labels names annotated datasets of the same documents, and the models behind the labels must not have seen these. The
+same command resumes an interrupted comparison. Writes results.csv, results.md, curves.png and every trial.
 """
 
 import sys
@@ -29,7 +29,7 @@ from pipeline.training.data import ModelTokens
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes(TransformerSizes):
-    """The model of every trial."""
+    """Sizes of every trial's model."""
 
     context: int = 64
     width: int = 64
@@ -39,16 +39,16 @@ class Sizes(TransformerSizes):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyTraining(TrainingConfig):
-    """Settings of every training job, with the defaults of a small one: a flag replaces one of them, not all."""
+    """Training settings with the defaults of small models; a flag replaces one of these defaults, not all of them."""
 
     steps: int = 1200
     """Optimizer steps."""
     tokens_per_batch: int = 2048
     """Tokens in a batch, padding included."""
     learning_rate: float = 5e-3
-    """Peak rate of AdamW; a linear warm-up before it, a decay to zero after it."""
+    """Peak learning rate of AdamW, after a linear warm-up and before a decay to zero."""
     evaluate_every: int = 60
-    """Steps between evaluations; there is one at the end too."""
+    """Steps between evaluations; the last step is always evaluated."""
 
 
 @cyclopts.Parameter(name="*")
@@ -59,28 +59,28 @@ class Config:
     output: Path
     """Folder to write to."""
     source: str = "markov-1"
-    """Source of known entropy, where --labels names no dataset."""
+    """Source of known entropy, used unless --labels names a dataset."""
     labels: dict[str, str] = field(default_factory=dict)
-    """Annotated datasets of the same documents, by what made them: --labels.second-order DIR --labels.causal DIR."""
+    """Annotated datasets of the same documents, by label method: --labels.second-order DIR --labels.causal DIR."""
     objectives: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
     """Objectives to compare; all of them, controls included, by default."""
     chosen: str = "second-order"
-    """The labels that objectives other than flood and floor get, and that are shuffled for a control."""
+    """Labels for objectives other than flood and floor, and for the control with shuffled labels."""
     documents: int = 256
-    """First documents, to train on."""
+    """Train on this many documents, from the first on."""
     held_out: int = 256
-    """Documents after these, to evaluate on."""
+    """Evaluate on this many documents, which follow the training documents."""
     out_of_distribution: tuple[str, ...] = ()
-    """Files of other text to evaluate on too."""
+    """Files of other text to evaluate on as well."""
     scales: tuple[float, ...] = (1.0,)
-    """What labels are multiplied by, for flood and floor, and the level of flood-mean: each is tried."""
+    """Factors to try on the labels of flood and floor and on the level of flood-mean."""
     margins: tuple[float, ...] = (0.0,)
-    """Nats that are added to these: each is tried. Labels of a model that has read far more than the documents here
-    are below what these can teach."""
+    """Nats to try adding to the same labels and level. A model that has read far more text makes labels that are lower
+    than these documents can teach."""
     dropouts: tuple[float, ...] = (0.0, 0.1)
-    """Dropouts that everything is tried with."""
+    """Dropout rates to try with every objective and its labels."""
     seeds: int = 3
-    """Trainings of each, of which the mean is reported."""
+    """Trainings of each trial; their mean is reported."""
     processes: int | None = None
     """Trainings at a time; one per CPU core by default."""
     model: Sizes = field(default_factory=Sizes)
@@ -96,7 +96,7 @@ class Config:
             raise ValueError(f"--dropouts must be at least 0 and below 1, not {' '.join(map(str, self.dropouts))}")
         if self.labels and self.chosen not in self.labels:
             raise ValueError(
-                f"--chosen {self.chosen} is none of the labels {', '.join(self.labels)}; name one of these"
+                f"--chosen {self.chosen} is not among the labels {', '.join(self.labels)}; name one of these"
             )
 
 
@@ -119,7 +119,7 @@ def compare_objectives(config: Config) -> None:
 
 
 def made_study(config: Config) -> tuple[Study, float]:
-    """The study of the known source, made once, and the truth's own held-out loss."""
+    """Return the study of the known source, made only once, and the held-out loss of the truth itself."""
     from pipeline.experiments.overfitting import known_study, load_study, save_study
 
     file = config.output / "study.npz"
@@ -129,7 +129,7 @@ def made_study(config: Config) -> tuple[Study, float]:
 
 
 def read_study(config: Config) -> tuple[Study, None]:
-    """The documents of the datasets, whose tokens must be the same, with the labels of each."""
+    """Return a study of the datasets' documents, which must have the same tokens, with the labels of each dataset."""
     found = {name: find_annotations(source) for name, source in config.labels.items()}
     last = config.documents + config.held_out
     corpora = {name: dataset.corpus(0, last) for name, dataset in found.items()}
@@ -153,7 +153,7 @@ def read_study(config: Config) -> tuple[Study, None]:
 
 
 def figures_of(trial: ObjectiveTrial, study: Study, config: Config) -> list[dict[str, float]]:
-    """One trial's figures."""
+    """Run one trial and return its figures."""
     from pipeline.experiments.overfitting import run_trial
 
     return run_trial(trial, study, config.model, config.training, config.output / "trials")

@@ -1,7 +1,7 @@
-"""Bits per byte of text: models, with the embedding of every window stored in each way, and classical compressors.
+"""Bits per byte of text for models, with window embeddings stored in each format, and for classical compressors.
 
-A text costs a model the code lengths of its tokens and, if it is an estimator or an autoencoder, the stored embeddings.
-Prints a table that says what to compare with what; writes it as results.csv and results.md.
+The size of a text is the code length of its tokens, plus the stored embeddings of an estimator or autoencoder. Prints a
+table that says which results are comparable, and writes it as results.csv and results.md.
 """
 
 import sys
@@ -30,22 +30,22 @@ from schemas.rows import TEXT_COLUMN
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config(Inputs):
-    """Which models, on which text, where to write."""
+    """Models, text, output."""
 
     models: tuple[str, ...] = ()
     """Estimators, autoencoders and causal language models, each with its tokenizer: folders or names on the Hub; the
     shipped estimator by default."""
     input: tuple[str, ...] = ()
-    """Documents, as --input of pipeline.annotate takes them; built-in English text by default. No model should have
-    seen the documents that are held out."""
+    """Documents, as in --input of pipeline.annotate; built-in English text by default. No model should have seen the
+    held-out documents."""
     text_column: str = TEXT_COLUMN
     """Name of the column that holds the text."""
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None
-    """Last documents to measure on, half by default; those before them say how far int8's range must reach."""
+    """Measure on this many of the last documents, half by default. The documents before them calibrate int8's range."""
     window: int | None = None
-    """Most tokens that a model sees at a time; its whole context by default."""
+    """Largest number of tokens that a model sees at a time; its whole context by default."""
     tokens_per_batch: int = 8192
     """Tokens in a batch, padding included."""
     output: Path | None = None
@@ -60,14 +60,14 @@ DEFAULTS = Config()
 
 @dataclass(frozen=True)
 class Texts:
-    """Documents that were seen before, and those to measure on."""
+    """Documents to calibrate on, and held-out documents to measure on."""
 
     seen: Sequence[str]
     held_out: Sequence[str]
 
 
 def measure_compression(config: Config = DEFAULTS) -> None:
-    """Measure how small models and classical compressors make the same held-out text."""
+    """Measure how far models and classical compressors compress the same held-out text."""
     if config.output is not None:
         require_new_folder(config.output)
     models = {name: require_compressor(Checkpoint.find(name)) for name in config.models}
@@ -83,15 +83,15 @@ def measure_compression(config: Config = DEFAULTS) -> None:
 
 
 def require_compressor(checkpoint: Checkpoint) -> Checkpoint:
-    """A model that can give text a code length.
+    """Return the checkpoint if its model can give text a code length.
 
     Raises:
-        ValueError: if it holds no such model, or no tokenizer.
+        ValueError: if the model cannot, or there is no tokenizer.
     """
     folder = checkpoint.folder
     if checkpoint.kind == "second-order":
         raise ValueError(
-            f"{folder} holds a second-order model, which predicts no tokens; name one that does with --models"
+            f"{folder} holds a second-order model, which predicts no tokens; name another model with --models"
         )
     if not (folder / TOKENIZER_FILE).is_file():
         raise ValueError(f"{folder} has no {TOKENIZER_FILE}, without which no text can be measured; name another model")
@@ -99,7 +99,7 @@ def require_compressor(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def read_texts(config: Config) -> Texts:
-    """The documents, a row without text being an empty one."""
+    """Read the documents; a row without text becomes an empty document."""
     files = config.find_any(pinned(config.input))
     if config.input:
         files.tell()
@@ -113,8 +113,8 @@ def read_texts(config: Config) -> Texts:
 
 
 def by_model(name: str, checkpoint: Checkpoint, texts: Texts, config: Config) -> Iterator[Compression]:
-    """A causal language model's one line, or a line for every way to store the embedding."""
-    # torch takes seconds, which --help does not need
+    """Yield one result for a causal language model, else one result per storage format of the embedding."""
+    # imported here because torch takes seconds, and --help does not need it
     import torch
 
     from pipeline.models.loading import declared_start, load_autoencoder, load_causal, load_estimator
@@ -141,11 +141,15 @@ def by_model(name: str, checkpoint: Checkpoint, texts: Texts, config: Config) ->
 
 
 def tokenized(texts: Sequence[str], folder: Path, vocabulary: int) -> Corpus:
-    """Documents in the tokens of the folder's tokenizer."""
+    """Tokenize documents with the folder's tokenizer.
+
+    Raises:
+        ValueError: if the tokenizer has more ids than the model, or all documents are empty.
+    """
     tokenizer = load_tokenizer(folder)
     if (ids := id_count(tokenizer)) > vocabulary:
-        known = f"{ids} ids, its model {vocabulary}"
-        raise ValueError(f"the tokenizer of {folder} has {known}; put the model's own there")
+        known = f"{ids} ids, but its model has {vocabulary}"
+        raise ValueError(f"the tokenizer of {folder} has {known}; put the model's own tokenizer there")
     return require_tokens(Corpus.of(encode(tokenizer, texts), text_bytes=[len(text.encode()) for text in texts]))
 
 

@@ -1,10 +1,10 @@
-"""Measures label methods against sources whose entropies are known exactly.
+"""Measure label methods against sources whose entropies are known exactly.
 
-On each source a causal language model and an entropy estimation model are trained with equal compute, second-order
-models learn the labels of these, and all of them label the same fresh documents. With --introduction it is estimators
-that are compared, by where the embedding enters their decoder: in held-out loss, errors of labels and time. Sources run
-side by side, one per CPU core. Writes results.csv, results.md, a scatter plot for each method (none of introductions)
-and the metrics of each training.
+On each source, a causal language model and an entropy estimation model are trained with equal compute. Second-order
+models learn the labels of both, and all models label the same fresh documents. With --introduction, estimators that
+differ in where the embedding enters their decoder are compared instead, in held-out loss, label errors and time.
+Sources run side by side, one per CPU core. Writes results.csv, results.md, the metrics of each training and, without
+--introduction, a scatter plot for each method.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.messages import say
 from pipeline.models.checkpoint import require_new_folder
 from pipeline.models.model_card import command_line
 
-if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
+if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
     from pipeline.experiments.accuracy import Entry
     from pipeline.experiments.introduction import Outcome
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not nee
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Which sources, how large the contest, where to write."""
+    """Sources, sizes of the contest, output."""
 
     output: Path
     """Folder to write the results to."""
     sources: tuple[str, ...] = tuple(SOURCES)
     """Sources to measure on; all by default."""
     introduction: bool = False
-    """Compare instead where the embedding enters the decoder of estimators: above none to all of its layers."""
+    """Compare estimators instead. Their embedding enters the decoder above none, some or all of its layers."""
     widths: tuple[int, ...] = (1, 4)
-    """With --introduction, numbers that the embedding has: each is tried."""
+    """With --introduction, widths of the embedding to try."""
     processes: int | None = None
     """Sources at a time; one per CPU core by default."""
     contest: ContestSettings = field(default_factory=ContestSettings)
@@ -57,7 +57,7 @@ class Config:
 
 
 def measure_truth(config: Config) -> None:
-    """Measure how near each label method comes to the true entropies of known sources."""
+    """Measure how close each label method comes to the true entropies of known sources."""
     from pipeline.experiments import accuracy, introduction
 
     if not config.introduction:
@@ -74,7 +74,7 @@ def measure_truth(config: Config) -> None:
 
 
 def contest(source: str, config: Config) -> list[Entry]:
-    """One source's contest on one core, printing each result. More threads do not help models of this size."""
+    """Run one source's contest on one core and print each result; more threads do not help models of this size."""
     from pipeline.experiments.contest import hold_contest
 
     entries: list[Entry] = []
@@ -87,7 +87,7 @@ def contest(source: str, config: Config) -> list[Entry]:
 
 
 def introductions(source: str, config: Config) -> list[Outcome]:
-    """One source's estimators on one core, printing the outcome of each."""
+    """Compare one source's estimators on one core and print each outcome."""
     from pipeline.experiments.introduction import compare_introductions
 
     outcomes: list[Outcome] = []

@@ -1,8 +1,9 @@
-"""Redraws the paper's five kinds of figure at a size that two CPU cores finish, and says which signs are seen.
+"""Redraw the paper's five kinds of figure at a size that two CPU cores can handle, and say which claims are confirmed.
 
-(1) autoencoders, embeddings repeated or unrolled; (2) compressive autoencoders and causal language models; (3) how the
-embedding enters the decoder; (4) normalized loss by tokens, estimator and causal; (5) layers rounded one by one, with
-and without noise in training. Each writes a CSV, a plot and a table. The same command resumes.
+(1) autoencoders with repeated and unrolled embeddings; (2) compressive autoencoders and causal language models; (3)
+places where the embedding enters the decoder; (4) normalized loss against tokens, for estimators and causal models; (5)
+layers rounded one at a time, with and without training noise. Each figure is written as a CSV, a plot and a table. The
+same command resumes.
 """
 
 import os
@@ -24,7 +25,7 @@ from pipeline.experiments.results import require_matplotlib
 from pipeline.messages import say
 from pipeline.training.config import TrainingConfig
 
-if TYPE_CHECKING:  # imports torch, which takes seconds
+if TYPE_CHECKING:  # this imports torch, which is slow and not needed for --help
     from pipeline.experiments.figure_trial import Text
 
 EVALUATIONS = 10
@@ -32,32 +33,32 @@ EVALUATIONS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class FigureTraining(TrainingConfig):
-    """Settings of every training job, with other defaults."""
+    """Training settings with the defaults of small models."""
 
     tokens_per_batch: int = 2048
     """Tokens in a batch, padding included."""
     learning_rate: float = 3e-3
-    """Peak rate of AdamW; a linear warm-up before it, a cosine to zero after it."""
+    """Peak learning rate of AdamW, after a linear warm-up and before a decay to zero."""
 
 
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config(Inputs):
-    """Which figures, on what text, where to write."""
+    """Figures, text, output."""
 
     output: Path
     """Folder to write to."""
     figure: tuple[int, ...] = tuple(FIGURES)
     """Figures to draw, 1 to 5; all by default."""
     input: tuple[str, ...] = ()
-    """Documents, as --input of pipeline.annotate takes them; by default the file that the environment variable FINEWEB
-    names, or else the built-in text."""
+    """Documents, as in --input of pipeline.annotate; by default the file named by the environment variable FINEWEB, or
+    else the built-in text."""
     documents: int = 2000
-    """First documents to read, the last of them held out."""
+    """Read at most this many documents, of which the last are held out."""
     held_out: int = 20
-    """Of them, documents to evaluate on."""
+    """Number of documents to hold out for evaluation."""
     time: float = 1.0
-    """Share of each figure's steps: below 1 for a look."""
+    """Share of each figure's steps to run; below 1 for a quick look."""
     processes: int | None = None
     """Trainings at a time; one per CPU core by default."""
     training: FigureTraining = field(default_factory=FigureTraining)
@@ -100,7 +101,7 @@ def reproduce_figures(config: Config) -> None:
 
 
 def rows_of(trial: FigureTrial, figure: Figure, text: "Text", config: Config, folder: Path) -> Sequence[Row]:
-    """The trial's evaluations, or what rounding each of its layers costs."""
+    """Return the trial's evaluations, or the cost of rounding each of its layers."""
     from pipeline.experiments.figure_trial import rows_by_layer, trained_model
     from pipeline.models.window_encoder import WindowEncoder
     from pipeline.training.batches import Windowing

@@ -1,8 +1,9 @@
-"""Trains an autoencoder: all tokens of a window regenerated in one pass from its embedding alone (paper section 3).
+"""Train an autoencoder, which regenerates all tokens of a window in one pass from its embedding (paper section 3).
 
-It learns windows of the whole context and the shorter ones that documents end in: unlike an estimator's, its code
-lengths of prefixes are no labels. Held-out loss is measured on such windows too. The same command resumes an
-interrupted training. Processes: one, or those of `accelerate launch -m jobs.train_autoencoder`.
+It learns windows of the whole context and the shorter ones at the ends of documents. It needs no other lengths, since
+its code lengths of prefixes do not become labels, unlike an estimator's. Held-out loss is measured on the same kind of
+windows. The same command resumes an interrupted run. Runs in one process, or in those of
+`accelerate launch -m jobs.train_autoencoder`.
 """
 
 import sys
@@ -23,7 +24,7 @@ from pipeline.training.data import DocumentSettings
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to train on, what to train, where to write."""
+    """Documents, model, output."""
 
     documents: Annotated[DocumentSettings, cyclopts.Parameter(name="*")]
     output: Path
@@ -34,7 +35,7 @@ class Config:
 
 def train_autoencoder(config: Config) -> None:
     """Train an autoencoder on documents."""
-    # torch takes seconds, which --help does not need
+    # imported here because torch takes seconds, and --help does not need it
     import torch
 
     from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -52,11 +53,11 @@ def train_autoencoder(config: Config) -> None:
 
 
 def card(facts: Mapping[str, object]) -> str:
-    """The checkpoint's model card."""
+    """Return the checkpoint's model card."""
     return model_card(
         "Autoencoder of windows",
-        "An encoder whose last state, narrowed where there is a bottleneck, is all that the decoder has to regenerate "
-        "a window from (arXiv 2511.10618).",
+        "The decoder regenerates a window from the encoder's last state only, narrowed if there is a bottleneck "
+        "(arXiv 2511.10618).",
         facts,
         command=command_line("jobs.train_autoencoder", sys.argv[1:]),
         tags=["autoencoder"],

@@ -1,8 +1,8 @@
-"""Trains the entropy estimation model on documents, in windows of every length up to the context.
+"""Train the entropy estimation model on documents, in windows of every length up to the context.
 
-Every length must be seen in training, since an exact label is the difference of the code lengths of two
-prefixes (paper section 3). Held-out loss is measured on windows of the whole context. The same command resumes an
-interrupted training. Processes: one, or those of `accelerate launch -m jobs.train_estimator`.
+Training must cover every length, since an exact label is the difference between the code lengths of two prefixes (paper
+section 3). Held-out loss is measured on windows of the whole context. The same command resumes an interrupted run. Runs
+in one process, or in those of `accelerate launch -m jobs.train_estimator`.
 """
 
 import sys
@@ -25,34 +25,34 @@ from pipeline.training.data import Documents, DocumentSettings
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to train on, what to train, where to write."""
+    """Documents, model, output."""
 
     documents: Annotated[DocumentSettings, cyclopts.Parameter(name="*")]
     output: Path
     """Folder to write the checkpoint to."""
     init_from: str | None = None
-    """Estimator to start as, of the same sizes: a folder, or a name on the Hub. If its embedding enters elsewhere, its
-    encoder and decoder are taken. Else it starts from scratch."""
+    """Estimator of the same sizes to start from, a folder or a name on the Hub; from scratch by default. If its
+    embedding enters the decoder elsewhere, only its encoder and decoder are used."""
     folds: int = 1
-    """Above 1: so many estimators, each trained without a part of the documents, which it can then label unseen."""
+    """Number of estimators. Several are each trained without one part of the documents, to label that part unseen."""
     model: EstimatorSizes = field(default_factory=EstimatorSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "folds")
         if self.init_from is not None and self.folds > 1:
-            raise ValueError("--init-from with --folds would have seen every fold; leave out one of them")
+            raise ValueError("the model of --init-from has seen every fold of --folds; leave out one of the two flags")
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """All that the models depend on, apart from the documents."""
+        """Everything the models depend on, except the documents."""
         own = {"init_from": self.init_from, "folds": self.folds}
         return {**own, "model": asdict(self.model), "training": self.training.fingerprint}
 
 
 def train_estimator(config: Config) -> None:
     """Train an entropy estimation model on documents."""
-    # torch takes seconds, which --help does not need
+    # imported here because torch takes seconds, and --help does not need it
     from pipeline.training import resume
     from pipeline.training.distributed import process_group
     from pipeline.training.job import train_folds
@@ -65,7 +65,7 @@ def train_estimator(config: Config) -> None:
 
 
 def train_on(documents: Documents, output: Path, config: Config) -> None:
-    """Trains one estimator and writes it, with its card, to `output`."""
+    """Train one estimator and write it, with its card, to `output`."""
     import torch
 
     from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
@@ -81,11 +81,11 @@ def train_on(documents: Documents, output: Path, config: Config) -> None:
 
 
 def card(facts: Mapping[str, object]) -> str:
-    """The checkpoint's model card."""
+    """Return the checkpoint's model card."""
     return model_card(
         "Entropy estimation model",
-        "An encoder-augmented causal decoder. The difference of the code lengths it gives to two prefixes is the "
-        "entropy of the token between them (arXiv 2511.10618).",
+        "A causal decoder with an encoder. The difference between its code lengths of two prefixes is the entropy of "
+        "the token between them (arXiv 2511.10618).",
         facts,
         command=command_line("jobs.train_estimator", sys.argv[1:]),
         tags=["entropy-estimation"],

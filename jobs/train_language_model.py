@@ -1,9 +1,10 @@
-"""Trains a causal language model to approach each token's entropy and, by its objective, not to go below it.
+"""Train a causal language model with an objective that stops at each token's entropy.
 
-Documents are packed into windows with a separator before each, which has no label; a token's label stays at its token.
-The model is an ordinary Llama that `AutoModelForCausalLM` loads. The same command resumes an interrupted training.
+Documents are packed into windows. A separator without a label precedes each document, and every label stays at its
+token. By default, the model is a plain Llama that `AutoModelForCausalLM` loads. The same command resumes an interrupted
+run.
 
-Processes: one; or those of `accelerate launch -m jobs.train_language_model`; or, with --workers, of a Ray cluster.
+Runs in one process, in those of `accelerate launch -m jobs.train_language_model` or, with --workers, of a Ray cluster.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pipeline.models.sizes import LanguageModelSizes
 from pipeline.training.config import NEED_LABELS, ObjectiveSettings, TrainingConfig
 from pipeline.training.data import LabelledDocuments, ModelTokens, in_windows
 
-if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
+if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
     from transformers import PreTrainedModel
 
     from pipeline.training.metrics import Metrics
@@ -37,7 +38,7 @@ if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not nee
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to train on, towards what, where to write."""
+    """Labels to train on, objective, model, output."""
 
     labels: str
     """Annotated dataset to train on: a folder, or hf://datasets/USER/NAME."""
@@ -45,24 +46,25 @@ class Config:
     """Folder to write the model to."""
     objective: Annotated[ObjectiveSettings, cyclopts.Parameter(name="*")] = field(default_factory=ObjectiveSettings)
     shuffle_labels: bool = False
-    """Give every label to a token of chance: a control, which has the labels' distribution and nothing else of them."""
+    """Assign every label to a random token, as a control that keeps only the labels' distribution."""
     tokenizer: Path | None = None
-    """Tokenizer folder of the model; the labels' own by default. Labels move to its tokens through their bytes.
-    Documents whose tokens are not those of their text are left out, and counted in metrics.jsonl."""
+    """Tokenizer folder of the model; the labels' own by default. Labels move to its tokens through shared bytes.
+    Documents whose tokens do not match their text are left out, and counted in metrics.jsonl."""
     limit: int | None = None
-    """Documents to read at the most."""
+    """Read at most this many documents."""
     held_out: int | None = None
-    """Last documents to evaluate on and never train on; one in twenty, 500 at the most, by default."""
+    """Hold out this many documents at the end for evaluation only; by default one in twenty, at most 500."""
     out_of_distribution: tuple[str, ...] = ()
-    """Files of other text to evaluate on too, as --input of pipeline.annotate takes them."""
+    """Files of other text to evaluate on as well, as in --input of pipeline.annotate."""
     stream: int | None = None
-    """Tokens to hold in memory, and to shuffle, at a time; all of them by default."""
+    """Hold and shuffle about this many tokens in memory at a time; all of them by default."""
     dropout: float = 0.0
-    """Share of the embeddings, and of what each block adds, that is dropped in training."""
+    """Dropout rate of the embeddings and of what each block adds to them."""
     workers: int | None = None
-    """Processes of a Ray cluster, each with a GPU where the cluster has any; this process alone by default."""
+    """Train in this many processes of a Ray cluster, each with a GPU if the cluster has any; by default in this process
+    only."""
     address: str | None = None
-    """With --workers, Ray cluster to join; inside `ray job submit` that job's cluster, else a local one, by default."""
+    """With --workers, Ray cluster to join; by default that of the job inside `ray job submit`, else a local one."""
     model: LanguageModelSizes = field(default_factory=LanguageModelSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -84,7 +86,7 @@ def train_language_model(config: Config) -> None:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """The same with absolute paths: a process elsewhere has another working folder."""
+    """Return the settings with absolute paths, since a process elsewhere has another working folder."""
     labels, *texts = (
         name if "://" in name else str(Path(name).resolve()) for name in (config.labels, *config.out_of_distribution)
     )
@@ -95,13 +97,13 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def train_here(config: Config, arguments: Sequence[str]) -> None:
-    """The training, in this process and those that were started with it; `arguments` are the command's."""
+    """Train in this process and those started with it; `arguments` are the command's."""
     from pipeline.training import resume
     from pipeline.training.distributed import process_group, this_process
 
     with process_group():
         dataset = find_annotations(config.labels)
-        if not this_process().is_main_process:  # all read the same, and one says what is left out
+        if not this_process().is_main_process:  # all processes read the same, and one reports what is left out
             logging.getLogger(LabelledDocuments.__module__).setLevel(logging.ERROR)
         tokens = ModelTokens.of(dataset, config.tokenizer)
         seen, evaluated = documents(config, dataset, tokens)
@@ -119,7 +121,7 @@ def train_on(
     config: Config,
     arguments: Sequence[str],
 ) -> None:
-    """Trains the model and writes it, with its card; `mean_label` is that of the labels, in nats."""
+    """Train the model and write it, with its card; `mean_label` is the mean of the labels, in nats."""
     import torch
 
     from pipeline.training.batches import labelled_batches
@@ -147,12 +149,12 @@ def train_on(
         config.output,
         tokenizer=seen.tokens.folder,
         card=lambda metrics: card(model, seen, metrics, config, arguments),
-        result="held-out cross-entropy {held_out_loss:.3f} nats a token",
+        result="held-out cross-entropy {held_out_loss:.3f} nats per token",
     )
 
 
 def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
-    """All that the model depends on: not where, nor in how many processes, it is trained."""
+    """Return everything the model depends on, which excludes the place and the number of processes."""
     settings = {**asdict(config), "training": config.training.fingerprint, "provenance": asdict(dataset.provenance)}
     return {name: value for name, value in settings.items() if name not in ("output", "workers", "address")}
 
@@ -160,7 +162,7 @@ def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
 def documents(
     config: Config, dataset: AnnotatedDataset, tokens: ModelTokens
 ) -> tuple[LabelledDocuments, dict[str, PackedWindow]]:
-    """Documents to train on and, by name, windows to evaluate on.
+    """Return documents to train on and, by name, windows to evaluate on.
 
     Raises:
         ValueError: if there is nothing to evaluate on.
@@ -177,12 +179,12 @@ def documents(
 
 
 def documents_read(config: Config, dataset: AnnotatedDataset) -> int:
-    """How many there are, or are to be read: the first ones."""
+    """Return the number of documents to read, from the first on."""
     return min(len(dataset), config.limit or len(dataset))
 
 
 def new_model(config: Config, tokens: ModelTokens) -> PreTrainedModel:
-    """Fresh, of random weights."""
+    """Return a model with random weights."""
     from pipeline.models.stacks import add_dropout, new_language_model, stack_config
 
     sizes = stack_config(vocab_size=max(tokens.vocabulary, tokens.separator + 1), **vars(config.model))
@@ -195,21 +197,25 @@ def new_model(config: Config, tokens: ModelTokens) -> PreTrainedModel:
 def card(
     model: PreTrainedModel, seen: LabelledDocuments, metrics: Metrics, config: Config, arguments: Sequence[str]
 ) -> str:
-    """The model's card."""
+    """Return the model's card."""
     held_out, left_out = documents_read(config, seen.dataset) - seen.stop, int(metrics.get("documents_left_out", 0))
     origin, objective = seen.dataset.provenance, config.objective.objective
     return model_card(
         "Causal language model",
-        f"A Llama trained with the objective `{objective}` on per-token entropy labels (arXiv 2511.10618).",
+        f"Trained with the objective `{objective}` on per-token entropy labels (arXiv 2511.10618).",
         {
             "trained on": f"{seen.stop - left_out:,} documents with {origin.method} labels",
-            **({"left out": f"{left_out:,} documents, whose labels do not move"} if left_out else {}),
+            **({"left out": f"{left_out:,} documents whose labels cannot move"} if left_out else {}),
             "held out": f"{held_out:,} documents after them",
             "model behind the labels": origin.labelled_by,
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
             "training": training_length(metrics),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            **{f"{name.replace('_', ' ')}, nats a token": metrics[name] for name in metrics if name.endswith("_loss")},
+            **{
+                f"{name.replace('_', ' ')}, nats per token": nats
+                for name, nats in metrics.items()
+                if name.endswith("_loss")
+            },
         },
         command=command_line("jobs.train_language_model", arguments),
         tags=["causal-lm", "token-entropy"],

@@ -1,12 +1,12 @@
-"""Trains the second-order model on an annotated dataset: tokens in, both of a token's entropies out.
+"""Train the second-order model on an annotated dataset; it maps tokens to both entropies of each token.
 
-The seeing and the expecting output both learn the column `entropy` by mean squared error. Since the expecting one
-has not seen the token, the best it can do is the label's mean there, which is the expected entropy. Tokens without
-a label count for nothing. Any method's labels can be the teacher, a stronger language model's among them. Documents are
-cut into the windows that the labels were made in, and a causal language model reads the same token before each.
+The seeing and the expecting output both learn the column `entropy` by mean squared error. The expecting output has not
+seen the token, so the best it can learn is the label's mean there, which is the expected entropy. Tokens without a
+label add no error. Labels of any method can be the teacher, including those of a stronger language model.
+Documents are cut into the same windows as in annotation, and a causal language model reads the same token before each.
 
-The same command resumes an interrupted training. Processes: one, or those of `accelerate launch -m
-jobs.train_second_order`.
+The same command resumes an interrupted run. Runs in one process, or in those of
+`accelerate launch -m jobs.train_second_order`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.models.sizes import Form, SecondOrderSizes, TransformerSizes
 from pipeline.training.config import TrainingConfig
 from pipeline.training.label_windows import LabelWindows, label_windows
 
-if TYPE_CHECKING:  # imports torch, which takes seconds that --help does not need
+if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
     from pipeline.models.second_order import SecondOrderModel
     from pipeline.training.batches import Windowing
     from pipeline.training.metrics import Metrics
@@ -42,31 +42,31 @@ class Config:
     """Labels to train on, model to start from, output."""
 
     labels: str
-    """Annotated dataset whose column `entropy` is learned: a folder, or hf://datasets/USER/NAME."""
+    """Annotated dataset with the column `entropy` to learn: a folder, or hf://datasets/USER/NAME."""
     output: Path
     """Folder to write the checkpoint to."""
     init_from: str | None = None
-    """Model to start as, sizes and all: an estimator, whose decoder is taken, or a causal language model, each a folder
-    (one with folds, where --folds asks for them) or a name on the Hub. Else it starts from scratch."""
+    """Model to start from, including its sizes: an estimator, of which the decoder is used, or a causal language model.
+    Give a folder (with folds if --folds asks for them) or a name on the Hub; from scratch by default."""
     overlap: int | None = None
-    """Tokens that a window shares with the next in longer documents; as when the labels were made by default, or half
-    the window where that is another."""
+    """Tokens that a window shares with the next in longer documents; by default as in annotation, or half the window if
+    the window differs from annotation's."""
     start_token: str | None = None
-    """With --init-from a causal language model, the text of the token to read before every window. By default the one
-    that was read when the labels were made, or else what its tokenizer declares as beginning, or end, of sequence."""
+    """With a causal language model in --init-from, the text of the token to read before every window. By default the
+    token read in annotation, or else the beginning or end of sequence declared by its tokenizer."""
     form: Form = "residual"
-    """residual: an output is a correction to the model's own loss as a language model. direct: it is the estimate, and
-    nothing is projected on the vocabulary."""
+    """residual: each output corrects the model's own loss as a language model. direct: each output is the estimate, and
+    nothing is projected to the vocabulary."""
     transformers: Literal[1, 2] = 1
-    """1: both outputs read one transformer. 2: the expecting output has its own."""
+    """1: both outputs share one transformer. 2: the expecting output has its own."""
     causal_weight: float = 1.0
-    """Weight of the model's own loss as a language model, added to the squared error; 0 leaves it out."""
+    """Weight of the model's own loss as a language model, which is added to the squared error; 0 leaves it out."""
     folds: int = 1
-    """Above 1: so many models, each trained without a part of the documents, which it can then label unseen."""
+    """Number of models. Several are each trained without one part of the documents, to label that part unseen."""
     limit: int | None = None
-    """Read at most this many documents, from the first on."""
+    """Read at most this many documents."""
     held_out: int | None = None
-    """Last documents to evaluate on and never train on; one in twenty, at most 500, by default."""
+    """Hold out this many documents at the end for evaluation only; by default one in twenty, at most 500."""
     model: SecondOrderSizes = field(default_factory=SecondOrderSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -78,22 +78,22 @@ class Config:
             raise ValueError(f"--model.context must be at least 1, not {self.model.context}")
         if self.init_from is not None and self.model.from_scratch:
             flags = " ".join(f"--model.{name}" for name in self.model.from_scratch)
-            raise ValueError(f"a model that starts as --init-from has its sizes; leave out {flags}")
+            raise ValueError(f"a model takes its sizes from --init-from; leave out {flags}")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The settings, with the labels and checkpoints that they name."""
+    """Settings, with the labels and checkpoints that they name."""
 
     config: Config
     dataset: AnnotatedDataset
     starts: tuple[Checkpoint | None, ...]
-    """For each fold the checkpoint that its model starts as; None from scratch."""
+    """Checkpoint that each fold's model starts from; None from scratch."""
     windows: LabelWindows
 
     @classmethod
     def of(cls, config: Config) -> Prepared:
-        """Finds labels and checkpoints, and chooses windows.
+        """Find labels and checkpoints, and choose windows.
 
         Raises:
             ValueError: if they do not fit together.
@@ -105,7 +105,7 @@ class Prepared:
 
     @property
     def windowing(self) -> Windowing:
-        """Windows of training and evaluation: those that the labels were made in."""
+        """Windows for training and evaluation, by default those of annotation."""
         from pipeline.training.batches import Windowing
 
         tokens = self.config.training.tokens_per_batch
@@ -113,7 +113,7 @@ class Prepared:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """All that the models depend on: not where, nor in how many processes, they are trained."""
+        """Everything the models depend on, which excludes the place and the number of processes."""
         settings = {
             **asdict(self.config),
             "training": self.config.training.fingerprint,
@@ -145,10 +145,10 @@ def train_second_order(config: Config) -> None:
 
 
 def read_documents(plan: Prepared) -> tuple[Corpus, Corpus]:
-    """Documents to train on, and documents to evaluate on.
+    """Return documents to train on and documents to evaluate on.
 
     Raises:
-        ValueError: if there are not two labels of either.
+        ValueError: if there are fewer than two labels in either.
     """
     seen, held_out = plan.dataset.corpus(stop=plan.config.limit).held_out(plan.config.held_out)
     for part in (seen, held_out):
@@ -161,7 +161,7 @@ def read_documents(plan: Prepared) -> tuple[Corpus, Corpus]:
 
 
 def train_on(seen: Corpus, held_out: Corpus, start: Checkpoint | None, output: Path, plan: Prepared) -> None:
-    """Trains one model and writes it, with its card, to `output`."""
+    """Train one model and write it, with its card, to `output`."""
     import torch
 
     from pipeline.training.batches import endless_batches
@@ -173,7 +173,7 @@ def train_on(seen: Corpus, held_out: Corpus, start: Checkpoint | None, output: P
     torch.manual_seed(training.seed)
     model = initial_model(plan, start, seen.given_labels)
     if config.form == "direct" and config.causal_weight == 0:
-        model.freeze_head()  # several processes wait for every gradient, and nothing reads these weights
+        model.freeze_head()  # nothing reads these weights, and several processes would wait for gradients
     train_and_save(
         model,
         endless_batches([seen], plan.windowing, training.seed),
@@ -188,10 +188,10 @@ def train_on(seen: Corpus, held_out: Corpus, start: Checkpoint | None, output: P
 
 
 def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Checkpoint | None, ...]:
-    """For each fold the checkpoint that its model starts as, which must not have seen the fold either.
+    """Return the checkpoint that each fold's model starts from, which must not have seen the fold either.
 
     Raises:
-        ValueError: if they are of another number of folds or another kind, or read other tokens than the labels' own.
+        ValueError: if there are more or fewer checkpoints than folds, or one has the wrong kind or tokens.
     """
     if config.init_from is None:
         return (None,) * config.folds
@@ -206,7 +206,7 @@ def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Checkpoi
 
 
 def initial_model(plan: Prepared, start: Checkpoint | None, labels: np.ndarray) -> SecondOrderModel:
-    """A fresh model, or one that starts as another; its outputs are scaled to the labels."""
+    """Return a fresh model, or one that starts from a checkpoint, with its outputs scaled to the labels."""
     from pipeline.models.loading import load_causal, load_estimator
     from pipeline.models.second_order import SecondOrderModel
     from pipeline.models.stacks import llama_config
@@ -228,10 +228,10 @@ def initial_model(plan: Prepared, start: Checkpoint | None, labels: np.ndarray) 
 
 
 def require_same_tokens(start: Checkpoint, dataset: AnnotatedDataset) -> None:
-    """Refuses a model that reads other token ids than the labels speak of.
+    """Raise if a model does not have the token ids of the labels.
 
     Raises:
-        ValueError: if its tokenizer is another or its vocabulary smaller.
+        ValueError: if its tokenizer differs or its vocabulary is smaller.
     """
     same = start.tokenizer_sha256 == dataset.provenance.tokenizer_sha256
     if not same or start.vocabulary < dataset.vocabulary:
@@ -241,7 +241,7 @@ def require_same_tokens(start: Checkpoint, dataset: AnnotatedDataset) -> None:
 
 
 def card(model: SecondOrderModel, plan: Prepared, seen: Corpus, held_out: Corpus, metrics: Metrics) -> str:
-    """The checkpoint's model card."""
+    """Return the checkpoint's model card."""
     config, origin = plan.config, plan.dataset.provenance
     return model_card(
         "Second-order entropy model",

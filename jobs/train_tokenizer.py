@@ -1,7 +1,7 @@
-"""Trains a byte-level BPE tokenizer: every string has an encoding, and decoding gives it back.
+"""Train a byte-level BPE tokenizer, which encodes every string and decodes it back exactly.
 
-Writes a folder that `AutoTokenizer.from_pretrained` loads. `<|endoftext|>` has id 0 and stands before each
-document when a language model is trained; annotation never adds it.
+Writes a folder that `AutoTokenizer.from_pretrained` loads. `<|endoftext|>` has id 0 and precedes each document when a
+language model is trained; annotation never adds it.
 """
 
 import itertools
@@ -30,16 +30,16 @@ MEASURED_DOCUMENTS = 1000
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config(Inputs):
-    """What to train on and where to write."""
+    """Text, vocabulary, output."""
 
     output: Path
     """Folder to write the tokenizer to."""
     vocabulary: int = 8192
-    """Tokens in the vocabulary, the separator and the 256 bytes among them."""
+    """Number of tokens, including the separator and the 256 bytes."""
     text_column: str = TEXT_COLUMN
     """Name of the column that holds the text."""
     limit: int | None = None
-    """Documents to train on at the most."""
+    """Train on at most this many documents."""
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "limit", "longest_document")
@@ -54,17 +54,17 @@ def train_tokenizer(config: Config) -> None:
     tokenizer = train_byte_pairs(texts(files, config), config.vocabulary)
     sample = list(itertools.islice(texts(files, config), MEASURED_DOCUMENTS))
     if not sample:
-        raise ValueError("the input has no text to train on; name files that have some with --input")
+        raise ValueError("the input has no text to train on; name files with text in --input")
     save(tokenizer, config)
     tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(sample))
-    bytes_a_token = sum(len(text.encode()) for text in sample) / max(1, tokens)
-    (config.output / CARD_FILE).write_text(card(tokenizer, files, config, bytes_a_token), encoding="utf-8")
-    say(f"{config.output}: {id_count(tokenizer):,} tokens, {bytes_a_token:.2f} bytes a token")
+    bytes_per_token = sum(len(text.encode()) for text in sample) / max(1, tokens)
+    (config.output / CARD_FILE).write_text(card(tokenizer, files, config, bytes_per_token), encoding="utf-8")
+    say(f"{config.output}: {id_count(tokenizer):,} tokens, {bytes_per_token:.2f} bytes per token")
 
 
 def save(tokenizer: Tokenizer, config: Config) -> None:
-    """A folder for `AutoTokenizer`; its largest file without white space is 230 kB in place of 550."""
-    from transformers import PreTrainedTokenizerFast  # takes a while, which --help does not need
+    """Write a folder for `AutoTokenizer`; without white space its largest file is 230 kB instead of 550."""
+    from transformers import PreTrainedTokenizerFast  # takes a while, and --help does not need it
 
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=SEPARATOR, eos_token=SEPARATOR, pad_token=SEPARATOR
@@ -73,15 +73,15 @@ def save(tokenizer: Tokenizer, config: Config) -> None:
     tokenizer.save(str(config.output / TOKENIZER_FILE), pretty=False)
 
 
-def card(tokenizer: Tokenizer, files: Sequence[File], config: Config, bytes_a_token: float) -> str:
-    """The tokenizer's card."""
+def card(tokenizer: Tokenizer, files: Sequence[File], config: Config, bytes_per_token: float) -> str:
+    """Return the tokenizer's card."""
     return model_card(
         "Byte-level BPE tokenizer",
-        f"Every string has an encoding. `{SEPARATOR}` has id 0 and stands between documents in training.",
+        f"Every string has an encoding. `{SEPARATOR}` has id 0 and separates documents in training.",
         {
             "trained on": f"{sum(1 for _ in texts(files, config)):,} documents",
             "vocabulary": id_count(tokenizer),
-            f"bytes a token, first {MEASURED_DOCUMENTS} documents": bytes_a_token,
+            f"bytes per token, first {MEASURED_DOCUMENTS} documents": bytes_per_token,
         },
         command=command_line("jobs.train_tokenizer", sys.argv[1:]),
         tags=["tokenizer"],
@@ -90,7 +90,7 @@ def card(tokenizer: Tokenizer, files: Sequence[File], config: Config, bytes_a_to
 
 
 def texts(files: Sequence[File], config: Config) -> Iterator[str]:
-    """The text of each document, rows without any left out."""
+    """Yield the text of each document, and skip rows without text."""
     for rows in iterate_rows(files, Column(config.text_column, longest=config.longest), config.limit):
         yield from (text for text in rows.column(config.text_column).to_pylist() if text)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def require_at_least_one(settings: object, *names: str) -> None:
-    """Refuses numbers below 1; other values, such as None or `auto`, pass.
+    """Raise if a setting is a number below 1; other values, for example None or `auto`, pass.
 
     Raises:
-        ValueError: with the name of the first that is below.
+        ValueError: naming the first setting that is below 1.
     """
     for name in names:
         value = getattr(settings, name)
@@ -18,15 +18,17 @@ def require_at_least_one(settings: object, *names: str) -> None:
             raise ValueError(f"`{name}` must be at least 1, not {value}")
 
 
-COPIES = ("runtime_resources", "working_dir_files")  # of the folder that `ray job submit --working-dir` is given
+COPIES = ("runtime_resources", "working_dir_files")
+"""Folders in which Ray keeps its copy of the folder given to `ray job submit --working-dir`."""
 WRITTEN = ("output", "staging")
+"""Settings that name a folder to write to."""
 
 
 def require_lasting(name: str, folder: Path) -> None:
-    """Refuses a folder in Ray's copy of the working directory, which is deleted after a job.
+    """Raise if a folder is in Ray's copy of the working directory, which Ray deletes after the job.
 
     Raises:
-        ValueError: if it is in there.
+        ValueError: if it is, naming the setting and a better folder.
     """
     parts = folder.resolve().parts
     if COPIES in pairwise(parts):
@@ -39,10 +41,10 @@ def require_lasting(name: str, folder: Path) -> None:
 
 
 def require_lasting_outputs(config: object) -> None:
-    """Refuses a command's settings if they name such a folder for output.
+    """Raise if a command's settings name an output folder that Ray deletes after the job.
 
     Raises:
-        ValueError: as require_lasting does.
+        ValueError: if so; see `require_lasting`.
     """
     named = {field.name for field in fields(config)} if is_dataclass(config) else set()
     for name in named.intersection(WRITTEN):

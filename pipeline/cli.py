@@ -1,4 +1,4 @@
-"""The command line of every command: a dataclass becomes flags, which a YAML file may set too (`--config`).
+"""Command line of every command: a dataclass becomes flags, which a YAML file can set too (`--config`).
 
 Errors that a user can cause end in one line on standard error and exit code 1.
 """
@@ -12,37 +12,40 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import cyclopts
 import yaml
 from cyclopts.config import Yaml
+from cyclopts.help import DefaultFormatter, HelpPanel, InlineText
 from httpx2 import HTTPError
 from huggingface_hub.utils.tqdm import disable_progress_bars
+from rich.text import Text
 
 from pipeline.checks import require_lasting_outputs
 from pipeline.interruptions import ending_in_a_line, output_is_closed
 from pipeline.messages import FLAGS, UNENCODED, log_to_stderr, one_line, redacted, visible
 
-INCOMPLETE = 3  # exit code: a dataset lacks shards
-COMMON_FLAGS = """\
-Also, for every command: --config FILE reads a YAML file of the flags above (input: [a, b], training: {steps: 9}),
-which flags on the command line override; --debug shows the traceback of an error."""
+INCOMPLETE = 3  # exit code of a command that leaves a dataset without some of its shards
+COMMON_FLAGS = (
+    "For every command: --config FILE reads a YAML file of the flags above (input: [a, b], training: {steps: 9}), and "
+    "flags on the command line override the file; --debug shows the traceback of an error."
+)
 
 
 def run(command: Callable[..., int | None], module: str, *, resumes: bool = True) -> NoReturn:
-    """Parses the arguments into `command`'s dataclass, calls it and exits with what it returns (None is 0).
+    """Parse the arguments into `command`'s dataclass, call `command` and exit with the code it returns (None is 0).
 
-    `resumes` says whether the same command resumes an interrupted one.
+    `resumes` is True if the same command resumes after an interruption.
     """
     _print_anything()
     log_to_stderr()
     disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of each try, and of commits of nothing
-    if os.environ.get("RANK", "0") != "0":  # of processes that train together and read the same, one warns of it
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings of retries and empty commits
+    if os.environ.get("RANK", "0") != "0":  # processes that train together read the same rows: one of them warns
         logging.getLogger("pipeline.data.skipped").setLevel(logging.ERROR)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it reports on weights that do not fit, as our error does
-    if "transformers" in sys.modules:  # it looked at these switches when it was imported
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # our own error reports weights that do not fit
+    if "transformers" in sys.modules:  # read its environment variable when it was imported
         sys.modules["transformers"].utils.logging.disable_progress_bar()
         sys.modules["transformers"].utils.logging.set_verbosity_error()
     arguments = [part for argument in sys.argv[1:] for part in _split(argument)]
@@ -65,7 +68,7 @@ def run(command: Callable[..., int | None], module: str, *, resumes: bool = True
 
 
 def _print_anything() -> None:
-    """Prints characters that the terminal's encoding lacks as escapes, in tracebacks too."""
+    """Print characters that the terminal's encoding lacks as escapes, in tracebacks too."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -78,33 +81,33 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 
 
 def _require_text(arguments: Sequence[str]) -> None:
-    """Refuses an argument that this locale cannot read: Arrow and the Hub take names in UTF-8 alone.
+    """Raise if an argument is not text in this locale, because Arrow and the Hub take only names in UTF-8.
 
     Raises:
-        ValueError: if there is one.
+        ValueError: if one is not.
     """
     for argument in arguments:
         if UNENCODED.search(argument):
             encoding = sys.getfilesystemencoding()
-            remedy = "rename the file" if encoding == "utf-8" else "set PYTHONUTF8=1, or a locale of UTF-8"
-            raise ValueError(f"the argument {argument} is not {encoding}, as this command reads it; {remedy}")
+            remedy = "rename the file" if encoding == "utf-8" else "set PYTHONUTF8=1, or a UTF-8 locale"
+            raise ValueError(f"the argument {argument} cannot be read as {encoding}; {remedy}")
 
 
 def _with_remedy(error: Exception) -> str:
-    """An error's message; for errors of libraries also what to do."""
+    """Return an error's message; for errors of libraries, add what to do."""
     if isinstance(error, cyclopts.UnusedCliTokensError):
-        return f"{' '.join(error.unused_tokens or ())} belongs to no flag; --help shows the flags and what each takes"
+        return f"{' '.join(error.unused_tokens or ())} belongs to no flag; --help shows the flags and their values"
     if isinstance(error, cyclopts.CycloptsError):
-        return f"{str(error).strip().rstrip('.')}; --help shows the flags and what each takes"
+        return f"{str(error).strip().rstrip('.')}; --help shows the flags and their values"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"cannot use {error.filename}: {error.strerror}; check the path, and that you may use it"
-    if isinstance(error, HTTPError) and not isinstance(error, OSError):  # of the Hub, whose own errors say what to do
-        return f"a server did not answer as it should ({error or type(error).__name__}); give the same command again"
+        return f"cannot use {error.filename}: {error.strerror}; check the path and its permissions"
+    if isinstance(error, HTTPError) and not isinstance(error, OSError):  # the Hub's own errors say what to do
+        return f"a server did not answer as it should ({error or type(error).__name__}); run the same command again"
     return str(error)
 
 
 def _parser(command: Callable[..., int | None], module: str, arguments: list[str]) -> cyclopts.App:
-    """The parser for `command`; removes the flags that all commands share from `arguments`."""
+    """Return the parser for `command`; remove the flags that all commands share from `arguments`."""
     if "--debug" in arguments:
         arguments.remove("--debug")
     return cyclopts.App(
@@ -113,22 +116,35 @@ def _parser(command: Callable[..., int | None], module: str, arguments: list[str
         default_parameter=cyclopts.Parameter(consume_multiple=(1, None), negative=()),
         config=_config_files(arguments),
         help_epilogue=COMMON_FLAGS,
+        group_commands="Help",
         help_format="plaintext",
+        help_formatter=_Joined(),
         version_flags=(),
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
 
 
+class _Joined(DefaultFormatter):
+    """Help panels in which each setting's text is one paragraph, without the line breaks of its docstring."""
+
+    def __call__(self, console: Any, options: Any, panel: HelpPanel) -> None:
+        for entry in panel.entries:
+            if isinstance(entry.description, InlineText):
+                words = str(entry.description.primary_renderable).split()
+                entry.description.primary_renderable = Text(" ".join(words))
+        super().__call__(console, options, panel)
+
+
 def _flags(parser: cyclopts.App) -> dict[str, str]:
-    """The flag of each setting, by its name in the dataclass and by its path (`training.steps`)."""
+    """Return the flag of each setting, by its name in the dataclass and by its path (`training.steps`)."""
     flags = [name for argument in parser.assemble_argument_collection() for name in argument.names]
     paths = {flag.removeprefix("--").replace("-", "_"): flag for flag in flags if flag.startswith("--")}
     return {path.rpartition(".")[2]: flag for path, flag in paths.items()} | paths
 
 
 def _checked(command: Callable[..., int | None]) -> Callable[..., int | None]:
-    """The same command, with a check beforehand that its outputs last."""
+    """Wrap a command in a check that Ray does not delete its outputs."""
 
     @wraps(command)
     def checked(*configs: object) -> int | None:
@@ -140,7 +156,7 @@ def _checked(command: Callable[..., int | None]) -> Callable[..., int | None]:
 
 
 def _split(argument: str) -> list[str]:
-    """`--config=FILE` as two words, the other spelling."""
+    """Split `--config=FILE` into two words; return other arguments unchanged."""
     return argument.split("=", 1) if argument.startswith("--config=") else [argument]
 
 

@@ -1,4 +1,4 @@
-"""Early ends of a command: Ctrl-C, SIGTERM, SIGHUP, or an output that is closed, as after `| head`."""
+"""Early ends of a command: Ctrl-C, SIGTERM, SIGHUP, or a closed standard output, as after `| head`."""
 
 import os
 import select
@@ -15,13 +15,14 @@ from pipeline.messages import say
 
 CLOSED_OUTPUT = 128 + signal.SIGPIPE  # exit codes as shells report them
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ECHO = 1.0  # seconds: `timeout` sends a signal twice, and a closing terminal sends two kinds
+ECHO = 1.0  # seconds in which a second signal is ignored: `timeout` sends one twice, a closing terminal two kinds
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised for Ctrl-C, for SIGTERM, which schedulers send before they kill, and for SIGHUP of a closing terminal.
+    """Raised for Ctrl-C, for SIGTERM (which schedulers send before they kill) and for SIGHUP of a closing terminal.
 
-    A subclass, because Python ends by SIGINT after a KeyboardInterrupt within an `exec`, whatever the exit code.
+    This is a subclass because Python ends by SIGINT after a plain KeyboardInterrupt within an `exec`, whatever the exit
+    code.
     """
 
     def __init__(self, number: int) -> None:
@@ -31,10 +32,10 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def ending_in_a_line(*, resumes: bool) -> Iterator[None]:
-    """Exits with one line and 128 + the signal's number (130 after Ctrl-C); silently if standard output is closed.
+    """Turn an interruption into one line and exit code 128 + the signal's number (130 after Ctrl-C).
 
-    The line has the notes of the KeyboardInterrupt, which say how far the work is. `resumes` says whether the same
-    command resumes from there. A second signal ends the process at once.
+    The line includes the notes of the KeyboardInterrupt, which say how far the work is. If `resumes`, it adds that the
+    same command resumes. A second signal ends the process at once. A closed standard output ends the process silently.
     """
     with _signals_raise(resumes):
         try:
@@ -53,7 +54,7 @@ def ending_in_a_line(*, resumes: bool) -> Iterator[None]:
 
 def _say_interrupted(resumes: bool, *parts: str) -> None:
     with suppress(OSError):  # a terminal that has closed
-        say("; ".join([*parts, *(["the same command goes on"] if resumes else [])]), file=sys.stderr)
+        say("; ".join([*parts, *(["the same command resumes"] if resumes else [])]), file=sys.stderr)
 
 
 def output_is_closed() -> bool:
@@ -69,14 +70,14 @@ def output_is_closed() -> bool:
 
 
 def end_silently() -> NoReturn:
-    """Exits with standard output at /dev/null, or Python would complain when it flushes it at the end."""
+    """Exit with standard output at /dev/null, because Python complains if its last flush fails."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(CLOSED_OUTPUT)
 
 
 @contextmanager
 def _signals_raise(resumes: bool) -> Iterator[None]:
-    """Raises Interrupted for signals, in the main thread alone; ignored signals stay ignored."""
+    """Raise Interrupted for signals, only in the main thread; ignored signals stay ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -93,7 +94,7 @@ def _signals_raise(resumes: bool) -> Iterator[None]:
 
 
 def _handler(resumes: bool) -> Callable[[int, FrameType | None], Any]:
-    """A handler that raises Interrupted; a second signal while the command closes ends the process."""
+    """Return a handler that raises Interrupted; a second signal while the command closes ends the process."""
     first: list[float] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -101,7 +102,7 @@ def _handler(resumes: bool) -> Callable[[int, FrameType | None], Any]:
             first.append(time.monotonic())
             raise Interrupted(number)
         if time.monotonic() - first[0] > ECHO:
-            _say_interrupted(resumes, "interrupted again, before all was closed")
+            _say_interrupted(resumes, "interrupted again, before everything was closed")
             os._exit(128 + number)
 
     return handle

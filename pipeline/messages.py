@@ -1,6 +1,6 @@
-"""Text that is shown or written: without credentials, and with characters escaped that could steer a terminal or page.
+"""Cleaning of shown and written text: credentials removed, characters that steer a terminal or a page escaped.
 
-Commands print with `say`. Errors come through `describe` and `one_line`, log records through `LineFormatter`.
+Commands print with `say`. Errors pass through `describe` and `one_line`, log records through `LineFormatter`.
 """
 
 import logging
@@ -17,7 +17,7 @@ TELLING = re.compile(
     "token|sig|key|secret|credential|passw|pwd|auth|bearer|cookie|session|jwt|hmac|private|ticket|policy|hdnts",
     re.IGNORECASE,
 )
-# Names of parameters that occur in other words too, so that they must be whole words.
+# Telling only as whole words, because they occur within other words.
 TELLING_WORD = re.compile(
     r"(?:^|[-_.])(?:pass|pw|pat|pin|code|sid|hash|access|otp|nonce|refresh|verify|secure|e|se|st)(?:$|[-_.])",
     re.IGNORECASE,
@@ -26,18 +26,18 @@ SECRET_VARIABLE = re.compile(
     "TOKEN|SECRET|PASSW|CREDENTIAL|KEYS?$|KEY_ID$|_(PASS|PAT|PWD|AUTH|COOKIE|JWT|DSN)$|CONN(ECTION)?_?STR",
     re.IGNORECASE,
 )
-# Repetitions before a required character are bounded: a name of a megabyte is read over in a moment.
-# A password may hold any character; digits up to a slash are a port, before a path that may hold an @.
+# Repetitions before a required character are bounded, so that even a name of a megabyte is searched at once.
+# A password may hold any character. Digits up to a slash are a port; the path after it may hold an @.
 SLASHED = r"[^/?#\s@:]+:(?!\d+[/?#])[^\s@?&'\"]{0,300}@"
 USER = re.compile(rf"(?<=://)(?:[^/?#\s]*@|{SLASHED})")
 PASSWORD = re.compile(rf"https?://[^/?#\s]*@|://[^/?#\s]*:[^/?#\s]*@|://{SLASHED}", re.IGNORECASE)
 PARAMETER = re.compile(r"(?<=[?&;#])([^?=&;#\s/]+)=([^&;#\s]*)")
 URL = re.compile(r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,30}://[^\s'\"]+", re.IGNORECASE)
-# Parameters that choose a file or its version. Any other may hold a credential.
+# Parameters that choose a file or its version. Any other parameter may hold a credential.
 HARMLESS = re.compile(
     "dl|download|export|format|lang|limit|offset|page|raw|ref|rev|revision|size|version|versionid", re.IGNORECASE
 )
-# The first group of each is kept.
+# The text that the first group matches is kept.
 SHAPES = (
     re.compile(
         r"((?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?(?:(?:basic|bearer|digest|token)\s+)?)[^\s'\",;]+", re.I
@@ -57,26 +57,27 @@ SHAPES = (
     re.compile(r"()-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*KEY-----|\Z)", re.S),
 )
 
-MOST_IN_LINE = 4000  # characters of an error: the name of a column can be a megabyte long
+MOST_IN_LINE = 4000  # characters of an error, because a column's name can be a megabyte long
 MOST_IN_MARKDOWN = 300
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-# C0, DEL and C1; marks, embeddings, overrides and isolates of direction; line ends of Unicode; halves of characters,
-# which stand for bytes that are not UTF-8; the byte order mark.
+# C0, DEL and C1; direction marks, embeddings, overrides and isolates; Unicode's line ends; surrogates, which stand for
+# bytes that are not UTF-8; the byte order mark.
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 UNENCODED = re.compile("[\ud800-\udfff]")  # bytes of a name that are not text in the locale
 MARKDOWN = re.compile(r"([\\`*_\[\]|~$#!])")
 PLAIN_NAME = re.compile(r"[\w.:/@-][\w.:/@ -]*")
-SETTING = re.compile(r"`([a-z_]+(?:\.[a-z_]+)?)`")
+SETTING = re.compile(r"(?<!column )(?<!has )`([a-z_]+(?:\.[a-z_]+)?)`")
+"""A setting in a message; a column of the input, which may have a setting's name, is called `column` before it."""
 FLAGS: dict[str, str] = {}
-"""Flags of this process's command, by the settings that they set: `--text-column` by `text_column`."""
+"""Flag of each setting of this process's command: `text_column` -> `--text-column`."""
 
 
 def redacted(text: str) -> str:
-    """The text without credentials: `***` stands for each.
+    """Replace each credential in the text by `***`.
 
-    Credentials are users and passwords in URLs, all parameters of a URL except harmless ones, other parameters, headers
-    and settings with a telling name, tokens and keys of known shapes, and the values of environment variables with a
-    telling name, as they are or quoted for a URL.
+    Credentials are: users and passwords in URLs; all parameters of a URL except harmless ones; other parameters,
+    headers and settings with a telling name; tokens and keys of well-known shapes; and the values of environment
+    variables with a telling name, plain or quoted for a URL.
     """
     for secret in _environment_secrets():
         text = text.replace(secret, REMOVED)
@@ -89,10 +90,10 @@ def redacted(text: str) -> str:
 
 
 def has_credential(url: str) -> bool:
-    """True if the URL holds a password, a parameter with a telling name, a token of a known shape or a variable's.
+    """True if a URL holds a password, a telling parameter, a well-known shape of token or a secret variable's value.
 
-    A user alone is a credential over HTTP, where it may be a token; elsewhere it may be a container's name
-    (`abfs://container@account...`).
+    A user without a password is a credential over HTTP, where it may be a token; elsewhere it may be a container's
+    name (`abfs://container@account...`).
     """
     return (
         PASSWORD.search(url) is not None
@@ -103,7 +104,7 @@ def has_credential(url: str) -> bool:
 
 
 def is_harmless(parameter: str) -> bool:
-    """True if a parameter of a URL has a name of those that hold no credential."""
+    """True if a URL parameter of this name never holds a credential."""
     return HARMLESS.fullmatch(unquote_plus(parameter)) is not None
 
 
@@ -117,55 +118,58 @@ def _is_secret(parameter: str) -> bool:
 
 
 def _environment_secrets() -> list[str]:
-    """Values of environment variables, the longest first: one may be part of another."""
+    """Return the values of secret environment variables, longest first because one may be part of another."""
     values = [value for name, value in os.environ.items() if SECRET_VARIABLE.search(name)]
     secrets = {form for value in values if len(value) >= SHORTEST_SECRET for form in (value, quote(value, safe=""))}
     return sorted(secrets, key=len, reverse=True)
 
 
 def with_flags(text: str) -> str:
-    """The text with this command's flags for the settings that it names in backticks, as the library does."""
+    """Replace settings in backticks, which is how the library names them, by this command's flags."""
     return SETTING.sub(lambda found: FLAGS.get(found[1], found[0]), text)
 
 
 def visible(text: str, keep: str = "") -> str:
-    """The text with all unsafe characters except those of `keep` escaped as in Python: `\\x1b`, `\\u202e`, `\\n`."""
+    """Escape all unsafe characters except those in `keep`, as Python does: `\\x1b`, `\\u202e`, `\\n`."""
     return UNSAFE.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
 def one_line(text: str) -> str:
-    """The text as one line of bounded length, without credentials."""
+    """Return the text as one line of bounded length, without credentials."""
     line = visible(" ".join(redacted(with_flags(text)).split()))
-    end = MOST_IN_LINE // 4  # where an error says what to do
+    end = MOST_IN_LINE // 4  # kept, because errors end with what to do
     return line if len(line) <= MOST_IN_LINE else f"{line[: MOST_IN_LINE - end]} … {line[-end:]}"
 
 
 def describe(error: BaseException) -> str:
-    """An error's message in one line, without credentials; its class where the message is empty or only a key."""
+    """Return an error's message in one line, without credentials.
+
+    An empty message is replaced by the error's class; a KeyError's message, which is only the key, is preceded by it.
+    """
     message, kind = redacted(" ".join(str(error).split())), type(error).__name__
     return f"{kind} {message}" if isinstance(error, KeyError) else message or kind
 
 
 def say(*lines: str, file: TextIO | None = None) -> None:
-    """Prints lines, on standard output by default, without credentials; line ends within them are escaped."""
+    """Print lines without credentials, to standard output by default; line ends within a line are escaped."""
     for line in lines:
         print(visible(redacted(with_flags(line))), file=file or sys.stdout, flush=True)
 
 
 def in_markdown(text: str) -> str:
-    """The text as plain words of a line of Markdown, bounded in length, with markup and HTML escaped."""
+    """Return the text for a line of Markdown: bounded in length, with markup and HTML escaped."""
     shown = text if len(text) <= MOST_IN_MARKDOWN else f"{text[:MOST_IN_MARKDOWN]}…"
     return MARKDOWN.sub(r"\\\1", escape(visible(shown.strip()), quote=False))
 
 
 def name_in_markdown(name: str) -> str:
-    """A name as code, or escaped as by in_markdown if code could not hold it."""
+    """Return a name as Markdown code; a long or unusual name is escaped by `in_markdown` instead."""
     is_plain = len(name) <= MOST_IN_MARKDOWN and PLAIN_NAME.fullmatch(name)
     return f"`{name}`" if is_plain else in_markdown(name)
 
 
 class LineFormatter(logging.Formatter):
-    """A record in one line, without credentials; a traceback below it."""
+    """Formatter of log records: one line without credentials, with any traceback below it."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return visible(redacted(with_flags(super().formatMessage(record))))
@@ -175,7 +179,7 @@ class LineFormatter(logging.Formatter):
 
 
 def log_to_stderr(level: int = logging.WARNING) -> None:
-    """Logs with LineFormatter, unless logging is set up already."""
+    """Log to standard error with LineFormatter, unless logging is set up already."""
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter(LOG_FORMAT))
     logging.basicConfig(level=level, handlers=[handler])

@@ -1,4 +1,4 @@
-"""Progress of a run on standard error: a line for each stage that takes a while, then a bar, or a line a minute."""
+"""Progress of a run on standard error: a line for each slow stage, then a bar (without a terminal, a line a minute)."""
 
 import sys
 import threading
@@ -14,13 +14,13 @@ from tqdm import tqdm
 from pipeline.messages import say
 
 LINE_SECONDS = 60.0
-TICK_SECONDS = 0.5  # between two looks at the run
-SHORT_SECONDS = 1.0  # shorter stages have no line
+TICK_SECONDS = 0.5  # between two updates
+SHORT_SECONDS = 1.0  # shorter stages print no line
 
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Names a stage of the work if it takes longer than SHORT_SECONDS."""
+    """Print the name of a stage of the work if it takes longer than SHORT_SECONDS."""
     timer = threading.Timer(SHORT_SECONDS, lambda: say(f"{name} ...", file=sys.stderr))
     timer.daemon = True
     timer.start()
@@ -32,19 +32,21 @@ def stage(name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class State:
-    """Totals of a session so far; units that are not committed yet count in part."""
+    """Totals of a session so far, including the labelled parts of units that are not committed yet."""
 
     rows: float
     tokens: float
     workers: int
     """Workers that have loaded the model."""
-    given_up: int
+    quarantined: int
+    """Quarantined units."""
 
 
 class Progress:
-    """Shows rows done out of `total`, `done` of them before this session; tokens/s, time left, failures, workers.
+    """Display of the rows done out of `total`, the tokens/s, the time left, the workers and the quarantined units.
 
-    A thread asks `look` for the state, because the main thread may be busy labelling.
+    `done` rows were labelled before this session. A thread calls `look` for the state, because the main thread may be
+    busy labelling.
     """
 
     def __init__(self, total: int, done: int, look: Callable[[], State]) -> None:
@@ -52,14 +54,14 @@ class Progress:
         self.bar = tqdm(total=total, initial=done, desc="annotating", unit=" documents", disable=not self.terminal)
         self.total, self.done, self.look = total, done, look
         self.started: float | None = None
-        """When the first worker had loaded."""
+        """Time at which the first worker had loaded; None until then."""
         self.next_line = 0.0
         self.loading = ExitStack()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="progress", daemon=True)
 
     def __enter__(self) -> Self:
-        if not self.terminal:  # on a terminal the bar says it
+        if not self.terminal:  # a terminal's bar says it
             self.loading.enter_context(stage("loading the model"))
         self.thread.start()
         return self
@@ -78,7 +80,7 @@ class Progress:
             self.show(self.look())
 
     def show(self, state: State) -> None:
-        """Updates the bar, or prints a line if a minute has passed."""
+        """Update the bar or, without a terminal, print a line if a minute has passed."""
         if self.started is None and state.workers:
             self.started = time.monotonic()
             self.next_line = self.started + LINE_SECONDS
@@ -104,7 +106,7 @@ class Progress:
     def _state(self, state: State) -> str:
         if self.started is None:
             return "loading the model"
-        failures = f", {state.given_up} units given up" if state.given_up else ""
+        failures = f", {state.quarantined} units quarantined" if state.quarantined else ""
         return f"{state.tokens / self.seconds:,.0f} tokens/s, {state.workers} workers{failures}"
 
     def _left(self, state: State) -> str:

@@ -1,4 +1,4 @@
-"""Annotated datasets made by hand."""
+"""Handmade annotated datasets."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ def write_annotated(
     shards: int = 1,
     **settings: Any,
 ) -> Path:
-    """A dataset of these documents; `settings` are of its provenance."""
+    """Write a dataset of these documents; `settings` are fields of its provenance."""
     needed = 1 + max((token for document in tokens for token in document), default=0)
     settings = {"vocabulary": max(PROVENANCE.vocabulary, needed), **settings}
     schema = annotated_schema(SOURCE, replace(PROVENANCE, **settings))

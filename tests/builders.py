@@ -1,4 +1,4 @@
-"""Documents and what is said of them, made by hand in a moment, without torch; and the functions of commands."""
+"""Documents and a provenance, made in a moment without torch; and the functions that commands run."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -33,19 +33,19 @@ PROVENANCE = Provenance(
 
 
 def write_documents(file: Path, texts: Sequence[str | None], **columns: Sequence[object]) -> Path:
-    """A Parquet file of documents."""
+    """Write a Parquet file of documents."""
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"text": pa.array(texts, pa.string()), **columns}), file)
     return file
 
 
 def sample_texts(count: int, characters: int = 1500) -> list[str]:
-    """The first sample documents, cut short."""
+    """Return the first sample documents, cut short."""
     return [text[:characters] for text in sample_documents().column("text").to_pylist()[:count]]
 
 
 def command_of(module: str) -> Callable[..., Any]:
-    """The function that `python -m MODULE` runs: of the module's own name, in `__main__` where it is a package."""
+    """Return the function that `python -m MODULE` runs: it is named like the module, in `__main__` of a package."""
     found = find_spec(module)
     is_package = found is not None and found.submodule_search_locations is not None
     holder = importlib.import_module(f"{module}.__main__" if is_package else module)

@@ -1,4 +1,4 @@
-"""Command-line checkers that are installed beside this Python."""
+"""Command-line checkers that are installed with this Python."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def check(tool: str, *arguments: object) -> str | None:
-    """What the tool prints when it objects to a file; None when it does not."""
+    """Run the tool; return its output if it objects to a file, else None."""
     command = [str(Path(sys.executable).parent / tool), *map(str, arguments)]
     ended = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return ended.stdout if ended.returncode else None

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: a tokenizer, documents, FineWeb rows where they lie at hand, one Ray."""
+"""Fixtures that several test files share: a Ray cluster, a Ray head, a Hub, commands, a small disk and documents."""
 
 import os
 import random
@@ -29,17 +29,17 @@ from tests.hub import Hub, hub_server
 
 ROOT = Path(__file__).parents[1]
 RAY = ExitStack()
-"""The Rays of the session."""
+"""Rays that this session has started."""
 RunCommand = Callable[..., int]
 MOUNT = ("mount", "-t", "tmpfs", "-o")
-# Of a process that starts Ray more than once, Ray 2.60 leaves an exporter of metrics behind. It reports every ten
-# seconds, and when that falls into the end of the process, after the last test, it is a segmentation fault.
+# In a process that starts Ray more than once, Ray 2.60 leaves an exporter of metrics behind. It reports every ten
+# seconds, and if it reports while the process ends, after the last test, the result is a segmentation fault.
 TELEMETRY = "RAY_enable_open_telemetry"
 os.environ[TELEMETRY] = "0"
-# Models of tests are small: threads of torch that wait for each other double the time, where several processes test.
+# The tests' models are small: with several test processes, torch threads that wait for each other double the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# What is started in the background, or by nohup, ignores these signals, and so do the commands that it starts; a
-# function that does nothing ignores them here alone.
+# A process started in the background or by nohup ignores these signals, and so do its children. A handler that does
+# nothing ignores them only in this process.
 for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, lambda *_: None)
@@ -52,7 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     slow = [] if config.getoption("--slow") else [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
-    # Of files that several processes share (pytest -n), those that take minutes come first.
+    # With several processes (pytest -n), files that take minutes come first.
     long = {item.path for item in items if item.get_closest_marker("cluster")}
     left = (item for item in items if item not in slow)
     items[:] = sorted(left, key=lambda item: (RAYS.index(ray_of(item.path)), item.path not in long))
@@ -61,20 +61,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="FINEWEB names no Parquet file of FineWeb rows"))
 
 
-RAYS = ("head", "cluster", None)  # in the order of their tests
+RAYS = ("head", "cluster", None)  # in the order in which tests run
 
 
 @cache
 def ray_of(file: Path) -> str | None:
-    """The Ray of the session that its tests ask for, if any: a head with a dashboard, or a cluster alone."""
+    """Return the session's Ray that a file's tests use, if any: a head with a dashboard, or only a cluster."""
     found = re.findall(r"\b(ray_head|run_here|ray_cluster)\b", file.read_text(encoding="utf-8"))
     return ("cluster" if {*found} == {"ray_cluster"} else "head") if found else None
 
 
 class FewRays(LoadFileScheduling):  # type: ignore[misc]
-    """A file to each process at a time; to one all that use a Ray head, and to one all that use a cluster alone.
+    """Scheduling of one file per process at a time, except that one process gets all files that use the same Ray.
 
-    An idle Ray costs each process up to a tenth of a core.
+    Otherwise several processes would have a Ray, and an idle Ray costs up to a tenth of a core.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -89,14 +89,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FewRays
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Ends what the session has of Ray after the last file that uses it, not with the session."""
+    """End the session's Ray after the last file that uses it, not only at the end of the session."""
     if ray_of(item.path) and nextitem and not ray_of(nextitem.path):
         RAY.close()
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    with chdir(ROOT):  # its workers import tests from where it is started, wherever the first test that asks for it is
+    with chdir(ROOT):  # workers import tests from the folder in which Ray is started
         RAY.enter_context(cluster("local"))
     yield
     RAY.close()
@@ -105,7 +105,7 @@ def ray_cluster() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Head:
-    """A cluster of one node, started as `ray start --head` does it for everyone, but on loopback."""
+    """A cluster of one node, started by `ray start --head` on loopback."""
 
     address: str
     dashboard: str
@@ -123,8 +123,8 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 def started_head(home: Path) -> Iterator[Head]:
     gcs, dashboard, metrics, client, agent, agent_grpc = (str(port) for port in free_ports(6))
     (home / ".ray").mkdir()
-    (home / ".ray" / "auth_token").write_text(secrets.token_hex(32), encoding="utf-8")  # as another Ray leaves one
-    # Its jobs join the Ray that was started last below this folder. Sockets lie there too, whose paths must be short.
+    (home / ".ray" / "auth_token").write_text(secrets.token_hex(32), encoding="utf-8")  # a token left by another Ray
+    # Jobs join the Ray that was started last below this folder. The folder holds sockets, so its path must be short.
     folder = tempfile.TemporaryDirectory(prefix="ray-")
     environment = {
         "HOME": str(home),
@@ -140,7 +140,7 @@ def started_head(home: Path) -> Iterator[Head]:
         *("--temp-dir", folder.name),
         *("--node-ip-address", "127.0.0.1", "--port", gcs, "--ray-client-server-port", client),
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard, "--metrics-export-port", metrics),
-        # The agent takes jobs; at its usual port another Ray's may be.
+        # The agent takes jobs; its usual port may belong to another Ray.
         *("--dashboard-agent-listen-port", agent, "--dashboard-agent-grpc-port", agent_grpc),
     ]
     with (home / "head.log").open("w", encoding="utf-8") as log:
@@ -158,9 +158,10 @@ def started_head(home: Path) -> Iterator[Head]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, below those that the system gives to whoever asks for any.
+    """Return ports that nobody listens on, below the ephemeral ports of the system.
 
-    Ray's servers listen on every address; what is given the same port of loopback later is reached in their place.
+    Ray's servers listen on all addresses, so a process that later gets the same port on loopback would be reached
+    instead of them.
     """
     free: list[int] = []
     with ExitStack() as stack:
@@ -173,7 +174,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_for(request: urllib.request.Request, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
-    """Returns when a server answers; fails when its process has ended or takes too long."""
+    """Return when a server answers; fail if its process ends or takes too long."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -187,7 +188,7 @@ def wait_for(request: urllib.request.Request, process: subprocess.Popen[bytes], 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """The Hub of this process's clients: their address and token where they are given none, with uploads by LFS."""
+    """Yield a Hub that is the default address and token of this process's clients; uploads go by LFS."""
     with hub_server() as running:
         monkeypatch.setenv("HF_TOKEN", running.writer)
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, running.address)
@@ -200,7 +201,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def run_command(monkeypatch: pytest.MonkeyPatch) -> RunCommand:
-    """Runs `python -m MODULE ARGUMENTS...` in this process and returns its exit code; texts of errors go to stderr."""
+    """Return a function that runs `python -m MODULE ARGUMENTS...` in this process and returns the exit code.
+
+    Error messages go to standard error.
+    """
 
     def command(module: str, *arguments: object) -> int:
         function = command_of(module)
@@ -224,7 +228,7 @@ class SmallDisk:
     folder: Path
 
     def grow(self) -> None:
-        """To nine."""
+        """Enlarge the file system to nine megabytes."""
         subprocess.run([*MOUNT, "remount,size=9m", self.folder], check=True)
 
 
@@ -233,14 +237,14 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
     mounted = tmp_path / "small"
     mounted.mkdir()
     if os.geteuid() or subprocess.run([*MOUNT, "size=1m", "tmpfs", mounted], check=False).returncode:
-        pytest.skip("a file system can be mounted by root alone")
+        pytest.skip("only root can mount a file system")
     yield SmallDisk(mounted)
     subprocess.run(["umount", "-l", mounted], check=True)
 
 
 @pytest.fixture(scope="session")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fifty documents: FineWeb's where they lie at hand, else built-in ones."""
+    """Return a file of documents: FineWeb's if FINEWEB names one, else fifty built-in documents."""
     if os.environ.get("FINEWEB"):
         return Path(os.environ["FINEWEB"])
     return write_documents(tmp_path_factory.mktemp("documents") / "sample.parquet", sample_texts(50))

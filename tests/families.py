@@ -1,6 +1,6 @@
 """Tiny random causal language models of many families, whose heads, embeddings and positions differ.
 
-Biases and norms are random too: those that begin at zero or one would hide that they are left out.
+Biases and norms are random too, because at their initial zero or one a missing bias or norm would go unnoticed.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ GROUPED: dict[str, Any] = {**PLAIN, "num_key_value_heads": 1}
 GEMMA: dict[str, Any] = {**GROUPED, "head_dim": 8, "sliding_window": 8}
 OPT: dict[str, Any] = {**PLAIN, "ffn_dim": 32}
 
-# By name: the type, and what its configuration has beside vocabulary, positions and start.
+# By name: the model type, and the settings of its configuration except vocabulary, positions and start.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", GROUPED),
     "llama, head of its own": ("llama", {**GROUPED, "tie_word_embeddings": False}),
@@ -67,7 +67,7 @@ WITHOUT_POSITIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def tiny_of_family(family: str, *, vocabulary: int = 31, context: int = 32) -> PreTrainedModel:
-    """It reads token 3 before a document's first, and has one position for that beside `context` tokens."""
+    """Return a model that reads token 3 before a document, in a position in addition to those of `context` tokens."""
     torch.manual_seed(0)
     kind, sizes = (FAMILIES | WITHOUT_POSITIONS)[family]
     shared: dict[str, Any] = {"vocab_size": vocabulary, "bos_token_id": START, "eos_token_id": START, "pad_token_id": 0}

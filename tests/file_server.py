@@ -1,4 +1,4 @@
-"""A web server on loopback that serves bytes by path, parts of them where a Range header asks."""
+"""Web server on loopback that serves bytes by path, and parts of them for a Range header."""
 
 import hashlib
 import re
@@ -13,18 +13,18 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Faults:
-    """What is wrong with a server: nothing at first, and any of it at any time."""
+    """Faults of a server: none at first; tests may set any of them at any time."""
 
     status: int | None = None
-    """Answers all requests with this one and no content."""
+    """Status of all answers, which have no content."""
     bytes_sent: int | None = None
-    """Drops the connection after so many bytes of a body."""
+    """Bytes of a body after which the connection is dropped."""
     tells_length: bool = True
-    """Else the end of a body is told from that of the connection alone."""
+    """False to leave out Content-Length, so that only the end of the connection ends a body."""
 
 
 class FileHandler(BaseHTTPRequestHandler):
-    """Serves `files`; their ETags are the digests of their content."""
+    """Handler that serves `files`, with the digests of their content as ETags."""
 
     protocol_version = "HTTP/1.1"
     files: dict[str, bytes]
@@ -49,7 +49,7 @@ class FileHandler(BaseHTTPRequestHandler):
         return unquote(urlsplit(self.path).path)
 
     def answer_content(self, content: bytes, headers: dict[str, str]) -> None:
-        """All of the content, or the part that is asked for: from one byte to another, or to the end."""
+        """Answer with all of the content, or with the requested range of bytes, which may be open-ended."""
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked is None:
             return self.answer(200, content, headers)
@@ -73,11 +73,11 @@ class FileHandler(BaseHTTPRequestHandler):
             self.close_connection |= sent != content or not self.faults.tells_length
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing: tests are quiet."""
+        """Log nothing."""
 
 
 class Server(ThreadingHTTPServer):
-    """A server that is gone once it is closed: the connections that clients would use again are closed too."""
+    """A server whose close also closes the connections that clients would reuse."""
 
     def server_activate(self) -> None:
         self.accepted: list[socket.socket] = []
@@ -97,7 +97,7 @@ class Server(ThreadingHTTPServer):
 
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """The server's address while it runs."""
+    """Run a server, and yield its address."""
     with Server(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
@@ -108,6 +108,6 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 @contextmanager
 def file_server(files: dict[str, bytes], faults: Faults | None = None) -> Iterator[str]:
-    """The address of a server of these files, by their paths with a leading slash; files and faults may change."""
+    """Serve files by their paths, with a leading slash, and yield the address; files and faults may change."""
     with serving(type("Handler", (FileHandler,), {"files": files, "faults": faults or Faults()})) as address:
         yield address

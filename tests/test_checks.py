@@ -1,4 +1,4 @@
-"""Outputs in the folder that Ray makes for a job and deletes after it, as `ray job submit` has them."""
+"""Outputs in the folder that `ray job submit` creates for a job, and that Ray deletes after the job."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ TRAIN = ("jobs.train_tokenizer", "--input", "in.txt")
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory."""
+    """Return the working directory, which is Ray's copy for a job."""
     folder = tmp_path / COPY
     folder.mkdir(parents=True)
     (folder / "in.txt").write_text("A text of a few words.", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Flags, YAML beneath them, help, and one line for a mistake."""
+"""Flags, YAML files that they override, help, and one line for a mistake."""
 
 import logging
 import os
@@ -51,7 +51,7 @@ def test_a_flag_takes_several_values(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config == Config(input=("a", "b"), inner=Inner(steps=7))
 
 
-def test_flags_stand_above_the_yaml_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_flags_override_the_yaml_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("input: [a, b]\nlimit: 5\ninner: {steps: 9}\n", encoding="utf-8")
     assert parsed(monkeypatch, "--config", str(file)) == Config(input=("a", "b"), limit=5, inner=Inner(steps=9))
@@ -96,6 +96,13 @@ def test_a_user_sees_help_and_a_non_zero_exit() -> None:
     )
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
+
+
+def test_help_breaks_lines_only_where_the_terminal_ends() -> None:
+    words, wide = [sys.executable, "-m", "pipeline.annotate", "--help"], os.environ | {"COLUMNS": "1000"}
+    shown = subprocess.run(words, env=wide, capture_output=True, text=True, check=True).stdout
+    rows = [line for line in shown.splitlines() if line.startswith("│")]
+    assert len(rows) > 20 and all(line.startswith("│ --") for line in rows)
 
 
 def test_a_traceback_shows_every_cause_and_no_credential(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,9 +172,9 @@ def test_a_traceback_of_ours_steers_no_terminal_and_holds_no_credential() -> Non
 
 @pytest.mark.parametrize(
     ("locale", "told"),
-    [({}, b"is not ascii, as this command reads it; set PYTHONUTF8=1"), ({"PYTHONUTF8": "1"}, b"is not utf-8, as")],
+    [({}, b"cannot be read as ascii; set PYTHONUTF8=1"), ({"PYTHONUTF8": "1"}, b"cannot be read as utf-8; rename")],
 )
-def test_a_name_that_is_no_text_here_is_refused(locale: dict[str, str], told: bytes) -> None:
+def test_a_name_that_is_not_text_in_the_locale_is_refused(locale: dict[str, str], told: bytes) -> None:
     done = printed_in(locale, b"caf\xe9.parquet")
     assert done.returncode == 1 and done.stderr.startswith(b"error: the argument caf\\udce9.parquet ")
     assert told in done.stderr and done.stderr.count(b"\n") == 1
@@ -176,7 +183,7 @@ def test_a_name_that_is_no_text_here_is_refused(locale: dict[str, str], told: by
 def test_the_flags_of_a_command_stand_for_the_settings_that_the_library_names(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In an error, in what is printed and in the log; a word between backticks that is no setting stays."""
+    """In errors, in printed text and in the log; a word in backticks that is no setting stays."""
 
     def command(config: Config) -> None:
         say("a larger `limit`")

@@ -1,4 +1,4 @@
-"""Columns of the source in the annotated dataset, as `load_dataset` reads both, streaming and not."""
+"""Columns of the source in the annotated dataset, both read by `load_dataset`, streaming and not."""
 
 import datetime
 import io
@@ -48,7 +48,7 @@ def picture() -> dict[str, object]:
 
 
 def featured() -> pa.Table:
-    """A table as `datasets` writes it, a column of each of its features."""
+    """Return a table as `datasets` writes it, with a column of each kind of feature."""
     features = Features(
         text=Value("string"),
         kind=ClassLabel(names=["ham", "spam"]),
@@ -73,7 +73,7 @@ def featured() -> pa.Table:
 
 
 def plain() -> pa.Table:
-    """A column of each other type that `datasets` loads, and of names that are odd."""
+    """Return a table with a column of each other type that `datasets` loads, and with odd names."""
     struct = pa.struct([pa.field("a", pa.int8(), nullable=False), ("_type", pa.list_(pa.string()))])
     columns = {
         "date": pa.array([datetime.date(2026, 1, 1), None, None]),
@@ -99,7 +99,7 @@ def plain() -> pa.Table:
 
 
 def lines() -> list[dict[str, Any]]:
-    """An export of Elasticsearch with nested values, some of which differ."""
+    """Return an export of Elasticsearch with nested values, some of which have different fields."""
     return [
         {"_id": 1, "_type": "doc", "_source": {"_type": "x", "tags": ["a"], "deep": {"n": 1}}, "text": TEXTS[0]},
         {"_id": 2, "_type": "doc", "_source": None, "text": None, "mixed": 1, "keys": {"a": 1}, "list": [1, "a"]},
@@ -108,7 +108,7 @@ def lines() -> list[dict[str, Any]]:
 
 
 def loaded(source: Any, folder: Path) -> tuple[Features, list[dict[str, Any]]]:
-    """Features and rows as both ways of loading have them."""
+    """Load a dataset whole and streamed, compare both, and return its features and rows."""
     how = source if isinstance(source, dict) else {"path": str(source)}
     whole = load_dataset(**how, split="train", cache_dir=str(folder / "cache"))
     streamed = load_dataset(**how, split="train", streaming=True)

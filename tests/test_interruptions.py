@@ -1,4 +1,4 @@
-"""How commands end that are interrupted: by real signals in the midst of their work, and by readers that have gone."""
+"""Ends of interrupted commands: by real signals during their work, and by readers that have gone."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 
 def long_annotation(folder: Path, workers: int) -> tuple[str, ...]:
-    """A command that takes half a minute, in units of a tenth of a second."""
+    """Return a command that takes half a minute, in units of a tenth of a second."""
     tiny_estimator().save_pretrained(folder / "estimator")
     documents = [ids * 20 for ids in token_rows(300)]
     file = write_documents(folder / "in.parquet", ["text"] * len(documents), input_ids=documents)
@@ -30,7 +30,7 @@ def long_annotation(folder: Path, workers: int) -> tuple[str, ...]:
 
 
 def started(*command: str) -> subprocess.Popen[str]:
-    """In a session of its own, as a terminal gives one."""
+    """Start a command in a session of its own, as in a terminal."""
     words = [sys.executable, "-m", *command]
     pipe = subprocess.PIPE
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=pipe, text=True, start_new_session=True)
@@ -52,19 +52,19 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> 
         pytest.param(1, *SIGNALS[1], marks=pytest.mark.cluster),
     ],
 )
-def test_an_interrupted_annotation_says_how_far_it_is_and_the_same_command_goes_on(
+def test_an_interrupted_annotation_says_how_far_it_is_and_the_same_command_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, workers: int
 ) -> None:
     command, output = long_annotation(tmp_path, workers), tmp_path / "out"
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     process = started(*command, "--output", str(output))
     wait_until(lambda: len(list(output.rglob("receipts/*.json"))) > 2, process)
-    # Ctrl-C reaches all processes of a terminal, Ray's too; a scheduler asks one.
+    # Ctrl-C reaches all processes of a terminal, including Ray's; a scheduler signals one process.
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     error = process.communicate(timeout=60)[1]
     done = len(list(output.rglob("receipts/*.json")))
     assert process.returncode == code, error
-    assert error.splitlines()[-1] == f"interrupted; {done} of 300 units are done; the same command goes on"
+    assert error.splitlines()[-1] == f"interrupted; {done} of 300 units are done; the same command resumes"
     assert "Traceback" not in error
     assert not list(output.rglob("*.unfinished"))
     assert not (tmp_path / "home" / ".ray").exists(), "a token there would be asked of every later cluster's users"
@@ -78,7 +78,7 @@ def test_an_interrupt_is_one_line(
     with pytest.raises(SystemExit) as ended, ending_in_a_line(resumes=resumes):
         raise error
     assert ended.value.code == code
-    assert capsys.readouterr().err == f"interrupted{'; the same command goes on' if resumes else ''}\n"
+    assert capsys.readouterr().err == f"interrupted{'; the same command resumes' if resumes else ''}\n"
 
 
 def test_what_handled_sigterm_before_is_put_back() -> None:
@@ -116,12 +116,12 @@ def begun(*words: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize(("number", "code"), [*SIGNALS, (signal.SIGHUP, 129)])
 def test_a_signal_that_comes_twice_at_once_is_one(number: int, code: int) -> None:
-    """As `timeout` sends it; and exit codes are these even where the interrupted code came by `exec`."""
+    """`timeout` sends a signal twice. The exit codes hold even if the interrupted code runs within an `exec`."""
     process = begun("0.5")
     process.send_signal(number)
     time.sleep(0.2)
     process.send_signal(number)
-    assert process.communicate(timeout=20)[1] == "interrupted; the same command goes on\n"
+    assert process.communicate(timeout=20)[1] == "interrupted; the same command resumes\n"
     assert process.returncode == code
 
 
@@ -131,12 +131,13 @@ def test_a_second_signal_ends_what_takes_long_to_close(number: int, code: int) -
     process.send_signal(number)
     time.sleep(1.2)
     process.send_signal(number)
-    assert process.communicate(timeout=20)[1] == "interrupted again, before all was closed; the same command goes on\n"
+    said = "interrupted again, before everything was closed; the same command resumes\n"
+    assert process.communicate(timeout=20)[1] == said
     assert process.returncode == code
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
-    """As `nohup` has SIGHUP."""
+    """`nohup` ignores SIGHUP."""
     script = SLOW_TO_CLOSE.replace("time.sleep(60)", "time.sleep(1)").replace("float(sys.argv[1])", "0")
     pipe = subprocess.PIPE
     process = subprocess.Popen([sys.executable, "-c", script, "ignored"], stdout=pipe, stderr=pipe, text=True)
@@ -153,7 +154,7 @@ def test_a_standard_output_that_is_closed_from_the_start_is_no_error() -> None:
 
 
 def with_closed_output(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """`python -m WORDS`, whose reader has gone before it writes, as `| head` may."""
+    """Run `python -m WORDS`, whose reader ends before the command writes, as `| head` may."""
     reader, writer = os.pipe()
     os.close(reader)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -1,4 +1,4 @@
-"""The main job as one runs it on a cluster: `ray job submit` to a head that everyone reaches, here on loopback."""
+"""Annotation on a cluster, by `ray job submit` to a head, here on loopback."""
 
 import os
 import subprocess
@@ -30,14 +30,14 @@ def ray_job(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def submit(head: Head, name: str, *arguments: object, follow: bool) -> str:
-    """What the command prints."""
+    """Submit an annotation; return the output of `ray job submit`."""
     options = ["--submission-id", name, "--working-dir", ".", *([] if follow else ["--no-wait"])]
     entry = [sys.executable, "-m", "pipeline.annotate", *map(str, arguments)]
     return submitted(head, "submit", *options, "--", *entry)
 
 
 def submitted(head: Head, *words: str, succeeds: bool = True) -> str:
-    """What `ray job` prints. A busy head may have nobody to take a job for a moment, and says to try again."""
+    """Return the output of `ray job`; retry while a busy head has no agent for the job."""
     deadline = time.monotonic() + 120
     while "No available agent" in (ended := ray_job(head, *words)).stdout:
         assert time.monotonic() < deadline, ended.stdout
@@ -58,7 +58,7 @@ def shown_metrics(head: Head) -> str:
         return str(answer.read().decode())
 
 
-def test_a_job_is_submitted_followed_interrupted_and_gone_on_with(
+def test_a_job_is_submitted_followed_interrupted_and_resumed(
     ray_head: Head, tmp_path: Path, run_command: RunCommand
 ) -> None:
     file = write_documents(tmp_path / "in.parquet", sample_texts(30, characters=600))

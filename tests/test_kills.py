@@ -1,4 +1,4 @@
-"""Annotations that are killed at random moments, as `python -m tests.kills` does it hundreds of times."""
+"""Annotations killed at random moments; `python -m tests.kills` does so hundreds of times."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.kills import Kills
         pytest.param(False, 1.0, 3, marks=[pytest.mark.cluster, pytest.mark.slow]),
     ],
 )
-def test_what_is_killed_and_resumed_ends_as_if_nothing_had_happened(
+def test_a_killed_and_resumed_annotation_ends_as_if_nothing_had_happened(
     tmp_path: Path, hub: bool, ray_share: float, count: int
 ) -> None:
     kills, number = Kills(tmp_path, seed=1, hub=hub, ray_share=ray_share), 0

@@ -15,7 +15,7 @@ LOCALES = [{"LC_ALL": "C"}, {"LC_ALL": "POSIX", "PYTHONIOENCODING": "latin-1"}]
 
 
 def run(environment: dict[str, str], *arguments: object) -> None:
-    """Runs a command where Python does not turn to UTF-8 by itself."""
+    """Run a command with Python's own switch to UTF-8 turned off."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG"))}
     off = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", **environment}
     command = [sys.executable, "-m", *map(str, arguments)]

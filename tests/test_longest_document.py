@@ -1,4 +1,4 @@
-"""`--longest-document`: what is longer has a row without tokens, which the summary, the receipts and the card count."""
+"""`--longest-document`: a longer document has a row without tokens, counted in summary, receipts and card."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def annotated(output: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(file) for file in sorted((output / "data").rglob("*.parquet"))])
 
 
-def test_a_document_that_is_too_long_has_no_tokens_and_is_told_of(
+def test_a_document_that_is_too_long_has_no_tokens_and_is_counted(
     tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts, output = [*sample_texts(3, 200), ""], tmp_path / "out"
@@ -32,13 +32,14 @@ def test_a_document_that_is_too_long_has_no_tokens_and_is_told_of(
     assert lengths[1] == lengths[3] == 0 < min(lengths[0], lengths[2])
     assert rows.column("entropy").to_pylist()[1] == [] and rows.column("mean_entropy").to_pylist()[1] is None
     assert "4, 1 without text, 1 longer than 1,000 bytes and not labelled" in capsys.readouterr().out
-    assert "1 longer than 1,000 bytes have no tokens." in (output / "README.md").read_text(encoding="utf-8")
+    card = (output / "README.md").read_text(encoding="utf-8")
+    assert "1 documents are longer than 1,000 bytes and have no tokens." in card
     receipts = [json.loads(file.read_text(encoding="utf-8")) for file in output.glob("_ledger/*/receipts/*.json")]
     assert sum(receipt["counts"]["rows_too_long"] for receipt in receipts) == 1
     provenance = Provenance.from_json(rows.schema.metadata[PROVENANCE_KEY].decode())
     assert provenance.longest_document == 1000
 
-    assert run_command("pipeline.annotate", *arguments) == 0  # the bound of the run that is resumed
+    assert run_command("pipeline.annotate", *arguments) == 0  # with the resumed run's bound
     assert run_command("pipeline.annotate", *arguments, "--longest-document", "2000") == 1
     assert "longest_document 1000 there, 2000 now" in capsys.readouterr().err
 

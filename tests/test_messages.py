@@ -1,4 +1,4 @@
-"""No text of a stranger's steers a terminal, forges a line of a log or becomes markup; letters stay as they are."""
+"""Untrusted text steers no terminal, forges no line of a log and becomes no markup; letters stay as they are."""
 
 import io
 import logging
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pipeline import messages
 from pipeline.messages import (
     MOST_IN_LINE,
     MOST_IN_MARKDOWN,
@@ -26,7 +27,7 @@ REORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
 def is_harmless(text: str) -> bool:
-    """By Unicode's own tables: no control, line end or half of a character, and nothing that sets a direction."""
+    """True if by Unicode's tables a character is no control, line end or surrogate and sets no direction."""
     kinds = {unicodedata.category(character) for character in text}
     return not kinds & {"Cc", "Cs", "Zl", "Zp"} and not REORDERING & set(map(unicodedata.bidirectional, text))
 
@@ -38,7 +39,7 @@ def test_any_text_is_shown_without_a_character_that_steers(text: str) -> None:
     assert is_harmless(visible(text)) and is_harmless(one_line(text)) and is_harmless(in_markdown(text))
     assert is_harmless(name_in_markdown(text))
     text.encode("utf-8", "surrogatepass")
-    visible(text).encode("utf-8")  # without an error
+    visible(text).encode("utf-8")  # raises nothing
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_a_log_has_a_line_a_record_and_no_credential() -> None:
 
 
 class Markup(HTMLParser):
-    """The texts of a document, its tags and comments."""
+    """Parser that collects a document's texts, tags and comments."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -118,6 +119,12 @@ def test_any_text_in_markdown_is_words_of_one_line(text: str) -> None:
     bare = "".join(character for character in in_markdown(text) if character in "`*_[]|~$")
     assert in_markdown(text).count("\\") >= len(bare)
     assert words.replace("\\\\", "").count("\\") >= len(bare)
+
+
+def test_a_setting_is_shown_as_its_flag_and_a_column_of_that_name_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "FLAGS", {"limit": "--limit", "split": "--split"})
+    assert one_line("`limit` is 0; see `split` or `other`") == "--limit is 0; see --split or `other`"
+    assert one_line("a.parquet has no column `split`") == "a.parquet has no column `split`"
 
 
 def test_a_name_is_code_where_code_can_hold_it() -> None:

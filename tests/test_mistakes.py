@@ -1,6 +1,6 @@
-"""Every mistake that docs/errors.md tells of is made, in this process, and what is said is held against the page.
+"""Every mistake in docs/errors.md is made, in this process, and the message is compared with the page.
 
-A row of the page has arguments; where a section names some beside them, those flags that a row lacks are added.
+A row of the page has arguments. If its section names common arguments, those that the row lacks are added.
 """
 
 import json
@@ -19,12 +19,12 @@ from tests.mistakes.materials import SECRET, write_materials
 
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 MODULE = re.compile(r"^## .*`python -m ([a-z._]+)`", re.MULTILINE)
-BESIDE = re.compile(r"Beside the arguments: `([^`]*)`")
+BESIDE = re.compile(r"Besides? the arguments: `([^`]*)`")
 ROW = re.compile(r"^\| (.+?) \| (?:`([^`]*)` )?\| `([^`]+)` \| (.+?) \|$", re.MULTILINE)
 TABLE_LINE = re.compile(r"^\|(?! Mistake \||---)", re.MULTILINE)
 ENVIRONMENT = re.compile(r"[A-Z_]+=")
 
-# The settings of a training that took no step do not stand in the way of others; a plan is gone on with.
+# Files that a refused command may leave: a training without steps does not block other settings, and a plan is resumed.
 BEGUN = {"unfinished.json", "plan.json", "tokenizer.json", "tokenizer_config.json"}
 
 
@@ -54,7 +54,7 @@ def mistakes() -> Iterator[Mistake]:
 
 
 def flags(arguments: str) -> list[list[str]]:
-    """Each flag with its values."""
+    """Return each flag with its values."""
     return [shlex.split(f"--{part}") for part in re.split(r"(?:^| )--", arguments) if part]
 
 
@@ -70,9 +70,9 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(materials: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The working folder, beside a Hub with datasets; what a command writes is taken away."""
+    """Yield the working folder, with a Hub that has datasets; remove the output of a command."""
     monkeypatch.chdir(materials)
-    monkeypatch.setattr("pipeline.progress.SHORT_SECONDS", 3600)  # on a busy machine a stage would have a line too
+    monkeypatch.setattr("pipeline.progress.SHORT_SECONDS", 3600)  # on a busy machine a slow stage would print a line
     for name in ("user/name", "other/name"):
         hub.add(name, {"a.parquet": (materials / "good.parquet").read_bytes()})
     hub.add("user/table", {"a.csv": (materials / "table.csv").read_bytes()})
@@ -90,11 +90,11 @@ def folder(materials: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def contents(folder: Path) -> dict[Path, int]:
-    """Files below a folder and when they were written; the locks of runs, which hold nothing, left out."""
+    """Return the files below a folder and when they were written, except the locks of runs, which are empty."""
     return {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file() and file.name != "lock"}
 
 
-def test_every_row_of_the_page_is_a_mistake_that_is_made() -> None:
+def test_every_row_of_the_page_is_executed() -> None:
     assert len(MISTAKES) >= 60
     assert len(MISTAKES) == len(TABLE_LINE.findall(PAGE.read_text(encoding="utf-8")))
 
@@ -108,7 +108,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do_and_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:
-    if "999" in mistake.arguments:  # more of a cluster than it has
+    if "999" in mistake.arguments:  # more CPUs than the cluster has
         request.getfixturevalue("ray_cluster")
     for name, value in mistake.environment.items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""Annotation with a checkpoint of another tokenizer, and with one that was cross-fitted."""
+"""Annotation with a checkpoint of another tokenizer, and with a cross-fitted checkpoint."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ ANNOTATE = ("pipeline.annotate", "--workers", 0)
 
 
 def read(output: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows and provenance."""
+    """Return the rows and the provenance."""
     files = sorted((output / "data").rglob("*.parquet"))
     provenance = json.loads(pq.read_schema(files[0]).metadata[PROVENANCE_KEY])
     return pa.concat_tables([pq.read_table(file) for file in files]).to_pylist(), provenance
@@ -62,7 +62,7 @@ def test_a_causal_model_starts_from_what_is_declared_or_asked_for(
     assert run_command(*label, "--output", tmp_path / "declared") == 0
     assert run_command(*label, "--start-token", "!", "--output", tmp_path / "asked") == 0
     assert run_command(*label, "--start-token", "no such", "--output", tmp_path / "mistake") == 1
-    assert "--start-token no such is no token of" in capsys.readouterr().err
+    assert "--start-token no such is not a token of" in capsys.readouterr().err
     asked = load_tokenizer(tmp_path / "model").get_vocab()["!"]
     for name, start in (("declared", 0), ("asked", asked)):
         rows, provenance = read(tmp_path / name)

@@ -1,4 +1,4 @@
-"""The names that an annotated dataset has for its inputs and its model: in shards, card, report and summary."""
+"""Names of an annotated dataset's inputs and model: in shards, card, report and summary."""
 
 import json
 import re
@@ -117,7 +117,7 @@ def test_a_dataset_of_another_commit_is_another_run(
 
 
 def test_a_run_of_an_older_version_is_read_and_resumed(run_command: RunCommand, tmp_path: Path, model: Path) -> None:
-    """It has all its inputs' paths in every shard, and no names; its shards and the new ones are one dataset."""
+    """Its shards hold all paths of its inputs instead of names; together with the new shards they are one dataset."""
     files, output = notes(tmp_path / "notes", 6), tmp_path / "out"
     chosen = ("--input", *files, "--estimator", model, "--output", output)
     assert run_command(*ANNOTATE, *chosen) == 0

@@ -1,4 +1,4 @@
-"""A run whose output lies below its input folder: what it writes is none of its input when it is resumed."""
+"""Runs with the output below the input folder: the output is not read as input when a run is resumed."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_a_run_with_its_output_below_its_input_is_resumed(
     assert run_command(*arguments) == 0
     assert shards(tmp_path / "annotated") == written
     assert "left out 5 files (of annotated datasets): annotated/data/second-order/" in capsys.readouterr().err
-    assert run_command(*arguments, "--output", "another") == 0  # beside what another run wrote
+    assert run_command(*arguments, "--output", "another") == 0  # next to the output of another run
     assert [*shards(tmp_path / "another").values()] == [*written.values()]
     assert run_command(*arguments) == 0
 

@@ -1,6 +1,6 @@
-"""Names that libraries keep to themselves and this project uses: they may change in any release, and here it is told.
+"""Private names of libraries that this project uses, with the purpose of each: any release may change them.
 
-A failure names what to do: find the library's new way, change the module, and then the bound in pyproject.toml.
+After a failure: find the library's new way, change the module, and then change the bound in pyproject.toml.
 """
 
 import ast
@@ -22,7 +22,7 @@ LIBRARIES = {"ray", "huggingface_hub", "datasets", "transformers", "pyarrow", "f
 
 
 def takes(*names: str) -> Callable[[Any], bool]:
-    """A function with these parameters."""
+    """Return a check that a function has these parameters."""
     return lambda function: set(names) <= set(inspect.signature(function).parameters)
 
 
@@ -34,11 +34,11 @@ USED: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         ),
         "ray._private.worker.connect": (
             takes("node", "session_name", "mode"),
-            "signals_wait wraps it to put SIGTERM's handler back; see how ray.init makes its core worker",
+            "signals_wait wraps it to restore SIGTERM's handler; see how ray.init makes its core worker",
         ),
         "ray._private.utils.set_sigterm_handler": (
             takes("sigterm_handler"),
-            "signals_wait takes it away while Ray starts; see what ray.init does about SIGTERM",
+            "signals_wait disables it while Ray starts; see how ray.init handles SIGTERM",
         ),
     },
     "pipeline/engine/cluster.py": {
@@ -60,11 +60,11 @@ USED: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "datasets.Features._to_yaml_list": (takes("self"), "the card's features are written as datasets reads them"),
     },
 }
-"""By module: a private name, what it must be like, and what it is for."""
+"""By module and private name: a check of the name's value, and its purpose."""
 
 
 def found_in(file: Path) -> Iterator[str]:
-    """Private names that a file imports from libraries, or asks of what is not its own."""
+    """Yield the private names that a file imports from libraries, or reads from objects that are not its own."""
     imported: dict[str, str] = {}
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
@@ -82,7 +82,7 @@ def found_in(file: Path) -> Iterator[str]:
 
 
 def private(name: str) -> bool:
-    """What begins with one underscore, except what named tuples have in public."""
+    """True if a name begins with one underscore, except the public ones of named tuples."""
     return bool(re.search(r"\._(?!fields$|replace$|asdict$|make$)[a-z]", name))
 
 

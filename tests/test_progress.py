@@ -1,4 +1,4 @@
-"""What is told of a run: its stages, a bar on a terminal, lines elsewhere, and a report that names the bottleneck."""
+"""Display of a run: its stages, a bar on a terminal, lines elsewhere, and a report that names the bottleneck."""
 
 import io
 import json
@@ -25,7 +25,7 @@ from tests.builders import write_documents
 from tests.engine.fakes import load_fake, planned_run, token_rows
 
 GIVEN_UP = Quarantined(unit=1, shard="b", file="a.parquet", start=0, stop=10, reason="it is broken")
-LOADING, LABELLING = State(0, 0, workers=0, given_up=0), State(20.5, 5000, workers=2, given_up=1)
+LOADING, LABELLING = State(0, 0, workers=0, quarantined=0), State(20.5, 5000, workers=2, quarantined=1)
 
 
 def outcome(rows: int, tokens: int) -> UnitResult:
@@ -44,13 +44,13 @@ def report_of(*outcomes: UnitResult | Quarantined | None) -> Throughput:
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, which tests set."""
+    """Return the time, which tests set."""
     times = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: times[0])
     return times
 
 
-def test_a_stage_is_told_of_while_it_lasts_if_it_takes_longer_than_a_moment(
+def test_a_stage_that_takes_longer_than_a_moment_is_shown_while_it_lasts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with stage("reading the inputs"):
@@ -65,9 +65,7 @@ def test_a_stage_is_told_of_while_it_lasts_if_it_takes_longer_than_a_moment(
     assert capsys.readouterr() == ("", "")
 
 
-def test_where_there_is_no_terminal_a_line_a_minute_is_printed(
-    capsys: pytest.CaptureFixture[str], now: list[float]
-) -> None:
+def test_without_a_terminal_a_line_a_minute_is_printed(capsys: pytest.CaptureFixture[str], now: list[float]) -> None:
     shown = Progress(total=100, done=40, look=lambda: LOADING)
     now[0] += 100
     shown.show(LOADING)
@@ -78,7 +76,7 @@ def test_where_there_is_no_terminal_a_line_a_minute_is_printed(
     now[0] += 52
     shown.show(LABELLING)
     shown.show(LABELLING)
-    expected = "60 of 100 documents (60.5%), 01:59 left, 81 tokens/s, 2 workers, 1 units given up"
+    expected = "60 of 100 documents (60.5%), 01:59 left, 81 tokens/s, 2 workers, 1 units quarantined"
     assert capsys.readouterr().err.splitlines() == [expected], "the time until a worker is there does not count"
 
 
@@ -96,19 +94,19 @@ def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch, now: list[float])
     shown.show(LABELLING)
     now[0] += 10
     shown.show(LABELLING)
-    assert "60/100" in terminal.getvalue() and "500 tokens/s, 2 workers, 1 units given up" in terminal.getvalue()
+    assert "60/100" in terminal.getvalue() and "500 tokens/s, 2 workers, 1 units quarantined" in terminal.getvalue()
     shown.show(replace(LABELLING, rows=3))
     assert terminal.getvalue().rpartition("\r")[2].strip().startswith("annotating:  43%"), "a worker has died"
 
 
 def slow_run(folder: Path) -> tuple[Run, list[Unit]]:
-    """One unit of twelve documents, each a batch."""
+    """Plan one unit of twelve documents, each of which is a batch."""
     file = write_documents(folder / "in.parquet", ["text"] * 12, input_ids=token_rows(12))
     return planned_run(folder / "out", [file], rows_per_unit=12, batch_invariant=True)
 
 
 def lines_of(run: Run, units: list[Unit], pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> Throughput:
-    """Labels, with a line as often as the run is looked at."""
+    """Label the units, and print a line at each update of the progress."""
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     monkeypatch.setattr(progress, "TICK_SECONDS", 0.1)
     report, scheduler = Throughput(), Scheduler(run, units, pool)

@@ -1,4 +1,4 @@
-"""The files that a repository is known by: licence, citation, changes, and what speaks of them."""
+"""Licence, citation and changes of the repository, and the files that mention them."""
 
 import ast
 import re
@@ -42,14 +42,14 @@ def test_the_changes_of_this_version_are_told() -> None:
     assert headings[0] == PROJECT["version"] and len(set(headings)) == len(headings)
 
 
-def test_what_contributors_are_told_to_make_can_be_made() -> None:
+def test_the_make_targets_in_the_contributors_guide_exist() -> None:
     told = set(re.findall(r"`make (\w+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
     made = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert {"setup", "test", "lint", "docs"} <= told <= made
 
 
 SAME_NAMES = {"__init__", "__main__", "config", "second_order"}
-"""A package has its own settings; a label method is named as the model that it labels with."""
+"""Names that may occur twice: packages have their own settings; label methods are named like their models."""
 
 
 def test_no_two_modules_and_no_two_classes_share_a_name() -> None:

@@ -1,4 +1,4 @@
-"""The checkpoints that come with the project: small, complete, and far enough from chance to show a break."""
+"""Checkpoints that come with the project: small, complete, and good enough for a fault to show."""
 
 import pytest
 import torch
@@ -17,12 +17,12 @@ FOLDERS = ("tokenizer", "estimator", "second-order")
 
 @pytest.fixture(scope="module")
 def input_ids_BT() -> torch.Tensor:
-    """Four windows of help text, which neither model was trained on."""
+    """Return four windows of help text, on which neither model was trained."""
     ids = Corpus.of(encode(load_tokenizer(SHIPPED / "tokenizer"), sample_texts(4, 3000))).tokens_N
     return torch.from_numpy(ids[: 4 * 96]).long().view(4, 96)
 
 
-def test_they_weigh_sixteen_megabytes_at_most_and_hold_no_pickle() -> None:
+def test_they_have_at_most_sixteen_megabytes_and_no_pickle() -> None:
     files = [file for file in SHIPPED.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 16_000_000
     assert {file.suffix for file in files} == {".json", ".jsonl", ".md", ".safetensors"}
@@ -36,7 +36,7 @@ def test_each_has_a_card_with_the_command_that_made_it_and_the_one_tokenizer(nam
 
 
 def test_the_estimator_knows_its_language(input_ids_BT: torch.Tensor) -> None:
-    """Uniform guessing costs ln 8192 = 9.01 nats a token."""
+    """Uniform guessing costs ln 8192 = 9.01 nats per token."""
     assert load_estimator(SHIPPED / "estimator").token_losses(input_ids_BT).mean() < 6.5
 
 

@@ -1,4 +1,4 @@
-"""How commands start: help comes at once, since nothing is imported that only the work needs; and all are listed."""
+"""Start of every command: help comes at once, since nothing is imported that only the work needs."""
 
 import os
 import re
@@ -10,33 +10,28 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.__main__ import commands, list_commands
+from pipeline.__main__ import commands
 
 ROOT = Path(__file__).parents[1]
-GUARD = '\nif __name__ == "__main__":\n'
-COMMANDS = [
-    *(f"pipeline.{file.parent.name}" for file in sorted(ROOT.glob("pipeline/*/__main__.py"))),
-    *(f"jobs.{file.stem}" for file in sorted(ROOT.glob("jobs/*.py")) if GUARD in file.read_text(encoding="utf-8")),
-]
 FLAGS = {"pipeline.publish": "--repository", "pipeline.verify": "--repair"}
-"""A flag of each command, where that is not --output."""
+"""A flag of each command that has no --output."""
 HEAVY = {"torch", "transformers", "accelerate", "matplotlib", "ray", "datasets"}
 """Packages that take long to import."""
 MOST_SECONDS = 1.5
 INPUT_FLAGS = {"--input", "--split", "--config-name"}
-"""Of every command that reads documents."""
+"""Flags of every command that reads documents."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """A command's help, as a new interpreter gives it."""
+    """A command's help, printed by a new interpreter."""
 
     exit_code: int
     printed: str
     imported: set[str]
-    """Packages."""
+    """Names of packages."""
     seconds: float
-    """Of a processor's time."""
+    """Processor time."""
 
 
 def start(command: str) -> Start:
@@ -54,7 +49,7 @@ def start(command: str) -> Start:
         return Start(process.returncode, printed.read(), packages, usage.ru_utime + usage.ru_stime)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", commands())
 def test_help_comes_at_once(command: str) -> None:
     started = start(command)
     assert started.exit_code == 0
@@ -64,35 +59,3 @@ def test_help_comes_at_once(command: str) -> None:
     assert "cyclopts" in started.imported and not started.imported & HEAVY
     again = (start(command).seconds for _ in range(3))  # the first start may have compiled modules
     assert started.seconds < MOST_SECONDS or any(seconds < MOST_SECONDS for seconds in again)
-
-
-def listing(*arguments: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "pipeline", *arguments]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-def test_the_listing_has_every_command_and_a_sentence_on_it() -> None:
-    shown = listing()
-    assert (shown.returncode, shown.stderr) == (0, "")
-    lines = [line.split(maxsplit=1) for line in shown.stdout.splitlines()[2:]]
-    assert [name for name, _ in lines] == COMMANDS and len(COMMANDS) >= 13
-    assert all(sentence.endswith(".") for _, sentence in lines)
-    assert listing("--help").stdout == shown.stdout
-
-
-def test_it_is_what_the_module_lists_here(capsys: pytest.CaptureFixture[str]) -> None:
-    list_commands([])
-    assert capsys.readouterr().out == listing().stdout
-    assert list(commands()) == COMMANDS
-    with pytest.raises(SystemExit, match=r"is no command; the nearest is python -m pipeline\.report,"):
-        list_commands(["reports"])
-
-
-@pytest.mark.parametrize(
-    ("argument", "nearest"), [("anotate", "pipeline.annotate"), ("jobs.train_estimater", "jobs.train_estimator")]
-)
-def test_what_is_no_command_is_told_the_nearest_in_one_line(argument: str, nearest: str) -> None:
-    refused = listing(argument, "--output", "out")
-    assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr.startswith(f"error: {argument} is no command; the nearest is python -m {nearest},")
-    assert refused.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Tiny models and tokens for them, made by hand in a moment."""
+"""Tiny models, and tokens for them, made in a moment."""
 
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ def frozen(model: ModelT) -> ModelT:
 
 
 def tiny_estimator(*, context: int = 32, vocabulary: int = VOCABULARY, **variant: Any) -> EntropyEstimator:
-    """Weights ten times the usual size, so that every part of the model shows in its losses."""
+    """Return an estimator with weights ten times the usual size, so that every part of it affects its losses."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "vocab_size": vocabulary,
@@ -70,7 +70,7 @@ def tiny_second_order(*, context: int = 32, vocabulary: int = VOCABULARY) -> Sec
 
 
 def tiny_language_model(*, context: int = 32, vocabulary: int = VOCABULARY) -> PreTrainedModel:
-    """It reads token 5 before a document's first."""
+    """Return a language model that reads token 5 before a document."""
     torch.manual_seed(0)
     config = llama_config(vocab_size=vocabulary, width=24, layers=2, heads=2, context=context, initializer_range=0.2)
     return frozen(new_language_model(config, start=5))

@@ -1,1 +1,1 @@
-"""The main job: documents in, an annotated dataset out. `python -m pipeline.annotate --help` lists its settings."""
+"""The main command: documents in, an annotated dataset out. `python -m pipeline.annotate --help` lists its settings."""

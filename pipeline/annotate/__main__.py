@@ -1,4 +1,4 @@
-"""Annotation: documents in, an annotated dataset out.
+"""Annotation: read documents, write an annotated dataset.
 
     python -m pipeline.annotate                                          # built-in sample documents
     python -m pipeline.annotate --input fineweb/*.parquet --output DIR   # your own
@@ -61,7 +61,7 @@ def annotate(config: Config = DEFAULTS) -> int:
         sample = Path(scratch) / "sample.parquet"
         if not config.input:
             write_sample(sample)
-        with stage("asking the Hub for what is published"):
+        with stage("asking the Hub for the published shards"):
             existing = find_run(config.repository, config.place)
         resumed = existing.plan
         longest = pin_longest(config.longest_document, resumed)
@@ -88,14 +88,14 @@ def annotate(config: Config = DEFAULTS) -> int:
 
 
 def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tuple[str, ...]) -> int:
-    """Label the units that are left, complete the dataset and show it; return the exit code."""
+    """Label the remaining units, complete the dataset and show it; return the exit code."""
     ledger, info = Ledger(job.subset), info_of(job, inputs)
-    folder_card(info)  # what it cannot describe, or be added to, is refused before anything is labelled
+    folder_card(info)  # raises, before anything is labelled, if no card can be written
     if job.repository is not None:
         with stage("preparing the repository"):
             job.repository.prepare(private=config.private)
     checkpoint = job.snapshot.name if job.snapshot else None
-    with stage("looking at what is there"):
+    with stage("looking at the output"):
         named = tokenizer_sha256(job.tokenizer, CONFIG_FILE) if job.tokenizer else None
         written = Plan(job.provenance, recorded(config.input), checkpoint, recorded(inputs), job.schema, named)
         open_run(job.subset, written, units)
@@ -110,8 +110,8 @@ def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tupl
         report = label_and_publish(units, job, config, job.repository, info)
         receipts = ledger.published()
     print_summary(config.output or str(job.subset.root), job.provenance, total(receipts).counts, report)
-    given_up = ledger.quarantined()
-    print_quarantine(given_up)
+    quarantined = ledger.quarantined()
+    print_quarantine(quarantined)
     print_examples(job.subset, job.repository, complete=len(receipts) == len(units))
     if not config.input and job.repository is None:
         from pipeline.report.page import write_report
@@ -121,13 +121,13 @@ def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tupl
         say("", f"{page} shows every token in the colour of its entropy")
     else:
         say("", f"python -m pipeline.report {shlex.quote(labels_named(job, config))} shows every token in its colour")
-    if (lacking := len(units) - len(receipts)) > len(given_up):
-        say("", f"{lacking:,} of {len(units):,} shards are not there; the same command completes them")
+    if (lacking := len(units) - len(receipts)) > len(quarantined):
+        say("", f"{lacking:,} of {len(units):,} shards are missing; the same command completes them")
     return INCOMPLETE if lacking else 0
 
 
 def labels_named(job: Run, config: Config) -> str:
-    """The argument of pipeline.report for these labels: the dataset, or one of several subsets."""
+    """Return the argument with which pipeline.report shows these labels: the dataset, or one of its several subsets."""
     if job.repository is not None:
         return f"{job.repository.url}/{job.subset.in_repository.data}"
     place, subsets = config.output or job.subset.root.name, job.subset.data.parent.iterdir()
@@ -137,7 +137,7 @@ def labels_named(job: Run, config: Config) -> str:
 def label_and_publish(
     units: Sequence[Unit], job: Run, config: Config, repository: Repository, info: SubsetInfo
 ) -> Throughput:
-    """Label what the repository lacks, after publishing what an interrupted run left on this disk."""
+    """Publish the shards that an interrupted run left on this disk, then label and publish the missing ones."""
     ledger, published = Ledger(job.subset), PublishedLedger(repository, job.subset)
     ledger.write_published(published.receipts(len(units)))
     if len(ledger.published()) < len(units):
@@ -145,7 +145,7 @@ def label_and_publish(
     with Publisher(repository, job.subset, keeps=False) as publisher:
         damaged = [receipt for receipt in ledger.unpublished() if not publisher.add(receipt)]
         if damaged:
-            LOG.warning("%d staged shards are damaged and labelled anew: %s", len(damaged), damaged[0].shard)
+            LOG.warning("%d staged shards are damaged and labelled again: %s", len(damaged), damaged[0].shard)
             ledger.delete(damaged)
         report = label(units, job, config, publisher)
     receipts = published.receipts(len(units))
@@ -155,7 +155,7 @@ def label_and_publish(
 
 
 def info_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
-    """The card's information on a run that has not begun."""
+    """Return the card's information about a run that has not begun."""
     return SubsetInfo(
         subset=job.subset,
         path=job.repository.name if job.repository else THIS_FOLDER,
@@ -167,7 +167,7 @@ def info_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
 
 
 def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher | None = None) -> Throughput:
-    """Label the units that are left, with a progress bar; start no worker where there are none."""
+    """Label the remaining units, with a progress bar; start no worker if there are none."""
     done = Ledger(job.subset).finished(staging=publisher is not None)
     left = [unit for unit in units if unit.index not in done]
     if not left:
@@ -187,7 +187,7 @@ def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher 
 
 
 def state_of(report: Throughput, scheduler: Scheduler) -> State:
-    """State of the progress bar: the committed units, and the labelled parts of the others."""
+    """Return the state that the progress bar shows: the committed units and the labelled parts of the others."""
     progress, counts = scheduler.progress, report.counts
     return State(
         counts.rows + progress.rows, counts.tokens + progress.tokens, scheduler.ready_workers, report.quarantined
@@ -196,7 +196,7 @@ def state_of(report: Throughput, scheduler: Scheduler) -> State:
 
 @contextmanager
 def noting_interrupts(job: Run) -> Iterator[None]:
-    """Note on an interrupt how far the run is."""
+    """Add a note to a KeyboardInterrupt that says how far the run is."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -207,16 +207,16 @@ def noting_interrupts(job: Run) -> Iterator[None]:
 
 @contextmanager
 def pool_of(job: Run, config: Config) -> Iterator[WorkerPool]:
-    """The requested workers: this process alone, or those of a Ray cluster."""
+    """Yield the requested workers: only this process, or workers of a Ray cluster."""
     if config.workers == 0:
         with stage("loading torch"):
             from pipeline.labels.labeller import device_here
 
             device = device_here(config.gpus_per_worker)
-        say("workers        none: this process labels")
+        say("workers        none: this process labels the documents")
         yield ThisProcessPool(job, load_annotator, device)
         return
-    with stage("loading Ray"):  # which may be missing where this process labels
+    with stage("loading Ray"):  # imported late, because `--workers 0` works without Ray
         from pipeline.engine.cluster import LOCAL, WorkerResources, cluster, ray_address
         from pipeline.engine.ray_workers import RayWorkerPool
 
@@ -234,7 +234,7 @@ def pool_of(job: Run, config: Config) -> Iterator[WorkerPool]:
 
 
 def publish_outcome(outcome: Outcome, publisher: Publisher, scheduler: Scheduler, *, last: bool) -> None:
-    """Publish a committed shard, and delete published ones while there are workers to do it."""
+    """Publish a committed shard, and delete published shards while there are workers to do so."""
     if isinstance(outcome, UnitResult):
         publisher.add(outcome.receipt, outcome.addition)
     if last:

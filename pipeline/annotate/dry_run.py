@@ -1,4 +1,4 @@
-"""The dry run: an estimate of what a run will read, write and take, from a sample of its documents."""
+"""Dry run: an estimate, from a sample of documents, of the data a run will read and write and the time it will take."""
 
 import time
 from collections.abc import Sequence
@@ -19,19 +19,19 @@ from pipeline.progress import stage
 from schemas.annotations import INPUT_IDS, Device
 
 SAMPLED_UNITS, SAMPLED_ROWS = 16, 32
-MANY_FILES = 100  # a shard costs a part of a second and two files
+MANY_FILES = 100  # from which joining is advised: each shard costs a fraction of a second and two files
 LOOK_SECONDS, MEASURED_SECONDS = 10.0, 30.0
-FIRST_TOKENS, GROWTH = 32, 4  # of the first measurement, and how many times as many the next has
+FIRST_TOKENS, GROWTH = 32, 4  # tokens of the first measurement, and the factor to each next one
 DEVICE = device_here()
-LABEL_BYTES, TOKEN_BYTES = 1.4, 1.5  # a token of FineWeb in each entropy column, and in `input_ids`
+LABEL_BYTES, TOKEN_BYTES = 1.4, 1.5  # per token of FineWeb, in each entropy column and in `input_ids`
 
 
 class Workers(NamedTuple):
-    """The workers that a run would have."""
+    """Workers that a run would have."""
 
     requested: int | Literal["auto"]
     room: int
-    """Workers that fit now."""
+    """Number of workers that fit now."""
     where: str
     """This machine or the cluster."""
     device: Device
@@ -39,7 +39,7 @@ class Workers(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sizes and speed of a run, estimated."""
+    """Estimated sizes and speed of a run."""
 
     units: int
     rows_a_unit: int
@@ -52,7 +52,7 @@ class Estimate:
     """Sampled rows without a token."""
     tokens: float
     error: float
-    """Standard error of `tokens`, as a share of it; NaN where a single document was looked at."""
+    """Standard error of `tokens`, relative to `tokens`; NaN if only one document was sampled."""
     label_columns: int
     share: float
     """Share of the tokens that are labelled."""
@@ -62,27 +62,33 @@ class Estimate:
 
     @property
     def worker_hours(self) -> float:
-        """Hours of one worker, its start left out."""
+        """Hours that one worker needs, not counting its start."""
         return self.tokens / max(1e-9, self.speed.tokens_per_second) / 3600
 
     def hours(self, workers: int) -> float:
-        """Hours of that many workers, which take whole units: some may be idle in the end."""
+        """Return the hours that this many workers need; they take whole units, so some may be idle at the end."""
         return self.worker_hours * -(-self.units // workers) / self.units
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens that a worker labels in a second."""
+    """Speed of a worker, given or measured."""
 
     tokens_per_second: float
     measured_tokens: int = 0
-    """0 where the speed was not measured."""
+    """Tokens labelled to measure the speed; 0 if the speed was given."""
     seconds: float = 0.0
-    """Time that these took."""
+    """Seconds that labelling `measured_tokens` took."""
 
 
 def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second: float | None) -> Estimate:
-    """Reads and tokenizes the first rows of units from all over the source; labels some where no speed is given."""
+    """Estimate a run from the first rows of units from all over the source.
+
+    The rows are read and tokenized; if no speed is given, some are labelled to measure it.
+
+    Raises:
+        ValueError: if rows cannot be read, or the device has too little memory.
+    """
     try:
         with stage("reading and tokenizing some documents"):
             chunks = sample_documents(job, units)
@@ -109,7 +115,7 @@ def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second:
 
 
 def sample_documents(job: Run, units: Sequence[Unit]) -> list[Chunk]:
-    """Documents from all over the source, tokenized."""
+    """Read and tokenize documents from all over the source."""
     annotator, chunks = with_tokenizers(job, ()), list[Chunk]()
     some = units[:: -(-len(units) // SAMPLED_UNITS)]
     for unit in some:
@@ -122,16 +128,17 @@ def sample_documents(job: Run, units: Sequence[Unit]) -> list[Chunk]:
 
 
 def measure(job: Run, chunks: Sequence[Chunk]) -> Speed:
-    """Labels the beginning of these documents, then a longer one, while the next is expected to end in time.
+    """Label longer and longer beginnings of these documents, as long as the next one is expected to end in time.
 
-    The last one counts, which is the longest. The first is made twice: a device's first use takes longer.
+    The speed is that of the last and longest beginning. The first one is labelled twice, because a device's first use
+    is slower.
     """
     with stage("loading the model"):
         annotator = load_annotator(job, DEVICE)
     documents = [ids for chunk in chunks for ids in chunk.documents]
     read, written = (sum(map(len, ids)) for ids in (documents, [ids for chunk in chunks for ids in chunk.tokens]))
     deadline, tokens, growth = time.monotonic() + MEASURED_SECONDS, FIRST_TOKENS, 1
-    with stage(f"measuring for {MEASURED_SECONDS:.0f} s at most"):
+    with stage(f"measuring for at most {MEASURED_SECONDS:.0f} s"):
         while True:
             part, stages = beginning(documents, tokens), Stages()
             batches = annotator.batches(part, np.random.default_rng(0))
@@ -143,13 +150,13 @@ def measure(job: Run, chunks: Sequence[Chunk]) -> Speed:
 
 
 def beginning(documents: Sequence[np.ndarray], tokens: int) -> list[np.ndarray]:
-    """The first documents, `tokens` tokens in all; of the last one a part."""
+    """Return the first documents, cut to `tokens` tokens in all."""
     ends = np.cumsum([0, *map(len, documents)])
     return [ids[: max(0, tokens - start)] for ids, start in zip(documents, ends, strict=False) if start < tokens]
 
 
 def workers_of(config: Config) -> Workers | None:
-    """The workers that would label; None where this process would.
+    """Return the workers that would label; None if this process would.
 
     Raises:
         ConnectionError: if there is no cluster at the address.
@@ -167,22 +174,22 @@ def workers_of(config: Config) -> Workers | None:
 
 
 def print_estimate(plan: Estimate, workers: Workers | None) -> None:
-    """Prints the estimate, with the time of the workers unless this process is to label."""
+    """Print the estimate, with the time of the workers unless this process is to label."""
     device = "GPU" if DEVICE == "cuda" else "CPU core"
     measured = f"measured on one {device} here with {plan.speed.measured_tokens:,} tokens in {plan.speed.seconds:.1f} s"
     faster = "; workers have GPUs, which are faster" if workers and workers.device != DEVICE == "cpu" else ""
     origin = f"{measured}{faster}" if plan.speed.measured_tokens else "given"
     sizes = (LABEL_BYTES * plan.label_columns * plan.share, TOKEN_BYTES)
     labels, ids = (plan.tokens * size / 1e9 for size in sizes)
-    say(f"units          {plan.units:,} of {plan.rows_a_unit:,} rows at most{_of_small_files(plan)}")
+    say(f"units          {plan.units:,} of at most {plan.rows_a_unit:,} rows{_of_small_files(plan)}")
     say(f"source         {plan.rows:,} documents, {plan.source_bytes / 1e9:,.3f} GB in {plan.files:,} files")
-    looked_at = f"{plan.sampled_rows:,} documents from all over it{_empty(plan)}"
-    say(f"tokens         {plan.tokens:,.0f} ± {plan.error:.1%}, by {looked_at}")
+    sample = f"{plan.sampled_rows:,} documents from all over the source{_empty(plan)}"
+    say(f"tokens         {plan.tokens:,.0f} ± {plan.error:.1%}, estimated from {sample}")
     columns = f"{plan.label_columns} column{'s' if plan.label_columns > 1 else ''}"
     say(f"labels         {labels:,.3f} GB, {LABEL_BYTES} bytes for each of a labelled token's {columns}")
-    say(f"token ids      {ids:,.3f} GB, {TOKEN_BYTES} bytes a token")
+    say(f"token ids      {ids:,.3f} GB, {TOKEN_BYTES} bytes per token")
     say(f"passed on      {', '.join(plan.passed) or 'no column'}; as large as in the source")
-    say(f"tokens/s       {plan.speed.tokens_per_second:,.0f} a worker, {origin}")
+    say(f"tokens/s       {plan.speed.tokens_per_second:,.0f} per worker, {origin}")
     say(f"time           {_duration(plan.worker_hours)} of one worker{_of_workers(plan, workers) if workers else ''}")
 
 
@@ -191,14 +198,14 @@ def _empty(plan: Estimate) -> str:
 
 
 def _of_small_files(plan: Estimate) -> str:
-    """Advice where every one of very many files becomes a shard."""
+    """Return advice if very many small files each become a shard, else nothing."""
     if plan.files < max(MANY_FILES, plan.units) or plan.rows_a_unit >= FEWEST_ROWS:
         return ""
-    return "; a shard a file: join small files into one of JSON lines for fewer"
+    return "; one shard per file: join small files into one file of JSON lines for fewer"
 
 
 def _of_workers(plan: Estimate, workers: Workers) -> str:
-    """The time of the requested workers, and of those that there is room for now."""
+    """Return the time that the requested workers need, and that the workers that fit now need."""
     asked = workers.room if workers.requested == "auto" else workers.requested
     fitting = min(asked, workers.room)
     message = "" if workers.requested == "auto" else f"; {_hours(plan, asked)}"
@@ -208,7 +215,7 @@ def _of_workers(plan: Estimate, workers: Workers) -> str:
 
 
 def _hours(plan: Estimate, workers: int) -> str:
-    """The time of that many workers, each of which labels whole units, as fast as one alone."""
+    """Return the time that this many workers need if each is as fast as one alone."""
     idle = f", {workers - plan.units:,} of them without a unit" if workers > plan.units else ""
     return f"{workers:,} that are as fast, {_duration(plan.hours(workers))}{idle}"
 

@@ -1,4 +1,4 @@
-"""Prepares a run: checks every setting against the source and the checkpoint, and returns what workers need.
+"""Preparation of a run: check all settings against the source and the checkpoint, and collect what workers need.
 
 Nothing is written here, so that a mistake leaves nothing behind.
 """
@@ -24,11 +24,11 @@ def pin_inputs(inputs: Sequence[str], existing: Plan | None) -> tuple[str, ...]:
     """Pin Hub inputs to a commit; when resuming, the original run's.
 
     Raises:
-        ValueError: if that run's plan, which anybody can have written, has other inputs than those that are named.
+        ValueError: if that run's plan, which anybody may have written, has other inputs than the named ones.
     """
     if not inputs or existing is None or without_paths(recorded(existing.inputs)) != without_paths(recorded(inputs)):
         return pinned(inputs)
-    pairs = list(zip(inputs, existing.source, strict=True))  # a pin of the Hub alone holds more than the input
+    pairs = list(zip(inputs, existing.source, strict=True))  # only the pin of a Hub input differs from the input
     for named, pin in pairs:
         if not is_local(named) and not is_pin(pin, named if named.startswith(HUB) else recorded([named])[0]):
             raise ValueError(f"the plan of the run there reads {pin} for {named}; choose another --output or --subset")
@@ -36,21 +36,21 @@ def pin_inputs(inputs: Sequence[str], existing: Plan | None) -> tuple[str, ...]:
 
 
 def pin_checkpoint(named: str | None, existing: Plan | None) -> str | None:
-    """Pin a checkpoint of the Hub to the commit of the run that is resumed, if that run has the same one."""
+    """Pin a Hub checkpoint to the commit of the resumed run, if that run has the same checkpoint."""
     known = None if existing is None else existing.checkpoint
     name, _, revision = (known or "").partition("@")
     return f"{name}@{revision}" if named == name and COMMIT.fullmatch(revision) else named
 
 
 def pin_longest(requested: int | None, existing: Plan | None) -> int | None:
-    """The requested bound on documents, or else that of the run that is resumed, which may have had none."""
+    """Return the requested cap on documents' length, or else the resumed run's, which may be None."""
     return existing.provenance.longest_document if requested is None and existing is not None else requested
 
 
 def prepare(
     config: Config, source: Source, inputs: Sequence[str], existing: Plan | None = None
 ) -> tuple[Run, list[Unit]]:
-    """Checks all settings against the source, found at `inputs`, and a resumed run's plan; returns what workers need.
+    """Check all settings against the source, found at `inputs`, and a resumed run's plan; return the run and its units.
 
     Raises:
         ValueError: if the settings do not fit together.
@@ -86,7 +86,7 @@ def provenance_for(
     tokens: TokenSource,
     existing: Plan | None,
 ) -> Provenance:
-    """All that the labels depend on, with the names of the inputs and the model."""
+    """Return the provenance: everything that the labels depend on, and the names of the inputs and the model."""
     first = checkpoint.members[0]
     window, overlap = windows_for(config, first.context)
     require_loadable(checkpoint, config.method)
@@ -121,13 +121,13 @@ def provenance_for(
 
 
 def checkpoint_for(config: Config) -> Checkpoint:
-    """The checkpoint that was named, or the shipped one for the method.
+    """Return the named checkpoint, or the one that comes with the project for the method.
 
     Raises:
-        ValueError: if there is none, or it is of a kind that another method labels with.
+        ValueError: if there is none, or its kind does not fit the method.
     """
     if config.estimator is None and config.method == "causal":
-        raise ValueError("--method causal needs --estimator, a causal language model, its folder or Hub name")
+        raise ValueError("--method causal needs a causal language model: name its folder or Hub name with --estimator")
     expected = KIND_OF_METHOD[config.method]
     checkpoint = Checkpoint.find(config.estimator) if config.estimator is not None else Checkpoint(SHIPPED / expected)
     for member in checkpoint.members:
@@ -142,7 +142,7 @@ def checkpoint_for(config: Config) -> Checkpoint:
 
 
 def require_loadable(checkpoint: Checkpoint, method: Method) -> None:
-    """Checks that a checkpoint can be loaded, before any worker starts, unless it came with the project.
+    """Check that a checkpoint can be loaded, before any worker starts, unless it comes with the project.
 
     Raises:
         ValueError: if it cannot.
@@ -155,10 +155,10 @@ def require_loadable(checkpoint: Checkpoint, method: Method) -> None:
 
 
 def tokens_for(checkpoint: Checkpoint, config: Config) -> TokenSource:
-    """The requested tokens, or the checkpoint's own.
+    """Return the requested source of tokens, or the checkpoint's own.
 
     Raises:
-        ValueError: if the checkpoint reads ids that it does not know.
+        ValueError: if the checkpoint does not know some of the ids that it would read.
     """
     named, known = config.tokenizer or str(checkpoint.folder), checkpoint.vocabulary
     implied = known if named == TOKENIZED_ALREADY else None
@@ -166,25 +166,26 @@ def tokens_for(checkpoint: Checkpoint, config: Config) -> TokenSource:
     read = token_source(str(checkpoint.folder), None) if labels_move(checkpoint, tokens) else tokens
     if read.vocabulary > known:
         raise ValueError(
-            f"{read.vocabulary} token ids do not fit the {known} that {checkpoint.folder} knows; name another"
+            f"{read.vocabulary} token ids do not fit the {known} that {checkpoint.folder} knows; "
+            "name another tokenizer or checkpoint"
         )
     return tokens
 
 
 def labels_move(checkpoint: Checkpoint, tokens: TokenSource) -> bool:
-    """True if the checkpoint reads other tokens than these, so that its labels are moved to them."""
+    """True if the checkpoint reads other tokens than `tokens`, so that its labels must be moved to these."""
     return tokens.folder is not None and checkpoint.tokenizer_sha256 not in (None, tokens.sha256)
 
 
 def windows_for(config: Config, context: int | None) -> tuple[int, int]:
-    """Tokens of a window, and those that it shares with the next.
+    """Return the tokens of a window, and the tokens that it shares with the next.
 
     Raises:
         ValueError: if the checkpoint cannot read such windows, or names no context and no window is given.
     """
     longest = config.window if context is None else context
     if longest is None:
-        raise ValueError("the checkpoint's config.json names no context; give a window with --window, as its card does")
+        raise ValueError("the checkpoint's config.json names no context; give --window, which its card may tell")
     window = longest if config.window is None else config.window
     overlap = config.overlap if config.overlap is not None else window // 2
     if not 0 <= overlap < window <= longest:
@@ -195,7 +196,7 @@ def windows_for(config: Config, context: int | None) -> tuple[int, int]:
 
 
 def start_token_for(checkpoint: Checkpoint, config: Config) -> int:
-    """The requested token, or what the checkpoint declares."""
+    """Return the id of the requested start token, or of the one that the checkpoint declares."""
     if config.start_token is None:
         from pipeline.models.loading import declared_start  # imports torch, which takes seconds
 
@@ -204,10 +205,10 @@ def start_token_for(checkpoint: Checkpoint, config: Config) -> int:
 
 
 def dtype_for(config: Config, existing: Plan | None) -> Dtype:
-    """The requested precision, or that of the run that is resumed, or else what suits the workers' device.
+    """Return the requested precision, or else the resumed run's, or else the one that suits the workers' device.
 
     Raises:
-        ValueError: if a GPU is asked for in this process and there is none.
+        ValueError: if a GPU is requested in this process and there is none.
         ConnectionError: if there is no cluster at the address.
     """
     if config.dtype != "auto":
@@ -216,23 +217,23 @@ def dtype_for(config: Config, existing: Plan | None) -> Dtype:
 
 
 def device_for(config: Config) -> Device:
-    """The kind of device that labels will be computed on."""
+    """Return the kind of device that labels will be computed on."""
     if config.workers == 0 or (config.dry_run and config.gpus_per_worker is None):
         from pipeline.labels.labeller import device_here  # imports torch, which takes seconds
 
         return device_here(config.gpus_per_worker)
     if config.gpus_per_worker is None:
-        from pipeline.engine.cluster import has_gpus, ray_address  # Ray may be missing where this process labels
+        from pipeline.engine.cluster import has_gpus, ray_address  # late, because `--workers 0` works without Ray
 
         return "cuda" if has_gpus(ray_address(config.address)) else "cpu"
     return "cuda" if config.gpus_per_worker else "cpu"
 
 
 def rows_to_label(source: Source, limit: int | None) -> int:
-    """Number of the source's rows up to the limit.
+    """Return the number of the source's rows, capped by the limit.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if the source has no rows.
     """
     if source.rows == 0:
         raise ValueError("the input has no rows; name files that have some with --input")
@@ -240,12 +241,12 @@ def rows_to_label(source: Source, limit: int | None) -> int:
 
 
 def is_of_text(source: Source) -> bool:
-    """True for text files, whose names are passed on unless an older run, which is resumed, left them out."""
+    """True if all files are text; their names are passed on, unless a resumed run's older version left them out."""
     return all(file.format == "text" for file in source.files)
 
 
 class Names(TypedDict):
-    """Names of a dataset's inputs and of its model; no label depends on them."""
+    """Names of a dataset's inputs and of its model, on which no label depends."""
 
     source: tuple[str, ...]
     source_files: int
@@ -255,7 +256,7 @@ class Names(TypedDict):
 def names_for(
     config: Config, source: Source, inputs: Sequence[str], checkpoint: Checkpoint, existing: Plan | None
 ) -> Names:
-    """A resumed run's own names, even if folders have moved since; otherwise those of a new run."""
+    """Return the names of a new run, or a resumed run's own, even if folders have been moved since."""
     if existing is not None and recorded(urls(existing.source)) == recorded(urls(inputs)):
         run = existing.provenance
         return Names(source=run.source, source_files=run.source_files, model=run.model)

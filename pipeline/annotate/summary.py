@@ -1,4 +1,4 @@
-"""The summary that an annotation prints at its end: the run in figures, and a few tokens with their entropies."""
+"""Summary printed at the end of an annotation: the run in figures, and a few tokens with their entropies."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,11 +22,11 @@ from schemas.annotations import ENTROPY, INPUT_IDS, MOST_VOCABULARY, Provenance
 from schemas.layout import Subset
 from schemas.receipts import Counts, Quarantined, Receipt
 
-EXAMPLE_TOKENS, MOST_LOOKS = 16, 1000
+EXAMPLE_TOKENS, MOST_LOOKS = 16, 1000  # MOST_LOOKS documents are searched for the example
 
 
 def print_summary(dataset: str, provenance: Provenance, counts: Counts, report: Throughput) -> None:
-    """Documents, tokens, tokens/s, mean entropy, bits per byte, model, dataset; then where the time went."""
+    """Print documents, tokens, tokens/s, mean entropy, bits per byte, model and dataset; then the time per stage."""
     tokens, labelled, mean = counts.tokens, counts.labelled_tokens, counts.mean_entropy
     bits = f"{mean / math.log(2) * tokens / counts.text_bytes:.3f}" if counts.text_bytes else "unknown without text"
     empty, long = counts.rows_without_text - counts.rows_too_long, counts.rows_too_long
@@ -39,36 +39,36 @@ def print_summary(dataset: str, provenance: Provenance, counts: Counts, report: 
     say(f"tokens         {tokens:,}" + (f", {labelled:,} of them labelled" if labelled < tokens else ""))
     idle = "none: no unit succeeded" if report.quarantined else "none: the dataset was complete"
     say(f"tokens/s       {_speed(report) if report.units else idle}")
-    say(f"mean entropy   {mean:.3f} nats a token")
+    say(f"mean entropy   {mean:.3f} nats per token")
     say(f"bits per byte  {bits}")
     say(f"model          {provenance.labelled_by}")
     say(f"dataset        {dataset}")
     if report.units:
         speeds = ", ".join(f"{stage} {speed:,.0f}" for stage, speed in report.stage_speeds().items())
         wait, fill = report.stages.device_wait, report.stages.batch_fill
-        say(f"stages         tokens/s of a worker: {speeds}; {report.stages.bottleneck} is the slowest")
+        say(f"stages         tokens/s per worker: {speeds}; {report.stages.bottleneck} is the slowest")
         say(f"device         waits {wait:.1%} of its time; batches are {fill:.1%} full")
 
 
 def _speed(report: Throughput) -> str:
-    """Tokens per second: of all tokens, and of the labelled ones if these are fewer."""
+    """Return the tokens per second: all tokens and, if fewer, the labelled ones."""
     tokens, labelled = report.counts.tokens, report.counts.labelled_tokens
     if labelled == tokens:
         return f"{report.tokens_per_second:,.0f}"
     return f"{report.tokens_per_second:,.0f} read, {report.tokens_per_second * labelled / tokens:,.0f} labelled"
 
 
-def print_quarantine(given_up: Sequence[Quarantined]) -> None:
-    """The units that have no shard, and why; the same command tries them again."""
-    if given_up:
-        say("", f"{len(given_up)} units were given up and have no shard; the same command tries them again:")
-    for unit in given_up:
+def print_quarantine(units: Sequence[Quarantined]) -> None:
+    """Print the quarantined units, each with its reason."""
+    if units:
+        say("", f"{len(units)} units are quarantined and have no shard; the same command retries them:")
+    for unit in units:
         say(f"  {unit}")
 
 
 def print_examples(subset: Subset, repository: Repository | None, *, complete: bool) -> None:
-    """The line that loads the dataset, and some tokens of a document: the first ones, or the first that have labels."""
-    has = "has every document" if complete else "has the documents of the shards that are there"
+    """Print the call that loads the dataset, and some tokens of a document: its first, or its first with labels."""
+    has = "has every document" if complete else "has the documents of the finished shards"
     folder = f"{repository.url}/{subset.in_repository.data}" if repository else str(subset.data)
     root = str(subset.root)
     call = load_call(repository.name, subset.name, repository.revision) if repository else load_call(root, subset.name)
@@ -93,7 +93,7 @@ def _has_example(row: Row) -> bool:
 
 
 def _rows(receipts: Iterable[Receipt], folder: str) -> Iterator[Row]:
-    """Without `datasets`, which looks at all of ten thousand shards before it gives out a row, for ten seconds."""
+    """Yield the labelled rows, without `datasets`, which needs ten seconds to look at ten thousand shards first."""
     for receipt in receipts:
         (file,) = find_files([f"{folder}/{receipt.shard}"])
         info = inspect_shard(file)
@@ -106,5 +106,5 @@ def _shown(ids: list[int], tokenizer_folder: Path) -> list[str]:
     if not (tokenizer_folder / TOKENIZER_FILE).is_file():
         return [str(token) for token in ids]
     tokenizer = load_tokenizer(tokenizer_folder)
-    with tokenizer_errors("the tokenizer cannot tell the text of its tokens; take another copy of it"):
+    with tokenizer_errors("the tokenizer cannot decode its own tokens; use another copy of it"):
         return [repr(tokenizer.decode([token], skip_special_tokens=False)) for token in ids]

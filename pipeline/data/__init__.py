@@ -1,1 +1,1 @@
-"""Documents in, annotated shards out: everything that touches text, tokens and files. No torch, no ray."""
+"""From documents to annotated shards: everything that touches text, tokens and files, without torch or Ray."""

@@ -1,6 +1,6 @@
-"""An annotated dataset: found in a folder or on the Hub, opened, and read in batches of rows whose labels are checked.
+"""Annotated datasets: found in a folder or on the Hub, and read in batches of rows whose labels are checked.
 
-Whoever reads labels reads them here; `pipeline.data.loader` shuffles them, shares them among ranks and packs them.
+All labels are read here; `pipeline.data.loader` shuffles the rows, divides them among ranks and packs them.
 """
 
 import re
@@ -32,10 +32,10 @@ from schemas.rows import NO_BOUND, is_list, is_token_list
 
 SUBSET_NAMED = re.compile(rf"/{DATA_FOLDER}/[^/]+/?$")
 COMMIT_NAMED = re.compile("@[0-9a-f]{40}$")
-LOOKS_AT_A_TIME = 16  # at shards: on the Hub most of a look is waiting for an answer
+FOOTERS_AT_A_TIME = 16  # of shards: reading one from the Hub is mostly waiting
 
 Row = dict[str, Any]
-"""By column: `input_ids` int32 [N], entropies float32 [N] in nats, NaN where null; any other as Python's values."""
+"""Values by column: `input_ids` int32 [N], entropies float32 [N] in nats (NaN for null), others as Python values."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class AnnotatedDataset:
     source: str
     shards: tuple[File, ...]
     rows: tuple[int, ...]
-    """Of each shard."""
+    """Number of rows of each shard."""
     schema: pa.Schema
     """All columns."""
     provenance: Provenance
@@ -56,44 +56,44 @@ class AnnotatedDataset:
 
     @cached_property
     def vocabulary(self) -> int:
-        """Rows that the embedding of a model of these tokens needs.
+        """Number of rows that a model's embedding needs for these tokens.
 
-        Older datasets noted how many tokens there are, which is less where the tokenizer leaves ids out.
+        Older datasets recorded the number of tokens, which is smaller if the tokenizer skips ids.
         """
         noted = self.provenance.vocabulary
         return noted if self.tokenizer is None else max(noted, id_count(load_tokenizer(self.tokenizer)))
 
     @property
     def place(self) -> str:
-        """The dataset and its subset, without the commit that it is read at."""
+        """Location of the subset, without the commit at which it is read."""
         place, name, _ = _parts(self.source, self.shards[0])
         return f"{COMMIT_NAMED.sub('', place)}/{DATA_FOLDER}/{name}"
 
     @cached_property
     def infos(self) -> tuple[FileInfo, ...]:
-        """Row groups and digest of each shard, from a second look at its footer.
+        """Row groups and digest of each shard, from a second reading of its footer.
 
         Raises:
             ValueError, OSError: as inspect_file does.
         """
-        with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
+        with ThreadPoolExecutor(FOOTERS_AT_A_TIME) as pool:
             return tuple(pool.map(inspect_shard, self.shards))
 
     def columns(self, names: Sequence[str]) -> pa.Schema:
-        """The columns of these names.
+        """Return the schema of the named columns.
 
         Raises:
-            ValueError: if there is none, one twice, or one that the shards do not have.
+            ValueError: if no column is named, one is named twice, or the shards lack one.
         """
         if unknown := set(names) - set(self.schema.names):
             has = ", ".join(self.schema.names)
             raise ValueError(f"{self.source} has no column {', '.join(sorted(unknown))}; it has {has}")
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"columns must be at least one, and each once, not {names}")
+            raise ValueError(f"name at least one column, and each only once, not {names}")
         return pa.schema([self.schema.field(name) for name in names])
 
     def batches(self, names: Sequence[str], start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
-        """Rows `start` to `stop` with the columns of these names, as `read_labelled` gives them.
+        """Yield rows `start` to `stop` with the named columns, as `read_labelled` does.
 
         Raises:
             ValueError, OSError: as columns and read_labelled do.
@@ -105,7 +105,7 @@ class AnnotatedDataset:
             start, stop = start - rows, stop - rows
 
     def corpus(self, start: int = 0, stop: int | None = None) -> Corpus:
-        """Tokens and entropies of rows `start` to `stop`, NaN where a token has no label.
+        """Return the tokens and entropies of rows `start` to `stop`; NaN marks a token without a label.
 
         Raises:
             ValueError, OSError: as batches does.
@@ -121,13 +121,14 @@ class AnnotatedDataset:
 
 
 def find_annotations(source: str) -> AnnotatedDataset:
-    """The annotated dataset in a folder, or at `hf://datasets/user/name`, with an `@revision` or the newest.
+    """Find the annotated dataset in a folder, or at `hf://datasets/user/name` with an optional `@revision`.
 
-    Where it has several subsets, one is named by its data folder, as in `folder/data/exact`.
+    The newest revision is the default. If the dataset has several subsets, name the data folder of one, as in
+    `folder/data/exact`.
 
     Raises:
-        ValueError: if there is no annotated dataset, or an unfinished one, if it has several subsets, or if it leads
-            out of its folder.
+        ValueError: if there is no annotated dataset, it is unfinished, it has several subsets, or it has a link out of
+            its folder.
         ConnectionError: if the Hub cannot be reached.
     """
     (source,) = pinned((source,))
@@ -140,26 +141,26 @@ def find_annotations(source: str) -> AnnotatedDataset:
     subset = Subset(name, _beside_data(place, name) if place.startswith(HUB) else Path(place))
     if not place.startswith(HUB):
         require_contained(Path(place))
-    with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
-        looks = list(pool.map(_look, shards))
-    _require_received(subset, source, shards, [look.rows for look in looks])
+    with ThreadPoolExecutor(FOOTERS_AT_A_TIME) as pool:
+        footers = list(pool.map(_read_footer, shards))
+    _require_received(subset, source, shards, [footer.rows for footer in footers])
     names = {_parts(source, shard)[2] for shard in shards} | {note.shard for note in Ledger(subset).quarantined()}
     return AnnotatedDataset(
         source=source,
         shards=tuple(shards),
-        rows=tuple(look.rows for look in looks),
-        schema=plain_schema(looks[0].schema, shards[0].url),
-        provenance=_shared_provenance(source, names, {look.provenance for look in looks}),
+        rows=tuple(footer.rows for footer in footers),
+        schema=plain_schema(footers[0].schema, shards[0].url),
+        provenance=_shared_provenance(source, names, {footer.provenance for footer in footers}),
         tokenizer=subset.tokenizer if (subset.tokenizer / TOKENIZER_FILE).is_file() else None,
     )
 
 
 def read_labelled(file: File, start: int, stop: int, schema: pa.Schema, vocabulary: int) -> Iterator[pa.RecordBatch]:
-    """Rows `start` to `stop` of a shard with the columns of `schema`, after a check of tokens and labels.
+    """Yield rows `start` to `stop` of a shard with the columns of `schema`, after checking tokens and labels.
 
     Raises:
-        ValueError: if a token is null or outside the vocabulary, a label is not finite, or there is not one a token
-            where tokens are read too.
+        ValueError: if a token is null or outside the vocabulary, a label is not finite or beyond MOST_NATS, or tokens
+            and labels are both read and differ in number.
         ValueError, OSError: as read_rows does.
     """
     with reading_shard(file):
@@ -172,7 +173,7 @@ def read_labelled(file: File, start: int, stop: int, schema: pa.Schema, vocabula
 
 
 def as_rows(batch: pa.RecordBatch) -> list[Row]:
-    """One dictionary per row."""
+    """Convert a batch to one dictionary per row."""
     columns = [_values(name, batch.column(name)) for name in batch.schema.names]
     return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
 
@@ -189,10 +190,10 @@ def _shards(source: str) -> list[File]:
 
 
 def _parts(source: str, shard: File) -> tuple[str, str, str]:
-    """The dataset's place, the subset's name and the shard's, from the shard's URL.
+    """Split a shard's URL into the dataset's location, the subset's name and the shard's name.
 
     Raises:
-        ValueError: if it does not lie where shards do.
+        ValueError: if the shard is not in the data folder of a subset.
     """
     found = SHARD.fullmatch(shard.url)
     if found is None:
@@ -201,13 +202,13 @@ def _parts(source: str, shard: File) -> tuple[str, str, str]:
 
 
 def _beside_data(place: str, name: str) -> Path:
-    """What a dataset of the Hub has beside a subset's shards, copied here."""
+    """Download a subset's tokenizer and notes on quarantined units from the Hub; return the folder of the copy."""
     uri, places = parse_hf_uri(place), Subset(name)
     wanted = [f"{places.tokenizer.as_posix()}/*", f"{(places.ledger / QUARANTINE).as_posix()}/*"]
     return Path(snapshot_download(uri.id, repo_type="dataset", revision=uri.revision, allow_patterns=wanted))
 
 
-class _Look(NamedTuple):
+class _Footer(NamedTuple):
     """A shard's footer."""
 
     rows: int
@@ -215,7 +216,7 @@ class _Look(NamedTuple):
     provenance: Provenance
 
 
-def _look(shard: File) -> _Look:
+def _read_footer(shard: File) -> _Footer:
     with open_shard(shard) as parquet:
         rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
     if not {INPUT_IDS, ENTROPY} <= set(schema.names) or PROVENANCE_KEY not in (schema.metadata or {}):
@@ -224,16 +225,16 @@ def _look(shard: File) -> _Look:
         )
     _require_lists(shard, schema)
     try:
-        return _Look(rows, schema, Provenance.from_json(schema.metadata[PROVENANCE_KEY].decode()))
+        return _Footer(rows, schema, Provenance.from_json(schema.metadata[PROVENANCE_KEY].decode()))
     except ValueError as error:
         raise DamagedError(f"the provenance in {shard.url} cannot be read ({error})", mending(shard)) from error
 
 
 def _require_lists(shard: File, schema: pa.Schema) -> None:
-    """Checks the types of tokens and labels, of any width.
+    """Check the types of tokens and labels; any width is accepted.
 
     Raises:
-        DamagedError: if one holds anything but lists of numbers.
+        DamagedError: if a column holds anything but lists of numbers.
     """
     for name in {INPUT_IDS, *ENTROPY_COLUMNS} & {*schema.names}:
         kind = schema.field(name).type
@@ -242,10 +243,10 @@ def _require_lists(shard: File, schema: pa.Schema) -> None:
 
 
 def _require_received(subset: Subset, source: str, shards: Sequence[File], rows: Sequence[int]) -> None:
-    """Holds sizes and rows of shards against their receipts, where these lie beside them.
+    """Compare the size and the number of rows of each shard with its receipt, if there is one on this machine.
 
     Raises:
-        DamagedError: if a shard has another size or other rows, or a receipt cannot be read.
+        DamagedError: if the size or the number of rows differs, or a receipt cannot be read.
     """
     received: dict[str, Receipt] = {}
     for file in Ledger(subset).receipt_files():
@@ -258,16 +259,20 @@ def _require_received(subset: Subset, source: str, shards: Sequence[File], rows:
         if receipt is not None and (receipt.size, receipt.counts.rows) != (shard.size, count):
             has = f"{shard.size:,} bytes and {count:,} rows"
             wanted = f"its receipt says {receipt.size:,} and {receipt.counts.rows:,}"
-            raise DamagedError(f"{shard.url} has {has}, where {wanted}", mending(shard))
+            raise DamagedError(f"{shard.url} has {has}, but {wanted}", mending(shard))
 
 
 def _shared_provenance(source: str, names: set[str], found: set[Provenance]) -> Provenance:
-    """The provenance of all shards, which must be, with those that were given up, all of one run."""
+    """Return the provenance that all shards share.
+
+    Raises:
+        ValueError: if the shards, together with the quarantined ones, are not all the shards of one run.
+    """
     # Provenances are compared, not their bytes: older versions wrote fewer fields, which have defaults now.
     units = shards_in_all(min(names))
-    # as many names as one of them tells of: the number in a stranger's file name may be any
+    # Compare the numbers first: the total in the name of an untrusted file may be huge.
     if len(found) > 1 or units != len(names) or names != {shard_name(index, units) for index in range(units)}:
-        raise ValueError(f"{source} does not hold one finished run; give the same annotate command again")
+        raise ValueError(f"{source} does not hold one finished run; run the same annotate command again")
     return found.pop()
 
 
@@ -282,7 +287,7 @@ def _require_tokens(tokens: pa.Array, file: File, vocabulary: int) -> None:
 
 
 def _require_labels(batch: pa.RecordBatch, file: File, first_row: int) -> None:
-    """Checks every entropy column of the batch."""
+    """Check every entropy column of the batch."""
     for name in set(ENTROPY_COLUMNS) & set(batch.schema.names):
         labels = batch.column(name)
         nats = labels.flatten().drop_null().to_numpy()
@@ -290,7 +295,7 @@ def _require_labels(batch: pa.RecordBatch, file: File, first_row: int) -> None:
             raise ValueError(f"{file.url} has a label in `{name}` that is not finite; annotate its source again")
         if len(nats) and np.abs(nats).max() > MOST_NATS:
             largest = f"a label of {nats[np.abs(nats).argmax()]:.3g} nats in `{name}`"
-            raise ValueError(f"{file.url} has {largest}, which no token carries; annotate its source again")
+            raise ValueError(f"{file.url} has {largest}, more than a token can have; annotate its source again")
         if INPUT_IDS in batch.schema.names:
             tokens_M = batch.column(INPUT_IDS).value_lengths().to_numpy(zero_copy_only=False)
             labels_M = labels.value_lengths().to_numpy(zero_copy_only=False)
@@ -309,7 +314,7 @@ def _values(name: str, column: pa.Array) -> Sequence[Any]:
 
 
 def _python_values(column: pa.Array) -> list[Any]:
-    """The column's values; text that is not UTF-8 has U+FFFD where it is not."""
+    """Return the column's values; bytes of text that are not UTF-8 become U+FFFD."""
     try:
         values: list[Any] = column.to_pylist()
         return values

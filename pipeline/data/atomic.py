@@ -9,17 +9,17 @@ UNFINISHED = ".unfinished"
 
 
 def unfinished_name(path: Path) -> Path:
-    """A name to write a file under before it is complete; a new one each time, since two workers may write the same."""
+    """Return a temporary name for a file being written: unique, since two workers may write the same file."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
 
 
 def is_unfinished(file: Path) -> bool:
-    """True for the names that `unfinished_name` gives."""
+    """True for names made by `unfinished_name`."""
     return file.name.startswith(".") and file.suffix == UNFINISHED
 
 
 def commit(unfinished: Path, path: Path) -> str:
-    """Syncs a finished file, gives it its name and returns its sha256."""
+    """Sync a finished file, rename it to `path` and return its sha256."""
     with unfinished.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     settle(unfinished, path)
@@ -27,14 +27,14 @@ def commit(unfinished: Path, path: Path) -> str:
 
 
 def settle(unfinished: Path, path: Path) -> None:
-    """Syncs a finished file and gives it its name, so that neither is lost when the power is."""
+    """Sync a finished file and rename it to `path`, so that its content and name survive a power failure."""
     _sync(unfinished)
     unfinished.replace(path)
     _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a small file atomically."""
+    """Write a small file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = unfinished_name(path)
     try:

@@ -1,4 +1,4 @@
-"""Columns of several files as one schema: compared by name, widened as Arrow does, their `datasets` features kept."""
+"""One schema for the columns of several files: matched by name, widened as in Arrow, with their `datasets` features."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ class FileColumns:
     schema: pa.Schema
     url: str
     may_lack: bool = False
-    """Columns of other files are null here, like the keys that a line of JSON lacks."""
+    """Columns that only other files have are null here, like the keys that a line of JSON lacks."""
 
 
 def plain_schema(schema: pa.Schema, url: str) -> pa.Schema:
-    """The schema as it is read and written, the same whichever packages are imported; its only metadata is features.
+    """Convert a schema to the form in which rows are read and written, which does not depend on imported packages.
 
-    Fields are nullable. Extension types are their storage types, with their name in the metadata of their field. Views
-    are `string` and `binary`, as few of Arrow's kernels take views.
+    Its only metadata is features. All fields are nullable. An extension type becomes its storage type, with its name in
+    the field's metadata. Views become `string` and `binary`, since few of Arrow's kernels accept views.
 
     Raises:
         ValueError: if the features cannot be read.
@@ -32,9 +32,9 @@ def plain_schema(schema: pa.Schema, url: str) -> pa.Schema:
 
 
 def plain_field(field: pa.Field) -> pa.Field:
-    """A field of a plain schema."""
+    """Convert a field as `plain_schema` does."""
     metadata = field.metadata or {}
-    named = {key: metadata[key] for key in EXTENSION_KEYS if key in metadata}  # in one order, which files keep
+    named = {key: metadata[key] for key in EXTENSION_KEYS if key in metadata}  # in a fixed order, which files preserve
     kind = field.type
     if isinstance(kind, pa.ExtensionType | pa.JsonType):  # Arrow's other extension types do not depend on imports
         serialized = b"" if isinstance(kind, pa.JsonType) else kind.__arrow_ext_serialize__()
@@ -65,7 +65,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _item(kind: pa.DataType) -> pa.Field:
-    """The field of a list's items, named as in Parquet; types made in memory have another name."""
+    """Return the field of a list's items, named as in Parquet; types made in memory use another name."""
     return plain_field(kind.value_field).with_name("element")
 
 
@@ -75,7 +75,9 @@ def is_json(field: pa.Field) -> bool:
 
 
 def merged_schema(parts: Sequence[FileColumns], requested: Collection[str], required: str) -> pa.Schema:
-    """One schema of the requested columns, in the order of the first file that has them, each wide enough for all.
+    """Merge the requested columns into one schema, with types wide enough for all files.
+
+    Columns are in the order of their first occurrence.
 
     Raises:
         ValueError: if a file lacks a column or has it twice, or types or features are incompatible.
@@ -93,16 +95,16 @@ def merged_schema(parts: Sequence[FileColumns], requested: Collection[str], requ
     if wrong:
         sound = " ".join(field.name for field in fields if field.name != required)
         leave_out = f", or leave it out: `columns` {sound}" if sound else ""
-        raise ValueError(f"{wrong[0]}; annotate them apart{leave_out}")
+        raise ValueError(f"{wrong[0]}; annotate them separately{leave_out}")
     return pa.schema(fields, metadata=features_metadata(features))
 
 
 def _merged_field(name: str, parts: Sequence[FileColumns]) -> pa.Field:
-    """The field that holds the values of all files."""
+    """Return the field of a column, with a type that holds the values of all files."""
     having = [part for part in parts if name in part.schema.names]
     for part in parts:
         if len(part.schema.get_all_field_indices(name)) > 1:
-            raise ValueError(f"{part.url} has several columns of one name, `{name}`")
+            raise ValueError(f"{part.url} has more than one column `{name}`")
         if part not in having and not part.may_lack:
             raise ValueError(f"{part.url} has no column `{name}`, which {having[0].url} has")
     first = having[0]
@@ -114,24 +116,24 @@ def _merged_field(name: str, parts: Sequence[FileColumns]) -> pa.Field:
             merged = _widened(merged, field)
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             kind, first_kind = _type_name(field), _type_name(merged)
-            raise ValueError(f"column `{name}` of {part.url} holds {kind}, and of {first.url} {first_kind}") from None
+            raise ValueError(f"column `{name}` of {part.url} holds {kind}, that of {first.url} {first_kind}") from None
     return merged
 
 
 def _merged_feature(name: str, known: Sequence[tuple[Features, str]]) -> Features:
-    """A column's feature, on which all files that have one must agree."""
+    """Return a column's feature, on which all files that declare one must agree."""
     having = [(features[name], url) for features, url in known if name in features]
     for feature, url in having:
         if not same_feature(feature, having[0][0]):
             raise ValueError(
-                f"`datasets` reads column `{name}` of {url} in another way than that of {having[0][1]}, as with other "
-                "names of classes"
+                f"`datasets` reads column `{name}` of {url} differently from that of {having[0][1]}, for example "
+                "because class names differ"
             )
     return {name: having[0][0]} if having else {}
 
 
 def _widened(one: pa.Field, other: pa.Field) -> pa.Field:
-    """The field that holds the values of both; text of a dictionary and plain text are plain text together."""
+    """Return a field that holds the values of both; dictionary-encoded and plain text become plain text."""
     if one.equals(other, check_metadata=True):
         return one
     for field, its_other in ((one, other), (other, one)):
@@ -147,7 +149,7 @@ def _widened(one: pa.Field, other: pa.Field) -> pa.Field:
 
 
 def _extensions(field: pa.Field) -> list[tuple[str, object]]:
-    """All extension types in a field, by the path that leads there."""
+    """List the extension types in a field and its parts, by path."""
     own = [("", field.metadata)] if field.metadata else []
     kind = field.type
     inner = [kind.field(index) for index in range(kind.num_fields)]
@@ -157,6 +159,6 @@ def _extensions(field: pa.Field) -> list[tuple[str, object]]:
 
 
 def _type_name(field: pa.Field) -> str:
-    """A field's type, with its extension."""
+    """Describe a field's type and its extension type, if any."""
     name = (field.metadata or {}).get(EXTENSION_NAME)
     return f"{field.type} ({name.decode()})" if name else str(field.type)

@@ -1,4 +1,4 @@
-"""Tokenized documents end to end: a corpus in memory, with labels where there are any, or a stream of such blocks.
+"""Tokenized documents end to end: a corpus in memory, with or without labels, or a stream of smaller corpora.
 
 N tokens, M documents.
 """
@@ -24,7 +24,10 @@ MOST_HELD_OUT = 500
 
 @dataclass(frozen=True)
 class Corpus:
-    """`tokens[offsets[m] : offsets[m + 1]]` is document m; `labels` are nats, NaN where a token has none."""
+    """Documents end to end: `tokens_N[offsets[m] : offsets[m + 1]]` is document m.
+
+    `labels_N` are in nats; NaN marks a token without a label.
+    """
 
     tokens_N: np.ndarray
     offsets: np.ndarray
@@ -41,7 +44,7 @@ class Corpus:
         labels: Sequence[np.ndarray] | None = None,
         text_bytes: Sequence[int] | None = None,
     ) -> "Corpus":
-        """One corpus of token arrays, and of label arrays of the same lengths."""
+        """Join token arrays, and label arrays of the same lengths, into a corpus."""
         offsets = np.cumsum([0, *(len(document) for document in documents)], dtype=np.int64)
         return cls(
             tokens_N=np.concatenate([np.empty(0, np.int32), *documents]),
@@ -51,7 +54,7 @@ class Corpus:
         )
 
     def documents(self, start: int, stop: int) -> "Corpus":
-        """The documents `start` to `stop`, without the last."""
+        """Select documents `start` to `stop`, excluding `stop`."""
         tokens = slice(int(self.offsets[start]), int(self.offsets[stop]))
         return replace(
             self,
@@ -62,19 +65,19 @@ class Corpus:
         )
 
     def held_out(self, documents: int | None) -> tuple["Corpus", "Corpus"]:
-        """Training documents and, apart from them, the last ones, as many as `held_out_documents` says.
+        """Split into training documents and the last `held_out_documents(len(self), documents)` ones.
 
         Raises:
-            ValueError: if that leaves nothing to train or to evaluate on.
+            ValueError: if nothing is left to train or to evaluate on.
         """
         seen = len(self) - held_out_documents(len(self), documents)
         return self.documents(0, seen), require_tokens(self.documents(seen, len(self)))
 
     def leave_one_fold_out(self, folds: int) -> list["Corpus"]:
-        """The corpus without each of its folds in turn; the whole of it where there is one fold.
+        """Return one corpus per fold, each without that fold; the whole corpus if there is one fold.
 
         Raises:
-            ValueError: if a fold has no document, or all of them.
+            ValueError: if a fold has no document.
         """
         if folds == 1:
             return [self]
@@ -83,7 +86,7 @@ class Corpus:
         return [self.without_fold(fold, folds) for fold in range(folds)]
 
     def without_fold(self, fold: int, folds: int) -> "Corpus":
-        """The corpus without one of its folds; the whole of it where there is one fold."""
+        """Return the corpus without one fold, or the whole corpus if there is one fold."""
         return self if folds == 1 else self._selected(np.flatnonzero(self._folds(folds) != fold))
 
     def _folds(self, folds: int) -> np.ndarray:
@@ -99,36 +102,36 @@ class Corpus:
         )
 
     def with_shuffled_labels(self, random: np.random.Generator) -> "Corpus":
-        """The same labels, each at a random token: nothing but their distribution is left."""
+        """Permute the labels among the labelled tokens at random: only their distribution is preserved."""
         assert self.labels_N is not None
         labels_N, labelled_N = self.labels_N.copy(), ~np.isnan(self.labels_N)
         labels_N[labelled_N] = random.permutation(labels_N[labelled_N])
         return replace(self, labels_N=labels_N)
 
     def by_document(self, values_N: np.ndarray) -> list[np.ndarray]:
-        """Values of all tokens as one array a document."""
-        return np.split(values_N, self.offsets[1:-1])[: len(self)]  # of no document, np.split makes one
+        """Split values of all tokens into one array per document."""
+        return np.split(values_N, self.offsets[1:-1])[: len(self)]  # np.split returns one array for no documents
 
     @property
     def given_labels(self) -> np.ndarray:
-        """The labels there are, in nats; none of a corpus that has none."""
+        """Labels in nats, without those that are NaN; empty for a corpus without labels."""
         labels_N: np.ndarray = np.empty(0, np.float32) if self.labels_N is None else self.labels_N
         given: np.ndarray = labels_N[~np.isnan(labels_N)]
         return given
 
     @property
     def mean_label(self) -> float:
-        """Of the labels there are, in nats; 0 where there are none."""
+        """Mean of `given_labels`, in nats; 0 if there are none."""
         return float(self.given_labels.mean()) if len(self.given_labels) else 0.0
 
     @property
     def total_bytes(self) -> int | None:
-        """UTF-8 bytes of text; None for documents that came as tokens."""
+        """UTF-8 bytes of text; None if the documents were read as tokens."""
         return None if self.text_bytes_M is None else int(self.text_bytes_M.sum())
 
 
 def interleaved(parts: Sequence[Corpus]) -> Corpus:
-    """The tokens of documents that were shared out one at a time, in their original order."""
+    """Restore the original order of documents that were dealt to processes one at a time; only tokens are kept."""
     if len(parts) == 1:
         return parts[0]
     documents: list[np.ndarray] = [np.empty(0, np.int32)] * sum(map(len, parts))
@@ -138,24 +141,25 @@ def interleaved(parts: Sequence[Corpus]) -> Corpus:
 
 
 def held_out_documents(documents: int, requested: int | None) -> int:
-    """Number of documents to hold out: as requested, or else one in twenty, at most MOST_HELD_OUT.
+    """Return the number of documents to hold out: as requested, or one in twenty but at most MOST_HELD_OUT.
 
     Raises:
-        ValueError: if that leaves nothing to train on.
+        ValueError: if nothing is left to train on, or nothing is held out.
     """
     held_out = min(MOST_HELD_OUT, max(1, documents // 20)) if requested is None else requested
     if not 0 < held_out < documents:
         raise ValueError(
-            f"cannot hold out {held_out} of {documents} documents and train on others; give more, or another `held_out`"
+            f"cannot hold out {held_out} of {documents} documents and train on the others; add documents or change "
+            "`held_out`"
         )
     return held_out
 
 
 def require_tokens(held_out: Corpus) -> Corpus:
-    """The corpus, which must not be empty.
+    """Return the held-out corpus.
 
     Raises:
-        ValueError: if it is.
+        ValueError: if it has no tokens.
     """
     if not len(held_out.tokens_N):
         raise ValueError(f"the {len(held_out)} documents held out are empty; hold out more with `held_out`")
@@ -163,9 +167,9 @@ def require_tokens(held_out: Corpus) -> Corpus:
 
 
 def fold_of(tokens_N: np.ndarray, folds: int) -> int:
-    """The fold that a document belongs to.
+    """Return the fold of a document.
 
-    Its tokens alone decide, so that a document and its copies share a fold wherever they stand.
+    It depends only on the document's tokens, so all copies of a document share a fold.
     """
     if folds == 1:
         return 0
@@ -176,7 +180,7 @@ def fold_of(tokens_N: np.ndarray, folds: int) -> int:
 def read_corpus(
     files: Iterable[File], *, column: Column, tokenizer: Tokenizer | None, vocabulary: int, limit: int | None = None
 ) -> Corpus:
-    """Every document of the files, tokenized."""
+    """Read and tokenize the documents of the files, at most `limit`."""
     documents: list[np.ndarray] = []
     text_bytes: list[int] = []
     for rows in iterate_rows(list(files), column, limit):
@@ -187,45 +191,45 @@ def read_corpus(
 
 
 def no_exchange(mine: Corpus) -> Sequence[Corpus]:
-    """The exchange of a process that is alone."""
+    """Return the only process's share: an exchange without other processes."""
     return [mine]
 
 
 @dataclass(frozen=True)
 class ProcessShare:
-    """A process's share of a stream that several read together."""
+    """One process's share of a stream that several processes read together."""
 
     process: int = 0
     processes: int = 1
     exchange: Callable[[Corpus], Sequence[Corpus]] = no_exchange
-    """Gathers the shares of all processes, in their order; every process calls it at the same point."""
+    """Collective call that gathers the shares of all processes, in the order of the processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentStream:
-    """Documents `skip` to `limit` of files as blocks; each iteration reads them again."""
+    """Documents `skip` to `limit` of the files, in blocks; each iteration reads the files again."""
 
     files: Sequence[File]
     column: Column
     tokenizer: Tokenizer | None
     vocabulary: int
     block: int
-    """Bytes of text, or token ids of documents tokenized already, in a block; a block ends with a document."""
+    """Bytes of text in a block, or token ids if documents are already tokenized; blocks consist of whole documents."""
     skip: int = 0
     limit: int | None = None
     sharing: ProcessShare = ProcessShare()
     without: tuple[int, int] = (0, 1)
-    """A fold to leave out, and the number of folds; nothing is left out of one fold."""
+    """Fold to leave out and number of folds; if there is one fold, nothing is left out."""
 
     def leave_one_fold_out(self, folds: int) -> list["DocumentStream"]:
-        """The stream without each of its folds in turn; the whole of it where there is one fold."""
+        """Return one stream per fold, each without that fold; the whole stream if there is one fold."""
         return [replace(self, without=(fold, folds)) for fold in range(folds)]
 
     def __iter__(self) -> Iterator[Corpus]:
-        """The blocks. They are exchanged in the calling thread; the one that reads ahead is this process's own.
+        """Yield the blocks. This process's share is read ahead in a thread; the calling thread exchanges shares.
 
         Raises:
-            ValueError, OSError: as iterate_rows and document_tokens do, in the turn of their block.
+            ValueError, OSError: as iterate_rows and document_tokens do, when the failed block is requested.
         """
         stop = Event()
         with prefetched(self._shares(stop), 1) as shares:
@@ -236,7 +240,7 @@ class DocumentStream:
                 stop.set()
 
     def _shares(self, stop: Event) -> Generator[Corpus, None, None]:
-        """This process's share of each block, tokenized."""
+        """Yield this process's share of each block, tokenized."""
         for _, runs in groupby(numbered(self._rows(), self.block), itemgetter(0)):
             documents: list[np.ndarray] = []
             before = 0
@@ -257,7 +261,7 @@ class DocumentStream:
 
 
 def numbered(batches: Iterable[pa.RecordBatch], block: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Runs of rows, each with the number of its block: the size of the rows before it, divided by `block`."""
+    """Yield runs of rows with their block number: the total size of the rows before, divided by `block`."""
     before = 0
     for rows in batches:
         sizes = lengths(rows.column(0))
@@ -269,7 +273,7 @@ def numbered(batches: Iterable[pa.RecordBatch], block: int) -> Iterator[tuple[in
 
 
 def lengths(column: pa.Array) -> np.ndarray:
-    """Bytes of each text, or the number of ids in each list; 0 of a null."""
+    """Return the bytes of each text or the number of ids in each list; 0 for null."""
     listed = pa.types.is_nested(column.type)
     counts = pc.list_value_length(column) if listed else pc.binary_length(column)
     sizes: np.ndarray = counts.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -1,6 +1,6 @@
-"""Counts of annotated rows, for receipts: documents, tokens, labels, and documents with text that has no token.
+"""Counts for receipts: annotated rows, tokens, labels, and documents with text that the tokenizer has no token for.
 
-Text without a token becomes the unknown token or nothing at all, depending on the tokenizer.
+Depending on the tokenizer, this text becomes the unknown token or is dropped.
 
 M documents, N bytes or tokens end to end.
 """
@@ -25,7 +25,7 @@ KEPT = "unknown"
 
 
 def count(source: pa.RecordBatch, annotated: pa.Table, column: Column, tokenizer: Tokenizer | None) -> Counts:
-    """Count rows before and after annotation; `tokenizer` is None if they came tokenized."""
+    """Count the rows of a batch before and after annotation; `tokenizer` is None if documents are already tokenized."""
     entropies = pc.list_flatten(annotated.column(ENTROPY)).drop_null().to_numpy()
     documents = source.column(column.name)
     unknown = documents_with_unknown_text(tokenizer, documents, annotated.column(INPUT_IDS)) if tokenizer else 0
@@ -45,25 +45,25 @@ def count(source: pa.RecordBatch, annotated: pa.Table, column: Column, tokenizer
 
 
 def histogram(entropies_N: np.ndarray) -> tuple[int, ...]:
-    """Number of entropies, in nats, below 0, in each bin above it, and beyond the last bin."""
+    """Count the entropies, in nats, that are below 0, in each bin from 0 on, and beyond the last bin."""
     bins_N = np.clip(np.floor(entropies_N / BIN_NATS) + 1, 0, BINS - 1).astype(np.int64)
     return tuple(np.bincount(bins_N, minlength=BINS).tolist())
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """Text that has no token of a tokenizer."""
+    """Text for which a tokenizer has no token."""
 
     ids: Sequence[int]
-    """Ids that replace such text."""
+    """Ids that replace this text."""
     bytes_256: np.ndarray
-    """True for bytes that byte-level BPE drops, as it has no token for them."""
+    """True for bytes that byte-level BPE drops because it has no token for them."""
     alphabet: frozenset[str] | None
-    """Characters that are kept, if other ones are dropped by a tokenizer that is not byte-level."""
+    """Characters that are kept, if the tokenizer is not byte-level and drops all others."""
 
 
 def unknown_text_of(tokenizer: Tokenizer) -> Unknown:
-    """Text without a token, stored as the tokenizer's attribute: it must not be changed afterwards."""
+    """Return the text without a token, cached on the tokenizer, which must not be changed afterwards."""
     attributes = vars(tokenizer)
     if KEPT not in attributes:
         attributes[KEPT] = _find_unknown(tokenizer)
@@ -72,7 +72,7 @@ def unknown_text_of(tokenizer: Tokenizer) -> Unknown:
 
 
 def documents_with_unknown_text(tokenizer: Tokenizer, texts: pa.Array, ids: pa.ChunkedArray) -> int:
-    """Number of documents, as texts and as lists of ids, with text that has no token."""
+    """Count documents, given as texts and as lists of ids, that contain text without a token."""
     unknown = unknown_text_of(tokenizer)
     lists, strings = ids.combine_chunks(), pc.fill_null(texts, "").cast(pa.large_string())
     ids_N, offsets = lists.flatten().to_numpy(), lists.offsets.to_numpy()
@@ -101,14 +101,14 @@ def _find_unknown(tokenizer: Tokenizer) -> Unknown:
 
 
 def _byte(character: str) -> int:
-    """The byte that a character of the byte-level alphabet stands for: itself, or one that does not print."""
+    """Return the byte that a character of the byte-level alphabet represents: itself or an unprintable byte."""
     printable = {chr(byte) for byte in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))}
     others = [byte for byte in range(256) if chr(byte) not in printable]
     return ord(character) if character in printable else others[ord(character) - 256]
 
 
 def _characters(tokenizer: Tokenizer, text: str) -> set[str]:
-    """The characters for which the model needs tokens."""
+    """Return the characters for which the model needs tokens."""
     with tokenizer_errors():
         normal = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
         pieces = tokenizer.pre_tokenizer.pre_tokenize_str(normal) if tokenizer.pre_tokenizer else [(normal, None)]
@@ -116,7 +116,7 @@ def _characters(tokenizer: Tokenizer, text: str) -> set[str]:
 
 
 def _any(marks_N: np.ndarray, borders: np.ndarray) -> np.ndarray:
-    """True for each document with a mark between its borders."""
+    """Return True for each document that has a mark between its borders."""
     marks = np.append(0, np.cumsum(marks_N))
     marked: np.ndarray = np.diff(marks[borders]) > 0
     return marked

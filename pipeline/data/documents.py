@@ -1,10 +1,10 @@
 """Documents: rows of Parquet, JSON lines and plain text, read as Arrow batches of one schema, and their token ids.
 
-A file is inspected first, for its number of rows and its columns. The schemas of all files are then merged, and any
-range of a file's rows is read with the result. A run over one column alone needs no inspection.
+Each file is inspected for its number of rows and its columns. The schemas of all files are then merged, and any range
+of a file's rows is read with the merged schema. Reading a single column needs no inspection.
 
-A plain text file is one document: a row with its `text`, and its path as `id` and `file`. It must be UTF-8. Line ends
-are kept; a byte order mark is removed.
+A plain text file is one document: a row with its `text`, and its path as `id` and `file`. It must be UTF-8. Line
+endings are kept; a byte order mark is removed.
 """
 
 import logging
@@ -26,24 +26,24 @@ from pipeline.data.streams import MARK, READ_BYTES, Digested, Utf8Decoder, decod
 from schemas.rows import FILE_COLUMN, ID_COLUMN, TEXT_COLUMN, is_text, is_token_list
 
 PLAIN_TEXT = pa.schema([(name, pa.string()) for name in (TEXT_COLUMN, ID_COLUMN, FILE_COLUMN)])
-MOST_NAMES = 20  # of columns in an error
+MOST_NAMES = 20  # of columns listed in an error
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Column:
-    """The column of documents, which every file must have."""
+    """The column that holds the documents; every file must have it."""
 
     name: str = TEXT_COLUMN
     tokenized: bool = False
-    """Lists of token ids instead of text."""
+    """True if it holds lists of token ids instead of text."""
     longest: int = LONGEST_DOCUMENT
-    """Bytes of the longest document; a longer one is read as null."""
+    """Maximum size of a document in bytes; a longer one is read as null."""
 
     @property
     def longest_object(self) -> int:
-        """Bytes of the longest JSON object: its document may be escaped, and it has other values too."""
+        """Maximum size of a JSON object in bytes: the document in it may be escaped, and there are other values."""
         return max(LONGEST_OBJECT, 4 * self.longest)
 
 
@@ -53,10 +53,10 @@ class FileInfo:
 
     rows: int
     groups: tuple[int, ...]
-    """Rows of each part that is cheap to read alone: Parquet's row groups, the whole of any other file."""
+    """Rows of each part that can be read cheaply by itself: a row group of Parquet, or any other file as a whole."""
     schema: pa.Schema
-    """Plain schema of Parquet; for JSON, the types that hold the file's values. A column of nulls alone has the type
-    null, except the required one."""
+    """Plain schema of Parquet; for JSON, the types that hold the file's values. The type is null for a column that
+    holds only nulls, unless it is the required one."""
     sha256: str
     """Digest of a Parquet file's name, size and footer, or of the decompressed content of JSON lines and text."""
 
@@ -64,12 +64,12 @@ class FileInfo:
 def inspect_file(file: File, column: Column, passed: Collection[str] | None = None) -> FileInfo:
     """Read a Parquet file's footer, or all of any other file, and check the required column.
 
-    For JSON, types are found of the columns in `passed`, or of all if it is None.
+    For JSON, determine the types of the columns in `passed`, or of all columns if it is None.
 
     Raises:
-        ValueError: if the file has changed since it was found or is damaged, or it lacks the column or has it with
-            another type.
-        FileNotFoundError: if it is gone since it was found.
+        ValueError: if the file is damaged or has changed since it was found, or if the column is missing or has another
+            type.
+        FileNotFoundError: if the file has disappeared since it was found.
         OSError: if its disk or its store cannot be reached now.
     """
     with reading(file):
@@ -82,13 +82,13 @@ def inspect_file(file: File, column: Column, passed: Collection[str] | None = No
 def unified(
     infos: Sequence[FileInfo], files: Sequence[File], column: Column, passed: Collection[str] | None = None
 ) -> pa.Schema:
-    """One schema of the required column and those in `passed`, or all if it is None: merged by name and widened.
+    """Merge the files' schemas by name, with widened types: the required column and those in `passed`, or all if None.
 
-    Files without rows are ignored. Lines of JSON, and whole files of them, may lack a column. Text files contribute
+    Files without rows are ignored. A line of JSON, or a whole file of them, may lack a column. Text files contribute
     only `text` if there are files of other formats.
 
     Raises:
-        ValueError: if no file has a column in `passed`, a file lacks one, or types are incompatible.
+        ValueError: if no file has a column of `passed`, some files lack one, or types are incompatible.
     """
     has_rows = any(info.rows for info in infos)
     pairs = [
@@ -110,15 +110,15 @@ def unified(
 
 
 def read_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Column) -> Iterator[pa.RecordBatch]:
-    """Rows `start` to `stop` in order, with the columns and types of `schema`, which has the required column.
+    """Yield rows `start` to `stop` in order, with the columns and types of `schema`, which has the required column.
 
-    Batches have at most ROWS_PER_BATCH rows and BATCH_BYTES bytes, as far as single rows allow. Text in the required
-    column is valid Unicode, with U+FFFD for anything else. A document that is too long is null and counted.
+    Batches have at most ROWS_PER_BATCH rows and BATCH_BYTES bytes, unless a single row is larger. Text in the required
+    column is valid Unicode: U+FFFD replaces anything else. A document that is too long becomes null and is counted.
 
     Raises:
-        ValueError: if the file has changed since it was found, or its data is cut short or damaged.
-        FileNotFoundError: if it is gone since it was found, at least on this machine.
-        OSError: if its disk or its store cannot be reached now, or fails while it is read.
+        ValueError: if the file has changed since it was found, or its data is truncated or damaged.
+        FileNotFoundError: if the file has disappeared since it was found, at least on this machine.
+        OSError: if its disk or its store cannot be reached now, or fails during reading.
     """
     with reading(file):
         for rows in _stored_rows(file, start, stop, schema, column):
@@ -126,7 +126,7 @@ def read_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Colu
 
 
 def iterate_rows(files: Sequence[File], column: Column, limit: int | None = None) -> Iterator[pa.RecordBatch]:
-    """The required column alone of all files, at most `limit` rows; warns of empty documents at the end.
+    """Yield only the required column of all files, at most `limit` rows; warn of empty documents at the end.
 
     Raises:
         ValueError, OSError: as inspect_file and read_rows do.
@@ -138,9 +138,9 @@ def iterate_rows(files: Sequence[File], column: Column, limit: int | None = None
 def document_tokens(
     rows: pa.RecordBatch | pa.Table, column: Column, tokenizer: Tokenizer | None, vocabulary: int
 ) -> list[np.ndarray]:
-    """Token ids of each row, int32: its text encoded, or its own ids if there is no tokenizer.
+    """Return the token ids of each row, int32: its encoded text, or its own ids if there is no tokenizer.
 
-    A row without text or tokens is an empty document.
+    A row without text or tokens becomes an empty document.
 
     Raises:
         ValueError: if an id is null or outside the vocabulary.
@@ -152,19 +152,19 @@ def document_tokens(
         documents = [np.array(ids or [], dtype=np.int64) for ids in values.to_pylist()]
     except (TypeError, OverflowError) as error:
         raise ValueError(
-            f"`{column.name}` holds something that is no token id ({error}); leave such rows out"
+            f"`{column.name}` holds a value that is not a token id ({error}); leave those rows out"
         ) from error
     for ids in documents:
         if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
             raise ValueError(
-                f"token ids from {ids.min()} to {ids.max()} do not fit a vocabulary of {vocabulary}; give a larger "
+                f"token ids from {ids.min()} to {ids.max()} do not fit a vocabulary of {vocabulary}; set a larger "
                 "`vocabulary`"
             )
     return [ids.astype(np.int32) for ids in documents]
 
 
 def without_names(text: pa.Schema) -> pa.Schema:
-    """The columns of text files without the files' names."""
+    """Remove the columns with the files' names from the schema of text files."""
     return pa.schema([field for field in text if field.name not in (ID_COLUMN, FILE_COLUMN)])
 
 
@@ -187,12 +187,12 @@ def _require_column(file: File, schema: pa.Schema, column: Column) -> None:
         listed = shortened(names, MOST_NAMES) or "none"
         raise ValueError(f"{file.url} has no column `{column.name}`; it has {listed}{advice}")
     if names.count(column.name) > 1:
-        raise ValueError(f"{file.url} has several columns of one name, `{column.name}`; rename them")
+        raise ValueError(f"{file.url} has more than one column `{column.name}`; rename them")
     kind = schema.field(column.name).type
     if not fits(kind):
         expected = "lists of token ids" if column.tokenized else "text"
         message = f"column `{column.name}` of {file.url} holds {kind}, not {expected}"
-        raise ValueError(f"{message}; name one that does, or convert it")
+        raise ValueError(f"{message}; name a column that does, or convert it")
 
 
 def _with_text_for_nulls(schema: pa.Schema, column: Column) -> pa.Schema:
@@ -206,7 +206,7 @@ def _required_field(column: Column) -> pa.Field:
 
 
 def _required_alone(file: File, column: Column) -> pa.Schema:
-    """Schema of the required column alone; only Parquet must be inspected for it."""
+    """Return the schema of only the required column; a Parquet file must be inspected for it."""
     if file.format == "JSON lines":
         return pa.schema([_required_field(column)])
     if file.format == "Parquet":
@@ -242,13 +242,13 @@ def _stored_rows(file: File, start: int, stop: int, schema: pa.Schema, column: C
 
 
 def _without_names_if_mixed(schema: pa.Schema, file: File, files: Sequence[File]) -> pa.Schema:
-    """A file's columns; those of a text file without names if there are files of other formats, which have none."""
+    """Return a file's columns, without the names of text files if there are other formats, which have no names."""
     mixed = file.format == "text" and any(other.format != "text" for other in files)
     return without_names(schema) if mixed else schema
 
 
 def _types_of_lines(schemas: Iterable[pa.Schema]) -> dict[str, pa.DataType]:
-    """Types that hold the values of several files of JSON lines, by column."""
+    """Return the types, by column, that hold the values of several files of JSON lines."""
     types: dict[str, pa.DataType] = {}
     for field in (field for schema in schemas for field in schema):
         types[field.name] = jsonl.merged(types.get(field.name, pa.null()), field.type)
@@ -256,7 +256,7 @@ def _types_of_lines(schemas: Iterable[pa.Schema]) -> dict[str, pa.DataType]:
 
 
 def _file_columns(schema: pa.Schema, file: File, types: Mapping[str, pa.DataType]) -> FileColumns:
-    """A file's columns, those of JSON lines with the types that hold the values of all such files."""
+    """Return a file's columns; JSON lines get the types that hold the values of all files of JSON lines."""
     if file.format != "JSON lines":
         return FileColumns(schema, file.url)
     fields = [plain_field(pa.field(name, types[name])) for name in schema.names]
@@ -264,10 +264,10 @@ def _file_columns(schema: pa.Schema, file: File, types: Mapping[str, pa.DataType
 
 
 def _plain_text_sha256(file: File) -> str:
-    """Digest of the decompressed content, which is read piece by piece.
+    """Return the digest of the decompressed content, reading it piece by piece.
 
     Raises:
-        MalformedError: if it is not UTF-8.
+        MalformedError: if the content is not UTF-8.
     """
     decoder = Utf8Decoder()
     with open_file(file) as stream:
@@ -282,12 +282,12 @@ def _plain_text_sha256(file: File) -> str:
 
 
 def _plain_text_rows(file: File, start: int, stop: int, schema: pa.Schema, longest: int) -> Iterator[pa.RecordBatch]:
-    """The document in the columns of `schema`, if row 0 is among the rows `start` to `stop`.
+    """Yield the file's document with the columns of `schema`, if row 0 is among the rows `start` to `stop`.
 
-    One of more than `longest` bytes is null and is counted in its batch, as in `without_long`.
+    A document of more than `longest` bytes becomes null and is counted in its batch, as in `without_long`.
 
     Raises:
-        MalformedError: if it is not UTF-8.
+        MalformedError: if the content is not UTF-8.
     """
     if start <= 0 < stop:
         content = _beginning(file, longest + 1)
@@ -297,7 +297,7 @@ def _plain_text_rows(file: File, start: int, stop: int, schema: pa.Schema, longe
 
 
 def _beginning(file: File, size: int) -> bytes:
-    """The first bytes of the content, read in parts: one large read would allocate its size whatever the file's."""
+    """Read the first `size` bytes in parts: one large read would allocate them all even for a small file."""
     with open_file(file) as stream:
         parts = list[bytes]()
         while size > 0 and (part := stream.read(min(READ_BYTES, size))):

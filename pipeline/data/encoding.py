@@ -1,11 +1,11 @@
-"""Text to token ids, fast: text is cut into pieces, and each distinct piece is encoded once.
+"""Fast encoding of text: it is cut into pieces, and each distinct piece is encoded once.
 
-Cuts are placed where the encodings of the pieces, joined, are the encoding of the whole: between an ASCII letter or
-digit and any other ASCII character, and between anything but whitespace and a space. Byte-level BPE encodes each match
-of its pre-tokenizer alone, and pre-tokenizers with the patterns below split there themselves: no match continues from a
-letter or digit into another ASCII character, and a space begins a match or lies within a run of whitespace. No pattern
-looks behind, and patterns look ahead only from whitespace, which never precedes a cut. NFC changes nothing across an
-ASCII character's beginning. Text of any other tokenizer is encoded whole.
+Cuts are placed where the joined encodings of the pieces equal the encoding of the whole text: between an ASCII letter
+or digit and any other ASCII character, and before a space that follows anything except whitespace. Byte-level BPE
+encodes each match of its pre-tokenizer separately, and pre-tokenizers with the patterns below split there themselves:
+no match continues from a letter or digit into another ASCII character, and a space begins a match or lies within a run
+of whitespace. No pattern looks behind, and patterns look ahead only from whitespace, which never precedes a cut. NFC
+changes nothing across the beginning of an ASCII character. Any other tokenizer encodes its text whole.
 
 M documents, N bytes end to end, P pieces, U distinct pieces, T tokens, V token ids.
 """
@@ -25,19 +25,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pipeline.data.safe_tokenizers import tokenizer_errors
 
-# 37 MiB for English, where 7 million pieces hold 2^18 different ones, and at most 210 MiB for any text.
+# The cache takes 37 MiB for English, where 7 million pieces include 2^18 distinct ones, and at most 210 MiB.
 MOST_PIECES, MOST_CHARACTERS = 2**18, 32
 
-# A new piece takes up to twice as long as the same text encoded whole. In 2 MiB of English a tenth are unique; of
-# random numbers or base64, which would only displace the words, nearly all. Too little text predicts nothing.
+# A new piece takes up to twice as long as the same text encoded whole. In 2 MiB of English a tenth of
+# the pieces are unique; in random numbers or base64 nearly all are, which would only displace words. Too little text
+# predicts nothing.
 MOST_UNIQUE, MEASURABLE_PIECES = 1 / 2, 2**16
-RUN_BYTES = 2**21  # of text cut at a time: its pieces take 60 times as much memory, and so do their encodings
-RUN = 1024  # new pieces that are encoded as one text: each alone would take three times as long
+RUN_BYTES = 2**21  # of text cut at a time: its pieces take 60 times as much memory, and their encodings too
+RUN = 1024  # new pieces encoded as one text: one at a time would take three times as long
 KEPT = "pieces"
 
 
 class Encoded(NamedTuple):
-    """Ids end to end, int32 [T], and the borders between texts or pieces: k has ids[borders[k] : borders[k + 1]]."""
+    """Ids end to end, int32 [T], and the borders of texts or pieces: number k has ids[borders[k] : borders[k + 1]]."""
 
     ids_T: np.ndarray
     borders: np.ndarray
@@ -48,18 +49,18 @@ NOTHING = Encoded(np.empty(0, np.int32), np.zeros(1, np.int64))
 
 @dataclass
 class Pieces:
-    """The ids of pieces that one tokenizer has encoded, emptied when there are MOST_PIECES. Threads may share it."""
+    """Cache of the pieces that one tokenizer has encoded, emptied at MOST_PIECES. Threads may share it."""
 
     beginnings: np.ndarray
-    """As `cuts` takes them."""
+    """Bytes that may begin a piece, as `cuts` takes them."""
     bytes_V: np.ndarray | None
-    """As `token_bytes` tells them."""
+    """Bytes behind each token id, as returned by `token_bytes`."""
     places: dict[str, int] = field(default_factory=dict)
     encoded: Encoded = NOTHING
     lock: Lock = field(default_factory=Lock)
 
     def take(self, tokenizer: Tokenizer, pieces: pa.Array) -> Encoded | None:
-        """The encodings of the pieces, in their order; None if too few repeat for the cache to pay."""
+        """Return the encodings of the pieces, in order, or None if too few repeat for the cache to pay off."""
         coded = pieces.dictionary_encode()
         if len(pieces) >= MEASURABLE_PIECES and len(coded.dictionary) > MOST_UNIQUE * len(pieces):
             return None
@@ -67,19 +68,19 @@ class Pieces:
         with self.lock:
             place_U = self._places(unique)
             new = np.flatnonzero(place_U < 0).tolist()
-            new.sort(key=lambda place: len(unique[place]) > MOST_CHARACTERS)  # those that are not kept come last
+            new.sort(key=lambda place: len(unique[place]) > MOST_CHARACTERS)  # pieces too long for the cache come last
             place_U[new] = len(self.places) + np.arange(len(new))
             encoded = self._with([unique[place] for place in new], tokenizer)
         return _gathered(encoded, place_U[coded.indices.to_numpy()])
 
     def _places(self, pieces: Sequence[str]) -> np.ndarray:
-        """The place of each piece among the encodings, -1 where it is new."""
+        """Return the place of each piece among the encodings, or -1 for a new piece."""
         if len(self.places) >= MOST_PIECES:
             self.places, self.encoded = {}, NOTHING
         return np.fromiter(map(self.places.get, pieces, repeat(-1)), np.int64, len(pieces))
 
     def _with(self, pieces: Sequence[str], tokenizer: Tokenizer) -> Encoded:
-        """The cached encodings followed by those of new pieces; short new pieces are cached while there is room."""
+        """Return the cached encodings followed by those of new pieces; cache short new pieces while there is room."""
         before, new, known = self.encoded, self._encoded(pieces, tokenizer), len(self.places)
         kept = [piece for piece in pieces[: MOST_PIECES - known] if len(piece) <= MOST_CHARACTERS]
         self.places.update(zip(kept, range(known, MOST_PIECES), strict=False))
@@ -87,7 +88,7 @@ class Pieces:
         return self.encoded if len(kept) == len(pieces) else _joined(before, new)
 
     def _encoded(self, pieces: Sequence[str], tokenizer: Tokenizer) -> Encoded:
-        """Encode pieces that may be adjacent as one text, and separate them by the bytes of their tokens."""
+        """Encode pieces that may be adjacent as one text, and separate their ids by counting the bytes of tokens."""
         if self.bytes_V is None:
             return _encoded(tokenizer, pieces)
         text_N, borders_U = utf8_bytes(pa.array(pieces, pa.large_string()))
@@ -104,18 +105,18 @@ class Pieces:
 
 
 def encode_column(tokenizer: Tokenizer, column: pa.Array | pa.ChunkedArray) -> list[np.ndarray]:
-    """Token ids of each text of an Arrow column, int32, without special tokens; none of a null."""
+    """Return the token ids of each text of an Arrow column, int32, without special tokens; null has no tokens."""
     pieces = pieces_of(tokenizer)
     texts = pc.fill_null(column, "") if column.null_count else column
     if pieces is None:
         encoded = _encoded(tokenizer, texts.to_pylist())
     else:
         encoded = _by_piece(tokenizer, texts.cast(pa.large_string()), pieces)
-    return np.split(encoded.ids_T, encoded.borders[1:-1])[: len(texts)]  # of no text, np.split makes one
+    return np.split(encoded.ids_T, encoded.borders[1:-1])[: len(texts)]  # np.split returns one array for no texts
 
 
 def pieces_of(tokenizer: Tokenizer) -> Pieces | None:
-    """The tokenizer's cache of pieces, stored as its attribute; None if its texts must be encoded whole.
+    """Return the cache of pieces that is kept on the tokenizer, or None if its texts must be encoded whole.
 
     The tokenizer is inspected once and must not be changed afterwards.
     """
@@ -128,9 +129,9 @@ def pieces_of(tokenizer: Tokenizer) -> Pieces | None:
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
-    """Number of bytes of text behind each token id of byte-level BPE, int64 [V].
+    """Return the number of bytes of text behind each token id of byte-level BPE, int64 [V].
 
-    None if the ids do not determine it: normalizers and tokens for unknown bytes change the number.
+    None if an id does not determine its number of bytes, due to a normalizer or tokens for unknown bytes.
     """
     model, vocabulary = tokenizer.model, tokenizer.get_vocab()
     covered = vocabulary.keys() >= set(pre_tokenizers.ByteLevel.alphabet())
@@ -143,14 +144,14 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
 
 
 def utf8_bytes(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes of all texts end to end, uint8 [N], and the borders between the texts."""
+    """Return the bytes of all texts end to end, uint8 [N], and the borders between the texts."""
     _, offsets, data = texts.buffers()
     borders_M = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     return np.frombuffer(data, np.uint8)[borders_M[0] : borders_M[-1]], borders_M - borders_M[0]
 
 
 def _by_piece(tokenizer: Tokenizer, texts: pa.Array | pa.ChunkedArray, pieces: Pieces) -> Encoded:
-    """Encode texts about RUN_BYTES at a time, as far as the length of pieces allows."""
+    """Encode texts about RUN_BYTES at a time, or more if a piece is longer."""
     text_N, borders_M = utf8_bytes(texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts)
     begins_N = np.zeros(len(text_N) + 1, dtype=bool)
     begins_N[cuts(text_N, pieces.beginnings)] = True
@@ -186,7 +187,7 @@ def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Encoded:
 
 
 def _gathered(encoded: Encoded, place_P: np.ndarray) -> Encoded:
-    """The encodings at the given places, in their order; places may repeat."""
+    """Return the encodings at the given places, in their order; places may repeat."""
     lengths_P = np.diff(encoded.borders)[place_P]
     borders = _borders(lengths_P)
     place_T = np.repeat(encoded.borders[place_P] - borders[:-1], lengths_P) + np.arange(borders[-1])
@@ -216,7 +217,7 @@ VISIBLE = np.array([0x21 <= byte <= 0x7E for byte in range(256)])
 WHITESPACE = [chr(code) for code in range(128, 2**16) if chr(code).isspace()]
 WHITESPACE_CODES = np.array([int.from_bytes(character.encode()) for character in WHITESPACE])
 
-# A cut is where the byte before, in ENDS, and the byte after, in BEGINNINGS, have a bit in common.
+# A cut lies between two bytes if ENDS of the first and BEGINNINGS of the second have a bit in common.
 WORD, OTHER, UNSURE = 1, 2, 4
 ENDS = np.select([ALPHANUMERIC, VISIBLE, np.arange(256) >= 128], [WORD | OTHER, OTHER, UNSURE], 0).astype(np.uint8)
 BEGINNINGS = np.where(~ALPHANUMERIC & (np.arange(256) < 128), WORD, 0).astype(np.uint8)
@@ -224,7 +225,7 @@ BEGINNINGS[SPACE] = WORD | OTHER | UNSURE
 
 
 def cuts(text_N: np.ndarray, beginnings: np.ndarray) -> np.ndarray:
-    """Positions of the bytes that begin a piece, the first byte excepted."""
+    """Return the positions of the bytes that begin a piece, except the first byte."""
     shared_N = ENDS[text_N[:-1]] & beginnings[text_N[1:]]
     unsure = np.flatnonzero(shared_N == UNSURE)
     shared_N[unsure[_end_whitespace(text_N, unsure)]] = 0
@@ -232,9 +233,9 @@ def cuts(text_N: np.ndarray, beginnings: np.ndarray) -> np.ndarray:
 
 
 def _end_whitespace(text_N: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """True at each place where a non-ASCII whitespace character ends.
+    """Return True for each place where a non-ASCII whitespace character ends.
 
-    At the text's beginning the index wraps around to its last bytes, which can at most prevent a cut.
+    At the beginning of the text, indices wrap around to its last bytes, which can at most prevent a cut.
     """
     two = text_N[places - 1].astype(np.int64) << 8 | text_N[places]
     three = text_N[places - 2].astype(np.int64) << 16 | two
@@ -243,7 +244,7 @@ def _end_whitespace(text_N: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def beginnings(tokenizer: Tokenizer) -> np.ndarray | None:
-    """Table, for `cuts`, of the bytes that may begin a piece; None if the tokenizer's text must not be cut.
+    """Return the table of bytes that may begin a piece, for `cuts`, or None if the tokenizer's text must not be cut.
 
     Added tokens are matched in the raw text before it is split, so no cut may fall inside one.
     """
@@ -254,7 +255,7 @@ def beginnings(tokenizer: Tokenizer) -> np.ndarray | None:
     if any(token.lstrip or token.rstrip or token.single_word for token in active):
         return None
     allowed: np.ndarray = BEGINNINGS.copy()
-    if active:  # inactive ones matter too: text that looks like one of them is not searched for others
+    if active:  # inactive ones matter too: text that looks like one is not searched for others
         contents = [token.content for token in added]
         if not all(map(str.isascii, contents)):
             return None
@@ -276,7 +277,7 @@ def _splits_at_cuts(tokenizer: Tokenizer) -> bool:
 
 
 def _pre_tokenizers_split(state: Any) -> bool:
-    """True for ByteLevel after any number of Digits, which split single characters, and Splits by known patterns."""
+    """True for ByteLevel after any number of Splits by known patterns and Digits, which split single characters."""
     if state is None:
         return False
     *first, last = state["pretokenizers"] if state["type"] == "Sequence" else [state]
@@ -290,7 +291,7 @@ def _pre_tokenizers_split(state: Any) -> bool:
 
 
 def _pattern(stage: dict[str, Any]) -> str | None:
-    """Regex of a Split that keeps all of the text; None for any other stage."""
+    """Return the regex of a Split that keeps all text, or None for any other stage."""
     kept = stage["type"] == "Split" and stage["behavior"] == "Isolated" and not stage["invert"]
     return stage["pattern"].get("Regex") if kept else None
 
@@ -305,5 +306,5 @@ def _keeps_ids(state: Any) -> bool:
 
 
 def _state(part: Any) -> Any:
-    """A part of a tokenizer as `tokenizer.json` has it."""
+    """Return a part of a tokenizer as it is stored in `tokenizer.json`."""
     return None if part is None else json.loads(part.__getstate__())

@@ -1,6 +1,6 @@
-"""Files of documents, found anywhere: paths, folders, globs and URLs, their format and their version.
+"""Files of documents, found by path, folder, glob or URL, with their format and version.
 
-A file's name tells its format and its compression. A folder is listed once, with the text of its card. Datasets of the
+A file's name determines its format and compression. A folder is listed once, with the text of its card. Datasets of the
 Hub are pinned to a commit. `pipeline.data.splits` selects within folders, and `pipeline.data.streams` opens files.
 """
 
@@ -32,7 +32,7 @@ TEXT = tuple(kind + end for kind in TEXT_ENDINGS for end in ("", *COMPRESSIONS))
 TABLES = tuple(kind + end for kind in (".csv", ".tsv") for end in ("", ".gz", ".zst"))  # which DuckDB reads
 ARROW = ".arrow"
 FOUND_IN_FOLDERS = (".parquet", *JSON_LINES, ARROW)
-"""Text files are read only if they or a glob of them are named: folders of data hold a README.md and a LICENSE.txt."""
+"""Extensions of data files in a folder. A text file must be named, or matched by a glob: a README.md is not data."""
 
 HUB = "hf://datasets/"
 MAGIC = re.compile(r"[*?\[]")
@@ -41,26 +41,26 @@ COMMIT = re.compile("[0-9a-f]{40}")
 ANY_FOLDERS = "**"
 CARD = "README.md"
 
-# As `datasets` has them (FILES_TO_IGNORE).
+# The FILES_TO_IGNORE of `datasets`.
 SETTINGS_FILES = frozenset((CARD, "config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"))
 
-# Filesystems' names for the digest or the time of a file's content, the most reliable first.
+# Names that filesystems use for the digest or the time of a file's content, the most reliable first.
 DIGESTS = ("blob_id", "ETag", "etag", "Content-MD5", "md5Hash")
 TIMES = ("Last-Modified", "LastModified", "last_modified", "mtime", "created")
 
 
 @dataclass(frozen=True)
 class File:
-    """A file when it was found."""
+    """A file as it was when found."""
 
     url: str
     """Absolute local path, or a URL with its protocol."""
     size: int
-    """Bytes as stored."""
+    """Stored size in bytes."""
     version: str
-    """Changes with the content, as far as the filesystem tells."""
+    """Value that changes with the content, as far as the filesystem reports."""
     path: str = field(default="", compare=False)
-    """Path below the folder that all files of the input share."""
+    """Path relative to the folder that contains all files of the input."""
 
     @property
     def name(self) -> str:
@@ -69,20 +69,20 @@ class File:
 
     @property
     def format(self) -> Format:
-        """Format by its name."""
+        """Format according to the name."""
         return format_of(self.name)
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder when it was found, with its subfolders."""
+    """A folder as it was when found, with its subfolders."""
 
     url: str
-    """Its name as given, or as a glob matched it."""
+    """The folder's name as given, or as matched by a glob."""
     files: Mapping[str, File]
-    """Files with an ending of data by their path in the folder, sorted; hidden folders are left out."""
+    """Files with an extension in FOUND_IN_FOLDERS, sorted by path in the folder; hidden folders are left out."""
     card: str = ""
-    """Text of its README.md."""
+    """Text of the README.md."""
 
     @property
     def data(self) -> list[str]:
@@ -95,17 +95,17 @@ class Located(NamedTuple):
 
     entries: Sequence[File | Folder]
     left_out: Sequence[str] = ()
-    """Other matches of a glob, which are not data."""
+    """Other matches of a glob that are not data."""
 
 
 def find_files(inputs: Sequence[str]) -> list[File]:
-    """Files named by paths, folders, globs or URLs, in the order given; those of a folder or glob sorted by name.
+    """Find files by paths, folders, globs or URLs, in the order given; files of a folder or glob are sorted by name.
 
-    A folder stands for all its files of data, in subfolders too, of every split and format. Text files are found only
-    if they or a glob of them are named.
+    A folder contributes all its data files of every split and format, including those in subfolders. Text files are
+    found only by their own names or by a glob.
 
     Raises:
-        ValueError: if there is no input, or one names nothing, holds a credential or needs a package that is not
+        ValueError: if there is no input, or an input names nothing, holds a credential or needs a package that is not
             installed, or a file is named twice or has Arrow's format.
         ConnectionError: if a store cannot be reached now.
     """
@@ -116,7 +116,7 @@ def find_files(inputs: Sequence[str]) -> list[File]:
 
 
 def locate(named: str) -> Located:
-    """The files and folders that one input names; folders without data are left out.
+    """Find the files and folders that one input names; folders without data are left out.
 
     Raises:
         ValueError, ConnectionError: as find_files does.
@@ -133,9 +133,9 @@ def locate(named: str) -> Located:
 
 
 def distinct(files: Sequence[File]) -> list[File]:
-    """Check that no file is repeated, and set the files' paths below the folder that all share.
+    """Check that no file is repeated, and set the files' paths relative to the folder that contains them all.
 
-    Links of two names to one file are two files, as in the Hub's cache.
+    Two links with different names to the same file are two files, as in the Hub's cache.
 
     Raises:
         ValueError: if a path is repeated, or a file has Arrow's format.
@@ -144,7 +144,7 @@ def distinct(files: Sequence[File]) -> list[File]:
         if file.format == "Arrow":
             folder = file.url.rpartition("/")[0]
             advice = f'write Parquet first, with datasets.load_from_disk("{folder}").to_parquet("documents.parquet")'
-            raise ValueError(f"{file.url} is an Arrow file, as save_to_disk writes them; {advice}, and name that")
+            raise ValueError(f"{file.url} is an Arrow file, the format of save_to_disk; {advice}, and name that file")
     counts = Counter(_identity(file) for file in files)
     repeated = [path for path, count in counts.items() if count > 1]
     if repeated:
@@ -153,20 +153,20 @@ def distinct(files: Sequence[File]) -> list[File]:
 
 
 def is_data(path: str, pattern: str) -> bool:
-    """True unless the pattern matches the path only by accident, as a hidden file or a file of settings."""
+    """True unless the path is a hidden file or a file of settings that the pattern does not ask for."""
     name = PurePosixPath(path).name
     settings = name in SETTINGS_FILES and name != PurePosixPath(pattern).name
     return _hidden_parts(path) == _hidden_parts(pattern) and not settings
 
 
 def shortened(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and the number of the others."""
+    """List the first names and the number of the others."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def format_of(name: str) -> Format:
-    """Format of a file by its name; Parquet by default."""
+    """Return the format of a file according to its name; Parquet by default."""
     if name.lower().endswith(ARROW):
         return "Arrow"
     if name.lower().endswith(JSON_LINES):
@@ -175,19 +175,19 @@ def format_of(name: str) -> Format:
 
 
 def compression_of(name: str) -> str | None:
-    """Compression of JSON lines or text by the file's name, or None."""
+    """Return the compression of a JSON lines or text file according to its name, or None."""
     return COMPRESSIONS.get(PurePosixPath(name.lower()).suffix)
 
 
 def remedy(name: str) -> str:
-    """Advice for a file that cannot be read in the format of its name."""
+    """Return advice for a file that cannot be read in the format that its name indicates."""
     if name.lower().endswith((".parquet", *JSON_LINES, *TEXT)):
-        return "write or fetch it again, or give it the ending of what it is"
+        return "write or download it again, or rename it to the extension of its format"
     if name.lower().endswith(TABLES):
-        return f"convert it, as with `duckdb -c \"COPY (FROM '{name}') TO 'documents.parquet'\"`"
+        return f"convert it, for example with `duckdb -c \"COPY (FROM '{name}') TO 'documents.parquet'\"`"
     known = ", ".join((".parquet", *JSON_ENDINGS, *TEXT_ENDINGS))
-    compressed = f"all but the first also with {', '.join(COMPRESSIONS)}"
-    return f"convert it, or give it the ending of what it is: {known}, {compressed}"
+    compressed = f"all except the first also with {', '.join(COMPRESSIONS)}"
+    return f"convert it, or rename it to the extension of its format: {known}, {compressed}"
 
 
 def is_url(named: str) -> bool:
@@ -196,33 +196,33 @@ def is_url(named: str) -> bool:
 
 
 def local_file(path: Path) -> File:
-    """A file on a disk as it is now; a link is not resolved, as it may have an ending that its target lacks."""
+    """Return a local file as it is now; a link is not resolved, since its target may lack the extension."""
     if path.is_symlink() and not path.exists():
-        raise ValueError(f"{path} is a link to a file that is gone; fetch it again, or delete the link")
+        raise ValueError(f"{path} is a link to a file that no longer exists; download it again, or delete the link")
     status: stat_result = path.stat()
     if not S_ISREG(status.st_mode):
         raise ValueError(
-            f"{path} is a device, a pipe or a socket, not a file; copy what it gives into one, or delete it"
+            f"{path} is a device, a pipe or a socket, not a file; copy its content into a file, or delete it"
         )
     return File(str(path.absolute()), status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
 
 def remote_file(filesystem: AbstractFileSystem, info: dict[str, Any]) -> File:
-    """A file behind a URL, from what its filesystem says of it.
+    """Return a file behind a URL, as its filesystem describes it.
 
     Raises:
-        ValueError: if that includes no size.
+        ValueError: if the filesystem does not report the size.
     """
     url = filesystem.unstrip_protocol(info["name"])
     info = info if info.get("size") is not None else filesystem.info(info["name"])
     if info.get("size") is None:
-        raise ValueError(f"{url} does not tell its size; download it and name the file")
+        raise ValueError(f"the size of {url} is not reported; download the file and name the copy")
     versions = [str(info[key]).strip('"') for key in (*DIGESTS, *TIMES) if info.get(key) is not None]
     return File(url, info["size"], "-".join([str(info["size"]), *versions[:1]]))
 
 
 def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
-    """Pin inputs on the Hugging Face Hub to the commit that their revision is at now.
+    """Pin inputs on the Hugging Face Hub to the current commit of their revision.
 
     Raises:
         ValueError: if there is no such dataset or revision, or an input holds a credential.
@@ -250,7 +250,7 @@ def _pinned(url: str) -> str:
     try:
         uri = parse_hf_uri(url)
     except HfUriError as error:
-        raise ValueError(f"{url} names no dataset of the Hub: {error}; write {HUB}USER/NAME") from error
+        raise ValueError(f"{url} is not a dataset of the Hub: {error}; write {HUB}USER/NAME") from error
     if COMMIT.fullmatch(uri.revision or ""):
         return url
     with reaching(url):
@@ -266,7 +266,7 @@ def _pinned(url: str) -> str:
 def _require_no_credential(url: str) -> None:
     if has_credential(url):
         raise ValueError(
-            f"the input {redacted(url)} holds a credential, and inputs are written into the dataset; give it in the "
+            f"the input {redacted(url)} holds a credential, and inputs are written into the dataset; set it in the "
             "environment or in the filesystem's own configuration instead"
         )
 
@@ -289,8 +289,8 @@ def _nothing_at(named: str, left_out: Sequence[str]) -> ValueError:
     if left_out:
         return ValueError(f"no data at {named}: {shortened(left_out)} would be left out; name the files that are data")
     return ValueError(
-        f"no Parquet or JSON lines file at {named}; check the path (a folder's text files are read where a glob names "
-        "them, as in notes/*.txt)"
+        f"no Parquet or JSON lines file at {named}; check the path (a folder's text files are read only if a glob "
+        "names them, as in notes/*.txt)"
     )
 
 
@@ -313,13 +313,13 @@ def _local_folder(named: str) -> Folder:
 
 
 def _on_disk_matching(pattern: str) -> list[Path]:
-    """Files, folders and links, broken ones among them."""
+    """Return the matching files, folders and links, including broken links."""
     matches = map(Path, sorted(_names_matching(pattern)))
     return [path for path in matches if path.is_file() or path.is_dir() or path.is_symlink()]
 
 
 def _names_matching(pattern: str) -> set[str]:
-    """Like `glob.glob(pattern, recursive=True)`, which does not end where links of folders form a circle."""
+    """Match like `glob.glob(pattern, recursive=True)`, but terminate if links between folders form a cycle."""
     parts = Path(pattern).parts
     if ANY_FOLDERS not in parts:
         return set(glob.glob(pattern))
@@ -335,7 +335,7 @@ def _names_matching(pattern: str) -> set[str]:
 
 
 def _folders_below(base: str) -> Iterator[str]:
-    """The folder and those below it, hidden ones excepted; a folder that links lead to again is not entered again."""
+    """Yield the folder and all folders below it except hidden ones; a folder reached again by a link is not entered."""
     visited = set[str]()
     for folder, inside, _ in os.walk(base or ".", followlinks=True):
         real = os.path.realpath(folder)
@@ -365,7 +365,7 @@ def _in_store(filesystem: AbstractFileSystem, path: str) -> Located:
 def _entry(filesystem: AbstractFileSystem, info: dict[str, Any], path: str) -> File | Folder:
     if info["type"] == "directory":
         return _remote_folder(filesystem, path.rstrip("/"))
-    if path.endswith("/"):  # a web server's index, where a folder looks like a page
+    if path.endswith("/"):  # a web server's index page: folders look like pages there
         raise ValueError(f"{path} is a web page; name files, or a glob of them as in {path}*.parquet")
     return remote_file(filesystem, info)
 
@@ -380,9 +380,9 @@ def _remote_folder(filesystem: AbstractFileSystem, path: str) -> Folder:
 
 
 def _matched(matches: Mapping[str, bool], pattern: str) -> tuple[list[str], list[str]]:
-    """The matches of a glob (True for folders) to read, and those to report as left out.
+    """Divide the matches of a glob (True for folders) into those to read and those to report as left out.
 
-    If the glob matches a folder and files in it, the files are read; of nested folders, the outermost.
+    If the glob matches a folder and files in it, the files are read. Of nested folders, the outermost is read.
     """
     kept = {path: PurePosixPath(path) for path in matches if is_data(path, pattern)}
     with_files = {parent for path in kept if not matches[path] for parent in kept[path].parents}

@@ -1,7 +1,7 @@
 """Dataset repositories of the Hugging Face Hub: read at a commit, and written in commits that are retried.
 
-Credentials are those that huggingface_hub finds: HF_TOKEN or `hf auth login`. `create_commit` does not retry its
-request, and a lost answer may have been a success: each retry commits only the files that are still missing.
+Credentials are those that huggingface_hub finds: HF_TOKEN or `hf auth login`. `create_commit` does not retry, and a
+commit may succeed although its response is lost: each retry here commits only the files that are still missing.
 """
 
 import logging
@@ -34,13 +34,13 @@ from pipeline.data.remote import PASSING_STATUSES
 from pipeline.messages import describe
 from schemas.layout import Subset
 
-FIRST_PATIENCE, PATIENCE = 60.0, 3600.0  # seconds to retry a request, before the Hub's first answer and after it
+FIRST_PATIENCE, PATIENCE = 60.0, 3600.0  # seconds of retrying: before the Hub's first answer, and after it
 LONGEST_PAUSE = 60.0  # seconds
-CONFLICTS = (409, 412)  # of HTTP: another commit is being made, or was made meanwhile
+CONFLICTS = (409, 412)  # HTTP statuses: another commit is in progress, or was made meanwhile
 PATHS_A_REQUEST = 500
 
 ANSWERED = threading.Event()
-"""Set once the Hub has answered this process: there is a network, and failures may pass."""
+"""Set once the Hub has answered this process: the network works, and failures may be temporary."""
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -56,7 +56,7 @@ class Repository:
 
     @classmethod
     def at(cls, url: str) -> "Repository":
-        """The repository at `hf://datasets/USER/NAME`, or a branch of it after an `@`.
+        """Return the repository at `hf://datasets/USER/NAME`, or its branch at `hf://datasets/USER/NAME@BRANCH`.
 
         Raises:
             ValueError: if the URL names anything else.
@@ -65,9 +65,9 @@ class Repository:
             uri = parse_hf_uri(url)
             validate_repo_id(uri.id)
         except (HfUriError, HFValidationError) as error:
-            raise ValueError(f"{url} names no dataset of the Hub: {error}; write {HUB}USER/NAME") from error
+            raise ValueError(f"{url} is not a dataset of the Hub: {error}; write {HUB}USER/NAME") from error
         if uri.type != "dataset" or uri.path_in_repo or "/" not in uri.id:
-            raise ValueError(f"{url} names no dataset of the Hub; write {HUB}USER/NAME")
+            raise ValueError(f"{url} is not a dataset of the Hub; write {HUB}USER/NAME")
         return cls(uri.id, uri.revision or "main")
 
     @property
@@ -76,10 +76,10 @@ class Repository:
         return f"{HUB}{self.name}{branch}"
 
     def prepare(self, *, private: bool) -> None:
-        """Create the repository if there is none, and check that it can be written to.
+        """Create the repository if it does not exist, and check that it is writable.
 
         Raises:
-            ValueError: if it cannot.
+            ValueError: if it is not writable, or the branch does not exist.
         """
         api = HfApi()
         self._retried(lambda: api.create_repo(self.name, repo_type="dataset", private=private or None, exist_ok=True))
@@ -88,20 +88,20 @@ class Repository:
             raise ValueError(f"{self.url}: there is no such branch; create it or leave @{self.revision} out")
 
     def head(self) -> str | None:
-        """The commit that the branch is at; None if there is no such repository or branch."""
+        """Return the branch's current commit, or None if there is no such repository or branch."""
         try:
             return self._retried(lambda: HfApi().dataset_info(self.name, revision=self.revision).sha)
         except LookupError:
             return None
 
     def digests(self, paths: Sequence[str], at: str) -> dict[str, str]:
-        """Digests of the files that a commit has, by path: sha256 of stored ones, git's of small ones."""
+        """Return the digests of those `paths` that a commit has: sha256 for LFS files, git's digest for others."""
         ask = partial(HfApi().get_paths_info, self.name, repo_type="dataset", revision=at)
         parts = [list(paths[start : start + PATHS_A_REQUEST]) for start in range(0, len(paths), PATHS_A_REQUEST)]
         return _digests(entry for part in parts for entry in self._retried(partial(ask, part)))
 
     def files(self, folder: str, at: str) -> dict[str, str]:
-        """Digests of all files below a folder, by path; empty if there is no such folder."""
+        """Return the digests, by path, of all files below a folder; empty if there is no such folder."""
         ask = partial(HfApi().list_repo_tree, self.name, folder, recursive=True, repo_type="dataset", revision=at)
         try:
             return _digests(self._retried(lambda: list(ask())))
@@ -109,7 +109,7 @@ class Repository:
             return {}
 
     def download(self, path: str, at: str) -> Path | None:
-        """A copy of a file, which must not be changed; None if a commit has no such file."""
+        """Download a file and return its path, or None if the commit lacks it; the copy must not be changed."""
         try:
             ask = partial(hf_hub_download, self.name, path, repo_type="dataset", revision=at)
             return Path(self._retried(ask))
@@ -117,10 +117,10 @@ class Repository:
             return None
 
     def text(self, path: str, at: str) -> str | None:
-        """A small file's text; None if there is no such file.
+        """Return a small file's text, or None if there is no such file.
 
         Raises:
-            ValueError: if it is not UTF-8.
+            ValueError: if the file is not UTF-8.
         """
         file = self.download(path, at)
         try:
@@ -129,7 +129,7 @@ class Repository:
             raise ValueError(f"{path} of {self.url} is not UTF-8 ({error.reason}); put a good copy there") from error
 
     def upload(self, additions: Iterable[CommitOperationAdd]) -> None:
-        """Upload the content of files, which a commit can then add."""
+        """Upload the content of files, so that a later commit can add them."""
         self._retried(
             lambda: HfApi().preupload_lfs_files(
                 self.name, additions, repo_type="dataset", revision=self.revision, free_memory=False
@@ -138,12 +138,15 @@ class Repository:
         )
 
     def commit(self, title: str, missing: Callable[[str], Sequence[Operation]]) -> None:
-        """Commit the operations that `missing` returns for the head, before each try; no commit if there are none."""
+        """Commit the operations that `missing` returns for the current head; commit nothing if there are none.
+
+        `missing` is called again before each retry.
+        """
 
         def once() -> None:
             head = self.head()
             if head is None:
-                raise ValueError(f"{self.url} is gone")
+                raise ValueError(f"{self.url} no longer exists")
             if operations := missing(head):
                 HfApi().create_commit(
                     self.name,
@@ -157,14 +160,14 @@ class Repository:
         self._retried(once, prepared=True)
 
     def _retried(self, request: Callable[[], Result], *, prepared: bool = False) -> Result:
-        """The result of a request, retried while it may still succeed.
+        """Make a request, retry it while it may still succeed, and return its result.
 
-        `prepared` says that the Hub has answered another process about this repository.
+        `prepared` is True if the Hub has answered another process about this repository.
 
         Raises:
-            ValueError: if the Hub refuses.
-            LookupError: if there is no such repository, revision or folder.
-            ConnectionError: if it does not answer for PATIENCE seconds, or for FIRST_PATIENCE if it never did.
+            ValueError: if the Hub refuses the request.
+            LookupError: if there is no such repository, revision, folder or file.
+            ConnectionError: if the Hub does not answer for PATIENCE seconds, or for FIRST_PATIENCE if it never did.
         """
         started = time.monotonic()
         for attempt in count():
@@ -175,11 +178,11 @@ class Repository:
             except (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
                 ANSWERED.set()
                 raise LookupError(f"no dataset at {self.url} that this token may see") from error
-            except ValueError as error:  # the client's own, for a card that the Hub does not take
+            except ValueError as error:  # raised by the client for a card that the Hub does not accept
                 if not str(error).startswith("Invalid metadata"):
                     raise
-                advice = "write those fields into the README.md of the repository yourself: what it has already is kept"
-                raise ValueError(f"{self.url} does not take the card: {describe(error)}; {advice}") from None
+                advice = "write those fields into the README.md of the repository yourself: existing fields are kept"
+                raise ValueError(f"{self.url} does not accept the card: {describe(error)}; {advice}") from None
             except (HTTPError, LocalEntryNotFoundError) as error:  # the second: a download without an answer
                 if isinstance(error, HfHubHTTPError):
                     ANSWERED.set()
@@ -189,18 +192,18 @@ class Repository:
                 if time.monotonic() - started + wait > patience:
                     tries = f"after {attempt + 1} tries in {time.monotonic() - started:.0f} s"
                     raise ConnectionError(f"cannot reach {self.url} {tries}: {describe(error)}") from None
-                LOG.info("%s: %s; another try in %.0f s", self.url, describe(error), wait)
+                LOG.info("%s: %s; retrying in %.0f s", self.url, describe(error), wait)
                 time.sleep(wait)
         raise AssertionError
 
 
 def shard_addition(subset: Subset, shard: str) -> CommitOperationAdd:
-    """The operation that adds a shard on this disk to a commit."""
+    """Return the operation that adds a local shard to a commit."""
     return CommitOperationAdd((subset.in_repository.data / shard).as_posix(), subset.data / shard)
 
 
 def pause(error: Exception, attempt: int) -> float:
-    """Seconds until the next try: as the Hub requests, or doubled each time, with random jitter."""
+    """Return the seconds until the next try: as the Hub requests, or doubled each time with random jitter."""
     headers = error.response.headers if isinstance(error, HfHubHTTPError) else {}
     limit = parse_ratelimit_headers(headers)
     retry_after = headers.get("Retry-After", "")

@@ -1,6 +1,7 @@
-"""Inputs of documents: the settings of every command that reads some, and the files that they select.
+"""Input documents: the settings shared by every command that reads documents, and the files that they select.
 
-Annotated datasets below a folder are left out, and so is a run's own output: it would be its input when it is resumed.
+Annotated datasets below a folder are left out. So is a run's own output, which would otherwise be part of its input
+when the run is resumed.
 """
 
 import os
@@ -22,22 +23,22 @@ PLAN = re.compile(rf"(.+/){LEDGER_FOLDER}/[^/]+/{re.escape(PLAN_FILE)}")
 
 @dataclass(frozen=True)
 class InputFiles:
-    """The files of documents, in the order in which they are read."""
+    """Files of documents, in the order in which they are read."""
 
     files: Sequence[File]
     choices: tuple[str, ...] = ()
-    """The choice in each folder with several configurations or splits, as in `split train`."""
+    """Selection in each folder that has several configurations or splits, for example `split train`."""
     notes: Sequence[str] = ()
-    """Lines on what was chosen and left out."""
+    """Messages about what was selected and left out."""
 
     def tell(self) -> None:
-        """Print the notes on standard error, in the first of the processes that train together."""
+        """Print the notes on standard error, only on rank 0 of processes that train together."""
         for note in self.notes if os.environ.get("RANK", "0") == "0" else ():
             say(note, file=sys.stderr)
 
     @property
     def decisive(self) -> dict[str, object]:
-        """Settings that a resumed job must have again; unset if there was no choice."""
+        """Settings that must be the same in a resumed job; `choices` is None if nothing had to be selected."""
         return {"split": None, "config_name": None, "choices": self.choices or None}
 
 
@@ -46,23 +47,23 @@ class Inputs:
     """Documents to read."""
 
     input: tuple[str, ...]
-    """Documents, as --input of pipeline.annotate takes them: Parquet, JSON lines or text files, folders, globs or URLs
-    of these (hf://datasets/user/name, https://, s3://)."""
+    """Documents, as for --input of pipeline.annotate: Parquet, JSON lines or text files, or folders, globs or URLs of
+    these (hf://datasets/user/name, https://, s3://)."""
     split: str | None = None
-    """Split of the folders and datasets in the input, or `all`; the only one, or else `train`, by default."""
+    """Split of the folders and datasets in the input, or `all`. Default: `train`, or the only split."""
     config_name: str | None = None
-    """Configuration of the folders and datasets in the input that have several; their default one by default."""
+    """Configuration of folders and datasets in the input that have several. Default: the one that they declare."""
     longest_document: int | None = None
-    """Bytes of text, or four times the token ids, of the longest document that is read; 4 MiB by default. The row of a
-    longer one stays, without tokens, and is counted. A worker may need 250 bytes of memory for each."""
+    """Maximum size of a document in bytes of text, or four times its number of token ids; 4 MiB by default. The row of
+    a longer document is kept without tokens and counted. A worker may need 250 bytes of memory for each byte."""
 
     @property
     def longest(self) -> int:
-        """Bytes of the longest document."""
+        """Maximum size of a document in bytes."""
         return LONGEST_DOCUMENT if self.longest_document is None else self.longest_document
 
     def find(self, inputs: Sequence[str], output: Path | None = None) -> InputFiles:
-        """Find the files of these inputs, which are `input` as it is or pinned to a commit.
+        """Find the files of these inputs: `input` itself, or `input` pinned to a commit.
 
         Raises:
             ValueError, ConnectionError: as find_documents does.
@@ -70,7 +71,7 @@ class Inputs:
         return find_documents(inputs, self.split, self.config_name, output)
 
     def find_any(self, inputs: Sequence[str]) -> InputFiles:
-        """Find the files, or none if no input is named and built-in documents are read."""
+        """Find the files; without inputs there are none, and built-in documents are read."""
         if inputs:
             return self.find(inputs)
         _require_choice((), self.split, self.config_name)
@@ -80,9 +81,9 @@ class Inputs:
 def find_documents(
     inputs: Sequence[str], split: str | None = None, config_name: str | None = None, output: Path | None = None
 ) -> InputFiles:
-    """Files that the inputs name, in their order; of a folder or a dataset one split, as in `load_dataset`.
+    """Find the files that the inputs name, in order; a folder or dataset contributes one split, as in `load_dataset`.
 
-    Annotated datasets in a folder are left out, and matches of a glob below `output`.
+    Annotated datasets in a folder are left out, as are matches of a glob below `output`.
 
     Raises:
         ValueError: as find_files does, or if the split or the configuration is missing or ambiguous.
@@ -114,7 +115,7 @@ def find_documents(
 
 
 def _without_annotated(folder: Folder) -> tuple[Folder, list[str]]:
-    """The folder without the annotated datasets below it, and the paths of their data."""
+    """Return the folder without the annotated datasets below it, and the paths of their data."""
     roots = {match[1] for path in folder.files if (match := PLAN.fullmatch(path))}
     written = tuple(f"{root}{part}/" for root in roots for part in (DATA_FOLDER, TOKENIZER_FOLDER, LEDGER_FOLDER))
     kept = {path: file for path, file in folder.files.items() if not path.startswith(written)}
@@ -124,7 +125,7 @@ def _without_annotated(folder: Folder) -> tuple[Folder, list[str]]:
 def _without_output(
     named: str, entries: Sequence[File | Folder], output: Path | None
 ) -> tuple[list[File | Folder], list[str]]:
-    """The matches of a glob that are not below the output, and the URLs of those that are."""
+    """Return the matches of a glob that are not below the output, and the URLs of those that are."""
     if output is None or is_url(named) or Path(named).exists():
         return list(entries), []
     below = [entry.url for entry in entries if Path(entry.url).resolve().is_relative_to(output)]
@@ -137,5 +138,5 @@ def _require_choice(entries: Sequence[File | Folder], split: str | None, config_
     for flag, value in (("`split`", split), ("`config_name`", config_name)):
         if value is not None:
             raise ValueError(
-                f"{flag} {value} chooses within folders and datasets, and the input has none; leave it out"
+                f"{flag} {value} selects within folders and datasets, but the input has none; leave it out"
             )

@@ -1,4 +1,4 @@
-"""Iterators over other iterators' items: prefetched in a thread, or batched by size."""
+"""Iterators over the items of other iterators: prefetched in a thread, or batched by size."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -14,9 +14,9 @@ BATCH_BYTES = 2**21
 
 @contextmanager
 def prefetched(items: Generator[Item, None, None], depth: int) -> Iterator[Iterator[Item]]:
-    """The items in their order, made in a thread from now on and at most `depth` ahead of their use.
+    """Produce the items in a thread, in order and at most `depth` ahead of their use.
 
-    An error of `items` is raised in its turn. At the end `items` is closed, after an item that is being made.
+    An error of `items` is raised when its item is requested. On exit, `items` is closed after any item in progress.
     """
     end: Any = object()
     with ThreadPoolExecutor(1) as pool:
@@ -37,7 +37,7 @@ def prefetched(items: Generator[Item, None, None], depth: int) -> Iterator[Itera
 def batched_by_size(
     items: Iterable[Item], *, rows: Callable[[Item], int], size: Callable[[Item], int]
 ) -> Iterator[list[Item]]:
-    """Consecutive items of at most ROWS_PER_BATCH rows and BATCH_BYTES bytes together, as far as single items allow."""
+    """Group consecutive items into batches of at most ROWS_PER_BATCH rows and BATCH_BYTES bytes, or a single item."""
     batch: list[Item] = []
     batch_rows = batch_bytes = 0
     for item in items:

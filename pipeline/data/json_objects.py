@@ -1,8 +1,9 @@
 """The objects of a JSON file: one per line, or all in one array of any layout.
 
-Both are read piece by piece, and no object is larger in memory than a bound allows: a longer line is skipped as an
-object that is too long, an array with a longer object is refused. Anything else in a file is refused with its line.
-Lines before the first requested object are skipped without being parsed; objects of an array are parsed.
+Files are read piece by piece, and the size of an object in memory is bounded: a line beyond the bound becomes an empty
+object that is marked as too long, and an array with an object beyond it is refused. Anything else in a file is refused
+with its line number. Lines before the first requested object are skipped without parsing; objects of an array are
+always parsed.
 """
 
 import itertools
@@ -14,21 +15,21 @@ from typing import Any, BinaryIO, NamedTuple
 
 from pipeline.data.streams import MARK, MalformedError, Utf8Decoder, decoded, require_narrow
 
-PIECE = 2**20  # bytes of an array that are read at a time
+PIECE = 2**20  # bytes of an array read at a time
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SPACE = re.compile(r"[ \t\r\n]*")
 STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 LONGEST_OBJECT = 2**25  # bytes
-# A value takes at least 64 bytes of memory and may take 2 bytes of JSON: 32 MiB of `[],` become a gigabyte.
+# A value takes at least 64 bytes of memory but may take only 2 bytes of JSON: 32 MiB of `[],` become a gigabyte.
 BYTES_PER_VALUE = 16
-LONGEST_TOKEN = 16  # characters: `-Infinity` and `\\ud83d\\ude00` are shorter; a string is as long as it is
+LONGEST_TOKEN = 16  # characters: `-Infinity` and `\\ud83d\\ude00` are shorter; strings are handled separately
 DECODER = json.JSONDecoder()
 ADVICE = "write each object on a line of its own, as `jq -c .` does, or all in one array"
 
 
 class Object(NamedTuple):
-    """An object with all its text valid Unicode (U+FFFD for half a surrogate pair), and its stored length."""
+    """An object whose text is all valid Unicode (U+FFFD replaces half a surrogate pair), and its stored length."""
 
     row: dict[str, Any]
     """Empty if the object is too long."""
@@ -39,12 +40,12 @@ class Object(NamedTuple):
 def objects(
     stream: BinaryIO, start: int = 0, stop: int | None = None, longest: int = LONGEST_OBJECT
 ) -> Iterator[Object]:
-    """Objects number `start` to `stop`, in order; blank lines are skipped.
+    """Iterate over objects `start` to `stop`, in order; blank lines are skipped.
 
     A line of more than `longest` bytes, or of more than `longest` / BYTES_PER_VALUE values, is too long.
 
     Raises:
-        MalformedError: if anything else comes before number `stop`, or an object of an array is too long.
+        MalformedError: if there is anything else before object `stop`, or an object of an array is too long.
     """
     first, line = _first_piece(stream)
     if first.lstrip().startswith(b"["):
@@ -55,7 +56,7 @@ def objects(
 
 
 def _lines(stream: BinaryIO, beginning: bytes, longest: int) -> Iterator[bytes]:
-    """The lines, the first with its beginning; a line that is too long is cut after `longest` + 1 bytes."""
+    """Yield the lines, of which the first starts with `beginning`; a longer line is cut after `longest` + 1 bytes."""
     line = beginning + (b"" if beginning.endswith(b"\n") else stream.readline(max(0, longest + 1 - len(beginning))))
     while line:
         ended = line.endswith(b"\n") or len(line) <= longest
@@ -66,7 +67,7 @@ def _lines(stream: BinaryIO, beginning: bytes, longest: int) -> Iterator[bytes]:
 
 
 def _is_blank(line: bytes, longest: int) -> bool:
-    """True for white space, unless the line is too long and its rest unknown."""
+    """True for a line of white space, unless it was cut and its rest is unknown."""
     return line.isspace() and len(line) <= longest
 
 
@@ -79,7 +80,7 @@ def _of_line(line: bytes, number: int, longest: int) -> Object:
 
 
 def _crowded(content: bytes, longest: int) -> bool:
-    """True if there are too many values; strings are parsed only if marks in them could decide it."""
+    """True if there are too many values; strings are parsed only if the marks inside them could matter."""
     most = longest // BYTES_PER_VALUE
     if len(content) <= most or _marks(content) <= most:
         return False
@@ -87,15 +88,15 @@ def _crowded(content: bytes, longest: int) -> bool:
 
 
 def _marks(content: bytes) -> int:
-    """Number of characters that a value follows."""
+    """Count the characters that a value may follow."""
     return sum(map(content.count, (b",", b":", b"[", b"{")))
 
 
 def parsed(content: bytes, line: int = 1) -> dict[str, Any]:
-    """The object of line number `line`.
+    """Parse the object of line number `line`.
 
     Raises:
-        MalformedError: if it holds no object, or more than one.
+        MalformedError: if the line does not hold exactly one object.
     """
     text = decoded(content.removeprefix(MARK), line)
     try:
@@ -117,7 +118,7 @@ class ArrayText:
         self._text, self._at = "", 0
 
     def peek(self) -> str:
-        """The next character other than white space; empty at the end of the file."""
+        """Return the next character that is not white space, or an empty string at the end of the file."""
         while True:
             space = SPACE.match(self._text, self._at)
             assert space is not None
@@ -133,7 +134,7 @@ class ArrayText:
         """Parse the object that begins here.
 
         Raises:
-            MalformedError: if there is none, or it is too long.
+            MalformedError: if there is no object, or it is too long.
         """
         while True:
             try:
@@ -150,14 +151,14 @@ class ArrayText:
                 return Object(_valid_unicode(value, text), len(text))
 
     def line(self, at: int | None = None) -> int:
-        """The number of the line with the position `at` of the text."""
+        """Return the line number at position `at` of the text, by default the current position."""
         return self._decoder.line - self._text.count("\n", self._at if at is None else at)
 
     def _require_room(self) -> None:
-        """Check the size of a text that was extended because its object had no end.
+        """Check the size of the text after it was extended because an object had no end.
 
         Raises:
-            MalformedError: if it is too long.
+            MalformedError: if the object is too long.
         """
         size = len(self._text) - self._at
         if size > 2 * max(self._longest, PIECE) or _crowded(self._text[self._at :].encode(), 2 * self._longest):
@@ -196,10 +197,10 @@ def _of_array(text: ArrayText) -> Iterator[Object]:
 
 
 def _first_piece(stream: BinaryIO) -> tuple[bytes, int]:
-    """The first line that is not blank, or its beginning, and its number, without the byte order mark.
+    """Read the first line that is not blank, or its beginning, without byte order mark; return it and its number.
 
     Raises:
-        MalformedError: if it is not UTF-8 but UTF-16 or UTF-32.
+        MalformedError: if the file is in UTF-16 or UTF-32.
     """
     piece, line = stream.readline(PIECE), 1
     require_narrow(piece)
@@ -211,7 +212,7 @@ def _first_piece(stream: BinaryIO) -> tuple[bytes, int]:
 
 
 def _valid_unicode(value: dict[str, Any], text: str) -> dict[str, Any]:
-    """The object `value` of a text, with U+FFFD for half a surrogate pair."""
+    """Replace half a surrogate pair by U+FFFD in an object `value`, which was parsed from `text`."""
     if not SURROGATE_ESCAPE.search(text):
         return value
     valid: dict[str, Any] = json.loads(LONE_SURROGATE.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
@@ -224,12 +225,12 @@ def _no_object(text: str, line: int) -> MalformedError:
 
 def _not_json(error: Exception, place: str) -> MalformedError:
     if isinstance(error, RecursionError):
-        return MalformedError(f"is nested too deep: see {place} of it; leave that object out")
+        return MalformedError(f"is nested too deeply at {place}; leave that object out")
     reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-    return MalformedError(f"is not JSON: see {place} of it ({reason}); {ADVICE}")
+    return MalformedError(f"is not JSON at {place} ({reason}); {ADVICE}")
 
 
 def _excerpt(text: str) -> str:
-    """The beginning of a text, for messages."""
+    """Quote the beginning of a text, for messages."""
     start = text.strip()
     return f"`{start[:20]}{'…' * (len(start) > 20)}`" if start else "the end of the file"

@@ -1,7 +1,7 @@
-"""JSON lines as Arrow rows: a scan finds the types that hold all values of a column, and rows are read with these.
+"""JSON lines as Arrow rows: a scan finds types that hold all values of each column, and rows are read with these types.
 
-There is no index: rows are reached by reading those before them, and types are known once the whole file is read.
-Values without a common type are kept as JSON text.
+There is no index: rows are reached by reading all rows before them, and types are known only after the whole file is
+read. Values without a common type are kept as JSON text.
 """
 
 import json
@@ -22,12 +22,12 @@ from schemas.rows import is_token_list
 
 TOKENS = pa.list_(pa.int64())
 JSON = pa.json_()
-"""Type of values without another common type. They are kept as JSON text, which `datasets` decodes."""
+"""Type of values without another common type. These values are kept as JSON text, which `datasets` decodes."""
 INT64, UINT64 = range(-(2**63), 2**63), range(2**64)
-MOST_DEPTH = 32  # of nested lists and objects; what is deeper is JSON
-MOST_KEYS = 1000  # of an object in a column; one with more is JSON
+MOST_DEPTH = 32  # of nested lists and objects; anything deeper is JSON
+MOST_KEYS = 1000  # of an object in a column; an object with more is JSON
 MOST_FIELDS = 10_000  # columns, including those of nested objects
-SHAPES_BYTES = 2**26  # of the rows whose shapes are remembered, so that most values need no merging
+SHAPES_BYTES = 2**26  # of rows whose shapes are remembered, so that most values need no merging
 SCALARS: Mapping[Any, pa.DataType] = {
     type(None): pa.null(),
     bool: pa.bool_(),
@@ -45,12 +45,13 @@ Shape = type | tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Scan:
-    """Rows and columns of a whole file."""
+    """Number of rows, column types and digest of a whole file."""
 
     rows: int
     types: dict[str, pa.DataType]
-    """In the order of first occurrence. Null for a column of nulls alone, except the required one, and for one that is
-    not passed on, of which at most MOST_FIELDS are listed."""
+    """Types by column, in the order of first occurrence. The type is null for a column that holds only nulls, unless it
+    is the required one, and for a column that is not passed on. Columns that are not passed on are listed only
+    while there are fewer than MOST_FIELDS columns."""
     sha256: str
     """Digest of the content."""
 
@@ -58,10 +59,12 @@ class Scan:
 def scan(
     stream: BinaryIO, required: pa.Field, passed: Collection[str] | None = None, longest: int = LONGEST_OBJECT
 ) -> Scan:
-    """Read all rows. The required column has its type if any row has it, even if null, or if there are no rows.
+    """Read all rows to find the types of the columns.
+
+    The required column is listed, with its own type, if any row has it (even as null) or if there are no rows.
 
     Raises:
-        MalformedError: if the file holds anything but objects, only objects that are too long, more than MOST_FIELDS
+        MalformedError: if the file holds anything except objects, only objects that are too long, more than MOST_FIELDS
             columns, or only values of other types in the required column.
     """
     content, rows, types, short = Digested(stream), 0, Types(passed), False
@@ -79,7 +82,7 @@ def scan(
     if not fits and (others := others - {type(None)}):
         raise _of_other_types(required, others)
     if rows and not short:
-        raise MalformedError("has only lines that are too long; check it, or give more with `longest_document`")
+        raise MalformedError("has only lines that are too long; check the file, or raise `longest_document`")
     if not rows:
         types.found[required.name] = required.type
     return Scan(rows, types.found, content.sha256)
@@ -88,13 +91,13 @@ def scan(
 def rows_between(
     stream: BinaryIO, start: int, stop: int, schema: pa.Schema, required: str, longest: int = LONGEST_OBJECT
 ) -> Iterator[pa.RecordBatch]:
-    """Rows `start` to `stop` with the columns of a plain schema, in batches of ROWS_PER_BATCH rows or BATCH_BYTES.
+    """Yield rows `start` to `stop` with the columns of a plain schema, ROWS_PER_BATCH rows or BATCH_BYTES at a time.
 
     A row that is too long is null in every column and is counted in its batch, as in `without_long`.
 
     Raises:
-        MalformedError: if anything but an object is among them, or one has a value of another type in a column other
-            than the required one.
+        MalformedError: if there is anything except objects, or an object has a value of the wrong type in a column
+            other than the required one.
     """
     converters = {field.name: converter(field) for field in schema}
     converters[required] = required_converter(schema.field(required))
@@ -109,11 +112,11 @@ def rows_between(
 
 
 class WrongValueError(ValueError):
-    """A value that its column cannot hold; the message is its kind."""
+    """A value that its column cannot hold; the message is the kind of value."""
 
 
 class Types:
-    """Types that hold the values added so far, of the columns in `passed`, or of all if it is None."""
+    """Types that hold all values added so far, for the columns in `passed`, or for all columns if it is None."""
 
     def __init__(self, passed: Collection[str] | None) -> None:
         self.passed, self.found = passed, dict[str, pa.DataType]()
@@ -121,7 +124,7 @@ class Types:
         self._fields = 0
 
     def add(self, name: str, value: Any, size: int) -> None:
-        """Add a value of a row of that size in bytes.
+        """Add a value from a row of `size` bytes.
 
         Raises:
             MalformedError: if there are more than MOST_FIELDS columns.
@@ -143,16 +146,16 @@ class Types:
         self._fields += fields_of(self.found[name]) - (0 if before is None else fields_of(before))
         if self._fields > MOST_FIELDS:
             raise MalformedError(
-                f"has more than {MOST_FIELDS:,} columns, those in nested objects counted; name those to pass on with "
+                f"has more than {MOST_FIELDS:,} columns, including those in nested objects; name those to pass on with "
                 "`columns`"
             )
 
 
 def shape(value: Any, depth: int = 0) -> Shape:
-    """A value's shape, which decides its type and is equal for most values of a column."""
+    """Return a value's shape, which determines its type and is equal for most values of a column."""
     kind = type(value)
     if kind is int:
-        # `datasets` decodes integers of JSON up to 2**64, and larger ones as floats, as Arrow does.
+        # `datasets` decodes integers of JSON below 2**64 as integers, and larger ones as floats, as Arrow does.
         return int if value in INT64 else object if value in UINT64 else float
     if kind is list and depth < MOST_DEPTH:
         return list, frozenset(shape(item, depth + 1) for item in value)
@@ -162,7 +165,7 @@ def shape(value: Any, depth: int = 0) -> Shape:
 
 
 def type_of(shape: Shape) -> pa.DataType:
-    """The type of values of a shape."""
+    """Return the type of values with this shape."""
     if not isinstance(shape, tuple):
         return SCALARS[shape]
     if shape[0] is list:
@@ -171,9 +174,9 @@ def type_of(shape: Shape) -> pa.DataType:
 
 
 def merged(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """The type of a column that has values of both types.
+    """Return the type of a column that has values of both types.
 
-    It is JSON if they are incompatible or, as in `load_dataset`, objects whose keys differ.
+    It is JSON if the types are incompatible or, as in `load_dataset`, if they are objects whose keys differ.
     """
     if one.equals(other) or pa.types.is_null(other):
         return one
@@ -189,19 +192,19 @@ def merged(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def fields_of(kind: pa.DataType) -> int:
-    """Number of columns that a type takes in a file: one, or those of its parts."""
+    """Count the columns that a type takes in a file: one, or those of its parts."""
     parts = [kind.field(index).type for index in range(kind.num_fields)]
     return sum(map(fields_of, parts)) if parts else 1
 
 
 def holds_json(kind: pa.DataType) -> bool:
-    """True for JSON and types with JSON in them."""
+    """True for JSON and for types that contain JSON."""
     parts = [kind.field(index).type for index in range(kind.num_fields)]
     return isinstance(kind, pa.JsonType) or any(map(holds_json, parts))
 
 
 def converter(field: pa.Field) -> Callable[[Any], Any]:
-    """Function from a JSON value to one that Arrow takes for a plain field; it raises WrongValueError for others."""
+    """Return a function that converts a JSON value for a plain field of Arrow, or raises WrongValueError."""
     kind = field.type
     if is_json(field):
         return lambda value: None if value is None else json.dumps(value, ensure_ascii=False)
@@ -214,24 +217,24 @@ def converter(field: pa.Field) -> Callable[[Any], Any]:
             return lambda value: value if value is None or fits(value) else _refused(value)
     if pa.types.is_floating(kind):
         return _as_float
-    return lambda value: value  # for a type that Parquet files have, which takes what it can
+    return lambda value: value  # a type from Parquet files, which accepts what it can
 
 
 def required_converter(field: pa.Field) -> Callable[[Any], Any]:
-    """Function from a JSON value to text or token ids, whichever the field holds; None for any other value."""
+    """Return a function that passes text or token ids, whichever the field holds, and maps other values to None."""
     if is_token_list(field.type):
         return lambda value: value if isinstance(value, list) and all(map(_is_integer, value)) else None
     return lambda value: value if isinstance(value, str) else None
 
 
 def _converted(rows: Sequence[dict[str, Any]], name: str, convert: Callable[[Any], Any], before: int) -> Iterator[Any]:
-    """The column's value in each row; the first is that of object number `before` + 1."""
+    """Yield the column's converted value for each row, where the first row is object number `before` + 1."""
     for number, row in enumerate(rows, before + 1):
         try:
             yield convert(row.get(name))
         except WrongValueError as error:
             raise MalformedError(
-                f"has {error} in `{name}` of object {number:,}; correct it, or leave that object out"
+                f"has {error} in column `{name}` of object {number:,}; correct it, or leave that object out"
             ) from None
 
 
@@ -287,7 +290,7 @@ def _of_other_types(required: pa.Field, kinds: Collection[type]) -> MalformedErr
     expected = "text" if pa.types.is_string(required.type) else "lists of token ids"
     values = ", ".join(sorted({KINDS[kind] for kind in kinds}))
     message = f"holds {values} in column `{required.name}`, not {expected}"
-    return MalformedError(f"{message}; name one that does, or convert it")
+    return MalformedError(f"{message}; name a column that does, or convert it")
 
 
 def _names(kind: pa.DataType) -> list[str]:

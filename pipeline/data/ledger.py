@@ -1,8 +1,8 @@
-"""The ledger of a subset: the plan of its run, a receipt for every shard, notes on quarantined units.
+"""The ledger of a subset: the plan of its run, a receipt for every shard, and notes on quarantined units.
 
-It lies in `_ledger/SUBSET` next to the data, in a folder and in a repository of the Hub; `datasets` does not read
-folders that begin with an underscore. A receipt is written after its shard is in place, so a unit with a receipt never
-needs doing again: the same command resumes a run.
+It is stored in `_ledger/SUBSET` next to the data, both in a folder and in a repository of the Hub. `datasets` ignores
+folders whose names begin with an underscore. A receipt is written after its shard is in place, so a unit with a receipt
+is never labelled twice: the same command resumes the run.
 """
 
 import logging
@@ -28,7 +28,7 @@ from schemas.receipts import (
     from_lines,
 )
 
-RELABELS = "delete it, and the same pipeline.annotate command labels its rows anew"
+RELABELS = "delete it, and the same pipeline.annotate command labels its rows again"
 READS_AT_A_TIME = 16  # from the Hub
 
 LOG = logging.getLogger(__name__)
@@ -43,10 +43,10 @@ class Ledger:
         self.published_file = self.folder / PUBLISHED_FILE
 
     def plan(self) -> Plan | None:
-        """The plan of the run that writes the subset; None where there is no run.
+        """Read the plan of the run that writes the subset; None if there is no run.
 
         Raises:
-            ValueError: if it is damaged.
+            ValueError: if the plan is damaged.
         """
         if not self.plan_file.exists():
             return None
@@ -54,26 +54,26 @@ class Ledger:
             return Plan.from_json(text_of(self.plan_file))
 
     def write_plan(self, plan: Plan) -> None:
-        """Write the plan, before its first unit is labelled."""
+        """Write the plan; call this before the first unit is labelled."""
         write_text(self.plan_file, plan.to_json())
 
     def receipt_file(self, unit: int) -> Path:
-        """Path of the receipt of a unit that was labelled here."""
+        """Return the path of the receipt of a unit that was labelled here."""
         return self.folder / RECEIPTS / f"{unit:08d}.json"
 
     def receipt_files(self) -> list[Path]:
-        """Every file of receipts: of single units, then of commits to a repository."""
+        """List all files of receipts: those of single units, then those of commits to a repository."""
         return [file for kind in RECEIPT_FILES for file in sorted((self.folder / RECEIPTS).glob(kind))]
 
     def note_files(self) -> list[Path]:
-        """Every note on a quarantined unit."""
+        """List the files of notes on quarantined units."""
         return sorted((self.folder / QUARANTINE).glob("*.json"))
 
     def receipts_in(self, file: Path) -> list[Receipt]:
-        """The receipts in a file.
+        """Read the receipts in a file.
 
         Raises:
-            ValueError: if it is damaged, or has the name of another unit.
+            ValueError: if the file is damaged, or named after another unit.
         """
         receipts = from_lines(text_of(file))
         if file.match(OWN) and [self.receipt_file(receipt.unit) for receipt in receipts] != [file]:
@@ -81,10 +81,10 @@ class Ledger:
         return receipts
 
     def receipts(self) -> list[Receipt]:
-        """The receipts of units whose shards lie here with the size they were written with, in the order of the units.
+        """Read the receipts of units whose shards are here and have the recorded size, in the order of the units.
 
         Raises:
-            ValueError: if a receipt is damaged, or two of a unit differ.
+            ValueError: if a receipt is damaged, or two receipts of a unit differ.
         """
         of_unit: dict[int, Receipt] = {}
         for file in self.receipt_files():
@@ -92,12 +92,12 @@ class Ledger:
                 receipts = self.receipts_in(file)
             for receipt in filter(self._has_shard, receipts):
                 if of_unit.setdefault(receipt.unit, receipt) != receipt:
-                    another = f"{file} has another receipt of unit {receipt.unit} than an earlier file"
+                    another = f"{file} has a different receipt of unit {receipt.unit} than an earlier file"
                     raise ValueError(f"{another}; {RELABELS}")
         return [of_unit[unit] for unit in sorted(of_unit)]
 
     def finished(self, *, staging: bool = False) -> set[int]:
-        """The units that need no labelling; in a staging folder also those that are published."""
+        """Return the units that need no labelling; in a staging folder they include the published ones."""
         return {receipt.unit for receipt in (*self.receipts(), *(self.published() if staging else ()))}
 
     def record(self, receipt: Receipt) -> None:
@@ -105,7 +105,10 @@ class Ledger:
         write_text(self.receipt_file(receipt.unit), receipt.to_json())
 
     def discard_unsound(self, units: int) -> None:
-        """Remove receipts that are damaged, or whose shards are gone or have another size: the units are relabelled."""
+        """Delete receipts that are damaged, or whose shards are missing or have another size: the units are relabelled.
+
+        Receipts of units from number `units` on are deleted too.
+        """
         reasons = []
         for file in sorted((self.folder / RECEIPTS).glob(OWN)):
             try:
@@ -115,11 +118,11 @@ class Ledger:
             else:
                 if self._has_shard(receipt) and receipt.unit < units:
                     continue
-                reason = f"{self.subset.data / receipt.shard} is missing, or not as large as it was written"
+                reason = f"{self.subset.data / receipt.shard} is missing or has changed in size"
             reasons.append(reason)
             file.unlink()
         if reasons:
-            LOG.warning("%d units of %s are labelled anew: %s", len(reasons), self.subset.name, reasons[0])
+            LOG.warning("%d units of %s are labelled again: %s", len(reasons), self.subset.name, reasons[0])
 
     def _has_shard(self, receipt: Receipt) -> bool:
         try:
@@ -128,11 +131,11 @@ class Ledger:
             return False
 
     def quarantine(self, note: Quarantined) -> None:
-        """Write why a unit was quarantined."""
+        """Write a note on why a unit was quarantined."""
         write_text(self.folder / QUARANTINE / f"{note.unit:08d}.json", note.to_json())
 
     def quarantined(self) -> list[Quarantined]:
-        """The units that have no shard, in their order, and why.
+        """Read the notes on quarantined units, which have no shard, in the order of the units.
 
         Raises:
             ValueError: if a note is damaged.
@@ -144,70 +147,72 @@ class Ledger:
         return notes
 
     def published(self) -> list[Receipt]:
-        """The receipts of units whose shards are in the repository that this folder is staging for.
+        """Read the receipts of units whose shards are in the repository for which this is a staging folder.
 
         Raises:
-            ValueError: if their file is damaged.
+            ValueError: if the file of these receipts is damaged.
         """
         with reading(self.published_file, "delete it: the same pipeline.annotate command asks the repository again"):
             return from_lines(text_of(self.published_file)) if self.published_file.exists() else []
 
     def unpublished(self) -> list[Receipt]:
-        """The receipts of units whose shards lie here and, as far as is written here, not in the repository."""
+        """Read the receipts of units whose shards are here and not yet recorded as published."""
         published = {receipt.shard for receipt in self.published()}
         return [receipt for receipt in self.receipts() if receipt.shard not in published]
 
     def write_published(self, receipts: Sequence[Receipt]) -> None:
-        """Write which units' shards are in the repository, and delete those here."""
+        """Record which units' shards are in the repository, and delete their receipts and shards here."""
         write_text(self.published_file, as_lines(receipts))
         self.delete(receipts)
 
     def add_published(self, receipts: Iterable[Receipt]) -> None:
-        """Write that more shards are in the repository."""
+        """Record that more shards are in the repository."""
         with self.published_file.open("a", encoding="utf-8") as file:
             file.write(as_lines(receipts))
 
     def delete(self, receipts: Iterable[Receipt]) -> None:
-        """Delete receipts, then their shards: published ones, or damaged ones to be relabelled."""
+        """Delete receipts and then their shards: published ones, or damaged ones to be relabelled."""
         for receipt in receipts:
             self.receipt_file(receipt.unit).unlink(missing_ok=True)
             (self.subset.data / receipt.shard).unlink(missing_ok=True)
 
     def end_staging(self) -> None:
-        """Make a staging folder an output: units that are in the repository alone are labelled here too."""
+        """Turn a staging folder into an output: units that are only in the repository are labelled again."""
         if self.published_file.exists():
             LOG.warning("%s was a staging folder; what was published from it is labelled again", self.subset.root)
             self.published_file.unlink()
 
     def remove_unfinished(self) -> None:
-        """Remove files that killed workers left half written; no worker may be at work."""
+        """Delete files that killed workers left half-written; no worker may be running."""
         for file in filter(is_unfinished, self.subset.root.rglob("*")):
             file.unlink(missing_ok=True)
 
 
 class PublishedLedger:
-    """The ledger of a subset in a repository of the Hub, at its head or at a commit `head`."""
+    """The ledger of a subset in a repository of the Hub, at its current head or at a commit `head`."""
 
     def __init__(self, repository: Repository, subset: Subset) -> None:
         self.repository, self.subset = repository, subset.in_repository
 
     def plan(self, head: str | None = None) -> Plan | None:
-        """The plan of the run that publishes the subset; None where there is none.
+        """Read the plan of the run that publishes the subset; None if there is no plan.
 
         Raises:
-            ValueError: if it is damaged.
+            ValueError: if the plan is damaged.
         """
         head, file = head or self.repository.head(), (self.subset.ledger / PLAN_FILE).as_posix()
-        remedy = "take it back in the repository's history, or write to another"
+        remedy = "restore it from the repository's history, or write to another repository"
         with reading(f"{self.repository.url}/{file}", remedy):
             text = self.repository.text(file, head) if head else None
             return None if text is None else Plan.from_json(text)
 
     def receipts(self, units: int, head: str | None = None) -> list[Receipt]:
-        """The receipts of those of a plan's units whose shards are in the repository, in the order of the units.
+        """Read the receipts of those units whose shards are in the repository, in the order of the units.
+
+        `units` is the plan's number of units; receipts of other plans are ignored.
 
         Raises:
-            ValueError: if one is damaged.
+            ValueError: if a receipt is damaged.
         """
         head = head or self.repository.head()
         assert head is not None, "prepare the repository first"
@@ -220,5 +225,5 @@ class PublishedLedger:
         return [of_unit[unit] for unit in sorted(of_unit)]
 
     def _receipts_in(self, path: str, head: str) -> list[Receipt]:
-        with reading(f"{self.repository.url}/{path}", "delete it there: the same command publishes its shards anew"):
+        with reading(f"{self.repository.url}/{path}", "delete it there: the same command publishes its shards again"):
             return from_lines(self.repository.text(path, head) or "")

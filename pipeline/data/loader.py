@@ -1,12 +1,13 @@
-"""Labelled rows and windows of an annotated dataset: shuffled, shared among ranks, resumed from a few numbers.
+"""Labelled rows and windows of an annotated dataset: shuffled, divided among ranks, and resumed from a few numbers.
 
-`labelled_rows` gives documents and `labelled_windows` packs them. Both are iterators with a `state_dict` that is small
-and fit for JSON; the same items follow wherever it is loaded, and only the rows of a packing's buffer are read again.
+`labelled_rows` yields documents and `labelled_windows` packs them. Both return iterators with a small `state_dict` that
+JSON can hold. An iterator that loads it continues with the same items; only the rows of a packing's buffer are read
+again.
 
-Each epoch puts the row groups end to end in an order of its own, and each rank reads an equal stretch of that. A group
-is read by several ranks only where the end of a stretch falls into it, at most `ranks` - 1 times. A rank that begins
-inside a group decodes the rows before, too, since Parquet has no other way there: eight ranks read two groups in 2.7
-times the processor time of one.
+Each epoch puts the row groups end to end in its own order, and each rank reads an equal stretch of this sequence. A
+group is read by several ranks only if a stretch ends inside it, which happens at most `ranks` - 1 times. A rank that
+begins inside a group must also decode the rows before, since Parquet cannot skip them: eight ranks read two groups in
+2.7 times the CPU time of one.
 """
 
 import hashlib
@@ -30,31 +31,32 @@ from schemas.annotations import ENTROPY, INPUT_IDS
 
 Item = TypeVar("Item")
 
-BATCHES_AHEAD = 4  # of 2 MB: a quarter of a million tokens and their labels
+BATCHES_AHEAD = 4  # of 2 MB each: together a quarter of a million tokens and their labels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Which rows are read, and in what order."""
+    """Selection and order of the rows to read."""
 
     rank: int = 0
     ranks: int = 1
-    """Number of readers that share the dataset: each has its part of every epoch, equal to a row, and no row has two.
+    """Number of readers that divide every epoch among them; their parts are disjoint and differ by at most one row.
 
-    In the workers of a data loader these are `rank * workers + worker` and `ranks * workers`, as
-    `pipeline.training.torch_dataset` has them."""
+    In a data loader's worker, `rank` is `rank * workers + worker` and `ranks` is `ranks * workers`, as in
+    `pipeline.training.torch_dataset`."""
     seed: int | None = None
-    """Shuffles row groups anew every epoch, and what each rank has of them; the dataset's order where None."""
+    """Seed that shuffles the row groups, and thus the parts of the ranks, in every epoch; None keeps the dataset's
+    order."""
     shuffled_rows: int = 1
-    """Rows of a row group that are shuffled among themselves; they are in memory together."""
+    """Number of rows of a row group that are shuffled together; all of them are held in memory."""
     epochs: int | None = None
-    """Without end where None."""
+    """Number of epochs; None for no end."""
     first_epoch: int = 0
-    """Number of the epoch to begin with, whose order follows from it; a state that is loaded has its own."""
+    """Number of the first epoch, which determines its order; a loaded state has its own epoch."""
     start: int = 0
     """First row to read."""
     stop: int | None = None
-    """The row to stop before; the dataset's end where None."""
+    """Row to stop before; None for the end of the dataset."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.ranks:
@@ -62,34 +64,34 @@ class Reading:
         if self.seed is not None and self.seed < 0:
             raise ValueError(f"the seed must be at least 0, not {self.seed}")
         if self.shuffled_rows < 1 or (self.shuffled_rows > 1 and self.seed is None):
-            raise ValueError(f"shuffled_rows must be at least 1, and needs a seed above; it is {self.shuffled_rows}")
+            raise ValueError(f"shuffled_rows must be at least 1, and above 1 needs a seed, not {self.shuffled_rows}")
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, or None for no end, not {self.epochs}")
         if self.first_epoch < 0:
             raise ValueError(f"the first epoch must be at least 0, not {self.first_epoch}")
         if self.start < 0 or (self.stop is not None and self.stop <= self.start):
-            raise ValueError(f"rows from {self.start} to {self.stop} are none; stop after start, which counts from 0")
+            raise ValueError(f"no rows from {self.start} to {self.stop}; start must be at least 0, and stop above it")
 
     @property
     def order(self) -> dict[str, Any]:
-        """All but the epochs; `start` and `stop` where they leave rows out, since older states lack them."""
+        """Settings except the epochs; `start` and `stop` only if they leave rows out, since older states lack them."""
         left_out = {"epochs", "first_epoch", *(() if self.start or self.stop is not None else ("start", "stop"))}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 class Position(NamedTuple):
-    """How far an iterator is among the rows that it reads."""
+    """Position of an iterator in the rows that it reads."""
 
     rows: int = 0
-    """Rows that are done, of all epochs."""
+    """Number of finished rows, counted over all epochs."""
     within: int = 0
-    """Part of the following rows that is done already, counted as the iterator likes."""
+    """Finished part of the following rows, in a unit that the iterator defines."""
 
 
 class Resumable(Iterator[Item]):
-    """Items with a position after each. It is used up at its end, as iterators are.
+    """An iterator that knows its position after each item. Like any iterator, it stays exhausted at its end.
 
-    After an error the next item is tried again, from where the last one ended: a store may be back.
+    After an error, the next call retries from the end of the last item: a store may be reachable again.
     """
 
     def __init__(
@@ -98,8 +100,13 @@ class Resumable(Iterator[Item]):
         stream: Mapping[str, Any],
         position: Any = Position(),  # noqa: B008 (it cannot change)
     ) -> None:
-        """`begin` makes the items from a position on, a NamedTuple of integers; `stream` is all that they follow from,
-        in JSON's types."""
+        """Start at a position.
+
+        Args:
+            begin: yields the items from a position on, each with the position after it.
+            stream: all settings that determine the items, in JSON's types.
+            position: a NamedTuple of integers.
+        """
         self._begin, self._stream = begin, dict(stream)
         self._position = position
         self._process = os.getpid()
@@ -111,7 +118,7 @@ class Resumable(Iterator[Item]):
             self._require_own_worker()
             self._process = os.getpid()
             self._coming = self._begin(self._position)
-            self._end = finalize(self, self._coming.close)  # at the process's end, too, while threads can be ended
+            self._end = finalize(self, self._coming.close)  # also at exit, while threads can still be ended
         try:
             item, self._position = next(self._coming)
         except BaseException:
@@ -121,50 +128,50 @@ class Resumable(Iterator[Item]):
 
     @property
     def position(self) -> Any:
-        """How far it is, a NamedTuple of integers."""
+        """Position after the last item, a NamedTuple of integers."""
         return self._position
 
     def seek(self, position: Any) -> None:
-        """Continues from another position."""
+        """Continue from another position."""
         self.close()
         self._position = position
 
     def close(self) -> None:
-        """Stops reading ahead; the next item is still the one that would have come."""
+        """Stop reading ahead; the next item stays the same."""
         if self._end is not None:
             self._end()
         self._coming = self._end = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The stream and the position in it, small and fit for JSON."""
+        """Return the stream and the position in it: a small dictionary that JSON can hold."""
         return {**self._stream, **self._position._asdict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues where the iterator was whose state this is, with the same items to the bit.
+        """Continue from the saved state of an iterator, with bit-identical items.
 
         Raises:
-            ValueError: if that iterator had other items.
+            ValueError: if the saved iterator had other items.
         """
         missing = [name for name in self.state_dict() if name not in state]
         if missing:
-            raise ValueError(f"this is no state of a reader: it lacks {', '.join(missing)}")
+            raise ValueError(f"this is not the state of a reader: it lacks {', '.join(missing)}")
         differing = [
             f"{name} {state[name]} there, {here} now" for name, here in self._stream.items() if state[name] != here
         ]
         if differing:
-            raise ValueError(f"the state is of another stream ({'; '.join(differing)}); give what it was saved with")
+            raise ValueError(f"the state is of another stream ({'; '.join(differing)}); use that stream's settings")
         self.seek(type(self._position)(*(int(state[name]) for name in self._position._fields)))
 
     def _require_own_worker(self) -> None:
-        """Refuses a copy in the worker of a torch DataLoader: each worker would give every item again.
+        """Refuse to run as a copy in the worker of a torch DataLoader: each worker would yield every item.
 
         Raises:
-            ValueError: if this is such a copy.
+            ValueError: if this is a copy in a worker.
         """
-        torch_data = sys.modules.get("torch.utils.data")  # which a worker has
+        torch_data = sys.modules.get("torch.utils.data")  # always imported in a worker
         if os.getpid() != self._process and torch_data is not None and torch_data.get_worker_info() is not None:
             raise ValueError(
-                "every worker of the DataLoader has a copy of this iterator and would give all of it again; read with"
+                "every worker of the DataLoader has a copy of this iterator and would yield all of its items; read with"
                 " pipeline.training.torch_dataset.LabelledWindows, or make an iterator in each worker"
             )
 
@@ -172,12 +179,13 @@ class Resumable(Iterator[Item]):
 def labelled_rows(
     dataset: AnnotatedDataset, columns: Sequence[str] = (INPUT_IDS, ENTROPY), reading: Reading | None = None
 ) -> Resumable[Row]:
-    """The rows of a rank, with these columns of the files.
+    """Iterate over the rows of a rank, with these columns.
 
-    Iterating raises what `read_rows` raises, and ValueError where labels are not finite or not one a token.
+    Iterating raises the errors of `read_labelled`.
 
     Raises:
-        ValueError: if there is no such column, or not a row for every rank; as inspect_file does.
+        ValueError: if a column does not exist, or there are fewer rows than ranks.
+        ValueError, OSError: as inspect_file does.
     """
     rows = _Rows.of(dataset, columns, reading or Reading())
     return Resumable(rows.begin, rows.stream | {"packing": None}, rows.first)
@@ -186,15 +194,16 @@ def labelled_rows(
 def labelled_windows(
     dataset: AnnotatedDataset, packing: Packing, reading: Reading | None = None, label: str = ENTROPY
 ) -> Resumable[PackedWindow]:
-    """The documents of a rank in windows, with the labels of that column.
+    """Iterate over the documents of a rank, packed into windows, with labels from the column `label`.
 
-    Iterating raises as `labelled_rows` does, and ValueError where there is no token to read without end.
+    Iterating raises the errors of `read_labelled`, and ValueError if a whole epoch has no token.
 
     Raises:
-        ValueError: as labelled_rows does, or if the column holds no labels.
+        ValueError: if `label` is not a column of labels.
+        ValueError, OSError: as labelled_rows does.
     """
     if label not in ENTROPY_COLUMNS:
-        raise ValueError(f"`{label}` is no column of labels; there are {', '.join(ENTROPY_COLUMNS)}")
+        raise ValueError(f"`{label}` is not a column of labels; name one of {', '.join(ENTROPY_COLUMNS)}")
     rows = _Rows.of(dataset, (INPUT_IDS, label), reading or Reading())
     described = {"packing": {"kind": type(packing).__name__, **asdict(packing)}}
     return Resumable(partial(_packed, rows, packing, label), rows.stream | described, rows.first)
@@ -217,7 +226,7 @@ def _packed(
 
 @dataclass(frozen=True)
 class RowRange:
-    """Rows `start` to `stop` of the shard with that index, all in one row group."""
+    """Rows `start` to `stop` of the shard with index `shard`, all in one row group."""
 
     shard: int
     start: int
@@ -228,7 +237,7 @@ class RowRange:
 
 
 def row_groups(rows_of_shards: Sequence[Sequence[int]]) -> Iterator[RowRange]:
-    """The row groups that have rows, given the number of rows of each group of each shard."""
+    """Yield the row groups that are not empty, given the number of rows of each group of each shard."""
     for shard, groups in enumerate(rows_of_shards):
         start = 0
         for rows in groups:
@@ -238,13 +247,13 @@ def row_groups(rows_of_shards: Sequence[Sequence[int]]) -> Iterator[RowRange]:
 
 
 def rows_of_rank(groups: Sequence[RowRange], rank: int, ranks: int) -> Iterator[RowRange]:
-    """A rank's stretch of the groups end to end; no two ranks' stretches differ by more than one row."""
+    """Yield a rank's stretch of the groups end to end; the lengths of stretches differ by at most one row."""
     rows = sum(map(len, groups))
     return _stretch(groups, rows * rank // ranks, rows * (rank + 1) // ranks)
 
 
 def _stretch(groups: Sequence[RowRange], first: int, last: int) -> Iterator[RowRange]:
-    """Rows `first` to `last` of the groups end to end."""
+    """Yield rows `first` to `last` of the groups end to end."""
     for group in groups:
         start, stop = max(first, 0), min(last, len(group))
         if start < stop:
@@ -254,15 +263,15 @@ def _stretch(groups: Sequence[RowRange], first: int, last: int) -> Iterator[RowR
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows that a rank reads, from any one of them on. The number of a row counts on through the epochs."""
+    """The rows that a rank reads, from any row on. Row numbers continue from one epoch to the next."""
 
     dataset: AnnotatedDataset
     schema: pa.Schema
-    """Of what is read."""
+    """Schema of the columns that are read."""
     groups: tuple[RowRange, ...]
     reading: Reading
     an_epoch: int
-    """Rows that the rank reads in an epoch, the same number in each."""
+    """Number of rows that the rank reads in an epoch, the same in each."""
 
     @classmethod
     def of(cls, dataset: AnnotatedDataset, columns: Sequence[str], reading: Reading) -> "_Rows":
@@ -278,20 +287,20 @@ class _Rows:
 
     @property
     def stream(self) -> dict[str, Any]:
-        """All that the rows and their order follow from, except which epochs are read.
+        """All settings that determine the rows and their order, except which epochs are read.
 
-        The digest is of the shards' names, sizes and footers, in which the provenance stands.
+        The digest covers the shards' names, sizes and footers, and thereby the provenance.
         """
         digests = "\n".join(info.sha256 for info in self.dataset.infos)
         return {"dataset_sha256": hashlib.sha256(digests.encode()).hexdigest(), **self.reading.order}
 
     @property
     def first(self) -> Position:
-        """The beginning of the first epoch."""
+        """Position at the beginning of the first epoch."""
         return Position(self.reading.first_epoch * self.an_epoch)
 
     def begin(self, position: Position) -> Generator[tuple[Row, Position], None, None]:
-        """The rows from a position on, and the position after each."""
+        """Yield the rows from a position on, each with the position after it."""
         with prefetched(self._from(position.rows), BATCHES_AHEAD) as batches:
             for number, row in enumerate(chain.from_iterable(batches), position.rows + 1):
                 yield row, Position(number)
@@ -306,14 +315,14 @@ class _Rows:
                 skip = max(0, skip - len(run))
 
     def _runs(self, epoch: int) -> list[RowRange]:
-        """The row ranges of an epoch, in order."""
+        """Return the row ranges of an epoch, in order."""
         order: Sequence[int] = range(len(self.groups))
         if self.reading.seed is not None:
             order = np.random.default_rng([self.reading.seed, epoch]).permutation(len(self.groups)).tolist()
         return list(rows_of_rank([self.groups[group] for group in order], self.reading.rank, self.reading.ranks))
 
     def _batches(self, run: RowRange, skip: int, epoch: int) -> Iterator[pa.RecordBatch]:
-        """The rows of a run after the first `skip` of those in the order in which they are read."""
+        """Yield the rows of a run in reading order, without the first `skip`."""
         block, seed = self.reading.shuffled_rows, self.reading.seed
         if seed is None or block == 1:
             yield from self._stored(run, skip)
@@ -326,13 +335,13 @@ class _Rows:
             before += len(rows)
 
     def _stored(self, run: RowRange, skip: int) -> Iterator[pa.RecordBatch]:
-        """The rows of a run after the first `skip`, as they lie in the file."""
+        """Yield the rows of a run in the file's order, without the first `skip`."""
         shard = self.dataset.shards[run.shard]
         return read_labelled(shard, run.start + skip, run.stop, self.schema, self.dataset.vocabulary)
 
 
 def _blocks(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of `rows`; the last may be smaller."""
+    """Regroup rows into batches of `rows`; the last may be smaller."""
     buffer: list[pa.RecordBatch] = []
     for batch in batches:
         buffer.append(batch)

@@ -1,4 +1,4 @@
-"""Public names: of a dataset's inputs, without paths of anybody's disk, and of the call that loads the dataset."""
+"""Public names of a dataset's inputs, without local paths, and the call that loads the dataset."""
 
 import os
 import re
@@ -10,54 +10,54 @@ from pipeline.messages import is_harmless
 
 LOCAL_URLS = ("file:", "local:")
 HTTP_PARAMETERS = re.compile(r"(?:[?#]|;[^/?;#=]*=).*")
-PARAMETERS = re.compile(r"[?;#][^/?;#=]*=.*")  # where a `?` may be a glob's
+PARAMETERS = re.compile(r"[?;#][^/?;#=]*=.*")  # in other URLs, where a `?` may belong to a glob
 LOCAL_NAME = "a local file"
-MOST_NAMED = 4  # every shard has these names twice: its footer stays at 4 kB for any number of inputs
+MOST_NAMED = 4  # every shard stores these names twice: its footer stays at 4 kB for any number of inputs
 
 
 def is_local(named: str) -> bool:
-    """True for a path, and for a URL of one."""
+    """True for a path, or for the URL of a path."""
     return not is_url(named) or named.startswith(LOCAL_URLS)
 
 
 def recorded(inputs: Sequence[str]) -> tuple[str, ...]:
-    """The inputs as they are recorded: URLs without their parameters, unless all of these are harmless."""
+    """Return the inputs as they are recorded: URLs without their parameters, unless all parameters are harmless."""
     return tuple(named if is_local(named) else _without_parameters(named) for named in inputs)
 
 
 def without_paths(inputs: Sequence[str]) -> tuple[str, ...]:
-    """The inputs, each path replaced by LOCAL_NAME."""
+    """Replace each path in the inputs by LOCAL_NAME."""
     return tuple(LOCAL_NAME if is_local(named) else named for named in inputs)
 
 
 def urls(inputs: Sequence[str]) -> list[str]:
-    """The inputs that are not on a local disk."""
+    """Return the inputs that are not on a local disk."""
     return [named for named in inputs if not is_local(named)]
 
 
 def named_inputs(inputs: Sequence[str], files: Sequence[File]) -> tuple[str, ...]:
-    """The first URLs, then the number of local files and the name of the folder that has them all."""
+    """Return the first URLs, then the number of local files and the name of the folder that contains them."""
     local = [Path(file.url) for file in files if not is_url(file.url)]
     number = [f"{len(local):,} local file{'s' if len(local) > 1 else ''}{_in_folder(local)}"] if local else []
     return (*_first(recorded(urls(inputs))), *number)
 
 
 def public_names(source: Sequence[str]) -> tuple[str, ...]:
-    """The first names in a provenance; of paths, which older versions wrote there, the last part."""
+    """Return the first names in a provenance; paths, which older versions recorded, are reduced to their last part."""
     return tuple(_first([Path(name).name if Path(name).is_absolute() else name for name in source]))
 
 
 def load_call(place: str, subset: str, revision: str = "main") -> str:
-    """The call that loads a subset from a folder, or from a branch of a repository."""
+    """Return the Python call that loads a subset from a folder, or from a branch of a repository."""
     branch = "" if revision == "main" else f", revision={_quoted(revision)}"
     return f'load_dataset({_quoted(place)}, "{subset}", split="train"{branch})'
 
 
 def require_loadable(folder: Path) -> None:
-    """Refuse a folder whose path `load_dataset` takes for a pattern or a chain of filesystems, or that is not text.
+    """Check that `load_dataset` can read from a folder's path.
 
     Raises:
-        ValueError: if the path is one of these.
+        ValueError: if it would take the path for a pattern or a chain of filesystems, or the path is not UTF-8.
     """
     path = str(folder)
     as_text = path.encode(errors="replace").decode()  # a byte that is not UTF-8 becomes a `?`
@@ -82,7 +82,7 @@ def _without_parameters(url: str) -> str:
 
 
 def _in_folder(files: Sequence[Path]) -> str:
-    """The name of the files' folder; empty if it is a home folder or above one."""
+    """Return the name of the files' folder, or nothing if that is the home folder or contains it."""
     folder = Path(os.path.commonpath([file.parent for file in files]))
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises for a user without one
     return "" if home.is_relative_to(folder) else f" in {folder.name}"

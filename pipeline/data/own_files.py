@@ -1,7 +1,7 @@
-"""Files of a folder that a stranger made, read if they are plain, of a bounded size and the folder's own.
+"""Files of an untrusted folder, read only if they are plain, of bounded size and inside the folder.
 
-A link may stay within its folder, or lead to the blobs of the Hub's cache, of which snapshots consist. One that leads
-elsewhere would be read, digested and copied as if it were the stranger's.
+A link may stay within its folder, or lead to the blobs of the Hub's cache, which snapshots link to. If a link led
+elsewhere, a private file could be read, digested and copied as part of the folder.
 """
 
 import json
@@ -9,28 +9,28 @@ from pathlib import Path
 from typing import Any
 
 MOST_BYTES = 2**24
-"""Of a configuration. Those of the largest models have some 100 kB, an index of 60,000 weights 5 MB."""
+"""Maximum size of a configuration. Those of the largest models have 100 kB; an index of 60,000 weights has 5 MB."""
 
 
 def own_file(folder: Path, name: str) -> Path | None:
-    """The folder's file of that name, or None if there is none.
+    """Return the path of a folder's file, or None if there is no file of that name.
 
     Raises:
-        ValueError: if it is no plain file, or a link out of the folder.
+        ValueError: if it is not a plain file, or it is a link out of the folder.
     """
     file = folder / name
     if not file.is_symlink() and not file.exists():
         return None
     target = file.resolve()
     if not any(target.is_relative_to(root) for root in _roots(folder.resolve())):
-        raise ValueError(f"{file} is a link to {target}, outside of its folder; put a copy in its place")
+        raise ValueError(f"{file} is a link to {target}, outside its folder; replace it with a copy")
     if not target.is_file():
         raise ValueError(f"{file} is not a plain file; fetch or save it again")
     return file
 
 
 def read_bounded(file: Path, most: int = MOST_BYTES) -> bytes:
-    """All bytes of a file.
+    """Read all bytes of a file.
 
     Raises:
         ValueError: if there are more than `most`.
@@ -43,16 +43,16 @@ def read_bounded(file: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def read_object(file: Path, most: int = MOST_BYTES) -> dict[str, Any]:
-    """The JSON object that a file holds.
+    """Read the JSON object that a file holds.
 
     Raises:
-        ValueError: if it holds none, or more than `most` bytes.
+        ValueError: if the file holds anything else, or more than `most` bytes.
     """
     content = read_bounded(file, most)
     try:
         value = json.loads(content.decode("utf-8"))
     except RecursionError as error:
-        raise ValueError(f"{file} is nested too deep; fetch or save it again") from error
+        raise ValueError(f"{file} is nested too deeply; fetch or save it again") from error
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}; fetch or save it again") from error
     if not isinstance(value, dict):
@@ -61,6 +61,6 @@ def read_object(file: Path, most: int = MOST_BYTES) -> dict[str, Any]:
 
 
 def _roots(folder: Path) -> list[Path]:
-    """Folders into which the folder's own links may lead."""
+    """Return the folders that links of the folder may lead to."""
     snapshots = [parent for parent in folder.parents if parent.name == "snapshots"]
     return [folder, *(parent.parent / "blobs" for parent in snapshots[:1])]

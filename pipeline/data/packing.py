@@ -1,10 +1,10 @@
-"""Documents packed into windows of a fixed number of tokens; a token's label stays at its token.
+"""Documents packed into windows of a fixed number of tokens; each label stays with its token.
 
-Every token comes once. A window may hold several documents, and `document_T` tells them apart: attention should not
-cross from one into another, nor, without separators, should a document's last token be asked for the next one's first.
-`document_borders` and `position_ids` say the same in the terms of attention kernels.
+Every token appears once. A window may hold several documents, and `document_T` tells them apart: attention should not
+cross from one document into another. Without separators, the last token of a document should not predict the first
+token of the next. `document_borders` and `position_ids` express the same in the terms of attention kernels.
 
-W windows, T tokens of a window, N of a document, D documents; `...T` with or without dimensions of a batch before.
+W windows, T tokens of a window, N tokens of a document, D documents; `...T` may have batch dimensions before T.
 """
 
 from abc import ABC, abstractmethod
@@ -16,24 +16,24 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 Document = tuple[np.ndarray, np.ndarray]
-"""Token ids [N], integers, and their labels [N], nats, NaN where a token has none."""
+"""Token ids [N], integers, and their labels [N] in nats; NaN marks a token without a label."""
 
 PADDING = -1
 
 
 class PackedWindow(NamedTuple):
-    """A window, or several of them as [W, T]. A tuple, since torch's default collation stacks nothing else."""
+    """A window, or several as [W, T]. It is a tuple so that torch's default collation can stack windows."""
 
     input_ids_T: np.ndarray
-    """int32, 0 at padding, which stands at the end."""
+    """int32; 0 at padding, which is at the end."""
     entropy_T: np.ndarray
-    """float32, nats; NaN where a token has no label, at separators and at padding."""
+    """float32, nats; NaN at tokens without a label, separators and padding."""
     document_T: np.ndarray
-    """int32, number of the token's document in the window, from 0; PADDING at padding."""
+    """int32, number of the token's document in the window, counted from 0; PADDING at padding."""
 
 
 class Packed(NamedTuple):
-    """A window, and what follows it: the documents from number `documents`, of which the part `within` is done."""
+    """A window and the position after it: document number `documents`, of which the part `within` is finished."""
 
     window: PackedWindow
     documents: int
@@ -42,14 +42,14 @@ class Packed(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Packing(ABC):
-    """Rule by which documents become windows of `length` tokens; room that is left is padded.
+    """Rule for packing documents into windows of `length` tokens; remaining room is padded.
 
-    A causal model that reads a window of T tokens predicts T - 1 of them: choose its context and one token more.
+    A causal model predicts T - 1 tokens of a window of T: choose a `length` of its context plus one.
     """
 
     length: int
     separator: int | None = None
-    """Id of a token to put before each document, without a label; none where None."""
+    """Id of a token to put before each document, without a label; None for no separator."""
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -59,10 +59,10 @@ class Packing(ABC):
 
     @abstractmethod
     def windows(self, documents: Iterable[Document], within: int = 0) -> Generator[Packed, None, None]:
-        """The windows of the documents, or of those that follow an earlier window, with its `within`."""
+        """Yield the windows of documents, from their beginning or, with its `within`, after an earlier window."""
 
     def all_windows(self, documents: Iterable[Document]) -> PackedWindow:
-        """All windows of the documents as one, of arrays [W, T]."""
+        """Stack all windows of the documents into one PackedWindow of arrays [W, T]."""
         each = [*zip(*(packed.window for packed in self.windows(documents)), strict=True)] or [(), (), ()]
         return PackedWindow(*(np.reshape(arrays, (-1, self.length)) for arrays in each))
 
@@ -77,12 +77,13 @@ class Packing(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class CutAtEnd(Packing):
-    """Documents end to end. What does not fit is cut at a window's end and continues in the next; only the last window
-    has padding. `within` counts tokens of a document, its separator among them.
+    """Packing of documents end to end: a document is cut at the end of a window and continues in the next one.
+
+    Only the last window has padding. `within` counts tokens of a document, including its separator.
     """
 
     overlap: ClassVar[int] = 0
-    """Tokens that a window shares with the one before."""
+    """Number of tokens that a window shares with the previous one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,8 +116,9 @@ class CutAtEnd(Packing):
 
 @dataclass(frozen=True, kw_only=True)
 class CutWithOverlap(CutAtEnd):
-    """The same, each window beginning with the last token of the one before: a causal model predicts every token once,
-    and reads a window's first one, which has no label there.
+    """CutAtEnd with windows that begin with the last token of the previous one, which has no label there.
+
+    A causal model thus predicts every token once, and only reads the first token of each window.
     """
 
     overlap = 1
@@ -124,13 +126,15 @@ class CutWithOverlap(CutAtEnd):
 
 @dataclass(frozen=True, kw_only=True)
 class BestFit(Packing):
-    """No document is cut that fits a window; of a longer one, whole windows are cut off first. What is left goes, the
-    longest first, to the window with the least room that is enough. `within` counts windows of a buffer.
+    """Packing that cuts only documents longer than a window: whole windows are cut off first.
+
+    The remaining pieces are placed, longest first, into the window with the least sufficient room. `within` counts
+    windows of a buffer.
     """
 
     buffer: int = 256
-    """Windows' worth of tokens that are in memory and packed together. Of windows of 1,025 tokens, 16 left 5.0% padding
-    on FineWeb, 64 2.6%, 256 1.4%, 1,024 0.9%."""
+    """Tokens that are held in memory and packed together, measured in windows. On FineWeb with windows of 1,025 tokens,
+    padding was 5.0% for a buffer of 16, 2.6% for 64, 1.4% for 256 and 0.9% for 1,024."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -165,12 +169,13 @@ class BestFit(Packing):
 
 
 def best_fit(sizes: Sequence[int], room: int) -> list[list[int]]:
-    """Pieces that share a window, best-fit decreasing: pieces of a window in their order, windows by their first.
+    """Group pieces into windows by best-fit decreasing; return the indices of the pieces in each window.
 
-    No size is above `room`. The order of the windows is near that of the pieces, not of their sizes.
+    No size may exceed `room`. Pieces of a window keep their order, and windows are sorted by their first piece. The
+    order of the windows is thus close to the order of the pieces, not of their sizes.
     """
     windows: list[list[int]] = []
-    left: list[tuple[int, int]] = []  # room and window, the least room first
+    left: list[tuple[int, int]] = []  # (room, window), least room first
     for piece in sorted(range(len(sizes)), key=lambda piece: -sizes[piece]):
         index = bisect_left(left, (sizes[piece],))
         if index == len(left):
@@ -183,15 +188,16 @@ def best_fit(sizes: Sequence[int], room: int) -> list[list[int]]:
 
 
 def document_borders(document_T: np.ndarray) -> np.ndarray:
-    """int32 [D + 1]: the index at which each document begins in all windows end to end, and their end.
+    """Return the index at which each document begins in all windows end to end, and the final end, int32 [D + 1].
 
-    `cu_seqlens` of flash attention. Padding counts as a document: kernels take every position. [..., T] comes in.
+    This is `cu_seqlens` of flash attention. `document_T` is [..., T]. Padding is treated as a document, since kernels
+    take every position.
     """
     return np.append(np.flatnonzero(_begins(document_T)), np.size(document_T)).astype(np.int32)
 
 
 def position_ids(document_T: np.ndarray) -> np.ndarray:
-    """int32 [..., T]: the index of each token in what its window holds of its document; 0 where one begins."""
+    """Return the index of each token in its window's part of its document, int32 [..., T]; 0 where a part begins."""
     index_T = np.arange(np.shape(document_T)[-1], dtype=np.int32)
     start_T = np.maximum.accumulate(np.where(_begins(document_T), index_T, np.int32(0)), axis=-1)
     positions_T: np.ndarray = index_T - start_T

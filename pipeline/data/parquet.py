@@ -1,7 +1,8 @@
-"""Parquet: any range of rows, read in bounded memory, whatever a footer claims.
+"""Parquet: any range of rows, read in bounded memory whatever the footer claims.
 
-Rows are read a few at a time, the fewer the larger a single value may be. A footer's sizes are averages, and a
-dictionary stores once a value that every row may repeat. So the size of each dictionary is read from its page's header.
+Rows are read a few at a time, and fewer where single values may be large. The footer's sizes are only averages, and a
+dictionary stores once a value that every row may repeat. Each dictionary's size is therefore read from the header of
+its page.
 
 Offsets and headers of pages are parsed here, in Thrift's compact protocol: pyarrow 26 aborts the process when it reads
 a column's metadata from a damaged footer.
@@ -21,25 +22,26 @@ from pipeline.data.iterators import BATCH_BYTES, batched_by_size
 from pipeline.data.streams import MalformedError, open_stored
 from schemas.rows import is_text
 
-# Rows read at a time: 8 of 10 MB, 64 where the row group has at most 1 MB. Rows of 1 kB are read at 240 MB/s by 8, and
-# at 900 MB/s by 64.
+# At most 8 rows are read at a time from a row group of 10 MB, and 64 from one of up to 1 MB. Rows of 1 kB are read at
+# 240 MB/s if 8 are read at a time, and at 900 MB/s if 64 are.
 FEWEST_ROWS_READ, MOST_ROWS_READ = 8, 64
 BYTES_READ = 2**26
 
-# Column chunks are read piece by piece, in turns. Over HTTP, four columns were fetched 1.1 times with these sizes, and
-# 5 times with a buffer of 1 MB and fsspec's default read-ahead of 5 MB, which is dropped at each turn.
+# Column chunks are read piece by piece, in turns. Over HTTP, the bytes of four columns were fetched 1.1 times with
+# these sizes. With a buffer of 1 MB and fsspec's default read-ahead of 5 MB, they were fetched 5 times, since the
+# read-ahead is dropped at each turn.
 BUFFER_BYTES, READ_AHEAD = 2**23, 2**20
 
-MOST_PAGE_BYTES = 2**29  # of a page in memory; writers make pages of 1 MiB, or of a thousand values that are longer
-HEADER_BYTES = 32  # in which the first three fields of a header are
-TAIL_BYTES = 8  # the footer's length, and Parquet's mark
+MOST_PAGE_BYTES = 2**29  # of a page in memory; writers make pages of 1 MiB, or of a thousand longer values
+HEADER_BYTES = 32  # the first three fields of a header are in these
+TAIL_BYTES = 8  # the footer's length and Parquet's magic number
 DICTIONARY = 2
 TRUE, FALSE, BYTE, SHORT, INTEGER, LONG, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
 
 
 @dataclass(frozen=True)
 class Footer:
-    """Rows of each row group, the columns, and a digest of the file's name, size and footer."""
+    """A footer: rows of each row group, the columns, and a digest of the file's name, size and footer."""
 
     groups: tuple[int, ...]
     schema: pa.Schema
@@ -47,23 +49,23 @@ class Footer:
 
 
 class FirstPage(NamedTuple):
-    """Offset of a column chunk's first page, and its column in the schema."""
+    """A column chunk's first page: its top-level column and its offset."""
 
     column: str
     offset: int
 
 
 def open_parquet(stored: pa.NativeFile, **options: Any) -> pq.ParquetFile:
-    """Open a Parquet file whose pages are verified, as they are read, against the checksums that they have.
+    """Open a Parquet file; each page that has a checksum is verified when it is read.
 
-    This costs a twentieth of the reading time. It found all of 400 bytes changed in pages; without it 313 of them were
-    read as other values.
+    Verification costs a twentieth of the reading time. It found all of 400 bytes changed in pages; without it, 313 of
+    them were read as other values.
     """
     return pq.ParquetFile(stored, page_checksum_verification=True, **options)
 
 
 def read_footer(file: File) -> Footer:
-    """Read the footer alone; it holds statistics and offsets of every column chunk."""
+    """Read only the footer; it holds statistics and offsets of every column chunk."""
     with open_stored(file) as stored:
         parquet = open_parquet(stored)
         groups = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
@@ -76,7 +78,7 @@ def read_footer(file: File) -> Footer:
 
 
 def rows_between(file: File, start: int, stop: int, schema: pa.Schema, required: str) -> Iterator[pa.RecordBatch]:
-    """Rows `start` to `stop` with the columns and types of `schema`, at most ROWS_PER_BATCH or BATCH_BYTES at a time.
+    """Yield rows `start` to `stop` with the columns and types of `schema`, ROWS_PER_BATCH or BATCH_BYTES at a time.
 
     Text in the required column is valid UTF-8.
     """
@@ -91,7 +93,7 @@ def rows_between(file: File, start: int, stop: int, schema: pa.Schema, required:
 
 
 def valid_text(column: pa.Array) -> pa.Array:
-    """Replace bytes that are not UTF-8, which Parquet readers let pass, with U+FFFD."""
+    """Replace bytes that are not UTF-8 by U+FFFD; readers of Parquet do not check text."""
     if not is_text(column.type):
         return column
     try:
@@ -122,7 +124,7 @@ def _slices(
                 requested = batch.slice(max(0, start - position))[: max(0, stop - max(start, position))]
                 position += len(batch)
                 if len(requested):
-                    # Views are cast before they are halved: a slice of them counts all the bytes of the whole.
+                    # Views are cast before they are halved: `nbytes` of a slice of views counts the bytes of the whole.
                     yield _cast(requested, schema, file)
                 if position >= stop:
                     return
@@ -147,27 +149,27 @@ def _cast(rows: pa.RecordBatch, schema: pa.Schema, file: File) -> pa.RecordBatch
         except pa.ArrowInvalid as error:
             raise ValueError(
                 f"column `{field.name}` of {file.url} has a value that {field.type} cannot hold ({error}); convert it, "
-                "or leave it out with `columns`"
+                "or leave the column out with `columns`"
             ) from error
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _rows_read(group: pq.RowGroupMetaData) -> int:
-    """Number of a group's rows to read at a time."""
-    size = max(1, group.total_byte_size)  # not its columns': pyarrow 26 aborts the process where one's are damaged
+    """Return the number of a group's rows to read at a time."""
+    size = max(1, group.total_byte_size)  # not of its columns: pyarrow 26 aborts the process if their sizes are damaged
     on_average = BATCH_BYTES * group.num_rows // size
     at_worst = max(FEWEST_ROWS_READ, BYTES_READ // size)
     return int(max(1, min(MOST_ROWS_READ, on_average, at_worst)))
 
 
 def _rows_of_dictionaries(stored: pa.NativeFile, pages: Sequence[FirstPage], schema: pa.Schema) -> int:
-    """Number of rows to read at a time if each is as large as a column's whole dictionary."""
+    """Return the number of rows to read at a time if each may be as large as a column's whole dictionary."""
     sizes = (dictionary_bytes(stored, page) for page in pages if page.column in schema.names)
     return max(1, BYTES_READ // max(1, *sizes, 1))
 
 
 def _halved(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Halve the rows until each part fits a batch or is a single row."""
+    """Halve the rows until each part fits into a batch or is a single row."""
     if len(rows) == 1 or rows.nbytes <= BATCH_BYTES:
         yield rows
     else:
@@ -176,10 +178,10 @@ def _halved(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 def first_pages(stored: pa.NativeFile, groups: int) -> list[list[FirstPage]]:
-    """The first page of every column chunk, by row group.
+    """Return the first page of every column chunk, by row group.
 
     Raises:
-        MalformedError: if the footer lacks their offsets, or has another number of groups.
+        MalformedError: if the footer lacks the pages' offsets, or does not have `groups` row groups.
     """
     stored.seek(stored.size() - TAIL_BYTES)
     length = int.from_bytes(stored.read(4), "little")
@@ -194,12 +196,12 @@ def first_pages(stored: pa.NativeFile, groups: int) -> list[list[FirstPage]]:
     except (IndexError, KeyError, RecursionError):
         pages = []
     if len(pages) != groups:
-        raise MalformedError("has a footer that does not tell where its columns begin; write it again")
+        raise MalformedError("has a footer without the offsets of its columns; write the file again")
     return pages
 
 
 def dictionary_bytes(stored: pa.NativeFile, page: FirstPage) -> int:
-    """Bytes in memory of a column chunk's dictionary; 0 for a chunk without one.
+    """Return the size of a column chunk's dictionary in memory, in bytes; 0 for a chunk without a dictionary.
 
     Raises:
         MalformedError: if the first page is larger than MOST_PAGE_BYTES.
@@ -208,8 +210,8 @@ def dictionary_bytes(stored: pa.NativeFile, page: FirstPage) -> int:
     kind, size = _kind_and_size(stored.read(HEADER_BYTES))
     if size > MOST_PAGE_BYTES:
         raise MalformedError(
-            f"has a page of {size:,} bytes in column `{page.column}`, more than {MOST_PAGE_BYTES:,}; write it again in "
-            "smaller ones"
+            f"has a page of {size:,} bytes in column `{page.column}`, more than {MOST_PAGE_BYTES:,}; write the file "
+            "again with smaller pages"
         )
     return size if kind == DICTIONARY else 0
 
@@ -230,7 +232,7 @@ def _first_page(footer: "_Compact") -> FirstPage:
 
 
 def _kind_and_size(header: bytes) -> tuple[int, int]:
-    """The first two fields of a page's header; zeros if it is none, which Arrow refuses when it reads the page."""
+    """Return a page's type and size from its header; zeros for an invalid header, which Arrow refuses later."""
     read, values = _Compact(header), {1: 0, 2: 0}
     try:
         for field, kind in read.fields():
@@ -243,20 +245,20 @@ def _kind_and_size(header: bytes) -> tuple[int, int]:
 
 
 class _Compact:
-    """A reader of Thrift's compact protocol. The value of each field must be read or skipped before the next field."""
+    """Reader of Thrift's compact protocol. The value of each field must be read or skipped before the next field."""
 
     def __init__(self, content: bytes) -> None:
         self.content, self.at = content, 0
 
     def fields(self) -> Iterator[tuple[int, int]]:
-        """Number and type of each field of a structure."""
+        """Yield the number and the type of each field of a structure."""
         field = 0
         while byte := self._byte():
             field = field + (byte >> 4) if byte >> 4 else self.integer()
             yield field, byte & 0x0F
 
     def fields_of(self, number: int) -> Iterator[int]:
-        """The type of the field of that number; others are skipped."""
+        """Yield the type of the field with this number; skip all others."""
         for field, kind in self.fields():
             if field == number:
                 yield kind
@@ -264,7 +266,7 @@ class _Compact:
                 self.skip(kind)
 
     def items(self, kind: int) -> Iterator[int]:
-        """The type of each item of a list."""
+        """Yield the type of each item of a list."""
         if kind != LIST:
             raise KeyError(kind)
         byte = self._byte()
@@ -295,7 +297,7 @@ class _Compact:
         elif kind == STRUCT:
             for _, inner in self.fields():
                 self.skip(inner)
-        elif kind not in (TRUE, FALSE):  # the value of these is their type; Parquet has no maps
+        elif kind not in (TRUE, FALSE):  # these two types have no further value; Parquet has no maps
             raise KeyError(kind)
 
     def _unsigned(self) -> int:

@@ -1,7 +1,7 @@
-"""Stores behind URLs: their filesystems and open files, with errors in three kinds that say what to do.
+"""Stores behind URLs: their filesystems and open files, with three kinds of errors that say what to do.
 
-Each filesystem raises errors of its own. Here a ValueError is the caller's or the file's fault; FileNotFoundError and
-ConnectionError may pass.
+Filesystems differ in the errors that they raise. Here a ValueError is the fault of the caller or of the file;
+FileNotFoundError and ConnectionError may be temporary.
 """
 
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from fsspec.core import url_to_fs
 
 from pipeline.messages import describe
 
-PASSING_STATUSES = (408, 425, 429)  # of HTTP: the same request may be answered later, as after one of 500 and above
+PASSING_STATUSES = (408, 425, 429)  # HTTP: the same request may succeed later, as after statuses from 500 on
 
 
 class RemoteFile:
-    """A filesystem's open file for Arrow's readers, with errors that name its URL."""
+    """A filesystem's open file, for Arrow's readers, with errors that name the URL."""
 
     def __init__(self, stored: Any, url: str, size: int) -> None:
         self._stored, self._url, self._size = stored, url, size
@@ -27,7 +27,7 @@ class RemoteFile:
         return getattr(self._stored, name)
 
     def read(self, size: int) -> bytes:
-        """Read exactly `size` bytes, or all to the end: a body of unknown length is otherwise cut short silently."""
+        """Read exactly `size` bytes, or all up to the end; a response of unknown length could be cut short silently."""
         parts: list[bytes] = []
         with reaching(self._url):
             left = min(size, self._size - self._stored.tell())
@@ -44,9 +44,9 @@ class RemoteFile:
 
 
 def filesystem_of(url: str) -> tuple[AbstractFileSystem, str]:
-    """The filesystem of a URL, without a cache of listings, which could be outdated, and the path in it."""
+    """Return the filesystem of a URL and the path in it; listings are not cached, since they could be outdated."""
     if "::" in url:
-        raise ValueError(f"{url} chains filesystems with `::`; name the files behind a single one")
+        raise ValueError(f"{url} chains filesystems with `::`; name files in a single filesystem")
     try:
         filesystem, path = url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
@@ -56,12 +56,13 @@ def filesystem_of(url: str) -> tuple[AbstractFileSystem, str]:
 
 @contextmanager
 def reaching(url: str) -> Iterator[None]:
-    """Convert whatever filesystems raise into three kinds of error, unchained: a chain would show credentials.
+    """Convert all errors of filesystems into three kinds, without chaining, since a chain would show credentials.
 
     Raises:
-        ValueError: if the filesystem cannot do what is requested, as a server that serves no parts of files.
+        ValueError: if the filesystem cannot do what is requested, for example if a server does not serve parts of
+            files.
         FileNotFoundError: if the store answers that there is no such file.
-        ConnectionError: if it does not answer, or its answer may change later.
+        ConnectionError: if the store does not answer, or its answer may change later.
     """
     try:
         yield
@@ -76,7 +77,7 @@ def reaching(url: str) -> Iterator[None]:
 
 
 def is_answer(error: FileNotFoundError) -> bool:
-    """True if the store says that there is no file. fsspec's HTTP filesystem raises this error for any failure."""
+    """True if the store reports that there is no file; fsspec's HTTP filesystem raises this error for any failure."""
     cause = error.__cause__
     if isinstance(cause, ClientResponseError):
         return cause.status < 500 and cause.status not in PASSING_STATUSES
@@ -84,5 +85,5 @@ def is_answer(error: FileNotFoundError) -> bool:
 
 
 def _describe(error: Exception) -> str:
-    """The error's text, or that of its cause."""
+    """Return the error's text, or the text of its cause for a missing file."""
     return describe((isinstance(error, FileNotFoundError) and error.__cause__) or error)

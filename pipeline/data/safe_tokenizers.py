@@ -1,7 +1,7 @@
-"""Tokenizers that strangers made, made safe: bounded in time and memory, deterministic, with errors of one line.
+"""Safe use of untrusted tokenizers: bounded in time and memory, deterministic, with errors of one line.
 
-A tokenizer is a program that runs on every document. Text is never encoded as a control token. Patterns that are slow
-without ever reaching the library's limit, as many searches just below it are, are not detected.
+A tokenizer is a program that runs on every document. Text is never encoded as a control token. A pattern that is slow
+without reaching the library's limit, for example by many searches just below it, is not detected.
 """
 
 import json
@@ -19,22 +19,23 @@ from tokenizers import Encoding, Regex, Tokenizer, pre_tokenizers
 
 LOG = logging.getLogger(__name__)
 
-FAILURE = "the tokenizer fails on a document; leave it out, or take another tokenizer"
+FAILURE = "the tokenizer fails on a document; leave the document out, or use another tokenizer"
 
 MOST_IDS, IDS_A_TOKEN = 2**20, 4
-"""Ids may be skipped, as by tokens at round numbers; an embedding has a row for each skipped id."""
-MOST_GROWTH = 64  # of a text by replacements: 1 in the usual normalizers, which exchange single characters
+"""Bounds on the highest id. Ids may be skipped, for example to place tokens at round numbers, but an embedding has a
+row for each skipped id."""
+MOST_GROWTH = 64  # of a text by replacements: 1 for the usual normalizers, which replace single characters
 MOST_WORD = 10**4  # characters; WordPiece takes time in proportion to their square
-MOST_AFFIX = 64  # characters, which BPE and WordPiece add to each piece that they look up
+MOST_AFFIX = 64  # characters that BPE and WordPiece add to each piece that they look up
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 PLACES = ("{}", "a {} b", "a{}b")
 
 
 @contextmanager
 def tokenizer_errors(failure: str = FAILURE) -> Iterator[None]:
-    """Convert errors of the tokenizers library, bare Exceptions and panics, into a ValueError that begins so.
+    """Convert errors of the tokenizers library into a ValueError whose message begins with `failure`.
 
-    A panic is not an Exception: nothing that catches errors would catch it.
+    The library raises bare Exceptions and panics. A panic is not an Exception, so ordinary handlers would miss it.
     """
     try:
         yield
@@ -46,10 +47,10 @@ def tokenizer_errors(failure: str = FAILURE) -> Iterator[None]:
 
 
 def require_bounded(tokenizer: Tokenizer, file: Path) -> None:
-    """Check the memory and time that a tokenizer may take.
+    """Check that a tokenizer's use of memory and time is bounded.
 
     Raises:
-        ValueError: if it takes too much.
+        ValueError: if the tokenizer may take too much of either.
     """
     ids = tokenizer.get_vocab(with_added_tokens=True).values()
     if max(ids, default=0) >= max(MOST_IDS, IDS_A_TOKEN * len(ids)):
@@ -62,11 +63,11 @@ def require_bounded(tokenizer: Tokenizer, file: Path) -> None:
         raise _unsound(file, f"has max_input_chars_per_word {longest}, above {MOST_WORD}")
     affixes = [getattr(model, name, None) or "" for name in ("continuing_subword_prefix", "end_of_word_suffix")]
     if max(map(len, affixes)) > MOST_AFFIX:
-        raise _unsound(file, f"puts more than {MOST_AFFIX} characters around each of a text")
+        raise _unsound(file, f"adds more than {MOST_AFFIX} characters to each piece of a text")
 
 
 def without_dropout(tokenizer: Tokenizer, file: Path) -> None:
-    """Turn off dropout of merges, which is for training: a document would have different tokens each time."""
+    """Turn off dropout of merges, which is meant for training: a document would get different tokens each time."""
     if getattr(tokenizer.model, "dropout", None):
         _note_dropout(file, tokenizer.model.dropout)
         tokenizer.model.dropout = None
@@ -81,10 +82,10 @@ def keep_text(tokenizer: Tokenizer) -> None:
 
 
 def readable_from_text(tokenizer: Tokenizer) -> list[str]:
-    """The control tokens, special ones and those of bytes, whose own text the tokenizer encodes as them.
+    """Return the special tokens and byte tokens that the tokenizer produces from their own text.
 
-    Their text is tried alone, as a word and within one. Only tokens count that are absent without it, as a token may
-    stand for unknown characters of the surrounding text.
+    Each text is tried by itself, as a word and within a word. Only tokens that are absent without the text count, since
+    a token may also represent unknown characters of the surrounding text.
     """
     added = tokenizer.get_added_tokens_decoder().values()
     special = [token.content for token in added if token.special and token.content]
@@ -102,11 +103,11 @@ def readable_from_text(tokenizer: Tokenizer) -> list[str]:
 
 @cache
 def _note_dropout(file: Path, dropout: float) -> None:
-    LOG.warning("%s drops merges of tokens at random (dropout %g); turned off here, all merges are made", file, dropout)
+    LOG.warning("%s drops merges at random (dropout %g); turned off here, so that all merges are made", file, dropout)
 
 
 def _growth(normalizer: Any) -> float:
-    """Factor by which replacements can lengthen a text."""
+    """Return the factor by which replacements can lengthen a text."""
     if normalizer is None:
         return 1
     if normalizer["type"] == "Sequence":
@@ -122,17 +123,17 @@ def _growth(normalizer: Any) -> float:
 
 
 def _unsound(file: Path, property_: str) -> ValueError:
-    return ValueError(f"{file} {property_}, which no sound tokenizer does; name another folder with `tokenizer`")
+    return ValueError(f"{file} {property_}, unlike any sound tokenizer; name another folder with `tokenizer`")
 
 
 def _encoded(tokenizer: Tokenizer, tokens: Iterable[str]) -> list[Encoding]:
-    """Each of the tokens' texts in all PLACES, one after the other."""
+    """Encode each token's text in all PLACES, one token after the other."""
     texts = [place.format(token) for token in tokens for place in PLACES]
     return tokenizer.encode_batch_fast(texts, add_special_tokens=False)
 
 
 def _first_characters(tokens: list[str]) -> str:
-    """A pattern of the first characters of tokens, if their other characters follow."""
+    """Return a pattern that matches the first character of a token if its other characters follow."""
     rest = defaultdict(list)
     for token in tokens:
         rest[token[0]].append(re.escape(token[1:]))

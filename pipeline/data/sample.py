@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 
 from schemas.rows import FINEWEB
 
-MOST_CHARACTERS = 4000  # of a topic, up to a paragraph's end: all of them would triple the time of the demo
+MOST_CHARACTERS = 4000  # of a topic, cut at a paragraph's end: whole topics would triple the time of the demo
 SAMPLE_NAME = f"CPython {platform.python_version()} help topics (built-in sample)"
 
 
 def sample_documents() -> pa.Table:
-    """The beginning of each help topic, sorted by name, with FineWeb's columns."""
+    """Return the beginning of each help topic, sorted by name, with FineWeb's columns."""
     rows = [
         {
             "text": text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS].rpartition("\n\n")[0],
@@ -31,6 +31,6 @@ def sample_documents() -> pa.Table:
 
 
 def write_sample(file: Path) -> None:
-    """Writes the sample documents as a Parquet file."""
+    """Write the sample documents to a Parquet file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(sample_documents(), file)

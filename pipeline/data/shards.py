@@ -1,4 +1,4 @@
-"""Annotated shards: rows with their labels in Arrow, and the Parquet files that hold them."""
+"""Annotated shards: labelled rows as Arrow tables, and the Parquet files that hold them."""
 
 import re
 import shlex
@@ -32,7 +32,7 @@ def annotated_rows(
     entropies: Mapping[str, Sequence[np.ndarray]],
     schema: pa.Schema,
 ) -> pa.Table:
-    """A row for each source row, in order, with the columns of `schema`. NaN in an entropy becomes null."""
+    """Make a table of the source rows, in order, with the columns of `schema`. NaN in an entropy becomes null."""
     labels = {name: _entropy_lists(arrays) for name, arrays in entropies.items()}
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int32)
     columns = {
@@ -54,9 +54,9 @@ def write_shard(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> st
 
 
 class ShardWriter:
-    """One Parquet file of annotated rows, which has its name once it is finished.
+    """Writer of one Parquet file of annotated rows, which gets its name once it is finished.
 
-    Entropies are dictionary-encoded: rounded to 1/128 nat there are a few thousand values.
+    Entropies are dictionary-encoded: rounded to 1/128 nat, they have a few thousand distinct values.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
@@ -80,7 +80,7 @@ class ShardWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Remove what is not finished."""
+        """Delete the file if it is not finished."""
         try:
             self.parquet.close()
         finally:
@@ -94,7 +94,7 @@ class ShardWriter:
             self.row_group.append(part)
 
     def finish(self) -> tuple[str, int]:
-        """Give the file its name; return its sha256 and its size in bytes."""
+        """Finish the file under its name; return its sha256 and its size in bytes."""
         if self.row_group:
             self._write_row_group()
         self.parquet.close()
@@ -106,7 +106,7 @@ class ShardWriter:
 
 
 def _parts(table: pa.Table) -> Iterable[pa.Table]:
-    """The table in runs of rows that fit a row group, as far as single rows do."""
+    """Split a table into slices that fit into a row group, or a single row."""
     rows = max(1, len(table) * ROW_GROUP_BYTES // max(1, table.nbytes))
     return (table.slice(start, rows) for start in range(0, len(table), rows))
 
@@ -127,7 +127,7 @@ def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
 
 
 def mean_entropies(lists: pa.ListArray) -> pa.Array:
-    """The mean of each list, float32, null of one without values.
+    """Return the mean of each list, float32; null for a list without values.
 
     Sums of multiples of ROUNDING_NATS are exact in float64 in any order, so differences of running sums are too.
     """
@@ -140,10 +140,10 @@ def mean_entropies(lists: pa.ListArray) -> pa.Array:
 
 @contextmanager
 def reading_shard(file: File) -> Iterator[None]:
-    """Adds to an error of a damaged shard the command that repairs its dataset.
+    """Add to an error of a damaged shard the command that repairs its dataset.
 
     Raises:
-        DamagedError: if it is damaged.
+        DamagedError: if the shard is damaged.
     """
     try:
         with reading(file):
@@ -154,10 +154,10 @@ def reading_shard(file: File) -> Iterator[None]:
 
 @contextmanager
 def open_shard(file: File) -> Iterator[pq.ParquetFile]:
-    """A shard, whose pages are checked against their checksums.
+    """Open a shard; its pages are verified against their checksums.
 
     Raises:
-        DamagedError: if it is damaged.
+        DamagedError: if the shard is damaged.
         ValueError, OSError: as open_stored does.
     """
     with reading_shard(file), open_stored(file) as stored, open_parquet(stored) as parquet:
@@ -165,17 +165,17 @@ def open_shard(file: File) -> Iterator[pq.ParquetFile]:
 
 
 def shard_schema(shard: Path) -> pa.Schema:
-    """The columns of a shard on this disk, and its metadata.
+    """Return the schema of a local shard, including its metadata.
 
     Raises:
-        DamagedError: if it is damaged.
+        DamagedError: if the shard is damaged.
     """
     with open_shard(local_file(shard)) as parquet:
         return parquet.schema_arrow
 
 
 def inspect_shard(file: File) -> FileInfo:
-    """Rows, columns and digest of a shard, from its footer.
+    """Return the rows, columns and digest of a shard, from its footer.
 
     Raises:
         ValueError, OSError: as inspect_file does.
@@ -185,11 +185,11 @@ def inspect_shard(file: File) -> FileInfo:
 
 
 def mending(file: File) -> str:
-    """The command that mends a damaged shard."""
+    """Return advice on repairing a damaged shard, with the command for it."""
     found = SHARD.fullmatch(file.url)
     if found is None:
         return "annotate its source again"
     command = f"`python -m pipeline.verify {shlex.quote(found[1])}"
     if is_url(file.url):
         return f"{command}` lists the damaged shards"
-    return f"{command} --repair` sets damaged shards aside, and the same annotate command makes them anew"
+    return f"{command} --repair` sets damaged shards aside, and the same annotate command writes them again"

@@ -1,7 +1,7 @@
-"""Rows without a document: too long ones are read as null, and these and empty ones are counted and warned of.
+"""Rows without a usable document: long documents become null, and both long and empty ones are counted and reported.
 
-Reading and labelling need memory in proportion to the longest document, and a file does not tell its length before it
-is read: 9 kB of Zstandard may hold 300 MB of text. Rows stay, so that they keep their numbers.
+Reading and labelling need memory in proportion to the longest document, and its length is unknown until it is read:
+9 kB of Zstandard may hold 300 MB of text. The rows are kept, so that row numbers do not change.
 """
 
 import logging
@@ -22,7 +22,7 @@ LOG = logging.getLogger(__name__)
 
 
 def without_long(rows: pa.RecordBatch, name: str, longest: int) -> pa.RecordBatch:
-    """Replace each document of more than `longest` bytes, four per token id, by null; the batch counts these."""
+    """Replace documents of more than `longest` bytes (four per token id) by null, and count them in the batch."""
     if longest >= NO_BOUND:
         return rows
     column = rows.column(name)
@@ -36,7 +36,7 @@ def without_long(rows: pa.RecordBatch, name: str, longest: int) -> pa.RecordBatc
 
 
 def counting(rows: pa.RecordBatch, too_long: int) -> pa.RecordBatch:
-    """Add to the batch's count of documents that were too long."""
+    """Add to the count of documents that were too long, which is kept in the batch's metadata."""
     if not too_long:
         return rows
     count = b"%d" % (too_long_rows(rows) + too_long)
@@ -44,24 +44,24 @@ def counting(rows: pa.RecordBatch, too_long: int) -> pa.RecordBatch:
 
 
 def too_long_rows(rows: pa.RecordBatch) -> int:
-    """Number of rows of a batch, as it was read, whose document was too long."""
+    """Return the number of rows of an unmodified batch whose document was too long."""
     return int((rows.schema.metadata or {}).get(TOO_LONG_KEY, 0))
 
 
 def empty_rows(column: pa.Array) -> int:
-    """Number of texts, or lists of token ids, that are null or empty."""
+    """Count the texts, or lists of token ids, that are null or empty."""
     return int(pc.sum(pc.equal(_lengths(column).fill_null(0), 0)).as_py() or 0)
 
 
 def replaced_rows(column: pa.Array) -> int:
-    """Number of texts with U+FFFD, which replaces invalid Unicode; 0 for token ids."""
+    """Count the texts with U+FFFD, which replaces invalid Unicode; 0 for token ids."""
     if pa.types.is_nested(column.type):
         return 0
     return int(pc.sum(pc.match_substring(column, REPLACEMENT)).as_py() or 0)
 
 
 def counted(batches: Iterable[pa.RecordBatch], place: str) -> Iterator[pa.RecordBatch]:
-    """Pass the batches on, and warn at the end of empty, long and invalid documents in their first column."""
+    """Yield the batches unchanged; at the end, warn of empty, long and invalid documents in their first column."""
     rows = empty = replaced = long = 0
     for batch in batches:
         rows += len(batch)
@@ -84,5 +84,5 @@ def _warn_once(message: str) -> None:
 
 
 def _lengths(column: pa.Array) -> pa.Array:
-    """Bytes of each text, or number of token ids of each list; null for a null."""
+    """Return the bytes of each text, or the number of token ids of each list; null for a null."""
     return pc.list_value_length(column) if pa.types.is_nested(column.type) else pc.binary_length(column)

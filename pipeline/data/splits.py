@@ -1,8 +1,9 @@
-"""Splits and configurations of a folder of data, selected as `datasets.load_dataset` does.
+"""Splits and configurations of a data folder, selected as in `datasets.load_dataset`.
 
-They follow from `configs` in its card (README.md) or else from the names of its files and folders. The patterns are
-those of `datasets`, which need not be installed where models are trained; they are matched against one listing of the
-folder. Only files of the format with the most bytes are read: many tables come with logs and statistics in JSON.
+They are declared by `configs` in the folder's card (README.md), or else follow from the names of its files and folders.
+The patterns are those of `datasets`, which need not be installed where models are trained. They are matched against a
+single listing of the folder. Only the files of the format with the most bytes are read, since many tables come with
+logs and statistics in JSON.
 """
 
 import re
@@ -35,27 +36,27 @@ NOT_DATA = "not data"
 
 @dataclass(frozen=True)
 class Selection:
-    """The files of a folder that are read."""
+    """Files of a folder that are selected for reading."""
 
     files: Sequence[File]
     choice: str
-    """Their configuration and their split, if there were several."""
+    """The configuration and the split, each only if there were several."""
     notes: Sequence[str]
-    """Lines on what was chosen and left out."""
+    """Messages about what was selected and left out."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The paths of a configuration by split, and those that are left out by the reason."""
+    """Paths of a configuration: those that are read, by split, and those that are left out, by reason."""
 
     splits: Mapping[str, Sequence[str]]
     left_out: Mapping[str, Sequence[str]]
 
 
 def select(folder: Folder, split: str | None = None, config_name: str | None = None) -> Selection:
-    """Select the split and the configuration that are named, or else the defaults of `load_dataset`.
+    """Select the named split and configuration, or the defaults of `load_dataset`.
 
-    Of several splits `train` is the default; with `all` they are read one after the other.
+    The default is `train` if there are several splits; `all` reads them one after the other.
 
     Raises:
         ValueError: if there is no such split or configuration, or no default, or if the card cannot be read.
@@ -83,16 +84,16 @@ def select(folder: Folder, split: str | None = None, config_name: str | None = N
 
 
 def left_out_note(url: str, reason: str, paths: Sequence[str]) -> str:
-    """A line on files that are left out."""
+    """Return a message about files that are left out."""
     files = "file" if len(paths) == 1 else "files"
     return f"{url}: left out {len(paths):,} {files} ({reason}): {shortened(paths)}"
 
 
 def configs_of(folder: Folder) -> dict[str, Mapping[str, Any]]:
-    """The configurations that the folder's card declares, or else a single one that declares nothing.
+    """Return the configurations that the folder's card declares, or a single one that declares nothing.
 
     Raises:
-        ValueError: if the card's front matter is not YAML, or its `configs` are not those of `datasets`.
+        ValueError: if the card's front matter is not YAML, or its `configs` have another form than in `datasets`.
     """
     declared = _front_matter(folder).get("configs")
     if not declared:
@@ -103,10 +104,10 @@ def configs_of(folder: Folder) -> dict[str, Mapping[str, Any]]:
 
 
 def contents_of(folder: Folder, config: Mapping[str, Any]) -> Contents:
-    """The splits of a configuration, by the patterns that it declares, or else by the names of its files.
+    """Return the splits of a configuration, by its declared patterns or else by the names of files.
 
     Raises:
-        ValueError: if its patterns are not those of `datasets`, or reach outside the folder.
+        ValueError: if its patterns have another form than in `datasets`, or reach outside the folder.
     """
     inside = PurePosixPath(config.get("data_dir") or "")
     paths = {str(PurePosixPath(path).relative_to(inside)): path for path in folder.files if _is_below(path, inside)}
@@ -132,7 +133,7 @@ def contents_of(folder: Folder, config: Mapping[str, Any]) -> Contents:
 
 
 def by_names(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Splits by the names of files or folders; all files are `train` if no name tells a split."""
+    """Divide paths into splits by the names of files or folders; all are `train` if no name indicates a split."""
     paths = list(paths)
     shards = {path: match[1] for path in paths if (match := SHARD.fullmatch(path))}
     if shards:
@@ -149,7 +150,7 @@ def by_names(paths: Iterable[str]) -> dict[str, list[str]]:
 
 
 def matching(paths: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """The paths that match a pattern, in the order of the patterns and then their own."""
+    """Return the paths that match a pattern, in the order of the patterns and, within a pattern, of the paths."""
     paths = list(paths)
     matches = (path for pattern in patterns for path in _matched(paths, pattern) if is_data(path, pattern))
     return list(dict.fromkeys(matches))
@@ -186,12 +187,12 @@ def _front_matter(folder: Folder) -> Mapping[str, Any]:
         card = yaml.safe_load(front_matter[1]) if front_matter else None
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"the {CARD} of {folder.url} has no readable YAML at its top ({reason}); mend it") from error
+        raise ValueError(f"the {CARD} of {folder.url} has no readable YAML at its top ({reason}); fix it") from error
     return card if isinstance(card, dict) else {}
 
 
 def _declared_patterns(folder: Folder, declared: object) -> dict[str, list[str]]:
-    """Patterns by split, from any form that `data_files` of a card may have."""
+    """Return the patterns by split, from any form that `data_files` of a card may have."""
     entries: list[Any] = declared if isinstance(declared, list) else [declared]
     if all(isinstance(entry, str) for entry in entries):
         entries = [{"split": TRAIN, "path": entries}]
@@ -200,7 +201,8 @@ def _declared_patterns(folder: Folder, declared: object) -> dict[str, list[str]]
         path = entry.get("path") if isinstance(entry, dict) and "split" in entry else None
         paths = [path] if isinstance(path, str) else path
         if not isinstance(paths, list) or not all(isinstance(each, str) for each in paths):
-            raise ValueError(f"the {CARD} of {folder.url} has data_files that are no paths, nor splits with paths")
+            message = f"the {CARD} of {folder.url} has data_files that are neither paths nor splits with paths"
+            raise ValueError(f"{message}; fix them")
         patterns.setdefault(str(entry["split"]), []).extend(_relative(folder, each) for each in paths)
     return patterns
 
@@ -213,7 +215,7 @@ def _relative(folder: Folder, pattern: str) -> str:
 
 
 def _of_one_format(folder: Folder, paths: Mapping[str, str]) -> tuple[dict[str, None], str]:
-    """The paths of the format with the most bytes, in their order, and the format."""
+    """Return the paths of the format with the most bytes, in order, and this format."""
     files = {path: folder.files[whole] for path, whole in paths.items()}
     sizes: Counter[str] = Counter()
     for file in files.values():

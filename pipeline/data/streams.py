@@ -1,7 +1,7 @@
-"""Content of files, opened wherever they lie: verified to be unchanged, decompressed in bounded memory, and UTF-8.
+"""Content of local and remote files: verified to be unchanged, decompressed in bounded memory, and checked to be UTF-8.
 
-A file that is malformed or damaged is refused with its name and with what to do about it. A disk or a store that fails
-raises its own error, as that may pass.
+A malformed or damaged file is refused with a message that names it and says what to do. A disk or a store that fails
+raises its own error, since the failure may be temporary.
 """
 
 import bz2
@@ -24,9 +24,9 @@ from pipeline.messages import redacted
 
 READ_BYTES = 2**20
 
-MARK = codecs.BOM_UTF8  # a byte order mark, which some editors put first
+MARK = codecs.BOM_UTF8  # byte order mark, which some editors write at the beginning
 
-# The longest first, as one begins with another.
+# The longest first, since the mark of UTF-32LE begins with that of UTF-16LE.
 MARKS: Mapping[bytes, str] = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -34,7 +34,7 @@ MARKS: Mapping[bytes, str] = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 
-# Without a mark: which of the first four bytes are zero if the text begins with ASCII.
+# Encodings without a mark, by which of the first four bytes are zero if the text begins with ASCII.
 ZEROS: Mapping[tuple[bool, ...], str] = {
     (False, True, False, True): "UTF-16LE",
     (True, False, True, False): "UTF-16BE",
@@ -42,22 +42,22 @@ ZEROS: Mapping[tuple[bool, ...], str] = {
     (True, True, True, False): "UTF-32BE",
 }
 
-# So little is decompressed at a time that at most 140 MB come out: a byte of gzip becomes up to 1 kB, of xz 7 kB, of
-# Zstandard 32 kB, and 45 bytes of bzip2 become 45 MB.
+# Bytes to decompress at a time, few enough for an output of at most 140 MB: a byte of gzip becomes up to 1 kB, of xz
+# 7 kB, of Zstandard 32 kB, and 45 bytes of bzip2 become 45 MB.
 BYTES_AT_A_TIME: Mapping[str, int] = {"gzip": 2**16, "xz": 2**13, "zstd": 2**12, "bzip2": 2**6}
 
-# A file declares how much memory it takes to decompress. This is the default limit of the commands `zstd` and `xz`;
-# `xz -9` needs 65 MiB.
+# A file declares how much memory its decompression needs. This limit is the default of the commands `zstd` and `xz`;
+# a file of `xz -9` needs 65 MiB.
 LARGEST_WINDOW = 2**27
 TOO_MUCH = ("too much memory", "Memory usage limit exceeded")
 
 
 class MalformedError(ValueError):
-    """Malformed content of a file; the message is the rest of a sentence that begins with the file's name."""
+    """Malformed content of a file; the message continues a sentence that begins with the file's name."""
 
 
 class DamagedError(ValueError):
-    """A file that cannot be read in the format of its name; the message has the damage and what to do about it."""
+    """A file that cannot be read in the format that its name indicates; the message has the damage and the advice."""
 
     def __init__(self, damage: str, advice: str) -> None:
         super().__init__(damage, advice)  # both, so that the error can be pickled
@@ -69,7 +69,7 @@ class DamagedError(ValueError):
 
 @contextmanager
 def reading(file: File) -> Iterator[None]:
-    """Name the file that is malformed or cannot be decoded; errors of the disk or the store pass unchanged.
+    """Add the file's name to errors of malformed or undecodable content; pass errors of disks and stores unchanged.
 
     Raises:
         DamagedError: if the file cannot be decoded.
@@ -80,7 +80,7 @@ def reading(file: File) -> Iterator[None]:
     except MalformedError as error:
         raise ValueError(f"{file.url} {error}") from None
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        # Arrow raises OSError for damaged data too, but bare and without a number, unlike a disk's or a store's error.
+        # Arrow also raises OSError for damaged data, but bare and without a number, unlike errors of disks and stores.
         if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
             raise
         reason = redacted(" ".join(str(error).split()))
@@ -89,9 +89,9 @@ def reading(file: File) -> Iterator[None]:
 
 
 def open_file(file: File) -> BinaryIO:
-    """The file's content from its beginning, decompressed if its name ends as that of a compressed file.
+    """Open the file's content, which is decompressed if the name has the extension of a compressed file.
 
-    Reading raises OSError itself if the compressed data is cut short or damaged, and otherwise as `open_stored` says.
+    Reading raises a bare OSError if the compressed data is truncated or damaged, and otherwise as `open_stored` says.
 
     Raises:
         ValueError, OSError: as open_stored does.
@@ -102,20 +102,21 @@ def open_file(file: File) -> BinaryIO:
 
 
 def open_stored(file: File, read_ahead: int | None = None) -> pa.NativeFile:
-    """The file's bytes as they are stored, for Arrow's readers; seekable wherever the filesystem can seek.
+    """Open the file's bytes as they are stored, for Arrow's readers; seekable if the filesystem can seek.
 
-    A remote file is read `read_ahead` bytes ahead, or its filesystem's default. Reading it raises ConnectionError if
-    the store fails, never OSError itself, which Arrow raises for damaged data.
+    A remote file is read `read_ahead` bytes ahead, by default the number that its filesystem chooses. Reading it raises
+    ConnectionError if the store fails, never a bare OSError, which Arrow raises for damaged data.
 
     Raises:
         ValueError: if the file has changed since it was found.
-        FileNotFoundError: if it is gone, at least on this machine.
+        FileNotFoundError: if the file has disappeared, at least on this machine.
         ConnectionError: if its store cannot be reached now.
     """
     try:
         now, stream = _opened_remotely(file.url, read_ahead) if is_url(file.url) else _opened_locally(Path(file.url))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{file.url} is gone since it was found; put it back or start a new run") from None
+        advice = "put it back or start a new run"
+        raise FileNotFoundError(f"{file.url} has disappeared since it was found; {advice}") from None
     if now.version != file.version:
         stream.close()
         raise ValueError(f"{file.url} has changed since the run was planned; put it back or start a new run")
@@ -136,7 +137,7 @@ def _opened_remotely(url: str, read_ahead: int | None) -> tuple[File, pa.NativeF
 
 
 class Digested(io.RawIOBase):
-    """A stream whose content is digested while `buffered` is read to its end."""
+    """A stream that digests its content while `buffered` is read."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self._digest = stream, hashlib.sha256()
@@ -153,12 +154,12 @@ class Digested(io.RawIOBase):
 
     @property
     def sha256(self) -> str:
-        """Digest of what has been read."""
+        """Digest of the content read so far."""
         return self._digest.hexdigest()
 
 
 class Member(Protocol):
-    """One gzip member, Zstandard frame, bzip2 or xz stream, decompressed piece by piece."""
+    """Decompressor of one gzip member, Zstandard frame, bzip2 stream or xz stream, piece by piece."""
 
     @property
     def eof(self) -> bool: ...
@@ -178,10 +179,10 @@ MEMBERS: Mapping[str, Callable[[], Member]] = {
 
 
 class Decompressed(io.RawIOBase):
-    """The content of a compressed file.
+    """Stream of the decompressed content of a file.
 
-    Reading raises OSError, without a number, if the file is cut short or damaged, and MalformedError if that takes too
-    much memory.
+    Reading raises OSError without a number if the file is truncated or damaged, and MalformedError if decompression
+    takes too much memory.
     """
 
     def __init__(self, stored: BinaryIO, compression: str) -> None:
@@ -208,7 +209,7 @@ class Decompressed(io.RawIOBase):
         super().close()
 
     def _contents(self, data: bytes) -> list[bytes]:
-        """Decompress some stored bytes; zeros between members and after the last are skipped, as tapes have them."""
+        """Decompress some stored bytes; skip zeros between members and after the last, which are found on tapes."""
         contents = []
         while data := data if self._member is not None else data.lstrip(b"\0"):
             self._member = self._member or MEMBERS[self._compression]()
@@ -218,8 +219,8 @@ class Decompressed(io.RawIOBase):
                 if any(message in str(error) for message in TOO_MUCH):
                     command = "zstd --long=31 -d" if self._compression == "zstd" else f"{self._compression} -d"
                     raise MalformedError(
-                        f"takes more than {LARGEST_WINDOW >> 20} MiB of memory to decompress; decompress it first, as "
-                        f"with `{command}`"
+                        f"takes more than {LARGEST_WINDOW >> 20} MiB of memory to decompress; decompress it first, "
+                        f"for example with `{command}`"
                     ) from None
                 raise OSError(f"damaged {self._compression} data: {error}") from None
             if not self._member.eof:
@@ -229,17 +230,17 @@ class Decompressed(io.RawIOBase):
 
 
 class Utf8Decoder:
-    """A decoder of pieces of content, with the number of the line that it has reached."""
+    """Decoder of content in pieces, which counts lines."""
 
     def __init__(self, line: int = 1) -> None:
         self.line = line
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def decode(self, piece: bytes, *, final: bool = False) -> str:
-        """The text of a piece; an incomplete character at its end is kept for the next one.
+        """Decode a piece; an incomplete character at its end is kept for the next piece.
 
         Raises:
-            MalformedError: if it is not UTF-8.
+            MalformedError: if the piece is not UTF-8.
         """
         try:
             text = self._decoder.decode(piece, final)
@@ -250,10 +251,10 @@ class Utf8Decoder:
 
 
 def decoded(content: bytes, line: int) -> str:
-    """The text of content that begins in line number `line`, the first being 1.
+    """Decode content that begins in line number `line`, counted from 1.
 
     Raises:
-        MalformedError: if it is not UTF-8.
+        MalformedError: if the content is not UTF-8.
     """
     try:
         return content.decode()
@@ -262,17 +263,18 @@ def decoded(content: bytes, line: int) -> str:
 
 
 def _not_utf8(error: UnicodeDecodeError, line: int) -> MalformedError:
-    """The error for content that begins in line number `line`."""
+    """Return the error for content that begins in line number `line`."""
     line += error.object.count(b"\n", 0, error.start)
-    return MalformedError(f"is not UTF-8: see line {line:,} of it; convert it, as with `iconv -f latin1 -t utf-8`")
+    return MalformedError(f"is not UTF-8 in line {line:,}; convert it, for example with `iconv -f latin1 -t utf-8`")
 
 
 def require_narrow(beginning: bytes) -> None:
-    """Refuse content in UTF-16 or UTF-32, by its beginning.
+    """Check that content is not in UTF-16 or UTF-32, as seen from its beginning.
 
     Raises:
-        MalformedError: if it is in one of these.
+        MalformedError: if it is in one of these encodings.
     """
     marked = next((name for mark, name in MARKS.items() if beginning.startswith(mark)), None)
     if encoding := marked or ZEROS.get(tuple(not byte for byte in beginning[:4])):
-        raise MalformedError(f"is {encoding}, not UTF-8; convert it, as with `iconv -f {encoding.lower()} -t utf-8`")
+        advice = f"convert it, for example with `iconv -f {encoding.lower()} -t utf-8`"
+        raise MalformedError(f"is {encoding}, not UTF-8; {advice}")

@@ -1,7 +1,7 @@
-"""Tokenizers: loaded from the `tokenizer.json` of any fast Hugging Face tokenizer, or trained.
+"""Tokenizers, either loaded from the `tokenizer.json` of any fast Hugging Face tokenizer or trained.
 
-Special tokens are never added to text and never read from it: the characters `<|endoftext|>` in a document are encoded
-as ordinary text.
+Special tokens are never added to text and never recognized in it: the characters `<|endoftext|>` in a document are
+encoded as ordinary text.
 """
 
 import hashlib
@@ -19,22 +19,22 @@ from pipeline.data.own_files import own_file, read_bounded, read_object
 from pipeline.data.safe_tokenizers import keep_text, require_bounded, tokenizer_errors, without_dropout
 
 SEPARATOR = "<|endoftext|>"
-"""Special token of tokenizers trained here; it has id 0."""
+"""Special token of tokenizers that are trained here; its id is 0."""
 BYTES = 256
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
-MOST_BYTES = 2**28  # of a tokenizer.json; those of 260,000 tokens have 35 MB
+MOST_BYTES = 2**28  # of a tokenizer.json; a vocabulary of 260,000 tokens takes 35 MB
 TOKENIZED_ALREADY = "none"
 
 
 def train_byte_pairs(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Train a byte-level BPE tokenizer: every string has an encoding, which decodes to it.
+    """Train a byte-level BPE tokenizer, which can encode every string and decode it back.
 
     Raises:
         ValueError: if the vocabulary has no room for the bytes and the separator.
     """
     if vocabulary <= BYTES:
-        raise ValueError(f"`vocabulary` must be above {BYTES}, the bytes and the separator, not {vocabulary}")
+        raise ValueError(f"`vocabulary` must be above {BYTES}, to hold the bytes and the separator, not {vocabulary}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -51,7 +51,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """Load the tokenizer in `folder`.
 
     Raises:
-        ValueError: if the folder has no readable `tokenizer.json`, or one that needs too much memory or time.
+        ValueError: if the folder has no readable `tokenizer.json`, or the tokenizer needs too much memory or time.
     """
     file = own_file(folder, TOKENIZER_FILE)
     if file is None:
@@ -73,28 +73,28 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def id_count(tokenizer: Tokenizer) -> int:
-    """Number of rows that a model's embedding needs: the highest token id + 1.
+    """Return the number of rows that a model's embedding needs: the highest token id + 1.
 
-    A tokenizer may skip ids, as when tokens are removed or added at round numbers. `get_vocab_size()` counts the tokens
-    alone, so the highest ids would have no row.
+    A tokenizer may skip ids, for example if tokens were removed, or added at round numbers. `get_vocab_size()` counts
+    only the tokens, so the highest ids would have no row.
     """
     return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Token ids of each text, int32, without special tokens."""
+    """Return the token ids of each text, int32, without special tokens."""
     return encode_column(tokenizer, pa.array(texts, pa.large_string()))
 
 
 def tokenizer_sha256(folder: Path, name: str = TOKENIZER_FILE) -> str | None:
-    """Digest of the file that decides every token id, or of CONFIG_FILE; None if the folder has none."""
+    """Return the digest of TOKENIZER_FILE, which determines all token ids, or of CONFIG_FILE; None if it is missing."""
     file = own_file(folder, name)
     return None if file is None else hashlib.sha256(read_bounded(file, MOST_BYTES)).hexdigest()
 
 
 @dataclass(frozen=True)
 class TokenSource:
-    """Source of token ids: a tokenizer and its folder, or neither if documents are tokenized already."""
+    """Source of token ids: a tokenizer and its folder, or neither if documents are already tokenized."""
 
     vocabulary: int
     tokenizer: Tokenizer | None = None
@@ -102,15 +102,15 @@ class TokenSource:
 
     @cached_property
     def sha256(self) -> str | None:
-        """Digest of the tokenizer."""
+        """Digest of the tokenizer's file; None without a tokenizer."""
         return None if self.folder is None else tokenizer_sha256(self.folder)
 
 
 def token_source(tokenizer: str, vocabulary: int | None) -> TokenSource:
-    """The source that `--tokenizer DIR` or `--tokenizer none --vocabulary N` names.
+    """Return the source named by `--tokenizer DIR` or `--tokenizer none --vocabulary N`.
 
     Raises:
-        ValueError: if `none` comes without a vocabulary, or the vocabulary is not the tokenizer's.
+        ValueError: if `none` comes without a vocabulary, or `vocabulary` differs from the tokenizer's.
     """
     if tokenizer == TOKENIZED_ALREADY:
         if vocabulary is None or vocabulary < 1:
@@ -119,14 +119,14 @@ def token_source(tokenizer: str, vocabulary: int | None) -> TokenSource:
     loaded = load_tokenizer(Path(tokenizer))
     ids = id_count(loaded)
     if vocabulary not in (None, ids):
-        raise ValueError(f"`vocabulary` {vocabulary} is not the {ids} of {tokenizer}; leave it out")
+        raise ValueError(f"`vocabulary` {vocabulary} differs from the {ids} ids of {tokenizer}; leave it out")
     return TokenSource(ids, loaded, Path(tokenizer))
 
 
 def declared_beginning(folder: Path) -> int | None:
-    """Id of the token that precedes a document, or None if the tokenizer declares none, or there is no tokenizer.
+    """Return the id of the token that precedes a document; None without a tokenizer or a declared token.
 
-    It is the beginning of sequence or, without one, the end.
+    It is the beginning-of-sequence token or, if that is missing, the end-of-sequence token.
     """
     file = own_file(folder, CONFIG_FILE)
     declared = {} if file is None else read_object(file)
@@ -134,31 +134,32 @@ def declared_beginning(folder: Path) -> int | None:
         token = declared.get(name)
         content = token.get("content") if isinstance(token, dict) else token
         if not isinstance(content, str | None):
-            raise ValueError(f"{file}: {name} is not the text of a token; mend it, or name another checkpoint")
+            raise ValueError(f"{file}: {name} is not the text of a token; fix it, or name another checkpoint")
         if content and (token_id := load_tokenizer(folder).token_to_id(content)) is not None:
             return token_id
     return None
 
 
 def named_token(folder: Path, text: str) -> int:
-    """Id of the token that `--start-token` names.
+    """Return the id of the token that `--start-token` names.
 
     Raises:
         ValueError: if the folder's tokenizer has no such token.
     """
     token_id = load_tokenizer(folder).token_to_id(text)
     if token_id is None:
-        raise ValueError(f"`start_token` {text} is no token of {folder}; name one that its tokenizer has")
+        raise ValueError(f"`start_token` {text} is not a token of {folder}; name one of its tokenizer")
     return token_id
 
 
 def beginning_token(folder: Path) -> int:
-    """Id of the token that precedes a document when a language model is trained.
+    """Return the id of the token that precedes each document when a language model is trained.
 
     Raises:
         ValueError: if the tokenizer declares neither a beginning nor an end of sequence.
     """
     declared = declared_beginning(folder)
     if declared is None:
-        raise ValueError(f"the tokenizer in {folder} declares no bos_token and no eos_token to put between documents")
+        message = f"the tokenizer in {folder} declares neither bos_token nor eos_token to put between documents"
+        raise ValueError(f"{message}; declare one in its {CONFIG_FILE}")
     return declared

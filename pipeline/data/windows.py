@@ -1,6 +1,6 @@
-"""Windows over documents for labelling: covers of long documents, padded batches, and their labels back to documents.
+"""Windows over documents for labelling: cut from the documents, padded in batches, with labels gathered by document.
 
-B windows of a batch, T tokens of the longest, N tokens of all documents, W labels of a batch.
+B windows of a batch, T tokens of the longest window, N tokens of all documents, W labels of a batch.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ RUN = 8
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `start` to `stop` of a document, of which those from `label_from` on get their labels here."""
+    """Tokens `start` to `stop` of a document; tokens from `label_from` on get their labels from this window."""
 
     document: int
     start: int
@@ -27,9 +27,9 @@ class Window:
 
 
 def cover(document: int, tokens: int, *, window: int, overlap: int) -> Iterator[Window]:
-    """Windows over a document, each beginning `window - overlap` tokens after the one before.
+    """Yield windows over a document, each beginning `window - overlap` tokens after the previous one.
 
-    Every token is labelled once, in the first window that holds it: there it has most context.
+    Every token is labelled once, in the first window that contains it, where it has the most context.
     """
     start = label_from = 0
     while label_from < tokens:
@@ -39,9 +39,9 @@ def cover(document: int, tokens: int, *, window: int, overlap: int) -> Iterator[
 
 
 def budget_groups(lengths: Sequence[int], budget: int) -> Iterator[slice]:
-    """Consecutive groups of lengths, longest first, that stay within the budget when padded to their longest.
+    """Yield consecutive groups of lengths that stay within the budget when padded to the longest of the group.
 
-    A length beyond the budget is a group by itself.
+    `lengths` must be sorted, longest first. A length beyond the budget is a group by itself.
     """
     start = 0
     while start < len(lengths):
@@ -51,10 +51,10 @@ def budget_groups(lengths: Sequence[int], budget: int) -> Iterator[slice]:
 
 
 def sample_positions(tokens: int, share: float, random: np.random.Generator) -> np.ndarray:
-    """True at a random share of the positions, chosen in runs of eight neighbours.
+    """Select a random share of the positions, in runs of eight neighbours; return True for selected ones.
 
-    Exact labels of r neighbours need r + 1 code lengths, of r scattered positions 2 r: runs of eight cost
-    1.1 code lengths a label instead of 2.
+    Exact labels of r neighbours need r + 1 code lengths, and those of r scattered positions 2 r. Runs of eight cost
+    1.1 code lengths per label instead of 2.
     """
     if share >= 1:
         return np.ones(tokens, dtype=bool)
@@ -65,7 +65,7 @@ def sample_positions(tokens: int, share: float, random: np.random.Generator) -> 
 
 @dataclass(frozen=True)
 class WindowBatch:
-    """Windows of documents side by side, right-padded with zeros."""
+    """A batch of windows of documents, right-padded with zeros."""
 
     windows: tuple[Window, ...]
     ids_BT: np.ndarray
@@ -85,10 +85,10 @@ def window_batches(
     budget: int,
     border: int | None = None,
 ) -> list[WindowBatch]:
-    """Batches of at most `budget` tokens, or of one window, over all documents, longest windows first.
+    """Batch windows over all documents, longest first, with at most `budget` tokens or one window per batch.
 
-    No batch has windows on either side of the border: those of so many tokens, and longer ones.
-    `wanted` has a bool for every token of every document; windows without a wanted token are left out.
+    No batch mixes windows of up to `border` tokens with longer ones. `wanted` has a bool for every token of every
+    document; windows without a wanted token are left out.
     """
     pieces = [
         piece for index, ids in enumerate(documents) for piece in cover(index, len(ids), window=window, overlap=overlap)
@@ -113,7 +113,7 @@ def gather(
     labelled: Iterable[tuple[WindowBatch, Mapping[str, np.ndarray]]],
     columns: Sequence[str],
 ) -> dict[str, list[np.ndarray]]:
-    """For every column a float32 array a document: the batches' values [B, T] where wanted, NaN elsewhere.
+    """Gather the values [B, T] of batches into one float32 array per document for every column; NaN if not wanted.
 
     Raises:
         ValueError: if a wanted value is not finite.
@@ -140,7 +140,7 @@ def _padded(ids_N: np.ndarray, wanted_N: np.ndarray, firsts: np.ndarray, windows
 
 
 def _places(firsts: np.ndarray, windows: Sequence[Window], columns: int) -> np.ndarray:
-    """Indices [B, columns] of the windows' tokens, and of those after them, among the tokens of all documents."""
+    """Return indices [B, columns] of the windows' tokens, and of following ones, among the tokens of all documents."""
     start_B: np.ndarray = firsts[_of(windows, "document")] + _of(windows, "start")
     return start_B[:, None] + np.arange(columns)
 
@@ -150,5 +150,5 @@ def _of(windows: Sequence[Window], name: str) -> np.ndarray:
 
 
 def _borders(documents: Sequence[np.ndarray]) -> np.ndarray:
-    """The index at which each document begins among the tokens of all, and the end of the last."""
+    """Return the index at which each document begins among the tokens of all documents, and the end of the last."""
     return np.cumsum([0, *map(len, documents)])

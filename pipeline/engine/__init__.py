@@ -1,1 +1,1 @@
-"""The engine: a plan's units of rows become committed shards. Ray is in cluster, local_ray and ray_workers alone."""
+"""The engine: a plan's units of rows become committed shards. Only cluster, local_ray and ray_workers use Ray."""

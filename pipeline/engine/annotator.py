@@ -1,7 +1,7 @@
-"""The annotator: labels the rows of a unit with a run's checkpoints, and commits their shard and its receipt.
+"""The annotator: labels a unit's rows with a run's checkpoints and commits the shard with its receipt.
 
-A unit passes three stages, each in a thread of its own: rows are read and tokenized, labelled on the device, written.
-A few chunks of rows wait between two stages, so that none of them waits for long and memory stays bounded.
+A unit passes three stages, each in a thread of its own: its rows are read and tokenized, labelled on the device, and
+written. A few chunks of rows are queued between two stages, so that no stage waits for long and memory stays bounded.
 """
 
 import threading
@@ -33,22 +33,25 @@ from schemas.annotations import Device
 from schemas.layout import shard_name
 from schemas.receipts import Counts, Receipt
 
-AHEAD = 2  # chunks between two stages: enough to never wait, and memory stays at a few of 2 MiB of text
-# What those in the stages and between them hold, 2 MiB each. Tokens and labels of a document that is as long take up to
-# 60 bytes for each of its own.
+AHEAD = 2  # chunks queued between two stages: enough that no stage waits
+# Bytes of text in all chunks, both in the stages and between them, at 2 MiB per chunk. The tokens and labels of a
+# document of 2 MiB take up to 60 bytes per byte of its text.
 CHUNKS_BYTES = 7 * BATCH_BYTES
 
 
 class SourceError(Exception):
-    """Rows cannot be read now; another try may succeed."""
+    """Raised if rows cannot be read now; a retry may succeed."""
 
 
 class OutputError(Exception):
-    """Nothing can be written: trying other units is of no use."""
+    """Raised if nothing can be written, so that other units would fail too."""
 
 
 class Labeller(Protocol):
-    """A label method on its device: float32 [B, T] for every column of every batch, and batches labelled in parts."""
+    """A label method on its device.
+
+    `label` returns float32 [B, T] for every column of every batch, and the number of batches labelled in parts.
+    """
 
     @property
     def columns(self) -> tuple[str, ...]: ...
@@ -69,13 +72,13 @@ class Chunk(NamedTuple):
 
     rows: pa.RecordBatch
     tokens: list[np.ndarray]
-    """Of each row, as they are written."""
+    """Token ids of each row that are written."""
     documents: list[np.ndarray]
-    """Of each row, as the checkpoint reads them."""
+    """Token ids of each row that the checkpoint reads."""
     ends: list[tuple[np.ndarray, np.ndarray]] | None
-    """Where both end in the text's bytes, the checkpoint's first, where they differ."""
+    """Ends of both kinds of tokens in the text's bytes, the checkpoint's first; None if they are the same tokens."""
     batches: list[list[WindowBatch]]
-    """Of each fold's checkpoint."""
+    """Batches of each fold's checkpoint."""
 
 
 LabelledBatch = tuple[WindowBatch, Mapping[str, np.ndarray]]
@@ -83,7 +86,7 @@ LabelledBatch = tuple[WindowBatch, Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Annotator:
-    """A run with its label method, one per fold, and tokenizer loaded; no tokenizer for documents tokenized already.
+    """A run with its labellers, one per fold, and its tokenizer, which is None if documents are already tokenized.
 
     Two units may be annotated at a time: while one is labelled, the next is read.
     """
@@ -94,15 +97,15 @@ class Annotator:
     estimator_tokenizer: Tokenizer | None = None
     device_lock: threading.Lock = field(default_factory=threading.Lock)
     long_document_lock: threading.Lock = field(default_factory=threading.Lock)
-    """Held while a document of more than BATCH_BYTES is tokenized, which may take 250 bytes for each of its own."""
+    """Held while a document of more than BATCH_BYTES is tokenized, which may take 250 bytes per byte of text."""
 
     def annotate(self, unit: Unit, progress: "UnitProgress | None" = None) -> UnitResult:
-        """Label the unit's rows, commit their shard and then its receipt, and send it to the repository, if any.
+        """Label the unit's rows, commit their shard and its receipt, and upload the shard if there is a repository.
 
-        Another thread may see in `progress` how far it is. An interrupt ends it when its batch is labelled.
+        Another thread may read from `progress` how far the unit is. An interrupt takes effect after the current batch.
 
         Raises:
-            SourceError: if rows cannot be read, for a reason that may pass.
+            SourceError: if rows cannot be read for a reason that may be temporary.
             DeviceError: if the device has too little memory.
             OutputError: if the shard or its receipt cannot be written.
             ValueError: if the rows or their labels are wrong.
@@ -110,11 +113,11 @@ class Annotator:
         try:
             receipt, stages = self._commit(unit, progress or UnitProgress())
             return UnitResult(receipt, stages, self._upload(receipt, stages))
-        except OSError as error:  # what reading raises is none by now
+        except OSError as error:  # only from writing: errors of reading are SourceErrors by now
             raise OutputError(f"cannot write to {self.run.subset.root}: {error}") from error
 
     def _commit(self, unit: Unit, progress: "UnitProgress") -> tuple[Receipt, Stages]:
-        """The last stage, which writes, and the other two ahead of it."""
+        """Run the last stage, which writes, with the other two ahead of it in their threads."""
         stages, counts, memory = Stages(), Counts(), ByteBudget(CHUNKS_BYTES)
         chunks = self.chunks(unit, stages, lambda size: memory.acquire(size, progress.stopped))
         subset, shard = self.run.subset, shard_name(unit.index, self.run.units)
@@ -137,7 +140,7 @@ class Annotator:
         return receipt, stages
 
     def _upload(self, receipt: Receipt, stages: Stages) -> CommitOperationAdd | None:
-        """Uploads the shard's content; returns what adds it to the repository, None without one."""
+        """Upload the shard's content; return the operation that adds it to the repository, None without one."""
         if self.run.repository is None:
             return None
         addition = shard_addition(self.run.subset, receipt.shard)
@@ -145,18 +148,21 @@ class Annotator:
             with stages.timed("upload"):
                 self.run.repository.upload([addition])
                 uploaded = addition.upload_info.sha256.hex()
-        except (ValueError, LookupError) as error:  # the Hub refuses, which is not the rows' fault
+        except (ValueError, LookupError) as error:  # the Hub refused, for no fault of the rows
             raise OutputError(str(error)) from error
         if uploaded != receipt.sha256:
             raise OutputError(
-                f"{receipt.shard} is not on the disk of {self.run.subset.root} as it was written; check the disk"
+                f"{receipt.shard} in {self.run.subset.root} is not what was written there; check the disk"
             )
         return addition
 
     def chunks(
         self, unit: Unit, stages: Stages, acquire: Callable[[int], None] = lambda size: None
     ) -> Generator[Chunk, None, None]:
-        """The first stage: a unit's rows, ready to be labelled, once `acquire` has memory for that many bytes."""
+        """Yield a unit's rows, tokenized and batched: the first stage.
+
+        Before a chunk is tokenized, `acquire` is called with its number of bytes, to wait for memory.
+        """
         random = np.random.default_rng(unit.index)
         for rows in self._rows(unit, stages):
             acquire(rows.nbytes)
@@ -175,7 +181,7 @@ class Annotator:
                 yield rows
         except ValueError:
             raise
-        except Exception as error:  # the chain would show what `redacted` hides
+        except Exception as error:  # raised without its cause, which would show what `redacted` hides
             message = redacted(str(error))
             named = message if unit.file.url in message else f"cannot read {unit.file.url}: {message}"
             raise SourceError(named) from None
@@ -193,7 +199,7 @@ class Annotator:
         return Chunk(rows, tokens, documents, ends, self.batches(documents, random))
 
     def batches(self, documents: list[np.ndarray], random: np.random.Generator) -> list[list[WindowBatch]]:
-        """Batches for each checkpoint: of every document or, with folds, of those that it was not trained on."""
+        """Return each checkpoint's batches: of all documents or, with folds, of those it was not trained on."""
         settings = self.run.provenance
         sampled = [sample_positions(len(ids), settings.share, random) for ids in documents]
         fold_M = [fold_of(ids, settings.folds) for ids in documents]
@@ -212,13 +218,13 @@ class Annotator:
     def _labelled(
         self, chunks: Iterator[Chunk], stages: Stages, progress: "UnitProgress"
     ) -> Generator[tuple[Chunk, list[LabelledBatch]], None, None]:
-        """The second stage, which has the device until the unit's last row is labelled."""
+        """Yield labelled chunks: the second stage, which holds the device until the unit's last row is labelled."""
         with self.device_lock, stages.timed(HELD):
             for chunk in chunks:
                 yield chunk, self.label(chunk, stages, progress)
 
     def label(self, chunk: Chunk, stages: Stages, progress: "UnitProgress") -> list[LabelledBatch]:
-        """Every batch of a chunk with its values."""
+        """Return every batch of a chunk with its labels."""
         labelled: list[LabelledBatch] = []
         whole = Amount(len(chunk.rows), sum(map(len, chunk.tokens)))
         with progress.chunk(whole, [*chain.from_iterable(chunk.batches)]) as count_batch:
@@ -237,13 +243,13 @@ class Annotator:
 
 
 def load_annotator(run: Run, device: Device) -> Annotator:
-    """A run's checkpoints on a device of this node, with its tokenizers.
+    """Load a run's checkpoints onto a device of this node, and its tokenizers.
 
     Raises:
-        ValueError: if a checkpoint of the Hub cannot be fetched.
-        RuntimeError: if there is no such device.
+        ValueError: if a checkpoint cannot be fetched from the Hub.
+        RuntimeError: if there is no device of this kind.
     """
-    from pipeline.labels.labeller import load_labellers  # imports torch, which a driver of other workers needs not
+    from pipeline.labels.labeller import load_labellers  # imports torch, which the driver of a cluster does not need
 
     run, settings = run.on_this_node(), run.provenance
     method, dtype, start = settings.method, settings.dtype, settings.start_token
@@ -251,41 +257,41 @@ def load_annotator(run: Run, device: Device) -> Annotator:
 
 
 def with_tokenizers(run: Run, labellers: tuple[Labeller, ...]) -> Annotator:
-    """An annotator with the run's tokenizers."""
+    """Return an annotator with the run's tokenizers loaded."""
     tokenizer = load_tokenizer(run.tokenizer) if run.tokenizer else None
     other = load_tokenizer(run.estimator_tokenizer) if run.estimator_tokenizer else None
     return Annotator(run, labellers, tokenizer, other)
 
 
 def moved(nats: Sequence[np.ndarray], ends: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-    """Labels of each document's tokens, moved from those that the checkpoint reads to those that are written."""
+    """Move each document's labels from the tokens that the checkpoint reads to the tokens that are written."""
     return [move_nats(nats_S, ends_S, ends_T) for nats_S, (ends_S, ends_T) in zip(nats, ends, strict=True)]
 
 
 class Amount(NamedTuple):
-    """Documents and tokens that are labelled; fractions of a document count too."""
+    """Number of labelled documents and tokens, including fractions of a document."""
 
     rows: float = 0.0
     tokens: float = 0.0
 
 
 class StoppedError(Exception):
-    """The unit's labels are not needed any more."""
+    """Raised to end the labelling of a unit whose labels are no longer needed."""
 
 
 class UnitProgress:
-    """The labelled part of a unit, written by the thread that labels and read by any."""
+    """The labelled part of a unit, written by the labelling thread and read by any thread."""
 
     def __init__(self) -> None:
         self.labelled = Amount()
         self.stopped = threading.Event()
-        """Set when the unit's labels are not needed any more."""
+        """Set when the unit's labels are no longer needed."""
 
     @contextmanager
     def chunk(self, whole: Amount, batches: Sequence[WindowBatch]) -> Iterator[Callable[[WindowBatch], None]]:
-        """A function to call after each of a chunk's batches; when all is labelled, the whole chunk counts.
+        """Yield a function to call after each batch of a chunk; on exit, the whole chunk counts as labelled.
 
-        Batches count by the labels that are requested of them, as overlapping windows share tokens.
+        Batches count by the number of labels requested from them, because overlapping windows share tokens.
         """
         before, requested = self.labelled, sum(map(_requested, batches))
         finished = 0
@@ -299,7 +305,7 @@ class UnitProgress:
                 raise StoppedError
 
         yield count_batch
-        self.labelled = Amount(before.rows + whole.rows, before.tokens + whole.tokens)  # where none is requested too
+        self.labelled = Amount(before.rows + whole.rows, before.tokens + whole.tokens)  # even if no label was requested
 
 
 def _requested(batch: WindowBatch) -> int:
@@ -308,32 +314,32 @@ def _requested(batch: WindowBatch) -> int:
 
 @contextmanager
 def _stopping(progress: UnitProgress) -> Iterator[None]:
-    """Whatever ends the writing of a unit ends its labelling too, which runs ahead in a thread of its own."""
+    """End a unit's labelling, which runs ahead in a thread of its own, when its writing ends for any reason."""
     try:
         yield
     finally:
         progress.stopped.set()
 
 
-LOOK_SECONDS = 0.1  # how often a waiting thread looks whether its unit is stopped
+LOOK_SECONDS = 0.1  # between a waiting thread's checks that its unit is not stopped
 
 
 class ByteBudget:
-    """Memory that several threads share; a piece larger than all of it has it alone."""
+    """Memory that several threads share; a piece larger than the budget waits until the whole budget is free."""
 
     def __init__(self, size: int) -> None:
         self._size = self._free = size
         self._change = threading.Condition()
 
     def acquire(self, size: int, stopped: threading.Event) -> None:
-        """Wait until so many bytes are free, or the unit is stopped."""
+        """Take `size` bytes, after waiting until they are free or the unit is stopped."""
         with self._change:
             while self._free < min(size, self._size) and not stopped.is_set():
                 self._change.wait(LOOK_SECONDS)
             self._free -= min(size, self._size)
 
     def release(self, size: int) -> None:
-        """Give bytes back."""
+        """Return `size` bytes."""
         with self._change:
             self._free += min(size, self._size)
             self._change.notify_all()

@@ -1,4 +1,4 @@
-"""The Ray cluster: joining or starting one, the workers that it has room for, and training processes on it."""
+"""The Ray cluster: starting or joining it, the number of workers that fit it, and training processes on it."""
 
 import logging
 import os
@@ -17,28 +17,28 @@ from ray._private.utils import get_num_cpus
 from pipeline.engine.local_ray import local_settings, private_folder, signals_wait
 
 Node = dict[str, float]
-"""Resources of a machine, by their names."""
+"""Resources of a machine, by name."""
 
 LOCAL = "local"
-VITAL = ("raylet", "gcs_server")  # Ray runs without its other processes, as the one that passes on logs
+VITAL = ("raylet", "gcs_server")  # processes without which Ray does not run, unlike its log monitor for example
 ANSWER_SECONDS = 10.0
-MOST_CORES = 4  # a core reads, tokenizes and writes 1 million tokens a second, a GPU labels at most a few (computed)
+MOST_CORES = 4  # a core prepares and writes 1 million tokens/s, and a GPU labels at most a few million (computed)
 
 
 def ray_address(address: str | None) -> str:
-    """The address, or else that of the Ray job that this runs in, or else LOCAL."""
+    """Return the address, or else the address of the Ray job that this process runs in, or else LOCAL."""
     return address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 @contextmanager
 def cluster(address: str) -> Iterator[None]:
-    """Starts a Ray of our own on loopback (LOCAL), or joins the cluster at an address, and leaves it in the end.
+    """Start a private Ray on loopback (LOCAL) or join the cluster at an address; leave it at the end.
 
-    A bare `ray.init()` would join whatever cluster it finds; this never does. A caller who is connected already
-    stays connected.
+    A bare `ray.init()` would join any cluster that it finds; this never does. A caller that is already connected stays
+    connected.
 
     Raises:
-        ConnectionError: if there is no cluster at the address, or none starts.
+        ConnectionError: if there is no cluster at the address, or a private one does not start.
     """
     _require_answer(address)
     if ray.is_initialized():
@@ -47,19 +47,19 @@ def cluster(address: str) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             ours = local_settings(stack.enter_context(private_folder())) if address == LOCAL else {}
-            stack.callback(ray.shutdown, wait_for_processes=True)  # what there is of it: a start may be cut short
+            stack.callback(ray.shutdown, wait_for_processes=True)  # also after an interrupted start
             with signals_wait():
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **ours)
-        except Exception as error:  # Ray's are of many kinds, a bare Exception among them
+        except Exception as error:  # Ray raises many kinds, among them a bare Exception
             raise _unreachable(address, str(error).partition("\n")[0]) from error
         yield
 
 
 def run_in_processes(work: Callable[[], None], processes: int, address: str | None) -> None:
-    """Run `work` in the processes of one torch process group, each with a GPU where the cluster has any.
+    """Run `work` in the processes of one torch process group, each with a GPU if the cluster has GPUs.
 
     Raises:
-        ValueError: if `work` raises one; other errors of it come as Ray's, with where they happened.
+        ValueError: if `work` raises one. Its other errors come wrapped in Ray's error, with their traceback.
     """
     with cluster(ray_address(address)), tempfile.TemporaryDirectory() as folder:
         from ray.train import RunConfig, ScalingConfig, WorkerGroupError  # loads torch, which takes seconds
@@ -80,15 +80,15 @@ def run_in_processes(work: Callable[[], None], processes: int, address: str | No
 
 
 def require_ray() -> None:
-    """Checks that Ray still runs on this node.
+    """Check that Ray still runs on this node.
 
-    A driver is not told when its raylet was killed, by a person or for want of memory: most calls then wait for ever,
-    and some end the driver's process in silence.
+    A driver is not told that its raylet was killed, by a person or for lack of memory. Most calls then wait forever,
+    and some end the driver's process silently.
 
     Raises:
-        ConnectionError: if this process's node, or a vital process of the Ray that it started, is gone.
+        ConnectionError: if this process's node is gone, or a vital process of the Ray that this process started.
     """
-    started = worker._global_node  # None where Ray's client connects
+    started = worker._global_node  # None in a process that is connected by Ray's client
     ours = ray.get_runtime_context().get_node_id()
     ended: list[str] = [kind for kind, _ in started.dead_processes() if kind in VITAL] if started else []
     if not ended and any(node["NodeID"] == ours and not node["Alive"] for node in ray.nodes()):
@@ -98,10 +98,10 @@ def require_ray() -> None:
 
 
 def _require_answer(address: str) -> None:
-    """Where a host and a port are named; of a cluster that is not there, Ray itself waits for minutes.
+    """Raise if the address names a host and a port where nobody answers, for which Ray itself would wait for minutes.
 
     Raises:
-        ConnectionError: if nobody answers there.
+        ConnectionError: if nobody answers.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
@@ -118,37 +118,37 @@ def _unreachable(address: str, reason: str) -> ConnectionError:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerResources:
-    """The share of the cluster that a worker takes; parts of a GPU or a core are fine."""
+    """Share of the cluster that a worker takes; fractions of a GPU or a core are allowed."""
 
     cpus: float | None = None
-    """None: 1, or with a GPU up to MOST_CORES."""
+    """CPU cores; None for 1, or with a GPU up to MOST_CORES."""
     gpus: float | None = None
-    """None: one where the cluster has GPUs when the run starts."""
+    """GPUs; None for 1 if the cluster has GPUs when the run starts, else 0."""
 
     def resolved(self, nodes: Sequence[Node] | None = None) -> "WorkerResources":
-        """The same with the numbers of GPUs and of cores decided, by these nodes or those that are there now."""
+        """Return the share with both numbers decided by the given nodes, or by the nodes that are alive now."""
         nodes = _nodes() if nodes is None else nodes
         gpus = self.gpus if self.gpus is not None else float(any(node.get("GPU") for node in nodes))
-        return WorkerResources(cpus=_cores_beside(gpus, nodes) if self.cpus is None else self.cpus, gpus=gpus)
+        return WorkerResources(cpus=_cores_with(gpus, nodes) if self.cpus is None else self.cpus, gpus=gpus)
 
     def room(self, nodes: Sequence[Node] | None = None) -> int:
-        """Workers that fit these nodes, or those that are there now."""
+        """Return the number of workers that fit the given nodes, or the nodes that are alive now."""
         nodes = _nodes() if nodes is None else nodes
         share = self.resolved(nodes)
         needs = {name: need for name, need in (("CPU", share.cpus), ("GPU", share.gpus)) if need}
-        # 1 // 0.1 is 9: a tenth is a little more than a tenth
+        # 1 // 0.1 is 9, because the float 0.1 is a little more than a tenth
         return sum(min(int(has.get(name, 0) / need + 1e-9) for name, need in needs.items()) for has in nodes)
 
     def require_room(self) -> None:
-        """For a cluster that does not grow.
+        """Raise if no worker fits a cluster that does not grow, because it would wait forever.
 
         Raises:
-            ValueError: if no node has room for a worker, so that it would wait for ever.
+            ValueError: if no node has room for a worker.
         """
         if not self.room():
             has = ", ".join(f"{_total(name):g} {name}" for name in ("CPU", "GPU"))
             raise ValueError(
-                f"this machine has no room for a worker, which wants {self.resolved()}; it has {has}: ask for less"
+                f"this machine has {has}, too little for a worker, which needs {self.resolved()}: request less"
             )
 
     def __str__(self) -> str:
@@ -156,7 +156,7 @@ class WorkerResources:
 
 
 def has_gpus(address: str) -> bool:
-    """True if the cluster at an address has GPUs now; for LOCAL before Ray has started, if this machine has.
+    """True if the cluster at an address (for LOCAL before Ray has started: this machine) has GPUs now.
 
     Raises:
         ConnectionError: if there is no cluster at the address.
@@ -165,7 +165,7 @@ def has_gpus(address: str) -> bool:
 
 
 def nodes_at(address: str) -> list[Node]:
-    """Resources of each node of the cluster at an address; for LOCAL before Ray has started, of this machine.
+    """Return the resources of each node of the cluster at an address; for LOCAL before Ray has started, this machine's.
 
     Raises:
         ConnectionError: if there is no cluster at the address.
@@ -182,8 +182,8 @@ def _counts_gpus(manager: Any) -> bool:
     return bool(manager.get_resource_name() == "GPU")
 
 
-def _cores_beside(gpus: float, nodes: Sequence[Node]) -> float:
-    """As many cores as leave none of the nodes' GPUs without a worker."""
+def _cores_with(gpus: float, nodes: Sequence[Node]) -> float:
+    """Return the number of cores per worker, up to MOST_CORES, at which every GPU of the nodes can have its worker."""
     if not gpus:
         return 1.0
     a_worker = [has.get("CPU", 0) * gpus // has["GPU"] for has in nodes if has.get("GPU")]
@@ -191,7 +191,7 @@ def _cores_beside(gpus: float, nodes: Sequence[Node]) -> float:
 
 
 def _nodes() -> list[Node]:
-    """Resources of each node that is there now."""
+    """Return the resources of each node that is alive now."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 

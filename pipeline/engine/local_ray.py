@@ -1,4 +1,4 @@
-"""A Ray that a run starts on this machine for itself: on loopback, with a token, in a folder of its user alone.
+"""Private Ray that a run starts on this machine: on loopback, with a token, in a folder that only its user can read.
 
 By default Ray puts its sockets and logs into `/tmp/ray`, where everybody may read and write.
 """
@@ -23,25 +23,25 @@ from pipeline.interruptions import ECHO, SIGNALS
 
 PREFIX = "ray-of-a-run-"
 LONGEST = 40
-"""Characters of a folder's path: a socket's has 107 at most, of which Ray's session takes up to 67."""
-YOUNG = 60.0  # seconds in which a folder may not have its lock yet
+"""Characters of the folder's path at most: a socket's path has at most 107, and Ray's session needs up to 67."""
+YOUNG = 60.0  # seconds in which a new folder may not have its lock yet
 STACK_TRACE = b"*** SIGTERM received"
-TRIES = 5  # a process that is ending may still add to a log
+TRIES = 5  # to remove a folder, because a process that is ending may still add to a log
 
 
 @contextmanager
 def private_folder() -> Iterator[str]:
-    """A temporary folder of this user alone, removed in the end; what killed runs have left is removed too.
+    """Yield a temporary folder that only this user can read; remove it at the end, with the folders of killed runs.
 
     Raises:
-        OSError: if no place takes one whose path is short enough.
+        OSError: if no place for temporary files has a path that is short enough.
     """
     parent = _short_folder()
     _sweep(parent)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-    lock = _lock(folder)  # the system lets go of it when this process ends, however that is
+    lock = _lock(folder)  # the system releases it when this process ends, even if it is killed
     try:
-        yield str(folder / "ray")  # Ray opens its own folder to everybody; its parent stays closed
+        yield str(folder / "ray")  # Ray opens this folder to everybody; its parent stays closed
     finally:
         _remove(folder)
         if lock is not None:
@@ -49,17 +49,17 @@ def private_folder() -> Iterator[str]:
 
 
 def _short_folder() -> Path:
-    """The first of the usual folders for temporary files that can be written to and leaves room for a socket's name."""
+    """Return the first writable folder for temporary files with a path that leaves room for a socket's name."""
     folders = [os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
     for folder in (Path(name).absolute() for name in folders if name):
         short = len(os.fsencode(folder / PREFIX)) + 8 <= LONGEST  # mkdtemp adds 8 characters
         if short and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
             return folder
-    raise OSError("no folder for temporary files with a short name can be written to; set TMPDIR=/tmp")
+    raise OSError("no folder for temporary files has a short path and can be written to; set TMPDIR=/tmp")
 
 
 def _lock(folder: Path) -> int | None:
-    """A lock on a folder, as an open file; None while another process has it."""
+    """Lock a folder and return the lock as an open file; None while another process holds it."""
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,7 +70,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def _sweep(parent: Path) -> None:
-    """Removes folders of this user's runs that were killed."""
+    """Remove the folders of this user's killed runs."""
     for folder in parent.glob(f"{PREFIX}*"):
         try:
             status = folder.lstat()
@@ -92,26 +92,24 @@ def _remove(folder: Path) -> None:
 
 
 def local_settings(folder: str) -> dict[str, Any]:
-    """Arguments of `ray.init` for a Ray of our own; sets the environment that all of its processes inherit."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of a local run leaves the machine
-    # Without one Ray would write a token to ~/.ray, readable for everybody, by which every cluster that is started
-    # later wants it from whoever joins. The environment of a process is its user's alone.
+    """Return arguments of `ray.init` for a private Ray; set the environment variables that its processes inherit."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local run sends nothing from this machine
+    # Without this variable Ray would write a token to ~/.ray, readable for everybody, and every cluster that is started
+    # later would require it. A process's environment is readable only for its user.
     if not os.environ.get("RAY_AUTH_TOKEN"):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    os.environ.pop(
-        "RAY_AUTH_MODE", None
-    )  # Ray takes a token then; `disabled` would open the run to the machine's users
-    # Ray swaps 127.0.0.1 for an outside address and listens there, unless it takes itself for a laptop's.
+    os.environ.pop("RAY_AUTH_MODE", None)  # Ray then requires a token; `disabled` would let in other users
+    # Ray replaces 127.0.0.1 by an outside address and listens there, unless clusters are disabled as on a laptop.
     ray_constants.ENABLE_RAY_CLUSTER = False
     return {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "_temp_dir": folder}
 
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Lets a signal wait until Ray has started or failed to: what is started by halves leaves processes behind.
+    """Hold back a signal until Ray has started or failed to start, because a half start leaves processes behind.
 
-    Ray puts two handlers of SIGTERM there meanwhile, which are taken away: one ends the process with exit code 15, the
-    other, of its C++ core from within `connect` on, prints a stack trace. A second signal does not wait.
+    A second signal is not held back. Ray's two own handlers of SIGTERM are removed: one ends the process with exit code
+    15; the other, which Ray's C++ core installs within `connect`, prints a stack trace.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -124,7 +122,7 @@ def signals_wait() -> Iterator[None]:
         if came and time.monotonic() - came[0][1] > ECHO and callable(handler):
             handler(number, frame)
         came.append((number, time.monotonic()))
-        signal.alarm(0)  # C++, where it had the signal first, has set one to abort the process in three seconds
+        signal.alarm(0)  # if C++ had the signal first, it set an alarm to abort the process in three seconds
 
     def install(handlers: Mapping[int, Any]) -> None:
         for number, handler in handlers.items():
@@ -151,10 +149,10 @@ def signals_wait() -> Iterator[None]:
 
 @contextmanager
 def _without_stack_trace() -> Iterator[None]:
-    """Sets aside what is written to standard error, where C++ writes too, and leaves out what came of a SIGTERM."""
+    """Hold back standard error, to which C++ writes too, and drop it if it has the stack trace of a SIGTERM."""
     try:
         standard_error = os.dup(2)
-    except OSError:  # it is closed
+    except OSError:  # standard error is closed
         yield
         return
     with tempfile.TemporaryFile() as aside:

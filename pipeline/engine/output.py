@@ -1,8 +1,8 @@
-"""The output of a run: a folder that one run at a time begins, resumes, or grows by more rows of its source.
+"""Output folder of a run, which one run at a time begins, resumes or extends by more rows of its source.
 
 A dataset grows with the same command and a larger `--limit`. Units that are the same in both plans keep their labels:
-their shards are written again, with the name and the provenance of the larger plan. At no moment are a row's labels in
-two shards. Killed anywhere, the same command completes it.
+their shards are rewritten with the name and the provenance of the larger plan. At no moment are a row's labels in two
+shards. If a run is killed at any point, the same command completes its dataset.
 """
 
 import fcntl
@@ -29,27 +29,27 @@ from schemas.layout import LEDGER_FOLDER, Subset, require_contained, shard_name
 from schemas.receipts import COMMITTED, LOCK_FILE, PLAN_FILE, RECEIPTS, Plan, PlannedFile, Receipt
 
 GROWING_FILE = "growing"
-"""In the ledger while shards of two plans may lie side by side."""
+"""Marker in the ledger while it may hold shards of two plans."""
 
 LOG = logging.getLogger(__name__)
 
 
 class ExistingRun(NamedTuple):
-    """The run that is resumed, if any, by its plans in the repository and in the folder."""
+    """Plans of the run that is resumed, if any, in the repository and in the folder."""
 
     published: Plan | None
     in_folder: Plan | None
 
     @property
     def plan(self) -> Plan | None:
-        """The plan that the same command resumes: the repository's, if there is one."""
+        """Plan that the same command resumes: the repository's, or else the folder's."""
         return self.published or self.in_folder
 
     def require_continued(self, run: Run, files: Sequence[File], output: str | None) -> None:
-        """Refuse a run that does not continue this one, by its settings or by the columns that it writes.
+        """Raise if a run does not continue this one.
 
         Raises:
-            ValueError: if its settings differ, except that a folder takes in more rows of the same source.
+            ValueError: if its settings or its columns differ, except for more rows of the same source in a folder.
         """
         for place, plan in ((output, self.published), (run.subset.root, self.in_folder)):
             if plan is not None:
@@ -58,20 +58,20 @@ class ExistingRun(NamedTuple):
 
 
 def find_run(repository: Repository | None, subset: Subset) -> ExistingRun:
-    """The run that writes a subset, in the repository that it publishes to and in its folder.
+    """Find the run that writes a subset, in the repository that it publishes to and in its folder.
 
     Raises:
-        ValueError: if a plan is damaged, or the folder holds anything else.
+        ValueError: if a plan is damaged, or the folder holds other files.
     """
     return ExistingRun(PublishedLedger(repository, subset).plan() if repository else None, existing_plan(subset))
 
 
 def existing_plan(subset: Subset) -> Plan | None:
-    """The plan of the run that writes a subset; None where there is no run.
+    """Return the plan of the run that writes a subset; None if there is no run.
 
     Raises:
-        ValueError: if the folder holds anything but subsets, or other files stand where this one's belong, or something
-            of it lies elsewhere, or the plan is damaged.
+        ValueError: if the plan is damaged, an entry of the folder is a link to elsewhere or not a file, the folder
+            holds files other than subsets, or other files are in the places of this subset's files.
     """
     require_contained(subset.root)
     if (plan := Ledger(subset).plan()) is not None:
@@ -86,7 +86,7 @@ def existing_plan(subset: Subset) -> Plan | None:
 
 
 def grows(existing: Provenance, requested: Provenance) -> bool:
-    """True if all that differs is that more rows of the same source are requested."""
+    """True if the only difference is that more rows of the same source are requested."""
     rows = requested.source_rows
     return existing.source_rows < rows and replace(existing, source_rows=rows) == requested
 
@@ -100,21 +100,23 @@ def _require_continued(place: str, run: Run, existing: Provenance) -> None:
 def require_growing(
     place: str, subset: Subset, existing: Provenance, requested: Provenance, *, published: bool
 ) -> None:
-    """Refuse another limit, unless it is larger and the dataset is one of a folder.
+    """Raise if the limit differs, unless it is larger and the dataset is in a folder.
+
+    A dataset on the Hub cannot grow, because its shards would change the names under which readers know them.
 
     Raises:
-        ValueError: if fewer rows are requested, or the dataset is one of the Hub, whose readers have its shards' names.
+        ValueError: if fewer rows are requested, or more rows of a dataset on the Hub.
     """
     if grows(requested, existing):
         raise ValueError(
-            f"{place} holds {existing.source_rows:,} documents and `limit` asks for {requested.source_rows:,}; give "
-            "the larger limit again, or choose another `output`"
+            f"{place} holds {existing.source_rows:,} documents, more than the {requested.source_rows:,} of `limit`; "
+            "give the larger limit again, or choose another `output`"
         )
     from_hub = any((subset.ledger / RECEIPTS).glob(COMMITTED))
     if grows(existing, requested) and (published or from_hub):
         raise ValueError(
-            f"{place} was begun with {existing.source_rows:,} documents, not {requested.source_rows:,}, and a "
-            "published dataset does not grow; choose another `output` or `subset`"
+            f"{place} was started with {existing.source_rows:,} documents, not {requested.source_rows:,}, and a "
+            "published dataset cannot grow; choose another `output` or `subset`"
         )
 
 
@@ -124,7 +126,7 @@ def require_same(
     """Raise if an existing run has different settings.
 
     Raises:
-        ValueError: if so, with all that differs.
+        ValueError: if it has, with all differences.
     """
     old, new = vars(existing), vars(requested)
     if differing := [f"{name} {old[name]} there, {new[name]} now" for name in old if old[name] != new[name]]:
@@ -132,29 +134,29 @@ def require_same(
 
 
 def require_same_columns(place: str, requested: pa.Schema, existing: Plan, files: Sequence[File]) -> None:
-    """Raise if a run that is resumed has written columns of other types, so that its shards would differ.
+    """Raise if a resumed run has written columns of other types, so that its shards would differ.
 
     Raises:
-        ValueError: if so, naming the column.
+        ValueError: if it has, naming the column.
     """
     for field in requested:
         if existing.schema is None:
-            # Until plans had columns, these were written as text.
+            # Before plans recorded columns, columns of these types were written as text.
             changed = pa.types.is_nested(field.type) or pa.types.is_null(field.type) or is_json(field)
             same = field.name in DESCRIPTIONS or not changed or all(file.format != "JSON lines" for file in files)
         else:
             same = field.name in existing.schema.names and plain_field(existing.schema.field(field.name)).equals(field)
         if not same:
-            message = f"{place} was begun by another version, which wrote column `{field.name}` with another type"
+            message = f"{place} was started by another version, which wrote column `{field.name}` with another type"
             raise ValueError(f"{message}; complete it with that version, or choose another `output` or `subset`")
 
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Keeps other runs from the folder meanwhile; the lock of a killed process is released.
+    """Lock the folder against other runs; the lock of a killed process is released.
 
     Raises:
-        ValueError: if another run has it, or something of it lies elsewhere.
+        ValueError: if another run holds the lock, or an entry of the folder is a link to elsewhere or not a file.
     """
     require_contained(output)
     output.joinpath(LEDGER_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -162,19 +164,19 @@ def locked(output: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"another run is at work in {output}; wait for it, or choose another folder") from error
+            raise ValueError(f"another run is writing to {output}; wait for it, or choose another folder") from error
         yield
 
 
 def open_run(subset: Subset, plan: Plan, units: Sequence[Unit]) -> None:
-    """Begin a run in an empty folder or resume the same one, which may have had a smaller limit.
+    """Begin a run in an empty folder, or resume the same run, which may have had a smaller limit.
 
-    What an interrupted run left is removed: half-written files, shards without a receipt, and notes on quarantined
-    units, which get another chance. Receipts that are damaged, or whose shards are gone or cut, are removed with a
-    warning.
+    The leftovers of an interrupted run are removed: half-written files, shards without a receipt, and notes on
+    quarantined units, which are retried. Receipts that are damaged, or whose shards are missing or cut short, are
+    removed with a warning.
 
     Raises:
-        ValueError: if the folder holds anything else, another run's dataset among them. Nothing is written then.
+        ValueError: if the folder holds anything else, for example another run's dataset; nothing is written then.
     """
     ledger, existing = Ledger(subset), existing_plan(subset)
     if existing is None:
@@ -218,7 +220,7 @@ def _sweep(ledger: Ledger, keep: set[str]) -> None:
 
 
 def _grow(ledger: Ledger, units: Sequence[Unit], schema: pa.Schema | None) -> None:
-    """Makes all shards such as the plan's units have, where a smaller plan's may lie."""
+    """Turn all shards, some of which may be a smaller plan's, into shards of this plan's units."""
     assert schema is not None
     for receipt in ledger.receipts():
         unit, shard = units[receipt.unit], ledger.subset.data / receipt.shard
@@ -226,14 +228,14 @@ def _grow(ledger: Ledger, units: Sequence[Unit], schema: pa.Schema | None) -> No
         if receipt.counts.rows != unit.stop - unit.start:  # the smaller limit cut it short
             ledger.delete([receipt])
         elif not _is_whole(shard, receipt):
-            LOG.warning("%s does not hold what was written, and its rows are labelled anew", shard)
+            LOG.warning("%s does not hold what was written, and its rows are labelled again", shard)
             ledger.delete([receipt])
         elif receipt.shard != name or _provenance(shard_schema(shard)) != _provenance(schema):
             _renew(ledger, receipt, name, schema)
 
 
 def _is_whole(shard: Path, receipt: Receipt) -> bool:
-    """True if a shard's bytes are those of its receipt: a new receipt would speak for damaged ones too."""
+    """True if a shard's bytes match its receipt; checked because a new receipt would vouch for damaged bytes too."""
     with shard.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == receipt.sha256
 
@@ -243,7 +245,7 @@ def _provenance(schema: pa.Schema) -> bytes | None:
 
 
 def _renew(ledger: Ledger, receipt: Receipt, name: str, schema: pa.Schema) -> None:
-    """Writes a shard again. Where this is killed, the unit has no shard with a receipt, and is labelled anew."""
+    """Rewrite a shard; if killed in between, its unit has no receipt and is labelled again."""
     shard = ledger.subset.data / name
     unfinished = unfinished_name(shard)
     digest = write_shard(unfinished, _tables(ledger.subset.data / receipt.shard, schema), schema)

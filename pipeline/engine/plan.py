@@ -1,4 +1,4 @@
-"""The plan: a source's rows divided into units, one per shard, and the run that labels them."""
+"""The plan: a source's rows divided into units, one per shard; and the run that labels the units."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
@@ -16,8 +16,8 @@ from schemas.annotations import Device, Dtype, Provenance
 from schemas.layout import Subset
 
 FEWEST_ROWS, MOST_ROWS, UNITS_WANTED = 8, 16384, 16
-MOST_UNITS = 10**7  # 164 billion rows by default; a footer, which anybody writes, may name any number
-LOOKS_AT_A_TIME = 16  # files inspected at once: on a remote store most of it is waiting for an answer
+MOST_UNITS = 10**7  # 164 billion rows by default; a cap, because anybody may write a footer with any number of rows
+LOOKS_AT_A_TIME = 16  # files inspected at once, because inspecting a remote file is mostly waiting for an answer
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Unit:
 
 @dataclass(frozen=True)
 class Source:
-    """The input of a run: its files, their content in brief, the schema they share and a digest of them all."""
+    """Input of a run: its files, a summary of each, their common schema and the digest of all of them."""
 
     files: tuple[File, ...]
     infos: tuple[FileInfo, ...]
     schema: pa.Schema
     sha256: str
     choices: tuple[str, ...] = ()
-    """The choices made in folders with several configurations or splits."""
+    """Configurations and splits that were chosen in folders that have several."""
 
     @property
     def rows(self) -> int:
@@ -52,13 +52,13 @@ class Source:
 def inspect(
     files: Sequence[File], column: Column, choices: tuple[str, ...] = (), passed: Collection[str] | None = None
 ) -> Source:
-    """Inspect every file: a Parquet file's footer, JSON lines and text from beginning to end.
+    """Inspect every file: the footer of a Parquet file, all of a JSON or text file.
 
-    Only columns in `passed` are compared, all of them if None.
+    Only the columns in `passed` are compared between files; all of them if None.
 
     Raises:
-        ValueError: if a file is unreadable, lacks a column, or has a type there that does not go with another file's.
-        OSError: if a file is gone, or its store cannot be reached.
+        ValueError: if a file is unreadable, lacks a column, or has a column whose type does not fit another file's.
+        OSError: if a file is missing, or its store cannot be reached.
     """
     with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
         infos = tuple(pool.map(lambda file: inspect_file(file, column, passed), files))
@@ -67,19 +67,19 @@ def inspect(
 
 
 def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list[Unit]:
-    """Consecutive units of at most `rows_per_unit` rows that do not cross files, `limit` rows in all.
+    """Divide the source into consecutive units of at most `rows_per_unit` rows within a file, `limit` rows in all.
 
-    Where a file's row groups are smaller than that, a unit is made of whole ones, so that no group is read twice.
+    If a file's row groups are smaller than a unit, a unit consists of whole groups, so that no group is read twice.
 
     Raises:
-        ValueError: if there would be more than MOST_UNITS.
+        ValueError: if there would be more than MOST_UNITS units.
     """
     units: list[Unit] = []
     left = source.rows if limit is None else limit
     for file, info in zip(source.files, source.infos, strict=True):
         start = 0
         for stop in _borders(info.groups, rows_per_unit):
-            if start >= left:  # a footer may name any number of rows after the limit
+            if start >= left:  # stop here: a footer may name any number of rows after the limit
                 break
             if len(units) == MOST_UNITS:
                 more = f"{file.url}, of {info.rows:,} rows, takes the input beyond {MOST_UNITS:,} shards"
@@ -91,12 +91,12 @@ def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list
 
 
 def default_rows_per_unit(rows: int) -> int:
-    """Enough units to share out, from the rows alone, so that the shards do not depend on the number of workers."""
+    """Return the default rows per unit, which depends only on the rows, so that the shards do not depend on workers."""
     return min(MOST_ROWS, max(FEWEST_ROWS, -(-rows // UNITS_WANTED)))
 
 
 def _borders(groups: Sequence[int], rows_per_unit: int) -> Iterator[int]:
-    """Rows at which the units of a file end."""
+    """Yield the rows at which a file's units end."""
     start = position = 0
     for rows in groups:
         if position > start and position + rows > start + rows_per_unit:
@@ -108,20 +108,20 @@ def _borders(groups: Sequence[int], rows_per_unit: int) -> Iterator[int]:
         yield position
 
 
-# Linux's names for x86 instructions that multiply bfloat16. A core with AVX512-BF16 labelled 2.0 times as many tokens a
-# second in it as in float32 with the shipped second-order model, 1.9 times with the estimator, 2.5 times with SmolLM2;
-# without such instructions bfloat16 is slower than float32.
+# Linux's names for x86 instructions that multiply bfloat16. On a core with AVX512-BF16, bfloat16 labelled more tokens/s
+# than float32: 2.0 times as many with the shipped second-order model, 1.9 times with the estimator, 2.5 times with
+# SmolLM2. Without these instructions bfloat16 is slower than float32.
 BFLOAT16_INSTRUCTIONS = frozenset({"avx512_bf16", "amx_bf16"})
 CPU_INFO = Path("/proc/cpuinfo")
 
 
 def fast_dtype(device: Device, cpu_info: Path = CPU_INFO) -> Dtype:
-    """bfloat16 on a GPU and on a CPU that multiplies in it, float32 on any other CPU."""
+    """Return bfloat16 for a GPU or a CPU with bfloat16 instructions, float32 for any other CPU."""
     return "bfloat16" if device == "cuda" or BFLOAT16_INSTRUCTIONS & _cpu_flags(cpu_info) else "float32"
 
 
 def _cpu_flags(cpu_info: Path) -> set[str]:
-    """Features of the first core by Linux; none on other systems."""
+    """Return the features of the first core that Linux lists; none on other systems."""
     lines = cpu_info.read_text(encoding="utf-8").splitlines() if cpu_info.is_file() else []
     return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
 
@@ -131,49 +131,50 @@ class Snapshot:
     """A checkpoint from the Hub."""
 
     name: str
-    """With the commit: USER/NAME@COMMIT."""
+    """Name with the commit: USER/NAME@COMMIT."""
     folder: Path
-    """Its copy on the node that prepared the run."""
+    """Copy of the checkpoint on the node that prepared the run."""
 
     def here(self) -> Path:
-        """Its copy on this node, fetched if there is none."""
+        """Return the copy on this node; fetch the checkpoint if there is none."""
         return Checkpoint.find(self.name).folder.resolve()
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run: all that its units share."""
+    """A run: everything that its units share."""
 
     subset: Subset
-    """The output."""
+    """Output."""
     checkpoints: tuple[Path, ...]
-    """One, or one a fold."""
+    """One checkpoint, or one per fold."""
     tokenizer: Path | None
-    """Of `input_ids`."""
+    """Tokenizer of `input_ids`; None if the documents are already tokenized."""
     estimator_tokenizer: Path | None
-    """Of the checkpoints, where it is another: labels are then moved to the tokens of `input_ids`."""
+    """The checkpoints' tokenizer if it is another; labels are then moved to the tokens of `input_ids`."""
     provenance: Provenance
     source_schema: pa.Schema
     """Columns that are read."""
     schema: pa.Schema
     """Columns that are written."""
     units: int
+    """Number of units."""
     repository: Repository | None = None
-    """The dataset is published there, if anywhere."""
+    """Repository that the dataset is published to, if any."""
     snapshot: Snapshot | None = None
-    """The checkpoints are fetched from there, if from the Hub."""
+    """Snapshot that holds the checkpoints, if they are from the Hub."""
 
     @property
     def column(self) -> Column:
-        """The column that documents are read from."""
+        """Column that documents are read from."""
         settings = self.provenance
         return Column(settings.text_column, tokenized=self.tokenizer is None, longest=settings.longest_document)
 
     def on_this_node(self) -> "Run":
-        """The same with paths that exist here, though nodes share no cache of the Hub.
+        """Return the run with paths that exist on this node, even if nodes share no cache of the Hub.
 
         Raises:
-            ValueError: if the checkpoint has to be fetched and cannot be.
+            ValueError: if the checkpoint must be fetched and cannot be.
         """
         if self.snapshot is None:
             return self

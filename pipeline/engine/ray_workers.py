@@ -1,4 +1,4 @@
-"""Ray's workers: actors of a cluster, started while it has room, called, and killed when they are dismissed."""
+"""Workers on Ray: actors that are started while the cluster has room, and killed when they are dismissed."""
 
 import logging
 import os
@@ -20,19 +20,20 @@ from pipeline.engine.workers import CallResult, Load, Worker, WorkerHandle, Work
 from pipeline.messages import log_to_stderr
 from schemas.annotations import Device
 
-PATIENCE = 10.0  # seconds for what a worker does besides its units
-LOOK = 5.0  # seconds between looks at the cluster
-ASK, ASKED_A_SECOND = 2.0, 100  # seconds until all workers are asked how far they are, or as they are so many longer
+PATIENCE = 10.0  # seconds that the driver waits for workers to delete shards
+LOOK = 5.0  # seconds between checks of the cluster
+# Every ASK seconds all workers are asked how far they are; less often if that would be more than ASKED_A_SECOND.
+ASK, ASKED_A_SECOND = 2.0, 100
 
 LOG = logging.getLogger(__name__)
 
 
 class WorkerLostError(Exception):
-    """The worker died, or its node is gone; another worker may label the rows."""
+    """Raised if a worker died or its node is gone; another worker may label the rows."""
 
 
 class RayWorkerPool(WorkerPool):
-    """`workers` is how many to keep, None for all that the cluster has room for and more."""
+    """Pool of `workers` actors on a Ray cluster; None for as many as fit the cluster, which may grow."""
 
     units_at_a_time = 2  # one is labelled while the next is read
     failed_starts_that_end = 3
@@ -47,7 +48,7 @@ class RayWorkerPool(WorkerPool):
         self.answers: dict[WorkerHandle, dict[Unit, Amount]] = {}
 
     def scale_up(self, needed: int) -> None:
-        """Start workers now and then, and when one has died; at most as many as are needed.
+        """Start missing workers, at most `needed` in all; look for them every LOOK seconds and after a worker's death.
 
         Raises:
             ConnectionError: if Ray is gone.
@@ -59,15 +60,15 @@ class RayWorkerPool(WorkerPool):
         require_ray()
         self.next_look = time.monotonic() + LOOK
         before, self.room = self.room, self.share.room()
-        # Twice what there is room for: workers that wait for room make a cluster that can grow do so.
+        # Twice the room: workers that wait for room make an autoscaling cluster grow.
         requested = self.size or max(1, 2 * self.room)
         for _ in range(min(requested, needed) - len(self.workers)):
             self._start()
         if before and not self.room:
-            LOG.warning("no node has room for a worker, which wants %s", self.share)
+            LOG.warning("no node has room for a worker, which needs %s", self.share)
 
     def _start(self) -> None:
-        actor: Any = Actor  # ray.remote made an actor class of it, which its type does not show
+        actor: Any = Actor  # the type does not show that ray.remote made it an actor class
         device: Device = "cuda" if self.share.gpus else "cpu"
         options = {
             "num_cpus": self.share.cpus,
@@ -81,29 +82,29 @@ class RayWorkerPool(WorkerPool):
     def assign(self, worker: WorkerHandle, unit: Unit) -> None:
         """Let a worker annotate a unit."""
         worker.units.add(unit)
-        self.answers.get(worker, {}).pop(unit, None)  # of an earlier try
+        self.answers.get(worker, {}).pop(unit, None)  # from an earlier attempt
         self._expect(worker, unit, worker.actor.annotate.remote(unit))
 
     def _expect(self, worker: WorkerHandle, unit: Unit | None, reference: Any) -> None:
-        """Queues a call's result when it has ended: the driver's work for a unit does not grow with the workers."""
+        """Queue a call's result when the call ends; the driver's work per unit does not grow with the workers."""
         reference.future().add_done_callback(lambda future: self.results.put((worker, unit, future)))
 
     def _ask_progress(self) -> None:
-        """Asks all workers how far they are with their units; nobody waits for the answers."""
+        """Ask all workers how far they are with their units, without waiting for the answers."""
         self.next_question = time.monotonic() + max(ASK, len(self.ready) / ASKED_A_SECOND)
         for worker in self.ready:
             worker.actor.progress.remote().future().add_done_callback(partial(self._answered, worker))
 
     def _answered(self, worker: WorkerHandle, answer: Any) -> None:
-        if worker in self.workers and answer.exception() is None:  # a worker's end shows in another call's result
+        if worker in self.workers and answer.exception() is None:  # another call's result tells of a worker's end
             self.answers[worker] = answer.result()
 
     def progress(self, worker: WorkerHandle) -> dict[Unit, Amount]:
-        """The worker's last answer."""
+        """Return the labelled part of each of the worker's units, from its last answer."""
         return self.answers.get(worker, {})
 
     def next_result(self, timeout: float) -> CallResult | None:
-        """Next finished call, or None after `timeout` seconds."""
+        """Return the next finished call, or None after `timeout` seconds."""
         try:
             worker, unit, future = self.results.get(timeout=timeout)
         except queue.Empty:
@@ -113,22 +114,22 @@ class RayWorkerPool(WorkerPool):
         return CallResult(worker, unit, None if error else future.result(), _cause(error))
 
     def dismiss(self, worker: WorkerHandle) -> None:
-        """End a worker; another one takes its place."""
+        """End a worker; another one replaces it."""
         if worker in self.workers:
             ray.kill(worker.actor)
-        if worker in self.ready:  # else it died at its start: another one at once might do the same
+        if worker in self.ready:  # else it died at its start, and its replacement might do the same: do not hurry
             self.next_look = 0.0
         super().dismiss(worker)
         self.answers.pop(worker, None)
 
     def delete_published(self, shards: Sequence[str]) -> None:
-        """Delete published shards on every node; return when they are, or after PATIENCE seconds."""
+        """Delete published shards on every node; return when they are deleted, or after PATIENCE seconds."""
         one_per_node = {worker.node: worker for worker in self.ready}.values()
         if calls := [worker.actor.delete_published.remote(shards) for worker in one_per_node]:
             ray.wait(calls, num_returns=len(calls), timeout=PATIENCE)
 
     def nodes(self) -> set[str | None]:
-        """Nodes that are alive."""
+        """Return the ids of the nodes that are alive."""
         return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
     def close(self) -> None:
@@ -138,7 +139,7 @@ class RayWorkerPool(WorkerPool):
 
 
 def _cause(error: BaseException | None) -> BaseException | None:
-    """The worker's own error, or the loss of the worker: below its first line Ray gives advice."""
+    """Return the worker's own error, or a WorkerLostError with the first line of Ray's error, without Ray's advice."""
     if isinstance(error, RayTaskError):
         cause: BaseException = error.cause
         return cause
@@ -150,9 +151,9 @@ def _cause(error: BaseException | None) -> BaseException | None:
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class Actor(Worker):
-    """A worker in a process of its own: one per GPU, a share of one, or one per CPU core.
+    """A worker in a process of its own, on a GPU, a fraction of a GPU or a CPU core.
 
-    Ray restarts nothing by itself: a call to a restarting actor fails at once, so the driver starts another one.
+    Ray restarts no actor, because a call to a restarting actor fails at once; the driver starts a new one instead.
     """
 
     metrics: "Metrics | None" = None
@@ -161,7 +162,7 @@ class Actor(Worker):
         log_to_stderr(logging.INFO)
         context = ray.get_runtime_context()
         cores = context.get_assigned_resources().get("CPU", 1.0)
-        os.environ["RAYON_NUM_THREADS"] = str(max(1, int(cores)))  # the tokenizer's, which takes all cores by itself
+        os.environ["RAYON_NUM_THREADS"] = str(max(1, int(cores)))  # for the tokenizer, which takes all cores by default
         super().load()
         self.metrics = Metrics()
         return str(context.get_node_id())
@@ -174,19 +175,19 @@ class Actor(Worker):
 
 
 class Metrics:
-    """A worker's figures in Ray's dashboard, and in a Prometheus that asks Ray."""
+    """A worker's metrics, for Ray's dashboard and for Prometheus."""
 
     def __init__(self) -> None:
         self.units = Counter("token_entropy_units", "Units committed")
         self.tokens = Counter("token_entropy_tokens", "Tokens in committed units")
-        self.fill = Gauge("token_entropy_batch_fill", "Share of the last unit's batches that is no padding")
+        self.fill = Gauge("token_entropy_batch_fill", "Share of the last unit's batches that is not padding")
         self.wait = Gauge("token_entropy_device_wait", "Share of its time on the last unit that the device waited")
 
     def record(self, result: UnitResult) -> None:
-        """Adds a unit."""
+        """Add a unit."""
         receipt, stages, _ = result
         self.units.inc()
-        if receipt.counts.tokens:  # Ray refuses to count up by nothing
+        if receipt.counts.tokens:  # Ray refuses to add 0 to a counter
             self.tokens.inc(receipt.counts.tokens)
         self.fill.set(stages.batch_fill)
         self.wait.set(stages.device_wait)

@@ -1,8 +1,8 @@
-"""The scheduler: gives units to workers, retries those that failed, and quarantines those that cannot be labelled.
+"""The scheduler: assigns units to workers, retries failed units, and quarantines units that cannot be labelled.
 
-Fresh units come longest first, those of equal length spread over the files, so that one bad file does not come all at
-once. A failed unit is retried after a pause, by another worker if there is one that takes it in time: the fault may be
-the worker's. Where workers run is up to their pool; nothing of Ray is known here.
+Fresh units are assigned longest first; units of equal length are shuffled, so that those of one bad file do not come
+all at once. A failed unit is retried after a pause, by another worker if one is free in time, because the fault may be
+the worker's. The pool decides where workers run; the scheduler knows nothing of Ray.
 """
 
 import heapq
@@ -22,37 +22,37 @@ from pipeline.engine.workers import CallResult, WorkerHandle, WorkerPool, descri
 from schemas.layout import shard_name
 from schemas.receipts import Quarantined
 
-HOPELESS = 8  # failures in a row and no success: a worker is replaced, a run ended
-REST = 10.0  # seconds that a worker stops for each unit in a row that it cannot read: the source may be down
-PATIENCE = 1.0  # seconds until the caller hears that nothing has happened
-SLOW = 3.0  # times the mean that a unit takes at the end of a run before an idle worker starts it too
+HOPELESS = 8  # failures in a row after which a worker is replaced, or a run without any success ends
+REST = 10.0  # seconds that a worker pauses for each unit in a row that it could not read: the source may be down
+PATIENCE = 1.0  # seconds without a result after which the caller gets None
+SLOW = 3.0  # times a unit's mean duration after which, at the end of a run, an idle worker starts the unit too
 
 LOG = logging.getLogger(__name__)
 
 
 class Scheduler:
-    """One run over its units that are left, of which `done` others are finished already."""
+    """Scheduler of a run's remaining units; `done` other units are already finished."""
 
     def __init__(self, run: Run, units: Sequence[Unit], pool: WorkerPool, *, done: int = 0) -> None:
         self.run, self.pool, self.done = run, pool, done
         self.backlog, self.unfinished = Backlog(units), set(units)
         self.started: dict[Unit, float] = {}
-        """Times at which units at work were first assigned."""
+        """Time at which each unit in progress was first assigned."""
         self.finished, self.quarantined = 0, 0
         self.seconds = 0.0
-        """Of all finished units together."""
+        """Sum of the durations of all finished units."""
         self.next_look = 0.0
 
     @property
     def ready_workers(self) -> int:
-        """Number of workers that have loaded."""
+        """Number of workers that have loaded the model."""
         return len(self.pool.ready)
 
     @property
     def progress(self) -> Amount:
-        """The labelled part of units that are not committed; another thread may ask.
+        """Labelled part of the units that are not committed; another thread may read it.
 
-        Of a unit that two workers label, the farther one counts. What a worker had of a unit is lost with its call.
+        If two workers label a unit, the one that is further counts. If a worker's call fails, its part is lost.
         """
         farthest: dict[Unit, Amount] = {}
         for worker in tuple(self.pool.ready):
@@ -63,10 +63,10 @@ class Scheduler:
         return Amount(*(sum(part) for part in zip(*farthest.values(), strict=True))) if farthest else Amount()
 
     def outcomes(self) -> Generator[Outcome, None, None]:
-        """The outcome of every unit, as it happens; None after a second without one.
+        """Yield the outcome of every unit as it comes, and None after each second without one.
 
         Raises:
-            ValueError: if workers cannot load, the output cannot be written, or unit after unit fails from the start.
+            ValueError: if workers cannot load, the output cannot be written, or the first units all fail.
         """
         try:
             while self.unfinished:
@@ -83,7 +83,7 @@ class Scheduler:
             self.pool.delete_published(shards)
 
     def _look(self) -> None:
-        """Handles what no event announces: room for workers, pauses that are over, slow units at the end."""
+        """Handle changes that no event announces: room for workers, pauses that are over, slow units at the end."""
         self.pool.scale_up(len(self.unfinished))
         if time.monotonic() >= self.next_look:
             self.next_look = time.monotonic() + PATIENCE
@@ -92,7 +92,7 @@ class Scheduler:
                 self._start_slow_again()
 
     def _settle(self, result: CallResult) -> Outcome:
-        """Handles a finished call, and assigns its worker, if it lives, the next units."""
+        """Handle a finished call, and assign the next units to its worker if the worker is alive."""
         worker, unit, value, error = result
         outcome: Outcome = None
         if error is not None:
@@ -113,7 +113,7 @@ class Scheduler:
         return result
 
     def _assign_waiting(self, worker: WorkerHandle) -> None:
-        """Assigns a worker a unit to label and one to read ahead; a suspect is assigned by itself."""
+        """Assign a worker a unit to label and one to read ahead; a unit that failed before is assigned by itself."""
         while worker in self.pool.ready and time.monotonic() >= worker.rests_until and (unit := self._next(worker)):
             self._assign(worker, unit)
 
@@ -136,7 +136,7 @@ class Scheduler:
             self._assign_waiting(worker)
 
     def _start_slow_again(self) -> None:
-        """Assigns slow units to idle workers too. Their shards will be the same, whoever is first."""
+        """Assign slow units to idle workers too; the shard is the same, whichever worker finishes first."""
         if not self.finished:
             return
         limit = time.monotonic() - SLOW * self.seconds / self.finished
@@ -144,7 +144,7 @@ class Scheduler:
         slow = [unit for unit, since in self.started.items() if since < limit and workers_of[unit] == 1]
         for worker, unit in zip(self._idle(), slow, strict=False):
             if unit not in self.backlog.attempts:
-                LOG.info("unit %d takes long; a second worker begins it", unit.index)
+                LOG.info("unit %d is slow; a second worker starts it too", unit.index)
                 self._assign(worker, unit)
 
     def _failed(self, worker: WorkerHandle, unit: Unit | None, error: BaseException) -> Outcome:
@@ -154,18 +154,18 @@ class Scheduler:
             self.pool.failed_to_start(worker, error)
             return None
         worker.failures += 1
-        sound = isinstance(error, ValueError | SourceError)  # else it or its device is gone, or not to be trusted
+        sound = isinstance(error, ValueError | SourceError)  # else the worker or its device failed
         if not sound or worker.failures >= HOPELESS:
             self.pool.dismiss(worker)
         elif isinstance(error, SourceError):
             worker.rests_until = time.monotonic() + REST * worker.failures
         if unit not in self.unfinished or any(unit in other.units for other in self.pool.workers):
-            return None  # another worker has done it or is still at it
+            return None  # another worker has finished the unit or is still labelling it
         self.started.pop(unit, None)
         attempts = self.backlog.add(unit, Attempt(worker, worker.node, wrong=isinstance(error, ValueError)))
         if self.backlog.is_exhausted(unit, self.pool.nodes()):
             return self._quarantine(unit, error)
-        LOG.warning("unit %d failed, try %d: %s", unit.index, attempts, describe(error))
+        LOG.warning("unit %d failed (attempt %d): %s", unit.index, attempts, describe(error))
         self.backlog.put_back(unit, at_once=not sound)
         self._assign_to_idle()
         return None
@@ -177,22 +177,22 @@ class Scheduler:
             file=recorded([unit.file.url])[0],
             start=unit.start,
             stop=unit.stop,
-            reason=f"{describe(error)} ({len(self.backlog.attempts.pop(unit))} tries)",
+            reason=f"{describe(error)} ({len(self.backlog.attempts.pop(unit))} attempts)",
         )
         self.unfinished.remove(unit)
         self.quarantined += 1
-        # Bad units fail in a moment: those at work, which may be sound, must not outnumber them.
+        # Bad units fail fast, so the run ends only if at least as many failed as are in progress, which may be sound.
         if not self.done + self.finished and self.quarantined >= max(min(HOPELESS, self.run.units), len(self.started)):
-            raise ValueError(f"no unit succeeds; {note}")
+            raise ValueError(f"no unit succeeded; {note}")
         Ledger(self.run.subset).quarantine(note)
         LOG.error("%s", note)
         return note
 
 
 ATTEMPTS = 3
-NODES_LOST = 10  # with as many nodes a unit is quarantined though none of its workers died alone
-PAUSE = 10.0  # seconds until the second try of what a sound worker could not do; ten times as many until the third
-GRACE = 60.0  # seconds that a unit is kept for other workers than those that failed with it
+NODES_LOST = 10  # failed attempts after which a unit is quarantined even if each time the whole node was lost
+PAUSE = 10.0  # seconds until the second attempt if the worker was sound; ten times as long until the third
+GRACE = 60.0  # seconds for which a unit is kept for workers that have not failed with it
 
 
 @dataclass(frozen=True)
@@ -202,40 +202,40 @@ class Attempt:
     worker: Hashable
     node: str | None
     wrong: bool
-    """Whether the rows, or their labels, were found to be wrong."""
+    """True if the rows or their labels were found to be wrong."""
 
 
 class Backlog:
-    """Units that wait for a worker, and the failed attempts at them. Times are of `time.monotonic`."""
+    """Units that wait for a worker, and the failed attempts at units. Times are those of `time.monotonic`."""
 
     def __init__(self, units: Sequence[Unit]) -> None:
         spread = random.Random(0).sample(units, len(units))
         self.fresh = deque(sorted(spread, key=lambda unit: unit.start - unit.stop))
         self.failed: list[tuple[float, int, Unit]] = []
-        """A heap: when each may be taken again, and its number."""
+        """Heap of the failed units: the time from which a unit may be taken again, its index, and the unit."""
         self.attempts: dict[Unit, list[Attempt]] = {}
 
     def add(self, unit: Unit, failed: Attempt) -> int:
-        """Adds a failed attempt; returns how many the unit has now."""
+        """Add a failed attempt at a unit; return the number of the unit's failed attempts."""
         self.attempts.setdefault(unit, []).append(failed)
         return len(self.attempts[unit])
 
     def is_exhausted(self, unit: Unit, alive: set[str | None]) -> bool:
-        """True if retrying is of no use; nodes that are not alive were lost, which is not the unit's fault.
+        """True if a unit should not be retried: after ATTEMPTS failures, or after two attempts that found it wrong.
 
-        What two workers find wrong is wrong.
+        Up to NODES_LOST attempts are not counted if their node is no longer alive, which is not the unit's fault.
         """
         attempts = self.attempts[unit]
         counted, wrong = (sum(failed.node in alive for failed in attempts), sum(failed.wrong for failed in attempts))
         return counted >= ATTEMPTS or len(attempts) >= NODES_LOST or wrong >= ATTEMPTS - 1
 
     def put_back(self, unit: Unit, *, at_once: bool) -> None:
-        """To be taken again; not at once if the worker lives and nothing but time can help."""
+        """Queue a failed unit again: at once, or after a pause if only time can help."""
         pause = 0.0 if at_once else PAUSE ** len(self.attempts[unit])
         heapq.heappush(self.failed, (time.monotonic() + pause, unit.index, unit))
 
     def take(self, worker: Hashable, *, alone: bool) -> Unit | None:
-        """The next unit for a worker that has none; `alone` if it is the only worker."""
+        """Return the next unit for an idle worker, or None; `alone` says that there is no other worker."""
         now, kept, taken = time.monotonic(), [], None
         while taken is None and self.failed and self.failed[0][0] <= now:
             entry = heapq.heappop(self.failed)

@@ -1,4 +1,4 @@
-"""Throughput: the seconds of each stage of a unit, how full its batches are, and the totals of a session."""
+"""Throughput: seconds per stage, fill of the batches, and the totals of a session."""
 
 import json
 import time
@@ -14,20 +14,20 @@ from schemas.receipts import Counts, Quarantined, Receipt
 
 WORK = ("read", "tokenize", "label", "write", "upload")
 HELD = "held"
-"""The unit has the device: it labels, or the device waits for rows or for labels to be written."""
+"""Time in which a unit holds the device: the device labels, or waits for rows or for labels to be written."""
 
 
 @dataclass
 class Stages:
-    """Seconds that a unit, or many, spent in each stage; they overlap, so their sum is more than the time passed."""
+    """Seconds that one or many units spent in each stage; stages overlap, so their sum exceeds the elapsed time."""
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*WORK, HELD), 0.0))
     tokens: int = 0
-    """Read by the checkpoint, with what windows share counted twice."""
+    """Tokens read by the checkpoint; tokens that two windows share count twice."""
     padded_tokens: int = 0
-    """The same with the padding of batches."""
+    """The same, including the padding of batches."""
     smaller_batches: int = 0
-    """Times that a batch did not fit the device's memory and was labelled in parts."""
+    """Number of batches that did not fit the device's memory and were labelled in parts."""
 
     def __add__(self, other: "Stages") -> "Stages":
         seconds = {stage: spent + other.seconds[stage] for stage, spent in self.seconds.items()}
@@ -36,7 +36,7 @@ class Stages:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to a stage, which runs in one thread at a time."""
+        """Add the time spent in the context to a stage, which runs in one thread at a time."""
         started = time.perf_counter()
         try:
             yield
@@ -57,22 +57,22 @@ class Stages:
 
     @property
     def device_wait(self) -> float:
-        """Share of its time that the device waits for something to label."""
+        """Share of the time in which the device is held that it waits instead of labelling."""
         return 1 - self.seconds["label"] / max(1e-9, self.seconds[HELD])
 
     @property
     def bottleneck(self) -> str:
-        """The stage that takes longest, and should be made faster first."""
+        """Stage that takes longest, and that should be made faster first."""
         return max(WORK, key=lambda stage: self.seconds[stage])
 
 
 class UnitResult(NamedTuple):
-    """A unit that is done."""
+    """A committed unit."""
 
     receipt: Receipt
     stages: Stages
     addition: CommitOperationAdd | None = None
-    """Adds the shard to the repository, which has its content."""
+    """Operation that adds the shard, whose content is uploaded, to the repository."""
 
 
 Outcome = UnitResult | Quarantined | None
@@ -85,7 +85,7 @@ class Throughput:
 
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
-    """From the start to the last outcome."""
+    """Seconds from the start to the last outcome."""
     units: int = 0
     quarantined: int = 0
     counts: Counts = field(default_factory=Counts)
@@ -103,16 +103,16 @@ class Throughput:
 
     @property
     def tokens_per_second(self) -> float:
-        """Over all workers, their start included."""
+        """Tokens per second over all workers, including their start."""
         return self.counts.tokens / max(1e-9, self.seconds)
 
     def stage_speeds(self) -> dict[str, float]:
-        """Tokens a second of each stage in a worker, were it the only one."""
+        """Return the tokens per second that each stage of a worker would reach if it were the only stage."""
         spent = {stage: seconds for stage in WORK if (seconds := self.stages.seconds[stage])}
         return {stage: self.counts.tokens / seconds for stage, seconds in spent.items()}
 
     def to_json(self) -> str:
-        """Every figure."""
+        """Return all figures as JSON."""
         return json.dumps(
             {
                 "seconds": self.seconds,

@@ -1,6 +1,6 @@
-"""The workers of a run: a pool of them, as the scheduler sees it, and the worker itself.
+"""Workers of a run: the pool that the scheduler uses, and the worker itself.
 
-Where workers run is up to a pool's subclass: here in this process, in `ray_workers` as actors of a Ray cluster.
+The pool's subclass decides where workers run: here in this process, in `ray_workers` as actors of a Ray cluster.
 """
 
 import logging
@@ -29,12 +29,13 @@ class WorkerHandle:
 
     actor: Any
     node: str | None = None
-    """Known when it has loaded."""
+    """Id of the worker's node; None until the worker has loaded."""
     units: set[Unit] = field(default_factory=set)
-    """Those that it was assigned and has not returned."""
+    """Units that the worker was assigned and has not returned."""
     failures: int = 0
-    """Units in a row that failed with it."""
+    """Units in a row that failed with the worker."""
     rests_until: float = 0.0
+    """Time of `time.monotonic` until which the worker gets no unit."""
 
 
 class CallResult(NamedTuple):
@@ -42,7 +43,7 @@ class CallResult(NamedTuple):
 
     worker: WorkerHandle
     unit: Unit | None
-    """None: the worker's start."""
+    """Unit of the call; None if the call was the worker's start."""
     value: Any
     error: BaseException | None
 
@@ -51,19 +52,19 @@ class WorkerPool(ABC):
     """All workers of a run."""
 
     units_at_a_time = 1
-    """Units that a worker is assigned at a time."""
+    """Number of units that a worker is assigned at a time."""
     failed_starts_that_end = 1
-    """Failed starts in a row, or as many as there are workers, that end a run while no worker has loaded."""
+    """Failed starts in a row that end a run in which no worker is loaded; with more workers, as many as there are."""
 
     def __init__(self) -> None:
         self.workers: set[WorkerHandle] = set()
         self.ready: set[WorkerHandle] = set()
-        """Those that have loaded."""
+        """Workers that have loaded the model."""
         self.failed_starts = 0
 
     @abstractmethod
     def scale_up(self, needed: int) -> None:
-        """Start workers where some are missing, at most as many as are needed."""
+        """Start missing workers, at most `needed` in all."""
 
     @abstractmethod
     def assign(self, worker: WorkerHandle, unit: Unit) -> None:
@@ -71,11 +72,11 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def next_result(self, timeout: float) -> CallResult | None:
-        """Next finished call, or None after `timeout` seconds."""
+        """Return the next finished call, or None after `timeout` seconds."""
 
     @abstractmethod
     def progress(self, worker: WorkerHandle) -> dict[Unit, Amount]:
-        """The labelled part of each of a worker's units, as last heard; another thread may ask."""
+        """Return the last known labelled part of each of a worker's units; may be called from another thread."""
 
     @abstractmethod
     def delete_published(self, shards: Sequence[str]) -> None:
@@ -83,47 +84,47 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def nodes(self) -> set[str | None]:
-        """Nodes that are alive."""
+        """Return the ids of the nodes that are alive."""
 
     @abstractmethod
     def close(self) -> None:
         """End all workers."""
 
     def loaded(self, worker: WorkerHandle, node: str) -> None:
-        """A worker has loaded, on a node."""
+        """Record that a worker has loaded the model, on a node."""
         worker.node, self.failed_starts = node, 0
         if worker in self.workers:
             self.ready.add(worker)
 
     def failed_to_start(self, worker: WorkerHandle, error: BaseException) -> None:
-        """A worker could not load.
+        """Record that a worker could not load the model.
 
         Raises:
-            ValueError: if none can.
+            ValueError: if the model fits no worker, or too many starts in a row have failed.
         """
         if isinstance(error, UnfitModelError):
             raise ValueError(describe(error))
         self.dismiss(worker)
         self.failed_starts += 1
-        LOG.warning("a worker failed at its start: %s", describe(error))
+        LOG.warning("a worker failed to start: %s", describe(error))
         if not self.ready and self.failed_starts >= max(self.failed_starts_that_end, len(self.workers)):
-            several = f"{self.failed_starts} workers failed at their start, the last by: "
+            several = f"{self.failed_starts} workers failed to start, the last one with: "
             raise ValueError(f"{several if self.failed_starts > 1 else ''}{describe(error)}")
 
     def dismiss(self, worker: WorkerHandle) -> None:
-        """End a worker; another one takes its place."""
+        """End a worker; another one replaces it."""
         self.workers.discard(worker)
         self.ready.discard(worker)
 
 
 def describe(error: BaseException) -> str:
-    """The error in one line without credentials; those of this project need no name before their message."""
+    """Return an error in one line without credentials; its class is left out if the error is this project's."""
     is_own = isinstance(error, ValueError) or type(error).__module__.startswith("pipeline.")
     return redacted(("" if is_own else f"{type(error).__name__}: ") + " ".join(str(error).split()))
 
 
 class AnnotatesUnits(Protocol):
-    """An `Annotator`, or what a test puts there."""
+    """An `Annotator`, or a test's replacement."""
 
     def annotate(self, unit: Unit, progress: UnitProgress) -> UnitResult: ...
 
@@ -132,7 +133,10 @@ Load = Callable[[Run, Device], AnnotatesUnits]
 
 
 class Worker:
-    """Its constructor does nothing that can fail: the driver learns of an error only from a method."""
+    """A worker, which labels one unit after another.
+
+    The constructor does nothing that can fail, because the driver learns of errors only from methods.
+    """
 
     def __init__(self, run: Run, load: Load, device: Device) -> None:
         self.run, self.device = run, device
@@ -141,15 +145,15 @@ class Worker:
         self.begun: dict[Unit, UnitProgress] = {}
 
     def load(self) -> str:
-        """Load the checkpoint on this worker's device, never on another; return the id of its node."""
+        """Load the checkpoint on this worker's device, never on another; return the id of the worker's node."""
         disable_progress_bars()
         self.annotator = self.load_annotator(self.run, self.device)
         return ""
 
     def annotate(self, unit: Unit) -> UnitResult:
-        """Label a unit; return its receipt, after the shard is committed, and where the time went."""
+        """Label a unit and commit its shard; return the receipt and the time spent in each stage."""
         assert self.annotator is not None, "load first"
-        LOG.info("%s begins", unit)
+        LOG.info("%s starts", unit)
         progress = self.begun[unit] = UnitProgress()
         try:
             result = self.annotator.annotate(unit, progress)
@@ -157,22 +161,22 @@ class Worker:
             del self.begun[unit]
         receipt, stages, _ = result
         if stages.smaller_batches:
-            LOG.warning("unit %d: %d batches did not fit the device's memory whole", unit.index, stages.smaller_batches)
+            LOG.warning("unit %d: %d batches did not fit the device's memory", unit.index, stages.smaller_batches)
         LOG.info("unit %d: %d tokens, %.1f s on the device", unit.index, receipt.counts.tokens, stages.seconds["label"])
         return result
 
     def progress(self) -> dict[Unit, Amount]:
-        """The labelled part of each unit that is begun; another thread may ask."""
+        """Return the labelled part of each unit in progress; may be called from another thread."""
         return {unit: progress.labelled for unit, progress in self.begun.copy().items()}
 
     def delete_published(self, shards: Sequence[str]) -> None:
-        """Delete shards that were labelled on this node and are published."""
+        """Delete published shards that were labelled on this node."""
         for shard in shards:
             (self.run.subset.data / shard).unlink(missing_ok=True)
 
 
 class ThisProcessPool(WorkerPool):
-    """One worker in this process. If it is dismissed, another takes its place, which loads the checkpoint anew."""
+    """Pool of one worker, in this process; if it is dismissed, another one loads the checkpoint again."""
 
     def __init__(self, run: Run, load: Load, device: Device) -> None:
         super().__init__()
@@ -187,12 +191,12 @@ class ThisProcessPool(WorkerPool):
             self.calls.append((worker, None))
 
     def assign(self, worker: WorkerHandle, unit: Unit) -> None:
-        """Let the worker annotate a unit when its turn comes."""
+        """Queue a unit for the worker."""
         worker.units.add(unit)
         self.calls.append((worker, unit))
 
     def next_result(self, timeout: float) -> CallResult | None:
-        """Make the next call and return when it has ended; wait where there is none to make."""
+        """Make the next call and return its result; without a call to make, return None after `timeout` seconds."""
         if not self.calls:
             time.sleep(timeout)
             return None
@@ -205,7 +209,7 @@ class ThisProcessPool(WorkerPool):
         return CallResult(worker, unit, value, error)
 
     def progress(self, worker: WorkerHandle) -> dict[Unit, Amount]:
-        """The worker's own answer."""
+        """Return the labelled part of each of the worker's units."""
         labelled: dict[Unit, Amount] = worker.actor.progress()
         return labelled
 
@@ -215,9 +219,9 @@ class ThisProcessPool(WorkerPool):
             worker.actor.delete_published(shards)
 
     def nodes(self) -> set[str | None]:
-        """This one, which has no name."""
+        """Return the id of this node, which is the empty string."""
         return {""}
 
     def close(self) -> None:
-        """Nothing outlives the process."""
+        """Drop the calls that are left."""
         self.calls.clear()

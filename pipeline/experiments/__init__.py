@@ -1,1 +1,1 @@
-"""Experiments that the measuring jobs run: label methods on known sources, objectives on few documents, figures."""
+"""Experiments behind the measuring jobs: label methods on known sources, objectives on few documents, figures."""

@@ -1,6 +1,6 @@
-"""The accuracy of label methods against the truth: errors, tables, a verdict in words and scatter plots.
+"""Accuracy of label methods against the truth: errors, tables, a verdict in words and scatter plots.
 
-N tokens.
+Shapes: N tokens.
 """
 
 import re
@@ -21,33 +21,33 @@ Target = Literal["surprisal", "entropy"]
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """A label method on a source, and what it costs."""
+    """A label method on a source, with its cost."""
 
     source: str
     method: str
     target: Target
-    """`surprisal`: -ln p of the token that came; `entropy`: its expectation before the token came."""
+    """`surprisal`: -ln p of the actual token; `entropy`: its expectation before the token is seen."""
     token_passes: float
-    """Passes of a model over a token that the token's label takes."""
+    """Model passes per token that labelling takes."""
     training_tflop: float
-    """Spent on training: 6 x parameters x tokens, with the teacher's training and the labels it gave."""
+    """Training compute: 6 x parameters x tokens, including the teacher's training and its labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Contestant):
-    """A contestant's labels against the truth. Scores without a unit have no error in nats."""
+    """Errors of a contestant's labels against the truth; scores without a unit have no error in nats."""
 
     r_squared: float
-    """1 - mean squared error / variance of the truth; of scores without a unit, the squared correlation."""
+    """1 - mean squared error / variance of the truth; for scores without a unit, the squared correlation."""
     mean_absolute_error: float | None
-    """Nats."""
+    """In nats."""
     bias: float | None
     """Mean of label - truth, in nats."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A result, with the labels behind it for a plot."""
+    """A result, with its labels for a plot."""
 
     accuracy: Accuracy
     estimates_N: np.ndarray
@@ -55,7 +55,7 @@ class Entry:
 
 
 def measure(contestant: Contestant, estimates_N: Tensor, truth_N: Tensor, *, in_nats: bool = True) -> Accuracy:
-    """The contestant with its figures."""
+    """Return the contestant with its errors."""
     estimates_N, truth_N = estimates_N.double(), truth_N.double()
     if not in_nats:
         correlation = torch.corrcoef(torch.stack([estimates_N, truth_N]))[0, 1].nan_to_num().item()
@@ -70,7 +70,7 @@ def measure(contestant: Contestant, estimates_N: Tensor, truth_N: Tensor, *, in_
 
 
 def write_results(folder: Path, entries: Sequence[Entry], made_by: str) -> None:
-    """Write `results.csv`, `results.md` and a scatter plot for each method and target; print the report."""
+    """Write `results.csv`, `results.md` and a scatter plot per method and target; print the report."""
     results = [entry.accuracy for entry in entries]
     write_csv(folder / "results.csv", [asdict(result) for result in results])
     write_plots(folder, entries)
@@ -78,20 +78,20 @@ def write_results(folder: Path, entries: Sequence[Entry], made_by: str) -> None:
 
 
 def markdown(results: Sequence[Accuracy]) -> str:
-    """For each target a table of methods by sources: mean absolute error in nats, and R²; the nearest in bold."""
+    """Return a table of methods by sources per target: mean absolute error in nats and R², the best R² in bold."""
     targets: tuple[Target, ...] = ("surprisal", "entropy")
     tables = [_table(target, [result for result in results if result.target == target]) for target in targets]
     return "\n".join(tables)
 
 
 def verdict(results: Sequence[Accuracy]) -> str:
-    """In words, of surprisals: the nearest method of each source, and where a method beats the causal model."""
+    """Name the best method for surprisal on each source, and the sources where a method beats the causal model."""
     lines: list[str] = []
     in_nats = [result for result in results if result.target == "surprisal" and result.bias is not None]
     for source in dict.fromkeys(result.source for result in in_nats):
         by_method = {result.method: _error(result) for result in in_nats if result.source == source}
         nearest = min(by_method, key=lambda method: by_method[method])
-        lines.append(f"- {source}: nearest is `{nearest}`, {by_method[nearest]:.3f} nats from the truth.")
+        lines.append(f"- {source}: `{nearest}` is nearest to the truth, {by_method[nearest]:.3f} nats off.")
     wins = {
         method: [
             r.source for r in in_nats if r.method == method and _error(r) < _error(_of("causal", r.source, in_nats))
@@ -100,13 +100,13 @@ def verdict(results: Sequence[Accuracy]) -> str:
         if method != "causal"
     }
     lines += [
-        f"- `{method}` is nearer than the causal model of equal compute on {', '.join(sources)}."
+        f"- `{method}` is nearer to the truth than the causal model of equal compute on {', '.join(sources)}."
         for method, sources in wins.items()
         if sources
     ]
     nowhere = ", ".join(f"`{method}`" for method, sources in wins.items() if not sources)
     if nowhere:
-        lines.append(f"- Nowhere nearer than the causal model: {nowhere}.")
+        lines.append(f"- On no source nearer to the truth than the causal model: {nowhere}.")
     return "\n".join(lines)
 
 
@@ -130,7 +130,7 @@ def _table(target: Target, results: Sequence[Accuracy]) -> str:
         costs = [result for result in row if result is not None]
         tflop = sum(result.training_tflop for result in costs) / len(costs)
         rows.append([method, *shown, f"{costs[0].token_passes:g}", f"{tflop:.2f}"])
-    return markdown_table([f"against the true {target}", *sources, "passes a token", "training TFLOP"], rows)
+    return markdown_table([f"against the true {target}", *sources, "passes per token", "training TFLOP"], rows)
 
 
 def _shown(result: Accuracy | None, nearest: dict[str, float]) -> str:
@@ -145,7 +145,7 @@ MOST_POINTS = 3000
 
 
 def write_plots(folder: Path, entries: Sequence[Entry]) -> list[Path]:
-    """Writes `scatter-METHOD.png` for the surprisal and `scatter-METHOD-entropy.png` for its expectation."""
+    """Write `scatter-METHOD.png` per method for surprisal, and `scatter-METHOD-entropy.png` for entropy."""
     grouped: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         grouped.setdefault((entry.accuracy.method, entry.accuracy.target), []).append(entry)

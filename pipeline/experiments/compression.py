@@ -1,7 +1,8 @@
-"""The compression of a text: classical compressors on it, and the table that compares models with them.
+"""Compression of a text by classical compressors, and the table that compares models with them.
 
-Compressors get all documents at once, and each document by itself. The latter is the fair comparison, since a model
-begins anew with every window. Yet a window may be shorter than a document, and a compressor has learned nothing before.
+Each compressor runs on all documents at once and on every document by itself. The fair comparison is by document, since
+a model starts over with every window. It favours the compressor where a window is shorter than a document, and the
+model in that a compressor has learned nothing before.
 """
 
 from __future__ import annotations
@@ -27,27 +28,27 @@ COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType(
         "xz -9e": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
     }
 )
-"""At their strongest usual settings: bytes in, a whole file out."""
+"""Compressors at their strongest usual settings. Each takes bytes and returns a whole compressed file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compression:
-    """A line of the table; losses are of models alone."""
+    """A row of the table; only models have losses."""
 
     compressor: str
     embedding: str = ""
-    """How the embeddings of windows are stored, where there are any."""
+    """Storage format of the window embeddings; empty if there are none."""
     sees: str
-    """How much of the text it has before it at a time."""
+    """Amount of text that the compressor sees at a time."""
     loss: float | None = None
-    """Nats a token, without the embeddings."""
+    """Nats per token, without the cost of embeddings."""
     normalized_loss: float | None = None
-    """With them."""
+    """Nats per token, with the cost of embeddings."""
     bits_per_byte: float
 
     @classmethod
     def of(cls, account: Accounting, *, compressor: str, embedding: str = "", window: int) -> Self:
-        """Of a model, on documents that came as text."""
+        """Return a model's row; its documents must have come as text."""
         assert account.bits_per_byte is not None
         return cls(
             compressor=compressor,
@@ -60,7 +61,7 @@ class Compression:
 
 
 def classical(texts: Sequence[str]) -> Iterator[Compression]:
-    """Each compressor on all documents end to end, and on each by itself: all their bits over all their bytes.
+    """Yield the bits per byte of each compressor on all documents end to end, then on each document by itself.
 
     Raises:
         ValueError: if there is no text.
@@ -76,8 +77,9 @@ def classical(texts: Sequence[str]) -> Iterator[Compression]:
 
 
 def markdown(results: Sequence[Compression], texts: Sequence[str]) -> str:
-    """The results as a table, and what to compare with what."""
-    head = ["compressor", "embedding stored as", "sees at a time", "nats a token", "with the embedding", "bits a byte"]
+    """Return the results as a table, with a note on fair comparisons."""
+    losses = ["nats per token", "with the embedding", "bits per byte"]
+    head = ["compressor", "embedding stored as", "sees at a time", *losses]
     rows: list[list[str]] = []
     for result in results:
         numbers = (result.loss, result.normalized_loss, result.bits_per_byte)
@@ -85,7 +87,7 @@ def markdown(results: Sequence[Compression], texts: Sequence[str]) -> str:
         rows.append([result.compressor, result.embedding, result.sees, *shown])
     size = sum(len(text.encode()) for text in texts)
     return f"""{markdown_table(head, rows)}
-On the last {len(texts):,} documents, {size:,} bytes. A model begins anew with every window, and its weights are not
-counted: compare it with compressors that see a document. They have learned nothing before it, and see more of it than
-a model whose window is shorter.
+Measured on the last {len(texts):,} documents, {size:,} bytes. A model starts over with every window, and its weights
+are not counted: compare models with compressors that see one document. A compressor has learned nothing before the
+document, but sees more of it than a model with a shorter window.
 """

@@ -1,8 +1,8 @@
-"""The contest of all label methods on a source: their models are trained, and label the same fresh documents.
+"""A contest of all label methods on a source: train their models, then label the same fresh documents with each.
 
-Models that learn from documents get equal compute; those that learn from labels get the same number of steps.
+Models that learn from documents get equal compute; models that learn from labels get the same number of steps.
 
-M documents, T tokens of each.
+Shapes: M documents, T tokens per document.
 """
 
 from collections.abc import Callable, Iterator
@@ -56,7 +56,7 @@ RECIPES = (
 
 
 def new_estimator(vocabulary: int, settings: ContestSettings, **variant: Any) -> EntropyEstimator:
-    """An estimator of the settings' sizes; `variant` are other fields of its configuration."""
+    """Return an untrained estimator of the settings' sizes; `variant` overrides fields of its configuration."""
     sizes: dict[str, Any] = {
         "vocab_size": vocabulary,
         "context": settings.document_tokens,
@@ -74,13 +74,13 @@ def new_estimator(vocabulary: int, settings: ContestSettings, **variant: Any) ->
 def train_estimator(
     corpus: Corpus, vocabulary: int, settings: ContestSettings, folder: Path, **variant: Any
 ) -> EntropyEstimator:
-    """Trained on windows of every length."""
+    """Train an estimator on windows of all lengths; `variant` overrides fields of its configuration."""
     model = new_estimator(vocabulary, settings, **variant)
     return _trained(model, corpus, estimator_loss, settings.steps, settings, folder / "estimator", varied=True)
 
 
 def train_language_model(corpus: Corpus, vocabulary: int, settings: ContestSettings, folder: Path) -> PreTrainedModel:
-    """The decoder by itself; the id after the vocabulary is its start. It gets the compute of the estimator."""
+    """Train the decoder by itself with the estimator's compute; the id after the vocabulary is its start token."""
     stack = _stack_config(vocabulary + 1, settings)
     model = new_language_model(stack, start=vocabulary)
     steps = round(settings.steps * parameters(new_estimator(vocabulary, settings)) / parameters(model))
@@ -96,7 +96,7 @@ def train_second_order(
     settings: ContestSettings,
     folder: Path,
 ) -> SecondOrderModel:
-    """Trained on the labels by the recipe, from the model that the recipe starts from."""
+    """Train a second-order model on the labels by the recipe, starting from `start` or from scratch if it is None."""
     known = labels.given_labels
     scale: dict[str, Any] = {"label_mean": float(known.mean()), "label_deviation": float(known.std())}
     shape: dict[str, Any] = {"form": recipe.form, "transformers": recipe.transformers}
@@ -113,7 +113,7 @@ def train_second_order(
 
 
 def parameters(model: torch.nn.Module) -> int:
-    """Numbers that are trained; a tied matrix counts once."""
+    """Return the number of parameters; a tied matrix is counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -158,9 +158,9 @@ TERA = 1e12
 
 
 def hold_contest(name: str, settings: ContestSettings, folder: Path) -> Iterator[Entry]:
-    """Train every model on the source, and yield each method's result as it is known.
+    """Train every model on the source and yield each method's result as soon as it is measured.
 
-    Metrics of the trainings go to `folder`.
+    The trainings write their metrics to `folder`.
     """
     torch.manual_seed(settings.seed)
     source = SOURCES[name](np.random.default_rng(settings.seed))
@@ -201,7 +201,7 @@ def hold_contest(name: str, settings: ContestSettings, folder: Path) -> Iterator
 def teachers_labels(
     source: KnownSource, estimator: EntropyEstimator, language_model: PreTrainedModel, settings: ContestSettings
 ) -> dict[str, Corpus]:
-    """Documents that neither model has seen, a share of their tokens labelled by each."""
+    """Return documents that neither model has seen, by teacher; every teacher labels the same share of their tokens."""
     unseen = drawn(source, settings.labelled_documents, settings, stream=3)
     unseen_MT, random = torch.from_numpy(unseen.tokens_MT), np.random.default_rng(settings.seed)
     window = settings.document_tokens
@@ -218,7 +218,7 @@ def teachers_labels(
 
 @dataclass(frozen=True)
 class _Scorer:
-    """Labels of the fresh documents against their truth."""
+    """Measures labels of the fresh documents against their truth."""
 
     source: str
     fresh: Drawn
@@ -242,5 +242,5 @@ class _Scorer:
 
 
 def drawn(source: KnownSource, documents: int, settings: ContestSettings, stream: int) -> Drawn:
-    """Documents of the source; another stream gives others."""
+    """Draw documents from the source; each stream yields different ones."""
     return draw(source, documents, settings.document_tokens, np.random.default_rng([settings.seed, stream]))

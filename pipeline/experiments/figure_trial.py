@@ -1,6 +1,6 @@
-"""The trainings of a figure: their text, each model at its compute, and its held-out losses, by layer too.
+"""Trainings of a figure: their text, each model at its compute, and its held-out losses, also by layer.
 
-The text is of the documents that are named, or built in; each figure trains a tokenizer on it.
+The text is that of the input files, or the built-in sample. Each figure trains a tokenizer on its text.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +38,7 @@ from schemas.rows import TEXT_COLUMN
 
 @dataclass(frozen=True)
 class Text:
-    """Documents to train on and, apart from them, to evaluate on. Token 0 stands before a window and is in none."""
+    """Documents to train on, and others to evaluate on. Token 0 starts every window and occurs in no document."""
 
     seen: Corpus
     held_out: Corpus
@@ -48,10 +48,10 @@ class Text:
 def prepare(
     files: Sequence[File], *, vocabulary: int, documents: int, held_out: int, longest: int = LONGEST_DOCUMENT
 ) -> Text:
-    """The first documents of the files, or of the built-in text where there are none; the last of them are held out.
+    """Tokenize the first `documents` of the files, or of the built-in text if there are none; hold out the last.
 
     Raises:
-        ValueError: if that leaves nothing to train or to evaluate on.
+        ValueError: if nothing is left to train or to evaluate on.
     """
     texts = _texts(files, documents, longest)
     stop = len(texts) - held_out_documents(len(texts), min(held_out, max(1, len(texts) // 10)))
@@ -71,7 +71,7 @@ START, CALIBRATING_DOCUMENTS = 0, 50
 
 
 def new_model(trial: FigureTrial, sizes: FigureSizes, vocabulary: int) -> PreTrainedModel:
-    """Of random weights."""
+    """Return the trial's model with random weights."""
     if trial.model == "causal":
         stack = stack_config(
             trial.variant.get("kind", "transformer"),
@@ -91,9 +91,10 @@ def new_model(trial: FigureTrial, sizes: FigureSizes, vocabulary: int) -> PreTra
 def trained_model(
     trial: FigureTrial, text: Text, sizes: FigureSizes, config: TrainingConfig, folder: Path
 ) -> PreTrainedModel:
-    """The trial's model after its training; its evaluations and weights are in `folder`.
+    """Train the trial's model; its evaluations and weights are written below `folder`.
 
-    `config.steps` are those of a causal transformer; other models take as many as cost the same, or as they are paced.
+    `config.steps` is for a causal transformer. Other models take the number of steps that costs the same compute, or
+    the steps of the trial in `paced_by`.
     """
     torch.manual_seed(config.seed)
     model = new_model(trial, sizes, text.vocabulary)
@@ -109,7 +110,7 @@ def trained_model(
 
 
 def multiplying(model: PreTrainedModel) -> int:
-    """Parameters that a token's pass multiplies with: all but tables that are only looked up in."""
+    """Return the number of parameters that a token is multiplied with: all except lookup-only tables."""
     looked_up = 0
     if isinstance(model, WindowEncoder):
         looked_up = input_embeddings(model.encoder).weight.numel()
@@ -117,12 +118,12 @@ def multiplying(model: PreTrainedModel) -> int:
 
 
 def loss_of(trial: FigureTrial) -> Callable[[Any, Batch], Tensor]:
-    """What its training minimises: nats a token."""
+    """Return the training loss of the trial's model, in nats per token."""
     return partial(document_loss, start=START) if trial.model == "causal" else estimator_loss
 
 
 def held_out_figures(model: nn.Module, text: Text, windowing: Windowing) -> Metrics:
-    """Nats a token, with the embedding as it is and with its int8 bits counted, and that in bits a byte."""
+    """Return the held-out loss in nats per token, without and with the embedding's int8 bits, and in bits per byte."""
     exact, stored = accountings(model, text, windowing)
     assert stored.bits_per_byte is not None
     return {
@@ -133,7 +134,7 @@ def held_out_figures(model: nn.Module, text: Text, windowing: Windowing) -> Metr
 
 
 def accountings(model: nn.Module, text: Text, windowing: Windowing) -> tuple[Accounting, Accounting]:
-    """Held-out text given the embedding as it is computed, and as int8 stores it; of a causal model twice the same."""
+    """Measure held-out text with the embedding as computed, then as stored in int8; equal for a causal model."""
     if not isinstance(model, WindowEncoder):
         assert isinstance(model, PreTrainedModel)
         causal = causal_accounting(model, START, text.held_out, windowing)
@@ -144,7 +145,7 @@ def accountings(model: nn.Module, text: Text, windowing: Windowing) -> tuple[Acc
 
 
 def calibrating_embeddings(model: WindowEncoder, text: Text, windowing: Windowing) -> Tensor:
-    """Bottleneck values [N, E] of windows of seen text, which say how far a codec must reach."""
+    """Return bottleneck values [N, E] of windows of seen text, from which a codec takes its range."""
     return window_embeddings(model, text.seen.documents(0, min(CALIBRATING_DOCUMENTS, len(text.seen))), windowing)
 
 
@@ -153,7 +154,7 @@ SCANNED_DOCUMENTS = 10
 
 
 def rows_by_layer(model: WindowEncoder, text: Text, windowing: Windowing) -> Iterator[Row]:
-    """Changes of held-out loss in nats a token, from what it is in float32."""
+    """Yield changes of the held-out loss from float32, in nats per token: the bottleneck first, then layer by layer."""
     held_out = text.held_out.documents(0, min(SCANNED_DOCUMENTS, len(text.held_out)))
     values_NE, exact = calibrating_embeddings(model, text, windowing), Codec("float32")
     before = window_accounting(model, exact, held_out, windowing).loss
@@ -170,10 +171,10 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """The cost of rounding one layer and no other."""
+    """Cost of rounding a single layer."""
 
     layer: str
-    """As `named_modules` has it."""
+    """Name in `named_modules`."""
     what: What
     kind: CodecKind
     loss_change: float
@@ -188,10 +189,11 @@ def sensitivities(
     kinds: Sequence[CodecKind] = ("int8",),
     whats: Sequence[What] = ("weights", "activations"),
 ) -> Iterator[Sensitivity]:
-    """Each layer's weights, or what it gives out, rounded alone, in the order of the layers; the model stays as it was.
+    """Round one layer's weights or activations at a time, in the order of the layers, and yield the change in loss.
 
-    int8 has one scale a tensor, for activations one a call. A table that two layers share is rounded for both, once. A
-    layer whose weights the loss uses without a call of it has no activations to round.
+    The model is restored after each. int8 has one scale per tensor, for activations one per call. A table shared by two
+    layers is rounded once, for both. A layer has no activations to round if the loss uses its weights without calling
+    it.
     """
     exact, seen = loss(model), set[int]()
     for name, layer in model.named_modules():
@@ -208,13 +210,13 @@ def sensitivities(
 
 
 def rounded(values: Tensor, kind: CodecKind) -> Tensor:
-    """Values of any shape as they come back from one codec for all of them."""
+    """Return values of any shape after a round trip through one codec calibrated on all of them."""
     return Codec.calibrated(kind, values.reshape(-1, 1)).round_trip(values)
 
 
 @contextmanager
 def _rounded(layer: nn.Module, matrices: Sequence[nn.Parameter], what: What, kind: CodecKind) -> Iterator[list[None]]:
-    """A list that grows with every call whose activations were rounded."""
+    """Round a layer for the duration; yield a list that grows with every call whose activations were rounded."""
     calls: list[None] = []
 
     def round_output(_: nn.Module, __: object, output: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The five figures: their trials and sizes, the claims that the paper makes of them, and their files."""
+"""The five figures: their trials and sizes, the paper's claims about them, and their files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from pipeline.experiments.results import markdown_table, write_csv
 
 Row = Mapping[str, str | float]
 Rows = Mapping[str, Sequence[Row]]
-"""A trial's evaluations, or losses by layer, by the trial's name."""
+"""Evaluations, or losses by layer, of each trial by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FigureSizes:
-    """Sizes of every model of a figure."""
+    """Sizes of every model in a figure."""
 
     context: int = 64
     """Longest window, in tokens."""
@@ -35,13 +35,13 @@ class FigureSizes:
 
 @dataclass(frozen=True)
 class FigureTrial:
-    """What is trained: `variant` are fields of its configuration, of a causal model its `kind`."""
+    """A model to train. `variant` holds fields of its configuration; for a causal model, its `kind`."""
 
     name: str
     model: Literal["causal", "estimator", "autoencoder"]
     variant: dict[str, Any] = field(default_factory=dict)
     paced_by: "FigureTrial | None" = None
-    """Another trial, whose number of steps it gets instead of the same compute."""
+    """Another trial whose number of steps is used instead of equal compute."""
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -49,7 +49,7 @@ class FigureTrial:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sign that the paper reports, and whether it is seen here."""
+    """A result that the paper reports, and whether it is seen here."""
 
     text: str
     seen: bool
@@ -58,28 +58,28 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A figure of the paper, at a size for two CPU cores."""
+    """A figure of the paper, scaled down to two CPU cores."""
 
     title: str
     trials: tuple[FigureTrial, ...]
     sizes: FigureSizes
     vocabulary: int
     steps: int
-    """Of a causal transformer of these sizes; other models get the same compute."""
+    """Steps of a causal transformer of these sizes; other models get the same compute."""
     shown: str = "held_out_loss"
-    """What is drawn and compared."""
+    """Metric to plot and compare."""
     claims: Callable[[Rows], list[Claim]]
     by_layer: bool = False
-    """Whether the trials' layers are rounded one by one, instead of curves."""
+    """Plot the cost of rounding each layer instead of training curves."""
 
 
 def last(rows: Rows, trial: str, name: str) -> float:
-    """A figure of the trial's last evaluation."""
+    """Return a metric of the trial's last evaluation."""
     return float(rows[trial][-1][name])
 
 
 def below(rows: Rows, one: str, other: str, name: str, text: str) -> Claim:
-    """The claim that one trial ends below another."""
+    """Return the claim that one trial ends below another."""
     ends = last(rows, one, name), last(rows, other, name)
     return Claim(text, ends[0] < ends[1], f"{ends[0]:.3f} against {ends[1]:.3f}")
 
@@ -87,14 +87,14 @@ def below(rows: Rows, one: str, other: str, name: str, text: str) -> Claim:
 def _autoencoder_claims(rows: Rows) -> list[Claim]:
     unrolled, repeated, mixer, loss = "transformer-unrolled", "transformer-repeated", "mixer-repeated", "held_out_loss"
     return [
-        below(rows, unrolled, repeated, loss, "a transformer regenerates more from unrolled embeddings"),
-        below(rows, mixer, repeated, loss, "from repeated embeddings a mixer regenerates better than a transformer"),
+        below(rows, unrolled, repeated, loss, "a transformer regenerates text better from unrolled embeddings"),
+        below(rows, mixer, repeated, loss, "a mixer regenerates text better from repeated embeddings"),
     ]
 
 
 def _compression_claims(rows: Rows) -> list[Claim]:
-    """The paper's compressive autoencoders are trained far longer; at this size the order is to be seen."""
-    loss, text = "normalized_loss", "the embedding counted, a mixer autoencoder stores text in less than a causal {}"
+    """Return the claims of figure 2. The paper trains far longer: compare the order only."""
+    loss, text = "normalized_loss", "embedding included, a mixer autoencoder stores text in fewer bits than a causal {}"
     return [
         below(rows, "autoencoder-mixer-repeated", f"causal-{kind}", loss, text.format(kind))
         for kind in ("transformer", "mixer")
@@ -102,7 +102,7 @@ def _compression_claims(rows: Rows) -> list[Claim]:
 
 
 def _introduction_claims(rows: Rows) -> list[Claim]:
-    text = "the embedding helps: by {} the loss, its cost left out, is below a causal model's of {}"
+    text = "the embedding helps: introduced by {}, the loss without its cost is below that of a causal model with {}"
     return [
         below(rows, name, other, "held_out_loss", text.format(name, alike))
         for other, alike in (("causal-as-many-tokens", "as many tokens"), ("causal", "the same compute"))
@@ -114,11 +114,11 @@ def _scaling_claims(rows: Rows) -> list[Claim]:
     def gap(index: int) -> float:
         return float(rows["estimator"][index]["normalized_loss"]) - float(rows["causal"][index]["normalized_loss"])
 
-    without = "the estimator's loss, its embedding's cost left out, is below a causal model's of {}"
+    without = "the estimator's loss, without its embedding's cost, is below that of a causal model with {}"
     return [
         below(rows, "estimator", "causal-as-many-tokens", "held_out_loss", without.format("as many tokens")),
         below(rows, "estimator", "causal", "held_out_loss", without.format("the same compute")),
-        below(rows, "estimator", "causal", "normalized_loss", "it is so with that cost"),
+        below(rows, "estimator", "causal", "normalized_loss", "the same with the embedding's cost"),
         Claim(
             "the estimator gains on the causal model",
             gap(-1) < gap(0),
@@ -137,7 +137,7 @@ def _noise_claims(rows: Rows) -> list[Claim]:
 
     return [
         Claim(
-            f"noise {place} makes {what} of all layers bear float8 (e5m2)",
+            f"noise at `{place}` makes the {what} of all layers tolerate float8 (e5m2)",
             total(place, what) < total("none", what),
             f"summed changes {total(place, what):.3f} against {total('none', what):.3f}",
         )
@@ -213,7 +213,7 @@ FIGURES = {
         claims=_scaling_claims,
     ),
     5: Figure(
-        title="What it costs to round one layer, by the noise of training",
+        title="Cost of rounding one layer, by the noise in training",
         trials=(
             _autoencoder("mixer", "repeated", "none", bottleneck_width=16),
             *(
@@ -230,13 +230,13 @@ FIGURES = {
 }
 
 LABELS = {
-    "held_out_loss": "held-out loss, nats a token",
-    "normalized_loss": "held-out loss, nats a token, with the embedding's int8 bits (dashed: without)",
+    "held_out_loss": "held-out loss, nats per token",
+    "normalized_loss": "held-out loss, nats per token, with the embedding's int8 bits (dashed: without)",
 }
 
 
 def write_figure(folder: Path, number: int, figure: Figure, rows: Rows) -> str:
-    """Write `figure-N.csv`, `.png` and `.md`, and return the text of the last."""
+    """Write `figure-N.csv`, `figure-N.png` and `figure-N.md`; return the text of `figure-N.md`."""
     lines = [{"trial": trial, **row} for trial, trial_rows in rows.items() for row in trial_rows]
     write_csv(folder / f"figure-{number}.csv", lines)
     write_plot(folder / f"figure-{number}.png", figure, rows)
@@ -258,7 +258,7 @@ def write_plot(file: Path, figure: Figure, rows: Rows) -> None:
 
 
 def _draw_curves(canvas: Any, figure: Figure, rows: Rows) -> None:
-    """The losses that the figure compares; if they count the embedding's bits, dashed also those without."""
+    """Draw the metric that the figure compares; if it includes the embedding's bits, also the loss without, dashed."""
     panel = canvas.subplots()
     for number, (trial, curve) in enumerate(rows.items()):
         tokens, losses = [row["tokens"] for row in curve], [row[figure.shown] for row in curve]

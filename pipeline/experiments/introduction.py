@@ -1,9 +1,9 @@
-"""The introduction of the embedding, early to late: its cost in loss and errors, and the time that it saves.
+"""Where the embedding enters the decoder, early to late: the cost in loss and label errors, and the time saved.
 
-On a source of known entropies, estimators that differ in where the embedding enters and how wide it is are trained on
-the same documents. Their held-out losses, the errors of their exact labels and the time of these are compared.
+Estimators with different entry points and embedding widths are trained on the same documents of a source of known
+entropies. Their held-out losses, label errors and labelling times are compared; labels are exact.
 
-M documents, T tokens of each.
+Shapes: M documents, T tokens per document.
 """
 
 import time
@@ -30,7 +30,7 @@ TIMED_WINDOWS, REPEATS = 32, 5
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Where the embedding enters a decoder, and how many numbers it has."""
+    """Entry point of the embedding into the decoder, and its width."""
 
     introduction: Introduction
     introduced_above: int
@@ -43,23 +43,23 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A variant measured on a source."""
+    """Result of a variant on a source."""
 
     source: str
     variant: str
     held_out_loss: float
-    """Nats a token of whole documents; given their embedding, whose own cost is not in it."""
+    """Nats per token of whole documents given their embedding, whose own cost is not included."""
     mean_absolute_error: float
-    """Of labels against the true surprisal, in nats."""
+    """Mean |label - true surprisal|, in nats."""
     r_squared: float
     bias: float
     """Mean of label - truth, in nats."""
     passes: float
-    """Time of a document's labels over that of one pass of the model over it. The published procedure has 2T passes."""
+    """Time to label a document, in passes of the model over the document. The published procedure takes 2T."""
 
 
 def variants(layers: int, widths: tuple[int, ...]) -> list[Variant]:
-    """The published introduction, and the addition of the embedding above none to all of the decoder's layers."""
+    """Return, for every width, the published variant and those that add the embedding after 0, 1, ... all layers."""
     places: list[tuple[Introduction, int]] = [("token", 0), *(("projection", above) for above in range(layers + 1))]
     return [
         Variant(introduction=introduction, introduced_above=above, bottleneck_width=width)
@@ -71,7 +71,7 @@ def variants(layers: int, widths: tuple[int, ...]) -> list[Variant]:
 def compare_introductions(
     name: str, settings: ContestSettings, widths: tuple[int, ...], folder: Path
 ) -> Iterator[Outcome]:
-    """The causal model of equal compute, then every variant, each as it is known."""
+    """Yield the result of the causal model of equal compute, then of every variant, each as soon as it is measured."""
     source = SOURCES[name](np.random.default_rng(settings.seed))
     seen = drawn(source, settings.steps * settings.batch, settings, stream=2)
     corpus = Corpus.of(list(seen.tokens_MT.astype(np.int32)))
@@ -97,7 +97,7 @@ def write_results(folder: Path, outcomes: Sequence[Outcome], made_by: str) -> No
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
-    """A table of errors, R² in brackets, by variant and source; losses and passes are means over sources."""
+    """Return a table of errors (R² in brackets) by variant and source; losses and passes are means over sources."""
     sources = list(dict.fromkeys(outcome.source for outcome in outcomes))
     rows: list[list[str]] = []
     for variant in dict.fromkeys(outcome.variant for outcome in outcomes):
@@ -106,11 +106,11 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
         loss = fmean(outcome.held_out_loss for outcome in of_source.values())
         cost = fmean(outcome.passes for outcome in of_source.values())
         rows.append([variant, *errors, f"{loss:.3f}", f"{cost:.1f}"])
-    return markdown_table(["the embedding enters", *sources, "held-out loss", "passes a label"], rows)
+    return markdown_table(["the embedding enters", *sources, "held-out loss", "passes per document"], rows)
 
 
 def passes(estimator: EntropyEstimator, input_ids_BT: Tensor) -> float:
-    """Passes of the model over the windows that take as long as their exact labels; medians of turns."""
+    """Return the time of exact labels over the time of one pass of the model over the windows: a median of repeats."""
     with torch.no_grad():
         ratios = [
             _seconds(lambda: exact.token_entropies(estimator, input_ids_BT))

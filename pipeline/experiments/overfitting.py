@@ -1,6 +1,6 @@
-"""The matched experiment: the same small model on the same few documents for many epochs, once for every trial.
+"""The matched experiment: every trial trains the same small model on the same few documents for many epochs.
 
-Documents are windows with the start token before each. A trial runs in one process, and an interrupted one resumes.
+Every document is one window, preceded by the start token. A trial runs in one process and resumes if interrupted.
 """
 
 from dataclasses import replace
@@ -37,9 +37,9 @@ from pipeline.training.objectives import objective_function
 def run_trial(
     trial: ObjectiveTrial, study: Study, sizes: TransformerSizes, config: TrainingConfig, folder: Path
 ) -> list[dict[str, float]]:
-    """Train the trial's model, unless that is done, and return its evaluations.
+    """Train the trial's model unless it is trained already, and return its evaluations.
 
-    `seen_loss` and one loss for each of `held_out` are plain cross-entropy in nats per token.
+    `seen_loss` and the loss of each corpus in `held_out` are plain cross-entropy in nats per token.
     """
     torch.manual_seed(trial.seed)
     vocabulary = max(study.vocabulary, study.start + 1)
@@ -63,7 +63,7 @@ def run_trial(
 
 
 def mean_loss(model: PreTrainedModel, corpus: Corpus, windowing: Windowing, start: int) -> float:
-    """Plain cross-entropy in nats per token."""
+    """Return the plain cross-entropy in nats per token."""
     batches = held_out_batches(corpus, windowing, model.device)
     return mean_of(document_losses(model, batch, start)[batch.real_BT] for batch in batches)
 
@@ -72,7 +72,10 @@ RECIPE = next(recipe for recipe in RECIPES if recipe.name == "second-order, resi
 
 
 def known_study(name: str, settings: ContestSettings, documents: int, folder: Path) -> tuple[Study, float]:
-    """The study, and the truth's own loss on its held-out documents, in nats per token: no model can be better."""
+    """Return a study on a known source, and the true loss on its held-out documents, in nats per token.
+
+    No model can have a lower expected loss.
+    """
     source = SOURCES[name](np.random.default_rng(settings.seed))
     vocabulary = source.vocabulary
     few = drawn(source, documents, settings, stream=4)
@@ -96,7 +99,7 @@ def known_study(name: str, settings: ContestSettings, documents: int, folder: Pa
 
 
 def save_study(file: Path, study: Study, truth: float) -> None:
-    """Writes a study of `known_study`."""
+    """Write a study made by `known_study`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".unfinished.npz")
     arrays: dict[str, Any] = {f"labels {name}": nats_N for name, nats_N in study.labels.items()}
@@ -107,7 +110,7 @@ def save_study(file: Path, study: Study, truth: float) -> None:
 
 
 def load_study(file: Path) -> tuple[Study, float]:
-    """What `save_study` wrote."""
+    """Read a study and the true loss from a file written by `save_study`."""
     with np.load(file, allow_pickle=False) as stored:
         vocabulary, truth = int(stored["numbers"][0]), float(stored["numbers"][1])
         labels = {name.partition(" ")[2]: stored[name] for name in stored.files if name.startswith("labels ")}

@@ -1,4 +1,4 @@
-"""The results of an experiment as files: CSV, Markdown tables and the check that plots can be drawn."""
+"""Results of an experiment as CSV and Markdown files, and a check that plots can be drawn."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from pipeline.messages import say
 
 
 def write_csv(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write a line for each row, with all digits, under the names of the first row."""
+    """Write a line per row, with all digits; the header is the keys of the first row."""
     with file.open("w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, list(rows[0]))
         table.writeheader()
@@ -16,13 +16,13 @@ def write_csv(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, each line of it ended."""
+    """Return a Markdown table that ends in a newline."""
     first, *others = [f"| {' | '.join(cells)} |\n" for cells in (head, *rows)]
     return "".join([first, f"|{'---|' * len(head)}\n", *others])
 
 
 def write_report(folder: Path | None, text: str, made_by: str) -> str:
-    """Print the text with the command that made it, and write that to `results.md` if a folder is named."""
+    """Print the text with the command that made it; if there is a folder, also write it to `results.md`."""
     report = f"{text.rstrip()}\n\nMade by `{made_by}`.\n"
     say(*report.split("\n"))
     if folder is not None:
@@ -31,7 +31,7 @@ def write_report(folder: Path | None, text: str, made_by: str) -> str:
 
 
 def require_matplotlib() -> None:
-    """Check before a long computation that its results can be drawn.
+    """Check that results can be drawn, before a long computation.
 
     Raises:
         ValueError: if matplotlib is not installed.

@@ -1,8 +1,8 @@
-"""Sources of known entropy, documents drawn from them with the truth of every token, and the settings of a contest.
+"""Sources of known entropy, documents drawn from them with every token's true values, and the settings of a contest.
 
-No torch here: the settings become flags, and `--help` comes at once.
+This module does not import torch: its settings become flags, and `--help` must start fast.
 
-M documents, T tokens of each, V symbols, H hidden states.
+Shapes: M documents, T tokens per document, V symbols, H hidden states.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,23 +13,23 @@ import numpy as np
 
 
 class KnownSource(Protocol):
-    """`State` is whatever a source remembers of M documents."""
+    """A source whose next-token distribution is known. Its state is everything it remembers of M documents."""
 
     @property
     def vocabulary(self) -> int: ...
 
     def begin(self, documents: int) -> np.ndarray:
-        """The state [M, ...] before the first token."""
+        """Return the state [M, ...] before the first token."""
 
     def predict(self, state: np.ndarray) -> np.ndarray:
-        """Distribution [M, V] of each document's next token."""
+        """Return the distribution [M, V] of each document's next token."""
 
     def advance(self, state: np.ndarray, tokens_M: np.ndarray) -> np.ndarray:
-        """The state after the tokens."""
+        """Return the state after the tokens."""
 
 
 class Drawn(NamedTuple):
-    """Documents and their truth in nats: `-ln p(x[i] | x[:i])` and `H(X[i] | x[:i])`."""
+    """Documents with their true surprisal `-ln p(x[i] | x[:i])` and entropy `H(X[i] | x[:i])`, in nats."""
 
     tokens_MT: np.ndarray
     surprisal_MT: np.ndarray
@@ -37,7 +37,7 @@ class Drawn(NamedTuple):
 
 
 def draw(source: KnownSource, documents: int, tokens: int, random: np.random.Generator) -> Drawn:
-    """Fresh documents of `tokens` tokens each, with the truth of every token."""
+    """Draw documents of `tokens` tokens each, with every token's true surprisal and entropy."""
     state = source.begin(documents)
     columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for _ in range(tokens):
@@ -51,7 +51,7 @@ def draw(source: KnownSource, documents: int, tokens: int, random: np.random.Gen
 
 
 def shannon_entropy(probabilities_MV: np.ndarray) -> np.ndarray:
-    """`-sum p ln p` of each row, in nats."""
+    """Return `-sum p ln p` of each row, in nats."""
     logarithms_MV = np.log(probabilities_MV, where=probabilities_MV > 0, out=np.zeros_like(probabilities_MV))
     entropy_M: np.ndarray = -(probabilities_MV * logarithms_MV).sum(axis=1)
     return entropy_M
@@ -59,7 +59,7 @@ def shannon_entropy(probabilities_MV: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MarkovChain:
-    """The next symbol depends on the last K: row `r` of the table is its distribution after the context `r`."""
+    """A chain whose next symbol depends on the last K; row `r` of the table is its distribution after context `r`."""
 
     table: np.ndarray
 
@@ -68,7 +68,7 @@ class MarkovChain:
         return int(self.table.shape[1])
 
     def begin(self, documents: int) -> np.ndarray:
-        """Every document begins as if symbol 0 had come K times."""
+        """Return the context of K times symbol 0."""
         return np.zeros(documents, dtype=np.int64)
 
     def predict(self, state: np.ndarray) -> np.ndarray:
@@ -82,7 +82,7 @@ class MarkovChain:
 
 @dataclass(frozen=True)
 class HiddenMarkov:
-    """A hidden chain emits the symbols; the state is the forward algorithm's belief [M, H] about it."""
+    """A hidden chain that emits symbols; the state is the forward algorithm's belief [M, H] about the hidden state."""
 
     initial_H: np.ndarray
     transition_HH: np.ndarray
@@ -107,10 +107,10 @@ class HiddenMarkov:
 
 @dataclass(frozen=True)
 class NoisyCopy:
-    """Random symbols that come again `lag` tokens later, each kept with probability `1 - noise`, else drawn anew.
+    """Random symbols that repeat after `lag` tokens, each kept with probability `1 - noise` and otherwise redrawn.
 
-    A copy is copied in turn, so a document of three lags holds a copy of a copy. The state is the last `lag` tokens,
-    -1 where there were none.
+    Copies are copied too, so a document of three lags holds a copy of a copy. The state is the last `lag` tokens, with
+    -1 before the start of the document.
     """
 
     vocabulary: int
@@ -131,14 +131,14 @@ class NoisyCopy:
 
 
 def rows_of_different_entropy(rows: int, symbols: int, random: np.random.Generator) -> np.ndarray:
-    """Distributions [rows, symbols] from nearly certain to nearly uniform: Dirichlet, concentration 0.01 to 3."""
+    """Draw distributions [rows, symbols], nearly certain to nearly uniform: Dirichlet, concentration 0.01 to 3."""
     concentrations = 10 ** random.uniform(-2, 0.5, rows)
     table = np.stack([random.dirichlet(np.full(symbols, concentration)) for concentration in concentrations])
-    return 0.999 * table + 0.001 / symbols  # nothing is impossible, so that every surprisal is finite
+    return 0.999 * table + 0.001 / symbols  # no symbol is impossible, so every surprisal is finite
 
 
 def _hidden_markov(random: np.random.Generator) -> HiddenMarkov:
-    """Eight hidden states that last ten tokens each."""
+    """Return a source of eight hidden states that each last about ten tokens."""
     states, symbols = 8, 32
     others = rows_of_different_entropy(states, states, random)
     transition_HH = 0.9 * np.eye(states) + 0.1 * others
@@ -146,7 +146,7 @@ def _hidden_markov(random: np.random.Generator) -> HiddenMarkov:
 
 
 def _topic_mixture(random: np.random.Generator) -> HiddenMarkov:
-    """Sixteen topics, one per document: a hidden chain that never leaves its state."""
+    """Return a source of sixteen topics, one per document: a hidden chain that never leaves its state."""
     topics, symbols = 16, 32
     emission_HV = random.dirichlet(np.full(symbols, 0.3), topics)
     return HiddenMarkov(np.full(topics, 1 / topics), np.eye(topics), 0.99 * emission_HV + 0.01 / symbols)
@@ -159,14 +159,14 @@ SOURCES: dict[str, Callable[[np.random.Generator], KnownSource]] = {
     "noisy-copy": lambda random: NoisyCopy(vocabulary=32, lag=32, noise=0.1),
     "topic-mixture": _topic_mixture,
 }
-"""What labels are measured against; each is made from a generator, which decides its tables."""
+"""Constructors of sources by name; the random generator decides a source's tables."""
 
 
 def require_sources(names: Sequence[str]) -> None:
-    """Check names of sources before a long computation.
+    """Check the names of sources, before a long computation.
 
     Raises:
-        ValueError: if there are none, or one is unknown.
+        ValueError: if the list is empty or a name is unknown.
     """
     unknown = [name for name in names if name not in SOURCES]
     if unknown or not names:
@@ -175,34 +175,34 @@ def require_sources(names: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ContestSettings:
-    """Sizes and lengths; the defaults are for one CPU core and some minutes per source."""
+    """Sizes of models, trainings and data; the defaults take one CPU core a few minutes per source."""
 
     document_tokens: int = 64
-    """Tokens in a document, which is one window."""
+    """Tokens per document; a document is one window."""
     width: int = 64
-    """Hidden size of every model; the encoder has half."""
+    """Hidden size of every model; the encoder has half of it."""
     layers: int = 2
-    """Blocks of every model; the encoder has one less."""
+    """Blocks of every model; the encoder has one fewer."""
     heads: int = 4
-    """Attention heads of every model; the encoder has half."""
+    """Attention heads of every model; the encoder has half of them."""
     bottleneck_width: int = 1
-    """Numbers in the embedding of a window."""
+    """Width of the window embedding."""
     steps: int = 400
-    """Optimizer steps of the estimator; the language model takes as many as have the same compute."""
+    """Optimizer steps of the estimator; the language model gets the same compute."""
     second_order_steps: int = 150
     """Optimizer steps of each second-order model."""
     batch: int = 64
-    """Documents in a batch."""
+    """Documents per batch."""
     learning_rate: float = 3e-3
-    """Peak rate of what learns from documents; what learns from labels takes a third."""
+    """Peak learning rate of models that learn from documents; models that learn from labels use a third of it."""
     labelled_documents: int = 6000
-    """Documents, other than those trained on, that are labelled for the second-order models."""
+    """Unseen documents to label for training the second-order models."""
     labelled_share: float = 0.2
-    """Share of their tokens that is labelled."""
+    """Share of tokens to label in the documents for the second-order models."""
     fresh_documents: int = 300
-    """Documents that all methods are compared on and nothing was trained on."""
+    """Documents to compare all methods on; no model is trained on them."""
     seed: int = 0
-    """Decides sources, documents and weights."""
+    """Random seed of sources, documents and weights."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

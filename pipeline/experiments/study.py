@@ -1,8 +1,8 @@
 """The study of the matched experiment: documents to overfit, their labels, the trials on them and their summary.
 
-Two trials differ in their objective, their labels, their dropout or their seed alone. `overfitting` trains them.
+Trials differ only in objective, labels, dropout and seed. The module `overfitting` trains them.
 
-N tokens.
+Shapes: N tokens.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,26 +20,26 @@ from pipeline.training.config import ObjectiveName
 
 SHUFFLED, TRUTH = "shuffled", "truth"
 Labelled = tuple[ObjectiveName, str | None]
-"""An objective and the labels that it gets."""
+"""An objective and the name of its labels; None for no labels."""
 CORRECTED: tuple[ObjectiveName, ...] = ("flood", "floor", "flood-mean")
-"""Objectives whose labels are tried with every scale and margin; of flood-mean it is the level."""
+"""Objectives to try with every scale and margin of their labels; flood-mean applies them to its level."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """Documents to train on, with the labels that are compared, and those to evaluate on."""
+    """Documents to train on, the labels to compare, and documents to evaluate on."""
 
     seen: Corpus
     labels: Mapping[str, np.ndarray]
-    """Nats [N] of the tokens of `seen`, by what made them."""
+    """Labels in nats [N] of the tokens of `seen`, by the method that made them."""
     held_out: Mapping[str, Corpus]
-    """By name; `held_out` is of the same kind as `seen`."""
+    """Corpora by name; the one called `held_out` is of the same kind as `seen`."""
     vocabulary: int
     start: int
-    """The token before each window."""
+    """Token before each window."""
 
     def with_labels(self, name: str | None, seed: int) -> Corpus:
-        """The documents to train on, labelled; with `shuffled NAME` each label of that name is at a random token."""
+        """Return the labelled training documents; `shuffled NAME` moves each label of NAME to a random token."""
         if name is None:
             return replace(self.seen, labels_N=np.full(len(self.seen.tokens_N), np.nan, np.float32))
         labelled = replace(self.seen, labels_N=self.labels[name.removeprefix(f"{SHUFFLED} ")])
@@ -59,13 +59,13 @@ class ObjectiveTrial:
 
     @property
     def corrected_labels(self) -> str:
-        """Its labels for a reader: `none`, `exact`, `exact x 1.5`, `exact x 0.8 + 1`."""
+        """Labels with their correction, for display: `none`, `exact`, `exact x 1.5`, `exact x 0.8 + 1`."""
         scale = f" x {self.scale:g}" if self.scale != 1 else ""
         return (self.labels or "none") + scale + (f" + {self.margin:g}" if self.margin else "")
 
     @property
     def name(self) -> str:
-        """Name of its folder."""
+        """Name of the trial's folder."""
         return f"{self.objective} {self.corrected_labels} dropout {self.dropout:g} seed {self.seed}".replace(" ", "-")
 
 
@@ -76,7 +76,7 @@ def trials(
     scales: Sequence[float] = (1.0,),
     margins: Sequence[float] = (0.0,),
 ) -> list[ObjectiveTrial]:
-    """Every combination, once; all objectives of one seed before the next, so that an unfinished table is even."""
+    """Return every combination once; each seed completes all objectives first, so that an unfinished table is even."""
     every = product(range(seeds), dropouts, product(scales, margins), objectives)
     return list(
         dict.fromkeys(
@@ -87,43 +87,43 @@ def trials(
 
 
 def default_objectives(labels: Sequence[str], chosen: str) -> list[Labelled]:
-    """Flood and floor with all labels, the other objectives with the chosen ones, and the controls."""
+    """Return the controls, flood and floor with all labels, and the other objectives with the chosen labels."""
     with_all: list[Labelled] = [*(("flood", name) for name in labels), *(("floor", name) for name in labels)]
     with_chosen: list[Labelled] = [("weight", chosen), ("mask", chosen), ("reference-share", chosen)]
-    # One number is all that flooding of the mean takes from labels: it gets the true one where that is known.
+    # Flooding the mean uses only the mean of the labels: it also gets the true mean if that is known.
     means: list[Labelled] = [("flood-mean", name) for name in dict.fromkeys((chosen, TRUTH)) if name in labels]
     controls: list[Labelled] = [("cross-entropy", None), ("random-share", None), ("flood", f"{SHUFFLED} {chosen}")]
     return [*controls, *means, *with_all, *with_chosen]
 
 
 CurvesOfTrials = Mapping[ObjectiveTrial, list[dict[str, float]]]
-# Student's t, 97.5% quantile, by the number of seeds
+# 97.5% quantile of Student's t, by number of seeds
 T_95 = dict(enumerate((12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26), start=2))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """All seeds of one objective, labels and dropout: means, and half the width of their 95% confidence interval."""
+    """Means over all seeds of one objective, labels and dropout, with half the width of 95% confidence intervals."""
 
     objective: str
     labels: str
-    """With their scale and margin, where they have any."""
+    """Labels with their scale and margin, if any."""
     dropout: float
     seeds: int
     final: float
-    """Held-out loss at the last step, nats a token."""
+    """Held-out loss at the last step, in nats per token."""
     final_error: float
     best: float
-    """The lowest held-out loss of any evaluation, which can only be stopped at by looking at held-out text."""
+    """Lowest held-out loss of any evaluation; stopping there requires looking at held-out text."""
     best_error: float
     gap: float
-    """Held-out less training loss at the last step."""
+    """Held-out loss minus training loss at the last step."""
     elsewhere: float
-    """Loss on other text at the last step; NaN where there is none."""
+    """Loss on other text at the last step; NaN if there is no other text."""
 
 
 def summarise(figures: CurvesOfTrials) -> Iterator[Summary]:
-    """A line for each objective, labels and dropout, in the order of the trials."""
+    """Yield a summary per objective, labels and dropout, in the order of the trials."""
     groups: dict[tuple[str, str, float], list[list[dict[str, float]]]] = {}
     for trial, curve in figures.items():
         groups.setdefault((trial.objective, trial.corrected_labels, trial.dropout), []).append(curve)
@@ -145,7 +145,7 @@ def summarise(figures: CurvesOfTrials) -> Iterator[Summary]:
 
 
 def interval(values: Sequence[float]) -> float:
-    """Half the width of the 95% confidence interval of the mean; NaN of a single value."""
+    """Return half the width of the 95% confidence interval of the mean; NaN for a single value."""
     if len(values) < 2:
         return nan
     deviation = stdev(values)
@@ -164,8 +164,8 @@ def write_results(
 
 
 def markdown(summaries: Sequence[Summary], truth: float | None) -> str:
-    """A table of means, the half widths of 95% confidence intervals in brackets, the lowest final loss first."""
-    known = "" if truth is None else f"The truth's own held-out loss is {truth:.3f} nats a token.\n\n"
+    """Return a table of means, with half widths of 95% confidence intervals in brackets, lowest final loss first."""
+    known = "" if truth is None else f"The true distribution's held-out loss is {truth:.3f} nats per token.\n\n"
     elsewhere = not all(isnan(summary.elsewhere) for summary in summaries)
     head = ["objective", "labels", "dropout", "final", "best", "gap", *(["other text"] if elsewhere else [])]
     rows: list[list[str]] = []
@@ -177,9 +177,9 @@ def markdown(summaries: Sequence[Summary], truth: float | None) -> str:
 
 
 def write_plot(file: Path, figures: CurvesOfTrials, truth: float | None) -> None:
-    """Held-out loss by step at the lowest dropout, the mean of all seeds; panels for flood, floor and the others.
+    """Plot the held-out loss by step, averaged over seeds, at the lowest dropout: panels for flood, floor and the rest.
 
-    Where the truth's own loss is known it is what lies above that, on a logarithmic axis.
+    If the true distribution's loss is known, plot the excess over it on a logarithmic axis.
     """
     from matplotlib.figure import Figure
 
@@ -196,13 +196,13 @@ def write_plot(file: Path, figures: CurvesOfTrials, truth: float | None) -> None
         panel.set_xlabel("step")
         if panel.lines:
             panel.legend(fontsize=8)
-    above = "" if truth is None else " above the truth's"
-    figure.axes[0].set_ylabel(f"held-out loss{above}, nats a token")
+    above = "" if truth is None else " above the true distribution's"
+    figure.axes[0].set_ylabel(f"held-out loss{above}, nats per token")
     figure.savefig(file, dpi=110)
 
 
 def mean_curves(figures: CurvesOfTrials) -> dict[tuple[str, str], dict[float, float]]:
-    """Held-out loss at each step, the mean of all seeds, by objective and labels, at the lowest dropout."""
+    """Return the held-out loss averaged over seeds, by objective and labels, then by step, at the lowest dropout."""
     lowest = min(trial.dropout for trial in figures)
     losses: dict[tuple[str, str], dict[float, list[float]]] = {}
     for trial, curve in figures.items():

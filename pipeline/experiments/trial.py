@@ -1,4 +1,4 @@
-"""A trial: one training of an experiment, done once in a folder of its own."""
+"""Trials of an experiment: each is trained once, in a folder of its own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +29,10 @@ def train_once(
     *,
     keep_weights: bool = False,
 ) -> ModelT:
-    """The model after its training, whose metrics are in `folder`.
+    """Train the model unless `folder` says it is trained already, and return it; metrics are written to `folder`.
 
-    An interrupted training is resumed. One that is done is not repeated: its weights are read if they were kept, and
-    the model is returned as it came otherwise.
+    An interrupted training is resumed. A finished one is not repeated: its weights are loaded if they were kept;
+    otherwise the model is returned unchanged.
     """
     if (folder / DONE_FILE).is_file():
         return type(model).from_pretrained(folder, use_safetensors=True) if keep_weights else model

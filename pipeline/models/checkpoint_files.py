@@ -137,7 +137,7 @@ def _require_plain(folder: Path, key: str, value: Any) -> None:
 def _wrong(folder: Path, key: str, value: object, fault: str) -> ValueError:
     shown = repr(value)
     shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
-    return ValueError(f"{folder / CONFIG_FILE}: {key} {shown} {fault}; mend it, or name another checkpoint")
+    return ValueError(f"{folder / CONFIG_FILE}: {key} {shown} {fault}; fix it, or name another checkpoint")
 
 
 WEIGHTS_FILE = "model.safetensors"

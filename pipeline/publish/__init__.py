@@ -1,1 +1,1 @@
-"""Publishes annotated datasets on the Hugging Face Hub: shards, ledger, and the card that describes them."""
+"""Publishing of annotated datasets on the Hugging Face Hub: shards, ledger and card."""

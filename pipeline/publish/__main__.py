@@ -1,9 +1,9 @@
-"""Publishes a dataset that was annotated into a folder, as if it had been annotated to the Hub.
+"""Publish a dataset that was annotated into a folder, as if it had been annotated to the Hub.
 
     python -m pipeline.publish annotated hf://datasets/USER/NAME
 
-The folder stays as it is. Published shards are not sent again, so the same command resumes where one stopped. Nothing
-outside the folder is sent, and no shard that differs from its receipt.
+The folder does not change. Published shards are not sent again, so the same command resumes an interrupted one. Files
+outside the folder and shards that differ from their receipts are never sent.
 Exit code 0: every shard is published; 3: some are not labelled yet; 1: refused or failed, or some are damaged.
 """
 
@@ -41,11 +41,11 @@ class Config:
     folder: Path
     """Folder that pipeline.annotate wrote."""
     repository: str
-    """hf://datasets/USER/NAME; created if there is none."""
+    """hf://datasets/USER/NAME; created if it does not exist."""
     subset: str | None = field(default=None, kw_only=True)
-    """The one to publish; all by default."""
+    """Subset to publish; all by default."""
     private: bool = field(default=False, kw_only=True)
-    """Create the repository as a private one."""
+    """If the repository is created, make it private."""
 
 
 class Left(NamedTuple):
@@ -71,28 +71,28 @@ def publish(config: Config) -> int:
         left = [publish_subset(Subset(name, config.folder.resolve()), repository) for name in requested]
     if damaged := [shard for each in left for shard in each.damaged]:
         raise ValueError(
-            f"{len(damaged):,} shards do not hold what their receipts say and were not sent, {damaged[0]} first; run "
-            f"`python -m pipeline.verify {shlex.quote(str(config.folder))} --repair`, the same pipeline.annotate "
-            "command and this one again"
+            f"{len(damaged):,} shards do not match their receipts and were not sent, {damaged[0]} first; run "
+            f"`python -m pipeline.verify {shlex.quote(str(config.folder))} --repair`, then the same pipeline.annotate "
+            "command, then this one again"
         )
     if any(each.unlabelled for each in left):
         return INCOMPLETE
-    say(f"{load_call(repository.name, requested[0], repository.revision)} has it")
+    say(f"load it with {load_call(repository.name, requested[0], repository.revision)}")
     return 0
 
 
 def publish_subset(subset: Subset, repository: Repository) -> Left:
-    """Publishes what is complete of a subset.
+    """Publish the complete shards of a subset.
 
     Raises:
-        ValueError: if nothing is, or the repository has another run's subset of this name.
+        ValueError: if there are none, or the repository has another run's subset of this name.
     """
     plan, receipts, published = existing_plan(subset), Ledger(subset).receipts(), PublishedLedger(repository, subset)
     if plan is None or not receipts:
         raise ValueError(f"{subset.root} has no shard of {subset.name} yet; annotate first")
     _require_of_plan(subset, plan, receipts)
     if any(Path(name).is_absolute() for name in plan.provenance.source):
-        LOG.warning("the shards of %s hold the paths of their inputs; annotate anew to publish none", subset.name)
+        LOG.warning("the shards of %s contain the paths of their inputs; annotate again to leave them out", subset.name)
     info = SubsetInfo(
         subset=subset,
         path=repository.name,
@@ -113,19 +113,19 @@ def publish_subset(subset: Subset, repository: Repository) -> Left:
     in_repository = published.receipts(units)
     publish_end(repository, with_totals(info, in_repository))
     unlabelled = units - len({receipt.unit for receipt in (*receipts, *in_repository)})
-    remedy = "give the same pipeline.annotate command again, then this one"
+    remedy = "run the same pipeline.annotate command again, then this one"
     missing = f"; {unlabelled:,} are not labelled yet: {remedy}" if unlabelled else ""
     say(f"{subset.name}: {len(in_repository):,} of {units:,} shards are in {repository.url}{missing}")
     return Left(unlabelled, damaged)
 
 
 def _require_of_plan(subset: Subset, plan: Plan, receipts: Sequence[Receipt]) -> None:
-    """Refuses shards of two plans, which a folder holds while a dataset grows."""
+    """Raise if the folder has shards of two plans, as while a dataset grows."""
     others = next((receipt for receipt in receipts if shards_in_all(receipt.shard) != len(plan.units)), None)
     if others is not None:
         raise ValueError(
-            f"{subset.ledger / RECEIPTS} has a receipt of {others.shard}, and the plan has {len(plan.units):,} shards; "
-            "give the same pipeline.annotate command again"
+            f"{subset.ledger / RECEIPTS} has a receipt of {others.shard}, but the plan has {len(plan.units):,} shards; "
+            "run the same pipeline.annotate command again"
         )
 
 

@@ -1,8 +1,8 @@
-"""The card of an annotated dataset: a README.md with front matter for `datasets` and the Hub, and a section a subset.
+"""Card of an annotated dataset: a README.md with front matter for `datasets` and the Hub, and a section per subset.
 
-A subset's section stands between two comments, the first of which has a digest of it. It is rewritten for as long as it
-is as generated: sections that were edited by hand stay, and so does all text outside. In the front matter the subset's
-entries and the size are overwritten; other keys are added where they are missing.
+A subset's section is enclosed by two comments, and the first contains a digest of the section. A section is rewritten
+unless it was edited by hand; text outside the sections is kept. In the front matter, the subset's entries and the size
+are overwritten, and other keys are added if they are missing.
 """
 
 import logging
@@ -42,11 +42,11 @@ LOG = logging.getLogger(__name__)
 
 
 def dataset_card(info: SubsetInfo, existing: str | None, file: str = CARD_FILE) -> str:
-    """A new card, or the existing one brought up to date.
+    """Return a new card, or the existing one updated; errors call it `file`.
 
     Raises:
-        ValueError: if the existing one, which is named `file`, cannot be read or has broken marks of the section, or if
-            `datasets` cannot load a column.
+        ValueError: if the existing card cannot be read or the section's marks are broken, or if `datasets` cannot load
+            a column.
     """
     card = parsed(existing or f"{EMPTY}{INTRODUCTION}", file)
     _update_front_matter(card, info)
@@ -55,25 +55,25 @@ def dataset_card(info: SubsetInfo, existing: str | None, file: str = CARD_FILE) 
 
 
 def folder_card(info: SubsetInfo) -> str:
-    """The card of a folder, brought up to date.
+    """Return the updated card of a folder.
 
     Raises:
-        ValueError: as dataset_card does, or if the existing one is not UTF-8.
+        ValueError: as `dataset_card`, or if the existing card is not UTF-8.
     """
     file = info.subset.card
     return dataset_card(info, read_readme(file), str(file))
 
 
 def write_card(info: SubsetInfo) -> None:
-    """Brings the card of a folder up to date; one that was broken since the run began stays as it is."""
+    """Update the card of a folder; if it was broken since the run began, leave it and log a warning."""
     try:
         write_text(info.subset.card, folder_card(info))
     except ValueError as error:
-        LOG.warning("the card is not brought up to date, all else is: %s", error)
+        LOG.warning("the card is not updated, everything else is: %s", error)
 
 
 def _yaml(card: DatasetCard) -> str:
-    """The front matter. PyYAML writes a line break of Unicode as it is, and reads it as a space: it is escaped."""
+    """Return the front matter, with Unicode line breaks escaped: PyYAML writes them raw but reads them as spaces."""
     written: str = card.data.to_yaml()
     if BREAKS.search(written):
         values = card.data.to_dict()  # type: ignore[no-untyped-call]
@@ -82,10 +82,10 @@ def _yaml(card: DatasetCard) -> str:
 
 
 def _update_front_matter(card: DatasetCard, info: SubsetInfo) -> None:
-    """Writes the subset's configuration and features, and adds what is missing.
+    """Write the subset's configuration and features, and add missing keys.
 
-    The digest of the shards stands in the configuration's description because `datasets` (5.2) names its cache after
-    the folder's last name and the configuration alone: `a/annotated` would be given out for `b/annotated`.
+    The configuration's description contains the digest of the shards, because `datasets` (5.2) names its cache only
+    after the folder's last name and the configuration: `a/annotated` would be returned for `b/annotated`.
     """
     from datasets import DatasetInfo, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
@@ -94,7 +94,7 @@ def _update_front_matter(card: DatasetCard, info: SubsetInfo) -> None:
     name, counts = info.subset.name, info.counts
     default = MetadataConfigs.from_dataset_card_data(card.data).get_default_config_name()
     configs = {config["config_name"]: config for config in card.data.get("configs") or []}
-    if default is not None:  # a single one is it without saying so
+    if default is not None:  # a single configuration is the default without a flag
         configs[default] = {**configs[default], "default": True}
     entry: dict[str, object] = {
         "config_name": name,
@@ -114,7 +114,7 @@ def _update_front_matter(card: DatasetCard, info: SubsetInfo) -> None:
 
 
 def _features(schema: pa.Schema) -> "Features | None":
-    """The columns as `datasets` knows them; None if YAML cannot say it, and `datasets` reads them from the shards.
+    """Return the columns as `datasets` features; None if YAML cannot express them: `datasets` then reads the shards.
 
     Raises:
         ValueError: if `datasets` cannot load a column.
@@ -124,18 +124,18 @@ def _features(schema: pa.Schema) -> "Features | None":
     features = Features({field.name: _feature(field, schema) for field in schema})
     try:
         read = Features._from_yaml_list(yaml.safe_load(yaml.safe_dump(features._to_yaml_list())))
-    except (ValueError, TypeError, KeyError, AttributeError):  # as for a column `_type`, by which it marks types
+    except (ValueError, TypeError, KeyError, AttributeError):  # for example a column `_type`: that key marks types
         return None
     return features if read == features else None
 
 
 def _feature(field: pa.Field, schema: pa.Schema) -> object:
-    """A column as `datasets` knows it."""
+    """Return a column as a feature of `datasets`."""
     from datasets import Features
 
     known = read_features(schema, "the source")
     metadata = features_metadata({field.name: known[field.name]} if field.name in known else {})
-    # Read anew, a field that names an extension type of `datasets` has it.
+    # A field that names an extension type of `datasets` gets that type when the schema is read back.
     stored = pa.ipc.read_schema(pa.schema([field], metadata=metadata).serialize())
     try:
         return Features.from_arrow_schema(stored)[field.name]
@@ -145,7 +145,7 @@ def _feature(field: pa.Field, schema: pa.Schema) -> object:
 
 
 def _add_missing(card: DatasetCard, info: SubsetInfo) -> None:
-    """Writes the size, and the keys that the card lacks: few of them where others have put data into the repository."""
+    """Write the size and missing keys; only `tags` if there is other data, which the other keys would describe too."""
     names = [config["config_name"] for config in card.data["configs"]]
     others = [name for name in names if not _is_ours(name, card, info)]
     _update_size(card, others)
@@ -156,7 +156,7 @@ def _add_missing(card: DatasetCard, info: SubsetInfo) -> None:
 
 
 def _update_size(card: DatasetCard, others: list[str]) -> None:
-    """Writes the category of all rows together, if the card says how many the data of others has."""
+    """Write the size category of all rows together, if the card gives the number of rows of the other data."""
     infos = card.data["dataset_info"]
     infos = infos if isinstance(infos, list) else [infos]
     splits = [split for info in infos for split in info.get("splits") or []]
@@ -167,7 +167,7 @@ def _update_size(card: DatasetCard, others: list[str]) -> None:
 
 
 def _is_ours(name: str, card: DatasetCard, info: SubsetInfo) -> bool:
-    """False for data that somebody put into the repository, of which nothing is claimed here."""
+    """False for other data in the repository, about which the card makes no claims."""
     return name == info.subset.name or f"<!-- begin {name} " in card.text
 
 
@@ -185,21 +185,23 @@ def _defaults(card: DatasetCard, info: SubsetInfo) -> dict[str, object]:
 
 
 def _with_section(text: str, name: str, content: str, file: str) -> str:
-    """The text with a subset's section: at the end, or instead of an older one that nobody edited.
+    """Return the text with a subset's section: at the end, or in the place of an older section that nobody edited.
 
     Raises:
-        ValueError: if the marks around the older one are not one of each.
+        ValueError: if the older section is not between exactly one begin mark and one end mark.
     """
     whole = f"<!-- begin {name} {_digest(content)} -->\n{content}\n<!-- end {name} -->"
     escaped = re.escape(name)
     older = re.search(rf"<!-- begin {escaped} ([0-9a-f]+) -->\n(.*?)\n<!-- end {escaped} -->", text, re.DOTALL)
     if marks(text, name) != (["begin", "end"] if older else []):
-        remedy = "delete the section, all its marks (`<!-- begin`, `<!-- end`) too, to have it written anew"
-        raise ValueError(f"the section on {name} in {file} is not between one mark of each kind; {remedy}")
+        remedy = "delete the section with all its marks to have it rewritten"
+        raise ValueError(
+            f"the section on {name} in {file} is not between one `<!-- begin` and one `<!-- end` mark; {remedy}"
+        )
     if older is None:
         return f"{text.rstrip()}\n\n{whole}\n"
     if older[1] != _digest(older[2]):
-        LOG.warning("the card's section on %s was edited by hand and stays; delete it to have it written anew", name)
+        LOG.warning("the card's section on %s was edited by hand and is kept; delete it to have it rewritten", name)
         return text
     return text[: older.start()] + whole + text[older.end() :]
 

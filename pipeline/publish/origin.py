@@ -1,4 +1,4 @@
-"""Where documents come from: the names, licence and languages of Hub datasets, as their cards state them."""
+"""Origin of documents: names, licence and languages of Hub datasets, as stated in their cards."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ PAGES = "https://huggingface.co/datasets"
 
 @dataclass(frozen=True)
 class License:
-    """Identifiers of one or several licences and, where one is `other`, its name and a link to its text."""
+    """Identifiers of one or several licences; for `other`, also its name and a link to its text."""
 
     ids: tuple[str, ...]
     name: str | None = None
@@ -23,7 +23,7 @@ class License:
 
     @classmethod
     def of(cls, card: Mapping[str, object], dataset: str) -> "License | None":
-        """The licence in a dataset's card, with an absolute URL of its text; None if the card has none."""
+        """Return the licence in a dataset's card, with an absolute URL of its text; None if the card has none."""
         ids = tuple(_listed(card.get("license")))
         name, link = (next(iter(_listed(card.get(key))), None) for key in ("license_name", "license_link"))
         in_dataset = link is not None and "://" not in link
@@ -31,46 +31,46 @@ class License:
 
     @property
     def is_definite(self) -> bool:
-        """False for `other` without a link to its text: two of these may be two licences."""
+        """False for `other` without a link to its text, which can stand for different licences."""
         return "other" not in self.ids or self.link is not None
 
     def front_matter(self) -> dict[str, object]:
-        """The keys of a card; a list only where there are several licences, as the Hub wants it."""
+        """Return the keys for a card; the licence is a list only if there are several, as the Hub requires."""
         license: dict[str, object] = {"license": list(self.ids) if len(self.ids) > 1 else self.ids[0]}
         named = {"license_name": self.name, "license_link": self.link}
         return license | {key: value for key, value in named.items() if value}
 
     @property
     def in_markdown(self) -> str:
-        """The names and the link, as words of a card."""
+        """Names and link as Markdown."""
         named = " and ".join(self.name or id if id == "other" else id for id in self.ids)
         return in_markdown(f"{named} ({self.link})" if self.link else named)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The Hub datasets among all inputs together."""
+    """Hub datasets among the inputs, with their common licence and all their languages."""
 
     datasets: tuple[str, ...] = ()
     """Names on the Hub."""
     license: License | None = None
-    """None unless all inputs have the same."""
+    """Licence of all inputs; None if they differ or one is unknown."""
     languages: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
-        """A sentence for a card."""
+        """Origin and licence, for a card."""
         if not self.datasets:
-            return (
-                "The documents come from files outside the Hub, whose licence is not known here and holds for this too."
-            )
+            licence = "Their licence, unknown here, applies to this dataset too."
+            return f"The documents come from files outside the Hub. {licence}"
         named = ", ".join(f"[{in_markdown(name)}]({PAGES}/{quote(name)})" for name in self.datasets)
-        licence = f"whose licence is {self.license.in_markdown}" if self.license else "whose licences their cards tell"
-        return f"The documents are those of {named}, {licence} and holds for this dataset too."
+        own = self.license
+        licence = f"The licence, {own.in_markdown}, applies" if own else "The licences in their cards apply"
+        return f"The documents come from {named}. {licence} to this dataset too."
 
 
 def origin_of(inputs: Sequence[str]) -> Origin:
-    """Reads the cards of those inputs that are datasets of the Hub.
+    """Read the cards of the inputs that are datasets on the Hub.
 
     Raises:
         ConnectionError: if the Hub cannot be reached.

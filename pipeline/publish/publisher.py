@@ -1,9 +1,9 @@
-"""The publisher of a subset: its shards in few commits to a repository of the Hub, each with their receipts.
+"""Publisher of a subset: commits shards to a Hub repository, many per commit, together with their receipts.
 
-A single thread commits, so that no commit waits for another of the same run; whoever labelled a shard has sent its
-content before. What lies on the disk stays until its commit is known to be in. Runs that publish the same subset at
-once do no harm: of two shards of a unit the first one stays, with its receipt. A file in the place of a shard that no
-receipt speaks of is replaced.
+A single thread commits, so that commits of a run never wait for each other. During annotation, a shard's content is
+uploaded before its commit, by the process that labelled it. Files on the disk are kept until their commit has
+succeeded. Several runs may publish the same subset at once: the first shard of a unit is kept, with its receipt. A file
+without a receipt at a shard's path is replaced.
 """
 
 import logging
@@ -23,23 +23,23 @@ from pipeline.messages import describe
 from schemas.layout import Subset, shards_in_all
 from schemas.receipts import RECEIPTS, Receipt, as_lines
 
-SHARDS_A_COMMIT, MOST_A_COMMIT = 200, 1000  # enough to commit at once; as many as may have come meanwhile
-COMMIT_EVERY = 300.0  # seconds that a shard waits for others: the Hub takes 128 commits an hour
+SHARDS_A_COMMIT, MOST_A_COMMIT = 200, 1000  # enough to commit without waiting; cap if more are waiting already
+COMMIT_EVERY = 300.0  # seconds that a shard waits for others: the Hub takes 128 commits per hour
 
 LOG = logging.getLogger(__name__)
 
 
 class Labelled(NamedTuple):
-    """A shard that waits for its commit."""
+    """A shard waiting for its commit."""
 
     receipt: Receipt
     addition: CommitOperationAdd
 
 
 class Publisher:
-    """Of one subset. Errors of its thread are raised to whoever adds to it, or leaves it.
+    """Publisher of one subset. Errors of its thread are raised by `add`, `close` and `__exit__`.
 
-    `keeps` says whether shards stay on the disk after their commit, and the ledger there as it is.
+    `keeps` keeps shards on the disk after their commit, and leaves the ledger there unchanged.
     """
 
     def __init__(self, repository: Repository, subset: Subset, *, keeps: bool) -> None:
@@ -54,20 +54,20 @@ class Publisher:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Closes; not after an error: then the next run publishes what is left."""
+        """Close, except after an error: the next run then publishes the rest."""
         if error is None:
             self.close()
 
     def close(self) -> None:
-        """Returns when all that was added is published."""
+        """Wait until everything added is published."""
         self.waiting.put(None)
         self.thread.join()
         self._raise_failure()
 
     def add(self, receipt: Receipt, addition: CommitOperationAdd | None = None) -> bool:
-        """Puts a shard in the next commit; it is uploaded here if there is no addition.
+        """Queue a shard for the next commit; without an `addition`, the shard's file on the disk.
 
-        False for a file that does not hold what its receipt says: nothing of it is sent.
+        Return False, and send nothing, if the file does not match its receipt.
         """
         self._raise_failure()
         if addition is None:
@@ -78,7 +78,7 @@ class Publisher:
         return True
 
     def taken(self) -> list[str]:
-        """Shards that were published since this was asked for."""
+        """Return the shards published since the last call."""
         return [self.published.get() for _ in range(self.published.qsize())]
 
     def _path(self, receipt: Receipt) -> str:
@@ -86,18 +86,18 @@ class Publisher:
 
     def _raise_failure(self) -> None:
         if self.failure is not None:
-            raise ValueError(f"{describe(self.failure)}; the same command goes on from here") from None
+            raise ValueError(f"{describe(self.failure)}; the same command resumes from here") from None
 
     def _work(self) -> None:
         try:
             while batch := self._next():
                 self._commit(batch)
-        except Exception as error:  # of any kind: the caller must hear of it
+        except Exception as error:  # any kind: the caller must see it
             LOG.debug("the publisher stops", exc_info=True)
             self.failure = error
 
     def _next(self) -> list[Labelled]:
-        """Shards for a commit; none at the end."""
+        """Return shards for a commit; none at the end."""
         batch: list[Labelled] = []
         deadline = 0.0
         while len(batch) < SHARDS_A_COMMIT or (len(batch) < MOST_A_COMMIT and not self.waiting.empty()):
@@ -106,7 +106,7 @@ class Publisher:
             except queue.Empty:
                 break
             if one is None:
-                self.waiting.put(None)  # for the next time
+                self.waiting.put(None)  # for the next call
                 break
             deadline = deadline if batch else time.monotonic() + COMMIT_EVERY
             batch.append(one)
@@ -121,14 +121,15 @@ class Publisher:
             existing = self._receipted(batch, files, head)
             missing = [one for one in batch if self._path(one.receipt) not in existing]
             if replaced := [path for one in missing if (path := self._path(one.receipt)) in files]:
-                LOG.warning("%d files are replaced that no receipt speaks of: %s", len(replaced), replaced[0])
+                LOG.warning("%d files without a receipt are replaced: %s", len(replaced), replaced[0])
             self.repository.upload([one.addition for one in missing])
             return [*(one.addition for one in missing), *self._receipts(missing)]
 
         self.repository.commit(f"{self.subset.name}: {len(batch)} shards", operations)
         ours = [receipt for receipt, _ in batch if existing.get(self._path(receipt), receipt.sha256) == receipt.sha256]
         if len(ours) < len(batch):
-            LOG.warning("%d shards were published by another run with other labels; those stay", len(batch) - len(ours))
+            kept = len(batch) - len(ours)
+            LOG.warning("%d shards were published by another run with other labels, which are kept", kept)
         if not self.keeps:
             ledger = Ledger(self.subset)
             ledger.add_published(ours)
@@ -137,7 +138,7 @@ class Publisher:
             self.published.put(receipt.shard)
 
     def _receipted(self, batch: Sequence[Labelled], files: Mapping[str, str], head: str) -> dict[str, str]:
-        """Digests of those of the files whose receipts the repository has; these are read where there are files."""
+        """Return digests by path of the files with a receipt in the repository; without files, read no receipts."""
         if not files:
             return {}
         units = shards_in_all(batch[0].receipt.shard)
@@ -145,7 +146,7 @@ class Publisher:
         return {path: receipt.sha256 for receipt in known if (path := self._path(receipt)) in files}
 
     def _receipts(self, committed: Sequence[Labelled]) -> list[Operation]:
-        """The ledger's lines of a commit, in a file of their own that no other commit touches."""
+        """Return the receipts of a commit, in a file of their own that no other commit touches."""
         if not committed:
             return []
         lines = as_lines(receipt for receipt, _ in committed).encode()

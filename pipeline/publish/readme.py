@@ -1,6 +1,6 @@
-"""The README.md that a folder or a repository has already, written by anybody, and the data that it describes.
+"""The existing README.md of a folder or repository, which anybody may have written, and the data that it describes.
 
-It is read before anything is labelled, and refused by its name if a card cannot be added to it.
+It is read before anything is labelled. A README.md that no card can be added to is refused by name.
 """
 
 import glob
@@ -21,15 +21,15 @@ from schemas.layout import CARD_FILE, Subset
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
 
-MOST_VALUES = 1_000_000  # of front matter, aliases written out
+MOST_VALUES = 1_000_000  # in front matter with its aliases expanded
 EMPTY = "---\n{}\n---\n"
-REMEDY = "mend it, or delete it to have a new one written"
+REMEDY = "fix it, or delete it to have a new one written"
 BEGINS = re.compile(r"\s*---[ \t]*\r?\n")
 MARK = r"<!--\s*({kind})\s+{name}(?:\s[^\n>]*)?-->"
 
 
 def read_readme(file: Path | None) -> str | None:
-    """The text of a README.md; None if the file does not exist.
+    """Return the text of a README.md; None if the file does not exist.
 
     Raises:
         ValueError: if it is not UTF-8.
@@ -43,10 +43,11 @@ def read_readme(file: Path | None) -> str | None:
 
 
 def parsed(text: str, name: str) -> DatasetCard:
-    """The card in the text of a README.md, which errors call by `name`; its front matter is one `datasets` can read.
+    """Parse a README.md, which errors call `name`, into a card whose front matter `datasets` can read.
 
     Raises:
-        ValueError: if the front matter is not YAML, does not end, or describes no configurations and datasets.
+        ValueError: if the front matter is not YAML, does not end, has a key twice, or has configurations or dataset
+            information that `datasets` cannot read.
     """
     from datasets.info import DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs
@@ -57,7 +58,7 @@ def parsed(text: str, name: str) -> DatasetCard:
             raise ValueError("no line of --- ends it")
         values = vars(card.data)
         if _written_out(values, {}) >= MOST_VALUES:
-            raise ValueError("its aliases hold one another")
+            raise ValueError("its aliases contain each other")
         if repeated := _repeated(text.removesuffix(card.text)):
             raise ValueError(f"it has {', '.join(repeated)} more than once")
         if not isinstance(values.get("dataset_info", {}), dict | list):
@@ -70,12 +71,12 @@ def parsed(text: str, name: str) -> DatasetCard:
 
 
 def marks(text: str, name: str) -> list[str]:
-    """The marks around a subset's section, each `begin` or `end`, in their order."""
+    """Return the marks around a subset's section in order, each `begin` or `end`."""
     return re.findall(MARK.format(kind="begin|end", name=re.escape(name)), text)
 
 
 def _written_out(value: object, known: dict[int, int]) -> int:
-    """Number of values, those behind an alias counted each time; at least MOST_VALUES if a value holds itself."""
+    """Return the number of values with aliases expanded; at least MOST_VALUES if a value contains itself."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:
@@ -86,7 +87,7 @@ def _written_out(value: object, known: dict[int, int]) -> int:
 
 
 def _repeated(front_matter: str) -> list[str]:
-    """Keys that a mapping has twice: YAML reads the last of them, and the others would be lost."""
+    """Return keys that occur twice in a mapping: YAML reads only the last, so the others would be lost."""
     nodes, repeated, seen = list(yaml.compose_all(front_matter, yaml.SafeLoader)), list[str](), set[int]()
     while nodes:
         node = nodes.pop()
@@ -102,39 +103,40 @@ def _repeated(front_matter: str) -> list[str]:
     return repeated
 
 
-DEFAULT = "default"  # as `datasets` calls what it finds by itself
+DEFAULT = "default"  # name that `datasets` gives to files without a configuration
 FORMAT = "parquet"
-MOST_FILES = 1000  # that a card can list
+MOST_FILES = 1000  # listed in a card
 
 
 def keeping_own_data(card: str | None, files: Iterable[str], subset: Subset, url: str) -> str | None:
-    """The card of a repository that lacks the subset, with a configuration added for data of its own that has none.
+    """Return the card of a repository without the subset; add a configuration for existing data that has none.
 
     Raises:
-        ValueError: if `datasets` could not read both the data and the labels afterwards.
+        ValueError: if `datasets` could not read both the existing data and the labels afterwards.
     """
     paths, name = sorted(files), subset.name
     parsed(card or EMPTY, f"{url}/{CARD_FILE}")
     folder = f"{subset.in_repository.data.as_posix()}/"
     if any(path.startswith(folder) for path in paths):
-        raise ValueError(f"{url} has files of its own in {folder}; annotate under another `subset`")
+        raise ValueError(f"{url} already has other files in {folder}; annotate under another `subset`")
     builder = _builder(card, paths, url)
     if builder is None:
         return card
     if builder.name != FORMAT:
-        remedy = f"and labels are {FORMAT}, of which it can read one in a repository; publish to another repository"
-        raise ValueError(f"{url} has data that `datasets` reads as {builder.name}, {remedy}")
+        limit = f"but labels are {FORMAT} and it reads only one format per repository"
+        remedy = "publish to another repository"
+        raise ValueError(f"{url} has data that `datasets` reads as {builder.name}, {limit}; {remedy}")
     whole = parsed(card or EMPTY, f"{url}/{CARD_FILE}")
     configured = [config["config_name"] for config in whole.data.get("configs") or []]
     if name in (configured or [DEFAULT]):
-        raise ValueError(f"{url} has a configuration {name} of its own; annotate under another `subset`")
+        raise ValueError(f"{url} already has another configuration called {name}; annotate under another `subset`")
     if not configured:
         whole.data["configs"] = [{"config_name": DEFAULT, "data_files": _files_by_split(builder, url)}]
     return str(whole)
 
 
 def _builder(card: str | None, paths: list[str], url: str) -> "DatasetBuilder | None":
-    """The builder that `datasets` chooses for empty files of these names; None if it finds no data among them."""
+    """Return the builder that `datasets` chooses for empty files with these names; None if it finds no data."""
     from datasets import get_dataset_config_names, load_dataset_builder
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DataFilesNotFoundError
@@ -143,7 +145,7 @@ def _builder(card: str | None, paths: list[str], url: str) -> "DatasetBuilder | 
         root = Path(folder).resolve()
         for path in paths:
             if not (root / path).resolve().is_relative_to(root):
-                raise ValueError(f"{url} names a file {path}, which is outside of it; publish to another repository")
+                raise ValueError(f"{url} names a file {path}, which is outside it; publish to another repository")
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).touch()
         (root / CARD_FILE).write_text(card or "", encoding="utf-8")
@@ -153,11 +155,11 @@ def _builder(card: str | None, paths: list[str], url: str) -> "DatasetBuilder | 
             return None
         except Exception as error:  # of many kinds
             remedy = "publish to another repository"
-            raise ValueError(f"`datasets` cannot tell what data {url} has already: {error}; {remedy}") from error
+            raise ValueError(f"`datasets` cannot read the existing data of {url}: {error}; {remedy}") from error
 
 
 def _files_by_split(builder: "DatasetBuilder", url: str) -> list[dict[str, object]]:
-    """The files of each split by name, since a pattern that matches them could match labels too."""
+    """List the files of each split by name, since a pattern for them could match labels too."""
     files_of = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
     if (count := sum(map(len, files_of.values()))) > MOST_FILES:
         remedy = "write `configs` with a pattern for them into its README.md"

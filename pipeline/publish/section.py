@@ -1,4 +1,4 @@
-"""A subset's section of the card: figures, columns, how to load it, limits and provenance, filled into card.md."""
+"""A subset's section of the card: figures, columns, loading, limits and provenance, filled into card.md."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -21,35 +21,35 @@ INTRODUCTION, SECTION = (
     Path(__file__).with_name("card.md").read_text(encoding="utf-8").split("\n<!-- The section of each subset: -->\n")
 )
 THIS_FOLDER = "THIS_FOLDER"
-MOST_COLUMNS = 100  # to name
+MOST_COLUMNS = 100  # listed by name
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetInfo:
-    """Everything the card says of a subset. Without counts it is still being written."""
+    """Everything the card says about a subset. Without `counts`, the subset is still being written."""
 
     subset: Subset
     path: str
-    """The first argument of `load_dataset`: THIS_FOLDER, or USER/NAME on the Hub."""
+    """First argument of `load_dataset`: THIS_FOLDER, or USER/NAME on the Hub."""
     revision: str = "main"
-    """The branch on the Hub."""
+    """Branch on the Hub."""
     provenance: Provenance
     schema: pa.Schema
     origin: Origin
     counts: Counts | None = None
     shards_sha256: str = ""
     size: int = 0
-    """Bytes of all shards."""
+    """Size of all shards in bytes."""
 
     @property
     def labels(self) -> str:
-        """The subset as commands of this project take it."""
+        """Path or URL of the subset, for `--labels`."""
         dataset = self.path if self.path == THIS_FOLDER else Repository(self.path, self.revision).url
         return f"{dataset}/{self.subset.in_repository.data.as_posix()}"
 
 
 def section(info: SubsetInfo) -> str:
-    """The subset's section in Markdown, without the marks around it."""
+    """Return the subset's section in Markdown, without the marks around it."""
     provenance, names = info.provenance, info.schema.names
     columns = [column for column in DESCRIPTIONS if column in names]
     types = [_type_name(info.schema.field(column).type) for column in columns]
@@ -81,7 +81,7 @@ def _listed(columns: Sequence[str]) -> str:
 
 
 def _type_name(kind: pa.DataType) -> str:
-    """The same wherever a type comes from: a list's items have one name in memory and another in Parquet."""
+    """Return a type's name without the name of list items, which differs between memory and Parquet."""
     return f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
 
 
@@ -91,24 +91,26 @@ def _joined(value: object) -> str:
 
 def _seen(provenance: Provenance) -> str:
     return {
-        "yes": "The checkpoint was trained on these documents: labels of what it memorised are too low.",
+        "yes": "The checkpoint was trained on these documents, so labels of text that it memorised are too low.",
         "no": "The checkpoint was not trained on these documents.",
-        "unknown": "Whether the checkpoint was trained on these documents is not known: if so, labels are too low.",
+        "unknown": "It is not known whether the checkpoint was trained on these documents; if so, labels are too low.",
     }[provenance.source_seen_by_estimator]
 
 
 def _figures(info: SubsetInfo) -> str:
     counts = info.counts
     if counts is None:
-        return "It is still being written."
+        return "This subset is still being written."
     mean = counts.mean_entropy
-    a_byte = f", {mean / math.log(2) * counts.tokens / counts.text_bytes:.3f} bits a byte" if counts.text_bytes else ""
+    bits = mean / math.log(2)
+    per_byte = f", or {bits * counts.tokens / counts.text_bytes:.3f} bits per byte of text" if counts.text_bytes else ""
     longest, long = info.provenance.longest_document, counts.rows_too_long
-    too_long = f"\n{long:,} longer than {longest:,} bytes have no tokens." if long else ""
+    too_long = f"\n{long:,} documents are longer than {longest:,} bytes and have no tokens." if long else ""
     rows, tokens, labelled = counts.rows, counts.tokens, counts.labelled_tokens
     return f"""{rows:,} documents, {tokens:,} tokens, {labelled:,} of them labelled.{too_long}
-A label is {mean:.3f} nats ({mean / math.log(2):.3f} bits) in the mean{a_byte},
-{_median(counts.histogram)} nats in the median.
+The mean label is {mean:.3f} nats ({bits:.3f} bits){per_byte}; the median is {_median(counts.histogram)}.
+
+Histogram of the labels: lower end of each bin in nats, share of all labels.
 
 ```
 {_drawn(counts.histogram)}
@@ -116,11 +118,11 @@ A label is {mean:.3f} nats ({mean / math.log(2):.3f} bits) in the mean{a_byte},
 
 
 WIDTH = 40
-LEAST_SHARE = 0.0005  # of all labels, that a line can show: 0.1%
+LEAST_SHARE = 0.0005  # of all labels; rounds to 0.1%, the least that a line shows
 
 
 def _drawn(histogram: tuple[int, ...]) -> str:
-    """A line for each bin: its lower end in nats, a bar, its share. Those after the last that shows are one line."""
+    """Draw a line per bin: lower end in nats, bar, share. Bins after the last with a visible share form one line."""
     total, most = sum(histogram), max(histogram, default=0)
     if not total:
         return "no labels"
@@ -134,15 +136,15 @@ def _drawn(histogram: tuple[int, ...]) -> str:
 
 
 def _median(histogram: tuple[int, ...]) -> str:
-    """The median in nats, interpolated within its bin."""
+    """Return the median in nats, interpolated within its bin."""
     half = sum(histogram) / 2
     index = next((index for index, count in enumerate(accumulate(histogram)) if count >= half), 0)
     if not index:
-        return "below 0" if half else "no"
+        return "below 0" if half else "undefined"
     if index == BINS - 1:
-        return f"above {_lower_end(index)}"
+        return f"above {_lower_end(index)} nats"
     before = sum(histogram[:index])
-    return f"{(index - 1 + (half - before) / histogram[index]) * BIN_NATS:.2f}"
+    return f"{(index - 1 + (half - before) / histogram[index]) * BIN_NATS:.2f} nats"
 
 
 def _lower_end(index: int) -> str:

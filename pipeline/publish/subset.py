@@ -1,4 +1,4 @@
-"""Publishes the rest of a subset, besides its shards: plan, tokenizer, card, the last report, quarantined units."""
+"""Publishing of a subset, except its shards: plan, tokenizer, card, last report and notes on quarantined units."""
 
 import json
 import logging
@@ -22,21 +22,21 @@ from schemas.receipts import PLAN_FILE, QUARANTINE, REPORT_FILE, Plan, Quarantin
 
 LOG = logging.getLogger(__name__)
 Missing = Callable[[str], Sequence[Operation]]
-"""Takes a commit and returns the operations that it lacks."""
+"""Takes a commit and returns the operations still missing from it."""
 
 
 def with_totals(info: SubsetInfo, receipts: Iterable[Receipt]) -> SubsetInfo:
-    """The same, with the figures of the shards that exist."""
+    """Return the info with the totals of the shards with these receipts."""
     counts, digest, size = total(receipts)
     return replace(info, counts=counts, shards_sha256=digest, size=size)
 
 
 def publish_beginning(repository: Repository, info: SubsetInfo) -> None:
-    """Commits the plan, the tokenizer and a first card, so that the dataset can be loaded while it grows.
+    """Commit the plan, the tokenizer and a first card, so that the dataset can be loaded while it grows.
 
     Raises:
-        ValueError: if the repository has another run's subset of this name, or data that labels would hide, or the
-            tokenizer here is not the one of the labels.
+        ValueError: if the repository has another run's subset of this name or data that labels would hide, or if the
+            local tokenizer is not the labels' tokenizer.
     """
     subset, files = info.subset, _tokenizer(info)
     plan_file = subset.in_repository.ledger / PLAN_FILE
@@ -57,7 +57,7 @@ def publish_beginning(repository: Repository, info: SubsetInfo) -> None:
 
 
 def publish_end(repository: Repository, info: SubsetInfo) -> None:
-    """Commits the card with its figures, the report of the last session and the notes on quarantined units."""
+    """Commit the card with its figures, the report of the last session and the notes on quarantined units."""
     subset, places = info.subset, info.subset.in_repository
     report = [subset.ledger / REPORT_FILE] if (subset.ledger / REPORT_FILE).exists() else []
     note_files = Ledger(subset).note_files()
@@ -77,10 +77,10 @@ def publish_end(repository: Repository, info: SubsetInfo) -> None:
 
 
 def plan_without_paths(text: str) -> str:
-    """A plan as it is published: URLs stay, paths of this disk do not.
+    """Return a plan for publication: URLs are kept, local paths are replaced.
 
     Raises:
-        ValueError: if no run can have such a plan.
+        ValueError: if the text is not a valid plan.
     """
     Plan.from_json(text)
     plan = json.loads(text)
@@ -90,18 +90,18 @@ def plan_without_paths(text: str) -> str:
 
 
 def _tokenizer(info: SubsetInfo) -> list[Path]:
-    """The files of the tokenizer that made `input_ids`; none if documents came tokenized."""
+    """Return the files of the tokenizer that made `input_ids`; none if the source came tokenized."""
     folder, digest = info.subset.tokenizer, info.provenance.tokenizer_sha256
     if digest is None:
         return []
     if tokenizer_sha256(folder) != digest:
-        remedy = "give the same pipeline.annotate command again, which writes it"
-        raise ValueError(f"{folder} does not hold the tokenizer of the labels; {remedy}")
+        remedy = "run the same pipeline.annotate command again, which writes it"
+        raise ValueError(f"{folder} does not contain the labels' tokenizer; {remedy}")
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def _report(file: Path) -> bytes:
-    """The report of the last session."""
+    """Read the report of the last session."""
     with reading(file, "delete it; no label depends on it"):
         text = text_of(file)
         json_object(text)
@@ -109,8 +109,8 @@ def _report(file: Path) -> bytes:
 
 
 def _note(file: Path) -> bytes:
-    """The note on a quarantined unit, without its file's path on this disk."""
-    with reading(file, "delete it, and the same pipeline.annotate command tries the unit again"):
+    """Read the note on a quarantined unit, and reduce the local path of the unit's file to its name."""
+    with reading(file, "delete it, and run the same pipeline.annotate command to retry the unit"):
         unit = Quarantined.from_json(text_of(file))
     name = Path(unit.file).name if is_local(unit.file) else unit.file
     return replace(unit, file=name, reason=unit.reason.replace(unit.file, name)).to_json().encode()
@@ -121,15 +121,15 @@ def _readme(repository: Repository, info: SubsetInfo, head: str) -> str | None:
 
 
 def _card(repository: Repository, info: SubsetInfo, existing: str | None) -> CommitOperationAdd:
-    """The card that a repository has, brought up to date."""
+    """Return the addition of a repository's updated card."""
     place = info.subset.in_repository.card.as_posix()
     return CommitOperationAdd(place, dataset_card(info, existing, f"{repository.url}/{place}").encode())
 
 
 def _last_card(repository: Repository, info: SubsetInfo, head: str) -> list[Operation]:
-    """The same; nothing, and a warning, if somebody broke it since the run began."""
+    """Return the addition of the updated card; if it was broken since the run began, warn and return nothing."""
     try:
         return [_card(repository, info, _readme(repository, info, head))]
     except ValueError as error:
-        LOG.warning("the card is not brought up to date, all else is: %s", error)
+        LOG.warning("the card is not updated, everything else is: %s", error)
         return []

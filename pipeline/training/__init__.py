@@ -1,1 +1,1 @@
-"""One training loop, its batches and its objectives. It is handed models and batches; it reads no files."""
+"""Training: data, batches and objectives, and one loop for all models."""

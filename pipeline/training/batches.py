@@ -1,6 +1,6 @@
-"""Batches of a token budget: windows of a corpus, of neighbouring lengths, or packed windows of labelled documents.
+"""Batches within a token budget: corpus windows grouped by length, or packed windows of labelled documents.
 
-Every epoch shuffles anew, and cuts anew where lengths vary, from (seed, epoch): the order follows from the seed.
+Each epoch is reshuffled and, if lengths vary, cut again, from (seed, epoch). The order depends only on the seed.
 
 B rows, T tokens of the longest row, N tokens of the corpus, P pieces, W packed windows.
 """
@@ -25,19 +25,19 @@ from pipeline.training.data import LabelledDocuments
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded windows. Labels are nats, NaN where a token has none and at padding."""
+    """Right-padded windows of tokens. Labels are in nats; NaN marks padding and tokens without a label."""
 
     input_ids_BT: Tensor
     lengths_B: Tensor
     labels_BT: Tensor | None = None
     factors_BT: Tensor | None = None
-    """Factors of the tokens' losses, where an objective compares them over the whole step; None until it has."""
+    """Factor of each token's loss, from an objective that compares all tokens of a step; None until computed."""
     whole_batch: "Batch | None" = None
-    """The whole batch, of which this is a part: one process's, one of a step's batches; None where it is one."""
+    """Batch of the whole step if this one is a part: one process's rows, or one of several accumulated batches."""
 
     @classmethod
     def of(cls, windows: PackedWindow, rows_B: np.ndarray) -> "Batch":
-        """Some of the windows [W, T]."""
+        """Build a batch from some of the windows [W, T]."""
         input_ids_BT, labels_BT, document_BT = (torch.from_numpy(values_WT[rows_B]) for values_WT in windows)
         return cls(input_ids_BT.long(), (document_BT != PADDING).sum(dim=1), labels_BT)
 
@@ -48,12 +48,13 @@ class Batch:
 
     @property
     def whole(self) -> "Batch":
-        """The batch of all processes and of the whole step. What a loss sums here it divides by counts of this, so that
-        the parts' losses add up to that of the whole."""
+        """Batch of the whole step, over all processes.
+
+        A loss divides the sum over its own part by counts of the whole, so that the losses of all parts add up."""
         return self.whole_batch or self
 
     def part(self, process: int, processes: int) -> "Batch":
-        """The rows of one of several processes; a row of length 0, without labels, where there is none for it."""
+        """Return the rows of one process; one row of length 0 without labels if none is left for it."""
         if processes == 1:
             return self
         rows = self.rows(process, processes)
@@ -66,7 +67,7 @@ class Batch:
 
     @staticmethod
     def rows(process: int, processes: int) -> slice:
-        """Rows of one of several processes; it may have none."""
+        """Return the slice of rows that belongs to one process; it may select none."""
         return slice(process, None, processes)
 
     def to(self, device: torch.device) -> "Batch":
@@ -80,10 +81,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Windowing:
-    """How documents become windows of at most `window` tokens, each sharing `overlap` tokens with the one before.
+    """Rules for cutting documents into windows of at most `window` tokens; neighbours share `overlap` tokens.
 
-    A shared token has its label in the first window that holds it, as when labels are made. `varied` makes every
-    length up to `window` equally frequent, without overlap; `labelled_only` leaves out windows without a label.
+    A shared token has its label only in the first window that contains it, as in annotation. With `varied`, every
+    length up to `window` is equally likely, without overlap. `labelled_only` skips windows without a label.
     """
 
     window: int
@@ -98,10 +99,10 @@ class Windowing:
 
 
 def endless_batches(corpora: Iterable[Corpus], cut: Windowing, seed: int) -> Iterator[Batch]:
-    """Epoch after epoch of the corpora, one corpus after the other, each of their windows once an epoch.
+    """Yield batches endlessly: in each epoch, the corpora in order and each of their windows once.
 
     Raises:
-        ValueError: if they have no window to train on.
+        ValueError: if no corpus has a window to train on.
     """
     for epoch in itertools.count():
         found = False
@@ -114,7 +115,7 @@ def endless_batches(corpora: Iterable[Corpus], cut: Windowing, seed: int) -> Ite
 
 
 def epoch_batches(corpus: Corpus, cut: Windowing, random: np.random.Generator) -> Iterator[Batch]:
-    """Every window of the corpus once, batches in random order."""
+    """Yield every window of the corpus once, in batches of random order."""
     pieces_P3 = cut_windows(corpus.offsets, cut, random)
     if cut.labelled_only and corpus.labels_N is not None:
         labels_before = np.concatenate([[0], np.cumsum(~np.isnan(corpus.labels_N))])
@@ -128,21 +129,21 @@ def epoch_batches(corpus: Corpus, cut: Windowing, random: np.random.Generator) -
 
 
 class BatchPosition(NamedTuple):
-    """How far a training is among labelled documents."""
+    """Progress of a training run through labelled documents."""
 
     documents: int = 0
-    """Documents of all epochs whose block is done."""
+    """Documents in finished blocks, over all epochs."""
     batches: int = 0
-    """Batches of the next block that are done."""
+    """Finished batches of the current block."""
     left_out: int = 0
-    """Documents so far whose labels do not move to the model's tokens, each counted once."""
+    """Documents left out so far because their labels cannot move to the model's tokens, each counted once."""
 
 
 def labelled_batches(documents: LabelledDocuments, tokens_per_batch: int, seed: int) -> Resumable[Batch]:
-    """The documents' windows, epoch after epoch; the order within a block follows from (seed, epoch, block).
+    """Return resumable batches of the documents' windows, epoch after epoch.
 
-    Resuming reads one block again. Iterating raises as LabelledDocuments.blocks does, and ValueError where no document
-    gives a window.
+    The order within a block depends only on (seed, epoch, block). Resuming reads one block again. Iterating raises the
+    errors of `LabelledDocuments.blocks`, and ValueError if no document has a window.
     """
     return Resumable(partial(_labelled_batches, documents, tokens_per_batch, seed), {}, BatchPosition())
 
@@ -170,19 +171,19 @@ def _labelled_batches(
 
 
 def batches_in_order(windows: PackedWindow, tokens_per_batch: int) -> Iterator[Batch]:
-    """Every window [W, T] once, in order."""
+    """Yield every window [W, T] once, in order."""
     every = np.arange(len(windows.input_ids_T))
     return (Batch.of(windows, rows_B) for rows_B in rows_of_batches(every, windows, tokens_per_batch))
 
 
 def rows_of_batches(order: np.ndarray, windows: PackedWindow, tokens_per_batch: int) -> Iterator[np.ndarray]:
-    """Indices of each batch's windows; `order` holds those of all."""
+    """Yield the window indices of each batch, from the `order` of all windows."""
     size = max(1, tokens_per_batch // windows.input_ids_T.shape[1])
     return (order[start : start + size] for start in range(0, len(order), size))
 
 
 def cut_windows(offsets: np.ndarray, cut: Windowing, random: np.random.Generator) -> np.ndarray:
-    """Pieces [P, 3] of (start, stop, first labelled token) that cover each document, none crossing its border."""
+    """Return pieces [P, 3] of (start, stop, first labelled token) that cover all documents; none crosses a border."""
     pieces: list[tuple[int, int, int]] = []
     for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         if cut.varied:
@@ -194,7 +195,7 @@ def cut_windows(offsets: np.ndarray, cut: Windowing, random: np.random.Generator
 
 
 def collate(corpus: Corpus, pieces_B3: np.ndarray) -> Batch:
-    """The pieces as one batch, padded to the longest."""
+    """Return the pieces as one batch, padded to the longest."""
     starts_B1, stops_B1, labelled_B1 = np.hsplit(pieces_B3, 3)
     lengths_B = (stops_B1 - starts_B1)[:, 0]
     index_BT = starts_B1 + np.arange(lengths_B.max())

@@ -1,4 +1,4 @@
-"""Settings of a training: steps, learning rate and files, and the objective of a language model."""
+"""Training settings: steps, batches, learning rate and saved states, and the objective of a language model."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -18,50 +18,50 @@ ABOVE_ZERO = (
 )
 AT_LEAST_ZERO = ("weight_decay", "seed")
 NOT_IN_FINGERPRINT = ("save_every", "keep", "trackers")
-"""Settings that leave the trained model as it is."""
+"""Settings that do not change the trained model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Optimizer steps, batches and evaluations of a training."""
+    """Optimizer steps, batches and evaluations."""
 
     steps: int = 2000
     """Optimizer steps."""
     tokens_per_batch: int = 8192
     """Tokens in a batch, padding included."""
     accumulate: int = 1
-    """Batches per step, one after the other in memory: losses and gradients are those of one batch that holds them all.
-    Objectives that compare tokens (flood-mean and the shares) compare those of the whole step, in all processes; with
-    several batches or processes that takes another forward pass."""
+    """Batches per step, of which one at a time is in memory; loss and gradient equal those of one large batch.
+    Objectives that compare tokens (flood-mean, random-share, reference-share) compare all tokens of the step in all
+    processes, which takes another forward pass if there are several batches or processes."""
     learning_rate: float = 1e-3
-    """Peak rate of AdamW; a linear warm-up before it, a decay to zero after it."""
+    """Peak learning rate of AdamW, after a linear warm-up and before a decay to zero."""
     decay: Decay = "cosine"
-    """How the rate falls after the peak."""
+    """Shape of the learning rate's decay."""
     warmup: float = 0.05
-    """Share of the steps that warm up."""
+    """Share of the steps used for warm-up."""
     weight_decay: float = 0.1
-    """On matrices; vectors are not decayed."""
+    """Weight decay of matrices; vectors are not decayed."""
     gradient_clip: float = 1.0
-    """Largest norm of a gradient."""
+    """Clip the gradient to this norm."""
     evaluate_every: int = 500
-    """Steps between evaluations; there is one at the end too."""
+    """Steps between evaluations; the last step is always evaluated."""
     save_every: int | None = None
-    """Steps between states that an interrupted training resumes from; at each evaluation by default."""
+    """Steps between saved states, from which an interrupted run resumes; by default one at each evaluation."""
     keep: int = 2
-    """Newest states to keep; the finished model replaces all of them."""
+    """Number of newest states to keep; the finished model replaces all states."""
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision of the forward pass; weights stay in float32."""
     compile: bool = False
-    """Compile the forward pass of the training (torch.compile). Worth its minutes on a GPU."""
+    """Compile the forward pass of training with torch.compile, which takes minutes and pays off on a GPU."""
     cross_entropy: Literal["torch", "cut-cross-entropy"] = "torch"
-    """Kernel of the cross-entropy. cut-cross-entropy, of the extra `kernels`, is for bf16 on a GPU; its licence is
+    """Cross-entropy kernel. cut-cross-entropy comes with the extra `kernels` and is for bf16 on a GPU; its licence is
     Apple's own, not an open-source one."""
     save_as: Literal["float32", "bfloat16"] = "float32"
-    """Type of the saved weights; the last evaluation is of the weights as saved."""
+    """dtype of the saved weights; the last evaluation uses the weights as saved."""
     trackers: tuple[str, ...] = ()
-    """Trackers that get the metrics too, by accelerate's names: tensorboard, wandb, mlflow, ..."""
+    """Trackers that also receive the metrics, by their names in accelerate: tensorboard, wandb, mlflow, ..."""
     seed: int = 0
-    """Decides the initial weights and the order of the data."""
+    """Seed of the initial weights, the order of the data, and dropout."""
 
     def __post_init__(self) -> None:
         for name in ABOVE_ZERO:
@@ -72,26 +72,26 @@ class TrainingConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"`training.{name}` must be 0 or more, not {getattr(self, name)}")
         if not 0 < self.warmup < 1:
-            raise ValueError(f"`training.warmup` is a share between 0 and 1, not {self.warmup}")
+            raise ValueError(f"`training.warmup` must be above 0 and below 1, not {self.warmup}")
         if self.cross_entropy == "cut-cross-entropy" and find_spec("cut_cross_entropy") is None:
             install = "install it with pip install 'token-entropy[kernels]', or take torch"
             raise ValueError(f"`training.cross_entropy` cut-cross-entropy is not installed; {install}")
         installed = installed_trackers() if self.trackers else []
         for name in self.trackers:
             if name not in installed:
-                known = f"those here are {', '.join(installed)}" if installed else "none is here"
+                known = f"choose from {', '.join(installed)}" if installed else "no tracker is installed"
                 raise ValueError(f"`training.trackers` {name} is not installed or not known to accelerate; {known}")
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """All that the trained model and its metrics depend on."""
+        """Settings that determine the trained model and its metrics."""
         settings = {name: value for name, value in asdict(self).items() if name not in NOT_IN_FINGERPRINT}
-        if self.cross_entropy == "torch":  # as in states from before there was a choice
+        if self.cross_entropy == "torch":  # as in states from before this setting existed
             del settings["cross_entropy"]
         return settings
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear to its peak up to `warmup`, then by the decay to zero."""
+        """Return a step's learning rate: a linear warm-up to the peak, then the decay to zero."""
         progress = step / (self.steps + 1)
         if progress < self.warmup:
             return self.learning_rate * (progress / self.warmup)
@@ -100,11 +100,11 @@ class TrainingConfig:
         return self.learning_rate * share
 
     def evaluates(self, step: int) -> bool:
-        """Whether there is an evaluation after the step."""
+        """True if the model is evaluated after the step."""
         return step % self.evaluate_every == 0 or step == self.steps
 
     def saves(self, step: int) -> bool:
-        """Whether the state is kept after the step."""
+        """True if the state is saved after the step."""
         return self.evaluates(step) if self.save_every is None else step % self.save_every == 0 or step == self.steps
 
 
@@ -116,23 +116,24 @@ NEED_LABELS: tuple[ObjectiveName, ...] = ("flood", "floor", "weight", "mask", "r
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
-    """The objective to minimise. l is a token's loss, e its entropy, `scale * label + margin`, in nats."""
+    """Objective to minimise. l is a token's loss and e its entropy, `scale * label + margin`, both in nats."""
 
     objective: ObjectiveName = "flood"
-    """flood: |l - e|. floor: max(l - e, 0). weight: (1 - ê) l, ê scaled to 0..1 in each window. mask: l where e is
-    below the threshold. Controls: cross-entropy: l. flood-mean: |mean l - level|. random-share: l of a random share of
-    the tokens. reference-share: l of the share with the largest l - e, for labels that are a reference model's losses
-    (Rho-1, arXiv 2404.07965)."""
+    """Objective to minimise, from a token's loss l and its entropy e. flood: |l - e|. floor: max(l - e, 0). weight:
+    (1 - ê) l, where ê is e scaled to 0..1 in each window. mask: l where e is below the threshold, else 0. Controls:
+    cross-entropy: l. flood-mean: |mean l - level|. random-share: l of a random share of the tokens. reference-share: l
+    of the share with the largest l - e, for labels that are the losses of a reference model (Rho-1,
+    arXiv 2404.07965)."""
     scale: float = 1.0
-    """Times a label, where labels are known to be too wide or too narrow."""
+    """Factor of every label, for labels known to be spread too wide or too narrow."""
     margin: float = 0.0
-    """Nats added to a label, where labels are known to be too low (or, below 0, too high)."""
+    """Nats added to every label, for labels known to be too low; below 0 for labels that are too high."""
     threshold: float | None = None
-    """For mask, in nats; the mean of e by default."""
+    """Threshold of mask, in nats; the mean of e by default."""
     level: float | None = None
-    """For flood-mean, in nats; the mean of e by default."""
+    """Level of flood-mean, in nats; the mean of e by default."""
     share: float = 0.6
-    """For random-share and reference-share, of the tokens that are trained on."""
+    """Share of the tokens that random-share and reference-share train on."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -140,8 +141,8 @@ class ObjectiveSettings:
 
 
 def installed_trackers() -> list[str]:
-    """Names of the trackers that accelerate can start here, those that were registered with it among them."""
-    # accelerate takes seconds, which --help does not need
+    """Return the names of the trackers that accelerate can start here, including any registered with it."""
+    # imported here because accelerate takes seconds, and --help does not need it
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
     from accelerate.utils import LoggerType
 

@@ -1,6 +1,7 @@
-"""Training data: documents in files, tokenized, and documents of annotated datasets in a model's tokens.
+"""Training data: tokenized documents from files, and documents of annotated datasets in a model's tokens.
 
-`DocumentSettings` reads the first for estimators and autoencoders, `LabelledDocuments` the second for language models.
+`DocumentSettings` reads files for estimators and autoencoders. `LabelledDocuments` reads annotated datasets for
+language models.
 
 W windows, T tokens of a window, N tokens.
 """
@@ -46,31 +47,31 @@ from schemas.rows import TEXT_COLUMN, TOKENS_COLUMN
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents to train on and, apart from them, to evaluate on."""
+    """Documents to train on, and held-out documents to evaluate on."""
 
     seen: Corpus | DocumentStream
     held_out: Corpus
     source: TokenSource
     decisive: dict[str, Any]
-    """Everything here that a model depends on: the settings, and what they led to."""
+    """Everything about the documents that determines the model: settings, inputs, tokenizer and counts."""
 
     @property
     def blocks(self) -> Iterable[Corpus]:
-        """The corpora of an epoch, one after the other."""
+        """Corpora of an epoch, in order."""
         return [self.seen] if isinstance(self.seen, Corpus) else self.seen
 
     def leave_one_fold_out(self, folds: int) -> Iterator["Documents"]:
-        """Without each fold of `seen` in turn; all of it where there is one fold.
+        """Yield these documents without each fold of `seen` in turn; with all of `seen` if there is only one fold.
 
         Raises:
-            ValueError: as Corpus.leave_one_fold_out does; a stream's folds are not checked.
+            ValueError: as in `Corpus.leave_one_fold_out`; a stream's folds are not checked.
         """
         for part in self.seen.leave_one_fold_out(folds):
             yield replace(self, seen=part)
 
     @property
     def facts(self) -> dict[str, object]:
-        """Rows of a model card."""
+        """Rows of the model card that describe the documents."""
         held_out = f"{_counted(self.held_out)}, never trained on"
         if isinstance(self.seen, Corpus):
             return {"trained on": _counted(self.seen), "held out": f"the last {held_out}"}
@@ -80,13 +81,13 @@ class Documents:
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentSettings(Inputs):
-    """Which documents, and how they become tokens."""
+    """Documents to read, and their tokenizer."""
 
     input: tuple[str, ...]
-    """Documents, as --input of pipeline.annotate takes them: Parquet, JSON lines or text files, folders, globs or URLs
-    of these (hf://datasets/user/name, https://, s3://); with --tokenizer none, of a column `input_ids`."""
+    """Documents, as in --input of pipeline.annotate: Parquet, JSON lines or text files, or folders, globs or URLs of
+    these (hf://datasets/user/name, https://, s3://). With --tokenizer none, files need a column `input_ids`."""
     tokenizer: str
-    """Folder of the tokenizer, or `none` for documents tokenized already."""
+    """Tokenizer folder, or `none` for documents that are already tokenized."""
     vocabulary: int | None = None
     """Number of token ids, with --tokenizer none."""
     text_column: str = TEXT_COLUMN
@@ -94,21 +95,21 @@ class DocumentSettings(Inputs):
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None
-    """Last documents to evaluate on and never train on; one in twenty, 500 at the most, by default. With --stream the
-    first ones, 500 by default, since the last are not known before all are read."""
+    """Hold out this many documents at the end for evaluation only; by default one in twenty, at most 500. With
+    --stream, hold out the first documents, 500 by default, since the last are unknown until all are read."""
     stream: int | None = None
-    """Tokens to hold in memory, and to shuffle, at a time, about so many; all of them by default. The next ones are
-    read and tokenized meanwhile, by all processes together."""
+    """Hold and shuffle about this many tokens in memory at a time; all of them by default. Meanwhile, all processes
+    together read and tokenize the next ones."""
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "limit", "stream", "longest_document")
 
     def read(self) -> Documents:
-        """The documents: all of them, or those that are held out and a stream of the others.
+        """Read all documents, or the held-out ones with a stream of the others.
 
         Raises:
-            ValueError: if the files, the tokenizer or the documents are not as they must be.
-            OSError: if a disk or a store cannot be reached now.
+            ValueError: if the files, the tokenizer or the documents are invalid.
+            OSError: if a disk or a store cannot be reached at the moment.
         """
         inputs, source = pinned(self.input), token_source(self.tokenizer, self.vocabulary)
         documents, sha256 = self.find(inputs), tokenizer_sha256(source.folder) if source.folder else None
@@ -123,7 +124,7 @@ class DocumentSettings(Inputs):
         return Documents(*corpus.held_out(self.held_out), source, {**decisive, **found})
 
     def _streamed(self, files: Sequence[File], source: TokenSource, tokens: int, decisive: dict[str, Any]) -> Documents:
-        # torch takes seconds, which --help does not need
+        # imported here because torch takes seconds, and --help does not need it
         from pipeline.training.distributed import gathered, this_process
 
         wanted = MOST_HELD_OUT if self.held_out is None else self.held_out
@@ -168,38 +169,38 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelTokens:
-    """The tokens of a model that is trained on a dataset."""
+    """Tokenizer and vocabulary of a model that is trained on an annotated dataset."""
 
     folder: Path | None
-    """The tokenizer's; None where the dataset's source came tokenized."""
+    """Tokenizer folder; None if the dataset's source was already tokenized."""
     vocabulary: int
     separator: int
     moved: bool
-    """True if the dataset has other tokens, from which labels move to these through the bytes that both cover."""
+    """True if the dataset has other tokens; labels then move to the model's through the bytes that both cover."""
 
     @classmethod
     def of(cls, dataset: AnnotatedDataset, tokenizer: Path | None) -> "ModelTokens":
-        """The tokens of the tokenizer in that folder, or the dataset's own where it is None.
+        """Return the tokens of a tokenizer folder, or the dataset's own if `tokenizer` is None.
 
         Raises:
-            ValueError: if the dataset's source came tokenized, so that it has no text to tokenize anew.
+            ValueError: if a tokenizer is given, but the dataset's source was already tokenized and has no text.
         """
         if tokenizer is not None and dataset.tokenizer is None:
             raise ValueError("`tokenizer` needs labels of text; these documents came as tokens")
         folder, vocabulary = tokenizer or dataset.tokenizer, dataset.vocabulary
-        if folder is None:  # the separator is one id more
+        if folder is None:  # the separator gets the next id
             return cls(None, vocabulary, vocabulary, moved=False)
         vocabulary = id_count(load_tokenizer(folder))
         return cls(folder, vocabulary, beginning_token(folder), moved=tokenizer is not None)
 
     def read(self, inputs: Sequence[str]) -> Corpus:
-        """Other text in these tokens, without labels, from files as `find_documents` takes them.
+        """Read other text in these tokens, without labels, from the inputs that `find_documents` accepts.
 
         Raises:
-            ValueError: if there is none, or no tokenizer to read it with.
+            ValueError: if there is no text, or no tokenizer.
         """
         if self.folder is None:
-            raise ValueError("`out_of_distribution` needs a tokenizer, and these documents came as tokens")
+            raise ValueError("`out_of_distribution` needs a tokenizer, but these documents came as tokens")
         found, tokenizer = find_documents(inputs), load_tokenizer(self.folder)
         found.tell()
         return require_tokens(
@@ -208,14 +209,14 @@ class ModelTokens:
 
 
 class Block(NamedTuple):
-    """Neighbouring documents of an epoch."""
+    """Consecutive documents of an epoch."""
 
     windows: PackedWindow
-    """[W, T], in the documents' order."""
+    """Windows [W, T], in the documents' order."""
     documents: int
-    """Number of documents, those that are left out among them."""
+    """Number of documents, including those left out."""
     left_out: int
-    """Documents whose labels cannot move to the model's tokens."""
+    """Number of documents left out because their labels cannot move to the model's tokens."""
 
 
 @dataclass
@@ -228,16 +229,16 @@ class LabelledDocuments:
     start: int
     stop: int
     at_a_time: int | None = None
-    """Tokens in a block, or up to a document more; all of them where None, and then they stay in memory."""
+    """Tokens in a block, exceeded by less than a document; None makes one block of all, which stays in memory."""
     shuffled: int | None = None
-    """Seed with which the labels of a block change places at random; None leaves them where they are."""
+    """Seed for shuffling the labels within each block; None leaves them in place."""
     _warned: bool = field(default=False, init=False)
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def blocks(self, done: int = 0) -> Iterator[Block]:
-        """Epoch after epoch, without end, after so many documents of all epochs; an epoch begins with a block."""
+        """Yield blocks endlessly, after skipping `done` documents of all epochs; each epoch begins with a new block."""
         if self.at_a_time is None:
             yield from repeat(self.whole)
             return
@@ -258,17 +259,17 @@ class LabelledDocuments:
         return self._block(self.dataset.corpus(self.start, self.stop), 0)
 
     def held_out(self) -> PackedWindow:
-        """All documents, to evaluate on.
+        """Return the windows of all documents, for evaluation.
 
         Raises:
-            ValueError: if they are empty, or all left out.
+            ValueError: if all documents are empty or left out.
         """
         block = self._block(require_tokens(self.dataset.corpus(self.start, self.stop)), 0)
         self._require_windows(block)
         return block.windows
 
     def labels(self) -> np.ndarray:
-        """The labels there are in the first block with windows, in nats.
+        """Return the labels of the first block with windows, in nats, without missing ones.
 
         Raises:
             ValueError: if no block has windows.
@@ -297,8 +298,8 @@ class LabelledDocuments:
         if left_out and not self._warned:
             self._warned = True
             LOG.warning(
-                "%s of %s documents, and later ones like them, are left out: their tokens are not those of their text,"
-                " so that labels cannot move; annotate with `tokenizer` %s to have them",
+                "%s of %s documents, and later ones like them, are left out: their tokens do not match their text, so"
+                " their labels cannot move; annotate with `tokenizer` %s to keep them",
                 f"{left_out:,}",
                 f"{len(corpus):,}",
                 self.tokens.folder,
@@ -308,14 +309,14 @@ class LabelledDocuments:
     def _require_windows(self, block: Block) -> None:
         if not len(block.windows.input_ids_T) and block.left_out:
             raise ValueError(
-                f"no label of {self.dataset.source} moves to the tokens of {self.tokens.folder}: its documents' tokens"
-                f" are not those of their text; annotate with `tokenizer` {self.tokens.folder}"
+                f"no label of {self.dataset.source} can move to the tokens of {self.tokens.folder}: its documents'"
+                f" tokens do not match their text; annotate with `tokenizer` {self.tokens.folder}"
             )
         if not len(block.windows.input_ids_T):
             raise ValueError(f"there is nothing to train on: every document of {self.dataset.source} is empty")
 
 
 def in_windows(corpus: Corpus, packing: Packing) -> PackedWindow:
-    """The documents as windows [W, T], without labels where the corpus has none."""
+    """Pack the documents into windows [W, T]; labels are NaN if the corpus has none."""
     labels_N = np.full(len(corpus.tokens_N), np.nan, np.float32) if corpus.labels_N is None else corpus.labels_N
     return packing.all_windows(zip(corpus.by_document(corpus.tokens_N), corpus.by_document(labels_N), strict=True))

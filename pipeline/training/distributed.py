@@ -1,6 +1,6 @@
-"""Processes that train one model: one, several with a replica each (DDP), or several with a shard each (FSDP2).
+"""Processes that train one model: a single one, several with a replica each (DDP) or with a shard each (FSDP2).
 
-`accelerate` starts the group and wraps the model, as its launcher, torchrun or Ray say in the environment.
+`accelerate` starts the group and wraps the model, following the environment set by its launcher, torchrun or Ray.
 """
 
 import os
@@ -26,27 +26,28 @@ ResultT = TypeVar("ResultT")
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Run in a group of processes that leave it together, when all are done.
+    """Run in a process group that all processes leave together.
 
-    One that ends first may crash as its connections are torn down, and a launcher then kills those that still save.
+    A process that ends first may crash while its connections are torn down; a launcher then kills the others, which
+    may still be saving.
     """
-    joined_before = torch.distributed.is_initialized()  # by Ray, which leaves it too
+    joined_before = torch.distributed.is_initialized()  # by Ray, which leaves the group too
     try:
         yield
         this_process().wait_for_everyone()
-    except SystemExit:  # of all processes at the same step, unlike other errors
+    except SystemExit:  # raised by all processes at the same step, unlike other errors
         _leave(joined_before)
         raise
     _leave(joined_before)
 
 
 def this_process() -> PartialState:
-    """This process's place among those that train together; the first call joins them."""
+    """Return the state of this process in its group; the first call joins the group."""
     return PartialState(cpu=_on_cpu())
 
 
 def new_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
-    """Accelerate's handle on devices and processes; with shards where `accelerate launch` asks for them."""
+    """Return accelerate's handle on devices and processes, with shards if `accelerate launch` asks for them."""
     accelerator = Accelerator(
         mixed_precision=config.precision,
         cpu=_on_cpu(),
@@ -54,20 +55,20 @@ def new_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
         project_dir=output,
     )
     sharding = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if sharding and accelerator.distributed_type == DistributedType.MULTI_CPU:  # accelerate has this for GPUs alone
+    if sharding and accelerator.distributed_type == DistributedType.MULTI_CPU:  # accelerate shards on GPUs only
         accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     if accelerator.is_fsdp2:
-        # Autocast serves, as without shards. Gathering in bfloat16 would halve the traffic, but also round gradients
-        # and evaluations.
+        # Autocast handles precision, as without shards. Gathering in bfloat16 would halve the traffic, but also round
+        # gradients and evaluations.
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return accelerator
 
 
 class DistributedModel(Generic[ModelT]):
-    """A model and its optimizer on the devices of the processes: replicated (DDP), or in shards (FSDP2).
+    """A model and its optimizer on the devices of all processes: replicated (DDP) or sharded (FSDP2).
 
-    Replicas train the model itself. Shards are those of a copy, so that the model stays one that can be saved.
+    Replicas train the model itself. Sharding uses a copy, so that the model itself can still be saved.
     """
 
     def __init__(self, model: ModelT, new_optimizer: Callable[[ModelT], Optimizer], accelerator: Accelerator) -> None:
@@ -77,7 +78,7 @@ class DistributedModel(Generic[ModelT]):
         self.module, self.stepping = accelerator.prepare(FunctionModule(self.model), self.optimizer)
 
     def evaluate(self, function: Callable[[ModelT], ResultT]) -> ResultT:
-        """A function of the model in evaluation mode, without gradients, in the precision of its weights."""
+        """Apply a function to the model in evaluation mode, without gradients, in the precision of its weights."""
 
         def in_full_precision(model: ModelT) -> ResultT:
             with torch.autocast(self.accelerator.device.type, enabled=False):
@@ -88,17 +89,17 @@ class DistributedModel(Generic[ModelT]):
             result: ResultT = self.module(in_full_precision)
         self.module.train()
         if isinstance(self.module, FSDPModule):
-            self.module.reshard()  # a backward pass would have done it
+            self.module.reshard()  # as a backward pass would have done
         return result
 
     def round_weights(self, dtype: torch.dtype) -> None:
-        """Round weights to a type's precision; their own type stays."""
+        """Round weights to the precision of `dtype`; their own dtype stays."""
         with torch.no_grad():
             for parameter in self.model.parameters():
                 parameter.copy_(parameter.to(dtype))
 
     def copy_to(self, model: ModelT) -> None:
-        """Give the model the weights that were trained in shards; every process must call this."""
+        """Copy weights that were trained in shards to the model; every process must call this."""
         if self.model is not model:
             with torch.no_grad():
                 for parameter, trained in zip(model.parameters(), self.model.parameters(), strict=True):
@@ -106,9 +107,9 @@ class DistributedModel(Generic[ModelT]):
 
 
 class FunctionModule(nn.Module, Generic[ModelT]):
-    """A model whose forward pass applies any function to it.
+    """Wrapper whose forward pass applies any function to a model.
 
-    DDP averages gradients, and FSDP gathers weights, around the forward pass of what they wrap; losses read weights
+    DDP averages gradients, and FSDP gathers weights, around the forward pass of the wrapped module. Losses read weights
     directly, not through the model's own forward pass.
     """
 
@@ -122,12 +123,12 @@ class FunctionModule(nn.Module, Generic[ModelT]):
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor with all of its shards; every process must call this."""
+    """Return a tensor gathered from all of its shards; every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered(mine: ResultT) -> list[ResultT]:
-    """The value of each process, in their order; every process must call this."""
+    """Return the values of all processes, in rank order; every process must call this."""
     this_process()
     values: list[ResultT] = gather_object([mine])
     return values
@@ -139,5 +140,5 @@ def _leave(joined_before: bool) -> None:
 
 
 def _on_cpu() -> bool:
-    """True if processes of a launcher have no GPU, which accelerate does not find out itself."""
+    """True if a launcher started this process without a GPU, which accelerate does not detect."""
     return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()

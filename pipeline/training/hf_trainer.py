@@ -1,8 +1,9 @@
-"""The objectives in `transformers.Trainer` and trainers built on it: windows, a collator and a loss.
+"""Objectives for `transformers.Trainer` and trainers built on it: windows, a collator and a loss.
 
-Such a loss gets logits and `labels` alone. So `labels` carry both: the lower half of an int64 is the token's id, the
-upper half the bits of its entropy as float32. -100, which trainers count and skip, stays a position without a target;
-the first token of a row or of a packed document has it, since nothing predicts it.
+A trainer passes only logits and `labels` to its loss, so each label carries two values: the lower half of an int64 is
+the token's id, the upper half holds the bits of its entropy as float32. -100 still marks a position without a target,
+which trainers skip and do not count. The first token of a row or of a packed document is marked, since nothing predicts
+it.
 
 B rows, T tokens of the longest row, V vocabulary, S tokens of all rows.
 """
@@ -29,16 +30,16 @@ POSITION_IDS = "position_ids"
 
 Nats = list[float | None]
 Piece = tuple[list[int], Nats]
-"""Tokens, and the entropy of each, None where it has none."""
+"""Tokens and the entropy of each, None for a token without one."""
 
 
 def packed_labels(input_ids: Tensor, entropies: Tensor) -> Tensor:
-    """Ids and entropies in nats (NaN: none) of any shape as one int64 tensor of it."""
+    """Pack ids and entropies in nats (NaN: none), of any shape, into one int64 tensor of that shape."""
     return entropies.float().view(torch.int32).long() << 32 | input_ids.long()
 
 
 def unpacked_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids, IGNORED where there is no target, and entropies."""
+    """Unpack ids and entropies; positions without a target have IGNORED and NaN."""
     ignored = labels == IGNORED
     entropies = (labels >> 32).to(torch.int32).view(torch.float32)
     return (labels & LOWER).masked_fill(ignored, IGNORED), entropies.masked_fill(ignored, torch.nan)
@@ -46,20 +47,21 @@ def unpacked_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class EntropyWindows:
-    """Documents as windows of at most `context` tokens, for `dataset.map(EntropyWindows(context=1024), batched=True,
-    remove_columns=dataset.column_names)`.
+    """Function for `Dataset.map` that cuts documents into windows of at most `context` tokens.
 
-    No token is left out. A document that is longer gives several windows, each beginning with the last token of the one
-    before, without its label: every token is predicted once, but for the first of each document, which nothing precedes
-    unless there is a separator. Empty documents give no window.
+    Use: `dataset.map(EntropyWindows(context=1024), batched=True, remove_columns=dataset.column_names)`
+
+    No token is left out. A longer document becomes several windows. Each of them begins with the last token of the
+    previous window, without its label, so that every token is predicted once. The exception is the first token of a
+    document if there is no separator before it. Empty documents have no window.
     """
 
     context: int
     packed: bool = False
-    """Put several documents, or pieces of them, in a row; `position_ids` begin anew with each, by which transformers
-    keeps attention within it. Documents are packed with those of the same batch of `map`."""
+    """Pack several documents, or pieces of them, into a row. `position_ids` restart at each, so that transformers keeps
+    attention within it. Documents are packed together only within a batch of `map`."""
     separator: int | None = None
-    """Id of a token to put before each document, without a label; none where None."""
+    """Id of a token to insert before each document, without a label; None inserts nothing."""
     column: str = ENTROPY
 
     def __post_init__(self) -> None:
@@ -67,10 +69,10 @@ class EntropyWindows:
             raise ValueError(f"windows need a context of at least 2 tokens, not {self.context}")
 
     def __call__(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Rows by column, lists of numbers, as windows.
+        """Return the windows, by column, of rows that are lists of numbers.
 
         Raises:
-            ValueError: if a column is missing, or a row has not one label a token.
+            ValueError: if a column is missing, or a row does not have one label per token.
         """
         _require_columns(rows, self.column)
         documents = zip(rows[INPUT_IDS], rows[self.column], strict=True)
@@ -86,7 +88,7 @@ class EntropyWindows:
         return windows
 
     def _pieces(self, ids: list[int], nats: Nats) -> Iterator[Piece]:
-        _require_one_a_token(len(ids), len(nats))
+        _require_label_per_token(len(ids), len(nats))
         if ids and self.separator is not None:
             ids, nats = [self.separator, *ids], [None, *nats]
         for window in cover(0, len(ids), window=self.context, overlap=1):
@@ -96,22 +98,22 @@ class EntropyWindows:
 
 @dataclass(frozen=True)
 class EntropyCollator:
-    """Rows of an annotated dataset as a batch of `input_ids`, and `labels` that hold both columns.
+    """Collator for rows of an annotated dataset; returns `input_ids`, and `labels` that carry ids and entropies.
 
-    Rows are padded, with an `attention_mask`. Packed rows stand end to end in one [1, S], with their `position_ids`:
-    that is what flash attention takes, whereas the masks of others grow with S².
+    Rows are padded and get an `attention_mask`. Packed rows are concatenated to [1, S], with their `position_ids`.
+    Flash attention accepts this layout; the masks of other kernels grow with S².
     """
 
     pad_token_id: int
     context: int
-    """Most tokens of a row; EntropyWindows makes such rows of longer documents."""
+    """Largest number of tokens in a row; `EntropyWindows` cuts longer documents."""
     column: str = ENTROPY
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """The batch; values are lists of numbers, null in `column` where a token has no label.
+        """Return the batch of rows whose values are lists of numbers, with null for a missing label.
 
         Raises:
-            ValueError: if a row lacks a column, has not one label a token, or is longer than the context.
+            ValueError: if a row lacks a column, does not have one label per token, or is longer than the context.
         """
         each = [self._tensors(row) for row in rows]
         ids, labels = [ids_T for ids_T, _ in each], [labels_T for _, labels_T in each]
@@ -127,13 +129,13 @@ class EntropyCollator:
         }
 
     def _tensors(self, row: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Ids and labels [T] of a row."""
+        """Return ids and labels [T] of a row."""
         _require_columns(row, self.column)
         tokens = len(row[INPUT_IDS])
-        _require_one_a_token(tokens, len(row[self.column]))
+        _require_label_per_token(tokens, len(row[self.column]))
         if tokens > self.context:
             raise ValueError(
-                f"a row has {tokens} tokens, and the context is {self.context}: make windows of the documents, with"
+                f"a row has {tokens} tokens, but the context is {self.context}: cut the documents into windows with"
                 f" dataset.map(EntropyWindows(context={self.context}), batched=True,"
                 " remove_columns=dataset.column_names)"
             )
@@ -145,10 +147,13 @@ class EntropyCollator:
 
 
 def entropy_loss(settings: ObjectiveSettings, mean_entropy: float | None = None) -> Callable[..., Tensor]:
-    """A `compute_loss_func` for logits that predict the next token, and labels of `EntropyCollator`.
+    """Return a `compute_loss_func` for next-token logits and labels of `EntropyCollator`.
+
+    Args:
+        mean_entropy: mean of the dataset's labels in nats, for mask without a threshold and flood-mean without a level.
 
     Raises:
-        ValueError: if the objective needs the labels' mean, in nats, and neither that nor its own number is given.
+        ValueError: if `mean_entropy` is needed but missing.
     """
     own = {"mask": settings.threshold, "flood-mean": settings.level}.get(settings.objective, 0.0)
     if own is None and mean_entropy is None:
@@ -156,10 +161,10 @@ def entropy_loss(settings: ObjectiveSettings, mean_entropy: float | None = None)
     objective = objective_function(settings, mean_entropy or 0.0)
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Mean over the targets of all that is accumulated to one step.
+        """Return this batch's part of the mean over all targets of an optimizer step.
 
         Raises:
-            ValueError: if the objective compares the tokens of a step, and these are not all of them.
+            ValueError: if the objective compares all tokens of a step, and this batch has only some of them.
         """
         logits_BTV = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
         labels = labels.to(logits_BTV.device)
@@ -170,13 +175,15 @@ def entropy_loss(settings: ObjectiveSettings, mean_entropy: float | None = None)
         if isinstance(objective, StepObjective):
             _require_whole_step(settings, int(real_BT.sum()), int(targets.flatten()[0]))
         total = objective(losses_BT, entropies_BT, real_BT)[real_BT].sum()
-        return total / targets.sum().clamp(min=1)  # DataParallel has one number for each GPU, and adds up as many means
+        return total / targets.sum().clamp(min=1)  # DataParallel has one number per GPU, and scales the loss up
 
     return loss
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy [B, T] of each target, 0 elsewhere: `preprocess_logits_for_metrics` for `mean_cross_entropy`."""
+    """Return the cross-entropy [B, T] of each target, 0 elsewhere.
+
+    Use as `preprocess_logits_for_metrics` together with `mean_cross_entropy`."""
     ids_BT, _ = unpacked_labels(labels.to(logits.device))
     predicted = logits[:, :-1].transpose(1, 2).float()
     losses_BT = cross_entropy(predicted, ids_BT[:, 1:], ignore_index=IGNORED, reduction="none")
@@ -184,14 +191,16 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def mean_cross_entropy(evaluated: Any) -> dict[str, float]:
-    """`compute_metrics` that shows `eval_cross_entropy`, nats a target, alongside the objective's `eval_loss`."""
+    """Return `cross_entropy`, in nats per target.
+
+    Use as `compute_metrics`: evaluations then show `eval_cross_entropy` alongside the objective's `eval_loss`."""
     targets = evaluated.label_ids != IGNORED
     targets[:, 0] = False
     return {"cross_entropy": float(evaluated.predictions[targets].mean(dtype=np.float64))}
 
 
 def _documents(losses: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses and labels [B, T] with a row for each packed document, which begins where a single row has no target."""
+    """Split losses and labels of a packed row into [B, T], one row per document; documents begin without a target."""
     if len(labels) > 1:
         return losses, labels
     starts = (labels[0] == IGNORED).nonzero().flatten()[1:].tolist()
@@ -202,12 +211,12 @@ def _documents(losses: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def _require_columns(row: Mapping[str, Any], column: str) -> None:
     if column not in row or INPUT_IDS not in row:
         raise ValueError(
-            f"a row has {', '.join(row)}, and `{INPUT_IDS}` and `{column}` are needed: annotate the dataset, and"
+            f"a row has {', '.join(row)}, but `{INPUT_IDS}` and `{column}` are needed: annotate the dataset, and"
             " set remove_unused_columns=False"
         )
 
 
-def _require_one_a_token(tokens: int, labels: int) -> None:
+def _require_label_per_token(tokens: int, labels: int) -> None:
     if tokens != labels:
         raise ValueError(f"a row has {labels} labels for {tokens} tokens")
 
@@ -216,6 +225,6 @@ def _require_whole_step(settings: ObjectiveSettings, targets: int, of_step: int)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if targets != of_step or (distributed and torch.distributed.get_world_size() > 1):
         raise ValueError(
-            f"{settings.objective} compares all tokens of a step, and a trainer hands out parts of it: set"
-            " gradient_accumulation_steps=1 and one process, or train with jobs.train_language_model"
+            f"{settings.objective} compares all tokens of a step, but this trainer passes only a part of them: set"
+            " gradient_accumulation_steps=1 and use one process, or train with jobs.train_language_model"
         )

@@ -1,7 +1,7 @@
-"""A training job: from documents and a fresh model to a checkpoint with its card, once or for each fold.
+"""Steps shared by the training jobs: train a fresh model and save its checkpoint and card, once or per fold.
 
-The jobs have in common what stands here. Within `process_group` each reads its documents, begins its folder with
-`resume.begin_on_main`, and trains and saves; the same command resumes what was interrupted.
+Within `process_group`, a job reads its documents, begins its folder with `resume.begin_on_main`, trains and saves. The
+same command resumes an interrupted job.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,10 +33,11 @@ PartT = TypeVar("PartT")
 def train_folds(
     parts: Iterable[PartT], folds: int, output: Path, train_fold: Callable[[int, PartT, Path], None]
 ) -> None:
-    """Trains a model on each part, which lacks one fold, in a folder of its own; those that are finished stay.
+    """Train one model per part, each in its own folder, and skip finished ones.
 
     Args:
-        train_fold: trains and saves a fold's model, given its number, its part and its folder.
+        parts: documents to train on, each part without one fold.
+        train_fold: function that trains and saves a fold's model, given the fold's number, part and folder.
     """
     for fold, part in enumerate(parts):
         folder = fold_folder(output, fold, folds)
@@ -58,12 +59,12 @@ def train_and_save(
     card: Callable[[Metrics], str],
     result: str,
 ) -> None:
-    """Trains a model and writes its checkpoint to `output`.
+    """Train a model and write its checkpoint to `output`.
 
     Args:
-        tokenizer: folder of the tokenizer that becomes part of the checkpoint.
-        card: makes the model card of the last metrics.
-        result: what to say of the last metrics, as a format string.
+        tokenizer: folder of the tokenizer to include in the checkpoint.
+        card: function that returns the model card, given the last metrics.
+        result: format string of the closing message, filled with the last metrics.
     """
     output.mkdir(parents=True, exist_ok=True)
     metrics = train(model, batches, loss, evaluate, config, output)
@@ -82,11 +83,11 @@ def train_on_windows(
     *,
     varied: bool = False,
 ) -> None:
-    """`train_and_save` of an estimator or an autoencoder, on windows of documents.
+    """Train an estimator or an autoencoder on windows of documents and write its checkpoint to `output`.
 
     Args:
-        card: makes the model card of its rows.
-        varied: train on windows of every length up to the context, equally often.
+        card: function that returns the model card, given its rows.
+        varied: train on windows of all lengths up to the context, each equally likely.
     """
     windows = Windowing(model.config.context, config.tokens_per_batch)
     seen = Windowing(model.config.context, config.tokens_per_batch, varied=varied)
@@ -99,7 +100,7 @@ def train_on_windows(
         output,
         tokenizer=documents.source.folder,
         card=lambda metrics: card({**documents.facts, **_card_rows(model, metrics)}),
-        result="held-out loss {held_out_loss:.3f} nats a token",
+        result="held-out loss {held_out_loss:.3f} nats per token",
     )
 
 
@@ -107,7 +108,7 @@ def _card_rows(model: WindowEncoder, metrics: Metrics) -> dict[str, object]:
     return {
         "training": training_length(metrics),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "held-out loss, nats a token": metrics["held_out_loss"],
+        "held-out loss, nats per token": metrics["held_out_loss"],
         "with the embedding's cost (float32)": metrics["normalized_loss"],
-        "bits a byte, that cost included": metrics.get("bits_per_byte", "unknown: documents came as tokens"),
+        "bits per byte, including that cost": metrics.get("bits_per_byte", "unknown: documents came as tokens"),
     }

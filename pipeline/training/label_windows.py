@@ -1,8 +1,8 @@
-"""Windows to learn labels in: those that the labels were made in, since a label depends on what its window shows.
+"""Training windows for labels: by default those of annotation, since a label depends on the rest of its window.
 
-Provenance says how long windows were, what neighbours shared and which token a causal model read before each. Flags
-override it. Labels that were moved from another tokenizer's tokens were made in windows of those, which say nothing
-about windows of these: then the model's own context and start are taken.
+Provenance records the windows' length, their overlap, and the token that a causal model read before each. Flags
+override it. Labels moved from another tokenizer's tokens were made in windows of other tokens. For them, the context
+and start token of the model are used instead.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from schemas.annotations import Provenance
 
 @dataclass(frozen=True)
 class LabelWindows:
-    """Size and overlap of windows, and the token that is read before each."""
+    """Size and overlap of windows, and the token read before each."""
 
     window: int
     overlap: int
     """Tokens that a window shares with the next."""
     start: int | None
-    """Token that is read before every window; None for a learned vector."""
+    """Token read before every window; None for a learned vector."""
 
     def __str__(self) -> str:
         first = "a learned vector" if self.start is None else f"token {self.start}"
@@ -31,17 +31,18 @@ class LabelWindows:
 def label_windows(
     made: Provenance, members: Sequence[Checkpoint | None], context: int | None, overlap: int | None, start: str | None
 ) -> LabelWindows:
-    """The windows for labels of that provenance.
+    """Return the windows in which to learn labels.
 
     Args:
         made: the labels' provenance.
-        members: the checkpoint that each fold's model starts as; None from scratch. The first one's tokenizer decides.
-        context: the requested longest window, if any.
-        overlap: the requested number of tokens to share, if any.
-        start: the requested text of the token to read first, if any.
+        members: the checkpoint that each fold's model starts from; None from scratch. The start token is looked up in
+            the first one.
+        context: requested length of the longest window, if any.
+        overlap: requested number of shared tokens, if any.
+        start: requested text of the token to read before each window, if any.
 
     Raises:
-        ValueError: if a checkpoint cannot read such windows or such a token, or if windows share too much.
+        ValueError: if a checkpoint cannot read these windows or this token, or if the overlap is too large.
     """
     contexts = {
         member.folder: member.context for member in members if member is not None and member.context is not None
@@ -51,7 +52,7 @@ def label_windows(
     if shortest is not None and window > contexts[shortest]:
         whose = "the labels have windows of" if context is None else "`model.context` is"
         raise ValueError(
-            f"{whose} {window} tokens, and {shortest} reads at most {contexts[shortest]}; "
+            f"{whose} {window} tokens, but {shortest} reads at most {contexts[shortest]}; "
             f"give `model.context` {contexts[shortest]}"
         )
     if overlap is None:
@@ -62,7 +63,7 @@ def label_windows(
 
 
 def _same_tokens(made: Provenance) -> bool:
-    """True if the labels were made in windows of the tokens that they are written for."""
+    """True if the labels were made on the tokens that the dataset stores."""
     return made.estimator_tokenizer_sha256 is None
 
 
@@ -73,20 +74,20 @@ def _window(made: Provenance, context: int | None, longest: int | None) -> int:
 
 
 def _start(made: Provenance, member: Checkpoint | None, named: str | None) -> int | None:
-    """The token to read before every window: as requested, as when the labels were made, or as the model declares."""
+    """Return the token to read before every window: the requested one, that of annotation, or the model's own."""
     if member is None or member.kind != "causal":
         if named is not None:
-            raise ValueError("`start_token` is for `init_from` a causal language model; leave it out")
+            raise ValueError("`start_token` needs a causal language model in `init_from`; leave it out")
         return None
     if named is not None:
         return named_token(member.folder, named)
     if made.start_token is None or not _same_tokens(made):
-        from pipeline.models.loading import declared_start  # imports torch, which takes seconds
+        from pipeline.models.loading import declared_start  # imported here because torch takes seconds
 
         return declared_start(member.folder)
     if made.start_token >= member.vocabulary:
         raise ValueError(
-            f"the labels were made with token {made.start_token} before each window, and {member.folder} knows "
-            f"{member.vocabulary} ids; name another with `start_token`"
+            f"the labels were made with token {made.start_token} before each window, but {member.folder} has only "
+            f"{member.vocabulary} ids; name another token with `start_token`"
         )
     return made.start_token

@@ -1,6 +1,6 @@
-"""Losses that models are trained with: a scalar for a batch, in nats or in units of the labels' variance.
+"""Training losses: a scalar per batch, in nats or in units of the labels' variance.
 
-The loss of a part of a batch is a part of the batch's loss: over processes and the batches of a step they add up.
+Losses add up: summed over processes and over the batches of a step, they are the loss of the whole step.
 
 B rows, T tokens, N labelled tokens.
 """
@@ -20,37 +20,37 @@ from pipeline.training.objectives import Objective, StepObjective
 
 
 def estimator_loss(model: WindowEncoder, batch: Batch) -> Tensor:
-    """Nats per real token of an estimator or an autoencoder, given its window's embedding; padding has loss 0."""
+    """Return nats per real token of an estimator or autoencoder, given each window's embedding; padding has loss 0."""
     losses_BT: Tensor = model(batch.input_ids_BT, batch.lengths_B)
     return losses_BT.sum() / int(batch.whole.lengths_B.sum())
 
 
 def document_losses(model: PreTrainedModel, batch: Batch, start: int) -> Tensor:
-    """Losses [B, T] of a causal language model that reads `start` before each row's first token."""
+    """Return losses [B, T] of a causal language model that reads `start` before each row's first token."""
     return next_token_losses(model, prepend_start(batch.input_ids_BT, start), batch.input_ids_BT)
 
 
 def document_loss(model: PreTrainedModel, batch: Batch, start: int) -> Tensor:
-    """Nats per real token of `document_losses`."""
+    """Return the mean of `document_losses` in nats per real token."""
     return document_losses(model, batch, start)[batch.real_BT].sum() / int(batch.whole.lengths_B.sum())
 
 
 def window_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Losses [B, T - 1] of each window's tokens from the second on; the first is the last of the window before."""
+    """Return losses [B, T - 1] of each window's tokens from the second on; the first ends the previous window."""
     return next_token_losses(model, batch.input_ids_BT[:, :-1], batch.input_ids_BT[:, 1:])
 
 
 @dataclass(frozen=True)
 class ObjectiveLoss:
-    """The mean of an objective over the tokens that a causal language model predicts."""
+    """Mean of an objective over the tokens that a causal language model predicts."""
 
     objective: Objective
     start: int | None = None
-    """Token to read before each row; where None a row's first token is read and not predicted."""
+    """Token to read before each row; if None, a row's first token is read but not predicted."""
 
     @property
     def step_objective(self) -> StepObjective | None:
-        """The objective, if it compares the tokens of a step."""
+        """The objective if it compares the tokens of a step, else None."""
         return self.objective if isinstance(self.objective, StepObjective) else None
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -59,23 +59,23 @@ class ObjectiveLoss:
         if compares is not None and batch.factors_BT is not None:
             values_BT = compares.with_factors(losses_BT, batch.factors_BT)
         else:
-            assert compares is None or batch.whole_batch is None, "a part cannot tell what follows from the whole"
+            assert compares is None or batch.whole_batch is None, "a part of a step needs factors of the whole step"
             values_BT = self.objective(losses_BT, self.entropies(batch), predicted_BT)
         return values_BT[predicted_BT].sum() / max(1, int(self.predicted(batch.whole).sum()))
 
     def token_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """Cross-entropies [B, T]; those that count are `predicted`."""
+        """Return cross-entropies [B, T]; only those of `predicted` tokens are valid."""
         if self.start is None:
             return pad(window_losses(model, batch), (1, 0))
         return document_losses(model, batch, self.start)
 
     def entropies(self, batch: Batch) -> Tensor:
-        """Labels [B, T] of the predicted tokens; NaN at others."""
+        """Return the labels [B, T] of predicted tokens, NaN elsewhere."""
         assert batch.labels_BT is not None
         return batch.labels_BT.masked_fill(~self.predicted(batch), torch.nan)
 
     def predicted(self, batch: Batch) -> Tensor:
-        """True [B, T] at tokens that the model predicts."""
+        """Return a mask [B, T], True at tokens that the model predicts."""
         predicted_BT = batch.real_BT
         if self.start is None:
             predicted_BT[:, 0] = False
@@ -83,10 +83,10 @@ class ObjectiveLoss:
 
 
 def second_order_loss(model: SecondOrderModel, batch: Batch, causal_weight: float = 0.0) -> Tensor:
-    """Mean squared error of both outputs over labelled tokens, in units of the labels' variance, and
-    `causal_weight` times the model's own loss as a language model over all real tokens, in nats.
+    """Return the mean squared error of both outputs, plus `causal_weight` times the model's loss as a language model.
 
-    Tokens without a label and padding count for nothing in the first part.
+    The error is in units of the labels' variance and ignores padding and tokens without a label. The language-model
+    loss is in nats per real token.
     """
     assert batch.labels_BT is not None and batch.whole.labels_BT is not None
     labelled_BT, labelled = ~batch.labels_BT.isnan(), int((~batch.whole.labels_BT.isnan()).sum())

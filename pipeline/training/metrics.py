@@ -1,4 +1,4 @@
-"""Metrics of a training: a line of `metrics.jsonl` for each evaluation, the progress bar, and trackers."""
+"""Training metrics: a line of `metrics.jsonl` per evaluation, the progress bar, and trackers."""
 
 import json
 import math
@@ -23,12 +23,12 @@ PROJECT = "token-entropy"
 
 
 def evaluations(output: Path) -> list[Metrics]:
-    """Metrics of every evaluation of a finished training."""
+    """Return the metrics of every evaluation of a finished training run."""
     return [json.loads(line) for line in (output / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
 
 
 class MetricsLog:
-    """Counts steps and writes evaluations; the main process alone shows and writes."""
+    """Counter of steps and writer of evaluations; only the main process displays and writes."""
 
     def __init__(self, accelerator: Accelerator, config: TrainingConfig, output: Path, state: TrainingState) -> None:
         self.accelerator, self.file, self.writes = accelerator, output / METRICS_FILE, accelerator.is_main_process
@@ -38,7 +38,7 @@ class MetricsLog:
         self.speed, self.held_out = math.nan, Metrics()
         records = self._records(state.step) if self.writes else []
         self.record: Metrics = records[-1] if records else {}
-        if self.writes:  # without what an interrupted training wrote after its last state: that comes again
+        if self.writes:  # drop evaluations after the last saved state, which are repeated
             write_text(self.file, "".join(json.dumps(record) + "\n" for record in records))
         accelerator.init_trackers(PROJECT, {name: _plain(value) for name, value in config.fingerprint.items()})
         name = f"training {output.name}"
@@ -55,7 +55,7 @@ class MetricsLog:
             tracker.finish()
 
     def add(self, loss: float, batches: Sequence[Batch]) -> None:
-        """Count a step."""
+        """Count a step and show its loss."""
         tokens = sum(int(batch.lengths_B.sum()) for batch in batches)
         seconds = self.seconds_before + time.monotonic() - self.started
         self.state = self.state.after(loss, tokens, seconds)
@@ -65,9 +65,9 @@ class MetricsLog:
         self.bar.update()
 
     def evaluated(self, held_out: Metrics, learning_rate: float) -> None:
-        """Write an evaluation; `training_loss` is the mean of the training's own loss since the last one.
+        """Write an evaluation; `training_loss` is the mean training loss since the previous evaluation.
 
-        Trackers get the learning rate too, and the tokens per second of the training alone since the last evaluation.
+        Trackers also get the learning rate, and the tokens per second since the previous evaluation was done.
         """
         state, self.held_out = self.state, held_out
         training = {"seconds": round(state.seconds, 1), "training_loss": state.losses / state.since}
@@ -83,7 +83,7 @@ class MetricsLog:
         self.resumed, self.tokens_before = time.monotonic(), state.tokens
 
     def _records(self, step: int) -> list[Metrics]:
-        """Those up to a step, without a line that a power cut left unfinished."""
+        """Return the records up to a step, without a line left incomplete by a power cut."""
         lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if step else []
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         return [record for record in records if record["step"] <= step]

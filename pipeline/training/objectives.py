@@ -1,11 +1,11 @@
-"""Objectives that know each token's entropy: losses and labels in, the numbers to minimise out, token by token.
+"""Objectives that use each token's entropy: functions from losses and labels to the values to minimise.
 
-Each is a pure function of losses l and entropies e in nats, [B, T] each, and of which tokens are real; its mean over
-real tokens is minimised (paper section 5). A token without a label (NaN) gets plain cross-entropy. `l - e` would not be
-an objective: its gradient is that of l.
+Each is a pure function of losses l and entropies e in nats, both [B, T], and of a mask of real tokens. Training
+minimises its mean over real tokens (paper section 5). A token without a label (NaN) gets plain cross-entropy. `l - e`
+would be no objective of its own, since its gradient is that of l.
 
-A StepObjective compares tokens with each other: all tokens of a step, for any number of batches and processes. The
-comparison gives each token a factor of its loss.
+A `StepObjective` compares all tokens of a step, for any number of batches and processes. The comparison gives each
+token a factor for its loss.
 
 B rows, T tokens, N real tokens.
 """
@@ -21,30 +21,31 @@ from torch import Tensor
 from pipeline.training.config import ObjectiveName, ObjectiveSettings
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(losses, entropies, real), [B, T] each, to the numbers to minimise, [B, T]; padding counts for nothing."""
+"""Function of (losses, entropies, real), each [B, T], that returns the values to minimise, [B, T]; ignores padding."""
 
 Nats = TypeVar("Nats", float, Tensor)
 
 
 @dataclass(frozen=True)
 class StepObjective:
-    """An objective that compares the tokens of a step: a factor for each, times its loss above a level."""
+    """Objective that compares the tokens of a step: each token's factor times its loss above a level."""
 
     factors: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """(losses, entropies, real) of all tokens of the step, in any one shape, to factors of that shape."""
+    """Function of (losses, entropies, real) of all tokens of the step, in any shape, that returns factors of the same
+    shape."""
     level: float = 0.0
 
     def __call__(self, losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
-        """The objective of a step that has these tokens alone."""
+        """Return the values to minimise in a step that has only these tokens."""
         return self.with_factors(losses_BT, self.factors(losses_BT.detach(), entropies_BT, real_BT))
 
     def with_factors(self, losses_BT: Tensor, factors_BT: Tensor) -> Tensor:
-        """The objective of these tokens of a step, whose factors follow from all of them."""
+        """Return the values to minimise for some tokens of a step, given their factors."""
         return factors_BT * (losses_BT - self.level)
 
 
 def objective_function(settings: ObjectiveSettings, mean_entropy: float) -> Objective:
-    """The objective with its settings; `mean_entropy`, in nats, is the labels' mean before scale and margin."""
+    """Return the configured objective; `mean_entropy`, in nats, is the labels' mean before scale and margin."""
     mean = corrected(mean_entropy, settings)
     level = mean if settings.level is None else settings.level
     threshold = mean if settings.threshold is None else settings.threshold
@@ -66,7 +67,7 @@ def objective_function(settings: ObjectiveSettings, mean_entropy: float) -> Obje
 
 
 def corrected(nats: Nats, settings: ObjectiveSettings) -> Nats:
-    """Labels with their scale and margin."""
+    """Apply scale and margin to labels."""
     return settings.scale * nats + settings.margin
 
 
@@ -95,24 +96,25 @@ def mask(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, threshold:
 
 
 def cross_entropy(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
-    """l: the control."""
+    """l, as the control."""
     return losses_BT
 
 
 def flood_mean(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, level: float) -> Tensor:
-    """1 where the mean loss is above the level and -1 below it: the gradient of |mean l - level|, flooding with one
-    number instead of labels."""
-    above = (losses_BT[real_BT].mean() - level).sign().nan_to_num()  # of no token, in a process without rows
+    """Return factors of 1 if the mean loss is above the level, -1 if below: the gradient of |mean l - level|.
+
+    This is flooding with one number instead of labels."""
+    above = (losses_BT[real_BT].mean() - level).sign().nan_to_num()  # NaN in a process without rows
     return above.expand_as(losses_BT)
 
 
 def random_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, share: float) -> Tensor:
-    """Factors that keep a random share of the tokens: the control of every selection."""
+    """Return factors that keep a random share of the tokens, as the control of every selection."""
     return _selected(real_BT, torch.rand(int(real_BT.sum()), device=losses_BT.device), share)
 
 
 def reference_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, share: float) -> Tensor:
-    """Factors that keep the share of the tokens with the largest l - e, those without a label among them."""
+    """Return factors that keep the share of tokens with the largest l - e; tokens without a label come first."""
     excess_BT = (losses_BT - entropies_BT).masked_fill(entropies_BT.isnan(), torch.inf)
     return _selected(real_BT, excess_BT[real_BT], share)
 
@@ -122,7 +124,7 @@ def _with_corrected_labels(function: Objective, settings: ObjectiveSettings) -> 
 
 
 def _selected(real_BT: Tensor, order_N: Tensor, share: float) -> Tensor:
-    """Factors that select the share of real tokens with the largest `order`; 0 at others, so that their mean is 1."""
+    """Return factors with mean 1 that select the share of real tokens with the largest `order_N`; 0 elsewhere."""
     real = len(order_N)
     kept = max(1, round(share * real))
     factors_N = torch.zeros(real, device=real_BT.device)

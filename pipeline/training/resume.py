@@ -1,9 +1,9 @@
-"""Interrupted trainings: the folder of a training, its states, and the signal that stops it between two steps.
+"""Resuming of interrupted training: a run's folder, its states, and the signal that stops it between two steps.
 
-While a training runs its folder holds the settings it began with, which the same command must have again, and its
-newest states: weights, optimizer and TrainingState in safetensors, whole tensors for any number of processes. SIGTERM,
-as schedulers and clusters send it before they kill, is a request to save a state and end. The finished model replaces
-settings and states.
+During training, the folder holds the run's settings and its newest states. A resuming command must have the same
+settings. A state holds weights, optimizer and `TrainingState` in safetensors, as whole tensors that any number of
+processes can load. SIGTERM, which schedulers and clusters send before they kill, makes the run save a state and end.
+The finished model replaces settings and states.
 """
 
 import json
@@ -38,7 +38,7 @@ STATE = re.compile(r"unfinished-\d{1,18}\.safetensors")
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Progress of a training, and the sum of its losses since the last evaluation."""
+    """Progress of a training run, and the sum of its losses since the last evaluation."""
 
     step: int = 0
     tokens: int = 0
@@ -47,10 +47,10 @@ class TrainingState:
     since: int = 0
     """Steps since the last evaluation."""
     batches: dict[str, Any] = field(default_factory=dict)
-    """State of the batches, where they have one."""
+    """State of the batches, if they have one."""
 
     def after(self, loss: float, tokens: int, seconds: float) -> Self:
-        """One step later; `seconds` are those of the whole training."""
+        """Return the state one step later; `seconds` is the time of the whole run."""
         return replace(
             self,
             step=self.step + 1,
@@ -65,10 +65,10 @@ class TrainingState:
 
 
 def begin_on_main(output: Path, settings: Mapping[str, Any]) -> None:
-    """`begin` in the main process; the others wait until that is done.
+    """Call `begin` in the main process while the others wait.
 
     Raises:
-        ValueError: as begin does.
+        ValueError: as in `begin`.
     """
     if this_process().is_main_process:
         begin(output, settings)
@@ -76,15 +76,15 @@ def begin_on_main(output: Path, settings: Mapping[str, Any]) -> None:
 
 
 def begin(output: Path, settings: Mapping[str, Any]) -> None:
-    """Make the folder of a training, or accept that of the same training, interrupted.
+    """Create the folder of a run, or accept the folder of the same run after an interruption.
 
-    A folder with nothing but settings is free: its training ended before the first step, by a mistake.
+    A folder that holds only settings may be reused: its run failed before the first step.
 
     Args:
-        settings: all that the model depends on: not where, nor in how many processes, it is trained.
+        settings: everything the model depends on, which excludes the place and the number of processes.
 
     Raises:
-        ValueError: if it holds anything else.
+        ValueError: if the folder holds anything else.
     """
     requested = json.loads(json.dumps(settings, default=str))
     if output.is_file() or (output.is_dir() and any(file.name != SETTINGS_FILE for file in output.iterdir())):
@@ -99,7 +99,7 @@ def begin(output: Path, settings: Mapping[str, Any]) -> None:
 
 
 def finish(output: Path) -> None:
-    """Remove settings, states and what a kill left of them; the finished model must be in place."""
+    """Remove settings, states and the leftovers of a kill; the finished model must be in place."""
     for file in (*states(output), *filter(is_unfinished, output.iterdir()), output / SETTINGS_FILE):
         file.unlink(missing_ok=True)
 
@@ -110,16 +110,16 @@ def is_finished(output: Path) -> bool:
 
 
 def states(output: Path) -> list[Path]:
-    """Files of states, the oldest first."""
+    """Return the files of all states, oldest first."""
     files = [file for file in output.glob(STATES) if STATE.fullmatch(file.name)]
     return sorted(files, key=_step)
 
 
 def save(output: Path, model: nn.Module, optimizer: Optimizer, state: TrainingState, *, keep: int = 1) -> None:
-    """Save the training as it is now, and remove all but the newest `keep` states up to now.
+    """Save the current state of training, and remove all but the newest `keep` states up to this step.
 
-    States of later steps are removed too: they could not be read, or the training would have resumed from there.
-    Every process must call this, since each may hold a shard of the state; the main process writes.
+    States of later steps are removed too: they must be unreadable, since the run would have resumed from them. Every
+    process must call this, since each may hold a shard of the state; the main process writes.
     """
     tensors, writes = {}, this_process().is_main_process
     for name, tensor in _tensors(model, optimizer):
@@ -129,7 +129,7 @@ def save(output: Path, model: nn.Module, optimizer: Optimizer, state: TrainingSt
     if not writes:
         return
     file = output / f"unfinished-{state.step}.safetensors"
-    unfinished = file.with_name(f".{file.name}{UNFINISHED}")  # always the same: what a kill left is overwritten
+    unfinished = file.with_name(f".{file.name}{UNFINISHED}")  # a fixed name: leftovers of a kill are overwritten
     save_file(tensors, unfinished, metadata={"place": json.dumps(asdict(state))})
     settle(unfinished, file)
     kept = [each for each in states(output) if _step(each) <= state.step][-keep:]
@@ -138,25 +138,25 @@ def save(output: Path, model: nn.Module, optimizer: Optimizer, state: TrainingSt
 
 
 def load(output: Path, model: nn.Module, optimizer: Optimizer) -> TrainingState:
-    """Load weights and optimizer from the newest state that can be read; the initial state if there is none.
+    """Load weights and optimizer from the newest readable state; return the initial state if there are no states.
 
-    Returns when every process has read it, before any can remove it.
+    Returns after every process has read its state, so that none is removed too early.
 
     Raises:
-        ValueError: if no state can be read, or processes read different ones.
+        ValueError: if none of the states can be read, or processes read different ones.
     """
     state = _newest(output, model, optimizer)
     steps = gather(torch.tensor([state.step], device=this_process().device)).tolist()
     if len(set(steps)) > 1:
-        raise ValueError(f"processes go on from steps {steps}: `output` must be one folder that all of them see")
+        raise ValueError(f"processes resume from different steps {steps}: `output` must be one folder that all share")
     return state
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells if SIGTERM has come since. What handled it before is put back.
+    """Yield a function that returns True once SIGTERM has arrived, and restore the previous handler at the end.
 
-    Only a process's main thread can handle signals: elsewhere, as in Ray's workers, the answer is always no.
+    Only a process's main thread can handle signals. Elsewhere, as in Ray's workers, the function always returns False.
     """
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -174,13 +174,13 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 def stop(state: TrainingState) -> NoReturn:
-    """End the command by SIGTERM, after the state is saved, with the exit code that shells report.
+    """Exit after the state is saved, with the code that shells report for SIGTERM.
 
-    Processes end together: a launcher kills the others when one has ended.
+    All processes exit together, since a launcher kills the others as soon as one has exited.
     """
     this_process().wait_for_everyone()
     if this_process().is_main_process:
-        say(f"stopped at step {state.step}; the same command goes on", file=sys.stderr)
+        say(f"stopped at step {state.step}; the same command resumes", file=sys.stderr)
     raise SystemExit(128 + signal.SIGTERM)
 
 
@@ -209,7 +209,7 @@ def _newest(output: Path, model: nn.Module, optimizer: Optimizer) -> TrainingSta
                 return _restored(stored, model, optimizer)
         except SafetensorError:
             continue
-        except (RuntimeError, KeyError, TypeError, ValueError) as error:  # a state, but of something else
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:  # readable, but another run's state
             reason = " ".join(str(error).split())
             raise ValueError(
                 f"{file} holds no state of this training ({reason}); delete the folder to begin again"
@@ -226,7 +226,7 @@ def _tensors(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tens
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, tied ones once, and the buffers that belong to the model's state."""
+    """Yield parameters, tied ones once, and the buffers that belong to the model's state."""
     yield from model.named_parameters()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in model.state_dict())
 
@@ -244,20 +244,20 @@ def _restored(stored: Any, model: nn.Module, optimizer: Optimizer) -> TrainingSt
     state = TrainingState(**json.loads(stored.metadata()["place"]))
     numbers = {**asdict(state), **state.batches, "batches": 0}
     if not all(isinstance(number, int | float) for number in numbers.values()):
-        raise ValueError("its progress is not in numbers")
+        raise ValueError("its progress is not numeric")
     return state
 
 
 def _optimizer_tensor(parameter: Tensor, part: str, value: Tensor) -> Tensor:
-    """A tensor of the optimizer on the device where it keeps it: AdamW's count of steps stays on the CPU.
+    """Return a copy of an optimizer's tensor on the right device; AdamW's step count stays on the CPU.
 
-    A copy: kernels round otherwise at addresses as odd as those within a file.
+    Without a copy, kernels would round differently because addresses within a file are unaligned.
     """
     return value.clone() if part == "step" else _as_placed(parameter, value).clone()
 
 
 def _as_placed(tensor: Tensor, value: Tensor) -> Tensor:
-    """A stored value on the tensor's device, sharded as the tensor is."""
+    """Return a stored value on the tensor's device, sharded like the tensor."""
     if isinstance(tensor, DTensor):
         return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
     return value.to(tensor.device)

@@ -1,8 +1,8 @@
-"""An annotated dataset for torch's DataLoader: windows of tokens and labels, divided among ranks and loader workers.
+"""Annotated dataset for torch's DataLoader: windows of tokens and labels, divided among ranks and loader workers.
 
-A pass gives every token of the dataset once, whatever the number of ranks and workers. Each worker of each rank packs
-documents of its own, so that the last windows of each have padding, and ranks may differ by a few windows: where they
-must take equally many steps, read without end (`epochs=None`) and count steps.
+A pass yields every token of the dataset once, for any number of ranks and workers. Each worker of each rank packs its
+own documents, so the last windows of each are padded, and ranks may differ by a few windows. If all ranks must take the
+same number of steps, read endlessly (`epochs=None`) and count steps.
 """
 
 import os
@@ -20,12 +20,12 @@ from schemas.annotations import ENTROPY
 
 
 class LabelledWindows(IterableDataset[PackedWindow]):
-    """Windows of an annotated dataset, again in each pass; `set_epoch` gives a pass another order.
+    """Windows of an annotated dataset; every pass yields all of them, in an order that `set_epoch` changes.
 
-    It and its iterators have `state_dict` and `load_state_dict`. Where the loader has workers, these have the states:
-    torchdata's StatefulDataLoader collects them.
+    The dataset and its iterators have `state_dict` and `load_state_dict`. If the loader has workers, the states are in
+    the workers, and torchdata's StatefulDataLoader collects them.
 
-    A loader that divides batches itself, as those of accelerate and transformers.Trainer do, wants `rank=0` and
+    A loader that divides batches itself, as accelerate's and transformers.Trainer's do, needs `rank=0` and
     `world_size=1`.
     """
 
@@ -41,70 +41,71 @@ class LabelledWindows(IterableDataset[PackedWindow]):
         world_size: int | None = None,
         label: str = ENTROPY,
     ) -> None:
-        """Reads as `labelled_windows` does.
+        """Prepare to read as `labelled_windows` does.
 
         Args:
-            seed: shuffles row groups anew each epoch; the dataset's order where None.
-            shuffled_rows: rows of a row group that are shuffled among themselves.
-            epochs: of a pass; without end where None.
-            rank: of this process; that of torch.distributed, or what a launcher set, where None.
-            world_size: processes that read the dataset together.
+            seed: seed for shuffling row groups in each epoch; None keeps the dataset's order.
+            shuffled_rows: number of consecutive rows of a row group that are shuffled together.
+            epochs: number of epochs in a pass; None for an endless pass.
+            rank: rank of this process; None takes it from torch.distributed or the launcher's environment.
+            world_size: number of processes that read the dataset together.
             label: column of the labels.
 
         Raises:
-            ValueError: if one of rank and world_size is given alone; as Reading and labelled_windows do.
+            ValueError: if only one of rank and world_size is given, and as in `Reading` and `labelled_windows`.
         """
         if (rank is None) != (world_size is None):
             raise ValueError("give both rank and world_size, or neither")
         self._dataset, self._packing, self._label = dataset, packing, label
         self._order: dict[str, Any] = {"seed": seed, "shuffled_rows": shuffled_rows, "epochs": epochs}
         self._given = None if rank is None or world_size is None else (rank, world_size)
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that stay see it change
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
         self._pass: WindowsPass | None = None
         self._state: Mapping[str, Any] | None = None
-        self.windows(0)  # what is wrong is said here, not in a worker
+        self.windows(0)  # raises mistakes here instead of in a worker
 
     def __iter__(self) -> "WindowsPass":
-        """A pass: from a state where one was loaded, else from the beginning."""
-        self._pass = WindowsPass(copy(self), int(self._epoch))  # no cycle, which a reader's own thread may collect
+        """Start a pass, from the loaded state if there is one."""
+        # the copy avoids a reference cycle, which a reader's own thread may collect
+        self._pass = WindowsPass(copy(self), int(self._epoch))
         if self._state is not None:
             self._pass.load_state_dict(self._state)
             self._state = None
         return self._pass
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker that is started anew: it has no torch.distributed."""
+        """Return the attributes for a spawned worker, with rank and world size: it has no torch.distributed."""
         return {**self.__dict__, "_given": self._place(), "_pass": None}
 
     def set_epoch(self, epoch: int) -> None:
-        """Number of the epoch that the next pass begins with."""
+        """Set the epoch that the next pass begins with."""
         self._epoch.fill_(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the pass of this process is, small and fit for JSON.
+        """Return the position of this process's pass, small and fit for JSON.
 
         Raises:
-            ValueError: if nothing was read here.
+            ValueError: if this process has read nothing.
         """
         if self._pass is not None and self._state is None:
             return self._pass.state_dict()
         if self._state is None:
             raise ValueError(
-                "nothing was read in this process, so that it has no state; where workers read, take the state of"
+                "this process has read nothing, so it has no state; if loader workers read, take the state of"
                 " torchdata's StatefulDataLoader"
             )
         return dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next pass goes on where that was whose state this is, with the same windows to the bit.
+        """Make the next pass resume from a state, with bit-identical windows.
 
         Raises:
-            ValueError: when the pass begins, if the state is of another dataset, order, rank or number of workers.
+            ValueError: when the pass begins, if the state is from another dataset, order, rank or number of workers.
         """
         self._state = dict(state)
 
     def windows(self, epoch: int) -> Resumable[PackedWindow]:
-        """The windows of this process, or loader worker, from an epoch on."""
+        """Return the windows of this process or loader worker, from an epoch on."""
         (rank, world_size), worker = self._place(), get_worker_info()
         if worker is not None:
             rank, world_size = rank * worker.num_workers + worker.id, world_size * worker.num_workers
@@ -112,7 +113,7 @@ class LabelledWindows(IterableDataset[PackedWindow]):
         return labelled_windows(self._dataset, self._packing, reading, self._label)
 
     def _place(self) -> tuple[int, int]:
-        """Rank and number of ranks."""
+        """Return the rank and the number of ranks."""
         if self._given is not None:
             return self._given
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -131,17 +132,17 @@ class WindowsPass(Iterator[PackedWindow]):
         return next(self._windows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is, and the epoch that it began with."""
+        """Return the position of the pass, and the epoch that it began with."""
         return {"epoch": self._epoch, **self._windows.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where the pass was whose state this is.
+        """Resume from the state of a pass.
 
         Raises:
-            ValueError: if that had other windows.
+            ValueError: if that pass had other windows.
         """
         if "epoch" not in state:
-            raise ValueError("this is no state of LabelledWindows: it lacks epoch")
+            raise ValueError("this is not a state of LabelledWindows: it lacks epoch")
         self._epoch = int(state["epoch"])
         self._dataset.set_epoch(self._epoch)
         self._windows = self._dataset.windows(self._epoch)

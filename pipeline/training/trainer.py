@@ -1,10 +1,10 @@
-"""The training loop: steps of AdamW on batches, for one process or several that train one model.
+"""Training loop: AdamW steps on batches, in one process or several that train one model.
 
-`train` is the loop. A step adds up the gradients of its batches, of which each process computes its own rows, so that
-loss and gradient are those of one batch that holds the whole step. An objective that compares tokens needs the losses
-of the whole step first: a pass without gradients finds them, and every process derives the same factors from them.
+A step adds up the gradients of its batches, and each process computes its own rows of every batch. Loss and gradient
+therefore equal those of one batch that holds the whole step. An objective that compares tokens needs the losses of the
+whole step first: a pass without gradients computes them, and every process derives the same factors from them.
 
-Devices and shards are `distributed`'s, states and signals `resume`'s, the file of metrics `metrics`'s.
+`distributed` handles devices and shards, `resume` handles states and signals, and `metrics` writes the metrics.
 
 B rows, T tokens of the longest row, S positions of all batches, padding included.
 """
@@ -46,13 +46,13 @@ def train(
     config: TrainingConfig,
     output: Path,
 ) -> Metrics:
-    """Trains `model` itself and returns the last line of metrics: step, tokens, seconds, losses, held-out figures.
+    """Train `model` in place and return the last line of metrics: step, tokens, seconds, losses, held-out figures.
 
-    Resumes from the newest state in `output`, if there is one, with the batches that come next.
+    If `output` has a state, training resumes from the newest one, with the batches that come next.
 
     Raises:
-        ValueError: if a loss is not finite, with the step and the batch.
-        SystemExit: after SIGTERM, when the state is saved.
+        ValueError: if a loss or gradient is not finite; the message names the step and the batch.
+        SystemExit: after SIGTERM, once the state is saved.
     """
     accelerator = new_accelerator(config, output)
     trained = DistributedModel(model, lambda model: _new_optimizer(model, config), accelerator)
@@ -81,23 +81,23 @@ def train(
 
 @dataclass(frozen=True)
 class Stepper:
-    """Takes steps of `loss` on a model."""
+    """Optimizer steps that minimise `loss` on a model."""
 
     trained: DistributedModel[Any]
     loss: Loss
     compiled: Loss
-    """The loss, or its compiled form with `compile`."""
+    """The loss, compiled if `compile` is set."""
     config: TrainingConfig
     output: Path
 
     def __call__(self, step: int, batches: Sequence[Batch], requested: Callable[[], bool]) -> tuple[float, bool]:
-        """Takes a step on this process's part of the batches; the last one rounds weights to what they are saved as.
+        """Take a step on this process's part of the batches; the last step rounds weights to the saved dtype.
 
         Returns:
-            The loss of all of them in all processes, and whether any process is requested to stop.
+            The loss of all batches in all processes, and True if any process is requested to stop.
 
         Raises:
-            ValueError: if a loss or the gradient is not finite; weights stay as they were.
+            ValueError: if a loss or the gradient is not finite; weights stay unchanged.
         """
         accelerator, optimizer = self.trained.accelerator, self.trained.stepping
         self._seed(step)
@@ -125,16 +125,16 @@ class Stepper:
         return int(np.random.SeedSequence([self.config.seed, step, process]).generate_state(1)[0])
 
     def _add_gradients(self, batch: Batch, *, last: bool) -> Tensor:
-        """The loss of this process's part; gradients are averaged over processes once, after the last batch."""
+        """Add the gradients of this process's part and return its loss; the last batch averages over processes."""
         accelerator, module = self.trained.accelerator, self.trained.module
         with nullcontext() if last else accelerator.no_sync(module):
             with accelerator.autocast():
                 loss: Tensor = module(self.compiled, self._part(batch))
-            accelerator.backward(loss * accelerator.num_processes)  # they are averaged, and parts add up
+            accelerator.backward(loss * accelerator.num_processes)  # undo the average: parts add up
         return loss.detach().float()
 
     def _part(self, batch: Batch) -> Batch:
-        """This process's rows, on its device."""
+        """Return this process's rows, on its device."""
         accelerator = self.trained.accelerator
         return batch.part(accelerator.process_index, accelerator.num_processes).to(accelerator.device)
 
@@ -156,18 +156,18 @@ class Stepper:
         )
 
     def _with_factors(self, step: int, batches: Sequence[Batch]) -> Sequence[Batch]:
-        """The batches, with the tokens' factors if the objective compares tokens that no forward pass sees together."""
+        """Return the batches, with factors if no single forward pass sees all tokens that the objective compares."""
         loss, accelerator = self.loss, self.trained.accelerator
         together = len(batches) * accelerator.num_processes == 1
         if together or not isinstance(loss, ObjectiveLoss) or loss.step_objective is None:
             return batches
         losses_S = torch.cat([self._token_losses(loss, batch).flatten() for batch in batches])
-        losses_S = accelerator.reduce(losses_S)  # each process has zeros at the rows of others
+        losses_S = accelerator.reduce(losses_S)  # each process has zeros at the others' rows
         entropies_S = torch.cat([loss.entropies(batch).flatten() for batch in batches]).to(losses_S.device)
         predicted_S = torch.cat([loss.predicted(batch).flatten() for batch in batches]).to(losses_S.device)
         torch.manual_seed(self._seed_of(step, 0))  # random factors are the same in every process
         factors_S = loss.step_objective.factors(losses_S, entropies_S, predicted_S).cpu()
-        self._seed(step)  # what is dropped is dropped again
+        self._seed(step)  # dropout is the same in the next pass
         each = factors_S.split([batch.input_ids_BT.numel() for batch in batches])
         return [
             replace(batch, factors_BT=factors_S.view(batch.input_ids_BT.shape))
@@ -175,9 +175,9 @@ class Stepper:
         ]
 
     def _token_losses(self, loss: ObjectiveLoss, batch: Batch) -> Tensor:
-        """Losses [B, T] of this process's rows, without gradients; zeros at the rows of others."""
+        """Return losses [B, T] of this process's rows, without gradients; zeros at the others' rows."""
         accelerator = self.trained.accelerator
-        with torch.no_grad(), accelerator.autocast():  # by every process, rows or not: FSDP gathers weights from all
+        with torch.no_grad(), accelerator.autocast():  # even without rows: FSDP gathers weights from all processes
             part_BT: Tensor = self.trained.module(loss.token_losses, self._part(batch))
         losses_BT = torch.zeros(batch.input_ids_BT.shape, device=accelerator.device)
         rows = batch.rows(accelerator.process_index, accelerator.num_processes)
@@ -196,7 +196,7 @@ def steps_of(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """One batch of the rows of all, padded to the longest."""
+    """Return one batch with the rows of all batches, padded to the longest."""
     longest = max(batch.input_ids_BT.shape[1] for batch in batches)
 
     def padded(rows_BT: Tensor, value: float) -> Tensor:
@@ -211,16 +211,16 @@ def joined(batches: Sequence[Batch]) -> Batch:
 def _remaining(
     batches: Iterator[Batch], state: resume.TrainingState, config: TrainingConfig, output: Path
 ) -> Iterator[Batch]:
-    """The batches after those of the steps that are done.
+    """Return the batches that follow the finished steps.
 
     Raises:
-        ValueError: if an older version, which read in another order, took these steps.
+        ValueError: if an older version, which read in another order, took the finished steps.
     """
     if not isinstance(batches, Resumable):
         return islice(batches, state.step * config.accumulate, None)
     if state.step and not state.batches:
         raise ValueError(
-            f"{output} holds a training that an older version began, which read in another order; delete the folder to"
+            f"{output} holds a training begun by an older version, which read in another order; delete the folder to"
             " begin again"
         )
     if state.step:
@@ -234,11 +234,11 @@ def _save_batch(batch: Batch, file: Path) -> None:
 
 
 def _compiled(loss: Loss, config: TrainingConfig) -> Loss:
-    return torch.compile(loss, dynamic=True) if config.compile else loss  # windows are of many lengths
+    return torch.compile(loss, dynamic=True) if config.compile else loss  # windows have many lengths
 
 
 def _new_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
-    """AdamW that decays matrices alone."""
+    """Return AdamW that decays only matrices."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]

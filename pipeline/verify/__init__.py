@@ -1,1 +1,1 @@
-"""Checks an annotated dataset: its ledger, every shard, and a sample that is labelled again; and repairs it."""
+"""Checks and repair of annotated datasets: the ledger, every shard, and a sample of labels against the model."""

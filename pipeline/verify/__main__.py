@@ -1,10 +1,10 @@
-"""Checks an annotated dataset: shards against receipts, the form of every label, a sample of labels against the model.
+"""Check an annotated dataset: shards against receipts, the form of every label, a sample of labels against the model.
 
     python -m pipeline.verify annotated
     python -m pipeline.verify hf://datasets/USER/NAME
     python -m pipeline.verify annotated --repair       # moves damaged shards away, to be labelled again
 
-Each fault is a line. Exit code 0: all is as the receipts say; 1: something is not, or the command was refused.
+Print a line per fault. Exit code 0: everything matches the receipts; 1: something does not, or the command was refused.
 """
 
 import fcntl
@@ -32,7 +32,7 @@ from schemas.annotations import Provenance
 from schemas.layout import LEDGER_FOLDER
 from schemas.receipts import LOCK_FILE, Counts
 
-SHARDS_AT_A_TIME = 8  # beyond that a disk is no faster
+SHARDS_AT_A_TIME = 8  # a disk is no faster with more
 
 
 @cyclopts.Parameter(name="*")
@@ -41,45 +41,45 @@ class Config:
     """The dataset to check, and how much of it."""
 
     dataset: str
-    """Folder that pipeline.annotate wrote, or hf://datasets/USER/NAME, the latter optionally with an @REVISION."""
+    """Folder that pipeline.annotate wrote, or hf://datasets/USER/NAME[@REVISION]."""
     subset: str | None = field(default=None, kw_only=True)
-    """The subset to check; all by default."""
+    """Subset to check; all by default."""
     sample: int = field(default=5, kw_only=True)
-    """Number of documents of each subset, spread over its shards, to label again and compare; 0 for none."""
+    """Number of documents per subset, spread over its shards, to label again and compare; 0 for none."""
     estimator: str | None = field(default=None, kw_only=True)
-    """The checkpoint that labelled the dataset, for the sample: a folder or a name on the Hub. By default the one that
-    the dataset names, if it ships with the project or has been fetched from the Hub before."""
+    """Checkpoint that labelled the dataset, for the sample: a folder or a name on the Hub. By default, the checkpoint
+    that the dataset names, if it ships with the project or has been fetched from the Hub before."""
     repair: bool = field(default=False, kw_only=True)
     """Move damaged shards and their receipts into the ledger's folder `damaged`, so that the same annotate command
-    labels them again. Only for a folder; nothing is deleted."""
+    labels them again. For folders only; nothing is deleted."""
 
     def __post_init__(self) -> None:
         if self.sample < 0:
             raise ValueError(f"--sample must be at least 0, not {self.sample}")
         if self.estimator is not None and not self.sample:
-            raise ValueError(f"--estimator {self.estimator} labels a sample, and --sample 0 asks for none")
+            raise ValueError(f"--estimator {self.estimator} labels a sample, but --sample is 0; leave one of them out")
         if self.repair and self.dataset.startswith(HUB):
             raise ValueError(
-                f"--repair is for a folder; to mend {self.dataset}, annotate to it again with the command that made it"
+                f"--repair needs a folder; to repair {self.dataset}, run the annotate command that made it again"
             )
 
 
 @dataclass
 class Findings:
-    """Faults and totals of one subset."""
+    """Faults and totals of a subset."""
 
     stored: Stored
     records: Records
     faults: list[Fault]
     rows: dict[str, int] = field(default_factory=dict)
-    """Number of rows of each sound shard."""
+    """Number of rows of each undamaged shard."""
     counts: Counts = field(default_factory=Counts)
 
 
 def verify(config: Config) -> int:
-    """Check that an annotated dataset is as it was written: shards, receipts, tokenizer, and a sample of its labels.
+    """Check that an annotated dataset is as it was written: shards, receipts, tokenizer and a sample of its labels.
 
-    Exit code 0: all is as the receipts say; 1: something is not, and each fault is a line.
+    Exit code 0: everything matches the receipts; 1: something does not, and each fault is printed as a line.
     """
     with unchanged(config):
         codes = [verify_subset(stored, config) for stored in stored_subsets(config.dataset, config.subset)]
@@ -88,7 +88,7 @@ def verify(config: Config) -> int:
 
 @contextmanager
 def unchanged(config: Config) -> Iterator[None]:
-    """Locks a folder against runs that write to it; only a repair writes here.
+    """Lock a folder against runs that write to it; without --repair, nothing is written.
 
     Raises:
         ValueError: if a run is at work in it.
@@ -109,10 +109,10 @@ def unchanged(config: Config) -> Iterator[None]:
 
 
 def verify_subset(stored: Stored, config: Config) -> int:
-    """Prints each fault of a subset, then a summary."""
+    """Check a subset, print its faults and a summary, and return the exit code."""
     records = read_records(stored)
     if records.plan is None and not records.receipts and not records.faults:
-        say(f"{stored.subset.name}: there is no ledger, so that nothing says what bytes its shards had")
+        say(f"{stored.subset.name}: there is no ledger, so the bytes of its shards cannot be checked")
     findings = Findings(stored, records, check_records(stored, records))
     provenance = check_content(findings)
     findings.faults += check_card(stored, records, sound=not findings.faults)
@@ -120,8 +120,8 @@ def verify_subset(stored: Stored, config: Config) -> int:
     if provenance is not None and config.sample:
         check_labels(findings, provenance, config)
     faulty = {fault.shard for fault in findings.faults}
-    given_up = [note for shard, note in records.quarantined.items() if shard not in faulty]
-    say(*(f"{stored.named(note.shard)}: was given up and has no shard: {note}" for note in given_up))
+    quarantined = [note for shard, note in records.quarantined.items() if shard not in faulty]
+    say(*(f"{stored.named(note.shard)}: was quarantined and has no shard: {note}" for note in quarantined))
     say(summary(findings))
     if config.repair and findings.faults:
         repair(findings)
@@ -129,7 +129,7 @@ def verify_subset(stored: Stored, config: Config) -> int:
 
 
 def check_content(findings: Findings) -> Provenance | None:
-    """Reads every shard that has no fault yet; returns the subset's provenance, if a shard or the plan has it."""
+    """Read every shard without a fault so far; return the subset's provenance, if a shard or the plan has it."""
     stored, records = findings.stored, findings.records
     faulty = {fault.shard for fault in findings.faults}
     shards = [name for name in stored.files if name not in faulty]
@@ -154,12 +154,12 @@ def check_content(findings: Findings) -> Provenance | None:
 
 
 def checked(stored: Stored, records: Records, rules: Rules, shard: str) -> tuple[Fault | None, Counts]:
-    """A shard's first fault, if any, and its counts."""
+    """Return a shard's first fault, if any, and its counts."""
     return check_shard(stored, shard, records.receipts.get(shard, []), rules)
 
 
 def first_provenance(findings: Findings, shards: Sequence[str]) -> Provenance | None:
-    """The provenance of the first shard that has one."""
+    """Return the provenance of the first shard that has one."""
     for shard in shards:
         try:
             return shard_provenance(findings.stored, shard)
@@ -169,21 +169,21 @@ def first_provenance(findings: Findings, shards: Sequence[str]) -> Provenance | 
 
 
 def vocabulary(stored: Stored, provenance: Provenance) -> int:
-    """Number of ids; older datasets recorded the number of tokens, which is less where ids are left out."""
+    """Return the number of token ids. Older datasets recorded the number of tokens, which is less if ids have gaps."""
     file = stored.subset.tokenizer / TOKENIZER_FILE
     try:
         return max(provenance.vocabulary, id_count(load_tokenizer(file.parent)) if file.is_file() else 0)
     except ValueError:
-        return provenance.vocabulary  # a fault of its own
+        return provenance.vocabulary  # the unreadable tokenizer is reported elsewhere
 
 
 def columns(records: Records) -> tuple[str, ...] | None:
-    """Names of the plan's columns; older plans have none."""
+    """Return the names of the plan's columns; None if there is no plan, or an older one without columns."""
     return None if records.plan is None or records.plan.schema is None else tuple(records.plan.schema.names)
 
 
 def check_labels(findings: Findings, provenance: Provenance, config: Config) -> None:
-    """Labels a sample of the sound shards again, and prints its faults."""
+    """Label a sample of the undamaged shards again and print its faults."""
     with stage("labelling a sample"):
         from pipeline.verify.relabel import (  # imports torch, which takes seconds
             LeftOutError,
@@ -194,24 +194,24 @@ def check_labels(findings: Findings, provenance: Provenance, config: Config) -> 
         rows = spread_rows(findings.rows, config.sample)
         try:
             if any(fault.file.endswith(TOKENIZER_FILE) for fault in findings.faults):
-                raise LeftOutError("the tokenizer is not that of the run")
+                raise LeftOutError("the tokenizer is not the run's")
             sample = check_sample(findings.stored, provenance, config.estimator, rows)
         except LeftOutError as reason:
-            say(f"{findings.stored.subset.name}: no document was labelled anew: {reason}")
+            say(f"{findings.stored.subset.name}: no document was labelled again: {reason}")
             return
     findings.faults += sample.faults
     say(*map(str, sample.faults))
-    say(f"{findings.stored.subset.name}: labelled anew {sample.documents} documents, {sample.tokens:,} tokens of them")
+    say(f"{findings.stored.subset.name}: {sample.documents} documents labelled again, {sample.tokens:,} tokens of them")
 
 
 def summary(findings: Findings) -> str:
-    """The last line."""
+    """Return the last line of a subset's output."""
     counts, name, records, sound = findings.counts, findings.stored.subset.name, findings.records, len(findings.rows)
     if not findings.faults:
-        held = "as their receipts say" if records.receipts else "in order, as far as can be told without receipts"
-        given_up = f" and {len(records.quarantined):,} given up" if records.quarantined else ""
-        has = f"{sound:,} shards{given_up}, {counts.rows:,} documents, {counts.tokens:,} tokens"
-        return f"{name}: {has}: all {held}"
+        valid = "match their receipts" if records.receipts else "are valid, as far as can be told without receipts"
+        quarantined = f" and {len(records.quarantined):,} quarantined" if records.quarantined else ""
+        has = f"{sound:,} shards{quarantined}, {counts.rows:,} documents, {counts.tokens:,} tokens"
+        return f"{name}: {has}: all {valid}"
     bad = {fault.shard for fault in findings.faults if fault.shard}
     others = len([fault for fault in findings.faults if not fault.shard])
     more = f", {others:,} other fault{'s' if others > 1 else ''}" if others else ""
@@ -219,10 +219,10 @@ def summary(findings: Findings) -> str:
 
 
 def repair(findings: Findings) -> None:
-    """Moves bad shards away, and says what to do then."""
+    """Move bad shards away, and print the command to run next."""
     for moved in set_aside(findings.stored, findings.faults):
         say(f"moved to {moved.relative_to(findings.stored.subset.root)}")
-    say("give the command again that made the dataset, with all its flags:")
+    say("run the command that made the dataset again, with all its flags:")
     say(f"  {annotate_command(findings.stored, findings.records)}")
 
 

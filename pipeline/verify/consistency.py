@@ -1,4 +1,4 @@
-"""The consistency of a subset: plan, receipts and notes on quarantined units, held against each other and its files."""
+"""Consistency of a subset: plan, receipts and notes on quarantined units, against each other and against its files."""
 
 import re
 from collections import defaultdict
@@ -18,23 +18,23 @@ from schemas.decoding import text_of
 from schemas.layout import CARD_FILE, shard_name, shards_in_all
 from schemas.receipts import OWN, QUARANTINE, RECEIPTS, Plan, Quarantined, Receipt, total
 
-AGAIN = "give the same annotate command again"
+AGAIN = "run the same annotate command again"
 
 
 @dataclass
 class Records:
-    """The content of a ledger, as far as it can be read; `faults` are of the ledger itself."""
+    """The readable content of a ledger; `faults` are those of the ledger's own files."""
 
     plan: Plan | None = None
     receipts: dict[str, list[Receipt]] = field(default_factory=lambda: defaultdict(list))
-    """By shard."""
+    """Receipts by shard."""
     quarantined: dict[str, Quarantined] = field(default_factory=dict)
-    """By shard."""
+    """Notes by shard."""
     faults: list[Fault] = field(default_factory=list)
 
 
 def read_records(stored: Stored) -> Records:
-    """Reads the whole ledger, and notes what cannot be read."""
+    """Read the whole ledger; files that cannot be read become faults."""
     records, ledger, root = Records(), Ledger(stored.subset), stored.subset.root
     for file in _files(ledger):
         try:
@@ -49,29 +49,29 @@ def read_records(stored: Stored) -> Records:
 
 
 def check_records(stored: Stored, records: Records) -> list[Fault]:
-    """Everything but the content of shards: which there are, their receipts, the tokenizer.
+    """Check everything except the content of shards: which shards exist, their receipts and the tokenizer.
 
     A quarantined unit is not a fault.
     """
     faults = [*records.faults]
     if (stored.subset.ledger / GROWING_FILE).exists():
         growing = (stored.subset.in_repository.ledger / GROWING_FILE).as_posix()
-        faults.append(Fault(growing, f"a run with a larger --limit did not end; {AGAIN}"))
+        faults.append(Fault(growing, f"a run with a larger --limit was not completed; {AGAIN}"))
     names = planned_shards(stored, records)
     faults += [fault for unit, name in enumerate(names) for fault in _check_unit(stored, records, unit, name)]
     faults += [
-        Fault(stored.named(file), wrong or "is no shard of this run; take it away", file)
+        Fault(stored.named(file), wrong or "is not a shard of this run; remove it", file)
         for file, wrong in stored.files.items()
         if wrong or file not in names
     ]
     ours = (stored.subset.in_repository.ledger / RECEIPTS).as_posix()
     unknown = sorted({*records.receipts, *records.quarantined} - {*names} - {*stored.files})
-    faults += [Fault(ours, f"has {shard}, which is no shard of this run", shard) for shard in unknown]
+    faults += [Fault(ours, f"has {shard}, which is not a shard of this run", shard) for shard in unknown]
     return [*faults, *_check_tokenizer(stored, records)]
 
 
 def planned_shards(stored: Stored, records: Records) -> list[str]:
-    """The names that shards must have, by the plan or, without one, by the first shard's."""
+    """Return the names that shards must have, from the plan or, without one, from the first shard's name."""
     if records.plan is not None:
         return [shard_name(unit, len(records.plan.units)) for unit in range(len(records.plan.units))]
     try:
@@ -82,7 +82,7 @@ def planned_shards(stored: Stored, records: Records) -> list[str]:
 
 
 def _files(ledger: Ledger) -> Iterator[Path]:
-    """The plan first, on which the rest depends."""
+    """Yield the ledger's files, the plan first: reading the others depends on it."""
     if ledger.plan_file.exists() or ledger.plan_file.is_symlink():
         yield ledger.plan_file
     yield from ledger.receipt_files()
@@ -94,7 +94,7 @@ def _read(ledger: Ledger, file: Path, records: Records) -> None:
         records.plan = Plan.from_json(text_of(file))
         rows, all_rows = sum(records.plan.rows), records.plan.provenance.source_rows
         if not rows or rows != all_rows:
-            raise ValueError(f"{rows:,} rows in its units, {all_rows:,} in all")
+            raise ValueError(f"its units have {rows:,} rows, its provenance {all_rows:,}")
     elif file.parent.name == QUARANTINE:
         note = Quarantined.from_json(text_of(file))
         records.quarantined[note.shard] = note
@@ -105,7 +105,7 @@ def _read(ledger: Ledger, file: Path, records: Records) -> None:
 
 
 def _shard_of(file: Path, records: Records) -> str:
-    """The shard whose receipt, or note, a file is by its name."""
+    """Return the shard that a receipt or note is about, from the file's name; empty if the name has none."""
     units = len(records.plan.units) if records.plan else 0
     return shard_name(int(file.stem), units) if file.stem.isdigit() and int(file.stem) < units else ""
 
@@ -114,7 +114,7 @@ def _check_unit(stored: Stored, records: Records, unit: int, name: str) -> Itera
     receipts, note = records.receipts.get(name, []), records.quarantined.get(name)
     file = stored.named(name)
     if note is not None and (receipts or note.unit != unit or not _fits(records, unit, note.stop - note.start)):
-        yield Fault(file, "the note on its being given up does not fit the plan or its receipt", name)
+        yield Fault(file, "the note on its quarantine contradicts the plan or a receipt", name)
     elif name not in stored.files and note is None and not _unreadable(records, name):
         yield Fault(file, f"is missing; {AGAIN}", name)
     elif name in stored.files and not receipts and records.plan is not None and not _unreadable(records, name):
@@ -122,7 +122,7 @@ def _check_unit(stored: Stored, records: Records, unit: int, name: str) -> Itera
     for receipt in receipts:
         if receipt.unit != unit or not _fits(records, unit, receipt.counts.rows):
             has = f"unit {receipt.unit} and {receipt.counts.rows:,} rows"
-            yield Fault(file, f"its receipt says {has}, which is not what the plan says", name)
+            yield Fault(file, f"its receipt says {has}, unlike the plan", name)
 
 
 def _fits(records: Records, unit: int, rows: int) -> bool:
@@ -133,12 +133,12 @@ def _fits(records: Records, unit: int, rows: int) -> bool:
 
 
 def _unreadable(records: Records, shard: str) -> bool:
-    """True if a fault says already that its receipt cannot be read."""
+    """True if the shard's receipt or note is already a fault."""
     return any(fault.shard == shard for fault in records.faults)
 
 
 def _check_tokenizer(stored: Stored, records: Records) -> Sequence[Fault]:
-    """The file that decides every token's id, and the one that names the token before a document."""
+    """Check the file that decides every token's id, and the file that names the token before a document."""
     if records.plan is None:
         return ()
     faults, settings = check_tokenizer(stored, records.plan.provenance), records.plan.tokenizer_config_sha256
@@ -146,7 +146,7 @@ def _check_tokenizer(stored: Stored, records: Records) -> Sequence[Fault]:
 
 
 def check_tokenizer(stored: Stored, provenance: Provenance) -> Sequence[Fault]:
-    """The tokenizer's digest against the one that the provenance has."""
+    """Check the tokenizer's digest against that in the provenance."""
     return _check_digest(stored, TOKENIZER_FILE, provenance.tokenizer_sha256)
 
 
@@ -160,30 +160,30 @@ def _check_digest(stored: Stored, own_name: str, expected: str | None) -> Sequen
         return ()
     if digest is None:
         return [Fault(name, f"is missing; {AGAIN}")]
-    return [Fault(name, f"is not the tokenizer of this run: its sha256 is {digest}, and was {expected}")]
+    return [Fault(name, f"is not the tokenizer of this run: its sha256 is {digest} instead of {expected}")]
 
 
 DIGEST = re.compile(r"shards ([0-9a-f]{64})$")
 
 
 def check_card(stored: Stored, records: Records, *, sound: bool) -> list[Fault]:
-    """The card's entry for a subset that a run wrote; its digest only where all shards are sound."""
+    """Check the card's entry for a subset with a plan; its digest of the shards only if all shards are sound."""
     file = stored.subset.card
     if records.plan is None:
         return []
     if stored.is_link(file):
         return [Fault(CARD_FILE, LINK)]
     if not file.is_file():
-        return [Fault(CARD_FILE, f"is missing, so that load_dataset knows no subsets; {AGAIN}")]
+        return [Fault(CARD_FILE, f"is missing, so load_dataset finds no subsets; {AGAIN}")]
     try:
         card = DatasetCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True)
         entry = {each["config_name"]: each for each in card.data.get("configs") or []}[stored.subset.name]
         described = DIGEST.search(str(entry.get("description")))
         files = f"{stored.subset.in_repository.data.as_posix()}/**/*.parquet"
         if entry["data_files"] != [{"split": "train", "path": files}]:
-            return [Fault(CARD_FILE, f"has other files for {stored.subset.name} than {files}; {AGAIN}")]
+            return [Fault(CARD_FILE, f"lists other files for {stored.subset.name} than {files}; {AGAIN}")]
     except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError):
-        return [Fault(CARD_FILE, f"has no readable entry for {stored.subset.name} at its top; {AGAIN}")]
+        return [Fault(CARD_FILE, f"has no readable entry for {stored.subset.name} in its front matter; {AGAIN}")]
     digest = _shards_sha256(stored, records) if sound else None
     if described is not None and digest is not None and described[1] != digest:
         return [Fault(CARD_FILE, f"has the digest of other shards of {stored.subset.name}: {described[1]}; {AGAIN}")]
@@ -191,7 +191,7 @@ def check_card(stored: Stored, records: Records, *, sound: bool) -> list[Fault]:
 
 
 def _shards_sha256(stored: Stored, records: Records) -> str | None:
-    """As the card has it; None where a receipt is missing or there are several."""
+    """Return the digest that the card must have; None if a shard has no receipt or several."""
     names = [name for name in planned_shards(stored, records) if name not in records.quarantined]
     receipts = [records.receipts.get(name, []) for name in names]
     if any(len(each) != 1 for each in receipts):

@@ -1,6 +1,6 @@
-"""The content of a shard: its bytes against its receipt, its rows against their rules. Memory is bounded by a few rows.
+"""Checks of a shard: its bytes against its receipt, its rows against the rules. Memory is bounded by a few rows.
 
-B rows of a batch, N labels.
+Shapes: B rows per batch, N labels.
 """
 
 import sys
@@ -20,7 +20,7 @@ from schemas.annotations import ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS, PR
 from schemas.receipts import Counts, Receipt
 
 COMPARED = ("rows", "tokens", "labelled_tokens", "nats", "histogram")
-"""Counts that a shard's own rows give."""
+"""Counts that can be computed from a shard's own rows."""
 Columns = dict[str, pa.DataType]
 OURS: Columns = {
     INPUT_IDS: pa.list_(pa.int32()),
@@ -32,26 +32,26 @@ OURS: Columns = {
 
 @dataclass(frozen=True)
 class Rules:
-    """Rules that all shards of a subset share."""
+    """Rules for all shards of a subset."""
 
     provenance: Provenance
     vocabulary: int
     columns: tuple[str, ...] | None = None
-    """Names, where the plan has them."""
+    """Names of the columns; None if the plan has none."""
 
 
 def shard_provenance(stored: Stored, shard: str) -> Provenance:
-    """A shard's own.
+    """Return the provenance in a shard's footer.
 
     Raises:
-        ValueError: if it has none that can be read.
+        ValueError: if there is none, or it cannot be read.
     """
     with stored.content(shard) as content, open_shard(content.file) as parquet:
         return _provenance(parquet.schema_arrow)
 
 
 def check_shard(stored: Stored, shard: str, receipts: Sequence[Receipt], rules: Rules) -> tuple[Fault | None, Counts]:
-    """The first fault of a shard, and what it holds.
+    """Return the first fault of a shard, or None, and its counts.
 
     Raises:
         OSError: if its disk or store cannot be reached.
@@ -89,9 +89,9 @@ def _require_schema(file: File, rules: Rules) -> None:
     if wrong:
         raise ValueError(f"column `{wrong[0]}` holds {schema.field(wrong[0]).type}, not {OURS[wrong[0]]}")
     if rules.columns is not None and tuple(schema.names) != rules.columns:
-        raise ValueError(f"has columns {', '.join(schema.names)}, the plan {', '.join(rules.columns)}")
+        raise ValueError(f"has columns {', '.join(schema.names)}, but the plan has {', '.join(rules.columns)}")
     if _provenance(schema) != rules.provenance:
-        raise ValueError("its provenance is not that of the plan, or of the other shards")
+        raise ValueError("its provenance differs from that of the plan or of the other shards")
 
 
 def _provenance(schema: pa.Schema) -> Provenance:
@@ -102,7 +102,7 @@ def _provenance(schema: pa.Schema) -> Provenance:
 
 
 def _counted(file: File, rules: Rules, *, every_column: bool) -> Counts:
-    """Counts of the rows, each batch checked; without a receipt, other columns are read for their checksums too."""
+    """Count the rows and check each batch; without a receipt, read other columns too, for their checksums."""
     schema = inspect_shard(file).schema
     if not every_column:
         schema = pa.schema([field for field in schema if field.name in OURS])
@@ -110,7 +110,7 @@ def _counted(file: File, rules: Rules, *, every_column: bool) -> Counts:
 
 
 def count_rows(batches: Iterable[pa.RecordBatch]) -> Counts:
-    """Those counts that annotated rows tell."""
+    """Return the counts that can be computed from annotated rows."""
     counts = Counts()
     for batch in batches:
         labels_N = batch.column(ENTROPY).flatten().drop_null().to_numpy()
@@ -133,10 +133,10 @@ def _checked(batches: Iterable[pa.RecordBatch], vocabulary: int) -> Iterator[pa.
 
 
 def _require_rows(batch: pa.RecordBatch, start: int, vocabulary: int) -> None:
-    """The rules of every row.
+    """Check the rules of every row.
 
     Raises:
-        ValueError: with the first row that breaks one.
+        ValueError: naming the first row that breaks a rule.
     """
     for what, wrong_B in _broken(batch, vocabulary):
         if wrong_B.any():
@@ -144,7 +144,7 @@ def _require_rows(batch: pa.RecordBatch, start: int, vocabulary: int) -> None:
 
 
 def _broken(batch: pa.RecordBatch, vocabulary: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Rules, and the rows [B] that break each."""
+    """Yield each rule's fault with the rows [B] that break the rule."""
     tokens = batch.column(INPUT_IDS)
     length_B = _lengths(tokens)
     yield "has no list of tokens", length_B < 0
@@ -154,7 +154,7 @@ def _broken(batch: pa.RecordBatch, vocabulary: int) -> Iterator[tuple[str, np.nd
     yield outside, _rows_with((known_N < 0) | (known_N >= vocabulary), length_B)
     for name in set(ENTROPY_COLUMNS) & set(batch.schema.names):
         labels = batch.column(name)
-        yield f"there is not one label in `{name}` for each token", _lengths(labels) != length_B
+        yield f"`{name}` does not have one label per token", _lengths(labels) != length_B
         finite_N = np.isfinite(labels.flatten().fill_null(0.0).to_numpy())
         yield f"a label in `{name}` is not finite", _rows_with(~finite_N, length_B)
     if NUM_TOKENS in batch.schema.names:
@@ -167,13 +167,13 @@ def _broken(batch: pa.RecordBatch, vocabulary: int) -> Iterator[tuple[str, np.nd
 
 
 def _lengths(lists: pa.Array) -> np.ndarray:
-    """Of each list; -1 of none."""
+    """Return the length of each list; -1 for null."""
     lengths: np.ndarray = lists.value_lengths().fill_null(-1).to_numpy()
     return lengths
 
 
 def _rows_with(wrong_N: np.ndarray, length_B: np.ndarray) -> np.ndarray:
-    """Rows [B] that have a wrong token."""
+    """Return the rows [B] that have a wrong token."""
     running = np.append(0, np.cumsum(wrong_N))
     ends_B = np.cumsum(np.maximum(length_B, 0))
     wrong_B: np.ndarray = running[ends_B] > running[ends_B - np.maximum(length_B, 0)]
@@ -185,4 +185,4 @@ def _require_counts(receipt: Counts, counted: Counts) -> None:
     if differing:
         name = differing[0]
         what = name.replace("_", " ")
-        raise ValueError(f"its receipt says {getattr(receipt, name)} {what}, and it has {getattr(counted, name)}")
+        raise ValueError(f"its receipt says {getattr(receipt, name)} {what}, but it has {getattr(counted, name)}")

@@ -1,6 +1,6 @@
-"""Labels a sample of documents again with the checkpoint that labelled a dataset, and compares with the stored labels.
+"""Check of a sample of documents: label them again with the dataset's checkpoint and compare with the stored labels.
 
-Every window is labelled alone, which differs from a batch of several by rounding only.
+Every window is labelled by itself, which differs from labelling in batches only by rounding.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,14 +24,15 @@ from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, Checkpoint
 from pipeline.verify.stored import Fault, Stored
 from schemas.annotations import INPUT_IDS, ROUNDING_NATS, SHIPPED_MODEL, Dtype, Provenance
 
-MOST_TOKENS = 4096  # of each document, from its beginning
+MOST_TOKENS = 4096  # labelled per document, from its beginning
 TOLERANCE: Mapping[Dtype, float] = {"float32": 1.5 * ROUNDING_NATS, "bfloat16": 0.125}
-"""Nats. In float32 no label may differ by more: half a step of rounding, and the effect of another order of sums. In
-bfloat16 the median of a document may not; it differs from float32's labels by 0.023 in the median."""
+"""Largest tolerated difference in nats. In float32 it applies to every label: half a step of rounding, and the effect
+of another order of summation. In bfloat16 it applies to a document's median difference; labels in bfloat16 have a
+median difference of 0.023 from labels in float32."""
 
 
 class LeftOutError(Exception):
-    """The reason why no document can be labelled again."""
+    """No document can be labelled again; the message says why."""
 
 
 class SampledRow(NamedTuple):
@@ -51,7 +52,7 @@ class Relabelled:
 
 
 def spread_rows(rows: Mapping[str, int], count: int) -> list[SampledRow]:
-    """Evenly spread rows, `count` or all, of shards with these numbers of rows."""
+    """Return `count` evenly spread rows, or all if there are fewer, from shards with these numbers of rows."""
     ends = np.cumsum([*rows.values()])
     total = int(ends[-1]) if len(ends) else 0
     count = min(count, total)
@@ -67,11 +68,11 @@ def spread_rows(rows: Mapping[str, int], count: int) -> list[SampledRow]:
 def check_sample(
     stored: Stored, provenance: Provenance, checkpoint: str | None, documents: Sequence[SampledRow]
 ) -> Relabelled:
-    """Labels the documents again.
+    """Label the documents again and compare the labels.
 
     Raises:
-        LeftOutError: if the provenance's checkpoint is not available here, or the labels' text was not kept.
-        ValueError: if another checkpoint labelled the dataset than the one that is named.
+        LeftOutError: if the provenance's checkpoint is not available here, or labelling needs text that was not kept.
+        ValueError: if `checkpoint` did not label the dataset.
     """
     annotator = load_annotator(_run(stored, provenance, checkpoint), device_here())
     faults, tokens = list[Fault](), 0
@@ -89,28 +90,28 @@ def check_sample(
 
 
 def _run(stored: Stored, provenance: Provenance, named: str | None) -> Run:
-    """A run with the checkpoint that labelled the dataset.
+    """Return a run with the checkpoint that labelled the dataset.
 
     Raises:
-        LeftOutError, ValueError: as check_sample does.
+        LeftOutError, ValueError: as `check_sample`.
     """
     moves = provenance.estimator_tokenizer_sha256 is not None
     if moves and not provenance.keep_text:
-        raise LeftOutError("labels were moved here from another tokenizer, and the text is not kept")
+        raise LeftOutError("labels were moved from another tokenizer, and the text was not kept")
     checkpoint = _checkpoint(provenance) if named is None else Checkpoint.find(named)
     members = tuple(member.folder for member in checkpoint.members)
     if checkpoint.sha256 != provenance.checkpoint_sha256:
-        message = f"{named or provenance.model} is another checkpoint than labelled {stored.place}"
+        message = f"{named or provenance.model} is not the checkpoint that labelled {stored.place}"
         if named is None:
-            raise LeftOutError(f"{message}; name that one with `estimator`")
-        raise ValueError(f"{message}, {provenance.model}; name that one with `estimator`, or leave it out")
+            raise LeftOutError(f"{message}; name that checkpoint with `estimator`")
+        raise ValueError(f"{message}; name {provenance.model} with `estimator`, or leave `estimator` out")
     tokenizer = stored.subset.tokenizer if provenance.tokenizer_sha256 else None
     nothing = pa.schema([])
     return Run(stored.subset, members, tokenizer, members[0] if moves else None, provenance, nothing, nothing, 0)
 
 
 def _checkpoint(provenance: Provenance) -> Checkpoint:
-    """The checkpoint that a provenance names, if it is here: a stranger's dataset makes nobody download a model."""
+    """Return the provenance's checkpoint if it is available here: a dataset must not trigger a model's download."""
     if provenance.model == SHIPPED_MODEL:
         return Checkpoint(SHIPPED / KIND_OF_METHOD[provenance.method])
     name, _, commit = provenance.model.partition("@")
@@ -118,12 +119,16 @@ def _checkpoint(provenance: Provenance) -> Checkpoint:
         try:
             return Checkpoint(Path(snapshot_download(name, revision=commit, local_files_only=True)), provenance.model)
         except (OSError, ValueError):
-            raise LeftOutError(f"{provenance.model} is not here; `estimator` {provenance.model} fetches it") from None
-    raise LeftOutError(f"the checkpoint {provenance.model} has no place in the provenance; name it with `estimator`")
+            raise LeftOutError(
+                f"{provenance.model} is not on this disk; fetch it with `estimator` {provenance.model}"
+            ) from None
+    raise LeftOutError(
+        f"the provenance does not say where to find the checkpoint {provenance.model}; name it with `estimator`"
+    )
 
 
 def _differing(annotator: Annotator, row: pa.RecordBatch, document: SampledRow) -> Iterator[str]:
-    """A line for each label column of a document that differs from the checkpoint's labels."""
+    """Yield a line for each label column of a document that differs from the checkpoint's labels."""
     stored = {
         name: row.column(name).flatten().to_numpy(zero_copy_only=False).astype(np.float32)[:MOST_TOKENS]
         for name in annotator.labellers[0].columns
@@ -136,12 +141,12 @@ def _differing(annotator: Annotator, row: pa.RecordBatch, document: SampledRow) 
         strict = annotator.run.provenance.dtype == "float32"
         off = 0.0 if not len(off_N) else float(off_N.max() if strict else np.median(off_N))
         if not off <= TOLERANCE[annotator.run.provenance.dtype]:
-            which = "" if strict else "half of "
-            yield f"row {document.row:,}: {which}`{name}` is {off:.3f} nats or more off what its checkpoint gives now"
+            which = "a label is" if strict else "half of the labels are at least"
+            yield f"row {document.row:,}: in `{name}`, {which} {off:.3f} nats off what the checkpoint gives now"
 
 
 def _labelled_again(annotator: Annotator, row: pa.RecordBatch) -> dict[str, np.ndarray]:
-    """Labels of the first tokens of a document, by column."""
+    """Label the first tokens of a document again and return the labels by column."""
     settings, ends = annotator.run.provenance, None
     ids_N = row.column(INPUT_IDS).flatten().to_numpy()
     if annotator.estimator_tokenizer is not None and annotator.tokenizer is not None:

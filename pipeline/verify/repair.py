@@ -1,4 +1,4 @@
-"""Repair: damaged files are set aside, so that the annotate command makes them anew. Nothing is deleted."""
+"""Repair: set damaged files aside, so that the annotate command makes them again. Nothing is deleted."""
 
 import shlex
 import shutil
@@ -13,19 +13,19 @@ from pipeline.verify.stored import Fault, Stored
 from schemas.receipts import RECEIPTS, Receipt
 
 DAMAGED = "damaged"
-"""In the ledger; each repair has a numbered folder there."""
+"""Folder in the ledger; each repair gets a numbered folder inside."""
 
 
 def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
-    """Move shards and receipts that a fault names; no other run may be at work. Return their new paths.
+    """Move files with faults away, with their shards and receipts. Return the new paths; no other run may be at work.
 
     Raises:
-        ValueError: if the plan is damaged or missing, which no other file can restore, or a folder is a link.
+        ValueError: if the plan is damaged or missing, because no other file can restore it, or if a folder is a link.
     """
     subset = stored.subset
     for folder in (subset.data, subset.ledger, subset.ledger / RECEIPTS, subset.ledger / DAMAGED):
         if folder.exists() and folder.resolve() != subset.root.resolve() / folder.relative_to(subset.root):
-            raise ValueError(f"{folder} is a link; copy what it leads to here, and repair that")
+            raise ValueError(f"{folder} is a link; replace it with a copy of its target, and repair that")
     plan = Ledger(subset).plan_file
     if any(subset.root / fault.file == plan for fault in faults) or not plan.is_file():
         how = "damaged" if plan.is_file() else "missing"
@@ -42,7 +42,7 @@ def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
 
 
 def annotate_command(stored: Stored, records: Records) -> str:
-    """The command that makes these files anew, as far as the plan has it."""
+    """Return the command that makes these files again, as far as the plan records it."""
     if records.plan is None:
         return "python -m pipeline.annotate ..."
     given = f"--input {' '.join(map(shlex.quote, records.plan.inputs))} " if records.plan.inputs else ""
@@ -51,14 +51,14 @@ def annotate_command(stored: Stored, records: Records) -> str:
 
 
 def _receipts_of(stored: Stored, shards: Collection[str]) -> Iterator[Path]:
-    """Files with a receipt of one of the shards, or with one that cannot be read and has the name of one."""
+    """Yield files that contain a receipt of one of the shards."""
     for file in Ledger(stored.subset).receipt_files():
         if not file.is_symlink() and any(_shard(line) in shards for line in _lines(file)):
             yield file
 
 
 def _moved(file: Path, target: Path, shards: Collection[str]) -> Path:
-    """Moves a file; of several receipts in one file those of other shards are written again."""
+    """Move a file; from a file of several receipts, keep those of other shards."""
     kept = [line for line in _lines(file) if _shard(line) not in shards] if file.suffix == ".jsonl" else []
     target.parent.mkdir(parents=True, exist_ok=True)
     if kept:

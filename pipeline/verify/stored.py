@@ -1,7 +1,7 @@
-"""Stored subsets: the ledger and tokenizer on this disk, shards here or on the Hub.
+"""Stored subsets: the ledger and tokenizer on this disk, shards on this disk or on the Hub.
 
-Nothing is read that lies outside a folder: a link is a fault. Of a dataset of the Hub, ledger and tokenizers are
-fetched at once, and each shard while it is read.
+No file outside a dataset's folder is read: a link is a fault. For a dataset on the Hub, the ledger and tokenizers are
+fetched at the start, each shard when it is read.
 """
 
 import hashlib
@@ -23,24 +23,24 @@ from pipeline.data.streams import READ_BYTES, open_stored
 from schemas.layout import CARD_FILE, DATA_FOLDER, LEDGER_FOLDER, TOKENIZER_FOLDER, Subset
 from schemas.receipts import PUBLISHED_FILE
 
-LINK = "is a link, or no file; copy what it leads to here"
+LINK = "is a link or not a file; replace it with a copy of its target"
 
 
 class Fault(NamedTuple):
-    """Something that is not as it must be."""
+    """A fault of a dataset."""
 
     file: str
-    """Its path in the dataset."""
+    """Path in the dataset."""
     what: str
     shard: str = ""
-    """The shard that has to be made anew, if one has."""
+    """Shard that has to be made again, if any."""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what}"
 
 
 class Content(NamedTuple):
-    """A shard's file on this disk."""
+    """A shard's file on this disk, with its digest."""
 
     file: File
     sha256: str
@@ -53,27 +53,27 @@ class Stored:
     place: str
     subset: Subset
     files: Mapping[str, str]
-    """Everything below the subset's folder of data, by its path there; where a file cannot be read, why."""
+    """All files below the subset's data folder by their paths there, each with its fault or an empty string."""
 
     @property
     def remote(self) -> bool:
         return self.place.startswith(HUB)
 
     def named(self, shard: str) -> str:
-        """A shard's path in the dataset."""
+        """Return a shard's path in the dataset."""
         return (self.subset.in_repository.data / shard).as_posix()
 
     def is_link(self, file: Path) -> bool:
-        """True for a file of a folder that lies elsewhere, or is none; not where there is nothing."""
+        """True if the path exists in a local folder but is a link to elsewhere, or not a regular file."""
         is_there = file.exists() or file.is_symlink()
         return not self.remote and is_there and leads_elsewhere(self.subset.root, file)
 
     @contextmanager
     def content(self, shard: str) -> Iterator[Content]:
-        """A shard, copied here from the Hub, and its digest.
+        """Yield a shard's file, copied here if it is on the Hub, and its digest.
 
         Raises:
-            ValueError, OSError: as open_stored does.
+            ValueError, OSError: as `open_stored`.
         """
         (file,) = find_files([f"{self.place}/{self.named(shard)}"])
         with TemporaryDirectory() as scratch:
@@ -88,10 +88,10 @@ class Stored:
 
 
 def stored_subsets(place: str, only: str | None) -> list[Stored]:
-    """The subsets of a dataset, or the one that is named.
+    """Return the subsets of a dataset, or only the subset called `only`.
 
     Raises:
-        ValueError: if there is no such dataset or subset.
+        ValueError: if there is no such dataset or subset, or if the folder only stages a published one.
         ConnectionError: if the Hub cannot be reached.
     """
     subsets = _on_hub(place) if place.startswith(HUB) else _in_folder(place)
@@ -102,12 +102,14 @@ def stored_subsets(place: str, only: str | None) -> list[Stored]:
         raise ValueError(f"no annotated dataset{f' {only}' if only else ''} in {place}; {has}")
     for stored in requested:
         if (stored.subset.ledger / PUBLISHED_FILE).exists():
-            raise ValueError(f"{place} holds what is published elsewhere; name the dataset at hf://datasets/USER/NAME")
+            raise ValueError(
+                f"{place} only stages a dataset that is published on the Hub; name hf://datasets/USER/NAME instead"
+            )
     return requested
 
 
 def leads_elsewhere(root: Path, file: Path) -> bool:
-    """True for a file that lies outside its place below the root, or is none."""
+    """True if the file is reached through a link, or is not a regular file."""
     return file.resolve() != root.resolve() / file.relative_to(root) or not file.is_file()
 
 
@@ -120,7 +122,7 @@ def _in_folder(place: str) -> list[Stored]:
 
 def _files(root: Path, subset: Subset) -> dict[str, str]:
     if subset.data.is_symlink():
-        return {"": "is a link; copy what it leads to here"}
+        return {"": "is a link; replace it with a copy of its target"}
     files = [file for file in sorted(subset.data.rglob("*")) if file.is_symlink() or not file.is_dir()]
     return {
         file.relative_to(subset.data).as_posix(): LINK if leads_elsewhere(root, file) else ""
@@ -130,7 +132,7 @@ def _files(root: Path, subset: Subset) -> dict[str, str]:
 
 
 def _on_hub(place: str) -> list[Stored]:
-    assert Repository.at(place)  # raises where the URL names something else
+    assert Repository.at(place)  # raises if the URL is not that of a dataset
     (url,) = pinned((place,))
     uri = parse_hf_uri(url)
     assert uri.revision is not None

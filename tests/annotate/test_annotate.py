@@ -1,4 +1,4 @@
-"""The main job as a user runs it: most of it in this process, and what Ray has a part in on a real local Ray."""
+"""Annotation as a user runs it: mostly in this process, and on a real local Ray where Ray matters."""
 
 import gzip
 import json
@@ -133,7 +133,7 @@ def test_an_annotated_dataset_is_an_input_with_its_subsets(
     assert len(find_annotations(f"{tmp_path}/one/data/short")) == 1
 
 
-def test_provenance_of_before_there_were_choices_is_read() -> None:
+def test_a_provenance_from_before_there_were_choices_is_read() -> None:
     values = json.loads(PROVENANCE.to_json())
     del values["choices"]
     assert Provenance.from_json(json.dumps(values)) == PROVENANCE
@@ -156,7 +156,7 @@ def test_load_dataset_reads_what_was_written_and_streams_it(run_command: RunComm
 
 
 def test_folders_of_one_name_are_not_mistaken_for_each_other(run_command: RunCommand, tmp_path: Path) -> None:
-    """`datasets` names its cache after the last part of the path; the card must tell it the runs apart."""
+    """`datasets` names its cache after the last part of the path, so the card must distinguish the runs."""
     for number, parent in enumerate(("first", "second")):
         file = write_documents(tmp_path / parent / "in.parquet", sample_texts(2), id=[number, number])
         output = tmp_path / parent / "annotated"
@@ -166,7 +166,7 @@ def test_folders_of_one_name_are_not_mistaken_for_each_other(run_command: RunCom
         assert [row["id"] for row in loaded] == [row["id"] for row in streamed] == [number, number]
 
 
-def test_an_interrupted_run_goes_on_and_ends_the_same(run_command: RunCommand, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_and_ends_the_same(run_command: RunCommand, tmp_path: Path) -> None:
     file = write_documents(tmp_path / "in.parquet", sample_texts(12))
     arguments = (
         "pipeline.annotate",
@@ -225,7 +225,7 @@ def test_shards_are_the_same_bits_in_this_process_and_in_workers(
 
 
 @pytest.mark.parametrize("fast", ["bfloat16", "float32"])
-def test_the_precision_is_what_suits_the_device_until_the_run_is_complete(
+def test_the_precision_suits_the_device_and_stays_until_the_run_is_complete(
     run_command: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: str
 ) -> None:
     file, other = write_documents(tmp_path / "in.parquet", sample_texts(2, 300)), {"bfloat16", "float32"} - {fast}
@@ -239,7 +239,7 @@ def test_the_precision_is_what_suits_the_device_until_the_run_is_complete(
     assert run_command(*command, "--dtype", *other) == 1
 
 
-def test_a_gpu_that_workers_are_to_have_decides_on_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_workers_gpu_decides_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.annotate.prepare.fast_dtype", {"cpu": "float32", "cuda": "bfloat16"}.__getitem__)
     assert dtype_for(Config(gpus_per_worker=0.5), None) == "bfloat16"
     assert dtype_for(Config(gpus_per_worker=0), None) == dtype_for(Config(), None) == "float32"
@@ -249,8 +249,8 @@ def test_a_gpu_that_workers_are_to_have_decides_on_the_precision(monkeypatch: py
     assert dtype_for(Config(), None) == "bfloat16"
 
 
-def test_ray_may_be_missing_where_this_process_labels(tmp_path: Path) -> None:
-    """So that it runs on a machine that has only torch and transformers, and starts at once."""
+def test_ray_may_be_missing_if_this_process_labels(tmp_path: Path) -> None:
+    """So that a command runs with only torch and transformers, and starts at once."""
     tiny_estimator().save_pretrained(tmp_path / "estimator")
     file = write_documents(tmp_path / "in.parquet", ["text"], input_ids=[[1, 2, 3]])
     chosen = ("--input", file, "--method", "exact", "--estimator", tmp_path / "estimator", "--tokenizer", "none")
@@ -262,7 +262,7 @@ def test_ray_may_be_missing_where_this_process_labels(tmp_path: Path) -> None:
     assert len(shard_rows(tmp_path / "out")) == 1
 
 
-def test_documents_tokenized_already_are_labelled_by_a_model_of_their_vocabulary(
+def test_documents_that_are_already_tokenized_are_labelled_by_a_model_of_their_vocabulary(
     run_command: RunCommand, tmp_path: Path
 ) -> None:
     ids = [[5, 96, 0, 7] * 20, [], [1]]
@@ -284,7 +284,7 @@ def test_json_lines_of_any_name_of_column_are_labelled(run_command: RunCommand, 
     assert [row["num_tokens"] > 0 for row in rows] == [True] * 3 + [False] * 2
 
 
-def test_files_of_text_are_a_document_each(
+def test_each_file_of_text_is_a_document(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = [*sample_texts(3, 300), ""]
@@ -293,7 +293,7 @@ def test_files_of_text_are_a_document_each(
     chosen = ("pipeline.annotate", "--input", f"{tmp_path}/*.txt.gz", "--output", tmp_path / "out")
     assert run_command(*chosen, "--dry-run", "--tokens-per-second", 9) == 0
     printed = capsys.readouterr().out
-    assert "units          4 of 1 rows at most\n" in printed and "4 documents" in printed
+    assert "units          4 of at most 1 rows\n" in printed and "4 documents" in printed
     assert run_command(*chosen, "--keep-text", "--workers", 0) == 0
     rows = shard_rows(tmp_path / "out").to_pylist()
     assert [row["text"] for row in rows] == texts
@@ -301,7 +301,7 @@ def test_files_of_text_are_a_document_each(
     assert [(row["id"], row["file"]) for row in rows] == [(f"{number}.txt.gz",) * 2 for number in range(4)]
 
 
-def test_a_run_over_text_files_that_began_without_their_names_goes_on_without(
+def test_a_run_over_text_files_that_began_without_their_names_resumes_without(
     run_command: RunCommand, tmp_path: Path
 ) -> None:
     for name in "ab":
@@ -314,7 +314,7 @@ def test_a_run_over_text_files_that_began_without_their_names_goes_on_without(
     assert run_command(*chosen, "--limit", 1) == 0
     plan = next(out.rglob("plan.json"))
     begun = json.loads(plan.read_text(encoding="utf-8"))
-    del begun["run"]["names_of_text"]  # which older plans lack
+    del begun["run"]["names_of_text"]  # older plans lack it
     plan.write_text(json.dumps(begun), encoding="utf-8")
     for file in [*out.rglob("*.parquet"), *out.rglob("receipts/*")]:
         file.unlink()
@@ -329,12 +329,12 @@ def test_documents_that_lack_text_or_characters_are_counted_in_the_summary(
     (tmp_path / "in.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     arguments = ("pipeline.annotate", "--input", tmp_path / "in.json", "--output", tmp_path / "out")
     assert run_command(*arguments, "--dry-run", "--tokens-per-second", 9) == 0
-    assert "by 4 documents from all over it, 2 of them without text\n" in capsys.readouterr().out
+    assert "estimated from 4 documents from all over the source, 2 of them without text\n" in capsys.readouterr().out
     assert run_command(*arguments, "--workers", 0) == 0
     assert "documents      4, 2 without text, 1 with U+FFFD in it\n" in capsys.readouterr().out
 
 
-def test_a_dry_run_says_what_to_do_about_a_shard_for_each_of_many_files(
+def test_a_dry_run_gives_advice_if_each_of_many_files_becomes_a_shard(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.annotate.dry_run.MANY_FILES", 3)
@@ -342,21 +342,21 @@ def test_a_dry_run_says_what_to_do_about_a_shard_for_each_of_many_files(
         (tmp_path / f"{name}.md").write_text("text", encoding="utf-8")
     arguments = ("pipeline.annotate", "--input", f"{tmp_path}/*.md", "--output", tmp_path / "out", "--dry-run")
     assert run_command(*arguments, "--tokens-per-second", 9) == 0
-    assert "3 of 1 rows at most; a shard a file: join small files" in capsys.readouterr().out
+    assert "3 of at most 1 rows; one shard per file: join small files" in capsys.readouterr().out
     (file,) = [write_documents(tmp_path / "in.parquet", ["text"] * 90)]
     assert run_command(*arguments[:2], file, *arguments[3:], "--tokens-per-second", 9) == 0
     assert "join" not in capsys.readouterr().out
 
 
 def tokenized(folder: Path, documents: Sequence[Sequence[int]]) -> tuple[object, ...]:
-    """Arguments that label documents of token ids with a tiny estimator."""
+    """Return arguments that label documents of token ids with a tiny estimator."""
     tiny_estimator().save_pretrained(folder / "estimator")
     file = write_documents(folder / "in.parquet", ["text"] * len(documents), input_ids=documents)
     checkpoint = ("--method", "exact", "--estimator", folder / "estimator", "--tokenizer", "none")
     return ("pipeline.annotate", "--input", file, *checkpoint, "--workers", 0, "--rows-per-unit", 4)
 
 
-def test_units_that_are_given_up_are_listed_and_exit_with_three(
+def test_quarantined_units_are_listed_and_the_exit_code_is_three(
     run_command: RunCommand,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -370,7 +370,7 @@ def test_units_that_are_given_up_are_listed_and_exit_with_three(
         assert run_command(*arguments) == 3
         printed = capsys.readouterr().out
         assert speed in printed
-        assert "1 units were given up" in printed and "the same command tries them again" in printed
+        assert "1 units are quarantined" in printed and "the same command retries them" in printed
         assert f"unit 1, rows 4 to 8 of {tmp_path / 'in.parquet'}: token ids from 1 to 97 do not fit" in printed
     assert len(shard_rows(tmp_path / "out")) == 12
     assert len(find_annotations(str(tmp_path / "out")).corpus()) == 12
@@ -385,13 +385,13 @@ def test_a_complete_run_is_left_as_it_is(
     report = json.loads((tmp_path / "out" / "_ledger" / "exact" / "report.json").read_text(encoding="utf-8"))
     assert report["units"] == 2 and report["tokens"] == 24 and set(report["stages"]) == set(WORK) - {"upload"}
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "data" / "exact").iterdir()}
-    monkeypatch.setattr(Scheduler, "outcomes", None)  # it must not be asked for anything
+    monkeypatch.setattr(Scheduler, "outcomes", None)  # must not be called
     assert run_command(*arguments) == 0
     assert "none: the dataset was complete" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "data" / "exact").iterdir()} == before
 
 
-def test_a_dry_run_tells_what_it_takes_and_writes_nothing(
+def test_a_dry_run_prints_sizes_and_time_and_writes_nothing(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     documents = [[1, 2, 3, 4]] * 50 + [[1] * 8] * 50
@@ -400,9 +400,9 @@ def test_a_dry_run_tells_what_it_takes_and_writes_nothing(
     given = capsys.readouterr().out
     assert run_command(*arguments) == 0
     measured = capsys.readouterr().out
-    assert "25 of 4 rows at most" in given and "100 documents, 0.000 GB in 1 files" in given
-    assert "600 ± " in given and "by 52 documents" in given.replace("by 56", "by 52")
-    assert "100 a worker, given" in given and "measured on one" in measured
+    assert "25 of at most 4 rows" in given and "100 documents, 0.000 GB in 1 files" in given
+    assert "600 ± " in given and "from 52 documents" in given.replace("from 56", "from 52")
+    assert "100 per worker, given" in given and "measured on one" in measured
     assert "a labelled token's 1 column" in given and "passed on      no column" in given
     assert not (tmp_path / "out").exists()
 
@@ -416,11 +416,11 @@ def test_recipes_are_understood(
     here = ("--input", file, "--output", tmp_path / "out", "--estimator", SHIPPED / "second-order")
     dry = ("--dry-run", "--tokens-per-second", 1e6)
     assert run_command("pipeline.annotate", "--config", recipe, *here, *dry) == 0
-    assert "1,000,000 a worker, given" in capsys.readouterr().out
+    assert "1,000,000 per worker, given" in capsys.readouterr().out
 
 
-def test_a_run_over_a_hub_dataset_goes_on_with_the_commit_that_it_began_with(tmp_path: Path) -> None:
-    """In processes of their own, which have nothing of the first run in memory."""
+def test_a_run_over_a_hub_dataset_resumes_with_the_commit_that_it_began_with(tmp_path: Path) -> None:
+    """Each run is a process of its own, without the first run's memory."""
     tiny_second_order(vocabulary=8192).save_pretrained(tmp_path / "model")
     copy_tokenizer(SHIPPED / "tokenizer", tmp_path / "model")
     file = write_documents(tmp_path / "in.parquet", sample_texts(8, 200))
@@ -474,16 +474,16 @@ def test_two_hundred_fineweb_rows_have_finite_labels_in_source_order(run_command
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_machine_without_the_gpu_that_a_worker_wants_is_not_waited_for(
+def test_a_gpu_that_the_machine_lacks_is_not_waited_for(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write_documents(tmp_path / "in.parquet", sample_texts(2))
     arguments = ("--input", file, "--output", tmp_path / "out", "--gpus-per-worker", 64)
     assert run_command("pipeline.annotate", *arguments) == 1
-    assert "has no room for a worker, which wants 1 CPU and 64 GPU; it has" in capsys.readouterr().err
+    assert "too little for a worker, which needs 1 CPU and 64 GPU: request less" in capsys.readouterr().err
 
 
-def test_a_larger_limit_goes_on_and_a_smaller_one_is_refused(
+def test_a_larger_limit_extends_the_dataset_and_a_smaller_one_is_refused(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = tokenized(tmp_path, [[1, 2, 3, place] for place in range(20)])[:-2]
@@ -498,7 +498,7 @@ def test_a_larger_limit_goes_on_and_a_smaller_one_is_refused(
     assert run_command(*command, "--output", tmp_path / "plain", "--rows-per-unit", 8) == 0
     assert shards(tmp_path / "out") == shards(tmp_path / "plain")
     assert run_command(*command, "--output", tmp_path / "out", "--limit", 5) == 1
-    assert "holds 20 documents and --limit asks for 5; give the larger limit again" in capsys.readouterr().err
+    assert "holds 20 documents, more than the 5 of --limit; give the larger limit again" in capsys.readouterr().err
 
 
 def test_the_output_of_another_run_is_refused_and_kept(

@@ -1,4 +1,4 @@
-"""What a dry run measures and tells: for as long as it may, and of as many workers as were asked for."""
+"""The dry run: its measurement within a time limit, and its estimate for the requested workers."""
 
 import time
 from collections.abc import Iterable
@@ -43,7 +43,7 @@ PLAN = Estimate(
 
 
 class Slow(FakeLabeller):
-    """So many tokens a second, by a clock that passes only then."""
+    """Labeller with a given number of tokens per second, by a clock that advances only while it labels."""
 
     speed = 50.0
 
@@ -57,7 +57,7 @@ CLOCK = [0.0]
 
 
 @pytest.mark.parametrize("seconds", [30.0, 5.0, 1e6])
-def test_a_slow_model_is_measured_for_as_long_as_it_may(
+def test_a_slow_model_is_measured_within_the_time_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     run, units = planned(tmp_path, rows=300)
@@ -80,7 +80,7 @@ def test_a_slow_model_is_measured_for_as_long_as_it_may(
     assert speed.seconds == pytest.approx(speed.measured_tokens / 50)
 
 
-def test_the_beginning_of_documents_has_so_many_tokens() -> None:
+def test_the_beginning_of_documents_has_the_given_number_of_tokens() -> None:
     documents = [np.arange(length) for length in (3, 0, 5, 4)]
     for tokens in range(1, 15):
         found = beginning(documents, tokens)
@@ -109,7 +109,7 @@ def test_the_beginning_of_documents_has_so_many_tokens() -> None:
 def test_the_time_is_that_of_the_workers(
     capsys: pytest.CaptureFixture[str], workers: Workers | None, told: str
 ) -> None:
-    """Of ten units of an hour."""
+    """Ten units of an hour each."""
     print_estimate(PLAN, workers)
     assert told in capsys.readouterr().out
 
@@ -119,7 +119,7 @@ def test_a_short_time_is_in_minutes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "time           1.5 minutes of one worker\n" in capsys.readouterr().out
 
 
-def test_a_speed_that_was_measured_on_another_device_is_told_so(
+def test_a_speed_that_was_measured_on_another_device_is_marked(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dry_run, "DEVICE", "cpu")

@@ -1,4 +1,4 @@
-"""What a run that lies in the output, which anybody can have put there, may decide about the run that resumes it."""
+"""Influence of a run in the output folder, which anybody may have put there, on the run that resumes it."""
 
 import pytest
 
@@ -53,7 +53,7 @@ def test_a_plan_that_reads_other_inputs_than_those_named_is_refused(named: str, 
         pin_inputs((named,), plan((named,), (pin,)))
 
 
-def test_a_path_that_is_named_is_read_whatever_a_plan_has() -> None:
+def test_a_named_path_is_read_whatever_the_plan_holds() -> None:
     assert pin_inputs(("mine.parquet",), plan(("a",), ("/etc/passwd",))) == ("mine.parquet",)
     assert pin_inputs(("mine.parquet",), plan(("a", "b"), ("a", "b"))) == ("mine.parquet",)
 

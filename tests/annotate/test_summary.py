@@ -1,4 +1,4 @@
-"""The summary that a run ends with: the line that loads the dataset, an example with labels, speeds."""
+"""The summary at the end of a run: the call that loads the dataset, an example with labels, speeds."""
 
 import re
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_a_label_at_the_end_is_shown_with_those_before_it(
 
 
 @pytest.mark.parametrize("labels", [[[1.0] * 15], [[NAN] * 40], [[]]])
-def test_where_there_is_no_example_the_line_that_loads_is_printed(
+def test_without_an_example_only_the_call_that_loads_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: list[list[float]]
 ) -> None:
     call = f'load_dataset("{tmp_path}", "exact", split="train")'
@@ -53,7 +53,7 @@ def test_where_there_is_no_example_the_line_that_loads_is_printed(
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3])
-def test_the_speed_of_a_share_tells_read_tokens_from_labelled_ones(
+def test_the_speed_of_a_share_distinguishes_read_and_labelled_tokens(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str], share: float
 ) -> None:
     tiny_estimator().save_pretrained(tmp_path / "estimator")

@@ -78,13 +78,13 @@ def test_an_infinite_label_is_refused(tmp_path: Path, label: float) -> None:
         find_annotations(str(tmp_path)).corpus()
 
 
-def test_labels_that_are_not_one_a_token_are_refused(tmp_path: Path) -> None:
+def test_a_number_of_labels_other_than_that_of_tokens_is_refused(tmp_path: Path) -> None:
     write_annotated(tmp_path, [[1, 2], [3]], [[1.0], [1.0]])
     with pytest.raises(ValueError, match=r"row 0 .*1 labels in `entropy` for 2 tokens"):
         find_annotations(str(tmp_path)).corpus()
 
 
-def test_labels_that_fit_the_sum_but_not_each_document_are_refused(tmp_path: Path) -> None:
+def test_label_counts_that_match_only_in_total_are_refused(tmp_path: Path) -> None:
     write_annotated(tmp_path, [[1, 2], [3]], [[1.0], [1.0, 2.0]])
     with pytest.raises(ValueError, match=r"row 0 .*1 labels in `entropy` for 2 tokens"):
         find_annotations(str(tmp_path)).corpus()
@@ -96,17 +96,17 @@ def test_an_unfinished_run_is_refused(dataset: Path) -> None:
         find_annotations(str(dataset))
 
 
-def test_a_number_of_shards_in_a_file_name_costs_nothing(tmp_path: Path) -> None:
+def test_a_huge_number_of_shards_in_a_file_name_costs_no_time(tmp_path: Path) -> None:
     write_annotated(tmp_path, TOKENS, LABELS)
     data = tmp_path / "data" / "exact"
     (data / shard_name(0, 1)).rename(data / Path(shard_name(0, 10**9)).name)
     started = time.process_time()
     with pytest.raises(ValueError, match="does not hold one finished run"):
         find_annotations(str(tmp_path))
-    assert time.process_time() - started < 10  # a set of as many names takes minutes and all memory
+    assert time.process_time() - started < 10  # a set of that many names would take minutes and all memory
 
 
-def test_one_of_several_subsets_is_named_by_its_folder(dataset: Path) -> None:
+def test_a_subset_is_selected_by_its_folder(dataset: Path) -> None:
     (dataset / "data" / "exact").rename(dataset / "data" / "other")
     write_annotated(dataset, TOKENS[:1], LABELS[:1])
     with pytest.raises(ValueError, match=r"has subsets exact, other; name one, as in .*/data/exact"):
@@ -121,5 +121,5 @@ def test_shards_in_groups_are_found(tmp_path: Path) -> None:
     (data / "000").mkdir()
     for shard in data.glob("*.parquet"):
         shard.rename(data / "000" / shard.name)
-    with pytest.raises(ValueError, match="does not hold one finished run"):  # two shards want no groups
+    with pytest.raises(ValueError, match="does not hold one finished run"):  # two shards are not stored in groups
         find_annotations(str(tmp_path))

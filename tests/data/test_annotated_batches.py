@@ -1,4 +1,4 @@
-"""A stranger's dataset is read or refused in a line that names the file."""
+"""An untrusted dataset is either read or refused with a line that names the file."""
 
 import math
 from pathlib import Path
@@ -19,7 +19,7 @@ INTS, FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
 
 
 def changed(folder: Path, ids: Any, labels: Any, kinds: tuple[pa.DataType, pa.DataType] = (INTS, FLOATS)) -> str:
-    """A dataset of one shard with these columns."""
+    """Write a dataset of one shard with these columns and return its folder."""
     write_annotated(folder, [[1]], [[1.0]], vocabulary=100)
     (shard,) = folder.rglob("*.parquet")
     table = pa.table({"input_ids": pa.array(ids, kinds[0]), "entropy": pa.array(labels, kinds[1])})
@@ -35,7 +35,7 @@ def changed(folder: Path, ids: Any, labels: Any, kinds: tuple[pa.DataType, pa.Da
         ([[1, None]], [[1.0, 1.0]], "has a null in `input_ids`"),
         ([[1], None], [[1.0], None], "has a null in `input_ids`"),
         ([[1]], [[math.inf]], "has a label in `entropy` that is not finite"),
-        ([[1]], [[-1e38]], "has a label of -1e+38 nats in `entropy`, which no token carries"),
+        ([[1]], [[-1e38]], "has a label of -1e+38 nats in `entropy`, more than a token can have"),
         ([[1]], [[1.0, 2.0]], "has 2 labels in `entropy` for 1 tokens"),
     ],
 )
@@ -64,13 +64,13 @@ def test_columns_of_other_types_are_refused(tmp_path: Path, kinds: Any, values: 
 
 
 @pytest.mark.parametrize("kinds", [(pa.large_list(pa.int64()), pa.large_list(pa.float64())), (INTS, FLOATS)])
-def test_other_widths_are_read(tmp_path: Path, kinds: Any) -> None:
+def test_lists_and_numbers_of_other_widths_are_read(tmp_path: Path, kinds: Any) -> None:
     corpus = find_annotations(changed(tmp_path, [[1, 2]], [[1.0, None]], kinds)).corpus()
     assert corpus.tokens_N.tolist() == [1, 2] and corpus.given_labels.tolist() == [1.0]
 
 
 @pytest.mark.parametrize("text", [b"[]", b"{", b"\xff", PROVENANCE.to_json().replace("100", '"x"').encode()])
-def test_provenance_that_cannot_be_read_is_told_of_with_the_dataset(tmp_path: Path, text: bytes) -> None:
+def test_unreadable_provenance_is_reported_with_the_dataset(tmp_path: Path, text: bytes) -> None:
     changed(tmp_path, [[1]], [[1.0]])
     (shard,) = tmp_path.rglob("*.parquet")
     pq.write_table(pq.read_table(shard).replace_schema_metadata({PROVENANCE_KEY: text}), shard)
@@ -79,7 +79,7 @@ def test_provenance_that_cannot_be_read_is_told_of_with_the_dataset(tmp_path: Pa
 
 
 @pytest.mark.parametrize("note", ["[]", "{", '{"unit": "x"}', "[" * 10**5])
-def test_a_note_that_cannot_be_read_is_named(tmp_path: Path, note: str) -> None:
+def test_an_unreadable_note_is_named(tmp_path: Path, note: str) -> None:
     place = tmp_path / "_ledger/exact/quarantine/00000001.json"
     place.parent.mkdir(parents=True)
     place.write_text(note, encoding="utf-8")
@@ -87,7 +87,7 @@ def test_a_note_that_cannot_be_read_is_named(tmp_path: Path, note: str) -> None:
         find_annotations(changed(tmp_path, [[1]], [[1.0]]))
 
 
-def test_text_that_is_not_utf8_is_shown_as_far_as_it_is() -> None:
+def test_text_that_is_not_utf8_is_shown_with_replacements() -> None:
     column = pa.array([b"a\xff", None, "é".encode()], pa.binary()).view(pa.string())
     rows = as_rows(pa.RecordBatch.from_arrays([column], ["dump"]))
     assert [row["dump"] for row in rows] == ["a\ufffd", None, "é"]

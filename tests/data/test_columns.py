@@ -1,4 +1,4 @@
-"""Columns of several files together, and what `datasets` knows of them, whether or not it is imported."""
+"""Columns of several files merged, with their `datasets` features, whether or not `datasets` is imported."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ ROWS = {
     "shape": [[[1, 2], [3, 4]], None],
     "inside": [{"shapes": [[[1, 2]], None], "json": '{"a": 1}'}, None],
 }
-# What reads a file's rows, as a worker does, and writes them again.
+# Reads a file's rows, as a worker does, and writes them again.
 COPY = """
 import sys, hashlib
 if sys.argv[3] == "imported": import datasets
@@ -42,20 +42,20 @@ assert ("datasets" in sys.modules) == (sys.argv[3] == "imported")
 
 
 def stored_storage() -> pa.Table:
-    """The rows, with extension types where `datasets` has them."""
+    """Make a table of the rows, with the extension types of `datasets` as their storage types."""
     stored = plain_schema(FEATURES.arrow_schema, "")
     columns = [pa.array(ROWS[field.name], field.type) for field in stored]
     return pa.Table.from_arrays(columns, schema=stored)
 
 
 def write_source(file: Path) -> None:
-    """A file as `datasets` writes it: of the same fields as those with its extension types."""
+    """Write a file as `datasets` does: its schema has the extension types."""
     pq.write_table(stored_storage(), file)
     assert pq.read_schema(file) == FEATURES.arrow_schema
     assert Features.from_arrow_schema(pq.read_schema(file)) == FEATURES
 
 
-def test_files_are_copied_to_the_same_bytes_whether_datasets_is_imported(tmp_path: Path) -> None:
+def test_copies_are_identical_with_and_without_datasets_imported(tmp_path: Path) -> None:
     write_source(tmp_path / "in.parquet")
     copies = [tmp_path / name for name in ("imported", "alone")]
     for copy in copies:
@@ -72,7 +72,7 @@ def test_a_plain_schema_is_the_same_from_either_form() -> None:
     assert plain_schema(plain, "").equals(plain, check_metadata=True)
     assert plain.field("shape").type == pa.list_(pa.list_(pa.float32()))
     assert is_json(plain.field("inside").type.field("json")) and not is_json(plain.field("text"))
-    # Read anew where `datasets` is imported, it has the extension types again.
+    # If read again with `datasets` imported, the schema has the extension types again.
     assert pa.ipc.read_schema(plain.serialize()).equals(schema)
 
 
@@ -89,7 +89,7 @@ def test_a_plain_schema_is_the_same_from_either_form() -> None:
         (pa.decimal128(9, 2), pa.decimal128(9, 2)),
     ],
 )
-def test_types_are_made_plain_at_any_depth(kind: pa.DataType, plain: pa.DataType) -> None:
+def test_nested_types_become_plain_at_any_depth(kind: pa.DataType, plain: pa.DataType) -> None:
     field = plain_field(pa.field("x", kind, nullable=False, metadata={"PARQUET:field_id": "1"}))
     assert field.equals(pa.field("x", plain)) and not field.metadata
     outer = plain_field(pa.field("x", pa.list_(pa.struct([pa.field("y", kind, nullable=False)]))))
@@ -100,7 +100,7 @@ def part(place: str, **features: object) -> FileColumns:
     return FileColumns(plain_schema(Features(features).arrow_schema, place), place)
 
 
-def test_features_of_several_files_are_those_of_any_that_knows() -> None:
+def test_features_are_taken_from_any_file_that_declares_them() -> None:
     label = ClassLabel(names=["a", "b"])
     parts = [part("a", text=Value("string"), kind=Value("int64")), part("b", kind=label, text=Value("string"))]
     bare = FileColumns(parts[0].schema.remove_metadata(), "a")
@@ -108,20 +108,20 @@ def test_features_of_several_files_are_those_of_any_that_knows() -> None:
     assert Features.from_arrow_schema(merged) == Features(text=Value("string"), kind=label)
     others = [part("c", text=Value("string"), kind=ClassLabel(names=["b", "a"])), parts[0]]
     for other in others:
-        with pytest.raises(ValueError, match=rf"column `kind` of {other.url} in another way than that of b, as with"):
+        with pytest.raises(ValueError, match=rf"column `kind` of {other.url} differently from that of b, for example"):
             merged_schema([parts[1], other], {"text", "kind"}, "text")
         assert merged_schema([parts[1], other], {"text"}, "text").names == ["text"]
 
 
-def test_arrays_of_another_shape_are_another_type() -> None:
+def test_arrays_of_different_shapes_are_incompatible() -> None:
     parts = [part(name, text=Value("string"), x=Array2D((rows, 2), "int8")) for name, rows in (("a", 1), ("b", 2))]
-    with pytest.raises(ValueError, match=r"`x` of b holds .*Array2DExtensionType\), and of a .*Array2D.*; annotate"):
+    with pytest.raises(ValueError, match=r"`x` of b holds .*Array2DExtensionType\), that of a .*Array2D.*; annotate"):
         merged_schema(parts, {"text", "x"}, "text")
     inside = [part(name, text=Value("string"), x={"y": Array2D((n, 2), "int8")}) for name, n in (("a", 1), ("b", 2))]
     with pytest.raises(ValueError, match="`x` of b holds"):
         merged_schema(inside, {"text", "x"}, "text")
 
 
-def test_metadata_of_others_is_left() -> None:
+def test_other_metadata_is_dropped() -> None:
     schema = pa.schema([("text", pa.string())], metadata={"pandas": json.dumps({"columns": []}), "other": "x"})
     assert not plain_schema(schema, "").metadata

@@ -68,7 +68,7 @@ def test_the_last_documents_are_held_out(documents: int, asked: int | None, expe
 
 @pytest.mark.parametrize(("documents", "asked"), [(0, None), (1, None), (5, 0), (5, -1), (5, 5), (5, 6)])
 def test_holding_out_none_or_all_is_refused(documents: int, asked: int | None) -> None:
-    with pytest.raises(ValueError, match=f"of {documents} documents and train on others; give more"):
+    with pytest.raises(ValueError, match=f"of {documents} documents and train on the others; add"):
         labelled([1] * documents).held_out(asked)
 
 
@@ -93,7 +93,7 @@ def test_documents_that_came_as_tokens_have_no_byte_count(tmp_path: Path) -> Non
 
 @settings(max_examples=50, deadline=None)
 @given(LENGTHS, st.integers(2, 5))
-def test_folds_share_the_documents_out(lengths: list[int], folds: int) -> None:
+def test_folds_partition_the_documents(lengths: list[int], folds: int) -> None:
     corpus = labelled(lengths)
     fold_M = [fold_of(ids, folds) for ids in token_arrays(lengths)]
     if len(set(fold_M)) < folds:

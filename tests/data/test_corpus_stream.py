@@ -1,4 +1,4 @@
-"""Documents block after block: all of them once, cut by size alone, ahead of their use, shared by processes."""
+"""Documents in blocks: each document once, divided only by size, prepared ahead, and shared among processes."""
 
 import threading
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Encoding(NamedTuple):
 
 @dataclass
 class Bytes:
-    """A tokenizer of bytes that knows how many texts it was given, and waits at its gate for those with a colon."""
+    """A tokenizer of bytes that counts its texts, and waits for `gate` before texts with a colon."""
 
     model: None = None
     seen: int = 0
@@ -70,7 +70,7 @@ def documents() -> list[list[int]]:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=4), st.integers(1, 20))
-def test_a_row_is_in_the_block_that_the_rows_before_it_fill(batches: list[list[int]], block: int) -> None:
+def test_the_block_of_a_row_depends_on_the_size_of_the_rows_before(batches: list[list[int]], block: int) -> None:
     rows = [pa.record_batch({"ids": pa.array([[place] * size for place, size in enumerate(b)])}) for b in batches if b]
     found = [(number, ids) for number, part in numbered(rows, block) for ids in part.column(0).to_pylist()]
     before, expected = 0, []
@@ -81,9 +81,7 @@ def test_a_row_is_in_the_block_that_the_rows_before_it_fill(batches: list[list[i
     assert found == expected
 
 
-def test_blocks_are_the_whole_corpus_cut_after_documents_again_and_again(
-    tmp_path: Path, documents: list[list[int]]
-) -> None:
+def test_blocks_are_the_whole_corpus_in_every_iteration(tmp_path: Path, documents: list[list[int]]) -> None:
     stream = written(tmp_path, documents)
     whole = read_corpus(stream.files, column=TOKENS, tokenizer=None, vocabulary=1000)
     assert lists(whole) == documents
@@ -105,7 +103,7 @@ def test_a_fold_is_left_out_as_from_a_corpus(tmp_path: Path, documents: list[lis
 
 
 @pytest.mark.parametrize("processes", [2, 3, 50])
-def test_processes_that_tokenize_a_share_each_have_the_blocks_of_one(
+def test_processes_that_share_the_work_get_the_blocks_of_a_single_one(
     tmp_path: Path, documents: list[list[int]], processes: int
 ) -> None:
     stream, barrier = written(tmp_path, documents), threading.Barrier(processes, timeout=20)
@@ -129,7 +127,7 @@ def test_processes_that_tokenize_a_share_each_have_the_blocks_of_one(
         assert max(counts) - min(counts) <= len(expected)  # a block's documents are dealt out evenly
 
 
-def test_the_next_block_is_made_while_one_is_used_and_no_other(tmp_path: Path) -> None:
+def test_only_the_next_block_is_prepared_ahead(tmp_path: Path) -> None:
     stream, tokenizer = of_texts(tmp_path / "a.parquet", ["aaaa", "bb:b", "cccc", None, "dddd"], block=4)
     blocks = iter(stream)
     assert lists(next(blocks)) == [list(b"aaaa")]
@@ -139,8 +137,8 @@ def test_the_next_block_is_made_while_one_is_used_and_no_other(tmp_path: Path) -
     assert [lists(block) for block in blocks] == [[list(b"cccc")], [[], list(b"dddd")]]
 
 
-def test_closed_it_gives_up_the_block_in_the_making(tmp_path: Path) -> None:
-    texts = ["f" * 20_000, ":", *["x"] * 12_000]  # in the second block there are several batches of rows
+def test_closing_abandons_the_block_in_progress(tmp_path: Path) -> None:
+    texts = ["f" * 20_000, ":", *["x"] * 12_000]  # the second block has several batches of rows
     stream, tokenizer = of_texts(tmp_path / "a.parquet", texts, block=20_000)
     threads, blocks = threading.active_count(), iter(stream)
     assert len(next(blocks).tokens_N) == 20_000
@@ -150,7 +148,7 @@ def test_closed_it_gives_up_the_block_in_the_making(tmp_path: Path) -> None:
     assert tokenizer.seen < 9_000 and threading.active_count() <= threads + 1  # the timer
 
 
-def test_an_error_comes_in_the_turn_of_its_block(tmp_path: Path) -> None:
+def test_an_error_is_raised_when_its_block_is_requested(tmp_path: Path) -> None:
     stream = written(tmp_path, [[1] * 40, [2] * 40, [3, 1000], [4] * 40])
     blocks, found = iter(stream), []
     with pytest.raises(ValueError, match="do not fit a vocabulary of 1000"):

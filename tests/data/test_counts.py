@@ -1,4 +1,4 @@
-"""Documents of which a tokenizer leaves something out, against what its tokens decode to."""
+"""Counts of documents with text that a tokenizer drops, compared with the decoded tokens."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ ALPHABET = "ab é\x04\U0001f642<s>ñ"
 
 
 def byte_level(*, without: str = "") -> Tokenizer:
-    """Byte-level BPE; some bytes may have no token, as in SmolLM2's."""
+    """Make a byte-level BPE tokenizer, possibly without tokens for some bytes, as that of SmolLM2."""
     pieces = [character for character in sorted(pre_tokenizers.ByteLevel.alphabet()) if character not in without]
     tokenizer = Tokenizer(models.BPE({piece: place for place, piece in enumerate(pieces)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -26,7 +26,7 @@ def byte_level(*, without: str = "") -> Tokenizer:
 
 
 def letters(unknown: str | None) -> Tokenizer:
-    """BPE of a few letters, without which others vanish, or with an unknown token for them."""
+    """Make a BPE tokenizer of a few letters; others are dropped, or become an unknown token if there is one."""
     pieces = [*"ab <s>", "?"]
     tokenizer = Tokenizer(models.BPE({piece: place for place, piece in enumerate(pieces)}, [], unk_token=unknown))
     tokenizer.decoder = decoders.Fuse()
@@ -53,7 +53,7 @@ def counted(tokenizer: Tokenizer, texts: list[str | None]) -> int:
 @pytest.mark.parametrize("kind", ["every byte", "some bytes", "letters that vanish", "letters that are unknown"])
 @settings(max_examples=100, deadline=None)
 @given(texts=st.lists(st.text(st.sampled_from(ALPHABET), max_size=6), min_size=1, max_size=5))
-def test_documents_are_counted_whose_tokens_are_not_their_text(kind: str, texts: list[str]) -> None:
+def test_documents_whose_tokens_do_not_decode_to_their_text_are_counted(kind: str, texts: list[str]) -> None:
     tokenizer = KINDS[kind]()
     lost = [tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) != text for text in texts]
     assert counted(tokenizer, list(texts)) == sum(lost)
@@ -73,7 +73,7 @@ def test_documents_are_counted_whose_tokens_are_not_their_text(kind: str, texts:
         ("some bytes", "\U0001f642", 0),
     ],
 )
-def test_what_becomes_the_unknown_token_or_nothing_is_counted(kind: str, text: str, unknown: int) -> None:
+def test_text_that_becomes_unknown_or_is_dropped_is_counted(kind: str, text: str, unknown: int) -> None:
     tokenizer = KINDS[kind]()
     keep_text(tokenizer)
     assert counted(tokenizer, [None, "", text, text, "old" if kind != "words" else "was"]) == 2 * unknown

@@ -1,4 +1,4 @@
-"""Checking files of documents, reading any range of their rows in bounded batches, and rows as tokens."""
+"""Files of documents: inspected, read by any range of rows in bounded batches, and converted to tokens."""
 
 import gzip
 import json
@@ -91,7 +91,7 @@ def test_a_file_without_the_column_is_refused(tmp_path: Path, column: Column) ->
 
 
 @pytest.mark.parametrize("column", [TEXT, IDS])
-def test_a_part_of_nulls_alone_is_read_beside_others(tmp_path: Path, column: Column) -> None:
+def test_a_file_of_only_nulls_is_read_together_with_others(tmp_path: Path, column: Column) -> None:
     good = json_file(tmp_path / "0.jsonl", [{column.name: [1] if column.tokenized else "a"}])
     nulls = json_file(tmp_path / "1.jsonl", [{column.name: None}, {"other": 1}])
     pq.write_table(pa.table({column.name: pa.nulls(2)}), tmp_path / "2.parquet")
@@ -129,18 +129,18 @@ def test_a_column_of_another_type_is_refused(tmp_path: Path, column: Column, kin
             inspect_file(file, column)
 
 
-def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_columns_with_the_same_name_are_refused(tmp_path: Path) -> None:
     columns = [pa.array(["a"]), pa.array([1]), pa.array([2]), pa.array([3])]
     for names, passed in ((["text", "text", "a", "b"], []), (["text", "n", "n", "b"], None)):
         pq.write_table(pa.Table.from_arrays(columns, names=names), tmp_path / "a.parquet")
-        with pytest.raises(ValueError, match=f"a.parquet has several columns of one name, `{names[1]}`"):
+        with pytest.raises(ValueError, match=f"a.parquet has more than one column `{names[1]}`"):
             together(found(tmp_path / "a.parquet"), passed=passed)
     schema = together(found(tmp_path / "a.parquet"), passed=["b"])
     (rows,) = read_rows(found(tmp_path / "a.parquet"), 0, 9, schema, TEXT)
     assert rows.to_pylist() == [{"text": "a", "b": 3}]
 
 
-def test_a_layout_tells_rows_groups_columns_and_content(tmp_path: Path) -> None:
+def test_inspection_finds_rows_groups_columns_and_digest(tmp_path: Path) -> None:
     layouts = []
     for name, texts in (("a", ["x", "y", "z"]), ("b", ["x", "y", "z"]), ("a", ["x", "y", "zz"])):
         layouts.append(inspect_file(text_file(tmp_path / f"{name}.parquet", [*texts]), TEXT))
@@ -163,7 +163,7 @@ def test_many_short_documents_are_read_fast(tmp_path: Path, suffix: str) -> None
     )
     started = time.perf_counter()
     parts = read(file)
-    assert time.perf_counter() - started < 10  # a second where nothing else runs
+    assert time.perf_counter() - started < 10  # one second on an idle machine
     assert texts_of(parts) == texts
     assert len(parts) == -(-100_000 // 4096) or (suffix == "parquet" and len(parts) < 30)
 
@@ -189,7 +189,7 @@ def test_compressed_json_lines_read_like_plain_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
-def test_a_file_that_changed_or_went_is_not_read(tmp_path: Path, name: str) -> None:
+def test_a_file_that_changed_or_disappeared_is_not_read(tmp_path: Path, name: str) -> None:
     write: Callable[[list[Any]], File] = {
         "a.parquet": lambda texts: text_file(tmp_path / name, texts),
         "a.jsonl": lambda texts: json_file(tmp_path / name, [{"text": text} for text in texts]),
@@ -200,7 +200,7 @@ def test_a_file_that_changed_or_went_is_not_read(tmp_path: Path, name: str) -> N
     with pytest.raises(ValueError, match=f"{name} has changed since"):
         list(read_rows(file, 0, 1, schema, TEXT))
     (tmp_path / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{name} is gone since"):
+    with pytest.raises(FileNotFoundError, match=f"{name} has disappeared since"):
         list(read_rows(file, 0, 1, schema, TEXT))
 
 
@@ -243,7 +243,7 @@ def table_file(file: Path, **columns: pa.Array) -> File:
     return found(file)
 
 
-def test_a_column_that_a_file_lacks_is_named_with_what_suits(tmp_path: Path) -> None:
+def test_a_missing_column_is_named_with_compatible_columns(tmp_path: Path) -> None:
     first, same = text_file(tmp_path / "a.parquet", ["x"]), text_file(tmp_path / "b.parquet", [None])
     lines = json_file(tmp_path / "c.jsonl", [{"text": "a"}])
     more = json_file(tmp_path / "d.jsonl", [{"text": "a", "n": None}])
@@ -257,7 +257,7 @@ def test_a_column_that_a_file_lacks_is_named_with_what_suits(tmp_path: Path) -> 
             assert together(one, lines, other, passed=[]) == only_text
             with pytest.raises(ValueError, match=f"{one.name} has no column `n`, which .*{other.name} has; annotate"):
                 together(one, lines, other)
-    # Of lines, each of which may lack a key, so may a file.
+    # A line may lack a key, and so may a file of lines.
     assert together(table, lines, more) == pa.schema([("text", pa.string()), ("n", pa.int64())])
     third = table_file(tmp_path / "g.parquet", text=["a"], id=["b"], n=[1])
     with pytest.raises(ValueError, match=r"`m`, which .*h\.parquet has; .* leave it out: `columns` id n$"):
@@ -266,8 +266,8 @@ def test_a_column_that_a_file_lacks_is_named_with_what_suits(tmp_path: Path) -> 
         together(table, passed=["url"])
 
 
-def test_an_empty_part_stops_nothing(tmp_path: Path) -> None:
-    """pandas writes the columns of text of an empty table, and of one without a value, with the type null."""
+def test_an_empty_file_is_no_obstacle(tmp_path: Path) -> None:
+    """For an empty table, or one without values, pandas writes columns of text with the type null."""
     whole = table_file(tmp_path / "a.parquet", text=["x"], id=pa.array([1], pa.int8()))
     empty = table_file(tmp_path / "b.parquet", text=pa.array([], pa.null()), other=pa.array([], pa.float64()))
     nothing = table_file(tmp_path / "c.parquet")
@@ -286,7 +286,7 @@ def test_an_empty_part_stops_nothing(tmp_path: Path) -> None:
 
 
 def test_files_are_widened_and_read_as_one(tmp_path: Path) -> None:
-    """Columns in another order, text of every kind, narrow numbers, structs with a field more."""
+    """Columns in another order, text of every kind, narrow numbers, and structs with an additional field."""
     struct = pa.struct([pa.field("a", pa.int8(), nullable=False)])
     one = {
         "text": pa.array(["x"], pa.large_string()),
@@ -309,7 +309,7 @@ def test_files_are_widened_and_read_as_one(tmp_path: Path) -> None:
     ]
 
 
-def test_types_that_do_not_go_together_are_refused_with_their_column(tmp_path: Path) -> None:
+def test_incompatible_types_are_refused_with_their_column(tmp_path: Path) -> None:
     def file(name: str, column: pa.Array) -> File:
         return table_file(tmp_path / name, id=["a"], text=["x"], n=column)
 
@@ -323,7 +323,7 @@ def test_types_that_do_not_go_together_are_refused_with_their_column(tmp_path: P
     ]
     for one, other in pairs:
         files = [file("a.parquet", pa.nulls(1)), file("b.parquet", one), file("c.parquet", other)]
-        with pytest.raises(ValueError, match=r"`n` of .*c\.parquet holds .*, and of .*b\.parquet .*`columns` id$"):
+        with pytest.raises(ValueError, match=r"`n` of .*c\.parquet holds .*, that of .*b\.parquet .*`columns` id$"):
             together(*files)
         assert together(*files, passed=["id"]).names == ["id", "text"]
 
@@ -337,7 +337,7 @@ def test_a_value_that_the_common_type_cannot_hold_is_refused(tmp_path: Path) -> 
         list(read_rows(files[0], 0, 9, together(*files), TEXT))
 
 
-def test_what_of_lines_has_no_type_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_columns_without_a_common_type_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = json_file(tmp_path / "a.jsonl", [{"text": "x", "m": {"a": [1, "b"]}, "n": {"c": 1}}])
     together(file, passed=["n"])
     assert not caplog.records
@@ -349,14 +349,14 @@ def test_what_of_lines_has_no_type_is_told(tmp_path: Path, caplog: pytest.LogCap
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(max_size=30) | st.none(), max_size=6))
-def test_texts_become_tokens_and_null_becomes_none(texts: list[str | None]) -> None:
+def test_texts_become_tokens_and_null_becomes_an_empty_document(texts: list[str | None]) -> None:
     tokenizer = byte_tokenizer()
     tokens = document_tokens(pa.table({"body": pa.array(texts, pa.string())}), Column("body"), tokenizer, 256)
     assert [len(ids) for ids in tokens] == [len((text or "").encode()) for text in texts]
     assert [tokenizer.decode(ids.tolist()) for ids in tokens] == [text or "" for text in texts]
 
 
-def test_tokens_pass_through_and_null_becomes_none() -> None:
+def test_tokens_pass_through_and_null_becomes_an_empty_document() -> None:
     rows = pa.table({"input_ids": pa.array([[0, 6], None, [], [3]], pa.list_(pa.uint16()))})
     tokens = document_tokens(rows, IDS, None, 7)
     assert [ids.tolist() for ids in tokens] == [[0, 6], [], [], [3]]

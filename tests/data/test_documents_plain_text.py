@@ -1,4 +1,4 @@
-"""Plain text: whatever a file holds is one document, wherever it lies and however it is compressed."""
+"""Plain text: each file is one document, local or remote, with any compression."""
 
 import bz2
 import gzip
@@ -34,7 +34,7 @@ def put(folder: Path, content: bytes, name: str = "a.txt") -> str:
 
 
 def documents(named: str) -> list[str]:
-    """By both ways that files are read, which must agree."""
+    """Read documents in both ways, which must agree."""
     (file,) = find_files([named])
     layout = inspect_file(file, TEXT)
     assert (layout.rows, layout.groups, layout.schema) == (1, (1,), PLAIN_TEXT)
@@ -70,19 +70,21 @@ def test_any_text_is_one_document(tmp_path_factory: pytest.TempPathFactory, text
 @example(b"caf\xe9", "")
 @example(b"\xff\xfea\0", ".gz")
 @example(b"a\xed\xa0\x80", "")
-def test_bytes_that_are_no_text_are_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes, end: str) -> None:
+def test_bytes_that_are_not_text_are_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, end: str
+) -> None:
     named = put(tmp_path_factory.mktemp("bytes"), STORED[end](content), f"a.md{end}")
     if is_text(content):
         assert documents(named) == [content.decode().removeprefix("\ufeff")]
         return
-    with pytest.raises(ValueError, match=rf"{named} is (not UTF-8: see|UTF-\d\d[BL]?E?, not UTF-8; convert)"):
+    with pytest.raises(ValueError, match=rf"{named} is (not UTF-8 in line|UTF-\d\d[BL]?E?, not UTF-8; convert)"):
         documents(named)
     with pytest.raises(ValueError, match="not UTF-8"):
         list(iterate_rows(find_files([named]), TEXT))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "A.TXT", "a.md", "a.text", "a.txt.gz", "a.Text.zst"])
-def test_text_is_told_by_its_name(tmp_path: Path, name: str) -> None:
+def test_text_is_recognized_by_its_name(tmp_path: Path, name: str) -> None:
     content = STORED[Path(name).suffix if Path(name).suffix in STORED else ""](b"# A title\n")
     assert documents(put(tmp_path, content, name)) == ["# A title\n"]
 
@@ -95,7 +97,7 @@ def test_text_on_the_web_is_read(tmp_path: Path) -> None:
             ["two"],
             [""],
         ]
-        with pytest.raises(ValueError, match=rf"{address}/c.txt is not UTF-8: see line 1 of it"):
+        with pytest.raises(ValueError, match=rf"{address}/c.txt is not UTF-8 in line 1"):
             documents(f"{address}/c.txt")
 
 
@@ -106,7 +108,7 @@ def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
     assert digests == {hashlib.sha256(content).hexdigest()}
 
 
-def test_text_beside_tables_has_no_names(tmp_path: Path) -> None:
+def test_text_together_with_tables_has_no_names(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"text": "b"}\n', encoding="utf-8")
     files = find_files([put(tmp_path, b"a"), str(tmp_path / "b.jsonl")])
     schema = unified([inspect_file(file, TEXT) for file in files], files, TEXT)
@@ -117,7 +119,7 @@ def test_text_beside_tables_has_no_names(tmp_path: Path) -> None:
     ]
 
 
-def test_no_row_but_the_first_is_there(tmp_path: Path) -> None:
+def test_only_the_first_row_exists(tmp_path: Path) -> None:
     (file,) = find_files([put(tmp_path, b"text")])
     assert [list(read_rows(file, *rows, PLAIN_TEXT, TEXT)) for rows in ((1, 2), (0, 0))] == [[], []]
 
@@ -141,7 +143,7 @@ def test_text_that_is_too_long_is_a_row_without_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", [".gz", ".zst", ".bz2", ".xz"])
-def test_what_is_cut_short_is_refused(tmp_path: Path, end: str) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, end: str) -> None:
     named = put(tmp_path, STORED[end](bytes(range(97, 123)) * 9)[:-9], f"a.txt{end}")
     with pytest.raises(ValueError, match=rf"a.txt{end} is not a readable text file: .*[Tt]runcated"):
         documents(named)

@@ -1,4 +1,4 @@
-"""Texts encoded piece by piece, held against the tokenizer's own encoding of the whole."""
+"""Texts encoded piece by piece, compared with the tokenizer's own encoding of the whole."""
 
 import os
 import pickle
@@ -74,7 +74,7 @@ def trained(
     every_byte: bool = True,
     **model: Any,
 ) -> Tokenizer:
-    """BPE with merges of all that hypothesis puts together, whitespace above all."""
+    """Train BPE with merges of everything that hypothesis generates, above all whitespace."""
     tokenizer = Tokenizer(models.BPE(**model))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(stages)) if len(stages) > 1 else stages[0]
     if normalizer is not None:
@@ -169,7 +169,7 @@ def tokenizer_of(name: str) -> Tokenizer:
 
 
 def require_same(tokenizer: Tokenizer, texts: list[str]) -> None:
-    """Ids by pieces are those of the tokenizer alone."""
+    """Check that the ids encoded by pieces equal those of the tokenizer."""
     found = encode_column(tokenizer, pa.array(texts, pa.string()))
     expected = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     assert [ids.tolist() for ids in found] == expected
@@ -184,16 +184,16 @@ def cut(request: pytest.FixtureRequest) -> Tokenizer:
 @pytest.mark.parametrize("name", [*CUT, *WHOLE])
 @settings(max_examples=100, deadline=None)
 @given(texts=st.lists(TEXTS, max_size=4))
-def test_pieces_have_the_encodings_of_the_whole(name: str, texts: list[str]) -> None:
+def test_encoding_by_pieces_equals_encoding_of_the_whole(name: str, texts: list[str]) -> None:
     require_same(tokenizer_of(name), texts)
 
 
 @pytest.mark.parametrize("name", [*CUT, *WHOLE])
-def test_only_tokenizers_that_are_known_are_given_pieces(name: str) -> None:
+def test_only_known_tokenizers_encode_pieces(name: str) -> None:
     assert (beginnings(tokenizer_of(name)) is None) == (name in WHOLE)
 
 
-def test_a_tokenizer_that_draws_is_given_whole_texts() -> None:
+def test_a_tokenizer_with_dropout_encodes_whole_texts() -> None:
     tokenizer = trained(byte_level())
     tokenizer.model.dropout = 0.5
     assert beginnings(tokenizer) is None
@@ -206,13 +206,13 @@ def test_the_three_patterns_differ() -> None:
 @pytest.mark.parametrize(
     "text", ["", " ", "   ", "\0", "a\0 b", " \0 ", "a\r\nb\r\n", "\n", "é", "\xa0", "\xa0 a", "x" * 3000]
 )
-def test_texts_that_are_hardly_any(cut: Tokenizer, text: str) -> None:
+def test_very_short_and_unusual_texts(cut: Tokenizer, text: str) -> None:
     require_same(cut, [text])
     require_same(cut, [text, text, "", text])
 
 
 def test_characters_that_become_longer_and_shorter(cut: Tokenizer) -> None:
-    """NFC makes three bytes more of the first word, and of the second three less."""
+    """NFC makes the first word three bytes longer, and the second word three bytes shorter."""
     longer, shorter = " \u0958", " e\u0301e\u0301e\u0301"
     require_same(cut, [f"a{longer}{shorter} b", f"a{shorter}{longer} b"])
 
@@ -259,7 +259,7 @@ def test_pieces_begin_at_spaces_and_after_words() -> None:
 
 
 @pytest.mark.parametrize("name", ["shipped", "NFC"])
-def test_what_is_kept_is_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "MOST_PIECES", 10)
     monkeypatch.setattr(encoding, "MOST_CHARACTERS", 5)
     monkeypatch.setattr(encoding, "RUN", 3)
@@ -279,7 +279,7 @@ def test_what_is_kept_is_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert max(kept) == 10 and kept[-1] < sum(kept)
 
 
-def test_words_are_not_driven_out_by_what_never_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_are_not_displaced_by_text_that_never_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "MEASURABLE_PIECES", 100)
     tokenizer = load_tokenizer(SHIPPED / "tokenizer")
     require_same(tokenizer, ["the end of it"])
@@ -293,13 +293,13 @@ def test_words_are_not_driven_out_by_what_never_comes_again(monkeypatch: pytest.
     assert len(pieces.places) == 55
 
 
-def test_threads_share_what_is_kept() -> None:
+def test_threads_share_the_cache() -> None:
     tokenizer, texts = load_tokenizer(SHIPPED / "tokenizer"), sample_texts(24)
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda start: require_same(tokenizer, texts[start::4] + texts[:start]), range(4)))
 
 
-def test_what_is_kept_goes_with_its_tokenizer() -> None:
+def test_the_cache_is_freed_with_its_tokenizer() -> None:
     tokenizer = load_tokenizer(SHIPPED / "tokenizer")
     require_same(tokenizer, ["the end"])
     copied = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301  # its own

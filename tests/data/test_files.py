@@ -26,7 +26,7 @@ def put(folder: Path, *names: str) -> None:
 
 
 def compressed(parts: list[bytes], codec: str) -> bytes:
-    """Each part a member or frame of its own."""
+    """Compress each part as a separate member or frame."""
     if codec == "gzip":
         return b"".join(gzip.compress(part, mtime=0) for part in parts)
     return b"".join(pa.compress(part, "zstd", asbytes=True) for part in parts)
@@ -62,7 +62,7 @@ def test_a_file_a_folder_and_a_glob_are_found_in_order(folder: Path, protocol: s
         (["two/?.jsonl"], ["e.jsonl", "f.jsonl"]),
     ],
 )
-def test_a_path_is_that_below_the_folder_that_all_share(folder: Path, named: list[str], paths: list[str]) -> None:
+def test_a_path_is_relative_to_the_folder_of_all_files(folder: Path, named: list[str], paths: list[str]) -> None:
     for protocol in ("", "file://"):
         assert [file.path for file in find_files([f"{protocol}{folder}/{name}" for name in named])] == paths
 
@@ -75,7 +75,7 @@ def test_an_input_that_names_nothing_is_refused(tmp_path: Path, named: str) -> N
 
 
 @pytest.mark.parametrize("protocol", ["", "file://", "memory://"])
-def test_text_is_found_where_it_is_named_or_globbed_and_not_in_folders(tmp_path: Path, protocol: str) -> None:
+def test_text_is_found_by_name_or_glob_but_not_in_folders(tmp_path: Path, protocol: str) -> None:
     filesystem, path = url_to_fs(f"{protocol}{tmp_path}/notes")
     for name in ("b.txt", "a.txt", "README.md", "deep/c.text.gz"):
         filesystem.makedirs(f"{path}/{name}".rpartition("/")[0], exist_ok=True)
@@ -83,13 +83,13 @@ def test_text_is_found_where_it_is_named_or_globbed_and_not_in_folders(tmp_path:
     notes = f"{protocol}{tmp_path}/notes"
     named = [file.name for file in find_files([f"{notes}/README.md", f"{notes}/*.txt", f"{notes}/**/*.gz"])]
     assert named == ["README.md", "a.txt", "b.txt", "c.text.gz"]
-    with pytest.raises(ValueError, match=r"at .*/notes; .* text files are read where a glob names them"):
+    with pytest.raises(ValueError, match=r"at .*/notes; .* text files are read only if a glob names them"):
         find_files([notes])
     filesystem.pipe_file(f"{path}/data.jsonl", LINE)
     assert [file.name for file in find_files([notes])] == ["data.jsonl"]
 
 
-def test_a_file_that_is_named_twice_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_named_twice_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     (folder / "link").symlink_to(".")
     for again in ("z.json", f"{folder}/z.json", "two/../z.json", f"file://{folder}/z.json", "link/z.json"):
@@ -98,8 +98,8 @@ def test_a_file_that_is_named_twice_is_refused(folder: Path, monkeypatch: pytest
         assert "e.jsonl" not in str(refusal.value)
 
 
-def test_equal_files_that_are_stored_once_are_two(tmp_path: Path) -> None:
-    """As the cache of the Hub keeps them: links to one blob, across datasets too."""
+def test_links_to_the_same_blob_are_different_files(tmp_path: Path) -> None:
+    """The cache of the Hub stores equal files as links to one blob, even across datasets."""
     put(tmp_path, "blobs/0123")
     for name in ("a/0.parquet", "a/1.parquet", "b/0.parquet"):
         put(tmp_path, f"snapshots/{name}")
@@ -113,16 +113,16 @@ def test_equal_files_that_are_stored_once_are_two(tmp_path: Path) -> None:
     ]
 
 
-def test_a_link_to_a_file_that_is_gone_is_refused(tmp_path: Path) -> None:
+def test_a_broken_link_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "a.parquet")
     (tmp_path / "b.parquet").symlink_to("gone")
     for named in ("", "/*.parquet"):
-        with pytest.raises(ValueError, match=r"b\.parquet is a link to a file that is gone; fetch it again"):
+        with pytest.raises(ValueError, match=r"b\.parquet is a link to a file that no longer exists; download"):
             find_files([f"{tmp_path}{named}"])
 
 
-def test_a_folder_of_folders_linked_to_one_another_is_refused(tmp_path: Path) -> None:
-    """What `latest` has would be read twice."""
+def test_a_folder_with_a_link_to_its_own_subfolder_is_refused(tmp_path: Path) -> None:
+    """The files in `latest` would be read twice."""
     put(tmp_path, "2024/a.parquet")
     (tmp_path / "latest").symlink_to("2024")
     with pytest.raises(ValueError, match=r"named more than once in the input: .*/2024/a\.parquet; name each file once"):
@@ -168,7 +168,7 @@ def test_a_url_that_cannot_be_read_is_refused(url: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["", "memory://"])
-def test_a_file_that_changed_or_went_is_refused(tmp_path: Path, protocol: str) -> None:
+def test_a_file_that_changed_or_disappeared_is_refused(tmp_path: Path, protocol: str) -> None:
     filesystem, path = url_to_fs(f"{protocol}{tmp_path}/a.jsonl")
     filesystem.pipe_file(path, LINE)
     file = find_files([f"{protocol}{tmp_path}/a.jsonl"])[0]
@@ -179,7 +179,7 @@ def test_a_file_that_changed_or_went_is_refused(tmp_path: Path, protocol: str) -
     with pytest.raises(ValueError, match="has changed since"):
         open_file(file)
     filesystem.rm_file(path)
-    with pytest.raises(FileNotFoundError, match=rf"{file.url} is gone since it was found; put it back"):
+    with pytest.raises(FileNotFoundError, match=rf"{file.url} has disappeared since it was found; put it back"):
         open_file(file)
 
 
@@ -210,9 +210,7 @@ def test_skippable_frames_are_skipped(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(["gzip", "zstd"]), st.data())
-def test_what_is_cut_short_is_noticed(
-    tmp_path_factory: pytest.TempPathFactory, codec: str, data: st.DataObject
-) -> None:
+def test_truncation_is_noticed(tmp_path_factory: pytest.TempPathFactory, codec: str, data: st.DataObject) -> None:
     parts = [b"first" * 50, bytes(range(50))]
     whole, ends = compressed(parts, codec), [0, len(compressed(parts[:1], codec))]
     cut = data.draw(st.integers(1, len(whole) - 1).filter(lambda place: place not in ends))
@@ -220,8 +218,8 @@ def test_what_is_cut_short_is_noticed(
         stream.read()
 
 
-def test_folders_linked_to_those_that_they_are_in_end(tmp_path: Path) -> None:
-    """Links of two folders to one another make two to the power of forty paths."""
+def test_cycles_of_links_between_folders_terminate(tmp_path: Path) -> None:
+    """Links between two folders allow 2^40 paths."""
     for name in ("one", "two"):
         put(tmp_path, f"set/{name}/{name}.parquet")
     for name in ("one", "two"):
@@ -239,7 +237,7 @@ def test_folders_linked_to_those_that_they_are_in_end(tmp_path: Path) -> None:
     st.lists(st.sampled_from(["a.parquet", "b/a.parquet", "b/c/a.jsonl", ".h/a.parquet", "_u/b/a.parquet", "b/.d"])),
     st.sampled_from(["**", "**/*.parquet", "b/**", "**/b/*", "*/**/a.*", "**/b/**/*", "**/**", "b/**/c/**", "*"]),
 )
-def test_names_are_those_that_glob_has(
+def test_the_same_names_are_found_as_by_glob(
     tmp_path_factory: pytest.TempPathFactory, paths: list[str], pattern: str
 ) -> None:
     folder = tmp_path_factory.mktemp("globbed")
@@ -248,12 +246,12 @@ def test_names_are_those_that_glob_has(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for named in (pattern, f"{folder}/{pattern}"):
-            found = map(Path, glob.glob(named, recursive=True))  # "b/**" finds "b/" there, even if there is none
+            found = map(Path, glob.glob(named, recursive=True))  # glob finds "b/" for "b/**" even if there is none
             expected = {str(path) for path in found if path.exists()}
             assert {str(Path(name)) for name in _names_matching(named)} == expected
 
 
-def test_what_is_no_regular_file_is_refused_and_never_opened(tmp_path: Path) -> None:
+def test_anything_but_a_regular_file_is_refused_and_never_opened(tmp_path: Path) -> None:
     (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "pipe.jsonl").symlink_to(tmp_path / "pipe")
@@ -265,7 +263,7 @@ def test_what_is_no_regular_file_is_refused_and_never_opened(tmp_path: Path) -> 
             find_files([device])
 
 
-def test_a_folder_that_is_called_as_a_file_is_a_folder(tmp_path: Path) -> None:
+def test_a_folder_named_like_a_file_is_a_folder(tmp_path: Path) -> None:
     put(tmp_path, "table.parquet/part-0.parquet")
     for named in (tmp_path, tmp_path / "table.parquet", tmp_path / "*.parquet"):
         assert [file.name for file in find_files([str(named)])] == ["part-0.parquet"]

@@ -1,4 +1,4 @@
-"""A repository of the Hub: named, prepared, read, and what it refuses."""
+"""Repositories of the Hub: named, prepared and read, and their refusals."""
 
 import threading
 import time
@@ -26,12 +26,12 @@ from tests.hub import Hub
         "hf:/datasets/user/name",
     ],
 )
-def test_what_names_no_dataset_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r"names no dataset of the Hub.*write hf://datasets/USER/NAME"):
+def test_a_url_of_anything_but_a_dataset_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"is not a dataset of the Hub.*write hf://datasets/USER/NAME"):
         Repository.at(url)
 
 
-def test_a_branch_is_named_behind_an_at() -> None:
+def test_a_branch_is_named_after_an_at_sign() -> None:
     assert Repository.at("hf://datasets/user/name") == Repository("user/name", "main")
     assert Repository.at("hf://datasets/user/name@draft").url == "hf://datasets/user/name@draft"
 
@@ -44,7 +44,7 @@ def test_a_repository_is_made_once(hub: Hub) -> None:
     assert len(hub.commits("user/name")) == 1
 
 
-def test_a_branch_that_is_not_there_is_refused(hub: Hub) -> None:
+def test_a_missing_branch_is_refused(hub: Hub) -> None:
     with pytest.raises(ValueError, match="there is no such branch"):
         Repository("user/name", "draft").prepare(private=False)
 
@@ -60,7 +60,7 @@ def test_a_branch_that_is_not_there_is_refused(hub: Hub) -> None:
         ("writer", "other/theirs", "may not write"),
     ],
 )
-def test_a_token_that_may_not_write_is_told(
+def test_a_token_that_may_not_write_is_refused(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str, name: str, said: str
 ) -> None:
     hub.add("user/name", {"README.md": b"mine"})
@@ -71,7 +71,7 @@ def test_a_token_that_may_not_write_is_told(
     assert name in str(refusal.value) and "hf_" not in str(refusal.value).replace("hf auth", "")
 
 
-def test_files_are_listed_with_the_digests_that_tell_them_apart(hub: Hub) -> None:
+def test_files_are_listed_with_their_digests(hub: Hub) -> None:
     at = hub.add("user/name", {f"data/{place}.parquet": b"%d" % place for place in range(1500)} | {"a.txt": b"small"})
     repository = Repository("user/name")
     listed = repository.files("data", at)
@@ -81,9 +81,7 @@ def test_files_are_listed_with_the_digests_that_tell_them_apart(hub: Hub) -> Non
     assert repository.text("a.txt", at) == "small"
 
 
-def test_a_commit_is_made_of_what_is_missing_at_the_head_of_the_moment(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_commit_adds_what_the_current_head_lacks(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_module, "LONGEST_PAUSE", 0.01)
     hub.add("user/name", {"a": b"1"})
     asked = []
@@ -91,7 +89,7 @@ def test_a_commit_is_made_of_what_is_missing_at_the_head_of_the_moment(
     def missing(head: str) -> list[CommitOperationAdd]:
         asked.append(head)
         if len(asked) == 1:
-            hub.add("user/name", {"theirs": b"2"})  # another commits in between
+            hub.add("user/name", {"theirs": b"2"})  # another commit in between
         return [CommitOperationAdd("ours", b"3")]
 
     Repository("user/name").commit("ours", missing)
@@ -99,7 +97,7 @@ def test_a_commit_is_made_of_what_is_missing_at_the_head_of_the_moment(
     assert hub.files("user/name") == {"a": b"1", "theirs": b"2", "ours": b"3"}
 
 
-def test_a_pause_is_what_the_hub_asks_for(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pause_is_as_long_as_the_hub_requests(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add("user/name", {"a": b"1"})
     hub.faults.retry_after = 7
     hub.faults.refuse(429, method="GET", path="/api/datasets/user/name")
@@ -111,7 +109,7 @@ def test_a_pause_is_what_the_hub_asks_for(hub: Hub, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """The time, which passes while somebody sleeps; the Hub has given no answer yet."""
+    """Provide a clock that advances only in `sleep`; the Hub has not answered yet."""
     now = [0.0]
     monkeypatch.setattr(hub_module, "ANSWERED", threading.Event())
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -22,7 +22,7 @@ TABLE = b"PAR1" * 9
 
 
 class Store:
-    """A place for files, on a disk or in a store."""
+    """A location of files, on a disk or in a store."""
 
     def __init__(self, url: str, hub: Hub | None = None) -> None:
         self.url, self.hub = url, hub
@@ -38,7 +38,7 @@ class Store:
             filesystem.pipe_file(path, content)
 
     def find(self, *named: str, split: str | None = None) -> tuple[list[str], list[str]]:
-        """The files and the notes, by their paths in the store."""
+        """Find files and notes; return both with paths relative to the store."""
         inputs = pinned([f"{self.url}{name}" for name in named])
         found = find_documents(inputs, split)
         root = inputs[0].removesuffix(named[0]).removeprefix("file://")
@@ -56,20 +56,20 @@ def store(request: pytest.FixtureRequest, tmp_path: object) -> Iterator[Store]:
 
 
 def test_a_folder_that_a_glob_matches_is_read(store: Store) -> None:
-    """Spark writes folders whose names end like files'."""
+    """Spark writes folders whose names have the extensions of files."""
     store.put("a.parquet/part-0.parquet", "a.parquet/_SUCCESS", "b.parquet", "c.parquet/part-1.parquet")
     files = ["a.parquet/part-0.parquet", "b.parquet", "c.parquet/part-1.parquet"]
     for glob in ("/*.parquet", "/**/*.parquet", "/*", "/**"):
         assert store.find(glob)[0] == files
 
 
-def test_a_glob_that_names_files_in_a_folder_reads_these_alone(store: Store) -> None:
+def test_a_glob_of_files_in_a_folder_reads_only_these(store: Store) -> None:
     store.put("x.parquet/part-0.parquet", "x.parquet/notes.jsonl", "y/deep/z.parquet", "y/deep/z.jsonl")
     assert store.find("/**/*.parquet") == (["x.parquet/part-0.parquet", "y/deep/z.parquet"], [])
     assert store.find("/*/*.parquet") == (["x.parquet/part-0.parquet"], [])
 
 
-def test_of_folders_in_one_another_each_file_is_read_once(store: Store) -> None:
+def test_each_file_of_nested_folders_is_read_once(store: Store) -> None:
     store.put("d1/d2/a.parquet", "d1/b.parquet", "d3/d4/d5/c.parquet", "e/d6/d.parquet")
     files = ["d1/b.parquet", "d1/d2/a.parquet", "d3/d4/d5/c.parquet", "e/d6/d.parquet"]
     assert store.find("/**/d?") == (files, [])
@@ -85,7 +85,7 @@ def test_a_folder_that_a_glob_matches_has_splits(store: Store) -> None:
     assert store.find("/*", split="all")[0] == ["one/train.parquet", "one/test.parquet", "two/0.parquet"]
 
 
-def test_what_is_hidden_is_left_out_unless_it_is_named(store: Store) -> None:
+def test_hidden_files_are_left_out_unless_they_are_named(store: Store) -> None:
     hidden = "_temporary/0/part-0.parquet"
     store.put("part-0.parquet", "_SUCCESS", ".part-0.parquet.crc", ".x/0.parquet", "_old.parquet", hidden)
     assert store.find("") == (["part-0.parquet"], [f": left out 2 files (not data): _old.parquet, {hidden}"])
@@ -108,7 +108,7 @@ def test_files_of_settings_are_left_out_unless_they_are_named(store: Store) -> N
     assert store.find("/*/config.json") == (["deep/config.json"], [])
 
 
-def test_a_folder_without_data_is_told_where_a_glob_matches_it(store: Store) -> None:
+def test_a_folder_without_data_that_a_glob_matches_is_reported(store: Store) -> None:
     store.put("a/0.parquet", "logs/0.log", "_x/0.parquet")
     files, notes = store.find("/*")
     assert files == ["a/0.parquet"]
@@ -118,24 +118,24 @@ def test_a_folder_without_data_is_told_where_a_glob_matches_it(store: Store) -> 
         store.find("/logs")
 
 
-def test_where_all_would_be_left_out_that_is_said(store: Store) -> None:
+def test_an_input_of_which_everything_is_left_out_is_refused(store: Store) -> None:
     store.put("a/_x/0.parquet", "a/dataset_infos.json")
     for named in ("/a", "/*"):
         with pytest.raises(ValueError, match=r"no data at .*0\.parquet.* would be left out; name the files that are"):
             store.find(named)
 
 
-def test_files_and_globs_are_taken_as_they_are_named(store: Store) -> None:
+def test_files_and_globs_are_read_as_they_are_named(store: Store) -> None:
     store.put("train.parquet", "test.parquet", "stats.json")
     every = ["test.parquet", "train.parquet"]
     assert store.find("/*.parquet") == (every, [])
     assert store.find("/*t*.*") == (["stats.json", *every], [])
     assert store.find("/test.parquet", "/train.parquet") == (every, [])
-    with pytest.raises(ValueError, match="`split` test chooses within folders and datasets, and the input has none"):
+    with pytest.raises(ValueError, match="`split` test selects within folders and datasets, but the input has none"):
         store.find("/*.parquet", split="test")
 
 
-def test_a_glob_on_the_web_is_taken_as_it_is_named() -> None:
+def test_a_glob_on_the_web_is_read_as_it_is_named() -> None:
     index = b"".join(b'<a href="%s">x</a> ' % name for name in (b"a.parquet", b"_b.parquet", b"test.parquet"))
     files = {"/data/": index} | {f"/data/{name}.parquet": TABLE for name in ("a", "_b", "test")}
     with file_server(files) as address:
@@ -171,7 +171,7 @@ def test_a_dataset_of_the_hub_is_read_by_its_card(hub: Hub) -> None:
     assert ([file.url for file in part.files], part.choices, part.notes) == (sample, (), [])
 
 
-def test_each_folder_has_the_split_that_is_named(store: Store) -> None:
+def test_the_named_split_is_read_from_each_folder(store: Store) -> None:
     store.put("one/train.parquet", "one/test.parquet", "two/test.parquet", "three.parquet")
     assert store.find("/one", "/two", "/three.parquet", split="test")[0] == [
         "one/test.parquet",
@@ -183,7 +183,7 @@ def test_each_folder_has_the_split_that_is_named(store: Store) -> None:
 
 
 @pytest.mark.parametrize("splits", [False, True])
-def test_what_save_to_disk_wrote_is_refused_with_a_remedy_that_works(tmp_path: Path, splits: bool) -> None:
+def test_output_of_save_to_disk_is_refused_with_advice_that_works(tmp_path: Path, splits: bool) -> None:
     rows = datasets.Dataset.from_dict({"text": [f"document {row}" for row in range(9)]})
     saved = tmp_path / "saved"
     if splits:
@@ -191,7 +191,7 @@ def test_what_save_to_disk_wrote_is_refused_with_a_remedy_that_works(tmp_path: P
     else:
         rows.save_to_disk(saved, num_shards=2)
     for named in saved.rglob("*.arrow"):
-        with pytest.raises(ValueError, match="is an Arrow file, as save_to_disk writes them; write Parquet"):
+        with pytest.raises(ValueError, match="is an Arrow file, the format of save_to_disk; write Parquet"):
             find_documents([str(named)])
     with pytest.raises(ValueError, match="is an Arrow file") as said:
         find_documents([str(saved)])
@@ -205,17 +205,17 @@ def test_what_save_to_disk_wrote_is_refused_with_a_remedy_that_works(tmp_path: P
 
 
 @pytest.mark.parametrize("setting", ["split", "config_name"])
-def test_a_choice_among_built_in_documents_is_refused(setting: str) -> None:
+def test_a_split_or_configuration_of_built_in_documents_is_refused(setting: str) -> None:
     chosen: dict[str, Any] = {setting: "x"}
     assert Inputs(input=()).find_any(()) == InputFiles(())
-    with pytest.raises(ValueError, match=f"`{setting}` x chooses within folders and datasets, and the input has none"):
+    with pytest.raises(ValueError, match=f"`{setting}` x selects within folders and datasets, but the input has none"):
         Inputs(input=(), **chosen).find_any(())
     with pytest.raises(ValueError, match="no input is named"):
         Inputs(input=()).find(())
 
 
 @pytest.mark.parametrize(("rank", "said"), [(None, ["a", "b"]), ("0", ["a", "b"]), ("1", [])])
-def test_one_process_tells_what_was_chosen(
+def test_only_one_process_reports_what_was_selected(
     rank: str | None, said: Sequence[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)
@@ -225,10 +225,12 @@ def test_one_process_tells_what_was_chosen(
     assert capsys.readouterr().err.splitlines() == said
 
 
-def test_annotated_datasets_below_a_folder_are_left_out_and_said(store: Store) -> None:
+def test_annotated_datasets_below_a_folder_are_left_out_and_reported(store: Store) -> None:
     store.put("a.parquet", "deep/out/data/exact/000/train-0.parquet", "deep/out/data/exact/train-1.parquet")
     store.put("deep/out/_ledger/exact/plan.json", "deep/out/tokenizer/exact/tokenizer.json", "data/b.parquet")
-    store.put("other/data/exact/c.parquet", "other/_ledger/exact/notes.json")  # which is none
+    store.put(
+        "other/data/exact/c.parquet", "other/_ledger/exact/notes.json"
+    )  # without a plan, this is not an annotated dataset
     files, notes = store.find("")
     assert files == ["a.parquet", "data/b.parquet", "other/data/exact/c.parquet"]
     (note,) = [note for note in notes if "annotated" in note]
@@ -236,7 +238,7 @@ def test_annotated_datasets_below_a_folder_are_left_out_and_said(store: Store) -
     assert store.find("/deep/out/data/exact/train-1.parquet") == (["deep/out/data/exact/train-1.parquet"], [])
 
 
-def test_what_a_glob_matches_below_the_output_is_left_out_and_said(tmp_path: Path) -> None:
+def test_matches_of_a_glob_below_the_output_are_left_out_and_reported(tmp_path: Path) -> None:
     for name in ("a.jsonl", "out/data/b.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(LINE)

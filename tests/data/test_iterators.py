@@ -1,4 +1,4 @@
-"""Items made ahead: their order, how far ahead, errors, and an early end."""
+"""Prefetched items: their order, the depth, errors, and an early end."""
 
 import threading
 from collections.abc import Generator
@@ -11,7 +11,7 @@ from pipeline.data.iterators import prefetched
 
 
 class Source:
-    """Counts to `items`, then stops or raises; knows what was made and whether it was closed."""
+    """A source that counts to `items`, then stops or raises, and records what it yielded and whether it was closed."""
 
     def __init__(self, items: int, error: Exception | None = None) -> None:
         self.made, self.closed, self.items, self.error = 0, False, items, error
@@ -31,7 +31,7 @@ class Source:
 
 @settings(max_examples=30, deadline=None)
 @given(items=st.integers(0, 9), depth=st.integers(1, 4), taken=st.integers(0, 9))
-def test_items_come_in_order_and_no_further_ahead_than_asked(items: int, depth: int, taken: int) -> None:
+def test_items_come_in_order_and_at_most_depth_ahead(items: int, depth: int, taken: int) -> None:
     source = Source(items)
     with prefetched(iter(source), depth) as coming:
         found = [item for item, _ in zip(coming, range(taken), strict=False)]
@@ -41,7 +41,7 @@ def test_items_come_in_order_and_no_further_ahead_than_asked(items: int, depth: 
     assert threading.get_ident() not in source.threads
 
 
-def test_making_begins_before_anything_is_taken() -> None:
+def test_prefetching_begins_before_the_first_request() -> None:
     begun = threading.Event()
 
     def items() -> Generator[int, None, None]:
@@ -52,7 +52,7 @@ def test_making_begins_before_anything_is_taken() -> None:
         assert begun.wait(5)
 
 
-def test_an_error_comes_in_its_turn() -> None:
+def test_an_error_is_raised_when_its_item_is_requested() -> None:
     source, found = Source(3, OSError("disk")), []
     with pytest.raises(OSError, match="disk"), prefetched(iter(source), 2) as coming:
         for item in coming:
@@ -60,7 +60,7 @@ def test_an_error_comes_in_its_turn() -> None:
     assert found == [0, 1, 2] and source.closed
 
 
-def test_an_error_of_the_taker_closes_the_source() -> None:
+def test_an_error_of_the_consumer_closes_the_source() -> None:
     source = Source(100)
     with pytest.raises(ValueError, match="taker"), prefetched(iter(source), 2) as coming:
         next(coming)

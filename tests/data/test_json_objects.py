@@ -1,4 +1,4 @@
-"""Objects of a JSON file: any layout of lines or of an array gives the same ones; all else is refused in its line."""
+"""Objects of a JSON file: any layout of lines or an array has the same objects; anything else is refused by line."""
 
 import io
 import json
@@ -31,12 +31,12 @@ def rows_of(content: bytes, start: int = 0, stop: int | None = None) -> list[dic
 
 
 def one_by_one(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The slow way: each object by itself."""
+    """Parse each object by itself: the simple implementation."""
     return [parsed(json.dumps(row).encode()) for row in rows]
 
 
 def spread(value: Any, space: Iterator[str]) -> str:
-    """A value's JSON with any white space wherever it may stand."""
+    """Write a value as JSON with white space wherever it is allowed."""
     if isinstance(value, dict):
         pairs = [f"{next(space)}{json.dumps(key)}{next(space)}:{spread(part, space)}" for key, part in value.items()]
         return f"{next(space)}{{{','.join(pairs)}{next(space)}}}{next(space)}"
@@ -79,10 +79,10 @@ def test_any_layout_of_lines_gives_each_object(
 
 @settings(max_examples=300, deadline=None)
 @given(ROWS, st.booleans(), st.data())
-def test_what_is_damaged_gives_the_same_objects_or_a_refusal(
+def test_damaged_content_is_refused_or_read_as_python_reads_it(
     rows: list[dict[str, Any]], array: bool, data: st.DataObject
 ) -> None:
-    """Whatever is read of a changed file is what Python's parser reads of the whole, or of its lines."""
+    """Objects that are read from a changed file are those that Python's parser reads from the whole or its lines."""
     content = bytearray(
         ("[\n%s\n]" if array else "%s\n").encode()
         % (b",\n" if array else b"\n").join(json.dumps(row, ensure_ascii=True).encode() for row in rows)
@@ -110,11 +110,11 @@ def test_what_is_damaged_gives_the_same_objects_or_a_refusal(
     [
         (
             ROW + b",\n" + ROW,
-            "is not JSON: see line 1, column 14 of it (Extra data); write each object",
+            "is not JSON at line 1, column 14 (Extra data); write each object",
         ),
-        (b"\n" + ROW + b"\n" + ROW + ROW, "is not JSON: see line 3, column 14 of it (Extra data)"),
-        (b'{\n"text": "a"\n}', "is not JSON: see line 1, column 3 of it"),
-        (ROW + b'\n{"text": "b', "is not JSON: see line 2, column 10 of it (Unterminated string starting at)"),
+        (b"\n" + ROW + b"\n" + ROW + ROW, "is not JSON at line 3, column 14 (Extra data)"),
+        (b'{\n"text": "a"\n}', "is not JSON at line 1, column 3"),
+        (ROW + b'\n{"text": "b', "is not JSON at line 2, column 10 (Unterminated string starting at)"),
         (ROW + b"\nnull\n", "holds no JSON object in line 2, but `null`"),
         (ROW + b"\n[1]\n", "holds no JSON object in line 2, but `[1]`"),
         (b'"' + b"text" * 9 + b'"', 'holds no JSON object in line 1, but `"texttexttexttexttex…`'),
@@ -125,26 +125,26 @@ def test_what_is_damaged_gives_the_same_objects_or_a_refusal(
         (b"[\n" + ROW + b",\n" + ROW, "has the end of the file in line 3 where `,` or `]` must be"),
         (b"[\n", "has the end of the file in line 2 where an object must begin"),
         (b"[" + ROW + b"]\n\n" + ROW, "has `{` in line 3 after the end of its array"),
-        (b'[{"a":\n1,\n"b" 2}]', "is not JSON: see line 3 of it (Expecting ':' delimiter)"),
-        (b'[\n{"a": "b\n"}' + b" " * 99 + b"]", "is not JSON: see line 2 of it (Invalid control character at)"),
+        (b'[{"a":\n1,\n"b" 2}]', "is not JSON at line 3 (Expecting ':' delimiter)"),
+        (b'[\n{"a": "b\n"}' + b" " * 99 + b"]", "is not JSON at line 2 (Invalid control character at)"),
         (
             b'[\n{"a": "\xe4"}]',
-            "is not UTF-8: see line 2 of it; convert it, as with `iconv -f latin1",
+            "is not UTF-8 in line 2; convert it, for example with `iconv -f latin1",
         ),
         (
             ROW + b'\n{"a": "\xe4"}',
-            "is not UTF-8: see line 2 of it; convert it, as with `iconv -f latin1",
+            "is not UTF-8 in line 2; convert it, for example with `iconv -f latin1",
         ),
-        (b'{"n": ' + b"9" * 5000 + b"}", "is not JSON: see line 1 of it (Exceeds the limit"),
-        (b'[{"n": ' + b"9" * 5000 + b"}]", "is not JSON: see line 1 of it (Exceeds the limit"),
-        (b'{"n": ' + b"[" * 100_000, "is nested too deep: see line 1 of it"),
-        (b'[\n{"n": ' + b"[" * 100_000, "is nested too deep: see line 2 of it"),
-        ("[{}]".encode("utf-16"), "is UTF-16, not UTF-8; convert it, as with `iconv -f utf-16 -t utf-8`"),
-        ("{}\n".encode("utf-16-le"), "is UTF-16LE, not UTF-8; convert it, as with `iconv -f utf-16le -t utf-8`"),
+        (b'{"n": ' + b"9" * 5000 + b"}", "is not JSON at line 1 (Exceeds the limit"),
+        (b'[{"n": ' + b"9" * 5000 + b"}]", "is not JSON at line 1 (Exceeds the limit"),
+        (b'{"n": ' + b"[" * 100_000, "is nested too deeply at line 1"),
+        (b'[\n{"n": ' + b"[" * 100_000, "is nested too deeply at line 2"),
+        ("[{}]".encode("utf-16"), "is UTF-16, not UTF-8; convert it, for example with `iconv -f utf-16 -t utf-8`"),
+        ("{}\n".encode("utf-16-le"), "is UTF-16LE, not UTF-8; convert it, for example with `iconv -f utf-16le -t utf"),
     ],
 )
 @pytest.mark.parametrize("piece", [4, 7, 2**20])
-def test_all_else_is_refused(content: bytes, told: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_anything_else_is_refused(content: bytes, told: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_objects, "PIECE", piece)
     with pytest.raises(MalformedError) as refusal:
         rows_of(content)
@@ -152,7 +152,7 @@ def test_all_else_is_refused(content: bytes, told: str, piece: int, monkeypatch:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", MARK, MARK + b" \n\n", b"[]", b" \n[\n] \n", MARK + b"[]"])
-def test_a_file_may_hold_no_object(content: bytes) -> None:
+def test_a_file_may_be_empty(content: bytes) -> None:
     assert rows_of(content) == []
 
 
@@ -166,7 +166,7 @@ def test_a_file_may_hold_no_object(content: bytes) -> None:
         (MARK + ROW, {"text": "a"}),
     ],
 )
-def test_strange_objects(line: bytes, row: dict[str, Any]) -> None:
+def test_unusual_objects(line: bytes, row: dict[str, Any]) -> None:
     assert rows_of(line) == rows_of(b"[" + line.removeprefix(MARK) + b"]") == [row]
 
 

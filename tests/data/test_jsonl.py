@@ -1,4 +1,4 @@
-"""JSON as rows: any objects become rows, whatever they hold, and any range of them reads the same."""
+"""JSON as rows: objects with any values become rows, and any range of rows reads the same."""
 
 import hashlib
 import io
@@ -38,7 +38,7 @@ def table(content: bytes, start: int = 0, stop: int = 10**9, required: pa.Field 
 
 
 def whole(value: Any) -> Any:
-    """The value with U+FFFD in place of every lone surrogate; two that are a pair are the character they stand for."""
+    """Replace every lone surrogate in a value by U+FFFD, and every pair by its character."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
@@ -47,7 +47,7 @@ def whole(value: Any) -> Any:
 
 
 def kind_of(values: list[Any], depth: int = 0) -> pa.DataType:
-    """The type of a column of these values, found from all of them together."""
+    """Return the type of a column of these values, determined from all values at once."""
     values = [value for value in values if value is not None]
     kinds = {type(value) for value in values}
     if not values:
@@ -70,7 +70,7 @@ def kind_of(values: list[Any], depth: int = 0) -> pa.DataType:
 
 
 def expected(value: Any, kind: pa.DataType) -> Any:
-    """A value as it is read back from a column of that type."""
+    """Return a value as it is read back from a column of this type."""
     if value is None:
         return None
     if isinstance(kind, pa.JsonType):
@@ -112,7 +112,7 @@ def test_types_of_several_files_are_those_of_one(rows: list[dict[str, Any]], cut
 
 @settings(max_examples=100, deadline=None)
 @given(ROWS, st.lists(BLANK_LINES, max_size=4), st.integers(0, 12), st.integers(0, 12), st.integers(1, 5), st.data())
-def test_any_range_is_that_of_the_whole(
+def test_any_range_equals_that_range_of_the_whole(
     rows: list[dict[str, Any]], blank: list[bytes], start: int, stop: int, batch: int, data: st.DataObject
 ) -> None:
     rows = [*rows, {"text": "there"}]
@@ -149,7 +149,7 @@ def test_any_range_is_that_of_the_whole(
         ([None, None], pa.null()),
     ],
 )
-def test_types_are_those_of_all_values(values: list[Any], kind: pa.DataType) -> None:
+def test_a_type_holds_all_values(values: list[Any], kind: pa.DataType) -> None:
     rows = [{"x": value, "text": ""} for value in values]
     assert scan(io.BytesIO(written(rows)), TEXT).types == {"x": kind, "text": pa.string()}
 
@@ -160,7 +160,7 @@ def test_values_of_several_types_become_json() -> None:
     assert read.column("x").to_pylist() == ['"a"', "1", str(2**70), None, '[1, "é"]', '{"b": null}', "true", "0.5"]
 
 
-def test_a_value_that_does_not_fit_is_refused_with_its_line() -> None:
+def test_a_value_that_does_not_fit_is_refused_with_its_object_number() -> None:
     schema = plain({"text": pa.string(), "x": pa.struct([("a", pa.list_(pa.int64()))])})
     for value, said in ((1, "a number"), ({"a": [1, "b"]}, "text"), ({"b": 1}, "an object"), ({"a": True}, "true or")):
         content = written([{"x": {"a": [1]}}, {"text": 5}]) + b"\n" + written([{"x": value}])
@@ -168,7 +168,7 @@ def test_a_value_that_does_not_fit_is_refused_with_its_line() -> None:
             list(rows_between(io.BytesIO(content), 0, 9, schema, "text"))
 
 
-def test_columns_stand_in_the_order_of_first_sight() -> None:
+def test_columns_are_in_the_order_of_first_occurrence() -> None:
     content = written([{"b": 1}, {"text": "t", "a": 1}, {"c": 1, "b": 2}])
     assert list(scan(io.BytesIO(content), TEXT).types) == ["b", "text", "a", "c"]
 
@@ -181,8 +181,8 @@ def test_the_digest_is_of_the_content() -> None:
 @pytest.mark.parametrize(
     ("value", "told"), [(1, "a number"), (["a"], "a list"), ({"a": "b"}, "an object"), (True, "true or false")]
 )
-def test_only_text_is_text(value: Any, told: str) -> None:
-    with pytest.raises(MalformedError, match=f"^holds {told} in column `text`, not text; name one that does"):
+def test_other_values_in_the_text_column_become_null(value: Any, told: str) -> None:
+    with pytest.raises(MalformedError, match=f"^holds {told} in column `text`, not text; name a column that does"):
         scan(io.BytesIO(written([{"text": value}, {"text": None}, {}])), TEXT)
     assert table(written([{"text": value}, {"text": "a"}])).column("text").to_pylist() == [None, "a"]
 
@@ -196,17 +196,19 @@ def test_only_text_is_text(value: Any, told: str) -> None:
         ([], {"text": pa.string()}),
     ],
 )
-def test_nulls_are_text_where_the_key_is_there(rows: list[dict[str, Any]], types: dict[str, pa.DataType]) -> None:
+def test_the_text_column_exists_if_any_row_has_the_key(
+    rows: list[dict[str, Any]], types: dict[str, pa.DataType]
+) -> None:
     assert scan(io.BytesIO(written(rows)), TEXT).types == types
 
 
-def test_only_lists_of_integers_are_tokens() -> None:
+def test_values_other_than_lists_of_integers_become_null_tokens() -> None:
     values = [[1, 2**40], [], None, "a", [1, None], [1.0], [True], [2**63], [[1]], 5]
     read = table(written([{"ids": value} for value in values]), required=IDS).column("ids").to_pylist()
     assert read == [[1, 2**40], [], *[None] * 8]
 
 
-def test_a_batch_has_so_many_bytes_as_far_as_single_rows_allow() -> None:
+def test_batches_are_bounded_in_bytes_unless_a_row_is_larger() -> None:
     lengths = [10_000_000, 1, 1_500_000, 1_500_000, 1, 3_000_000, *[5] * 5000]
     content = written([{"text": "a" * length} for length in lengths])
     read = list(rows_between(io.BytesIO(content), 0, len(lengths), pa.schema([TEXT]), "text"))

@@ -1,4 +1,4 @@
-"""The ledger: receipts that count, shards that are published, and what is written is what is read."""
+"""The ledger: valid receipts, published shards, and records that are read as they were written."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def finish(ledger: Ledger, unit: int) -> Receipt:
-    """Puts a shard in place, then its receipt."""
+    """Write a shard, then its receipt."""
     receipt = Receipt(
         unit=unit,
         shard=f"train-{unit:05d}-of-00003.parquet",
@@ -40,7 +40,7 @@ def test_a_plan_is_read_as_it_was_written(ledger: Ledger) -> None:
     assert ledger.plan() == plan and plan.rows == [2, 3]
 
 
-def test_a_receipt_counts_with_its_shard_at_its_size(ledger: Ledger) -> None:
+def test_a_receipt_is_valid_only_with_a_shard_of_its_size(ledger: Ledger) -> None:
     kept, gone, cut = (finish(ledger, unit) for unit in range(3))
     (ledger.subset.data / gone.shard).unlink()
     (ledger.subset.data / cut.shard).write_bytes(b"shar")
@@ -78,7 +78,7 @@ def test_notes_come_in_the_order_of_their_units(ledger: Ledger) -> None:
     assert ledger.quarantined() == notes
 
 
-def test_units_whose_shards_are_published_count_as_done(ledger: Ledger) -> None:
+def test_units_with_published_shards_are_finished(ledger: Ledger) -> None:
     here, published = finish(ledger, 0), finish(ledger, 1)
     ledger.write_published([published])
     assert ledger.finished() == {0} and ledger.finished(staging=True) == {0, 1}
@@ -87,7 +87,7 @@ def test_units_whose_shards_are_published_count_as_done(ledger: Ledger) -> None:
     assert ledger.published() == [published, here] and ledger.unpublished() == []
 
 
-def test_a_staging_folder_becomes_an_output_with_a_line(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+def test_turning_a_staging_folder_into_an_output_is_logged(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
     ledger.end_staging()
     assert caplog.text == ""
     ledger.write_published([finish(ledger, 1)])

@@ -49,16 +49,16 @@ def test_any_columns_of_the_files_are_read(dataset: AnnotatedDataset) -> None:
         assert row["mean_entropy"] == (pytest.approx(np.mean(given)) if given else None)
 
 
-def test_columns_that_are_not_there_are_named_beside_those_that_are(dataset: AnnotatedDataset) -> None:
+def test_missing_columns_are_named_with_existing_ones(dataset: AnnotatedDataset) -> None:
     there = "input_ids, entropy, num_tokens, mean_entropy"
     with pytest.raises(ValueError, match=f"no column dump, text; it has {there}"):
         labelled_rows(dataset, ("text", "input_ids", "dump"))
     with pytest.raises(ValueError, match="no column expected_entropy"):
         labelled_windows(dataset, PACKINGS[0], label="expected_entropy")
-    with pytest.raises(ValueError, match="`num_tokens` is no column of labels"):
+    with pytest.raises(ValueError, match="`num_tokens` is not a column of labels"):
         labelled_windows(dataset, PACKINGS[0], label="num_tokens")
     for columns in ((), ("entropy", "entropy")):
-        with pytest.raises(ValueError, match="at least one, and each once"):
+        with pytest.raises(ValueError, match="at least one column, and each only once"):
             labelled_rows(dataset, columns)
 
 
@@ -69,7 +69,7 @@ def test_columns_that_are_not_there_are_named_beside_those_that_are(dataset: Ann
     shuffled_rows=st.integers(1, 5),
     epochs=st.integers(1, 3),
 )
-def test_ranks_share_each_epoch_equally_whatever_their_number(
+def test_any_number_of_ranks_divide_each_epoch_equally(
     dataset: AnnotatedDataset, ranks: int, seed: int | None, shuffled_rows: int, epochs: int
 ) -> None:
     order: dict[str, Any] = {"seed": seed, "shuffled_rows": 1 if seed is None else shuffled_rows}
@@ -85,7 +85,7 @@ def test_ranks_share_each_epoch_equally_whatever_their_number(
         assert seed is not None or whole == TOKENS
 
 
-def test_a_seed_shuffles_row_groups_anew_each_epoch_and_gives_the_same_order_again(dataset: AnnotatedDataset) -> None:
+def test_a_seed_shuffles_row_groups_differently_each_epoch_and_reproducibly(dataset: AnnotatedDataset) -> None:
     first, again, other = (
         documents(islice(labelled_rows(dataset, reading=Reading(seed=seed)), 2 * len(TOKENS))) for seed in (1, 1, 2)
     )
@@ -95,7 +95,7 @@ def test_a_seed_shuffles_row_groups_anew_each_epoch_and_gives_the_same_order_aga
     assert all(any((*map(tuple, one[at : at + 3]),) == group for at in range(len(one))) for group in groups)
 
 
-def test_rows_are_shuffled_within_their_row_group_and_so_many_at_a_time(tmp_path: Path) -> None:
+def test_a_given_number_of_rows_is_shuffled_within_a_row_group(tmp_path: Path) -> None:
     write_annotated(tmp_path, [[token] for token in range(100)], [[0.0]] * 100)
     read = documents(
         labelled_rows(find_annotations(str(tmp_path)), reading=Reading(seed=0, shuffled_rows=30, epochs=1))
@@ -116,7 +116,7 @@ def test_the_windows_of_one_rank_are_the_documents_end_to_end(dataset: Annotated
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 5), (4, 17), (8, 9), (20, None)])
 @pytest.mark.parametrize("order", [{}, {"seed": 3, "shuffled_rows": 2}])
-def test_a_part_of_the_rows_is_read_by_all_ranks(
+def test_all_ranks_together_read_the_selected_rows(
     dataset: AnnotatedDataset, start: int, stop: int | None, order: dict[str, Any]
 ) -> None:
     part: dict[str, Any] = {"start": start, "stop": stop, "epochs": 2, **order}
@@ -126,7 +126,7 @@ def test_a_part_of_the_rows_is_read_by_all_ranks(
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_windows_without_end_hold_epoch_after_epoch(dataset: AnnotatedDataset, packing: Packing) -> None:
+def test_endless_windows_hold_epoch_after_epoch(dataset: AnnotatedDataset, packing: Packing) -> None:
     rows = labelled_rows(dataset, reading=Reading(seed=5))
     packed = packing.windows((row["input_ids"], row["entropy"]) for row in rows)
     found = list(islice(labelled_windows(dataset, packing, Reading(seed=5)), 80))
@@ -141,11 +141,11 @@ def test_windows_without_end_hold_epoch_after_epoch(dataset: AnnotatedDataset, p
         ({"rank": 2, "ranks": 2}, "no rank 2 of 2"),
         ({"rank": -1}, "no rank -1 of 1"),
         ({"seed": -1}, "seed must be at least 0, not -1"),
-        ({"shuffled_rows": 3}, "needs a seed above; it is 3"),
+        ({"shuffled_rows": 3}, "above 1 needs a seed, not 3"),
         ({"seed": 0, "shuffled_rows": 0}, "shuffled_rows must be at least 1"),
         ({"epochs": 0}, "epochs must be at least 1"),
-        ({"start": -1}, "rows from -1 to None are none"),
-        ({"start": 3, "stop": 3}, "rows from 3 to 3 are none"),
+        ({"start": -1}, "no rows from -1 to None"),
+        ({"start": 3, "stop": 3}, "no rows from 3 to 3"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], told: str) -> None:
@@ -158,14 +158,14 @@ def test_more_ranks_than_rows_are_refused(dataset: AnnotatedDataset) -> None:
         labelled_rows(dataset, reading=Reading(ranks=24))
 
 
-def test_nothing_but_empty_documents_is_told_and_does_not_go_on_for_ever(tmp_path: Path) -> None:
+def test_a_dataset_of_empty_documents_is_refused_instead_of_read_forever(tmp_path: Path) -> None:
     dataset = find_annotations(str(write_annotated(tmp_path, [[], []], [[], []])))
     for packing in (CutAtEnd(length=4), BestFit(length=4)):
         with pytest.raises(ValueError, match="every document is empty"):
             next(labelled_windows(dataset, packing))
 
 
-def test_labels_that_are_not_one_a_token_are_refused(tmp_path: Path) -> None:
+def test_a_number_of_labels_other_than_that_of_tokens_is_refused(tmp_path: Path) -> None:
     write_annotated(tmp_path, [[1, 2], [3, 4], [5], [6, 7]], [[1.0, 2.0], [1.0, 2.0], [1.0], [1.0]])
     sound, damaged = (
         labelled_rows(find_annotations(str(tmp_path)), reading=Reading(rank=rank, ranks=2, epochs=1)) for rank in (0, 1)
@@ -190,7 +190,7 @@ for row in labelled_rows(find_annotations("hf://datasets/user/name"), reading=Re
 
 
 def test_a_rank_reads_its_part_from_the_hub(dataset: AnnotatedDataset, tmp_path: Path) -> None:
-    """In another process, since the Hub's clients read their environment once."""
+    """This runs in another process, since the Hub's clients read their environment only once."""
     folder = Path(dataset.source)
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with hub_server() as hub:

@@ -30,7 +30,7 @@ def test_ranks_partition_the_rows_into_equal_parts(shards: list[list[int]], rank
 
 @settings(max_examples=200, deadline=None)
 @given(shards=SHARDS, ranks=st.integers(1, 70))
-def test_a_run_lies_in_one_row_group_and_few_groups_are_split(shards: list[list[int]], ranks: int) -> None:
+def test_a_row_range_is_in_one_row_group_and_few_groups_are_split(shards: list[list[int]], ranks: int) -> None:
     groups = list(row_groups(shards))
     runs = [run for rank in range(ranks) for run in rows_of_rank(groups, rank, ranks)]
     for run in runs:

@@ -1,4 +1,4 @@
-"""Readers that stop, in the middle, with an error or in another process, and go on."""
+"""Readers that stop in the middle, with an error or in another process, and resume."""
 
 import json
 import pickle
@@ -33,7 +33,7 @@ def read_by(dataset: AnnotatedDataset, packing: Packing | None, **order: Any) ->
 
 @pytest.mark.parametrize("order", [{}, {"seed": 3, "rank": 1, "ranks": 2}, {"seed": 3, "shuffled_rows": 3}])
 @pytest.mark.parametrize("packing", [None, *PACKINGS])
-def test_reading_goes_on_from_everywhere_as_if_it_had_not_stopped(
+def test_reading_resumes_from_every_position_with_the_same_items(
     dataset: AnnotatedDataset, packing: Packing | None, order: dict[str, Any]
 ) -> None:
     reader = read_by(dataset, packing, **order)
@@ -71,7 +71,7 @@ def test_a_state_of_other_settings_or_another_dataset_is_refused(dataset: Annota
     write_annotated(tmp_path, TOKENS, LABELS, shards=3, share=0.5)
     with pytest.raises(ValueError, match="dataset_sha256"):
         read_by(find_annotations(str(tmp_path)), PACKINGS[0], **whole).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"no state of a reader: it lacks .*rows, within"):
+    with pytest.raises(ValueError, match=r"not the state of a reader: it lacks .*rows, within"):
         read_by(dataset, PACKINGS[0], **whole).load_state_dict({"rank": 0})
 
 
@@ -95,17 +95,17 @@ def test_after_an_error_the_next_item_is_the_one_that_failed(tmp_path: Path, pac
     last, away = Path(dataset.shards[2].url), tmp_path / "away"
     reader, found = read_by(dataset, packing), list[Any]()
     last.rename(away)
-    with pytest.raises(FileNotFoundError, match="is gone"):
+    with pytest.raises(FileNotFoundError, match="has disappeared"):
         for item in reader:
             found.append(item)
-    with pytest.raises(FileNotFoundError, match="is gone"):
+    with pytest.raises(FileNotFoundError, match="has disappeared"):
         next(reader)
     away.rename(last)
     assert 0 < len(found) < len(expected)
     assert_same([*found, *reader], expected)
 
 
-def test_closing_leaves_the_next_item_the_next(dataset: AnnotatedDataset) -> None:
+def test_closing_does_not_change_the_next_item(dataset: AnnotatedDataset) -> None:
     reader = labelled_rows(dataset)
     assert next(reader)["input_ids"].tolist() == TOKENS[0]
     reader.close()
@@ -123,14 +123,14 @@ print(next(windows).input_ids_T.tolist())
 """
 
 
-def test_a_reader_that_is_left_in_the_middle_ends_with_its_process(dataset: AnnotatedDataset) -> None:
+def test_an_unfinished_reader_does_not_keep_its_process_alive(dataset: AnnotatedDataset) -> None:
     command = [sys.executable, "-c", EXIT_SCRIPT, dataset.source]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, f"{[*range(1, 9)]}\n", "")
 
 
 class Windows(IterableDataset[PackedWindow]):
-    """As a user of torch's loader writes it."""
+    """A dataset as a user of torch's DataLoader would write it."""
 
     def __init__(self, dataset: AnnotatedDataset, packing: Packing) -> None:
         self.dataset, self.packing = dataset, packing
@@ -143,7 +143,7 @@ class Windows(IterableDataset[PackedWindow]):
         return labelled_windows(self.dataset, self.packing, Reading(rank=worker.id, ranks=worker.num_workers, epochs=1))
 
 
-def test_a_torch_loader_stacks_windows_and_goes_on_from_a_state(dataset: AnnotatedDataset) -> None:
+def test_a_torch_loader_stacks_windows_and_resumes_from_a_state(dataset: AnnotatedDataset) -> None:
     packing = CutAtEnd(length=8, separator=0)
     whole = [*DataLoader(Windows(dataset, packing), batch_size=4)]
     assert isinstance(whole[0], PackedWindow) and [tuple(each.shape) for each in whole[0]] == [(4, 8)] * 3
@@ -163,6 +163,6 @@ def test_workers_of_a_torch_loader_are_ranks(dataset: AnnotatedDataset) -> None:
     assert sorted(ids) == [*chain(*TOKENS)]
 
 
-def test_a_reader_that_has_not_begun_goes_to_another_process(dataset: AnnotatedDataset) -> None:
+def test_a_reader_that_has_not_begun_can_be_pickled(dataset: AnnotatedDataset) -> None:
     reader = labelled_windows(dataset, PACKINGS[0], Reading(epochs=1))
     assert_same(list(pickle.loads(pickle.dumps(reader))), list(reader))  # noqa: S301

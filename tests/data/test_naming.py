@@ -1,4 +1,4 @@
-"""Public names of inputs, and the line that loads a dataset as Python and `datasets` understand it."""
+"""Public names of inputs, and the call that loads a dataset, as understood by Python and `datasets`."""
 
 import ast
 import os
@@ -54,7 +54,7 @@ def test_a_path_is_never_published(named: str) -> None:
         (["/home/a.txt"], "1 local file"),
     ],
 )
-def test_local_files_are_a_number_and_a_folder_that_is_nobodys_home(
+def test_local_files_are_named_by_number_and_folder_but_never_a_home_folder(
     paths: list[str], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
@@ -63,7 +63,7 @@ def test_local_files_are_a_number_and_a_folder_that_is_nobodys_home(
 
 
 @given(st.lists(PATHS, min_size=1, max_size=30), st.integers(0, 20))
-def test_any_number_of_inputs_has_a_few_names_without_a_path(paths: list[str], remote: int) -> None:
+def test_any_number_of_inputs_gets_few_names_without_paths(paths: list[str], remote: int) -> None:
     elsewhere = [f"https://host/{number}.parquet" for number in range(remote)]
     names = named_inputs([*elsewhere, *paths], local(*paths, *elsewhere))
     assert len(names) <= MOST_NAMED + 2 and list(names[:remote])[:MOST_NAMED] == elsewhere[:MOST_NAMED]
@@ -71,7 +71,7 @@ def test_any_number_of_inputs_has_a_few_names_without_a_path(paths: list[str], r
     assert (f"{remote - MOST_NAMED:,} more" in names) == (remote > MOST_NAMED)
 
 
-def test_of_the_paths_that_older_versions_wrote_the_last_part_is_shown() -> None:
+def test_only_the_last_part_is_shown_of_paths_that_older_versions_recorded() -> None:
     assert public_names(["/home/ann/in.parquet", "notes/*.txt", URL]) == ("in.parquet", "notes/*.txt", URL)
     assert public_names([f"/home/ann/{number}.txt" for number in range(1000)])[-2:] == ("3.txt", "996 more")
 
@@ -93,7 +93,7 @@ def test_of_the_paths_that_older_versions_wrote_the_last_part_is_shown() -> None
         (URL, None),
     ],
 )
-def test_a_url_is_written_down_without_parameters_that_may_let_anybody_in(url: str, written: str | None) -> None:
+def test_a_url_is_recorded_without_parameters_that_may_grant_access(url: str, written: str | None) -> None:
     assert recorded([url]) == (written or url,)
     if not is_local(url):
         assert named_inputs([url], []) == (written or url,)
@@ -112,7 +112,7 @@ def written(folder: Path) -> Path:
 
 
 def called(line: str) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """What the line gives to `load_dataset`."""
+    """Return the arguments that the call passes to `load_dataset`."""
     (call,) = ast.parse(line).body
     assert isinstance(call, ast.Expr) and isinstance(call.value, ast.Call)
     places = tuple(ast.literal_eval(one) for one in call.value.args)
@@ -120,14 +120,14 @@ def called(line: str) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 
 @given(st.text(), st.sampled_from(["main", "draft", 'a"b']))
-def test_the_line_names_the_place_whatever_is_in_its_name(place: str, revision: str) -> None:
+def test_the_call_names_the_location_whatever_its_name_contains(place: str, revision: str) -> None:
     branch = {} if revision == "main" else {"revision": revision}
     assert called(load_call(place, "exact", revision)) == ((place, "exact"), {"split": "train", **branch})
     assert "\n" not in load_call(place, "exact", revision)
 
 
 @pytest.mark.parametrize("name", LOADABLE)
-def test_a_folder_that_is_not_refused_is_loaded_by_its_line(
+def test_a_folder_that_is_accepted_can_be_loaded_by_its_call(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""Files of strangers' folders: which are theirs, and what may be in them."""
+"""Files of untrusted folders: which belong to the folder, and what they may contain."""
 
 import os
 from pathlib import Path
@@ -26,11 +26,11 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path, target: str) -> Non
     for file in ("secret", "blobs/secret"):
         (tmp_path / file).write_text("{}", encoding="utf-8")
     (folder / "a.json").symlink_to(target)
-    with pytest.raises(ValueError, match="outside of its folder; put a copy in its place"):
+    with pytest.raises(ValueError, match="outside its folder; replace it with a copy"):
         own_file(folder, "a.json")
 
 
-def test_snapshots_of_the_hubs_cache_may_link_to_its_blobs_alone(tmp_path: Path) -> None:
+def test_snapshots_of_the_hubs_cache_may_link_only_to_its_blobs(tmp_path: Path) -> None:
     for folder in ("snapshots/0a/fold-0-of-2", "blobs", "refs"):
         (tmp_path / folder).mkdir(parents=True)
     for place in ("blobs/b", "refs/main"):
@@ -40,12 +40,12 @@ def test_snapshots_of_the_hubs_cache_may_link_to_its_blobs_alone(tmp_path: Path)
     (snapshot / "fold-0-of-2" / "a").symlink_to("../../../blobs/b")
     (snapshot / "b").symlink_to("../../refs/main")
     assert own_file(snapshot, "a") and own_file(snapshot / "fold-0-of-2", "a")
-    with pytest.raises(ValueError, match="outside of its folder"):
+    with pytest.raises(ValueError, match="outside its folder"):
         own_file(snapshot, "b")
 
 
-def test_what_is_no_plain_file_is_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
+def test_anything_but_a_plain_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait forever
     (tmp_path / "folder").mkdir()
     (tmp_path / "broken").symlink_to("absent")
     for name in ("pipe", "folder", "broken"):
@@ -53,7 +53,7 @@ def test_what_is_no_plain_file_is_refused(tmp_path: Path) -> None:
             own_file(tmp_path, name)
 
 
-def test_no_more_is_read_than_a_file_may_have(tmp_path: Path) -> None:
+def test_a_file_beyond_the_size_limit_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_bytes(b"{}" + b" " * 8)
     assert read_bounded(file, 10) == file.read_bytes() and read_object(file, 10) == {}
@@ -69,11 +69,11 @@ def test_no_more_is_read_than_a_file_may_have(tmp_path: Path) -> None:
         (b"{", "is not JSON"),
         (b"[1]", "holds no JSON object"),
         (b"5", "holds no JSON object"),
-        (b"[" * 10**6, "nested too deep"),
+        (b"[" * 10**6, "nested too deeply"),
         (b"9" * 5000, "is not JSON"),
     ],
 )
-def test_what_is_no_json_object_is_refused_by_name(tmp_path: Path, content: bytes, says: str) -> None:
+def test_anything_but_a_json_object_is_refused_by_name(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=f"a.json.* {says}"):
         read_object(tmp_path / "a.json")

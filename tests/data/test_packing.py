@@ -1,4 +1,4 @@
-"""Documents in windows: every token and its label once, borders told, and the same from any window on."""
+"""Documents packed into windows: every token and label once, with borders, and resumable after any window."""
 
 import math
 from itertools import chain, pairwise
@@ -29,7 +29,7 @@ FITTED = st.builds(BestFit, length=st.integers(1, 12), separator=SEPARATORS, buf
 
 
 def documents_of(lengths: list[int]) -> list[Document]:
-    """No two tokens are the same; the label of each follows from it, and every third has none."""
+    """Make documents of distinct tokens; a token determines its label, and every third token has none."""
     ids = np.split(np.arange(1, sum(lengths) + 1, dtype=np.int32), np.cumsum(lengths)[:-1]) if lengths else []
     return [(tokens_N, np.where(tokens_N % 3 == 0, np.nan, -tokens_N / 8).astype(np.float32)) for tokens_N in ids]
 
@@ -40,7 +40,7 @@ def separated(documents: list[Document], separator: int | None) -> list[list[int
 
 
 def pieces_of(window: PackedWindow) -> list[list[int]]:
-    """What the window holds, by `document_T`."""
+    """Split a window's tokens by `document_T`."""
     numbers = window.document_T[window.document_T != PADDING]
     assert numbers.tolist() == sorted(numbers) and set(numbers.tolist()) == set(range(len(set(numbers.tolist()))))
     return [window.input_ids_T[window.document_T == number].tolist() for number in sorted(set(numbers.tolist()))]
@@ -48,7 +48,7 @@ def pieces_of(window: PackedWindow) -> list[list[int]]:
 
 @settings(max_examples=200, deadline=None)
 @given(lengths=LENGTHS, packing=CUT | FITTED)
-def test_every_token_comes_once_in_its_document_with_its_label(lengths: list[int], packing: Packing) -> None:
+def test_every_token_appears_once_in_its_document_with_its_label(lengths: list[int], packing: Packing) -> None:
     documents = documents_of(lengths)
     windows = [packed.window for packed in packing.windows(documents)]
     pieces = [piece for window in windows for piece in pieces_of(window)]
@@ -101,9 +101,7 @@ def test_windows_cut_at_their_ends_are_the_documents_end_to_end(lengths: list[in
 
 @settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, packing=FITTED)
-def test_best_fit_cuts_only_what_is_longer_than_a_window_and_only_whole_windows_off(
-    lengths: list[int], packing: BestFit
-) -> None:
+def test_best_fit_cuts_only_whole_windows_off_longer_documents(lengths: list[int], packing: BestFit) -> None:
     documents = documents_of(lengths)
     pieces = [piece for packed in packing.windows(documents) for piece in pieces_of(packed.window)]
     expected = [
@@ -115,7 +113,7 @@ def test_best_fit_cuts_only_what_is_longer_than_a_window_and_only_whole_windows_
 
 
 def slow_best_fit(sizes: list[int], room: int) -> list[list[int]]:
-    """Looks through all windows for each piece; of equal rooms the window that was opened first."""
+    """Search all windows for each piece; of windows with equal room, take the first one opened."""
     windows: list[list[int]] = []
     for piece in sorted(range(len(sizes)), key=lambda piece: (-sizes[piece], piece)):
         left = [room - sum(sizes[other] for other in window) for window in windows]
@@ -135,7 +133,7 @@ def test_best_fit_chooses_the_window_with_the_least_room(sizes: list[int]) -> No
 
 @settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, packing=CUT | OVERLAPPING | FITTED, data=st.data())
-def test_packing_goes_on_after_any_window(lengths: list[int], packing: Packing, data: st.DataObject) -> None:
+def test_packing_resumes_after_any_window(lengths: list[int], packing: Packing, data: st.DataObject) -> None:
     documents = documents_of(lengths)
     whole = list(packing.windows(documents))
     if whole:
@@ -151,7 +149,7 @@ def test_packing_goes_on_after_any_window(lengths: list[int], packing: Packing, 
 
 @settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, packing=CUT | FITTED)
-def test_borders_and_positions_say_what_the_documents_say(lengths: list[int], packing: Packing) -> None:
+def test_borders_and_positions_agree_with_the_documents(lengths: list[int], packing: Packing) -> None:
     windows = [packed.window for packed in packing.windows(documents_of(lengths))]
     document_BT = np.stack([np.full(packing.length, PADDING), *(window.document_T for window in windows)])
     positions_BT, borders = position_ids(document_BT), document_borders(document_BT)

@@ -1,4 +1,4 @@
-"""Rows of Parquet: any range of them, in memory that is bounded, valid text, and damage that is noticed."""
+"""Rows of Parquet: any range in bounded memory, with valid text, and damage is noticed."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def texts_of(read: list[pa.RecordBatch]) -> list[str | None]:
 
 
 def truncated_parquet(file: Path) -> None:
-    """The footer is whole, rows before it are not."""
+    """Write a file with a complete footer, but incomplete rows before it."""
     pq.write_table(pa.table({"text": [f"{row} " * 50 for row in range(100)]}), file)
     content = file.read_bytes()
     file.write_bytes(content[:40] + bytes(200) + content[240:])
@@ -47,7 +47,7 @@ def truncated_parquet(file: Path) -> None:
     st.integers(0, 45),
     st.integers(1, 7),
 )
-def test_rows_are_those_of_the_whole_table(
+def test_any_rows_equal_those_of_the_whole_table(
     tmp_path_factory: pytest.TempPathFactory,
     texts: list[str | None],
     row_group: int,
@@ -72,7 +72,7 @@ def test_rows_are_those_of_the_whole_table(
 
 @pytest.mark.parametrize("use_dictionary", [True, False])
 def test_batches_are_bounded_whatever_the_lengths(tmp_path: Path, use_dictionary: bool) -> None:
-    """A long row among short ones, and one that is stored once and repeated."""
+    """A long row is among short ones, and a long value is stored once but repeated."""
     texts = ["a" * 10_000_000, *["b" * 10] * 300, *["c" * 700_000] * 20, "d"]
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=use_dictionary)
     parts = read(found(tmp_path / "a.parquet"))
@@ -82,7 +82,7 @@ def test_batches_are_bounded_whatever_the_lengths(tmp_path: Path, use_dictionary
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
-def test_text_that_is_not_unicode_is_replaced_and_the_rest_stays(tmp_path: Path, kind: pa.DataType) -> None:
+def test_text_that_is_not_unicode_is_replaced_and_the_rest_is_kept(tmp_path: Path, kind: pa.DataType) -> None:
     stored = [b"a\xffb", b"\xed\xa0\x80", "naïve\0".encode(), None, b""]
     raw = pa.array(stored, pa.large_binary() if kind == pa.large_string() else pa.binary())
     pq.write_table(pa.table({"text": raw.view(kind)}), tmp_path / "a.parquet")
@@ -110,7 +110,7 @@ def test_views_are_read_as_plain_types(tmp_path: Path) -> None:
 
 
 def test_batches_of_views_are_as_large_as_others(tmp_path: Path) -> None:
-    """A slice of views counts the bytes of all that they were cut from."""
+    """`nbytes` of a slice of views counts the bytes of the whole."""
     table = pa.table({"text": pa.array([f"{row} " * 30_000 for row in range(100)])})
     pq.write_table(table, tmp_path / "plain.parquet")
     pq.write_table(table.cast(pa.schema([("text", pa.string_view())])), tmp_path / "views.parquet")
@@ -137,8 +137,8 @@ def test_damaged_rows_name_their_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("checksums", [True, False])
-def test_pages_are_held_against_their_checksums_where_they_have_some(tmp_path: Path, checksums: bool) -> None:
-    """A plain page without compression, in which any change is another text."""
+def test_pages_with_checksums_are_verified(tmp_path: Path, checksums: bool) -> None:
+    """In a plain page without compression, any change results in another text."""
     path, plain = tmp_path / "a.parquet", {"use_dictionary": False, "compression": "none"}
     pq.write_table(pa.table({"text": ["a plain text"]}), path, write_page_checksum=checksums, **plain)
     assert texts_of(read(found(path))) == ["a plain text"]
@@ -146,12 +146,12 @@ def test_pages_are_held_against_their_checksums_where_they_have_some(tmp_path: P
     if not checksums:
         assert texts_of(read(found(path))) == ["a plane text"]
         return
-    with pytest.raises(DamagedError, match=r"a\.parquet is not a readable Parquet file: .*; write or fetch it again"):
+    with pytest.raises(DamagedError, match=r"a\.parquet is not a readable Parquet file: .*; write or download it"):
         read(found(path))
 
 
-def test_a_footer_whose_columns_are_damaged_does_not_end_the_process(tmp_path: Path) -> None:
-    """pyarrow's metadata of a column does for some bytes; in a process of its own, should reading do so."""
+def test_a_footer_with_damaged_columns_does_not_end_the_process(tmp_path: Path) -> None:
+    """pyarrow's metadata of a column ends the process for some bytes, so this test reads in another process."""
     path = tmp_path / "a.parquet"
     lists = [[row] * (row % 3) for row in range(50)]
     pq.write_table(pa.table({"text": ["text"] * 50, "input_ids": lists}), path)
@@ -207,7 +207,7 @@ def test_first_pages_are_where_pyarrow_finds_them(tmp_path: Path, dictionary: bo
 
 
 def test_rows_that_repeat_a_long_value_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The footer tells the size of a dictionary once, and eight rows of it were read at a time."""
+    """The footer counts a dictionary's value only once, however many rows repeat it."""
     monkeypatch.setattr("pipeline.data.parquet.BYTES_READ", 3 * 10**6)
     monkeypatch.setattr("pipeline.data.parquet.BATCH_BYTES", 2**40)
     monkeypatch.setattr("pipeline.data.iterators.BATCH_BYTES", 0)
@@ -232,5 +232,5 @@ def test_a_page_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("header", [b"", b"\x15", b"\x15\xff\xff", b"PAR1", b"\x15" + b"\xff" * 40])
-def test_what_is_no_header_tells_nothing(header: bytes) -> None:
+def test_an_invalid_header_has_size_zero(header: bytes) -> None:
     assert parquet._kind_and_size(header)[1] == 0

@@ -1,4 +1,4 @@
-"""Stores that fail: one kind of error, which names the file, and never a file that is whole called damaged."""
+"""Stores that fail: one kind of error, which names the file; an intact file is never called damaged."""
 
 import gzip
 import json
@@ -18,7 +18,9 @@ from pipeline.data.files import find_files
 from tests.file_server import Faults, FileHandler, file_server, serving
 
 TEXT, SCHEMA = Column(), pa.schema([("text", pa.string())])
-TEXTS = [f"{row} " * 400 for row in range(4000)]  # 8 MB, which no reader has whole when it gives the first rows
+TEXTS = [
+    f"{row} " * 400 for row in range(4000)
+]  # 8 MB, which no reader has read completely when it yields the first rows
 
 
 def parquet() -> bytes:
@@ -33,7 +35,7 @@ CONTENT = {"/a.parquet": parquet(), "/b.jsonl": LINES, "/c.jsonl.gz": gzip.compr
 
 @dataclass
 class Store:
-    """A server of CONTENT, and what may be wrong with it."""
+    """A server of CONTENT, and its faults."""
 
     address: str
     faults: Faults
@@ -73,7 +75,7 @@ def go_away(store: Store) -> None:
         (go_away, "Cannot connect to host 127.0.0.1"),
     ],
 )
-def test_a_store_that_fails_between_rows_is_told_from_damage(
+def test_a_store_that_fails_between_rows_is_distinguished_from_damage(
     store: Store, path: str, fail: Callable[[Store], None], reason: str
 ) -> None:
     (file,) = find_files([store.address + path])
@@ -106,12 +108,12 @@ def test_a_store_that_cannot_be_reached_is_named(
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_a_store_that_answers_with_no_file_is_no_failure(store: Store, status: int) -> None:
+def test_a_missing_file_in_a_store_is_not_a_failure_of_the_store(store: Store, status: int) -> None:
     (file,) = find_files([f"{store.address}/a.parquet"])
     store.faults.status = status
     with pytest.raises(ValueError, match=f"no Parquet or JSON lines file at {file.url}: {status}"):
         find_files([file.url])
-    with pytest.raises(FileNotFoundError, match=f"{file.url} is gone since it was found; put it back"):
+    with pytest.raises(FileNotFoundError, match=f"{file.url} has disappeared since it was found; put it back"):
         inspect_file(file, TEXT)
 
 
@@ -123,7 +125,7 @@ def test_a_store_that_may_answer_later_is_a_failure(store: Store, status: int) -
 
 
 class Signed(FileHandler):
-    """Sends every request on to a URL that holds a credential."""
+    """Handler that redirects every request to a URL with a credential."""
 
     files, faults = CONTENT, Faults()
 
@@ -135,7 +137,7 @@ class Signed(FileHandler):
 
 
 @pytest.mark.parametrize("path", CONTENT)
-def test_no_credential_is_told(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_credential_is_shown(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(Signed) as address:
         (file,) = find_files([address + path])
         rows = read_rows(file, 0, len(TEXTS), SCHEMA, TEXT)
@@ -148,7 +150,7 @@ def test_no_credential_is_told(path: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class Slow(FileHandler):
-    """Answers when nobody waits any more."""
+    """Handler that answers after the client's timeout."""
 
     def do_GET(self) -> None:
         time.sleep(1)
@@ -162,7 +164,7 @@ def test_a_store_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 class Whole(FileHandler):
-    """Gives no parts of files."""
+    """Handler that serves only whole files."""
 
     files = CONTENT
 
@@ -170,7 +172,7 @@ class Whole(FileHandler):
         self.answer(200, content, {**headers, "Accept-Ranges": "none"})
 
 
-def test_a_store_without_parts_of_files_gives_lines_alone() -> None:
+def test_only_lines_are_read_from_a_store_that_serves_no_parts_of_files() -> None:
     with serving(Whole) as address:
         table, lines = find_files([f"{address}/a.parquet", f"{address}/c.jsonl.gz"])
         read = [text for rows in read_rows(lines, 0, 9999, SCHEMA, TEXT) for text in rows.column("text").to_pylist()]

@@ -64,7 +64,7 @@ def test_a_file_that_changed_on_the_web_is_refused(web: tuple[str, dict[str, byt
     with pytest.raises(ValueError, match="has changed since"):
         open_file(file)
     del files["/data/b.jsonl"]
-    with pytest.raises(FileNotFoundError, match="is gone since"):
+    with pytest.raises(FileNotFoundError, match="has disappeared since"):
         open_file(file)
 
 
@@ -93,7 +93,7 @@ for named in sys.argv[1:]:
 
 
 def test_datasets_on_the_hub_are_pinned_found_and_read(tmp_path: Path) -> None:
-    """In another process, since the Hub's clients read their environment once."""
+    """This runs in another process, since the Hub's clients read their environment only once."""
     dataset = "hf://datasets/user/name"
     named = [dataset, f"{dataset}/data/*.parquet", f"{dataset}@main/data/deep"]
     missing = [f"{dataset}@gone/data", "hf://datasets/user/other", f"{dataset}/gone.parquet"]

@@ -14,7 +14,7 @@ LETTERS = "▁ abcdefiklnostuwx<>/|[]CLSE0123456789AF"
 
 
 def unigram(*, byte_fallback: bool) -> Tokenizer:
-    """As SentencePiece's models are converted: NFKC, Metaspace, control and byte tokens among the pieces."""
+    """Make a tokenizer as converted from SentencePiece: NFKC, Metaspace, control and byte tokens among the pieces."""
     pieces = [(token, 0.0) for token in (*CONTROL, *(BYTE_TOKENS if byte_fallback else ()))]
     pieces += [(letter, -4.0 - place / 9) for place, letter in enumerate(LETTERS)]
     pieces += [("▁was", -3.0), ("old", -3.5), ("li", -3.0), ("ne", -3.2)]
@@ -34,7 +34,7 @@ def unsplit() -> Tokenizer:
 
 
 def word_pieces() -> Tokenizer:
-    """Of words between spaces, so that `[CLS]` is one."""
+    """Make a WordPiece tokenizer that splits only at spaces, so that `[CLS]` is a word."""
     letters = [letter for letter in LETTERS if letter not in "▁ "]
     pieces = [*CONTROL, *letters, *(f"##{letter}" for letter in letters)]
     tokenizer = Tokenizer(models.WordPiece({piece: place for place, piece in enumerate(pieces)}, unk_token="<unk>"))
@@ -50,7 +50,7 @@ def words() -> Tokenizer:
 
 
 def whole_words() -> Tokenizer:
-    """BPE that takes words of the vocabulary whole (`ignore_merges`, as Llama 3's), special ones among them."""
+    """Make a BPE tokenizer with `ignore_merges`, as in Llama 3: it keeps known words whole, even special ones."""
     listed = [*CONTROL, *LETTERS]
     model = models.BPE({piece: place for place, piece in enumerate(listed)}, [], ignore_merges=True)
     tokenizer = Tokenizer(model)
@@ -80,7 +80,7 @@ TEXTS = (
     "[CLS] was [CLS]",
     "was <|endoftext|> old",
     "line<0x0A>end <0xE6>",
-    "\uff1cs\uff1e",  # full-width, which NFKC makes <s>
+    "\uff1cs\uff1e",  # full-width characters that NFKC converts to <s>
 )
 
 
@@ -89,15 +89,15 @@ def test_no_text_is_read_as_a_control_token(kind: str) -> None:
     plain, tokenizer = KINDS[kind](), KINDS[kind]()
     control = {tokenizer.token_to_id(token) for token in CONTROL[1:]}
     read = {text for text in TEXTS if control & set(plain.encode(text, add_special_tokens=False).ids)}
-    assert read, "this tokenizer reads no control token from text: it shows nothing"
+    assert read, "this tokenizer reads no control token from text, so the test is void"
     keep_text(tokenizer)
     for text in TEXTS:
         assert not control & set(tokenizer.encode(text, add_special_tokens=False).ids), text
-    assert set(readable_from_text(tokenizer)) <= {"<unk>"}, "which stands for what has no other token, too"
+    assert set(readable_from_text(tokenizer)) <= {"<unk>"}, "<unk> also represents text without another token"
 
 
 @pytest.mark.parametrize("kind", ["unigram", "unigram with bytes", "without a pre-tokenizer"])
-def test_such_text_is_decoded_as_it_was(kind: str) -> None:
+def test_text_like_control_tokens_is_decoded_unchanged(kind: str) -> None:
     tokenizer = KINDS[kind]()
     keep_text(tokenizer)
     for text in TEXTS[:-1]:
@@ -123,7 +123,7 @@ def test_other_text_is_encoded_as_before(kind: str, text: str) -> None:
         assert ids[0] == ids[1]
 
 
-def test_a_tokenizer_that_needs_no_change_has_none() -> None:
+def test_a_tokenizer_that_needs_no_change_stays_the_same() -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens(["<s>"])

@@ -1,4 +1,4 @@
-"""The documents that are always at hand."""
+"""The built-in sample of documents."""
 
 from pathlib import Path
 from pydoc_data.topics import topics

@@ -1,4 +1,4 @@
-"""Annotated shards: what stands in their rows, and how the Parquet file holds it."""
+"""Annotated shards: the content of their rows, and its storage in Parquet."""
 
 import hashlib
 import math
@@ -66,7 +66,7 @@ def test_rows_hold_tokens_and_rounded_labels(tmp_path_factory: pytest.TempPathFa
 
 @settings(max_examples=50, deadline=None)
 @given(DOCUMENTS)
-def test_scalars_are_counted_over_the_stored_lists(documents: Documents) -> None:
+def test_scalars_are_computed_from_the_stored_lists(documents: Documents) -> None:
     for row in annotated(documents).to_pylist():
         nats = [value for value in row["entropy"] if value is not None]
         assert row["num_tokens"] == len(row["input_ids"])
@@ -94,12 +94,12 @@ def test_only_a_second_order_model_has_expectations() -> None:
 
 
 @pytest.mark.parametrize("name", ["entropy", "num_tokens", "mean_entropy", "expected_entropy"])
-def test_a_source_column_of_our_name_is_refused(name: str) -> None:
+def test_a_source_column_with_the_name_of_ours_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"columns that annotation writes: {name}; rename"):
         annotated_schema(SOURCE.append(pa.field(name, pa.int8())), PROVENANCE)
 
 
-def test_provenance_comes_back_from_the_file(tmp_path: Path) -> None:
+def test_provenance_is_read_back_from_the_file(tmp_path: Path) -> None:
     file = written(tmp_path / "shard.parquet", annotated([[(1, 1.0, 1.0)]]))
     assert Provenance.from_json(file.schema_arrow.metadata[PROVENANCE_KEY].decode()) == PROVENANCE
 
@@ -115,7 +115,7 @@ def test_labels_have_a_dictionary_and_tokens_have_none(tmp_path: Path) -> None:
     assert all(chunk.has_offset_index and chunk.has_column_index for chunk in chunks.values())
 
 
-def test_the_digest_is_that_of_the_file_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_the_digest_is_that_of_the_file_and_no_other_file_is_left(tmp_path: Path) -> None:
     path = tmp_path / "data" / "shard.parquet"
     table = annotated([[(1, 1.0, 1.0)]])
     assert write_shard(path, [table], table.schema) == hashlib.sha256(path.read_bytes()).hexdigest()

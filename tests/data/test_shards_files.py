@@ -1,4 +1,4 @@
-"""Damage to a shard, anywhere in its file, is an error that names the file and the command, never another label."""
+"""Damage anywhere in a shard is an error that names the file and the command; it never changes a label."""
 
 import pickle
 import random
@@ -35,8 +35,8 @@ def read(folder: Path) -> list[bytes]:
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.slow)])
-def test_a_changed_byte_anywhere_in_a_shard_gives_no_other_label(shard: Path, tmp_path: Path, count: int) -> None:
-    """Pages have checksums; their headers and the footer are held by what they describe."""
+def test_a_changed_byte_anywhere_in_a_shard_never_changes_a_label(shard: Path, tmp_path: Path, count: int) -> None:
+    """Pages have checksums; their headers and the footer must agree with the content that they describe."""
     sound, expected, random_byte = shard.read_bytes(), read(tmp_path), random.Random(0)
     found = 0
     for _ in range(count):
@@ -51,7 +51,7 @@ def test_a_changed_byte_anywhere_in_a_shard_gives_no_other_label(shard: Path, tm
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-def test_every_reader_names_the_shard_and_what_mends_it(shard: Path, tmp_path: Path, column: str) -> None:
+def test_every_reader_names_the_shard_and_the_command_that_repairs_it(shard: Path, tmp_path: Path, column: str) -> None:
     group = pq.read_metadata(shard).row_group(0)
     chunk = next(each for each in map(group.column, range(group.num_columns)) if each.path_in_schema.startswith(column))
     content = bytearray(shard.read_bytes())
@@ -70,8 +70,8 @@ def test_every_reader_names_the_shard_and_what_mends_it(shard: Path, tmp_path: P
         parquet.read()
 
 
-def test_a_page_whose_type_is_damaged_is_missed(shard: Path, tmp_path: Path) -> None:
-    """Arrow leaves out pages of a type that it does not know, and their rows with them."""
+def test_a_page_with_a_damaged_type_is_noticed(shard: Path, tmp_path: Path) -> None:
+    """Arrow skips pages of an unknown type, including their rows."""
     group = pq.read_metadata(shard).row_group(0)
     labels = next(each for each in map(group.column, range(group.num_columns)) if "entropy.list" in each.path_in_schema)
     content = bytearray(shard.read_bytes())
@@ -93,17 +93,15 @@ def test_columns_of_other_types_are_refused(shard: Path, tmp_path: Path, column:
 
 
 @pytest.mark.parametrize(("size", "rows"), [(1, 0), (0, 1)])
-def test_a_shard_is_held_against_its_receipt_where_there_is_one(
-    shard: Path, tmp_path: Path, size: int, rows: int
-) -> None:
+def test_a_shard_is_compared_with_its_receipt(shard: Path, tmp_path: Path, size: int, rows: int) -> None:
     counts = Counts(rows=len(TOKENS) + rows)
     receipt = Receipt(unit=0, shard=shard.name, sha256="a" * 64, size=shard.stat().st_size + size, counts=counts)
     Ledger(Subset("exact", tmp_path)).record(receipt)
-    with pytest.raises(DamagedError, match=rf"{shard} has .* bytes and 23 rows, where its receipt says"):
+    with pytest.raises(DamagedError, match=rf"{shard} has .* bytes and 23 rows, but its receipt says"):
         find_annotations(str(tmp_path))
 
 
-def test_a_receipt_that_cannot_be_read_is_named(shard: Path, tmp_path: Path) -> None:
+def test_an_unreadable_receipt_is_named(shard: Path, tmp_path: Path) -> None:
     file = tmp_path / "_ledger" / "exact" / "receipts" / "00000000.json"
     for text in ("{", "{}", "[]", "1", '{"counts": 1}', '{"counts": {"histogram": [], "colour": 1}}'):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -113,14 +111,14 @@ def test_a_receipt_that_cannot_be_read_is_named(shard: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("text", [b"{", b"[]", b"\xff", b'{"schema_version": 3}'])
-def test_a_provenance_that_cannot_be_read_names_its_shard(shard: Path, tmp_path: Path, text: bytes) -> None:
+def test_unreadable_provenance_is_reported_with_its_shard(shard: Path, tmp_path: Path, text: bytes) -> None:
     table = pq.read_table(shard)
     pq.write_table(table.replace_schema_metadata({b"token_entropy.provenance": text}), shard)
     with pytest.raises(DamagedError, match=f"the provenance in {shard} cannot be read"):
         find_annotations(str(tmp_path))
 
 
-def test_what_mends_a_shard_is_said_of_each_place() -> None:
+def test_repair_advice_depends_on_the_location() -> None:
     def of(url: str) -> str:
         return mending(File(url, 1, "1"))
 

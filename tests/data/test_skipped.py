@@ -1,4 +1,4 @@
-"""Rows without a document, empty or too long: they stay, and are counted and warned of once, in every format."""
+"""Rows with an empty or too long document: they are kept, counted and warned of once, in every format."""
 
 import gzip
 import io
@@ -28,7 +28,7 @@ TEXT_KINDS = st.sampled_from([pa.string(), pa.large_string()])
 @given(
     st.lists(st.none() | st.text(max_size=3) | st.sampled_from(["a\ufffd", "\ufffd"])), TEXT_KINDS, st.integers(0, 3)
 )
-def test_texts_are_counted_as_one_by_one(texts: list[str | None], kind: pa.DataType, start: int) -> None:
+def test_texts_are_counted_as_if_one_by_one(texts: list[str | None], kind: pa.DataType, start: int) -> None:
     column = pa.array(texts, kind)[start:]
     assert empty_rows(column) == sum(not text for text in texts[start:])
     assert replaced_rows(column) == sum("\ufffd" in (text or "") for text in texts[start:])
@@ -36,12 +36,14 @@ def test_texts_are_counted_as_one_by_one(texts: list[str | None], kind: pa.DataT
 
 @settings(deadline=None)
 @given(st.lists(st.none() | st.lists(st.integers(0, 9), max_size=3)))
-def test_lists_of_tokens_are_counted_as_one_by_one(ids: list[list[int] | None]) -> None:
+def test_lists_of_tokens_are_counted_as_if_one_by_one(ids: list[list[int] | None]) -> None:
     column = pa.array(ids, pa.list_(pa.int32()))
     assert (empty_rows(column), replaced_rows(column)) == (sum(not each for each in ids), 0)
 
 
-def test_it_is_told_once_however_often_the_rows_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_is_given_once_however_often_the_rows_are_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [{"text": "a"}, {"text": None}, {"text": ""}, {"text": "\ud800"}, {"n": 1}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     raw = pa.array([b"\xff", None]).view(pa.string())
@@ -71,7 +73,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("module", COMMANDS)
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_every_command_tells_of_empty_documents(
+def test_every_command_warns_of_empty_documents(
     module: str,
     rank: str,
     run_command: RunCommand,
@@ -95,7 +97,7 @@ TOKEN_KINDS = st.sampled_from([pa.list_(pa.int32()), pa.large_list(pa.int64())])
 
 
 def rows_of(file: Path, column: Column) -> tuple[list[dict[str, object]], int]:
-    """All rows, and how many of them were too long."""
+    """Return all rows, and the number of those that were too long."""
     (found,) = find_files([str(file)])
     schema = unified([inspect_file(found, column)], [found], column)
     batches = list(read_rows(found, 0, 10**6, schema, column))
@@ -143,7 +145,7 @@ def test_rows_keep_their_place_and_their_other_columns(tmp_path: Path, name: str
 
 
 def objects_up_to(size: int, monkeypatch: pytest.MonkeyPatch) -> Column:
-    """A column whose documents stand in objects of at most `size` bytes."""
+    """Return a column whose JSON objects may have at most `size` bytes."""
     monkeypatch.setattr("pipeline.data.documents.LONGEST_OBJECT", size)
     monkeypatch.setattr(json_objects, "PIECE", 64)
     return Column(longest=5)
@@ -163,21 +165,25 @@ def test_a_line_that_is_too_long_is_a_row_of_nulls(
     assert too_long == 2
 
 
-def test_a_line_of_too_many_values_is_a_row_of_nulls_and_commas_in_text_are_none(
+def test_a_line_with_too_many_values_is_a_row_of_nulls_but_commas_in_text_do_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     column = objects_up_to(800, monkeypatch)
     lines = [{"text": "a", "n": list(range(100))}, {"text": ',"[{:\\' * 30}, {"text": "b", "n": []}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     rows, too_long = rows_of(tmp_path / "a.jsonl", column)
-    assert [row["text"] for row in rows] == [None, None, "b"] and too_long == 2  # the second text is too long, not torn
+    assert [row["text"] for row in rows] == [
+        None,
+        None,
+        "b",
+    ] and too_long == 2  # the second text is too long, but not truncated
     assert rows_of(tmp_path / "a.jsonl", Column(longest=2000)) == (
         [{"text": "a", "n": list(range(100))}, {"text": ',"[{:\\' * 30, "n": None}, {"text": "b", "n": []}],
         0,
     )
 
 
-def test_a_long_line_that_begins_no_object_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_line_that_is_not_an_object_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     column = objects_up_to(200, monkeypatch)
     for beginning in (b"\0", b" ", b"a", b'"'):
         (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' + beginning * 500)
@@ -185,7 +191,7 @@ def test_a_long_line_that_begins_no_object_is_refused(tmp_path: Path, monkeypatc
             rows_of(tmp_path / "a.jsonl", column)
 
 
-def test_a_file_of_nothing_but_long_lines_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_only_long_lines_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     column = objects_up_to(200, monkeypatch)
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"\0" * 5000)
     with pytest.raises(ValueError, match=r"has only lines that are too long; .*`longest_document`"):
@@ -204,7 +210,9 @@ def test_an_array_with_an_object_that_is_too_long_is_refused(
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(0, 60), max_size=8), st.integers(20, 60), st.integers(1, 30), st.booleans())
-def test_lines_are_passed_over_as_the_slow_way_does(sizes: list[int], longest: int, piece: int, ended: bool) -> None:
+def test_lines_are_skipped_as_by_a_simple_implementation(
+    sizes: list[int], longest: int, piece: int, ended: bool
+) -> None:
     lines = [json.dumps({"text": "x" * size}).encode() for size in sizes]
     content = b"\n".join(lines) + (b"\n" if ended else b"")
     with pytest.MonkeyPatch.context() as patch:
@@ -225,11 +233,11 @@ def test_too_many_columns_are_refused_and_few_of_them_read(tmp_path: Path, monke
     assert schema == pa.schema([("text", pa.string()), ("k7", pa.int64())])
     nested = json.dumps({"text": "a", "x": {f"k{n}": n for n in range(30)}})
     (tmp_path / "b.jsonl").write_text(nested, encoding="utf-8")
-    with pytest.raises(ValueError, match="has more than 20 columns, those in nested objects counted"):
+    with pytest.raises(ValueError, match="has more than 20 columns, including those in nested objects"):
         inspect_file(find_files([str(tmp_path / "b.jsonl")])[0], Column())
 
 
-def test_an_object_of_very_many_keys_is_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_with_very_many_keys_is_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "MOST_KEYS", 3)
     values = [{"text": "a", "x": {"a": 1, "b": 2, "c": 3, "d": 4}}]
     (tmp_path / "a.jsonl").write_text(json.dumps(values[0]), encoding="utf-8")
@@ -237,9 +245,7 @@ def test_an_object_of_very_many_keys_is_json(tmp_path: Path, monkeypatch: pytest
     assert json.loads(str(row["x"])) == values[0]["x"]
 
 
-def test_rows_of_few_bytes_and_many_columns_are_read_a_few_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_short_rows_with_many_columns_are_read_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.data.iterators.BATCH_BYTES", 3000)
     wide = json.dumps({"text": "a", **{f"k{n}": n for n in range(300)}})
     (tmp_path / "a.jsonl").write_text(wide + "\n" + '{"text": "a"}\n' * 50, encoding="utf-8")
@@ -249,7 +255,7 @@ def test_rows_of_few_bytes_and_many_columns_are_read_a_few_at_a_time(
     assert sum(sizes) == 51 and max(sizes) <= 3000 // 301
 
 
-def test_every_command_tells_of_them_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_long_documents_are_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pq.write_table(pa.table({"text": ["short", "x" * 50, ""]}), tmp_path / "told.parquet")
     files = find_files([str(tmp_path / "told.parquet")])
     with caplog.at_level(logging.WARNING):

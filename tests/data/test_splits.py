@@ -1,4 +1,4 @@
-"""Splits and configurations of a folder, held against those that `datasets` finds in it."""
+"""Splits and configurations of a folder, compared with those that `datasets` finds in it."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ def in_order(splits: Mapping[str, Sequence[str]]) -> list[tuple[str, list[str]]]
 
 
 def by_datasets(root: Path, config: str | None = None) -> dict[str, list[str]]:
-    """The files of each split as `load_dataset` would read them, each of them once."""
+    """Return the files of each split as `load_dataset` would read them, each file once."""
     found = datasets.load_dataset_builder(str(root), config).config.data_files
     return {
         str(split): list(dict.fromkeys(str(Path(file).relative_to(root.resolve())) for file in files))
@@ -62,7 +62,9 @@ def by_datasets(root: Path, config: str | None = None) -> dict[str, list[str]]:
 @example({"my-train-file.parquet", "my_dev.parquet", "evaluation 1.parquet"})
 @example({"latest.parquet", "contest/a.parquet"})
 @example({"x.parquet/part-0.parquet", "train.parquet/part-0.parquet"})
-def test_names_tell_the_splits_that_datasets_finds(tmp_path_factory: pytest.TempPathFactory, paths: set[str]) -> None:
+def test_names_determine_the_splits_that_datasets_finds(
+    tmp_path_factory: pytest.TempPathFactory, paths: set[str]
+) -> None:
     root = tmp_path_factory.mktemp("folder")
     whole = {path for path in paths if not any(other.startswith(f"{path}/") for other in paths)}
     folder = folder_of(root, parquet(*whole))
@@ -89,7 +91,7 @@ DATA_FILES = (
 
 @settings(max_examples=60, deadline=None)
 @given(DATA_FILES, st.sampled_from([None, ".", "data"]))
-def test_a_card_tells_the_splits_that_datasets_finds(
+def test_a_card_determines_the_splits_that_datasets_finds(
     tmp_path_factory: pytest.TempPathFactory, declared: object, data_dir: str | None
 ) -> None:
     root = tmp_path_factory.mktemp("folder")
@@ -151,7 +153,7 @@ def test_the_default_config_is_that_of_datasets(tmp_path: Path, marks: list[dict
         by_datasets(tmp_path)
 
 
-def test_train_is_taken_of_several_splits_and_said(tmp_path: Path) -> None:
+def test_train_is_selected_from_several_splits_and_reported(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, parquet("test.parquet", "train-0.parquet", "train-1.parquet", "dev.parquet"))
     names = {None: ["train-0", "train-1"], "test": ["test"], "all": ["train-0", "train-1", "dev", "test"]}
     for split, expected in names.items():
@@ -165,7 +167,7 @@ def test_train_is_taken_of_several_splits_and_said(tmp_path: Path) -> None:
         select(folder, "dev")
 
 
-def test_a_single_split_is_no_choice(tmp_path: Path) -> None:
+def test_a_single_split_is_not_reported_as_a_choice(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, parquet("test/0.parquet"))
     for split in (None, "test", "all"):
         part = select(folder, split)
@@ -180,13 +182,13 @@ def test_several_splits_without_train_need_a_name(tmp_path: Path) -> None:
         select(folder)
 
 
-def test_a_file_in_two_splits_is_read_once_where_all_are_read(tmp_path: Path) -> None:
+def test_a_file_in_two_splits_is_read_once_if_all_splits_are_read(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, parquet("train test.parquet", "test.parquet"))
     assert contents_of(folder, {}).splits == by_datasets(tmp_path)
     assert [file.name for file in select(folder, "all").files] == ["train test.parquet", "test.parquet"]
 
 
-def test_what_no_split_has_is_told(tmp_path: Path) -> None:
+def test_files_in_no_split_are_reported(tmp_path: Path) -> None:
     part = select(folder_of(tmp_path, parquet("train.parquet", *(f"{name}.parquet" for name in "abcde"))))
     assert [file.name for file in part.files] == ["train.parquet"]
     (note,) = part.notes
@@ -204,10 +206,10 @@ def test_a_declared_split_without_files_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("---\na: [\n---\n", "has no readable YAML at its top .*; mend it"),
-        (card({"config_name": "c", "data_files": {"train": "*"}}), "has data_files that are no paths"),
-        (card({"config_name": "c", "data_files": 3}), "has data_files that are no paths"),
-        (card({"config_name": "c", "data_files": [{"split": "train", "path": 3}]}), "has data_files that are no paths"),
+        ("---\na: [\n---\n", "has no readable YAML at its top .*; fix it"),
+        (card({"config_name": "c", "data_files": {"train": "*"}}), "has data_files that are neither"),
+        (card({"config_name": "c", "data_files": 3}), "has data_files that are neither"),
+        (card({"config_name": "c", "data_files": [{"split": "train", "path": 3}]}), "has data_files that are neither"),
         (card({"data_files": "*"}), "must list mappings, each with a config_name"),
         ("---\nconfigs: all\n---\n", "must list mappings, each with a config_name"),
         (card({"config_name": "c", "data_files": "../*"}), r"names files outside it, \.\./\*; name them with `input`"),
@@ -222,7 +224,7 @@ def test_a_card_that_cannot_be_followed_is_refused(tmp_path: Path, text: str, me
 @pytest.mark.parametrize(
     "text", ["# A title", "---\nlicense: mit\n---\n", "---\nonly text\n---\n", "\r\n---\r\na: 1\r\n"]
 )
-def test_a_card_without_configs_tells_nothing(tmp_path: Path, text: str) -> None:
+def test_a_card_without_configs_is_ignored(tmp_path: Path, text: str) -> None:
     assert configs_of(folder_of(tmp_path, parquet("a.parquet"), text)) == {"default": {}}
 
 
@@ -240,14 +242,14 @@ def test_a_card_without_configs_tells_nothing(tmp_path: Path, text: str) -> None
         ("test.json", "not Parquet, which holds the most bytes"),
     ],
 )
-def test_what_is_not_data_is_left_out_and_told(tmp_path: Path, beside: str, reason: str) -> None:
+def test_files_that_are_not_data_are_left_out_and_reported(tmp_path: Path, beside: str, reason: str) -> None:
     part = select(folder_of(tmp_path, {beside: b"{}", "data/0.parquet": b"PAR1" * 9}))
     assert [file.name for file in part.files] == ["0.parquet"]
     assert part.notes == [f"{tmp_path}: left out 1 file ({reason}): {beside}"]
 
 
-def test_the_format_that_holds_most_bytes_is_read(tmp_path: Path) -> None:
-    """Statistics outnumber the tables of many a pipeline."""
+def test_the_format_with_the_most_bytes_is_read(tmp_path: Path) -> None:
+    """Many pipelines write more files of statistics than tables."""
     logs = {f"logs/{task}.json": b"{}" for task in range(9)}
     lines = folder_of(tmp_path / "lines", {"a.jsonl": b"{}" * 50, "b.json": b"{}", "index.parquet": b"PAR1"})
     table = folder_of(tmp_path / "table", {"a.parquet": b"PAR1" * 50, **logs})
@@ -258,13 +260,13 @@ def test_the_format_that_holds_most_bytes_is_read(tmp_path: Path) -> None:
     assert select(table).notes[0].endswith("logs/0.json, logs/1.json, logs/2.json and 6 more")
 
 
-def test_a_card_may_name_a_folder_that_is_left_out_otherwise(tmp_path: Path) -> None:
+def test_a_card_may_name_a_folder_that_is_otherwise_left_out(tmp_path: Path) -> None:
     files = parquet("_data/0.parquet", "0.parquet")
     named = folder_of(tmp_path, files, card({"config_name": "c", "data_files": "_data/*"}))
     assert [file.url for file in select(named).files] == [f"{tmp_path}/_data/0.parquet"]
 
 
-def test_what_a_card_does_not_name_is_left_out_and_told(tmp_path: Path) -> None:
+def test_matches_of_a_card_that_are_not_data_are_left_out_and_reported(tmp_path: Path) -> None:
     files = parquet("_x/0.parquet", "a/0.parquet", "a/_1.parquet", "elsewhere.parquet")
     part = select(folder_of(tmp_path, files, card({"config_name": "c", "data_files": "*/*.parquet"})))
     assert [file.url for file in part.files] == [f"{tmp_path}/a/0.parquet"]

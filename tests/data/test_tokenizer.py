@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         show_progress=False,
     )
     tokenizer.train_from_iterator(["the rain in Spain stays mainly in the plain, the end of the text"] * 4, trainer)
-    # what a saved tokenizer may carry and annotation must not obey
+    # settings that a saved tokenizer may have, and that annotation must ignore
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=16)
     path = tmp_path_factory.mktemp("tokenizer")
@@ -53,14 +53,14 @@ def test_a_special_token_in_a_text_is_ordinary_text(folder: Path) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(texts=st.lists(st.text(max_size=60) | st.just(SEPARATOR), max_size=4))
-def test_any_text_comes_back_from_its_tokens(folder: Path, texts: list[str]) -> None:
+def test_any_text_is_decoded_from_its_tokens(folder: Path, texts: list[str]) -> None:
     tokenizer = load_tokenizer(folder)
     encoded = encode(tokenizer, texts)
     assert [tokenizer.decode(ids.tolist()) for ids in encoded] == texts
     assert all(ids.dtype == np.int32 and 0 not in ids for ids in encoded)
 
 
-def test_saved_truncation_and_padding_are_not_obeyed(folder: Path) -> None:
+def test_saved_truncation_and_padding_are_ignored(folder: Path) -> None:
     long, short = encode(load_tokenizer(folder), ["qzx" * 100, "q"])
     assert len(long) == 300 and len(short) == 1
 
@@ -97,7 +97,7 @@ def test_tokenized_documents_have_no_tokenizer() -> None:
 
 
 @pytest.mark.parametrize("vocabulary", [None, VOCABULARY])
-def test_the_vocabulary_is_the_tokenizers(folder: Path, vocabulary: int | None) -> None:
+def test_the_vocabulary_is_that_of_the_tokenizer(folder: Path, vocabulary: int | None) -> None:
     source = token_source(str(folder), vocabulary)
     assert (source.vocabulary, source.folder) == (VOCABULARY, folder)
     assert source.tokenizer is not None
@@ -105,29 +105,29 @@ def test_the_vocabulary_is_the_tokenizers(folder: Path, vocabulary: int | None) 
 
 @pytest.mark.parametrize("vocabulary", [0, VOCABULARY - 1, VOCABULARY + 1])
 def test_a_vocabulary_that_disagrees_is_refused(folder: Path, vocabulary: int) -> None:
-    with pytest.raises(ValueError, match=f"`vocabulary` {vocabulary} is not the {VOCABULARY}"):
+    with pytest.raises(ValueError, match=f"`vocabulary` {vocabulary} differs from the {VOCABULARY}"):
         token_source(str(folder), vocabulary)
 
 
-def test_a_document_begins_with_bos_where_there_is_one(folder: Path, tmp_path: Path) -> None:
+def test_a_document_begins_with_bos_if_declared(folder: Path, tmp_path: Path) -> None:
     letter = load_tokenizer(folder).token_to_id("q")
     assert beginning_token(declare(folder, tmp_path, bos_token="q", eos_token=SEPARATOR)) == letter
     assert beginning_token(declare(folder, tmp_path, bos_token={"content": "q"}, eos_token=SEPARATOR)) == letter
 
 
 @pytest.mark.parametrize("bos", [None, "unknown to the vocabulary"])
-def test_a_document_begins_with_eos_where_there_is_no_bos(folder: Path, tmp_path: Path, bos: str | None) -> None:
+def test_a_document_begins_with_eos_without_bos(folder: Path, tmp_path: Path, bos: str | None) -> None:
     assert beginning_token(declare(folder, tmp_path, bos_token=bos, eos_token=SEPARATOR)) == 0
 
 
 def test_a_tokenizer_without_bos_and_eos_is_refused(folder: Path, tmp_path: Path) -> None:
     for path in (folder, declare(folder, tmp_path, bos_token=None)):
-        with pytest.raises(ValueError, match="declares no bos_token and no eos_token"):
+        with pytest.raises(ValueError, match="declares neither bos_token nor eos_token"):
             beginning_token(path)
 
 
 @pytest.mark.parametrize("highest", [VOCABULARY - 1, VOCABULARY, 10**6])
-def test_ids_are_counted_up_to_the_highest_though_some_are_left_out(folder: Path, tmp_path: Path, highest: int) -> None:
+def test_ids_are_counted_up_to_the_highest_even_if_some_are_skipped(folder: Path, tmp_path: Path, highest: int) -> None:
     parts = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = parts["model"]["vocab"]
     vocabulary[max(vocabulary, key=vocabulary.__getitem__)] = highest
@@ -137,25 +137,27 @@ def test_ids_are_counted_up_to_the_highest_though_some_are_left_out(folder: Path
 
 
 def with_parts(folder: Path, target: Path, **parts: object) -> Path:
-    """A folder with the tokenizer, other parts in it; those of the model are merged with its own."""
+    """Copy a tokenizer with some parts replaced; settings of the model are merged with its own."""
     found = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     model = {**found["model"], **parts.pop("model", {})}  # type: ignore[dict-item]
     (target / "tokenizer.json").write_text(json.dumps({**found, **parts, "model": model}), encoding="utf-8")
     return target
 
 
-def test_dropout_of_merges_is_off_and_said_once(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_dropout_of_merges_is_turned_off_and_reported_once(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     text = "the rain in Spain stays mainly in the plain"
     (expected,) = encode(load_tokenizer(folder), [text])
     random = load_tokenizer(with_parts(folder, tmp_path, model={"dropout": 0.5}))
     load_tokenizer(tmp_path)
     assert all(np.array_equal(encode(random, [text])[0], expected) for _ in range(20))
     (said,) = caplog.messages
-    assert "drops merges of tokens at random (dropout 0.5); turned off here" in said
+    assert "drops merges at random (dropout 0.5); turned off here" in said
 
 
 def test_unigram_never_samples(tmp_path: Path) -> None:
-    """Its settings for that are no part of the file."""
+    """The settings for sampling are not part of the file."""
     pieces = [["<unk>", 0.0], ["a", -1.0], ["aa", -1.1], ["aaa", -1.2]]
     model = {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False, "alpha": 0.1, "nbest_size": 9}
     made = {"version": "1.0", "added_tokens": [], "model": model}
@@ -167,15 +169,15 @@ def test_unigram_never_samples(tmp_path: Path) -> None:
 CATASTROPHE = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
 
 
-def test_a_document_that_makes_the_tokenizer_panic_is_a_bad_document(folder: Path, tmp_path: Path) -> None:
-    """A panic is no Exception, and would end a worker; the tokenizer goes on with other documents."""
+def test_a_document_that_makes_the_tokenizer_panic_is_refused(folder: Path, tmp_path: Path) -> None:
+    """A panic is not an Exception and would end a worker; the tokenizer can still encode other documents."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     parts = {"type": "Sequence", "pretokenizers": [CATASTROPHE, byte_level]}
     tokenizer = load_tokenizer(with_parts(folder, tmp_path, pre_tokenizer=parts))
     before = encode(tokenizer, ["the rain"])[0].tolist()
     for fails in (encode, encode_with_ends):
         with pytest.raises(
-            ValueError, match=r"the tokenizer fails on a document; leave it out.*: Onig: Regex"
+            ValueError, match=r"the tokenizer fails on a document; leave the document out.*: Onig: Regex"
         ) as raised:
             fails(tokenizer, ["the rain", "a" * 40 + "!"])
         assert "\n" not in str(raised.value)
@@ -189,13 +191,13 @@ def test_a_tokenizer_that_fails_on_any_unknown_word_is_refused(tmp_path: Path) -
         load_tokenizer(tmp_path)
 
 
-def test_errors_that_are_no_tokenizers_pass() -> None:
+def test_errors_of_other_code_are_unchanged() -> None:
     for error in (KeyboardInterrupt(), TypeError("ours")):
         with pytest.raises(type(error)), tokenizer_errors("never said"):
             raise error
 
 
-def test_an_empty_special_token_reads_nothing(folder: Path, tmp_path: Path) -> None:
+def test_an_empty_special_token_matches_no_text(folder: Path, tmp_path: Path) -> None:
     empty = {"id": 5, "content": "", "special": True}
     rest = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     tokenizer = load_tokenizer(with_parts(folder, tmp_path, added_tokens=[{**empty, **rest}]))
@@ -213,10 +215,10 @@ def test_an_empty_special_token_reads_nothing(folder: Path, tmp_path: Path) -> N
         ([("x", "")] * 9, True),
     ],
 )
-def test_replacements_that_make_texts_long_are_refused(
+def test_replacements_that_lengthen_texts_too_much_are_refused(
     folder: Path, tmp_path: Path, replacements: list[tuple[str, str]], fits: bool
 ) -> None:
-    """Thirty of `a` to `aa` would make 1 GB of one byte."""
+    """Thirty replacements of `a` by `aa` would turn one byte into 1 GB."""
     parts = [{"type": "Replace", "pattern": {"String": old}, "content": new} for old, new in replacements]
     made = with_parts(folder, tmp_path, normalizer={"type": "Sequence", "normalizers": parts})
     if fits:
@@ -226,8 +228,8 @@ def test_replacements_that_make_texts_long_are_refused(
         load_tokenizer(made)
 
 
-def test_ids_that_are_mostly_left_out_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_mostly_skipped_ids_are_refused(folder: Path, tmp_path: Path) -> None:
     vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     made = with_parts(folder, tmp_path, model={"vocab": {**vocabulary, "qzx": 2**20}})
-    with pytest.raises(ValueError, match="has 281 tokens with ids up to 1,048,576, which no sound tokenizer does"):
+    with pytest.raises(ValueError, match="has 281 tokens with ids up to 1,048,576, unlike any sound tokenizer"):
         load_tokenizer(made)

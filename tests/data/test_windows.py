@@ -1,4 +1,4 @@
-"""How documents are covered with windows, and which of their tokens are labelled."""
+"""Covers of documents with windows, and the selection of tokens to label."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_no_window_is_longer_than_the_context(tokens: int, shape: tuple[int, int
 
 @settings(max_examples=50, deadline=None)
 @given(TOKENS, SHAPES)
-def test_later_windows_give_each_label_the_overlap_as_context(tokens: int, shape: tuple[int, int]) -> None:
+def test_in_later_windows_each_label_has_at_least_the_overlap_as_context(tokens: int, shape: tuple[int, int]) -> None:
     window, overlap = shape
     pieces = list(cover(0, tokens, window=window, overlap=overlap))
     assert all(piece.start == 0 for piece in pieces[:1])
@@ -43,7 +43,7 @@ def test_later_windows_give_each_label_the_overlap_as_context(tokens: int, shape
 
 @settings(max_examples=50, deadline=None)
 @given(TOKENS, SHAPES)
-def test_each_token_is_labelled_where_it_has_most_context(tokens: int, shape: tuple[int, int]) -> None:
+def test_each_token_is_labelled_where_it_has_the_most_context(tokens: int, shape: tuple[int, int]) -> None:
     window, overlap = shape
     pieces = list(cover(0, tokens, window=window, overlap=overlap))
     for piece in pieces:
@@ -64,14 +64,14 @@ def test_a_share_of_one_labels_all(tokens: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.9])
-def test_the_share_of_chosen_positions_is_the_one_asked_for(share: float) -> None:
+def test_the_share_of_selected_positions_is_as_requested(share: float) -> None:
     tokens = 80_000
     chosen = sample_positions(tokens, share, np.random.default_rng(0))
     error = np.sqrt(share * (1 - share) / (tokens / RUN))
     assert abs(chosen.mean() - share) < 4 * error
 
 
-def test_every_position_of_a_short_document_is_chosen_equally_often() -> None:
+def test_every_position_of_a_short_document_is_selected_equally_often() -> None:
     share, draws, random = 0.3, 4000, np.random.default_rng(0)
     chosen = np.stack([sample_positions(11, share, random) for _ in range(draws)])
     error = np.sqrt(share * (1 - share) / draws)
@@ -80,7 +80,7 @@ def test_every_position_of_a_short_document_is_chosen_equally_often() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(TOKENS, st.floats(0.05, 0.95), st.integers(0, 2**32))
-def test_positions_are_chosen_in_aligned_runs_of_eight(tokens: int, share: float, seed: int) -> None:
+def test_positions_are_selected_in_aligned_runs_of_eight(tokens: int, share: float, seed: int) -> None:
     chosen = sample_positions(tokens, share, np.random.default_rng(seed))
     assert chosen.shape == (tokens,)
     changes = np.flatnonzero(chosen[1:] != chosen[:-1]) + 1
@@ -95,11 +95,11 @@ def test_runs_begin_at_every_phase() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(TOKENS, st.floats(0.05, 0.95), st.integers(0, 2**32))
-def test_the_same_seed_chooses_the_same_positions(tokens: int, share: float, seed: int) -> None:
+def test_the_same_seed_selects_the_same_positions(tokens: int, share: float, seed: int) -> None:
     first, second = (sample_positions(tokens, share, np.random.default_rng(seed)) for _ in range(2))
     assert (first == second).all()
 
 
-def test_another_seed_chooses_other_positions() -> None:
+def test_another_seed_selects_other_positions() -> None:
     first, second = (sample_positions(800, 0.5, np.random.default_rng(seed)) for seed in (1, 2))
     assert (first != second).any()

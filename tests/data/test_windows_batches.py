@@ -1,4 +1,4 @@
-"""Windows put together in batches, and labels of windows put back into documents."""
+"""Windows grouped into batches, and their labels gathered by document."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def documents_of(lengths: list[int]) -> list[np.ndarray]:
 @given(
     LENGTHS, st.integers(1, 12), st.integers(0, 11), st.integers(1, 60), st.none() | st.integers(0, 12), st.floats(0, 1)
 )
-def test_every_wanted_token_is_labelled_once_and_lands_in_its_place(
+def test_every_wanted_token_is_labelled_once_at_its_place(
     lengths: list[int], window: int, overlap: int, budget: int, border: int | None, share: float
 ) -> None:
     documents, random = documents_of(lengths), np.random.default_rng(0)
@@ -35,7 +35,7 @@ def test_every_wanted_token_is_labelled_once_and_lands_in_its_place(
     assert sum(int(batch.wanted_BT.sum()) for batch in batches) == sum(int(asked.sum()) for asked in wanted)
 
 
-def test_windows_of_a_batch_are_of_neighbouring_lengths() -> None:
+def test_windows_of_a_batch_have_similar_lengths() -> None:
     documents = documents_of([3, 30, 4, 29])
     batches = window_batches(documents, [np.ones(len(ids), bool) for ids in documents], window=32, overlap=0, budget=60)
     assert [batch.lengths_B.tolist() for batch in batches] == [[30, 29], [4, 3]]

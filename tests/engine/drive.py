@@ -1,6 +1,6 @@
-"""`python -m tests.engine.drive INPUT OUTPUT ADDRESS SECONDS`: what pipeline.annotate does, with labels without torch.
+"""`python -m tests.engine.drive INPUT OUTPUT ADDRESS SECONDS`: an annotation with made-up labels, without torch.
 
-A batch takes so many seconds.
+A batch takes SECONDS.
 """
 
 import sys

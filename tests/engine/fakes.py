@@ -1,6 +1,6 @@
-"""A label method without torch, so that workers start in a second, and the faults that tests order from it.
+"""Label method without torch, so that workers start within a second, and the faults that tests trigger in it.
 
-A token of an ordered fault works in the batch that holds it. Faults that happen once leave a mark beside the output.
+Special tokens trigger a fault in the batch that holds them. Faults that happen once leave a mark next to the output.
 """
 
 import os
@@ -29,10 +29,10 @@ KILLS_ONCE, KILLS_ALWAYS, FAILS_ONCE, NOT_FINITE = 96, 95, 94, 93
 
 @dataclass(frozen=True)
 class FakeLabeller:
-    """Labels that depend on the token, those before it in its window, and the batch: its size and the row in it."""
+    """Labels that depend on the token, the tokens before it in its window, the batch's size and its row there."""
 
     seconds: float = 0.0
-    """That a batch takes."""
+    """Time that a batch takes."""
     columns: tuple[str, ...] = (ENTROPY,)
     batch_tokens: int = 16384
     border: int | None = None
@@ -44,7 +44,7 @@ class FakeLabeller:
         for batch in batches:
             time.sleep(self.seconds)
             sums_BT = np.cumsum(batch.ids_BT, axis=1) % 1013 / 101 + batch.ids_BT / 7
-            sums_BT += np.arange(len(sums_BT))[:, None] + batch.ids_BT.size / 100  # which a device's rounding may feel
+            sums_BT += np.arange(len(sums_BT))[:, None] + batch.ids_BT.size / 100  # as a device's rounding may
             values.append({ENTROPY: sums_BT.astype(np.float32)})
             labelled(batch)
         return values, 0
@@ -52,7 +52,7 @@ class FakeLabeller:
 
 @dataclass(frozen=True)
 class FaultyLabeller(FakeLabeller):
-    """The same labels, and the faults that were ordered."""
+    """The same labels, with the triggered faults."""
 
     marks: Path = Path()
 
@@ -71,7 +71,7 @@ class FaultyLabeller(FakeLabeller):
         if KILLS_ALWAYS in batch.ids_BT or (KILLS_ONCE in batch.ids_BT and self._first_time("killed")):
             os.kill(os.getpid(), signal.SIGKILL)
         if FAILS_ONCE in batch.ids_BT and self._first_time("failed"):
-            raise RuntimeError("the device is not to be trusted any more")
+            raise RuntimeError("the device can no longer be trusted")
 
     def _first_time(self, name: str) -> bool:
         self.marks.mkdir(exist_ok=True)
@@ -83,17 +83,17 @@ class FaultyLabeller(FakeLabeller):
 
 
 def load_fake(run: Run, device: str = "cpu", seconds: float = 0.0) -> Annotator:
-    """What a worker loads in place of a checkpoint."""
+    """Return the annotator that a worker loads instead of a checkpoint."""
     return with_tokenizers(run, (FakeLabeller(seconds),))
 
 
 def load_faulty(run: Run, device: str) -> Annotator:
-    """The same with faults."""
+    """Return the same annotator with faults."""
     return with_tokenizers(run, (FaultyLabeller(marks=run.subset.root.with_suffix(".marks")),))
 
 
 class NoOp:
-    """Does nothing at all with a unit."""
+    """Annotator that does nothing with a unit."""
 
     def __init__(self, run: Run, device: str) -> None:
         pass
@@ -104,7 +104,7 @@ class NoOp:
 
 
 class Unreachable:
-    """No row can be read until its file has been asked for a few times."""
+    """Annotator that cannot read any rows in its first `refusals` calls."""
 
     refusals = 3
 
@@ -121,7 +121,7 @@ class Unreachable:
 def planned_run(
     output: Path, inputs: Sequence[Path], *, rows_per_unit: int = 2, **changed: Any
 ) -> tuple[Run, list[Unit]]:
-    """A run over documents of token ids below 97, as `pipeline.annotate` would plan it."""
+    """Plan a run over documents of token ids below 97, as `pipeline.annotate` does."""
     source = inspect(find_files([str(path) for path in inputs]), Column(INPUT_IDS, tokenized=True))
     units = plan_units(source, rows_per_unit=rows_per_unit, limit=None)
     settings = {
@@ -141,7 +141,7 @@ def planned_run(
 
 
 def planned(folder: Path, faults: dict[int, int] | None = None, rows: int = 12) -> tuple[Run, list[Unit]]:
-    """Twelve documents in six units; a document of a row in `faults` ends with that token."""
+    """Plan a run over documents in units of two rows; `faults` are tokens appended to documents, by row."""
     documents = token_rows(rows)
     for row, token in (faults or {}).items():
         documents[row].append(token)
@@ -150,23 +150,23 @@ def planned(folder: Path, faults: dict[int, int] | None = None, rows: int = 12) 
 
 
 def changed(run: Run, **settings: Any) -> Run:
-    """The run with other settings, and the columns that it then writes."""
+    """Return the run with other settings, and with the columns that it then writes."""
     provenance = replace(run.provenance, **settings)
     return replace(run, provenance=provenance, schema=annotated_schema(run.source_schema, provenance))
 
 
 def token_rows(rows: int) -> list[list[int]]:
-    """Documents of 20, 21, ... tokens, all of them below the tokens that order faults."""
+    """Return documents of 20, 21, ... tokens, all below the tokens that trigger faults."""
     return [np.random.default_rng(row).integers(NOT_FINITE, size=20 + row).tolist() for row in range(rows)]
 
 
 def shards(output: Path) -> dict[str, bytes]:
-    """Every shard's bytes; two outputs that share them hold the same dataset."""
+    """Return every shard's bytes; outputs with equal bytes hold the same dataset."""
     return {file.name: file.read_bytes() for file in sorted((output / "data").rglob("*.parquet"))}
 
 
 def undisturbed(run: Run, units: Sequence[Unit], output: Path) -> dict[str, bytes]:
-    """The shards of the same run carried out without Ray and without faults, one unit after the other."""
+    """Carry out the run without Ray and without faults, one unit after another; return its shards."""
     annotator = load_fake(replace(run, subset=Subset("exact", output)))
     for unit in units:
         annotator.annotate(unit)
@@ -182,7 +182,7 @@ def label_documents(
     wanted: Sequence[np.ndarray] | None = None,
     budget: int | None = None,
 ) -> dict[str, list[np.ndarray]]:
-    """Labels of documents, everywhere if not told where: windows, batches, method and back, as in a unit."""
+    """Label documents at the `wanted` positions (by default everywhere) through windows and batches, as a unit does."""
     everywhere = [np.ones(len(ids), bool) for ids in documents]
     batches = window_batches(
         documents,

@@ -1,8 +1,6 @@
-"""`python -m tests.engine.lose_node INPUT OUTPUT SECONDS`: a run over nodes of which one joins and another is lost.
+"""`python -m tests.engine.lose_node INPUT OUTPUT SECONDS`: a run while one node joins the cluster and another is lost.
 
-A batch takes so many seconds.
-
-Prints how many workers were at work when both nodes were there, and what became of the units.
+A batch takes SECONDS. Prints the number of workers on both nodes, and the numbers of committed units and workers left.
 """
 
 import json
@@ -35,7 +33,7 @@ def main(input_file: str, output: str, seconds: str) -> None:
         if committed == 3 and len(nodes.worker_nodes) == 1 and not lost:
             nodes.add_node(num_cpus=1, num_gpus=1)
         if most == 4 and not lost:
-            ours = ray.get_runtime_context().get_node_id()  # the driver's own, which cannot do without it
+            ours = ray.get_runtime_context().get_node_id()  # the driver needs its own node
             nodes.remove_node(next(node for node in nodes.worker_nodes if node.node_id != ours), allow_graceful=False)
             lost = True
     print(json.dumps({"most": most, "lost": lost, "committed": committed, "left": scheduler.ready_workers}))

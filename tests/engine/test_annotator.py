@@ -1,4 +1,4 @@
-"""A unit from rows to its shard: what a row can be, what is counted, and bounded memory."""
+"""A unit from its rows to its shard: any kind of row, the counts, and bounded memory."""
 
 import json
 import math
@@ -39,7 +39,7 @@ BAD = st.none() | st.integers() | st.booleans() | st.lists(st.text(max_size=3), 
 
 
 def text_run(folder: Path, file: Path, rows_per_unit: int = 4) -> tuple[Run, list[Unit]]:
-    """A run over documents of text with the shipped tokenizer and made-up labels."""
+    """Plan a run over text documents, with the shipped tokenizer and made-up labels."""
     source = inspect(find_files([str(file)]), Column())
     units = plan_units(source, rows_per_unit=rows_per_unit, limit=None)
     provenance = replace(PROVENANCE, vocabulary=8192, window=16, overlap=8, keep_text=True)
@@ -128,7 +128,7 @@ def test_counts_are_those_of_the_shard(tmp_path: Path) -> None:
     assert (receipt.counts.rows, receipt.counts.rows_without_text, receipt.counts.text_bytes) == (4, 2, 15)
     assert receipt.counts.rows_with_replacements == 1
     before = json.loads(receipt.to_json())
-    del before["counts"]["rows_with_replacements"]  # which older receipts lack
+    del before["counts"]["rows_with_replacements"]  # older receipts lack it
     assert Receipt.from_json(json.dumps(before)) == replace(
         receipt, counts=replace(receipt.counts, rows_with_replacements=0)
     )
@@ -138,7 +138,7 @@ def test_counts_are_those_of_the_shard(tmp_path: Path) -> None:
 
 
 class Broken(Annotator):
-    """Its batches cannot be labelled."""
+    """Labeller that fails with every batch."""
 
     def label(self, chunk: Any, stages: Any, progress: Any) -> Any:
         raise RuntimeError("the device is gone")
@@ -171,7 +171,7 @@ def test_a_stage_that_fails_ends_the_unit_and_leaves_nothing(
 
 
 def test_memory_does_not_grow_with_the_unit(tmp_path: Path) -> None:
-    """Of a single row group seven chunks are held at most, 1,800 of these rows: as many as that on a busy machine."""
+    """At most seven chunks of a row group, 1,800 of these rows, are held at once; a busy machine may hold that many."""
     few, many = (peak_of_a_unit(tmp_path / str(rows), rows) for rows in (2000, 3500))
     assert many - few < 120 * 2**20, f"{few / 2**20:.0f} and {many / 2**20:.0f} MiB"
 

@@ -1,4 +1,4 @@
-"""Parts of units that are not committed: each counts once, what is lost counts no more, and a stopped one ends."""
+"""Parts of units that are not committed: each counts once, lost parts are not counted, and stopped units end."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.engine.fakes import FakeLabeller, load_fake, planned
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
-def test_windows_that_overlap_and_tokens_that_nobody_asks_for_do_not_count_twice(share: float) -> None:
+def test_tokens_that_windows_share_or_nobody_requests_do_not_count_twice(share: float) -> None:
     random = np.random.default_rng(0)
     documents = [random.integers(97, size=length) for length in (5, 0, 70, 33)]
     wanted = [random.random(len(ids)) < share for ids in documents]
@@ -33,7 +33,7 @@ def test_windows_that_overlap_and_tokens_that_nobody_asks_for_do_not_count_twice
     assert bool(batches) == (share > 0)
 
 
-def test_what_is_stopped_ends_after_its_batch() -> None:
+def test_a_stopped_unit_ends_after_its_batch() -> None:
     documents = [np.arange(16)] * 3
     batches = window_batches(documents, [np.ones(16, bool)] * 3, window=16, overlap=8, budget=16)
     progress = UnitProgress()
@@ -45,7 +45,7 @@ def test_what_is_stopped_ends_after_its_batch() -> None:
 
 
 class Watched(ThisProcessPool):
-    """Workers whose parts a test sets."""
+    """Pool whose workers' labelled parts a test sets."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]  # as they are
@@ -78,10 +78,10 @@ def test_a_unit_of_two_workers_a_committed_one_and_a_lost_one_count_once_or_not_
         units[0]: Amount(1, 10),
         units[1]: Amount(0.5, 5),
         units[3]: Amount(9, 99),
-    }  # it lost the last one
-    pool.parts[second] = {units[1]: Amount(1.5, 15), units[5]: Amount(7, 70)}  # the last is committed already
+    }  # the last unit is no longer assigned to this worker
+    pool.parts[second] = {units[1]: Amount(1.5, 15), units[5]: Amount(7, 70)}  # the last unit is already committed
     assert scheduler.progress == Amount(2.5, 25)
-    second.units.remove(units[1])  # it failed, and will be tried again
+    second.units.remove(units[1])  # the unit failed and will be retried
     assert scheduler.progress == Amount(1.5, 15)
-    pool.ready.remove(first)  # it died
+    pool.ready.remove(first)  # the worker died
     assert scheduler.progress == Amount(0, 0)

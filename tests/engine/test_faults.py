@@ -1,4 +1,4 @@
-"""Faults that need a Ray of their own: a driver that is killed again and again, a node that is lost."""
+"""Faults that need their own Ray: a driver that is killed again and again, a lost node."""
 
 import json
 import os
@@ -39,8 +39,8 @@ def test_a_driver_that_is_killed_again_and_again_leaves_the_same_dataset(
         return len(Ledger(run.subset).receipts())
 
     for kill in range(kills):
-        # Every second one is killed wherever it is, the others when they have committed something. Two workers need
-        # 0.2 s a unit, for all of them longer than the drivers live together.
+        # Every second driver is killed at any point, the others when they have committed something. Two workers need
+        # 0.2 s per unit, so all units take longer than all drivers live.
         before = committed()
         driver = subprocess.Popen([*command, "0.4"], env=environment)
         while kill % 2 and committed() == before:
@@ -59,10 +59,8 @@ def test_a_driver_that_is_killed_again_and_again_leaves_the_same_dataset(
 
 
 @pytest.mark.parametrize("process", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
-def test_a_ray_that_is_killed_ends_the_driver_with_a_word_and_the_same_command_resumes(
-    tmp_path: Path, process: str
-) -> None:
-    """Ray itself lets the driver wait for ever, or ends its process in silence."""
+def test_a_killed_ray_ends_the_driver_with_a_message_and_the_same_command_resumes(tmp_path: Path, process: str) -> None:
+    """Ray itself would let the driver wait forever, or end its process silently."""
     file, output = documents(tmp_path, rows=20), tmp_path / "out"
     run, units = planned_run(output, [file], rows_per_unit=1)
     command = [sys.executable, "-m", "tests.engine.drive", str(file), str(output), "local"]
@@ -82,13 +80,13 @@ def test_a_ray_that_is_killed_ends_the_driver_with_a_word_and_the_same_command_r
     assert shards(output) == undisturbed(run, units, tmp_path / "plain")
 
 
-def test_a_node_that_joins_is_used_and_one_that_is_lost_costs_no_row(tmp_path: Path) -> None:
+def test_a_node_that_joins_is_used_and_a_lost_node_costs_no_row(tmp_path: Path) -> None:
     file, output = documents(tmp_path, rows=60), tmp_path / "out"
     run, units = planned_run(output, [file], rows_per_unit=1)
     command = [sys.executable, "-m", "tests.engine.lose_node", str(file), str(output), "0.3"]
     environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     ended = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    (line,) = [line for line in ended.stdout.splitlines() if line.startswith("{")]  # Ray may say that a node is lost
+    (line,) = [line for line in ended.stdout.splitlines() if line.startswith("{")]  # Ray may print that a node is lost
     report = json.loads(line)
     assert report["most"] == 4 and report["lost"] and report["left"] == 2 and report["committed"] == 60
     assert shards(output) == undisturbed(run, units, tmp_path / "plain")

@@ -1,4 +1,4 @@
-"""A Ray of a run's own: closed to other users of the machine, gone without a trace, started whatever comes."""
+"""A run's private Ray: closed to other users of the machine, gone without a trace, started in any environment."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ for port in sys.argv[1:]:
 
 
 def ran(script: str, *words: str, user: int | None, **environment: str) -> list[str]:
-    """What a script prints, line by line, that another user of the machine may run, with nothing of ours."""
+    """Run a script as another user of the machine, without this user's environment; return its lines."""
     plain = {"PATH": os.environ["PATH"], "HOME": "/nowhere", "TMPDIR": "/tmp", **environment}
     become = [] if user is None else ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
     command = [*become, sys.executable, "-c", script, *words]
@@ -82,7 +82,7 @@ def test_another_user_who_knows_the_address_gets_nothing(ray_cluster: None, nobo
     reach = (ray.get_runtime_context().gcs_address, str(folder_of_ray()))
     ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"]}
     assert ran(JOIN, *reach, user=None, **ours) == ["ray", str(os.geteuid())], "who has the token gets in"
-    once = {"RAY_NUM_REDIS_GET_RETRIES": "1"}  # who is refused asks twenty times, a second apart
+    once = {"RAY_NUM_REDIS_GET_RETRIES": "1"}  # a refused client would retry twenty times, a second apart
     assert ran(JOIN, *reach, user=nobody, **once) == ["closed", "refused"]
     assert ran(JOIN, *reach, user=nobody, **{**ours, **once, "RAY_AUTH_TOKEN": "0" * 64}) == ["closed", "refused"]
 
@@ -110,13 +110,13 @@ def test_the_token_is_in_no_command_line_and_no_file(ray_cluster: None) -> None:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A short folder for temporary files."""
+    """Return a folder for temporary files with a short path."""
     monkeypatch.setattr(local_ray, "LONGEST", 4096)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     yield tmp_path
 
 
-def test_its_folder_is_this_users_alone_and_removed_in_the_end(temporary: Path) -> None:
+def test_only_this_user_can_read_its_folder_which_is_removed_at_the_end(temporary: Path) -> None:
     with private_folder() as folder:
         assert Path(folder).parent.parent == temporary and Path(folder).parent.stat().st_mode & 0o777 == 0o700
         Path(folder, "session").mkdir(parents=True)
@@ -160,7 +160,7 @@ def test_a_folder_of_another_user_is_left_alone(temporary: Path) -> None:
         assert trap.exists()
 
 
-def test_its_path_is_short_where_that_of_temporary_files_is_long(
+def test_its_path_is_short_even_if_the_path_for_temporary_files_is_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = tmp_path / ("x" * 120)
@@ -189,7 +189,7 @@ def terminated_after(function):
     def called(*arguments, **named):
         function(*arguments, **named)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1)  # the signal comes meanwhile
+        time.sleep(1)  # the signal comes during this second
     return called
 
 if sys.argv[1] == "processes":
@@ -204,7 +204,7 @@ with ending_in_a_line(resumes=True), cluster("local"):
 @pytest.mark.cluster
 @pytest.mark.parametrize("during", [pytest.param("processes", marks=pytest.mark.slow), "connect"])
 def test_sigterm_while_it_starts_is_one_line_and_leaves_nothing(tmp_path: Path, during: str) -> None:
-    """Ray's own handlers end the process with 15, or print a stack trace of its C++."""
+    """Ray's own handlers would end the process with exit code 15, or print a C++ stack trace."""
     temporary = Path("/tmp", f"t{os.getpid()}")  # short
     temporary.mkdir()
     environment = {**os.environ, "RAY_TMPDIR": str(temporary), "RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path)}
@@ -212,14 +212,14 @@ def test_sigterm_while_it_starts_is_one_line_and_leaves_nothing(tmp_path: Path, 
         [sys.executable, "-c", STARTS, during], env=environment, capture_output=True, text=True, check=False
     )
     assert (starts.returncode, starts.stdout) == (143, ""), starts.stderr
-    assert starts.stderr == "interrupted; the same command goes on\n"
+    assert starts.stderr == "interrupted; the same command resumes\n"
     assert not (tmp_path / ".ray").exists()
     temporary.rmdir()
 
 
 @pytest.mark.cluster
-def test_it_starts_wherever_it_is(tmp_path: Path) -> None:
-    """Without a home, with a long name for temporary files, in a plain locale, with closed input and few open files."""
+def test_it_starts_in_any_environment(tmp_path: Path) -> None:
+    """Without a home, with a long path for temporary files, in the C locale, with closed input and few open files."""
     file = write_documents(tmp_path / "in.parquet", ["text"] * 4, input_ids=token_rows(4))
     output, long = tmp_path / "out", tmp_path / ("x" * 120)
     long.mkdir()

@@ -1,4 +1,4 @@
-"""A plan and a ledger that anybody can have written: read as they must be, or refused in a line that names the file."""
+"""Plans and ledgers that anybody may have written: read correctly, or refused in a line that names the file."""
 
 import json
 import os
@@ -26,7 +26,7 @@ DEEP = 100_000
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six units in `out`, all labelled, and a file beside it that is nobody's to touch."""
+    """Label six units in `out`; write a file next to it that must not be changed."""
     folder = tmp_path_factory.mktemp("base")
     annotated(folder)
     (folder / "secret").write_text("secret", encoding="utf-8")
@@ -39,7 +39,7 @@ def folder(base: Path, tmp_path: Path) -> Path:
 
 
 def resume(folder: Path) -> set[int]:
-    """What pipeline.annotate does with a folder before it labels; the units that are done."""
+    """Open a folder as pipeline.annotate does before it labels; return the finished units."""
     run, units = planned_run(folder)
     open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
     return Ledger(run.subset).finished()
@@ -99,7 +99,7 @@ def test_a_damaged_plan_is_named_and_nothing_is_written(folder: Path, damage: Ca
         plan_without_paths(damaged.decode("latin-1"))
 
 
-def test_a_plan_tells_the_number_of_its_units(folder: Path) -> None:
+def test_a_plan_holds_the_number_of_its_units(folder: Path) -> None:
     plan = existing_plan(Subset("exact", folder / "out"))
     assert plan is not None and len(plan.units) == 6
 
@@ -131,7 +131,7 @@ def test_a_plan_of_an_older_version_is_read(folder: Path) -> None:
         lambda text: text.replace("train-00003", "../../../secret"),
     ],
 )
-def test_a_unit_whose_receipt_is_damaged_is_labelled_anew_with_a_line(
+def test_a_unit_with_a_damaged_receipt_is_labelled_again_with_a_warning(
     folder: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[str], str]
 ) -> None:
     subset = Subset("exact", folder / "out")
@@ -143,14 +143,14 @@ def test_a_unit_whose_receipt_is_damaged_is_labelled_anew_with_a_line(
         Ledger(subset).receipts()
     assert resume(folder) == {0, 1, 2, 4, 5}
     (line,) = caplog.messages
-    assert line.startswith("1 units of exact are labelled anew: ") and "00000003.json is damaged (" in line
+    assert line.startswith("1 units of exact are labelled again: ") and "00000003.json is damaged (" in line
     assert len(subset.shards()) == 5 and not file.exists()
     caplog.clear()
     assert resume(folder) == {0, 1, 2, 4, 5} and caplog.messages == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone", "another's"])
-def test_a_shard_that_is_not_as_large_as_it_was_is_labelled_anew_with_a_line(
+def test_a_shard_of_another_size_than_its_receipts_is_labelled_again_with_a_warning(
     folder: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     subset = Subset("exact", folder / "out")
@@ -163,7 +163,7 @@ def test_a_shard_that_is_not_as_large_as_it_was_is_labelled_anew_with_a_line(
         shards[3].write_bytes(content[damage])
     assert [receipt.unit for receipt in Ledger(subset).receipts()] == [0, 1, 2, 4, 5]
     assert resume(folder) == {0, 1, 2, 4, 5}
-    said = f"1 units of exact are labelled anew: {shards[3]} is missing, or not as large as it was written"
+    said = f"1 units of exact are labelled again: {shards[3]} is missing or has changed in size"
     assert caplog.messages == [said]
     assert not shards[3].exists()
 
@@ -175,7 +175,7 @@ def test_two_receipts_of_a_unit_that_differ_are_refused(folder: Path) -> None:
     assert resume(folder) == set(range(6))
     other = json.dumps({**json.loads(text), "sha256": "0" * 64})
     (subset.ledger / RECEIPTS / "a.jsonl").write_text(other, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"a.jsonl has another receipt of unit 3 than an earlier file; delete it"):
+    with pytest.raises(ValueError, match=r"a.jsonl has a different receipt of unit 3 than an earlier file; delete it"):
         resume(folder)
 
 
@@ -189,7 +189,7 @@ def test_receipts_of_another_number_of_shards_do_not_count(folder: Path) -> None
     assert len(subset.shards()) == 5
 
 
-def test_a_damaged_shard_is_not_vouched_for_anew_while_its_dataset_grows(
+def test_a_damaged_shard_gets_no_new_receipt_while_its_dataset_grows(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     subset = Subset("exact", folder / "out")
@@ -199,7 +199,7 @@ def test_a_damaged_shard_is_not_vouched_for_anew_while_its_dataset_grows(
     shard.write_bytes(content)
     (subset.ledger / GROWING_FILE).touch()
     assert resume(folder) == {1, 2, 3, 4, 5}
-    assert "does not hold what was written, and its rows are labelled anew" in caplog.text
+    assert "does not hold what was written, and its rows are labelled again" in caplog.text
 
 
 OF_ANOTHER_KIND = ("README.md", "data", "tokenizer", "_ledger", "_ledger/lock", f"_ledger/exact/{PLAN_FILE}",
@@ -209,7 +209,7 @@ OF_ANOTHER_KIND = ("README.md", "data", "tokenizer", "_ledger", "_ledger/lock", 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "file", "link"])
 @pytest.mark.parametrize("place", OF_ANOTHER_KIND)
-def test_a_thing_of_another_kind_is_used_or_refused_and_never_waited_for(folder: Path, place: str, kind: str) -> None:
+def test_an_entry_of_another_kind_is_used_or_refused_and_never_waited_for(folder: Path, place: str, kind: str) -> None:
     path = folder / "out" / place
     if path.is_dir():
         shutil.rmtree(path)
@@ -250,7 +250,7 @@ VALUES: st.SearchStrategy[Any] = st.one_of(
 
 
 def edited(value: Any, data: st.DataObject) -> Any:
-    """The same JSON with one value changed, gone or added, somewhere inside."""
+    """Return the JSON with one value changed, removed or added somewhere."""
     if not isinstance(value, dict | list) or not value or data.draw(st.integers(0, 3)) == 0:
         return data.draw(VALUES)
     key = data.draw(st.sampled_from(list(value) if isinstance(value, dict) else range(len(value))))
@@ -267,7 +267,7 @@ def edited(value: Any, data: st.DataObject) -> Any:
 
 
 def damaged(content: bytes, data: st.DataObject) -> bytes:
-    """The file with some bytes changed, cut or added, or with a value of its JSON edited."""
+    """Return the file with some bytes changed, cut or added, or with a value of its JSON edited."""
     if data.draw(st.booleans()):
         return json.dumps(edited(json.loads(content), data)).encode()
     at, instead = data.draw(st.integers(0, len(content))), data.draw(st.binary(max_size=5))

@@ -1,4 +1,4 @@
-"""A dataset that takes in more rows ends as if it had been labelled with the larger limit at once, wherever killed."""
+"""A dataset that grows ends as if labelled with the larger limit at once, even if the run is killed at any step."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,11 +20,11 @@ from tests.engine.fakes import load_fake, planned_run, shards, token_rows
 
 
 class KilledError(BaseException):
-    """The process ends here."""
+    """Stands for the end of the process."""
 
 
 def limited(folder: Path, output: str, limit: int) -> tuple[Run, list[Unit]]:
-    """A run over the first rows of thirteen, in units of three."""
+    """Plan a run over the first of thirteen rows, in units of three."""
     file = folder / "in.parquet"
     if not file.exists():
         write_documents(file, ["text"] * 13, input_ids=token_rows(13))
@@ -63,7 +63,7 @@ def test_a_grown_dataset_is_the_one_that_the_larger_limit_makes(tmp_path: Path, 
 
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
-    """The process ends before the step of that number of all that change a file."""
+    """End the process before the given one of the steps that change a file."""
     steps = iter(range(1000))
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,10 +81,10 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
 
 
 @pytest.mark.parametrize("again", [5, 8])
-def test_a_growth_that_is_killed_anywhere_goes_on_and_shows_no_row_twice(
+def test_a_growth_killed_at_any_step_resumes_and_shows_no_row_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: int
 ) -> None:
-    """With the larger limit or, where the plan is still the old one, with the old one."""
+    """With the larger limit or, while the plan is still the old one, with the old limit."""
     wanted = {limit: shards(carry_out(tmp_path, f"plain-{limit}", limit).subset.root) for limit in (5, 8)}
     kills = 0
     for call in range(60):
@@ -108,7 +108,7 @@ def test_a_growth_that_is_killed_anywhere_goes_on_and_shows_no_row_twice(
     assert 8 < kills < 60
 
 
-def test_what_grows_has_the_same_source_and_settings(tmp_path: Path) -> None:
+def test_a_dataset_grows_only_with_the_same_source_and_settings(tmp_path: Path) -> None:
     run, _ = limited(tmp_path, "out", 5)
     five = run.provenance
     eight = replace(five, source_rows=8)
@@ -116,11 +116,11 @@ def test_what_grows_has_the_same_source_and_settings(tmp_path: Path) -> None:
     assert not grows(five, replace(eight, share=0.5))
     require_growing("out", run.subset, five, eight, published=False)
     require_growing("out", run.subset, five, five, published=True)
-    with pytest.raises(ValueError, match="holds 8 documents and `limit` asks for 5; give the larger limit again"):
+    with pytest.raises(ValueError, match="holds 8 documents, more than the 5 of `limit`; give the larger limit again"):
         require_growing("out", run.subset, eight, five, published=False)
-    with pytest.raises(ValueError, match="begun with 5 documents, not 8, and a published dataset does not"):
+    with pytest.raises(ValueError, match="started with 5 documents, not 8, and a published dataset cannot grow"):
         require_growing("out", run.subset, five, eight, published=True)
     (run.subset.ledger / RECEIPTS).mkdir(parents=True)
     (run.subset.ledger / RECEIPTS / "abc.jsonl").write_text("", encoding="utf-8")
-    with pytest.raises(ValueError, match="a published dataset does not grow"):
+    with pytest.raises(ValueError, match="a published dataset cannot grow"):
         require_growing("out", run.subset, five, eight, published=False)

@@ -1,4 +1,4 @@
-"""A run's folder: begun, resumed, and refused where another run has it."""
+"""A run's folder: begun, resumed, and refused if another run uses it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ def receipt(unit: int) -> Receipt:
 
 
 def finish(output: Path, unit: int) -> Receipt:
-    """Puts a shard in place, then its receipt."""
+    """Write a shard, then its receipt."""
     done = receipt(unit)
     subset = Subset("exact", output)
     subset.data.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def finish(output: Path, unit: int) -> Receipt:
 
 
 def begin(output: Path, provenance: Provenance = PROVENANCE, name: str = "exact") -> set[int]:
-    """Begins a run, or goes on with it; returns which units are done."""
+    """Begin or resume a run; return the finished units."""
     open_run(Subset(name, output), Plan(provenance, ()), UNITS)
     return Ledger(Subset(name, output)).finished()
 
@@ -57,7 +57,7 @@ def test_a_run_begins_in_an_empty_folder(tmp_path: Path, exists: bool) -> None:
     assert list(contents(output)) == ["_ledger/exact/plan.json"]
 
 
-def test_a_run_that_goes_on_knows_what_is_done(tmp_path: Path) -> None:
+def test_a_resumed_run_knows_the_finished_units(tmp_path: Path) -> None:
     begin(tmp_path)
     assert begin(tmp_path) == set()
     done = finish(tmp_path, 1)
@@ -72,7 +72,7 @@ def test_a_shard_without_its_receipt_does_not_count(tmp_path: Path) -> None:
     assert begin(tmp_path) == set()
 
 
-def test_an_orphan_and_a_note_on_a_unit_given_up_are_swept(tmp_path: Path) -> None:
+def test_an_orphan_and_a_note_on_a_quarantined_unit_are_removed(tmp_path: Path) -> None:
     begin(tmp_path)
     finish(tmp_path, 0)
     before = contents(tmp_path)
@@ -84,10 +84,10 @@ def test_an_orphan_and_a_note_on_a_unit_given_up_are_swept(tmp_path: Path) -> No
     assert contents(tmp_path) == before
 
 
-def test_a_second_run_is_kept_out_while_the_first_is_at_work(tmp_path: Path) -> None:
+def test_a_second_run_is_refused_while_the_first_is_writing(tmp_path: Path) -> None:
     with (
         locked(tmp_path / "out"),
-        pytest.raises(ValueError, match=r"another run is at work in .*out"),
+        pytest.raises(ValueError, match=r"another run is writing to .*out"),
         locked(tmp_path / "out"),
     ):
         raise AssertionError("two runs have the lock")
@@ -133,7 +133,7 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
-def test_half_written_files_are_swept_when_a_run_goes_on(tmp_path: Path) -> None:
+def test_half_written_files_are_removed_when_a_run_resumes(tmp_path: Path) -> None:
     begin(tmp_path)
     finish(tmp_path, 0)
     before = contents(tmp_path)
@@ -143,7 +143,7 @@ def test_half_written_files_are_swept_when_a_run_goes_on(tmp_path: Path) -> None
     assert contents(tmp_path) == before
 
 
-def test_half_written_files_elsewhere_are_not_swept_through_a_link(tmp_path: Path) -> None:
+def test_half_written_files_elsewhere_are_not_removed_through_a_link(tmp_path: Path) -> None:
     begin(tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / ".mine.unfinished").write_text("mine", encoding="utf-8")
@@ -158,14 +158,14 @@ def test_a_run_killed_while_it_wrote_its_plan_begins_again(tmp_path: Path) -> No
     assert begin(tmp_path) == set()
 
 
-def test_subsets_stand_beside_each_other(tmp_path: Path) -> None:
+def test_several_subsets_fit_one_folder(tmp_path: Path) -> None:
     begin(tmp_path)
     finish(tmp_path, 0)
     assert begin(tmp_path, replace(PROVENANCE, window=16), "wider") == set()
     assert begin(tmp_path) == {0}
 
 
-def test_a_subset_does_not_take_files_of_its_name_that_no_run_wrote(tmp_path: Path) -> None:
+def test_a_subset_does_not_adopt_files_of_its_name_that_no_run_wrote(tmp_path: Path) -> None:
     begin(tmp_path)
     (tmp_path / "data" / "other").mkdir(parents=True)
     (tmp_path / "data" / "other" / "mine.parquet").write_bytes(b"mine")

@@ -1,4 +1,4 @@
-"""The plan: rows of files that make a shard, and the precision that suits a device."""
+"""The plan: rows of files that form a shard, and the precision that suits a device."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def text_file(file: Path, texts: list[str], **columns: list[int]) -> Path:
 
 
 def source_of(groups: list[list[int]]) -> Source:
-    """A file for each list of rows of row groups."""
+    """Return a source with a file for each list of row groups' rows."""
     schema = pa.schema([("text", pa.string())])
     files = tuple(File(f"{index}.parquet", 1, "1") for index in range(len(groups)))
     infos = tuple(FileInfo(sum(rows), tuple(rows), schema, "digest") for rows in groups)
@@ -56,7 +56,7 @@ def test_units_do_not_cross_files() -> None:
     assert places == [("0.parquet", 0, 4), ("0.parquet", 4, 5), ("1.parquet", 0, 2)]
 
 
-def test_units_are_made_of_whole_row_groups_where_these_are_small() -> None:
+def test_units_consist_of_whole_row_groups_if_these_are_small() -> None:
     units = plan_units(source_of([[3, 3, 3, 9, 1, 1]]), rows_per_unit=7, limit=None)
     assert [(unit.start, unit.stop) for unit in units] == [(0, 6), (6, 9), (9, 16), (16, 20)]
 
@@ -118,7 +118,7 @@ def test_the_digest_changes_with_the_order_and_the_names_of_files(tmp_path: Path
     assert len({look(files).sha256 for files in lists}) == 4
 
 
-def test_a_footer_that_tells_of_any_number_of_rows_makes_no_endless_plan() -> None:
+def test_a_footer_with_any_number_of_rows_makes_no_endless_plan() -> None:
     source = source_of([[2**60]])
     with (
         pytest.raises(ValueError, match=r"takes the input beyond 1,000 shards; give more rows to each with `rows_per"),
@@ -139,7 +139,9 @@ def test_a_footer_that_tells_of_any_number_of_rows_makes_no_endless_plan() -> No
         ("cuda", "fpu avx2", "bfloat16"),
     ],
 )
-def test_bfloat16_is_for_devices_that_multiply_in_it(tmp_path: Path, device: Device, flags: str, expected: str) -> None:
+def test_bfloat16_is_for_devices_with_its_instructions(
+    tmp_path: Path, device: Device, flags: str, expected: str
+) -> None:
     cpu_info = tmp_path / "cpuinfo"
     cpu_info.write_text(
         f"processor\t: 0\nmodel name\t: avx512_bf16\nflags\t\t: {flags}\n\nprocessor\t: 1\n", encoding="utf-8"
@@ -147,7 +149,7 @@ def test_bfloat16_is_for_devices_that_multiply_in_it(tmp_path: Path, device: Dev
     assert fast_dtype(device, cpu_info) == expected
 
 
-def test_a_system_that_does_not_say_what_its_cpu_can_do_gets_float32(tmp_path: Path) -> None:
+def test_a_system_that_does_not_list_its_cpus_features_gets_float32(tmp_path: Path) -> None:
     assert fast_dtype("cpu", tmp_path / "missing") == "float32"
     (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: fp asimd bf16\n", encoding="utf-8")
     assert fast_dtype("cpu", tmp_path / "arm") == "float32"

@@ -1,4 +1,4 @@
-"""A run as another node sees it."""
+"""A run on another node than the one that prepared it."""
 
 import shutil
 from pathlib import Path

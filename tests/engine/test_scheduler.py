@@ -1,4 +1,4 @@
-"""The driver on a real Ray: workers that die, fail, or find no room, and units that cannot be labelled."""
+"""The driver with a real Ray: workers that die, fail or find no room, and units that cannot be labelled."""
 
 import os
 import signal
@@ -60,7 +60,7 @@ def carry_out(
     return [outcome if isinstance(outcome, Quarantined) else outcome[0] for outcome in outcomes if outcome]
 
 
-def test_a_ray_of_our_own_listens_on_loopback_alone() -> None:
+def test_a_private_ray_listens_only_on_loopback() -> None:
     ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
     listening = {
         connection.laddr.ip
@@ -80,25 +80,25 @@ def test_room_is_counted_in_whole_workers() -> None:
         WorkerResources(cpus=cores + 1),
     )
     assert [share.room() for share in shares] == [10 * cores, cores, 1, 0]
-    with pytest.raises(ValueError, match=f"has no room for a worker, which wants {cores + 1} CPU; it has {cores} CPU"):
+    with pytest.raises(ValueError, match=rf"has {cores} CPU.*, too little for a worker, which needs {cores + 1} CPU"):
         shares[-1].require_room()
 
 
-def test_a_worker_beside_a_gpu_gets_the_cores_that_its_node_has_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_with_a_gpu_gets_the_cores_that_its_node_has_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def cores(*nodes: tuple[float, float], gpus: float | None = None) -> float | None:
         resources = [{"CPU": cpu, "GPU": gpu} if gpu else {"CPU": cpu} for cpu, gpu in nodes]
         monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": has} for has in resources])
         return WorkerResources(gpus=gpus).resolved().cpus
 
-    assert cores((192, 8), (64, 0)) == 4  # no more than it can use
-    assert cores((16, 8), (192, 8)) == 2  # else half of the first node's GPUs would have no worker
+    assert cores((192, 8), (64, 0)) == 4  # not more than a worker can use
+    assert cores((16, 8), (192, 8)) == 2  # with more, half of the first node's GPUs would have no worker
     assert cores((4, 8)) == cores((8, 0)) == cores((8, 0), gpus=1) == 1
     assert cores((16, 4), gpus=0.5) == 2
     assert cores((16, 4), gpus=0) == 1
     assert WorkerResources(cpus=3, gpus=1).resolved() == WorkerResources(cpus=3, gpus=1)
 
 
-def test_more_workers_than_there_is_room_for_only_wait(tmp_path: Path) -> None:
+def test_workers_without_room_only_wait(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
     receipts = carry_out(run, units, workers=9)
     assert sorted(receipts, key=lambda receipt: receipt.unit) == Ledger(run.subset).receipts()
@@ -106,7 +106,7 @@ def test_more_workers_than_there_is_room_for_only_wait(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", [KILLS_ONCE, FAILS_ONCE])
-def test_units_of_a_worker_that_dies_are_given_out_again(tmp_path: Path, fault: int) -> None:
+def test_units_of_a_worker_that_dies_are_assigned_again(tmp_path: Path, fault: int) -> None:
     run, units = planned(tmp_path, {3: fault})
     receipts = carry_out(run, units)
     assert run.subset.root.with_suffix(".marks").is_dir(), "the fault did not happen"
@@ -116,9 +116,9 @@ def test_units_of_a_worker_that_dies_are_given_out_again(tmp_path: Path, fault: 
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [(KILLS_ALWAYS, "(3 tries)"), (NOT_FINITE, "not trained (2 tries)"), (999, "999 do not fit")],
+    [(KILLS_ALWAYS, "(3 attempts)"), (NOT_FINITE, "not trained (2 attempts)"), (999, "999 do not fit")],
 )
-def test_a_unit_that_cannot_be_labelled_is_given_up_alone(tmp_path: Path, fault: int, reason: str) -> None:
+def test_only_the_unit_that_cannot_be_labelled_is_quarantined(tmp_path: Path, fault: int, reason: str) -> None:
     run, units = planned(tmp_path, {4: fault})
     outcomes = carry_out(run, units, workers=2)
     (note,) = [outcome for outcome in outcomes if isinstance(outcome, Quarantined)]
@@ -128,15 +128,15 @@ def test_a_unit_that_cannot_be_labelled_is_given_up_alone(tmp_path: Path, fault:
     assert shards(run.subset.root) == others
 
 
-def test_a_run_of_which_no_unit_succeeds_ends_with_the_reason(tmp_path: Path) -> None:
+def test_a_run_without_a_successful_unit_ends_with_the_reason(tmp_path: Path) -> None:
     run, units = planned(tmp_path, dict.fromkeys(range(12), NOT_FINITE))
-    with pytest.raises(ValueError, match=r"no unit succeeds; unit \d, rows .*in.parquet: the checkpoint gives entropy"):
+    with pytest.raises(ValueError, match=r"no unit succeeded; unit \d, rows .*in.parquet: the checkpoint gives"):
         carry_out(run, units)
     assert Ledger(run.subset).receipts() == []
     assert not any((run.subset.data).iterdir())
 
 
-def test_a_file_that_changes_after_the_plan_is_given_up(tmp_path: Path) -> None:
+def test_a_file_that_changes_after_the_plan_is_quarantined(tmp_path: Path) -> None:
     files = [
         write_documents(tmp_path / name, ["text"] * 4, input_ids=token_rows(4)) for name in ("a.parquet", "b.parquet")
     ]
@@ -149,7 +149,7 @@ def test_a_file_that_changes_after_the_plan_is_given_up(tmp_path: Path) -> None:
     assert shards(run.subset.root) == expected
 
 
-def test_a_damaged_part_of_a_file_is_given_up_and_the_rest_labelled(tmp_path: Path) -> None:
+def test_a_damaged_part_of_a_file_is_quarantined_and_the_rest_labelled(tmp_path: Path) -> None:
     file, documents = tmp_path / "in.parquet", token_rows(12)
     pq.write_table(pa.table({"input_ids": documents}), file, row_group_size=4)
     expected = undisturbed(*planned_run(tmp_path / "plain", [file], rows_per_unit=4), tmp_path / "plain")
@@ -164,8 +164,8 @@ def test_a_damaged_part_of_a_file_is_given_up_and_the_rest_labelled(tmp_path: Pa
 
 
 def load_short_of_memory(run: Run, device: Device) -> Annotator:
-    """Every batch is out of memory at its first try."""
-    # Workers import this module for what they load; all but this do so in a second, since it imports no torch.
+    """Load an annotator that is out of memory at the first attempt of every batch."""
+    # Workers import this module to load annotators; the others load within a second, because they import no torch.
     from pipeline.engine.annotator import load_annotator
     from pipeline.labels.labeller import TorchLabeller
     from tests.labels.test_labeller import LimitedDevice
@@ -196,7 +196,7 @@ def load_and_die(run: Run, device: str) -> Annotator:
 
 
 def load_on_a_broken_device(run: Run, device: str) -> Annotator:
-    """The first worker's device is broken."""
+    """Load an annotator; the first worker's device is broken."""
     try:
         run.subset.root.with_suffix(".broken").touch(exist_ok=False)
     except FileExistsError:
@@ -212,7 +212,7 @@ def load_an_unfit_model(run: Run, device: str) -> Annotator:
     raise UnfitModelError("it reads the future")
 
 
-def test_a_model_that_no_worker_can_label_with_ends_the_run_at_once_and_is_told_once(
+def test_a_model_that_no_worker_can_use_ends_the_run_at_once_with_one_message(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, units = planned(tmp_path)
@@ -222,7 +222,7 @@ def test_a_model_that_no_worker_can_label_with_ends_the_run_at_once_and_is_told_
 
 
 @pytest.mark.parametrize(
-    ("load", "message"), [(load_and_die, "3 workers failed at their start"), (load_what_is_not_there, "is broken")]
+    ("load", "message"), [(load_and_die, "3 workers failed to start"), (load_what_is_not_there, "is broken")]
 )
 def test_workers_that_cannot_load_end_the_run(tmp_path: Path, load: Load, message: str) -> None:
     run, units = planned(tmp_path)
@@ -237,7 +237,7 @@ def test_a_worker_whose_device_is_broken_is_replaced(tmp_path: Path) -> None:
 
 
 class Unsound:
-    """One of the workers fails with every unit that it is given, as one whose device computes nonsense does."""
+    """Annotator that fails with every unit in one of the workers, like a device that computes nonsense."""
 
     def __init__(self, run: Run, device: str) -> None:
         self.annotator = load_fake(run)
@@ -254,7 +254,7 @@ class Unsound:
         return self.annotator.annotate(unit, progress)
 
 
-def test_what_one_worker_fails_with_another_one_does(tmp_path: Path) -> None:
+def test_units_that_one_worker_fails_with_are_labelled_by_another(tmp_path: Path) -> None:
     run, units = planned(tmp_path, rows=40)
     outcomes = carry_out(run, units, workers=2, load=Unsound)
     assert [outcome for outcome in outcomes if isinstance(outcome, Quarantined)] == []
@@ -280,7 +280,7 @@ def test_a_bad_file_does_not_end_a_run_whose_other_files_are_good(tmp_path: Path
 
 
 class Slow:
-    """The first of two workers to begin takes for ever."""
+    """Annotator that never ends in the first of two workers to begin."""
 
     def __init__(self, run: Run, device: str) -> None:
         self.annotator, self.mark = load_fake(run), run.subset.root.with_suffix(".slow")
@@ -294,7 +294,7 @@ class Slow:
         raise AssertionError
 
 
-def test_a_unit_that_takes_for_ever_is_begun_by_an_idle_worker_too(tmp_path: Path) -> None:
+def test_a_unit_that_never_ends_is_started_by_an_idle_worker_too(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
     receipts = carry_out(run, units, workers=2, load=Slow)
     assert sorted(receipt.unit for receipt in receipts if isinstance(receipt, Receipt)) == list(range(6))

@@ -1,4 +1,4 @@
-"""Which unit comes next, and when a unit that fails is given up."""
+"""Order of units, and the attempts after which a failed unit is quarantined."""
 
 import time
 from collections import Counter
@@ -14,7 +14,7 @@ ALIVE: set[str | None] = {"node", "other"}
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, which a test sets."""
+    """Return the time, which a test sets."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
@@ -68,7 +68,7 @@ def test_a_unit_whose_worker_died_comes_at_once(clock: list[float]) -> None:
     assert waiting.take("b", alone=False) == unit
 
 
-def test_a_unit_is_kept_a_minute_for_other_workers(clock: list[float]) -> None:
+def test_a_failed_unit_is_kept_a_minute_for_other_workers(clock: list[float]) -> None:
     waiting = Backlog(units(each=2))
     unit = waiting.take("a", alone=False)
     assert unit is not None
@@ -93,7 +93,7 @@ def test_a_unit_is_kept_a_minute_for_other_workers(clock: list[float]) -> None:
         ([failed("a", node="lost"), failed("b"), failed("c", node="other")], False),
     ],
 )
-def test_when_a_unit_is_given_up(tries: list[Attempt], spent: bool) -> None:
+def test_a_unit_is_quarantined_after_these_attempts(tries: list[Attempt], spent: bool) -> None:
     (unit,) = units(each=1)
     waiting = Backlog([unit])
     for each in tries:

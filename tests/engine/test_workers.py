@@ -1,4 +1,4 @@
-"""A run whose one worker is the driver's own process: the same shards, and the same care for what fails; no Ray."""
+"""A run whose only worker is the driver's own process: the same shards and handling of failures, without Ray."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,8 +37,8 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "PATIENCE", 0.05)
 
 
-def given_up(run: Run, units: Sequence[Unit], load: Load = load_faulty) -> list[Quarantined]:
-    """Carries the run out."""
+def quarantined(run: Run, units: Sequence[Unit], load: Load = load_faulty) -> list[Quarantined]:
+    """Carry out the run; return the notes on quarantined units."""
     outcomes = Scheduler(run, units, ThisProcessPool(run, load, "cpu")).outcomes()
     return [outcome for outcome in outcomes if isinstance(outcome, Quarantined)]
 
@@ -46,16 +46,16 @@ def given_up(run: Run, units: Sequence[Unit], load: Load = load_faulty) -> list[
 @pytest.mark.parametrize("fault", [{}, {3: FAILS_ONCE}], ids=["sound", "its device fails once"])
 def test_every_unit_is_labelled(tmp_path: Path, fault: dict[int, int]) -> None:
     run, units = planned(tmp_path, fault)
-    assert given_up(run, units) == []
+    assert quarantined(run, units) == []
     assert run.subset.root.with_suffix(".marks").is_dir() == bool(fault)
     assert shards(run.subset.root) == undisturbed(run, units, tmp_path / "plain")
 
 
-def test_a_unit_that_cannot_be_labelled_is_given_up_alone(tmp_path: Path) -> None:
+def test_only_the_unit_that_cannot_be_labelled_is_quarantined(tmp_path: Path) -> None:
     run, units = planned(tmp_path, {4: NOT_FINITE})
-    (note,) = given_up(run, units)
+    (note,) = quarantined(run, units)
     assert [note] == Ledger(run.subset).quarantined()
-    assert note.unit == 2 and "not trained (2 tries)" in note.reason
+    assert note.unit == 2 and "not trained (2 attempts)" in note.reason
     others = undisturbed(run, [unit for unit in units if unit.index != 2], tmp_path / "plain")
     assert shards(run.subset.root) == others
 
@@ -69,7 +69,7 @@ def test_a_checkpoint_that_cannot_be_loaded_ends_the_run_at_once(tmp_path: Path)
 
     run, units = planned(tmp_path)
     with pytest.raises(ValueError, match=r"^the checkpoint is broken; save it again$"):
-        given_up(run, units, load)
+        quarantined(run, units, load)
     assert tries == ["cpu"]
 
 
@@ -79,7 +79,7 @@ class UnreachableTwice(Unreachable):
 
 def test_a_source_that_is_down_for_a_moment_costs_no_unit(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
-    assert given_up(run, units, UnreachableTwice) == []
+    assert quarantined(run, units, UnreachableTwice) == []
     assert len(Ledger(run.subset).receipts()) == 6
 
 
@@ -87,7 +87,7 @@ def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
     run, units = planned(tmp_path)
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(ValueError, match=r"cannot write to .*file/out"):
-        given_up(replace(run, subset=Subset("exact", tmp_path / "file" / "out")), units)
+        quarantined(replace(run, subset=Subset("exact", tmp_path / "file" / "out")), units)
 
 
 def test_an_interrupt_ends_the_run_within_a_unit_and_the_rest_is_left_for_the_next(tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_an_interrupt_ends_the_run_within_a_unit_and_the_rest_is_left_for_the_ne
 
     run, units = planned(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        given_up(run, units, Interrupted)
+        quarantined(run, units, Interrupted)
     done = {receipt.unit for receipt in Ledger(run.subset).receipts()}
     assert len(done) == 3
-    assert given_up(run, [unit for unit in units if unit.index not in done]) == []
+    assert quarantined(run, [unit for unit in units if unit.index not in done]) == []
     assert shards(run.subset.root) == undisturbed(run, units, tmp_path / "plain")
 
 
@@ -112,13 +112,15 @@ def test_shards_that_are_published_are_removed(tmp_path: Path) -> None:
     scheduler_of_run = Scheduler(run, units, ThisProcessPool(run, load_fake, "cpu"))
     kept, *published = [shard_name(unit.index, len(units)) for unit in units]
     outcomes = scheduler_of_run.outcomes()
-    assert sum(next(outcomes) is not None for _ in range(1 + len(units))) == len(units)  # the first is the start
+    assert sum(next(outcomes) is not None for _ in range(1 + len(units))) == len(
+        units
+    )  # the first call is the worker's start
     scheduler_of_run.delete_published(published)
     assert run.subset.shards() == {kept}
     outcomes.close()
 
 
-def test_a_gpu_is_taken_where_there_is_one_and_not_waited_for_where_there_is_none(
+def test_a_gpu_is_used_if_there_is_one_and_otherwise_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for there in (False, True):

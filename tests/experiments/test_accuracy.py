@@ -1,4 +1,4 @@
-"""Figures and tables of labels against truth."""
+"""Errors and tables of labels against the truth."""
 
 from dataclasses import replace
 
@@ -16,14 +16,14 @@ def accuracy(method: str, source: str, error: float) -> Accuracy:
     return measure(contestant, truth_N + error, truth_N)
 
 
-def test_figures_of_labels_that_are_off_by_known_amounts() -> None:
+def test_errors_of_labels_that_are_off_by_known_amounts() -> None:
     result = measure(CAUSAL, torch.tensor([1.0, 2.0, 6.0]), torch.tensor([1.0, 3.0, 5.0]))
     assert result.mean_absolute_error == pytest.approx(2 / 3)
     assert result.bias == pytest.approx(0)
     assert result.r_squared == pytest.approx(1 - (2 / 3) / (8 / 3))
 
 
-def test_scores_without_a_unit_have_a_correlation_alone() -> None:
+def test_scores_without_a_unit_have_only_a_correlation() -> None:
     truth_N = torch.tensor([1.0, 3.0, 5.0])
     result = measure(CAUSAL, 0.1 - truth_N / 100, truth_N, in_nats=False)
     assert (result.mean_absolute_error, result.bias) == (None, None)
@@ -45,6 +45,6 @@ def test_the_verdict_names_where_a_method_beats_the_causal_model() -> None:
         accuracy("exact", "die", 0.05),
     ]
     text = verdict(results)
-    assert "coin: nearest is `causal`, 0.100 nats" in text
-    assert "`exact` is nearer than the causal model of equal compute on die." in text
-    assert "Nowhere nearer than the causal model: `exact`." in verdict(results[:3:2])
+    assert "coin: `causal` is nearest to the truth, 0.100 nats off" in text
+    assert "`exact` is nearer to the truth than the causal model of equal compute on die." in text
+    assert "On no source nearer to the truth than the causal model: `exact`." in verdict(results[:3:2])

@@ -1,4 +1,4 @@
-"""A contest on a source at a size that shows nothing but who takes part, and that the truth decides."""
+"""A contest at a tiny size: every method takes part and is measured against the truth."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ TINY = ContestSettings(
 )
 
 
-def test_every_method_labels_the_same_documents_and_is_held_against_their_truth(tmp_path: Path) -> None:
+def test_every_method_labels_the_same_documents_and_is_compared_with_their_truth(tmp_path: Path) -> None:
     entries = list(hold_contest("markov-1", TINY, tmp_path))
     names = [(entry.accuracy.method, entry.accuracy.target) for entry in entries]
     assert len(set(names)) == len(names)
@@ -32,7 +32,7 @@ def test_every_method_labels_the_same_documents_and_is_held_against_their_truth(
     for entry in entries:
         np.testing.assert_array_equal(entry.truth_N, truths[entry.accuracy.target])
         assert entry.estimates_N.shape == (TINY.fresh_documents * TINY.document_tokens,)
-        if entry.accuracy.mean_absolute_error is not None:  # attribution's scores are no nats
+        if entry.accuracy.mean_absolute_error is not None:  # attribution scores are not in nats
             error = np.abs(entry.estimates_N - entry.truth_N).mean()
             assert entry.accuracy.mean_absolute_error == pytest.approx(error, rel=1e-4)
     exact, causal = (next(e.accuracy for e in entries if e.accuracy.method == name) for name in ("exact", "causal"))

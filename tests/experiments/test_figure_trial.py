@@ -1,4 +1,4 @@
-"""A training of a figure: its compute is that of the others, and one that is done is read and not trained again."""
+"""Trainings of a figure: all get the same compute, and a finished one is loaded instead of repeated."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_a_trial_takes_the_compute_of_the_causal_transformer_and_is_trained_once
         assert torch.equal(one, other)
 
 
-def test_every_layer_is_rounded_in_every_way_and_the_coarser_the_worse(text: Text) -> None:
+def test_every_layer_is_rounded_in_every_way_and_coarser_types_cost_more(text: Text) -> None:
     torch.manual_seed(0)
     model = new_model(
         FigureTrial("", "autoencoder", {"given": "repeated", "bottleneck_width": 4}), SIZES, text.vocabulary

@@ -1,4 +1,4 @@
-"""The scan of layers: which there are, by hand for one of each, and that the model is as it was."""
+"""The scan of layers: its list of layers, a loss change computed by hand, and the restored model."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,10 +33,10 @@ def bits(model: nn.Module) -> dict[str, Tensor]:
         lambda: tiny_autoencoder(bottleneck_width=3),
     ],
 )
-def test_every_matrix_is_scanned_once_and_the_model_is_as_it_was(make: Callable[[], PreTrainedModel]) -> None:
+def test_every_matrix_is_scanned_once_and_the_model_is_restored(make: Callable[[], PreTrainedModel]) -> None:
     model = make()
     if isinstance(output := getattr(model, "output", None), nn.Linear):
-        nn.init.normal_(output.weight, std=0.3)  # it begins as ones and zeros, which rounding leaves as they are
+        nn.init.normal_(output.weight, std=0.3)  # it starts as ones and zeros, which rounding does not change
     before, exact = bits(model), loss(model)
     found = list(sensitivities(model, loss, kinds=("int8", "float8_e5m2")))
     matrices = {name.rpartition(".")[0] for name, weight in model.named_parameters() if weight.ndim > 1}
@@ -45,13 +45,13 @@ def test_every_matrix_is_scanned_once_and_the_model_is_as_it_was(make: Callable[
         assert sorted(one.layer for one in weights) == sorted(matrices)
         assert all(one.loss_change for one in weights)
     called = {one.layer for one in found if one.what == "activations"}
-    assert called == matrices - {"head", "start"}  # tables that are used without a call
+    assert called == matrices - {"head", "start"}  # tables that are used without being called
     after = bits(model)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert loss(model) == exact and not any(module._forward_hooks for module in model.modules())
 
 
-def test_changes_are_those_of_a_model_changed_by_hand() -> None:
+def test_loss_changes_equal_those_of_a_model_rounded_by_hand() -> None:
     found = list(sensitivities(tiny_estimator(), loss, kinds=("float8_e4m3fn",)))
 
     def change(alter: Callable[[EntropyEstimator], object]) -> float:
@@ -94,7 +94,7 @@ def test_a_table_that_two_layers_share_is_rounded_once() -> None:
     ]
 
 
-def test_a_model_is_as_it_was_when_a_loss_fails() -> None:
+def test_the_model_is_restored_when_the_loss_fails() -> None:
     model, calls = tiny_estimator(), iter(range(5))
 
     def failing(model: EntropyEstimator) -> float:

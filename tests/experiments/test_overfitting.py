@@ -1,4 +1,4 @@
-"""Trials that differ in one thing alone, and what they come to."""
+"""Trials that differ in a single setting, and their summary."""
 
 from collections import Counter
 from dataclasses import replace
@@ -57,7 +57,7 @@ def test_only_objectives_that_approach_their_labels_are_tried_with_every_correct
     assert "second-order x 1.5 + 2" in {trial.corrected_labels for trial in planned}
 
 
-def test_a_correction_is_one_of_the_labels(study: Study, tmp_path: Path) -> None:
+def test_a_correction_equals_changed_labels(study: Study, tmp_path: Path) -> None:
     other = replace(study, labels={"truth": study.labels["truth"] / 2 + 1})
     tried = {"corrected": ((0.5, 1.0), study), "changed": ((), other), "whole": ((), study)}
     final = {}
@@ -84,7 +84,7 @@ def test_trials_differ_by_objective_labels_and_seed(study: Study, tmp_path: Path
     assert not list(tmp_path.rglob("unfinished*"))
 
 
-def test_an_objective_that_uses_no_labels_is_the_same_whatever_they_are(study: Study, tmp_path: Path) -> None:
+def test_a_random_share_ignores_labels(study: Study, tmp_path: Path) -> None:
     one, other = (
         run_trial(ObjectiveTrial("random-share", labels, 0.0, 0), study, SIZES, CONFIG, tmp_path)
         for labels in (None, "truth")
@@ -111,7 +111,7 @@ def test_flooding_with_the_truth_does_not_overfit_and_cross_entropy_does(tmp_pat
     assert flooded[-1]["held_out_loss"] < best
 
 
-def test_shuffled_labels_are_the_same_at_other_tokens(study: Study) -> None:
+def test_shuffled_labels_are_the_same_labels_at_other_tokens(study: Study) -> None:
     shuffled, again = (study.with_labels("shuffled truth", seed).labels_N for seed in (0, 0))
     assert shuffled is not None and again is not None
     np.testing.assert_array_equal(shuffled, again)
@@ -130,7 +130,7 @@ def test_a_summary_is_over_all_seeds(tmp_path: Path) -> None:
     }
     flood, plain = summarise(figures)
     assert (flood.final, flood.best, flood.gap, flood.seeds) == pytest.approx((2.3, 2.05, 1.3, 2))
-    assert flood.final_error == pytest.approx(12.71 * 0.2)  # two seeds: a deviation of 0.283 over the root of two
+    assert flood.final_error == pytest.approx(12.71 * 0.2)  # two seeds: a deviation of 0.283 divided by the root of two
     assert (plain.labels, plain.final, plain.best, plain.gap) == ("none", 6.0, 2.4, 5.5)
     table = write_results(tmp_path, figures, [flood, plain], 2.0, "a command")
     assert table.index("| flood | truth | 0 | 2.300 (2.542)") < table.index("| cross-entropy | none")

@@ -1,4 +1,4 @@
-"""The files of results read back."""
+"""Files of results, read back."""
 
 import csv
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_a_markdown_table_has_a_line_for_each_row() -> None:
     assert table == "| method | error |\n|---|---|\n| causal | 0.1 |\n| exact |  |\n"
 
 
-def test_a_report_is_printed_and_written_where_a_folder_is_named(
+def test_a_report_is_printed_and_written_to_the_folder_if_there_is_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = write_report(tmp_path, "A table\n", "a command")

@@ -1,4 +1,4 @@
-"""The truth beside drawn documents against enumeration, and against the frequencies of what was drawn."""
+"""True values of drawn documents, against enumeration and against frequencies of the drawn tokens."""
 
 import itertools
 
@@ -14,7 +14,7 @@ def tiny_hidden_markov() -> HiddenMarkov:
 
 
 def path_probability(source: HiddenMarkov, tokens: tuple[int, ...]) -> float:
-    """p(tokens), summed over every path through the hidden states."""
+    """Return p(tokens), summed over every path through the hidden states."""
     total = 0.0
     for path in itertools.product(range(3), repeat=len(tokens)):
         probability = source.initial_H[path[0]]
@@ -52,7 +52,7 @@ def test_a_chain_of_order_two_looks_two_symbols_back() -> None:
         np.testing.assert_allclose(surprisals, expected)
 
 
-def test_a_noisy_copy_repeats_what_came_a_lag_ago() -> None:
+def test_a_noisy_copy_repeats_the_token_of_a_lag_ago() -> None:
     drawn = draw(NoisyCopy(vocabulary=10, lag=8, noise=0.2), 4000, 16, np.random.default_rng(0))
     first_MT, second_MT = drawn.tokens_MT[:, :8], drawn.tokens_MT[:, 8:]
     assert (first_MT == second_MT).mean() == pytest.approx(0.8 + 0.02, abs=0.01)
@@ -61,21 +61,21 @@ def test_a_noisy_copy_repeats_what_came_a_lag_ago() -> None:
     np.testing.assert_allclose(drawn.surprisal_MT[:, 8:], expected)
 
 
-def test_early_tokens_of_a_topic_mixture_tell_the_later_ones() -> None:
+def test_early_tokens_of_a_topic_mixture_predict_later_ones() -> None:
     drawn = draw(SOURCES["topic-mixture"](np.random.default_rng(0)), 2000, 64, np.random.default_rng(1))
     by_position = drawn.surprisal_MT.mean(axis=0)
     assert by_position[:2].mean() > by_position[32:].mean() + 0.3
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_what_is_drawn_has_the_probabilities_it_is_said_to_have(name: str) -> None:
-    """The mean of surprisal - entropy is 0, with a standard error that shrinks as documents are added."""
+def test_drawn_tokens_have_the_stated_probabilities(name: str) -> None:
+    """The mean of surprisal - entropy must be 0 within its standard error."""
     source = SOURCES[name](np.random.default_rng(0))
     drawn = draw(source, 2000, 64, np.random.default_rng(1))
     assert np.isfinite(drawn.surprisal_MT).all() and drawn.tokens_MT.max() < source.vocabulary
     difference = (drawn.surprisal_MT - drawn.entropy_MT).mean(axis=1)
     assert abs(difference.mean()) < 4 * difference.std() / np.sqrt(2000)
-    assert drawn.surprisal_MT.std() > 0.5, "labels too much alike to tell methods apart"
+    assert drawn.surprisal_MT.std() > 0.5, "labels are too similar to tell methods apart"
 
 
 def test_the_same_seed_draws_the_same_documents() -> None:
@@ -85,5 +85,5 @@ def test_the_same_seed_draws_the_same_documents() -> None:
     assert np.array_equal(first.tokens_MT, again.tokens_MT) and not np.array_equal(first.tokens_MT, other.tokens_MT)
 
 
-def test_the_entropy_of_impossible_symbols_is_nothing() -> None:
+def test_impossible_symbols_add_no_entropy() -> None:
     np.testing.assert_allclose(shannon_entropy(np.array([[1.0, 0.0], [0.5, 0.5]])), [0, np.log(2)])

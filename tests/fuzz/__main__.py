@@ -11,7 +11,7 @@ from tests.fuzz.kind import run
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Inputs made by chance.")
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Random inputs.")
     parser.add_argument("--count", type=int, default=1000, help="inputs of all kinds together")
     parser.add_argument("--kinds", nargs="*", default=[], help="parts of names of kinds; all by default")
     parser.add_argument("--seed", type=int, default=0)

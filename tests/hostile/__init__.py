@@ -1,1 +1,1 @@
-"""Files that an attacker prepares, and the doors that they try."""
+"""Files prepared by an attacker, and the ways in that they try."""

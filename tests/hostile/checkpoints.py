@@ -1,4 +1,4 @@
-"""Checkpoints that an attacker prepares, each made from a sound one by one change."""
+"""Checkpoints prepared by an attacker, each made by a single change to a sound one."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from pipeline.models.checkpoint import SHIPPED, CheckpointKind, copy_tokenizer
 from tests.tiny_models import tiny_estimator, tiny_language_model, tiny_second_order
 
 CANARY = "CANARY"
-"""A file in the working folder that exists once code of an attacker's has run."""
+"""File in the working folder that exists once an attacker's code has run."""
 CODE = f"open({CANARY!r}, 'w', encoding='utf-8').close()\n"
 CODE_OF_A_MODEL = (
     f"{CODE}from transformers import LlamaConfig, LlamaForCausalLM\n"
@@ -31,13 +31,13 @@ DEEP = "[" * 100_000 + "]" * 100_000
 OFTEN = 10**9
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OUTSIDE = "elsewhere"
-"""A sound checkpoint beside the hostile ones, which none of them may read."""
+"""Sound checkpoint next to the hostile ones, which none of them may read."""
 
 Change = Callable[[Path], None]
 
 
 class Bomb:
-    """What pickles to a call."""
+    """An object that pickles to a function call."""
 
     def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
         return os.mkdir, (CANARY,)  # type: ignore[return-value]
@@ -45,23 +45,23 @@ class Bomb:
 
 @dataclass(frozen=True)
 class Hostile:
-    """One checkpoint."""
+    """A hostile checkpoint."""
 
     name: str
     kind: CheckpointKind
     change: Change
     says: str | None
-    """A pattern of the one line that refuses it; None if it is loaded, and what is hostile is not touched."""
+    """Pattern of the one-line error; None if the checkpoint is loaded and its hostile part is ignored."""
 
     def make(self, folder: Path) -> Path:
-        """The checkpoint, in a folder of its name."""
+        """Write the checkpoint into a folder with its name."""
         made = sound(folder / self.name.replace(" ", "-"), self.kind)
         self.change(made)
         return made
 
 
 def sound(folder: Path, kind: CheckpointKind) -> Path:
-    """A tiny checkpoint with a tokenizer."""
+    """Write a tiny checkpoint with a tokenizer."""
     model: Any = {"second-order": tiny_second_order, "causal": tiny_language_model, "estimator": tiny_estimator}[kind]
     model(vocabulary=8192).save_pretrained(folder)
     copy_tokenizer(SHIPPED / "tokenizer", folder)
@@ -69,7 +69,7 @@ def sound(folder: Path, kind: CheckpointKind) -> Path:
 
 
 def edit(folder: Path, change: Mapping[str, Any], file: str = "config.json") -> None:
-    """Sets keys of a JSON object."""
+    """Set keys of a JSON object in a file."""
     found = json.loads((folder / file).read_text(encoding="utf-8"))
     (folder / file).write_text(json.dumps({**found, **change}), encoding="utf-8")
 
@@ -79,7 +79,7 @@ def setting(**change: Any) -> Change:
 
 
 def content(file: str, text: str | bytes) -> Change:
-    """A file with other bytes."""
+    """Return a change that writes a file with this content."""
 
     def changed(folder: Path) -> None:
         (folder / file).write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -100,7 +100,7 @@ def removed(file: str) -> Change:
 
 
 def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Change:
-    """Other tensors."""
+    """Return a change that applies `change` to the tensors of the weights."""
 
     def changed(folder: Path) -> None:
         tensors = load_file(folder / WEIGHTS)
@@ -111,7 +111,7 @@ def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Change:
 
 
 def index(named: str, file: bytes | None = None) -> Change:
-    """An index that names one file for all weights, whose own file has another name."""
+    """Return a change that renames the weights' file and adds an index that names `named` for all weights."""
 
     def changed(folder: Path) -> None:
         names = load_file(folder / WEIGHTS)
@@ -189,7 +189,7 @@ CONFIGURATIONS = [
     Hostile("of bytes", "causal", content("config.json", b'\xff\xfe{"a": 1}'), "config.json is not JSON"),
     Hostile("a list", "causal", content("config.json", "[]"), "config.json holds no JSON object"),
     Hostile("a null", "causal", content("config.json", "null"), "config.json holds no JSON object"),
-    Hostile("nested deep", "causal", content("config.json", DEEP), "config.json is nested too deep"),
+    Hostile("nested deep", "causal", content("config.json", DEEP), "config.json is nested too deeply"),
     Hostile("long", "causal", content("config.json", b" " * 2**25), "config.json has more than 16,777,216 bytes"),
     Hostile("long number", "causal", content("config.json", f'{{"a": {"9" * 5000}}}'), "config.json is not JSON"),
     Hostile("a folder", "causal", both(removed("config.json"), fold("config.json")), "config.json is not a plain file"),
@@ -247,9 +247,9 @@ WEIGHT_FILES = [
             OF_ITS_OWN),
     Hostile("index list", "second-order", both(index("x"), content(INDEX, "[]")), "index.json holds no JSON object"),
     Hostile("index without map", "second-order", both(index("x"), content(INDEX, "{}")), "has no weight_map"),
-    Hostile("index deep", "second-order", both(index("x"), content(INDEX, DEEP)), "is nested too deep"),
-    Hostile("weights a link", "second-order", linked(WEIGHTS, f"../{OUTSIDE}/{WEIGHTS}"), "outside of its folder"),
-    Hostile("configuration a link", "causal", linked("config.json", f"../{OUTSIDE}/config.json"), "outside of"),
+    Hostile("index deep", "second-order", both(index("x"), content(INDEX, DEEP)), "is nested too deeply"),
+    Hostile("weights a link", "second-order", linked(WEIGHTS, f"../{OUTSIDE}/{WEIGHTS}"), "outside its folder"),
+    Hostile("configuration a link", "causal", linked("config.json", f"../{OUTSIDE}/config.json"), "outside its"),
     Hostile("other weights", "causal", setting(transformers_weights="decoy.safetensors"), "transformers_weights "),
     Hostile("other configuration", "causal", setting(configuration_files=["../x.json"]), "configuration_files "),
     Hostile("parts of ranks", "causal", content("shard-00000-model-00001-of-00001.safetensors", b""), "is a part of"),
@@ -298,18 +298,18 @@ TOKENIZERS = [
     Hostile("text bytes", "causal", content("tokenizer.json", b"\xff\xfe"), "json is not a tokenizer"),
     Hostile("text deep", "causal", content("tokenizer.json", DEEP), "json is not a tokenizer"),
     Hostile("text types", "causal", tokenizer(added_tokens={"id": "x"}), "json is not a tokenizer"),
-    Hostile("text a link", "causal", linked("tokenizer.json", f"../{OUTSIDE}/tokenizer.json"), "outside of its folder"),
+    Hostile("text a link", "causal", linked("tokenizer.json", f"../{OUTSIDE}/tokenizer.json"), "outside its folder"),
     Hostile("text panics", "causal", tokenizer(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
             "tokenizer.json is not a tokenizer: it cannot be loaded: Precompiled"),
-    Hostile("text sparse", "causal", sparse, "with ids up to 1,000,000,000, which no sound tokenizer does"),
+    Hostile("text sparse", "causal", sparse, "with ids up to 1,000,000,000, unlike any sound tokenizer"),
     Hostile("text grows", "causal", tokenizer(normalizer=replaced(30)), "more than 64 times as long"),
     Hostile("words long", "causal", tokenizer_model(
         type="WordPiece", unk_token="a", continuing_subword_prefix="##", max_input_chars_per_word=OFTEN),
         "max_input_chars_per_word 1000000000"),
-    Hostile("affix long", "causal", tokenizer_model(end_of_word_suffix="x" * 99), "around each|not a tokenizer"),
+    Hostile("affix long", "causal", tokenizer_model(end_of_word_suffix="x" * 99), "to each piece|not a tokenizer"),
     Hostile("declared cut", "causal", content("tokenizer_config.json", "{"), "tokenizer_config.json is not JSON"),
     Hostile("declared list", "causal", content("tokenizer_config.json", "[]"), "holds no JSON object"),
-    Hostile("declared deep", "causal", content("tokenizer_config.json", DEEP), "is nested too deep"),
+    Hostile("declared deep", "causal", content("tokenizer_config.json", DEEP), "is nested too deeply"),
     Hostile("declared number", "causal", content("tokenizer_config.json", '{"bos_token": 5}'), "is not the text of"),
     Hostile("declared list of text", "causal", content(
         "tokenizer_config.json", '{"bos_token": {"content": ["x"]}}'), "is not the text of"),

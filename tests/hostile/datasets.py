@@ -1,6 +1,6 @@
-"""An annotated dataset of a stranger: one good in every part, and a change for each trick.
+"""An attacker's annotated dataset: a sound one, changed by one trick.
 
-A trick is given the dataset's folder and another beside it, which is none of its business and holds a secret.
+A trick gets the dataset's folder and a folder outside with a secret, which no command may read.
 """
 
 import json
@@ -19,7 +19,7 @@ SECRET = "-----BEGIN PRIVATE KEY----- canary-4711"
 
 @dataclass(frozen=True)
 class Prey:
-    """The folders of a trick."""
+    """Folders that a trick works with."""
 
     dataset: Path
     outside: Path
@@ -45,11 +45,11 @@ class Prey:
         return self.dataset / "tokenizer" / SUBSET
 
     def edit(self, file: Path, **changes: Any) -> None:
-        """Sets keys of a file of JSON."""
+        """Set keys of a JSON file."""
         file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
 
     def edit_run(self, **changes: Any) -> None:
-        """Sets fields of the plan's provenance."""
+        """Set fields of the plan's provenance."""
         plan = json.loads((self.ledger / PLAN_FILE).read_text(encoding="utf-8"))
         self.edit(self.ledger / PLAN_FILE, run={**plan["run"], **changes})
 
@@ -58,7 +58,7 @@ Trick = Callable[[Prey], None]
 
 
 def write_outside(folder: Path) -> None:
-    """A home with a key, and folders of the names that a dataset has."""
+    """Write a home folder with a key, and folders that are called as in a dataset."""
     for name in ("", "data", "receipts", "quarantine", "tokenizer"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "id_ed25519").write_text(SECRET, encoding="utf-8")
@@ -66,7 +66,7 @@ def write_outside(folder: Path) -> None:
 
 
 def published(shard: str) -> Trick:
-    """A receipt, in the list of what is published, of a shard that lies elsewhere."""
+    """Add a receipt of a shard outside to the list of published shards."""
 
     def trick(prey: Prey) -> None:
         receipt = {**json.loads(prey.receipt.read_text(encoding="utf-8")), "unit": 100}
@@ -77,14 +77,14 @@ def published(shard: str) -> Trick:
 
 
 def receipt(shard: str) -> Trick:
-    """A unit's own receipt that names a file elsewhere."""
+    """Make a unit's own receipt name a file outside."""
     return lambda prey: prey.edit(
         prey.receipt, shard=shard.format(secret=prey.secret, outside=prey.outside.name), size=len(SECRET)
     )
 
 
 def all_published(prey: Prey) -> None:
-    """Every unit is said to be published, and its shard is gone."""
+    """List every unit as published, and delete all shards."""
     files = sorted((prey.ledger / RECEIPTS).iterdir())
     lines = "".join(f"{file.read_text(encoding='utf-8')}\n" for file in files)
     (prey.ledger / PUBLISHED_FILE).write_text(lines, encoding="utf-8")
@@ -93,7 +93,7 @@ def all_published(prey: Prey) -> None:
 
 
 def linked(name: str, target: str = "id_ed25519") -> Trick:
-    """A link to the secret, or to a folder outside, where a file of the dataset should be."""
+    """Replace a file or folder of the dataset by a link to the secret or to a folder outside."""
 
     def trick(prey: Prey) -> None:
         places = {"SHARD": prey.shard, "RECEIPT": prey.receipt}
@@ -108,24 +108,24 @@ def linked(name: str, target: str = "id_ed25519") -> Trick:
 
 
 def hard_named_quarantine(prey: Prey) -> None:
-    """A note on a unit that was given up, which names a file outside as its source."""
+    """Add a note on a quarantined unit that names a file outside as its source."""
     (prey.ledger / QUARANTINE).mkdir(exist_ok=True)
     note = {"unit": 1, "shard": "../../x", "file": str(prey.secret), "start": 0, "stop": 9, "reason": "\x1b[2J"}
     (prey.ledger / QUARANTINE / "00000001.json").write_text(json.dumps(note), encoding="utf-8")
 
 
 def other_inputs(prey: Prey) -> None:
-    """A plan that names the secret as its input."""
+    """Make the plan name the secret as its input."""
     prey.edit(prey.ledger / PLAN_FILE, inputs=[str(prey.secret)])
 
 
 def other_checkpoint(prey: Prey) -> None:
-    """A plan that names a checkpoint outside."""
+    """Make the plan name a checkpoint outside."""
     prey.edit(prey.ledger / PLAN_FILE, checkpoint=str(prey.outside))
 
 
 def fifo(name: str) -> Trick:
-    """A pipe that nobody writes to."""
+    """Replace a file of the ledger by a pipe that nobody writes to."""
 
     def trick(prey: Prey) -> None:
         file = prey.ledger / name
@@ -136,19 +136,19 @@ def fifo(name: str) -> Trick:
 
 
 def text(name: str, content: str) -> Trick:
-    """A file of the ledger with this content."""
+    """Write a file of the ledger with this content."""
     return lambda prey: void((prey.ledger / name).write_text(content, encoding="utf-8"))
 
 
 def folder_for_a_shard(prey: Prey) -> None:
-    """A folder of a shard's name."""
+    """Replace a shard by a folder."""
     shard = prey.shard
     shard.unlink()
     shard.mkdir()
 
 
 def void(_: object) -> None:
-    """Nothing."""
+    """Discard a value."""
 
 
 TRICKS: dict[str, Trick] = {

@@ -1,4 +1,4 @@
-"""A stranger's checkpoint is refused in one line, in a moment, or loads as if what is hostile in it were not there."""
+"""An attacker's checkpoint is quickly refused in one line, or loads with its hostile part ignored."""
 
 import ast
 import json
@@ -32,11 +32,11 @@ from tests.hub import Hub
 
 METHODS = {kind: method for method, kind in KIND_OF_METHOD.items()}
 KEPT_OUT: set[str] = set()
-"""Folders of which no file may be opened, while there are any."""
+"""Folders whose files must not be opened at present."""
 
 
 def _told(event: str, arguments: tuple[Any, ...]) -> None:
-    """Python's audit hook, which cannot be taken back: every opening of a file goes through it."""
+    """Check every file that is opened. This audit hook of Python cannot be removed again."""
     if KEPT_OUT and event == "open" and isinstance(arguments[0], str):
         opened = str(Path(arguments[0]).resolve())
         if any(opened.startswith(folder) for folder in KEPT_OUT):
@@ -64,7 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(checkpoint: Path, kind: CheckpointKind, documents: Path) -> None:
-    """All that the main job does with a checkpoint before the first document."""
+    """Do everything that pipeline.annotate does with a checkpoint before the first document."""
     config = Config(
         input=(str(documents),), output=str(documents.parent / "out"), estimator=str(checkpoint), method=METHODS[kind]
     )
@@ -73,11 +73,11 @@ def opened(checkpoint: Path, kind: CheckpointKind, documents: Path) -> None:
 
 
 @pytest.mark.parametrize("hostile", ALL, ids=lambda each: each.name)
-def test_it_is_refused_in_one_line_or_does_no_harm(
+def test_a_hostile_checkpoint_is_refused_in_one_line_or_does_no_harm(
     hostile: Hostile, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr("builtins.input", lambda *_: "y")  # were it asked whether to run code
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # in case somebody asks whether to run code
     made = hostile.make(place)
     with kept_out(place / OUTSIDE):
         if hostile.says is None:
@@ -92,7 +92,7 @@ def test_it_is_refused_in_one_line_or_does_no_harm(
 
 
 @pytest.mark.parametrize("hostile", CODES, ids=lambda each: each.name)
-def test_of_a_repository_no_code_and_no_pickle_is_even_fetched(
+def test_no_code_and_no_pickle_is_fetched_from_a_repository(
     hostile: Hostile, hub: Hub, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -114,7 +114,7 @@ def test_of_a_repository_no_code_and_no_pickle_is_even_fetched(
 
 @pytest.fixture(scope="module")
 def labels(place: Path) -> Path:
-    """A dataset whose labels any sound checkpoint here can learn."""
+    """Write a dataset whose labels every sound checkpoint here can learn."""
     digest = tokenizer_sha256(SHIPPED / "tokenizer")
     tokens = [[token % 8000 + 1 for token in range(start, start + 20)] for start in range(24)]
     nats = [[float(token % 7) for token in document] for document in tokens]
@@ -126,7 +126,7 @@ STARTS = [each for each in ALL if each.kind != "second-order" and each.says is n
 
 
 @pytest.mark.parametrize("hostile", STARTS, ids=lambda each: each.name)
-def test_a_training_that_would_start_from_it_ends_in_one_line(
+def test_a_training_that_starts_from_a_hostile_checkpoint_ends_in_one_line(
     hostile: Hostile,
     place: Path,
     labels: Path,
@@ -148,7 +148,7 @@ def test_a_training_that_would_start_from_it_ends_in_one_line(
 
 
 def test_a_sound_start_is_trained(labels: Path, tmp_path: Path, run_command: RunCommand) -> None:
-    """Else nothing were shown by the refusals."""
+    """Without this, the refusals would show nothing."""
     made = sound(tmp_path / "sound", "causal")
     arguments = ("--labels", labels, "--init-from", made, "--output", tmp_path / "out", "--training.steps", 1)
     assert run_command("jobs.train_second_order", *arguments) == 0
@@ -157,8 +157,8 @@ def test_a_sound_start_is_trained(labels: Path, tmp_path: Path, run_command: Run
 AUTO = re.compile(r"\bAuto\w+\.from_(?:pretrained|config)\(")
 
 
-def test_no_automatic_class_is_left_undecided_about_code() -> None:
-    """Undecided, transformers asks on the standard input whether to run a checkpoint's code."""
+def test_every_automatic_class_is_told_not_to_run_code() -> None:
+    """By default transformers asks on standard input whether to run a checkpoint's code."""
     root, calls = Path(__file__).parents[2], 0
     for file in (each for folder in ("pipeline", "jobs") for each in (root / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -168,7 +168,7 @@ def test_no_automatic_class_is_left_undecided_about_code() -> None:
     assert calls == 2
 
 
-def test_links_into_the_blobs_of_the_hub_are_its_own_files(hub: Hub, tmp_path: Path) -> None:
+def test_links_into_the_blobs_of_the_hub_cache_are_loaded(hub: Hub, tmp_path: Path) -> None:
     made = sound(tmp_path / "sound", "causal")
     hub.add("user/sound", {file.name: file.read_bytes() for file in made.iterdir()}, kind="models")
     found = Checkpoint.find("user/sound")
@@ -177,8 +177,8 @@ def test_links_into_the_blobs_of_the_hub_are_its_own_files(hub: Hub, tmp_path: P
     assert found.sha256 == Checkpoint(made).sha256
 
 
-def test_two_folders_that_load_other_weights_have_other_digests(tmp_path: Path) -> None:
-    """Both hold the same files; the index says which are loaded."""
+def test_folders_that_load_different_weights_have_different_digests(tmp_path: Path) -> None:
+    """Both folders hold the same files, but their indexes load different ones."""
     digests = set()
     for name in ("a", "b"):
         made = sound(tmp_path / name, "causal")
@@ -237,10 +237,10 @@ def _tried(made: Path, kind: CheckpointKind, file: str, content: bytes, place: P
         (made / file).write_bytes(before)
 
 
-def test_a_document_that_makes_the_tokenizer_panic_costs_its_unit_alone(
+def test_a_document_that_makes_the_tokenizer_panic_costs_only_its_unit(
     tmp_path: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rest of the documents is labelled, and the reason is written down in one line."""
+    """The other documents are labelled, and the reason is recorded in one line."""
     monkeypatch.setattr("pipeline.engine.scheduler.PAUSE", 0.01)
     monkeypatch.setattr("pipeline.engine.scheduler.PATIENCE", 0.05)
     made = sound(tmp_path / "model", "second-order")

@@ -1,6 +1,6 @@
-"""A dataset that an attacker prepared is published, annotated, verified, reported and trained on.
+"""A dataset prepared by an attacker is published, annotated, verified, reported and trained on.
 
-Nothing outside its folder is opened or changed, no code of it runs, and each command does its work or ends in one line.
+No file outside its folder is opened or changed, none of its code runs, and each command succeeds or ends in one line.
 """
 
 import shutil
@@ -25,7 +25,7 @@ VOCABULARY = 8192
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with documents, a checkpoint and the dataset made of them."""
+    """Write a folder with documents, a checkpoint and the dataset made with them."""
     folder = tmp_path_factory.mktemp("good")
     write_documents(folder / "documents.parquet", sample_texts(8, 200))
     tiny_second_order(vocabulary=VOCABULARY).save_pretrained(folder / "model")
@@ -63,7 +63,7 @@ def _no_hang() -> Iterator[None]:
 
 
 def reading(dataset: object, folder: Path, good: Path) -> dict[str, tuple[object, ...]]:
-    """The commands that read a dataset, and write into a folder."""
+    """Return commands that read a dataset and write into a folder, with their arguments."""
     sizes = "--training.steps 1 --model.layers 1 --model.width 16 --model.heads 2 --model.context 4"
     return {
         "pipeline.verify": (dataset, "--estimator", good / "model"),
@@ -77,7 +77,7 @@ def reading(dataset: object, folder: Path, good: Path) -> dict[str, tuple[object
 
 @pytest.fixture
 def attempt(prey: Prey, run_command: RunCommand, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
-    """Runs a command, which opens nothing outside and does its work or ends in one line."""
+    """Return a function that runs a command: it must open nothing outside, and succeed or end in one line."""
 
     def attempt(module: str, *arguments: object) -> None:
         capsys.readouterr()
@@ -95,7 +95,7 @@ def attempt(prey: Prey, run_command: RunCommand, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("trick", TRICKS)
-def test_a_folder_of_an_attacker_reaches_nothing_outside_of_it(
+def test_an_attackers_folder_reaches_nothing_outside_it(
     trick: str, prey: Prey, good: Path, hub: Hub, attempt: Callable[..., None]
 ) -> None:
     TRICKS[trick](prey)
@@ -108,7 +108,7 @@ def test_a_folder_of_an_attacker_reaches_nothing_outside_of_it(
 
 
 @pytest.mark.parametrize("trick", [trick for trick in TRICKS if not trick.startswith("link")])
-def test_a_repository_of_an_attacker_reaches_nothing_on_the_disk(
+def test_an_attackers_repository_reaches_nothing_on_the_disk(
     trick: str, prey: Prey, good: Path, hub: Hub, attempt: Callable[..., None]
 ) -> None:
     TRICKS[trick](prey)
@@ -122,7 +122,7 @@ def test_a_repository_of_an_attacker_reaches_nothing_on_the_disk(
 
 
 def assert_secret_kept(hub: Hub, folder: Path) -> None:
-    """It was not sent, nor copied into what was written."""
+    """Assert that the secret is neither in the repository nor in any written file."""
     assert SECRET.encode() not in b"".join(hub.files("user/stranger").values())
     for written in ("page", "trained", "dataset"):
         for file in (folder / written).rglob("*"):

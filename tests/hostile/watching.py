@@ -1,4 +1,4 @@
-"""Accesses to files, as the kernel counts them: of any library, written in any language."""
+"""Accesses to files, as seen by the kernel: those of every library, in any language."""
 
 import ctypes
 import os
@@ -8,13 +8,13 @@ from pathlib import Path
 
 ACCESSED, MODIFIED, CHANGED, OPENED, MOVED, CREATED, DELETED = 0x1, 0x2, 0x4, 0x20, 0xC0, 0x100, 0x200
 OF_A_FILE = ACCESSED | MODIFIED | OPENED
-OF_A_FOLDER = MODIFIED | MOVED | CREATED | DELETED  # looking for its name is allowed
+OF_A_FOLDER = MODIFIED | MOVED | CREATED | DELETED  # looking up a name is allowed
 EVENT_BYTES = 16
 
 
 @contextmanager
 def watched(folder: Path) -> Iterator[list[str]]:
-    """The files below a folder that are opened, changed, made or removed meanwhile; filled in at the end."""
+    """Yield a list that at exit contains the files below a folder that were opened, changed, created or removed."""
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = libc.inotify_init1(os.O_NONBLOCK)
     assert descriptor >= 0, os.strerror(ctypes.get_errno())
@@ -32,7 +32,7 @@ def watched(folder: Path) -> Iterator[list[str]]:
 
 
 def _watches(descriptor: int) -> Iterator[int]:
-    """Which watch each event is of."""
+    """Yield the watch of each event."""
     while True:
         try:
             events = os.read(descriptor, 2**16)

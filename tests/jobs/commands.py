@@ -1,4 +1,4 @@
-"""Commands that recipes name, understood by the parsers that would get them: Ray's, and that of the main job."""
+"""Commands in recipes, parsed by the parsers they are meant for: Ray's, and the main job's."""
 
 import re
 import shlex
@@ -21,14 +21,14 @@ DEFAULTS = Config()
 
 
 def in_comments(file: Path) -> list[str]:
-    """The commands in the comments of a file, each on one line."""
+    """Return the commands in a file's comments, each on one line."""
     lines = [line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     whole = re.sub(r"\s*\\\n\s*", " ", "\n".join(lines))
     return [line for line in whole.splitlines() if re.match(r"(ray|docker|kubectl|python) ", line)]
 
 
 def annotations(commands: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """What each of the commands that annotate is told; those that do other things are left out."""
+    """Return the settings of each annotate command, and skip other commands."""
     monkeypatch.chdir(ROOT)
     parts = [command.partition(ANNOTATE) for command in commands if ANNOTATE in command]
     for before, _, _ in parts:
@@ -38,7 +38,7 @@ def annotations(commands: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> lis
 
 
 def understood(flags: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Config:
-    """The main job's settings, from its own parser."""
+    """Return the main job's settings, from its own parser."""
     seen: list[Config] = []
 
     def annotate(config: Config = DEFAULTS) -> None:
@@ -52,12 +52,12 @@ def understood(flags: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Config:
 
 
 def require_submit(options: str) -> None:
-    """Fails where `ray job submit` does not know an option."""
+    """Fail if `ray job submit` does not accept the options."""
     submit.make_context("submit", [*shlex.split(options), "true"])
 
 
 def ray_start_flags(command: str) -> dict[str, Any]:
-    """The parameters of `ray start`, which fails where it does not know one."""
+    """Return the parameters of `ray start`, and fail on an unknown one."""
     words = shlex.split(command)
     assert words[:2] == ["ray", "start"]
     return dict(start.make_context("start", words[2:]).params)

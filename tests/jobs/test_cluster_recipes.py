@@ -1,4 +1,4 @@
-"""Recipes of clusters: manifests hold against published schemas, commands are understood, no credential is written."""
+"""Recipes of clusters: manifests match published schemas, commands parse, and none holds a credential."""
 
 import json
 import re
@@ -39,19 +39,19 @@ def groups_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    """Every mapping in a document."""
+    """Yield every mapping in a document."""
     if isinstance(tree, dict):
         yield tree
     for child in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
         yield from nodes(child)
 
 
-def test_there_are_a_job_a_cluster_and_a_launcher() -> None:
+def test_recipes_are_a_job_a_cluster_and_a_launcher() -> None:
     assert [read(manifest)["kind"] for manifest in MANIFESTS] == ["RayCluster", "RayJob"]
     assert LAUNCHER.is_file()
 
 
-def test_manifests_hold_against_kuberays_fields(tmp_path: Path) -> None:
+def test_manifests_match_kuberays_schema(tmp_path: Path) -> None:
     assert check("check-jsonschema", *KUBERAY, *MANIFESTS) is None
     spoiled: list[Path] = []
     for right, wrong in (("minReplicas", "minReplica"), ('num-cpus: "0"', "num-cpus: 0"), ("mode: token", "mode: yes")):
@@ -63,7 +63,7 @@ def test_manifests_hold_against_kuberays_fields(tmp_path: Path) -> None:
     assert all(str(file) in objections for file in spoiled)
 
 
-def test_their_pods_hold_against_kubernetes(tmp_path: Path) -> None:
+def test_pods_match_kubernetes_schema(tmp_path: Path) -> None:
     pods: list[Path] = []
     for group in (group for manifest in MANIFESTS for group in groups_of(read(manifest))):
         pods.append(tmp_path / f"{len(pods)}.yaml")
@@ -89,7 +89,7 @@ def test_every_container_of_ray_has_the_token_and_the_same_disk(manifest: Path) 
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)
-def test_containers_may_do_nothing_but_compute_and_rays_token_is_asked_for(manifest: Path) -> None:
+def test_containers_may_only_compute_and_ray_asks_for_its_token(manifest: Path) -> None:
     cluster = cluster_of(read(manifest))
     assert cluster["authOptions"] == {"mode": "token"}, "KubeRay makes a Secret of it, which all nodes get"
     least = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
@@ -103,13 +103,13 @@ def test_containers_may_do_nothing_but_compute_and_rays_token_is_asked_for(manif
 
 
 def rule_for(name: str) -> str:
-    """The lines of the launcher's comment that speak of something."""
+    """Return the launcher's comment, which must contain `name`."""
     comment = LAUNCHER.read_text(encoding="utf-8").partition("\ncluster_name")[0]
     assert name in comment
     return comment
 
 
-def test_the_launchers_nodes_are_closed_and_have_the_rights_that_they_need() -> None:
+def test_the_launchers_nodes_are_closed_and_have_only_the_rights_they_need() -> None:
     """By default Ray opens port 22 to the internet, and gives its head all rights over EC2 and S3."""
     for name, kind in read(LAUNCHER)["available_node_types"].items():
         node = kind["node_config"]
@@ -122,7 +122,7 @@ def test_the_launchers_nodes_are_closed_and_have_the_rights_that_they_need() -> 
     assert "--protocol all --source-group $group" in comment and "--port 22" in comment and "0.0.0.0" not in comment
 
 
-def test_the_launchers_rays_ask_for_a_token_that_all_nodes_have() -> None:
+def test_the_launchers_rays_ask_for_the_token_of_all_nodes() -> None:
     recipe = read(LAUNCHER)
     options = recipe["docker"]["run_options"]
     assert {"--env=RAY_AUTH_MODE=token", "--cap-drop=ALL", "--security-opt=no-new-privileges"} <= set(options)
@@ -136,14 +136,14 @@ def test_the_launchers_rays_ask_for_a_token_that_all_nodes_have() -> None:
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)
-def test_the_ray_of_a_manifest_is_the_one_that_is_installed_and_knows_its_flags(manifest: Path) -> None:
+def test_the_ray_of_a_manifest_is_the_installed_one_and_accepts_its_flags(manifest: Path) -> None:
     assert cluster_of(read(manifest))["rayVersion"] == ray.__version__
     for group in groups_of(read(manifest)):
         flags = " ".join(f"--{name}={value}" for name, value in group["rayStartParams"].items())
         ray_start_flags(f"ray start --address=head:6379 {flags}")
 
 
-def test_the_launcher_holds_against_rays_schema(tmp_path: Path) -> None:
+def test_the_launcher_matches_rays_schema(tmp_path: Path) -> None:
     assert check("check-jsonschema", *RAY_LAUNCHER, LAUNCHER) is None
     misspelt = tmp_path / "cluster.yaml"
     misspelt.write_text(
@@ -159,7 +159,7 @@ def test_the_launchers_workers_are_spot_instances_and_its_head_is_not() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_names_commands_that_are_understood(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_in_a_recipe_are_understood(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = in_comments(recipe)
     assert commands, "a recipe begins with the command that uses it"
     entrypoint = read(recipe).get("spec", {}).get("entrypoint")
@@ -169,8 +169,8 @@ def test_a_recipe_names_commands_that_are_understood(recipe: Path, monkeypatch: 
         assert config.input and config.output
 
 
-def test_a_ray_that_is_started_by_hand_has_a_token_that_its_jobs_show() -> None:
-    """By default it takes the token that another Ray has left in ~/.ray, and `ray job submit` does not."""
+def test_a_ray_started_by_hand_and_its_jobs_have_a_token() -> None:
+    """By default, the cluster uses a token that another Ray left in ~/.ray, and `ray job submit` does not."""
     by_hand = [recipe for recipe in RECIPES if "#   ray start --head" in recipe.read_text(encoding="utf-8")]
     assert len(by_hand) == 2
     for recipe in by_hand:

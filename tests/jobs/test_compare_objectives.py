@@ -1,4 +1,4 @@
-"""The matched experiment at a size that shows nothing but that it runs, stops, goes on and reports."""
+"""Matched experiment, just large enough to show that it runs, stops, resumes and reports."""
 
 import csv
 import subprocess
@@ -43,8 +43,8 @@ def lines(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_one_flag_of_the_training_leaves_its_other_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It once brought those of the large trainings: batches four times as large, which nobody had asked for."""
+def test_one_training_flag_keeps_the_other_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag once restored the defaults of large trainings: batches four times too large."""
     received: list[Config] = []
 
     def command(config: Config) -> None:
@@ -57,7 +57,7 @@ def test_one_flag_of_the_training_leaves_its_other_defaults(monkeypatch: pytest.
     assert received[0].training == StudyTraining(steps=4) and received[0].training.tokens_per_batch == 2048
 
 
-def test_a_comparison_on_a_known_source_goes_on_where_it_was_interrupted(
+def test_an_interrupted_comparison_on_a_known_source_resumes(
     run_command: RunCommand,
     tiny: tuple[object, ...],
     tmp_path: Path,
@@ -77,7 +77,7 @@ def test_a_comparison_on_a_known_source_goes_on_where_it_was_interrupted(
     assert run_command(*tiny, "--seeds", 1, "--output", output) == 0
     assert {file: file.stat().st_mtime_ns for file in (output / "trials").rglob("*")} == trained
     printed = capsys.readouterr().out
-    assert "The truth's own held-out loss is 2." in printed and "| flood | truth | 0 |" in printed
+    assert "The true distribution's held-out loss is 2." in printed and "| flood | truth | 0 |" in printed
     results = lines(output / "results.csv")
     assert {row["labels"] for row in results} == {
         "none",
@@ -93,7 +93,7 @@ def test_a_comparison_on_a_known_source_goes_on_where_it_was_interrupted(
     assert "is there already" in capsys.readouterr().err
 
 
-def test_trials_end_with_a_command_that_is_killed(tiny: tuple[object, ...], tmp_path: Path) -> None:
+def test_trials_end_when_the_command_is_killed(tiny: tuple[object, ...], tmp_path: Path) -> None:
     endless = (*tiny, "--training.steps", 1_000_000, "--output", tmp_path / "out")
     command = psutil.Popen([sys.executable, "-m", *map(str, endless)], stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob("out/trials/*/metrics.jsonl")):
@@ -137,7 +137,7 @@ def test_datasets_of_the_same_documents_are_compared(
     ("arguments", "message"),
     [
         (("--held-out", 5), "has 20 documents; --documents and --held-out ask for 21"),
-        (("--chosen", "exact"), "--chosen exact is none of the labels second-order, causal"),
+        (("--chosen", "exact"), "--chosen exact is not among the labels second-order, causal"),
         (("--seeds", 0), "must be at least 1"),
     ],
 )

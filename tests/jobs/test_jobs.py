@@ -105,7 +105,7 @@ def check_language_models(folder: Path) -> None:
     [(ESTIMATOR, LANGUAGE_MODEL), (MIXER_ESTIMATOR, LANGUAGE_MODEL | {"kind": "mixer"})],
     ids=["transformers", "mixers"],
 )
-def test_documents_tokenized_already_go_the_whole_path(
+def test_tokenized_documents_go_the_whole_path(
     run_command: RunCommand, tmp_path: Path, estimator_sizes: dict[str, Any], model_sizes: dict[str, Any]
 ) -> None:
     ids = [[(start * step) % 31 for step in range(120)] for start in range(1, 31)]

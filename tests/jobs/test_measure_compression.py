@@ -1,4 +1,4 @@
-"""The compression measurement: every kind of model beside gzip, zstd and xz, on the same documents."""
+"""Compression measurement: every kind of model alongside gzip, zstd and xz, on the same documents."""
 
 import csv
 import gzip
@@ -68,11 +68,11 @@ def test_every_model_is_measured_in_every_way(
     account = causal_accounting(causal, 0, held_out, Windowing(20, 8192))  # the tokenizer's own beginning
     assert found[str(folders[2]), "", "20 tokens"] == pytest.approx(account.bits_per_byte, rel=1e-5)
     report = (output / "results.md").read_text(encoding="utf-8")
-    assert report in capsys.readouterr().out and "On the last 6 documents" in report
+    assert report in capsys.readouterr().out and "on the last 6 documents" in report
     assert f"Made by `python -m {JOB}" in report
 
 
-def test_the_shipped_estimator_is_measured_beside_classical_compressors(
+def test_the_shipped_estimator_is_measured_alongside_classical_compressors(
     run_command: RunCommand, documents: Path, tmp_path: Path
 ) -> None:
     assert run_command(JOB, "--input", documents, "--output", tmp_path / "out") == 0
@@ -118,7 +118,7 @@ def test_a_model_must_have_a_tokenizer_that_fits(
 ) -> None:
     for name, tokenizer, message in (
         ("bare", None, "without which no text can be measured"),
-        ("small", SHIPPED / "tokenizer", "has 8192 ids, its model 97"),
+        ("small", SHIPPED / "tokenizer", "has 8192 ids, but its model has 97"),
     ):
         folder = saved(tiny_estimator(), tmp_path / name, tokenizer)
         assert run_command(JOB, "--input", documents, "--models", folder) == 1

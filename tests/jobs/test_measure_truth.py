@@ -1,4 +1,4 @@
-"""The truth measurement in miniature: every method and introduction on two sources, real processes, every file."""
+"""Truth measurement in miniature: every method and introduction on two sources, in real processes, with every file."""
 
 import csv
 from pathlib import Path
@@ -36,9 +36,8 @@ def test_every_method_is_measured_on_every_source(
     assert {"causal", "exact", "occlusion-l1", "gradient-input", "second-order, residual, joint"} <= methods
     assert all(-100 < float(row["r_squared"]) <= 1 for row in rows)
     printed = capsys.readouterr().out
-    assert "nearest is" in printed and "Made by `python -m jobs.measure_truth" in (output / "results.md").read_text(
-        encoding="utf-8"
-    )
+    report = (output / "results.md").read_text(encoding="utf-8")
+    assert "is nearest to the truth" in printed and "Made by `python -m jobs.measure_truth" in report
     assert len(list(output.glob("scatter-*.png"))) == len({(row["method"], row["target"]) for row in rows})
     assert len(list(output.glob("training/*/*/metrics.jsonl"))) == 2 * (2 + len(RECIPES))
 

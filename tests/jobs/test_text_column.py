@@ -1,4 +1,4 @@
-"""Training on JSON lines whose text has a name of its own."""
+"""Training on JSON lines with a custom name for the text."""
 
 import gzip
 import json

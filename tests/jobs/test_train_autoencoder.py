@@ -1,4 +1,4 @@
-"""Autoencoders from a command: on text, in every form, and measured as compressors."""
+"""Autoencoders trained by a command: on text, in every form, and measured as compressors."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ SIZES = (
 
 @pytest.fixture
 def command(tmp_path: Path) -> tuple[object, ...]:
-    """All but --output, on twelve short texts."""
+    """Arguments except --output, on twelve short texts."""
     documents = write_documents(tmp_path / "texts.parquet", sample_texts(12, 300))
     text = ("--input", documents, "--tokenizer", SHIPPED / "tokenizer", "--held-out", 2)
     return (JOB, *text, *SIZES, *STEPS)
@@ -59,7 +59,7 @@ def test_each_form_is_trained_and_loads(
     assert not list(output.glob("unfinished*"))
 
 
-def test_its_held_out_loss_is_that_of_the_saved_weights_over_whole_windows(
+def test_the_held_out_loss_is_of_the_saved_weights_over_whole_windows(
     run_command: RunCommand, command: tuple[object, ...], tmp_path: Path
 ) -> None:
     output = tmp_path / "autoencoder"
@@ -76,7 +76,7 @@ def test_its_held_out_loss_is_that_of_the_saved_weights_over_whole_windows(
     assert last["held_out_loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
 
 
-def test_a_trained_one_is_measured_as_a_compressor(
+def test_a_trained_autoencoder_is_measured_as_a_compressor(
     run_command: RunCommand, command: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "autoencoder"
@@ -91,7 +91,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     for flags, message in (
         (("--limit", 2), "cannot hold out 2 of 2 documents"),
-        (("--vocabulary", 5), "--vocabulary 5 is not the 8192"),
+        (("--vocabulary", 5), "--vocabulary 5 differs from the 8192"),
         (("--model.given", "once"), "repeated"),
     ):
         assert run_command(*command, *flags, "--output", tmp_path / "out") == 1

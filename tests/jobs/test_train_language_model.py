@@ -1,4 +1,4 @@
-"""Training with a floor: from disk or the Hub, in one process or more, killed and taken up again."""
+"""Training with a floor: from disk or the Hub, in one process or more, killed and resumed."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def labels(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Path:
-    """Tiny sizes, and dropout, so that what is dropped must be the same again."""
+    """Tiny sizes, with dropout, which must be repeated exactly."""
     training = {"steps": 12, "evaluate-every": 4, "tokens-per-batch": 256, "learning-rate": 0.003}
     model = {"context": 24, "width": 32, "layers": 2, "heads": 2}
     file = tmp_path / "settings.yaml"
@@ -65,7 +65,7 @@ def test_two_processes_and_one_give_the_same_loss_curve(
     assert_near(curve(tmp_path / "two"), curve(tmp_path / "one"))
 
 
-def test_a_training_that_is_killed_goes_on_as_if_nothing_had_happened(
+def test_a_killed_training_resumes_as_if_nothing_had_happened(
     run_command: RunCommand, labels: Path, settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("--config", settings, "--labels", labels, "--dropout", 0.1, "--stream", 300, "--training.steps", 200)
@@ -86,7 +86,7 @@ def test_a_training_that_is_killed_goes_on_as_if_nothing_had_happened(
     assert not list(killed.glob("unfinished*"))
 
 
-def test_an_interrupted_training_is_gone_on_with_by_the_same_command_alone(
+def test_only_the_same_command_resumes_an_interrupted_training(
     run_command: RunCommand, labels: Path, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
@@ -102,7 +102,7 @@ def test_an_interrupted_training_is_gone_on_with_by_the_same_command_alone(
     assert "is there already; delete it or choose another folder" in capsys.readouterr().err
 
 
-def test_a_dataset_of_the_hub_piece_by_piece_is_what_lies_on_the_disk(
+def test_a_hub_dataset_read_piece_by_piece_equals_the_one_on_disk(
     run_command: RunCommand, hub: Hub, labels: Path, settings: Path, tmp_path: Path
 ) -> None:
     copy_tokenizer(SHIPPED / "tokenizer", labels / "tokenizer" / "exact")
@@ -128,13 +128,13 @@ def test_workers_of_a_cluster_train_the_same_model(
         assert said in (tmp_path / name / "README.md").read_text(encoding="utf-8")
 
 
-def test_other_text_is_evaluated_on_too(
+def test_other_text_is_evaluated_as_well(
     run_command: RunCommand, labels: Path, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "other.jsonl").write_text('{"text": "The sea was calm."}\n' * 3, encoding="utf-8")
     arguments = ("--config", settings, "--labels", labels, "--out-of-distribution", tmp_path / "other.jsonl")
     assert run_command(JOB, *arguments, "--output", tmp_path / "out") == 1
-    assert "needs a tokenizer, and these documents came as tokens" in capsys.readouterr().err
+    assert "needs a tokenizer, but these documents came as tokens" in capsys.readouterr().err
     copy_tokenizer(SHIPPED / "tokenizer", labels / "tokenizer" / "exact")
     assert run_command(JOB, *arguments, "--output", tmp_path / "out") == 0
     figures = curve(tmp_path / "out")[-1]
@@ -167,7 +167,7 @@ def test_a_mistake_is_one_line(
     assert message in error and error.startswith("error: ") and "\n" not in error
 
 
-def test_labels_that_are_missing_or_no_numbers_are_refused(
+def test_missing_or_non_numeric_labels_are_refused(
     run_command: RunCommand, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, nats, message in (
@@ -184,14 +184,14 @@ def test_labels_that_are_missing_or_no_numbers_are_refused(
 
 
 def moving_labels(folder: Path, documents: list[list[int]]) -> Path:
-    """A dataset of text whose tokens are these."""
+    """Return a dataset of text with these tokens."""
     write_annotated(folder, documents, [[1.0] * len(ids) for ids in documents])
     copy_tokenizer(SHIPPED / "tokenizer", folder / "tokenizer" / "exact")
     return folder
 
 
 @pytest.mark.parametrize("stream", [(), ("--stream", 300)])
-def test_a_document_whose_labels_cannot_move_is_left_out_counted_and_said_once(
+def test_documents_whose_labels_cannot_move_are_left_out_counted_and_reported_once(
     run_command: RunCommand,
     settings: Path,
     tmp_path: Path,
@@ -208,8 +208,8 @@ def test_a_document_whose_labels_cannot_move_is_left_out_counted_and_said_once(
     assert run_command(JOB, *arguments, "--labels", labels, "--output", whole) == 0
     assert [record["documents_left_out"] for record in curve(whole)][-1] == 2
     said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
-    assert len(said) == 1 and "their tokens are not those of their text" in said[0]
-    assert "2 documents, whose labels do not move" in (whole / "README.md").read_text(encoding="utf-8")
+    assert len(said) == 1 and "their tokens do not match their text" in said[0]
+    assert "2 documents whose labels cannot move" in (whole / "README.md").read_text(encoding="utf-8")
     if not stream:
         assert (
             run_command(JOB, *arguments, "--labels", moving_labels(tmp_path / "good", texts), "--output", without) == 0
@@ -219,7 +219,7 @@ def test_a_document_whose_labels_cannot_move_is_left_out_counted_and_said_once(
         assert [record["documents_left_out"] for record in curve(without)] == [0] * len(curve(without))
 
 
-def test_labels_of_which_none_can_move_are_refused(
+def test_a_dataset_is_refused_if_no_label_can_move(
     run_command: RunCommand, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = load_tokenizer(SHIPPED / "tokenizer")

@@ -1,6 +1,6 @@
-"""A second-order model that starts as a language model: before its first step it labels as that model did.
+"""Second-order model that starts from a language model: before its first step, both label alike.
 
-Labels come from the command that makes them, in windows and with a start token that are nobody's default.
+Labels come from the command that makes them, with a window and a start token that are not defaults.
 """
 
 import json
@@ -35,7 +35,7 @@ TRAIN = ("jobs.train_second_order", "--training.steps", 1, "--training.learning-
 
 
 def save_causal(model: PreTrainedModel, folder: Path) -> Path:
-    """With a tokenizer that declares another token to stand before documents than `START`."""
+    """Save a model with a tokenizer that declares another start token than `START`."""
     model.save_pretrained(folder)
     train_byte_pairs(sample_texts(8), 300).save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}), encoding="utf-8")
@@ -53,7 +53,7 @@ def causal(tmp_path: Path) -> Path:
 
 
 def before_the_first_step(config: Config) -> tuple[SecondOrderModel, float, float]:
-    """The job's model, R² of its seeing output and of its own loss as a language model, as the job evaluates them."""
+    """Return the job's model, and R² of its seeing output and of its language-model loss, as evaluated by the job."""
     plan = Prepared.of(config)
     seen, held_out = read_documents(plan)
     model = frozen(initial_model(plan, plan.starts[0], seen.given_labels))
@@ -70,7 +70,7 @@ def losses_and_labels(model: SecondOrderModel, batches: Iterator[Batch]) -> Iter
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_starts_as_the_model_that_made_its_labels(
+def test_the_model_starts_as_the_one_that_made_its_labels(
     family: str, run_command: RunCommand, documents: Path, tmp_path: Path
 ) -> None:
     folder = save_causal(tiny_of_family(family, vocabulary=320, context=CONTEXT), tmp_path / "causal")
@@ -86,7 +86,7 @@ def test_it_starts_as_the_model_that_made_its_labels(
     assert own >= 0.9999
 
 
-def test_other_windows_or_another_start_are_another_model(
+def test_other_windows_or_another_start_token_change_the_model(
     run_command: RunCommand, documents: Path, causal: Path, tmp_path: Path
 ) -> None:
     labels = tmp_path / "labels"
@@ -98,7 +98,7 @@ def test_other_windows_or_another_start_are_another_model(
         assert seeing < 0.999, changed
 
 
-def test_the_command_keeps_to_the_windows_of_the_subset_and_says_so(
+def test_the_command_uses_and_reports_the_windows_of_the_subset(
     run_command: RunCommand, documents: Path, causal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels, output, again = tmp_path / "labels", tmp_path / "second", tmp_path / "again"

@@ -1,4 +1,4 @@
-"""Every training command in one process and more: the same model, killed or stopped and gone on with, in shards too."""
+"""Every training command, in one process or more, killed or stopped and resumed, sharded or not: the same model."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ SHARDS = Path(__file__).parents[2] / "jobs" / "fsdp.yaml"
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[object, ...]]:
-    """Each job with its flags but --output, on the same sixty documents."""
+    """Each job with its flags except --output, on the same sixty documents."""
     folder, random = tmp_path_factory.mktemp("documents"), np.random.default_rng(0)
     tokens = [random.integers(97, size=random.integers(5, 60)).tolist() for _ in range(60)]
     nats = [np.where(random.random(len(ids)) < 0.3, np.nan, random.gamma(2, 1.5, len(ids))) for ids in tokens]
@@ -62,14 +62,14 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[object
 
 
 def launched(launcher: tuple[object, ...], *command: object) -> subprocess.Popen[str]:
-    """By a real launcher, whose processes import torch anew."""
+    """Run with a real launcher; each of its processes imports torch."""
     words = [sys.executable, "-m", *map(str, (*launcher, *command))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def as_accelerate_sets_it() -> dict[str, str]:
-    """What `accelerate launch` tells the processes of a sharded training in their environment."""
+    """Environment that `accelerate launch` gives to the processes of a sharded training."""
     words = ["--config_file", str(SHARDS), "--num_processes", "2", "-m", "module"]
     arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
     environment: dict[str, str] = prepare_multi_gpu_env(arguments)
@@ -97,11 +97,11 @@ def wait_for_state(output: Path, process: Forked) -> None:
 
 
 def compare_processes(command: tuple[object, ...], folder: Path, run: Callable[..., list[Any]]) -> None:
-    """`run` gives the processes of a way to train that print; all ways must give one model."""
+    """Train in every way; `run` returns the processes that print, and all ways must yield the same model."""
     ways = ("one", "replicated", "sharded")
     running = {way: run(way, *command, folder / way) for way in ways}
     for processes in running.values():
-        assert sum(len(finished(process).splitlines()) for process in processes) == 1  # the main process alone prints
+        assert sum(len(finished(process).splitlines()) for process in processes) == 1  # only the main process prints
     wanted = folder / "one"
     assert len(curve(wanted)) == 3
     for way in ways[1:]:
@@ -112,7 +112,7 @@ def compare_processes(command: tuple[object, ...], folder: Path, run: Callable[.
 
 
 def quiet(commands: dict[str, tuple[object, ...]], job: str) -> tuple[object, ...]:
-    """A job's command without noise, which differs from process to process."""
+    """A job's command without noise, since noise differs between processes."""
     noise = ("--model.noise", 0) if job in WINDOW_ENCODERS else ()
     return (*commands[job], *noise, "--training.accumulate", 2, "--training.save-as", "bfloat16", "--output")
 
@@ -121,7 +121,7 @@ def quiet(commands: dict[str, tuple[object, ...]], job: str) -> tuple[object, ..
     "job",
     [pytest.param(job, marks=pytest.mark.slow) if job in ("second_order", "autoencoder") else job for job in JOBS],
 )
-def test_two_processes_and_two_with_shards_train_the_model_of_one(
+def test_two_processes_with_or_without_shards_train_the_same_model_as_one(
     commands: dict[str, tuple[object, ...]], tmp_path: Path, job: str
 ) -> None:
     def run(way: str, *command: object) -> list[Forked]:
@@ -133,7 +133,9 @@ def test_two_processes_and_two_with_shards_train_the_model_of_one(
 
 
 @pytest.mark.slow  # the test above sets what they set, and README's commands run `accelerate launch` in both ways
-def test_real_launchers_train_the_model_of_one_process(commands: dict[str, tuple[object, ...]], tmp_path: Path) -> None:
+def test_real_launchers_train_the_same_model_as_one_process(
+    commands: dict[str, tuple[object, ...]], tmp_path: Path
+) -> None:
     launchers: dict[str, tuple[object, ...]] = {
         "replicated": ("torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m"),
         "sharded": (
@@ -149,7 +151,7 @@ def test_real_launchers_train_the_model_of_one_process(commands: dict[str, tuple
 
 
 @pytest.mark.parametrize("job", [JOBS[0], pytest.param(JOBS[1], marks=pytest.mark.slow)])
-def test_killed_in_its_second_fold_a_training_goes_on_there(
+def test_a_training_killed_in_its_second_fold_resumes_there(
     commands: dict[str, tuple[object, ...]], tmp_path: Path, job: str
 ) -> None:
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
@@ -169,7 +171,7 @@ def test_killed_in_its_second_fold_a_training_goes_on_there(
     assert not list(killed.rglob("unfinished*"))
 
 
-def test_two_processes_share_a_stream_and_train_the_model_of_one(
+def test_two_processes_that_share_a_stream_train_the_same_model_as_one(
     commands: dict[str, tuple[object, ...]], tmp_path: Path
 ) -> None:
     command = (*commands["estimator"], "--model.noise", 0, "--stream", 300, "--output")
@@ -183,7 +185,7 @@ def test_two_processes_share_a_stream_and_train_the_model_of_one(
     assert "| 1 files, about 300 tokens at a time |" in card and "| the first 6 documents, " in card
 
 
-def test_killed_within_a_stream_a_training_goes_on_there(
+def test_a_training_killed_within_a_stream_resumes_there(
     commands: dict[str, tuple[object, ...]], tmp_path: Path
 ) -> None:
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
@@ -229,7 +231,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [143, 143]
     step = max(int(file.stem.rpartition("-")[2]) for file in output.glob("unfinished-*.safetensors"))
-    assert errors[0].splitlines()[-1] == f"stopped at step {step}; the same command goes on"
+    assert errors[0].splitlines()[-1] == f"stopped at step {step}; the same command resumes"
     assert "stopped" not in errors[1]
 
 

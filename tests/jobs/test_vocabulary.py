@@ -1,4 +1,4 @@
-"""Trainings on the tokens of a tokenizer that leaves ids out: its highest id is above the number of its tokens."""
+"""Training on a tokenizer with gaps in its ids: its highest id is above the number of its tokens."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ ENCODER = (
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Path:
-    """Of 280 tokens with ids below 280, but for `e`, which has another."""
+    """A tokenizer of 280 tokens with ids below 280, except `e`."""
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     parts = json.loads(train_byte_pairs(sample_texts(4), 280).to_str())
@@ -33,7 +33,7 @@ def tokenizer(tmp_path: Path) -> Path:
 
 
 def labels(folder: Path, tokenizer: Path) -> Path:
-    """A dataset of these tokens, which notes their number as older ones did."""
+    """A dataset of these tokens that records their number as older datasets did."""
     loaded, subset = load_tokenizer(tokenizer), folder / "tokenizer" / "exact"
     documents = [ids.tolist() for ids in encode(loaded, sample_texts(8, 200))]
     assert HIGHEST in documents[-1]

@@ -1,4 +1,4 @@
-"""Complete local runs to publish, labelled by a fake in a moment."""
+"""Complete local runs to publish, labelled by a fast fake."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -13,13 +13,13 @@ from tests.engine.fakes import load_fake, planned_run, token_rows
 
 
 def planned(folder: Path, rows: int = 12, rows_per_unit: int = 2) -> tuple[Run, list[Unit]]:
-    """A run that has not begun."""
+    """Return a run that has not started, with its units."""
     file = write_documents(folder / "in.parquet", ["text"] * rows, input_ids=token_rows(rows))
     return planned_run(folder / "out", [file], rows_per_unit=rows_per_unit)
 
 
 def annotated(folder: Path, rows: int = 12, rows_per_unit: int = 2) -> Run:
-    """A run with all its units done, without the card."""
+    """Return a run with all its units done, but without the card."""
     run, units = planned(folder, rows, rows_per_unit)
     open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
     annotator = load_fake(run)
@@ -29,7 +29,7 @@ def annotated(folder: Path, rows: int = 12, rows_per_unit: int = 2) -> Run:
 
 
 def made_up(folder: Path, count: int) -> Subset:
-    """A folder with so many shards that are no Parquet files, and their receipts."""
+    """Return a subset with `count` shards that are not Parquet files, and their receipts."""
     subset = Subset("exact", folder)
     subset.data.mkdir(parents=True)
     for unit in range(count):

@@ -1,4 +1,4 @@
-"""The card: front matter that the real readers understand, figures, and what a person changed in it."""
+"""The card: front matter as the real readers parse it, figures, and changes by hand."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def front_matter(card: str) -> dict[str, object]:
     return read
 
 
-def test_the_front_matter_says_what_the_hub_shows() -> None:
+def test_the_front_matter_has_what_the_hub_shows() -> None:
     data = front_matter(dataset_card(subset_info(), None))
     assert data["configs"] == [
         {
@@ -64,8 +64,8 @@ def test_the_front_matter_says_what_the_hub_shows() -> None:
     assert data["tags"] == ["token-entropy"]
 
 
-def test_the_front_matter_knows_what_datasets_knows_of_columns() -> None:
-    """But for a column `_type`, by which `datasets` would take the others for a type; it then looks at the shards."""
+def test_the_front_matter_has_the_features_of_columns() -> None:
+    """Except with a column `_type`, which `datasets` would take for the mark of a type; it then reads the shards."""
     known = Features(text=Value("string"), kind=ClassLabel(names=["no", "yes"]), shape=Array2D((2, 2), "int8"))
     for features, written in ((known, True), (known | {"_type": Value("string")}, False)):
         source = plain_schema(Features(features).arrow_schema, "a.parquet")
@@ -94,7 +94,7 @@ def test_a_column_that_datasets_cannot_load_is_named() -> None:
 def test_the_body_says_what_a_label_is_and_how_to_use_it() -> None:
     card = dataset_card(subset_info(), None)
     assert "1,200 documents, 5,000 tokens, 4,000 of them labelled" in card
-    assert "A label is 2.000 nats (2.885 bits) in the mean, 0.721 bits a byte,\n0.32 nats in the median." in card
+    assert "The mean label is 2.000 nats (2.885 bits), or 0.721 bits per byte of text; the median is 0.32 nats." in card
     assert re.search(r"below 0 █ +2\.5%\n +0\.0 █{40} +75\.0%\n +0\.5 █{12} +22\.5%", card)
     assert 'load_dataset("user/name", "exact", split="train")' in card
     assert "--labels hf://datasets/user/name/data/exact --objective flood" in card
@@ -107,13 +107,13 @@ def test_bins_too_thin_for_a_bar_are_one_line_at_the_end() -> None:
     assert re.search(r"0\.5 █{27} +40\.0%\n +above +0\.0%\n", card)
 
 
-def test_a_dataset_that_is_still_written_has_no_figures() -> None:
+def test_a_dataset_that_is_still_being_written_has_no_figures() -> None:
     card = dataset_card(subset_info(counts=None, shards_sha256="", size=0), None)
-    assert "It is still being written." in card and "splits" not in str(front_matter(card))
+    assert "This subset is still being written." in card and "splits" not in str(front_matter(card))
     assert "1,200 documents" in dataset_card(subset_info(), card)
 
 
-def test_a_card_is_the_same_when_it_is_written_again() -> None:
+def test_a_card_stays_the_same_when_it_is_written_again() -> None:
     card = dataset_card(subset_info(), None)
     assert dataset_card(subset_info(), card) == card
 
@@ -131,7 +131,7 @@ def test_two_subsets_share_a_card_and_the_first_is_the_default() -> None:
     assert front_matter(card)["size_categories"] == ["1K<n<10K"]
 
 
-def test_what_a_person_changed_stays(caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_by_hand_are_kept(caplog: pytest.LogCaptureFixture) -> None:
     card = dataset_card(subset_info(), None)
     edited = DatasetCard(card.replace("# Per-token entropy labels", "# My labels").replace("Every token", "Each token"))
     edited.data["license"], edited.data["pretty_name"], edited.data["mine"] = "mit", "Mine", [1]
@@ -141,14 +141,14 @@ def test_what_a_person_changed_stays(caplog: pytest.LogCaptureFixture) -> None:
     assert "# My labels" in again and "Each token" in again and "12 documents, 5,000" in again and not caplog.text
 
 
-def test_a_licence_that_a_person_chose_gets_nothing_of_the_sources(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_licence_chosen_by_hand_is_not_mixed_with_that_of_the_source(caplog: pytest.LogCaptureFixture) -> None:
     source = Origin(("owner/source",), License(("other",), "terms", "https://owner.example/terms"))
     assert front_matter(dataset_card(subset_info(origin=source), None))["license_name"] == "terms"
     kept = front_matter(dataset_card(subset_info(origin=source), "---\nlicense: mit\n---\n# Mine\n"))
     assert kept["license"] == "mit" and "license_name" not in kept and "license_link" not in kept
 
 
-def test_a_section_that_a_person_changed_stays_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_section_edited_by_hand_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     edited = dataset_card(subset_info(), None).replace("1,200 documents", "Twelve hundred documents")
     again = dataset_card(subset_info(counts=replace(COUNTS, rows=12)), edited)
     assert "Twelve hundred documents" in again and "12 documents" not in again.replace("Twelve", "")
@@ -171,14 +171,14 @@ def test_a_card_that_somebody_else_wrote_is_added_to() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "said"),
-    [((), "\nno nats"), ((5,), "\nbelow 0 nats"), ((0, 0, 4), "\n0.75 nats"), ((0,) * 33 + (9,), "\nabove 16.0 nats")],
+    [((), "undefined"), ((5,), "below 0"), ((0, 0, 4), "0.75 nats"), ((0,) * 33 + (9,), "above 16.0 nats")],
 )
 def test_any_histogram_has_a_median(labels: tuple[int, ...], said: str) -> None:
-    assert f"{said} in the median" in dataset_card(subset_info(counts=replace(COUNTS, histogram=labels)), None)
+    assert f"the median is {said}." in dataset_card(subset_info(counts=replace(COUNTS, histogram=labels)), None)
 
 
 TEXTS = st.text(min_size=1, max_size=40) | st.text("<>!-`|*_[]()&;\\\n #~a\u202e\x1b", min_size=1, max_size=40)
-BREAK = "\x85"  # of lines, as Unicode has it
+BREAK = "\x85"  # a line break of Unicode
 EVIL = "mit](http://evil)\n\n# Evil\n<!-- end exact -->\n| <img src=x onerror=alert(1)>\n---\n\u202e"
 
 
@@ -186,7 +186,7 @@ EVIL = "mit](http://evil)\n\n# Evil\n<!-- end exact -->\n| <img src=x onerror=al
 @given(TEXTS, TEXTS, TEXTS, TEXTS, TEXTS)
 @example(*[EVIL] * 5)
 @example(*[BREAK] * 5)
-def test_any_text_from_outside_is_a_value_in_the_front_matter_and_words_in_the_body(
+def test_untrusted_text_is_a_value_in_the_front_matter_and_plain_words_in_the_body(
     column: str, source: str, licence: str, language: str, dataset: str
 ) -> None:
     provenance = replace(PROVENANCE, method="exact", source=(source,), model=source, text_column=column)
@@ -200,14 +200,14 @@ def test_any_text_from_outside_is_a_value_in_the_front_matter_and_words_in_the_b
     assert data["language"] == [language] and data["source_datasets"] == [dataset]
     assert [feature["name"] for feature in data["dataset_info"]["features"]] == [*columns.names]
     assert body.count("<") == len(re.findall("<!-- (?:begin|end) exact ", body)) == 2
-    headings = ["# Per-token entropy labels", "## exact", "### Limits", "### Where it comes from"]
+    headings = ["# Per-token entropy labels", "## exact", "### Limits", "### Source and model"]
     assert re.findall("^#.*", body, re.MULTILINE) == headings
     assert not {"\x1b", "\u202e"} & {*body}
     again = dataset_card(replace(said, counts=replace(COUNTS, rows=7)), card)
     assert "1,200 documents" not in again and dataset_card(said, again) == card
 
 
-def test_of_many_columns_the_first_are_named() -> None:
+def test_only_the_first_of_many_columns_are_named() -> None:
     card = dataset_card(subset_info(schema=pa.schema([(f"c{number}", pa.int8()) for number in range(5000)])), None)
     assert "`c98`, `c99` and 4,900 more." in card and "`c100`" not in card
 

@@ -1,4 +1,4 @@
-"""What the cards of the sources say, for the card of what was made of them."""
+"""Licences and languages in the cards of sources, for the card of the annotated dataset."""
 
 import pytest
 
@@ -30,30 +30,30 @@ def test_one_licence_is_taken_over_with_the_languages(sources: Hub) -> None:
     found = origin("user/web", "user/books", "user/web")
     assert found == Origin(("user/web", "user/books"), License(("odc-by",)), ("en", "fr"))
     assert "[user/web](https://huggingface.co/datasets/user/web), [user/books]" in found.sentence
-    assert "whose licence is odc-by" in found.sentence
+    assert "The licence, odc-by, applies" in found.sentence
 
 
 def test_a_list_of_licences_is_taken_over_as_a_list(sources: Hub) -> None:
     found = origin("user/wiki")
     assert found.license is not None and found.license.front_matter() == {"license": ["cc-by-sa-3.0", "gfdl"]}
-    assert "whose licence is cc-by-sa-3.0 and gfdl and holds" in found.sentence
+    assert "The licence, cc-by-sa-3.0 and gfdl, applies" in found.sentence
 
 
-def test_a_licence_of_a_name_of_its_own_keeps_it_and_its_text(sources: Hub) -> None:
+def test_an_other_licence_keeps_its_name_and_link(sources: Hub) -> None:
     found = origin("user/pile")
     assert found.license is not None and found.license.front_matter() == {
         "license": "other",
         "license_name": "pile-terms",
         "license_link": "https://pile.example/terms",
     }
-    assert "whose licence is pile-terms (https://pile.example/terms) and holds" in found.sentence
+    assert "The licence, pile-terms (https://pile.example/terms), applies" in found.sentence
 
 
 @pytest.mark.parametrize(
     "names", [("user/web", "user/code"), ("user/web", "user/bare"), ("user/bare",), ("user/web", "user/wiki")]
 )
-def test_several_licences_or_none_are_not_made_one(sources: Hub, names: tuple[str, ...]) -> None:
-    assert origin(*names).license is None and "whose licences their cards tell" in origin(*names).sentence
+def test_different_or_missing_licences_are_not_merged(sources: Hub, names: tuple[str, ...]) -> None:
+    assert origin(*names).license is None and "The licences in their cards apply" in origin(*names).sentence
 
 
 def test_files_outside_the_hub_have_no_licence_here(sources: Hub) -> None:

@@ -1,4 +1,4 @@
-"""pipeline.publish of a folder that a stranger made, or a disk damaged: what leaves this machine, and what is said."""
+"""pipeline.publish of a folder from a stranger or a damaged disk: the content that is sent, and the messages."""
 
 import json
 from dataclasses import replace
@@ -26,13 +26,13 @@ print(load_dataset("user/name", split="train").num_rows)
 
 @pytest.fixture
 def subset(tmp_path: Path) -> Subset:
-    """Six shards of two documents, and a secret that is not the dataset's."""
+    """Write six shards of two documents, and a secret outside the dataset."""
     (tmp_path / "secret").write_bytes(SECRET)
     return annotated(tmp_path).subset
 
 
 def sent(hub: Hub) -> list[bytes]:
-    """All that the Hub was ever given of the repository, in a commit or not."""
+    """Return everything sent to the Hub for the repository, committed or not."""
     if ("datasets", "user/name") not in hub.repositories:
         return []
     return [*hub.repositories["datasets", "user/name"].objects.values(), *hub.files("user/name").values()]
@@ -40,7 +40,7 @@ def sent(hub: Hub) -> list[bytes]:
 
 @pytest.mark.parametrize("target", ["/{}", "../../../secret", "../secret"])
 @pytest.mark.parametrize("file", [PUBLISHED_FILE, "receipts/00000003.json", "receipts/a.jsonl"])
-def test_a_receipt_that_names_another_file_sends_nothing_of_it(
+def test_a_file_outside_that_a_receipt_names_is_not_sent(
     hub: Hub, subset: Subset, run_command: RunCommand, target: str, file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     receipt = Ledger(subset).receipts()[3]
@@ -49,7 +49,7 @@ def test_a_receipt_that_names_another_file_sends_nothing_of_it(
     (subset.ledger / file).write_text(text, encoding="utf-8")
     code = run_command("pipeline.publish", subset.root, URL)
     assert not any(SECRET in content for content in sent(hub))
-    if file == PUBLISHED_FILE:  # which speaks of what a staging folder published, and of nothing here
+    if file == PUBLISHED_FILE:  # receipts of a staging folder, which do not matter here
         assert code == 0 and len(hub.files("user/name")) >= 6
     else:
         (line,) = capsys.readouterr().err.splitlines()
@@ -92,10 +92,10 @@ def test_a_folder_that_is_reached_by_a_link_is_published(
     assert len(PublishedLedger(Repository("user/name"), subset).receipts(6)) == 6
 
 
-def test_only_the_tokenizer_of_the_labels_is_sent(
+def test_only_the_labels_tokenizer_is_sent(
     hub: Hub, subset: Subset, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Documents of this dataset came tokenized: a file where a tokenizer would be is none of it."""
+    """The source came tokenized, so a tokenizer in the folder does not belong to the dataset."""
     copy_tokenizer(SHIPPED / "tokenizer", subset.tokenizer)
     assert run_command("pipeline.publish", subset.root, URL) == 0
     assert not any(path.startswith("tokenizer/") for path in hub.files("user/name"))
@@ -103,7 +103,7 @@ def test_only_the_tokenizer_of_the_labels_is_sent(
     text = plan.read_text(encoding="utf-8")
     plan.write_text(text.replace('"tokenizer_sha256": null', f'"tokenizer_sha256": "{"0" * 64}"'), encoding="utf-8")
     assert run_command("pipeline.publish", subset.root, f"{URL}-2") == 1
-    said = "does not hold the tokenizer of the labels; give the same pipeline.annotate command again, which writes it"
+    said = "does not contain the labels' tokenizer; run the same pipeline.annotate command again, which writes it"
     assert said in capsys.readouterr().err
 
 
@@ -122,8 +122,8 @@ def test_a_damaged_shard_is_not_sent_and_the_rest_is(
         printed = capsys.readouterr()
         assert "exact: 5 of 6 shards are in hf://datasets/user/name\n" in printed.out
         (line,) = printed.err.splitlines()
-        assert line.startswith("error: 1 shards do not hold what their receipts say and were not sent, train-00003-of-")
-        assert f"`python -m pipeline.verify {subset.root} --repair`, the same pipeline.annotate command" in line
+        assert line.startswith("error: 1 shards do not match their receipts and were not sent, train-00003-of-")
+        assert f"`python -m pipeline.verify {subset.root} --repair`, then the same pipeline.annotate command" in line
         assert bytes(damaged) not in sent(hub)
         assert b"num_examples: 10\n" in hub.files("user/name")["README.md"]
     shard.write_bytes(sound)
@@ -132,10 +132,10 @@ def test_a_damaged_shard_is_not_sent_and_the_rest_is(
     assert run(hub, tmp_path / "home", COUNT) == 12
 
 
-def test_a_damaged_shard_that_is_published_already_is_replaced(
+def test_a_damaged_published_shard_is_replaced(
     hub: Hub, subset: Subset, run_command: RunCommand, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its receipt stands there too, so that nothing else would ever mend it."""
+    """Its receipt is in the repository too, so nothing else would ever repair it."""
     receipts = Ledger(subset).receipts()
     assert run_command("pipeline.publish", subset.root, URL) == 0
     path = f"data/exact/{receipts[3].shard}"
@@ -143,22 +143,22 @@ def test_a_damaged_shard_that_is_published_already_is_replaced(
     hub.add("user/name", {path: sound[:-9] + bytes(9)})
     assert len(PublishedLedger(Repository("user/name"), subset).receipts(6)) == 5
     assert run_command("pipeline.publish", subset.root, URL) == 0
-    assert f"1 files are replaced that no receipt speaks of: {path}" in caplog.text
+    assert f"1 files without a receipt are replaced: {path}" in caplog.text
     assert hub.files("user/name")[path] == sound and run(hub, tmp_path / "home", COUNT) == 12
     assert PublishedLedger(Repository("user/name"), subset).receipts(6) == receipts
 
 
-def test_what_is_not_labelled_yet_is_told_of_and_the_code_says_so(
+def test_unlabelled_shards_are_reported_and_set_the_exit_code(
     hub: Hub, subset: Subset, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (subset.data / Ledger(subset).receipts()[3].shard).unlink()
     assert run_command("pipeline.publish", subset.root, URL) == 3
     printed = capsys.readouterr().out
-    assert "exact: 5 of 6 shards are in hf://datasets/user/name; 1 are not labelled yet: give the same" in printed
-    assert "has it" not in printed and b"num_examples: 10\n" in hub.files("user/name")["README.md"]
+    assert "exact: 5 of 6 shards are in hf://datasets/user/name; 1 are not labelled yet: run the same" in printed
+    assert "load it with" not in printed and b"num_examples: 10\n" in hub.files("user/name")["README.md"]
 
 
-def test_units_that_a_staging_folder_published_elsewhere_are_not_taken_for_done(
+def test_units_that_a_staging_folder_published_elsewhere_do_not_pass_for_done(
     hub: Hub, subset: Subset, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
     receipts = Ledger(subset).receipts()
@@ -170,7 +170,7 @@ def test_units_that_a_staging_folder_published_elsewhere_are_not_taken_for_done(
 
 
 @pytest.mark.parametrize("file", [REPORT_FILE, f"{QUARANTINE}/00000001.json"])
-def test_what_is_sent_of_the_last_session_is_what_it_wrote(
+def test_a_report_or_note_of_other_content_is_not_sent(
     hub: Hub, subset: Subset, run_command: RunCommand, file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (subset.ledger / file).parent.mkdir(exist_ok=True)
@@ -191,7 +191,7 @@ def test_shards_of_two_plans_are_not_published(
     Ledger(subset).receipt_file(2).write_text(replace(receipt, unit=2, shard=name).to_json(), encoding="utf-8")
     assert run_command("pipeline.publish", subset.root, URL) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "has a receipt of train-00002-of-00003.parquet, and the plan has 6 shards; give the same" in line
+    assert "has a receipt of train-00002-of-00003.parquet, but the plan has 6 shards; run the same" in line
     assert list(hub.files("user/name")) == [".gitattributes"]
 
 

@@ -1,4 +1,4 @@
-"""Shards and their receipts in few commits, whatever the Hub answers."""
+"""Publication of shards and their receipts in few commits, whatever the Hub answers."""
 
 import time
 from dataclasses import replace
@@ -58,7 +58,7 @@ def test_shards_and_receipts_come_in_one_commit_and_only_then_leave_the_disk(
 
 
 @pytest.mark.parametrize("hundreds", [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_shards_are_committed_by_the_hundred(prepared: Hub, tmp_path: Path, hundreds: int) -> None:
+def test_shards_are_committed_in_hundreds(prepared: Hub, tmp_path: Path, hundreds: int) -> None:
     subset = made_up(tmp_path / "out", 100 * hundreds)
     with Publisher(REPOSITORY, subset, keeps=True) as publisher:
         for receipt in Ledger(subset).receipts():
@@ -68,9 +68,7 @@ def test_shards_are_committed_by_the_hundred(prepared: Hub, tmp_path: Path, hund
     assert PublishedLedger(REPOSITORY, subset).receipts(100 * hundreds) == Ledger(subset).receipts()
 
 
-def test_shards_are_committed_after_a_while_though_few_have_come(
-    prepared: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_shards_are_committed_after_a_while(prepared: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishing, "COMMIT_EVERY", 0.05)
     run = annotated(tmp_path)
     first, *others = Ledger(run.subset).receipts()
@@ -87,7 +85,7 @@ def test_shards_are_committed_after_a_while_though_few_have_come(
 
 
 @pytest.mark.parametrize("status", [409, 412, 429, 500, 503, 0])
-def test_a_refusal_that_may_pass_is_tried_again(prepared: Hub, tmp_path: Path, status: int) -> None:
+def test_a_transient_refusal_is_retried(prepared: Hub, tmp_path: Path, status: int) -> None:
     run = annotated(tmp_path)
     prepared.faults.refuse(status, method="POST", path="/commit/", times=3)
     prepared.faults.refuse(status, path="/paths-info/", times=2)
@@ -108,7 +106,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(prepared: Hub, tmp_path
     assert len(PublishedLedger(REPOSITORY, run.subset).receipts(6)) == 6 and Ledger(run.subset).unpublished() == []
 
 
-def test_what_another_run_published_with_other_labels_stays_with_its_receipt(
+def test_shards_that_another_run_published_are_kept_with_their_receipts(
     prepared: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ours, theirs = annotated(tmp_path / "ours"), annotated(tmp_path / "theirs")
@@ -122,7 +120,7 @@ def test_what_another_run_published_with_other_labels_stays_with_its_receipt(
     with Publisher(REPOSITORY, ours.subset, keeps=False) as publisher:
         for receipt in Ledger(ours.subset).receipts():
             assert publisher.add(receipt)
-    assert "1 shards were published by another run with other labels; those stay" in caplog.text
+    assert "1 shards were published by another run with other labels, which are kept" in caplog.text
     assert shards(prepared) == local(tmp_path / "theirs")
     assert PublishedLedger(REPOSITORY, ours.subset).receipts(6)[0] == written
     assert local(tmp_path / "ours") == {} and shard.name not in {one.shard for one in Ledger(ours.subset).published()}
@@ -142,7 +140,7 @@ def test_a_token_that_may_not_write_stops_the_run_and_loses_nothing(
     assert local(tmp_path) == before and len(Ledger(run.subset).unpublished()) == 6
 
 
-def test_no_answer_for_long_ends_in_an_error_that_names_the_repository(
+def test_a_long_silence_of_the_hub_ends_in_an_error_that_names_the_repository(
     prepared: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_module, "PATIENCE", 0.2)
@@ -156,7 +154,7 @@ def test_no_answer_for_long_ends_in_an_error_that_names_the_repository(
     assert len(local(tmp_path)) == 6
 
 
-def test_a_shard_that_does_not_hold_what_its_receipt_says_is_not_sent(prepared: Hub, tmp_path: Path) -> None:
+def test_a_shard_that_does_not_match_its_receipt_is_not_sent(prepared: Hub, tmp_path: Path) -> None:
     run = annotated(tmp_path)
     first, *others = Ledger(run.subset).receipts()
     shard = run.subset.data / first.shard
@@ -170,10 +168,10 @@ def test_a_shard_that_does_not_hold_what_its_receipt_says_is_not_sent(prepared: 
 
 
 @pytest.mark.parametrize("content", [b"damaged", None])
-def test_a_file_that_no_receipt_speaks_of_is_replaced(
+def test_a_file_without_a_receipt_is_replaced(
     prepared: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
 ) -> None:
-    """Damaged there, or sent by hand without its receipt, which would leave the unit undone for good."""
+    """The file is damaged, or was sent without its receipt; kept, it would leave its unit incomplete forever."""
     run, before = annotated(tmp_path), local(tmp_path)
     receipts = Ledger(run.subset).receipts()
     path = f"data/exact/{receipts[3].shard}"
@@ -181,7 +179,7 @@ def test_a_file_that_no_receipt_speaks_of_is_replaced(
     with Publisher(REPOSITORY, run.subset, keeps=True) as publisher:
         for receipt in receipts:
             publisher.add(receipt)
-    assert f"1 files are replaced that no receipt speaks of: {path}" in caplog.text
+    assert f"1 files without a receipt are replaced: {path}" in caplog.text
     assert shards(prepared) == before and PublishedLedger(REPOSITORY, run.subset).receipts(6) == receipts
 
 
@@ -191,7 +189,7 @@ def test_a_file_that_no_receipt_speaks_of_is_replaced(
 def test_a_receipt_in_the_repository_that_names_another_file_is_refused(
     prepared: Hub, tmp_path: Path, shard: str
 ) -> None:
-    """What is published is removed from the disk: by such a receipt any file would be."""
+    """Published shards are removed from the disk, so such a receipt could remove any file."""
     run = annotated(tmp_path)
     wrong = replace(Ledger(run.subset).receipts()[0], shard=shard)
     prepared.add("user/name", {"_ledger/exact/receipts/a.jsonl": wrong.to_json().encode()})

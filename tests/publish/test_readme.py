@@ -1,4 +1,4 @@
-"""A README.md that anybody wrote: refused by its name where a card cannot be added, before anything is labelled."""
+"""Existing README.md files: one that no card can be added to is refused by name, before anything is labelled."""
 
 import logging
 from pathlib import Path
@@ -43,8 +43,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("front", BROKEN.values(), ids=BROKEN)
-def test_front_matter_that_cannot_be_added_to_is_refused_with_the_name_of_its_file(front: str) -> None:
-    with pytest.raises(ValueError, match=r"^the front matter of hf://a/README\.md cannot be read: .*; mend it, or"):
+def test_unusable_front_matter_is_refused_with_the_name_of_its_file(front: str) -> None:
+    with pytest.raises(ValueError, match=r"^the front matter of hf://a/README\.md cannot be read: .*; fix it, or"):
         dataset_card(subset_info(), f"---\n{front}\n---\n# Old\n", "hf://a/README.md")
 
 
@@ -86,20 +86,20 @@ def test_any_text_is_added_to_or_refused(text: str) -> None:
 )
 def test_a_section_with_broken_marks_is_refused(mark: str, instead: str) -> None:
     card = dataset_card(subset_info("exact-2"), dataset_card(subset_info(), None))
-    with pytest.raises(ValueError, match=r"^the section on exact in README\.md is not between one mark of each kind"):
+    with pytest.raises(ValueError, match=r"^the section on exact in README\.md is not between one `<!-- begin` and"):
         dataset_card(subset_info(), card.replace(mark, instead, 1))
-    dataset_card(subset_info("exact-2"), card.replace(mark, instead, 1))  # another subset's is none of its marks
+    dataset_card(subset_info("exact-2"), card.replace(mark, instead, 1))  # marks of another subset do not count
 
 
 def test_a_readme_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     assert read_readme(tmp_path / "README.md") is None
     (tmp_path / "README.md").write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match=r"README\.md is not UTF-8 \(.*\); mend it"):
+    with pytest.raises(ValueError, match=r"README\.md is not UTF-8 \(.*\); fix it"):
         read_readme(tmp_path / "README.md")
     parsed("café", "there")
 
 
-def test_a_readme_broken_before_a_run_is_refused_and_one_broken_meanwhile_stays(
+def test_a_readme_broken_before_a_run_is_refused_and_one_broken_meanwhile_is_left(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny_estimator().save_pretrained(tmp_path / "estimator")
@@ -114,7 +114,7 @@ def test_a_readme_broken_before_a_run_is_refused_and_one_broken_meanwhile_stays(
     assert sorted((tmp_path / "out").rglob("*.parquet")) == shards
     with caplog.at_level(logging.WARNING):
         write_card(subset_info(subset=Subset("exact", tmp_path / "out")))
-    assert readme.read_text(encoding="utf-8") == "---\nconfigs: 5\n---\n" and "brought up to date" in caplog.text
+    assert readme.read_text(encoding="utf-8") == "---\nconfigs: 5\n---\n" and "the card is not updated" in caplog.text
 
 
 @pytest.mark.parametrize("broken", [b"---\n\ta: 1\n---\n", b"caf\xe9"])
@@ -127,12 +127,12 @@ def test_a_repository_whose_readme_is_broken_is_refused_before_any_shard_is_sent
     assert hub.files("user/name") == {"README.md": broken}
 
 
-def test_a_repository_whose_readme_is_broken_meanwhile_gets_everything_else(
+def test_a_repository_whose_readme_is_broken_meanwhile_receives_everything_else(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken, repository = b"---\nconfigs: 5\n---\n", Repository("user/name")
     repository.prepare(private=False)
-    monkeypatch.setattr(  # as if somebody wrote it just then
+    monkeypatch.setattr(  # as if somebody wrote it at this moment
         "pipeline.publish.__main__.with_totals",
         lambda given, _: (hub.add("user/name", {"README.md": broken}) and given) or given,
     )

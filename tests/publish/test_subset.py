@@ -1,4 +1,4 @@
-"""A complete run on this disk, published beside whatever the repository has."""
+"""A complete local run, published alongside existing data of the repository."""
 
 import io
 import re
@@ -36,13 +36,13 @@ def test_a_source_with_a_list_of_licences_is_published(
     assert b"\nlicense:\n- cc-by-sa-3.0\n- gfdl\n" in hub.files("user/name")["README.md"]
 
 
-def test_a_card_that_the_hub_does_not_take_is_told_of_before_any_shard_is_sent(
+def test_a_card_that_the_hub_rejects_is_reported_before_any_shard_is_sent(
     hub: Hub, subset: Subset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = Origin(("user/old",), License(("No licence at all",)))
     monkeypatch.setattr("pipeline.publish.__main__.origin_of", lambda inputs: old)
     REPOSITORY.prepare(private=False)
-    said = r'does not take the card: .*"license" must be one of.*; write those fields into the README.md'
+    said = r'does not accept the card: .*"license" must be one of.*; write those fields into the README.md'
     with pytest.raises(ValueError, match=said):
         publish_subset(subset, REPOSITORY)
     assert not any(request.method == "PUT" for request in hub.requests)
@@ -71,7 +71,7 @@ def parquet(texts: list[str] = OWN) -> bytes:
 
 
 def load(hub: Hub, home: Path, *configs: str) -> Any:
-    """Splits as `datasets` loads them: first without a configuration's name, then of each that is named."""
+    """Return splits as `datasets` loads them: first without a configuration name, then of each named configuration."""
     return run(hub, home, LOAD, *configs)
 
 
@@ -89,7 +89,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("paths", "card"), PAIRS)
-def test_data_that_is_there_stays_what_is_loaded(
+def test_existing_data_is_still_loaded_by_default(
     hub: Hub, subset: Subset, tmp_path: Path, paths: list[str], card: bytes | None
 ) -> None:
     hub.add("user/name", {**dict.fromkeys(paths, parquet()), **({"README.md": card} if card else {})})
@@ -104,7 +104,7 @@ def test_data_that_is_there_stays_what_is_loaded(
 
 
 @pytest.mark.parametrize("flag", ["", "  default: true\n"])
-def test_configurations_that_are_there_stay_and_so_does_their_default(
+def test_existing_configurations_and_their_default_are_kept(
     hub: Hub, subset: Subset, tmp_path: Path, flag: str
 ) -> None:
     card = f"---\nconfigs:\n- config_name: mine\n  data_files: mine/*\n{flag}---\n# Mine\n".encode()
@@ -119,16 +119,16 @@ def test_configurations_that_are_there_stay_and_so_does_their_default(
     [
         ({"a.csv": b"text\nmine\n"}, "has data that `datasets` reads as csv"),
         ({"a/x.csv": b"t\n", "README.md": b"---\nconfigs:\n- config_name: a\n  data_files: a/*\n---\n"}, "as csv"),
-        ({"data/exact/a.parquet": parquet()}, "has files of its own in data/exact/"),
+        ({"data/exact/a.parquet": parquet()}, "already has other files in data/exact/"),
         (
             {"x.parquet": parquet(), "README.md": b"---\nconfigs:\n- config_name: exact\n  data_files: x*\n---\n"},
-            "has a configuration exact of its own",
+            "already has another configuration called exact",
         ),
-        ({"a.zip": b"none"}, "cannot tell what data hf://datasets/user/name has already"),
+        ({"a.zip": b"none"}, "cannot read the existing data of hf://datasets/user/name"),
         ({f"{number}.parquet": b"" for number in range(4)}, "has 4 data files, which labels would hide"),
     ],
 )
-def test_data_that_could_not_be_loaded_any_more_is_refused_before_an_upload(
+def test_existing_data_that_could_no_longer_be_loaded_is_refused_before_an_upload(
     hub: Hub, subset: Subset, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes], said: str
 ) -> None:
     monkeypatch.setattr("pipeline.publish.readme.MOST_FILES", 3)
@@ -140,25 +140,25 @@ def test_data_that_could_not_be_loaded_any_more_is_refused_before_an_upload(
     assert not any(request.method == "PUT" for request in hub.requests[requests:])
 
 
-def test_what_is_no_data_hides_nothing(hub: Hub, subset: Subset, tmp_path: Path) -> None:
+def test_files_that_are_not_data_hide_nothing(hub: Hub, subset: Subset, tmp_path: Path) -> None:
     hub.add("user/name", {"LICENSE": b"text", "model.bin": b"1", "README.md": b"# A name\n"})
     publish_subset(subset, REPOSITORY)
     (labels,) = load(hub, tmp_path)
     assert len(labels["train"]) == 12 + 4
 
 
-def test_a_branch_is_loaded_by_the_line_that_tells_of_it(
+def test_the_printed_line_loads_the_branch(
     hub: Hub, subset: Subset, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.add("user/name", {"a.bin": b"a"}, revision="draft")
     assert run_command("pipeline.publish", subset.root, "hf://datasets/user/name@draft") == 0
-    assert 'load_dataset("user/name", "exact", split="train", revision="draft") has it' in capsys.readouterr().out
+    assert 'load it with load_dataset("user/name", "exact", split="train", revision="draft")' in capsys.readouterr().out
     card = hub.files("user/name", "draft")["README.md"].decode()
     assert 'split="train", revision="draft")' in card and "--labels hf://datasets/user/name@draft/data/exact" in card
 
 
 @pytest.mark.parametrize("path", ["/home/ann/in.parquet", "in.parquet"])
-def test_paths_that_an_older_version_wrote_into_shards_are_warned_of(
+def test_paths_in_shards_of_an_older_version_cause_a_warning(
     hub: Hub, subset: Subset, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
     plan = subset.ledger / "plan.json"
@@ -168,7 +168,7 @@ def test_paths_that_an_older_version_wrote_into_shards_are_warned_of(
     )
     REPOSITORY.prepare(private=False)
     publish_subset(subset, REPOSITORY)
-    told = "the shards of exact hold the paths of their inputs; annotate anew to publish none"
+    told = "the shards of exact contain the paths of their inputs; annotate again to leave them out"
     assert (told in caplog.text) == path.startswith("/")
     card = hub.files("user/name")["README.md"].decode()
     assert "| source | in.parquet |" in card and "/home/ann" not in card

@@ -179,7 +179,7 @@ def test_a_document_tells_its_cost_and_its_course(report: Opened) -> None:
     bits = sum(nats or 0 for nats in nats_of(report.contents, shown["labels"][0])) / math.log(2) / shown["bytes"]
     assert shown["bytes"] == len(TEXTS[0].encode()) and shown["labelled"][0] == shown["size"]
     note = report.page.locator("#note")
-    expect(note).to_contain_text(f"entropy: mean {shown['means'][0]:.3f} nats, {bits:.3f} bits a byte")
+    expect(note).to_contain_text(f"entropy: mean {shown['means'][0]:.3f} nats, {bits:.3f} bits per byte")
     assert report.page.locator("#course path.line").count() == 1
 
 

@@ -1,4 +1,4 @@
-"""The tokens that one of several processes reads, without being told its rank."""
+"""Tokens read by one of several processes that is not told its rank."""
 
 import json
 import os

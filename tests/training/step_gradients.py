@@ -1,4 +1,4 @@
-"""The gradient of one step of every objective, in a process of its own or in one of several."""
+"""Gradients of one step of every objective, in one process or several."""
 
 import os
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ STARTS = {"windows": None, "documents": 0}
 
 
 class Kept(torch.optim.SGD):
-    """Keeps the gradients of its step, and takes none."""
+    """Optimizer that keeps the gradients instead of stepping."""
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.gradients = torch.cat(
@@ -33,14 +33,14 @@ class Kept(torch.optim.SGD):
 
 
 def language_model() -> nn.Module:
-    """Weights ten times the usual size, so that the batches have different losses."""
+    """Build a model with weights ten times the usual size, so that the batches have different losses."""
     torch.manual_seed(0)
     sizes = {"width": 8, "layers": 1, "heads": 2, "context": 12, "initializer_range": 0.2}
     return new_language_model(llama_config(vocab_size=VOCABULARY, **sizes), start=0)  # type: ignore[arg-type]
 
 
 def batches() -> list[Batch]:
-    """Of one row, three and two; one token again and again in the second."""
+    """Return batches of one, three and two rows; the second repeats one token."""
     random = torch.Generator().manual_seed(3)
     made = []
     for lengths in ((9,), (4, 7, 3), (6, 5)):
@@ -55,14 +55,14 @@ def batches() -> list[Batch]:
 
 
 def mean_loss(model: nn.Module, batch: Batch, start: int | None) -> float:
-    """Cross-entropy of the predicted tokens."""
+    """Return the mean cross-entropy of the predicted tokens."""
     loss = ObjectiveLoss(objective_function(ObjectiveSettings(objective="cross-entropy"), 0.0), start)
     with torch.no_grad():
         return loss(model, batch).item()  # type: ignore[arg-type]
 
 
 def level(start: int | None) -> float:
-    """Between the mean loss of the whole step and that of a batch, which flooding of the mean tells apart."""
+    """Return a level between the mean losses of the whole step and of a batch, so that flood-mean tells them apart."""
     model, whole = language_model(), joined(batches())
     means = [mean_loss(model, batch, start) for batch in batches()]
     mean = mean_loss(model, whole, start)
@@ -70,7 +70,7 @@ def level(start: int | None) -> float:
 
 
 def gradients(way: str) -> Iterator[tuple[str, Tensor]]:
-    """Of each objective, and its loss, by its name: `whole`, all in one batch; `parts`, batch after batch."""
+    """Return gradients and loss by objective: `whole`, all in one batch; `parts`, batch by batch."""
     for name in get_args(ObjectiveName):
         for kind, start in STARTS.items():
             yield f"{name} of {kind}", gradient(way, name, start)

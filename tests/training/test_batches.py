@@ -1,4 +1,4 @@
-"""Windows of a corpus and the batches they are put into."""
+"""Windows of a corpus, and their batches."""
 
 from itertools import chain, islice
 
@@ -76,7 +76,7 @@ def test_labels_stay_at_their_tokens_and_padding_has_none(lengths: list[int], cu
         np.testing.assert_array_equal(batch.labels_BT.numpy(), expected)
 
 
-def test_a_corpus_without_labels_makes_batches_without() -> None:
+def test_a_corpus_without_labels_has_batches_without_labels() -> None:
     assert all(batch.labels_BT is None for batch in epoch(corpus_of([5, 9], labels=False), Windowing(4, 8), 0))
 
 
@@ -87,7 +87,7 @@ def test_fixed_windows_are_as_long_as_the_document_allows() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(LENGTHS, st.integers(1, 12), st.data(), SEEDS)
-def test_windows_that_overlap_label_every_token_once_with_the_context_they_share(
+def test_overlapping_windows_label_every_token_once_and_share_context(
     lengths: list[int], window: int, data: st.DataObject, seed: int
 ) -> None:
     overlap = data.draw(st.integers(0, window - 1))
@@ -117,7 +117,7 @@ def test_varied_windows_have_every_length_equally_often() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(LENGTHS, CUTS, SEEDS)
-def test_labelled_only_leaves_out_the_windows_without_a_label(lengths: list[int], cut: Windowing, seed: int) -> None:
+def test_labelled_only_skips_windows_without_a_label(lengths: list[int], cut: Windowing, seed: int) -> None:
     corpus = corpus_of(lengths)
     chosen = Windowing(cut.window, cut.tokens_per_batch, varied=cut.varied, labelled_only=True)
     everything = sorted(row for batch in epoch(corpus, cut, seed) for row in rows_of(batch))

@@ -1,4 +1,4 @@
-"""The fingerprint of a training's settings, and settings that are refused."""
+"""Fingerprint of training settings, and refused settings."""
 
 import pytest
 
@@ -6,11 +6,11 @@ from pipeline.training import config
 from pipeline.training.config import TrainingConfig
 
 
-def test_a_training_from_before_kernels_could_be_chosen_resumes() -> None:
+def test_a_training_older_than_the_choice_of_kernels_resumes() -> None:
     assert "cross_entropy" not in TrainingConfig().fingerprint
 
 
-def test_another_kernel_decides_the_model_and_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choice_of_a_kernel_is_in_the_fingerprint_and_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "find_spec", lambda name: object())
     assert TrainingConfig(cross_entropy="cut-cross-entropy").fingerprint["cross_entropy"] == "cut-cross-entropy"
     monkeypatch.setattr(config, "find_spec", lambda name: None)

@@ -1,4 +1,4 @@
-"""An annotated dataset as a language model reads it: every label stays at its token, and reading resumes anywhere."""
+"""Annotated dataset as read for a language model: every label stays at its token, and reading resumes anywhere."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ PACKING = CutWithOverlap(length=17, separator=SEPARATOR)
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
-    """Documents of token ids, the label of each an eighth of its id; every seventh token has none."""
+    """Documents of token ids; each label is an eighth of the id, and every seventh token has none."""
     random = np.random.default_rng(0)
     tokens = [random.integers(97, size=random.integers(0, 40)).tolist() for _ in range(DOCUMENTS)]
     nats = [[np.nan if place % 7 == 3 else token / 8 for place, token in enumerate(document)] for document in tokens]
@@ -59,7 +59,7 @@ def test_every_label_stays_at_its_token_on_the_way_to_a_batch(labels: Path, at_a
     assert seen > 500
 
 
-def test_every_token_is_predicted_once_an_epoch_with_a_separator_before_each_document(labels: Path) -> None:
+def test_every_token_is_predicted_once_per_epoch_with_a_separator_before_each_document(labels: Path) -> None:
     corpus = find_annotations(str(labels)).corpus()
     expected = sorted([*corpus.tokens_N.tolist(), *[SEPARATOR] * DOCUMENTS])
     for at_a_time in (None, 60):
@@ -74,7 +74,7 @@ def test_every_token_is_predicted_once_an_epoch_with_a_separator_before_each_doc
         assert done == DOCUMENTS and sorted(found) == expected
 
 
-def test_blocks_hold_so_many_tokens_or_up_to_a_document_more(labels: Path) -> None:
+def test_blocks_exceed_their_size_by_less_than_a_document(labels: Path) -> None:
     blocks = [(block.documents, block.windows) for block in islice(read(labels, at_a_time=60).blocks(), 40)]
     longest = max(find_annotations(str(labels)).corpus().by_document(np.zeros(10_000)), key=len)
     for documents, windows in blocks:
@@ -84,7 +84,7 @@ def test_blocks_hold_so_many_tokens_or_up_to_a_document_more(labels: Path) -> No
 
 
 @pytest.mark.parametrize("at_a_time", [None, 60, 1])
-def test_batches_go_on_from_everywhere(labels: Path, at_a_time: int | None) -> None:
+def test_batches_resume_from_every_position(labels: Path, at_a_time: int | None) -> None:
     batches = labelled_batches(read(labels, at_a_time=at_a_time), 40, seed=1)
     states, found = [json.dumps(batches.state_dict())], list[Batch]()
     for batch in islice(batches, 90):
@@ -98,14 +98,14 @@ def test_batches_go_on_from_everywhere(labels: Path, at_a_time: int | None) -> N
         assert all(map(torch.equal, following, tensors(found[place : place + 3])))
 
 
-def test_resuming_reads_the_block_alone(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_reads_only_one_block(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def batches() -> Resumable[Batch]:
         return labelled_batches(read(labels, at_a_time=60), 40, seed=1)
 
     stopped, starts = batches(), list[int]()
     while stopped.position.documents < DOCUMENTS + 20:
         next(stopped)
-    stopped.close()  # what it reads ahead is not noted
+    stopped.close()  # documents that it reads ahead are not noted
 
     def noting(file: File, start: int, *others: Any) -> Iterator[pa.RecordBatch]:
         starts.append(start)
@@ -127,7 +127,7 @@ def test_shuffled_labels_are_shuffled_the_same_each_time(labels: Path) -> None:
     assert sorted(shuffled[0][~np.isnan(plain)]) == sorted(plain[~np.isnan(plain)])
 
 
-def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
+def test_having_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
     labels = write_annotated(tmp_path, [[], []], [[], []], vocabulary=97, tokenizer_sha256=None)
     dataset = find_annotations(str(labels))
     unseparated = CutWithOverlap(length=17)

@@ -1,4 +1,4 @@
-"""Documents for models of windows: the same batches from memory and from a stream, what is held out, mistakes."""
+"""Documents for window models: the same batches from memory and from a stream, held-out documents, mistakes."""
 
 from itertools import islice
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_a_stream_of_one_block_has_the_batches_of_all_documents(texts: str) -> N
         assert torch.equal(one.input_ids_BT, other.input_ids_BT) and torch.equal(one.lengths_B, other.lengths_B)
 
 
-def test_what_decides_tells_streams_and_documents_apart(texts: str) -> None:
+def test_decisive_settings_tell_streams_and_documents_apart(texts: str) -> None:
     settings = {"input": (texts,), "tokenizer": TOKENIZER, "held_out": 2}
     kinds = [DocumentSettings(**settings, **more).read() for more in ({}, {"stream": 50}, {"stream": 60}, {"limit": 9})]  # type: ignore[arg-type]
     decisive = [kind.decisive for kind in kinds]
@@ -56,7 +56,7 @@ def test_what_decides_tells_streams_and_documents_apart(texts: str) -> None:
     assert DocumentSettings(**settings, stream=50).read().decisive != decisive[1]  # type: ignore[arg-type]
 
 
-def test_a_split_is_read_and_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_split_is_read_and_is_decisive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, texts = str(tmp_path / "in"), sample_texts(9, 200)
     write_documents(tmp_path / "in" / "train.parquet", texts[:6])
 

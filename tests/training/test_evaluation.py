@@ -1,4 +1,4 @@
-"""Evaluation on held-out documents against loops and sums by hand, window by window."""
+"""Evaluation on held-out documents, compared with loops and sums by hand, window by window."""
 
 import math
 

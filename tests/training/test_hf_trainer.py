@@ -59,7 +59,7 @@ def slow_loss(model: PreTrainedModel, documents: list[dict[str, Any]]) -> Tensor
     ids=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9),
     nats=st.lists(st.floats(width=32, allow_infinity=False), min_size=9, max_size=9),
 )
-def test_labels_hold_both_numbers_to_the_bit(ids: list[int], nats: list[float]) -> None:
+def test_labels_hold_both_numbers_bit_exactly(ids: list[int], nats: list[float]) -> None:
     ids_T, nats_T = torch.tensor(ids), torch.tensor(nats[: len(ids)], dtype=torch.float32)
     labels_T = torch.cat([packed_labels(ids_T, nats_T), torch.tensor([IGNORED])])
     found_T, entropies_T = unpacked_labels(labels_T)
@@ -76,7 +76,7 @@ def test_the_loss_is_the_objective_of_each_token_with_its_own_label() -> None:
 
 
 @pytest.mark.parametrize("shift", [-2, -1, 1, 2])
-def test_labels_that_are_off_give_another_loss(shift: int) -> None:
+def test_shifted_labels_change_the_loss(shift: int) -> None:
     model, documents = tiny_language_model(), rows(4)
     shifted = [{**row, "entropy": row["entropy"][-shift:] + row["entropy"][:-shift]} for row in documents]
     batch = EntropyCollator(0, CONTEXT)(shifted)
@@ -87,7 +87,7 @@ def test_labels_that_are_off_give_another_loss(shift: int) -> None:
 def trainer(
     folder: Path, model: PreTrainedModel, documents: Any, objective: ObjectiveSettings, **arguments: Any
 ) -> Trainer:
-    """One that takes plain steps on a CPU, with the six documents of a step at once by default."""
+    """Return a trainer that takes plain steps on a CPU, with the six documents of a step at once by default."""
     model.requires_grad_(True)
     settings: dict[str, Any] = {
         "per_device_train_batch_size": 6,
@@ -118,7 +118,7 @@ def weights(model: PreTrainedModel) -> Tensor:
 
 
 @pytest.mark.parametrize("accumulated", [1, 3])
-def test_a_trainer_takes_the_steps_of_a_loop_that_is_written_out(tmp_path: Path, accumulated: int) -> None:
+def test_a_trainer_takes_the_same_steps_as_an_explicit_loop(tmp_path: Path, accumulated: int) -> None:
     documents, trained, expected = rows(6), tiny_language_model().train(), tiny_language_model().train()
     batches = {"per_device_train_batch_size": 6 // accumulated, "gradient_accumulation_steps": accumulated}
     trainer(tmp_path, trained, documents, FLOOD, max_steps=3, **batches).train()
@@ -134,7 +134,7 @@ def test_a_trainer_takes_the_steps_of_a_loop_that_is_written_out(tmp_path: Path,
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("objective", get_args(ObjectiveName))
-def test_a_step_of_several_batches_is_that_of_one_or_refused(
+def test_a_step_of_several_batches_equals_one_batch_or_is_refused(
     tmp_path: Path, objective: ObjectiveName, packed: bool
 ) -> None:
     documents = mapped(rows(6), packed=packed)
@@ -147,7 +147,7 @@ def test_a_step_of_several_batches_is_that_of_one_or_refused(
         settings = ObjectiveSettings(objective=objective, level=4.0)
         one = trainer(tmp_path, models[accumulated], documents, settings, max_steps=1, **batches)
         if accumulated > 1 and objective in ("flood-mean", "random-share", "reference-share"):
-            with pytest.raises(ValueError, match=f"{objective} compares all tokens of a step, .*=1 and one process"):
+            with pytest.raises(ValueError, match=f"{objective} compares all tokens of a step, .*=1 and use one pro"):
                 one.train()
             return
         one.train()
@@ -156,8 +156,8 @@ def test_a_step_of_several_batches_is_that_of_one_or_refused(
     torch.testing.assert_close(parts, whole, atol=1e-7, rtol=1e-6)
 
 
-def test_several_processes_are_refused_where_they_count_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With average_tokens_across_devices=False the number of targets is a process's own."""
+def test_processes_that_count_targets_separately_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With average_tokens_across_devices=False, every process counts its own targets."""
     model, batch = tiny_language_model(), EntropyCollator(0, CONTEXT)(rows(4))
     outputs, loss = model(input_ids=batch["input_ids"]), entropy_loss(ObjectiveSettings(objective="random-share"))
     targets = (batch["labels"] != IGNORED).sum()
@@ -169,7 +169,7 @@ def test_several_processes_are_refused_where_they_count_apart(monkeypatch: pytes
 
 
 def test_a_trainer_counts_the_targets_whatever_its_version(tmp_path: Path) -> None:
-    """Older ones count all labels, newer ones those after a row's first."""
+    """Older versions count all labels, newer ones exclude each row's first."""
     documents = [{"input_ids": [1] * tokens, "entropy": [1.0] * tokens} for tokens in (5, 40, 12, 23)]
     batch = EntropyCollator(0, 40)(documents)
     one = trainer(tmp_path, tiny_language_model(), documents, FLOOD, max_steps=1)
@@ -190,7 +190,7 @@ def test_an_evaluation_shows_the_objective_and_cross_entropy(tmp_path: Path) -> 
 
 
 def mapped(documents: list[dict[str, Any]], **settings: Any) -> Dataset:
-    """As a user makes windows."""
+    """Cut windows as a user does."""
     dataset = Dataset.from_list(documents)
     windows = EntropyWindows(context=CONTEXT, **settings)
     return dataset.map(windows, batched=True, remove_columns=dataset.column_names)
@@ -203,10 +203,10 @@ def mapped(documents: list[dict[str, Any]], **settings: Any) -> Dataset:
     packed=st.booleans(),
     separator=st.none() | st.just(999),
 )
-def test_windows_leave_no_token_and_no_label_out(
+def test_windows_cover_every_token_and_label(
     lengths: list[int], context: int, packed: bool, separator: int | None
 ) -> None:
-    """Tokens are all different: each is new once, and predicted once but for the first of a document."""
+    """All tokens differ: each is new once and predicted once, except the first of a document."""
     starts = [sum(lengths[:position]) for position in range(len(lengths))]
     ids = [[*range(start, start + length)] for start, length in zip(starts, lengths, strict=True)]
     nats = [[None if token % 3 == 0 else token / 8 for token in document] for document in ids]
@@ -230,13 +230,13 @@ def test_windows_leave_no_token_and_no_label_out(
     assert all(math.isnan(nats) if id % 3 == 0 else nats == id / 8 for id, nats in predicted)
 
 
-def test_a_long_document_gives_as_many_windows_as_it_fills() -> None:
+def test_a_long_document_is_cut_into_full_windows() -> None:
     found = EntropyWindows(context=1024)({"input_ids": [[1] * 5000], "entropy": [[1.0] * 5000]})["input_ids"]
     assert [len(ids) for ids in found] == [1024, 1024, 1024, 1024, 5000 - 4 * 1023]
     assert len(EntropyWindows(context=1024)({"input_ids": [[1] * 1024], "entropy": [[1.0] * 1024]})["input_ids"]) == 1
     with pytest.raises(ValueError, match="context of at least 2 tokens, not 1"):
         EntropyWindows(context=1)
-    with pytest.raises(ValueError, match=r"a row has 5000 tokens, and the context is 24: make windows .*dataset\.map"):
+    with pytest.raises(ValueError, match=r"a row has 5000 tokens, but the context is 24: cut .* dataset\.map"):
         EntropyCollator(0, CONTEXT)([{"input_ids": [1] * 5000, "entropy": [1.0] * 5000}])
 
 
@@ -261,7 +261,7 @@ def one_row(tokens: int) -> list[dict[str, Any]]:
     return [{"input_ids": ids, "entropy": [label(position, 0) for position in range(tokens)]}]
 
 
-def test_packed_documents_have_the_loss_and_gradient_that_they_have_by_themselves(tmp_path: Path) -> None:
+def test_packed_documents_have_the_same_loss_and_gradient_as_separate_ones(tmp_path: Path) -> None:
     documents, found, expected = rows(6), tiny_language_model().train(), tiny_language_model().train()
     packed = mapped(documents, packed=True)
     assert len(packed) == 2 < len(documents)

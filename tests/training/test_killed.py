@@ -1,4 +1,4 @@
-"""A training that is killed ten times, anywhere in a step, ends with the weights of one that never was."""
+"""A training killed ten times, anywhere in a step, ends with the same weights as an undisturbed one."""
 
 import time
 from multiprocessing.connection import Connection
@@ -22,7 +22,7 @@ CONFIG = TrainingConfig(steps=200, tokens_per_batch=40, accumulate=2, learning_r
 
 
 def trained(output: Path, watched: Connection) -> None:
-    """The training, which says so at every loss."""
+    """Train, and report every loss."""
 
     def loud(model: nn.Module, batch: Batch) -> Tensor:
         watched.send("loss")
@@ -34,7 +34,7 @@ def trained(output: Path, watched: Connection) -> None:
 
 
 def killed_after(losses: int, seconds: float, output: Path) -> int | None:
-    """Exit code of a training that is killed so long after so many losses, or never."""
+    """Return the exit code of a training that is killed some time after a number of losses."""
     receiver, sender = PROCESSES.Pipe(duplex=False)
     process = PROCESSES.Process(target=trained, args=(output, sender))
     process.start()
@@ -58,7 +58,7 @@ def undisturbed(output: Path) -> None:
 
 def test_ten_kills_leave_no_trace(tmp_path: Path) -> None:
     random = np.random.default_rng()
-    for _ in range(KILLS):  # two losses a step: all ten together see no more than half of the training
+    for _ in range(KILLS):  # two losses per step: all ten together see at most half of the training
         losses, seconds = int(random.integers(3, 20)), random.uniform(0, 0.003)  # a step and its state take 3 ms
         assert killed_after(losses, seconds, tmp_path / "killed") == -9
     assert 0 < max(int(file.stem.rpartition("-")[2]) for file in resume.states(tmp_path / "killed")) < CONFIG.steps

@@ -1,4 +1,4 @@
-"""Which windows labels are learned in, from how they were made, the models to start as, and flags."""
+"""Windows in which labels are learned, chosen from their provenance, the starting models and the flags."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -56,14 +56,14 @@ def test_windows_are_those_of_the_labels_unless_flags_say_otherwise(
 @pytest.mark.parametrize(
     ("made", "start", "flags", "message"),
     [
-        (CAUSAL, "small", {}, "the labels have windows of 24 tokens, and .*small reads at most 16; give `model.conte"),
-        (CAUSAL, "estimator", {"context": 31}, "`model.context` is 31 tokens, and .*estimator reads at most 30"),
+        (CAUSAL, "small", {}, "the labels have windows of 24 tokens, but .*small reads at most 16; give `model.conte"),
+        (CAUSAL, "estimator", {"context": 31}, "`model.context` is 31 tokens, but .*estimator reads at most 30"),
         (CAUSAL, "causal", {"overlap": 24}, "`overlap` must be at least 0 and below the window of 24 tokens, not 24"),
         (CAUSAL, "causal", {"overlap": -1}, "`overlap` must be at least 0"),
-        (CAUSAL, "estimator", {"start": "!"}, "`start_token` is for `init_from` a causal language model; leave it out"),
-        (CAUSAL, None, {"start": "!"}, "`start_token` is for `init_from` a causal language model; leave it out"),
-        (CAUSAL, "small", {"context": 16, "start": "absent"}, "`start_token` absent is no token of .*small"),
-        (replace(CAUSAL, start_token=97), "causal", {}, "with token 97 before each window, and .*causal knows 97 ids"),
+        (CAUSAL, "estimator", {"start": "!"}, "`start_token` needs a causal language model in `init_from`; leave it"),
+        (CAUSAL, None, {"start": "!"}, "`start_token` needs a causal language model in `init_from`; leave it out"),
+        (CAUSAL, "small", {"context": 16, "start": "absent"}, "`start_token` absent is not a token of .*small"),
+        (replace(CAUSAL, start_token=97), "causal", {}, "token 97 before each window, but .*causal has only 97 ids"),
     ],
 )
 def test_what_a_model_cannot_read_is_refused(
@@ -74,7 +74,7 @@ def test_what_a_model_cannot_read_is_refused(
         label_windows(made, (member,), **{**NOTHING, **flags})
 
 
-def test_of_several_folds_the_shortest_context_counts(models: Path) -> None:
+def test_the_shortest_context_of_several_folds_decides(models: Path) -> None:
     members = (Checkpoint(models / "causal"), Checkpoint(models / "small"))
     with pytest.raises(ValueError, match="small reads at most 16"):
         label_windows(CAUSAL, members, **NOTHING)

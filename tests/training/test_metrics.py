@@ -1,4 +1,4 @@
-"""Metrics in trackers by their name, on the progress bar, and in metrics.jsonl whatever else there is."""
+"""Metrics in named trackers, on the progress bar and, always, in metrics.jsonl."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +15,7 @@ from tests.training.test_trainer import CONFIG, Bigrams, circle, evaluate, loss,
 
 
 class Notebook(GeneralTracker):  # type: ignore[misc]
-    """Records its calls."""
+    """Tracker that records its calls."""
 
     name = "notebook"
     requires_logging_directory = False
@@ -50,7 +50,7 @@ def notebook() -> Iterator[type[Notebook]]:
     del LOGGER_TYPE_TO_CLASS["notebook"]
 
 
-def test_a_tracker_gets_settings_and_figures_beside_the_file(tmp_path: Path, notebook: type[Notebook]) -> None:
+def test_a_tracker_gets_settings_and_figures_alongside_the_file(tmp_path: Path, notebook: type[Notebook]) -> None:
     config = replace(CONFIG, trackers=("notebook",), decay="linear")
     train(Bigrams(), circle(), loss, evaluate, config, tmp_path)
     (page,) = notebook.pages
@@ -70,18 +70,16 @@ def test_a_tracker_is_closed_when_a_training_fails(tmp_path: Path, notebook: typ
     assert notebook.pages[0].finished == 1
 
 
-def test_a_tracker_that_is_not_there_is_refused_with_those_that_are(notebook: type[Notebook]) -> None:
+def test_a_missing_tracker_is_refused_and_installed_ones_are_named(notebook: type[Notebook]) -> None:
     assert "notebook" in installed_trackers()
     for name in {"aim", "nonsense", "all"} - set(installed_trackers()):
-        with pytest.raises(
-            ValueError, match=rf"`training.trackers` {name} is not installed .*those here are .*notebook"
-        ):
+        with pytest.raises(ValueError, match=rf"`training.trackers` {name} is not installed .*choose from .*notebook"):
             TrainingConfig(trackers=("notebook", name))
 
 
-def test_where_there_is_none_the_refusal_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_refusal_says_if_no_tracker_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.training.config.installed_trackers", list)
-    with pytest.raises(ValueError, match="not known to accelerate; none is here"):
+    with pytest.raises(ValueError, match="not known to accelerate; no tracker is installed"):
         TrainingConfig(trackers=("tensorboard",))
 
 

@@ -25,7 +25,7 @@ ROWS = st.integers(1, 6).flatmap(
 
 
 def slow(name: ObjectiveName, loss: float, entropy: float, row: list[float]) -> float:
-    """The objective of one token; `row` holds the labels of its row."""
+    """Return the objective of one token; `row` holds the labels of its row."""
     if math.isnan(entropy) or name == "cross-entropy":
         return loss
     labels = [label for label in row if not math.isnan(label)]
@@ -40,7 +40,7 @@ def slow(name: ObjectiveName, loss: float, entropy: float, row: list[float]) -> 
 
 
 def fast(name: ObjectiveName, **changed: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Of losses and entropies where every token is real."""
+    """Return the objective of losses and entropies if every token is real."""
     chosen = ObjectiveSettings(objective=name, **{"threshold": THRESHOLD, "level": LEVEL, **changed})
     function = objective_function(chosen, mean_entropy=0.0)
     return lambda losses_BT, entropies_BT: function(losses_BT, entropies_BT, torch.ones_like(losses_BT).bool())
@@ -60,7 +60,7 @@ def tensors(rows: Rows) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", TOKENWISE)
 @settings(max_examples=50, deadline=None)
 @given(rows=ROWS)
-def test_an_objective_is_what_a_loop_over_tokens_gives(name: ObjectiveName, rows: Rows) -> None:
+def test_an_objective_equals_a_loop_over_tokens(name: ObjectiveName, rows: Rows) -> None:
     expected = [[slow(name, loss, e, [label for _, label in row]) for loss, e in row] for row in rows]
     torch.testing.assert_close(fast(name)(*tensors(rows)), torch.tensor(expected), atol=1e-5, rtol=1e-5)
 
@@ -92,14 +92,14 @@ def test_gradients_below_and_above_the_entropy(name: ObjectiveName, below: float
 
 @settings(max_examples=50, deadline=None)
 @given(rows=ROWS, scale=st.floats(0.5, 2), margin=st.floats(-2, 2))
-def test_scale_and_margin_move_the_labels_alone(rows: Rows, scale: float, margin: float) -> None:
+def test_scale_and_margin_change_only_the_labels(rows: Rows, scale: float, margin: float) -> None:
     losses_BT, entropies_BT = tensors(rows)
     for name in TOKENWISE:
         moved = fast(name, scale=scale, margin=margin)(losses_BT, entropies_BT)
         torch.testing.assert_close(moved, fast(name)(losses_BT, scale * entropies_BT + margin), equal_nan=True)
 
 
-def test_scale_and_margin_move_the_mean_that_thresholds_and_levels_default_to() -> None:
+def test_scale_and_margin_change_the_default_threshold_and_level() -> None:
     chosen = ObjectiveSettings(objective="flood-mean", scale=2.0, margin=1.0)
     losses_BT, real_BT = torch.tensor([[6.0, 9.0]]), torch.ones(1, 2).bool()
     values_BT = objective_function(chosen, mean_entropy=2.0)(losses_BT, losses_BT, real_BT)
@@ -111,7 +111,7 @@ def test_weights_fall_from_one_to_zero_with_the_entropy() -> None:
     torch.testing.assert_close(gradient_BT, torch.tensor([[1.0, 0.75, 0.0], [0.0, 0.5, 1.0]]))
 
 
-def test_mask_keeps_the_gradient_below_the_threshold_alone() -> None:
+def test_mask_keeps_the_gradient_only_below_the_threshold() -> None:
     entropies_BT = torch.tensor([[THRESHOLD - 0.5, THRESHOLD, THRESHOLD + 0.5]])
     assert gradient(fast("mask"), torch.ones(1, 3), entropies_BT).tolist() == [[1.0, 0.0, 0.0]]
 
@@ -137,7 +137,7 @@ def test_flooding_the_mean_has_its_value_and_gradient(rows: Rows) -> None:
     torch.testing.assert_close(gradient(fast("flood-mean"), losses_BT, entropies_BT), expected)
 
 
-def test_padding_is_no_part_of_a_mean_or_a_share() -> None:
+def test_means_and_shares_exclude_padding() -> None:
     losses_BT, entropies_BT = torch.tensor([[5.0, 3.0, 90.0]]), torch.zeros(1, 3)
     real_BT = torch.tensor([[True, True, False]])
     for name in ("flood-mean", "reference-share", "random-share"):
@@ -149,14 +149,14 @@ def test_padding_is_no_part_of_a_mean_or_a_share() -> None:
             assert values_BT[0, 2] == 0 and values_BT[real_BT].count_nonzero() == 1
 
 
-def test_reference_share_keeps_what_is_furthest_above_its_reference() -> None:
+def test_reference_share_keeps_the_tokens_furthest_above_their_reference() -> None:
     losses_BT = torch.tensor([[5.0, 3.0, 4.0, 1.0, 2.0]])
     entropies_BT = torch.tensor([[4.9, 1.0, 3.0, 0.9, torch.nan]])
     values_BT = fast("reference-share", share=0.4)(losses_BT, entropies_BT)
     assert values_BT.tolist() == [[0.0, 7.5, 0.0, 0.0, 5.0]]
 
 
-def test_a_random_share_is_another_one_each_time_and_keeps_the_mean() -> None:
+def test_a_random_share_differs_each_time_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     losses_BT = torch.ones(4, 25)
     kept = [fast("random-share", share=0.3)(losses_BT, losses_BT) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""A training that is interrupted at any step resumes to the same bits."""
+"""A training interrupted at any step resumes bit-identically."""
 
 from dataclasses import replace
 from itertools import islice
@@ -20,16 +20,16 @@ CONFIG = TrainingConfig(steps=12, tokens_per_batch=40, learning_rate=0.1, evalua
 
 
 class PowerCutError(Exception):
-    """The power is off."""
+    """Simulated power cut."""
 
 
 def dropped(model: nn.Module, batch: Batch) -> Tensor:
-    """A loss with chance in it."""
+    """Return a randomly scaled loss."""
     return loss(model, batch) * torch.rand(())
 
 
 def until(stop: int) -> Loss:
-    """The loss, which is interrupted when it is computed for so many times."""
+    """Return the loss, interrupted at its call of a given number."""
     calls = iter(range(1, stop))
 
     def interrupted(model: nn.Module, batch: Batch) -> Tensor:
@@ -60,14 +60,14 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(tmp_path: Path, stop
     assert {**last, "seconds": 0} == {**expected_metrics, "seconds": 0}
 
 
-def test_a_finished_training_that_was_not_saved_is_not_trained_again(tmp_path: Path) -> None:
+def test_a_finished_but_unsaved_training_is_not_repeated(tmp_path: Path) -> None:
     first, second = Bigrams(), Bigrams()
     expected = train(first, circle(), loss, evaluate, CONFIG, tmp_path)
     assert train(second, islice(circle(), 0), loss, evaluate, CONFIG, tmp_path) == expected
     assert all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_what_was_kept_is_removed_in_the_end(tmp_path: Path) -> None:
+def test_kept_states_are_removed_in_the_end(tmp_path: Path) -> None:
     resume.begin(tmp_path / "out", {"rate": 1})
     train(Bigrams(), circle(), loss, evaluate, CONFIG, tmp_path / "out")
     assert (tmp_path / "out" / "unfinished-12.safetensors").is_file()
@@ -75,7 +75,7 @@ def test_what_was_kept_is_removed_in_the_end(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["metrics.jsonl"]
 
 
-def test_the_newest_states_are_kept_and_the_newest_that_can_be_read_is_gone_on_from(tmp_path: Path) -> None:
+def test_the_newest_states_are_kept_and_the_newest_readable_one_is_resumed(tmp_path: Path) -> None:
     config = replace(CONFIG, save_every=1, keep=3)
     expected, found = Bigrams(), Bigrams()
     (tmp_path / "whole").mkdir()
@@ -86,7 +86,7 @@ def test_the_newest_states_are_kept_and_the_newest_that_can_be_read_is_gone_on_f
         train(Bigrams(), circle(), until(10), evaluate, config, parts)
     kept = ["unfinished-7.safetensors", "unfinished-8.safetensors", "unfinished-9.safetensors"]
     assert sorted(file.name for file in parts.iterdir()) == ["metrics.jsonl", *kept]
-    for name, length in ((kept[2], 100), (kept[1], 4)):  # a disk that lost their ends
+    for name, length in ((kept[2], 100), (kept[1], 4)):  # as if a disk had lost their ends
         (parts / name).write_bytes((parts / name).read_bytes()[:length])
     steps = []
     config = replace(config, keep=1)
@@ -99,26 +99,26 @@ def test_the_newest_states_are_kept_and_the_newest_that_can_be_read_is_gone_on_f
     assert [file.name for file in resume.states(parts)] == ["unfinished-12.safetensors"]
 
 
-def test_a_state_that_cannot_be_read_does_not_replace_one_that_can(tmp_path: Path) -> None:
+def test_an_unreadable_state_does_not_replace_a_readable_one(tmp_path: Path) -> None:
     config = replace(CONFIG, save_every=1, keep=2)
     with pytest.raises(PowerCutError):
         train(Bigrams(), circle(), until(5), evaluate, config, tmp_path)
     for step in (3, 4):
         assert (tmp_path / f"unfinished-{step}.safetensors").is_file()
-    (tmp_path / "unfinished-9.safetensors").write_bytes(b"")  # a disk that lost it
+    (tmp_path / "unfinished-9.safetensors").write_bytes(b"")  # as if a disk had lost it
     with pytest.raises(PowerCutError):
         train(Bigrams(), circle(), until(2), evaluate, replace(config, keep=1), tmp_path)
     assert [file.name for file in resume.states(tmp_path)] == ["unfinished-5.safetensors"]
     train(Bigrams(), circle(), dropped, evaluate, config, tmp_path)
 
 
-def test_states_none_of_which_can_be_read_are_not_begun_anew_in_silence(tmp_path: Path) -> None:
+def test_unreadable_states_do_not_restart_a_training_silently(tmp_path: Path) -> None:
     (tmp_path / "unfinished-3.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"none of the states in .* can be read; delete the folder"):
         train(Bigrams(), circle(), loss, evaluate, CONFIG, tmp_path)
 
 
-def test_a_line_of_metrics_that_a_power_cut_left_unfinished_is_written_again(tmp_path: Path) -> None:
+def test_a_line_of_metrics_cut_off_by_a_power_cut_is_rewritten(tmp_path: Path) -> None:
     with pytest.raises(PowerCutError):
         train(Bigrams(), circle(), until(7), evaluate, replace(CONFIG, save_every=1), tmp_path)
     with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as lines:
@@ -127,12 +127,12 @@ def test_a_line_of_metrics_that_a_power_cut_left_unfinished_is_written_again(tmp
     assert [line["step"] for line in metrics(tmp_path)] == [4, 8, 12]
 
 
-def test_settings_outside_the_fingerprint_may_change_meanwhile() -> None:
+def test_settings_outside_the_fingerprint_may_change() -> None:
     changed = replace(CONFIG, save_every=3, keep=9)
     assert changed.fingerprint == CONFIG.fingerprint and replace(CONFIG, accumulate=2).fingerprint != CONFIG.fingerprint
 
 
-def test_the_same_settings_alone_resume(tmp_path: Path) -> None:
+def test_only_the_same_settings_resume(tmp_path: Path) -> None:
     output = tmp_path / "out"
     for _ in range(2):
         resume.begin(output, {"rate": 0.1, "folder": tmp_path})
@@ -148,14 +148,14 @@ def test_the_same_settings_alone_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "5", "[" * 10**5])
-def test_settings_that_are_no_object_are_damaged(tmp_path: Path, content: str) -> None:
+def test_settings_must_be_a_json_object(tmp_path: Path, content: str) -> None:
     (tmp_path / "unfinished.json").write_text(content, encoding="utf-8")
     (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(ValueError, match=r"unfinished.json is damaged .*delete .* or choose another folder"):
         resume.begin(tmp_path, {"rate": 0.1})
 
 
-def test_a_pickle_and_files_of_other_names_are_no_states(tmp_path: Path) -> None:
+def test_a_pickle_and_files_with_other_names_are_not_states(tmp_path: Path) -> None:
     torch.save({"model weight": torch.zeros(3)}, tmp_path / "unfinished-3.safetensors")
     (tmp_path / "unfinished-x.safetensors").touch()
     assert [file.name for file in resume.states(tmp_path)] == ["unfinished-3.safetensors"]

@@ -1,4 +1,4 @@
-"""SIGTERM in the middle of a training: it ends between two steps, and resumes."""
+"""SIGTERM in the middle of a training: it ends between two steps and resumes."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ CONFIG = TrainingConfig(steps=12, tokens_per_batch=40, accumulate=2, learning_ra
 
 @pytest.fixture(autouse=True)
 def handler() -> Iterator[list[int]]:
-    """Signals that came to what handled them before."""
+    """Signals received by the previous handler."""
     came: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
     yield came
@@ -32,7 +32,7 @@ def handler() -> Iterator[list[int]]:
 
 
 def stopped_in(call: int) -> Loss:
-    """The loss, in whose call of that number the signal comes."""
+    """Return the loss; the signal arrives in its call of a given number."""
     calls = iter(range(1, 1000))
 
     def interrupted(model: nn.Module, batch: Batch) -> Tensor:
@@ -44,7 +44,7 @@ def stopped_in(call: int) -> Loss:
 
 
 @pytest.mark.parametrize(("call", "step"), [(1, 1), (6, 3), (9, 5), (24, 12)])
-def test_a_stopped_training_resumes_as_if_it_had_not_been(
+def test_a_stopped_training_resumes_as_if_never_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], handler: list[int], call: int, step: int
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -55,7 +55,7 @@ def test_a_stopped_training_resumes_as_if_it_had_not_been(
     with pytest.raises(SystemExit) as ended:
         train(Bigrams(), circle(), stopped_in(call), evaluate, CONFIG, parts)
     assert ended.value.code == 143
-    assert capsys.readouterr().err.splitlines()[-1] == f"stopped at step {step}; the same command goes on"
+    assert capsys.readouterr().err.splitlines()[-1] == f"stopped at step {step}; the same command resumes"
     assert resume.states(parts)[-1].name == f"unfinished-{step}.safetensors"
     train(found, circle(), dropped, evaluate, CONFIG, parts)
     assert all(torch.equal(one, other) for one, other in zip(found.parameters(), expected.parameters(), strict=True))
@@ -63,7 +63,7 @@ def test_a_stopped_training_resumes_as_if_it_had_not_been(
     assert handler == []
 
 
-def test_what_handled_the_signal_before_is_put_back(tmp_path: Path, handler: list[int]) -> None:
+def test_the_previous_signal_handler_is_restored(tmp_path: Path, handler: list[int]) -> None:
     train(Bigrams(), circle(), dropped, evaluate, CONFIG, tmp_path)
     os.kill(os.getpid(), signal.SIGTERM)
     assert handler == [signal.SIGTERM]
@@ -74,7 +74,7 @@ def test_what_handled_the_signal_before_is_put_back(tmp_path: Path, handler: lis
 
 
 def test_a_thread_trains_without_a_handler(tmp_path: Path, handler: list[int]) -> None:
-    """As in Ray's workers; the signal goes where it went before."""
+    """In a thread, as in Ray's workers, the signal goes to the previous handler."""
     model = Bigrams()
     arguments = (model, circle(), stopped_in(3), evaluate, replace(CONFIG, steps=6), tmp_path)
     thread = threading.Thread(target=train, args=arguments)

@@ -1,4 +1,4 @@
-"""Windows through torch's DataLoader: every token once, whatever the workers and ranks, and states to go on from."""
+"""Windows through torch's DataLoader: every token once, for any workers and ranks, and states to resume from."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> AnnotatedDataset:
 
 
 def tokens_of(windows: Iterator[Any]) -> list[int]:
-    """The documents' tokens, whose numbers are above 0, each with its own label."""
+    """Return the documents' tokens, all above 0, and check that each has its own label."""
     found: list[int] = []
     for window in windows:
         ids, labels, documents = (np.asarray(values).ravel() for values in window)
@@ -50,7 +50,9 @@ def tokens_of(windows: Iterator[Any]) -> list[int]:
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
-def test_every_token_comes_once_an_epoch(dataset: AnnotatedDataset, workers: int, ranks: int, packing: Packing) -> None:
+def test_every_token_comes_once_per_epoch(
+    dataset: AnnotatedDataset, workers: int, ranks: int, packing: Packing
+) -> None:
     read = [
         LabelledWindows(dataset, packing, seed=3, shuffled_rows=2, rank=rank, world_size=ranks) for rank in range(ranks)
     ]
@@ -64,7 +66,7 @@ def test_every_token_comes_once_an_epoch(dataset: AnnotatedDataset, workers: int
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_workers_that_stay_see_the_epoch_change(dataset: AnnotatedDataset) -> None:
+def test_persistent_workers_see_the_epoch_change(dataset: AnnotatedDataset) -> None:
     windows = LabelledWindows(dataset, CUT, seed=3)
     loader = DataLoader(windows, batch_size=None, num_workers=2, persistent_workers=True)
     first = tokens_of(iter(loader))
@@ -73,14 +75,14 @@ def test_workers_that_stay_see_the_epoch_change(dataset: AnnotatedDataset) -> No
     assert sorted(first) == sorted(second) == EVERY and first != second
 
 
-def test_workers_that_are_started_anew_have_their_parts(dataset: AnnotatedDataset) -> None:
-    """A pickled copy, which is what they get, knows the rank."""
+def test_spawned_workers_have_their_parts(dataset: AnnotatedDataset) -> None:
+    """Workers get a pickled copy, which stores the rank."""
     windows = LabelledWindows(dataset, CUT, rank=1, world_size=2)
     sent = pickle.loads(pickle.dumps(windows))  # noqa: S301
     assert tokens_of(iter(sent)) == tokens_of(iter(windows)) != tokens_of(iter(LabelledWindows(dataset, CUT)))
 
 
-def test_a_pass_has_as_many_epochs_as_asked_for_and_the_next_goes_on_elsewhere(dataset: AnnotatedDataset) -> None:
+def test_a_pass_has_the_requested_epochs_and_the_next_starts_elsewhere(dataset: AnnotatedDataset) -> None:
     windows = LabelledWindows(dataset, CUT, seed=3, epochs=2)
     order = [tokens_of(iter(windows))]
     windows.set_epoch(1)
@@ -92,7 +94,7 @@ def test_a_pass_has_as_many_epochs_as_asked_for_and_the_next_goes_on_elsewhere(d
 
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("epoch", [0, 2])
-def test_a_pass_goes_on_from_everywhere(dataset: AnnotatedDataset, packing: Packing, epoch: int) -> None:
+def test_a_pass_resumes_from_every_position(dataset: AnnotatedDataset, packing: Packing, epoch: int) -> None:
     windows = LabelledWindows(dataset, packing, seed=1)
     windows.set_epoch(epoch)
     whole = tokens_of(iter(windows))
@@ -109,8 +111,8 @@ def test_a_pass_goes_on_from_everywhere(dataset: AnnotatedDataset, packing: Pack
         assert sorted(tokens_of(iter(resumed))) == EVERY  # the next pass is a whole one
 
 
-def test_workers_go_on_from_their_states(dataset: AnnotatedDataset) -> None:
-    """As torchdata's StatefulDataLoader has it: each worker's dataset, then its iterator, get the worker's states."""
+def test_workers_resume_from_their_states(dataset: AnnotatedDataset) -> None:
+    """As in torchdata's StatefulDataLoader, each worker's dataset and then its iterator get the worker's states."""
     for rank in range(2):
         place: dict[str, Any] = {"seed": 2, "rank": rank, "world_size": 2}
         whole = LabelledWindows(dataset, CUT, **place)
@@ -125,10 +127,10 @@ def test_workers_go_on_from_their_states(dataset: AnnotatedDataset) -> None:
         assert before + tokens_of(going_on) == tokens_of(iter(LabelledWindows(dataset, CUT, **place)))
 
 
-def test_states_that_would_be_wrong_are_refused(dataset: AnnotatedDataset) -> None:
+def test_wrong_states_are_refused(dataset: AnnotatedDataset) -> None:
     windows = LabelledWindows(dataset, CUT)
     next(iter(DataLoader(windows, num_workers=1)))
-    with pytest.raises(ValueError, match=r"nothing was read in this process.*StatefulDataLoader"):
+    with pytest.raises(ValueError, match=r"this process has read nothing.*StatefulDataLoader"):
         windows.state_dict()
     iterator = iter(windows)
     next(iterator)
@@ -147,8 +149,8 @@ def test_states_that_would_be_wrong_are_refused(dataset: AnnotatedDataset) -> No
 
 
 def refusal_by(loader: DataLoader[Any]) -> str:
-    """What it raises. Its workers end here: torch's error holds them in a cycle, and would wait for them when it is
-    collected, in whatever thread."""
+    """Return the error raised. Its workers end here: torch's error holds them in a cycle, and would wait for them in
+    whatever thread collects it."""
     reading: Any = iter(loader)
     try:
         next(reading)
@@ -159,7 +161,7 @@ def refusal_by(loader: DataLoader[Any]) -> str:
     raise AssertionError("it gives windows")
 
 
-def test_settings_that_cannot_be_are_refused(dataset: AnnotatedDataset) -> None:
+def test_impossible_settings_are_refused(dataset: AnnotatedDataset) -> None:
     with pytest.raises(ValueError, match="both rank and world_size"):
         LabelledWindows(dataset, CUT, rank=0)
     with pytest.raises(ValueError, match="no rank 2 of 2"):
@@ -188,7 +190,7 @@ def test_an_iterator_is_not_copied_into_workers(dataset: AnnotatedDataset, begun
 
 
 def test_the_processes_of_a_launcher_are_ranks(dataset: AnnotatedDataset, tmp_path: Path) -> None:
-    """Before they have joined, when they have, and in a worker that is started anew."""
+    """Before and after the processes join, and in a spawned worker."""
     processes = group(2, "tests.training.ranked_tokens", dataset.source, tmp_path)
     assert [one.wait(120) for one in processes] == [0, 0], processes[0].communicate()
     for way in ("launched", "joined", "pickled"):

@@ -1,4 +1,4 @@
-"""The training loop on a model of one table: a bigram model of tokens that follow each other in a circle."""
+"""Training loop on a bigram model, of tokens that follow each other in a circle."""
 
 import json
 from collections.abc import Generator, Iterator
@@ -74,12 +74,12 @@ def test_every_evaluation_writes_a_line(tmp_path: Path) -> None:
 
 
 def numbered(position: Position) -> Generator[tuple[Batch, Position], None, None]:
-    """The circle, each batch with its number."""
+    """Yield the circle, each batch with its number."""
     for number, batch in enumerate(circle(), position.rows):
         yield batch, Position(number + 1)
 
 
-def test_batches_that_have_a_position_are_not_read_again(tmp_path: Path) -> None:
+def test_batches_with_a_position_are_not_reread(tmp_path: Path) -> None:
     begun: list[int] = []
 
     def begin(position: Position) -> Generator[tuple[Batch, Position], None, None]:
@@ -95,7 +95,7 @@ def test_batches_that_have_a_position_are_not_read_again(tmp_path: Path) -> None
 def test_steps_of_an_older_version_that_read_in_another_order_are_refused(tmp_path: Path) -> None:
     model = Bigrams()
     resume.save(tmp_path, model, torch.optim.AdamW(model.parameters()), resume.TrainingState(step=3))
-    with pytest.raises(ValueError, match="an older version began, which read in another order; delete the folder"):
+    with pytest.raises(ValueError, match="begun by an older version, which read in another order; delete the folder"):
         train(Bigrams(), Resumable(numbered, {}), loss, evaluate, CONFIG, tmp_path)
 
 
@@ -150,7 +150,7 @@ def test_any_number_of_steps_can_be_trained(tmp_path: Path, steps: int, warmup: 
 
 
 @pytest.mark.parametrize("decay", ["cosine", "linear"])
-def test_the_rate_rises_to_its_peak_and_falls_to_nothing(decay: Decay) -> None:
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(decay: Decay) -> None:
     config = TrainingConfig(steps=99, learning_rate=1, warmup=0.2, decay=decay)
     shares = [config.learning_rate_at(step) for step in range(101)]
     assert shares[:21] == pytest.approx([done / 20 for done in range(21)])
@@ -159,7 +159,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nothing(decay: Decay) -> None:
     assert (shares[40] == pytest.approx(0.75)) == (decay == "linear")
 
 
-def test_the_decay_is_that_of_the_settings(tmp_path: Path) -> None:
+def test_the_decay_follows_the_settings(tmp_path: Path) -> None:
     rates = {}
     for decay in get_args(Decay):
         (tmp_path / decay).mkdir()
@@ -169,7 +169,7 @@ def test_the_decay_is_that_of_the_settings(tmp_path: Path) -> None:
     assert not torch.equal(rates["cosine"], rates["linear"])
 
 
-def test_a_compiled_training_is_the_same_but_for_rounding(tmp_path: Path) -> None:
+def test_a_compiled_training_differs_only_by_rounding(tmp_path: Path) -> None:
     plain, compiled, seen = Bigrams(), Bigrams(), []
 
     def traced(model: nn.Module, batch: Batch) -> Tensor:
@@ -193,7 +193,7 @@ def test_the_batch_behind_a_loss_that_is_not_finite_is_kept(tmp_path: Path) -> N
     def broken(trained: nn.Module, batch: Batch) -> Tensor:
         call = next(calls)
         before[:] = [parameter.detach().clone() for parameter in trained.parameters()] if call == 7 else before
-        return loss(trained, batch) * (torch.nan if call == 8 else 1)  # three a step: the second of the third
+        return loss(trained, batch) * (torch.nan if call == 8 else 1)  # three per step: the second of the third step
 
     batches = (replace(batch, labels_BT=labels_BT + number) for number, batch in enumerate(circle(), start=1))
     message = r"the loss is nan at step 3 in batch 2 of 3 \(4 windows, 37 tokens, written to "
@@ -232,6 +232,6 @@ def test_settings_that_must_be_above_zero_are_checked(name: str, value: int) -> 
 
 
 @pytest.mark.parametrize("warmup", [-0.1, 0.0, 1.0, 2.0])
-def test_a_warmup_that_is_no_share_is_refused(warmup: float) -> None:
-    with pytest.raises(ValueError, match=r"`training\.warmup` is a share between 0 and 1"):
+def test_a_warmup_outside_0_to_1_is_refused(warmup: float) -> None:
+    with pytest.raises(ValueError, match=r"`training\.warmup` must be above 0 and below 1"):
         TrainingConfig(warmup=warmup)

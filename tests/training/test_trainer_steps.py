@@ -1,4 +1,4 @@
-"""Batches of a step against the one big batch: every loss, its gradients, and whole trainings."""
+"""Batches of a step compared with one big batch: every loss, its gradients, and whole trainings."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,7 +30,7 @@ FLOOD = objective_function(ObjectiveSettings(objective="flood"), 2.0)
 
 
 def batches(seed: int, sizes: list[tuple[int, int]]) -> list[Batch]:
-    """Batches of (rows, longest row), which differ in tokens, padding and labels that are missing."""
+    """Batches of (rows, longest row) that differ in tokens, padding and missing labels."""
     random = torch.Generator().manual_seed(seed)
     made = []
     for rows, longest in sizes:
@@ -75,7 +75,7 @@ LOSSES: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Batch], Tensor]]
 
 
 @given(seed=st.integers(0, 99), sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 7)), min_size=1, max_size=4))
-def test_the_whole_of_a_step_holds_every_row(seed: int, sizes: list[tuple[int, int]]) -> None:
+def test_the_whole_batch_of_a_step_holds_every_row(seed: int, sizes: list[tuple[int, int]]) -> None:
     parts = batches(seed, sizes)
     (step,) = steps_of(iter(parts), len(sizes))
     rows = [(batch, row) for batch in parts for row in range(len(batch.lengths_B))]
@@ -91,7 +91,7 @@ def test_the_whole_of_a_step_holds_every_row(seed: int, sizes: list[tuple[int, i
             assert labels_T[length:].isnan().all()
 
 
-def test_steps_take_batches_in_their_order_and_no_more() -> None:
+def test_steps_take_batches_in_order_and_no_more() -> None:
     source = iter(batches(0, [(1, length) for length in range(1, 8)]))
     lengths = [[int(batch.lengths_B.max()) for batch in step] for step in steps_of(source, 3)]
     assert lengths == [[1, 2, 3], [4, 5, 6], [7]]
@@ -135,7 +135,7 @@ def test_a_process_without_rows_adds_nothing(objective: ObjectiveName) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_training_that_accumulates_is_that_on_big_batches(tmp_path: Path, name: str) -> None:
+def test_accumulated_training_equals_training_on_big_batches(tmp_path: Path, name: str) -> None:
     make, loss = LOSSES[name]
     parts = batches(5, [(2, 9), (3, 4), (1, 6), (4, 5), (2, 2), (1, 9)])
     models, lines = [], []
@@ -150,7 +150,7 @@ def test_a_training_that_accumulates_is_that_on_big_batches(tmp_path: Path, name
         models.append(model)
     assert {**lines[0], "seconds": 0} == pytest.approx({**lines[1], "seconds": 0}, rel=1e-5)
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
-        torch.testing.assert_close(one, other, atol=2e-4, rtol=0)  # a fiftieth of one step: AdamW's are all as long
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=0)  # a fiftieth of any of AdamW's steps
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +180,8 @@ def test_every_objective_has_the_gradient_of_the_big_batch_in_two_processes(
 
 
 @pytest.mark.parametrize("objective", ["flood-mean", "random-share", "reference-share"])
-def test_a_part_of_a_step_is_not_compared_by_itself(objective: ObjectiveName) -> None:
+def test_a_part_of_a_step_cannot_be_compared_by_itself(objective: ObjectiveName) -> None:
     loss = ObjectiveLoss(objective_function(ObjectiveSettings(objective=objective), 2.0))
     (step,) = steps_of(iter(batches(3, [(2, 9), (3, 4)])), 2)
-    with pytest.raises(AssertionError, match="a part cannot tell"):
+    with pytest.raises(AssertionError, match="a part of a step needs factors"):
         loss(language_model(), step[0])  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A small dataset that a run made, complete with its card; and what pipeline.verify says of a dataset."""
+"""A small annotated dataset with its card, and the output of pipeline.verify on a dataset."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ DATA, RECEIPTS = f"data/{SUBSET}", f"_ledger/{SUBSET}/receipts"
 
 
 def made(folder: Path) -> Path:
-    """Twelve documents in six shards."""
+    """Write a dataset of twelve documents in six shards."""
     run = annotated(folder)
     facts = SubsetInfo(
         subset=run.subset,
@@ -33,7 +33,7 @@ def made(folder: Path) -> Path:
 def verified(
     dataset: Path | str, capsys: pytest.CaptureFixture[str], sample: int = 0, **settings: object
 ) -> tuple[int, list[str]]:
-    """Exit code and lines."""
+    """Return the exit code and the printed lines."""
     capsys.readouterr()
     code = verify(Config(str(dataset), sample=sample, **settings))  # type: ignore[arg-type]
     return code, capsys.readouterr().out.splitlines()

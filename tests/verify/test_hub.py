@@ -1,4 +1,4 @@
-"""A dataset of the Hub is verified where it is, at any revision; it is mended by annotating to it again."""
+"""A dataset on the Hub is verified in place, at any revision, and repaired by annotating to it again."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ FILE = f"{DATA}/{shard_name(2, SHARDS)}"
 
 
 def published(hub: Hub, folder: Path) -> str:
-    """A commit with a sound dataset."""
+    """Commit a sound dataset and return the commit."""
     dataset = made(folder)
     files = {file.relative_to(dataset).as_posix(): file.read_bytes() for file in dataset.rglob("*") if file.is_file()}
     return hub.add("user/name", files)
@@ -35,22 +35,22 @@ def test_a_dataset_of_the_hub_is_verified_at_any_revision(
     assert verified(f"{URL}@{sound}", capsys)[0] == 0
 
 
-def test_a_file_that_no_receipt_has_is_a_fault(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_without_a_receipt_is_a_fault(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published(hub, tmp_path)
     hub.add("user/name", {f"{DATA}/more.parquet": b"PAR1"})
     code, (fault, _) = verified(URL, capsys)
-    assert code == 1 and fault == f"{DATA}/more.parquet: is no shard of this run; take it away"
+    assert code == 1 and fault == f"{DATA}/more.parquet: is not a shard of this run; remove it"
 
 
 def test_a_dataset_of_the_hub_is_not_repaired_here(
     hub: Hub, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command("pipeline.verify", URL, "--repair") == 1
-    assert f"--repair is for a folder; to mend {URL}, annotate to it again" in capsys.readouterr().err
+    assert f"--repair needs a folder; to repair {URL}, run the annotate command" in capsys.readouterr().err
     assert hub.requests == []
 
 
-def test_several_subsets_are_verified_each(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_subset_is_verified(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published(hub, tmp_path)
     hub.add("user/name", {f"data/foreign/{shard_name(0, 1)}": b"PAR1"})
     code, lines = verified(URL, capsys)

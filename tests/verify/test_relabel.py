@@ -1,4 +1,4 @@
-"""Labels that another model, or another token, would have are told from those of the checkpoint that made them."""
+"""Labels of the recorded checkpoint pass; labels of another model or token are faults."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -32,12 +32,12 @@ WAYS: dict[str, tuple[str, ...]] = {
     "moved, without text": (),
     "folds": (),
 }
-"""Flags of annotate beside the checkpoint and its method."""
+"""Flags of pipeline.annotate, in addition to the checkpoint and its method."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints, a tokenizer of fewer tokens, documents."""
+    """Write checkpoints, a tokenizer with fewer tokens, and documents."""
     folder = tmp_path_factory.mktemp("sample")
     texts = sample_texts(12, 300)
     write_documents(folder / "in.parquet", [*texts, None])
@@ -61,7 +61,7 @@ def checkpoint_of(way: str) -> str:
 
 
 def annotated(folder: Path, output: Path, way: str, run_command: RunCommand) -> Path:
-    """The checkpoint."""
+    """Annotate the documents and return the checkpoint."""
     checkpoint = folder / checkpoint_of(way)
     method = "exact" if way == "folds" else checkpoint.name
     arguments = [
@@ -75,7 +75,7 @@ def annotated(folder: Path, output: Path, way: str, run_command: RunCommand) -> 
 
 
 def changed(dataset: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Other labels in every document that has some, and receipts and means that fit them."""
+    """Change the labels of every labelled document, with matching receipts and means."""
     subset = Subset(next((dataset / "data").iterdir()).name, dataset)
     for receipt in Ledger(subset).receipts():
         file = subset.data / receipt.shard
@@ -94,24 +94,24 @@ def changed(dataset: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_labels_of_the_checkpoint_are_found_to_be_and_others_not(
+def test_labels_of_the_checkpoint_pass_and_others_are_faults(
     way: str, folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
     checkpoint = annotated(folder, output, way, run_command)
     code, (sample, last) = verified(output, capsys, sample=13, estimator=str(checkpoint))
-    assert code == 0 and last.endswith(": all as their receipts say")
+    assert code == 0 and last.endswith(": all match their receipts")
     if way == "moved, without text":
-        assert sample.endswith("labels were moved here from another tokenizer, and the text is not kept")
+        assert sample.endswith("labels were moved from another tokenizer, and the text was not kept")
         return
-    assert ": labelled anew 13 documents, " in sample
+    assert ": 13 documents labelled again, " in sample
     changed(output, lambda labels_N: labels_N + 1)
     code, lines = verified(output, capsys, sample=13, estimator=str(checkpoint))
     assert code == 1
-    assert sum("nats or more off what its checkpoint gives now" in line for line in lines) == 12
+    assert sum("nats off what the checkpoint gives now" in line for line in lines) == 12
 
 
-def test_a_single_label_is_enough_in_float32(
+def test_a_single_wrong_label_is_a_fault_in_float32(
     folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
     annotated(folder, tmp_path / "out", "second-order", run_command)
@@ -119,7 +119,7 @@ def test_a_single_label_is_enough_in_float32(
         shutil.copytree(tmp_path / "out", tmp_path / str(steps))
         changed(tmp_path / str(steps), lambda labels_N, steps=steps: _raised(labels_N, steps))  # type: ignore[misc]
         found, lines = verified(tmp_path / str(steps), capsys, sample=13, estimator=str(folder / "second-order"))
-        assert sum("off what its checkpoint" in line for line in lines) == 12 * code
+        assert sum("off what the checkpoint" in line for line in lines) == 12 * code
         assert found == 1  # the card is gone
 
 
@@ -128,20 +128,20 @@ def _raised(labels_N: np.ndarray, steps: int) -> np.ndarray:
     return labels_N
 
 
-def test_a_checkpoint_that_is_not_at_hand_leaves_the_sample_out_and_another_is_refused(
+def test_the_sample_is_skipped_without_its_checkpoint_and_another_is_refused(
     folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
     annotated(folder, tmp_path / "out", "second-order", run_command)
     code, (told, _) = verified(tmp_path / "out", capsys, sample=2)
     assert code == 0 and told == (
-        "second-order: no document was labelled anew: the checkpoint second-order has no place in the provenance; "
-        "name it with `estimator`"
+        "second-order: no document was labelled again: the provenance does not say where to find the checkpoint "
+        "second-order; name it with `estimator`"
     )
-    with pytest.raises(ValueError, match="exact is another checkpoint than labelled"):
+    with pytest.raises(ValueError, match="exact is not the checkpoint that labelled"):
         verified(tmp_path / "out", capsys, sample=2, estimator=str(folder / "exact"))
 
 
-def test_the_same_annotate_command_mends_what_a_repair_set_aside(
+def test_the_same_annotate_command_restores_what_a_repair_set_aside(
     folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = annotated(folder, tmp_path / "out", "causal", run_command)
@@ -157,14 +157,14 @@ def test_the_same_annotate_command_mends_what_a_repair_set_aside(
     assert verified(tmp_path / "out", capsys, sample=13, estimator=str(checkpoint))[0] == 0
 
 
-def test_labels_without_a_ledger_are_held_against_their_checkpoint_too(
+def test_labels_without_a_ledger_are_compared_with_their_checkpoint_too(
     folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = annotated(folder, tmp_path / "out", "second-order", run_command)
     changed(tmp_path / "out", lambda labels_N: labels_N - 1)
     shutil.rmtree(tmp_path / "out" / "_ledger")
     code, lines = verified(tmp_path / "out", capsys, sample=13, estimator=str(checkpoint))
-    assert code == 1 and sum("off what its checkpoint" in line for line in lines) == 12
+    assert code == 1 and sum("off what the checkpoint" in line for line in lines) == 12
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is damaged is set aside, nothing is deleted, and the same run makes the same bits anew."""
+"""Damaged files are set aside, nothing is deleted, and the same run restores them bit-identically."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ FILE, RECEIPT = f"{DATA}/{SHARD}", f"{RECEIPTS}/00000002.json"
 
 
 def files(dataset: Path) -> dict[str, bytes]:
-    """All but what was set aside, and the lock."""
+    """Return all files except the lock and those set aside."""
     return {
         file.relative_to(dataset).as_posix(): file.read_bytes()
         for file in dataset.rglob("*")
@@ -33,7 +33,7 @@ def files(dataset: Path) -> dict[str, bytes]:
 
 
 def complete(folder: Path) -> None:
-    """What the same annotate command does."""
+    """Complete the dataset, as the same annotate command does."""
     run, units = planned(folder)
     open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
     done, annotator = Ledger(run.subset).finished(), load_fake(run)
@@ -69,7 +69,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], set[str]]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_what_is_damaged_is_set_aside_and_made_anew_with_the_same_bits(
+def test_damaged_files_are_set_aside_and_made_again_bit_identically(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = made(tmp_path)
@@ -101,8 +101,8 @@ def test_a_second_repair_has_a_folder_of_its_own(tmp_path: Path, capsys: pytest.
     assert verified(dataset, capsys)[0] == 0
 
 
-def test_of_receipts_in_one_file_those_of_other_shards_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As a folder has them that was downloaded from the Hub."""
+def test_receipts_of_other_shards_in_the_same_file_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder downloaded from the Hub has such files."""
     dataset = made(tmp_path)
     receipts = Ledger(Subset(SUBSET, dataset)).receipts()
     shutil.rmtree(dataset / RECEIPTS)
@@ -144,9 +144,7 @@ def test_a_damaged_plan_cannot_be_repaired(
 
 
 @pytest.mark.parametrize("folder", [DATA, f"_ledger/{SUBSET}", RECEIPTS])
-def test_nothing_is_moved_that_lies_behind_a_link(
-    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_behind_a_link_are_not_moved(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = made(tmp_path)
     flipped(dataset)
     elsewhere = tmp_path / "elsewhere"

@@ -1,4 +1,4 @@
-"""Single bytes of a dataset changed at random: pipeline.verify tells each that matters, and no reader is misled."""
+"""Random single-byte changes in a dataset: pipeline.verify finds each that matters, and no reader is misled."""
 
 import random
 import shutil
@@ -25,7 +25,7 @@ SEED = 0
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve documents in four shards, with a small tokenizer, so that most bytes are those of labels."""
+    """Annotate twelve documents into four shards; the tokenizer is small, so that most bytes belong to labels."""
     folder = tmp_path_factory.mktemp("bytes")
     texts = sample_texts(12, 200)
     write_documents(folder / "in.parquet", texts)
@@ -41,7 +41,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def values(dataset: Path) -> object:
-    """All that a reader sees."""
+    """Return everything that a reader sees."""
     found = find_annotations(str(dataset))
     rows = list(labelled_rows(found, (INPUT_IDS, ENTROPY, EXPECTED_ENTROPY), Reading(epochs=1)))
     corpus = found.corpus()
@@ -51,7 +51,7 @@ def values(dataset: Path) -> object:
 
 
 def matters(file: Path, before: bytes) -> bool:
-    """Whether something was changed that is not prose, spelling of JSON or a count that shards do not tell."""
+    """True unless only prose, the formatting of JSON, or a count that shards do not contain was changed."""
     if file.suffix == ".md" or file.name in ("report.json", "lock"):
         return False
     if "receipts" in file.parts or file.name == "plan.json":
@@ -72,7 +72,7 @@ def _said(name: str, content: bytes) -> object:
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
-def test_a_changed_byte_is_told_by_verify_and_misleads_no_reader(
+def test_a_changed_byte_is_found_by_verify_and_misleads_no_reader(
     count: int, sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = shutil.copytree(sound, tmp_path / "out")

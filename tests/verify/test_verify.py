@@ -1,4 +1,4 @@
-"""Every fault is found, and is the only one that is found."""
+"""Every fault is found, and no others."""
 
 import json
 import os
@@ -39,14 +39,14 @@ def dataset(sound: Path, tmp_path: Path) -> Path:
     return shutil.copytree(sound, tmp_path / "set")
 
 
-def test_a_sound_dataset_is_said_to_be(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sound_dataset_has_no_faults(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, lines = verified(dataset, capsys)
     tokens = sum(json.loads(file.read_text())["counts"]["tokens"] for file in (dataset / RECEIPTS).iterdir())
-    assert (code, lines) == (0, [f"exact: 6 shards, 12 documents, {tokens:,} tokens: all as their receipts say"])
+    assert (code, lines) == (0, [f"exact: 6 shards, 12 documents, {tokens:,} tokens: all match their receipts"])
 
 
 def rewritten(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
-    """Writes a shard again with other rows, and a receipt that fits its bytes."""
+    """Return a function that rewrites a shard with other rows, and a receipt that matches its bytes."""
 
     def plant(dataset: Path) -> None:
         table = change(pq.read_table(dataset / FILE))
@@ -59,7 +59,7 @@ def rewritten(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
 
 
 def column(name: str, change: Callable[[list[object]], object]) -> Callable[[Path], None]:
-    """Another value of a column in the second row; a list is given to `change`, or a number in one."""
+    """Return a function that changes a column in its first row with a value; `change` gets a list, or [number]."""
 
     def changed(table: pa.Table) -> pa.Table:
         values = table.column(name).to_pylist()
@@ -77,7 +77,7 @@ def other_provenance(table: pa.Table) -> pa.Table:
 
 
 def edited(file: str, **changes: object) -> Callable[[Path], None]:
-    """Other values in a file of JSON; those of counts are changed there."""
+    """Return a function that changes values in a JSON file; keys of `counts` are changed inside `counts`."""
 
     def plant(dataset: Path) -> None:
         values = json.loads((dataset / file).read_text(encoding="utf-8"))
@@ -95,7 +95,7 @@ def histogram(dataset: Path) -> list[int]:
 
 
 def fewer_labels(dataset: Path) -> None:
-    """A receipt that agrees with itself."""
+    """Remove a label from the receipt, consistently with its histogram."""
     bins = histogram(dataset)
     bins[bins.index(max(bins))] -= 1
     edited(RECEIPT, histogram=bins, labelled_tokens=sum(bins))(dataset)
@@ -140,12 +140,12 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a shard is gone": (lambda at: (at / FILE).unlink(), f"{FILE}: is missing"),
     "a receipt is gone": (lambda at: (at / RECEIPT).unlink(), f"{FILE}: has no receipt"),
     "both are gone": (both_gone, f"{FILE}: is missing"),
-    "another file": (lambda at: (at / DATA / "notes.txt").touch(), f"{DATA}/notes.txt: is no shard of this run"),
+    "another file": (lambda at: (at / DATA / "notes.txt").touch(), f"{DATA}/notes.txt: is not a shard of this run"),
     "another shard": (
         lambda at: shutil.copy(at / FILE, at / DATA / "train-00009-of-00010.parquet"),
-        f"{DATA}/train-00009-of-00010.parquet: is no shard of this run",
+        f"{DATA}/train-00009-of-00010.parquet: is not a shard of this run",
     ),
-    "another run's shard": (rewritten(other_provenance), f"{FILE}: its provenance is not that of the plan"),
+    "another run's shard": (rewritten(other_provenance), f"{FILE}: its provenance differs from that of the plan"),
     "no provenance": (
         rewritten(lambda table: table.replace_schema_metadata(None)),
         f"{FILE}: its provenance cannot be read",
@@ -155,7 +155,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         rewritten(lambda table: table.set_column(*_wide(table))),
         f"{FILE}: column `input_ids` holds list<element: int64>",
     ),
-    "a label too few": (column("entropy", lambda labels: labels[1:]), "row 0: there is not one label in `entropy`"),
+    "a label too few": (column("entropy", lambda labels: labels[1:]), "row 0: `entropy` does not have one label"),
     "no label is finite": (column("entropy", lambda labels: [np.inf] * len(labels)), "row 0: a label in `entropy` is"),
     "another label": (column("entropy", lambda labels: [9.0, *labels[1:]]), "is not the mean of its labels"),
     "another mean": (column("mean_entropy", lambda mean: 77.0), "`mean_entropy` is not the mean"),
@@ -165,8 +165,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no id": (column("input_ids", lambda ids: [None, *ids[1:]]), "row 0: a token id is null or outside"),
     "no list": (column("input_ids", lambda ids: None), "row 0: has no list of tokens"),
     "rows of a receipt": (edited(RECEIPT, rows=3), f"{FILE}: its receipt says unit 2 and 3 rows"),
-    "tokens of a receipt": (edited(RECEIPT, tokens=999), f"{FILE}: its receipt says 999 tokens, and it has"),
-    "labels of a receipt": (fewer_labels, "labelled tokens, and it has"),
+    "tokens of a receipt": (edited(RECEIPT, tokens=999), f"{FILE}: its receipt says 999 tokens, but it has"),
+    "labels of a receipt": (fewer_labels, "labelled tokens, but it has"),
     "nats of a receipt": (edited(RECEIPT, nats=3.5), "its receipt says 3.5 nats"),
     "histogram of a receipt": (other_bins, "its receipt says ("),
     "size of a receipt": (edited(RECEIPT, size=3), "its receipt says 3"),
@@ -175,12 +175,12 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no receipt": (lambda at: (at / RECEIPT).write_text("{}"), f"{RECEIPT}: cannot be read"),
     "a link to a shard": (linked(FILE), f"{FILE}: is a link"),
     "a link to a receipt": (linked(RECEIPT), f"{RECEIPT}: is a link"),
-    "given up, and labelled": (given_up_too, f"{FILE}: the note on its being given up does not fit"),
-    "a growth that did not end": (grown, f"_ledger/{SUBSET}/growing: a run with a larger --limit did not end"),
+    "given up, and labelled": (given_up_too, f"{FILE}: the note on its quarantine contradicts"),
+    "a growth that did not end": (grown, f"_ledger/{SUBSET}/growing: a run with a larger --limit was not completed"),
     "no card": (lambda at: (at / "README.md").unlink(), "README.md: is missing"),
     "a card of other files": (
         lambda at: _replaced(at / "README.md", "data/exact/**", "data/other/**"),
-        "README.md: has other files for exact",
+        "README.md: lists other files for exact",
     ),
     "a card of other shards": (
         lambda at: _replaced(at / "README.md", "labels, shards ", f"labels, shards {'0' * 64}\n  x: "),
@@ -217,7 +217,7 @@ def test_a_fault_is_found_and_is_the_only_one(name: str, dataset: Path, capsys: 
     )
 
 
-def test_a_damaged_plan_is_a_fault_and_shards_are_checked_still(
+def test_a_damaged_plan_is_a_fault_and_shards_are_still_checked(
     dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (dataset / PLAN).write_text('{"run": ', encoding="utf-8")
@@ -227,18 +227,18 @@ def test_a_damaged_plan_is_a_fault_and_shards_are_checked_still(
     assert [line.partition(":")[0] for line in lines] == [PLAN, FILE, "exact"]
 
 
-def test_units_that_were_given_up_are_told_and_are_no_fault(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quarantined_units_are_reported_and_are_not_faults(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both_gone(dataset)
     given_up_too(dataset)
     card = (dataset / "README.md").read_text(encoding="utf-8")
     (dataset / "README.md").write_text(re.sub(", shards [0-9a-f]{64}", "", card), encoding="utf-8")
     code, (given_up, last) = verified(dataset, capsys)
     assert code == 0
-    assert given_up == f"{FILE}: was given up and has no shard: unit 2, rows 4 to 6 of in.parquet: wrong"
-    assert re.fullmatch(r"exact: 5 shards and 1 given up, 10 documents, \d+ tokens: all as their receipts say", last)
+    assert given_up == f"{FILE}: was quarantined and has no shard: unit 2, rows 4 to 6 of in.parquet: wrong"
+    assert re.fullmatch(r"exact: 5 shards and 1 quarantined, 10 documents, \d+ tokens: all match their receipts", last)
 
 
-def test_labels_without_a_ledger_are_checked_as_far_as_they_go(
+def test_labels_without_a_ledger_are_checked_as_far_as_possible(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokens = [[3, 1, 4], [], [1, 5, 9, 2], [6]]
@@ -246,8 +246,8 @@ def test_labels_without_a_ledger_are_checked_as_far_as_they_go(
     code, lines = verified(tmp_path, capsys)
     assert code == 0
     assert lines == [
-        "exact: there is no ledger, so that nothing says what bytes its shards had",
-        "exact: 2 shards, 4 documents, 8 tokens: all in order, as far as can be told without receipts",
+        "exact: there is no ledger, so the bytes of its shards cannot be checked",
+        "exact: 2 shards, 4 documents, 8 tokens: all are valid, as far as can be told without receipts",
     ]
     file = tmp_path / DATA / shard_name(1, 2)
     content = bytearray(file.read_bytes())
@@ -267,15 +267,13 @@ def test_nothing_is_verified_while_a_run_is_at_work(dataset: Path, capsys: pytes
     assert {file.name for file in (dataset / "_ledger").iterdir()} == {"exact", "lock"}
 
 
-def test_two_may_verify_at_once_and_nothing_is_written(
-    dataset: Path, capsys: pytest.CaptureFixture[str], run_command: RunCommand
-) -> None:
+def test_verifying_writes_nothing(dataset: Path, capsys: pytest.CaptureFixture[str], run_command: RunCommand) -> None:
     before = {file: file.stat().st_mtime_ns for file in dataset.rglob("*")}
     assert run_command("pipeline.verify", dataset, "--sample", 0) == 0
     assert {file: file.stat().st_mtime_ns for file in dataset.rglob("*")} == before
 
 
-def test_a_fault_is_one_line_whatever_is_in_a_name(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_is_one_line_whatever_the_name(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (dataset / DATA / "a\n\x1b[2J.parquet").touch()
     code, (fault, _) = verified(dataset, capsys)
-    assert code == 1 and fault.startswith(f"{DATA}/a\\n\\x1b[2J.parquet: is no shard of this run")
+    assert code == 1 and fault.startswith(f"{DATA}/a\\n\\x1b[2J.parquet: is not a shard of this run")

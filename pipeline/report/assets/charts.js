@@ -1,4 +1,4 @@
-// Charts as SVG: shares of labels by size, means along the document. The measure beside is the blue line.
+// Charts as SVG: shares of labels by size, means along the document. The second measure is the blue line.
 
 const CHART = { width: 704, height: 230, left: 44, right: 8, top: 12, bottom: 40 };
 

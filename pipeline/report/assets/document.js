@@ -94,7 +94,7 @@ function costOf(shown, name, series) {
   const [labelled, mean] = [shown.labelled[series], shown.means[series]];
   if (!labelled) return "";
   const perByte = labelled === shown.size && shown.bytes ? (mean * labelled) / NATS_A_BIT / shown.bytes : null;
-  const told = perByte === null ? "" : `, ${signed(perByte, 3)} bits a byte`;
+  const told = perByte === null ? "" : `, ${signed(perByte, 3)} bits per byte`;
   return `${name}: mean ${signed(inUnit(mean), 3)} ${unit()}${told}.`;
 }
 
@@ -157,7 +157,7 @@ function characters(shown) {
   return together;
 }
 
-// One token of a document is in the tab order; arrow keys go on from it.
+// One token of a document is in the tab order; arrow keys continue from it.
 function moveFocus(event) {
   const tokens = event.currentTarget.querySelectorAll(".t");
   const here = event.target.closest(".t");
