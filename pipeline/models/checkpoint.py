@@ -190,7 +190,7 @@ class Checkpoint:
                 f"{self.folder} has an {ADAPTER_FILE}, whose weights only peft would add; save the model after "
                 "`merge_and_unload`, or remove the file"
             )
-        require_sizes(self.folder, self.config, *weights_size(self.folder))
+        require_sizes(self.folder / CONFIG_FILE, self.config, *weights_size(self.folder))
 
 
 def checkpoint_sha256(*checkpoints: Checkpoint) -> str:

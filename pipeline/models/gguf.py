@@ -102,4 +102,3 @@ def _require_plausible(file: Path) -> None:
 
 def _is_size(name: str) -> bool:
     return not name.startswith(("GGUF.", "general.", "tokenizer."))
-
