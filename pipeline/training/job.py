@@ -23,7 +23,7 @@ from pipeline.training.data import Documents
 from pipeline.training.distributed import this_process
 from pipeline.training.evaluation import window_metrics
 from pipeline.training.losses import estimator_loss
-from pipeline.training.metrics import Metrics
+from pipeline.training.metrics import Metrics, evaluations
 from pipeline.training.trainer import train
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
@@ -71,7 +71,14 @@ def train_and_save(
     if this_process().is_main_process:
         save_checkpoint(model, output, dtype=config.save_as, tokenizer_folder=tokenizer, card=card(metrics))
         resume.finish(output)
-        say(f"{output}: {result.format_map(metrics)}")
+        say(f"{output}: {result.format_map(metrics)}{_best(output)}")
+
+
+def _best(output: Path) -> str:
+    """Return the lowest held-out loss of a training, for the closing message; empty if it is the last one."""
+    losses = {int(each["step"]): each["held_out_loss"] for each in evaluations(output) if "held_out_loss" in each}
+    best = min(losses, key=losses.__getitem__, default=None)
+    return "" if best is None or best == max(losses) else f", at best {losses[best]:.3f} (step {best:,})"
 
 
 def train_on_windows(

@@ -91,7 +91,7 @@ def unchanged(config: Config) -> Iterator[None]:
     """Lock a folder against runs that write to it; without --repair, nothing is written.
 
     Raises:
-        ValueError: if a run is at work in it.
+        ValueError: if a run is writing to it.
     """
     lock = Path(config.dataset, LEDGER_FOLDER, LOCK_FILE)
     if config.repair and lock.parent.is_dir():
@@ -104,7 +104,7 @@ def unchanged(config: Config) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise ValueError(f"a run is at work in {config.dataset}; wait for it") from error
+                raise ValueError(f"another run is writing to {config.dataset}; wait for it") from error
             yield
 
 
@@ -215,15 +215,21 @@ def summary(findings: Findings) -> str:
     bad = {fault.shard for fault in findings.faults if fault.shard}
     others = len([fault for fault in findings.faults if not fault.shard])
     more = f", {others:,} other fault{'s' if others > 1 else ''}" if others else ""
-    return f"{name}: {len(bad):,} of {len(bad) + sound:,} shards {'is' if len(bad) == 1 else 'are'} bad{more}"
+    missing = bad.difference(findings.stored.files)
+    kinds = {"bad": len(bad - missing), "missing": len(missing)}
+    of_all = f" of {len(bad) + sound:,} shards"
+    told = [f"{count:,}{of_all} {'is' if count == 1 else 'are'} {kind}" for kind, count in kinds.items() if count]
+    return f"{name}: {', '.join(told) or f'0{of_all} are bad'}{more}"
 
 
 def repair(findings: Findings) -> None:
     """Move bad shards away, and print the command to run next."""
     for moved in set_aside(findings.stored, findings.faults):
         say(f"moved to {moved.relative_to(findings.stored.subset.root)}")
-    say("run the command that made the dataset again, with all its flags:")
-    say(f"  {annotate_command(findings.stored, findings.records)}")
+    command = annotate_command(findings.stored, findings.records)
+    rest = "; for `...` give its other flags" if command.endswith("...") else ""
+    say(f"the command that made the dataset labels these rows again{rest}:")
+    say(f"  {command}")
 
 
 if __name__ == "__main__":

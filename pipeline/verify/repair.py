@@ -8,9 +8,12 @@ from pathlib import Path
 
 from pipeline.data.atomic import write_text
 from pipeline.data.ledger import Ledger
+from pipeline.data.tokenizer import TOKENIZED_ALREADY
 from pipeline.verify.consistency import Records
 from pipeline.verify.stored import Fault, Stored
-from schemas.receipts import RECEIPTS, Receipt
+from schemas.annotations import INPUT_IDS, SHIPPED_MODEL
+from schemas.receipts import RECEIPTS, Plan, Receipt
+from schemas.rows import TEXT_COLUMN
 
 DAMAGED = "damaged"
 """Folder in the ledger; each repair gets a numbered folder inside."""
@@ -42,12 +45,49 @@ def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
 
 
 def annotate_command(stored: Stored, records: Records) -> str:
-    """Return the command that makes these files again, as far as the plan records it."""
+    """Return the command that makes these files again, with `...` at its end if the plan does not record all flags."""
     if records.plan is None:
         return "python -m pipeline.annotate ..."
-    given = f"--input {' '.join(map(shlex.quote, records.plan.inputs))} " if records.plan.inputs else ""
-    where = f"--output {shlex.quote(stored.place)} --subset {stored.subset.name}"
-    return f"python -m pipeline.annotate {given}{where} --method {records.plan.provenance.method} ..."
+    flags = _flags(records.plan, stored)
+    given = [f"--{name.replace('_', '-')} {_words(value)}".rstrip() for name, value in flags.items() if value]
+    return " ".join(["python -m pipeline.annotate", *given, *(["..."] if _is_incomplete(records.plan) else [])])
+
+
+def _flags(plan: Plan, stored: Stored) -> dict[str, object]:
+    """Return the flags of a plan's settings, without those that a resumed run takes from the plan itself."""
+    run = plan.provenance
+    tokenizer = stored.subset.tokenizer if run.estimator_tokenizer_sha256 else None
+    return {
+        "input": plan.inputs,
+        "output": stored.place,
+        "subset": stored.subset.name,
+        "method": run.method,
+        "estimator": plan.checkpoint,
+        "tokenizer": TOKENIZED_ALREADY if run.tokenizer_sha256 is None else tokenizer,
+        "vocabulary": run.vocabulary if run.tokenizer_sha256 is None else None,
+        "text_column": None if run.text_column in (TEXT_COLUMN, INPUT_IDS) else run.text_column,
+        "columns": run.columns,
+        "keep_text": run.keep_text,
+        "window": run.window,
+        "overlap": str(run.overlap),
+        "share": None if run.share == 1 else run.share,
+        "batch_invariant": run.batch_invariant,
+        "source_seen_by_estimator": run.source_seen_by_estimator if run.folds == 1 else None,
+        "limit": run.source_rows,  # without it, a source with more rows would extend the dataset
+    }
+
+
+def _is_incomplete(plan: Plan) -> bool:
+    """True if the checkpoint is in a local folder, or if a start token, configuration or split may have been named."""
+    run = plan.provenance
+    of_folder = plan.checkpoint is None and run.model != SHIPPED_MODEL
+    return of_folder or run.start_token is not None or bool(run.choices)
+
+
+def _words(value: object) -> str:
+    """Return a flag's value as a shell reads it; a flag that is only switched on has none."""
+    values = value if isinstance(value, tuple) else (() if value is True else (value,))
+    return shlex.join(map(str, values))
 
 
 def _receipts_of(stored: Stored, shards: Collection[str]) -> Iterator[Path]:

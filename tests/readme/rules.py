@@ -9,7 +9,7 @@ Way = Literal["here", "process", "cluster", "make", "tests", "measurement", "doc
 PLACEHOLDERS = {"USER/NAME": "user/name"}
 """What stands for any repository, and the one of the Hub for tests."""
 
-_LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M"
+_LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _TRAINING = "--training.steps 2 --training.tokens-per-batch 512"
 _MODEL = "--model.context 32 --model.width 16 --model.layers 1 --model.heads 2"
 _ENCODER = (

@@ -1,5 +1,6 @@
 """Labels of the recorded checkpoint pass; labels of another model or token are faults."""
 
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -151,10 +152,28 @@ def test_the_same_annotate_command_restores_what_a_repair_set_aside(
     code, lines = verified(tmp_path / "out", capsys, repair=True, sample=13, estimator=str(checkpoint))
     assert code == 1 and not second.exists()
     wanted = f"  python -m pipeline.annotate --input {folder}/in.parquet --output {tmp_path}/out --subset causal"
-    assert lines[-1].startswith(wanted)
+    assert lines[-1].startswith(wanted) and lines[-1].endswith(" --limit 13 ...")
     annotated(folder, tmp_path / "out", "causal", run_command)
     assert {file: file.read_bytes() for file in sound} == sound
     assert verified(tmp_path / "out", capsys, sample=13, estimator=str(checkpoint))[0] == 0
+
+
+def test_the_command_that_a_repair_prints_restores_a_dataset_and_does_not_extend_it(
+    tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sampled = ("--share", 0.5, "--keep-text", "--columns", "id", "--window", 64, "--overlap", 0, "--batch-invariant")
+    made = ("--limit", 9, "--output", tmp_path / "out", "--workers", 0, *sampled)
+    assert run_command("pipeline.annotate", *made) == 0
+    sound = {file: file.read_bytes() for file in tmp_path.rglob("*.parquet")}
+    first, *_ = sorted(sound)
+    first.write_bytes(first.read_bytes()[:-9])
+    code, lines = verified(tmp_path / "out", capsys, repair=True, sample=0)
+    assert code == 1 and not first.exists()
+    python, option, module, *arguments = shlex.split(lines[-1])
+    assert (python, option) == ("python", "-m") and arguments[-1] != "..."
+    assert run_command(module, *arguments, "--workers", 0) == 0
+    assert {file: file.read_bytes() for file in (tmp_path / "out").glob("data/*/*.parquet")} == sound
 
 
 def test_labels_without_a_ledger_are_compared_with_their_checkpoint_too(

@@ -212,6 +212,7 @@ def test_a_fault_is_found_and_is_the_only_one(name: str, dataset: Path, capsys: 
     assert code == 1 and told in fault, fault
     assert last in (
         "exact: 1 of 6 shards is bad",
+        "exact: 1 of 6 shards is missing",
         "exact: 1 of 7 shards is bad",
         "exact: 0 of 6 shards are bad, 1 other fault",
     )
@@ -261,7 +262,7 @@ def test_labels_without_a_ledger_are_checked_as_far_as_possible(
 def test_nothing_is_verified_while_a_run_is_at_work(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with locked(dataset):
         for repair in (False, True):
-            with pytest.raises(ValueError, match=r"run is at work in .*; wait for it"):
+            with pytest.raises(ValueError, match=r"another run is writing to .*; wait for it"):
                 verified(dataset, capsys, repair=repair)
     assert verified(dataset, capsys)[0] == 0
     assert {file.name for file in (dataset / "_ledger").iterdir()} == {"exact", "lock"}
