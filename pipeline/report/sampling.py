@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.annotated import AnnotatedDataset, Row, as_rows
-from pipeline.data.shards import ENTROPY_COLUMNS, SHARD
+from pipeline.data.shards import ENTROPY_COLUMNS, PER_TOKEN, SHARD
 from schemas.annotations import ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS
 
 MOST_OF_ALL, MOST_OF_ONE = 300_000, 20_000  # tokens on a page: about 3 MB, and what a browser lays out in a moment
@@ -130,7 +130,7 @@ class LabelledSource:
     @property
     def source_columns(self) -> list[str]:
         """Columns of the source, except its documents."""
-        ours = {INPUT_IDS, *ENTROPY_COLUMNS, NUM_TOKENS, MEAN_ENTROPY, self.dataset.provenance.text_column, "text"}
+        ours = {INPUT_IDS, *PER_TOKEN, NUM_TOKENS, MEAN_ENTROPY, self.dataset.provenance.text_column, "text"}
         return [name for name in self.dataset.schema.names if name not in ours]
 
     @property
