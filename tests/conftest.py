@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import ray
 from huggingface_hub import constants
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
@@ -38,6 +39,9 @@ TELEMETRY = "RAY_enable_open_telemetry"
 os.environ[TELEMETRY] = "0"
 # The tests' models are small: with several test processes, torch threads that wait for each other double the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Time limits of single examples fail on a busy machine.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 # A process started in the background or by nohup ignores these signals, and so do its children. A handler that does
 # nothing ignores them only in this process.
 for number in (signal.SIGINT, signal.SIGHUP):

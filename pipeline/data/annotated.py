@@ -1,6 +1,7 @@
-"""Annotated datasets: found in a folder or on the Hub, and read in batches of rows whose labels are checked.
+"""Annotated datasets: find them in a folder or on the Hub, and read their rows in batches with checked labels.
 
-All labels are read here; `pipeline.data.loader` shuffles the rows, divides them among ranks and packs them.
+All labels are read through this module. `pipeline.data.loader` shuffles the rows, divides them among ranks and packs
+them.
 """
 
 import re
@@ -32,22 +33,23 @@ from schemas.rows import NO_BOUND, is_list, is_token_list
 
 SUBSET_NAMED = re.compile(rf"/{DATA_FOLDER}/[^/]+/?$")
 COMMIT_NAMED = re.compile("@[0-9a-f]{40}$")
-FOOTERS_AT_A_TIME = 16  # of shards: reading one from the Hub is mostly waiting
+FOOTERS_AT_A_TIME = 16  # reading a footer from the Hub is mostly waiting
 
 Row = dict[str, Any]
-"""Values by column: `input_ids` int32 [N], entropies float32 [N] in nats (NaN for null), others as Python values."""
+"""Values of a row by column name: `input_ids` is int32 [N], entropies are float32 [N] in nats with NaN for null, and
+other columns hold Python values. N is the row's number of tokens."""
 
 
 @dataclass(frozen=True)
 class AnnotatedDataset:
-    """Shards of an annotated dataset, their provenance, and the tokenizer's folder, if any."""
+    """Annotated dataset: its shards, their provenance, and the folder of the tokenizer if there is one."""
 
     source: str
     shards: tuple[File, ...]
     rows: tuple[int, ...]
     """Number of rows of each shard."""
     schema: pa.Schema
-    """All columns."""
+    """Schema of all columns."""
     provenance: Provenance
     tokenizer: Path | None
 
@@ -56,22 +58,23 @@ class AnnotatedDataset:
 
     @cached_property
     def vocabulary(self) -> int:
-        """Number of rows that a model's embedding needs for these tokens.
+        """Number of rows that a model's embedding needs for the tokens of this dataset.
 
-        Older datasets recorded the number of tokens, which is smaller if the tokenizer skips ids.
+        If the dataset has a tokenizer, the number is at least the tokenizer's highest id + 1. Older datasets recorded
+        the number of tokens, which is smaller if the tokenizer skips ids.
         """
         noted = self.provenance.vocabulary
         return noted if self.tokenizer is None else max(noted, id_count(load_tokenizer(self.tokenizer)))
 
     @property
     def place(self) -> str:
-        """Location of the subset, without the commit at which it is read."""
+        """Path or URL of the subset's data folder, without the commit at which it is read."""
         place, name, _ = _parts(self.source, self.shards[0])
         return f"{COMMIT_NAMED.sub('', place)}/{DATA_FOLDER}/{name}"
 
     @cached_property
     def infos(self) -> tuple[FileInfo, ...]:
-        """Row groups and digest of each shard, from a second reading of its footer.
+        """Row groups and digest of each shard, for which the footers are read a second time.
 
         Raises:
             ValueError, OSError: as inspect_file does.
@@ -83,7 +86,7 @@ class AnnotatedDataset:
         """Return the schema of the named columns.
 
         Raises:
-            ValueError: if no column is named, one is named twice, or the shards lack one.
+            ValueError: if no column is named, a column is named twice, or the shards lack a named column.
         """
         if unknown := set(names) - set(self.schema.names):
             has = ", ".join(self.schema.names)
@@ -93,10 +96,12 @@ class AnnotatedDataset:
         return pa.schema([self.schema.field(name) for name in names])
 
     def batches(self, names: Sequence[str], start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield rows `start` to `stop` with the named columns, as `read_labelled` does.
+        """Yield batches of rows `start` to `stop`, or to the end, with the named columns.
+
+        Tokens and labels are checked as in `read_labelled`.
 
         Raises:
-            ValueError, OSError: as columns and read_labelled do.
+            ValueError, OSError: as `columns` and `read_labelled` do.
         """
         schema, stop = self.columns(names), len(self) if stop is None else stop
         for shard, rows in zip(self.shards, self.rows, strict=True):
@@ -105,10 +110,12 @@ class AnnotatedDataset:
             start, stop = start - rows, stop - rows
 
     def corpus(self, start: int = 0, stop: int | None = None) -> Corpus:
-        """Return the tokens and entropies of rows `start` to `stop`; NaN marks a token without a label.
+        """Return rows `start` to `stop`, or to the end, as a corpus.
+
+        The labels of the corpus are entropies in nats. NaN marks a token without a label.
 
         Raises:
-            ValueError, OSError: as batches does.
+            ValueError, OSError: as `batches` does.
         """
         names = (INPUT_IDS, ENTROPY)
         rows = pa.Table.from_batches(counted(self.batches(names, start, stop), self.source), self.columns(names))
@@ -123,12 +130,12 @@ class AnnotatedDataset:
 def find_annotations(source: str) -> AnnotatedDataset:
     """Find the annotated dataset in a folder, or at `hf://datasets/user/name` with an optional `@revision`.
 
-    The newest revision is the default. If the dataset has several subsets, name the data folder of one, as in
-    `folder/data/exact`.
+    Without a revision, the newest one is used. If the dataset has several subsets, name the data folder of one of them,
+    as in `folder/data/exact`.
 
     Raises:
-        ValueError: if there is no annotated dataset, it is unfinished, it has several subsets, or it has a link out of
-            its folder.
+        ValueError: if there is no annotated dataset, if it is unfinished or has several subsets, or if a link in it
+            leads out of its folder.
         ConnectionError: if the Hub cannot be reached.
     """
     (source,) = pinned((source,))
@@ -156,11 +163,11 @@ def find_annotations(source: str) -> AnnotatedDataset:
 
 
 def read_labelled(file: File, start: int, stop: int, schema: pa.Schema, vocabulary: int) -> Iterator[pa.RecordBatch]:
-    """Yield rows `start` to `stop` of a shard with the columns of `schema`, after checking tokens and labels.
+    """Yield batches of rows `start` to `stop` of a shard, with checked tokens and labels and the columns of `schema`.
 
     Raises:
-        ValueError: if a token is null or outside the vocabulary, a label is not finite or beyond MOST_NATS, or tokens
-            and labels are both read and differ in number.
+        ValueError: if a token id is null or outside the vocabulary; if a label is infinite, not a number or larger than
+            MOST_NATS in absolute value; if tokens and labels are both read and a row has different numbers of them.
         ValueError, OSError: as read_rows does.
     """
     with reading_shard(file):
@@ -202,14 +209,17 @@ def _parts(source: str, shard: File) -> tuple[str, str, str]:
 
 
 def _beside_data(place: str, name: str) -> Path:
-    """Download a subset's tokenizer and notes on quarantined units from the Hub; return the folder of the copy."""
+    """Download a subset's tokenizer and its notes on quarantined units from the Hub.
+
+    Return the folder that holds the copies. A unit is the range of rows of one shard.
+    """
     uri, places = parse_hf_uri(place), Subset(name)
     wanted = [f"{places.tokenizer.as_posix()}/*", f"{(places.ledger / QUARANTINE).as_posix()}/*"]
     return Path(snapshot_download(uri.id, repo_type="dataset", revision=uri.revision, allow_patterns=wanted))
 
 
 class _Footer(NamedTuple):
-    """A shard's footer."""
+    """Contents of a shard's footer: number of rows, schema and provenance."""
 
     rows: int
     schema: pa.Schema
@@ -231,10 +241,10 @@ def _read_footer(shard: File) -> _Footer:
 
 
 def _require_lists(shard: File, schema: pa.Schema) -> None:
-    """Check the types of tokens and labels; any width is accepted.
+    """Check that tokens are lists of integers, and labels lists of floating-point numbers of any precision.
 
     Raises:
-        DamagedError: if a column holds anything but lists of numbers.
+        DamagedError: if the column of tokens or a column of labels has another type.
     """
     for name in {INPUT_IDS, *PER_TOKEN} & {*schema.names}:
         kind = schema.field(name).type
@@ -244,7 +254,7 @@ def _require_lists(shard: File, schema: pa.Schema) -> None:
 
 
 def _require_received(subset: Subset, source: str, shards: Sequence[File], rows: Sequence[int]) -> None:
-    """Compare the size and the number of rows of each shard with its receipt, if there is one on this machine.
+    """Check the size and the number of rows of each shard against its receipt, if this machine has the receipt.
 
     Raises:
         DamagedError: if the size or the number of rows differs, or a receipt cannot be read.
@@ -266,10 +276,13 @@ def _require_received(subset: Subset, source: str, shards: Sequence[File], rows:
 def _shared_provenance(source: str, names: set[str], found: set[Provenance]) -> Provenance:
     """Return the provenance that all shards share.
 
+    `names` are the names of the shards, including quarantined shards, which have no file. `found` are all distinct
+    provenances.
+
     Raises:
-        ValueError: if the shards, together with the quarantined ones, are not all the shards of one run.
+        ValueError: if the provenances differ, or the names are not those of all shards of one run.
     """
-    # Provenances are compared, not their bytes: older versions wrote fewer fields, which have defaults now.
+    # Parsed provenances are compared, since older versions wrote fewer fields, which have defaults now.
     units = shards_in_all(min(names))
     # Compare the numbers first: the total in the name of an untrusted file may be huge.
     if len(found) > 1 or units != len(names) or names != {shard_name(index, units) for index in range(units)}:
@@ -288,13 +301,13 @@ def _require_tokens(tokens: pa.Array, file: File, vocabulary: int) -> None:
 
 
 def _require_labels(batch: pa.RecordBatch, file: File, first_row: int) -> None:
-    """Check every entropy column of the batch."""
+    """Check that all labels are finite and within MOST_NATS, and that each row has one label or null for each token."""
     for name in set(PER_TOKEN) & set(batch.schema.names):
         labels = batch.column(name)
         nats = labels.flatten().drop_null().to_numpy()
         if not np.isfinite(nats).all():
             raise ValueError(f"{file.url} has a label in `{name}` that is not finite; annotate its source again")
-        if len(nats) and np.abs(nats).max() > MOST_NATS:
+        if name in ENTROPY_COLUMNS and len(nats) and np.abs(nats).max() > MOST_NATS:
             largest = f"a label of {nats[np.abs(nats).argmax()]:.3g} nats in `{name}`"
             raise ValueError(f"{file.url} has {largest}, more than a token can have; annotate its source again")
         if INPUT_IDS in batch.schema.names:
@@ -310,12 +323,12 @@ def _values(name: str, column: pa.Array) -> Sequence[Any]:
     if name not in (INPUT_IDS, *PER_TOKEN):
         return _python_values(column)
     numbers_N = column.flatten().to_numpy(zero_copy_only=False)
-    numbers_N = numbers_N.astype(np.int32 if name == INPUT_IDS else np.float32)  # a copy, which may be written to
+    numbers_N = numbers_N.astype(np.int32 if name == INPUT_IDS else np.float32)  # a writable copy
     return np.split(numbers_N, np.cumsum(column.value_lengths().to_numpy())[:-1])
 
 
 def _python_values(column: pa.Array) -> list[Any]:
-    """Return the column's values; bytes of text that are not UTF-8 become U+FFFD."""
+    """Return the column's values as Python objects. In text, bytes that are not UTF-8 become U+FFFD."""
     try:
         values: list[Any] = column.to_pylist()
         return values

@@ -9,17 +9,20 @@ UNFINISHED = ".unfinished"
 
 
 def unfinished_name(path: Path) -> Path:
-    """Return a temporary name for a file being written: unique, since two workers may write the same file."""
+    """Return a temporary name for a file while it is written.
+
+    The name is unique, so two workers may write the same file.
+    """
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
 
 
 def is_unfinished(file: Path) -> bool:
-    """True for names made by `unfinished_name`."""
+    """True if a file has a name that `unfinished_name` made."""
     return file.name.startswith(".") and file.suffix == UNFINISHED
 
 
 def commit(unfinished: Path, path: Path) -> str:
-    """Sync a finished file, rename it to `path` and return its sha256."""
+    """Sync a completely written file to disk, rename it to `path` and return its sha256."""
     with unfinished.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     settle(unfinished, path)
@@ -27,14 +30,14 @@ def commit(unfinished: Path, path: Path) -> str:
 
 
 def settle(unfinished: Path, path: Path) -> None:
-    """Sync a finished file and rename it to `path`, so that its content and name survive a power failure."""
+    """Sync a completely written file to disk and rename it to `path`. Its content and name survive a power failure."""
     _sync(unfinished)
     unfinished.replace(path)
     _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically."""
+    """Write a small text file, so that it is complete or absent at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = unfinished_name(path)
     try:

@@ -1,4 +1,8 @@
-"""One schema for the columns of several files: matched by name, widened as in Arrow, with their `datasets` features."""
+"""Merging of the schemas of several files into one.
+
+Columns are matched by name. Their types are widened as in Arrow. Their features, which are the column types of the
+`datasets` library, are kept.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -10,19 +14,21 @@ from schemas.rows import EXTENSION_KEYS, EXTENSION_NAME, Features, features_meta
 
 @dataclass(frozen=True)
 class FileColumns:
-    """A file's columns: a plain schema, and the file's URL for messages."""
+    """Columns of a file: a schema made by `plain_schema`, and the file's URL for error messages."""
 
     schema: pa.Schema
     url: str
     may_lack: bool = False
-    """Columns that only other files have are null here, like the keys that a line of JSON lacks."""
+    """True if columns of other files may be missing from this file. Their values are null here, like those of a key
+    that a line of JSON lacks."""
 
 
 def plain_schema(schema: pa.Schema, url: str) -> pa.Schema:
-    """Convert a schema to the form in which rows are read and written, which does not depend on imported packages.
+    """Convert a schema to the plain form in which this package reads and writes rows.
 
-    Its only metadata is features. All fields are nullable. An extension type becomes its storage type, with its name in
-    the field's metadata. Views become `string` and `binary`, since few of Arrow's kernels accept views.
+    The plain form does not depend on which packages are imported. Its only metadata is the features of `datasets`. All
+    fields are nullable. An extension type becomes its storage type, and the field's metadata holds the extension's
+    name. View types become `string` and `binary`, since few of Arrow's kernels accept views.
 
     Raises:
         ValueError: if the features cannot be read.
@@ -65,12 +71,15 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _item(kind: pa.DataType) -> pa.Field:
-    """Return the field of a list's items, named as in Parquet; types made in memory use another name."""
+    """Return the field of a list's items under the name that Parquet uses.
+
+    List types made in memory use another name.
+    """
     return plain_field(kind.value_field).with_name("element")
 
 
 def is_json(field: pa.Field) -> bool:
-    """True for a plain field of JSON text that `datasets` decodes."""
+    """True if a plain field holds JSON text that `datasets` decodes."""
     return (field.metadata or {}).get(EXTENSION_NAME) == b"arrow.json"
 
 
@@ -80,7 +89,7 @@ def merged_schema(parts: Sequence[FileColumns], requested: Collection[str], requ
     Columns are in the order of their first occurrence.
 
     Raises:
-        ValueError: if a file lacks a column or has it twice, or types or features are incompatible.
+        ValueError: if a file lacks a requested column or has it twice, or if types or features are incompatible.
     """
     names = [name for name in dict.fromkeys(name for part in parts for name in part.schema.names) if name in requested]
     known = [(read_features(part.schema, part.url), part.url) for part in parts]
@@ -121,7 +130,11 @@ def _merged_field(name: str, parts: Sequence[FileColumns]) -> pa.Field:
 
 
 def _merged_feature(name: str, known: Sequence[tuple[Features, str]]) -> Features:
-    """Return a column's feature, on which all files that declare one must agree."""
+    """Return a column's feature as `{name: feature}`, or an empty mapping if no file declares a feature for the column.
+
+    Raises:
+        ValueError: if files declare different features.
+    """
     having = [(features[name], url) for features, url in known if name in features]
     for feature, url in having:
         if not same_feature(feature, having[0][0]):
@@ -133,7 +146,7 @@ def _merged_feature(name: str, known: Sequence[tuple[Features, str]]) -> Feature
 
 
 def _widened(one: pa.Field, other: pa.Field) -> pa.Field:
-    """Return a field that holds the values of both; dictionary-encoded and plain text become plain text."""
+    """Return a field that holds the values of both fields. It is dictionary-encoded only if both fields are."""
     if one.equals(other, check_metadata=True):
         return one
     for field, its_other in ((one, other), (other, one)):
@@ -149,7 +162,7 @@ def _widened(one: pa.Field, other: pa.Field) -> pa.Field:
 
 
 def _extensions(field: pa.Field) -> list[tuple[str, object]]:
-    """List the extension types in a field and its parts, by path."""
+    """List the path and the metadata of each extension type in a field and its nested fields."""
     own = [("", field.metadata)] if field.metadata else []
     kind = field.type
     inner = [kind.field(index) for index in range(kind.num_fields)]

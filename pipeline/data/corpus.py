@@ -1,6 +1,6 @@
-"""Tokenized documents end to end: a corpus in memory, with or without labels, or a stream of smaller corpora.
+"""Tokenized documents, joined end to end: a corpus in memory, with or without labels, or a stream of smaller corpora.
 
-N tokens, M documents.
+Suffixes of array names: N tokens, M documents.
 """
 
 import hashlib
@@ -24,9 +24,10 @@ MOST_HELD_OUT = 500
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents end to end: `tokens_N[offsets[m] : offsets[m + 1]]` is document m.
+    """Documents joined end to end: document m is `tokens_N[offsets[m] : offsets[m + 1]]`.
 
-    `labels_N` are in nats; NaN marks a token without a label.
+    `labels_N` has a label in nats for each token, or NaN for a token without a label. It is None for a corpus without
+    labels. `text_bytes_M` has the UTF-8 bytes of each document's text. It is None if the documents were read as tokens.
     """
 
     tokens_N: np.ndarray
@@ -44,7 +45,10 @@ class Corpus:
         labels: Sequence[np.ndarray] | None = None,
         text_bytes: Sequence[int] | None = None,
     ) -> "Corpus":
-        """Join token arrays, and label arrays of the same lengths, into a corpus."""
+        """Join documents, given as one token array each, into a corpus.
+
+        A document's array of labels has the same length as its array of tokens.
+        """
         offsets = np.cumsum([0, *(len(document) for document in documents)], dtype=np.int64)
         return cls(
             tokens_N=np.concatenate([np.empty(0, np.int32), *documents]),
@@ -65,7 +69,9 @@ class Corpus:
         )
 
     def held_out(self, documents: int | None) -> tuple["Corpus", "Corpus"]:
-        """Split into training documents and the last `held_out_documents(len(self), documents)` ones.
+        """Return the training documents, and the last documents as held-out documents for evaluation.
+
+        `held_out_documents` determines the number of held-out documents, which is `documents` if given.
 
         Raises:
             ValueError: if nothing is left to train or to evaluate on.
@@ -74,7 +80,9 @@ class Corpus:
         return self.documents(0, seen), require_tokens(self.documents(seen, len(self)))
 
     def leave_one_fold_out(self, folds: int) -> list["Corpus"]:
-        """Return one corpus per fold, each without that fold; the whole corpus if there is one fold.
+        """Return one corpus for each cross-validation fold, with all documents except those of the fold.
+
+        If there is only one fold, return only the whole corpus.
 
         Raises:
             ValueError: if a fold has no document.
@@ -86,7 +94,7 @@ class Corpus:
         return [self.without_fold(fold, folds) for fold in range(folds)]
 
     def without_fold(self, fold: int, folds: int) -> "Corpus":
-        """Return the corpus without one fold, or the whole corpus if there is one fold."""
+        """Return the documents outside one of `folds` cross-validation folds, or all documents if `folds` is 1."""
         return self if folds == 1 else self._selected(np.flatnonzero(self._folds(folds) != fold))
 
     def _folds(self, folds: int) -> np.ndarray:
@@ -102,36 +110,42 @@ class Corpus:
         )
 
     def with_shuffled_labels(self, random: np.random.Generator) -> "Corpus":
-        """Permute the labels among the labelled tokens at random: only their distribution is preserved."""
+        """Return a corpus whose labels are permuted at random among the labelled tokens.
+
+        Only the distribution of the labels is preserved.
+        """
         assert self.labels_N is not None
         labels_N, labelled_N = self.labels_N.copy(), ~np.isnan(self.labels_N)
         labels_N[labelled_N] = random.permutation(labels_N[labelled_N])
         return replace(self, labels_N=labels_N)
 
     def by_document(self, values_N: np.ndarray) -> list[np.ndarray]:
-        """Split values of all tokens into one array per document."""
+        """Split an array with one value per token into one array per document."""
         return np.split(values_N, self.offsets[1:-1])[: len(self)]  # np.split returns one array for no documents
 
     @property
     def given_labels(self) -> np.ndarray:
-        """Labels in nats, without those that are NaN; empty for a corpus without labels."""
+        """Labels of all labelled tokens, in nats; empty for a corpus without labels."""
         labels_N: np.ndarray = np.empty(0, np.float32) if self.labels_N is None else self.labels_N
         given: np.ndarray = labels_N[~np.isnan(labels_N)]
         return given
 
     @property
     def mean_label(self) -> float:
-        """Mean of `given_labels`, in nats; 0 if there are none."""
+        """Mean label of the labelled tokens, in nats; 0 if there are none."""
         return float(self.given_labels.mean()) if len(self.given_labels) else 0.0
 
     @property
     def total_bytes(self) -> int | None:
-        """UTF-8 bytes of text; None if the documents were read as tokens."""
+        """Total UTF-8 bytes of the documents' texts; None if the documents were read as tokens."""
         return None if self.text_bytes_M is None else int(self.text_bytes_M.sum())
 
 
 def interleaved(parts: Sequence[Corpus]) -> Corpus:
-    """Restore the original order of documents that were dealt to processes one at a time; only tokens are kept."""
+    """Join the shares of processes that took documents in turn, and restore the documents' original order.
+
+    If there are several shares, the result has only tokens, without labels or sizes of texts.
+    """
     if len(parts) == 1:
         return parts[0]
     documents: list[np.ndarray] = [np.empty(0, np.int32)] * sum(map(len, parts))
@@ -141,10 +155,12 @@ def interleaved(parts: Sequence[Corpus]) -> Corpus:
 
 
 def held_out_documents(documents: int, requested: int | None) -> int:
-    """Return the number of documents to hold out: as requested, or one in twenty but at most MOST_HELD_OUT.
+    """Return the number of documents to hold out from training.
+
+    This is `requested` or, if that is None, a twentieth of the documents, at least 1 and at most MOST_HELD_OUT.
 
     Raises:
-        ValueError: if nothing is left to train on, or nothing is held out.
+        ValueError: if no document is left to train on, or none is held out.
     """
     held_out = min(MOST_HELD_OUT, max(1, documents // 20)) if requested is None else requested
     if not 0 < held_out < documents:
@@ -156,7 +172,7 @@ def held_out_documents(documents: int, requested: int | None) -> int:
 
 
 def require_tokens(held_out: Corpus) -> Corpus:
-    """Return the held-out corpus.
+    """Return the held-out corpus after checking that it has tokens.
 
     Raises:
         ValueError: if it has no tokens.
@@ -167,9 +183,9 @@ def require_tokens(held_out: Corpus) -> Corpus:
 
 
 def fold_of(tokens_N: np.ndarray, folds: int) -> int:
-    """Return the fold of a document.
+    """Return the number of a document's cross-validation fold, counted from 0.
 
-    It depends only on the document's tokens, so all copies of a document share a fold.
+    The fold depends only on the document's tokens, so all copies of a document are in the same fold.
     """
     if folds == 1:
         return 0
@@ -180,7 +196,7 @@ def fold_of(tokens_N: np.ndarray, folds: int) -> int:
 def read_corpus(
     files: Iterable[File], *, column: Column, tokenizer: Tokenizer | None, vocabulary: int, limit: int | None = None
 ) -> Corpus:
-    """Read and tokenize the documents of the files, at most `limit`."""
+    """Read and tokenize all documents of the files, or the first `limit` documents."""
     documents: list[np.ndarray] = []
     text_bytes: list[int] = []
     for rows in iterate_rows(list(files), column, limit):
@@ -191,45 +207,53 @@ def read_corpus(
 
 
 def no_exchange(mine: Corpus) -> Sequence[Corpus]:
-    """Return the only process's share: an exchange without other processes."""
+    """Exchange shares when there is only one process: return a list of its own share."""
     return [mine]
 
 
 @dataclass(frozen=True)
 class ProcessShare:
-    """One process's share of a stream that several processes read together."""
+    """Share of one process in a stream that several processes read together."""
 
     process: int = 0
     processes: int = 1
     exchange: Callable[[Corpus], Sequence[Corpus]] = no_exchange
-    """Collective call that gathers the shares of all processes, in the order of the processes."""
+    """Collective call that takes this process's share of a block and returns the shares of all processes, in their
+    order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentStream:
-    """Documents `skip` to `limit` of the files, in blocks; each iteration reads the files again."""
+    """Stream of documents number `skip` to `limit` of the files, in blocks. Each iteration reads the files again."""
 
     files: Sequence[File]
     column: Column
     tokenizer: Tokenizer | None
     vocabulary: int
     block: int
-    """Bytes of text in a block, or token ids if documents are already tokenized; blocks consist of whole documents."""
+    """Approximate size of a block, in bytes of text, or in token ids if documents are already tokenized. Blocks consist
+    of whole documents."""
     skip: int = 0
     limit: int | None = None
     sharing: ProcessShare = ProcessShare()
     without: tuple[int, int] = (0, 1)
-    """Fold to leave out and number of folds; if there is one fold, nothing is left out."""
+    """Number of the cross-validation fold to leave out, and number of all folds. If there is only one fold, nothing is
+    left out."""
 
     def leave_one_fold_out(self, folds: int) -> list["DocumentStream"]:
-        """Return one stream per fold, each without that fold; the whole stream if there is one fold."""
+        """Return one stream for each cross-validation fold, with all documents except those of the fold.
+
+        If there is only one fold, its stream has all documents.
+        """
         return [replace(self, without=(fold, folds)) for fold in range(folds)]
 
     def __iter__(self) -> Iterator[Corpus]:
-        """Yield the blocks. This process's share is read ahead in a thread; the calling thread exchanges shares.
+        """Yield each block as a corpus.
+
+        This process's share of the next block is read ahead in a thread. The calling thread exchanges shares.
 
         Raises:
-            ValueError, OSError: as iterate_rows and document_tokens do, when the failed block is requested.
+            ValueError, OSError: as iterate_rows and document_tokens do, when the block with the error is requested.
         """
         stop = Event()
         with prefetched(self._shares(stop), 1) as shares:
@@ -261,7 +285,10 @@ class DocumentStream:
 
 
 def numbered(batches: Iterable[pa.RecordBatch], block: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield runs of rows with their block number: the total size of the rows before, divided by `block`."""
+    """Yield runs of rows in the same block, with the number of the block.
+
+    A row's block number is the total size of all rows before it, divided by `block` and rounded down.
+    """
     before = 0
     for rows in batches:
         sizes = lengths(rows.column(0))
@@ -273,7 +300,7 @@ def numbered(batches: Iterable[pa.RecordBatch], block: int) -> Iterator[tuple[in
 
 
 def lengths(column: pa.Array) -> np.ndarray:
-    """Return the bytes of each text or the number of ids in each list; 0 for null."""
+    """Return the size of each document: the bytes of a text, the number of ids in a list, or 0 for null."""
     listed = pa.types.is_nested(column.type)
     counts = pc.list_value_length(column) if listed else pc.binary_length(column)
     sizes: np.ndarray = counts.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -1,8 +1,8 @@
-"""Counts for receipts: annotated rows, tokens, labels, and documents with text that the tokenizer has no token for.
+"""Counts for a shard's receipt: rows, tokens, labels, and documents with text for which the tokenizer has no token.
 
-Depending on the tokenizer, this text becomes the unknown token or is dropped.
+Depending on the tokenizer, text without a token becomes the unknown token or is dropped.
 
-M documents, N bytes or tokens end to end.
+Suffixes of array names: M documents; N bytes or tokens of all documents, joined end to end.
 """
 
 import json
@@ -25,7 +25,11 @@ KEPT = "unknown"
 
 
 def count(source: pa.RecordBatch, annotated: pa.Table, column: Column, tokenizer: Tokenizer | None) -> Counts:
-    """Count the rows of a batch before and after annotation; `tokenizer` is None if documents are already tokenized."""
+    """Count the rows, tokens and labels of a batch, and its documents with various defects.
+
+    `source` has the rows before annotation, and `annotated` the same rows after it. `tokenizer` is None if documents
+    are already tokenized.
+    """
     entropies = pc.list_flatten(annotated.column(ENTROPY)).drop_null().to_numpy()
     documents = source.column(column.name)
     unknown = documents_with_unknown_text(tokenizer, documents, annotated.column(INPUT_IDS)) if tokenizer else 0
@@ -45,7 +49,7 @@ def count(source: pa.RecordBatch, annotated: pa.Table, column: Column, tokenizer
 
 
 def histogram(entropies_N: np.ndarray) -> tuple[int, ...]:
-    """Count the entropies, in nats, that are below 0, in each bin from 0 on, and beyond the last bin."""
+    """Return the number of entropies below 0, in each bin of BIN_NATS nats from 0 on, and above the last bin."""
     bins_N = np.clip(np.floor(entropies_N / BIN_NATS) + 1, 0, BINS - 1).astype(np.int64)
     return tuple(np.bincount(bins_N, minlength=BINS).tolist())
 
@@ -55,15 +59,19 @@ class Unknown:
     """Text for which a tokenizer has no token."""
 
     ids: Sequence[int]
-    """Ids that replace this text."""
+    """Token ids that a tokenizer may return for text without a token, for example the id of the unknown token."""
     bytes_256: np.ndarray
-    """True for bytes that byte-level BPE drops because it has no token for them."""
+    """Mask of the 256 bytes: True for a byte that byte-level BPE drops for lack of a token."""
     alphabet: frozenset[str] | None
-    """Characters that are kept, if the tokenizer is not byte-level and drops all others."""
+    """Characters that have a token, if the tokenizer is not byte-level and drops all other characters; otherwise
+    None."""
 
 
 def unknown_text_of(tokenizer: Tokenizer) -> Unknown:
-    """Return the text without a token, cached on the tokenizer, which must not be changed afterwards."""
+    """Return a description of the text for which a tokenizer has no token.
+
+    It is cached on the tokenizer, which must not be changed afterwards.
+    """
     attributes = vars(tokenizer)
     if KEPT not in attributes:
         attributes[KEPT] = _find_unknown(tokenizer)
@@ -72,7 +80,10 @@ def unknown_text_of(tokenizer: Tokenizer) -> Unknown:
 
 
 def documents_with_unknown_text(tokenizer: Tokenizer, texts: pa.Array, ids: pa.ChunkedArray) -> int:
-    """Count documents, given as texts and as lists of ids, that contain text without a token."""
+    """Return the number of documents with text for which a tokenizer has no token.
+
+    `ids` are lists of the documents' token ids.
+    """
     unknown = unknown_text_of(tokenizer)
     lists, strings = ids.combine_chunks(), pc.fill_null(texts, "").cast(pa.large_string())
     ids_N, offsets = lists.flatten().to_numpy(), lists.offsets.to_numpy()
@@ -101,14 +112,17 @@ def _find_unknown(tokenizer: Tokenizer) -> Unknown:
 
 
 def _byte(character: str) -> int:
-    """Return the byte that a character of the byte-level alphabet represents: itself or an unprintable byte."""
+    """Return the byte that a character of byte-level BPE's alphabet represents.
+
+    A printable character represents its own byte. Any other character represents an unprintable byte.
+    """
     printable = {chr(byte) for byte in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))}
     others = [byte for byte in range(256) if chr(byte) not in printable]
     return ord(character) if character in printable else others[ord(character) - 256]
 
 
 def _characters(tokenizer: Tokenizer, text: str) -> set[str]:
-    """Return the characters for which the model needs tokens."""
+    """Return the characters of a normalized and pre-tokenized text. The tokenizer's model needs tokens for them."""
     with tokenizer_errors():
         normal = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
         pieces = tokenizer.pre_tokenizer.pre_tokenize_str(normal) if tokenizer.pre_tokenizer else [(normal, None)]
@@ -116,7 +130,7 @@ def _characters(tokenizer: Tokenizer, text: str) -> set[str]:
 
 
 def _any(marks_N: np.ndarray, borders: np.ndarray) -> np.ndarray:
-    """Return True for each document that has a mark between its borders."""
+    """Return a bool for each document: True if there is a mark between the document's borders."""
     marks = np.append(0, np.cumsum(marks_N))
     marked: np.ndarray = np.diff(marks[borders]) > 0
     return marked

@@ -1,10 +1,11 @@
-"""Documents: rows of Parquet, JSON lines and plain text, read as Arrow batches of one schema, and their token ids.
+"""Documents in Parquet, JSON lines and plain text: their rows, as Arrow batches of one schema, and their token ids.
 
 Each file is inspected for its number of rows and its columns. The schemas of all files are then merged, and any range
-of a file's rows is read with the merged schema. Reading a single column needs no inspection.
+of a file's rows can be read with the merged schema. `iterate_rows` reads only the column of documents, and needs no
+earlier inspection.
 
-A plain text file is one document: a row with its `text`, and its path as `id` and `file`. It must be UTF-8. Line
-endings are kept; a byte order mark is removed.
+A plain text file is one document. Its row has the content as `text`, and the file's path as `id` and `file`. The file
+must be UTF-8. Line endings are kept, and a byte order mark is removed.
 """
 
 import logging
@@ -26,49 +27,55 @@ from pipeline.data.streams import MARK, READ_BYTES, Digested, Utf8Decoder, decod
 from schemas.rows import FILE_COLUMN, ID_COLUMN, TEXT_COLUMN, is_text, is_token_list
 
 PLAIN_TEXT = pa.schema([(name, pa.string()) for name in (TEXT_COLUMN, ID_COLUMN, FILE_COLUMN)])
-MOST_NAMES = 20  # of columns listed in an error
+MOST_NAMES = 20  # columns listed in an error message
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Column:
-    """The column that holds the documents; every file must have it."""
+    """Column that holds the documents. Every file must have it."""
 
     name: str = TEXT_COLUMN
     tokenized: bool = False
-    """True if it holds lists of token ids instead of text."""
+    """True if the column holds lists of token ids instead of text."""
     longest: int = LONGEST_DOCUMENT
-    """Maximum size of a document in bytes; a longer one is read as null."""
+    """Maximum size of a document in bytes of text, or four times its number of token ids. A longer document becomes
+    null."""
 
     @property
     def longest_object(self) -> int:
-        """Maximum size of a JSON object in bytes: the document in it may be escaped, and there are other values."""
+        """Maximum size of a JSON object in bytes.
+
+        It exceeds `longest`, since a document in JSON may be escaped and an object may have other values.
+        """
         return max(LONGEST_OBJECT, 4 * self.longest)
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A file's rows and columns."""
+    """Number of rows, columns and digest of a file."""
 
     rows: int
     groups: tuple[int, ...]
-    """Rows of each part that can be read cheaply by itself: a row group of Parquet, or any other file as a whole."""
+    """Number of rows in each part of the file that can be read cheaply without the others: each row group of Parquet,
+    or any other file as a whole."""
     schema: pa.Schema
-    """Plain schema of Parquet; for JSON, the types that hold the file's values. The type is null for a column that
-    holds only nulls, unless it is the required one."""
+    """Schema of the columns. For Parquet, it is the plain form of the file's schema. For JSON lines, its types hold all
+    values of the file, and a column that holds only nulls has the type null, unless it is the column of documents."""
     sha256: str
-    """Digest of a Parquet file's name, size and footer, or of the decompressed content of JSON lines and text."""
+    """Digest of a Parquet file's name, size and footer, or of the decompressed content of any other file."""
 
 
 def inspect_file(file: File, column: Column, passed: Collection[str] | None = None) -> FileInfo:
-    """Read a Parquet file's footer, or all of any other file, and check the required column.
+    """Return the rows, columns and digest of a file, after checking the column of documents.
 
-    For JSON, determine the types of the columns in `passed`, or of all columns if it is None.
+    Only the footer of a Parquet file is read, but all of any other file. For JSON lines, the types of the columns in
+    `passed` are determined, or of all columns if `passed` is None.
 
     Raises:
-        ValueError: if the file is damaged or has changed since it was found, or if the column is missing or has another
-            type.
+        ValueError: if the file is damaged or has changed since it was found, or if the column of documents is missing
+            or has the wrong type.
         FileNotFoundError: if the file has disappeared since it was found.
         OSError: if its disk or its store cannot be reached now.
     """
@@ -82,13 +89,15 @@ def inspect_file(file: File, column: Column, passed: Collection[str] | None = No
 def unified(
     infos: Sequence[FileInfo], files: Sequence[File], column: Column, passed: Collection[str] | None = None
 ) -> pa.Schema:
-    """Merge the files' schemas by name, with widened types: the required column and those in `passed`, or all if None.
+    """Merge the schemas of files into one, with columns matched by name and types wide enough for all files.
 
-    Files without rows are ignored. A line of JSON, or a whole file of them, may lack a column. Text files contribute
-    only `text` if there are files of other formats.
+    The merged schema has the column of documents and the columns in `passed`, or all columns if `passed` is None. Files
+    without rows are ignored. JSON lines may lack a column, in some lines or in a whole file. Text files contribute only
+    `text` if there are files of other formats.
 
     Raises:
-        ValueError: if no file has a column of `passed`, some files lack one, or types are incompatible.
+        ValueError: if a column in `passed` is missing from all files; if a column is missing from only some files that
+            are not JSON lines; if types are incompatible.
     """
     has_rows = any(info.rows for info in infos)
     pairs = [
@@ -110,10 +119,11 @@ def unified(
 
 
 def read_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Column) -> Iterator[pa.RecordBatch]:
-    """Yield rows `start` to `stop` in order, with the columns and types of `schema`, which has the required column.
+    """Yield batches of rows `start` to `stop` of a file, in order, with the columns and types of `schema`.
 
-    Batches have at most ROWS_PER_BATCH rows and BATCH_BYTES bytes, unless a single row is larger. Text in the required
-    column is valid Unicode: U+FFFD replaces anything else. A document that is too long becomes null and is counted.
+    `schema` must include the column of documents. Text in this column is valid Unicode, since U+FFFD replaces anything
+    else. A document that is too long becomes null and is counted in its batch. Batches have at most ROWS_PER_BATCH rows
+    and BATCH_BYTES bytes, unless a single row is larger.
 
     Raises:
         ValueError: if the file has changed since it was found, or its data is truncated or damaged.
@@ -126,7 +136,9 @@ def read_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Colu
 
 
 def iterate_rows(files: Sequence[File], column: Column, limit: int | None = None) -> Iterator[pa.RecordBatch]:
-    """Yield only the required column of all files, at most `limit` rows; warn of empty documents at the end.
+    """Yield batches of only the column of documents, from all files in order and with at most `limit` rows in total.
+
+    At the end, log warnings if documents were empty, too long or not valid Unicode.
 
     Raises:
         ValueError, OSError: as inspect_file and read_rows do.
@@ -138,9 +150,10 @@ def iterate_rows(files: Sequence[File], column: Column, limit: int | None = None
 def document_tokens(
     rows: pa.RecordBatch | pa.Table, column: Column, tokenizer: Tokenizer | None, vocabulary: int
 ) -> list[np.ndarray]:
-    """Return the token ids of each row, int32: its encoded text, or its own ids if there is no tokenizer.
+    """Return an int32 array of token ids for each row.
 
-    A row without text or tokens becomes an empty document.
+    The ids encode the text of the row or, without a tokenizer, are the ids in the row. A row without text or tokens
+    becomes an empty array.
 
     Raises:
         ValueError: if an id is null or outside the vocabulary.
@@ -164,7 +177,7 @@ def document_tokens(
 
 
 def without_names(text: pa.Schema) -> pa.Schema:
-    """Remove the columns with the files' names from the schema of text files."""
+    """Return the schema of text files without the columns for the files' names."""
     return pa.schema([field for field in text if field.name not in (ID_COLUMN, FILE_COLUMN)])
 
 
@@ -196,7 +209,10 @@ def _require_column(file: File, schema: pa.Schema, column: Column) -> None:
 
 
 def _with_text_for_nulls(schema: pa.Schema, column: Column) -> pa.Schema:
-    """Give the required column a type if it has the type null, as in empty tables that pandas writes."""
+    """Return the schema with a column of documents that has the type of documents even if its type was null.
+
+    pandas writes the type null for an empty table.
+    """
     at = schema.get_field_index(column.name)
     return schema.set(at, _required_field(column)) if at >= 0 and pa.types.is_null(schema.field(at).type) else schema
 
@@ -206,7 +222,7 @@ def _required_field(column: Column) -> pa.Field:
 
 
 def _required_alone(file: File, column: Column) -> pa.Schema:
-    """Return the schema of only the required column; a Parquet file must be inspected for it."""
+    """Return the schema of only the column of documents. For a Parquet file, this requires reading the footer."""
     if file.format == "JSON lines":
         return pa.schema([_required_field(column)])
     if file.format == "Parquet":
@@ -242,13 +258,19 @@ def _stored_rows(file: File, start: int, stop: int, schema: pa.Schema, column: C
 
 
 def _without_names_if_mixed(schema: pa.Schema, file: File, files: Sequence[File]) -> pa.Schema:
-    """Return a file's columns, without the names of text files if there are other formats, which have no names."""
+    """Return a file's schema, without the columns for file names if it is a text file among files of other formats.
+
+    Files of other formats do not have these columns.
+    """
     mixed = file.format == "text" and any(other.format != "text" for other in files)
     return without_names(schema) if mixed else schema
 
 
 def _types_of_lines(schemas: Iterable[pa.Schema]) -> dict[str, pa.DataType]:
-    """Return the types, by column, that hold the values of several files of JSON lines."""
+    """Return a type for each column of several JSON lines files, by the column's name.
+
+    The type holds the column's values in all files.
+    """
     types: dict[str, pa.DataType] = {}
     for field in (field for schema in schemas for field in schema):
         types[field.name] = jsonl.merged(types.get(field.name, pa.null()), field.type)
@@ -256,7 +278,10 @@ def _types_of_lines(schemas: Iterable[pa.Schema]) -> dict[str, pa.DataType]:
 
 
 def _file_columns(schema: pa.Schema, file: File, types: Mapping[str, pa.DataType]) -> FileColumns:
-    """Return a file's columns; JSON lines get the types that hold the values of all files of JSON lines."""
+    """Return a file's columns.
+
+    Columns of a JSON lines file get the types in `types`, which hold the values of all JSON lines files.
+    """
     if file.format != "JSON lines":
         return FileColumns(schema, file.url)
     fields = [plain_field(pa.field(name, types[name])) for name in schema.names]
@@ -264,7 +289,7 @@ def _file_columns(schema: pa.Schema, file: File, types: Mapping[str, pa.DataType
 
 
 def _plain_text_sha256(file: File) -> str:
-    """Return the digest of the decompressed content, reading it piece by piece.
+    """Return the sha256 of a text file's decompressed content, which is read piece by piece.
 
     Raises:
         MalformedError: if the content is not UTF-8.
@@ -282,7 +307,7 @@ def _plain_text_sha256(file: File) -> str:
 
 
 def _plain_text_rows(file: File, start: int, stop: int, schema: pa.Schema, longest: int) -> Iterator[pa.RecordBatch]:
-    """Yield the file's document with the columns of `schema`, if row 0 is among the rows `start` to `stop`.
+    """Yield the only row of a text file, with the columns of `schema`, if rows `start` to `stop` include row 0.
 
     A document of more than `longest` bytes becomes null and is counted in its batch, as in `without_long`.
 
@@ -297,7 +322,10 @@ def _plain_text_rows(file: File, start: int, stop: int, schema: pa.Schema, longe
 
 
 def _beginning(file: File, size: int) -> bytes:
-    """Read the first `size` bytes in parts: one large read would allocate them all even for a small file."""
+    """Return the first `size` bytes of a file's decompressed content, read in parts.
+
+    A single large read would allocate `size` bytes even for a small file.
+    """
     with open_file(file) as stream:
         parts = list[bytes]()
         while size > 0 and (part := stream.read(min(READ_BYTES, size))):

@@ -1,13 +1,17 @@
-"""Fast encoding of text: it is cut into pieces, and each distinct piece is encoded once.
+"""Fast encoding of text: texts are cut into pieces, and each distinct piece is encoded only once.
 
-Cuts are placed where the joined encodings of the pieces equal the encoding of the whole text: between an ASCII letter
-or digit and any other ASCII character, and before a space that follows anything except whitespace. Byte-level BPE
-encodes each match of its pre-tokenizer separately, and pre-tokenizers with the patterns below split there themselves:
-no match continues from a letter or digit into another ASCII character, and a space begins a match or lies within a run
-of whitespace. No pattern looks behind, and patterns look ahead only from whitespace, which never precedes a cut. NFC
-changes nothing across the beginning of an ASCII character. Any other tokenizer encodes its text whole.
+Cuts are placed where the joined encodings of the pieces equal the encoding of the whole text. There are two kinds of
+such places: between an ASCII letter or digit and a following ASCII character of another kind, and before a space that
+follows anything except whitespace.
 
-M documents, N bytes end to end, P pieces, U distinct pieces, T tokens, V token ids.
+Byte-level BPE encodes each match of its pre-tokenizer separately, and the patterns below always split at these places.
+No match continues from a letter or digit into an ASCII character of another kind, and a space either begins a match or
+lies within a run of whitespace. No pattern looks behind, and patterns look ahead only from whitespace, which never
+precedes a cut. NFC changes nothing across the beginning of an ASCII character. Other tokenizers encode each text as a
+whole.
+
+Suffixes of array names: M documents, N bytes of all documents end to end, P pieces, U distinct pieces, T tokens, V
+token ids.
 """
 
 import json
@@ -28,17 +32,20 @@ from pipeline.data.safe_tokenizers import tokenizer_errors
 # The cache takes 37 MiB for English, where 7 million pieces include 2^18 distinct ones, and at most 210 MiB.
 MOST_PIECES, MOST_CHARACTERS = 2**18, 32
 
-# A new piece takes up to twice as long as the same text encoded whole. In 2 MiB of English a tenth of
-# the pieces are unique; in random numbers or base64 nearly all are, which would only displace words. Too little text
-# predicts nothing.
+# Encoding a new piece takes up to twice as long as encoding it within a whole text. In 2 MiB of English, a tenth of the
+# pieces are distinct. In random numbers or base64, nearly all pieces are distinct, and caching them would only displace
+# words. The share of distinct pieces in a shorter text predicts nothing.
 MOST_UNIQUE, MEASURABLE_PIECES = 1 / 2, 2**16
-RUN_BYTES = 2**21  # of text cut at a time: its pieces take 60 times as much memory, and their encodings too
-RUN = 1024  # new pieces encoded as one text: one at a time would take three times as long
+RUN_BYTES = 2**21  # of text cut at a time: the pieces take 60 times this memory, and their encodings do too
+RUN = 1024  # new pieces encoded as one text: encoding them separately would take three times as long
 KEPT = "pieces"
 
 
 class Encoded(NamedTuple):
-    """Ids end to end, int32 [T], and the borders of texts or pieces: number k has ids[borders[k] : borders[k + 1]]."""
+    """Token ids of several texts or pieces, joined end to end as int32 [T].
+
+    Text or piece number k has `ids_T[borders[k] : borders[k + 1]]`.
+    """
 
     ids_T: np.ndarray
     borders: np.ndarray
@@ -49,18 +56,18 @@ NOTHING = Encoded(np.empty(0, np.int32), np.zeros(1, np.int64))
 
 @dataclass
 class Pieces:
-    """Cache of the pieces that one tokenizer has encoded, emptied at MOST_PIECES. Threads may share it."""
+    """Cache of pieces that one tokenizer has encoded. It is emptied when it holds MOST_PIECES. Threads may share it."""
 
     beginnings: np.ndarray
-    """Bytes that may begin a piece, as `cuts` takes them."""
+    """Table of the bytes that may begin a piece, in the form that `cuts` needs."""
     bytes_V: np.ndarray | None
-    """Bytes behind each token id, as returned by `token_bytes`."""
+    """Number of bytes of text that each token id represents, as returned by `token_bytes`."""
     places: dict[str, int] = field(default_factory=dict)
     encoded: Encoded = NOTHING
     lock: Lock = field(default_factory=Lock)
 
     def take(self, tokenizer: Tokenizer, pieces: pa.Array) -> Encoded | None:
-        """Return the encodings of the pieces, in order, or None if too few repeat for the cache to pay off."""
+        """Return the encodings of the pieces, in order, or None if too few pieces repeat for the cache to save time."""
         coded = pieces.dictionary_encode()
         if len(pieces) >= MEASURABLE_PIECES and len(coded.dictionary) > MOST_UNIQUE * len(pieces):
             return None
@@ -74,13 +81,19 @@ class Pieces:
         return _gathered(encoded, place_U[coded.indices.to_numpy()])
 
     def _places(self, pieces: Sequence[str]) -> np.ndarray:
-        """Return the place of each piece among the encodings, or -1 for a new piece."""
+        """Return the index of each piece in the cached encodings, or -1 for a piece that is not cached.
+
+        A full cache is emptied first.
+        """
         if len(self.places) >= MOST_PIECES:
             self.places, self.encoded = {}, NOTHING
         return np.fromiter(map(self.places.get, pieces, repeat(-1)), np.int64, len(pieces))
 
     def _with(self, pieces: Sequence[str], tokenizer: Tokenizer) -> Encoded:
-        """Return the cached encodings followed by those of new pieces; cache short new pieces while there is room."""
+        """Return the cached encodings, followed by those of new `pieces`.
+
+        Short new pieces are cached while there is room.
+        """
         before, new, known = self.encoded, self._encoded(pieces, tokenizer), len(self.places)
         kept = [piece for piece in pieces[: MOST_PIECES - known] if len(piece) <= MOST_CHARACTERS]
         self.places.update(zip(kept, range(known, MOST_PIECES), strict=False))
@@ -88,7 +101,10 @@ class Pieces:
         return self.encoded if len(kept) == len(pieces) else _joined(before, new)
 
     def _encoded(self, pieces: Sequence[str], tokenizer: Tokenizer) -> Encoded:
-        """Encode pieces that may be adjacent as one text, and separate their ids by counting the bytes of tokens."""
+        """Encode new pieces, after joining pieces that may be neighbours in a text.
+
+        The number of bytes that each token represents shows to which piece the token belongs.
+        """
         if self.bytes_V is None:
             return _encoded(tokenizer, pieces)
         text_N, borders_U = utf8_bytes(pa.array(pieces, pa.large_string()))
@@ -105,7 +121,7 @@ class Pieces:
 
 
 def encode_column(tokenizer: Tokenizer, column: pa.Array | pa.ChunkedArray) -> list[np.ndarray]:
-    """Return the token ids of each text of an Arrow column, int32, without special tokens; null has no tokens."""
+    """Return one int32 array of token ids per text of an Arrow column, without special tokens. A null has no tokens."""
     pieces = pieces_of(tokenizer)
     texts = pc.fill_null(column, "") if column.null_count else column
     if pieces is None:
@@ -116,9 +132,9 @@ def encode_column(tokenizer: Tokenizer, column: pa.Array | pa.ChunkedArray) -> l
 
 
 def pieces_of(tokenizer: Tokenizer) -> Pieces | None:
-    """Return the cache of pieces that is kept on the tokenizer, or None if its texts must be encoded whole.
+    """Return a tokenizer's cache of pieces, or None if the tokenizer must encode each text as a whole.
 
-    The tokenizer is inspected once and must not be changed afterwards.
+    The cache is kept on the tokenizer, which is inspected only once and must not be changed afterwards.
     """
     attributes = vars(tokenizer)
     if KEPT not in attributes:
@@ -129,9 +145,10 @@ def pieces_of(tokenizer: Tokenizer) -> Pieces | None:
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
-    """Return the number of bytes of text behind each token id of byte-level BPE, int64 [V].
+    """Return the number of bytes of text that each token id of byte-level BPE represents, int64 [V].
 
-    None if an id does not determine its number of bytes, due to a normalizer or tokens for unknown bytes.
+    Return None if an id may represent different numbers of bytes, because of a normalizer, a token for unknown bytes,
+    or affixes of tokens.
     """
     model, vocabulary = tokenizer.model, tokenizer.get_vocab()
     covered = vocabulary.keys() >= set(pre_tokenizers.ByteLevel.alphabet())
@@ -144,14 +161,14 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
 
 
 def utf8_bytes(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bytes of all texts end to end, uint8 [N], and the borders between the texts."""
+    """Return the UTF-8 bytes of all texts end to end, uint8 [N], and the borders of the texts, int64 [M + 1]."""
     _, offsets, data = texts.buffers()
     borders_M = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     return np.frombuffer(data, np.uint8)[borders_M[0] : borders_M[-1]], borders_M - borders_M[0]
 
 
 def _by_piece(tokenizer: Tokenizer, texts: pa.Array | pa.ChunkedArray, pieces: Pieces) -> Encoded:
-    """Encode texts about RUN_BYTES at a time, or more if a piece is longer."""
+    """Encode texts piece by piece, about RUN_BYTES of text at a time. A longer piece is not divided."""
     text_N, borders_M = utf8_bytes(texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts)
     begins_N = np.zeros(len(text_N) + 1, dtype=bool)
     begins_N[cuts(text_N, pieces.beginnings)] = True
@@ -187,7 +204,7 @@ def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Encoded:
 
 
 def _gathered(encoded: Encoded, place_P: np.ndarray) -> Encoded:
-    """Return the encodings at the given places, in their order; places may repeat."""
+    """Return the encodings with the indices `place_P`, in this order. An index may occur several times."""
     lengths_P = np.diff(encoded.borders)[place_P]
     borders = _borders(lengths_P)
     place_T = np.repeat(encoded.borders[place_P] - borders[:-1], lengths_P) + np.arange(borders[-1])
@@ -225,7 +242,7 @@ BEGINNINGS[SPACE] = WORD | OTHER | UNSURE
 
 
 def cuts(text_N: np.ndarray, beginnings: np.ndarray) -> np.ndarray:
-    """Return the positions of the bytes that begin a piece, except the first byte."""
+    """Return the index of each byte that begins a piece, except the first byte of the text."""
     shared_N = ENDS[text_N[:-1]] & beginnings[text_N[1:]]
     unsure = np.flatnonzero(shared_N == UNSURE)
     shared_N[unsure[_end_whitespace(text_N, unsure)]] = 0
@@ -233,9 +250,9 @@ def cuts(text_N: np.ndarray, beginnings: np.ndarray) -> np.ndarray:
 
 
 def _end_whitespace(text_N: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Return True for each place where a non-ASCII whitespace character ends.
+    """Return a bool for each index in `places`: True if a non-ASCII whitespace character ends with this byte.
 
-    At the beginning of the text, indices wrap around to its last bytes, which can at most prevent a cut.
+    For the first bytes of the text, preceding bytes are taken from the end of the text. This can only prevent a cut.
     """
     two = text_N[places - 1].astype(np.int64) << 8 | text_N[places]
     three = text_N[places - 2].astype(np.int64) << 16 | two
@@ -246,7 +263,7 @@ def _end_whitespace(text_N: np.ndarray, places: np.ndarray) -> np.ndarray:
 def beginnings(tokenizer: Tokenizer) -> np.ndarray | None:
     """Return the table of bytes that may begin a piece, for `cuts`, or None if the tokenizer's text must not be cut.
 
-    Added tokens are matched in the raw text before it is split, so no cut may fall inside one.
+    Added tokens are matched in the raw text before it is split, so no cut may fall inside an added token.
     """
     if not _splits_at_cuts(tokenizer):
         return None
@@ -255,7 +272,7 @@ def beginnings(tokenizer: Tokenizer) -> np.ndarray | None:
     if any(token.lstrip or token.rstrip or token.single_word for token in active):
         return None
     allowed: np.ndarray = BEGINNINGS.copy()
-    if active:  # inactive ones matter too: text that looks like one is not searched for others
+    if active:  # text that matches an inactive token is not searched for active tokens
         contents = [token.content for token in added]
         if not all(map(str.isascii, contents)):
             return None
@@ -264,7 +281,7 @@ def beginnings(tokenizer: Tokenizer) -> np.ndarray | None:
 
 
 def _splits_at_cuts(tokenizer: Tokenizer) -> bool:
-    """True if every part of the tokenizer treats the pieces of a text as it treats the whole."""
+    """True if every part of the tokenizer has the same effect on the separate pieces of a text as on the whole text."""
     return (
         isinstance(tokenizer.model, models.BPE)
         and not tokenizer.model.dropout
@@ -277,7 +294,10 @@ def _splits_at_cuts(tokenizer: Tokenizer) -> bool:
 
 
 def _pre_tokenizers_split(state: Any) -> bool:
-    """True for ByteLevel after any number of Splits by known patterns and Digits, which split single characters."""
+    """True if the last stage is ByteLevel, and every stage before it is either Digits or a Split by a known pattern.
+
+    At least one stage must have a pattern. Digits stages split single characters.
+    """
     if state is None:
         return False
     *first, last = state["pretokenizers"] if state["type"] == "Sequence" else [state]
@@ -291,13 +311,13 @@ def _pre_tokenizers_split(state: Any) -> bool:
 
 
 def _pattern(stage: dict[str, Any]) -> str | None:
-    """Return the regex of a Split that keeps all text, or None for any other stage."""
+    """Return the regex of a Split stage that keeps all text, or None for any other stage."""
     kept = stage["type"] == "Split" and stage["behavior"] == "Isolated" and not stage["invert"]
     return stage["pattern"].get("Regex") if kept else None
 
 
 def _keeps_ids(state: Any) -> bool:
-    """True for post-processors that add only special tokens, which are never requested here."""
+    """True if the post-processor adds only special tokens, which this module never requests."""
     if state is None or state["type"] == "ByteLevel":
         return True
     if state["type"] == "Sequence":
@@ -306,5 +326,5 @@ def _keeps_ids(state: Any) -> bool:
 
 
 def _state(part: Any) -> Any:
-    """Return a part of a tokenizer as it is stored in `tokenizer.json`."""
+    """Return the settings of a part of a tokenizer, as they are stored in `tokenizer.json`."""
     return None if part is None else json.loads(part.__getstate__())

@@ -1,7 +1,8 @@
 """Files of documents, found by path, folder, glob or URL, with their format and version.
 
-A file's name determines its format and compression. A folder is listed once, with the text of its card. Datasets of the
-Hub are pinned to a commit. `pipeline.data.splits` selects within folders, and `pipeline.data.streams` opens files.
+A file's name determines its format and compression. A folder is listed only once, together with the text of its card,
+which is its README.md. Datasets on the Hub are pinned to a commit. `pipeline.data.splits` selects files within folders,
+and `pipeline.data.streams` opens files.
 """
 
 import glob
@@ -29,10 +30,11 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bzip2",
 JSON_ENDINGS, TEXT_ENDINGS = (".jsonl", ".json", ".ndjson"), (".txt", ".md", ".text")
 JSON_LINES = tuple(kind + end for kind in JSON_ENDINGS for end in ("", *COMPRESSIONS))
 TEXT = tuple(kind + end for kind in TEXT_ENDINGS for end in ("", *COMPRESSIONS))
-TABLES = tuple(kind + end for kind in (".csv", ".tsv") for end in ("", ".gz", ".zst"))  # which DuckDB reads
+TABLES = tuple(kind + end for kind in (".csv", ".tsv") for end in ("", ".gz", ".zst"))  # tables that DuckDB can read
 ARROW = ".arrow"
 FOUND_IN_FOLDERS = (".parquet", *JSON_LINES, ARROW)
-"""Extensions of data files in a folder. A text file must be named, or matched by a glob: a README.md is not data."""
+"""Extensions of the files that are found in a folder. Text files are found only if they are named or match a glob,
+since a README.md, for example, is not data."""
 
 HUB = "hf://datasets/"
 MAGIC = re.compile(r"[*?\[]")
@@ -41,7 +43,7 @@ COMMIT = re.compile("[0-9a-f]{40}")
 ANY_FOLDERS = "**"
 CARD = "README.md"
 
-# The FILES_TO_IGNORE of `datasets`.
+# Equal to FILES_TO_IGNORE in `datasets`.
 SETTINGS_FILES = frozenset((CARD, "config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"))
 
 # Names that filesystems use for the digest or the time of a file's content, the most reliable first.
@@ -51,62 +53,63 @@ TIMES = ("Last-Modified", "LastModified", "last_modified", "mtime", "created")
 
 @dataclass(frozen=True)
 class File:
-    """A file as it was when found."""
+    """Location, size and version of a file at the time when it was found."""
 
     url: str
     """Absolute local path, or a URL with its protocol."""
     size: int
     """Stored size in bytes."""
     version: str
-    """Value that changes with the content, as far as the filesystem reports."""
+    """Value that changes when the content changes, as far as the filesystem reports changes."""
     path: str = field(default="", compare=False)
     """Path relative to the folder that contains all files of the input."""
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
+        """Last part of the path."""
         return PurePosixPath(self.url.partition("?")[0] if is_url(self.url) else self.url).name
 
     @property
     def format(self) -> Format:
-        """Format according to the name."""
+        """Format that the extension indicates; Parquet if the extension is unknown."""
         return format_of(self.name)
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder as it was when found, with its subfolders."""
+    """Contents of a folder and its subfolders at the time when it was found."""
 
     url: str
-    """The folder's name as given, or as matched by a glob."""
+    """Path or URL of the folder, as given in the input or as matched by a glob."""
     files: Mapping[str, File]
-    """Files with an extension in FOUND_IN_FOLDERS, sorted by path in the folder; hidden folders are left out."""
+    """Files with an extension in FOUND_IN_FOLDERS, keyed and sorted by their path in the folder. Hidden folders are
+    left out."""
     card: str = ""
-    """Text of the README.md."""
+    """Text of the folder's README.md; empty if there is none."""
 
     @property
     def data(self) -> list[str]:
-        """Paths of the files that are data, not settings or hidden."""
+        """Paths of the files that are data, without settings files and hidden files."""
         return [path for path in self.files if is_data(path, "")]
 
 
 class Located(NamedTuple):
-    """The files and folders that one input names."""
+    """Files and folders that one input names."""
 
     entries: Sequence[File | Folder]
     left_out: Sequence[str] = ()
-    """Other matches of a glob that are not data."""
+    """Paths that the input matches but that are left out: files that are not data, and folders without data."""
 
 
 def find_files(inputs: Sequence[str]) -> list[File]:
-    """Find files by paths, folders, globs or URLs, in the order given; files of a folder or glob are sorted by name.
+    """Find the files that paths, folders, globs or URLs name, in the order of the inputs.
 
-    A folder contributes all its data files of every split and format, including those in subfolders. Text files are
-    found only by their own names or by a glob.
+    The files of a folder or a glob are sorted by name. A folder contributes all its data files of every split and
+    format, including those in subfolders. Text files are found only if they are named or match a glob.
 
     Raises:
-        ValueError: if there is no input, or an input names nothing, holds a credential or needs a package that is not
-            installed, or a file is named twice or has Arrow's format.
+        ValueError: if there is no input or an input names nothing; if an input holds a credential or needs a package
+            that is not installed; if a file is named twice or has Arrow's format.
         ConnectionError: if a store cannot be reached now.
     """
     if not inputs:
@@ -116,7 +119,7 @@ def find_files(inputs: Sequence[str]) -> list[File]:
 
 
 def locate(named: str) -> Located:
-    """Find the files and folders that one input names; folders without data are left out.
+    """Find the files and folders that one input names. Folders without data are only listed as left out.
 
     Raises:
         ValueError, ConnectionError: as find_files does.
@@ -133,7 +136,7 @@ def locate(named: str) -> Located:
 
 
 def distinct(files: Sequence[File]) -> list[File]:
-    """Check that no file is repeated, and set the files' paths relative to the folder that contains them all.
+    """Check that no file is repeated, and return the files with paths relative to the folder that contains all of them.
 
     Two links with different names to the same file are two files, as in the Hub's cache.
 
@@ -153,20 +156,23 @@ def distinct(files: Sequence[File]) -> list[File]:
 
 
 def is_data(path: str, pattern: str) -> bool:
-    """True unless the path is a hidden file or a file of settings that the pattern does not ask for."""
+    """True if the file at a path is data.
+
+    Hidden files and settings files are data only if `pattern` asks for them, for example by name.
+    """
     name = PurePosixPath(path).name
     settings = name in SETTINGS_FILES and name != PurePosixPath(pattern).name
     return _hidden_parts(path) == _hidden_parts(pattern) and not settings
 
 
 def shortened(names: Sequence[str], most: int = 3) -> str:
-    """List the first names and the number of the others."""
+    """Return a list of names as text: the first `most` names, then the number of the remaining names."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def format_of(name: str) -> Format:
-    """Return the format of a file according to its name; Parquet by default."""
+    """Return the format that a file's extension indicates, or Parquet if the extension is unknown."""
     if name.lower().endswith(ARROW):
         return "Arrow"
     if name.lower().endswith(JSON_LINES):
@@ -175,7 +181,7 @@ def format_of(name: str) -> Format:
 
 
 def compression_of(name: str) -> str | None:
-    """Return the compression of a JSON lines or text file according to its name, or None."""
+    """Return the compression that the extension of a JSON lines or text file indicates, or None."""
     return COMPRESSIONS.get(PurePosixPath(name.lower()).suffix)
 
 
@@ -191,12 +197,18 @@ def remedy(name: str) -> str:
 
 
 def is_url(named: str) -> bool:
-    """True for a name with a protocol."""
+    """True if a name has a protocol, as in `https://`."""
     return "://" in named
 
 
 def local_file(path: Path) -> File:
-    """Return a local file as it is now; a link is not resolved, since its target may lack the extension."""
+    """Return a local file with its current size and version.
+
+    A link is not resolved, since the name of its target may lack the extension.
+
+    Raises:
+        ValueError: if the path is a broken link, a device, a pipe or a socket.
+    """
     if path.is_symlink() and not path.exists():
         raise ValueError(f"{path} is a link to a file that no longer exists; download it again, or delete the link")
     status: stat_result = path.stat()
@@ -208,7 +220,7 @@ def local_file(path: Path) -> File:
 
 
 def remote_file(filesystem: AbstractFileSystem, info: dict[str, Any]) -> File:
-    """Return a file behind a URL, as its filesystem describes it.
+    """Return a remote file with the size and version in `info`, which is the filesystem's description of the file.
 
     Raises:
         ValueError: if the filesystem does not report the size.
@@ -222,7 +234,7 @@ def remote_file(filesystem: AbstractFileSystem, info: dict[str, Any]) -> File:
 
 
 def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
-    """Pin inputs on the Hugging Face Hub to the current commit of their revision.
+    """Return the inputs, with those on the Hugging Face Hub pinned to the current commit of their revision.
 
     Raises:
         ValueError: if there is no such dataset or revision, or an input holds a credential.
@@ -232,7 +244,10 @@ def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
 
 
 def is_pin(pin: str, named: str) -> bool:
-    """True if `pin` is the input `named`, which may be pinned to any commit if it is on the Hub and names none."""
+    """True if `pin` may be the result of pinning the input `named`.
+
+    An input on the Hub may be pinned to any commit, unless it names a commit itself. Any other input is not changed.
+    """
     if not named.startswith(HUB):
         return pin == named
     try:
@@ -313,13 +328,16 @@ def _local_folder(named: str) -> Folder:
 
 
 def _on_disk_matching(pattern: str) -> list[Path]:
-    """Return the matching files, folders and links, including broken links."""
+    """Return the files, folders and links that match a glob, sorted by path. Broken links are included."""
     matches = map(Path, sorted(_names_matching(pattern)))
     return [path for path in matches if path.is_file() or path.is_dir() or path.is_symlink()]
 
 
 def _names_matching(pattern: str) -> set[str]:
-    """Match like `glob.glob(pattern, recursive=True)`, but terminate if links between folders form a cycle."""
+    """Return the names that match a recursive glob, as `glob.glob(pattern, recursive=True)` does.
+
+    Unlike `glob.glob`, terminate even if links between folders form a cycle.
+    """
     parts = Path(pattern).parts
     if ANY_FOLDERS not in parts:
         return set(glob.glob(pattern))
@@ -335,7 +353,10 @@ def _names_matching(pattern: str) -> set[str]:
 
 
 def _folders_below(base: str) -> Iterator[str]:
-    """Yield the folder and all folders below it except hidden ones; a folder reached again by a link is not entered."""
+    """Yield a folder and all folders below it, except hidden ones.
+
+    If a link leads to a folder that was already visited, its subfolders are not visited again.
+    """
     visited = set[str]()
     for folder, inside, _ in os.walk(base or ".", followlinks=True):
         real = os.path.realpath(folder)
@@ -365,7 +386,7 @@ def _in_store(filesystem: AbstractFileSystem, path: str) -> Located:
 def _entry(filesystem: AbstractFileSystem, info: dict[str, Any], path: str) -> File | Folder:
     if info["type"] == "directory":
         return _remote_folder(filesystem, path.rstrip("/"))
-    if path.endswith("/"):  # a web server's index page: folders look like pages there
+    if path.endswith("/"):  # the index page of a web server, where folders look like pages
         raise ValueError(f"{path} is a web page; name files, or a glob of them as in {path}*.parquet")
     return remote_file(filesystem, info)
 
@@ -380,9 +401,10 @@ def _remote_folder(filesystem: AbstractFileSystem, path: str) -> Folder:
 
 
 def _matched(matches: Mapping[str, bool], pattern: str) -> tuple[list[str], list[str]]:
-    """Divide the matches of a glob (True for folders) into those to read and those to report as left out.
+    """Return the matches of a glob to read, and those to report as left out.
 
-    If the glob matches a folder and files in it, the files are read. Of nested folders, the outermost is read.
+    `matches` maps each path to True if it is a folder. If the glob matches both a folder and files in it, only the
+    files are read. If it matches nested folders, only the outermost is read.
     """
     kept = {path: PurePosixPath(path) for path in matches if is_data(path, pattern)}
     with_files = {parent for path in kept if not matches[path] for parent in kept[path].parents}

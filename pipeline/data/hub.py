@@ -1,7 +1,8 @@
-"""Dataset repositories of the Hugging Face Hub: read at a commit, and written in commits that are retried.
+"""Dataset repositories on the Hugging Face Hub: read at a commit, and written by commits that are retried.
 
-Credentials are those that huggingface_hub finds: HF_TOKEN or `hf auth login`. `create_commit` does not retry, and a
-commit may succeed although its response is lost: each retry here commits only the files that are still missing.
+The huggingface_hub library finds the credentials, in HF_TOKEN or from `hf auth login`. Its `create_commit` does not
+retry, and a commit may succeed although its response is lost. Each retry here therefore commits only the files that are
+still missing.
 """
 
 import logging
@@ -40,7 +41,8 @@ CONFLICTS = (409, 412)  # HTTP statuses: another commit is in progress, or was m
 PATHS_A_REQUEST = 500
 
 ANSWERED = threading.Event()
-"""Set once the Hub has answered this process: the network works, and failures may be temporary."""
+"""Event that is set when the Hub first answers this process. From then on, failures may be temporary, since the network
+works."""
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -49,14 +51,14 @@ Operation = CommitOperationAdd | CommitOperationDelete
 
 @dataclass(frozen=True)
 class Repository:
-    """A branch of a dataset on the Hub."""
+    """Branch of a dataset repository on the Hub."""
 
     name: str
     revision: str = "main"
 
     @classmethod
     def at(cls, url: str) -> "Repository":
-        """Return the repository at `hf://datasets/USER/NAME`, or its branch at `hf://datasets/USER/NAME@BRANCH`.
+        """Return the branch in `hf://datasets/USER/NAME@BRANCH`, or the main branch of `hf://datasets/USER/NAME`.
 
         Raises:
             ValueError: if the URL names anything else.
@@ -95,13 +97,19 @@ class Repository:
             return None
 
     def digests(self, paths: Sequence[str], at: str) -> dict[str, str]:
-        """Return the digests of those `paths` that a commit has: sha256 for LFS files, git's digest for others."""
+        """Return the digests, by path, of the files among `paths` that exist in the commit `at`.
+
+        The digest of an LFS file is its sha256, and that of any other file is git's own digest.
+        """
         ask = partial(HfApi().get_paths_info, self.name, repo_type="dataset", revision=at)
         parts = [list(paths[start : start + PATHS_A_REQUEST]) for start in range(0, len(paths), PATHS_A_REQUEST)]
         return _digests(entry for part in parts for entry in self._retried(partial(ask, part)))
 
     def files(self, folder: str, at: str) -> dict[str, str]:
-        """Return the digests, by path, of all files below a folder; empty if there is no such folder."""
+        """Return the digests, by path, of all files below a folder in the commit `at`.
+
+        The result is empty if there is no such folder.
+        """
         ask = partial(HfApi().list_repo_tree, self.name, folder, recursive=True, repo_type="dataset", revision=at)
         try:
             return _digests(self._retried(lambda: list(ask())))
@@ -109,7 +117,10 @@ class Repository:
             return {}
 
     def download(self, path: str, at: str) -> Path | None:
-        """Download a file and return its path, or None if the commit lacks it; the copy must not be changed."""
+        """Download a file of the commit `at` and return its local path, or None if the commit lacks the file.
+
+        The local copy must not be changed.
+        """
         try:
             ask = partial(hf_hub_download, self.name, path, repo_type="dataset", revision=at)
             return Path(self._retried(ask))
@@ -117,7 +128,7 @@ class Repository:
             return None
 
     def text(self, path: str, at: str) -> str | None:
-        """Return a small file's text, or None if there is no such file.
+        """Return the text of a small file in the commit `at`, or None if there is no such file.
 
         Raises:
             ValueError: if the file is not UTF-8.
@@ -138,9 +149,10 @@ class Repository:
         )
 
     def commit(self, title: str, missing: Callable[[str], Sequence[Operation]]) -> None:
-        """Commit the operations that `missing` returns for the current head; commit nothing if there are none.
+        """Commit operations to the branch, with `title` as the commit's message.
 
-        `missing` is called again before each retry.
+        `missing` takes the branch's current commit and returns the operations that are still to be made. It is called
+        again before each retry. If it returns no operations, nothing is committed.
         """
 
         def once() -> None:
@@ -160,14 +172,15 @@ class Repository:
         self._retried(once, prepared=True)
 
     def _retried(self, request: Callable[[], Result], *, prepared: bool = False) -> Result:
-        """Make a request, retry it while it may still succeed, and return its result.
+        """Make a request, retry it after temporary failures, and return its result.
 
-        `prepared` is True if the Hub has answered another process about this repository.
+        `prepared` is True if the Hub has already answered a process about this repository.
 
         Raises:
             ValueError: if the Hub refuses the request.
             LookupError: if there is no such repository, revision, folder or file.
-            ConnectionError: if the Hub does not answer for PATIENCE seconds, or for FIRST_PATIENCE if it never did.
+            ConnectionError: if the Hub does not answer within PATIENCE seconds, or within FIRST_PATIENCE seconds if it
+                has never answered.
         """
         started = time.monotonic()
         for attempt in count():
@@ -183,7 +196,7 @@ class Repository:
                     raise
                 advice = "write those fields into the README.md of the repository yourself: existing fields are kept"
                 raise ValueError(f"{self.url} does not accept the card: {describe(error)}; {advice}") from None
-            except (HTTPError, LocalEntryNotFoundError) as error:  # the second: a download without an answer
+            except (HTTPError, LocalEntryNotFoundError) as error:  # LocalEntryNotFoundError: no answer to a download
                 if isinstance(error, HfHubHTTPError):
                     ANSWERED.set()
                 _require_passing(error, self.url)
@@ -203,7 +216,10 @@ def shard_addition(subset: Subset, shard: str) -> CommitOperationAdd:
 
 
 def pause(error: Exception, attempt: int) -> float:
-    """Return the seconds until the next try: as the Hub requests, or doubled each time with random jitter."""
+    """Return the number of seconds to wait before the next try.
+
+    This is the time that the Hub requests, if any. Otherwise it doubles with each attempt, with random jitter.
+    """
     headers = error.response.headers if isinstance(error, HfHubHTTPError) else {}
     limit = parse_ratelimit_headers(headers)
     retry_after = headers.get("Retry-After", "")
@@ -215,7 +231,7 @@ def pause(error: Exception, attempt: int) -> float:
 
 
 def _require_passing(error: Exception, url: str) -> None:
-    """Raise ValueError for an answer that will not change."""
+    """Raise ValueError if the error is an answer from the Hub that will not change with time."""
     if not isinstance(error, HfHubHTTPError):
         return
     status = error.response.status_code

@@ -1,7 +1,7 @@
-"""Input documents: the settings shared by every command that reads documents, and the files that they select.
+"""Input documents: the settings shared by all commands that read documents, and the files that the settings select.
 
-Annotated datasets below a folder are left out. So is a run's own output, which would otherwise be part of its input
-when the run is resumed.
+Annotated datasets below an input folder are left out. A run's own output is left out too, since it would otherwise be
+part of the run's input when the run is resumed.
 """
 
 import os
@@ -27,43 +27,52 @@ class InputFiles:
 
     files: Sequence[File]
     choices: tuple[str, ...] = ()
-    """Selection in each folder that has several configurations or splits, for example `split train`."""
+    """Selected configuration and split of each folder that has several of them, for example `split train`."""
     notes: Sequence[str] = ()
     """Messages about what was selected and left out."""
 
     def tell(self) -> None:
-        """Print the notes on standard error, only on rank 0 of processes that train together."""
+        """Print the notes on standard error. If several processes train together, only rank 0 prints them."""
         for note in self.notes if os.environ.get("RANK", "0") == "0" else ():
             say(note, file=sys.stderr)
 
     @property
     def decisive(self) -> dict[str, object]:
-        """Settings that must be the same in a resumed job; `choices` is None if nothing had to be selected."""
+        """Settings, by name, that must be the same when a job is resumed.
+
+        `split` and `config_name` are None, since `choices` holds their effect. `choices` is None if nothing had to be
+        selected.
+        """
         return {"split": None, "config_name": None, "choices": self.choices or None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Documents to read."""
+    """Settings for the documents to read."""
 
     input: tuple[str, ...]
-    """Documents, as for --input of pipeline.annotate: Parquet, JSON lines or text files, or folders, globs or URLs of
-    these (hf://datasets/user/name, https://, s3://)."""
+    """Documents to read, as for --input of pipeline.annotate: paths, folders, globs or URLs (hf://datasets/user/name,
+    https://, s3://) of Parquet, JSON lines or text files."""
     split: str | None = None
-    """Split of the folders and datasets in the input, or `all`. Default: `train`, or the only split."""
+    """Split to read from the folders and datasets in the input, or `all` for all splits. Default: `train`, or the only
+    split."""
     config_name: str | None = None
-    """Configuration of folders and datasets in the input that have several. Default: the one that they declare."""
+    """Configuration to read from the folders and datasets in the input. Default: the only configuration, or the one
+    that the dataset declares as its default."""
     longest_document: int | None = None
-    """Maximum size of a document in bytes of text, or four times its number of token ids; 4 MiB by default. The row of
-    a longer document is kept without tokens and counted. A worker may need 250 bytes of memory for each byte."""
+    """Maximum size of a document in bytes of text, or four times its number of token ids; 4 MiB by default. If a
+    document is longer, its row is kept without tokens and counted. A worker may need 250 bytes of memory for each byte
+    of a document."""
 
     @property
     def longest(self) -> int:
-        """Maximum size of a document in bytes."""
+        """Maximum size of a document in bytes: `longest_document`, or the default."""
         return LONGEST_DOCUMENT if self.longest_document is None else self.longest_document
 
     def find(self, inputs: Sequence[str], output: Path | None = None) -> InputFiles:
-        """Find the files of these inputs: `input` itself, or `input` pinned to a commit.
+        """Find the files that `inputs` name, with these settings.
+
+        `inputs` are either `input` itself, or `input` with datasets of the Hub pinned to commits.
 
         Raises:
             ValueError, ConnectionError: as find_documents does.
@@ -71,7 +80,10 @@ class Inputs:
         return find_documents(inputs, self.split, self.config_name, output)
 
     def find_any(self, inputs: Sequence[str]) -> InputFiles:
-        """Find the files; without inputs there are none, and built-in documents are read."""
+        """Find the files that `inputs` name.
+
+        Without inputs, return no files: the caller then reads built-in documents.
+        """
         if inputs:
             return self.find(inputs)
         _require_choice((), self.split, self.config_name)
@@ -81,9 +93,10 @@ class Inputs:
 def find_documents(
     inputs: Sequence[str], split: str | None = None, config_name: str | None = None, output: Path | None = None
 ) -> InputFiles:
-    """Find the files that the inputs name, in order; a folder or dataset contributes one split, as in `load_dataset`.
+    """Find the files that the inputs name, in the order of the inputs.
 
-    Annotated datasets in a folder are left out, as are matches of a glob below `output`.
+    Each folder or dataset contributes one split, as in `load_dataset`. Annotated datasets in a folder are left out. If
+    an input is a glob, its matches below `output` are left out too.
 
     Raises:
         ValueError: as find_files does, or if the split or the configuration is missing or ambiguous.
@@ -115,7 +128,7 @@ def find_documents(
 
 
 def _without_annotated(folder: Folder) -> tuple[Folder, list[str]]:
-    """Return the folder without the annotated datasets below it, and the paths of their data."""
+    """Return the folder without the annotated datasets below it, and the paths of the data files of these datasets."""
     roots = {match[1] for path in folder.files if (match := PLAN.fullmatch(path))}
     written = tuple(f"{root}{part}/" for root in roots for part in (DATA_FOLDER, TOKENIZER_FOLDER, LEDGER_FOLDER))
     kept = {path: file for path, file in folder.files.items() if not path.startswith(written)}
@@ -125,7 +138,10 @@ def _without_annotated(folder: Folder) -> tuple[Folder, list[str]]:
 def _without_output(
     named: str, entries: Sequence[File | Folder], output: Path | None
 ) -> tuple[list[File | Folder], list[str]]:
-    """Return the matches of a glob that are not below the output, and the URLs of those that are."""
+    """Return the files and folders that are not below the output, and the URLs of the others.
+
+    If `named` is not a glob on a disk, all files and folders are kept.
+    """
     if output is None or is_url(named) or Path(named).exists():
         return list(entries), []
     below = [entry.url for entry in entries if Path(entry.url).resolve().is_relative_to(output)]

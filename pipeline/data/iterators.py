@@ -1,4 +1,4 @@
-"""Iterators over the items of other iterators: prefetched in a thread, or batched by size."""
+"""Iterators over the items of another iterator, which are prefetched in a thread or batched by size."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -14,9 +14,10 @@ BATCH_BYTES = 2**21
 
 @contextmanager
 def prefetched(items: Generator[Item, None, None], depth: int) -> Iterator[Iterator[Item]]:
-    """Produce the items in a thread, in order and at most `depth` ahead of their use.
+    """Run the generator `items` in a thread that stays at most `depth` items ahead.
 
-    An error of `items` is raised when its item is requested. On exit, `items` is closed after any item in progress.
+    The context manager returns an iterator over the items, in order. An error of the generator is raised when the
+    failed item is requested. On exit, the generator is closed once it has finished an item in progress.
     """
     end: Any = object()
     with ThreadPoolExecutor(1) as pool:
@@ -37,7 +38,10 @@ def prefetched(items: Generator[Item, None, None], depth: int) -> Iterator[Itera
 def batched_by_size(
     items: Iterable[Item], *, rows: Callable[[Item], int], size: Callable[[Item], int]
 ) -> Iterator[list[Item]]:
-    """Group consecutive items into batches of at most ROWS_PER_BATCH rows and BATCH_BYTES bytes, or a single item."""
+    """Group consecutive items into batches of at most ROWS_PER_BATCH rows and BATCH_BYTES bytes.
+
+    An item that exceeds a limit is a batch by itself.
+    """
     batch: list[Item] = []
     batch_rows = batch_bytes = 0
     for item in items:

@@ -1,9 +1,9 @@
-"""The objects of a JSON file: one per line, or all in one array of any layout.
+"""Objects of a JSON file that has one object per line, or all objects in one array of any layout.
 
-Files are read piece by piece, and the size of an object in memory is bounded: a line beyond the bound becomes an empty
-object that is marked as too long, and an array with an object beyond it is refused. Anything else in a file is refused
-with its line number. Lines before the first requested object are skipped without parsing; objects of an array are
-always parsed.
+Files are read piece by piece, and the size of an object in memory is bounded. A line that exceeds the bound becomes an
+empty object, marked as too long. A file is refused if an object in an array exceeds the bound, or if the file holds
+anything except objects. The error names the line. Lines before the first requested object are skipped without parsing,
+but objects in an array are always parsed.
 """
 
 import itertools
@@ -29,10 +29,13 @@ ADVICE = "write each object on a line of its own, as `jq -c .` does, or all in o
 
 
 class Object(NamedTuple):
-    """An object whose text is all valid Unicode (U+FFFD replaces half a surrogate pair), and its stored length."""
+    """Parsed object and its stored length.
+
+    All text in the object is valid Unicode, since U+FFFD replaces each unpaired half of a surrogate pair.
+    """
 
     row: dict[str, Any]
-    """Empty if the object is too long."""
+    """Keys and values of the object; empty if the object is too long."""
     size: int
     too_long: bool = False
 
@@ -40,12 +43,12 @@ class Object(NamedTuple):
 def objects(
     stream: BinaryIO, start: int = 0, stop: int | None = None, longest: int = LONGEST_OBJECT
 ) -> Iterator[Object]:
-    """Iterate over objects `start` to `stop`, in order; blank lines are skipped.
+    """Return an iterator over objects `start` to `stop`, in order. Blank lines are skipped.
 
-    A line of more than `longest` bytes, or of more than `longest` / BYTES_PER_VALUE values, is too long.
+    A line is too long if it has more than `longest` bytes, or more than `longest` / BYTES_PER_VALUE values.
 
     Raises:
-        MalformedError: if there is anything else before object `stop`, or an object of an array is too long.
+        MalformedError: if there is anything except objects before object `stop`, or an object in an array is too long.
     """
     first, line = _first_piece(stream)
     if first.lstrip().startswith(b"["):
@@ -56,7 +59,10 @@ def objects(
 
 
 def _lines(stream: BinaryIO, beginning: bytes, longest: int) -> Iterator[bytes]:
-    """Yield the lines, of which the first starts with `beginning`; a longer line is cut after `longest` + 1 bytes."""
+    """Yield the lines of a stream from which `beginning`, the start of the first line, was already read.
+
+    A line of more than `longest` bytes is cut after `longest` + 1 bytes.
+    """
     line = beginning + (b"" if beginning.endswith(b"\n") else stream.readline(max(0, longest + 1 - len(beginning))))
     while line:
         ended = line.endswith(b"\n") or len(line) <= longest
@@ -67,7 +73,7 @@ def _lines(stream: BinaryIO, beginning: bytes, longest: int) -> Iterator[bytes]:
 
 
 def _is_blank(line: bytes, longest: int) -> bool:
-    """True for a line of white space, unless it was cut and its rest is unknown."""
+    """True if a line has only white space. A line that was cut is not blank, since its rest is unknown."""
     return line.isspace() and len(line) <= longest
 
 
@@ -80,7 +86,11 @@ def _of_line(line: bytes, number: int, longest: int) -> Object:
 
 
 def _crowded(content: bytes, longest: int) -> bool:
-    """True if there are too many values; strings are parsed only if the marks inside them could matter."""
+    """True if JSON content has too many values.
+
+    Values are counted by punctuation marks. Strings may contain such marks too, and are removed before counting if this
+    could change the result.
+    """
     most = longest // BYTES_PER_VALUE
     if len(content) <= most or _marks(content) <= most:
         return False
@@ -88,12 +98,12 @@ def _crowded(content: bytes, longest: int) -> bool:
 
 
 def _marks(content: bytes) -> int:
-    """Count the characters that a value may follow."""
+    """Count the characters after which a value may begin."""
     return sum(map(content.count, (b",", b":", b"[", b"{")))
 
 
 def parsed(content: bytes, line: int = 1) -> dict[str, Any]:
-    """Parse the object of line number `line`.
+    """Parse a line that holds one object. `line` is the line's number, for error messages.
 
     Raises:
         MalformedError: if the line does not hold exactly one object.
@@ -110,7 +120,7 @@ def parsed(content: bytes, line: int = 1) -> dict[str, Any]:
 
 
 class ArrayText:
-    """A sliding window over the text of an array."""
+    """Sliding window over the text of a JSON array."""
 
     def __init__(self, pieces: Iterator[bytes], line: int, longest: int) -> None:
         self._pieces, self._longest = pieces, longest
@@ -127,11 +137,11 @@ class ArrayText:
                 return self._text[self._at : self._at + 1]
 
     def skip(self) -> None:
-        """Skip a character."""
+        """Skip the next character."""
         self._at += 1
 
     def object(self) -> Object:
-        """Parse the object that begins here.
+        """Parse the object that begins at the current position, and move behind it.
 
         Raises:
             MalformedError: if there is no object, or it is too long.
@@ -151,11 +161,11 @@ class ArrayText:
                 return Object(_valid_unicode(value, text), len(text))
 
     def line(self, at: int | None = None) -> int:
-        """Return the line number at position `at` of the text, by default the current position."""
+        """Return the line number of position `at` in the window's text, by default of the current position."""
         return self._decoder.line - self._text.count("\n", self._at if at is None else at)
 
     def _require_room(self) -> None:
-        """Check the size of the text after it was extended because an object had no end.
+        """Check the size of an object whose end was not found, after more text was read.
 
         Raises:
             MalformedError: if the object is too long.
@@ -168,7 +178,10 @@ class ArrayText:
             )
 
     def _grow(self) -> bool:
-        """Double the text, so that a long object is parsed only a few times; False at the end of the file."""
+        """Read more text, as much as the window already holds. Return False at the end of the file.
+
+        By this doubling, a long object is parsed only a few times.
+        """
         parts, missing = [self._text[self._at :]], max(1, len(self._text) - self._at)
         while missing > 0 and (piece := next(self._pieces, None)) is not None:
             parts.append(self._decoder.decode(piece))
@@ -197,7 +210,9 @@ def _of_array(text: ArrayText) -> Iterator[Object]:
 
 
 def _first_piece(stream: BinaryIO) -> tuple[bytes, int]:
-    """Read the first line that is not blank, or its beginning, without byte order mark; return it and its number.
+    """Return the first line that is not blank, and its line number.
+
+    A long line is read only in part. A byte order mark is removed.
 
     Raises:
         MalformedError: if the file is in UTF-16 or UTF-32.
@@ -212,7 +227,7 @@ def _first_piece(stream: BinaryIO) -> tuple[bytes, int]:
 
 
 def _valid_unicode(value: dict[str, Any], text: str) -> dict[str, Any]:
-    """Replace half a surrogate pair by U+FFFD in an object `value`, which was parsed from `text`."""
+    """Return the object `value`, parsed from `text`, with U+FFFD for each unpaired half of a surrogate pair."""
     if not SURROGATE_ESCAPE.search(text):
         return value
     valid: dict[str, Any] = json.loads(LONE_SURROGATE.sub("\ufffd", json.dumps(value, ensure_ascii=False)))

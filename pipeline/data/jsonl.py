@@ -1,7 +1,7 @@
-"""JSON lines as Arrow rows: a scan finds types that hold all values of each column, and rows are read with these types.
+"""JSON lines as Arrow rows: a scan of a file finds a type for each column, and rows are then read with these types.
 
-There is no index: rows are reached by reading all rows before them, and types are known only after the whole file is
-read. Values without a common type are kept as JSON text.
+The type of a column can hold all values of the column. Values without a common type are kept as JSON text. JSON lines
+have no index: rows are reached by reading all rows before them, and types are known only after the whole file is read.
 """
 
 import json
@@ -22,12 +22,12 @@ from schemas.rows import is_token_list
 
 TOKENS = pa.list_(pa.int64())
 JSON = pa.json_()
-"""Type of values without another common type. These values are kept as JSON text, which `datasets` decodes."""
+"""Type of a column whose values have no other common type. They are kept as JSON text, which `datasets` decodes."""
 INT64, UINT64 = range(-(2**63), 2**63), range(2**64)
-MOST_DEPTH = 32  # of nested lists and objects; anything deeper is JSON
-MOST_KEYS = 1000  # of an object in a column; an object with more is JSON
+MOST_DEPTH = 32  # levels of nested lists and objects; anything deeper is JSON
+MOST_KEYS = 1000  # keys of an object in a column; an object with more keys is JSON
 MOST_FIELDS = 10_000  # columns, including those of nested objects
-SHAPES_BYTES = 2**26  # of rows whose shapes are remembered, so that most values need no merging
+SHAPES_BYTES = 2**26  # total size of rows whose shapes are remembered, so that most values need no merging
 SCALARS: Mapping[Any, pa.DataType] = {
     type(None): pa.null(),
     bool: pa.bool_(),
@@ -40,18 +40,19 @@ SCALARS: Mapping[Any, pa.DataType] = {
 KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
 
 Shape = type | tuple[Any, ...]
-"""A scalar's type, `list` with the shapes of its items, or `dict` with its keys and the shapes of their values."""
+"""Shape of a JSON value: the type of a scalar, `list` with the shapes of the items, or `dict` with the keys and the
+shapes of their values."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Number of rows, column types and digest of a whole file."""
+    """Result of reading a whole file: the number of rows, the column types and a digest."""
 
     rows: int
     types: dict[str, pa.DataType]
-    """Types by column, in the order of first occurrence. The type is null for a column that holds only nulls, unless it
-    is the required one, and for a column that is not passed on. Columns that are not passed on are listed only
-    while there are fewer than MOST_FIELDS columns."""
+    """Types by column name, in the order of first occurrence. The type is null for a column that is not passed on, and
+    for a column that holds only nulls, unless it is the required column. A column that is not passed on is listed only
+    if fewer than MOST_FIELDS columns were found before it."""
     sha256: str
     """Digest of the content."""
 
@@ -59,13 +60,14 @@ class Scan:
 def scan(
     stream: BinaryIO, required: pa.Field, passed: Collection[str] | None = None, longest: int = LONGEST_OBJECT
 ) -> Scan:
-    """Read all rows to find the types of the columns.
+    """Read all rows of a file, and return their number, the types of the columns and a digest.
 
-    The required column is listed, with its own type, if any row has it (even as null) or if there are no rows.
+    The required column is listed, with the type of the field `required`, if any row has it (even as null) or if there
+    are no rows. Types are determined for the columns in `passed`, or for all columns if `passed` is None.
 
     Raises:
-        MalformedError: if the file holds anything except objects, only objects that are too long, more than MOST_FIELDS
-            columns, or only values of other types in the required column.
+        MalformedError: if the file holds anything except objects or has more than MOST_FIELDS columns; if all objects
+            are too long; if all values of the required column that are not null have the wrong type.
     """
     content, rows, types, short = Digested(stream), 0, Types(passed), False
     convert, fits, others = required_converter(required), False, set[type]()
@@ -91,9 +93,10 @@ def scan(
 def rows_between(
     stream: BinaryIO, start: int, stop: int, schema: pa.Schema, required: str, longest: int = LONGEST_OBJECT
 ) -> Iterator[pa.RecordBatch]:
-    """Yield rows `start` to `stop` with the columns of a plain schema, ROWS_PER_BATCH rows or BATCH_BYTES at a time.
+    """Yield batches of rows `start` to `stop`, with the columns of a plain schema.
 
-    A row that is too long is null in every column and is counted in its batch, as in `without_long`.
+    A batch has at most ROWS_PER_BATCH rows and BATCH_BYTES bytes, unless a single row is larger. A row that is too long
+    is null in every column and is counted in its batch, as in `without_long`.
 
     Raises:
         MalformedError: if there is anything except objects, or an object has a value of the wrong type in a column
@@ -112,11 +115,14 @@ def rows_between(
 
 
 class WrongValueError(ValueError):
-    """A value that its column cannot hold; the message is the kind of value."""
+    """Error for a value that its column cannot hold. The message is the kind of value, for example `a number`."""
 
 
 class Types:
-    """Types that hold all values added so far, for the columns in `passed`, or for all columns if it is None."""
+    """Collector of column types that hold all values added so far.
+
+    Types are determined for the columns in `passed`, or for all columns if `passed` is None.
+    """
 
     def __init__(self, passed: Collection[str] | None) -> None:
         self.passed, self.found = passed, dict[str, pa.DataType]()
@@ -124,7 +130,7 @@ class Types:
         self._fields = 0
 
     def add(self, name: str, value: Any, size: int) -> None:
-        """Add a value from a row of `size` bytes.
+        """Add a value of the column `name` from a row of `size` bytes, and widen the column's type if necessary.
 
         Raises:
             MalformedError: if there are more than MOST_FIELDS columns.
@@ -152,7 +158,7 @@ class Types:
 
 
 def shape(value: Any, depth: int = 0) -> Shape:
-    """Return a value's shape, which determines its type and is equal for most values of a column."""
+    """Return a value's shape, which determines the value's type. Most values of a column have the same shape."""
     kind = type(value)
     if kind is int:
         # `datasets` decodes integers of JSON below 2**64 as integers, and larger ones as floats, as Arrow does.
@@ -165,7 +171,7 @@ def shape(value: Any, depth: int = 0) -> Shape:
 
 
 def type_of(shape: Shape) -> pa.DataType:
-    """Return the type of values with this shape."""
+    """Return the Arrow type of values with this shape."""
     if not isinstance(shape, tuple):
         return SCALARS[shape]
     if shape[0] is list:
@@ -176,7 +182,8 @@ def type_of(shape: Shape) -> pa.DataType:
 def merged(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     """Return the type of a column that has values of both types.
 
-    It is JSON if the types are incompatible or, as in `load_dataset`, if they are objects whose keys differ.
+    The result is JSON if the types are incompatible. Objects with different keys are incompatible, as in
+    `load_dataset`.
     """
     if one.equals(other) or pa.types.is_null(other):
         return one
@@ -192,19 +199,22 @@ def merged(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def fields_of(kind: pa.DataType) -> int:
-    """Count the columns that a type takes in a file: one, or those of its parts."""
+    """Return the number of columns that a type needs in a file: 1, or the sum over the parts of a nested type."""
     parts = [kind.field(index).type for index in range(kind.num_fields)]
     return sum(map(fields_of, parts)) if parts else 1
 
 
 def holds_json(kind: pa.DataType) -> bool:
-    """True for JSON and for types that contain JSON."""
+    """True if a type is JSON or contains JSON."""
     parts = [kind.field(index).type for index in range(kind.num_fields)]
     return isinstance(kind, pa.JsonType) or any(map(holds_json, parts))
 
 
 def converter(field: pa.Field) -> Callable[[Any], Any]:
-    """Return a function that converts a JSON value for a plain field of Arrow, or raises WrongValueError."""
+    """Return a function that converts a JSON value to a value of a plain Arrow field.
+
+    The function raises WrongValueError if the field cannot hold the value.
+    """
     kind = field.type
     if is_json(field):
         return lambda value: None if value is None else json.dumps(value, ensure_ascii=False)
@@ -217,18 +227,24 @@ def converter(field: pa.Field) -> Callable[[Any], Any]:
             return lambda value: value if value is None or fits(value) else _refused(value)
     if pa.types.is_floating(kind):
         return _as_float
-    return lambda value: value  # a type from Parquet files, which accepts what it can
+    return lambda value: value  # the type comes from Parquet files, and Arrow converts what it can
 
 
 def required_converter(field: pa.Field) -> Callable[[Any], Any]:
-    """Return a function that passes text or token ids, whichever the field holds, and maps other values to None."""
+    """Return a function that converts a JSON value to a value of the required column.
+
+    The function keeps text, or token ids if the field holds them, and returns None for any other value.
+    """
     if is_token_list(field.type):
         return lambda value: value if isinstance(value, list) and all(map(_is_integer, value)) else None
     return lambda value: value if isinstance(value, str) else None
 
 
 def _converted(rows: Sequence[dict[str, Any]], name: str, convert: Callable[[Any], Any], before: int) -> Iterator[Any]:
-    """Yield the column's converted value for each row, where the first row is object number `before` + 1."""
+    """Yield the converted value of the column `name` for each row.
+
+    `before` is the number of objects before the first row, for error messages.
+    """
     for number, row in enumerate(rows, before + 1):
         try:
             yield convert(row.get(name))

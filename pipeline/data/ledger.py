@@ -1,8 +1,8 @@
-"""The ledger of a subset: the plan of its run, a receipt for every shard, and notes on quarantined units.
+"""Ledger of a subset: the plan of its run, a receipt for every shard, and notes on quarantined units.
 
-It is stored in `_ledger/SUBSET` next to the data, both in a folder and in a repository of the Hub. `datasets` ignores
-folders whose names begin with an underscore. A receipt is written after its shard is in place, so a unit with a receipt
-is never labelled twice: the same command resumes the run.
+A unit is a range of rows that becomes one shard. The ledger is stored in `_ledger/SUBSET` next to the data, both in a
+folder and in a repository on the Hub. `datasets` ignores folders whose names begin with an underscore. A unit's receipt
+is written after its shard is in place. The same command therefore resumes a run without labelling a unit twice.
 """
 
 import logging
@@ -29,13 +29,13 @@ from schemas.receipts import (
 )
 
 RELABELS = "delete it, and the same pipeline.annotate command labels its rows again"
-READS_AT_A_TIME = 16  # from the Hub
+READS_AT_A_TIME = 16  # files read from the Hub in parallel
 
 LOG = logging.getLogger(__name__)
 
 
 class Ledger:
-    """The ledger of a subset in a folder."""
+    """Ledger of a subset in a local folder."""
 
     def __init__(self, subset: Subset) -> None:
         self.subset, self.folder = subset, subset.ledger
@@ -43,7 +43,7 @@ class Ledger:
         self.published_file = self.folder / PUBLISHED_FILE
 
     def plan(self) -> Plan | None:
-        """Read the plan of the run that writes the subset; None if there is no run.
+        """Return the plan of the run that writes the subset, or None if there is no plan.
 
         Raises:
             ValueError: if the plan is damaged.
@@ -54,15 +54,15 @@ class Ledger:
             return Plan.from_json(text_of(self.plan_file))
 
     def write_plan(self, plan: Plan) -> None:
-        """Write the plan; call this before the first unit is labelled."""
+        """Write the plan. This must be done before the first unit is labelled."""
         write_text(self.plan_file, plan.to_json())
 
     def receipt_file(self, unit: int) -> Path:
-        """Return the path of the receipt of a unit that was labelled here."""
+        """Return the path of the receipt of a unit that was labelled into this folder."""
         return self.folder / RECEIPTS / f"{unit:08d}.json"
 
     def receipt_files(self) -> list[Path]:
-        """List all files of receipts: those of single units, then those of commits to a repository."""
+        """List all files of receipts: the files of single units, then the files of commits to a repository."""
         return [file for kind in RECEIPT_FILES for file in sorted((self.folder / RECEIPTS).glob(kind))]
 
     def note_files(self) -> list[Path]:
@@ -73,7 +73,7 @@ class Ledger:
         """Read the receipts in a file.
 
         Raises:
-            ValueError: if the file is damaged, or named after another unit.
+            ValueError: if the file is damaged, or its name is that of another unit.
         """
         receipts = from_lines(text_of(file))
         if file.match(OWN) and [self.receipt_file(receipt.unit) for receipt in receipts] != [file]:
@@ -81,7 +81,9 @@ class Ledger:
         return receipts
 
     def receipts(self) -> list[Receipt]:
-        """Read the receipts of units whose shards are here and have the recorded size, in the order of the units.
+        """Return the receipts of all units whose shards are in this folder and have the size in the receipt.
+
+        The receipts are in the order of units.
 
         Raises:
             ValueError: if a receipt is damaged, or two receipts of a unit differ.
@@ -97,17 +99,21 @@ class Ledger:
         return [of_unit[unit] for unit in sorted(of_unit)]
 
     def finished(self, *, staging: bool = False) -> set[int]:
-        """Return the units that need no labelling; in a staging folder they include the published ones."""
+        """Return the numbers of the units that need no labelling.
+
+        In a staging folder, from which shards are published to a repository, these include the published units.
+        """
         return {receipt.unit for receipt in (*self.receipts(), *(self.published() if staging else ()))}
 
     def record(self, receipt: Receipt) -> None:
-        """Write a unit's receipt; its shard must be in place."""
+        """Write the receipt of a unit whose shard is already in place."""
         write_text(self.receipt_file(receipt.unit), receipt.to_json())
 
     def discard_unsound(self, units: int) -> None:
-        """Delete receipts that are damaged, or whose shards are missing or have another size: the units are relabelled.
+        """Delete receipts that are damaged, or whose shards are missing or have another size.
 
-        Receipts of units from number `units` on are deleted too.
+        Their units will be labelled again. `units` is the number of units in the plan. Receipts of any further units
+        are deleted too.
         """
         reasons = []
         for file in sorted((self.folder / RECEIPTS).glob(OWN)):
@@ -131,11 +137,11 @@ class Ledger:
             return False
 
     def quarantine(self, note: Quarantined) -> None:
-        """Write a note on why a unit was quarantined."""
+        """Write a note that says why a unit was quarantined."""
         write_text(self.folder / QUARANTINE / f"{note.unit:08d}.json", note.to_json())
 
     def quarantined(self) -> list[Quarantined]:
-        """Read the notes on quarantined units, which have no shard, in the order of the units.
+        """Return the notes on quarantined units, in the order of units. These units have no shards.
 
         Raises:
             ValueError: if a note is damaged.
@@ -147,7 +153,9 @@ class Ledger:
         return notes
 
     def published(self) -> list[Receipt]:
-        """Read the receipts of units whose shards are in the repository for which this is a staging folder.
+        """Return the receipts of units whose shards are recorded as published.
+
+        Only a staging folder, from which shards are published to a repository, has this record.
 
         Raises:
             ValueError: if the file of these receipts is damaged.
@@ -156,46 +164,49 @@ class Ledger:
             return from_lines(text_of(self.published_file)) if self.published_file.exists() else []
 
     def unpublished(self) -> list[Receipt]:
-        """Read the receipts of units whose shards are here and not yet recorded as published."""
+        """Return the receipts of units whose shards are in this folder and are not yet recorded as published."""
         published = {receipt.shard for receipt in self.published()}
         return [receipt for receipt in self.receipts() if receipt.shard not in published]
 
     def write_published(self, receipts: Sequence[Receipt]) -> None:
-        """Record which units' shards are in the repository, and delete their receipts and shards here."""
+        """Write the record of published units, and delete the receipts and shards of these units from this folder."""
         write_text(self.published_file, as_lines(receipts))
         self.delete(receipts)
 
     def add_published(self, receipts: Iterable[Receipt]) -> None:
-        """Record that more shards are in the repository."""
+        """Add receipts to the record of published units."""
         with self.published_file.open("a", encoding="utf-8") as file:
             file.write(as_lines(receipts))
 
     def delete(self, receipts: Iterable[Receipt]) -> None:
-        """Delete receipts and then their shards: published ones, or damaged ones to be relabelled."""
+        """Delete receipts and then their shards. The shards are already published, or they are to be labelled again."""
         for receipt in receipts:
             self.receipt_file(receipt.unit).unlink(missing_ok=True)
             (self.subset.data / receipt.shard).unlink(missing_ok=True)
 
     def end_staging(self) -> None:
-        """Turn a staging folder into an output: units that are only in the repository are labelled again."""
+        """Turn a staging folder into an output. Units that exist only in the repository will be labelled again."""
         if self.published_file.exists():
             LOG.warning("%s was a staging folder; what was published from it is labelled again", self.subset.root)
             self.published_file.unlink()
 
     def remove_unfinished(self) -> None:
-        """Delete files that killed workers left half-written; no worker may be running."""
+        """Delete the unfinished files of killed workers. No worker may be running."""
         for file in filter(is_unfinished, self.subset.root.rglob("*")):
             file.unlink(missing_ok=True)
 
 
 class PublishedLedger:
-    """The ledger of a subset in a repository of the Hub, at its current head or at a commit `head`."""
+    """Ledger of a subset in a repository on the Hub.
+
+    Its methods read it at the commit `head` or, if that is None, at the current commit.
+    """
 
     def __init__(self, repository: Repository, subset: Subset) -> None:
         self.repository, self.subset = repository, subset.in_repository
 
     def plan(self, head: str | None = None) -> Plan | None:
-        """Read the plan of the run that publishes the subset; None if there is no plan.
+        """Return the plan of the run that publishes the subset, or None if there is no plan.
 
         Raises:
             ValueError: if the plan is damaged.
@@ -207,9 +218,9 @@ class PublishedLedger:
             return None if text is None else Plan.from_json(text)
 
     def receipts(self, units: int, head: str | None = None) -> list[Receipt]:
-        """Read the receipts of those units whose shards are in the repository, in the order of the units.
+        """Return the receipts of all units whose shards are in the repository, in the order of units.
 
-        `units` is the plan's number of units; receipts of other plans are ignored.
+        `units` is the number of units in the plan. Receipts of a plan with another number of units are ignored.
 
         Raises:
             ValueError: if a receipt is damaged.

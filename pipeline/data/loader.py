@@ -1,13 +1,13 @@
-"""Labelled rows and windows of an annotated dataset: shuffled, divided among ranks, and resumed from a few numbers.
+"""Labelled rows and windows of an annotated dataset: shuffled, divided among ranks, and resumed from a small state.
 
-`labelled_rows` yields documents and `labelled_windows` packs them. Both return iterators with a small `state_dict` that
-JSON can hold. An iterator that loads it continues with the same items; only the rows of a packing's buffer are read
-again.
+`labelled_rows` yields documents, and `labelled_windows` packs documents into windows. Both return iterators with a
+small `state_dict` that JSON can hold. An iterator that loads this state continues with the same items. It reads again
+only the rows of the packing's buffer.
 
-Each epoch puts the row groups end to end in its own order, and each rank reads an equal stretch of this sequence. A
-group is read by several ranks only if a stretch ends inside it, which happens at most `ranks` - 1 times. A rank that
-begins inside a group must also decode the rows before, since Parquet cannot skip them: eight ranks read two groups in
-2.7 times the CPU time of one.
+In each epoch, the row groups are put end to end in the order of this epoch, and each rank reads an equal stretch of the
+sequence. Several ranks read the same row group only if a stretch ends inside it, which happens at most `ranks` - 1
+times. A rank whose stretch begins inside a row group must also decode the rows before, since Parquet cannot skip them.
+For this reason, eight ranks read two row groups in 2.7 times the CPU time of one rank.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from schemas.annotations import ENTROPY, INPUT_IDS
 
 Item = TypeVar("Item")
 
-BATCHES_AHEAD = 4  # of 2 MB each: together a quarter of a million tokens and their labels
+BATCHES_AHEAD = 4  # batches of 2 MB: together a quarter of a million tokens and their labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +40,25 @@ class Reading:
 
     rank: int = 0
     ranks: int = 1
-    """Number of readers that divide every epoch among them; their parts are disjoint and differ by at most one row.
+    """Number of readers that divide every epoch among themselves. Their parts are disjoint, and the sizes of the parts
+    differ by at most one row.
 
     In a data loader's worker, `rank` is `rank * workers + worker` and `ranks` is `ranks * workers`, as in
     `pipeline.training.torch_dataset`."""
     seed: int | None = None
-    """Seed that shuffles the row groups, and thus the parts of the ranks, in every epoch; None keeps the dataset's
-    order."""
+    """Seed for shuffling the row groups in every epoch, which also changes the parts of the ranks. None keeps the
+    dataset's order."""
     shuffled_rows: int = 1
-    """Number of rows of a row group that are shuffled together; all of them are held in memory."""
+    """Number of neighbouring rows of a row group that are shuffled together. All of them are held in memory."""
     epochs: int | None = None
-    """Number of epochs; None for no end."""
+    """Number of epochs, or None to read without end."""
     first_epoch: int = 0
-    """Number of the first epoch, which determines its order; a loaded state has its own epoch."""
+    """Number of the first epoch, on which the order of the rows depends. An iterator that loads a state continues in
+    the epoch of the state."""
     start: int = 0
-    """First row to read."""
+    """Index of the first row to read."""
     stop: int | None = None
-    """Row to stop before; None for the end of the dataset."""
+    """Index of the row before which to stop, or None for the end of the dataset."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.ranks:
@@ -74,7 +76,10 @@ class Reading:
 
     @property
     def order(self) -> dict[str, Any]:
-        """Settings except the epochs; `start` and `stop` only if they leave rows out, since older states lack them."""
+        """Settings, by name, that determine the order of rows in an epoch.
+
+        `start` and `stop` are present only if they leave rows out, since older states lack them.
+        """
         left_out = {"epochs", "first_epoch", *(() if self.start or self.stop is not None else ("start", "stop"))}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
@@ -83,15 +88,16 @@ class Position(NamedTuple):
     """Position of an iterator in the rows that it reads."""
 
     rows: int = 0
-    """Number of finished rows, counted over all epochs."""
+    """Number of rows that are finished, counted over all epochs."""
     within: int = 0
-    """Finished part of the following rows, in a unit that the iterator defines."""
+    """Size of the finished part of the rows that follow, in a unit that the iterator defines, for example tokens."""
 
 
 class Resumable(Iterator[Item]):
-    """An iterator that knows its position after each item. Like any iterator, it stays exhausted at its end.
+    """Iterator that knows its position after each item, and can continue from a saved position.
 
-    After an error, the next call retries from the end of the last item: a store may be reachable again.
+    Like any iterator, it stays exhausted at its end. After an error, the next call tries to read the same item again,
+    since a store may be reachable by then.
     """
 
     def __init__(
@@ -100,12 +106,12 @@ class Resumable(Iterator[Item]):
         stream: Mapping[str, Any],
         position: Any = Position(),  # noqa: B008 (it cannot change)
     ) -> None:
-        """Start at a position.
+        """Create an iterator that starts at a position.
 
         Args:
-            begin: yields the items from a position on, each with the position after it.
-            stream: all settings that determine the items, in JSON's types.
-            position: a NamedTuple of integers.
+            begin: function that yields the items after a given position, each with the position after the item.
+            stream: all settings that determine the items, as values that JSON can hold.
+            position: position to start at, a NamedTuple of integers.
         """
         self._begin, self._stream = begin, dict(stream)
         self._position = position
@@ -137,20 +143,20 @@ class Resumable(Iterator[Item]):
         self._position = position
 
     def close(self) -> None:
-        """Stop reading ahead; the next item stays the same."""
+        """Stop reading ahead. This does not change the next item."""
         if self._end is not None:
             self._end()
         self._coming = self._end = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the stream and the position in it: a small dictionary that JSON can hold."""
+        """Return the settings that determine the items, and the position, as a small dictionary that JSON can hold."""
         return {**self._stream, **self._position._asdict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the saved state of an iterator, with bit-identical items.
 
         Raises:
-            ValueError: if the saved iterator had other items.
+            ValueError: if the state is incomplete, or the saved iterator had other settings or another dataset.
         """
         missing = [name for name in self.state_dict() if name not in state]
         if missing:
@@ -163,7 +169,7 @@ class Resumable(Iterator[Item]):
         self.seek(type(self._position)(*(int(state[name]) for name in self._position._fields)))
 
     def _require_own_worker(self) -> None:
-        """Refuse to run as a copy in the worker of a torch DataLoader: each worker would yield every item.
+        """Check that this is not a copy in a worker of a torch DataLoader, where every worker would yield all items.
 
         Raises:
             ValueError: if this is a copy in a worker.
@@ -179,9 +185,9 @@ class Resumable(Iterator[Item]):
 def labelled_rows(
     dataset: AnnotatedDataset, columns: Sequence[str] = (INPUT_IDS, ENTROPY), reading: Reading | None = None
 ) -> Resumable[Row]:
-    """Iterate over the rows of a rank, with these columns.
+    """Return an iterator over the rows of a rank, with the named columns.
 
-    Iterating raises the errors of `read_labelled`.
+    The iterator raises the errors of `read_labelled`.
 
     Raises:
         ValueError: if a column does not exist, or there are fewer rows than ranks.
@@ -194,9 +200,9 @@ def labelled_rows(
 def labelled_windows(
     dataset: AnnotatedDataset, packing: Packing, reading: Reading | None = None, label: str = ENTROPY
 ) -> Resumable[PackedWindow]:
-    """Iterate over the documents of a rank, packed into windows, with labels from the column `label`.
+    """Return an iterator over windows of a rank's documents, with labels from the column `label`.
 
-    Iterating raises the errors of `read_labelled`, and ValueError if a whole epoch has no token.
+    The iterator raises the errors of `read_labelled`, and ValueError if a whole epoch has no token.
 
     Raises:
         ValueError: if `label` is not a column of labels.
@@ -237,7 +243,10 @@ class RowRange:
 
 
 def row_groups(rows_of_shards: Sequence[Sequence[int]]) -> Iterator[RowRange]:
-    """Yield the row groups that are not empty, given the number of rows of each group of each shard."""
+    """Yield the row range of each row group that is not empty.
+
+    `rows_of_shards` has the number of rows in each row group, for each shard.
+    """
     for shard, groups in enumerate(rows_of_shards):
         start = 0
         for rows in groups:
@@ -247,13 +256,16 @@ def row_groups(rows_of_shards: Sequence[Sequence[int]]) -> Iterator[RowRange]:
 
 
 def rows_of_rank(groups: Sequence[RowRange], rank: int, ranks: int) -> Iterator[RowRange]:
-    """Yield a rank's stretch of the groups end to end; the lengths of stretches differ by at most one row."""
+    """Put the row groups end to end, and yield the row ranges in the stretch that a rank reads.
+
+    The lengths of the ranks' stretches differ by at most one row.
+    """
     rows = sum(map(len, groups))
     return _stretch(groups, rows * rank // ranks, rows * (rank + 1) // ranks)
 
 
 def _stretch(groups: Sequence[RowRange], first: int, last: int) -> Iterator[RowRange]:
-    """Yield rows `first` to `last` of the groups end to end."""
+    """Yield the row ranges that hold rows `first` to `last`, counted over all row groups end to end."""
     for group in groups:
         start, stop = max(first, 0), min(last, len(group))
         if start < stop:
@@ -263,7 +275,7 @@ def _stretch(groups: Sequence[RowRange], first: int, last: int) -> Iterator[RowR
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows that a rank reads, from any row on. Row numbers continue from one epoch to the next."""
+    """Rows that a rank reads, starting at any row. Row numbers continue from one epoch to the next."""
 
     dataset: AnnotatedDataset
     schema: pa.Schema
@@ -271,7 +283,7 @@ class _Rows:
     groups: tuple[RowRange, ...]
     reading: Reading
     an_epoch: int
-    """Number of rows that the rank reads in an epoch, the same in each."""
+    """Number of rows that the rank reads in every epoch."""
 
     @classmethod
     def of(cls, dataset: AnnotatedDataset, columns: Sequence[str], reading: Reading) -> "_Rows":
@@ -287,9 +299,9 @@ class _Rows:
 
     @property
     def stream(self) -> dict[str, Any]:
-        """All settings that determine the rows and their order, except which epochs are read.
+        """All settings that determine the rows and their order, except the epochs to read, and a digest of the dataset.
 
-        The digest covers the shards' names, sizes and footers, and thereby the provenance.
+        The digest covers the names, sizes and footers of the shards. The footers include the provenance.
         """
         digests = "\n".join(info.sha256 for info in self.dataset.infos)
         return {"dataset_sha256": hashlib.sha256(digests.encode()).hexdigest(), **self.reading.order}
@@ -300,7 +312,7 @@ class _Rows:
         return Position(self.reading.first_epoch * self.an_epoch)
 
     def begin(self, position: Position) -> Generator[tuple[Row, Position], None, None]:
-        """Yield the rows from a position on, each with the position after it."""
+        """Yield the rows after `position`, each with the position after the row."""
         with prefetched(self._from(position.rows), BATCHES_AHEAD) as batches:
             for number, row in enumerate(chain.from_iterable(batches), position.rows + 1):
                 yield row, Position(number)
@@ -315,14 +327,14 @@ class _Rows:
                 skip = max(0, skip - len(run))
 
     def _runs(self, epoch: int) -> list[RowRange]:
-        """Return the row ranges of an epoch, in order."""
+        """Return the row ranges that the rank reads in an epoch, in reading order."""
         order: Sequence[int] = range(len(self.groups))
         if self.reading.seed is not None:
             order = np.random.default_rng([self.reading.seed, epoch]).permutation(len(self.groups)).tolist()
         return list(rows_of_rank([self.groups[group] for group in order], self.reading.rank, self.reading.ranks))
 
     def _batches(self, run: RowRange, skip: int, epoch: int) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a run in reading order, without the first `skip`."""
+        """Yield batches of the rows in a range, in reading order, without the first `skip` rows."""
         block, seed = self.reading.shuffled_rows, self.reading.seed
         if seed is None or block == 1:
             yield from self._stored(run, skip)
@@ -335,13 +347,13 @@ class _Rows:
             before += len(rows)
 
     def _stored(self, run: RowRange, skip: int) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a run in the file's order, without the first `skip`."""
+        """Yield batches of the rows in a range, in the order of the file, without the first `skip` rows."""
         shard = self.dataset.shards[run.shard]
         return read_labelled(shard, run.start + skip, run.stop, self.schema, self.dataset.vocabulary)
 
 
 def _blocks(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """Regroup rows into batches of `rows`; the last may be smaller."""
+    """Regroup the rows of all batches into batches of `rows` rows. The last batch may be smaller."""
     buffer: list[pa.RecordBatch] = []
     for batch in batches:
         buffer.append(batch)

@@ -16,17 +16,20 @@ MOST_NAMED = 4  # every shard stores these names twice: its footer stays at 4 kB
 
 
 def is_local(named: str) -> bool:
-    """True for a path, or for the URL of a path."""
+    """True if an input is a path or the URL of a path."""
     return not is_url(named) or named.startswith(LOCAL_URLS)
 
 
 def recorded(inputs: Sequence[str]) -> tuple[str, ...]:
-    """Return the inputs as they are recorded: URLs without their parameters, unless all parameters are harmless."""
+    """Return the inputs as they are recorded in a dataset.
+
+    The parameters of a URL are removed, unless all of them are harmless.
+    """
     return tuple(named if is_local(named) else _without_parameters(named) for named in inputs)
 
 
 def without_paths(inputs: Sequence[str]) -> tuple[str, ...]:
-    """Replace each path in the inputs by LOCAL_NAME."""
+    """Return the inputs with LOCAL_NAME instead of each path."""
     return tuple(LOCAL_NAME if is_local(named) else named for named in inputs)
 
 
@@ -36,14 +39,20 @@ def urls(inputs: Sequence[str]) -> list[str]:
 
 
 def named_inputs(inputs: Sequence[str], files: Sequence[File]) -> tuple[str, ...]:
-    """Return the first URLs, then the number of local files and the name of the folder that contains them."""
+    """Return the first URLs among the inputs, followed by a description of the local files.
+
+    The description has the number of local files and the name of the folder that contains them.
+    """
     local = [Path(file.url) for file in files if not is_url(file.url)]
     number = [f"{len(local):,} local file{'s' if len(local) > 1 else ''}{_in_folder(local)}"] if local else []
     return (*_first(recorded(urls(inputs))), *number)
 
 
 def public_names(source: Sequence[str]) -> tuple[str, ...]:
-    """Return the first names in a provenance; paths, which older versions recorded, are reduced to their last part."""
+    """Return the first input names in a provenance.
+
+    Older versions recorded paths as names. Only the last part of a path is returned.
+    """
     return tuple(_first([Path(name).name if Path(name).is_absolute() else name for name in source]))
 
 
@@ -54,10 +63,10 @@ def load_call(place: str, subset: str, revision: str = "main") -> str:
 
 
 def require_loadable(folder: Path) -> None:
-    """Check that `load_dataset` can read from a folder's path.
+    """Check that `load_dataset` can read from a folder with this path.
 
     Raises:
-        ValueError: if it would take the path for a pattern or a chain of filesystems, or the path is not UTF-8.
+        ValueError: if the path would be read as a pattern or as a chain of filesystems, or is not UTF-8.
     """
     path = str(folder)
     as_text = path.encode(errors="replace").decode()  # a byte that is not UTF-8 becomes a `?`
@@ -82,7 +91,10 @@ def _without_parameters(url: str) -> str:
 
 
 def _in_folder(files: Sequence[Path]) -> str:
-    """Return the name of the files' folder, or nothing if that is the home folder or contains it."""
+    """Return ` in NAME` for the folder that contains all files.
+
+    Return an empty text if this folder is the home folder or contains it.
+    """
     folder = Path(os.path.commonpath([file.parent for file in files]))
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises for a user without one
     return "" if home.is_relative_to(folder) else f" in {folder.name}"

@@ -1,7 +1,7 @@
-"""Files of an untrusted folder, read only if they are plain, of bounded size and inside the folder.
+"""Files of an untrusted folder, read only if they are plain files of bounded size inside the folder.
 
-A link may stay within its folder, or lead to the blobs of the Hub's cache, which snapshots link to. If a link led
-elsewhere, a private file could be read, digested and copied as part of the folder.
+A link may lead to a file in its own folder, or from a snapshot in the Hub's cache to the blobs of the cache. A link to
+any other place could cause a private file to be read, digested and copied as part of the folder.
 """
 
 import json
@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 MOST_BYTES = 2**24
-"""Maximum size of a configuration. Those of the largest models have 100 kB; an index of 60,000 weights has 5 MB."""
+"""Maximum size of a configuration file in bytes. Those of the largest models have 100 kB, and an index of 60,000
+weights has 5 MB."""
 
 
 def own_file(folder: Path, name: str) -> Path | None:
-    """Return the path of a folder's file, or None if there is no file of that name.
+    """Return the path of a file in a folder, or None if there is no file of that name.
 
     Raises:
-        ValueError: if it is not a plain file, or it is a link out of the folder.
+        ValueError: if the file is not a plain file, or is a link out of the folder.
     """
     file = folder / name
     if not file.is_symlink() and not file.exists():
@@ -33,7 +34,7 @@ def read_bounded(file: Path, most: int = MOST_BYTES) -> bytes:
     """Read all bytes of a file.
 
     Raises:
-        ValueError: if there are more than `most`.
+        ValueError: if the file has more than `most` bytes.
     """
     with file.open("rb") as stream:
         content = stream.read(most + 1)
@@ -61,6 +62,6 @@ def read_object(file: Path, most: int = MOST_BYTES) -> dict[str, Any]:
 
 
 def _roots(folder: Path) -> list[Path]:
-    """Return the folders that links of the folder may lead to."""
+    """Return the folders to which links in `folder` may lead."""
     snapshots = [parent for parent in folder.parents if parent.name == "snapshots"]
     return [folder, *(parent.parent / "blobs" for parent in snapshots[:1])]

@@ -1,10 +1,12 @@
-"""Documents packed into windows of a fixed number of tokens; each label stays with its token.
+"""Documents packed into windows of a fixed number of tokens. Each label stays with its token.
 
-Every token appears once. A window may hold several documents, and `document_T` tells them apart: attention should not
-cross from one document into another. Without separators, the last token of a document should not predict the first
-token of the next. `document_borders` and `position_ids` express the same in the terms of attention kernels.
+Every token appears once, except that CutWithOverlap repeats the last token of a window. A window may hold several
+documents, and `document_T` says to which document a token belongs. Attention should not cross from one document into
+another. Without separators, the last token of a document should not predict the first token of the next document.
+`document_borders` and `position_ids` convert `document_T` to the forms that attention kernels use.
 
-W windows, T tokens of a window, N tokens of a document, D documents; `...T` may have batch dimensions before T.
+Suffixes of array names: W windows, T tokens of a window, N tokens of a document, D documents. Arrays [..., T] may have
+batch dimensions before T.
 """
 
 from abc import ABC, abstractmethod
@@ -16,24 +18,31 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 Document = tuple[np.ndarray, np.ndarray]
-"""Token ids [N], integers, and their labels [N] in nats; NaN marks a token without a label."""
+"""A document: its token ids [N], integers, and its labels [N] in nats. NaN marks a token without a label."""
 
 PADDING = -1
 
 
 class PackedWindow(NamedTuple):
-    """A window, or several as [W, T]. It is a tuple so that torch's default collation can stack windows."""
+    """A window, whose arrays are [T], or several windows, whose arrays are [W, T].
+
+    It is a tuple because torch's default collation can stack tuples.
+    """
 
     input_ids_T: np.ndarray
-    """int32; 0 at padding, which is at the end."""
+    """Token ids, int32; 0 for padding, which is at the end of a window."""
     entropy_T: np.ndarray
-    """float32, nats; NaN at tokens without a label, separators and padding."""
+    """Labels in nats, float32; NaN for tokens without a label, separators and padding."""
     document_T: np.ndarray
-    """int32, number of the token's document in the window, counted from 0; PADDING at padding."""
+    """Number of each token's document in the window, counted from 0, int32; PADDING for padding."""
 
 
 class Packed(NamedTuple):
-    """A window and the position after it: document number `documents`, of which the part `within` is finished."""
+    """A window and the position after it.
+
+    `documents` is the number of documents finished by then. `within` is the finished part of the documents that follow,
+    in a unit that the packing defines.
+    """
 
     window: PackedWindow
     documents: int
@@ -42,14 +51,14 @@ class Packed(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Packing(ABC):
-    """Rule for packing documents into windows of `length` tokens; remaining room is padded.
+    """Rule for packing documents into windows of `length` tokens. Remaining room in a window is padded.
 
-    A causal model predicts T - 1 tokens of a window of T: choose a `length` of its context plus one.
+    A causal model predicts T - 1 tokens of a window of T tokens. Its windows should have its context length plus one.
     """
 
     length: int
     separator: int | None = None
-    """Id of a token to put before each document, without a label; None for no separator."""
+    """Id of a token to insert before each document, without a label. None means no separator."""
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -59,7 +68,11 @@ class Packing(ABC):
 
     @abstractmethod
     def windows(self, documents: Iterable[Document], within: int = 0) -> Generator[Packed, None, None]:
-        """Yield the windows of documents, from their beginning or, with its `within`, after an earlier window."""
+        """Yield the windows into which documents are packed.
+
+        To continue after an earlier window, give only the documents that were not finished by then, and the window's
+        `within`.
+        """
 
     def all_windows(self, documents: Iterable[Document]) -> PackedWindow:
         """Stack all windows of the documents into one PackedWindow of arrays [W, T]."""
@@ -77,13 +90,13 @@ class Packing(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class CutAtEnd(Packing):
-    """Packing of documents end to end: a document is cut at the end of a window and continues in the next one.
+    """Packing of documents end to end: a document is cut at the end of a window and continues in the next window.
 
-    Only the last window has padding. `within` counts tokens of a document, including its separator.
+    Only the last window has padding. `within` is a number of tokens of one document, including its separator.
     """
 
     overlap: ClassVar[int] = 0
-    """Number of tokens that a window shares with the previous one."""
+    """Number of tokens that a window shares with the previous window."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,9 +129,10 @@ class CutAtEnd(Packing):
 
 @dataclass(frozen=True, kw_only=True)
 class CutWithOverlap(CutAtEnd):
-    """CutAtEnd with windows that begin with the last token of the previous one, which has no label there.
+    """Packing like CutAtEnd, except that each window begins with the last token of the previous window.
 
-    A causal model thus predicts every token once, and only reads the first token of each window.
+    The repeated token has no label. A causal model predicts it in the previous window and only reads it in this one, so
+    every token is predicted once.
     """
 
     overlap = 1
@@ -126,15 +140,15 @@ class CutWithOverlap(CutAtEnd):
 
 @dataclass(frozen=True, kw_only=True)
 class BestFit(Packing):
-    """Packing that cuts only documents longer than a window: whole windows are cut off first.
+    """Packing that cuts only documents longer than a window: whole windows are cut off until a shorter piece remains.
 
-    The remaining pieces are placed, longest first, into the window with the least sufficient room. `within` counts
-    windows of a buffer.
+    All pieces of a buffer of documents are then placed, longest first, each into the window with the least sufficient
+    room. `within` is a number of windows of a buffer.
     """
 
     buffer: int = 256
-    """Tokens that are held in memory and packed together, measured in windows. On FineWeb with windows of 1,025 tokens,
-    padding was 5.0% for a buffer of 16, 2.6% for 64, 1.4% for 256 and 0.9% for 1,024."""
+    """Number of tokens that are held in memory and packed together, measured in windows. On FineWeb with windows of
+    1,025 tokens, padding was 5.0% for a buffer of 16, 2.6% for 64, 1.4% for 256 and 0.9% for 1,024."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,10 +183,10 @@ class BestFit(Packing):
 
 
 def best_fit(sizes: Sequence[int], room: int) -> list[list[int]]:
-    """Group pieces into windows by best-fit decreasing; return the indices of the pieces in each window.
+    """Group pieces into windows by best-fit decreasing. Return the indices of the pieces in each window.
 
-    No size may exceed `room`. Pieces of a window keep their order, and windows are sorted by their first piece. The
-    order of the windows is thus close to the order of the pieces, not of their sizes.
+    No size may exceed `room`. Pieces in a window keep their order, and windows are sorted by their first piece. The
+    windows are thus roughly in the order of the pieces, although pieces were placed by size.
     """
     windows: list[list[int]] = []
     left: list[tuple[int, int]] = []  # (room, window), least room first
@@ -188,16 +202,16 @@ def best_fit(sizes: Sequence[int], room: int) -> list[list[int]]:
 
 
 def document_borders(document_T: np.ndarray) -> np.ndarray:
-    """Return the index at which each document begins in all windows end to end, and the final end, int32 [D + 1].
+    """Return the index at which each document begins, and the total length, int32 [D + 1].
 
-    This is `cu_seqlens` of flash attention. `document_T` is [..., T]. Padding is treated as a document, since kernels
-    take every position.
+    Indices count the tokens of all windows end to end. This is the `cu_seqlens` of flash attention. `document_T` is
+    [..., T]. Padding is treated as a document, since kernels process every position.
     """
     return np.append(np.flatnonzero(_begins(document_T)), np.size(document_T)).astype(np.int32)
 
 
 def position_ids(document_T: np.ndarray) -> np.ndarray:
-    """Return the index of each token in its window's part of its document, int32 [..., T]; 0 where a part begins."""
+    """Return each token's position within the part of its document in the window, counted from 0, int32 [..., T]."""
     index_T = np.arange(np.shape(document_T)[-1], dtype=np.int32)
     start_T = np.maximum.accumulate(np.where(_begins(document_T), index_T, np.int32(0)), axis=-1)
     positions_T: np.ndarray = index_T - start_T

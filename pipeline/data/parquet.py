@@ -1,11 +1,11 @@
-"""Parquet: any range of rows, read in bounded memory whatever the footer claims.
+"""Parquet: any range of rows, read in bounded memory even if the footer is damaged or misleading.
 
-Rows are read a few at a time, and fewer where single values may be large. The footer's sizes are only averages, and a
-dictionary stores once a value that every row may repeat. Each dictionary's size is therefore read from the header of
-its page.
+Rows are read a few at a time, and fewer where single values may be large. The footer does not show how large they are:
+its sizes are averages, and a dictionary stores a value only once, although every row may repeat it. The size of each
+dictionary is therefore read from the header of the dictionary's page.
 
-Offsets and headers of pages are parsed here, in Thrift's compact protocol: pyarrow 26 aborts the process when it reads
-a column's metadata from a damaged footer.
+Offsets and headers of pages are parsed here, from Thrift's compact protocol, because pyarrow 26 aborts the process when
+it reads a column's metadata from a damaged footer.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ BYTES_READ = 2**26
 # read-ahead is dropped at each turn.
 BUFFER_BYTES, READ_AHEAD = 2**23, 2**20
 
-MOST_PAGE_BYTES = 2**29  # of a page in memory; writers make pages of 1 MiB, or of a thousand longer values
-HEADER_BYTES = 32  # the first three fields of a header are in these
+MOST_PAGE_BYTES = 2**29  # size of a page in memory; writers make pages of 1 MiB, or of a thousand longer values
+HEADER_BYTES = 32  # enough for the first three fields of a page's header
 TAIL_BYTES = 8  # the footer's length and Parquet's magic number
 DICTIONARY = 2
 TRUE, FALSE, BYTE, SHORT, INTEGER, LONG, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
@@ -41,7 +41,7 @@ TRUE, FALSE, BYTE, SHORT, INTEGER, LONG, DOUBLE, BINARY, LIST, SET, MAP, STRUCT 
 
 @dataclass(frozen=True)
 class Footer:
-    """A footer: rows of each row group, the columns, and a digest of the file's name, size and footer."""
+    """Contents of a footer: rows per row group, schema, and a digest of the file's name, size and footer."""
 
     groups: tuple[int, ...]
     schema: pa.Schema
@@ -49,23 +49,26 @@ class Footer:
 
 
 class FirstPage(NamedTuple):
-    """A column chunk's first page: its top-level column and its offset."""
+    """First page of a column chunk: the name of its top-level column, and the page's offset in the file."""
 
     column: str
     offset: int
 
 
 def open_parquet(stored: pa.NativeFile, **options: Any) -> pq.ParquetFile:
-    """Open a Parquet file; each page that has a checksum is verified when it is read.
+    """Open a Parquet file. Each page that has a checksum is verified when it is read.
 
-    Verification costs a twentieth of the reading time. It found all of 400 bytes changed in pages; without it, 313 of
-    them were read as other values.
+    Verification takes a twentieth of the reading time. When 400 bytes in pages were changed, it found all of them.
+    Without verification, 313 of them were read as other values.
     """
     return pq.ParquetFile(stored, page_checksum_verification=True, **options)
 
 
 def read_footer(file: File) -> Footer:
-    """Read only the footer; it holds statistics and offsets of every column chunk."""
+    """Read only the footer of a file.
+
+    A footer holds statistics and offsets of every column chunk, and the digest covers them.
+    """
     with open_stored(file) as stored:
         parquet = open_parquet(stored)
         groups = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
@@ -78,9 +81,10 @@ def read_footer(file: File) -> Footer:
 
 
 def rows_between(file: File, start: int, stop: int, schema: pa.Schema, required: str) -> Iterator[pa.RecordBatch]:
-    """Yield rows `start` to `stop` with the columns and types of `schema`, ROWS_PER_BATCH or BATCH_BYTES at a time.
+    """Yield batches of rows `start` to `stop`, with the columns and types of `schema`.
 
-    Text in the required column is valid UTF-8.
+    A batch has at most ROWS_PER_BATCH rows and BATCH_BYTES bytes, unless a single row is larger. Text in the required
+    column is valid UTF-8.
     """
     with open_stored(file, READ_AHEAD) as stored:
         parquet = open_parquet(stored, buffer_size=BUFFER_BYTES, pre_buffer=False)
@@ -93,7 +97,7 @@ def rows_between(file: File, start: int, stop: int, schema: pa.Schema, required:
 
 
 def valid_text(column: pa.Array) -> pa.Array:
-    """Replace bytes that are not UTF-8 by U+FFFD; readers of Parquet do not check text."""
+    """Replace bytes of text that are not UTF-8 by U+FFFD, since readers of Parquet do not check text."""
     if not is_text(column.type):
         return column
     try:
@@ -107,7 +111,7 @@ def valid_text(column: pa.Array) -> pa.Array:
 def _slices(
     file: File, stored: pa.NativeFile, parquet: pq.ParquetFile, rows: range, schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows a few at a time, one row group after the other."""
+    """Yield the rows in small batches, one row group after the other."""
     start, stop, first_row = rows.start, rows.stop, 0
     pages: list[list[FirstPage]] = []
     for group in range(parquet.num_row_groups):
@@ -115,7 +119,7 @@ def _slices(
         if first_row < stop and start < first_row + metadata.num_rows:
             position = first_row
             size = _rows_read(metadata)
-            # In a store the footer is trusted for small groups: reading each column's header would fetch READ_AHEAD.
+            # In a remote file, the footer is trusted for small groups: each header read would fetch READ_AHEAD bytes.
             if not is_url(file.url) or metadata.total_byte_size > BYTES_READ // FEWEST_ROWS_READ:
                 pages = pages or first_pages(stored, parquet.num_row_groups)
                 size = min(size, _rows_of_dictionaries(stored, pages[group], schema))
@@ -155,15 +159,18 @@ def _cast(rows: pa.RecordBatch, schema: pa.Schema, file: File) -> pa.RecordBatch
 
 
 def _rows_read(group: pq.RowGroupMetaData) -> int:
-    """Return the number of a group's rows to read at a time."""
-    size = max(1, group.total_byte_size)  # not of its columns: pyarrow 26 aborts the process if their sizes are damaged
+    """Return the number of rows to read at a time from a row group."""
+    size = max(1, group.total_byte_size)  # not the columns' sizes: if damaged, pyarrow 26 aborts the process
     on_average = BATCH_BYTES * group.num_rows // size
     at_worst = max(FEWEST_ROWS_READ, BYTES_READ // size)
     return int(max(1, min(MOST_ROWS_READ, on_average, at_worst)))
 
 
 def _rows_of_dictionaries(stored: pa.NativeFile, pages: Sequence[FirstPage], schema: pa.Schema) -> int:
-    """Return the number of rows to read at a time if each may be as large as a column's whole dictionary."""
+    """Return the number of rows to read at a time, judging by the largest dictionary of the columns in `schema`.
+
+    A single row may be as large as a whole dictionary.
+    """
     sizes = (dictionary_bytes(stored, page) for page in pages if page.column in schema.names)
     return max(1, BYTES_READ // max(1, *sizes, 1))
 
@@ -178,7 +185,7 @@ def _halved(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 def first_pages(stored: pa.NativeFile, groups: int) -> list[list[FirstPage]]:
-    """Return the first page of every column chunk, by row group.
+    """Return the first page of every column chunk, as one list per row group.
 
     Raises:
         MalformedError: if the footer lacks the pages' offsets, or does not have `groups` row groups.
@@ -217,7 +224,7 @@ def dictionary_bytes(stored: pa.NativeFile, page: FirstPage) -> int:
 
 
 def _first_page(footer: "_Compact") -> FirstPage:
-    """Parse the next column chunk."""
+    """Parse the footer's next column chunk, and return the first page of the chunk."""
     offsets: dict[int, int] = {}
     column = ""
     for _ in footer.fields_of(3):
@@ -232,7 +239,7 @@ def _first_page(footer: "_Compact") -> FirstPage:
 
 
 def _kind_and_size(header: bytes) -> tuple[int, int]:
-    """Return a page's type and size from its header; zeros for an invalid header, which Arrow refuses later."""
+    """Return a page's type and size from its header, or zeros for an invalid header, which Arrow refuses later."""
     read, values = _Compact(header), {1: 0, 2: 0}
     try:
         for field, kind in read.fields():
@@ -258,7 +265,7 @@ class _Compact:
             yield field, byte & 0x0F
 
     def fields_of(self, number: int) -> Iterator[int]:
-        """Yield the type of the field with this number; skip all others."""
+        """Yield the type of the field with this number, and skip all other fields."""
         for field, kind in self.fields():
             if field == number:
                 yield kind
@@ -284,7 +291,7 @@ class _Compact:
         return self.content[self.at - length : self.at].decode(errors="replace")
 
     def skip(self, kind: int) -> None:
-        """Skip a value."""
+        """Skip a value of the type `kind`."""
         if kind in (BYTE, DOUBLE):
             self.at += 1 if kind == BYTE else 8
         elif kind in (SHORT, INTEGER, LONG):

@@ -1,6 +1,6 @@
 """Stores behind URLs: their filesystems and open files, with three kinds of errors that say what to do.
 
-Filesystems differ in the errors that they raise. Here a ValueError is the fault of the caller or of the file;
+Filesystems differ in the errors that they raise. Here, ValueError is the fault of the caller or of the file, while
 FileNotFoundError and ConnectionError may be temporary.
 """
 
@@ -18,7 +18,7 @@ PASSING_STATUSES = (408, 425, 429)  # HTTP: the same request may succeed later, 
 
 
 class RemoteFile:
-    """A filesystem's open file, for Arrow's readers, with errors that name the URL."""
+    """Open file of a filesystem, for Arrow's readers. Its errors name the URL."""
 
     def __init__(self, stored: Any, url: str, size: int) -> None:
         self._stored, self._url, self._size = stored, url, size
@@ -27,7 +27,10 @@ class RemoteFile:
         return getattr(self._stored, name)
 
     def read(self, size: int) -> bytes:
-        """Read exactly `size` bytes, or all up to the end; a response of unknown length could be cut short silently."""
+        """Read exactly `size` bytes, or all bytes up to the end of the file.
+
+        The number of bytes is checked, since a response of unknown length may end early without an error.
+        """
         parts: list[bytes] = []
         with reaching(self._url):
             left = min(size, self._size - self._stored.tell())
@@ -44,7 +47,11 @@ class RemoteFile:
 
 
 def filesystem_of(url: str) -> tuple[AbstractFileSystem, str]:
-    """Return the filesystem of a URL and the path in it; listings are not cached, since they could be outdated."""
+    """Return the filesystem of a URL and the path in it. Listings are not cached, since they could be outdated.
+
+    Raises:
+        ValueError: if the URL chains filesystems, or needs a package that is not installed.
+    """
     if "::" in url:
         raise ValueError(f"{url} chains filesystems with `::`; name files in a single filesystem")
     try:
@@ -56,7 +63,9 @@ def filesystem_of(url: str) -> tuple[AbstractFileSystem, str]:
 
 @contextmanager
 def reaching(url: str) -> Iterator[None]:
-    """Convert all errors of filesystems into three kinds, without chaining, since a chain would show credentials.
+    """Convert all errors of filesystems into three kinds.
+
+    The converted errors do not chain the original ones, which could show credentials.
 
     Raises:
         ValueError: if the filesystem cannot do what is requested, for example if a server does not serve parts of
@@ -77,7 +86,10 @@ def reaching(url: str) -> Iterator[None]:
 
 
 def is_answer(error: FileNotFoundError) -> bool:
-    """True if the store reports that there is no file; fsspec's HTTP filesystem raises this error for any failure."""
+    """True if a FileNotFoundError is the store's answer that there is no such file.
+
+    fsspec's HTTP filesystem raises FileNotFoundError for any other failure, too.
+    """
     cause = error.__cause__
     if isinstance(cause, ClientResponseError):
         return cause.status < 500 and cause.status not in PASSING_STATUSES
@@ -85,5 +97,5 @@ def is_answer(error: FileNotFoundError) -> bool:
 
 
 def _describe(error: Exception) -> str:
-    """Return the error's text, or the text of its cause for a missing file."""
+    """Return the text of an error or, if it is a FileNotFoundError with a cause, the text of the cause."""
     return describe((isinstance(error, FileNotFoundError) and error.__cause__) or error)

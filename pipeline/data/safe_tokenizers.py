@@ -1,7 +1,8 @@
-"""Safe use of untrusted tokenizers: bounded in time and memory, deterministic, with errors of one line.
+"""Safe use of untrusted tokenizers: bounded time and memory, deterministic results, and errors of one line.
 
-A tokenizer is a program that runs on every document. Text is never encoded as a control token. A pattern that is slow
-without reaching the library's limit, for example by many searches just below it, is not detected.
+A tokenizer is a program that runs on every document. Text is never encoded as a control token. There is one gap: a
+regex pattern is not detected if it is slow without reaching the library's limit, for example because of many searches
+just below the limit.
 """
 
 import json
@@ -22,9 +23,9 @@ LOG = logging.getLogger(__name__)
 FAILURE = "the tokenizer fails on a document; leave the document out, or use another tokenizer"
 
 MOST_IDS, IDS_A_TOKEN = 2**20, 4
-"""Bounds on the highest id. Ids may be skipped, for example to place tokens at round numbers, but an embedding has a
-row for each skipped id."""
-MOST_GROWTH = 64  # of a text by replacements: 1 for the usual normalizers, which replace single characters
+"""Bounds on token ids: they must be below MOST_IDS, or below IDS_A_TOKEN times the number of tokens. A tokenizer may
+skip ids, for example to place tokens at round numbers, but an embedding has a row for each skipped id."""
+MOST_GROWTH = 64  # factor by which replacements lengthen a text; 1 for usual normalizers, which replace characters
 MOST_WORD = 10**4  # characters; WordPiece takes time in proportion to their square
 MOST_AFFIX = 64  # characters that BPE and WordPiece add to each piece that they look up
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -50,7 +51,7 @@ def require_bounded(tokenizer: Tokenizer, file: Path) -> None:
     """Check that a tokenizer's use of memory and time is bounded.
 
     Raises:
-        ValueError: if the tokenizer may take too much of either.
+        ValueError: if the tokenizer may need too much memory or time.
     """
     ids = tokenizer.get_vocab(with_added_tokens=True).values()
     if max(ids, default=0) >= max(MOST_IDS, IDS_A_TOKEN * len(ids)):
@@ -67,7 +68,10 @@ def require_bounded(tokenizer: Tokenizer, file: Path) -> None:
 
 
 def without_dropout(tokenizer: Tokenizer, file: Path) -> None:
-    """Turn off dropout of merges, which is meant for training: a document would get different tokens each time."""
+    """Turn off the dropout of merges in a tokenizer, which is meant for training, and log a warning.
+
+    With dropout, a document would get different tokens each time.
+    """
     if getattr(tokenizer.model, "dropout", None):
         _note_dropout(file, tokenizer.model.dropout)
         tokenizer.model.dropout = None
@@ -82,10 +86,10 @@ def keep_text(tokenizer: Tokenizer) -> None:
 
 
 def readable_from_text(tokenizer: Tokenizer) -> list[str]:
-    """Return the special tokens and byte tokens that the tokenizer produces from their own text.
+    """Return the special tokens and byte tokens to which the tokenizer encodes text that merely spells their names.
 
-    Each text is tried by itself, as a word and within a word. Only tokens that are absent without the text count, since
-    a token may also represent unknown characters of the surrounding text.
+    Each name is tried by itself, as a word and within a word. The token must become more frequent when the name is
+    added, since a token may also represent unknown characters of the surrounding text.
     """
     added = tokenizer.get_added_tokens_decoder().values()
     special = [token.content for token in added if token.special and token.content]
@@ -107,7 +111,7 @@ def _note_dropout(file: Path, dropout: float) -> None:
 
 
 def _growth(normalizer: Any) -> float:
-    """Return the factor by which replacements can lengthen a text."""
+    """Return the largest factor by which a normalizer with these settings can lengthen a text."""
     if normalizer is None:
         return 1
     if normalizer["type"] == "Sequence":
@@ -127,13 +131,16 @@ def _unsound(file: Path, property_: str) -> ValueError:
 
 
 def _encoded(tokenizer: Tokenizer, tokens: Iterable[str]) -> list[Encoding]:
-    """Encode each token's text in all PLACES, one token after the other."""
+    """Return the encodings of each token's text in all PLACES, token by token."""
     texts = [place.format(token) for token in tokens for place in PLACES]
     return tokenizer.encode_batch_fast(texts, add_special_tokens=False)
 
 
 def _first_characters(tokens: list[str]) -> str:
-    """Return a pattern that matches the first character of a token if its other characters follow."""
+    """Return a regex for the first characters of tokens.
+
+    It matches only where the other characters of a token follow.
+    """
     rest = defaultdict(list)
     for token in tokens:
         rest[token[0]].append(re.escape(token[1:]))

@@ -1,4 +1,4 @@
-"""A built-in sample of documents: the English help texts that every CPython ships, shaped like FineWeb rows."""
+"""Built-in sample of documents: the English help texts that every CPython ships, with the columns of FineWeb."""
 
 import platform
 from pathlib import Path
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from schemas.rows import FINEWEB
 
-MOST_CHARACTERS = 4000  # of a topic, cut at a paragraph's end: whole topics would triple the time of the demo
+MOST_CHARACTERS = 4000  # of a topic, which is cut after a paragraph: whole topics would triple the time of the demo
 SAMPLE_NAME = f"CPython {platform.python_version()} help topics (built-in sample)"
 
 

@@ -43,7 +43,10 @@ def annotated_rows(
     entropies: Mapping[str, Sequence[np.ndarray]],
     schema: pa.Schema,
 ) -> pa.Table:
-    """Make a table of the source rows, in order, with the columns of `schema`. NaN in a label becomes null."""
+    """Return a table of the source rows and their annotations, in order, with the columns of `schema`.
+
+    NaN in a label becomes null.
+    """
     labels = {name: (_rank_lists if name == RANK else _entropy_lists)(arrays) for name, arrays in entropies.items()}
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int32)
     columns = {
@@ -65,9 +68,9 @@ def write_shard(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> st
 
 
 class ShardWriter:
-    """Writer of one Parquet file of annotated rows, which gets its name once it is finished.
+    """Writer of one shard, a Parquet file of annotated rows. The file gets its name only when it is finished.
 
-    Entropies are dictionary-encoded: rounded to 1/128 nat, they have a few thousand distinct values.
+    Entropies are dictionary-encoded. They are rounded to 1/128 nat and so have only a few thousand distinct values.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
@@ -98,14 +101,14 @@ class ShardWriter:
             self.unfinished.unlink(missing_ok=True)
 
     def write(self, table: pa.Table) -> None:
-        """Add rows."""
+        """Add a table of rows to the shard."""
         for part in _parts(table):
             if self.row_group and sum(held.nbytes for held in self.row_group) + part.nbytes > ROW_GROUP_BYTES:
                 self._write_row_group()
             self.row_group.append(part)
 
     def finish(self) -> tuple[str, int]:
-        """Finish the file under its name; return its sha256 and its size in bytes."""
+        """Finish the file and give it its name. Return its sha256 and its size in bytes."""
         if self.row_group:
             self._write_row_group()
         self.parquet.close()
@@ -117,7 +120,7 @@ class ShardWriter:
 
 
 def _parts(table: pa.Table) -> Iterable[pa.Table]:
-    """Split a table into slices that fit into a row group, or a single row."""
+    """Split a table into slices that each fit into a row group. A larger row is a slice by itself."""
     rows = max(1, len(table) * ROW_GROUP_BYTES // max(1, table.nbytes))
     return (table.slice(start, rows) for start in range(0, len(table), rows))
 
@@ -144,9 +147,10 @@ def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
 
 
 def mean_entropies(lists: pa.ListArray) -> pa.Array:
-    """Return the mean of each list, float32; null for a list without values.
+    """Return the mean of each list of entropies, float32; null for a list without values.
 
-    Sums of multiples of ROUNDING_NATS are exact in float64 in any order, so differences of running sums are too.
+    The means use differences of running sums. These are exact: entropies are multiples of ROUNDING_NATS, and sums of
+    such multiples are exact in float64 in any order.
     """
     labelled = lists.values.is_valid().to_numpy(zero_copy_only=False)
     sums = np.append(0, np.cumsum(lists.values.fill_null(0).to_numpy(), dtype=np.float64))
@@ -157,7 +161,7 @@ def mean_entropies(lists: pa.ListArray) -> pa.Array:
 
 @contextmanager
 def reading_shard(file: File) -> Iterator[None]:
-    """Add to an error of a damaged shard the command that repairs its dataset.
+    """If a shard turns out to be damaged, add the command that repairs its dataset to the error.
 
     Raises:
         DamagedError: if the shard is damaged.
@@ -171,7 +175,7 @@ def reading_shard(file: File) -> Iterator[None]:
 
 @contextmanager
 def open_shard(file: File) -> Iterator[pq.ParquetFile]:
-    """Open a shard; its pages are verified against their checksums.
+    """Open a shard. Its pages are verified against their checksums when they are read.
 
     Raises:
         DamagedError: if the shard is damaged.
@@ -192,7 +196,7 @@ def shard_schema(shard: Path) -> pa.Schema:
 
 
 def inspect_shard(file: File) -> FileInfo:
-    """Return the rows, columns and digest of a shard, from its footer.
+    """Return the number of rows, the columns and the digest of a shard, read from its footer.
 
     Raises:
         ValueError, OSError: as inspect_file does.

@@ -1,7 +1,8 @@
-"""Rows without a usable document: long documents become null, and both long and empty ones are counted and reported.
+"""Rows without a usable document: documents that are too long become null and, like empty documents, are counted.
 
-Reading and labelling need memory in proportion to the longest document, and its length is unknown until it is read:
-9 kB of Zstandard may hold 300 MB of text. The rows are kept, so that row numbers do not change.
+Reading and labelling need memory in proportion to the longest document. The length of a document is unknown until it is
+read, since 9 kB of Zstandard may hold 300 MB of text. Rows without a usable document are kept, so that row numbers do
+not change.
 """
 
 import logging
@@ -22,7 +23,10 @@ LOG = logging.getLogger(__name__)
 
 
 def without_long(rows: pa.RecordBatch, name: str, longest: int) -> pa.RecordBatch:
-    """Replace documents of more than `longest` bytes (four per token id) by null, and count them in the batch."""
+    """Replace documents of more than `longest` bytes by null, and count them in the batch.
+
+    The size of a tokenized document is four bytes per token id.
+    """
     if longest >= NO_BOUND:
         return rows
     column = rows.column(name)
@@ -36,7 +40,7 @@ def without_long(rows: pa.RecordBatch, name: str, longest: int) -> pa.RecordBatc
 
 
 def counting(rows: pa.RecordBatch, too_long: int) -> pa.RecordBatch:
-    """Add to the count of documents that were too long, which is kept in the batch's metadata."""
+    """Return the batch, with `too_long` added to the number of too long documents in its metadata."""
     if not too_long:
         return rows
     count = b"%d" % (too_long_rows(rows) + too_long)
@@ -44,24 +48,30 @@ def counting(rows: pa.RecordBatch, too_long: int) -> pa.RecordBatch:
 
 
 def too_long_rows(rows: pa.RecordBatch) -> int:
-    """Return the number of rows of an unmodified batch whose document was too long."""
+    """Return the number of too long documents, as recorded in a batch's metadata.
+
+    The batch must be unmodified.
+    """
     return int((rows.schema.metadata or {}).get(TOO_LONG_KEY, 0))
 
 
 def empty_rows(column: pa.Array) -> int:
-    """Count the texts, or lists of token ids, that are null or empty."""
+    """Return the number of documents, given as texts or lists of token ids, that are null or empty."""
     return int(pc.sum(pc.equal(_lengths(column).fill_null(0), 0)).as_py() or 0)
 
 
 def replaced_rows(column: pa.Array) -> int:
-    """Count the texts with U+FFFD, which replaces invalid Unicode; 0 for token ids."""
+    """Return the number of texts with U+FFFD, which replaces invalid Unicode; 0 for lists of token ids."""
     if pa.types.is_nested(column.type):
         return 0
     return int(pc.sum(pc.match_substring(column, REPLACEMENT)).as_py() or 0)
 
 
 def counted(batches: Iterable[pa.RecordBatch], place: str) -> Iterator[pa.RecordBatch]:
-    """Yield the batches unchanged; at the end, warn of empty, long and invalid documents in their first column."""
+    """Yield the batches unchanged, and warn at the end about documents in their first column.
+
+    There are warnings about documents that are empty, too long or not valid Unicode.
+    """
     rows = empty = replaced = long = 0
     for batch in batches:
         rows += len(batch)
@@ -79,10 +89,10 @@ def counted(batches: Iterable[pa.RecordBatch], place: str) -> Iterator[pa.Record
 
 @cache
 def _warn_once(message: str) -> None:
-    """Warn once, even if the same documents are read several times."""
+    """Log a warning once, even if the same documents are read several times."""
     LOG.warning(message)
 
 
 def _lengths(column: pa.Array) -> pa.Array:
-    """Return the bytes of each text, or the number of token ids of each list; null for a null."""
+    """Return the number of bytes of each text, or of token ids in each list. The length of a null is null."""
     return pc.list_value_length(column) if pa.types.is_nested(column.type) else pc.binary_length(column)

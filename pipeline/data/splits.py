@@ -1,9 +1,9 @@
 """Splits and configurations of a data folder, selected as in `datasets.load_dataset`.
 
-They are declared by `configs` in the folder's card (README.md), or else follow from the names of its files and folders.
-The patterns are those of `datasets`, which need not be installed where models are trained. They are matched against a
-single listing of the folder. Only the files of the format with the most bytes are read, since many tables come with
-logs and statistics in JSON.
+`configs` in the folder's card (README.md) may declare them. Otherwise they follow from the names of the folder's files
+and subfolders. The patterns for names are those of `datasets`, which need not be installed where models are trained.
+Patterns are matched against a single listing of the folder. If there are several formats, only files of the format with
+the most bytes are read, since many tables come with logs and statistics in JSON.
 """
 
 import re
@@ -40,23 +40,26 @@ class Selection:
 
     files: Sequence[File]
     choice: str
-    """The configuration and the split, each only if there were several."""
+    """Selected configuration and split, each only if the folder has several of them."""
     notes: Sequence[str]
     """Messages about what was selected and left out."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Paths of a configuration: those that are read, by split, and those that are left out, by reason."""
+    """Paths of a configuration's files.
+
+    `splits` has the files to read, by split. `left_out` has the files that are left out, by reason.
+    """
 
     splits: Mapping[str, Sequence[str]]
     left_out: Mapping[str, Sequence[str]]
 
 
 def select(folder: Folder, split: str | None = None, config_name: str | None = None) -> Selection:
-    """Select the named split and configuration, or the defaults of `load_dataset`.
+    """Select the named split and configuration of a folder, or the defaults of `load_dataset`.
 
-    The default is `train` if there are several splits; `all` reads them one after the other.
+    If there are several splits, the default is `train`. The split `all` means all splits, one after the other.
 
     Raises:
         ValueError: if there is no such split or configuration, or no default, or if the card cannot be read.
@@ -90,10 +93,13 @@ def left_out_note(url: str, reason: str, paths: Sequence[str]) -> str:
 
 
 def configs_of(folder: Folder) -> dict[str, Mapping[str, Any]]:
-    """Return the configurations that the folder's card declares, or a single one that declares nothing.
+    """Return the settings of each configuration that the folder's card declares, by the configuration's name.
+
+    If the card declares none, return a single configuration without settings.
 
     Raises:
-        ValueError: if the card's front matter is not YAML, or its `configs` have another form than in `datasets`.
+        ValueError: if the card's front matter is not YAML, or the form of its `configs` differs from that of
+            `datasets`.
     """
     declared = _front_matter(folder).get("configs")
     if not declared:
@@ -104,10 +110,13 @@ def configs_of(folder: Folder) -> dict[str, Mapping[str, Any]]:
 
 
 def contents_of(folder: Folder, config: Mapping[str, Any]) -> Contents:
-    """Return the splits of a configuration, by its declared patterns or else by the names of files.
+    """Return the paths of a configuration's files, by split, and the paths that are left out.
+
+    Splits are given by the configuration's patterns or, if it declares none, by the names of files.
 
     Raises:
-        ValueError: if its patterns have another form than in `datasets`, or reach outside the folder.
+        ValueError: if the form of the patterns differs from that of `datasets`, or a pattern reaches outside the
+            folder.
     """
     inside = PurePosixPath(config.get("data_dir") or "")
     paths = {str(PurePosixPath(path).relative_to(inside)): path for path in folder.files if _is_below(path, inside)}
@@ -133,7 +142,7 @@ def contents_of(folder: Folder, config: Mapping[str, Any]) -> Contents:
 
 
 def by_names(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Divide paths into splits by the names of files or folders; all are `train` if no name indicates a split."""
+    """Divide paths into splits by the names of files or folders. All are in `train` if no name indicates a split."""
     paths = list(paths)
     shards = {path: match[1] for path in paths if (match := SHARD.fullmatch(path))}
     if shards:
@@ -150,7 +159,7 @@ def by_names(paths: Iterable[str]) -> dict[str, list[str]]:
 
 
 def matching(paths: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """Return the paths that match a pattern, in the order of the patterns and, within a pattern, of the paths."""
+    """Return the paths of data files that match any pattern, in the order of the patterns and then of the paths."""
     paths = list(paths)
     matches = (path for pattern in patterns for path in _matched(paths, pattern) if is_data(path, pattern))
     return list(dict.fromkeys(matches))
@@ -192,7 +201,7 @@ def _front_matter(folder: Folder) -> Mapping[str, Any]:
 
 
 def _declared_patterns(folder: Folder, declared: object) -> dict[str, list[str]]:
-    """Return the patterns by split, from any form that `data_files` of a card may have."""
+    """Return lists of patterns by split. `declared` has any form that `data_files` in a card may have."""
     entries: list[Any] = declared if isinstance(declared, list) else [declared]
     if all(isinstance(entry, str) for entry in entries):
         entries = [{"split": TRAIN, "path": entries}]
@@ -215,7 +224,7 @@ def _relative(folder: Folder, pattern: str) -> str:
 
 
 def _of_one_format(folder: Folder, paths: Mapping[str, str]) -> tuple[dict[str, None], str]:
-    """Return the paths of the format with the most bytes, in order, and this format."""
+    """Return the paths of the files in the format with the most bytes, in order, and the name of this format."""
     files = {path: folder.files[whole] for path, whole in paths.items()}
     sizes: Counter[str] = Counter()
     for file in files.values():

@@ -1,7 +1,7 @@
-"""Content of local and remote files: verified to be unchanged, decompressed in bounded memory, and checked to be UTF-8.
+"""Content of local and remote files: unchanged since they were found, decompressed in bounded memory, and in UTF-8.
 
-A malformed or damaged file is refused with a message that names it and says what to do. A disk or a store that fails
-raises its own error, since the failure may be temporary.
+A malformed or damaged file causes an error that names the file and says what to do. Errors of disks and stores are
+raised unchanged, since such failures may be temporary.
 """
 
 import bz2
@@ -34,7 +34,7 @@ MARKS: Mapping[bytes, str] = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 
-# Encodings without a mark, by which of the first four bytes are zero if the text begins with ASCII.
+# Encodings of text without a mark. True in a key means a zero among the first four bytes if the text begins with ASCII.
 ZEROS: Mapping[tuple[bool, ...], str] = {
     (False, True, False, True): "UTF-16LE",
     (True, False, True, False): "UTF-16BE",
@@ -53,11 +53,14 @@ TOO_MUCH = ("too much memory", "Memory usage limit exceeded")
 
 
 class MalformedError(ValueError):
-    """Malformed content of a file; the message continues a sentence that begins with the file's name."""
+    """Error for malformed content of a file. Its message continues a sentence that begins with the file's name."""
 
 
 class DamagedError(ValueError):
-    """A file that cannot be read in the format that its name indicates; the message has the damage and the advice."""
+    """Error for a file that cannot be read in the format that its name indicates.
+
+    The message describes the damage and gives advice.
+    """
 
     def __init__(self, damage: str, advice: str) -> None:
         super().__init__(damage, advice)  # both, so that the error can be pickled
@@ -69,7 +72,7 @@ class DamagedError(ValueError):
 
 @contextmanager
 def reading(file: File) -> Iterator[None]:
-    """Add the file's name to errors of malformed or undecodable content; pass errors of disks and stores unchanged.
+    """Add the file's name to errors of malformed or undecodable content. Errors of disks and stores pass unchanged.
 
     Raises:
         DamagedError: if the file cannot be decoded.
@@ -89,9 +92,10 @@ def reading(file: File) -> Iterator[None]:
 
 
 def open_file(file: File) -> BinaryIO:
-    """Open the file's content, which is decompressed if the name has the extension of a compressed file.
+    """Open the content of a file. It is decompressed if the file's name has the extension of a compressed file.
 
-    Reading raises a bare OSError if the compressed data is truncated or damaged, and otherwise as `open_stored` says.
+    Reading raises an OSError without a number if the compressed data is truncated or damaged. It also raises the errors
+    that `open_stored` describes.
 
     Raises:
         ValueError, OSError: as open_stored does.
@@ -102,10 +106,11 @@ def open_file(file: File) -> BinaryIO:
 
 
 def open_stored(file: File, read_ahead: int | None = None) -> pa.NativeFile:
-    """Open the file's bytes as they are stored, for Arrow's readers; seekable if the filesystem can seek.
+    """Open the stored bytes of a file, without decompression, for Arrow's readers.
 
-    A remote file is read `read_ahead` bytes ahead, by default the number that its filesystem chooses. Reading it raises
-    ConnectionError if the store fails, never a bare OSError, which Arrow raises for damaged data.
+    The stream is seekable if the filesystem can seek. A remote file is read `read_ahead` bytes ahead, or as far as its
+    filesystem chooses if `read_ahead` is None. Reading a remote file raises ConnectionError if the store fails. It
+    never raises an OSError without a number, which would mean damaged data.
 
     Raises:
         ValueError: if the file has changed since it was found.
@@ -137,7 +142,7 @@ def _opened_remotely(url: str, read_ahead: int | None) -> tuple[File, pa.NativeF
 
 
 class Digested(io.RawIOBase):
-    """A stream that digests its content while `buffered` is read."""
+    """Stream that computes the sha256 of its content while `buffered` is read."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self._digest = stream, hashlib.sha256()
@@ -159,7 +164,7 @@ class Digested(io.RawIOBase):
 
 
 class Member(Protocol):
-    """Decompressor of one gzip member, Zstandard frame, bzip2 stream or xz stream, piece by piece."""
+    """Piecewise decompressor of one gzip member, Zstandard frame, bzip2 stream or xz stream."""
 
     @property
     def eof(self) -> bool: ...
@@ -181,8 +186,8 @@ MEMBERS: Mapping[str, Callable[[], Member]] = {
 class Decompressed(io.RawIOBase):
     """Stream of the decompressed content of a file.
 
-    Reading raises OSError without a number if the file is truncated or damaged, and MalformedError if decompression
-    takes too much memory.
+    Reading raises an OSError without a number if the file is truncated or damaged. It raises MalformedError if
+    decompression takes too much memory.
     """
 
     def __init__(self, stored: BinaryIO, compression: str) -> None:
@@ -209,7 +214,10 @@ class Decompressed(io.RawIOBase):
         super().close()
 
     def _contents(self, data: bytes) -> list[bytes]:
-        """Decompress some stored bytes; skip zeros between members and after the last, which are found on tapes."""
+        """Decompress the next stored bytes. Zeros between members and after the last member are skipped.
+
+        Files from tapes have such zeros.
+        """
         contents = []
         while data := data if self._member is not None else data.lstrip(b"\0"):
             self._member = self._member or MEMBERS[self._compression]()
@@ -230,14 +238,14 @@ class Decompressed(io.RawIOBase):
 
 
 class Utf8Decoder:
-    """Decoder of content in pieces, which counts lines."""
+    """Decoder of UTF-8 content that arrives in pieces. It counts lines for error messages."""
 
     def __init__(self, line: int = 1) -> None:
         self.line = line
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def decode(self, piece: bytes, *, final: bool = False) -> str:
-        """Decode a piece; an incomplete character at its end is kept for the next piece.
+        """Decode a piece. An incomplete character at the end of the piece is kept for the next call.
 
         Raises:
             MalformedError: if the piece is not UTF-8.
@@ -251,7 +259,7 @@ class Utf8Decoder:
 
 
 def decoded(content: bytes, line: int) -> str:
-    """Decode content that begins in line number `line`, counted from 1.
+    """Decode content. `line` is the number of its first line, counted from 1, for error messages.
 
     Raises:
         MalformedError: if the content is not UTF-8.
@@ -263,13 +271,13 @@ def decoded(content: bytes, line: int) -> str:
 
 
 def _not_utf8(error: UnicodeDecodeError, line: int) -> MalformedError:
-    """Return the error for content that begins in line number `line`."""
+    """Return an error that names the bad line. The content begins in line number `line`."""
     line += error.object.count(b"\n", 0, error.start)
     return MalformedError(f"is not UTF-8 in line {line:,}; convert it, for example with `iconv -f latin1 -t utf-8`")
 
 
 def require_narrow(beginning: bytes) -> None:
-    """Check that content is not in UTF-16 or UTF-32, as seen from its beginning.
+    """Check that content is not in UTF-16 or UTF-32, judging by its beginning.
 
     Raises:
         MalformedError: if it is in one of these encodings.

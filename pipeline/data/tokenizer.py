@@ -1,7 +1,7 @@
-"""Tokenizers, either loaded from the `tokenizer.json` of any fast Hugging Face tokenizer or trained.
+"""Tokenizers: loaded from the `tokenizer.json` of any fast Hugging Face tokenizer, or trained here.
 
-Special tokens are never added to text and never recognized in it: the characters `<|endoftext|>` in a document are
-encoded as ordinary text.
+Special tokens are never added to text and never recognized in it. For example, the characters `<|endoftext|>` in a
+document are encoded as ordinary text.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ SEPARATOR = "<|endoftext|>"
 BYTES = 256
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
-MOST_BYTES = 2**28  # of a tokenizer.json; a vocabulary of 260,000 tokens takes 35 MB
+MOST_BYTES = 2**28  # size of a tokenizer.json; one with 260,000 tokens has 35 MB
 TOKENIZED_ALREADY = "none"
 
 
@@ -82,19 +82,22 @@ def id_count(tokenizer: Tokenizer) -> int:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Return the token ids of each text, int32, without special tokens."""
+    """Return one int32 array of token ids per text, without special tokens."""
     return encode_column(tokenizer, pa.array(texts, pa.large_string()))
 
 
 def tokenizer_sha256(folder: Path, name: str = TOKENIZER_FILE) -> str | None:
-    """Return the digest of TOKENIZER_FILE, which determines all token ids, or of CONFIG_FILE; None if it is missing."""
+    """Return the sha256 of a tokenizer's file in a folder, or None if there is no such file.
+
+    `name` is TOKENIZER_FILE, which determines all token ids, or CONFIG_FILE.
+    """
     file = own_file(folder, name)
     return None if file is None else hashlib.sha256(read_bounded(file, MOST_BYTES)).hexdigest()
 
 
 @dataclass(frozen=True)
 class TokenSource:
-    """Source of token ids: a tokenizer and its folder, or neither if documents are already tokenized."""
+    """Source of token ids: a tokenizer and its folder. Both are None if documents are already tokenized."""
 
     vocabulary: int
     tokenizer: Tokenizer | None = None
@@ -124,9 +127,10 @@ def token_source(tokenizer: str, vocabulary: int | None) -> TokenSource:
 
 
 def declared_beginning(folder: Path) -> int | None:
-    """Return the id of the token that precedes a document; None without a tokenizer or a declared token.
+    """Return the id of the token that a folder's tokenizer declares for the beginning of a document.
 
-    It is the beginning-of-sequence token or, if that is missing, the end-of-sequence token.
+    This is the beginning-of-sequence token or, if that is missing, the end-of-sequence token. Return None if the folder
+    has no tokenizer configuration, or if neither token is declared.
     """
     file = own_file(folder, CONFIG_FILE)
     declared = {} if file is None else read_object(file)

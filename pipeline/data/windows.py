@@ -1,6 +1,7 @@
-"""Windows over documents for labelling: cut from the documents, padded in batches, with labels gathered by document.
+"""Windows for labelling: documents are cut into windows, windows are padded into batches, and labels are gathered.
 
-B windows of a batch, T tokens of the longest window, N tokens of all documents, W labels of a batch.
+Suffixes of array names: B windows of a batch, T tokens of the longest window, N tokens of all documents, W labels of a
+batch.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ RUN = 8
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `start` to `stop` of a document; tokens from `label_from` on get their labels from this window."""
+    """Tokens `start` to `stop` of a document. Tokens from `label_from` on get their labels from this window."""
 
     document: int
     start: int
@@ -27,7 +28,7 @@ class Window:
 
 
 def cover(document: int, tokens: int, *, window: int, overlap: int) -> Iterator[Window]:
-    """Yield windows over a document, each beginning `window - overlap` tokens after the previous one.
+    """Yield the windows of a document. Each begins `window - overlap` tokens after the previous window.
 
     Every token is labelled once, in the first window that contains it, where it has the most context.
     """
@@ -39,9 +40,10 @@ def cover(document: int, tokens: int, *, window: int, overlap: int) -> Iterator[
 
 
 def budget_groups(lengths: Sequence[int], budget: int) -> Iterator[slice]:
-    """Yield consecutive groups of lengths that stay within the budget when padded to the longest of the group.
+    """Divide the lengths of windows into consecutive groups, and yield each group as a slice.
 
-    `lengths` must be sorted, longest first. A length beyond the budget is a group by itself.
+    A group stays within the budget when all its windows are padded to the longest one. `lengths` must be sorted,
+    longest first. A length beyond the budget is a group by itself.
     """
     start = 0
     while start < len(lengths):
@@ -51,10 +53,10 @@ def budget_groups(lengths: Sequence[int], budget: int) -> Iterator[slice]:
 
 
 def sample_positions(tokens: int, share: float, random: np.random.Generator) -> np.ndarray:
-    """Select a random share of the positions, in runs of eight neighbours; return True for selected ones.
+    """Select a random share of the positions, in runs of eight neighbours, and return a bool for each position.
 
-    Exact labels of r neighbours need r + 1 code lengths, and those of r scattered positions 2 r. Runs of eight cost
-    1.1 code lengths per label instead of 2.
+    Exact labels of r neighbouring positions need r + 1 code lengths, while those of r scattered positions need 2 r.
+    Runs of eight thus cost 1.1 code lengths per label instead of 2.
     """
     if share >= 1:
         return np.ones(tokens, dtype=bool)
@@ -69,9 +71,9 @@ class WindowBatch:
 
     windows: tuple[Window, ...]
     ids_BT: np.ndarray
-    """int64"""
+    """Token ids, int64."""
     lengths_B: np.ndarray
-    """int64"""
+    """Number of tokens of each window, int64."""
     wanted_BT: np.ndarray
     """True where a label is requested."""
 
@@ -85,10 +87,11 @@ def window_batches(
     budget: int,
     border: int | None = None,
 ) -> list[WindowBatch]:
-    """Batch windows over all documents, longest first, with at most `budget` tokens or one window per batch.
+    """Cut documents into windows, and batch the windows, longest first.
 
-    No batch mixes windows of up to `border` tokens with longer ones. `wanted` has a bool for every token of every
-    document; windows without a wanted token are left out.
+    A padded batch has at most `budget` tokens, unless it has only one window. Windows of up to `border` tokens are not
+    in the same batch as longer windows. `wanted` has a bool for every token of every document. Windows in which no
+    token is to be labelled are left out.
     """
     pieces = [
         piece for index, ids in enumerate(documents) for piece in cover(index, len(ids), window=window, overlap=overlap)
@@ -113,7 +116,9 @@ def gather(
     labelled: Iterable[tuple[WindowBatch, Mapping[str, np.ndarray]]],
     columns: Sequence[str],
 ) -> dict[str, list[np.ndarray]]:
-    """Gather the values [B, T] of batches into one float32 array per document for every column; NaN if not wanted.
+    """Gather the values of all batches into one float32 array per document, for every column.
+
+    The values of a batch are [B, T]. A token without a wanted value gets NaN.
 
     Raises:
         ValueError: if a wanted value is not finite.
@@ -140,7 +145,10 @@ def _padded(ids_N: np.ndarray, wanted_N: np.ndarray, firsts: np.ndarray, windows
 
 
 def _places(firsts: np.ndarray, windows: Sequence[Window], columns: int) -> np.ndarray:
-    """Return indices [B, columns] of the windows' tokens, and of following ones, among the tokens of all documents."""
+    """Return the index of each token of each window among the tokens of all documents, [B, columns].
+
+    If a window has fewer than `columns` tokens, its row continues with the tokens that follow.
+    """
     start_B: np.ndarray = firsts[_of(windows, "document")] + _of(windows, "start")
     return start_B[:, None] + np.arange(columns)
 
@@ -150,5 +158,5 @@ def _of(windows: Sequence[Window], name: str) -> np.ndarray:
 
 
 def _borders(documents: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the index at which each document begins among the tokens of all documents, and the end of the last."""
+    """Return the index at which each document begins if all documents are joined, and the total number of tokens."""
     return np.cumsum([0, *map(len, documents)])

@@ -48,6 +48,11 @@ class Config:
     document: int = field(default=0, kw_only=True)
     """With --terminal, row of the document, counted from 0."""
 
+    def __post_init__(self) -> None:
+        if self.terminal and (ignored := [name for name in ("against", "by") if getattr(self, name) is not None]):
+            names = " and ".join(f"`{name}`" for name in ignored)
+            raise ValueError(f"`terminal` shows one document of one dataset; leave {names} out, or `terminal`")
+
 
 def report(config: Config) -> None:
     """Write a page that shows an annotated dataset, every token in the colour of its entropy."""

@@ -37,7 +37,7 @@ from pipeline.report.statistics import (
     value_name,
 )
 from pipeline.report.tokens import MOST_CHARACTERS, TokenTexts
-from schemas.annotations import LIMITS, ROUNDING_NATS
+from schemas.annotations import BETTER_MODEL, LIMITS, ROUNDING_NATS, SHIPPED_MODEL, Provenance
 from schemas.rows import is_text
 
 PAGE_FILE = "report.html"
@@ -138,10 +138,10 @@ def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, size: Sam
     statistics = sampled.statistics
     column, most = by or statistics.few_groups(columns), size.tokens_each(len(sampled.shown))
     documents, figures = _documents(sampled.shown, texts), measure_figures(source.series, statistics, texts)
-    notes = [*_notes(source, sampled, size, most), LIMITS[source.dataset.provenance.method]]
+    notes = [*_notes(source, sampled, size, most), *_limits(source.dataset.provenance)]
     return {
         "title": visible(short_name(source.dataset)),
-        "model": visible(source.dataset.provenance.labelled_by),
+        "model": visible(source.dataset.provenance.model),
         "told": [*map(visible, [*notes, CUT] if texts.cut else notes)],
         "rounding": ROUNDING_NATS,
         "levels": LEVELS,
@@ -188,6 +188,13 @@ def _notes(source: LabelledSource, sampled: Sampled, size: SampleSize, most_toke
         f"Shown: {len(sampled.shown):,} of {_documents_of(rows)}{shown}. "
         f"The figures below are of {_documents_of(statistics.documents)} with {statistics.tokens:,} tokens{drawn}."
     )
+
+
+def _limits(provenance: Provenance) -> Iterator[str]:
+    """Sentences about what the method and the model's labels lack."""
+    yield LIMITS[provenance.method]
+    if provenance.model == SHIPPED_MODEL:
+        yield f"The {SHIPPED_MODEL} is {BETTER_MODEL}."
 
 
 def _documents_of(count: int) -> str:

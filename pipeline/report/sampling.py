@@ -156,7 +156,7 @@ class LabelledSource:
                 if not np.array_equal(values[INPUT_IDS], other[INPUT_IDS]):
                     raise ValueError(
                         f"row {row} has other tokens in {self.against.source} than in {self.dataset.source}; "
-                        "compare labels of the same documents and tokenizer"
+                        f"{_remedy(self.dataset, self.against)}"
                     )
                 labels.append(other[ENTROPY])
             yield Document(row, values[INPUT_IDS], np.stack(labels), {name: values[name] for name in columns})
@@ -173,6 +173,20 @@ def short_name(dataset: AnnotatedDataset) -> str:
     found = SHARD.fullmatch(dataset.shards[0].url)
     assert found is not None
     return f"{found[1].rpartition('/')[2].partition('@')[0]}/{found[2]}"
+
+
+def _remedy(one: AnnotatedDataset, other: AnnotatedDataset) -> str:
+    """Say how labels of these datasets, whose tokens differ, can be compared."""
+    if one.tokenizer is None:
+        one, other = other, one
+    if one.tokenizer is None:
+        return "compare labels of the same documents and tokenizer"
+    if one.provenance.tokenizer_sha256 == other.provenance.tokenizer_sha256:
+        return "compare labels of the same documents"
+    return (
+        f"for the same documents, annotate those of {other.source} again with --tokenizer {one.tokenizer}, which moves "
+        "the labels to the same tokens"
+    )
 
 
 def _rows(dataset: AnnotatedDataset, names: Sequence[str], rows: range) -> Iterator[Row]:

@@ -135,28 +135,34 @@ class Agreement:
     """Agreement of two series of labels x and y, as sums over the tokens that have both."""
 
     labels: int = 0
-    sums: np.ndarray = field(default_factory=lambda: np.zeros(5))
-    """Sums of x, y, x², y² and xy."""
+    sums: np.ndarray = field(default_factory=lambda: np.zeros(6))
+    """Sums of x, y, x², y², xy and |x - y|."""
 
     def add(self, first_N: np.ndarray, other_N: np.ndarray) -> None:
         """Add a document's labels, float32 [N], NaN for tokens without a label."""
         both_N = ~np.isnan(first_N) & ~np.isnan(other_N)
         x, y = (labels_N[both_N].astype(np.float64) for labels_N in (first_N, other_N))
         self.labels += len(x)
-        self.sums += [x.sum(), y.sum(), x @ x, y @ y, x @ y]
+        self.sums += [x.sum(), y.sum(), x @ x, y @ y, x @ y, np.abs(x - y).sum()]
 
     def figures(self, series: Sequence[str]) -> Values | None:
-        """Names, number of labels, mean of x - y in nats, and squared correlation; None without common labels."""
+        """Return the page's values: names, number of labels, differences in nats, correlation and R².
+
+        Return None without labels. R² is that of y as a prediction of x. Correlation and R² are None if the labels do
+        not vary.
+        """
         if not self.labels:
             return None
-        x, y, xx, yy, xy = self.sums / self.labels
+        x, y, xx, yy, xy, apart = self.sums / self.labels
         of_x, of_y = xx - x * x, yy - y * y
         vary = min(of_x, of_y) > LEAST_VARIANCE
         return {
             "names": [visible(series[0]), visible(series[-1])],
             "labels": self.labels,
             "difference": float(x - y),
-            "r_squared": float((xy - x * y) ** 2 / (of_x * of_y)) if vary else None,
+            "absolute_difference": float(apart),
+            "squared_correlation": float((xy - x * y) ** 2 / (of_x * of_y)) if vary else None,
+            "r_squared": float(1 - (xx - 2 * xy + yy) / of_x) if of_x > LEAST_VARIANCE else None,
         }
 
 
@@ -185,7 +191,7 @@ def measure_figures(series: Sequence[str], statistics: Statistics, texts: TokenT
             "series": measure.series,
             "scale": _common(labels if index < len(series) else differences),
             **_figures(statistics, index),
-            **_tokens(statistics, index, texts),
+            **_tokens(statistics, index, texts, differs=index >= len(series)),
         }
         for index, measure in enumerate(measures)
     ]
@@ -212,12 +218,18 @@ def _figures(statistics: Statistics, measure: int) -> Values:
     }
 
 
-def _tokens(statistics: Statistics, measure: int, texts: TokenTexts) -> Values:
-    """Tokens with the highest and the lowest means: text, number of labels, mean."""
+def _tokens(statistics: Statistics, measure: int, texts: TokenTexts, *, differs: bool) -> Values:
+    """Tokens with the highest and the lowest means: text, number of labels, mean; no token is in both lists.
+
+    Tokens are divided in the middle of their ranks, or for a difference at 0.
+    """
     ranked = [
         (texts.alone(token), count, mean) for token, count, mean in statistics.by_token(measure, LEAST_OCCURRENCES)
     ]
-    return {"highest": ranked[:TOKENS_LISTED], "lowest": ranked[: -TOKENS_LISTED - 1 : -1]}
+    middle = (len(ranked) + 1) // 2
+    high = [row for row in ranked if row[2] > 0] if differs else ranked[:middle]
+    low = [row for row in ranked if row[2] < 0] if differs else ranked[middle:]
+    return {"highest": high[:TOKENS_LISTED], "lowest": low[: -TOKENS_LISTED - 1 : -1], "ranked": len(ranked)}
 
 
 def group_figures(column: str, statistics: Statistics) -> Values:

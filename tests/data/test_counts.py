@@ -17,7 +17,7 @@ ALPHABET = "ab é\x04\U0001f642<s>ñ"
 
 
 def byte_level(*, without: str = "") -> Tokenizer:
-    """Make a byte-level BPE tokenizer, possibly without tokens for some bytes, as that of SmolLM2."""
+    """Make a byte-level BPE tokenizer. Some bytes may lack a token, as in the tokenizer of SmolLM2."""
     pieces = [character for character in sorted(pre_tokenizers.ByteLevel.alphabet()) if character not in without]
     tokenizer = Tokenizer(models.BPE({piece: place for place, piece in enumerate(pieces)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -26,7 +26,7 @@ def byte_level(*, without: str = "") -> Tokenizer:
 
 
 def letters(unknown: str | None) -> Tokenizer:
-    """Make a BPE tokenizer of a few letters; others are dropped, or become an unknown token if there is one."""
+    """Make a BPE tokenizer of a few letters. Other letters are dropped, or become the unknown token if there is one."""
     pieces = [*"ab <s>", "?"]
     tokenizer = Tokenizer(models.BPE({piece: place for place, piece in enumerate(pieces)}, [], unk_token=unknown))
     tokenizer.decoder = decoders.Fuse()

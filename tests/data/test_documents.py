@@ -286,7 +286,7 @@ def test_an_empty_file_is_no_obstacle(tmp_path: Path) -> None:
 
 
 def test_files_are_widened_and_read_as_one(tmp_path: Path) -> None:
-    """Columns in another order, text of every kind, narrow numbers, and structs with an additional field."""
+    """The files have different orders of columns, types of text, widths of numbers, and fields of structs."""
     struct = pa.struct([pa.field("a", pa.int8(), nullable=False)])
     one = {
         "text": pa.array(["x"], pa.large_string()),

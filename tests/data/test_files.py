@@ -201,7 +201,7 @@ def test_members_and_frames_are_read_as_one(
 
 
 def test_skippable_frames_are_skipped(tmp_path: Path) -> None:
-    """pzstd writes one before each frame, with the frame's length."""
+    """pzstd writes a skippable frame before each frame, with the length of the following frame."""
     skippable = (0x184D2A50).to_bytes(4, "little") + (4).to_bytes(4, "little") + b"size"
     content = b"".join(skippable + compressed([part], "zstd") for part in (LINE, LINE * 3))
     with open_file(stored(tmp_path, content, "zstd")) as stream:

@@ -109,7 +109,7 @@ def test_a_pause_is_as_long_as_the_hub_requests(hub: Hub, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """Provide a clock that advances only in `sleep`; the Hub has not answered yet."""
+    """Provide a clock that advances only in `sleep`, and a process that the Hub has not answered yet."""
     now = [0.0]
     monkeypatch.setattr(hub_module, "ANSWERED", threading.Event())
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -1,4 +1,4 @@
-"""Objects of a JSON file: any layout of lines or an array has the same objects; anything else is refused by line."""
+"""Objects of a JSON file: the same in any layout of lines or an array, while anything else is refused by line."""
 
 import io
 import json
@@ -82,7 +82,7 @@ def test_any_layout_of_lines_gives_each_object(
 def test_damaged_content_is_refused_or_read_as_python_reads_it(
     rows: list[dict[str, Any]], array: bool, data: st.DataObject
 ) -> None:
-    """Objects that are read from a changed file are those that Python's parser reads from the whole or its lines."""
+    """Objects read from a changed file must be those that Python's parser reads from the whole file or its lines."""
     content = bytearray(
         ("[\n%s\n]" if array else "%s\n").encode()
         % (b",\n" if array else b"\n").join(json.dumps(row, ensure_ascii=True).encode() for row in rows)

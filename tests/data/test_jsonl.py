@@ -164,7 +164,7 @@ def test_a_value_that_does_not_fit_is_refused_with_its_object_number() -> None:
     schema = plain({"text": pa.string(), "x": pa.struct([("a", pa.list_(pa.int64()))])})
     for value, said in ((1, "a number"), ({"a": [1, "b"]}, "text"), ({"b": 1}, "an object"), ({"a": True}, "true or")):
         content = written([{"x": {"a": [1]}}, {"text": 5}]) + b"\n" + written([{"x": value}])
-        with pytest.raises(MalformedError, match=f"^has {said}.* in `x` of object 3;"):
+        with pytest.raises(MalformedError, match=f"^has {said}.* in column `x` of object 3;"):
             list(rows_between(io.BytesIO(content), 0, 9, schema, "text"))
 
 

@@ -113,7 +113,7 @@ def test_best_fit_cuts_only_whole_windows_off_longer_documents(lengths: list[int
 
 
 def slow_best_fit(sizes: list[int], room: int) -> list[list[int]]:
-    """Search all windows for each piece; of windows with equal room, take the first one opened."""
+    """Search all windows for each piece. If several windows have equal room, take the window that was opened first."""
     windows: list[list[int]] = []
     for piece in sorted(range(len(sizes)), key=lambda piece: (-sizes[piece], piece)):
         left = [room - sum(sizes[other] for other in window) for window in windows]

@@ -47,7 +47,7 @@ def in_order(splits: Mapping[str, Sequence[str]]) -> list[tuple[str, list[str]]]
 
 
 def by_datasets(root: Path, config: str | None = None) -> dict[str, list[str]]:
-    """Return the files of each split as `load_dataset` would read them, each file once."""
+    """Return the files of each split that `load_dataset` would read, in order, each only once."""
     found = datasets.load_dataset_builder(str(root), config).config.data_files
     return {
         str(split): list(dict.fromkeys(str(Path(file).relative_to(root.resolve())) for file in files))

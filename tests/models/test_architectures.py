@@ -68,9 +68,9 @@ def test_labels_in_bfloat16_match_the_models_own_logits(architecture: str) -> No
 def test_the_page_has_the_right_numbers_of_architectures() -> None:
     built = {architecture for architecture in ARCHITECTURES if not isinstance(built_or_reason(architecture), str)}
     (known,) = re.findall(
-        r"Of the (\d+) causal architectures .* build (\d+), .* The (\d+) that",
+        r"build (\d+) of the (\d+) causal architectures .* For (\d+) of them\s.* other\s(\d+),",
         PAGE.read_text(encoding="utf-8"),
         re.DOTALL,
     )
-    assert tuple(map(int, known)) == (len(ARCHITECTURES), len(built), len(built - REFUSED))
+    assert tuple(map(int, known)) == (len(built), len(ARCHITECTURES), len(built - REFUSED), len(REFUSED))
     assert built >= REFUSED

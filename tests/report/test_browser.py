@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from pipeline.messages import UNSAFE
 from pipeline.report.page import write_report
 from pipeline.report.palette import DARK, LIGHT, level_class
+from schemas.annotations import SHIPPED_MODEL
 from tests.annotated import write_annotated
 from tests.report.labelled_texts import HOSTILE, TEXTS, write_texts
 from tests.report.test_page import contents_of, nats_of
@@ -131,7 +133,12 @@ def test_documents_are_picked_by_steps_by_name_and_by_search(report: Opened) -> 
     assert document.text_content() == TEXTS[5]
     expect(report.page.locator("#next")).to_be_disabled()
     report.page.fill("#search", "nowhere to be found")
-    expect(report.page.locator("#picker")).to_have_text("No document has that.")
+    expect(report.page.locator("#hits")).to_have_text("no hits")
+    expect(report.page.locator("#picker option")).to_have_count(len(TEXTS))
+    assert document.text_content() == TEXTS[5]
+    report.page.click("#previous")
+    expect(report.page.locator("#picker")).to_have_value("4")
+    expect(report.page.locator("#hits")).to_have_text("no hits")
 
 
 def test_a_search_counts_marks_and_goes_through_its_hits(report: Opened) -> None:
@@ -153,6 +160,7 @@ def test_a_search_counts_marks_and_goes_through_its_hits(report: Opened) -> None
     expect(page.locator("#hits")).to_have_text(f"{counts[first]} of {counts[first]}{everywhere}")
     page.fill("#search", "")
     expect(page.locator("#panes .hit")).to_have_count(0)
+    expect(page.locator("#hits")).to_have_text("")
     expect(page.locator("#steps")).to_be_hidden()
 
 
@@ -181,6 +189,115 @@ def test_a_document_tells_its_cost_and_its_course(report: Opened) -> None:
     note = report.page.locator("#note")
     expect(note).to_contain_text(f"entropy: mean {shown['means'][0]:.3f} nats, {bits:.3f} bits per byte")
     assert report.page.locator("#course path.line").count() == 1
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_the_text_of_charts_keeps_its_size_at_every_width(report: Opened, width: int) -> None:
+    report.page.select_option("#picker", "5")
+    report.page.set_viewport_size({"width": width, "height": 844})
+    for name in ("course", "histogram", "positions"):
+        chart = report.page.locator(f"#{name} svg")
+        width_now = f"document.querySelector('#{name} svg').getBoundingClientRect().width"
+        drawn_for = f"Number(document.querySelector('#{name} svg').getAttribute('viewBox').split(' ')[2])"
+        report.page.wait_for_function(f"Math.abs({width_now} - {drawn_for}) < 1", timeout=10_000)
+        sizes = "svg => parseFloat(getComputedStyle(svg.querySelector('text')).fontSize) * svg.getScreenCTM().a"
+        assert chart.evaluate(sizes) >= 11
+        boxes = chart.locator("text").evaluate_all("texts => texts.map(text => text.getBoundingClientRect())")
+        assert all(box["left"] >= 0 and box["right"] <= width for box in boxes)
+        assert not [(one, other) for one, other in combinations(boxes, 2) if overlap(one, other)]
+    assert report.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def overlap(one: dict[str, float], other: dict[str, float]) -> bool:
+    """True if two boxes have more than a pixel in common."""
+    across = min(one["right"], other["right"]) - max(one["left"], other["left"])
+    down = min(one["bottom"], other["bottom"]) - max(one["top"], other["top"])
+    return across > 1 and down > 1
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_search_field_is_as_wide_as_the_page_or_makes_room_for_its_hits(report: Opened, width: int) -> None:
+    report.page.set_viewport_size({"width": width, "height": 844})
+    edges = "ids => ids.map(id => document.getElementById(id).getBoundingClientRect()).map(box => [box.right, box.top])"
+    (search, _), (legend, _) = report.page.evaluate(edges, ["search", "legend"])
+    assert search == pytest.approx(legend, abs=1)
+    report.page.fill("#search", "nowhere to be found")
+    (search, top), (hits, beside) = report.page.evaluate(edges, ["search", "hits"])
+    assert hits == pytest.approx(legend, abs=1) and search < hits and abs(beside - top) < 20
+
+
+def test_every_dot_is_the_mean_of_enough_labels(browser: Browser, tmp_path: Path) -> None:
+    """Three documents have three labels at each place: the first dot is of the places 1 to 4."""
+    labels = [[float(place) for place in range(70)]] * 3
+    report = opened(browser, write_report(str(write_annotated(tmp_path, [[1] * 70] * 3, labels)), tmp_path / "page"))
+    titles = report.page.locator("#positions circle title").all_text_contents()
+    assert titles[:2] == ["tokens 1 to 4: 1.50 nats, 12 labels", "tokens 5 to 8: 5.50 nats, 12 labels"]
+    counts = [int(title.split(", ")[1].removesuffix(" labels")) for title in titles]
+    assert sum(counts) == 210 and min(counts) >= report.contents["least"]
+    expect(report.page.locator("#positions-told")).to_contain_text("of at least 10 labels")
+    assert report.page.locator("#positions text").first.text_content()
+    report.page.close()
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    one, other = (write_texts(tmp_path_factory.mktemp("dataset"), seed=seed) for seed in (0, 1))
+    return write_report(str(one), tmp_path_factory.mktemp("page"), against=str(other))
+
+
+def test_on_a_phone_two_texts_stand_together_and_show_the_same_lines(browser: Browser, comparison: Path) -> None:
+    report = opened(browser, comparison)
+    report.page.set_viewport_size({"width": 390, "height": 600})
+    report.page.select_option("#picker", "5")
+    one, other = (report.page.locator("#panes .document").nth(place) for place in (0, 1))
+    tops = [box["y"] for box in (one.bounding_box(), other.bounding_box()) if box]
+    assert 0 < tops[1] - tops[0] < 300
+    for moved, follows in ((one, other), (other, one)):
+        moved.evaluate("text => { text.scrollTop = text.scrollTop ? 15 : 40 }")
+        at = moved.evaluate("text => text.scrollTop")
+        assert at
+        report.page.wait_for_function(f"text => text.scrollTop === {at}", arg=follows.element_handle())
+    assert not report.complaints
+    report.page.close()
+
+
+def test_agreement_is_told_in_the_unit_that_is_chosen(browser: Browser, comparison: Path) -> None:
+    report, told = opened(browser, comparison), "#agreement p"
+    figures = report.contents["agreement"]
+    for unit, nats in (("nats", 1), ("bits", math.log(2))):
+        report.page.click(f"#{unit}")
+        difference, apart = abs(figures["difference"]) / nats, figures["absolute_difference"] / nats
+        expect(report.page.locator(told)).to_contain_text(f"{difference:.3f} {unit} ")
+        expect(report.page.locator(told)).to_contain_text(f"{apart:.3f} {unit} apart (mean absolute difference)")
+    said = f"squared correlation {figures['squared_correlation']:.3f}, R² {figures['r_squared']:.3f} (of "
+    expect(report.page.locator(told)).to_contain_text(said.replace("-", "−"))
+    report.page.close()
+
+
+def test_an_empty_table_says_why_and_is_not_stretched(browser: Browser, tmp_path: Path) -> None:
+    for times, other_nats, told in (
+        (10, 0.0, ["No token of those that occur 10 times."]),
+        (9, 0.0, ["No token occurs 10 times in the sample."] * 2),
+    ):
+        tokens = [[token] * times for token in range(8)]
+        one, other = (
+            write_annotated(tmp_path / f"{name}-{times}", tokens, [[nats] * times] * 8)
+            for name, nats in (("one", 1.0), ("other", other_nats))
+        )
+        report = opened(browser, write_report(str(one), tmp_path / f"page-{times}", against=str(other)))
+        empty = report.page.locator("#agreement table", has_text="No token")
+        expect(empty.locator("td")).to_have_text(told)
+        assert empty.first.evaluate("table => table.offsetHeight") < 100
+        report.page.close()
+
+
+def test_flags_are_not_broken(browser: Browser, tmp_path: Path) -> None:
+    dataset = write_annotated(tmp_path, [[1]], [[1.0]], model=SHIPPED_MODEL)
+    report = opened(browser, write_report(str(dataset), tmp_path / "page"))
+    expect(report.page.locator("#model")).to_have_text(f"Labels by {SHIPPED_MODEL}.")
+    expect(report.page.locator("#told code")).to_have_text(["--method", "--estimator NAME"])
+    assert report.page.locator("#told code").first.evaluate("code => getComputedStyle(code).whiteSpace") == "nowrap"
+    report.page.close()
 
 
 def test_nothing_stands_next_to_itself_and_every_sign_has_a_swatch(report: Opened) -> None:

@@ -11,7 +11,7 @@ import pytest
 from pipeline.data.annotated import find_annotations
 from pipeline.report.page import CUT, write_report
 from pipeline.report.sampling import SampleSize
-from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, SHIPPED_MODEL
 from tests.annotated import write_annotated
 from tests.labelled import LABELS, TOKENS
 from tests.report.labelled_texts import HOSTILE, TEXTS, write_texts
@@ -57,8 +57,36 @@ def test_figures_on_the_page_are_those_of_all_labels(dataset: Path, tmp_path: Pa
         assert sum(measure["histogram"]["counts"]) == measure["labelled"] == sum(measure["positions"]["counts"])
     assert difference["name"] == "entropy − expected entropy" and difference["series"] == [0, 1]
     assert entropy["scale"] == expected["scale"] and entropy["scale"][0] < 0
-    assert entropy["highest"] == entropy["lowest"][::-1][: len(entropy["highest"])] or len(entropy["highest"]) == 12
     assert all(count >= contents["least"] for _, count, _ in entropy["highest"] + entropy["lowest"])
+
+
+def test_no_token_is_both_among_the_highest_and_the_lowest(tmp_path: Path) -> None:
+    tokens = [[token] * 10 for token in range(30)]
+    for known in (0, 1, 2, 3, 24, 25, 30):
+        labels = [[float(row % known)] * 10 if row < known else [float("nan")] * 10 for row in range(30)]
+        dataset = write_annotated(tmp_path / f"{known}", tokens, labels)
+        (measure,) = contents_of(write_report(str(dataset), tmp_path / f"page-{known}"))["measures"]
+        highest, lowest = ([mean for _, _, mean in measure[end]] for end in ("highest", "lowest"))
+        assert measure["ranked"] == known and len(highest) + len(lowest) == min(known, 24)
+        assert highest == sorted(range(known), reverse=True)[: min(12, -(-known // 2))]
+        assert lowest == [*range(min(12, known // 2))]
+
+
+def test_tokens_of_a_difference_are_divided_by_its_sign(tmp_path: Path) -> None:
+    tokens, ours = [[token] * 10 for token in range(6)], [[float(mean)] * 10 for mean in (5, 4, 3, 2, 0, -1)]
+    one = write_annotated(tmp_path / "one", tokens, ours)
+    other = write_annotated(tmp_path / "other", tokens, [[0.0] * 10] * 6)
+    *_, difference = contents_of(write_report(str(one), tmp_path / "page", against=str(other)))["measures"]
+    assert [mean for _, _, mean in difference["highest"]] == [5, 4, 3, 2]
+    assert [mean for _, _, mean in difference["lowest"]] == [-1] and difference["ranked"] == 6
+
+
+def test_the_shipped_model_is_named_and_its_limits_are_told(tmp_path: Path) -> None:
+    for model, limits in ((SHIPPED_MODEL, 1), ("user/name", 0)):
+        dataset = write_annotated(tmp_path / str(limits), [[1]], [[1.0]], model=model)
+        contents = contents_of(write_report(str(dataset), tmp_path / "pages" / str(limits)))
+        assert contents["model"] == model
+        assert sum("--method causal --estimator NAME" in text for text in contents["told"]) == limits
 
 
 def test_documents_are_counted_by_the_first_column_with_few_values_or_by_the_one_named(

@@ -90,6 +90,8 @@ def test_a_document_is_printed_in_figures_where_there_is_no_terminal(
 def test_mistakes_are_one_line(dataset: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, told in (
         ((dataset, "--terminal", "--document", 6), "has no document 6; its 6 count from 0"),
+        ((dataset, "--terminal", "--by", "dump"), "--terminal shows one document of one dataset; leave --by out, or"),
+        ((dataset, "--terminal", "--by", "dump", "--against", dataset), "leave --against and --by out, or --terminal"),
         ((dataset, "--documents", 0), "documents to show must be at least 1, not 0"),
         ((dataset / "data",), "is not an annotated dataset"),
     ):

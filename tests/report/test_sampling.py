@@ -1,5 +1,6 @@
 """Samples spread over a dataset, and rows read with their labels."""
 
+import re
 from itertools import chain
 from pathlib import Path
 
@@ -77,5 +78,17 @@ def test_datasets_of_other_documents_are_refused(tmp_path: Path) -> None:
     other = find_annotations(str(write_annotated(tmp_path / "other", [[1, 2], [4]], [[0, 0], [0]])))
     with pytest.raises(ValueError, match=r"one has 2 documents and .*longer 3; compare labels of the same documents"):
         LabelledSource(one, longer)
-    with pytest.raises(ValueError, match=r"row 1 has other tokens in .*other than in .*one"):
+    with pytest.raises(ValueError, match=r"row 1 has other tokens in .*other than in .*one; compare .* and tokenizer"):
         list(LabelledSource(one, other).documents(range(2)))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_labels_of_another_tokenizer_are_refused_with_how_to_move_them(tmp_path: Path, backward: bool) -> None:
+    bare = write_annotated(tmp_path / "bare", [[1, 2]], [[0, 0]], tokenizer_sha256=None)
+    of_text, other_text = (write_texts(tmp_path / name, [text]) for name, text in (("text", "The cat"), ("other", "A")))
+    pair = [find_annotations(str(dataset)) for dataset in (bare, of_text)]
+    remedy = f"annotate those of {bare} again with --tokenizer {of_text}/tokenizer/second-order, which moves"
+    with pytest.raises(ValueError, match=re.escape(remedy)):
+        list(LabelledSource(*pair[:: -1 if backward else 1]).documents(range(1)))
+    with pytest.raises(ValueError, match=r"other tokens in .*; compare labels of the same documents$"):
+        list(LabelledSource(pair[1], find_annotations(str(other_text))).documents(range(1)))

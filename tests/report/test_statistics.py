@@ -172,7 +172,12 @@ def test_agreement_is_that_of_all_common_labels_at_once(first_N: np.ndarray, ran
     x, y = first_N[both_N].astype(float), other_N[both_N].astype(float)
     assert figures is not None and (figures["names"], figures["labels"]) == (["a", "c"], len(x))
     assert figures["difference"] == pytest.approx(np.mean(x - y))
-    if np.ptp(x) and np.ptp(y):
-        assert figures["r_squared"] == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
+    assert figures["absolute_difference"] == pytest.approx(np.mean(abs(x - y)))
+    if np.ptp(x):
+        assert figures["r_squared"] == pytest.approx(1 - np.sum((x - y) ** 2) / np.sum((x - x.mean()) ** 2))
     else:
         assert figures["r_squared"] is None
+    if np.ptp(x) and np.ptp(y):
+        assert figures["squared_correlation"] == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
+    else:
+        assert figures["squared_correlation"] is None

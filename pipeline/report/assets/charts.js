@@ -1,6 +1,8 @@
 // Charts as SVG: shares of labels by size, means along the document. The second measure is the blue line.
+// Each is drawn for the width that it has, so that its text keeps its size.
 
-const CHART = { width: 704, height: 230, left: 44, right: 8, top: 12, bottom: 40 };
+const CHART = { height: 230, left: 44, right: 8, top: 12, bottom: 40 };
+const chartWidth = () => Math.max(200, byId("histogram").clientWidth);
 
 function draw(name, attributes, ...children) {
   const drawn = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -22,7 +24,7 @@ const plain = (number) => String(Number(number.toFixed(6))).replace("-", "−");
 
 // Axes with labels, and where a value lies on either.
 function chart(label, [xLow, xHigh], xTicks, yHigh, yLow, told, xTold) {
-  const { width, height, left, right, top, bottom } = CHART;
+  const [width, { height, left, right, top, bottom }] = [chartWidth(), CHART];
   const x = (value) => left + ((value - xLow) / (xHigh - xLow)) * (width - left - right);
   const y = (value) => height - bottom - ((value - yLow) / (yHigh - yLow)) * (height - top - bottom);
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
@@ -43,7 +45,7 @@ function drawHistogram(measures) {
   const all = bins.flat();
   if (!all.length) return make("p", {}, "There are no labels.");
   const ends = [Math.min(0, ...all.map((bin) => bin.from)), Math.max(...all.map((bin) => bin.to))];
-  const xTicks = ticks(...ends, 8).map((tick) => [tick, plain(tick)]);
+  const xTicks = ticks(...ends, chartWidth() / 85).map((tick) => [tick, plain(tick)]);
   const percent = (share) => `${plain(share * 100)}%`;
   const { svg, x, y } = chart("Histogram", ends, xTicks, Math.max(...all.map((bin) => bin.share)), 0, percent, unit());
   for (const { from, to, count, share } of bins[0]) {
@@ -58,28 +60,44 @@ function drawHistogram(measures) {
   return svg;
 }
 
-// Positions with few labels say little, and are left out where there are others.
+// A mean of few labels says little: places are joined with the next ones until they have enough labels together.
 function pointsOf({ positions: { first, counts, means } }) {
-  const points = first.map((place, bin) => ({ at: place + 1, count: counts[bin], mean: inUnit(means[bin]) }));
-  const many = points.filter(({ count }) => count >= contents.least);
-  return many.length > 1 ? many : points;
+  const points = [];
+  const join = (into, { count, sum }) => Object.assign(into, { count: into.count + count, sum: into.sum + sum });
+  first.forEach((place, bin) => {
+    const given = { at: place + 1, count: counts[bin], sum: counts[bin] * means[bin] };
+    if (points.length && points.at(-1).count < contents.least) join(points.at(-1), given);
+    else points.push(given);
+  });
+  if (points.length > 1 && points.at(-1).count < contents.least) join(points.at(-2), points.pop());
+  return points.map(({ at, count, sum }, index) => ({ at, to: points[index + 1]?.at - 1, count, mean: inUnit(sum / count) }));
+}
+
+// Powers of ten on a logarithmic axis; where there are only one or two, their double and their fivefold too.
+function powersOfTen([low, high]) {
+  const given = (factors) => Array.from({ length: Math.floor(high) + 1 }, (_, power) => factors.map((factor) => factor * 10 ** power))
+    .flat().filter((value) => Math.log10(value) >= low - 1e-9 && Math.log10(value) <= high);
+  const powers = given([1]);
+  return (powers.length > 2 ? powers : given([1, 2, 5])).map((value) => [Math.log10(value), counted(value)]);
 }
 
 function drawPositions(measures) {
   const lines = measures.map(pointsOf);
   const all = lines.flat();
   if (!all.length) return make("p", {}, "There are no labels.");
-  const ends = [0, Math.max(0.5, Math.log10(Math.max(...all.map(({ at }) => at))))];
-  const xTicks = Array.from({ length: Math.floor(ends[1]) + 1 }, (_, power) => [power, counted(10 ** power)]);
+  const places = all.map(({ at }) => Math.log10(at));
+  const begin = Math.min(...places);
+  const ends = [begin, Math.max(begin + 0.5, ...places)];
   const means = all.map(({ mean }) => mean);
   const [low, high] = [Math.min(0, ...means), Math.max(...means, 0.01)];
-  const { svg, x, y } = chart("Mean by position", ends, xTicks, high, low, plain, "place of the token in its document");
+  const { svg, x, y } = chart("Mean by position", ends, powersOfTen(ends), high, low, plain, "place of the token in its document");
   lines.forEach((points, place) => {
     const beside = place ? " beside" : "";
     const path = points.map(({ at, mean }) => `${x(Math.log10(at))} ${y(mean)}`).join("L");
     svg.append(draw("path", { class: `line${beside}`, d: `M${path}` }));
-    for (const { at, mean, count } of points) {
-      const title = `from token ${counted(at)}: ${signed(mean, 2)} ${unit()}, ${counted(count)} labels`;
+    for (const { at, to, mean, count } of points) {
+      const from = to === at ? "token" : to ? "tokens" : "from token";
+      const title = `${from} ${counted(at)}${to > at ? ` to ${counted(to)}` : ""}: ${signed(mean, 2)} ${unit()}, ${counted(count)} labels`;
       svg.append(draw("circle", { class: `dot${beside}`, cx: x(Math.log10(at)), cy: y(mean), r: 3 }, draw("title", {}, title)));
     }
   });
@@ -104,7 +122,7 @@ function drawCourse(shown, measures) {
   if (!all.length) return make("p", {}, "There are no labels.");
   const ends = [1, Math.max(2, shown.tokens.length)];
   const means = all.map(({ mean }) => mean);
-  const xTicks = ticks(...ends, 6).map((tick) => [tick, counted(tick)]);
+  const xTicks = ticks(...ends, chartWidth() / 85).map((tick) => [tick, counted(tick)]);
   const { svg, x, y } = chart("Mean along this document", ends, xTicks, Math.max(...means, 0.01), Math.min(0, ...means), plain,
     stretch > 1 ? `token of this document, means of ${counted(stretch)}` : "token of this document");
   lines.forEach((points, place) => {

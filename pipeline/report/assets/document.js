@@ -76,11 +76,32 @@ function showDocument() {
   hideTip();
   const shown = contents.documents[state.document];
   const measures = measuresShown();
-  byId("panes").replaceChildren(...measures.map((measure) => paneElement(shown, measure, measures.length > 1)));
+  const left = shown.size - shown.tokens.length;
+  const rest = left ? [make("p", { class: "end" }, `${counted(left)} more tokens are not shown.`)] : [];
+  byId("panes").replaceChildren(...measures.map((measure) => paneElement(shown, measure, measures.length > 1)), ...rest);
+  scrollTogether([...document.querySelectorAll("#panes .document")]);
   byId("panes").classList.toggle("two", measures.length > 1);
   byId("note").replaceChildren(make("p", {}, described(shown)), sourceElement(shown));
-  byId("course").replaceChildren(...(shown.tokens.length > 1 ? [drawCourse(shown, measures)] : []));
+  showCourse();
   markHits();
+}
+
+function showCourse() {
+  const shown = contents.documents[state.document];
+  byId("course").replaceChildren(...(shown.tokens.length > 1 ? [drawCourse(shown, measuresShown())] : []));
+}
+
+// On a narrow screen two texts stand one below the other, each in a frame that scrolls; both show the same lines.
+function scrollTogether(texts) {
+  const following = new Set();
+  for (const text of texts)
+    text.addEventListener("scroll", () => {
+      if (following.delete(text)) return;
+      for (const other of texts.filter(({ scrollTop }) => scrollTop !== text.scrollTop)) {
+        following.add(other);
+        other.scrollTop = text.scrollTop;
+      }
+    });
 }
 
 // Size and cost of a whole document, though only its first tokens may be shown.
@@ -139,10 +160,7 @@ function paneElement(shown, measure, named) {
   text.addEventListener("focusin", (event) => tokenOf(event) && showTip(shown, measure, tokenOf(event)));
   text.addEventListener("focusout", hideTip);
   text.addEventListener("keydown", moveFocus);
-  const pane = make("div", {}, ...(named ? [make("h3", {}, measure.name)] : []), text);
-  if (shown.tokens.length < shown.size)
-    pane.append(make("p", { class: "end" }, `${counted(shown.size - shown.tokens.length)} more tokens are not shown.`));
-  return pane;
+  return make("div", {}, ...(named ? [make("h3", {}, measure.name)] : []), text);
 }
 
 // Places of tokens, those together that make up one character: each but the last of them has no text.

@@ -30,24 +30,44 @@ function drawFigures() {
     `${name}: mean ${mean === null ? "none" : `${signed(inUnit(mean), 3)} ${unit()}`} of ${counted(labelled)} labels.`,
   ));
   byId("histogram-told").replaceChildren(...means);
-  byId("histogram").replaceChildren(drawHistogram(measures));
-  byId("positions-told").textContent = `Mean in ${unit()} by the place of the token, the first places one by one.`;
-  byId("positions").replaceChildren(drawPositions(measures));
-  const [{ name, highest, lowest }] = measures;
+  byId("positions-told").textContent = `Mean in ${unit()} by the place of the token. ` +
+    `Each dot is the mean up to the next dot, of at least ${contents.least} labels.`;
+  drawCharts(measures);
+  const [{ name, highest, lowest, ranked }] = measures;
   byId("tokens-told").textContent = `By the mean of ${name}, of tokens with at least ${contents.least} labels.`;
-  byId("tokens").replaceChildren(tokenTable("Highest", highest), tokenTable("Lowest", lowest));
+  const tables = [["Highest", highest], ["Lowest", lowest]].filter(([, tokens]) => tokens.length);
+  byId("tokens").replaceChildren(...(tables.length ? tables.map((table) => tokenTable(...table)) : [noToken(ranked)]));
   if (contents.groups) drawGroups();
+}
+
+function drawCharts(measures) {
+  byId("histogram").replaceChildren(drawHistogram(measures));
+  byId("positions").replaceChildren(drawPositions(measures));
+}
+
+// Charts are drawn again when their width changes.
+function followWidth() {
+  let drawn = chartWidth();
+  new ResizeObserver(() => {
+    if (chartWidth() === drawn) return;
+    drawn = chartWidth();
+    drawCharts(measuresShown());
+    showCourse();
+  }).observe(byId("histogram"));
 }
 
 const rowOf = (kind, values) => make("tr", {}, ...values.map((value) => make(kind, {}, value)));
 
-function tokenTable(caption, tokens) {
+const noToken = (ranked) => (ranked ? `No token of those that occur ${contents.least} times.`
+  : `No token occurs ${contents.least} times in the sample.`);
+
+function tokenTable(caption, tokens, ranked) {
   const rows = tokens.map(([text, count, mean]) => {
     const shown = tokenElement(text.replaceAll(" ", "␣"), mean, mostShown());
     return rowOf("td", [shown, counted(count), signed(inUnit(mean), 2)]);
   });
-  const none = rows.length ? [] : [rowOf("td", ["No token has so many.", "", ""])];
-  return make("table", {}, make("caption", {}, caption), rowOf("th", ["token", "times", unit()]), ...rows, ...none);
+  const named = rows.length ? [rowOf("th", ["token", "times", unit()]), ...rows] : [rowOf("td", [noToken(ranked)])];
+  return make("table", {}, make("caption", {}, caption), ...named);
 }
 
 function drawGroups() {
@@ -91,7 +111,7 @@ function fillPicker() {
     const beginning = texts[place].slice(0, 300).trim().replace(/\s+/g, " ").slice(0, 60);
     return make("option", { value: place }, `${at + 1} of ${matching.length} · ${visible(beginning) || "(empty)"}`);
   });
-  byId("picker").replaceChildren(...(options.length ? options : [make("option", {}, "No document has that.")]));
+  byId("picker").replaceChildren(...options);
 }
 
 function goTo(place) {
@@ -125,7 +145,8 @@ function tellHits() {
   const counts = matching.map((place) => found(place).length);
   const all = counts.reduce((sum, count) => sum + count, 0);
   const many = matching.length > 1 ? `, ${counted(all)} in ${counted(matching.length)} documents` : "";
-  byId("hits").textContent = hits.length ? `${counted(hit + 1)} of ${counted(hits.length)}${many}` : "";
+  const none = byId("search").value ? "no hits" : "";
+  byId("hits").textContent = hits.length ? `${counted(hit + 1)} of ${counted(hits.length)}${many}` : none;
   byId("steps").hidden = !hits.length;
 }
 
@@ -141,28 +162,33 @@ function step(by) {
   tellHits();
 }
 
+// A search without hits leaves all documents to pick from.
 function search() {
   const all = contents.documents.map((_, place) => place);
-  matching = ordered(byId("search").value ? all.filter((place) => found(place).length) : all);
+  const having = all.filter((place) => found(place).length);
+  matching = ordered(having.length ? having : all);
   fillPicker();
-  if (matching.length) return goTo(matching.includes(state.document) ? state.document : matching[0]);
-  byId("previous").disabled = byId("next").disabled = true;
-  [hits, hit] = [[], 0];
-  markHits();
-  tellHits();
+  goTo(matching.includes(state.document) ? state.document : matching[0]);
 }
 
 function drawAgreement() {
-  const { names, labels, r_squared, difference } = contents.agreement;
-  const told = r_squared === null ? "" : ` R² is ${signed(r_squared, 3)}.`;
-  byId("agreement").replaceChildren(make("p", {},
-    `${names[0]} against ${names[1]}, on ${counted(labels)} tokens that both label: ` +
-    `${names[0]} is ${signed(inUnit(Math.abs(difference)), 3)} ${unit()} ${difference < 0 ? "lower" : "higher"} on average.${told}`));
-  const { highest, lowest } = contents.measures.at(-1);
-  byId("agreement").append(make("div", { class: "tables" },
-    tokenTable(`${names[0]} is higher`, highest.filter(([, , mean]) => mean > 0)),
-    tokenTable(`${names[1]} is higher`, lowest.filter(([, , mean]) => mean < 0))));
+  const { names: [one, other], labels, difference, absolute_difference, squared_correlation, r_squared } = contents.agreement;
+  const amount = (value) => `${signed(inUnit(value), 3)} ${unit()}`;
+  const figures = [["squared correlation\u00a0", squared_correlation], ["R²\u00a0", r_squared]].filter(([, value]) => value !== null)
+    .map(([name, value]) => name + signed(value, 3)).join(", ");
+  const predicts = r_squared === null ? "" : ` (of ${other} as a prediction of ${one})`;
+  const { highest, lowest, ranked } = contents.measures.at(-1);
+  byId("agreement").replaceChildren(
+    make("p", {}, `${one} against ${other}, on ${counted(labels)} tokens that both label: ${one} is ` +
+      `${amount(Math.abs(difference))} ${difference < 0 ? "lower" : "higher"} on average, and the two are ` +
+      `${amount(absolute_difference)} apart (mean absolute difference)${figures && `; ${figures}${predicts}`}.`),
+    make("div", { class: "tables" }, tokenTable(`${one} is higher`, highest, ranked), tokenTable(`${other} is higher`, lowest, ranked)),
+  );
 }
+
+// Flags in a sentence are not broken at the end of a line.
+const withFlags = (text) => text.split(/((?<![\w-])--[a-z][a-z-]*(?: [A-Z]+\b)?)/)
+  .map((part, place) => (place % 2 ? make("code", {}, part) : part));
 
 // What stands next to the labels that are shaded by is never the same again.
 function fillBeside() {
@@ -183,7 +209,7 @@ function choose(changes) {
 
 function begin() {
   document.title = byId("title").textContent = contents.title;
-  byId("told").replaceChildren(...contents.told.map((text) => make("p", {}, text)));
+  byId("told").replaceChildren(...contents.told.map((text) => make("p", {}, ...withFlags(text))));
   byId("model").textContent = `Labels by ${contents.model}.`;
   byId("about").open = matchMedia("(min-width: 44rem) and (min-height: 70rem)").matches;
   byId("shade").append(...contents.measures.map(({ name }, value) => make("option", { value }, name)));
@@ -206,6 +232,7 @@ function begin() {
   byId("next-hit").addEventListener("click", () => step(1));
   choose({ beside: contents.beside });
   search();
+  followWidth();
 }
 
 begin();
