@@ -1,6 +1,7 @@
 """The annotated dataset: its columns, their units, the alignment rule and the provenance in every file.
 
-Alignment: `entropy[i]` is the label of `input_ids[i]`. No shift, no special tokens, equal lengths.
+Alignment: `entropy[i]` is the label of `input_ids[i]`. Labels are not shifted, and there are no special tokens. All
+lists of a row have equal lengths.
 """
 
 import json
@@ -23,9 +24,9 @@ NUM_TOKENS = "num_tokens"
 MEAN_ENTROPY = "mean_entropy"
 
 ROUNDING_NATS = 1 / 128
-MOST_VOCABULARY = 2**24  # token ids; sixteen times the largest vocabularies
+MOST_VOCABULARY = 2**24  # limit for token ids: sixteen times the largest vocabularies
 MOST_WINDOW = 2**31 - 1
-MOST_NATS = 1e6  # of a label, so that a loss in float32 stays finite
+MOST_NATS = 1e6  # limit for a label, so that a loss in float32 stays finite
 
 SHIPPED_MODEL, UNRECORDED_MODEL = "shipped demonstration model", "a model that was not recorded"
 BETTER_MODEL = "small, for demonstrations; --method causal --estimator NAME labels with a language model of your choice"
@@ -74,34 +75,36 @@ class Provenance:
     method: Method
     checkpoint_sha256: str
     tokenizer_sha256: str | None
-    """Digest of the tokenizer; None if the source came tokenized."""
+    """Digest of the tokenizer; None if the source was already tokenized."""
     vocabulary: int
     window: int
     overlap: int
     share: float
-    """Share of the tokens that are labelled; other tokens have null."""
+    """Share of the tokens that are labelled. The entropy of an unlabelled token is null."""
     keep_text: bool
     source: tuple[str, ...]
-    """Names of the inputs: the first URLs, and the number of local files."""
+    """Names of the inputs: the first few URLs, then the number of local files and the name of their folder."""
     source_sha256: str
     """Digest of the source files' names, sizes and Parquet footers."""
     source_rows: int
     text_column: str
-    """Column of the source that was labelled: its documents' text, or their token ids if it came tokenized."""
+    """Column of the source that holds the labelled documents, as text or as token ids."""
     columns: tuple[str, ...] | None
-    """Columns of the source that are passed on, or None for all."""
+    """Columns of the source that are copied to the dataset; None for all."""
     rows_per_unit: int
     source_seen_by_estimator: Literal["yes", "no", "unknown"]
     folds: int = 1
-    """Number of checkpoints; if there are several, each labelled the documents that it was not trained on."""
+    """Number of cross-validation folds. If there are several, each fold's documents were labelled by a checkpoint that
+    was trained on the other folds."""
     start_token: int | None = None
     """Id of the token that a causal model read before every window; None for the other methods."""
     estimator_tokenizer_sha256: str | None = None
-    """Digest of the checkpoint's tokenizer, if labels were moved, byte by byte, from its tokens to `input_ids`."""
+    """Digest of the checkpoint's tokenizer if it is not the tokenizer of `input_ids`, otherwise None. Labels were then
+    transferred from the checkpoint's tokens to `input_ids` through the bytes of the text."""
     dtype: Dtype = "float32"
-    """Type that the checkpoint computed in."""
+    """Precision in which the checkpoint computed the labels."""
     choices: tuple[str, ...] = ()
-    """Configuration or split chosen for each input that has several."""
+    """Chosen configuration or split of each input that has several to choose from."""
     batch_invariant: bool = False
     """True if every window was labelled by itself, so that labels do not depend on other documents through rounding."""
     source_files: int = 0
@@ -109,9 +112,11 @@ class Provenance:
     model: str = UNRECORDED_MODEL
     """Name of the checkpoint: USER/NAME@COMMIT on the Hub, the last part of a folder, or SHIPPED_MODEL."""
     names_of_text: bool = False
-    """True if the source is text files and their paths are passed on as `id` and `file`; False in older runs."""
+    """True if the source consists of text files, whose paths are written to the columns `id` and `file`. False in older
+    runs."""
     longest_document: int = NO_BOUND
-    """Limit on the bytes of a document, four per token id; longer ones have no labels. Older runs had no limit."""
+    """Maximum size of a document: its bytes of text, or four times its number of token ids. Longer documents have no
+    labels. Older runs had no limit."""
     label_columns: tuple[LabelColumn, ...] = ()
     """Columns of labels; empty in older runs, which wrote `entropy` and, with second-order labels, its expectation."""
     rounding_nats: float = ROUNDING_NATS
@@ -125,7 +130,7 @@ class Provenance:
 
     @property
     def labelled_by(self) -> str:
-        """Name of the model; for SHIPPED_MODEL, with a hint at better labels."""
+        """Name of the model. For SHIPPED_MODEL, a hint at better models follows the name."""
         return f"{self.model} ({BETTER_MODEL})" if self.model == SHIPPED_MODEL else self.model
 
     def to_json(self) -> str:
@@ -133,19 +138,19 @@ class Provenance:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Provenance":
-        """Read the output of `to_json`.
+        """Parse the output of `to_json`.
 
         Raises:
-            ValueError: as `from_values`, or if `text` is not a JSON object.
+            ValueError: if `text` is not a JSON object, or `from_values` refuses its values.
         """
         return cls.from_values(json_object(text))
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> "Provenance":
-        """Read the object in the output of `to_json`.
+        """Return the provenance from the values of its JSON object.
 
         Raises:
-            ValueError: if `values` have another schema version, or are values that no run writes.
+            ValueError: if the schema version differs from this version's, or a value is one that no run writes.
         """
         if (version := values.get("schema_version")) != SCHEMA_VERSION:
             raise ValueError(
@@ -176,12 +181,12 @@ class Provenance:
 
 
 def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:
-    """Return the schema of an annotated dataset: columns passed on from a plain schema, then the labels.
+    """Return the schema of an annotated dataset: the columns copied from the source, then the label columns.
 
-    Columns keep their features of `datasets`.
+    Copied columns keep the features that the `datasets` library gave them.
 
     Raises:
-        ValueError: if the source has a column with a label's name, or lacks a column to pass on.
+        ValueError: if a copied column has the name of a label column, or the source lacks a column to copy.
     """
     tokenized = provenance.tokenizer_sha256 is None
     text = {TEXT_COLUMN if tokenized else provenance.text_column}

@@ -1,6 +1,7 @@
-"""Decoding of a dataset's JSON records into dataclasses; a value without its field's type is refused.
+"""Decoding of a dataset's JSON records into dataclasses.
 
-The JSON is untrusted. Numbers must be finite, and whole numbers must not be negative.
+The JSON is untrusted. A value must have its field's type. Numbers must be finite, and whole numbers must not be
+negative. A reader is a function that checks a JSON value and converts it to a field's type.
 """
 
 import json
@@ -13,8 +14,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-LARGEST = 2**63 - 1  # whole number, as in Arrow and Parquet
-SHOWN = 40  # characters of a wrong value in an error
+LARGEST = 2**63 - 1  # the largest whole number in Arrow and Parquet
+SHOWN = 40  # most characters of a wrong value in an error
 
 Record = TypeVar("Record")
 Reader = Callable[[Any, str], Any]
@@ -24,7 +25,7 @@ def json_object(text: str | bytes) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises:
-        ValueError: if `text` is anything else.
+        ValueError: if `text` is not a JSON object.
     """
     try:
         values = json.loads(text, parse_constant=_refuse_constant)
@@ -36,7 +37,7 @@ def json_object(text: str | bytes) -> dict[str, Any]:
 
 
 def decoded(kind: type[Record], values: object, name: str = "it") -> Record:
-    """Return a dataclass of type `kind` from a JSON object's values; lists become tuples.
+    """Return an instance of the dataclass `kind` with the values of a JSON object. Lists become tuples.
 
     Raises:
         ValueError: naming a field that is missing, unknown or of another type.
@@ -53,10 +54,10 @@ def decoded(kind: type[Record], values: object, name: str = "it") -> Record:
 
 @contextmanager
 def reading(place: Path | str, remedy: str) -> Iterator[None]:
-    """Add a file's name and a remedy to a ValueError that is raised inside.
+    """Add a file's name and a remedy to the message of a ValueError raised inside this context.
 
     Raises:
-        ValueError: instead of the one raised inside.
+        ValueError: with the longer message, in place of the original error.
     """
     try:
         yield
@@ -65,10 +66,10 @@ def reading(place: Path | str, remedy: str) -> Iterator[None]:
 
 
 def text_of(file: Path) -> str:
-    """Read a file's text, but never a pipe, which could block forever.
+    """Return the text of a regular file. A pipe is refused, because reading a pipe could block forever.
 
     Raises:
-        ValueError: if it is not a regular file, or not UTF-8.
+        ValueError: if `file` is not a regular file, or not UTF-8.
     """
     if not file.is_file():
         raise ValueError("it is not a file")
@@ -77,7 +78,7 @@ def text_of(file: Path) -> str:
 
 @cache
 def _fields(kind: type) -> tuple[dict[str, Reader], set[str]]:
-    """Return a reader for each field, and the names of fields without a default."""
+    """Return a dictionary from field names to readers, and the names of the fields without a default."""
     hints = get_type_hints(kind)
     assert is_dataclass(kind)
     needed = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
@@ -85,7 +86,7 @@ def _fields(kind: type) -> tuple[dict[str, Reader], set[str]]:
 
 
 def _reader(kind: Any) -> Reader:
-    """Return a function from a JSON value and its name to the value of a field of this type."""
+    """Return the reader for a field's type. A reader takes a JSON value and the field's name, which errors mention."""
     arguments = get_args(kind)
     if get_origin(kind) in (Union, UnionType):
         (other,) = set(arguments) - {NoneType}
@@ -102,7 +103,7 @@ def _reader(kind: Any) -> Reader:
 
 
 def _list_reader(kinds: tuple[Any, ...]) -> Reader:
-    """Return a reader of lists: of any length with one type of item, or of a fixed length with these types."""
+    """Return the reader for a list: one item of each type, or any number of items if the last type is an ellipsis."""
     if kinds[-1] is Ellipsis:
         each = _reader(kinds[0])
         return lambda value, name: tuple([each(item, name) for item in _list(value, name)])
@@ -146,7 +147,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _shown(value: object) -> str:
-    """Return a value as ASCII JSON, truncated to `SHOWN` characters; of a list or an object, only the kind."""
+    """Return a value as ASCII JSON, truncated to `SHOWN` characters. For a list or an object, return only its type."""
     if isinstance(value, list | dict):
         return f"a list of {len(value)}" if isinstance(value, list) else "an object"
     text = json.dumps(value)

@@ -1,11 +1,11 @@
 """Layout of an annotated dataset, the same in a folder and in a repository of the Hub.
 
     README.md                          card of all subsets
-    data/SUBSET/train-K-of-N.parquet   shards; in subfolders of GROUP shards if there are more than GROUP
+    data/SUBSET/train-K-of-N.parquet   shards; more than GROUP shards are split into subfolders of GROUP
     tokenizer/SUBSET/                  tokenizer of the subset's `input_ids`
     _ledger/SUBSET/                    plan, receipts, notes on quarantined units; not read by `datasets`
 
-A subset is the output of one run. Another method on the same documents makes another subset, as do other documents.
+A subset is the output of one run. A run with another method or with other documents makes another subset.
 """
 
 import os
@@ -24,7 +24,7 @@ SHARD_NAME = re.compile(r"(?:[0-9]{1,9}/)?train-[0-9]{1,12}-of-([0-9]{1,12})\.pa
 
 @dataclass(frozen=True)
 class Subset:
-    """Folders of a subset below `root`; without a root, paths in a repository."""
+    """Folders of a subset below `root`. By default, the paths are relative, as in a repository."""
 
     name: str
     root: Path = Path()
@@ -51,16 +51,16 @@ class Subset:
 
     @property
     def in_repository(self) -> "Subset":
-        """The same subset without a root: paths in a repository."""
+        """The same subset with relative paths, as in a repository."""
         return Subset(self.name)
 
     def shards(self) -> set[str]:
-        """Return the names of the shards in the folder, as `shard_name` makes them."""
+        """Return the names of the existing shards, in the form that `shard_name` returns."""
         return {file.relative_to(self.data).as_posix() for file in self.data.rglob("*.parquet")}
 
 
 def shard_name(index: int, shards: int) -> str:
-    """Return a shard's path below the subset's data folder; names sort in the order of the source's rows."""
+    """Return a shard's path below the subset's data folder. Sorted paths are in the order of the source's rows."""
     digits = max(5, len(str(shards)))
     group = f"{index // GROUP:03d}/" if shards > GROUP else ""
     return f"{group}train-{index:0{digits}d}-of-{shards:0{digits}d}.parquet"
@@ -79,13 +79,14 @@ def shards_in_all(name: str) -> int:
 
 
 def require_contained(root: Path) -> None:
-    """Raise if a link leads out of a dataset's folder, so that its author cannot choose what is read, sent or written.
+    """Raise if a link leads out of a dataset's folder.
 
-    The folder itself may be a link. Links within the folder may lead to other places in it or, if the folder is a
-    snapshot in the Hub's cache, to that cache's files.
+    The dataset's author must not be able to choose which other files are read, sent or written. The folder itself may
+    be a link. A link inside the folder may lead to another place in the folder. If the folder is a snapshot in the
+    Hub's cache, a link may also lead to the cached files.
 
     Raises:
-        ValueError: if an entry is a link to elsewhere, or neither a file nor a folder.
+        ValueError: if a link leads out of the folder, or an entry is neither a file nor a folder.
     """
     home = root.resolve()
     own = [home, *([home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [])]
@@ -99,7 +100,7 @@ def require_contained(root: Path) -> None:
 
 
 def _entries(root: Path) -> Iterator[os.DirEntry[str]]:
-    """Yield every file, folder and link of a dataset; linked folders are not entered."""
+    """Yield every file, folder and link of a dataset, without following links."""
     folders = [str(root)] if root.is_dir() else []
     while folders:
         with os.scandir(folder := folders.pop()) as entries:

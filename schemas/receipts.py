@@ -1,4 +1,7 @@
-"""Records of a run: the plan, a receipt for every committed shard, a note on every quarantined unit."""
+"""Records of a run: its plan, a receipt for every committed shard, and a note on every quarantined unit.
+
+A unit is a range of rows of one source file. A run labels a unit as a whole and writes it as one shard.
+"""
 
 import hashlib
 import json
@@ -16,36 +19,38 @@ from schemas.decoding import decoded, json_object
 from schemas.layout import shard_name, shards_in_all
 
 RECEIPTS, QUARANTINE = "receipts", "quarantine"
-OWN, COMMITTED = "*.json", "*.jsonl"  # receipt of a unit labelled here; receipts of a commit to a repository
+OWN, COMMITTED = "*.json", "*.jsonl"  # the receipt of one unit labelled here; all receipts of a commit to a repository
 RECEIPT_FILES = (OWN, COMMITTED)
 PLAN_FILE, LOCK_FILE, REPORT_FILE = "plan.json", "lock", "report.json"
 PUBLISHED_FILE = "published.jsonl"  # receipts of shards in the repository that a folder is staging for
 BIN_NATS, BINS = 0.5, 34
 SHA256 = re.compile("[0-9a-f]{64}")
-LARGEST_NATS = 3.5e38  # largest float32, as labels are
+LARGEST_NATS = 3.5e38  # above the largest float32, the type of labels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Row, token and byte counts of a shard or a whole dataset; `nats` is the sum of entropies."""
+    """Counts of rows, tokens and bytes in a shard or a whole dataset, with the sum of its entropies in `nats`."""
 
     rows: int = 0
     rows_without_text: int = 0
-    """Rows whose text is null, empty or not text; they have empty lists."""
+    """Rows whose text is null, empty or not text. Their lists of tokens and labels are empty."""
     rows_too_long: int = 0
-    """Rows with documents longer than `longest_document`; they have empty lists, and are in `rows_without_text` too."""
+    """Rows whose document is longer than `longest_document`. They are included in `rows_without_text`, and their lists
+    are empty."""
     rows_with_unknown_text: int = 0
-    """Rows with characters that have no token, and became the tokenizer's unknown token or nothing."""
+    """Rows with characters that the tokenizer replaced by its unknown token, or dropped."""
     rows_with_replacements: int = 0
-    """Rows whose text holds U+FFFD, the replacement for invalid Unicode, made here or earlier."""
+    """Rows whose text contains U+FFFD, the replacement for invalid Unicode, whether inserted by the run or earlier."""
     tokens: int = 0
     labelled_tokens: int = 0
     text_bytes: int = 0
     arrow_bytes: int = 0
-    """Bytes of the rows in memory, as Arrow."""
+    """Size of the rows as Arrow data in memory, in bytes."""
     nats: float = 0.0
     histogram: tuple[int, ...] = ()
-    """Labelled tokens by entropy: one bin below 0, then bins of BIN_NATS from 0 up, the last open-ended."""
+    """Number of labelled tokens in each bin of entropy: a bin below 0, then bins of BIN_NATS from 0 up. The last bin
+    has no upper end."""
 
     def __add__(self, other: "Counts") -> "Counts":
         sums = {name: value + getattr(other, name) for name, value in vars(self).items() if name != "histogram"}
@@ -54,7 +59,7 @@ class Counts:
 
     @property
     def mean_entropy(self) -> float:
-        """Nats per labelled token."""
+        """Mean entropy of the labelled tokens in nats; 0 if no token is labelled."""
         return self.nats / max(1, self.labelled_tokens)
 
     def require_possible(self) -> None:
@@ -92,7 +97,7 @@ class Receipt:
         """Parse the output of `to_json`.
 
         Raises:
-            ValueError: if no unit can have this receipt, for example because it names another unit's shard.
+            ValueError: if `text` is not a valid receipt, for example because it names another unit's shard.
         """
         receipt = decoded(cls, json_object(text))
         require_name(receipt.unit, receipt.shard)
@@ -103,7 +108,7 @@ class Receipt:
 
 
 def as_lines(receipts: Iterable[Receipt]) -> str:
-    """Return one receipt per line, the form that repositories keep."""
+    """Return receipts as JSON Lines, the form in which a repository on the Hub stores them."""
     return "".join(f"{receipt.to_json()}\n" for receipt in receipts)
 
 
@@ -111,7 +116,7 @@ def from_lines(text: str) -> list[Receipt]:
     """Parse the output of `as_lines`.
 
     Raises:
-        ValueError: as `Receipt.from_json`.
+        ValueError: if a line is not a valid receipt.
     """
     return list(map(Receipt.from_json, text.splitlines()))
 
@@ -121,13 +126,13 @@ class Total(NamedTuple):
 
     counts: Counts
     sha256: str
-    """Digest of the shards' digests: two datasets with the same one are identical."""
+    """Digest of the shards' digests. Datasets with equal digests are identical."""
     size: int
     """Bytes of the shards' files."""
 
 
 def total(receipts: Iterable[Receipt]) -> Total:
-    """Add up receipts, given in the order of their units so that the sum of nats always has the same bits."""
+    """Return the totals of receipts, which must be in the order of their units for a reproducible sum of nats."""
     counts, digest, size = Counts(), hashlib.sha256(), 0
     for receipt in receipts:
         counts += receipt.counts
@@ -138,7 +143,7 @@ def total(receipts: Iterable[Receipt]) -> Total:
 
 @dataclass(frozen=True, kw_only=True)
 class Quarantined:
-    """Note on a quarantined unit: the rows without a shard, and the reason."""
+    """Note on a quarantined unit: its rows, which have no shard, and the reason."""
 
     unit: int
     shard: str
@@ -158,7 +163,7 @@ class Quarantined:
         """Parse the output of `to_json`.
 
         Raises:
-            ValueError: if no unit can have this note.
+            ValueError: if `text` is not a valid note.
         """
         note = decoded(cls, json_object(text))
         require_name(note.unit, note.shard)
@@ -175,27 +180,27 @@ class PlannedFile:
 
 
 PlannedUnit = tuple[int, int, int]
-"""Index of the file, first row, and the row after the last."""
+"""A unit as three numbers: the index of its file, its first row, and the row after its last."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan of a run: what every label depends on, where the inputs are, and the units."""
+    """Plan of a run: the provenance of its labels, the location of its inputs, and its units."""
 
     provenance: Provenance
     inputs: tuple[str, ...]
-    """Inputs as the user gave them, before any was pinned to a commit."""
+    """Inputs as the user gave them, not pinned to commits."""
     checkpoint: str | None = None
     """USER/NAME@COMMIT if the checkpoint is from the Hub, otherwise None."""
     source: tuple[str, ...] = ()
-    """The same inputs, with those on the Hub pinned to a commit."""
+    """The same inputs, with those on the Hub pinned to commits."""
     schema: pa.Schema | None = None
-    """Columns that are written; None only in the plan of an older version."""
+    """Schema of the shards; None only in plans of older versions."""
     tokenizer_config_sha256: str | None = None
-    """Digest of the tokenizer's settings, which name the token before a document; None without settings, and in the
-    plan of an older version."""
+    """Digest of `tokenizer_config.json`, which names the token that precedes a document. None if there is no such file,
+    and in plans of older versions."""
     files: tuple[PlannedFile, ...] = ()
-    """Source files; empty, like `units`, before the plan is written."""
+    """Source files. Until the plan is written, `files` and `units` are empty."""
     units: tuple[PlannedUnit, ...] = ()
 
     @property
@@ -215,7 +220,7 @@ class Plan:
         """Parse the output of `to_json`.
 
         Raises:
-            ValueError: if no run can have this plan.
+            ValueError: if `text` is not a valid plan.
         """
         values = json_object(text)
         run = values.pop("run", None)
@@ -243,7 +248,7 @@ class _WrittenPlan:
     inputs: tuple[str, ...]
     checkpoint: str | None = None
     source: tuple[str, ...] | None = None
-    """None in the plan of an older version, which has the sources only in its provenance."""
+    """None in plans of older versions, which hold the sources only in the provenance."""
     schema: str | None = None
     """Arrow's serialized schema in base64."""
     tokenizer_config_sha256: str | None = None
@@ -265,10 +270,10 @@ def _read_schema(text: str) -> pa.Schema:
 
 
 def require_name(unit: int, shard: str) -> None:
-    """Raise if a shard's name, which could be any path, is not the name of its unit.
+    """Raise unless `shard` is the name of this unit's shard. An untrusted name could be any path.
 
     Raises:
-        ValueError: if `shard` is not the name of a shard, or names another unit's.
+        ValueError: if `shard` is not the name of a shard, or is the name of another unit's shard.
     """
     shards = shards_in_all(shard)
     if unit >= shards or shard != shard_name(unit, shards):

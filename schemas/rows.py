@@ -1,7 +1,7 @@
 """Rows of source documents: FineWeb's columns, of which only `text` is required, and the features of `datasets`.
 
-A file that is tokenized already has `input_ids` instead of `text`. Every other column is passed on to the annotated
-dataset unchanged.
+A tokenized file has the column `input_ids` instead of `text`. All other columns are copied to the annotated dataset
+unchanged. A column's features are its description in the JSON of the `datasets` library.
 """
 
 import json
@@ -13,10 +13,11 @@ import pyarrow as pa
 TEXT_COLUMN = "text"
 TOKENS_COLUMN = "input_ids"
 ID_COLUMN, FILE_COLUMN = "id", "file"
-"""Columns of rows from text files: both hold the file's path below the folder that all files of the input share."""
+"""Columns added to rows from text files. Both hold the file's path, relative to the folder that contains all files of
+the input."""
 
 NO_BOUND = 2**31 - 1
-"""Limit on the bytes of a document if no other is set: Arrow's longest string."""
+"""Default limit for the size of a document in bytes: the length of Arrow's longest string."""
 
 FINEWEB = pa.schema(
     [
@@ -34,34 +35,34 @@ FINEWEB = pa.schema(
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """True for the Arrow types that hold UTF-8 text."""
+    """True if an Arrow type holds UTF-8 text."""
     return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """True for the Arrow types that hold lists, except views."""
+    """True if an Arrow type holds lists. List views are excluded."""
     return any(is_kind(kind) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
 def is_token_list(kind: pa.DataType) -> bool:
-    """True for lists of integers of any width."""
+    """True if an Arrow type holds lists of integers of any width."""
     return is_list(kind) and bool(pa.types.is_integer(kind.value_type))
 
 
 FEATURES_KEY = b"huggingface"
 EXTENSION_KEYS = (EXTENSION_NAME := b"ARROW:extension:name", b"ARROW:extension:metadata")
-"""Keys of a field's metadata that name its extension type, used by the arrays of `datasets`."""
+"""Metadata keys that describe a field's extension type, which the multidimensional arrays of `datasets` have."""
 
 Features = dict[str, Any]
 
 
 def read_features(schema: pa.Schema, source: str) -> Features:
-    """Return each column's features in the JSON of `datasets`; empty if `datasets` did not write the schema.
+    """Return the features of the columns, by column name; empty if `datasets` did not write the schema.
 
-    `source` names the file in errors.
+    `source` is the name of the file in error messages.
 
     Raises:
-        ValueError: if the metadata cannot be read.
+        ValueError: if the metadata cannot be parsed.
     """
     text = (schema.metadata or {}).get(FEATURES_KEY)
     if text is None:
@@ -80,17 +81,20 @@ def read_features(schema: pa.Schema, source: str) -> Features:
 
 
 def features_metadata(features: Features) -> Mapping[bytes, bytes]:
-    """Return schema metadata that describes these features; empty if there are none."""
+    """Return the schema metadata that holds these features; an empty mapping if there are no features."""
     return {FEATURES_KEY: json.dumps({"info": {"features": features}}).encode()} if features else {}
 
 
 def same_feature(one: Any, other: Any) -> bool:
-    """True for two descriptions of one feature, even if two versions of `datasets` wrote them."""
+    """True if two descriptions are of the same feature, even if different versions of `datasets` wrote them."""
     return bool(_plain(one) == _plain(other))
 
 
 def _plain(feature: Any) -> Any:
-    """Return a feature's description without what only some versions write: unset attributes, older names of lists."""
+    """Return a feature's description in a form that is the same for all versions of `datasets`.
+
+    Versions differ in unset attributes and in their names for lists.
+    """
     if isinstance(feature, list):
         return {"_type": "List", "feature": _plain(feature[0])} if len(feature) == 1 else [*map(_plain, feature)]
     if not isinstance(feature, dict):

@@ -1,1 +1,1 @@
-"""Experiments behind the measuring jobs: label methods on known sources, objectives on few documents, figures."""
+"""Experiments of the measuring jobs: label methods on sources of known entropy, objectives on few texts, figures."""

@@ -26,28 +26,29 @@ class Contestant:
     source: str
     method: str
     target: Target
-    """`surprisal`: -ln p of the actual token; `entropy`: its expectation before the token is seen."""
+    """Quantity to estimate. `surprisal` is -ln p of the actual token. `entropy` is the expectation of the surprisal."""
     token_passes: float
-    """Model passes per token that labelling takes."""
+    """Cost of labelling, in model passes per token."""
     training_tflop: float
-    """Training compute: 6 x parameters x tokens, including the teacher's training and its labels."""
+    """Training compute: 6 x parameters x tokens. For a model that learns from labels, this includes labelling and the
+    training of the models that it learns from or starts from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Contestant):
-    """Errors of a contestant's labels against the truth; scores without a unit have no error in nats."""
+    """Errors of a label method's labels against the truth. Scores without a unit have no errors in nats."""
 
     r_squared: float
-    """1 - mean squared error / variance of the truth; for scores without a unit, the squared correlation."""
+    """1 - mean squared error / variance of the truth. For scores without a unit, this is the squared correlation."""
     mean_absolute_error: float | None
-    """In nats."""
+    """Mean of |label - truth|, in nats; None for scores without a unit."""
     bias: float | None
-    """Mean of label - truth, in nats."""
+    """Mean of label - truth, in nats; None for scores without a unit."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A result, with its labels for a plot."""
+    """Accuracy of a label method, with the labels and the true values for a plot."""
 
     accuracy: Accuracy
     estimates_N: np.ndarray
@@ -55,7 +56,7 @@ class Entry:
 
 
 def measure(contestant: Contestant, estimates_N: Tensor, truth_N: Tensor, *, in_nats: bool = True) -> Accuracy:
-    """Return the contestant with its errors."""
+    """Return the errors of labels against the truth. If `in_nats` is false, only compute the squared correlation."""
     estimates_N, truth_N = estimates_N.double(), truth_N.double()
     if not in_nats:
         correlation = torch.corrcoef(torch.stack([estimates_N, truth_N]))[0, 1].nan_to_num().item()
@@ -70,7 +71,7 @@ def measure(contestant: Contestant, estimates_N: Tensor, truth_N: Tensor, *, in_
 
 
 def write_results(folder: Path, entries: Sequence[Entry], made_by: str) -> None:
-    """Write `results.csv`, `results.md` and a scatter plot per method and target; print the report."""
+    """Write `results.csv`, `results.md` and a scatter plot per method and target, and print the report."""
     results = [entry.accuracy for entry in entries]
     write_csv(folder / "results.csv", [asdict(result) for result in results])
     write_plots(folder, entries)
@@ -78,14 +79,21 @@ def write_results(folder: Path, entries: Sequence[Entry], made_by: str) -> None:
 
 
 def markdown(results: Sequence[Accuracy]) -> str:
-    """Return a table of methods by sources per target: mean absolute error in nats and R², the best R² in bold."""
+    """Return a Markdown table per target, with a row per label method and a column per source.
+
+    A cell has the mean absolute error in nats and the R² in brackets. The best R² on a source is bold. Further columns
+    have the costs.
+    """
     targets: tuple[Target, ...] = ("surprisal", "entropy")
     tables = [_table(target, [result for result in results if result.target == target]) for target in targets]
     return "\n".join(tables)
 
 
 def verdict(results: Sequence[Accuracy]) -> str:
-    """Name the best method for surprisal on each source, and the sources where a method beats the causal model."""
+    """Return Markdown lines that name the best method for surprisal on each source.
+
+    Further lines name the sources on which a method is nearer to the truth than the causal model.
+    """
     lines: list[str] = []
     in_nats = [result for result in results if result.target == "surprisal" and result.bias is not None]
     for source in dict.fromkeys(result.source for result in in_nats):
@@ -145,7 +153,10 @@ MOST_POINTS = 3000
 
 
 def write_plots(folder: Path, entries: Sequence[Entry]) -> list[Path]:
-    """Write `scatter-METHOD.png` per method for surprisal, and `scatter-METHOD-entropy.png` for entropy."""
+    """Write a scatter plot per method and target, and return the files.
+
+    Files are called `scatter-METHOD.png` for surprisal and `scatter-METHOD-entropy.png` for entropy.
+    """
     grouped: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         grouped.setdefault((entry.accuracy.method, entry.accuracy.target), []).append(entry)

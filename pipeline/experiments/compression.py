@@ -1,8 +1,8 @@
-"""Compression of a text by classical compressors, and the table that compares models with them.
+"""Compression of a text by classical compressors, and a table that compares language models with the compressors.
 
-Each compressor runs on all documents at once and on every document by itself. The fair comparison is by document, since
-a model starts over with every window. It favours the compressor where a window is shorter than a document, and the
-model in that a compressor has learned nothing before.
+Each compressor runs on all documents joined together, and on every document separately. Models are compared with the
+results per document, since a model starts over with every window. The comparison favours the compressor if a window is
+shorter than a document. It favours the model in another way: a compressor has learned nothing before the document.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType(
         "xz -9e": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
     }
 )
-"""Compressors at their strongest usual settings. Each takes bytes and returns a whole compressed file."""
+"""Compression functions by name, at the strongest usual settings. Each function returns a whole compressed file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compression:
-    """A row of the table; only models have losses."""
+    """Result of a compressor or of a language model. Only models have losses in nats."""
 
     compressor: str
     embedding: str = ""
-    """Storage format of the window embeddings; empty if there are none."""
+    """Storage format of the window embeddings; empty without embeddings."""
     sees: str
-    """Amount of text that the compressor sees at a time."""
+    """Amount of text that is compressed at a time, for example `a document`."""
     loss: float | None = None
-    """Nats per token, without the cost of embeddings."""
+    """Loss in nats per token, without the cost of embeddings."""
     normalized_loss: float | None = None
-    """Nats per token, with the cost of embeddings."""
+    """Loss in nats per token, with the cost of embeddings."""
     bits_per_byte: float
 
     @classmethod
     def of(cls, account: Accounting, *, compressor: str, embedding: str = "", window: int) -> Self:
-        """Return a model's row; its documents must have come as text."""
+        """Return the result of a model from an accounting of documents whose size in bytes is known."""
         assert account.bits_per_byte is not None
         return cls(
             compressor=compressor,
@@ -61,10 +61,10 @@ class Compression:
 
 
 def classical(texts: Sequence[str]) -> Iterator[Compression]:
-    """Yield the bits per byte of each compressor on all documents end to end, then on each document by itself.
+    """Yield two results per compressor: all documents compressed together, then every document separately.
 
     Raises:
-        ValueError: if there is no text.
+        ValueError: if all documents are empty.
     """
     documents = [text.encode() for text in texts]
     whole = b"".join(documents)
@@ -77,7 +77,7 @@ def classical(texts: Sequence[str]) -> Iterator[Compression]:
 
 
 def markdown(results: Sequence[Compression], texts: Sequence[str]) -> str:
-    """Return the results as a table, with a note on fair comparisons."""
+    """Return the results as a Markdown table, with a note on fair comparisons."""
     losses = ["nats per token", "with the embedding", "bits per byte"]
     head = ["compressor", "embedding stored as", "sees at a time", *losses]
     rows: list[list[str]] = []

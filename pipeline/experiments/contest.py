@@ -1,4 +1,4 @@
-"""A contest of all label methods on a source: train their models, then label the same fresh documents with each.
+"""A contest of all label methods on a source: train their models, then label the same documents with every method.
 
 Models that learn from documents get equal compute; models that learn from labels get the same number of steps.
 
@@ -34,7 +34,7 @@ from schemas.annotations import EXPECTED_ENTROPY
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A way to train a second-order model."""
+    """Recipe for training a second-order model: its teacher, initial weights, form and loss."""
 
     name: str
     teacher: Literal["exact", "causal"] = "exact"
@@ -57,7 +57,7 @@ RECIPES = (
 
 
 def new_estimator(vocabulary: int, settings: ContestSettings, **variant: Any) -> EntropyEstimator:
-    """Return an untrained estimator of the settings' sizes; `variant` overrides fields of its configuration."""
+    """Return an untrained estimator with the sizes in the settings. `variant` overrides fields of its configuration."""
     sizes: dict[str, Any] = {
         "vocab_size": vocabulary,
         "context": settings.document_tokens,
@@ -75,13 +75,16 @@ def new_estimator(vocabulary: int, settings: ContestSettings, **variant: Any) ->
 def train_estimator(
     corpus: Corpus, vocabulary: int, settings: ContestSettings, folder: Path, **variant: Any
 ) -> EntropyEstimator:
-    """Train an estimator on windows of all lengths; `variant` overrides fields of its configuration."""
+    """Train an estimator on windows of all lengths. `variant` overrides fields of its configuration."""
     model = new_estimator(vocabulary, settings, **variant)
     return _trained(model, corpus, estimator_loss, settings.steps, settings, folder / "estimator", varied=True)
 
 
 def train_language_model(corpus: Corpus, vocabulary: int, settings: ContestSettings, folder: Path) -> PreTrainedModel:
-    """Train the decoder by itself with the estimator's compute; the id after the vocabulary is its start token."""
+    """Train a causal language model of the decoder's size, with the estimator's compute.
+
+    Its start token is the first id after the vocabulary.
+    """
     stack = _stack_config(vocabulary + 1, settings)
     model = new_language_model(stack, start=vocabulary)
     steps = round(settings.steps * parameters(new_estimator(vocabulary, settings)) / parameters(model))
@@ -97,7 +100,10 @@ def train_second_order(
     settings: ContestSettings,
     folder: Path,
 ) -> SecondOrderModel:
-    """Train a second-order model on the labels by the recipe, starting from `start` or from scratch if it is None."""
+    """Train a second-order model on labelled documents as the recipe says.
+
+    Training starts from the weights of `start`, or from random weights if `start` is None.
+    """
     known = labels.given_labels
     scale: dict[str, Any] = {"label_mean": float(known.mean()), "label_deviation": float(known.std())}
     shape: dict[str, Any] = {"form": recipe.form, "transformers": recipe.transformers}
@@ -159,9 +165,9 @@ TERA = 1e12
 
 
 def hold_contest(name: str, settings: ContestSettings, folder: Path) -> Iterator[Entry]:
-    """Train every model on the source and yield each method's result as soon as it is measured.
+    """Train every model on the source called `name`, and yield each method's result as soon as it is measured.
 
-    The trainings write their metrics to `folder`.
+    Metrics of the training runs are written to `folder`.
     """
     torch.manual_seed(settings.seed)
     source = SOURCES[name](np.random.default_rng(settings.seed))
@@ -175,7 +181,7 @@ def hold_contest(name: str, settings: ContestSettings, folder: Path) -> Iterator
 
     language_model = train_language_model(corpus, vocabulary, settings, folder)
     estimator = train_estimator(corpus, vocabulary, settings, folder)
-    flop = 6 * parameters(estimator) * settings.steps * settings.batch * window  # the language model spends as much
+    flop = 6 * parameters(estimator) * settings.steps * settings.batch * window  # same for the language model
     yield score("causal", causal.token_entropies(language_model, fresh_ids_MT, vocabulary), 1, flop)
     expected_MT = causal.token_labels(language_model, fresh_ids_MT, vocabulary, (EXPECTED_ENTROPY,))[EXPECTED_ENTROPY]
     yield score("causal", expected_MT, 1, flop, target="entropy")
@@ -202,7 +208,10 @@ def hold_contest(name: str, settings: ContestSettings, folder: Path) -> Iterator
 def teachers_labels(
     source: KnownSource, estimator: EntropyEstimator, language_model: PreTrainedModel, settings: ContestSettings
 ) -> dict[str, Corpus]:
-    """Return documents that neither model has seen, by teacher; every teacher labels the same share of their tokens."""
+    """Return a labelled corpus for each teacher, `exact` and `causal`.
+
+    Both corpora contain the same documents, which neither model has seen. The same random tokens are labelled in both.
+    """
     unseen = drawn(source, settings.labelled_documents, settings, stream=3)
     unseen_MT, random = torch.from_numpy(unseen.tokens_MT), np.random.default_rng(settings.seed)
     window = settings.document_tokens
@@ -219,7 +228,7 @@ def teachers_labels(
 
 @dataclass(frozen=True)
 class _Scorer:
-    """Measures labels of the fresh documents against their truth."""
+    """Scorer of label methods, which compares labels of the fresh documents with the truth."""
 
     source: str
     fresh: Drawn
@@ -243,5 +252,5 @@ class _Scorer:
 
 
 def drawn(source: KnownSource, documents: int, settings: ContestSettings, stream: int) -> Drawn:
-    """Draw documents from the source; each stream yields different ones."""
+    """Draw documents from the source. Different values of `stream` give different documents."""
     return draw(source, documents, settings.document_tokens, np.random.default_rng([settings.seed, stream]))

@@ -1,6 +1,7 @@
-"""Trainings of a figure: their text, each model at its compute, and its held-out losses, also by layer.
+"""Training and evaluation of a figure's models: text, compute, held-out losses, and losses with rounded layers.
 
-The text is that of the input files, or the built-in sample. Each figure trains a tokenizer on its text.
+The text comes from the input files or, without files, from the built-in sample. Each figure trains a tokenizer on its
+text.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,7 @@ from schemas.rows import TEXT_COLUMN
 
 @dataclass(frozen=True)
 class Text:
-    """Documents to train on, and others to evaluate on. Token 0 starts every window and occurs in no document."""
+    """Training documents and held-out documents. Token 0 starts every window and occurs in no document."""
 
     seen: Corpus
     held_out: Corpus
@@ -48,7 +49,9 @@ class Text:
 def prepare(
     files: Sequence[File], *, vocabulary: int, documents: int, held_out: int, longest: int = LONGEST_DOCUMENT
 ) -> Text:
-    """Tokenize the first `documents` of the files, or of the built-in text if there are none; hold out the last.
+    """Tokenize the first `documents` documents of the files, or of the built-in text if there are no files.
+
+    The last `held_out` documents are held out for evaluation, but at most a tenth of all documents.
 
     Raises:
         ValueError: if nothing is left to train or to evaluate on.
@@ -91,10 +94,10 @@ def new_model(trial: FigureTrial, sizes: FigureSizes, vocabulary: int) -> PreTra
 def trained_model(
     trial: FigureTrial, text: Text, sizes: FigureSizes, config: TrainingConfig, folder: Path
 ) -> PreTrainedModel:
-    """Train the trial's model; its evaluations and weights are written below `folder`.
+    """Train the trial's model and return it. Evaluations and weights are written to a subfolder of `folder`.
 
-    `config.steps` is for a causal transformer. Other models take the number of steps that costs the same compute, or
-    the steps of the trial in `paced_by`.
+    `config.steps` is the number of steps of a causal transformer. Other models are trained for the number of steps
+    that costs the same compute. A trial with `paced_by` is trained for the number of steps of the trial named there.
     """
     torch.manual_seed(config.seed)
     model = new_model(trial, sizes, text.vocabulary)
@@ -110,7 +113,7 @@ def trained_model(
 
 
 def multiplying(model: PreTrainedModel) -> int:
-    """Return the number of parameters that a token is multiplied with: all except lookup-only tables."""
+    """Return the number of parameters that take part in multiplications: all except tables that are only looked up."""
     looked_up = 0
     if isinstance(model, WindowEncoder):
         looked_up = input_embeddings(model.encoder).weight.numel()
@@ -118,12 +121,12 @@ def multiplying(model: PreTrainedModel) -> int:
 
 
 def loss_of(trial: FigureTrial) -> Callable[[Any, Batch], Tensor]:
-    """Return the training loss of the trial's model, in nats per token."""
+    """Return the function that computes the training loss of the trial's model, in nats per token."""
     return partial(document_loss, start=START) if trial.model == "causal" else estimator_loss
 
 
 def held_out_figures(model: nn.Module, text: Text, windowing: Windowing) -> Metrics:
-    """Return the held-out loss in nats per token, without and with the embedding's int8 bits, and in bits per byte."""
+    """Return held-out metrics by name: nats per token without and with the embedding's int8 bits, and bits per byte."""
     exact, stored = accountings(model, text, windowing)
     assert stored.bits_per_byte is not None
     return {
@@ -134,7 +137,10 @@ def held_out_figures(model: nn.Module, text: Text, windowing: Windowing) -> Metr
 
 
 def accountings(model: nn.Module, text: Text, windowing: Windowing) -> tuple[Accounting, Accounting]:
-    """Measure held-out text with the embedding as computed, then as stored in int8; equal for a causal model."""
+    """Evaluate on held-out text with the embedding in float32, then with the embedding stored in int8.
+
+    A causal model has no embedding, so both results are the same.
+    """
     if not isinstance(model, WindowEncoder):
         assert isinstance(model, PreTrainedModel)
         causal = causal_accounting(model, START, text.held_out, windowing)
@@ -145,7 +151,7 @@ def accountings(model: nn.Module, text: Text, windowing: Windowing) -> tuple[Acc
 
 
 def calibrating_embeddings(model: WindowEncoder, text: Text, windowing: Windowing) -> Tensor:
-    """Return bottleneck values [N, E] of windows of seen text, from which a codec takes its range."""
+    """Return embeddings [N, E] of windows of training text, on which a codec is calibrated."""
     return window_embeddings(model, text.seen.documents(0, min(CALIBRATING_DOCUMENTS, len(text.seen))), windowing)
 
 
@@ -154,7 +160,10 @@ SCANNED_DOCUMENTS = 10
 
 
 def rows_by_layer(model: WindowEncoder, text: Text, windowing: Windowing) -> Iterator[Row]:
-    """Yield changes of the held-out loss from float32, in nats per token: the bottleneck first, then layer by layer."""
+    """Yield the change of the held-out loss caused by each rounding, in nats per token.
+
+    The embedding is rounded first, then one layer at a time.
+    """
     held_out = text.held_out.documents(0, min(SCANNED_DOCUMENTS, len(text.held_out)))
     values_NE, exact = calibrating_embeddings(model, text, windowing), Codec("float32")
     before = window_accounting(model, exact, held_out, windowing).loss
@@ -171,14 +180,14 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """Cost of rounding a single layer."""
+    """Change of the loss if the weights or the activations of a single layer are rounded."""
 
     layer: str
-    """Name in `named_modules`."""
+    """Name of the layer in `named_modules`."""
     what: What
     kind: CodecKind
     loss_change: float
-    """Rounded minus exact, in the loss's unit."""
+    """Loss with rounding minus loss without rounding."""
 
 
 @torch.no_grad()
@@ -191,9 +200,9 @@ def sensitivities(
 ) -> Iterator[Sensitivity]:
     """Round one layer's weights or activations at a time, in the order of the layers, and yield the change in loss.
 
-    The model is restored after each. int8 has one scale per tensor, for activations one per call. A table shared by two
-    layers is rounded once, for both. A layer has no activations to round if the loss uses its weights without calling
-    it.
+    The model is restored after each rounding. int8 has one scale per weight tensor, and one scale per call for
+    activations. A matrix shared by two layers is rounded once, for both layers. A layer has no activations to round if
+    the loss uses the layer's weights without calling the layer.
     """
     exact, seen = loss(model), set[int]()
     for name, layer in model.named_modules():
@@ -210,13 +219,13 @@ def sensitivities(
 
 
 def rounded(values: Tensor, kind: CodecKind) -> Tensor:
-    """Return values of any shape after a round trip through one codec calibrated on all of them."""
+    """Encode and decode a tensor of any shape with one codec, which is calibrated on all values of the tensor."""
     return Codec.calibrated(kind, values.reshape(-1, 1)).round_trip(values)
 
 
 @contextmanager
 def _rounded(layer: nn.Module, matrices: Sequence[nn.Parameter], what: What, kind: CodecKind) -> Iterator[list[None]]:
-    """Round a layer for the duration; yield a list that grows with every call whose activations were rounded."""
+    """Round a layer while the context is open. Yield a list with an entry per call whose activations were rounded."""
     calls: list[None] = []
 
     def round_output(_: nn.Module, __: object, output: Tensor) -> Tensor:

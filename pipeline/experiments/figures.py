@@ -10,7 +10,7 @@ from pipeline.experiments.results import markdown_table, write_csv
 
 Row = Mapping[str, str | float]
 Rows = Mapping[str, Sequence[Row]]
-"""Evaluations, or losses by layer, of each trial by its name."""
+"""Results by the trial's name: a row per evaluation, or a row per rounded layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,26 +22,29 @@ class FigureSizes:
     encoder_width: int = 128
     """Hidden size of the encoder."""
     encoder_layers: int = 2
-    """Blocks of the encoder."""
+    """Number of blocks of the encoder."""
     encoder_heads: int = 4
-    """Heads of the encoder."""
+    """Number of attention heads of the encoder."""
     decoder_width: int = 128
     """Hidden size of the decoder, or of the language model."""
     decoder_layers: int = 3
-    """Blocks of the decoder, or of the language model."""
+    """Number of blocks of the decoder, or of the language model."""
     decoder_heads: int = 4
-    """Heads of the decoder, or of the language model."""
+    """Number of attention heads of the decoder, or of the language model."""
 
 
 @dataclass(frozen=True)
 class FigureTrial:
-    """A model to train. `variant` holds fields of its configuration; for a causal model, its `kind`."""
+    """A model to train for a figure. `variant` overrides fields of the model's configuration.
+
+    For a causal model, `variant` can only contain `kind`.
+    """
 
     name: str
     model: Literal["causal", "estimator", "autoencoder"]
     variant: dict[str, Any] = field(default_factory=dict)
     paced_by: "FigureTrial | None" = None
-    """Another trial whose number of steps is used instead of equal compute."""
+    """Another trial, whose number of steps this trial takes; None for equal compute."""
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -49,7 +52,7 @@ class FigureTrial:
 
 @dataclass(frozen=True)
 class Claim:
-    """A result that the paper reports, and whether it is seen here."""
+    """A result that the paper reports, and whether these trials show the same result."""
 
     text: str
     seen: bool
@@ -58,14 +61,14 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A figure of the paper, scaled down to two CPU cores."""
+    """A figure of the paper, with models small enough for two CPU cores."""
 
     title: str
     trials: tuple[FigureTrial, ...]
     sizes: FigureSizes
     vocabulary: int
     steps: int
-    """Steps of a causal transformer of these sizes; other models get the same compute."""
+    """Training steps of a causal transformer of these sizes. Other models get the same compute."""
     shown: str = "held_out_loss"
     """Metric to plot and compare."""
     claims: Callable[[Rows], list[Claim]]
@@ -74,12 +77,12 @@ class Figure:
 
 
 def last(rows: Rows, trial: str, name: str) -> float:
-    """Return a metric of the trial's last evaluation."""
+    """Return the value of a metric in the trial's last evaluation."""
     return float(rows[trial][-1][name])
 
 
 def below(rows: Rows, one: str, other: str, name: str, text: str) -> Claim:
-    """Return the claim that one trial ends below another."""
+    """Return the claim that a metric is lower at the end of trial `one` than at the end of trial `other`."""
     ends = last(rows, one, name), last(rows, other, name)
     return Claim(text, ends[0] < ends[1], f"{ends[0]:.3f} against {ends[1]:.3f}")
 
@@ -93,7 +96,7 @@ def _autoencoder_claims(rows: Rows) -> list[Claim]:
 
 
 def _compression_claims(rows: Rows) -> list[Claim]:
-    """Return the claims of figure 2. The paper trains far longer: compare the order only."""
+    """Return the claims of figure 2. Only the order of the models is compared, since the paper trains far longer."""
     loss, text = "normalized_loss", "embedding included, a mixer autoencoder stores text in fewer bits than a causal {}"
     return [
         below(rows, "autoencoder-mixer-repeated", f"causal-{kind}", loss, text.format(kind))
@@ -236,7 +239,7 @@ LABELS = {
 
 
 def write_figure(folder: Path, number: int, figure: Figure, rows: Rows) -> str:
-    """Write `figure-N.csv`, `figure-N.png` and `figure-N.md`; return the text of `figure-N.md`."""
+    """Write `figure-N.csv`, `figure-N.png` and `figure-N.md`, and return the text of `figure-N.md`."""
     lines = [{"trial": trial, **row} for trial, trial_rows in rows.items() for row in trial_rows]
     write_csv(folder / f"figure-{number}.csv", lines)
     write_plot(folder / f"figure-{number}.png", figure, rows)
@@ -247,7 +250,7 @@ def write_figure(folder: Path, number: int, figure: Figure, rows: Rows) -> str:
 
 
 def write_plot(file: Path, figure: Figure, rows: Rows) -> None:
-    """Draw curves over tokens, or loss changes by layer."""
+    """Plot the figure to a PNG file: the loss by tokens trained on, or the loss changes by layer."""
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(14, 8) if figure.by_layer else (8, 5), layout="constrained")
@@ -258,7 +261,7 @@ def write_plot(file: Path, figure: Figure, rows: Rows) -> None:
 
 
 def _draw_curves(canvas: Any, figure: Figure, rows: Rows) -> None:
-    """Draw the metric that the figure compares; if it includes the embedding's bits, also the loss without, dashed."""
+    """Draw the figure's metric. If it includes the embedding's bits, also draw a dashed curve without these bits."""
     panel = canvas.subplots()
     for number, (trial, curve) in enumerate(rows.items()):
         tokens, losses = [row["tokens"] for row in curve], [row[figure.shown] for row in curve]

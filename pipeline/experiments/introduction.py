@@ -1,7 +1,7 @@
-"""Where the embedding enters the decoder, early to late: the cost in loss and label errors, and the time saved.
+"""Comparison of places where the embedding enters the decoder, early to late: losses, label errors, time saved.
 
 Estimators with different entry points and embedding widths are trained on the same documents of a source of known
-entropies. Their held-out losses, label errors and labelling times are compared; labels are exact.
+entropies. Their held-out losses, label errors and labelling times are compared. Labels are made by the exact method.
 
 Shapes: M documents, T tokens per document.
 """
@@ -30,7 +30,7 @@ TIMED_WINDOWS, REPEATS = 32, 5
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Entry point of the embedding into the decoder, and its width."""
+    """Entry point of the embedding into the decoder, and width of the embedding."""
 
     introduction: Introduction
     introduced_above: int
@@ -48,18 +48,21 @@ class Outcome:
     source: str
     variant: str
     held_out_loss: float
-    """Nats per token of whole documents given their embedding, whose own cost is not included."""
+    """Loss in nats per token of documents, given their embeddings. The cost of the embeddings is not included."""
     mean_absolute_error: float
-    """Mean |label - true surprisal|, in nats."""
+    """Mean of |label - true surprisal|, in nats."""
     r_squared: float
     bias: float
     """Mean of label - truth, in nats."""
     passes: float
-    """Time to label a document, in passes of the model over the document. The published procedure takes 2T."""
+    """Time to label a document, in passes of the model over the document. The published procedure takes 2T passes."""
 
 
 def variants(layers: int, widths: tuple[int, ...]) -> list[Variant]:
-    """Return, for every width, the published variant and those that add the embedding after 0, 1, ... all layers."""
+    """Return the variants to compare.
+
+    For every width, these are the published variant, then one variant per entry point: after 0 to `layers` layers.
+    """
     places: list[tuple[Introduction, int]] = [("token", 0), *(("projection", above) for above in range(layers + 1))]
     return [
         Variant(introduction=introduction, introduced_above=above, bottleneck_width=width)
@@ -71,7 +74,10 @@ def variants(layers: int, widths: tuple[int, ...]) -> list[Variant]:
 def compare_introductions(
     name: str, settings: ContestSettings, widths: tuple[int, ...], folder: Path
 ) -> Iterator[Outcome]:
-    """Yield the result of the causal model of equal compute, then of every variant, each as soon as it is measured."""
+    """Train a causal model and every variant on the source called `name`, with equal compute.
+
+    Yield the result of each model as soon as it is measured.
+    """
     source = SOURCES[name](np.random.default_rng(settings.seed))
     seen = drawn(source, settings.steps * settings.batch, settings, stream=2)
     corpus = Corpus.of(list(seen.tokens_MT.astype(np.int32)))
@@ -91,13 +97,16 @@ def compare_introductions(
 
 
 def write_results(folder: Path, outcomes: Sequence[Outcome], made_by: str) -> None:
-    """Write `results.csv` and `results.md`; print the report."""
+    """Write `results.csv` and `results.md`, and print the report."""
     write_csv(folder / "results.csv", [asdict(outcome) for outcome in outcomes])
     write_report(folder, markdown(outcomes), made_by)
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
-    """Return a table of errors (R² in brackets) by variant and source; losses and passes are means over sources."""
+    """Return a Markdown table with a row per variant and a column per source.
+
+    A cell has the mean absolute error in nats and the R² in brackets. Losses and passes are means over all sources.
+    """
     sources = list(dict.fromkeys(outcome.source for outcome in outcomes))
     rows: list[list[str]] = []
     for variant in dict.fromkeys(outcome.variant for outcome in outcomes):
@@ -110,7 +119,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
 
 
 def passes(estimator: EntropyEstimator, input_ids_BT: Tensor) -> float:
-    """Return the time of exact labels over the time of one pass of the model over the windows: a median of repeats."""
+    """Return the time of exact labelling divided by the time of one pass of the model, as a median of several runs."""
     with torch.no_grad():
         ratios = [
             _seconds(lambda: exact.token_entropies(estimator, input_ids_BT))

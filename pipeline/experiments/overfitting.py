@@ -1,6 +1,6 @@
 """The matched experiment: every trial trains the same small model on the same few documents for many epochs.
 
-Every document is one window, preceded by the start token. A trial runs in one process and resumes if interrupted.
+Every document is one window, preceded by the start token. Each trial runs in one process. An interrupted trial resumes.
 """
 
 from dataclasses import replace
@@ -39,7 +39,8 @@ def run_trial(
 ) -> list[dict[str, float]]:
     """Train the trial's model unless it is trained already, and return its evaluations.
 
-    `seen_loss` and the loss of each corpus in `held_out` are plain cross-entropy in nats per token.
+    An evaluation has `seen_loss`, and `NAME_loss` for each corpus NAME of `study.held_out`. These losses are plain
+    cross-entropy in nats per token.
     """
     torch.manual_seed(trial.seed)
     vocabulary = max(study.vocabulary, study.start + 1)
@@ -63,7 +64,7 @@ def run_trial(
 
 
 def mean_loss(model: PreTrainedModel, corpus: Corpus, windowing: Windowing, start: int) -> float:
-    """Return the plain cross-entropy in nats per token."""
+    """Return the model's plain cross-entropy on a corpus, in nats per token."""
     batches = held_out_batches(corpus, windowing, model.device)
     return mean_of(document_losses(model, batch, start)[batch.real_BT] for batch in batches)
 
@@ -72,9 +73,9 @@ RECIPE = next(recipe for recipe in RECIPES if recipe.name == "second-order, resi
 
 
 def known_study(name: str, settings: ContestSettings, documents: int, folder: Path) -> tuple[Study, float]:
-    """Return a study on a known source, and the true loss on its held-out documents, in nats per token.
+    """Return a study on the source called `name`, and the loss of the true distribution on its held-out documents.
 
-    No model can have a lower expected loss.
+    The loss is in nats per token. No model can have a lower expected loss.
     """
     source = SOURCES[name](np.random.default_rng(settings.seed))
     vocabulary = source.vocabulary
@@ -99,7 +100,7 @@ def known_study(name: str, settings: ContestSettings, documents: int, folder: Pa
 
 
 def save_study(file: Path, study: Study, truth: float) -> None:
-    """Write a study made by `known_study`."""
+    """Write a study and its true loss, as returned by `known_study`, to a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".unfinished.npz")
     arrays: dict[str, Any] = {f"labels {name}": nats_N for name, nats_N in study.labels.items()}
@@ -110,7 +111,7 @@ def save_study(file: Path, study: Study, truth: float) -> None:
 
 
 def load_study(file: Path) -> tuple[Study, float]:
-    """Read a study and the true loss from a file written by `save_study`."""
+    """Read a study and its true loss from a file written by `save_study`."""
     with np.load(file, allow_pickle=False) as stored:
         vocabulary, truth = int(stored["numbers"][0]), float(stored["numbers"][1])
         labels = {name.partition(" ")[2]: stored[name] for name in stored.files if name.startswith("labels ")}

@@ -1,4 +1,4 @@
-"""Parallel processes: work on several items at a time, one per CPU core."""
+"""Parallel work on several items, with one process per CPU core."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -20,20 +20,20 @@ PROCESSES.set_forkserver_preload(PRELOADED)
 def side_by_side(
     work: Callable[[Item], Result], items: Sequence[Item], processes: int | None = None, *, progress: str | None = None
 ) -> dict[Item, Result]:
-    """Run the work on every item in parallel, by default one process per core; return results in the items' order.
+    """Run `work` on every item in parallel, by default with a process per CPU core. Return the results by item.
 
     The processes are forked from a server that imports torch once and does not use it, because a fork of a process that
-    uses torch can hang. They end with this process, even if it is killed. Otherwise they would run alongside those of
-    the next command. `progress` is the title of a bar on the terminal.
+    uses torch can hang. The processes end with this process, even if it is killed. Otherwise they would still be
+    running during the next command. `progress` is the title of a progress bar; None shows no bar.
     """
     at_a_time = processes or min(len(items), os.cpu_count() or 1)
-    os.environ["TQDM_DISABLE"] = "1"  # for the processes, whose bars would overwrite each other
+    os.environ["TQDM_DISABLE"] = "1"  # in the processes: their bars would overwrite each other
     with ProcessPoolExecutor(at_a_time, PROCESSES, initializer=_one_core_of_this_process) as pool:
         running = {item: pool.submit(work, item) for item in items}
         try:
             for finished in tqdm(as_completed(running.values()), progress, len(items), disable=progress is None):
                 finished.result()
-        except KeyboardInterrupt:  # the same command repeats the interrupted work
+        except KeyboardInterrupt:  # running the same command again repeats the interrupted work
             for process in active_children():
                 process.kill()
             raise
@@ -43,7 +43,7 @@ def side_by_side(
 
 
 def _one_core_of_this_process() -> None:
-    import torch  # imported in the server already; not at the top, so that --help starts fast
+    import torch  # not at the top of the file, so that --help starts fast
 
     torch.set_num_threads(1)
 

@@ -8,7 +8,7 @@ from pipeline.messages import say
 
 
 def write_csv(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write a line per row, with all digits; the header is the keys of the first row."""
+    """Write rows to a CSV file, numbers with all their digits. The keys of the first row are the header."""
     with file.open("w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, list(rows[0]))
         table.writeheader()
@@ -22,7 +22,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_report(folder: Path | None, text: str, made_by: str) -> str:
-    """Print the text with the command that made it; if there is a folder, also write it to `results.md`."""
+    """Print and return the text with the command that made it. If there is a folder, also write `results.md` there."""
     report = f"{text.rstrip()}\n\nMade by `{made_by}`.\n"
     say(*report.split("\n"))
     if folder is not None:
@@ -31,7 +31,7 @@ def write_report(folder: Path | None, text: str, made_by: str) -> str:
 
 
 def require_matplotlib() -> None:
-    """Check that results can be drawn, before a long computation.
+    """Check that plots can be drawn. Call this before a long computation.
 
     Raises:
         ValueError: if matplotlib is not installed.

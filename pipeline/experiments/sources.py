@@ -1,4 +1,4 @@
-"""Sources of known entropy, documents drawn from them with every token's true values, and the settings of a contest.
+"""Sources of known entropy, documents drawn from these sources with true values per token, and contest settings.
 
 This module does not import torch: its settings become flags, and `--help` must start fast.
 
@@ -13,7 +13,7 @@ import numpy as np
 
 
 class KnownSource(Protocol):
-    """A source whose next-token distribution is known. Its state is everything it remembers of M documents."""
+    """A source whose next-token distribution is known. Its state summarises the previous tokens of M documents."""
 
     @property
     def vocabulary(self) -> int: ...
@@ -25,7 +25,7 @@ class KnownSource(Protocol):
         """Return the distribution [M, V] of each document's next token."""
 
     def advance(self, state: np.ndarray, tokens_M: np.ndarray) -> np.ndarray:
-        """Return the state after the tokens."""
+        """Return the state after one more token of each document."""
 
 
 class Drawn(NamedTuple):
@@ -59,7 +59,10 @@ def shannon_entropy(probabilities_MV: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MarkovChain:
-    """A chain whose next symbol depends on the last K; row `r` of the table is its distribution after context `r`."""
+    """A Markov chain whose next symbol depends on the last K symbols.
+
+    Row `r` of the table is the distribution of the symbol after context `r`.
+    """
 
     table: np.ndarray
 
@@ -68,7 +71,7 @@ class MarkovChain:
         return int(self.table.shape[1])
 
     def begin(self, documents: int) -> np.ndarray:
-        """Return the context of K times symbol 0."""
+        """Return the index of the context that consists of K times symbol 0."""
         return np.zeros(documents, dtype=np.int64)
 
     def predict(self, state: np.ndarray) -> np.ndarray:
@@ -82,7 +85,10 @@ class MarkovChain:
 
 @dataclass(frozen=True)
 class HiddenMarkov:
-    """A hidden chain that emits symbols; the state is the forward algorithm's belief [M, H] about the hidden state."""
+    """A hidden Markov chain that emits symbols.
+
+    The source's state is the distribution [M, H] of the hidden state, computed by the forward algorithm.
+    """
 
     initial_H: np.ndarray
     transition_HH: np.ndarray
@@ -107,10 +113,11 @@ class HiddenMarkov:
 
 @dataclass(frozen=True)
 class NoisyCopy:
-    """Random symbols that repeat after `lag` tokens, each kept with probability `1 - noise` and otherwise redrawn.
+    """A source that repeats its symbols after `lag` tokens, with noise.
 
-    Copies are copied too, so a document of three lags holds a copy of a copy. The state is the last `lag` tokens, with
-    -1 before the start of the document.
+    Each symbol is a copy with probability `1 - noise`, and otherwise drawn at random. Copies are copied too, so a
+    document of three lags holds a copy of a copy. The state is the last `lag` tokens, with -1 before the start of the
+    document.
     """
 
     vocabulary: int
@@ -131,7 +138,10 @@ class NoisyCopy:
 
 
 def rows_of_different_entropy(rows: int, symbols: int, random: np.random.Generator) -> np.ndarray:
-    """Draw distributions [rows, symbols], nearly certain to nearly uniform: Dirichlet, concentration 0.01 to 3."""
+    """Draw distributions [rows, symbols], from nearly certain to nearly uniform ones.
+
+    Each row is drawn from a Dirichlet distribution, whose concentration is random between 0.01 and 3.
+    """
     concentrations = 10 ** random.uniform(-2, 0.5, rows)
     table = np.stack([random.dirichlet(np.full(symbols, concentration)) for concentration in concentrations])
     return 0.999 * table + 0.001 / symbols  # no symbol is impossible, so every surprisal is finite
@@ -146,7 +156,7 @@ def _hidden_markov(random: np.random.Generator) -> HiddenMarkov:
 
 
 def _topic_mixture(random: np.random.Generator) -> HiddenMarkov:
-    """Return a source of sixteen topics, one per document: a hidden chain that never leaves its state."""
+    """Return a source of sixteen topics. Each document has one topic, since the hidden state never changes."""
     topics, symbols = 16, 32
     emission_HV = random.dirichlet(np.full(symbols, 0.3), topics)
     return HiddenMarkov(np.full(topics, 1 / topics), np.eye(topics), 0.99 * emission_HV + 0.01 / symbols)
@@ -159,11 +169,11 @@ SOURCES: dict[str, Callable[[np.random.Generator], KnownSource]] = {
     "noisy-copy": lambda random: NoisyCopy(vocabulary=32, lag=32, noise=0.1),
     "topic-mixture": _topic_mixture,
 }
-"""Constructors of sources by name; the random generator decides a source's tables."""
+"""Constructors of sources by name. A constructor draws the tables of its source from a random generator."""
 
 
 def require_sources(names: Sequence[str]) -> None:
-    """Check the names of sources, before a long computation.
+    """Check that sources with these names exist. Call this before a long computation.
 
     Raises:
         ValueError: if the list is empty or a name is unknown.
@@ -175,32 +185,32 @@ def require_sources(names: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ContestSettings:
-    """Sizes of models, trainings and data; the defaults take one CPU core a few minutes per source."""
+    """Sizes of models, trainings and data. With the defaults, a source takes a few minutes on one CPU core."""
 
     document_tokens: int = 64
-    """Tokens per document; a document is one window."""
+    """Tokens per document. Every document is one window."""
     width: int = 64
-    """Hidden size of every model; the encoder has half of it."""
+    """Hidden size of every model except the encoder, whose hidden size is half as large."""
     layers: int = 2
-    """Blocks of every model; the encoder has one fewer."""
+    """Number of blocks of every model. The encoder has one block fewer, but at least one."""
     heads: int = 4
-    """Attention heads of every model; the encoder has half of them."""
+    """Number of attention heads of every model. The encoder has half as many, but at least one."""
     bottleneck_width: int = 1
     """Width of the window embedding."""
     steps: int = 400
-    """Optimizer steps of the estimator; the language model gets the same compute."""
+    """Optimizer steps of the estimator. The language model gets the same compute."""
     second_order_steps: int = 150
     """Optimizer steps of each second-order model."""
     batch: int = 64
     """Documents per batch."""
     learning_rate: float = 3e-3
-    """Peak learning rate of models that learn from documents; models that learn from labels use a third of it."""
+    """Peak learning rate of models that learn from documents. Models that learn from labels use a third of it."""
     labelled_documents: int = 6000
-    """Unseen documents to label for training the second-order models."""
+    """Number of unseen documents that are labelled to train the second-order models."""
     labelled_share: float = 0.2
-    """Share of tokens to label in the documents for the second-order models."""
+    """Share of tokens that get a label in the documents for training the second-order models."""
     fresh_documents: int = 300
-    """Documents to compare all methods on; no model is trained on them."""
+    """Number of documents on which all methods are compared. No model is trained on these documents."""
     seed: int = 0
     """Random seed of sources, documents and weights."""
 

@@ -1,6 +1,6 @@
-"""The study of the matched experiment: documents to overfit, their labels, the trials on them and their summary.
+"""The study of the matched experiment: documents to overfit, labels of these documents, trials, and a summary.
 
-Trials differ only in objective, labels, dropout and seed. The module `overfitting` trains them.
+Trials differ only in objective, labels, dropout and seed. The module `overfitting` trains the models of the trials.
 
 Shapes: N tokens.
 """
@@ -20,9 +20,10 @@ from pipeline.training.config import ObjectiveName
 
 SHUFFLED, TRUTH = "shuffled", "truth"
 Labelled = tuple[ObjectiveName, str | None]
-"""An objective and the name of its labels; None for no labels."""
+"""An objective and the name of its labels, or None if it uses no labels."""
 CORRECTED: tuple[ObjectiveName, ...] = ("flood", "floor", "flood-mean")
-"""Objectives to try with every scale and margin of their labels; flood-mean applies them to its level."""
+"""Objectives that are tried with every scale and margin. `flood` and `floor` apply scale and margin to each label, and
+`flood-mean` applies them to its level."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,18 @@ class Study:
 
     seen: Corpus
     labels: Mapping[str, np.ndarray]
-    """Labels in nats [N] of the tokens of `seen`, by the method that made them."""
+    """Labels [N] in nats for the tokens of `seen`, by label method."""
     held_out: Mapping[str, Corpus]
-    """Corpora by name; the one called `held_out` is of the same kind as `seen`."""
+    """Documents to evaluate on, by name. The documents called `held_out` are of the same kind as `seen`."""
     vocabulary: int
     start: int
-    """Token before each window."""
+    """Id of the token before each window."""
 
     def with_labels(self, name: str | None, seed: int) -> Corpus:
-        """Return the labelled training documents; `shuffled NAME` moves each label of NAME to a random token."""
+        """Return the training documents with the labels called `name`, or without labels if `name` is None.
+
+        `shuffled NAME` stands for the labels called NAME, each moved to a random token.
+        """
         if name is None:
             return replace(self.seen, labels_N=np.full(len(self.seen.tokens_N), np.nan, np.float32))
         labelled = replace(self.seen, labels_N=self.labels[name.removeprefix(f"{SHUFFLED} ")])
@@ -59,7 +63,7 @@ class ObjectiveTrial:
 
     @property
     def corrected_labels(self) -> str:
-        """Labels with their correction, for display: `none`, `exact`, `exact x 1.5`, `exact x 0.8 + 1`."""
+        """Name of the labels with scale and margin, for display: `none`, `exact`, `exact x 1.5`, `exact x 0.8 + 1`."""
         scale = f" x {self.scale:g}" if self.scale != 1 else ""
         return (self.labels or "none") + scale + (f" + {self.margin:g}" if self.margin else "")
 
@@ -76,7 +80,10 @@ def trials(
     scales: Sequence[float] = (1.0,),
     margins: Sequence[float] = (0.0,),
 ) -> list[ObjectiveTrial]:
-    """Return every combination once; each seed completes all objectives first, so that an unfinished table is even."""
+    """Return a trial for every combination, without duplicates.
+
+    All trials of the first seed come first, so that unfinished results cover every objective equally.
+    """
     every = product(range(seeds), dropouts, product(scales, margins), objectives)
     return list(
         dict.fromkeys(
@@ -87,10 +94,13 @@ def trials(
 
 
 def default_objectives(labels: Sequence[str], chosen: str) -> list[Labelled]:
-    """Return the controls, flood and floor with all labels, and the other objectives with the chosen labels."""
+    """Return the objectives to try by default: controls, `flood` and `floor` with all labels, and others.
+
+    The other objectives are tried with the labels `chosen`.
+    """
     with_all: list[Labelled] = [*(("flood", name) for name in labels), *(("floor", name) for name in labels)]
     with_chosen: list[Labelled] = [("weight", chosen), ("mask", chosen), ("reference-share", chosen)]
-    # Flooding the mean uses only the mean of the labels: it also gets the true mean if that is known.
+    # flood-mean uses only the mean of the labels, so it is also tried with the true mean if that is known.
     means: list[Labelled] = [("flood-mean", name) for name in dict.fromkeys((chosen, TRUTH)) if name in labels]
     controls: list[Labelled] = [("cross-entropy", None), ("random-share", None), ("flood", f"{SHUFFLED} {chosen}")]
     return [*controls, *means, *with_all, *with_chosen]
@@ -103,27 +113,30 @@ T_95 = dict(enumerate((12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26), s
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Means over all seeds of one objective, labels and dropout, with half the width of 95% confidence intervals."""
+    """Results of one combination of objective, labels and dropout, averaged over all seeds.
+
+    `final_error` and `best_error` are half the width of 95% confidence intervals.
+    """
 
     objective: str
     labels: str
-    """Labels with their scale and margin, if any."""
+    """Name of the labels with scale and margin."""
     dropout: float
     seeds: int
     final: float
     """Held-out loss at the last step, in nats per token."""
     final_error: float
     best: float
-    """Lowest held-out loss of any evaluation; stopping there requires looking at held-out text."""
+    """Lowest held-out loss of any evaluation. To stop a training there, held-out text must be evaluated."""
     best_error: float
     gap: float
     """Held-out loss minus training loss at the last step."""
     elsewhere: float
-    """Loss on other text at the last step; NaN if there is no other text."""
+    """Loss at the last step on text of another kind; NaN without text of another kind."""
 
 
 def summarise(figures: CurvesOfTrials) -> Iterator[Summary]:
-    """Yield a summary per objective, labels and dropout, in the order of the trials."""
+    """Yield a summary for each combination of objective, labels and dropout, in the order of the trials."""
     groups: dict[tuple[str, str, float], list[list[dict[str, float]]]] = {}
     for trial, curve in figures.items():
         groups.setdefault((trial.objective, trial.corrected_labels, trial.dropout), []).append(curve)
@@ -155,7 +168,7 @@ def interval(values: Sequence[float]) -> float:
 def write_results(
     folder: Path, figures: CurvesOfTrials, summaries: Sequence[Summary], truth: float | None, made_by: str
 ) -> str:
-    """Write `results.csv`, `curves.csv`, `results.md` and `curves.png`; print and return the report."""
+    """Write `results.csv`, `curves.csv`, `results.md` and `curves.png`, and print and return the report."""
     write_csv(folder / "results.csv", [asdict(summary) for summary in summaries])
     curves = [{**asdict(trial), **record} for trial, curve in figures.items() for record in curve]
     write_csv(folder / "curves.csv", curves)
@@ -164,7 +177,10 @@ def write_results(
 
 
 def markdown(summaries: Sequence[Summary], truth: float | None) -> str:
-    """Return a table of means, with half widths of 95% confidence intervals in brackets, lowest final loss first."""
+    """Return the summaries as a Markdown table, sorted by final loss.
+
+    Half the width of the 95% confidence interval follows each mean in brackets.
+    """
     known = "" if truth is None else f"The true distribution's held-out loss is {truth:.3f} nats per token.\n\n"
     elsewhere = not all(isnan(summary.elsewhere) for summary in summaries)
     head = ["objective", "labels", "dropout", "final", "best", "gap", *(["other text"] if elsewhere else [])]
@@ -177,9 +193,10 @@ def markdown(summaries: Sequence[Summary], truth: float | None) -> str:
 
 
 def write_plot(file: Path, figures: CurvesOfTrials, truth: float | None) -> None:
-    """Plot the held-out loss by step, averaged over seeds, at the lowest dropout: panels for flood, floor and the rest.
+    """Plot the held-out loss by step, averaged over seeds, of the trials with the lowest dropout.
 
-    If the true distribution's loss is known, plot the excess over it on a logarithmic axis.
+    There are three panels: `flood`, `floor` and other objectives. If the loss of the true distribution is known, it is
+    subtracted, and the axis is logarithmic.
     """
     from matplotlib.figure import Figure
 
@@ -202,7 +219,10 @@ def write_plot(file: Path, figures: CurvesOfTrials, truth: float | None) -> None
 
 
 def mean_curves(figures: CurvesOfTrials) -> dict[tuple[str, str], dict[float, float]]:
-    """Return the held-out loss averaged over seeds, by objective and labels, then by step, at the lowest dropout."""
+    """Average the held-out losses of the trials with the lowest dropout over seeds.
+
+    Return the mean losses by objective and labels, then by step.
+    """
     lowest = min(trial.dropout for trial in figures)
     losses: dict[tuple[str, str], dict[float, list[float]]] = {}
     for trial, curve in figures.items():

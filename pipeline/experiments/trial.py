@@ -1,4 +1,4 @@
-"""Trials of an experiment: each is trained once, in a folder of its own."""
+"""Trials of an experiment. Each trial is trained once, in a folder of its own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +29,10 @@ def train_once(
     *,
     keep_weights: bool = False,
 ) -> ModelT:
-    """Train the model unless `folder` says it is trained already, and return it; metrics are written to `folder`.
+    """Train the model and return it, unless a training in `folder` is already finished. Write metrics to `folder`.
 
-    An interrupted training is resumed. A finished one is not repeated: its weights are loaded if they were kept;
-    otherwise the model is returned unchanged.
+    An interrupted training is resumed. If the training is already finished, a model with the trained weights is loaded
+    and returned. Without `keep_weights` there are no trained weights, and the model is returned unchanged.
     """
     if (folder / DONE_FILE).is_file():
         return type(model).from_pretrained(folder, use_safetensors=True) if keep_weights else model

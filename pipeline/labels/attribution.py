@@ -1,8 +1,8 @@
 """Attribution: how much the prediction of each token depends on the embedding of the whole window.
 
-The decoder's use of the embedding stands in for the information that the token adds to it (paper section 4: occlusion,
-memory shift, gradient x input). This takes two decoder passes per window, whereas exact labels take one per token. But
-the scores have no unit and agree poorly with exact labels.
+The decoder's use of the embedding for a token is a proxy for the information that the token adds to the embedding
+(paper section 4: occlusion, memory shift, gradient x input). Attribution takes two decoder passes per window, whereas
+exact labels take one pass per token. However, the scores have no unit and agree poorly with exact labels.
 
 B rows, T tokens, E bottleneck width, X width of the embedding as it enters the decoder, D decoder width, N real tokens
 of all rows (n of them in a chunk), V vocabulary.
@@ -34,24 +34,24 @@ def token_entropies(
     measure: Measure,
     seed: int = 0,
 ) -> Tensor:
-    """Return attribution scores, float32 [B, T], scaled to run from 0 to 1 in each row.
+    """Return attribution scores, float32 [B, T], scaled to the range from 0 to 1 within each row.
 
     Args:
-        estimator: the entropy estimation model, in evaluation mode. In bfloat16, rounding drowns the memory shift
-            (R^2 0.6 with its float32 scores, shipped estimator) but not the other measures (0.999).
+        estimator: the entropy estimation model, in evaluation mode. In bfloat16, rounding errors dominate the memory
+            shift: its R^2 with float32 scores is 0.6 (shipped estimator). For the other measures, R^2 is 0.999.
         input_ids_BT: windows, padded on the right with any token.
-        lengths_B: real tokens in each row; None for all T.
-        measure: the score. Occlusion removes the embedding and compares the logits by L1 distance or 1 - cosine, or
-            the losses by |change|; memory-shift is |change of loss| under noise in the bottleneck; gradient-input is
-            |d loss / d embedding . embedding|.
-        seed: seed of the memory shift's noise. All rows share one draw, so that no score depends on other rows.
+        lengths_B: number of real tokens in each row; None for T in all rows.
+        measure: name of the score. The three occlusions remove the embedding, and compare the logits by their L1
+            distance or by 1 - cosine, or the losses by their absolute difference. The memory shift is the absolute
+            change of the loss under noise in the bottleneck. gradient-input is |d loss / d embedding . embedding|.
+        seed: seed of the memory shift's noise. All rows get the same noise, so that no score depends on other rows.
 
     Returns:
-        The scores, NaN at padding; zeros in a row whose tokens all score the same.
+        The scores, with NaN at padding. A row whose tokens all have the same score gets zeros.
 
     Raises:
         ValueError: if `measure` is unknown, if occlusion is not defined for the estimator, or if windows are longer
-            than its context. Longer texts are not split, since scores of two windows do not compare.
+            than its context. Longer texts are not split, because scores of different windows are not comparable.
     """
     if measure not in get_args(Measure):
         raise ValueError(f"unknown measure {measure!r}; choose one of {', '.join(get_args(Measure))}")
@@ -70,9 +70,10 @@ def token_entropies(
 def decode_alone(estimator: EntropyEstimator, input_ids_BT: Tensor) -> Tensor:
     """Return the decoder's hidden states [B, T, D] with the embedding hidden from every token.
 
-    They equal those of `estimator.decode` for a masked zero embedding. No mask is needed, as the tokens run without the
-    embedding's position: only differences of rotary positions matter, and Llama blocks, without a bias, keep a zero
-    vector zero. The first token is therefore predicted from nothing, with all logits 0, and often scores highest.
+    The states equal those of `estimator.decode` for an embedding of zeros behind a mask. Here the embedding's position
+    is left out instead, which is equivalent because only differences of rotary positions matter. At that position the
+    state would be zero, because Llama blocks have no bias. The first token is therefore predicted from a state of
+    zeros, with all logits 0, and often has the highest score.
 
     Raises:
         ValueError: if the embedding cannot be hidden, because it does not enter a transformer as its first position.
@@ -91,7 +92,7 @@ def _scores(
     measure: Measure,
     seed: int,
 ) -> Tensor:
-    """Return the scores of real tokens [N], not yet normalised."""
+    """Return the scores of the real tokens [N], before they are normalised."""
     head_VD, target_N = estimator.head_VD, input_ids_BT[real_BT]
     embedding_BX = estimator.introduced(bottleneck_BE)
 
@@ -113,11 +114,11 @@ def _scores(
 
 
 def _loss_slopes(decode: Callable[[Tensor], Tensor], embedding_BX: Tensor, head_VD: Tensor, target_N: Tensor) -> Tensor:
-    """Return d loss / d embedding . embedding of every token [N], in one pass instead of one backward per token.
+    """Return d loss / d embedding . embedding of every token [N], without a backward pass per token.
 
-    This is the derivative along the embedding, which forward mode computes for all tokens' logits at once. The loss
-    changes by the logits' expected change minus the change of the target's logit. Only the MATH attention kernel has a
-    forward-mode derivative.
+    The product is the loss's derivative in the direction of the embedding. Forward-mode differentiation gives the
+    change of all tokens' logits in one pass. The loss changes by the expected change of the logits minus the change of
+    the target's logit. Only the MATH attention kernel has a forward-mode derivative.
     """
     with sdpa_kernel(SDPBackend.MATH):
         hidden_ND, change_ND = torch.func.jvp(decode, (embedding_BX,), (embedding_BX,))[:2]
@@ -126,13 +127,13 @@ def _loss_slopes(decode: Callable[[Tensor], Tensor], embedding_BX: Tensor, head_
 
 
 def _shift(bottleneck_BE: Tensor, seed: int) -> Tensor:
-    """Return noise [E] between -1/4 and 1/4, drawn on the CPU so that all devices get the same."""
+    """Return uniform noise [E] between -1/4 and 1/4. It is drawn on the CPU, so that all devices use the same noise."""
     uniform_E = torch.rand(bottleneck_BE.shape[-1], generator=torch.Generator().manual_seed(seed))
     return (LARGEST_SHIFT * (2 * uniform_E - 1)).to(bottleneck_BE)
 
 
 def _over_logits(function: OfTwo, one_ND: Tensor, other_ND: Tensor, head_VD: Tensor) -> Tensor:
-    """Apply a function of two sets of logits, in chunks of tokens; return its values [N]."""
+    """Return the values [N] of a function of two sets of logits, computed in chunks of tokens."""
     tokens = chunk_tokens(head_VD)
     chunks = zip(one_ND.split(tokens), other_ND.split(tokens), strict=True)
     return torch.cat([function(wide_product(one, head_VD), wide_product(other, head_VD)) for one, other in chunks])
@@ -151,7 +152,7 @@ def _expectation(logits_nV: Tensor, values_nV: Tensor) -> Tensor:
 
 
 def _normalised(scores_BT: Tensor, real_BT: Tensor) -> Tensor:
-    """Scale scores to run from 0 to 1 over each row's real tokens; NaN elsewhere."""
+    """Return scores scaled to the range from 0 to 1 over each row's real tokens, with NaN at padding."""
     low_B1 = scores_BT.where(real_BT, torch.inf).amin(dim=1, keepdim=True)
     spread_B1 = scores_BT.where(real_BT, -torch.inf).amax(dim=1, keepdim=True) - low_B1
     normal_BT = (scores_BT - low_B1) / spread_B1.where(spread_B1 > 0, 1)

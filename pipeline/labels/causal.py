@@ -30,9 +30,9 @@ def token_entropies(model: PreTrainedModel, input_ids_BT: Tensor, start: int) ->
 def token_labels(model: PreTrainedModel, input_ids_BT: Tensor, start: int, columns: Sequence[str]) -> dict[str, Tensor]:
     """Return columns of labels, float32 [B, T] each, of right-padded texts; `predictive_labels` describes the columns.
 
-    Each row is read after the token `start`, the one before documents in the model's training, so that the first token
-    has a label too. Values at padding are meaningless. Texts longer than the model's context are labelled in windows of
-    that length, which overlap by half and also follow `start`.
+    The model reads the token `start` before each row, so that the first token has a label too. `start` is the token
+    that preceded documents in the model's training. Values at padding are meaningless. Texts longer than the model's
+    context are labelled in windows of that length, which overlap by half. The model reads `start` before each window.
     """
 
     def labels_CBT(window: Window) -> Tensor:

@@ -1,16 +1,18 @@
 """Exact labels: the entropy of a token is the difference of the code lengths of two prefixes.
 
 `entropy[n - 1] = C(n) - C(n - 1)`, where C(n) is the sum of the first n tokens' losses given the embedding of those n
-tokens (paper section 4). The embedding's own cost is the same for every prefix and cancels; C(0) is 0.
+tokens (paper section 4). C(0) is 0. The cost of the embedding itself is the same for every prefix and cancels.
 
 The published procedure runs two padded, full-length forward passes per label. Here one encoder pass gives the
-embedding of every prefix, and each code length is computed once. A prefix of n tokens takes n decoder positions,
-batched with prefixes of similar length. Decoder layers below the embedding's entry are computed once per window. If the
-embedding enters above all layers, it adds to the logits, and a prefix takes no decoder positions: the sums of
-exp(a + b) over the vocabulary, for all prefixes and tokens, are the product of matrices exp(a) and exp(b).
+embedding of every prefix, and each code length is computed once. A prefix of n tokens takes n decoder positions, and is
+batched with prefixes of similar length. Decoder layers below the embedding's entry are computed once per window.
 
-B rows, T tokens, D decoder width, X width of the embedding as it enters the decoder, K code lengths wanted, R of them
-in a batch, S positions of a batch, V vocabulary, v of it in a chunk.
+If the embedding enters above all layers, a prefix takes no decoder positions. Each logit is then a sum a + b, where a
+depends on the prefix's embedding and b on the tokens. The sums of exp(a + b) over the vocabulary, for all prefixes and
+tokens, are the product of the matrices exp(a) and exp(b).
+
+B rows, T tokens, D decoder width, X width of the embedding as it enters the decoder, K prefixes whose code lengths are
+wanted, R prefixes in a batch, S positions of a batch, V vocabulary, v part of the vocabulary in a chunk.
 """
 
 import torch
@@ -28,13 +30,13 @@ from pipeline.models.stacks import real_positions
 CPU_BATCH_TOKENS, BATCH_TOKENS = 2048, 16384
 CHUNK_VOCABULARY = 16384  # two matrices of 1,024 x 16,384 in float32 are 128 MiB
 # Entries of both tables of exponentials are at most 1, and underflow below 1e-38. Sums above this threshold lose
-# nothing visible. Lower sums, where logits differ by 69 nats from those added to them, are computed in float64.
+# nothing visible. Lower sums, in which every product of two entries is lower too, are computed in float64.
 SMALLEST_SUM = 1e-30
 WIDTH_STEP = 8  # decoder batches are padded to multiples of this, so that a compiled decoder meets few widths
 
 
 def default_batch_tokens(device: str) -> int:
-    """Return the number of decoder positions to compute at a time on a device."""
+    """Return the default number of decoder positions per batch on a device."""
     return CPU_BATCH_TOKENS if device == "cpu" else BATCH_TOKENS
 
 
@@ -46,25 +48,26 @@ def token_entropies(
     positions_BT: Tensor | None = None,
     batch_tokens: int | None = None,
 ) -> Tensor:
-    """Return exact entropies in nats, float32 [B, T]; differences of code lengths may be negative and are kept so.
+    """Return exact entropies in nats, float32 [B, T]. They may be negative, and are not clipped.
 
-    A window's labels depend by rounding on the windows labelled with it: in the tests, by less than 1e-4 nats in
-    float32. A window labelled by itself and without padding always gets the same bits.
+    Because of rounding, a window's labels depend on the windows that are labelled with it: in the tests, by less than
+    1e-4 nats in float32. A window that is labelled by itself and without padding always gets bit-identical labels.
 
     Args:
         estimator: the entropy estimation model, in evaluation mode. It may be in bfloat16, or compiled by
-            `estimator.decode_states = torch.compile(estimator.decode_states, dynamic=True)`. Bfloat16 moved labels by
-            at most 0.06 nats (0.013 on average; windows of 48, untrained weights of the usual scale), and by at most
-            0.26 (0.07; windows of 64) with weights ten times as large. Float32 logits would not change that.
+            `estimator.decode_states = torch.compile(estimator.decode_states, dynamic=True)`. Bfloat16 changed labels by
+            at most 0.06 nats, and by 0.013 on average (windows of 48, untrained weights of the usual scale). With
+            weights ten times as large, it changed them by at most 0.26 nats, and by 0.07 on average (windows of 64).
+            Logits in float32 would not reduce these errors.
         input_ids_BT: texts, padded on the right with any token. Texts longer than the estimator's context are labelled
             in windows of that length, which overlap by half.
-        lengths_B: real tokens in each row; None for all T.
-        positions_BT: True where a label is wanted; None for all positions. The cost is one code length per position,
-            and one more per run of neighbouring positions.
-        batch_tokens: decoder positions computed at a time; 2,048 on a CPU and 16,384 elsewhere by default.
+        lengths_B: number of real tokens in each row; None for T in all rows.
+        positions_BT: True at the positions to label; None for all positions. The cost is one code length per position,
+            and one more per run of consecutive positions.
+        batch_tokens: number of decoder positions per batch; by default 2,048 on a CPU and 16,384 on other devices.
 
     Returns:
-        The labels, NaN at padding and at positions that are not wanted.
+        The labels, with NaN at padding and at all positions that are not to be labelled.
     """
     rows, width = input_ids_BT.shape
     if lengths_B is None:
@@ -84,7 +87,7 @@ def token_entropies(
 
 
 def _of_windows(estimator: EntropyEstimator, input_ids_BT: Tensor, wanted_BT: Tensor, batch_tokens: int) -> Tensor:
-    """Return labels where wanted, NaN elsewhere, of windows within the estimator's context."""
+    """Return the labels of windows that fit the estimator's context, with NaN at tokens that are not wanted."""
     codes_wanted_BT = wanted_BT.clone()
     codes_wanted_BT[:, :-1] |= wanted_BT[:, 1:]
     if estimator.config.adds_logits:
@@ -98,7 +101,7 @@ def _of_windows(estimator: EntropyEstimator, input_ids_BT: Tensor, wanted_BT: Te
 def _all_code_lengths(
     estimator: EntropyEstimator, input_ids_BT: Tensor, wanted_BT: Tensor, batch_tokens: int
 ) -> Tensor:
-    """Return the code length of the prefix that ends at each wanted token, float64 [B, T]; 0 elsewhere."""
+    """Return the code length of the prefix that ends at each wanted token, float64 [B, T]; 0 at other tokens."""
     codes_BT = torch.zeros(wanted_BT.shape, dtype=torch.float64, device=wanted_BT.device)
     row_K, last_K = _longest_first(wanted_BT)
     width, context = input_ids_BT.shape[1], estimator.config.context
@@ -120,11 +123,11 @@ def _all_code_lengths(
 
 def _padded_width(tokens: int, context: int) -> int:
     padded = -(-tokens // WIDTH_STEP) * WIDTH_STEP
-    return context if tokens <= context < padded else padded  # a mixer knows no position beyond
+    return context if tokens <= context < padded else padded  # a mixer has no weights for positions beyond the context
 
 
 def _longest_first(wanted_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the row and the last token of every wanted prefix, longest first."""
+    """Return the row and the last token's index of every wanted prefix, sorted from the longest to the shortest."""
     row_K, last_K = wanted_BT.nonzero(as_tuple=True)
     order_K = last_K.argsort(descending=True, stable=True)
     return row_K[order_K], last_K[order_K]
@@ -133,9 +136,9 @@ def _longest_first(wanted_BT: Tensor) -> tuple[Tensor, Tensor]:
 def _code_lengths(
     estimator: EntropyEstimator, embedding_RX: Tensor, states_RSD: Tensor, input_ids_RS: Tensor, last_R: Tensor
 ) -> Tensor:
-    """Return the sum of the losses of tokens 0..last given each row's embedding, float64 [R].
+    """Return each row's code length, float64 [R]: the sum of the losses of tokens 0..last, given the row's embedding.
 
-    In float32 the difference of two sums of hundreds of nats would cancel badly.
+    In float32, the difference of two sums of hundreds of nats would lose too many digits.
     """
     hidden_RSD = estimator.decode_states(embedding_RX, states_RSD)
     real_RS = real_positions(last_R + 1, input_ids_RS.shape[1])
@@ -145,7 +148,7 @@ def _code_lengths(
 
 
 def _code_lengths_of_added_logits(estimator: EntropyEstimator, input_ids_BT: Tensor, wanted_BT: Tensor) -> Tensor:
-    """Return the same as `_all_code_lengths`, for an embedding that only adds to the logits."""
+    """Return the result of `_all_code_lengths` for an estimator whose embedding only adds to the logits."""
     codes_BT = torch.zeros(wanted_BT.shape, dtype=torch.float64, device=wanted_BT.device)
     embedding_BTX, states_BTD = estimator.prefix_embeddings(input_ids_BT), estimator.token_states(input_ids_BT)
     for row, wanted_T in enumerate(wanted_BT):
@@ -157,9 +160,9 @@ def _code_lengths_of_added_logits(estimator: EntropyEstimator, input_ids_BT: Ten
 
 
 def _losses_of_sums(added_KD: Tensor, states_TD: Tensor, head_VD: Tensor, tokens_T: Tensor) -> Tensor:
-    """Return -ln p of every token under `(added[k] + states[t]) @ head.T`, float64 [K, T].
+    """Return -ln p of token t under the logits `(added[k] + states[t]) @ head.T` for all k and t, float64 [K, T].
 
-    This takes K x T x V multiplications, instead of D times that.
+    The sums over the vocabulary take K x T x V multiplications, instead of K x T x V x D.
     """
     normalizer_KT = added_KD.new_full((len(added_KD), len(states_TD)), -torch.inf, dtype=torch.float64)
     for head_vD in head_VD.split(CHUNK_VOCABULARY):

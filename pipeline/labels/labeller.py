@@ -1,4 +1,4 @@
-"""Labellers: a label method with its checkpoint on a device. Batches of windows in, nats out.
+"""Labellers: a label method with its checkpoint on a device, which turns batches of windows into labels in nats.
 
 B rows, T tokens of the longest row.
 """
@@ -28,22 +28,24 @@ LOG = logging.getLogger(__name__)
 
 Columns = Mapping[str, Tensor]
 OfWindows = Callable[[Tensor, Tensor, Tensor, int], Columns]
-"""From input_ids [B, T], lengths [B], wanted positions [B, T] and most tokens of a forward to nats [B, T] by column."""
+"""Function that returns a batch's labels, nats [B, T], by column. Its arguments are input_ids [B, T], lengths [B], the
+positions to label [B, T], and the maximum number of tokens per forward pass."""
 
 
-# On a CPU core, SmolLM2 labels 1.6 times as fast in forwards of 2,048 or 1,024 tokens as in forwards of 16,384. For a
-# model of a few million parameters the size makes no difference. A GPU needs enough work in a forward not to wait for
-# its host to launch kernels: some 9 TFLOP, 20 ms of an H100, 32,768 tokens of SmolLM2 (computed). Larger batches have
-# more padding: with FineWeb's windows of 2,047, 3% at 32,768 tokens, 14% at eight times that size. Saving 3% is not
-# worth a forward without padding, whose mask would rule out the fastest attention kernels.
+# On a CPU core, SmolLM2 labels 1.6 times as fast with 2,048 or 1,024 tokens per forward pass as with 16,384. For a
+# model of a few million parameters, the number makes no difference. On a GPU, a forward pass needs enough work that the
+# GPU does not wait for its host to launch kernels: some 9 TFLOP, which are 20 ms of an H100 or 32,768 tokens of SmolLM2
+# (computed). Larger batches have more padding: with FineWeb's windows of 2,047 tokens, 3% at 32,768 tokens, and 14% at
+# eight times that size. A forward pass without padding would save the 3%, but would need a mask, which rules out the
+# fastest attention kernels.
 CPU_FORWARD_TOKENS = 2**11
 FORWARD_FLOP = 2**43
 FEWEST_FORWARD_TOKENS, MOST_FORWARD_TOKENS = 2**14, 2**17
-WINDOW_TOKENS = 2**14  # tokens of the windows whose prefixes the exact method sorts by length together
+WINDOW_TOKENS = 2**14  # most tokens in a batch of the exact method, which sorts the prefixes of a batch by length
 
 
 def forward_tokens(model: nn.Module, device: str) -> int:
-    """Return the tokens to label per forward on a device: a power of two, the same for models of similar size."""
+    """Return the number of tokens per forward pass on a device: a power of two, equal for models of similar size."""
     if device == "cpu":
         return CPU_FORWARD_TOKENS
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -52,7 +54,7 @@ def forward_tokens(model: nn.Module, device: str) -> int:
 
 
 class DeviceError(Exception):
-    """Failure to label rows on this device; another device may label them."""
+    """Failure to label rows on this device. Another device may be able to label them."""
 
 
 @dataclass(frozen=True)
@@ -63,23 +65,25 @@ class TorchLabeller:
     of_windows: OfWindows
     device: str
     budget: int
-    """Most tokens of a forward."""
+    """Maximum number of tokens per forward pass."""
     batch_tokens: int
-    """Most tokens of a batch."""
+    """Maximum number of tokens per batch."""
     border: int | None = None
-    """Windows of at most this many tokens must not share a batch with longer ones; None if they may."""
+    """Maximum length of short windows, which must not share a batch with longer windows; None if all may."""
 
     def label(
         self, batches: Iterable[WindowBatch], labelled: Callable[[WindowBatch], None] = lambda batch: None
     ) -> tuple[list[dict[str, np.ndarray]], int]:
-        """Return float32 [B, T] for every column of every batch, and the number of batches labelled in parts.
+        """Return each batch's labels by column, float32 [B, T], and the number of batches that were labelled in parts.
 
-        Windows go to the device in one transfer and labels come back in one; in between, the device does not wait for
-        its host. `labelled` is called with each batch once it is labelled or, on a GPU, submitted to the device.
+        All windows are sent to the device in one transfer, and all labels come back in one transfer. In between, the
+        device does not wait for its host. The function `labelled` is called with each batch as soon as the batch is
+        labelled or, on a GPU, submitted to the device.
         """
         all_batches, parts, at = list(batches), 0, 0
         sizes = [batch.ids_BT.size for batch in all_batches]
-        # Allocated first: small results that outlive a forward's large ones leave holes in the heap, 900 bytes a token.
+        # Allocated first, because small tensors that outlive the large tensors of a forward pass leave holes in the
+        # heap, 900 bytes per token.
         labels_CN = torch.empty(len(self.columns), sum(sizes), device=self.device)
         with BlockedAttention() if self.device == "cpu" else nullcontext():
             for batch, size, sent in zip(all_batches, sizes, self._on_device(all_batches), strict=True):
@@ -96,17 +100,17 @@ class TorchLabeller:
         ], parts
 
     def _on_device(self, batches: Sequence[WindowBatch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Return ids, lengths and wanted positions of each batch, on the device."""
+        """Return three tensors on the device for each batch: ids, lengths and the positions to label."""
         ids = _sent([batch.ids_BT for batch in batches], self.device)
         lengths = _sent([batch.lengths_B for batch in batches], self.device)
         wanted = _sent([batch.wanted_BT for batch in batches], self.device)
         return zip(ids, lengths, wanted, strict=True)
 
     def _within_memory(self, ids_BT: Tensor, lengths_B: Tensor, wanted_BT: Tensor) -> tuple[Columns, int]:
-        """Return the labels, and the token budget of a forward that fitted the device's memory.
+        """Return a batch's labels, and the number of tokens per forward pass that fitted the device's memory.
 
-        A batch that does not fit is retried after torch's cached memory is released, which gives the same bits. If it
-        still does not fit, it is labelled in parts, whose labels differ by rounding.
+        A batch that does not fit is retried after torch has released its cached memory, which gives bit-identical
+        labels. If the batch still does not fit, it is labelled in parts, and the labels differ by rounding.
 
         Raises:
             DeviceError: if not even a single window fits.
@@ -121,7 +125,7 @@ class TorchLabeller:
 
 
 def _sent(arrays: Sequence[np.ndarray], device: str) -> list[Tensor]:
-    """Send arrays of one dtype to a device in a single transfer, which may still be running on return."""
+    """Return arrays of one dtype as tensors on a device, sent in a single transfer that may still be in progress."""
     if not arrays:
         return []
     joined_N = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
@@ -132,20 +136,20 @@ def _sent(arrays: Sequence[np.ndarray], device: str) -> list[Tensor]:
 
 
 def _budgets(budget: int, smallest: int) -> Iterator[int]:
-    """Yield the whole budget twice, then repeated halves that hold at least a window."""
+    """Yield the token budgets to try: the budget twice, then its half, its quarter and so on, down to a window."""
     yield from (budget, budget)
     while (budget := budget // 2) >= smallest:
         yield budget
 
 
 def in_parts(one_pass: Callable[[Tensor], Columns], ids_BT: Tensor, _: Tensor, __: Tensor, budget: int) -> Columns:
-    """Label with a method of one pass per window, in parts of as many rows as the budget allows."""
+    """Return a batch's labels from a one-pass method, applied to as many rows at a time as the budget allows."""
     parts = [one_pass(ids_bT) for ids_bT in ids_BT.split(max(1, budget // ids_BT.shape[1]))]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def exact_labeller(estimator: EntropyEstimator, device: Device) -> TorchLabeller:
-    """Return a labeller for exact labels of an estimator that is on the device."""
+    """Return a labeller that makes exact labels with an estimator, which must be on the device."""
     entropies, positions = partial(exact.token_entropies, estimator), exact.default_batch_tokens(device)
     return TorchLabeller((ENTROPY,), lambda *batch: {ENTROPY: entropies(*batch)}, device, positions, WINDOW_TOKENS)
 
@@ -153,17 +157,20 @@ def exact_labeller(estimator: EntropyEstimator, device: Device) -> TorchLabeller
 def second_order_labeller(
     model: SecondOrderModel, device: Device, columns: tuple[str, ...] = (ENTROPY, EXPECTED_ENTROPY)
 ) -> TorchLabeller:
-    """Return a labeller for columns of a second-order model that is on the device."""
+    """Return a labeller that makes label columns with a second-order model, which must be on the device."""
     names = (ENTROPY, EXPECTED_ENTROPY)
     both = partial(in_parts, lambda ids: dict(zip(names, second_order.token_entropies(model, ids), strict=True)))
     tokens, border = forward_tokens(model, device), frequency_border(model.transformer.config)
-    return TorchLabeller(columns, both, device, tokens, tokens, border and border - 1)  # for the start token
+    return TorchLabeller(columns, both, device, tokens, tokens, border and border - 1)  # minus the start token
 
 
 def causal_labeller(
     model: PreTrainedModel, start: int, device: Device, columns: tuple[str, ...] = (ENTROPY,)
 ) -> TorchLabeller:
-    """Return a labeller for columns of a causal model that is on the device; each window follows the token `start`."""
+    """Return a labeller that makes label columns with a causal language model, which must be on the device.
+
+    The model reads the token `start` before each window.
+    """
     labels = partial(in_parts, lambda ids: causal.token_labels(model, ids, start, columns))
     tokens = forward_tokens(model, device)
     return TorchLabeller(columns, labels, device, tokens, tokens, frequency_border(model.config))
@@ -215,7 +222,7 @@ def load_labellers(
 ) -> tuple[TorchLabeller, ...]:
     """Return a labeller for each of a run's checkpoints, on a GPU or a CPU.
 
-    torch gets one thread, since labels must not depend on the number of cores.
+    torch is limited to one thread, because labels must not depend on the number of cores.
 
     Raises:
         RuntimeError: if the device does not exist.

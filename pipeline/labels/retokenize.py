@@ -1,7 +1,7 @@
 """Transfer of labels from one tokenizer's tokens to another's, through the bytes that both cover.
 
-S tokens of the source, T tokens of a text or of the target, C characters of a text, B borders between source tokens;
-document m.
+S tokens of the source, T tokens of a text or of the target, C characters of a text, B borders between source tokens, m
+index of a document.
 """
 
 from collections.abc import Sequence
@@ -14,24 +14,28 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.safe_tokenizers import tokenizer_errors
 
 UNLABELLED_SHARE = 1e-9
-"""Share of a token below which an overlap with unlabelled tokens is rounding."""
+"""Overlap with unlabelled tokens up to which a target token still has a label, as a share of the target token."""
 
 
 class Tokens(NamedTuple):
-    """Ids, int32 [T], and the UTF-8 byte where each token ends, float64 [T]; token k covers ends[k-1] to ends[k]."""
+    """Token ids, int32 [T], and the byte offset in UTF-8 where each token ends, float64 [T].
+
+    Token k covers the bytes from ends[k-1] to ends[k].
+    """
 
     ids_T: np.ndarray
     ends_T: np.ndarray
 
 
 def encode_with_ends(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
-    """Return the ids of `pipeline.data.tokenizer.encode`, with the byte of each text where each token ends.
+    """Return each text's tokens: the ids of `pipeline.data.tokenizer.encode`, and the byte where each token ends.
 
-    Bytes without a token, such as stripped whitespace, belong to the next token, and trailing ones to the last. Ends of
-    byte-level tokens are exact. Other tokens that split a character share it evenly, and end at fractions of a byte.
+    Bytes that no token covers, such as stripped whitespace, are added to the next token. At the end of a text, they are
+    added to the last token. The ends of byte-level tokens are exact. Other tokens that split a character share its
+    bytes evenly, and end at fractions of a byte.
 
     Raises:
-        UnicodeEncodeError: a ValueError, for a lone surrogate, which UTF-8 and Parquet cannot hold.
+        UnicodeEncodeError: if a text has a lone surrogate, which UTF-8 and Parquet cannot hold. This is a ValueError.
     """
     for text in texts:
         text.encode()
@@ -46,12 +50,12 @@ def encode_with_ends(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]
 def move_nats(nats_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.ndarray:
     """Return the nats of each target token, float32 [T], with every source token's nats spread evenly over its bytes.
 
-    The total is preserved. The nats of a source token without bytes go to the token before it or, at the start, to the
-    first target token. A target token that overlaps an unlabelled (NaN) source token is NaN. All target tokens are NaN
-    if the source has no tokens.
+    The total is preserved. The nats of a source token without bytes are added to the source token before it or, at the
+    start, to the first target token. A target token that overlaps an unlabelled (NaN) source token is NaN. All target
+    tokens are NaN if the source has no tokens.
 
     Raises:
-        ValueError: if the two sides end at different bytes, and so are not of the same text.
+        ValueError: if source and target end at different bytes, and are therefore not of the same text.
     """
     if np.array_equal(ends_S, ends_T):
         return nats_S.astype(np.float32)
@@ -66,11 +70,10 @@ def move_nats(nats_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.
 
 
 def retokenized(corpus: Corpus, own: Tokenizer, other: Tokenizer) -> Corpus:
-    """Return the documents and labels in another tokenizer's tokens.
+    """Return a corpus with the documents and labels transferred from the tokens of `own` to those of `other`.
 
-    A document is left out if its own tokenizer, `own`, does not make the same tokens from its decoded text, since the
-    bytes of the tokens are then unknown. This happens if that tokenizer drops characters, or has one token for all
-    unknown text.
+    A document is dropped if `own` does not encode the document's decoded text to the same tokens, because the bytes of
+    the tokens are then unknown. This happens if `own` drops characters, or has one token for all unknown text.
     """
     documents = corpus.by_document(corpus.tokens_N)
     texts = own.decode_batch([ids.tolist() for ids in documents], skip_special_tokens=False)
@@ -100,8 +103,8 @@ def _ends(encoding: Encoding, text: str) -> np.ndarray:
 def _ends_of_offsets(offsets_T2: np.ndarray, text: str) -> np.ndarray:
     """Return the byte ends of tokens whose first and last characters are known.
 
-    Where n tokens hold the same last character, each gets 1/n of the bytes that all of them hold: those from the start
-    of the last of these tokens on.
+    If n tokens have the same last character, the bytes from the start of the last of these tokens to the end of the
+    character are divided evenly among the tokens.
     """
     if not len(offsets_T2):
         return np.empty(0)
@@ -121,9 +124,10 @@ def _byte_level(token: str) -> bytes:
 
 
 def _byte_level_alphabet() -> dict[str, bytes]:
-    """Return the byte that each character stands for.
+    """Return the byte that each character of a byte-level vocabulary stands for.
 
-    Printable Latin-1 characters stand for their codes, the other characters, in order, for the remaining bytes.
+    Printable Latin-1 characters stand for their own codes. The other characters, in order, stand for the remaining
+    bytes.
     """
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     own = [ord(character) for character in characters if ord(character) < 256]

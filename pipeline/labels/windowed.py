@@ -1,4 +1,4 @@
-"""Labels of texts longer than a model's context, made in overlapping windows as the annotation job makes them.
+"""Labels of texts longer than a model's context, from overlapping windows like those of the annotation job.
 
 B rows, T tokens.
 """
@@ -12,13 +12,14 @@ from pipeline.data.windows import Window, cover
 
 
 def over_windows(of_window: Callable[[Window], Tensor], tokens: int, context: int | None) -> Tensor:
-    """Return values [..., B, T] of texts, each token's from the first window that holds it.
+    """Return the values [..., B, T] of texts. A token's value is from the first window that contains the token.
 
     Args:
-        of_window: function that returns the values of a window's tokens, from `start` to `stop`; values before
-            `label_from` are dropped.
+        of_window: function that returns the values of a window's tokens from `start` to `stop`. Values before the
+            window's `label_from` are dropped.
         tokens: length T of the texts, padding included.
-        context: window length, half of which is shared with the next window; None for a model without a limit.
+        context: length of a window, which shares half of its tokens with the next window. None for a model without a
+            limit.
     """
     if context is None or tokens <= context:
         return of_window(Window(0, 0, tokens, 0))

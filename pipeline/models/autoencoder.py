@@ -1,8 +1,9 @@
-"""The autoencoder: all tokens of a window regenerated in one pass from only its embedding (paper section 3).
+"""The autoencoder: one pass regenerates all tokens of a window from only the window's embedding (paper section 3).
 
-The decoder gets the embedding repeated, the same at every position, or unrolled. Unrolled, position i gets a projection
-of half of the embedding's numbers, from number i on, with wrap-around. A bottleneck makes the autoencoder compress. A
-transformer cannot tell positions apart by repeated embeddings, as attention averages identical values; a mixer can.
+The decoder gets the embedding in one of two forms. In the *repeated* form, every position gets the same embedding. In
+the *unrolled* form, position i gets a projection of half of the embedding's numbers, from number i on, with
+wrap-around. A transformer cannot tell the positions of a repeated embedding apart, because attention averages identical
+values. A mixer can. A bottleneck makes the autoencoder compress.
 
 B rows, T tokens, C encoder width, H half of it, D decoder width.
 """
@@ -43,7 +44,7 @@ class Autoencoder(WindowEncoder):
         self.post_init()  # type: ignore[no-untyped-call]
 
     def decode(self, bottleneck_BE: Tensor, tokens: int) -> Tensor:
-        """Return hidden states [B, T, D] for windows of `tokens` tokens; index i predicts token i."""
+        """Return hidden states [B, T, D] for windows of `tokens` tokens. State i predicts token i."""
         embedding_BC = self.up(bottleneck_BE)
         if self.config.given == "repeated":
             given_BTX = embedding_BC.unsqueeze(1).expand(-1, tokens, -1)
@@ -57,7 +58,7 @@ class Autoencoder(WindowEncoder):
 
 
 def unrolled(embedding_BC: Tensor, tokens: int) -> Tensor:
-    """Return [B, T, H], where position i has the embedding's numbers i to i + H, indices modulo the width."""
+    """Return the unrolled embedding [B, T, H]: position i has the numbers i to i + H, with indices modulo the width."""
     width = embedding_BC.shape[1]
     first_T1 = torch.arange(tokens, device=embedding_BC.device).unsqueeze(1)
     index_TH = (first_T1 + torch.arange(width // 2, device=embedding_BC.device)) % width

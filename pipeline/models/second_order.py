@@ -2,9 +2,9 @@
 
 The model is a causal transformer with two linear outputs, trained by mean squared error on first-order labels.
 *Seeing*: the state that has read token i estimates `entropy[i]`. *Expecting*: the state before token i estimates
-`expected_entropy[i]`. A start stands before the first token, which therefore has both estimates too. The start is the
-token that a language model reads there, or else a learned vector. The two outputs share one transformer, or have one
-each.
+`expected_entropy[i]`. A start position precedes the first token, so that the first token has both estimates too. The
+start is the token that a language model reads there, or a learned vector. The two outputs share one transformer, or
+each output has its own.
 
 In the *direct* form an output is the estimate itself, and nothing is projected onto the vocabulary. In the *residual*
 form the outputs correct two values of the transformer as a language model: its surprisal, and the entropy of its
@@ -41,17 +41,19 @@ PROBE_TOKENS = 8
 
 
 class Entropies(NamedTuple):
-    """Estimates in nats, each [B, T], at the index of the estimated token."""
+    """Estimated entropies in nats, [B, T] each. An estimate has the index of its token."""
 
     entropy_BT: Tensor
     expected_entropy_BT: Tensor
 
 
 class SecondOrderConfig(PreTrainedConfig):
-    """Configuration of the transformer, and the labels' mean and deviation in nats, which scale the outputs.
+    """Configuration of a second-order model: its transformer, its form, and the scale of its outputs.
 
-    `start_token`: id read before the first token; None for a learned vector. `width`: width of the last hidden states;
-    None for the embeddings' width. The head's scale and soft cap are in the transformer's configuration.
+    `label_mean` and `label_deviation` are the mean and the standard deviation of the labels in nats, which scale the
+    outputs. `start_token` is the id that is read before the first token; None for a learned vector. `width` is the
+    width of the last hidden states; None if it is the width of the embeddings. The head's scale and soft cap are in the
+    transformer's configuration.
     """
 
     model_type = "second-order-entropy"
@@ -71,7 +73,7 @@ class SecondOrderConfig(PreTrainedConfig):
 
 
 class SecondOrderModel(PreTrainedModel):
-    """A causal transformer, or two, with a seeing and an expecting output."""
+    """One or two causal transformers, with a seeing output and an expecting output."""
 
     config_class = SecondOrderConfig
     config: SecondOrderConfig
@@ -98,15 +100,18 @@ class SecondOrderModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """False, so that transformers computes every buffer that checkpoints leave out.
+        """Return False, so that transformers computes all buffers that checkpoints do not contain.
 
-        In custom code, transformers would leave Falcon-H1's multipliers uninitialised. The layers here are not custom.
+        For custom code, transformers would leave Falcon-H1's multipliers uninitialised. The layers here are not custom.
         """
         return False
 
     @classmethod
     def from_scratch(cls, stack: PreTrainedConfig, *, context: int, **settings: Any) -> Self:
-        """Return a model with random weights and a transformer of this configuration."""
+        """Return a model with random weights, whose transformer has the configuration `stack`.
+
+        `settings` are further fields of the model's configuration.
+        """
         return cls(
             SecondOrderConfig(vocab_size=stack.vocab_size, context=context, transformer=stack.to_dict(), **settings)
         )
@@ -115,12 +120,12 @@ class SecondOrderModel(PreTrainedModel):
     def from_estimator(cls, estimator: EntropyEstimator, **settings: Any) -> Self:
         """Return a model that starts as the estimator's decoder, which knows the language already.
 
-        The start vector is the decoder's first input for an embedding of zeros. `settings` are fields of the
+        The start vector is the decoder's first input for an embedding of zeros. `settings` are further fields of the
         configuration.
 
         Raises:
-            ValueError: if the decoder is not a language model by itself, because it is a mixer or the embedding
-                enters neither as the first position nor at the logits.
+            ValueError: if the decoder is not a language model by itself, because it is a mixer, or because the
+                embedding enters neither as the first position nor at the logits.
         """
         config = estimator.config
         if not (config.prepends or (config.adds_logits and config.decoder_kind == "transformer")):
@@ -136,10 +141,10 @@ class SecondOrderModel(PreTrainedModel):
 
     @classmethod
     def from_language_model(cls, model: PreTrainedModel, *, start: int | None = None, **settings: Any) -> Self:
-        """Return a model that starts as a causal language model, which reads `start` before a document's first token.
+        """Return a model with the weights of a causal language model, which reads the token `start` before a document.
 
-        `settings` are fields of the configuration; by default, `context` is the language model's number of positions
-        minus one for the start.
+        `settings` are further fields of the configuration. The default `context` is the language model's number of
+        positions, minus one for the start.
 
         Raises:
             ValueError: if a start or a context is neither given nor declared by the language model, or if the language
@@ -185,13 +190,16 @@ class SecondOrderModel(PreTrainedModel):
         return OutputHead.configured(self.transformer.config, weight_VD, self.head_bias)
 
     def freeze_head(self) -> None:
-        """Exclude a separate head and the head's bias from training; a head tied to the embeddings is trained."""
+        """Exclude the head from training. A weight that is tied to the embeddings is still trained."""
         for weight in (None if self.head is None else self.head.weight, self.head_bias):
             if weight is not None:
                 weight.requires_grad_(False)
 
     def forward(self, input_ids_BT: Tensor, *, with_surprisal: bool = False) -> tuple[Entropies, Tensor | None]:
-        """Return both estimates, and the model's loss as a language model in nats [B, T], if it is wanted or used."""
+        """Return both estimates, and the model's losses as a language model in nats [B, T].
+
+        In the direct form, the losses are None unless `with_surprisal` is set.
+        """
         hidden_BSD = self._hidden(self.transformer, input_ids_BT)
         before_BTD, after_BTD = hidden_BSD[:, :-1], hidden_BSD[:, 1:]
         residual = self.config.form == "residual"
@@ -216,7 +224,7 @@ class SecondOrderModel(PreTrainedModel):
 
     def _hidden(self, transformer: PreTrainedModel, input_ids_BT: Tensor) -> Tensor:
         token = self.config.start_token
-        if token is not None:  # ids, since some models scale, normalise or project embeddings
+        if token is not None:  # pass ids, because some models scale, normalise or project embeddings
             return last_hidden(transformer, pad(input_ids_BT, (1, 0), value=token))
         assert self.start is not None
         start_B1D = self.start.weight.expand(len(input_ids_BT), 1, -1)
@@ -228,14 +236,20 @@ class SecondOrderModel(PreTrainedModel):
 
 
 def _stack(settings: dict[str, Any]) -> PreTrainedModel:
-    """Build the layers of a language model; built by themselves, some would have more, such as BERT's pooler."""
+    """Return the layers of a new language model, without its head.
+
+    The whole model is built first. Layers that are built by themselves may have extra parts, such as BERT's pooler.
+    """
     config = AutoConfig.for_model(**{**settings, "dtype": None})
     return decoder(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
 
 
 @torch.no_grad()
 def _require_same_losses(made: SecondOrderModel, model: PreTrainedModel) -> None:
-    """Raise if a language model keeps more than weights and configuration, as RWKV does by rescaling weights."""
+    """Raise if the losses of a language model change when its weights are copied.
+
+    The losses change if they depend on more than weights and configuration. RWKV, for example, rescales its weights.
+    """
     tokens = min(PROBE_TOKENS, made.config.context, made.config.vocab_size)
     ids_1T = torch.arange(tokens, device=model.device).unsqueeze(0)
     assert made.config.start_token is not None

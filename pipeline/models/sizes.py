@@ -1,7 +1,7 @@
-"""Sizes and variants of models: one class for each model, whose fields are flags of its training command.
+"""Sizes and variants of models, one class for each kind of model.
 
-The fields for estimator and autoencoder are also fields of their configurations. This module does not import torch, so
-that `--help` prints at once.
+The fields of a class are flags of the model's training command. The fields for the estimator and the autoencoder are
+also fields of their configurations. This module does not import torch, so that `--help` prints at once.
 """
 
 from dataclasses import asdict, dataclass
@@ -23,9 +23,9 @@ class TransformerSizes:
     width: int = 192
     """Hidden size."""
     layers: int = 4
-    """Blocks."""
+    """Number of blocks."""
     heads: int = 6
-    """Attention heads."""
+    """Number of attention heads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,29 +33,29 @@ class LanguageModelSizes(TransformerSizes):
     """Sizes and kind of a language model."""
 
     heads: int = 6
-    """Heads of the attention, or of a mixer's convolution."""
+    """Number of heads of the attention, or of a mixer's convolution."""
     kind: StackKind = "transformer"
-    """Attention (transformer), or a convolution over positions (masked mixer)."""
+    """Kind of the model: with attention (transformer), or with a masked convolution over positions (mixer)."""
     kernel: int = 1
     """Number of neighbouring hidden indices that a mixer's convolution covers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SecondOrderSizes:
-    """Sizes of a second-order model; None for a default that depends on where the model starts."""
+    """Sizes of a second-order model. None stands for a default that depends on the model to start from."""
 
     context: int | None = None
     """Longest window, in tokens; by default the window of the labels."""
     width: int | None = None
     """Hidden size, only for a model from scratch; 192 by default."""
     layers: int | None = None
-    """Blocks, only for a model from scratch; 4 by default."""
+    """Number of blocks, only for a model from scratch; 4 by default."""
     heads: int | None = None
-    """Attention heads, only for a model from scratch; 6 by default."""
+    """Number of attention heads, only for a model from scratch; 6 by default."""
 
     @property
     def from_scratch(self) -> dict[str, int]:
-        """Sizes that were set, except `context`; a model to start from has these already."""
+        """Sizes that were set, by name, except `context`. They apply only to a model from scratch."""
         return {name: size for name, size in asdict(self).items() if size is not None and name != "context"}
 
 
@@ -66,32 +66,33 @@ class WindowEncoderSizes:
     context: int = 256
     """Longest window, in tokens."""
     encoder_kind: StackKind = "transformer"
-    """Attention (transformer), or a convolution over positions (masked mixer)."""
+    """Kind of the encoder: with attention (transformer), or with a masked convolution over positions (mixer)."""
     encoder_width: int = 64
     """Hidden size of the encoder."""
     encoder_layers: int = 3
-    """Blocks of the encoder."""
+    """Number of blocks of the encoder."""
     encoder_heads: int = 2
-    """Heads of the encoder."""
+    """Number of heads of the encoder."""
     encoder_kernel: int = 1
-    """Number of neighbouring hidden indices that a mixer's convolution covers."""
+    """Number of neighbouring hidden indices that a mixer's convolution covers in the encoder."""
     bottleneck_width: int | None = 4
-    """Size of the window's embedding; a smaller one makes less noisy labels. None: the width of the encoder."""
+    """Size of the window's embedding. A smaller size makes less noisy labels. None for the width of the encoder."""
     noise: float = 0.0
-    """Amplitude of uniform noise in training, which makes the embedding tolerate rounding; give half of the precision
-    that the embedding will be stored with."""
+    """Amplitude of uniform noise in training, which makes the embedding tolerate rounding. Give half of the step size
+    with which the embedding will be stored."""
     noise_place: NoisePlace = "before-down"
-    """Place of the noise: the bottleneck's values, or the encoder's state before it is narrowed to them."""
+    """Place of the noise: the bottleneck's values (bottleneck), or the encoder's state before the bottleneck
+    (before-down)."""
     decoder_kind: StackKind = "transformer"
-    """Attention (transformer), or a convolution over positions (masked mixer)."""
+    """Kind of the decoder: with attention (transformer), or with a masked convolution over positions (mixer)."""
     decoder_width: int = 192
     """Hidden size of the decoder."""
     decoder_layers: int = 4
-    """Blocks of the decoder."""
+    """Number of blocks of the decoder."""
     decoder_heads: int = 6
-    """Heads of the decoder."""
+    """Number of heads of the decoder."""
     decoder_kernel: int = 1
-    """Number of neighbouring hidden indices that a mixer's convolution covers."""
+    """Number of neighbouring hidden indices that a mixer's convolution covers in the decoder."""
 
     def __post_init__(self) -> None:
         if self.bottleneck_width is not None and self.bottleneck_width < 1:
@@ -105,9 +106,10 @@ class EstimatorSizes(WindowEncoderSizes):
     """Sizes and variants of an estimator."""
 
     introduction: Introduction = "token"
-    """Entry of the embedding into the decoder: as one more token, alongside every token, or added to every token."""
+    """Form in which the embedding enters the decoder: as one more token (token), concatenated to every token
+    (embedding), or added to every token (projection)."""
     introduced_above: int = 0
-    """Decoder blocks below the embedding's entry, which exact labels compute once per window."""
+    """Number of decoder blocks below the embedding's entry. Exact labels compute these blocks once per window."""
 
 
 @dataclass(kw_only=True)
@@ -115,8 +117,8 @@ class AutoencoderSizes(WindowEncoderSizes):
     """Sizes and variants of an autoencoder."""
 
     given: Given = "unrolled"
-    """Input of the decoder: the same embedding at every position (repeated), where a mixer can tell positions apart and
-    a transformer cannot, or a different half of the embedding at each position (unrolled)."""
+    """Input of the decoder: the same embedding at every position (repeated), or a different half of the embedding at
+    each position (unrolled). With repeated embeddings, only a mixer can tell positions apart."""
     bottleneck_width: int | None = None
-    """Size of the window's embedding; below the encoder's width it makes a compressive autoencoder. None: the width of
-    the encoder."""
+    """Size of the window's embedding. Below the encoder's width, the autoencoder compresses. None for the encoder's
+    width."""

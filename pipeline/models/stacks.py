@@ -1,8 +1,8 @@
-"""Stacks of causal layers, of which every model here is built: Llama blocks of `transformers`, or masked mixers.
+"""Stacks of causal layers for all models of this project: Llama blocks of `transformers`, or masked mixers.
 
-Callers pass embeddings, but never an attention mask or position ids. Right padding needs neither, since no position
-sees later ones. Without a mask, transformers 5 takes position ids that jump for packed sequences, which silently hides
-a prepended embedding from the tokens.
+Callers pass embeddings, but never an attention mask or position ids. Right padding needs neither, because no position
+sees later positions. Without a mask, transformers 5 interprets a jump in position ids as a border between packed
+sequences, which would silently hide a prepended embedding from the tokens.
 
 B rows, T positions, D width.
 """
@@ -50,7 +50,7 @@ def stack_config(
 def llama_config(
     *, vocab_size: int, width: int, layers: int, heads: int, context: int, initializer_range: float = 0.02
 ) -> LlamaConfig:
-    """Return the configuration of a Llama stack whose gated feed-forward is as large as a plain one of 4 x width.
+    """Return the configuration of a Llama stack. Its gated feed-forward is as large as a plain one of 4 x width.
 
     Raises:
         ValueError: if a size is below 1, or `width` is not a multiple of `heads`.
@@ -87,7 +87,7 @@ def new_language_model(config: LlamaConfig, start: int) -> PreTrainedModel:
 
 
 def causal_hidden(transformer: PreTrainedModel, embeddings_BTD: Tensor) -> Tensor:
-    """Return hidden states [B, T, D] of a causal pass; position i has seen the embeddings 0..i."""
+    """Return the last hidden states [B, T, D] of a stack. State i depends on the embeddings 0..i."""
     hidden_BTD: Tensor = transformer(inputs_embeds=embeddings_BTD, use_cache=False).last_hidden_state
     return hidden_BTD
 
@@ -100,7 +100,7 @@ def input_embeddings(transformer: PreTrainedModel) -> nn.Embedding:
 
 
 def real_positions(lengths_B: Tensor, width: int) -> Tensor:
-    """Return [B, width]: True at each row's first `lengths` positions, False at padding."""
+    """Return a mask [B, width]: True at each row's first `lengths` positions, False at padding."""
     return torch.arange(width, device=lengths_B.device) < lengths_B.unsqueeze(1)
 
 

@@ -1,7 +1,8 @@
-"""The window encoder of the estimator and the autoencoder: its last state, narrowed, is the embedding of a window.
+"""The window encoder that the estimator and the autoencoder share.
 
-Because the encoder is causal, one pass gives the embedding of every prefix. Noise on the embedding, only in training,
-makes it tolerate storage with less precision (paper: noise injection).
+The encoder's state at a window's last token, narrowed by a bottleneck, is the embedding of the window. Because the
+encoder is causal, one pass gives the embedding of every prefix. Noise on the embedding in training makes the embedding
+tolerate storage in lower precision (paper: noise injection).
 
 B rows, T tokens, C encoder width, E bottleneck width.
 """
@@ -30,12 +31,12 @@ class WindowEncoderConfig(PreTrainedConfig, WindowEncoderSizes):
         return self.encoder_width if self.bottleneck_width is None else self.bottleneck_width
 
     def encoder_stack(self) -> PreTrainedModel:
-        """Return a new encoder."""
+        """Return a new encoder with random weights."""
         sizes = {"width": self.encoder_width, "layers": self.encoder_layers, "heads": self.encoder_heads}
         return self._stack(self.encoder_kind, kernel=self.encoder_kernel, **sizes)
 
     def decoder_stack(self, *, width: int, layers: int) -> PreTrainedModel:
-        """Return new layers of the decoder."""
+        """Return new decoder layers with random weights."""
         sizes = {"width": width, "layers": layers, "heads": self.decoder_heads}
         return self._stack(self.decoder_kind, kernel=self.decoder_kernel, **sizes)
 
@@ -44,13 +45,16 @@ class WindowEncoderConfig(PreTrainedConfig, WindowEncoderSizes):
         return new_stack(stack_config(kind, initializer_range=self.initializer_range, **shared, **sizes))
 
     def narrowing(self) -> tuple[nn.Module, nn.Module]:
-        """Return new layers into the bottleneck and out of it."""
+        """Return a new layer into the bottleneck and a new layer out of it; two identities without a bottleneck."""
         wide, narrow = self.encoder_width, self.bottleneck_width
         return (nn.Identity(), nn.Identity()) if narrow is None else (nn.Linear(wide, narrow), nn.Linear(narrow, wide))
 
 
 class WindowEncoder(PreTrainedModel, ABC):
-    """Model with an `encoder`, the layers `down` and `up`, and a decoder, all of which a subclass makes."""
+    """Base class of models with an encoder, a decoder, and the layers `down` and `up` into and out of the bottleneck.
+
+    A subclass creates these parts.
+    """
 
     encoder: PreTrainedModel
     down: nn.Module
@@ -58,26 +62,28 @@ class WindowEncoder(PreTrainedModel, ABC):
     config: WindowEncoderConfig
 
     def bottlenecks(self, input_ids_BT: Tensor) -> Tensor:
-        """Return bottleneck values [B, T, E]; index i is for the prefix `input_ids[:, : i + 1]`."""
+        """Return the bottleneck values [B, T, E] of all prefixes. The values at index i are for tokens 0..i."""
         hidden_BTC = causal_hidden(self.encoder, input_embeddings(self.encoder)(input_ids_BT))
         before_down = self.config.noise_place == "before-down"
         narrow_BTE = self.down(self._noisy(hidden_BTC) if before_down else hidden_BTC)
         return narrow_BTE if before_down else self._noisy(narrow_BTE)
 
     def window_bottlenecks(self, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Return bottleneck values [B, E] for each row's real tokens."""
+        """Return the bottleneck values [B, E] of each row's window, which ends at the row's last real token."""
         return self.bottlenecks(input_ids_BT)[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B - 1]
 
     @abstractmethod
     def decode_losses(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Return each token's loss in nats [B, T], the first included, given the bottleneck values; 0 at padding."""
+        """Return the losses of all tokens in nats [B, T], given the bottleneck values; 0 at padding."""
 
     def token_losses(self, input_ids_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Return each token's loss in nats [B, T], the first included, given the embedding of the row's whole window.
+        """Return the losses of all tokens in nats [B, T], given the embedding of their whole window.
+
+        The first token has a loss too. Losses at padding are 0.
 
         Args:
             input_ids_BT: windows, padded on the right with any token.
-            lengths_B: real tokens in each row; None for all T. Losses of padding are 0.
+            lengths_B: number of real tokens in each row; None for T in all rows.
         """
         if lengths_B is None:
             lengths_B = torch.full((len(input_ids_BT),), input_ids_BT.shape[1], device=input_ids_BT.device)
@@ -92,7 +98,7 @@ class WindowEncoder(PreTrainedModel, ABC):
 
 
 def real_losses(hidden_BTD: Tensor, head_VD: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
-    """Return -ln p of every token in nats, float32 [B, T]; 0 at padding."""
+    """Return -ln p of every token in nats, float32 [B, T], for the decoder's last hidden states; 0 at padding."""
     real_BT = real_positions(lengths_B, input_ids_BT.shape[1])
     losses_BT = hidden_BTD.new_zeros(input_ids_BT.shape, dtype=torch.float32)
     losses_BT[real_BT] = token_cross_entropy(hidden_BTD[real_BT], head_VD, input_ids_BT[real_BT])

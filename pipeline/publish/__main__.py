@@ -2,9 +2,10 @@
 
     python -m pipeline.publish annotated hf://datasets/USER/NAME
 
-The folder does not change. Published shards are not sent again, so the same command resumes an interrupted one. Files
-outside the folder and shards that differ from their receipts are never sent.
-Exit code 0: every shard is published; 3: some are not labelled yet; 1: refused or failed, or some are damaged.
+The folder does not change. Published shards are not sent again, so the same command resumes interrupted publishing.
+Shards that differ from the digests in their receipts are never sent, and neither are files outside the folder.
+The exit code is 0 if every shard is published, and 3 if some shards are not labelled yet. It is 1 if the command was
+refused or failed, or if some shards are damaged.
 """
 
 import logging
@@ -36,20 +37,20 @@ LOG = logging.getLogger(__name__)
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True)
 class Config:
-    """The dataset to publish, and its repository."""
+    """The dataset to publish, and the repository to publish it in."""
 
     folder: Path
     """Folder that pipeline.annotate wrote."""
     repository: str
-    """hf://datasets/USER/NAME; created if it does not exist."""
+    """hf://datasets/USER/NAME. The repository is created if it does not exist."""
     subset: str | None = field(default=None, kw_only=True)
-    """Subset to publish; all by default."""
+    """Subset to publish. By default, all subsets are published."""
     private: bool = field(default=False, kw_only=True)
-    """If the repository is created, make it private."""
+    """Make the repository private if this command creates it."""
 
 
 class Left(NamedTuple):
-    """Shards that were not published."""
+    """Shards that were not published: the number of unlabelled shards, and the names of damaged shards."""
 
     unlabelled: int
     damaged: list[str]
@@ -58,7 +59,9 @@ class Left(NamedTuple):
 def publish(config: Config) -> int:
     """Publish an annotated dataset on the Hugging Face Hub.
 
-    Exit code 0: every shard is published; 3: some are not labelled yet; 1: refused or failed, or some are damaged.
+    The exit code is 0 if every shard is published, and 3 if some shards are not labelled yet.
+
+    The exit code is 1 if the command was refused or failed, or if some shards are damaged.
     """
     repository = Repository.at(config.repository)
     existing = sorted(file.parent.name for file in config.folder.glob(f"{LEDGER_FOLDER}/*/{PLAN_FILE}"))
@@ -82,10 +85,11 @@ def publish(config: Config) -> int:
 
 
 def publish_subset(subset: Subset, repository: Repository) -> Left:
-    """Publish the complete shards of a subset.
+    """Publish the finished shards of a subset, and return the shards that were not published.
 
     Raises:
-        ValueError: if there are none, or the repository has another run's subset of this name.
+        ValueError: if no shard is finished, if the folder has shards of two plans, or if the repository has another
+            run's subset of this name.
     """
     plan, receipts, published = existing_plan(subset), Ledger(subset).receipts(), PublishedLedger(repository, subset)
     if plan is None or not receipts:
@@ -120,7 +124,7 @@ def publish_subset(subset: Subset, repository: Repository) -> Left:
 
 
 def _require_of_plan(subset: Subset, plan: Plan, receipts: Sequence[Receipt]) -> None:
-    """Raise if the folder has shards of two plans, as while a dataset grows."""
+    """Raise if the folder has shards of two plans, which happens if a run that enlarges the dataset is interrupted."""
     others = next((receipt for receipt in receipts if shards_in_all(receipt.shard) != len(plan.units)), None)
     if others is not None:
         raise ValueError(

@@ -1,8 +1,8 @@
 """Card of an annotated dataset: a README.md with front matter for `datasets` and the Hub, and a section per subset.
 
-A subset's section is enclosed by two comments, and the first contains a digest of the section. A section is rewritten
-unless it was edited by hand; text outside the sections is kept. In the front matter, the subset's entries and the size
-are overwritten, and other keys are added if they are missing.
+A subset's section is enclosed by two comments. The first comment contains a digest of the section, so that edits by
+hand are noticed. Edited sections and text outside the sections are kept. Other sections are rewritten. In the front
+matter, the subset's entries and the size are overwritten, and missing keys are added.
 """
 
 import logging
@@ -42,7 +42,7 @@ LOG = logging.getLogger(__name__)
 
 
 def dataset_card(info: SubsetInfo, existing: str | None, file: str = CARD_FILE) -> str:
-    """Return a new card, or the existing one updated; errors call it `file`.
+    """Return the existing card with this subset updated, or a new card. `file` is the card's name in errors.
 
     Raises:
         ValueError: if the existing card cannot be read or the section's marks are broken, or if `datasets` cannot load
@@ -55,7 +55,7 @@ def dataset_card(info: SubsetInfo, existing: str | None, file: str = CARD_FILE) 
 
 
 def folder_card(info: SubsetInfo) -> str:
-    """Return the updated card of a folder.
+    """Return the card of the subset's folder with this subset updated. The file is not written.
 
     Raises:
         ValueError: as `dataset_card`, or if the existing card is not UTF-8.
@@ -65,7 +65,7 @@ def folder_card(info: SubsetInfo) -> str:
 
 
 def write_card(info: SubsetInfo) -> None:
-    """Update the card of a folder; if it was broken since the run began, leave it and log a warning."""
+    """Update the card of the subset's folder. A card that was broken since the run began is kept, with a warning."""
     try:
         write_text(info.subset.card, folder_card(info))
     except ValueError as error:
@@ -73,7 +73,10 @@ def write_card(info: SubsetInfo) -> None:
 
 
 def _yaml(card: DatasetCard) -> str:
-    """Return the front matter, with Unicode line breaks escaped: PyYAML writes them raw but reads them as spaces."""
+    """Return the front matter as YAML.
+
+    Unicode line breaks are escaped, because PyYAML writes them unescaped but reads them as spaces.
+    """
     written: str = card.data.to_yaml()
     if BREAKS.search(written):
         values = card.data.to_dict()  # type: ignore[no-untyped-call]
@@ -82,10 +85,11 @@ def _yaml(card: DatasetCard) -> str:
 
 
 def _update_front_matter(card: DatasetCard, info: SubsetInfo) -> None:
-    """Write the subset's configuration and features, and add missing keys.
+    """Write the subset's configuration and features into the front matter, and add missing keys.
 
     The configuration's description contains the digest of the shards, because `datasets` (5.2) names its cache only
-    after the folder's last name and the configuration: `a/annotated` would be returned for `b/annotated`.
+    after the configuration and the last part of the folder's path. Without the digest, the cached `a/annotated` would
+    be loaded instead of `b/annotated`.
     """
     from datasets import DatasetInfo, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
@@ -94,7 +98,7 @@ def _update_front_matter(card: DatasetCard, info: SubsetInfo) -> None:
     name, counts = info.subset.name, info.counts
     default = MetadataConfigs.from_dataset_card_data(card.data).get_default_config_name()
     configs = {config["config_name"]: config for config in card.data.get("configs") or []}
-    if default is not None:  # a single configuration is the default without a flag
+    if default is not None:  # a configuration without this flag is only the default while it is the only one
         configs[default] = {**configs[default], "default": True}
     entry: dict[str, object] = {
         "config_name": name,
@@ -114,7 +118,9 @@ def _update_front_matter(card: DatasetCard, info: SubsetInfo) -> None:
 
 
 def _features(schema: pa.Schema) -> "Features | None":
-    """Return the columns as `datasets` features; None if YAML cannot express them: `datasets` then reads the shards.
+    """Return the columns as `datasets` features, or None if YAML cannot express them.
+
+    Without features in the card, `datasets` reads the columns from the shards.
 
     Raises:
         ValueError: if `datasets` cannot load a column.
@@ -124,13 +130,17 @@ def _features(schema: pa.Schema) -> "Features | None":
     features = Features({field.name: _feature(field, schema) for field in schema})
     try:
         read = Features._from_yaml_list(yaml.safe_load(yaml.safe_dump(features._to_yaml_list())))
-    except (ValueError, TypeError, KeyError, AttributeError):  # for example a column `_type`: that key marks types
+    except (ValueError, TypeError, KeyError, AttributeError):  # for example if a column has the reserved name `_type`
         return None
     return features if read == features else None
 
 
 def _feature(field: pa.Field, schema: pa.Schema) -> object:
-    """Return a column as a feature of `datasets`."""
+    """Return a column as a feature of `datasets`.
+
+    Raises:
+        ValueError: if `datasets` cannot load the column.
+    """
     from datasets import Features
 
     known = read_features(schema, "the source")
@@ -145,7 +155,10 @@ def _feature(field: pa.Field, schema: pa.Schema) -> object:
 
 
 def _add_missing(card: DatasetCard, info: SubsetInfo) -> None:
-    """Write the size and missing keys; only `tags` if there is other data, which the other keys would describe too."""
+    """Write the size category and add missing keys.
+
+    If the repository has other data, only `tags` is added, because the other keys would describe the other data too.
+    """
     names = [config["config_name"] for config in card.data["configs"]]
     others = [name for name in names if not _is_ours(name, card, info)]
     _update_size(card, others)
@@ -156,7 +169,7 @@ def _add_missing(card: DatasetCard, info: SubsetInfo) -> None:
 
 
 def _update_size(card: DatasetCard, others: list[str]) -> None:
-    """Write the size category of all rows together, if the card gives the number of rows of the other data."""
+    """Write the size category of the whole repository, if the card has the number of rows of all its data."""
     infos = card.data["dataset_info"]
     infos = infos if isinstance(infos, list) else [infos]
     splits = [split for info in infos for split in info.get("splits") or []]
@@ -167,7 +180,7 @@ def _update_size(card: DatasetCard, others: list[str]) -> None:
 
 
 def _is_ours(name: str, card: DatasetCard, info: SubsetInfo) -> bool:
-    """False for other data in the repository, about which the card makes no claims."""
+    """True if the configuration `name` has labels; False for other data in the repository."""
     return name == info.subset.name or f"<!-- begin {name} " in card.text
 
 
@@ -185,7 +198,9 @@ def _defaults(card: DatasetCard, info: SubsetInfo) -> dict[str, object]:
 
 
 def _with_section(text: str, name: str, content: str, file: str) -> str:
-    """Return the text with a subset's section: at the end, or in the place of an older section that nobody edited.
+    """Return the card's text with the section of a subset, which replaces an older section or is added at the end.
+
+    An older section that was edited by hand is kept.
 
     Raises:
         ValueError: if the older section is not between exactly one begin mark and one end mark.

@@ -15,7 +15,7 @@ PAGES = "https://huggingface.co/datasets"
 
 @dataclass(frozen=True)
 class License:
-    """Identifiers of one or several licences; for `other`, also its name and a link to its text."""
+    """One or several licences by identifier. The identifier `other` may come with a name and a link to the text."""
 
     ids: tuple[str, ...]
     name: str | None = None
@@ -23,7 +23,7 @@ class License:
 
     @classmethod
     def of(cls, card: Mapping[str, object], dataset: str) -> "License | None":
-        """Return the licence in a dataset's card, with an absolute URL of its text; None if the card has none."""
+        """Return the licence in a dataset's card, or None if the card has none. Links become absolute URLs."""
         ids = tuple(_listed(card.get("license")))
         name, link = (next(iter(_listed(card.get(key))), None) for key in ("license_name", "license_link"))
         in_dataset = link is not None and "://" not in link
@@ -31,18 +31,18 @@ class License:
 
     @property
     def is_definite(self) -> bool:
-        """False for `other` without a link to its text, which can stand for different licences."""
+        """False for `other` without a link to a text, because `other` can stand for different licences."""
         return "other" not in self.ids or self.link is not None
 
     def front_matter(self) -> dict[str, object]:
-        """Return the keys for a card; the licence is a list only if there are several, as the Hub requires."""
+        """Return the keys for a card. `license` is a list only if there are several licences, as the Hub requires."""
         license: dict[str, object] = {"license": list(self.ids) if len(self.ids) > 1 else self.ids[0]}
         named = {"license_name": self.name, "license_link": self.link}
         return license | {key: value for key, value in named.items() if value}
 
     @property
     def in_markdown(self) -> str:
-        """Names and link as Markdown."""
+        """Names of the licences and the link, as Markdown."""
         named = " and ".join(self.name or id if id == "other" else id for id in self.ids)
         return in_markdown(f"{named} ({self.link})" if self.link else named)
 
@@ -52,14 +52,14 @@ class Origin:
     """Hub datasets among the inputs, with their common licence and all their languages."""
 
     datasets: tuple[str, ...] = ()
-    """Names on the Hub."""
+    """Names of the datasets on the Hub."""
     license: License | None = None
-    """Licence of all inputs; None if they differ or one is unknown."""
+    """Licence of all inputs; None if licences differ or a licence is unknown."""
     languages: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
-        """Origin and licence, for a card."""
+        """Sentences on the origin and the licence, for a card."""
         if not self.datasets:
             licence = "Their licence, unknown here, applies to this dataset too."
             return f"The documents come from files outside the Hub. {licence}"
@@ -70,7 +70,7 @@ class Origin:
 
 
 def origin_of(inputs: Sequence[str]) -> Origin:
-    """Read the cards of the inputs that are datasets on the Hub.
+    """Return the origin of documents, read from the cards of the inputs that are datasets on the Hub.
 
     Raises:
         ConnectionError: if the Hub cannot be reached.

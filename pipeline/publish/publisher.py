@@ -1,9 +1,9 @@
 """Publisher of a subset: commits shards to a Hub repository, many per commit, together with their receipts.
 
-A single thread commits, so that commits of a run never wait for each other. During annotation, a shard's content is
-uploaded before its commit, by the process that labelled it. Files on the disk are kept until their commit has
-succeeded. Several runs may publish the same subset at once: the first shard of a unit is kept, with its receipt. A file
-without a receipt at a shard's path is replaced.
+A single thread makes all commits of a run, so that no commit waits for another one. During annotation, a shard's
+content is uploaded before its commit, by the process that labelled the shard. Files on the disk are kept until their
+commit has succeeded. Several runs may publish the same subset at once. Then the first committed version of a shard is
+kept, with its receipt. A file without a receipt at a shard's path is replaced.
 """
 
 import logging
@@ -23,8 +23,8 @@ from pipeline.messages import describe
 from schemas.layout import Subset, shards_in_all
 from schemas.receipts import RECEIPTS, Receipt, as_lines
 
-SHARDS_A_COMMIT, MOST_A_COMMIT = 200, 1000  # enough to commit without waiting; cap if more are waiting already
-COMMIT_EVERY = 300.0  # seconds that a shard waits for others: the Hub takes 128 commits per hour
+SHARDS_A_COMMIT, MOST_A_COMMIT = 200, 1000  # shards to wait for; cap if more shards are waiting already
+COMMIT_EVERY = 300.0  # seconds that a shard waits for more shards, because the Hub takes 128 commits per hour
 
 LOG = logging.getLogger(__name__)
 
@@ -37,9 +37,10 @@ class Labelled(NamedTuple):
 
 
 class Publisher:
-    """Publisher of one subset. Errors of its thread are raised by `add`, `close` and `__exit__`.
+    """Publisher of one subset. Errors in its thread are raised by `add`, `close` and `__exit__`.
 
-    `keeps` keeps shards on the disk after their commit, and leaves the ledger there unchanged.
+    With `keeps`, shards stay on the disk after their commit, and the ledger on the disk does not change. Otherwise,
+    committed shards are deleted and recorded as published in the ledger.
     """
 
     def __init__(self, repository: Repository, subset: Subset, *, keeps: bool) -> None:
@@ -54,20 +55,20 @@ class Publisher:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Close, except after an error: the next run then publishes the rest."""
+        """Close the publisher, unless there was an error. After an error, the next run publishes what remains."""
         if error is None:
             self.close()
 
     def close(self) -> None:
-        """Wait until everything added is published."""
+        """Wait until all added shards are published."""
         self.waiting.put(None)
         self.thread.join()
         self._raise_failure()
 
     def add(self, receipt: Receipt, addition: CommitOperationAdd | None = None) -> bool:
-        """Queue a shard for the next commit; without an `addition`, the shard's file on the disk.
+        """Queue a shard for the next commit. Without an `addition`, the shard's file on the disk is sent.
 
-        Return False, and send nothing, if the file does not match its receipt.
+        Return True if the shard is queued. If its file does not match the receipt, send nothing and return False.
         """
         self._raise_failure()
         if addition is None:
@@ -78,7 +79,7 @@ class Publisher:
         return True
 
     def taken(self) -> list[str]:
-        """Return the shards published since the last call."""
+        """Return the names of the shards that were published since the last call."""
         return [self.published.get() for _ in range(self.published.qsize())]
 
     def _path(self, receipt: Receipt) -> str:
@@ -92,12 +93,12 @@ class Publisher:
         try:
             while batch := self._next():
                 self._commit(batch)
-        except Exception as error:  # any kind: the caller must see it
+        except Exception as error:  # any error: the caller must see it
             LOG.debug("the publisher stops", exc_info=True)
             self.failure = error
 
     def _next(self) -> list[Labelled]:
-        """Return shards for a commit; none at the end."""
+        """Wait for shards, and return the shards for the next commit, or an empty list after the last shard."""
         batch: list[Labelled] = []
         deadline = 0.0
         while len(batch) < SHARDS_A_COMMIT or (len(batch) < MOST_A_COMMIT and not self.waiting.empty()):
@@ -138,7 +139,10 @@ class Publisher:
             self.published.put(receipt.shard)
 
     def _receipted(self, batch: Sequence[Labelled], files: Mapping[str, str], head: str) -> dict[str, str]:
-        """Return digests by path of the files with a receipt in the repository; without files, read no receipts."""
+        """Return digests by path from published receipts, only for `files` that have a receipt in the repository.
+
+        If there are no files, the receipts are not read.
+        """
         if not files:
             return {}
         units = shards_in_all(batch[0].receipt.shard)
@@ -146,7 +150,7 @@ class Publisher:
         return {path: receipt.sha256 for receipt in known if (path := self._path(receipt)) in files}
 
     def _receipts(self, committed: Sequence[Labelled]) -> list[Operation]:
-        """Return the receipts of a commit, in a file of their own that no other commit touches."""
+        """Return the operation that adds the receipts of a commit, in a new file that no other commit touches."""
         if not committed:
             return []
         lines = as_lines(receipt for receipt, _ in committed).encode()

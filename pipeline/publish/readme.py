@@ -1,6 +1,6 @@
 """The existing README.md of a folder or repository, which anybody may have written, and the data that it describes.
 
-It is read before anything is labelled. A README.md that no card can be added to is refused by name.
+The README.md is read before anything is labelled. If no card can be added to it, the run is refused.
 """
 
 import glob
@@ -21,7 +21,7 @@ from schemas.layout import CARD_FILE, Subset
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
 
-MOST_VALUES = 1_000_000  # in front matter with its aliases expanded
+MOST_VALUES = 1_000_000  # values in front matter, after its aliases are expanded
 EMPTY = "---\n{}\n---\n"
 REMEDY = "fix it, or delete it to have a new one written"
 BEGINS = re.compile(r"\s*---[ \t]*\r?\n")
@@ -32,7 +32,7 @@ def read_readme(file: Path | None) -> str | None:
     """Return the text of a README.md; None if the file does not exist.
 
     Raises:
-        ValueError: if it is not UTF-8.
+        ValueError: if the file is not UTF-8.
     """
     if file is None or not file.is_file():
         return None
@@ -43,7 +43,7 @@ def read_readme(file: Path | None) -> str | None:
 
 
 def parsed(text: str, name: str) -> DatasetCard:
-    """Parse a README.md, which errors call `name`, into a card whose front matter `datasets` can read.
+    """Parse a README.md into a card whose front matter `datasets` can read. `name` is the file's name in errors.
 
     Raises:
         ValueError: if the front matter is not YAML, does not end, has a key twice, or has configurations or dataset
@@ -65,18 +65,18 @@ def parsed(text: str, name: str) -> DatasetCard:
             raise ValueError("dataset_info is neither a mapping nor a list")
         MetadataConfigs.from_dataset_card_data(card.data)
         DatasetInfosDict.from_dataset_card_data(card.data)
-    except Exception as error:  # YAML, the Hub and `datasets` raise many kinds
+    except Exception as error:  # YAML, the Hub and `datasets` raise many kinds of errors
         raise ValueError(f"the front matter of {name} cannot be read: {describe(error)}; {REMEDY}") from error
     return card
 
 
 def marks(text: str, name: str) -> list[str]:
-    """Return the marks around a subset's section in order, each `begin` or `end`."""
+    """Return the kinds of the marks around a subset's section, `begin` or `end`, in the order of the text."""
     return re.findall(MARK.format(kind="begin|end", name=re.escape(name)), text)
 
 
 def _written_out(value: object, known: dict[int, int]) -> int:
-    """Return the number of values with aliases expanded; at least MOST_VALUES if a value contains itself."""
+    """Return the number of values after aliases are expanded, or at least MOST_VALUES if a value contains itself."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:
@@ -87,7 +87,7 @@ def _written_out(value: object, known: dict[int, int]) -> int:
 
 
 def _repeated(front_matter: str) -> list[str]:
-    """Return keys that occur twice in a mapping: YAML reads only the last, so the others would be lost."""
+    """Return keys that occur twice in a mapping. PyYAML reads only the last value of a key, so others would be lost."""
     nodes, repeated, seen = list(yaml.compose_all(front_matter, yaml.SafeLoader)), list[str](), set[int]()
     while nodes:
         node = nodes.pop()
@@ -105,11 +105,14 @@ def _repeated(front_matter: str) -> list[str]:
 
 DEFAULT = "default"  # name that `datasets` gives to files without a configuration
 FORMAT = "parquet"
-MOST_FILES = 1000  # listed in a card
+MOST_FILES = 1000  # that are listed in a card
 
 
 def keeping_own_data(card: str | None, files: Iterable[str], subset: Subset, url: str) -> str | None:
-    """Return the card of a repository without the subset; add a configuration for existing data that has none.
+    """Return the card of a repository, prepared for a new subset.
+
+    If the existing data has no configuration, the card gets a configuration for it. Otherwise, `datasets` would no
+    longer find this data.
 
     Raises:
         ValueError: if `datasets` could not read both the existing data and the labels afterwards.
@@ -136,7 +139,10 @@ def keeping_own_data(card: str | None, files: Iterable[str], subset: Subset, url
 
 
 def _builder(card: str | None, paths: list[str], url: str) -> "DatasetBuilder | None":
-    """Return the builder that `datasets` chooses for empty files with these names; None if it finds no data."""
+    """Return the builder that `datasets` chooses for files with these names, or None if it finds no data.
+
+    The names are tried with empty files in a temporary folder.
+    """
     from datasets import get_dataset_config_names, load_dataset_builder
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DataFilesNotFoundError
@@ -153,13 +159,13 @@ def _builder(card: str | None, paths: list[str], url: str) -> "DatasetBuilder | 
             return load_dataset_builder(str(root), get_dataset_config_names(str(root))[0], cache_dir=cache)
         except (EmptyDatasetError, DataFilesNotFoundError):
             return None
-        except Exception as error:  # of many kinds
+        except Exception as error:  # `datasets` raises many kinds of errors
             remedy = "publish to another repository"
             raise ValueError(f"`datasets` cannot read the existing data of {url}: {error}; {remedy}") from error
 
 
 def _files_by_split(builder: "DatasetBuilder", url: str) -> list[dict[str, object]]:
-    """List the files of each split by name, since a pattern for them could match labels too."""
+    """Return the `data_files` of each split as a list of names, since a pattern could match the labels too."""
     files_of = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
     if (count := sum(map(len, files_of.values()))) > MOST_FILES:
         remedy = "write `configs` with a pattern for them into its README.md"

@@ -1,4 +1,4 @@
-"""A subset's section of the card: figures, columns, loading, limits and provenance, filled into card.md."""
+"""Section of a card on one subset, made from the template card.md: totals, columns, loading, limits and provenance."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -21,12 +21,12 @@ INTRODUCTION, SECTION = (
     Path(__file__).with_name("card.md").read_text(encoding="utf-8").split("\n<!-- The section of each subset: -->\n")
 )
 THIS_FOLDER = "THIS_FOLDER"
-MOST_COLUMNS = 100  # listed by name
+MOST_COLUMNS = 100  # that are listed by name
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetInfo:
-    """Everything the card says about a subset. Without `counts`, the subset is still being written."""
+    """Content of the card's section on a subset. `counts` is None while the subset is still being written."""
 
     subset: Subset
     path: str
@@ -43,13 +43,13 @@ class SubsetInfo:
 
     @property
     def labels(self) -> str:
-        """Path or URL of the subset, for `--labels`."""
+        """Path or URL of the subset's shards, for `--labels`."""
         dataset = self.path if self.path == THIS_FOLDER else Repository(self.path, self.revision).url
         return f"{dataset}/{self.subset.in_repository.data.as_posix()}"
 
 
 def section(info: SubsetInfo) -> str:
-    """Return the subset's section in Markdown, without the marks around it."""
+    """Return the section on a subset in Markdown, without the comments around the section."""
     provenance, names = info.provenance, info.schema.names
     columns = [column for column in DESCRIPTIONS if column in names]
     types = [_type_name(info.schema.field(column).type) for column in columns]
@@ -81,7 +81,7 @@ def _listed(columns: Sequence[str]) -> str:
 
 
 def _type_name(kind: pa.DataType) -> str:
-    """Return a type's name without the name of list items, which differs between memory and Parquet."""
+    """Return the name of a type. For a list, leave out the field name of its items, which Parquet may change."""
     return f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
 
 
@@ -118,11 +118,14 @@ Histogram of the labels: lower end of each bin in nats, share of all labels.
 
 
 WIDTH = 40
-LEAST_SHARE = 0.0005  # of all labels; rounds to 0.1%, the least that a line shows
+LEAST_SHARE = 0.0005  # of all labels: rounds to 0.1%, the smallest share that a line shows
 
 
 def _drawn(histogram: tuple[int, ...]) -> str:
-    """Draw a line per bin: lower end in nats, bar, share. Bins after the last with a visible share form one line."""
+    """Draw a histogram as text, with a line per bin: its lower end in nats, a bar and its share of the labels.
+
+    All bins after the last bin with a visible share are drawn as one line.
+    """
     total, most = sum(histogram), max(histogram, default=0)
     if not total:
         return "no labels"
@@ -136,7 +139,7 @@ def _drawn(histogram: tuple[int, ...]) -> str:
 
 
 def _median(histogram: tuple[int, ...]) -> str:
-    """Return the median in nats, interpolated within its bin."""
+    """Return the median of a histogram as text, in nats, interpolated within its bin."""
     half = sum(histogram) / 2
     index = next((index for index, count in enumerate(accumulate(histogram)) if count >= half), 0)
     if not index:

@@ -1,4 +1,4 @@
-"""Publishing of a subset, except its shards: plan, tokenizer, card, last report and notes on quarantined units."""
+"""Publishing of a subset without its shards: plan, tokenizer, card, last report and notes on quarantined units."""
 
 import json
 import logging
@@ -22,11 +22,11 @@ from schemas.receipts import PLAN_FILE, QUARANTINE, REPORT_FILE, Plan, Quarantin
 
 LOG = logging.getLogger(__name__)
 Missing = Callable[[str], Sequence[Operation]]
-"""Takes a commit and returns the operations still missing from it."""
+"""Function that takes a commit of the repository and returns the operations that this commit still lacks."""
 
 
 def with_totals(info: SubsetInfo, receipts: Iterable[Receipt]) -> SubsetInfo:
-    """Return the info with the totals of the shards with these receipts."""
+    """Return the info with totals: counts, digest and size of all shards that these receipts describe."""
     counts, digest, size = total(receipts)
     return replace(info, counts=counts, shards_sha256=digest, size=size)
 
@@ -57,7 +57,7 @@ def publish_beginning(repository: Repository, info: SubsetInfo) -> None:
 
 
 def publish_end(repository: Repository, info: SubsetInfo) -> None:
-    """Commit the card with its figures, the report of the last session and the notes on quarantined units."""
+    """Commit the card with its totals, the report of the last session and the notes on quarantined units."""
     subset, places = info.subset, info.subset.in_repository
     report = [subset.ledger / REPORT_FILE] if (subset.ledger / REPORT_FILE).exists() else []
     note_files = Ledger(subset).note_files()
@@ -77,7 +77,7 @@ def publish_end(repository: Repository, info: SubsetInfo) -> None:
 
 
 def plan_without_paths(text: str) -> str:
-    """Return a plan for publication: URLs are kept, local paths are replaced.
+    """Return the JSON of a plan for publication. URLs are kept, and each local path is replaced by a placeholder.
 
     Raises:
         ValueError: if the text is not a valid plan.
@@ -90,7 +90,7 @@ def plan_without_paths(text: str) -> str:
 
 
 def _tokenizer(info: SubsetInfo) -> list[Path]:
-    """Return the files of the tokenizer that made `input_ids`; none if the source came tokenized."""
+    """Return the files of the tokenizer that made `input_ids`, or an empty list if the source was already tokenized."""
     folder, digest = info.subset.tokenizer, info.provenance.tokenizer_sha256
     if digest is None:
         return []
@@ -101,7 +101,7 @@ def _tokenizer(info: SubsetInfo) -> list[Path]:
 
 
 def _report(file: Path) -> bytes:
-    """Read the report of the last session."""
+    """Return the report of the last session, checked to be a JSON object."""
     with reading(file, "delete it; no label depends on it"):
         text = text_of(file)
         json_object(text)
@@ -109,7 +109,7 @@ def _report(file: Path) -> bytes:
 
 
 def _note(file: Path) -> bytes:
-    """Read the note on a quarantined unit, and reduce the local path of the unit's file to its name."""
+    """Return the note on a quarantined unit for publication. A local path of its file is reduced to the file's name."""
     with reading(file, "delete it, and run the same pipeline.annotate command to retry the unit"):
         unit = Quarantined.from_json(text_of(file))
     name = Path(unit.file).name if is_local(unit.file) else unit.file
@@ -121,13 +121,16 @@ def _readme(repository: Repository, info: SubsetInfo, head: str) -> str | None:
 
 
 def _card(repository: Repository, info: SubsetInfo, existing: str | None) -> CommitOperationAdd:
-    """Return the addition of a repository's updated card."""
+    """Return the operation that writes the repository's updated card."""
     place = info.subset.in_repository.card.as_posix()
     return CommitOperationAdd(place, dataset_card(info, existing, f"{repository.url}/{place}").encode())
 
 
 def _last_card(repository: Repository, info: SubsetInfo, head: str) -> list[Operation]:
-    """Return the addition of the updated card; if it was broken since the run began, warn and return nothing."""
+    """Return the operation that writes the updated card.
+
+    If the existing card cannot be read any more, log a warning and return no operation.
+    """
     try:
         return [_card(repository, info, _readme(repository, info, head))]
     except ValueError as error:

@@ -30,23 +30,24 @@ from pipeline.report.tokens import TokenTexts
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True)
 class Config:
-    """The dataset to show, and how much of it."""
+    """Options of the report: the dataset to show, and the parts of it to show."""
 
     dataset: str
-    """Folder that pipeline.annotate wrote, or hf://datasets/USER/NAME; to choose one of several subsets, name its data
-    folder, as in annotated/data/exact."""
+    """Folder that pipeline.annotate wrote, or hf://datasets/USER/NAME. To choose one of several subsets, give the
+    subset's data folder, as in annotated/data/exact."""
     output: Path | None = field(default=None, kw_only=True)
-    """Folder for report.html; by default DATASET-report next to the dataset, or for a dataset on the Hub in the working
-    directory. Only an earlier report of the same dataset is replaced."""
+    """Folder for report.html. The default is DATASET-report, next to a local dataset or in the working directory for a
+    dataset on the Hub. Only an earlier report of the same dataset is replaced."""
     against: str | None = field(default=None, kw_only=True)
-    """Another dataset of the same documents, whose labels are shown alongside."""
+    """Another dataset of the same documents, to show its labels alongside."""
     by: str | None = field(default=None, kw_only=True)
-    """Column of the source to group documents by in the figures; by default the first text column with few values."""
+    """Column of the source by whose values the figures group documents. The default is the first text column with few
+    values."""
     size: Annotated[SampleSize, cyclopts.Parameter(name="*")] = field(default=SampleSize(), kw_only=True)
     terminal: bool = field(default=False, kw_only=True)
     """Show one document in the terminal instead of writing a page."""
     document: int = field(default=0, kw_only=True)
-    """With --terminal, row of the document, counted from 0."""
+    """Row of the document to show with --terminal, counted from 0."""
 
     def __post_init__(self) -> None:
         if self.terminal and (ignored := [name for name in ("against", "by") if getattr(self, name) is not None]):
@@ -55,7 +56,7 @@ class Config:
 
 
 def report(config: Config) -> None:
-    """Write a page that shows an annotated dataset, every token in the colour of its entropy."""
+    """Write a page that shows an annotated dataset, with every token in the colour of its entropy."""
     if config.terminal:
         print_document(document_view(config.dataset, config.document, config.size.tokens_each(1)), Console())
         return
@@ -68,7 +69,10 @@ def report(config: Config) -> None:
 
 
 def folder_for(dataset: str) -> Path:
-    """Default folder of a dataset's report, outside the dataset: files in it are read as data and published."""
+    """Return the default folder of a dataset's report.
+
+    It is outside the dataset, because files in the dataset's folder are read as data and published.
+    """
     subset = SUBSET_NAMED.search(dataset)
     root = dataset[: subset.start()] if subset else dataset
     name = f"-{subset[0].strip('/').rpartition('/')[2]}" if subset else ""
@@ -80,10 +84,10 @@ def folder_for(dataset: str) -> Path:
 
 
 def document_view(dataset: str, row: int, tokens: int) -> DocumentView:
-    """First tokens of one document of a dataset.
+    """Return the first tokens of one document of a dataset, with their labels.
 
     Raises:
-        ValueError: if there is no such row, or if find_annotations or LabelledSource.documents raises it.
+        ValueError: if there is no such row; or from find_annotations and LabelledSource.documents.
         ConnectionError: if the Hub cannot be reached.
     """
     annotated = find_annotations(dataset)

@@ -1,9 +1,9 @@
-"""One document in a notebook: self-contained HTML, its tokens shaded by entropy.
+"""Display of one document in a notebook: self-contained HTML, with the tokens shaded by entropy.
 
     from pipeline.report.notebook import show
     show(dataset[0], tokenizer)     # a row of load_dataset(...), a tokenizer of tokenizers or transformers
 
-No script is needed: the figures of a token are its tooltip.
+The HTML needs no script. The figures of a token are in its tooltip.
 """
 
 import math
@@ -29,13 +29,16 @@ MARKS = {"\n": '<i class="line">\n</i>', " ": '<i class="space"> </i>'}
 
 @dataclass(frozen=True)
 class DocumentView:
-    """Texts of a document's tokens with their entropies and expected entropies, in nats; None without a label."""
+    """First tokens of a document, as texts, with their entropies and expected entropies in nats.
+
+    An entropy is None for a token without a label. `expected` is None for labels without expected entropies.
+    """
 
     tokens: Sequence[str]
     entropies: Sequence[float | None]
     expected: Sequence[float | None] | None = None
     left: int = 0
-    """Number of tokens of the document after these."""
+    """Number of the document's remaining tokens, which come after `tokens`."""
 
     def __post_init__(self) -> None:
         for labels in (self.entropies, self.expected):
@@ -44,7 +47,7 @@ class DocumentView:
 
     @property
     def most(self) -> float:
-        """End of the colour scale in whole nats; one label in a hundred lies beyond it."""
+        """End of the colour scale in whole nats. At most one label in a hundred lies beyond the end."""
         sizes = [abs(nats) for nats in self.entropies if nats is not None]
         return max(1, math.ceil(np.quantile(sizes, SHARE_ON_SCALE))) if sizes else 1
 
@@ -57,7 +60,7 @@ class DocumentView:
             yield nats / math.log(2)
 
     def tooltips(self) -> Iterator[str]:
-        """Lines of text and figures for each token."""
+        """Yield the tooltip of each token: lines with its text and its figures."""
         expected = self.expected or [None] * len(self.tokens)
         for token, entropy, expectation, bits in zip(
             self.tokens, self.entropies, expected, self.bits_so_far, strict=True
@@ -85,14 +88,14 @@ class DocumentView:
 
 
 def show(row: Mapping[str, Any], tokenizer: Any = None) -> DocumentView:
-    """Prepare a row of an annotated dataset for display in a notebook.
+    """Return a view of a row of an annotated dataset, which a notebook displays.
 
     Args:
-        row: with `input_ids` and `entropy`, as load_dataset returns it.
-        tokenizer: from tokenizers, or a fast one from transformers; without a tokenizer the ids are shown.
+        row: row with `input_ids` and `entropy`, as load_dataset returns it.
+        tokenizer: a tokenizer of `tokenizers`, or a fast tokenizer of `transformers`. Without it, ids are shown.
 
     Raises:
-        ValueError: if the row has no tokens or labels, or the tokenizer is of another kind.
+        ValueError: if the row has no tokens or labels, or if the tokenizer is of another type.
     """
     if missing := [name for name in (INPUT_IDS, ENTROPY) if name not in row]:
         raise ValueError(f"the row has no {' and no '.join(missing)}; give one of an annotated dataset")
@@ -108,17 +111,17 @@ def show(row: Mapping[str, Any], tokenizer: Any = None) -> DocumentView:
 
 
 def labels_or_none(labels: Sequence[float | None]) -> list[float | None]:
-    """Labels with None instead of NaN for tokens without a label."""
+    """Return the labels, with None instead of NaN for tokens without a label."""
     return [None if nats is None or math.isnan(nats) else float(nats) for nats in labels]
 
 
 def amount(nats: float) -> str:
-    """Text for an amount: nats, then bits."""
+    """Return the text for an amount of information, in nats and then in bits."""
     return f"{nats:.2f} nats, {nats / math.log(2):.2f} bits".replace("-", "−")
 
 
 def _token_html(token: str, shade: str, tooltip: str) -> str:
-    """Leave the space before a word unshaded: at the end of a line it would be a speck of colour."""
+    """Return a token's HTML. A space before a word is not shaded, or it would be a speck of colour at a line's end."""
     if token[:1] == " " and token[1:2].strip():
         return f'<span class="t" title="{escape(tooltip)}"> <b class="{shade}">{_marked(token[1:])}</b></span>'
     part = "" if token else " part"
@@ -126,7 +129,10 @@ def _token_html(token: str, shade: str, tooltip: str) -> str:
 
 
 def _marked(text: str) -> str:
-    """Mark line ends, and spaces in a token of only whitespace; the marks are not copied with the text."""
+    """Return a text's HTML with marks at line ends, and at the spaces of a token that has only whitespace.
+
+    The marks are not copied when a reader copies the text.
+    """
     marks = MARKS if not text.strip() else {"\n": MARKS["\n"]}
     return "".join(marks.get(character) or escape(visible(character, keep="\t")) for character in text)
 

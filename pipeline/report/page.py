@@ -1,6 +1,6 @@
-"""The page of an annotated dataset: self-contained HTML with figures of a sample and some of its documents.
+"""The page of an annotated dataset: self-contained HTML with figures of a sample, and some documents of the sample.
 
-The page's script reads its contents as JSON, in which a label is an integer multiple of ROUNDING_NATS, or null, and a
+The page's script reads the contents from JSON. In the JSON, a label is an integer multiple of ROUNDING_NATS, or null. A
 token is an index into the list of texts.
 """
 
@@ -50,22 +50,22 @@ CUT = f"Tokens of more than {MOST_CHARACTERS:,} characters are cut short, with â
 def write_report(
     dataset: str, folder: Path, *, against: str | None = None, by: str | None = None, size: SampleSize = USUAL
 ) -> Path:
-    """Write `report.html` into a folder and return its path; an earlier report of the same dataset is replaced.
+    """Write `report.html` into a folder and return the file's path. An earlier report of the same dataset is replaced.
 
     Args:
-        dataset: as find_annotations takes it.
-        folder: of the page.
+        dataset: folder or URL of the dataset, as for find_annotations.
+        folder: folder of the page.
         against: another dataset with labels of the same documents, shown alongside.
-        by: column of the source to group documents by; None for the first text column with few values.
-        size: of the sample, and of the part of it that is shown.
+        by: column of the source by whose values documents are grouped; None for the first text column with few values.
+        size: size of the sample, and of the part of the sample that is shown.
 
     Raises:
-        ValueError: from find_annotations and page_contents; if the datasets' documents differ; or if the folder has a
-            `report.html` of something else.
+        ValueError: if the two datasets' documents differ, or if the folder has a `report.html` of something else; or
+            from find_annotations and page_contents.
         ConnectionError: if the Hub cannot be reached.
     """
     annotated, page = find_annotations(dataset), folder / PAGE_FILE
-    digest = hashlib.sha256(annotated.place.encode()).hexdigest()  # a path of this machine is in no page
+    digest = hashlib.sha256(annotated.place.encode()).hexdigest()  # the page must not contain a local path
     if page.exists() and f'<meta name="annotated-dataset" content="{digest}">' not in page.read_text(
         errors="replace", encoding="utf-8"
     ):
@@ -77,7 +77,7 @@ def write_report(
 
 
 def page_html(contents: Values, dataset: str) -> str:
-    """Complete page with these contents, marked with the dataset's digest."""
+    """Return the complete page with these contents, marked with `dataset`, the digest of the dataset's location."""
     script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     return Template((ASSETS / "page.html").read_text(encoding="utf-8")).substitute(
         style=palette_css()
@@ -91,19 +91,19 @@ def page_html(contents: Values, dataset: str) -> str:
 
 @dataclass(frozen=True)
 class Shown:
-    """A document to show: its first tokens, and figures of the whole document."""
+    """A document to show: its first tokens, and the figures of the whole document."""
 
     document: Document
     labelled_S: np.ndarray
-    """int64: number of labels of each series."""
+    """Number of labels of each series, int64."""
     means_S: np.ndarray
-    """float64, nats; NaN for a series without labels."""
+    """Mean of each series in nats, float64; NaN for a series without labels."""
     bytes: int | None
-    """Bytes of its text; None without a tokenizer."""
+    """Size of the document's text in bytes; None without a tokenizer."""
 
     @classmethod
     def of(cls, document: Document, texts: TokenTexts, tokens: int) -> Self:
-        """Keep the first `tokens` tokens of a document."""
+        """Return a document with only its first `tokens` tokens, and with the figures of all tokens."""
         labelled_S = (~np.isnan(document.labels_SN)).sum(axis=1)
         sums_S = np.nansum(document.labels_SN, axis=1, dtype=np.float64)
         means_S = np.where(labelled_S, sums_S / np.maximum(labelled_S, 1), np.nan)
@@ -122,10 +122,10 @@ class Sampled:
 
 
 def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, size: SampleSize, by: str | None) -> Values:
-    """Values that the page's script reads.
+    """Return the values that the page's script reads.
 
     Raises:
-        ValueError: if there is no document or no column `by`; from LabelledSource.documents.
+        ValueError: if the dataset has no document or no column `by`; or from LabelledSource.documents.
     """
     if not len(source.dataset):
         raise ValueError(f"{source.dataset.source} has no document to show")
@@ -156,7 +156,10 @@ def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, size: Sam
 
 
 def _read(source: LabelledSource, size: SampleSize, columns: Sequence[str], texts: TokenTexts) -> Sampled:
-    """Read the sample once; documents that are not shown enter only the sums."""
+    """Read the sample and return its statistics, with the documents to show.
+
+    All other documents are dropped as soon as they are added to the statistics.
+    """
     statistics = Statistics(2 * len(source.series) - 1, source.dataset.vocabulary)
     agreement = None if source.against is None else Agreement()
     runs = sampled_rows(len(source.dataset), size.sample, size.seed)
@@ -176,14 +179,14 @@ def _read(source: LabelledSource, size: SampleSize, columns: Sequence[str], text
 
 
 def _notes(source: LabelledSource, sampled: Sampled, size: SampleSize, most_tokens: int) -> Iterator[str]:
-    """Sentences about the dataset and the sample."""
+    """Yield sentences about the dataset and the sample."""
     rows, statistics, provenance = len(source.dataset), sampled.statistics, source.dataset.provenance
     source_names = ", ".join(public_names(provenance.source))
     compared = "" if source.against is None else f", compared with {short_name(source.against)}"
     yield f"{provenance.method.capitalize()} labels of {source_names}{compared}."
-    drawn = "" if statistics.documents == rows else f", drawn from all over it with seed {size.seed}"
+    drawn = "" if statistics.documents == rows else f", drawn from the whole dataset with seed {size.seed}"
     cut = any(shown.document.left for shown in sampled.shown)
-    shown = f", the first {most_tokens:,} tokens of each at most" if cut else ""
+    shown = f", at most the first {most_tokens:,} tokens of each" if cut else ""
     yield (
         f"Shown: {len(sampled.shown):,} of {_documents_of(rows)}{shown}. "
         f"The figures below are of {_documents_of(statistics.documents)} with {statistics.tokens:,} tokens{drawn}."
@@ -202,7 +205,10 @@ def _documents_of(count: int) -> str:
 
 
 def _documents(all_shown: Sequence[Shown], texts: TokenTexts) -> Values:
-    """Texts of tokens, the most frequent first, and the documents, whose tokens are indices into the texts."""
+    """Return the JSON values of the documents, with the list of texts into which a document's tokens are indices.
+
+    The most frequent text is the first in the list.
+    """
     tokens = [texts.of(shown.document.tokens_N.tolist()) for shown in all_shown]
     counts = Counter(text for each in tokens for text in each)
     index_of = {text: index for index, (text, _) in enumerate(counts.most_common())}
@@ -227,7 +233,7 @@ def _documents(all_shown: Sequence[Shown], texts: TokenTexts) -> Values:
 
 
 def _value(value: Any) -> int | float | str | None:
-    """Value of a source's column: a number that JavaScript holds exactly, or shortened text."""
+    """Return the JSON value for a value in a source's column: a number that JavaScript holds exactly, or short text."""
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST_EXACT):
         return value
     return visible(value_name(value))
@@ -240,5 +246,5 @@ def _rounded(labels_N: np.ndarray) -> list[int | None]:
 
 
 def _harmless(values: str) -> str:
-    """JSON without the characters that begin or end an HTML element."""
+    """Return JSON with escapes for the characters that could begin or end an HTML element."""
     return values.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,7 +1,7 @@
-"""The colours of entropies: two ramps from the paper's colour, as hexadecimal sRGB, for light and for dark paper.
+"""The colours of entropies, as hexadecimal sRGB: two ramps from the background colour, in light and in dark mode.
 
-Positive labels are orange, negative ones blue, which the common colour blindnesses keep apart; both ramps go one way in
-lightness. They end where the text on them would no longer be readable.
+Positive labels are orange and negative labels are blue, which people with common colour blindness can tell apart. Along
+a ramp, lightness only falls or only rises. A ramp ends where text on its colour would no longer be readable.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ LEVELS = 16
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of the levels 1 to LEVELS; level 0 is the paper."""
+    """Colours of background, text, and the levels 1 to LEVELS of both signs. Level 0 has the background's colour."""
 
     paper: str
     text: str
@@ -23,7 +23,7 @@ class Palette:
 
 
 def ramp(*anchors: str) -> tuple[str, ...]:
-    """LEVELS colours from the first anchor to the last, the others at equal distances between them."""
+    """Return a ramp of LEVELS colours from the first anchor to the last, with the other anchors evenly spaced on it."""
     channels_A3 = np.array([[*bytes.fromhex(anchor[1:])] for anchor in anchors])
     at_L = np.linspace(0, len(anchors) - 1, LEVELS)
     channels_L3 = np.stack([np.interp(at_L, range(len(anchors)), channel_A) for channel_A in channels_A3.T], axis=1)
@@ -35,7 +35,10 @@ DARK = Palette("#17181b", "#ebe8e3", ramp("#261f1a", "#6a3d20", "#a8492d"), ramp
 
 
 def level(nats: float, most: float) -> int:
-    """From -LEVELS to LEVELS; only 0 itself is level 0, and labels beyond `most` nats are at the ends."""
+    """Return the colour level of a label, from -LEVELS to LEVELS.
+
+    Only a label of exactly 0 has level 0. Labels beyond `most` nats have the highest or the lowest level.
+    """
     if not nats:
         return 0
     size = min(LEVELS, max(1, floor(abs(nats) / most * LEVELS + 0.5)))  # the page's script rounds halves up
@@ -43,7 +46,7 @@ def level(nats: float, most: float) -> int:
 
 
 def level_class(nats: float | None, most: float) -> str:
-    """The class that `palette_css` colours; `none` for a token without a label."""
+    """Return the CSS class of a label's colour, as in `palette_css`; `none` for a token without a label."""
     if nats is None:
         return "none"
     signed = level(nats, most)
@@ -51,7 +54,10 @@ def level_class(nats: float | None, most: float) -> str:
 
 
 def palette_css() -> str:
-    """Colours of the classes p1, p2, ... and n1, n2, ... below `.entropies`, following the reader's colour scheme."""
+    """Return CSS for elements in `.entropies`: the colours of the classes p1, p2, ... and n1, n2, ...
+
+    The colours follow the reader's colour scheme, light or dark.
+    """
     classes = [f".entropies .{name}{{background:var(--{name})}}" for name in _variables(LIGHT) if name[1:].isdigit()]
     light, dark = (_declared(_variables(palette)) for palette in (LIGHT, DARK))
     return f"{light}\n@media (prefers-color-scheme:dark){{{dark}}}\n" + "".join(classes)

@@ -1,4 +1,4 @@
-"""Sample of an annotated dataset: its size, the rows that are drawn, and documents read with their labels."""
+"""Sample of an annotated dataset: its size, the choice of its rows, and its documents with their labels."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,19 +12,21 @@ from pipeline.data.annotated import AnnotatedDataset, Row, as_rows
 from pipeline.data.shards import ENTROPY_COLUMNS, PER_TOKEN, SHARD
 from schemas.annotations import ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS
 
-MOST_OF_ALL, MOST_OF_ONE = 300_000, 20_000  # tokens on a page: about 3 MB, and what a browser lays out in a moment
+# Limits for the tokens of a page, which then has about 3 MB, and of a document, which a browser then lays out at once.
+MOST_OF_ALL, MOST_OF_ONE = 300_000, 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSize:
-    """Size of the sample, and of the part that is shown."""
+    """Size of the sample, and of the part of the sample that is shown."""
 
     documents: int = 200
-    """Number of documents of the sample to show."""
+    """Number of documents to show, out of the sample."""
     sample: int = 2000
-    """Number of documents for the statistics, drawn from the whole dataset."""
+    """Number of documents in the sample for the statistics, drawn from the whole dataset."""
     tokens: int | None = None
-    """Number of tokens to show of each document; by default 1,500 for 200 documents, 20,000 for one."""
+    """Maximum number of tokens to show of each document; by default 1,500 for 200 documents, or 20,000 for a single
+    document."""
     seed: int = 0
     """Random seed of the sample."""
 
@@ -37,25 +39,25 @@ class SampleSize:
             raise ValueError(f"the seed must be at least 0, not {self.seed}")
 
     def tokens_each(self, documents: int) -> int:
-        """Number of tokens to show of each document, if `documents` are shown."""
+        """Return the maximum number of tokens to show of each document, if this many documents are shown."""
         return self.tokens or min(MOST_OF_ONE, max(1, MOST_OF_ALL // max(1, documents)))
 
 
 @dataclass(frozen=True)
 class Document:
-    """A row of the dataset."""
+    """A document: a row of the dataset, or its first tokens."""
 
     row: int
     tokens_N: np.ndarray
     labels_SN: np.ndarray
-    """float32, nats; NaN for a token without a label."""
+    """Labels of each series in nats, float32; NaN for a token without a label."""
     source: dict[str, Any] = field(default_factory=dict)
-    """Values in the source's columns."""
+    """Values of the source's columns, by column name."""
     left: int = 0
-    """Number of tokens of the row that are not in `tokens_N`."""
+    """Number of the row's remaining tokens, which are not in `tokens_N`."""
 
     def first(self, tokens: int) -> "Document":
-        """Copy of the first `tokens` tokens, which frees the others."""
+        """Return a copy of the first `tokens` tokens, so that the memory of the whole document can be freed."""
         kept, left = self.tokens_N[:tokens].copy(), max(0, len(self.tokens_N) - tokens)
         return replace(self, tokens_N=kept, labels_SN=self.labels_SN[:, :tokens].copy(), left=self.left + left)
 
@@ -65,32 +67,33 @@ class Document:
         return len(self.tokens_N) + self.left
 
     def measured(self, start: int, stop: int) -> np.ndarray:
-        """Values of all measures, float64 [M, N], of the tokens `start` to `stop`; NaN if a token lacks a label."""
+        """Return all measures of the tokens `start` to `stop`, float64 [M, N]; NaN for a token without a label."""
         labels_SN = self.labels_SN[:, start:stop]
         return np.concatenate([labels_SN, labels_SN[:1] - labels_SN[1:]]).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """Labels of one series, or the first series minus another."""
+    """A measure of tokens: the labels of one series, or the difference of the first series and another."""
 
     name: str
     series: tuple[int, ...]
 
 
 def measures_of(series: Sequence[str]) -> Iterator[Measure]:
-    """Measures of the series with these names, in the order of `Document.measured`."""
+    """Yield the measures of the series with these names, in the order of `Document.measured`."""
     yield from (Measure(name, (index,)) for index, name in enumerate(series))
     yield from (Measure(f"{series[0]} − {name}", (0, index)) for index, name in enumerate(series[1:], 1))
 
 
-RUNS = 20  # a run in the middle of a row group, of at most 100 MB, costs its decoding up to there
+RUNS = 20  # a run in the middle of a row group, of at most 100 MB, requires decoding the group up to the run
 
 
 def sampled_rows(rows: int, size: int, seed: int) -> list[range]:
-    """Draw at most RUNS runs of rows, one at a random place in each of as many equal stretches.
+    """Return the ranges of rows that are in the sample: at most RUNS ranges, spread over the dataset.
 
-    Together they have `size` rows, or all rows of a smaller dataset.
+    The dataset is divided into equal stretches, with a range at a random place in each stretch. Together, the ranges
+    have `size` rows, or all rows of a smaller dataset.
     """
     size = min(rows, size)
     runs = min(RUNS, size)
@@ -102,7 +105,7 @@ def sampled_rows(rows: int, size: int, seed: int) -> list[range]:
 
 @dataclass(frozen=True)
 class LabelledSource:
-    """An annotated dataset to report on, alone or compared with another."""
+    """An annotated dataset to report on, possibly compared with another dataset."""
 
     dataset: AnnotatedDataset
     against: AnnotatedDataset | None = None
@@ -120,7 +123,7 @@ class LabelledSource:
 
     @property
     def series(self) -> list[str]:
-        """Names of the labels that every token has."""
+        """Names of the series of labels: the dataset's label columns, and the other dataset if there is one."""
         if self.against is None:
             return [name.replace("_", " ") for name in self.label_columns]
         names = [short_name(self.dataset), short_name(self.against)]
@@ -129,22 +132,22 @@ class LabelledSource:
 
     @property
     def source_columns(self) -> list[str]:
-        """Columns of the source, except its documents."""
+        """Names of the source's columns, except the column of its documents."""
         ours = {INPUT_IDS, *PER_TOKEN, NUM_TOKENS, MEAN_ENTROPY, self.dataset.provenance.text_column, "text"}
         return [name for name in self.dataset.schema.names if name not in ours]
 
     @property
     def scalar_columns(self) -> list[str]:
-        """Columns of the source with one number, text or time per row."""
+        """Names of the source's columns that hold a single number, text or time per row."""
         types = {name: self.dataset.schema.field(name).type for name in self.source_columns}
         return [name for name, kind in types.items() if not pa.types.is_nested(kind) and not is_bytes(kind)]
 
     def documents(self, rows: range, columns: Sequence[str] = ()) -> Iterator[Document]:
-        """Read rows with their labels and the values of some columns of the source.
+        """Yield the documents in these rows, with their labels and their values in these columns of the source.
 
         Raises:
-            ValueError: if labels are not finite or not one per token, or the other dataset's tokens differ; from
-                AnnotatedDataset.batches.
+            ValueError: if labels are not finite or not one per token, or if the other dataset has different tokens; or
+                from AnnotatedDataset.batches.
         """
         names = (INPUT_IDS, *self.label_columns, *columns)
         own = _rows(self.dataset, names, rows)
@@ -163,13 +166,13 @@ class LabelledSource:
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """True for bytes that are not text."""
+    """True if an Arrow type holds bytes that are not text."""
     of_bytes = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
     return any(is_of(kind) for is_of in of_bytes)
 
 
 def short_name(dataset: AnnotatedDataset) -> str:
-    """Name of the dataset's folder or repository, and of its subset."""
+    """Return the name of the dataset's folder or repository, followed by the name of the subset."""
     found = SHARD.fullmatch(dataset.shards[0].url)
     assert found is not None
     return f"{found[1].rpartition('/')[2].partition('@')[0]}/{found[2]}"

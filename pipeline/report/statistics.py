@@ -1,4 +1,6 @@
-"""Figures of a sample: sums over its documents, and the page's values from them.
+"""Figures of a sample: sums over its documents, and the values on the page that are computed from the sums.
+
+A measure is a series of labels, or the difference of two series.
 
 M measures, N tokens, B bins, V vocabulary.
 """
@@ -17,24 +19,24 @@ from pipeline.report.tokens import TokenTexts
 
 BIN_NATS, MOST_NATS = 0.25, 30
 BINS = int(2 * MOST_NATS / BIN_NATS)
-"""Bins from -MOST_NATS to MOST_NATS; labels beyond are counted in the outermost bins."""
+"""Number of bins from -MOST_NATS to MOST_NATS. The outermost bins also count the labels outside this range."""
 POSITIONS_B = np.unique(np.floor(2.0 ** np.arange(0, 32, 0.25)).astype(np.int64)) - 1
-"""Position of each bin's first token; bins are finer at the beginning of documents, where entropy falls fastest."""
+"""First position in each bin. Bins are narrower at the start of a document, where entropy falls fastest."""
 MOST_GROUPS = 20
-VALUES_KEPT = 10_000  # of a single column; of several, MOST_GROUPS + 1 each
-LONGEST_VALUE = 200  # characters; a longer value is named by its digest
-PIECE_TOKENS = 2**18  # tokens of a document that are added at a time, at 100 bytes each
+VALUES_KEPT = 10_000  # most groups of a single column; with several columns, the limit is MOST_GROUPS + 1 for each
+LONGEST_VALUE = 200  # characters; a longer value is truncated, with its digest appended
+PIECE_TOKENS = 2**18  # number of a document's tokens that are added at a time; each takes 100 bytes of memory
 NO_VALUE = "(none)"
 LEAST_OCCURRENCES, TOKENS_LISTED = 10, 12
 Values = dict[str, Any]
-"""JSON values."""
-LEAST_VARIANCE = 1e-9  # nats²: labels are multiples of 1/128 nat, and sums round
-SHARE_BEYOND = 0.01  # of the labels lie beyond each end of the scale
+"""JSON object with values for the page's script."""
+LEAST_VARIANCE = 1e-9  # nats²; lower values are rounding errors, because labels are multiples of 1/128 nat
+SHARE_BEYOND = 0.01  # share of the labels that lie beyond each end of the scale
 
 
 @dataclass
 class Group:
-    """Documents with the same value in a column of the source."""
+    """Counts and sums over the documents that have the same value in a column of the source."""
 
     documents: int
     tokens: int
@@ -48,7 +50,7 @@ class Group:
 
 
 class Statistics:
-    """Counts and sums of every measure: its histogram, and its means by position, token and group."""
+    """Counts and sums of every measure, for a histogram and for means by position, token and group."""
 
     def __init__(self, measures: int, vocabulary: int) -> None:
         self.documents = self.tokens = 0
@@ -60,7 +62,7 @@ class Statistics:
         self.groups: dict[str, dict[str, Group]] = {}
 
     def add(self, document: Document, columns: Sequence[str] | None = None) -> None:
-        """Add a document to the sums, and to its group in each of `columns`, by default all columns of the source."""
+        """Add a document to the sums, and to its group in each of `columns` (by default, all columns of the source)."""
         columns = list(document.source) if columns is None else columns
         self.documents += 1
         self.tokens += len(document.tokens_N)
@@ -80,7 +82,7 @@ class Statistics:
                 group.sums_M = group.sums_M + sums_M
 
     def _add_tokens(self, tokens_N: np.ndarray, measures_MN: np.ndarray, start: int) -> None:
-        """Add tokens that begin at position `start`."""
+        """Add consecutive tokens of a document to the sums. The first token is at position `start`."""
         positions_N = np.searchsorted(POSITIONS_B, np.arange(start, start + len(tokens_N)), side="right") - 1
         for measure, values_N in enumerate(measures_MN):
             labelled_N = ~np.isnan(values_N)
@@ -94,7 +96,7 @@ class Statistics:
 
     @property
     def labelled_M(self) -> np.ndarray:
-        """Number of labelled tokens, by measure."""
+        """Number of labelled tokens for each measure."""
         labelled_M: np.ndarray = self.counts_MB.sum(axis=1)
         return labelled_M
 
@@ -104,12 +106,12 @@ class Statistics:
         return _means(self.position_sums_MB.sum(axis=1), self.labelled_M)
 
     def share_below(self, measure: int, share: float) -> float:
-        """Quantile in nats: the upper end of the first bin with `share` of the labels in it or below."""
+        """Return the quantile of a measure in nats, rounded up to the end of a bin. `share` of the labels lie below."""
         running_B = np.cumsum(self.counts_MB[measure])
         return float((np.searchsorted(running_B, share * running_B[-1]) + 1) * BIN_NATS - MOST_NATS)
 
     def by_token(self, measure: int, least: int) -> Iterator[tuple[int, int, float]]:
-        """Token, number of labels and mean in nats of each token with at least `least` labels, highest mean first."""
+        """Yield id, number of labels and mean in nats of tokens with at least `least` labels, highest mean first."""
         counts_V, sums_V = self.token_counts_MV[measure], self.token_sums_MV[measure]
         often = np.flatnonzero(counts_V >= least)
         means = sums_V[often] / counts_V[often]
@@ -117,12 +119,12 @@ class Statistics:
             yield int(often[rank]), int(counts_V[often[rank]]), float(means[rank])
 
     def few_groups(self, columns: Sequence[str]) -> str | None:
-        """First of the columns whose values form a few groups of several documents; None if there is none."""
+        """Return the first column whose values form a few groups of documents; None if no column does."""
         most = min(MOST_GROUPS, self.documents // 2)
         return next((column for column in columns if 1 < len(self.groups.get(column, ())) <= most), None)
 
     def _group(self, groups: dict[str, Group], value: Any, most: int) -> Group | None:
-        """Group of a value; None for a new value once `most` groups exist."""
+        """Return the group of a value, or None if the value is new and `most` groups already exist."""
         name = value_name(value)
         if name not in groups and len(groups) >= most:
             return None
@@ -132,14 +134,14 @@ class Statistics:
 
 @dataclass
 class Agreement:
-    """Agreement of two series of labels x and y, as sums over the tokens that have both."""
+    """Agreement of two series of labels x and y, as sums over the tokens that have both labels."""
 
     labels: int = 0
     sums: np.ndarray = field(default_factory=lambda: np.zeros(6))
-    """Sums of x, y, x², y², xy and |x - y|."""
+    """Sums of x, y, x², y², xy and |x - y|, in this order."""
 
     def add(self, first_N: np.ndarray, other_N: np.ndarray) -> None:
-        """Add a document's labels, float32 [N], NaN for tokens without a label."""
+        """Add a document's two series of labels, float32 [N], with NaN for tokens without a label."""
         both_N = ~np.isnan(first_N) & ~np.isnan(other_N)
         x, y = (labels_N[both_N].astype(np.float64) for labels_N in (first_N, other_N))
         self.labels += len(x)
@@ -148,8 +150,8 @@ class Agreement:
     def figures(self, series: Sequence[str]) -> Values | None:
         """Return the page's values: names, number of labels, differences in nats, correlation and R².
 
-        Return None without labels. R² is that of y as a prediction of x. Correlation and R² are None if the labels do
-        not vary.
+        Return None if no token has both labels. R² is that of y as a prediction of x. Correlation and R² are None if
+        the labels do not vary.
         """
         if not self.labels:
             return None
@@ -167,7 +169,7 @@ class Agreement:
 
 
 def value_name(value: Any) -> str:
-    """Text of a value on the page; a long value is cut short, with its length and the beginning of its digest."""
+    """Return the text of a value. A long text is truncated, with its length and the start of its digest appended."""
     text = NO_VALUE if value is None else str(value)
     if len(text) <= LONGEST_VALUE:
         return text
@@ -181,7 +183,10 @@ def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def measure_figures(series: Sequence[str], statistics: Statistics, texts: TokenTexts) -> list[Values]:
-    """Name, series, scale and figures of every measure; labels share one scale, differences another."""
+    """Return the name, the series, the scale and the figures of every measure.
+
+    Labels have a common scale, and differences have a common scale of their own.
+    """
     measures = list(measures_of(series))
     ends = [_ends(statistics, index) for index in range(len(measures))]
     labels, differences = ends[: len(series)], ends[len(series) :]
@@ -219,9 +224,9 @@ def _figures(statistics: Statistics, measure: int) -> Values:
 
 
 def _tokens(statistics: Statistics, measure: int, texts: TokenTexts, *, differs: bool) -> Values:
-    """Tokens with the highest and the lowest means: text, number of labels, mean; no token is in both lists.
+    """Return the tokens with the highest and the lowest means, each with text, number of labels and mean.
 
-    Tokens are divided in the middle of their ranks, or for a difference at 0.
+    No token is in both lists. They are divided in the middle of the ranking, or at 0 if the measure is a difference.
     """
     ranked = [
         (texts.alone(token), count, mean) for token, count, mean in statistics.by_token(measure, LEAST_OCCURRENCES)
@@ -233,7 +238,7 @@ def _tokens(statistics: Statistics, measure: int, texts: TokenTexts, *, differs:
 
 
 def group_figures(column: str, statistics: Statistics) -> Values:
-    """Table of a column's groups, the largest first: value, documents, tokens, means."""
+    """Return a table of a column's groups, the largest first, with value, documents, tokens and means of each group."""
     groups = sorted(statistics.groups[column].items(), key=lambda item: -item[1].documents)
     return {
         "column": visible(column),
@@ -251,7 +256,7 @@ def group_figures(column: str, statistics: Statistics) -> Values:
 
 
 def _ends(statistics: Statistics, measure: int) -> tuple[int, int]:
-    """Ends of the scale in whole nats; only outliers lie beyond."""
+    """Return the two ends of a measure's scale in whole nats. Only outliers lie beyond the ends."""
     if not statistics.labelled_M[measure]:
         return 0, 1
     low = statistics.share_below(measure, SHARE_BEYOND) - BIN_NATS

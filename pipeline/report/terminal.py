@@ -1,4 +1,4 @@
-"""One document in a terminal, shaded by entropy; without colours, one line per token with its figures."""
+"""Display of one document in a terminal, shaded by entropy. Without colours, each token has a line with its figures."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ WIDTH = 24
 
 
 def print_document(view: DocumentView, console: Console) -> None:
-    """Print in colours if the terminal has them and NO_COLOR is not set, in columns otherwise."""
+    """Print a document in colours, or as a table if the terminal has no colours or NO_COLOR is set."""
     if console.no_color or console.color_system is None:
         say(*figures(view))
     else:
@@ -27,7 +27,7 @@ def print_document(view: DocumentView, console: Console) -> None:
 
 
 def shaded(view: DocumentView) -> Text:
-    """Text of the document, each token in the colour of its entropy."""
+    """Return the text of the document, with each token in the colour of its entropy."""
     most = view.most
     text = Text()
     for token, nats in zip(view.tokens, view.entropies, strict=True):
@@ -36,7 +36,7 @@ def shaded(view: DocumentView) -> Text:
 
 
 def legend(view: DocumentView) -> Text:
-    """Colour scale, from the lowest colour in use to the highest."""
+    """Return the colour scale. It has colours for negative labels only if the document has such labels."""
     most = view.most
     lowest = -LEVELS if min((nats for nats in view.entropies if nats is not None), default=0) < 0 else 0
     text = Text(f"{amount(-most) if lowest else 0} ")
@@ -46,22 +46,22 @@ def legend(view: DocumentView) -> Text:
 
 
 def style(signed: int) -> Style:
-    """Background of a level, with a text colour that is readable on it."""
+    """Return the style of a colour level: its background, and a text colour that is readable on it."""
     if not signed:
         return Style()
     return Style(color=DARK.text, bgcolor=(DARK.positive if signed > 0 else DARK.negative)[abs(signed) - 1])
 
 
 def pictured(text: str) -> str:
-    """Mark line ends, show control characters as pictures and escape direction marks.
+    """Return a text with marks at line ends, symbols for control characters, and escapes for direction marks.
 
-    A document must not control the terminal or reorder its lines.
+    A document must not control the terminal or reorder the terminal's lines.
     """
     return "".join("↵\n" if character == "\n" else _picture(character) for character in text)
 
 
 def figures(view: DocumentView) -> list[str]:
-    """Lines of a table: each token's text, entropy, expected entropy if there is one, and the running sum in bits."""
+    """Return the lines of a table: for each token its text, its labels, and the running sum of entropies in bits."""
     series = [view.entropies, *([] if view.expected is None else [view.expected])]
     lines = [_line("token", ["entropy", "expected"][: len(series)], "bits so far")]
     for token, bits, *labels in zip(view.tokens, view.bits_so_far, *series, strict=True):

@@ -1,7 +1,7 @@
 """Texts of tokens, including tokens that are only a part of a character.
 
-If several tokens make one character, the last of them has it as its text and the others have an empty text. Without a
-tokenizer the text of a token is its id.
+If several tokens make up a character, the character is the text of the last of these tokens. The texts of the others
+are empty. Without a tokenizer, the text of a token is its id.
 """
 
 import codecs
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders
 from pipeline.data.safe_tokenizers import tokenizer_errors
 from pipeline.labels.retokenize import BYTE_LEVEL
 
-MOST_CHARACTERS = 1000  # of a token's text; a vocabulary may contain any string
+MOST_CHARACTERS = 1000  # limit for a token's text, because a vocabulary may contain any string
 SINGLE_BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
@@ -26,12 +26,12 @@ class TokenTexts:
         self._tokenizer = tokenizer
         self._bytes_of = cache(self._token_bytes)
         self.cut = False
-        """True if a token's text was longer than MOST_CHARACTERS and was cut short."""
+        """True if a text was longer than MOST_CHARACTERS and was therefore truncated."""
 
     def of(self, ids: Iterable[int]) -> list[str]:
-        """Text that each token completes; joined, the text of the document, with U+FFFD for bytes that are not UTF-8.
+        """Return the text that each token of a document completes, truncated if it is long.
 
-        Long texts are cut short.
+        The joined texts are the text of the document, with U+FFFD for bytes that are not UTF-8.
         """
         if self._tokenizer is None:
             return [f"⟨{token}⟩" for token in ids]
@@ -39,7 +39,7 @@ class TokenTexts:
         return [self._short(decoder.decode(self._bytes_of(token))) for token in ids]
 
     def alone(self, token: int) -> str:
-        """Text of a single token; a part of a character is shown by its bytes, as in ⟨E2 80⟩."""
+        """Return the text of a single token. For a part of a character, return its bytes, as in ⟨E2 80⟩."""
         if self._tokenizer is None:
             return f"⟨{token}⟩"
         try:
@@ -48,7 +48,7 @@ class TokenTexts:
             return self._short(f"⟨{self._bytes_of(token).hex(' ').upper()}⟩")
 
     def byte_count(self, tokens_N: np.ndarray) -> int | None:
-        """Number of bytes in the text of these tokens; None without a tokenizer."""
+        """Return the number of bytes in the text of these tokens; None without a tokenizer."""
         if self._tokenizer is None:
             return None
         ids, counts = np.unique(tokens_N, return_counts=True)

@@ -1,1 +1,1 @@
-"""Checks and repair of annotated datasets: the ledger, every shard, and a sample of labels against the model."""
+"""Checks of annotated datasets (the ledger, every shard, a sample of labels), and repair of damaged datasets."""

@@ -1,10 +1,11 @@
-"""Check an annotated dataset: shards against receipts, the form of every label, a sample of labels against the model.
+"""Check an annotated dataset: compare shards with receipts, check all labels, and compute a sample of labels again.
 
     python -m pipeline.verify annotated
     python -m pipeline.verify hf://datasets/USER/NAME
     python -m pipeline.verify annotated --repair       # moves damaged shards away, to be labelled again
 
-Print a line per fault. Exit code 0: everything matches the receipts; 1: something does not, or the command was refused.
+A line is printed for each fault. The exit code is 0 if everything matches the receipts. It is 1 if the dataset has a
+fault or the command was refused.
 """
 
 import fcntl
@@ -32,26 +33,27 @@ from schemas.annotations import Provenance
 from schemas.layout import LEDGER_FOLDER
 from schemas.receipts import LOCK_FILE, Counts
 
-SHARDS_AT_A_TIME = 8  # a disk is no faster with more
+SHARDS_AT_A_TIME = 8  # a disk does not get faster with more
 
 
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True)
 class Config:
-    """The dataset to check, and how much of it."""
+    """The dataset to check, and the extent of the check."""
 
     dataset: str
     """Folder that pipeline.annotate wrote, or hf://datasets/USER/NAME[@REVISION]."""
     subset: str | None = field(default=None, kw_only=True)
-    """Subset to check; all by default."""
+    """Subset to check. By default, all subsets are checked."""
     sample: int = field(default=5, kw_only=True)
-    """Number of documents per subset, spread over its shards, to label again and compare; 0 for none."""
+    """Number of documents per subset to label again, spread over the shards. The new labels are compared with those in
+    the dataset. 0 skips this check."""
     estimator: str | None = field(default=None, kw_only=True)
-    """Checkpoint that labelled the dataset, for the sample: a folder or a name on the Hub. By default, the checkpoint
-    that the dataset names, if it ships with the project or has been fetched from the Hub before."""
+    """Checkpoint that labelled the dataset, to label the sample with: a folder or a name on the Hub. By default, the
+    checkpoint that the dataset names, if it ships with the project or has been fetched from the Hub before."""
     repair: bool = field(default=False, kw_only=True)
     """Move damaged shards and their receipts into the ledger's folder `damaged`, so that the same annotate command
-    labels them again. For folders only; nothing is deleted."""
+    labels these shards again. Only datasets in a folder can be repaired. Nothing is deleted."""
 
     def __post_init__(self) -> None:
         if self.sample < 0:
@@ -77,9 +79,11 @@ class Findings:
 
 
 def verify(config: Config) -> int:
-    """Check that an annotated dataset is as it was written: shards, receipts, tokenizer and a sample of its labels.
+    """Check that an annotated dataset has not changed: its shards, receipts, tokenizer and a sample of its labels.
 
-    Exit code 0: everything matches the receipts; 1: something does not, and each fault is printed as a line.
+    A line is printed for each fault.
+
+    The exit code is 0 if everything matches the receipts, and 1 if there is a fault or the command was refused.
     """
     with unchanged(config):
         codes = [verify_subset(stored, config) for stored in stored_subsets(config.dataset, config.subset)]
@@ -88,10 +92,10 @@ def verify(config: Config) -> int:
 
 @contextmanager
 def unchanged(config: Config) -> Iterator[None]:
-    """Lock a folder against runs that write to it; without --repair, nothing is written.
+    """Lock the dataset's folder, so that no run writes to it. Without --repair, nothing in the folder is changed.
 
     Raises:
-        ValueError: if a run is writing to it.
+        ValueError: if a run is writing to the folder.
     """
     lock = Path(config.dataset, LEDGER_FOLDER, LOCK_FILE)
     if config.repair and lock.parent.is_dir():
@@ -129,7 +133,10 @@ def verify_subset(stored: Stored, config: Config) -> int:
 
 
 def check_content(findings: Findings) -> Provenance | None:
-    """Read every shard without a fault so far; return the subset's provenance, if a shard or the plan has it."""
+    """Check the content of every shard that has no fault so far, and return the subset's provenance.
+
+    If neither the plan nor a shard has a provenance, check no content and return None.
+    """
     stored, records = findings.stored, findings.records
     faulty = {fault.shard for fault in findings.faults}
     shards = [name for name in stored.files if name not in faulty]
@@ -154,12 +161,12 @@ def check_content(findings: Findings) -> Provenance | None:
 
 
 def checked(stored: Stored, records: Records, rules: Rules, shard: str) -> tuple[Fault | None, Counts]:
-    """Return a shard's first fault, if any, and its counts."""
+    """Check the content of a shard. Return its first fault, or None, and its counts."""
     return check_shard(stored, shard, records.receipts.get(shard, []), rules)
 
 
 def first_provenance(findings: Findings, shards: Sequence[str]) -> Provenance | None:
-    """Return the provenance of the first shard that has one."""
+    """Return the first shard provenance that can be read, or None. Each unreadable provenance becomes a fault."""
     for shard in shards:
         try:
             return shard_provenance(findings.stored, shard)
@@ -169,7 +176,7 @@ def first_provenance(findings: Findings, shards: Sequence[str]) -> Provenance | 
 
 
 def vocabulary(stored: Stored, provenance: Provenance) -> int:
-    """Return the number of token ids. Older datasets recorded the number of tokens, which is less if ids have gaps."""
+    """Return the number of token ids. Older datasets recorded the number of tokens, which is less if ids are unused."""
     file = stored.subset.tokenizer / TOKENIZER_FILE
     try:
         return max(provenance.vocabulary, id_count(load_tokenizer(file.parent)) if file.is_file() else 0)
@@ -178,12 +185,12 @@ def vocabulary(stored: Stored, provenance: Provenance) -> int:
 
 
 def columns(records: Records) -> tuple[str, ...] | None:
-    """Return the names of the plan's columns; None if there is no plan, or an older one without columns."""
+    """Return the names of the columns in the plan, or None without a plan or with an older plan without columns."""
     return None if records.plan is None or records.plan.schema is None else tuple(records.plan.schema.names)
 
 
 def check_labels(findings: Findings, provenance: Provenance, config: Config) -> None:
-    """Label a sample of the undamaged shards again and print its faults."""
+    """Label a sample of documents from undamaged shards again, and print a line for each fault."""
     with stage("labelling a sample"):
         from pipeline.verify.relabel import (  # imports torch, which takes seconds
             LeftOutError,
@@ -205,7 +212,7 @@ def check_labels(findings: Findings, provenance: Provenance, config: Config) -> 
 
 
 def summary(findings: Findings) -> str:
-    """Return the last line of a subset's output."""
+    """Return the last line of output on a subset, which sums up the check."""
     counts, name, records, sound = findings.counts, findings.stored.subset.name, findings.records, len(findings.rows)
     if not findings.faults:
         valid = "match their receipts" if records.receipts else "are valid, as far as can be told without receipts"
@@ -223,7 +230,7 @@ def summary(findings: Findings) -> str:
 
 
 def repair(findings: Findings) -> None:
-    """Move bad shards away, and print the command to run next."""
+    """Move bad shards away, and print the annotate command that labels them again."""
     for moved in set_aside(findings.stored, findings.faults):
         say(f"moved to {moved.relative_to(findings.stored.subset.root)}")
     command = annotate_command(findings.stored, findings.records)

@@ -1,4 +1,4 @@
-"""Consistency of a subset: plan, receipts and notes on quarantined units, against each other and against its files."""
+"""Consistency of a subset: its plan, receipts and notes on quarantined units must match each other and its files."""
 
 import re
 from collections import defaultdict
@@ -23,18 +23,18 @@ AGAIN = "run the same annotate command again"
 
 @dataclass
 class Records:
-    """The readable content of a ledger; `faults` are those of the ledger's own files."""
+    """The readable content of a ledger, with the faults of files that cannot be read."""
 
     plan: Plan | None = None
     receipts: dict[str, list[Receipt]] = field(default_factory=lambda: defaultdict(list))
-    """Receipts by shard."""
+    """Receipts by the name of their shard."""
     quarantined: dict[str, Quarantined] = field(default_factory=dict)
-    """Notes by shard."""
+    """Notes on quarantined units by the name of the unit's shard."""
     faults: list[Fault] = field(default_factory=list)
 
 
 def read_records(stored: Stored) -> Records:
-    """Read the whole ledger; files that cannot be read become faults."""
+    """Read the whole ledger. Each file that cannot be read is recorded as a fault."""
     records, ledger, root = Records(), Ledger(stored.subset), stored.subset.root
     for file in _files(ledger):
         try:
@@ -49,9 +49,10 @@ def read_records(stored: Stored) -> Records:
 
 
 def check_records(stored: Stored, records: Records) -> list[Fault]:
-    """Check everything except the content of shards: which shards exist, their receipts and the tokenizer.
+    """Return the faults of a subset, except those in the content of shards and in the card.
 
-    A quarantined unit is not a fault.
+    The checks are that all shards exist, that the receipts match the plan, and that the tokenizer is unchanged. A
+    quarantined unit is not a fault.
     """
     faults = [*records.faults]
     if (stored.subset.ledger / GROWING_FILE).exists():
@@ -71,7 +72,10 @@ def check_records(stored: Stored, records: Records) -> list[Fault]:
 
 
 def planned_shards(stored: Stored, records: Records) -> list[str]:
-    """Return the names that shards must have, from the plan or, without one, from the first shard's name."""
+    """Return the names of all shards of a complete subset.
+
+    The number of shards is taken from the plan or, without a plan, from the name of the first shard.
+    """
     if records.plan is not None:
         return [shard_name(unit, len(records.plan.units)) for unit in range(len(records.plan.units))]
     try:
@@ -82,7 +86,7 @@ def planned_shards(stored: Stored, records: Records) -> list[str]:
 
 
 def _files(ledger: Ledger) -> Iterator[Path]:
-    """Yield the ledger's files, the plan first: reading the others depends on it."""
+    """Yield the ledger's files. The plan comes first, because the plan is needed to read the other files."""
     if ledger.plan_file.exists() or ledger.plan_file.is_symlink():
         yield ledger.plan_file
     yield from ledger.receipt_files()
@@ -105,7 +109,10 @@ def _read(ledger: Ledger, file: Path, records: Records) -> None:
 
 
 def _shard_of(file: Path, records: Records) -> str:
-    """Return the shard that a receipt or note is about, from the file's name; empty if the name has none."""
+    """Return the name of the shard that a receipt or a note is about.
+
+    The file's name is the number of the unit. For other files of the ledger, return an empty string.
+    """
     units = len(records.plan.units) if records.plan else 0
     return shard_name(int(file.stem), units) if file.stem.isdigit() and int(file.stem) < units else ""
 
@@ -133,12 +140,12 @@ def _fits(records: Records, unit: int, rows: int) -> bool:
 
 
 def _unreadable(records: Records, shard: str) -> bool:
-    """True if the shard's receipt or note is already a fault."""
+    """True if the shard's receipt or note cannot be read, which has been recorded as a fault."""
     return any(fault.shard == shard for fault in records.faults)
 
 
 def _check_tokenizer(stored: Stored, records: Records) -> Sequence[Fault]:
-    """Check the file that decides every token's id, and the file that names the token before a document."""
+    """Check `tokenizer.json`, which decides token ids, and `tokenizer_config.json`, which names the start token."""
     if records.plan is None:
         return ()
     faults, settings = check_tokenizer(stored, records.plan.provenance), records.plan.tokenizer_config_sha256
@@ -146,7 +153,7 @@ def _check_tokenizer(stored: Stored, records: Records) -> Sequence[Fault]:
 
 
 def check_tokenizer(stored: Stored, provenance: Provenance) -> Sequence[Fault]:
-    """Check the tokenizer's digest against that in the provenance."""
+    """Check that the digest of `tokenizer.json` is the digest in the provenance."""
     return _check_digest(stored, TOKENIZER_FILE, provenance.tokenizer_sha256)
 
 
@@ -167,7 +174,10 @@ DIGEST = re.compile(r"shards ([0-9a-f]{64})$")
 
 
 def check_card(stored: Stored, records: Records, *, sound: bool) -> list[Fault]:
-    """Check the card's entry for a subset with a plan; its digest of the shards only if all shards are sound."""
+    """Check the card's entry for a subset that has a plan.
+
+    The entry contains a digest of all shards. This digest is only checked if the subset has no other faults (`sound`).
+    """
     file = stored.subset.card
     if records.plan is None:
         return []
@@ -191,7 +201,7 @@ def check_card(stored: Stored, records: Records, *, sound: bool) -> list[Fault]:
 
 
 def _shards_sha256(stored: Stored, records: Records) -> str | None:
-    """Return the digest that the card must have; None if a shard has no receipt or several."""
+    """Return the digest that the card must contain, or None if a shard has no receipt or several receipts."""
     names = [name for name in planned_shards(stored, records) if name not in records.quarantined]
     receipts = [records.receipts.get(name, []) for name in names]
     if any(len(each) != 1 for each in receipts):

@@ -1,4 +1,6 @@
-"""Checks of a shard: its bytes against its receipt, its rows against the rules. Memory is bounded by a few rows.
+"""Checks of a shard: its bytes must match its receipt, and its rows must follow the rules of the subset.
+
+Only a few rows are in memory at a time.
 
 Shapes: B rows per batch, N labels.
 """
@@ -20,7 +22,7 @@ from schemas.annotations import ENTROPY, INPUT_IDS, LABEL_TYPES, MEAN_ENTROPY, N
 from schemas.receipts import Counts, Receipt
 
 COMPARED = ("rows", "tokens", "labelled_tokens", "nats", "histogram")
-"""Counts that can be computed from a shard's own rows."""
+"""Fields of `Counts` that can be computed from the rows of a shard, and are compared with its receipt."""
 Columns = dict[str, pa.DataType]
 OURS: Columns = {
     INPUT_IDS: pa.list_(pa.int32()),
@@ -32,29 +34,29 @@ OURS: Columns = {
 
 @dataclass(frozen=True)
 class Rules:
-    """Rules for all shards of a subset."""
+    """Provenance, vocabulary and columns that all shards of a subset must have."""
 
     provenance: Provenance
     vocabulary: int
     columns: tuple[str, ...] | None = None
-    """Names of the columns; None if the plan has none."""
+    """Names of the columns in order; None if the plan does not list columns."""
 
 
 def shard_provenance(stored: Stored, shard: str) -> Provenance:
     """Return the provenance in a shard's footer.
 
     Raises:
-        ValueError: if there is none, or it cannot be read.
+        ValueError: if the footer has no provenance, or if the provenance cannot be read.
     """
     with stored.content(shard) as content, open_shard(content.file) as parquet:
         return _provenance(parquet.schema_arrow)
 
 
 def check_shard(stored: Stored, shard: str, receipts: Sequence[Receipt], rules: Rules) -> tuple[Fault | None, Counts]:
-    """Return the first fault of a shard, or None, and its counts.
+    """Check a shard. Return its first fault and empty counts, or None and its counts if there is no fault.
 
     Raises:
-        OSError: if its disk or store cannot be reached.
+        OSError: if the disk or store of the shard cannot be reached.
     """
     with stored.content(shard) as content:
         try:
@@ -102,7 +104,10 @@ def _provenance(schema: pa.Schema) -> Provenance:
 
 
 def _counted(file: File, rules: Rules, *, every_column: bool) -> Counts:
-    """Count the rows and check each batch; without a receipt, read other columns too, for their checksums."""
+    """Return the counts of a shard, and check each batch of rows.
+
+    If `every_column` is true, columns of the source are read too, so that damage to these columns is found.
+    """
     schema = inspect_shard(file).schema
     if not every_column:
         schema = pa.schema([field for field in schema if field.name in OURS])
@@ -110,7 +115,7 @@ def _counted(file: File, rules: Rules, *, every_column: bool) -> Counts:
 
 
 def count_rows(batches: Iterable[pa.RecordBatch]) -> Counts:
-    """Return the counts that can be computed from annotated rows."""
+    """Return the totals of annotated rows: numbers of rows, tokens and labels, sum of the labels, and histogram."""
     counts = Counts()
     for batch in batches:
         labels_N = batch.column(ENTROPY).flatten().drop_null().to_numpy()
@@ -133,10 +138,10 @@ def _checked(batches: Iterable[pa.RecordBatch], vocabulary: int) -> Iterator[pa.
 
 
 def _require_rows(batch: pa.RecordBatch, start: int, vocabulary: int) -> None:
-    """Check the rules of every row.
+    """Check all rows of a batch. `start` is the number of rows before the batch.
 
     Raises:
-        ValueError: naming the first row that breaks a rule.
+        ValueError: if a row breaks a rule; the message names the first of these rows.
     """
     for what, wrong_B in _broken(batch, vocabulary):
         if wrong_B.any():
@@ -144,7 +149,7 @@ def _require_rows(batch: pa.RecordBatch, start: int, vocabulary: int) -> None:
 
 
 def _broken(batch: pa.RecordBatch, vocabulary: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each rule's fault with the rows [B] that break the rule."""
+    """Yield for each rule an error message, and an array [B] that is True for rows that break the rule."""
     tokens = batch.column(INPUT_IDS)
     length_B = _lengths(tokens)
     yield "has no list of tokens", length_B < 0
@@ -170,13 +175,13 @@ def _broken(batch: pa.RecordBatch, vocabulary: int) -> Iterator[tuple[str, np.nd
 
 
 def _lengths(lists: pa.Array) -> np.ndarray:
-    """Return the length of each list; -1 for null."""
+    """Return the length of each list, or -1 for a list that is null."""
     lengths: np.ndarray = lists.value_lengths().fill_null(-1).to_numpy()
     return lengths
 
 
 def _rows_with(wrong_N: np.ndarray, length_B: np.ndarray) -> np.ndarray:
-    """Return the rows [B] that have a wrong token."""
+    """Return an array [B] that is True for rows with at least one wrong token."""
     running = np.append(0, np.cumsum(wrong_N))
     ends_B = np.cumsum(np.maximum(length_B, 0))
     wrong_B: np.ndarray = running[ends_B] > running[ends_B - np.maximum(length_B, 0)]

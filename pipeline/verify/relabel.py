@@ -1,6 +1,6 @@
 """Check of a sample of documents: label them again with the dataset's checkpoint and compare with the stored labels.
 
-Every window is labelled by itself, which differs from labelling in batches only by rounding.
+Windows are labelled one at a time instead of in batches. This changes labels only by rounding.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,17 +26,18 @@ from schemas.annotations import INPUT_IDS, ROUNDING_NATS, SHIPPED_MODEL, Dtype, 
 
 MOST_TOKENS = 4096  # labelled per document, from its beginning
 TOLERANCE: Mapping[Dtype, float] = {"float32": 1.5 * ROUNDING_NATS, "bfloat16": 0.125}
-"""Largest tolerated difference in nats. In float32 it applies to every label: half a step of rounding, and the effect
-of another order of summation. In bfloat16 it applies to a document's median difference; labels in bfloat16 have a
-median difference of 0.023 from labels in float32."""
+"""Largest tolerated difference in nats, by data type. In float32, the tolerance applies to every label, and covers half
+a step of rounding and the effect of another order of summation. In bfloat16, the tolerance applies to the median
+difference in a document. For comparison, labels in bfloat16 have a median difference of 0.023 from labels in
+float32."""
 
 
 class LeftOutError(Exception):
-    """No document can be labelled again; the message says why."""
+    """Error if no document can be labelled again. The message gives the reason."""
 
 
 class SampledRow(NamedTuple):
-    """A row of a shard."""
+    """A sampled document: a row of a shard."""
 
     shard: str
     row: int
@@ -52,7 +53,7 @@ class Relabelled:
 
 
 def spread_rows(rows: Mapping[str, int], count: int) -> list[SampledRow]:
-    """Return `count` evenly spread rows, or all if there are fewer, from shards with these numbers of rows."""
+    """Return `count` evenly spread rows, or all rows if there are fewer. `rows` has the number of rows by shard."""
     ends = np.cumsum([*rows.values()])
     total = int(ends[-1]) if len(ends) else 0
     count = min(count, total)
@@ -68,10 +69,13 @@ def spread_rows(rows: Mapping[str, int], count: int) -> list[SampledRow]:
 def check_sample(
     stored: Stored, provenance: Provenance, checkpoint: str | None, documents: Sequence[SampledRow]
 ) -> Relabelled:
-    """Label the documents again and compare the labels.
+    """Label the documents again and compare the new labels with the stored labels.
+
+    If `checkpoint` is None, the checkpoint named in the provenance is used.
 
     Raises:
-        LeftOutError: if the provenance's checkpoint is not available here, or labelling needs text that was not kept.
+        LeftOutError: if the checkpoint named in the provenance is not available on this machine, or if labelling needs
+            text that was not kept.
         ValueError: if `checkpoint` did not label the dataset.
     """
     annotator = load_annotator(_run(stored, provenance, checkpoint), device_here())
@@ -90,7 +94,7 @@ def check_sample(
 
 
 def _run(stored: Stored, provenance: Provenance, named: str | None) -> Run:
-    """Return a run with the checkpoint that labelled the dataset.
+    """Return the run that labelled the dataset, with its checkpoint on this machine.
 
     Raises:
         LeftOutError, ValueError: as `check_sample`.
@@ -111,7 +115,11 @@ def _run(stored: Stored, provenance: Provenance, named: str | None) -> Run:
 
 
 def _checkpoint(provenance: Provenance) -> Checkpoint:
-    """Return the provenance's checkpoint if it is available here: a dataset must not trigger a model's download."""
+    """Return the checkpoint named in the provenance, without downloading it: a dataset must not cause a download.
+
+    Raises:
+        LeftOutError: if the checkpoint is not available on this machine.
+    """
     if provenance.model == SHIPPED_MODEL:
         return Checkpoint(SHIPPED / KIND_OF_METHOD[provenance.method])
     name, _, commit = provenance.model.partition("@")
@@ -128,7 +136,7 @@ def _checkpoint(provenance: Provenance) -> Checkpoint:
 
 
 def _differing(annotator: Annotator, row: pa.RecordBatch, document: SampledRow) -> Iterator[str]:
-    """Yield a line for each label column of a document that differs from the checkpoint's labels."""
+    """Yield a line for each label column in which the document's labels differ from new labels of the checkpoint."""
     stored = {
         name: row.column(name).flatten().to_numpy(zero_copy_only=False).astype(np.float32)[:MOST_TOKENS]
         for name in ENTROPY_COLUMNS
@@ -146,7 +154,7 @@ def _differing(annotator: Annotator, row: pa.RecordBatch, document: SampledRow) 
 
 
 def _labelled_again(annotator: Annotator, row: pa.RecordBatch) -> dict[str, np.ndarray]:
-    """Label the first tokens of a document again and return the labels by column."""
+    """Label the first tokens of a document again, and return the labels by the name of their column."""
     settings, ends = annotator.run.provenance, None
     ids_N = row.column(INPUT_IDS).flatten().to_numpy()
     if annotator.estimator_tokenizer is not None and annotator.tokenizer is not None:

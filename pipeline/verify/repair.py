@@ -1,4 +1,7 @@
-"""Repair: set damaged files aside, so that the annotate command makes them again. Nothing is deleted."""
+"""Repair of a dataset: damaged files are moved away, so that the annotate command makes them again.
+
+Nothing is deleted.
+"""
 
 import shlex
 import shutil
@@ -16,11 +19,13 @@ from schemas.receipts import RECEIPTS, Plan, Receipt
 from schemas.rows import TEXT_COLUMN
 
 DAMAGED = "damaged"
-"""Folder in the ledger; each repair gets a numbered folder inside."""
+"""Folder in the ledger for damaged files. Each repair creates a numbered folder inside."""
 
 
 def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
-    """Move files with faults away, with their shards and receipts. Return the new paths; no other run may be at work.
+    """Move files with faults away, together with their shards and receipts, and return the new paths.
+
+    No other run may be at work in the folder.
 
     Raises:
         ValueError: if the plan is damaged or missing, because no other file can restore it, or if a folder is a link.
@@ -91,14 +96,14 @@ def _words(value: object) -> str:
 
 
 def _receipts_of(stored: Stored, shards: Collection[str]) -> Iterator[Path]:
-    """Yield files that contain a receipt of one of the shards."""
+    """Yield the ledger's files that contain a receipt of one of the shards."""
     for file in Ledger(stored.subset).receipt_files():
         if not file.is_symlink() and any(_shard(line) in shards for line in _lines(file)):
             yield file
 
 
 def _moved(file: Path, target: Path, shards: Collection[str]) -> Path:
-    """Move a file; from a file of several receipts, keep those of other shards."""
+    """Move a file to `target` and return the target. Receipts of other shards in the same file stay where they are."""
     kept = [line for line in _lines(file) if _shard(line) not in shards] if file.suffix == ".jsonl" else []
     target.parent.mkdir(parents=True, exist_ok=True)
     if kept:

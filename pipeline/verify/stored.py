@@ -1,7 +1,7 @@
-"""Stored subsets: the ledger and tokenizer on this disk, shards on this disk or on the Hub.
+"""Subsets of a dataset in a folder or on the Hub, opened for checking.
 
-No file outside a dataset's folder is read: a link is a fault. For a dataset on the Hub, the ledger and tokenizers are
-fetched at the start, each shard when it is read.
+No file outside a dataset's folder is read: a link is a fault. For a dataset on the Hub, the ledger and the tokenizers
+are fetched at the start, and each shard is fetched when it is read.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ LINK = "is a link or not a file; replace it with a copy of its target"
 
 
 class Fault(NamedTuple):
-    """A fault of a dataset."""
+    """A fault in a file of a dataset."""
 
     file: str
-    """Path in the dataset."""
+    """Path of the file in the dataset."""
     what: str
     shard: str = ""
-    """Shard that has to be made again, if any."""
+    """Name of the shard that must be made again; empty if there is none."""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what}"
@@ -53,7 +53,7 @@ class Stored:
     place: str
     subset: Subset
     files: Mapping[str, str]
-    """All files below the subset's data folder by their paths there, each with its fault or an empty string."""
+    """Mapping from the path of each file in the subset's data folder to the file's fault, or to an empty string."""
 
     @property
     def remote(self) -> bool:
@@ -64,13 +64,13 @@ class Stored:
         return (self.subset.in_repository.data / shard).as_posix()
 
     def is_link(self, file: Path) -> bool:
-        """True if the path exists in a local folder but is a link to elsewhere, or not a regular file."""
+        """True if a path in a local folder exists, but is reached through a link or is not a regular file."""
         is_there = file.exists() or file.is_symlink()
         return not self.remote and is_there and leads_elsewhere(self.subset.root, file)
 
     @contextmanager
     def content(self, shard: str) -> Iterator[Content]:
-        """Yield a shard's file, copied here if it is on the Hub, and its digest.
+        """Yield a shard's file and its digest. A shard on the Hub is first copied to a temporary folder.
 
         Raises:
             ValueError, OSError: as `open_stored`.
@@ -91,7 +91,7 @@ def stored_subsets(place: str, only: str | None) -> list[Stored]:
     """Return the subsets of a dataset, or only the subset called `only`.
 
     Raises:
-        ValueError: if there is no such dataset or subset, or if the folder only stages a published one.
+        ValueError: if there is no such dataset or subset, or if the folder only stages a dataset published on the Hub.
         ConnectionError: if the Hub cannot be reached.
     """
     subsets = _on_hub(place) if place.startswith(HUB) else _in_folder(place)

@@ -1,4 +1,4 @@
-"""Trainings of a figure: all get the same compute, and a finished one is loaded instead of repeated."""
+"""All trainings of a figure get the same compute, and a finished training is loaded instead of repeated."""
 
 import json
 from pathlib import Path

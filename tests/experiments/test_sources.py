@@ -1,4 +1,4 @@
-"""True values of drawn documents, against enumeration and against frequencies of the drawn tokens."""
+"""True values of drawn documents agree with enumerated paths and with the frequencies of the drawn tokens."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Attribution scores against slow, obvious versions: whole logits, a masked pass, one backward per token."""
+"""Attribution scores compared with slow, obvious versions: all logits at once, a mask, a backward pass per token."""
 
 from typing import get_args
 
@@ -25,7 +25,7 @@ def bottleneck(estimator: EntropyEstimator, tokens_T: Tensor) -> Tensor:
 
 
 def masked_hidden(estimator: EntropyEstimator, embedding_D: Tensor, tokens_T: Tensor) -> Tensor:
-    """Return the decoder's states with the embedding in its position, but masked for every token."""
+    """Return the decoder's states with the embedding at its position, but hidden from every token by a mask."""
     width = len(tokens_T)
     mask_TT = torch.full((width, width), -torch.inf).triu(1)
     mask_TT[1:, 0] = -torch.inf

@@ -1,4 +1,4 @@
-"""Causal labels against the model's own logits, one prediction after another."""
+"""Causal labels compared with the model's own logits, one prediction after another."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Labels of batches on a device: every method against its bare function, every dtype, and limited memory."""
+"""Labels of batches on a device: every method compared with its label function, every dtype, and limited memory."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -112,7 +112,10 @@ def test_batch_invariant_labels_do_not_depend_on_other_documents(tmp_path: Path,
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bfloat16_moves_labels_by_a_bounded_amount(tmp_path: Path, method: Method) -> None:
-    """Measured with weights ten times the usual: 0.06, 0.02 and 0.01 nats on average, 0.40, 0.08 and 0.07 at most."""
+    """Measured with weights of ten times the usual scale.
+
+    On average 0.06, 0.02 and 0.01 nats; at most 0.40, 0.08 and 0.07 nats.
+    """
     checkpoint(method).save_pretrained(tmp_path)
     documents = random_documents(40, 25)
     exactly, roughly = (

@@ -1,4 +1,4 @@
-"""A language model that others trained: SmolLM2 labels English, and its nats move to the tokens of our tokenizer.
+"""A published language model: SmolLM2 labels English, and the nats are transferred to the shipped tokenizer's tokens.
 
 S tokens of SmolLM2, T tokens of the shipped tokenizer, B rows.
 """
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.pretrained, pytest.mark.skipif(not INSTALLED, reason="
 
 @dataclass(frozen=True)
 class Pretrained:
-    """SmolLM2, its tokenizer, and the id of the token that stood between documents in its pretraining."""
+    """SmolLM2, its tokenizer, and the id of the token that separated documents in its pretraining."""
 
     model: PreTrainedModel
     tokenizer: Tokenizer
@@ -37,7 +37,7 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Help texts, the tokens SmolLM2 reads them as, and these tokens' nats, one array a text."""
+    """Help texts, with SmolLM2's tokens and the nats of the tokens, an array per text."""
 
     texts: list[str]
     tokens: list[Tokens]
@@ -60,14 +60,14 @@ def labelled(smollm2: Pretrained) -> Labelled:
 
 
 def nats_of(smollm2: Pretrained, documents: list[np.ndarray], start: int) -> list[np.ndarray]:
-    """Labels in windows of 320 tokens that overlap by 64."""
+    """Return labels from windows of 320 tokens that overlap by 64."""
     losses = partial(in_parts, lambda ids: {ENTROPY: token_entropies(smollm2.model, ids, start)})
     labeller = TorchLabeller((ENTROPY,), losses, "cpu", 16384, 16384)
     return label_documents(documents, labeller, window=320, overlap=64)[ENTROPY]
 
 
 def test_english_costs_about_one_bit_per_byte(labelled: Labelled) -> None:
-    """Measured: 0.99. Guessing among 49,152 tokens would cost 3.8."""
+    """Measured: 0.99 bits per byte. Random guesses among 49,152 tokens would cost 3.8 bits per byte."""
     for nats_S, (ids_S, _) in zip(labelled.nats, labelled.tokens, strict=True):
         assert len(nats_S) == len(ids_S) and np.isfinite(nats_S).all()
     bits = np.concatenate(labelled.nats).sum() / np.log(2)

@@ -1,4 +1,4 @@
-"""Nats moved between tokenizers of every kind, against an array with one entry per byte.
+"""Nats transferred between tokenizers of every kind, compared with an array that has one entry per byte.
 
 S source tokens, T target tokens, N bytes.
 """
@@ -53,7 +53,10 @@ def word_piece() -> Tokenizer:
 
 
 def unigram() -> Tokenizer:
-    """Return a tokenizer with bytes for an unknown run, all at the run's offsets, and a space before the text."""
+    """Return a tokenizer that puts a space before the text, and has byte tokens for a run of unknown characters.
+
+    All byte tokens of a run have the offsets of the whole run.
+    """
     pieces = [("<unk>", 0.0), ("▁", -2.0), ("▁the", -3.0), ("ain", -3.0), ("é", -4.0)]
     tokenizer = Tokenizer(models.Unigram(pieces + [(token, -9.0) for token in BYTE_TOKENS], 0, True))
     tokenizer.normalizer = normalizers.NFC()
@@ -62,7 +65,10 @@ def unigram() -> Tokenizer:
 
 
 def byte_fallback() -> Tokenizer:
-    """Return one like Llama 2's: BPE over characters, bytes for unknown ones, a space from the normalizer first."""
+    """Return a tokenizer like Llama 2's: BPE over characters, byte tokens for unknown characters.
+
+    The normalizer puts a space before the text.
+    """
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", *BYTE_TOKENS], show_progress=False)
@@ -91,7 +97,7 @@ def random_nats(count: int) -> np.ndarray:
 
 
 def slowly_moved(nats_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.ndarray:
-    """Move nats byte by byte; every end must be a whole number, and every token must have bytes."""
+    """Return nats moved byte by byte. Every end must be a whole number, and every token must have bytes."""
     nats_N: list[float] = []
     for nats, start, end in zip(nats_S, [0, *ends_S[:-1]], ends_S, strict=True):
         nats_N += [nats / (end - start)] * int(end - start)
@@ -211,7 +217,7 @@ def test_a_corpus_keeps_each_documents_nats_in_other_tokens() -> None:
 
 
 def letters() -> np.ndarray:
-    """Return tokens that the tokenizer makes of no text: single letters of a word."""
+    """Return tokens that the tokenizer does not make from any text: the single letters of a word."""
     return np.concatenate(encode(shipped(), ["t", "h", "e"]))
 
 

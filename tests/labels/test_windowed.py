@@ -1,4 +1,4 @@
-"""Texts longer than a model's context: label functions equal the annotation job, or refuse the texts."""
+"""Texts longer than a model's context: label functions return the labels of the annotation job, or refuse the texts."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ IDS_BT = random_tokens(2, TOKENS)
 
 
 def as_the_job(labeller: TorchLabeller, column: str = ENTROPY) -> Tensor:
-    """Return labels from windows of the context's length that overlap by half, as in the job by default."""
+    """Return labels from windows of the context's length that overlap by half, the job's default."""
     documents = [ids.numpy().astype(np.int64) for ids in IDS_BT]
     labels = label_documents(documents, labeller, window=CONTEXT, overlap=CONTEXT // 2)[column]
     return torch.from_numpy(np.stack(labels))

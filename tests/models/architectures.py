@@ -66,13 +66,13 @@ MORE: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(family: str, **settings: Any) -> PreTrainedConfig:
-    """Return a configuration of tiny sizes; errors are those of the configuration's class."""
+    """Return a configuration of tiny sizes, or raise the errors of the configuration's class."""
     kind = CONFIG_MAPPING[family]
     return kind(**{**_shrunk(kind().to_dict()), **settings})
 
 
 def _shrunk(known: dict[str, Any]) -> dict[str, Any]:
-    """Return settings that make a configuration tiny, and nested ones, as in models of text and images."""
+    """Return settings that make a configuration tiny, including nested configurations for text and images."""
     sizes = {name: size for name, size in SIZES.items() if name in known}
     parts = {name: value for name, value in known.items() if isinstance(value, dict) and "model_type" in value}
     within = {name: {"model_type": part["model_type"], **_shrunk(part)} for name, part in parts.items()}

@@ -1,4 +1,4 @@
-"""The autoencoder: its decoder's input, what each part sees, gradients, saving."""
+"""The autoencoder: the decoder's input, the tokens that each part depends on, gradients, and saving."""
 
 from itertools import product
 from pathlib import Path

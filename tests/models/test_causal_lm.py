@@ -1,4 +1,4 @@
-"""Attention in blocks against torch's own, and the cases left to torch.
+"""Attention in blocks compared with torch's own attention, and the cases that torch computes.
 
 B rows, H heads, T tokens, D width of a head.
 """

@@ -1,4 +1,4 @@
-"""Checkpoint folders: which load, which are refused, and the messages."""
+"""Checkpoint folders that load, folders that are refused, and the error messages."""
 
 import json
 from collections.abc import Callable

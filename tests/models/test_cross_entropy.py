@@ -1,4 +1,4 @@
-"""The chunked loss against the plain one."""
+"""The chunked loss compared with the plain loss."""
 
 from itertools import product
 from typing import Any
@@ -119,7 +119,7 @@ def test_bfloat16_sums_the_head_gradient_of_many_chunks_in_float32(monkeypatch: 
 
 
 class LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor that any operation returned."""
+    """Context that records the number of elements of the largest tensor that any operation returned."""
 
     elements = 0
 

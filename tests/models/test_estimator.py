@@ -1,4 +1,4 @@
-"""The entropy estimation model: what each part sees, padding, saving."""
+"""The entropy estimation model: the tokens that each part depends on, padding, and saving."""
 
 from pathlib import Path
 

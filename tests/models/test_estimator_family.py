@@ -1,4 +1,4 @@
-"""Every variant of the estimator: what each part sees, gradients, labels, saving."""
+"""Every variant of the estimator: the tokens that each part depends on, gradients, labels, and saving."""
 
 from itertools import pairwise, product
 from pathlib import Path
@@ -44,7 +44,7 @@ CONTEXT = 12
 
 
 def losses_one_by_one(estimator: EntropyEstimator, tokens_T: Tensor) -> Tensor:
-    """Each token's loss, from a separate pass over only the tokens before it."""
+    """Return the loss of each token, from a separate pass over only the tokens before that token."""
     embedding_BX = estimator.prefix_embeddings(tokens_T.unsqueeze(0))[:, -1]
     return torch.stack(
         [
@@ -131,7 +131,10 @@ def test_noise_is_added_only_in_training_and_has_the_requested_size(place: str) 
 
 @pytest.mark.parametrize("introduction", ["token", "projection"])
 def test_an_estimator_starts_from_another(introduction: str) -> None:
-    """The same variant has the same losses; late addition has those of the decoder with an embedding of zeros."""
+    """An estimator of the same variant has the same losses.
+
+    An estimator that adds the embedding late has the losses of the other's decoder with an embedding of zeros.
+    """
     torch.manual_seed(1)
     late: dict[str, Any] = {"introduction": "projection", "introduced_above": 2}
     other, input_ids_BT = tiny_estimator(introduction=introduction), random_tokens(2, CONTEXT)

@@ -1,4 +1,4 @@
-"""Models with wrong losses are refused after two forwards of a few tokens."""
+"""Models with wrong losses are refused after two forward passes of a few tokens."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The masked mixer against a slow, obvious sum."""
+"""The masked mixer compared with a slow, obvious sum."""
 
 from pathlib import Path
 
@@ -27,7 +27,10 @@ def config(*, heads: int, kernel: int, layers: int = 2) -> MixerConfig:
 
 
 def summed_by_hand(mixing: CausalConvolution, hidden_TD: Tensor) -> Tensor:
-    """out[t, h, p] = bias[h, t] + sum over s <= t and j of weight[h, j, t, s] * in[s, h, p + j - (kernel - 1) // 2]."""
+    """Return the mixed states, from loops over all indices.
+
+    out[t, h, p] = bias[h, t] + sum over s <= t and j of weight[h, j, t, s] * in[s, h, p + j - (kernel - 1) // 2]
+    """
     heads, kernel, _, _ = mixing.weight_HKCC.shape
     entered_THP = mixing.in_proj(hidden_TD).unflatten(1, (heads, -1))
     positions, _, width = entered_THP.shape

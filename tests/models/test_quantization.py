@@ -133,7 +133,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def losses_rounded_in_place(model: WindowEncoder, codec: Codec, input_ids_BT: Tensor) -> Tensor:
-    """A second implementation: `down` itself returns rounded numbers."""
+    """Return the losses from a second implementation, in which `down` itself returns rounded numbers."""
 
     def rounded(_: nn.Module, __: object, output: Tensor) -> Tensor:
         return codec.round_trip(output)

@@ -1,4 +1,4 @@
-"""The second-order model: inputs of seeing and expecting, forms, warm starts."""
+"""The second-order model: the inputs of both outputs (seeing and expecting), its forms, and warm starts."""
 
 import json
 from pathlib import Path

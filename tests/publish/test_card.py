@@ -65,7 +65,7 @@ def test_the_front_matter_has_what_the_hub_shows() -> None:
 
 
 def test_the_front_matter_has_the_features_of_columns() -> None:
-    """Except with a column `_type`, which `datasets` would take for the mark of a type; it then reads the shards."""
+    """A column called `_type` would look like the mark of a type, so `datasets` must read the features from shards."""
     known = Features(text=Value("string"), kind=ClassLabel(names=["no", "yes"]), shape=Array2D((2, 2), "int8"))
     for features, written in ((known, True), (known | {"_type": Value("string")}, False)):
         source = plain_schema(Features(features).arrow_schema, "a.parquet")

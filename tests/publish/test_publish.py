@@ -95,7 +95,7 @@ def test_a_folder_that_is_reached_by_a_link_is_published(
 def test_only_the_labels_tokenizer_is_sent(
     hub: Hub, subset: Subset, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The source came tokenized, so a tokenizer in the folder does not belong to the dataset."""
+    """The source was already tokenized, so a tokenizer in the folder does not belong to the dataset."""
     copy_tokenizer(SHIPPED / "tokenizer", subset.tokenizer)
     assert run_command("pipeline.publish", subset.root, URL) == 0
     assert not any(path.startswith("tokenizer/") for path in hub.files("user/name"))
@@ -135,7 +135,7 @@ def test_a_damaged_shard_is_not_sent_and_the_rest_is(
 def test_a_damaged_published_shard_is_replaced(
     hub: Hub, subset: Subset, run_command: RunCommand, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its receipt is in the repository too, so nothing else would ever repair it."""
+    """The shard's receipt is in the repository too, so nothing else would ever repair the shard."""
     receipts = Ledger(subset).receipts()
     assert run_command("pipeline.publish", subset.root, URL) == 0
     path = f"data/exact/{receipts[3].shard}"

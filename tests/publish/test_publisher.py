@@ -171,7 +171,7 @@ def test_a_shard_that_does_not_match_its_receipt_is_not_sent(prepared: Hub, tmp_
 def test_a_file_without_a_receipt_is_replaced(
     prepared: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
 ) -> None:
-    """The file is damaged, or was sent without its receipt; kept, it would leave its unit incomplete forever."""
+    """The file is damaged, or was sent without its receipt. If it were kept, its unit would stay incomplete forever."""
     run, before = annotated(tmp_path), local(tmp_path)
     receipts = Ledger(run.subset).receipts()
     path = f"data/exact/{receipts[3].shard}"

@@ -1,4 +1,4 @@
-"""Existing README.md files: one that no card can be added to is refused by name, before anything is labelled."""
+"""Existing README.md files. If no card can be added to a file, it is refused before anything is labelled."""
 
 import logging
 from pathlib import Path

@@ -71,7 +71,7 @@ def parquet(texts: list[str] = OWN) -> bytes:
 
 
 def load(hub: Hub, home: Path, *configs: str) -> Any:
-    """Return splits as `datasets` loads them: first without a configuration name, then of each named configuration."""
+    """Return splits as `datasets` loads them: first without a configuration, then with each of `configs`."""
     return run(hub, home, LOAD, *configs)
 
 

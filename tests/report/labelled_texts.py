@@ -1,4 +1,4 @@
-"""Small annotated datasets of texts, with a tokenizer, labels of every kind and a column of the source."""
+"""Small annotated datasets of texts, with a tokenizer, positive, negative and null labels, and a source column."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +29,10 @@ TOKENIZER.add_tokens(["</script>", "<script>", "<img", "$x"])
 
 
 def write_texts(folder: Path, texts: Sequence[str] = TEXTS, *, shards: int = 1, seed: int = 0) -> Path:
-    """A dataset of these texts: a tenth of the labels null, some negative, some zero; two dumps in turn."""
+    """Write an annotated dataset of these texts. A tenth of the labels are null, some are negative, some are zero.
+
+    The column `dump` has two alternating values.
+    """
     random = np.random.default_rng(seed)
     ids = encode(TOKENIZER, texts)
     schema = annotated_schema(SOURCE, replace(PROVENANCE, method="second-order", vocabulary=TOKENIZER.get_vocab_size()))

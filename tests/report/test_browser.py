@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing on its console, figures on hover and focus, documents that can do no harm."""
+"""The page in a real browser: an empty console, figures on hover and focus, and documents that cannot do harm."""
 
 import math
 import re
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="
 
 @dataclass
 class Opened:
-    """A page, what it holds, and whatever it complained of or asked the network for."""
+    """An opened page with its contents, the errors on its console, and its requests to the network."""
 
     page: Page
     contents: dict[str, Any]
@@ -366,7 +366,7 @@ def test_the_page_follows_the_readers_colour_scheme(browser: Browser, file: Path
 
 
 def test_two_hundred_long_documents_open_at_once(browser: Browser, tmp_path: Path) -> None:
-    """In the processor's time, which other programs do not lengthen as they do the clock's."""
+    """The time is processor time, which other programs do not increase."""
     tokens, labels = [[*range(90)] * 18] * 200, [[*(place / 16 for place in range(90))] * 18] * 200
     file = write_report(str(write_annotated(tmp_path, tokens, labels)), tmp_path / "page")
     assert file.stat().st_size < 5e6

@@ -1,4 +1,4 @@
-"""What is on the page, read back from it: the dataset's own numbers, and documents that can do no harm."""
+"""The contents of the page, read back from its HTML: the dataset's numbers, and documents that cannot do harm."""
 
 import json
 import re
@@ -20,7 +20,7 @@ CONTENTS = re.compile(r'<script type="application/json" id="contents">(.*?)</scr
 
 
 def contents_of(page: Path) -> dict[str, Any]:
-    """What the script of the page reads."""
+    """Return the values that the page's script reads."""
     (found,) = CONTENTS.findall(page.read_text(encoding="utf-8"))
     contents: dict[str, Any] = json.loads(found)
     return contents
@@ -121,8 +121,8 @@ def test_a_sample_is_drawn_and_the_page_says_of_how_many(tmp_path: Path) -> None
     size = SampleSize(documents=40, sample=100, tokens=2, seed=3)
     contents = contents_of(write_report(str(tmp_path), tmp_path / "page", size=size))
     assert contents["told"][1] == (
-        "Shown: 40 of 1,000 documents, the first 2 tokens of each at most. "
-        "The figures below are of 100 documents with 300 tokens, drawn from all over it with seed 3."
+        "Shown: 40 of 1,000 documents, at most the first 2 tokens of each. "
+        "The figures below are of 100 documents with 300 tokens, drawn from the whole dataset with seed 3."
     )
     rows = [shown["row"] for shown in contents["documents"]]
     assert len(rows) == 40 and {row // 250 for row in rows} == {0, 1, 2, 3}
@@ -141,10 +141,10 @@ def test_more_documents_than_tokens_fit_are_shown_by_their_first_ones() -> None:
         (
             1,
             20_000,
-            "Shown: 1 of 1 document, the first 20,000 tokens of each at most. The figures below are of 1 document ",
+            "Shown: 1 of 1 document, at most the first 20,000 tokens of each. The figures below are of 1 document ",
         ),
-        (30, 10_000, "Shown: 30 of 30 documents, the first 10,000 tokens of each at most. "),
-        (15, 20_000, "Shown: 15 of 15 documents, the first 20,000 tokens of each at most. "),
+        (30, 10_000, "Shown: 30 of 30 documents, at most the first 10,000 tokens of each. "),
+        (15, 20_000, "Shown: 15 of 15 documents, at most the first 20,000 tokens of each. "),
     ],
 )
 def test_fewer_documents_are_shown_at_greater_length(tmp_path: Path, documents: int, shown: int, told: str) -> None:

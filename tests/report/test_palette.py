@@ -1,4 +1,4 @@
-"""Text is readable on every colour, and colours differ in lightness, which no colour blindness takes."""
+"""Text is readable on every colour, and colours differ in lightness, which people with colour blindness can see."""
 
 from itertools import pairwise
 
@@ -8,7 +8,7 @@ from pipeline.report.palette import DARK, LEVELS, LIGHT, Palette, level, level_c
 
 
 def luminance(colour: str) -> float:
-    """Relative, of the web's contrast rule."""
+    """Return the relative luminance of a colour, as defined by the web's rule for contrast (WCAG)."""
     channels = [byte / 255 for byte in bytes.fromhex(colour[1:])]
     linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -100,7 +100,7 @@ def test_mistakes_are_one_line(dataset: Path, run_command: RunCommand, capsys: p
 
 
 def test_a_dataset_of_the_hub_is_shown_without_torch(dataset: Path, tmp_path: Path) -> None:
-    """In another process, since the Hub's clients read their environment once."""
+    """The command runs in another process, because the Hub's clients read their environment only once."""
     files = {str(path.relative_to(dataset)): path.read_bytes() for path in dataset.rglob("*") if path.is_file()}
     script = (
         "import sys; from pathlib import Path; from pipeline.report.page import write_report\n"

@@ -1,4 +1,4 @@
-"""Figures held against loops over all tokens."""
+"""Figures compared with those of loops over all tokens."""
 
 import math
 from collections import defaultdict

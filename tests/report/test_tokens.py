@@ -1,4 +1,4 @@
-"""Texts of tokens, with tokenizers that cut characters, mark words or know nothing of bytes."""
+"""Texts of tokens, with tokenizers that split characters, mark words or have no tokens for bytes."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Provenance of untrusted datasets: read in full, or refused with one line."""
+"""Provenance of untrusted datasets: it is read completely, or refused with a one-line error."""
 
 import json
 from dataclasses import asdict

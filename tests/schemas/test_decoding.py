@@ -1,4 +1,4 @@
-"""Output of `to_json` is read back; any other JSON is a ValueError that names the field."""
+"""The output of `to_json` is read back. Any other JSON raises a ValueError that names the field."""
 
 import json
 from dataclasses import asdict, dataclass, replace

@@ -1,4 +1,4 @@
-"""Names of subsets and shards; links that lead out of a dataset's folder."""
+"""Names of subsets and shards, and links that lead out of a dataset's folder."""
 
 import os
 from collections import Counter

@@ -33,7 +33,7 @@ def made(folder: Path) -> Path:
 def verified(
     dataset: Path | str, capsys: pytest.CaptureFixture[str], sample: int = 0, **settings: object
 ) -> tuple[int, list[str]]:
-    """Return the exit code and the printed lines."""
+    """Run pipeline.verify, and return the exit code and the printed lines."""
     capsys.readouterr()
     code = verify(Config(str(dataset), sample=sample, **settings))  # type: ignore[arg-type]
     return code, capsys.readouterr().out.splitlines()

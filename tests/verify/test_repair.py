@@ -24,7 +24,7 @@ FILE, RECEIPT = f"{DATA}/{SHARD}", f"{RECEIPTS}/00000002.json"
 
 
 def files(dataset: Path) -> dict[str, bytes]:
-    """Return all files except the lock and those set aside."""
+    """Return all files except the lock and the files that were set aside."""
     return {
         file.relative_to(dataset).as_posix(): file.read_bytes()
         for file in dataset.rglob("*")
@@ -85,7 +85,8 @@ def test_damaged_files_are_set_aside_and_made_again_bit_identically(
         file: damaged[file] for file in aside
     }
     assert files(dataset) == {file: content for file, content in damaged.items() if file not in aside}
-    assert f"  python -m pipeline.annotate --output {dataset} --subset exact --method exact ..." in lines
+    (command,) = (line for line in lines if line.startswith("  python -m pipeline.annotate "))
+    assert f"--output {dataset} --subset {SUBSET} --method exact " in command and command.endswith(" ...")
     complete(tmp_path)
     assert files(dataset) == sound
     assert verified(dataset, capsys)[0] == 0

@@ -25,7 +25,7 @@ SEED = 0
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Annotate twelve documents into four shards; the tokenizer is small, so that most bytes belong to labels."""
+    """Annotate twelve documents into four shards. The tokenizer is small, so that most bytes belong to labels."""
     folder = tmp_path_factory.mktemp("bytes")
     texts = sample_texts(12, 200)
     write_documents(folder / "in.parquet", texts)
@@ -51,7 +51,7 @@ def values(dataset: Path) -> object:
 
 
 def matters(file: Path, before: bytes) -> bool:
-    """True unless only prose, the formatting of JSON, or a count that shards do not contain was changed."""
+    """False if the change only affects prose, the formatting of JSON, or a count that shards do not contain."""
     if file.suffix == ".md" or file.name in ("report.json", "lock"):
         return False
     if "receipts" in file.parts or file.name == "plan.json":

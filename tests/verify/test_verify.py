@@ -1,4 +1,4 @@
-"""Every fault is found, and no others."""
+"""Every fault of a dataset is found, and nothing else is reported."""
 
 import json
 import os
@@ -59,7 +59,10 @@ def rewritten(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
 
 
 def column(name: str, change: Callable[[list[object]], object]) -> Callable[[Path], None]:
-    """Return a function that changes a column in its first row with a value; `change` gets a list, or [number]."""
+    """Return a function that changes a column in the first row that has a value.
+
+    `change` gets the value as a list. A number becomes a list of one number.
+    """
 
     def changed(table: pa.Table) -> pa.Table:
         values = table.column(name).to_pylist()

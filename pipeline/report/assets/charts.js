@@ -1,5 +1,5 @@
-// Charts as SVG: shares of labels by size, means along the document. The second measure is the blue line.
-// Each is drawn for the width that it has, so that its text keeps its size.
+// Charts as SVG: histograms of labels, and means by position. The second measure is drawn as a blue line.
+// A chart is drawn for the width of its element, so that its text keeps its size.
 
 const CHART = { height: 230, left: 44, right: 8, top: 12, bottom: 40 };
 const chartWidth = () => Math.max(200, byId("histogram").clientWidth);
@@ -11,7 +11,7 @@ function draw(name, attributes, ...children) {
   return drawn;
 }
 
-// Round numbers between two others, about so many.
+// About `wanted` round numbers between two numbers.
 function ticks(low, high, wanted) {
   const rough = Math.max(high - low, 1e-9) / wanted;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -22,7 +22,7 @@ function ticks(low, high, wanted) {
 
 const plain = (number) => String(Number(number.toFixed(6))).replace("-", "−");
 
-// Axes with labels, and where a value lies on either.
+// An SVG with labelled axes, and two functions that map values to coordinates.
 function chart(label, [xLow, xHigh], xTicks, yHigh, yLow, told, xTold) {
   const [width, { height, left, right, top, bottom }] = [chartWidth(), CHART];
   const x = (value) => left + ((value - xLow) / (xHigh - xLow)) * (width - left - right);
@@ -106,7 +106,7 @@ function drawPositions(measures) {
 
 const COURSE_POINTS = 60;
 
-// Means of equal stretches of one document, those that are shown.
+// Chart of the means over equal stretches of a document's shown tokens.
 function drawCourse(shown, measures) {
   const stretch = Math.max(1, Math.ceil(shown.tokens.length / COURSE_POINTS));
   const lines = measures.map((measure) => {

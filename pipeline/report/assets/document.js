@@ -1,5 +1,5 @@
 "use strict";
-// Documents: their tokens in the colour of what they carry, and what is told of each. Text is set as text, never markup.
+// Documents: their tokens in the colours of the labels, and the figures of each token. Text is never inserted as markup.
 
 const contents = JSON.parse(document.getElementById("contents").textContent);
 const NATS_A_BIT = Math.log(2);
@@ -18,21 +18,21 @@ function make(name, attributes = {}, ...children) {
   return made;
 }
 
-// Nats of a token, null where it lacks a label that the measure is made of.
+// Value of a measure for a token in nats; null if the token lacks a label that the measure needs.
 function nats(shown, measure, place) {
   const labels = measure.series.map((series) => shown.labels[series][place]);
   if (labels.includes(null)) return null;
   return labels.reduce((first, other) => first - other) * contents.rounding;
 }
 
-// Places of the tokens that the search finds, first and last of each hit, in the document that is shown.
+// Hits of the search in the shown document: the places of the first and the last token of each hit.
 let hits = [];
 let hit = 0;
 
 const measuresShown = () =>
   [state.shade, state.beside].filter((place) => place !== null).map((place) => contents.measures[place]);
 
-// One scale for all that is shown together.
+// Common scale of the measures that are shown together.
 function scaleShown() {
   const [lows, highs] = [0, 1].map((end) => measuresShown().map(({ scale }) => scale[end]));
   return [Math.min(...lows), Math.max(...highs)];
@@ -50,15 +50,15 @@ function levelClass(value, most) {
   return (value > 0 ? "p" : "n") + size;
 }
 
-// A space before a word is left unshaded, or it would stand as a speck of colour at a line's end. Line ends, and spaces
-// where there is nothing else, are marked; copied text does not have the marks.
+// A space before a word is not shaded, or it would be a speck of colour at a line's end. Line ends are marked, and so are
+// the spaces of a token that has only whitespace. Copied text does not contain the marks.
 function tokenElement(text, value, most) {
   const level = levelClass(value, most);
   if (/^ \S/.test(text)) return make("span", { class: "t" }, " ", make("b", { class: level }, ...marked(text.slice(1))));
   return make("span", { class: `t ${level}${text ? "" : " part"}` }, ...marked(text));
 }
 
-// As visible.py has them: control characters, and marks of direction, which would reorder the page.
+// Control characters, and direction marks, which would reorder the page; like UNSAFE in pipeline/messages.py.
 const STEERING = "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]";
 const escapedControl = (control) => `\\u${control.charCodeAt(0).toString(16).padStart(4, "0")}`;
 const visible = (text) => text.replace(new RegExp(STEERING, "g"), escapedControl);
@@ -163,7 +163,7 @@ function paneElement(shown, measure, named) {
   return make("div", {}, ...(named ? [make("h3", {}, measure.name)] : []), text);
 }
 
-// Places of tokens, those together that make up one character: each but the last of them has no text.
+// Places of tokens, grouped by character. If several tokens make up a character, only the last of them has a text.
 function characters(shown) {
   const together = [];
   let open = false;
@@ -175,7 +175,7 @@ function characters(shown) {
   return together;
 }
 
-// One token of a document is in the tab order; arrow keys continue from it.
+// Only one token of a document is in the tab order. The arrow keys move the focus from there.
 function moveFocus(event) {
   const tokens = event.currentTarget.querySelectorAll(".t");
   const here = event.target.closest(".t");
@@ -221,7 +221,7 @@ function told(shown, measure, place) {
   return [...rows, make("dt", {}, soFar), make("dd", { class: "wide" }, `${bits} bits`)];
 }
 
-// A character that several tokens make up is told at each of them.
+// Quoted text of a token. If several tokens make up a character, each of these tokens shows the whole character.
 function quoted(shown, place) {
   const texts = shown.tokens.map((token) => contents.texts[token]);
   let last = place;

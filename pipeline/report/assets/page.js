@@ -1,4 +1,4 @@
-// The page: what is chosen, the legend, the figures.
+// The page: its controls, its legend and its figures.
 
 function drawLegend() {
   const [scale, most] = [scaleShown(), mostShown()];
@@ -84,7 +84,7 @@ const textOf = (shown) => shown.tokens.map((token) => contents.texts[token]).joi
 const texts = contents.documents.map(textOf);
 let matching = contents.documents.map((_, place) => place);
 
-// Ways to order the documents; a value that a document lacks comes last.
+// Orders of the documents: name, key and direction. Documents that lack the value come last.
 const orders = [
   ["row", ({ row }) => row, 1],
   ...contents.series.flatMap((name, series) => [
@@ -128,7 +128,7 @@ function goTo(place) {
 const wanted = () => new RegExp(byId("search").value.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "giu");
 const found = (place) => (byId("search").value ? [...texts[place].matchAll(wanted())] : []);
 
-// The tokens that each hit touches, first and last.
+// First and last token of each hit in a document.
 function hitsIn(place) {
   const ends = [];
   contents.documents[place].tokens.reduce((end, token) => {
@@ -150,7 +150,7 @@ function tellHits() {
   byId("steps").hidden = !hits.length;
 }
 
-// From hit to hit, and on to the next document that has one.
+// Move to the next or previous hit, if necessary in another document.
 function step(by) {
   const at = matching.indexOf(state.document);
   if (hit + by >= 0 && hit + by < hits.length) hit += by;
@@ -190,7 +190,7 @@ function drawAgreement() {
 const withFlags = (text) => text.split(/((?<![\w-])--[a-z][a-z-]*(?: [A-Z]+\b)?)/)
   .map((part, place) => (place % 2 ? make("code", {}, part) : part));
 
-// What stands next to the labels that are shaded by is never the same again.
+// Offer all measures except the shaded one to be shown next to it.
 function fillBeside() {
   if (state.beside === state.shade) state.beside = null;
   const others = contents.measures.map(({ name }, place) => [place, name]).filter(([place]) => place !== state.shade);
