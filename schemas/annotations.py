@@ -6,7 +6,7 @@ lists of a row have equal lengths.
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 
@@ -17,8 +17,9 @@ SCHEMA_VERSION = 3
 PROVENANCE_KEY = b"token_entropy.provenance"
 
 INPUT_IDS = "input_ids"
-ENTROPY = "entropy"
-EXPECTED_ENTROPY = "expected_entropy"
+ENTROPY: Final = "entropy"
+EXPECTED_ENTROPY: Final = "expected_entropy"
+RANK: Final = "rank"
 NUM_TOKENS = "num_tokens"
 MEAN_ENTROPY = "mean_entropy"
 
@@ -34,12 +35,27 @@ Method = Literal["second-order", "exact", "causal"]
 Dtype = Literal["float32", "bfloat16"]
 Device = Literal["cpu", "cuda"]
 
+LabelColumn = Literal["entropy", "expected_entropy", "rank"]
+COLUMNS_OF_METHOD: dict[Method, tuple[LabelColumn, ...]] = {
+    "second-order": (ENTROPY, EXPECTED_ENTROPY),
+    "exact": (ENTROPY,),
+    "causal": (ENTROPY, EXPECTED_ENTROPY, RANK),
+}
+"""Columns of labels that a method can write."""
+
 DESCRIPTIONS = {
     INPUT_IDS: "the encoding of the source's `text`, without special tokens, or the source's own `input_ids`",
     ENTROPY: "nats that token i carries given the tokens before it, an estimate of -ln p; at the index of the token",
     EXPECTED_ENTROPY: "nats expected of token i before it is seen",
+    RANK: "number of tokens that the model found more probable than token i",
     NUM_TOKENS: "length of each list",
     MEAN_ENTROPY: "mean of `entropy` over the labelled tokens; null where there are none",
+}
+
+LABEL_TYPES: dict[str, pa.DataType] = {
+    ENTROPY: pa.list_(pa.float32()),
+    EXPECTED_ENTROPY: pa.list_(pa.float32()),
+    RANK: pa.list_(pa.int32()),
 }
 
 LIMITS: dict[Method, str] = {
@@ -101,8 +117,16 @@ class Provenance:
     longest_document: int = NO_BOUND
     """Maximum size of a document: its bytes of text, or four times its number of token ids. Longer documents have no
     labels. Older runs had no limit."""
+    label_columns: tuple[LabelColumn, ...] = ()
+    """Columns of labels; empty in older runs, which wrote `entropy` and, with second-order labels, its expectation."""
     rounding_nats: float = ROUNDING_NATS
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def columns_of_labels(self) -> tuple[LabelColumn, ...]:
+        """Columns of labels, `entropy` first."""
+        older: tuple[LabelColumn, ...] = (ENTROPY, EXPECTED_ENTROPY) if self.method == "second-order" else (ENTROPY,)
+        return self.label_columns or older
 
     @property
     def labelled_by(self) -> str:
@@ -174,8 +198,8 @@ def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:
     passed = [field for field in source if field.name in names]
     labels = [
         pa.field(INPUT_IDS, pa.list_(pa.int32())),
-        pa.field(ENTROPY, pa.list_(pa.float32())),
-        *([pa.field(EXPECTED_ENTROPY, pa.list_(pa.float32()))] if provenance.method == "second-order" else []),
+        pa.field(ENTROPY, LABEL_TYPES[ENTROPY]),
+        *(pa.field(name, LABEL_TYPES[name]) for name in provenance.columns_of_labels if name != ENTROPY),
         pa.field(NUM_TOKENS, pa.int32()),
         pa.field(MEAN_ENTROPY, pa.float32()),
     ]

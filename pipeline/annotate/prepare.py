@@ -16,7 +16,16 @@ from pipeline.data.sample import SAMPLE_NAME
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, named_token, token_source
 from pipeline.engine.plan import Run, Snapshot, Source, Unit, default_rows_per_unit, fast_dtype, plan_units
 from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, Checkpoint
-from schemas.annotations import Device, Dtype, Method, Provenance, annotated_schema
+from schemas.annotations import (
+    COLUMNS_OF_METHOD,
+    RANK,
+    Device,
+    Dtype,
+    LabelColumn,
+    Method,
+    Provenance,
+    annotated_schema,
+)
 from schemas.receipts import Plan
 
 
@@ -117,6 +126,7 @@ def provenance_for(
         batch_invariant=config.batch_invariant,
         longest_document=config.longest,
         estimator_tokenizer_sha256=first.tokenizer_sha256 if labels_move(first, tokens) else None,
+        label_columns=label_columns_for(config, labels_move(first, tokens), existing),
         names_of_text=is_of_text(source) and (existing is None or existing.provenance.names_of_text),
         **names_for(config, source, inputs, checkpoint, existing),
     )
@@ -198,6 +208,21 @@ def windows_for(config: Config, context: int | None) -> tuple[int, int]:
             f"the checkpoint needs 0 <= overlap < window <= {longest}, not --overlap {overlap} and --window {window}"
         )
     return window, overlap
+
+
+def label_columns_for(config: Config, moved: bool, existing: Plan | None) -> tuple[LabelColumn, ...]:
+    """Return the requested columns of labels, or those of the run that is resumed, or the method's default.
+
+    Raises:
+        ValueError: if ranks are requested and labels are moved to other tokens.
+    """
+    run = existing.provenance if existing is not None and existing.provenance.method == config.method else None
+    default = tuple(name for name in COLUMNS_OF_METHOD[config.method] if name != RANK)
+    requested = config.label_columns or (run.columns_of_labels if run else default)
+    if moved and RANK in requested:
+        raise ValueError(f"a {RANK} cannot be moved to the tokens of another tokenizer; leave it or --tokenizer out")
+    columns = tuple(name for name in COLUMNS_OF_METHOD[config.method] if name in requested)
+    return run.label_columns if run and run.columns_of_labels == columns else columns  # older runs recorded none
 
 
 def start_token_for(checkpoint: Checkpoint, config: Config) -> int:

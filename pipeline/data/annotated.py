@@ -21,7 +21,7 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.documents import Column, FileInfo, read_rows
 from pipeline.data.files import HUB, File, find_files, pinned
 from pipeline.data.ledger import Ledger
-from pipeline.data.shards import ENTROPY_COLUMNS, SHARD, inspect_shard, mending, open_shard, reading_shard
+from pipeline.data.shards import ENTROPY_COLUMNS, PER_TOKEN, SHARD, inspect_shard, mending, open_shard, reading_shard
 from pipeline.data.skipped import counted
 from pipeline.data.streams import DamagedError
 from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
@@ -246,9 +246,10 @@ def _require_lists(shard: File, schema: pa.Schema) -> None:
     Raises:
         DamagedError: if the column of tokens or a column of labels has another type.
     """
-    for name in {INPUT_IDS, *ENTROPY_COLUMNS} & {*schema.names}:
+    for name in {INPUT_IDS, *PER_TOKEN} & {*schema.names}:
         kind = schema.field(name).type
-        if not (is_token_list(kind) if name == INPUT_IDS else is_list(kind) and pa.types.is_floating(kind.value_type)):
+        of_nats = name in ENTROPY_COLUMNS
+        if not (is_list(kind) and pa.types.is_floating(kind.value_type) if of_nats else is_token_list(kind)):
             raise DamagedError(f"column `{name}` of {shard.url} holds {kind}, not lists of numbers", mending(shard))
 
 
@@ -301,12 +302,12 @@ def _require_tokens(tokens: pa.Array, file: File, vocabulary: int) -> None:
 
 def _require_labels(batch: pa.RecordBatch, file: File, first_row: int) -> None:
     """Check that all labels are finite and within MOST_NATS, and that each row has one label or null for each token."""
-    for name in set(ENTROPY_COLUMNS) & set(batch.schema.names):
+    for name in set(PER_TOKEN) & set(batch.schema.names):
         labels = batch.column(name)
         nats = labels.flatten().drop_null().to_numpy()
         if not np.isfinite(nats).all():
             raise ValueError(f"{file.url} has a label in `{name}` that is not finite; annotate its source again")
-        if len(nats) and np.abs(nats).max() > MOST_NATS:
+        if name in ENTROPY_COLUMNS and len(nats) and np.abs(nats).max() > MOST_NATS:
             largest = f"a label of {nats[np.abs(nats).argmax()]:.3g} nats in `{name}`"
             raise ValueError(f"{file.url} has {largest}, more than a token can have; annotate its source again")
         if INPUT_IDS in batch.schema.names:
@@ -319,7 +320,7 @@ def _require_labels(batch: pa.RecordBatch, file: File, first_row: int) -> None:
 
 
 def _values(name: str, column: pa.Array) -> Sequence[Any]:
-    if name not in (INPUT_IDS, *ENTROPY_COLUMNS):
+    if name not in (INPUT_IDS, *PER_TOKEN):
         return _python_values(column)
     numbers_N = column.flatten().to_numpy(zero_copy_only=False)
     numbers_N = numbers_N.astype(np.int32 if name == INPUT_IDS else np.float32)  # a writable copy

@@ -16,12 +16,23 @@ from pipeline.data.documents import Column, FileInfo, inspect_file
 from pipeline.data.files import File, is_url, local_file
 from pipeline.data.parquet import open_parquet
 from pipeline.data.streams import DamagedError, open_stored, reading
-from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS, ROUNDING_NATS
+from schemas.annotations import (
+    ENTROPY,
+    EXPECTED_ENTROPY,
+    INPUT_IDS,
+    MEAN_ENTROPY,
+    NUM_TOKENS,
+    RANK,
+    ROUNDING_NATS,
+)
 from schemas.layout import DATA_FOLDER
 from schemas.rows import NO_BOUND
 
 ROW_GROUP_BYTES = 100_000_000
 ENTROPY_COLUMNS = (ENTROPY, EXPECTED_ENTROPY)
+"""Columns of labels in nats."""
+PER_TOKEN = (*ENTROPY_COLUMNS, RANK)
+"""All columns of labels, each with a value per token."""
 SHARD = re.compile(rf"(.*)/{DATA_FOLDER}/([^/]+)/((?:\d+/)?train-\d+-of-\d+\.parquet)")
 TOKENS = Column(INPUT_IDS, tokenized=True, longest=NO_BOUND)
 
@@ -34,9 +45,9 @@ def annotated_rows(
 ) -> pa.Table:
     """Return a table of the source rows and their annotations, in order, with the columns of `schema`.
 
-    NaN in an entropy becomes null.
+    NaN in a label becomes null.
     """
-    labels = {name: _entropy_lists(arrays) for name, arrays in entropies.items()}
+    labels = {name: (_rank_lists if name == RANK else _entropy_lists)(arrays) for name, arrays in entropies.items()}
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int32)
     columns = {
         **{name: source.column(name) for name in source.schema.names},
@@ -65,8 +76,8 @@ class ShardWriter:
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.unfinished = path, unfinished_name(path)
-        lists = [name for name in schema.names if name in ENTROPY_COLUMNS]
-        scalars = [name for name in schema.names if name not in (*ENTROPY_COLUMNS, INPUT_IDS)]
+        lists = [name for name in schema.names if name in PER_TOKEN]
+        scalars = [name for name in schema.names if name not in (*PER_TOKEN, INPUT_IDS)]
         self.parquet = pq.ParquetWriter(
             self.unfinished,
             schema,
@@ -118,6 +129,12 @@ def _entropy_lists(arrays: Sequence[np.ndarray]) -> pa.ListArray:
     rounded = np.round(_joined(arrays, np.float32) / ROUNDING_NATS) * np.float32(ROUNDING_NATS)
     lengths = np.array([len(array) for array in arrays], dtype=np.int32)
     return _lists(pa.array(rounded.astype(np.float32), mask=np.isnan(rounded)), lengths)
+
+
+def _rank_lists(arrays: Sequence[np.ndarray]) -> pa.ListArray:
+    ranks = _joined(arrays, np.float32)
+    unlabelled, lengths = np.isnan(ranks), np.array([len(array) for array in arrays], dtype=np.int32)
+    return _lists(pa.array(np.where(unlabelled, 0, ranks).astype(np.int32), mask=unlabelled), lengths)
 
 
 def _lists(values: pa.Array, lengths: np.ndarray) -> pa.ListArray:

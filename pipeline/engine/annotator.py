@@ -269,8 +269,15 @@ def load_annotator(run: Run, device: Device) -> Annotator:
     from pipeline.labels.labeller import load_labellers  # imports torch, which the driver of a cluster does not need
 
     run, settings = run.on_this_node(), run.provenance
-    method, dtype, start = settings.method, settings.dtype, settings.start_token
-    return with_tokenizers(run, load_labellers(run.checkpoints, device, method=method, dtype=dtype, start=start))
+    labellers = load_labellers(
+        run.checkpoints,
+        device,
+        method=settings.method,
+        dtype=settings.dtype,
+        start=settings.start_token,
+        columns=settings.columns_of_labels,
+    )
+    return with_tokenizers(run, labellers)
 
 
 def with_tokenizers(run: Run, labellers: tuple[Labeller, ...]) -> Annotator:

@@ -29,6 +29,7 @@ from pipeline.models.stacks import llama_config, new_language_model
 from pipeline.training.batches import Windowing
 from pipeline.training.config import TrainingConfig
 from pipeline.training.losses import document_loss, estimator_loss, second_order_loss
+from schemas.annotations import EXPECTED_ENTROPY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +183,7 @@ def hold_contest(name: str, settings: ContestSettings, folder: Path) -> Iterator
     estimator = train_estimator(corpus, vocabulary, settings, folder)
     flop = 6 * parameters(estimator) * settings.steps * settings.batch * window  # same for the language model
     yield score("causal", causal.token_entropies(language_model, fresh_ids_MT, vocabulary), 1, flop)
-    expected_MT = causal.expected_entropies(language_model, fresh_ids_MT, vocabulary)
+    expected_MT = causal.token_labels(language_model, fresh_ids_MT, vocabulary, (EXPECTED_ENTROPY,))[EXPECTED_ENTROPY]
     yield score("causal", expected_MT, 1, flop, target="entropy")
     exact_passes = (window + 1) / 2
     yield score("exact", exact.token_entropies(estimator, fresh_ids_MT), exact_passes, flop)

@@ -1,7 +1,9 @@
-"""Causal labels: the per-token loss of a causal language model.
+"""Causal labels: the loss of a causal language model at each token, with the entropy of its prediction and the rank.
 
-B rows, T tokens.
+B rows, T tokens, C columns.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,38 +14,32 @@ from pipeline.labels.windowed import over_windows
 from pipeline.models.causal_lm import (
     longest_window,
     next_token_hidden,
-    next_token_losses,
     output_head,
-    predicted_entropies,
+    predictive_labels,
     prepend_start,
 )
+from schemas.annotations import ENTROPY
+
+
+def token_entropies(model: PreTrainedModel, input_ids_BT: Tensor, start: int) -> Tensor:
+    """Return -ln p(token | earlier tokens of the row) in nats, float32 [B, T]; see `token_labels`."""
+    return token_labels(model, input_ids_BT, start, (ENTROPY,))[ENTROPY]
 
 
 @torch.no_grad()
-def token_entropies(model: PreTrainedModel, input_ids_BT: Tensor, start: int) -> Tensor:
-    """Return -ln p(token | earlier tokens of the row) in nats, float32 [B, T], of right-padded texts.
+def token_labels(model: PreTrainedModel, input_ids_BT: Tensor, start: int, columns: Sequence[str]) -> dict[str, Tensor]:
+    """Return columns of labels, float32 [B, T] each, of right-padded texts; `predictive_labels` describes the columns.
 
     The model reads the token `start` before each row, so that the first token has a label too. `start` is the token
     that preceded documents in the model's training. Values at padding are meaningless. Texts longer than the model's
     context are labelled in windows of that length, which overlap by half. The model reads `start` before each window.
     """
 
-    def losses_BT(window: Window) -> Tensor:
+    def labels_CBT(window: Window) -> Tensor:
         ids_BT = input_ids_BT[:, window.start : window.stop]
-        return next_token_losses(model, prepend_start(ids_BT, start), ids_BT)
+        hidden_BTD = next_token_hidden(model, prepend_start(ids_BT, start))
+        labels = predictive_labels(hidden_BTD, output_head(model), ids_BT, columns)
+        return torch.stack([labels[name] for name in columns])
 
-    return over_windows(losses_BT, input_ids_BT.shape[1], longest_window(model.config))
-
-
-@torch.no_grad()
-def expected_entropies(model: PreTrainedModel, input_ids_BT: Tensor, start: int) -> Tensor:
-    """Return the entropy of the model's prediction of each token in nats, float32 [B, T].
-
-    Start token, padding and long texts are treated as in `token_entropies`.
-    """
-
-    def entropies_BT(window: Window) -> Tensor:
-        inputs_BT = prepend_start(input_ids_BT[:, window.start : window.stop], start)
-        return predicted_entropies(next_token_hidden(model, inputs_BT), output_head(model))
-
-    return over_windows(entropies_BT, input_ids_BT.shape[1], longest_window(model.config))
+    labelled_CBT = over_windows(labels_CBT, input_ids_BT.shape[1], longest_window(model.config))
+    return dict(zip(columns, labelled_CBT, strict=True))

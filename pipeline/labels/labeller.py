@@ -154,38 +154,50 @@ def exact_labeller(estimator: EntropyEstimator, device: Device) -> TorchLabeller
     return TorchLabeller((ENTROPY,), lambda *batch: {ENTROPY: entropies(*batch)}, device, positions, WINDOW_TOKENS)
 
 
-def second_order_labeller(model: SecondOrderModel, device: Device) -> TorchLabeller:
-    """Return a labeller that makes both label columns with a second-order model, which must be on the device."""
-    columns = (ENTROPY, EXPECTED_ENTROPY)
-    both = partial(in_parts, lambda ids: dict(zip(columns, second_order.token_entropies(model, ids), strict=True)))
+def second_order_labeller(
+    model: SecondOrderModel, device: Device, columns: tuple[str, ...] = (ENTROPY, EXPECTED_ENTROPY)
+) -> TorchLabeller:
+    """Return a labeller that makes label columns with a second-order model, which must be on the device."""
+    names = (ENTROPY, EXPECTED_ENTROPY)
+    both = partial(in_parts, lambda ids: dict(zip(names, second_order.token_entropies(model, ids), strict=True)))
     tokens, border = forward_tokens(model, device), frequency_border(model.transformer.config)
     return TorchLabeller(columns, both, device, tokens, tokens, border and border - 1)  # minus the start token
 
 
-def causal_labeller(model: PreTrainedModel, start: int, device: Device) -> TorchLabeller:
-    """Return a labeller that makes causal labels with a language model, which must be on the device.
+def causal_labeller(
+    model: PreTrainedModel, start: int, device: Device, columns: tuple[str, ...] = (ENTROPY,)
+) -> TorchLabeller:
+    """Return a labeller that makes label columns with a causal language model, which must be on the device.
 
     The model reads the token `start` before each window.
     """
-    losses = partial(in_parts, lambda ids: {ENTROPY: causal.token_entropies(model, ids, start)})
+    labels = partial(in_parts, lambda ids: causal.token_labels(model, ids, start, columns))
     tokens = forward_tokens(model, device)
-    return TorchLabeller((ENTROPY,), losses, device, tokens, tokens, frequency_border(model.config))
+    return TorchLabeller(columns, labels, device, tokens, tokens, frequency_border(model.config))
 
 
 def load_labeller(
-    method: Method, checkpoint: Path, device: Device, dtype: Dtype = "float32", start: int | None = None
+    method: Method,
+    checkpoint: Path,
+    device: Device,
+    dtype: Dtype = "float32",
+    start: int | None = None,
+    columns: Sequence[str] = (),
 ) -> TorchLabeller:
-    """Return a labeller for the method, with its checkpoint loaded to the device.
+    """Load the method's checkpoint onto the device and return its labeller.
 
-    The model runs in `dtype`; losses and sums are computed in higher precision. A causal model reads the token `start`
-    before each window, by default the token that the checkpoint declares.
+    Args:
+        dtype: precision of the model's computations; losses and sums have a higher one.
+        start: token that a causal model reads before each window; by default the one that the checkpoint declares.
+        columns: columns to compute, among those of the method; by default `entropy`, and both of a second-order model.
     """
     if method == "exact":
         return exact_labeller(load_estimator(checkpoint, device, dtype), device)
     if method == "second-order":
-        return second_order_labeller(load_second_order(checkpoint, device, dtype), device)
+        names = tuple(columns) or (ENTROPY, EXPECTED_ENTROPY)
+        return second_order_labeller(load_second_order(checkpoint, device, dtype), device, names)
     first = declared_start(checkpoint) if start is None else start
-    return causal_labeller(load_causal(checkpoint, device, dtype), first, device)
+    return causal_labeller(load_causal(checkpoint, device, dtype), first, device, tuple(columns) or (ENTROPY,))
 
 
 def device_here(gpus: float | None = None) -> Device:
@@ -200,7 +212,13 @@ def device_here(gpus: float | None = None) -> Device:
 
 
 def load_labellers(
-    checkpoints: Sequence[Path], device: Device, *, method: Method, dtype: Dtype, start: int | None
+    checkpoints: Sequence[Path],
+    device: Device,
+    *,
+    method: Method,
+    dtype: Dtype,
+    start: int | None,
+    columns: Sequence[str],
 ) -> tuple[TorchLabeller, ...]:
     """Return a labeller for each of a run's checkpoints, on a GPU or a CPU.
 
@@ -212,4 +230,4 @@ def load_labellers(
     torch.set_num_threads(1)
     if device == "cuda" and dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         LOG.warning("%s cannot multiply in bfloat16; `dtype` float32 is faster", torch.cuda.get_device_name())
-    return tuple(load_labeller(method, checkpoint, device, dtype, start) for checkpoint in checkpoints)
+    return tuple(load_labeller(method, checkpoint, device, dtype, start, columns) for checkpoint in checkpoints)

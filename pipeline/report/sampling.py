@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.annotated import AnnotatedDataset, Row, as_rows
-from pipeline.data.shards import ENTROPY_COLUMNS, SHARD
+from pipeline.data.shards import ENTROPY_COLUMNS, PER_TOKEN, SHARD
 from schemas.annotations import ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS
 
 # Limits for the tokens of a page, which then has about 3 MB, and of a document, which a browser then lays out at once.
@@ -133,7 +133,7 @@ class LabelledSource:
     @property
     def source_columns(self) -> list[str]:
         """Names of the source's columns, except the column of its documents."""
-        ours = {INPUT_IDS, *ENTROPY_COLUMNS, NUM_TOKENS, MEAN_ENTROPY, self.dataset.provenance.text_column, "text"}
+        ours = {INPUT_IDS, *PER_TOKEN, NUM_TOKENS, MEAN_ENTROPY, self.dataset.provenance.text_column, "text"}
         return [name for name in self.dataset.schema.names if name not in ours]
 
     @property

@@ -15,10 +15,10 @@ import pyarrow as pa
 from pipeline.data.counts import histogram
 from pipeline.data.documents import read_rows
 from pipeline.data.files import File
-from pipeline.data.shards import ENTROPY_COLUMNS, TOKENS, inspect_shard, mean_entropies, open_shard
+from pipeline.data.shards import ENTROPY_COLUMNS, PER_TOKEN, TOKENS, inspect_shard, mean_entropies, open_shard
 from pipeline.data.streams import DamagedError
 from pipeline.verify.stored import Content, Fault, Stored
-from schemas.annotations import ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS, PROVENANCE_KEY, Provenance
+from schemas.annotations import ENTROPY, INPUT_IDS, LABEL_TYPES, MEAN_ENTROPY, NUM_TOKENS, PROVENANCE_KEY, Provenance
 from schemas.receipts import Counts, Receipt
 
 COMPARED = ("rows", "tokens", "labelled_tokens", "nats", "histogram")
@@ -26,7 +26,7 @@ COMPARED = ("rows", "tokens", "labelled_tokens", "nats", "histogram")
 Columns = dict[str, pa.DataType]
 OURS: Columns = {
     INPUT_IDS: pa.list_(pa.int32()),
-    **{name: pa.list_(pa.float32()) for name in ENTROPY_COLUMNS},
+    **LABEL_TYPES,
     NUM_TOKENS: pa.int32(),
     MEAN_ENTROPY: pa.float32(),
 }
@@ -157,11 +157,14 @@ def _broken(batch: pa.RecordBatch, vocabulary: int) -> Iterator[tuple[str, np.nd
     known_N = ids_N.fill_null(-1).to_numpy()
     outside = f"a token id is null or outside the vocabulary of {vocabulary:,}"
     yield outside, _rows_with((known_N < 0) | (known_N >= vocabulary), length_B)
-    for name in set(ENTROPY_COLUMNS) & set(batch.schema.names):
+    for name in set(PER_TOKEN) & set(batch.schema.names):
         labels = batch.column(name)
         yield f"`{name}` does not have one label per token", _lengths(labels) != length_B
-        finite_N = np.isfinite(labels.flatten().fill_null(0.0).to_numpy())
-        yield f"a label in `{name}` is not finite", _rows_with(~finite_N, length_B)
+        values_N = labels.flatten().fill_null(0).to_numpy()
+        if name in ENTROPY_COLUMNS:
+            yield f"a label in `{name}` is not finite", _rows_with(~np.isfinite(values_N), length_B)
+        else:
+            yield f"a label in `{name}` is negative", _rows_with(values_N < 0, length_B)
     if NUM_TOKENS in batch.schema.names:
         given_B = batch.column(NUM_TOKENS).fill_null(-1).to_numpy()
         yield f"`{NUM_TOKENS}` is not the number of its tokens", given_B != length_B

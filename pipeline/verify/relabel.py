@@ -139,8 +139,8 @@ def _differing(annotator: Annotator, row: pa.RecordBatch, document: SampledRow) 
     """Yield a line for each label column in which the document's labels differ from new labels of the checkpoint."""
     stored = {
         name: row.column(name).flatten().to_numpy(zero_copy_only=False).astype(np.float32)[:MOST_TOKENS]
-        for name in annotator.labellers[0].columns
-        if name in row.schema.names
+        for name in ENTROPY_COLUMNS
+        if name in annotator.labellers[0].columns and name in row.schema.names
     }
     relabelled = _labelled_again(annotator, row)
     for name, stored_N in stored.items():

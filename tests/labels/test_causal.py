@@ -5,10 +5,17 @@ import torch
 from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy
 
-from pipeline.labels.causal import expected_entropies, token_entropies
+from pipeline.labels.causal import token_entropies, token_labels
 from pipeline.models import cross_entropy as cross_entropy_in_chunks
-from pipeline.models.causal_lm import OutputHead, prepend_start, start_token, surprisals_and_entropies
+from pipeline.models.causal_lm import (
+    OutputHead,
+    predictive_labels,
+    prepend_start,
+    start_token,
+    surprisals_and_entropies,
+)
 from pipeline.models.loading import require_causal
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, RANK
 from tests.families import FAMILIES, START, WITHOUT_POSITIONS, tiny_of_family
 from tests.tiny_models import random_tokens, tiny_language_model
 
@@ -40,7 +47,12 @@ def test_losses_and_entropies_match_the_logits_of_many_families(family: str) -> 
     assert losses_BT.std() > 0.3, "labels too much alike to tell anything"
     torch.testing.assert_close(token_entropies(model, input_ids_BT, START), losses_BT, atol=1e-4, rtol=1e-4)
     entropies_BT = Categorical(logits=logits_BTV).entropy()
-    torch.testing.assert_close(expected_entropies(model, input_ids_BT, START), entropies_BT, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        token_labels(model, input_ids_BT, START, (EXPECTED_ENTROPY,))[EXPECTED_ENTROPY],
+        entropies_BT,
+        atol=1e-4,
+        rtol=1e-4,
+    )
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 5])
@@ -57,10 +69,15 @@ def test_entropies_in_chunks_equal_those_of_all_logits(
         logits_BTV = softcap * torch.tanh(logits_BTV / softcap)
     monkeypatch.setattr(cross_entropy_in_chunks, "CPU_CHUNK_LOGITS", 31 * tokens)
     surprisals_BT, entropies_BT = surprisals_and_entropies(hidden_BTD, head, targets_BT)
+    columns = predictive_labels(hidden_BTD, head, targets_BT, (ENTROPY, EXPECTED_ENTROPY, RANK))
+    assert torch.equal(columns[ENTROPY], head.losses(hidden_BTD, targets_BT)), "other bits"
+    target_BT1 = logits_BTV.gather(2, targets_BT.unsqueeze(2))
+    assert torch.equal(columns[RANK], (logits_BTV > target_BT1).sum(dim=2).float())
     losses_BT = cross_entropy(logits_BTV.transpose(1, 2), targets_BT, reduction="none")
     for found_BT, expected_BT in (
         (surprisals_BT, losses_BT),
         (head.losses(hidden_BTD, targets_BT), losses_BT),
         (entropies_BT, Categorical(logits=logits_BTV).entropy()),
+        (columns[EXPECTED_ENTROPY], Categorical(logits=logits_BTV).entropy()),
     ):
         torch.testing.assert_close(found_BT, expected_BT, atol=1e-5, rtol=1e-5)

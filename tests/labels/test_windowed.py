@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from pipeline.data.windows import Window
 from pipeline.labels import attribution, causal, exact, second_order
@@ -34,11 +35,15 @@ def test_causal_labels_equal_those_of_the_job() -> None:
     torch.testing.assert_close(labels_BT, as_the_job(causal_labeller(model, 5, "cpu")), atol=1e-5, rtol=1e-5)
 
 
+def expected(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
+    return causal.token_labels(model, ids_BT, 5, (EXPECTED_ENTROPY,))[EXPECTED_ENTROPY]
+
+
 def test_expected_entropies_of_a_causal_model_have_the_same_windows() -> None:
     model = tiny_language_model(context=CONTEXT)
-    entropies_BT = causal.expected_entropies(model, IDS_BT, start=5)
-    second_window_BT = causal.expected_entropies(model, IDS_BT[:, 4:12], start=5)
-    torch.testing.assert_close(entropies_BT[:, :8], causal.expected_entropies(model, IDS_BT[:, :8], start=5))
+    entropies_BT = expected(model, IDS_BT)
+    second_window_BT = expected(model, IDS_BT[:, 4:12])
+    torch.testing.assert_close(entropies_BT[:, :8], expected(model, IDS_BT[:, :8]))
     torch.testing.assert_close(entropies_BT[:, 8:12], second_window_BT[:, 4:])
 
 

@@ -9,7 +9,7 @@ Way = Literal["here", "process", "cluster", "make", "tests", "measurement", "doc
 PLACEHOLDERS = {"USER/NAME": "user/name"}
 """What stands for any repository, and the one of the Hub for tests."""
 
-_LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_SMOLLM2 = "--estimator smollm2"
 _TRAINING = "--training.steps 2 --training.tokens-per-batch 512"
 _MODEL = "--model.context 32 --model.width 16 --model.layers 1 --model.heads 2"
 _ENCODER = (
@@ -54,9 +54,12 @@ RULES = (
     Rule("python -m pipeline.annotate", added="--workers 0"),
     Rule("python -m pipeline.annotate --limit 10 --output ten --workers 0"),
     Rule("python -m pipeline.annotate --output annotated --workers 0"),
-    Rule("python -m pipeline.annotate --limit 10 --method causal", changed={_LANGUAGE_MODEL: "language-model"}),
+    Rule("python -m pipeline.annotate --limit 10 --method causal", changed={_SMOLLM2: "--estimator language-model"}),
     Rule("python -m pipeline.annotate --input notes.txt"),
-    Rule("python -m pipeline.annotate --input notes.txt --method causal", changed={_LANGUAGE_MODEL: "language-model"}),
+    Rule(
+        "python -m pipeline.annotate --input notes.txt --method causal",
+        changed={_SMOLLM2: "--estimator language-model"},
+    ),
     Rule(
         "python -m pipeline.annotate --input hf://",
         "process",
