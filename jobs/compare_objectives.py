@@ -77,8 +77,8 @@ class Config:
     scales: tuple[float, ...] = (1.0,)
     """Factors to try. Each factor multiplies the labels of flood and floor, and the level of flood-mean."""
     margins: tuple[float, ...] = (0.0,)
-    """Nats to try adding to the labels of flood and floor, and to the level of flood-mean. Labels may be too low if
-    they come from a model that was trained on far more text than these documents."""
+    """Margins to try, in nats. A margin is added to the labels of flood and floor, and to the level of flood-mean.
+    Labels may be too low if they come from a model that was trained on far more text than these documents."""
     dropouts: tuple[float, ...] = (0.0, 0.1)
     """Dropout rates to try with every objective and its labels."""
     seeds: int = 3
@@ -121,7 +121,7 @@ def compare_objectives(config: Config) -> None:
 
 
 def made_study(config: Config) -> tuple[Study, float]:
-    """Return a study of the known source, and the held-out loss of the true probabilities.
+    """Return a study of a source whose probabilities are known, and the held-out loss of these probabilities.
 
     The study is saved in the output folder, and loaded from there if it exists.
     """

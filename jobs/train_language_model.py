@@ -50,8 +50,8 @@ class Config:
     """Assign every label to a random token, as a control that keeps only the labels' distribution."""
     tokenizer: Path | None = None
     """Tokenizer folder of the model. By default, the model has the tokenizer of the labels. With another tokenizer,
-    labels are moved to its tokens by the bytes of text that tokens of both have in common. Documents whose tokens do
-    not match their text are left out, and counted in metrics.jsonl."""
+    the nats of each labelled token are divided among the new tokens that cover the same bytes. Documents whose tokens
+    do not match their text are left out, and counted in metrics.jsonl."""
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None

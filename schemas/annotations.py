@@ -110,7 +110,7 @@ class Provenance:
     source_files: int = 0
     """Number of source files; 0 in the provenance of an older version."""
     model: str = UNRECORDED_MODEL
-    """Name of the checkpoint: USER/NAME@COMMIT on the Hub, the last part of a folder, or SHIPPED_MODEL."""
+    """Name of the checkpoint: USER/NAME@COMMIT on the Hub, the last component of a folder's path, or SHIPPED_MODEL."""
     names_of_text: bool = False
     """True if the source consists of text files, whose paths are written to the columns `id` and `file`. False in older
     runs."""

@@ -19,16 +19,16 @@ class FileColumns:
     schema: pa.Schema
     url: str
     may_lack: bool = False
-    """True if columns of other files may be missing from this file. Their values are null here, like those of a key
-    that a line of JSON lacks."""
+    """True if this file may lack columns that other files have. A missing column is read as nulls, like a missing key
+    in a line of JSON."""
 
 
 def plain_schema(schema: pa.Schema, url: str) -> pa.Schema:
     """Convert a schema to the plain form in which this package reads and writes rows.
 
-    The plain form does not depend on which packages are imported. Its only metadata is the features of `datasets`. All
-    fields are nullable. An extension type becomes its storage type, and the field's metadata holds the extension's
-    name. View types become `string` and `binary`, since few of Arrow's kernels accept views.
+    The plain form does not depend on which packages are imported. Of the schema's metadata, only the
+    features of `datasets` are kept. All fields are nullable. An extension type becomes its storage type, and its name
+    is kept in the field's metadata. View types become `string` and `binary`, since few of Arrow's kernels accept views.
 
     Raises:
         ValueError: if the features cannot be read.

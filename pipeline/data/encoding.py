@@ -294,9 +294,9 @@ def _splits_at_cuts(tokenizer: Tokenizer) -> bool:
 
 
 def _pre_tokenizers_split(state: Any) -> bool:
-    """True if the last stage is ByteLevel, and every stage before it is either Digits or a Split by a known pattern.
+    """Return True if the last stage is ByteLevel and every stage before it is Digits or a Split by a known pattern.
 
-    At least one stage must have a pattern. Digits stages split single characters.
+    There must be a pattern: that of a Split stage, or ByteLevel's own. Digits stages may be of any kind.
     """
     if state is None:
         return False

@@ -41,8 +41,8 @@ CONFLICTS = (409, 412)  # HTTP statuses: another commit is in progress, or was m
 PATHS_A_REQUEST = 500
 
 ANSWERED = threading.Event()
-"""Event that is set when the Hub first answers this process. From then on, failures may be temporary, since the network
-works."""
+"""Event that is set when the Hub first answers this process. Later failures count as temporary, because the network is
+known to work. Earlier ones may mean that there is no network."""
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -174,7 +174,7 @@ class Repository:
     def _retried(self, request: Callable[[], Result], *, prepared: bool = False) -> Result:
         """Make a request, retry it after temporary failures, and return its result.
 
-        `prepared` is True if the Hub has already answered a process about this repository.
+        `prepared`: True if this repository was reached before, by this process or by the one that started it.
 
         Raises:
             ValueError: if the Hub refuses the request.

@@ -43,8 +43,8 @@ class Reading:
     """Number of readers that divide every epoch among themselves. Their parts are disjoint, and the sizes of the parts
     differ by at most one row.
 
-    In a data loader's worker, `rank` is `rank * workers + worker` and `ranks` is `ranks * workers`, as in
-    `pipeline.training.torch_dataset`."""
+    Each worker of a data loader counts as a reader. `pipeline.training.torch_dataset` numbers the workers of all
+    training processes."""
     seed: int | None = None
     """Seed for shuffling the row groups in every epoch, which also changes the parts of the ranks. None keeps the
     dataset's order."""

@@ -49,9 +49,9 @@ def named_inputs(inputs: Sequence[str], files: Sequence[File]) -> tuple[str, ...
 
 
 def public_names(source: Sequence[str]) -> tuple[str, ...]:
-    """Return the first input names in a provenance.
+    """Return the names of a provenance's first inputs without local paths, which would reveal a user's folders.
 
-    Older versions recorded paths as names. Only the last part of a path is returned.
+    Older versions recorded paths as names. Of a path, only the last component is returned.
     """
     return tuple(_first([Path(name).name if Path(name).is_absolute() else name for name in source]))
 

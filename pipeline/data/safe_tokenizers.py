@@ -68,9 +68,9 @@ def require_bounded(tokenizer: Tokenizer, file: Path) -> None:
 
 
 def without_dropout(tokenizer: Tokenizer, file: Path) -> None:
-    """Turn off the dropout of merges in a tokenizer, which is meant for training, and log a warning.
+    """Turn off a tokenizer's BPE dropout and log a warning.
 
-    With dropout, a document would get different tokens each time.
+    BPE dropout is meant for training: with it, a document gets different tokens each time.
     """
     if getattr(tokenizer.model, "dropout", None):
         _note_dropout(file, tokenizer.model.dropout)

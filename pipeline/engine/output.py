@@ -50,7 +50,8 @@ class ExistingRun(NamedTuple):
         """Raise if `run` cannot continue this existing run.
 
         Raises:
-            ValueError: if the settings or the columns differ. In a folder, more rows of the same source are allowed.
+            ValueError: if the settings or the columns differ. Unlike a repository, a folder may be extended with more
+                rows of the same source.
         """
         for place, plan in ((output, self.published), (run.subset.root, self.in_folder)):
             if plan is not None:
@@ -59,7 +60,7 @@ class ExistingRun(NamedTuple):
 
 
 def find_run(repository: Repository | None, subset: Subset) -> ExistingRun:
-    """Find the existing run of a subset, in the repository (if there is one) and in the subset's folder.
+    """Find the existing run of a subset, in its folder and, if a repository is given, in the repository too.
 
     Raises:
         ValueError: if a plan is damaged, or the folder holds files that do not belong to a run.
@@ -71,8 +72,9 @@ def existing_plan(subset: Subset) -> Plan | None:
     """Return the plan of the run in a subset's folder, or None if there is no run.
 
     Raises:
-        ValueError: if the plan is damaged, or an entry of the folder is a link to elsewhere or not a file. Also if
-            there is no run, but there are files in the folder (or, alongside other subsets, in this subset's folders).
+        ValueError: if the plan is damaged; if an entry of the folder leads out of it or is neither file nor folder; or
+            if there is no run, but there are files. If other subsets have runs in the folder, only files in this
+            subset's own folders count.
     """
     require_contained(subset.root)
     if (plan := Ledger(subset).plan()) is not None:
@@ -221,7 +223,7 @@ def _sweep(ledger: Ledger, keep: set[str]) -> None:
 
 
 def _grow(ledger: Ledger, units: Sequence[Unit], schema: pa.Schema | None) -> None:
-    """Turn the shards of a smaller plan into shards of the new plan's units, and delete shards that do not fit."""
+    """Keep the shards of an earlier plan with fewer rows that are also units of the new plan, and delete the others."""
     assert schema is not None
     for receipt in ledger.receipts():
         unit, shard = units[receipt.unit], ledger.subset.data / receipt.shard

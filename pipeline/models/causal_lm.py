@@ -205,7 +205,7 @@ BLOCK = 64  # queries at a time
 
 
 class BlockedAttention(TorchFunctionMode):
-    """Context that computes `scaled_dot_product_attention` in blocks of queries where blocks are faster.
+    """Context manager that computes `scaled_dot_product_attention` in blocks of queries if blocks are faster.
 
     Blocks are used for causal attention in bfloat16 on a CPU. On other devices, in other precisions, with masks or with
     gradients, torch computes attention.

@@ -41,7 +41,7 @@ PROBE_TOKENS = 8
 
 
 class Entropies(NamedTuple):
-    """Estimated entropies in nats, [B, T] each. An estimate has the index of its token."""
+    """Both estimates in nats, [B, T] each. Index i is for token i."""
 
     entropy_BT: Tensor
     expected_entropy_BT: Tensor

@@ -37,7 +37,7 @@ class LanguageModelSizes(TransformerSizes):
     kind: StackKind = "transformer"
     """Kind of the model: with attention (transformer), or with a masked convolution over positions (mixer)."""
     kernel: int = 1
-    """Number of neighbouring hidden indices that a mixer's convolution covers."""
+    """Kernel size of a mixer's convolutions, along the hidden dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class SecondOrderSizes:
 
     @property
     def from_scratch(self) -> dict[str, int]:
-        """Sizes that were set, by name, except `context`. They apply only to a model from scratch."""
+        """Sizes other than `context` that were set, as a mapping from names. Only models from scratch use them."""
         return {name: size for name, size in asdict(self).items() if size is not None and name != "context"}
 
 
@@ -74,7 +74,7 @@ class WindowEncoderSizes:
     encoder_heads: int = 2
     """Number of heads of the encoder."""
     encoder_kernel: int = 1
-    """Number of neighbouring hidden indices that a mixer's convolution covers in the encoder."""
+    """Kernel size of the convolutions, along the hidden dimension, if the encoder is a mixer."""
     bottleneck_width: int | None = 4
     """Size of the window's embedding. A smaller size makes less noisy labels. None for the width of the encoder."""
     noise: float = 0.0

@@ -1,4 +1,4 @@
-"""Publishing of a subset without its shards: plan, tokenizer, card, last report and notes on quarantined units."""
+"""Publishing of everything in a subset except its shards: plan, tokenizer, card, report and notes on quarantine."""
 
 import json
 import logging

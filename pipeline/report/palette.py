@@ -14,7 +14,7 @@ LEVELS = 16
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of background, text, and the levels 1 to LEVELS of both signs. Level 0 has the background's colour."""
+    """Colours of the background, the text, and positive and negative levels. Level 0 has the background's colour."""
 
     paper: str
     text: str

@@ -1,4 +1,4 @@
-"""Figures of a sample: sums over its documents, and the values on the page that are computed from the sums.
+"""Statistics of a sample: sums over its documents, from which the values on the report page are computed.
 
 A measure is a series of labels, or the difference of two series.
 

@@ -1,4 +1,4 @@
-"""Training data: tokenized documents from files, and documents of annotated datasets in a model's tokens.
+"""Training data: tokenized documents from files, and annotated datasets tokenized as the model needs them.
 
 `DocumentSettings` reads files for estimators and autoencoders. `LabelledDocuments` reads annotated datasets for
 language models.
@@ -183,8 +183,8 @@ class ModelTokens:
     vocabulary: int
     separator: int
     moved: bool
-    """True if the model's tokenizer differs from the dataset's. Labels are then moved to the model's tokens, by the
-    bytes of text that tokens of both have in common."""
+    """True if the model's tokenizer differs from the dataset's. The nats of each of the dataset's tokens are then
+    divided among the model's tokens that cover the same bytes."""
 
     @classmethod
     def of(cls, dataset: AnnotatedDataset, tokenizer: Path | None) -> "ModelTokens":

@@ -31,7 +31,7 @@ class LabelWindows:
 def label_windows(
     made: Provenance, members: Sequence[Checkpoint | None], context: int | None, overlap: int | None, start: str | None
 ) -> LabelWindows:
-    """Return the windows in which to learn labels.
+    """Return the settings of the windows to train on: length, overlap and start token.
 
     Args:
         made: the labels' provenance.
