@@ -107,7 +107,7 @@ def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second:
         empty_rows=lengths.count(0),
         tokens=rows * fmean(lengths),
         error=error,
-        label_columns=1 + (job.provenance.method == "second-order"),
+        label_columns=len(job.provenance.columns_of_labels),
         share=job.provenance.share,
         passed=tuple(name for name in job.schema.names if name in job.source_schema.names and name != INPUT_IDS),
         speed=speed,

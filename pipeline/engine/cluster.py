@@ -28,9 +28,11 @@ MOST_CORES = 4  # a core prepares and writes 1 million tokens/s, and a GPU label
 def ray_address(address: str | None) -> str:
     """Return the address of the cluster to use.
 
-    If no address is given, return the address of the Ray job in which this process runs. Outside a job, return LOCAL.
+    If no address is given, return RAY_ADDRESS, which is set in a Ray job, or else LOCAL. A RAY_ADDRESS that begins with
+    http is that of a dashboard, for `ray job submit`, and is ignored.
     """
-    return address or os.environ.get("RAY_ADDRESS") or LOCAL
+    named = os.environ.get("RAY_ADDRESS", "")
+    return address or ("" if named.startswith(("http://", "https://")) else named) or LOCAL
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def verify_subset(stored: Stored, config: Config) -> int:
     say(*(f"{stored.named(note.shard)}: was quarantined and has no shard: {note}" for note in quarantined))
     say(summary(findings))
     if config.repair and findings.faults:
-        repair(findings)
+        repair(findings, config)
     return 1 if findings.faults else 0
 
 
@@ -229,12 +229,12 @@ def summary(findings: Findings) -> str:
     return f"{name}: {', '.join(told) or f'0{of_all} are bad'}{more}"
 
 
-def repair(findings: Findings) -> None:
+def repair(findings: Findings, config: Config) -> None:
     """Move bad shards away, and print the annotate command that labels them again."""
     for moved in set_aside(findings.stored, findings.faults):
         say(f"moved to {moved.relative_to(findings.stored.subset.root)}")
-    command = annotate_command(findings.stored, findings.records)
-    rest = "; for `...` give its other flags" if command.endswith("...") else ""
+    command = annotate_command(findings.stored, findings.records, config.estimator)
+    rest = ", with its other flags instead of `...`, such as --estimator" if command.endswith("...") else ""
     say(f"the command that made the dataset labels these rows again{rest}:")
     say(f"  {command}")
 

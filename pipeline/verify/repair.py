@@ -5,13 +5,13 @@ Nothing is deleted.
 
 import shlex
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 
 from pipeline.data.atomic import write_text
 from pipeline.data.ledger import Ledger
-from pipeline.data.tokenizer import TOKENIZED_ALREADY
+from pipeline.data.tokenizer import TOKENIZED_ALREADY, load_tokenizer
 from pipeline.verify.consistency import Records
 from pipeline.verify.stored import Fault, Stored
 from schemas.annotations import INPUT_IDS, SHIPPED_MODEL
@@ -49,16 +49,16 @@ def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
     ]
 
 
-def annotate_command(stored: Stored, records: Records) -> str:
+def annotate_command(stored: Stored, records: Records, estimator: str | None = None) -> str:
     """Return the command that makes these files again, with `...` at its end if the plan does not record all flags."""
     if records.plan is None:
         return "python -m pipeline.annotate ..."
-    flags = _flags(records.plan, stored)
+    flags = _flags(records.plan, stored, estimator)
     given = [f"--{name.replace('_', '-')} {_words(value)}".rstrip() for name, value in flags.items() if value]
-    return " ".join(["python -m pipeline.annotate", *given, *(["..."] if _is_incomplete(records.plan) else [])])
+    return " ".join(["python -m pipeline.annotate", *given, *(["..."] if _is_incomplete(flags, records.plan) else [])])
 
 
-def _flags(plan: Plan, stored: Stored) -> dict[str, object]:
+def _flags(plan: Plan, stored: Stored, estimator: str | None) -> dict[str, object]:
     """Return the flags of a plan's settings, without those that a resumed run takes from the plan itself."""
     run = plan.provenance
     tokenizer = stored.subset.tokenizer if run.estimator_tokenizer_sha256 else None
@@ -67,7 +67,9 @@ def _flags(plan: Plan, stored: Stored) -> dict[str, object]:
         "output": stored.place,
         "subset": stored.subset.name,
         "method": run.method,
-        "estimator": plan.checkpoint,
+        "estimator": plan.checkpoint or estimator,
+        "start_token": _start_token(plan, stored),
+        "label_columns": run.label_columns,
         "tokenizer": TOKENIZED_ALREADY if run.tokenizer_sha256 is None else tokenizer,
         "vocabulary": run.vocabulary if run.tokenizer_sha256 is None else None,
         "text_column": None if run.text_column in (TEXT_COLUMN, INPUT_IDS) else run.text_column,
@@ -82,11 +84,21 @@ def _flags(plan: Plan, stored: Stored) -> dict[str, object]:
     }
 
 
-def _is_incomplete(plan: Plan) -> bool:
-    """True if the checkpoint is in a local folder, or if a start token, configuration or split may have been named."""
+def _is_incomplete(flags: Mapping[str, object], plan: Plan) -> bool:
+    """Return True if the checkpoint's folder, a start token, or a chosen configuration or split is not in `flags`."""
     run = plan.provenance
-    of_folder = plan.checkpoint is None and run.model != SHIPPED_MODEL
-    return of_folder or run.start_token is not None or bool(run.choices)
+    lacks_folder = flags["estimator"] is None and run.model != SHIPPED_MODEL
+    lacks_start = flags["start_token"] is None and run.start_token is not None
+    return lacks_folder or lacks_start or bool(run.choices)
+
+
+def _start_token(plan: Plan, stored: Stored) -> str | None:
+    """Return the text of a causal model's start token, or None if its tokenizer is not that of the dataset."""
+    run = plan.provenance
+    if run.start_token is None or run.estimator_tokenizer_sha256 or run.tokenizer_sha256 is None:
+        return None
+    text: str | None = load_tokenizer(stored.subset.tokenizer).id_to_token(run.start_token)
+    return text
 
 
 def _words(value: object) -> str:
