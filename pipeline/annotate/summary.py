@@ -51,7 +51,7 @@ def print_summary(dataset: str, provenance: Provenance, counts: Counts, report: 
 
 
 def _speed(report: Throughput) -> str:
-    """Return the tokens read per second. If fewer tokens are labelled, add the tokens labelled per second."""
+    """Return, in words, the tokens read per second and, if not all tokens were labelled, those labelled per second."""
     tokens, labelled = report.counts.tokens, report.counts.labelled_tokens
     if labelled == tokens:
         return f"{report.tokens_per_second:,.0f}"
@@ -96,9 +96,9 @@ def _has_example(row: Row) -> bool:
 
 
 def _rows(receipts: Iterable[Receipt], folder: str) -> Iterator[Row]:
-    """Yield the rows of the shards with their labels.
+    """Yield the rows of all shards that have a receipt, with only token ids and labels.
 
-    The rows are read without `datasets`, which first needs ten seconds to inspect ten thousand shards.
+    The rows are read without `datasets`, which would need ten seconds to inspect ten thousand shards first.
     """
     for receipt in receipts:
         (file,) = find_files([f"{folder}/{receipt.shard}"])
