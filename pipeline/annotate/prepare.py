@@ -33,7 +33,7 @@ def pin_inputs(inputs: Sequence[str], existing: Plan | None) -> tuple[str, ...]:
     """Return the inputs, with every input on the Hub pinned to a commit. A resumed run keeps its original commits.
 
     Raises:
-        ValueError: if the plan of the resumed run names another source for an input. The plan may have been forged.
+        ValueError: if the plan of the resumed run, which may have been forged, names another source for an input.
     """
     if not inputs or existing is None or without_paths(recorded(existing.inputs)) != without_paths(recorded(inputs)):
         return pinned(inputs)
@@ -45,10 +45,7 @@ def pin_inputs(inputs: Sequence[str], existing: Plan | None) -> tuple[str, ...]:
 
 
 def pin_checkpoint(named: str | None, existing: Plan | None) -> str | None:
-    """Return the name of a checkpoint, by default unchanged.
-
-    If the resumed run has the same checkpoint from the Hub, return the name with that run's commit.
-    """
+    """Return the name of a checkpoint. If the resumed run has the same Hub checkpoint, the run's commit is added."""
     known = None if existing is None else existing.checkpoint
     name, _, revision = (known or "").partition("@")
     return f"{name}@{revision}" if named == name and COMMIT.fullmatch(revision) else named

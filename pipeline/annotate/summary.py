@@ -26,7 +26,10 @@ EXAMPLE_TOKENS, MOST_LOOKS = 16, 1000  # MOST_LOOKS documents are searched for t
 
 
 def print_summary(dataset: str, provenance: Provenance, counts: Counts, report: Throughput) -> None:
-    """Print one line per figure: documents, tokens, tokens/s, mean entropy, bits per byte, model, dataset, stages."""
+    """Print the run's figures, one per line.
+
+    These are documents, tokens, tokens/s, mean entropy, bits per byte, model, dataset, stages and device.
+    """
     tokens, labelled, mean = counts.tokens, counts.labelled_tokens, counts.mean_entropy
     bits = f"{mean / math.log(2) * tokens / counts.text_bytes:.3f}" if counts.text_bytes else "unknown without text"
     empty, long = counts.rows_without_text - counts.rows_too_long, counts.rows_too_long

@@ -81,7 +81,7 @@ class Chunk(NamedTuple):
     """Byte positions in each row's text at which tokens end. A row has a pair of arrays: one for the tokens that the
     checkpoint reads, and one for the tokens to write. None if the checkpoint reads the tokens to write."""
     batches: list[list[WindowBatch]]
-    """Batches to label, one list per checkpoint. A run has one checkpoint per cross-validation fold."""
+    """Batches to label, one list per checkpoint. A run has a single checkpoint, or one per cross-validation fold."""
 
 
 LabelledBatch = tuple[WindowBatch, Mapping[str, np.ndarray]]
@@ -265,7 +265,7 @@ class Annotator:
 
 
 def load_annotator(run: Run, device: Device) -> Annotator:
-    """Return a run's annotator, after loading the tokenizers, and the checkpoints onto a device of this node.
+    """Return a run's annotator, with its checkpoints loaded onto a device of this node.
 
     Raises:
         ValueError: if a checkpoint cannot be fetched from the Hub.
@@ -358,7 +358,7 @@ LOOK_SECONDS = 0.1  # between a waiting thread's checks that its unit is not sto
 
 
 class ByteBudget:
-    """Memory that several threads share. A request for more than the budget is granted once the whole budget is free."""
+    """Memory shared by several threads. A request for more than the budget waits until the whole budget is free."""
 
     def __init__(self, size: int) -> None:
         self._size = self._free = size

@@ -202,8 +202,8 @@ def _counts_gpus(manager: Any) -> bool:
 def _cores_with(gpus: float, nodes: Sequence[Node]) -> float:
     """Return the number of CPU cores per worker.
 
-    Workers without a GPU have 1 core. Workers with a GPU have as many cores, up to MOST_CORES, as every node can give
-    to each of its workers when all its GPUs are in use, but at least 1.
+    A worker without a GPU has 1 core. A worker with a GPU has an equal share of its node's cores, as if all GPUs of the
+    node were in use, but at least 1 core and at most MOST_CORES. If nodes differ, the smallest share is returned.
     """
     if not gpus:
         return 1.0

@@ -58,8 +58,7 @@ def inspect(
     documents must have compatible types in all files.
 
     Raises:
-        ValueError: if a file is unreadable, lacks one of these columns, or has such a column with a type that is
-            incompatible with its type in another file.
+        ValueError: if a file is unreadable, or if the columns of the files cannot be merged (see `unified`).
         OSError: if a file is missing, or its disk or server cannot be reached.
     """
     with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
@@ -139,10 +138,10 @@ class Snapshot:
     name: str
     """Name with the commit: USER/NAME@COMMIT."""
     folder: Path
-    """Copy of the checkpoint on the node that prepared the run."""
+    """Folder of the checkpoint's copy on the node that prepared the run."""
 
     def here(self) -> Path:
-        """Return the folder of the copy on this node. If this node has no copy, fetch the checkpoint."""
+        """Return the folder of the copy on this node. If this node has no copy, fetch the checkpoint first."""
         return Checkpoint.find(self.name).folder.resolve()
 
 

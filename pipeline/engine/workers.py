@@ -132,7 +132,7 @@ def describe(error: BaseException) -> str:
 
 
 class AnnotatesUnits(Protocol):
-    """Interface of an `Annotator`, which tests replace."""
+    """Interface of `Annotator`, which tests implement in their own way."""
 
     def annotate(self, unit: Unit, progress: UnitProgress) -> UnitResult: ...
 
