@@ -1,4 +1,4 @@
-"""List of the commands, each with the first sentence of its help. The commands are parsed, but not imported."""
+"""List of the commands, each with the first sentence of its help. The source is parsed, and no command is imported."""
 
 import ast
 import sys
@@ -50,7 +50,7 @@ def refuse(argument: str, listed: dict[str, str]) -> NoReturn:
 
 
 def commands() -> dict[str, str]:
-    """Return the first sentence of each command's help. The keys are the modules to run."""
+    """Return a mapping from the module of each command to the first sentence of its help."""
     files = {f"pipeline.{file.parent.name}": file for file in files_of("pipeline", "*/__main__.py")}
     files |= {f"jobs.{file.stem}": file for file in files_of("jobs", "[!_]*.py")}
     modules = {name: ast.parse(file.read_bytes()) for name, file in files.items()}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def require_at_least_one(settings: object, *names: str) -> None:
-    """Raise if one of the named settings is a number below 1. Other values, for example None or `auto`, are accepted.
+    """Raise if one of the named settings is an integer below 1. Other values, for example None, are accepted.
 
     Raises:
-        ValueError: if a named setting is below 1. The message names the setting.
+        ValueError: if a named setting is an integer below 1. The message names the setting.
     """
     for name in names:
         value = getattr(settings, name)
@@ -19,7 +19,7 @@ def require_at_least_one(settings: object, *names: str) -> None:
 
 
 COPIES = ("runtime_resources", "working_dir_files")
-"""Names of two folders, the second within the first. Ray copies the folder of `ray job submit --working-dir` there."""
+"""Names of two folders, the second within the first. Ray copies the working directory of a job into the second."""
 WRITTEN = ("output", "staging")
 """Settings that name a folder to write to."""
 
@@ -28,7 +28,7 @@ def require_lasting(name: str, folder: Path) -> None:
     """Raise if a folder is in Ray's copy of the working directory, which Ray deletes after the job.
 
     Raises:
-        ValueError: if the folder is there. The message names the setting and a better folder.
+        ValueError: if the folder is in Ray's copy. The message names the setting and a better folder.
     """
     parts = folder.resolve().parts
     if COPIES in pairwise(parts):
@@ -41,10 +41,11 @@ def require_lasting(name: str, folder: Path) -> None:
 
 
 def require_lasting_outputs(config: object) -> None:
-    """Raise if a command's settings name an output folder that Ray deletes after the job.
+    """Raise if a command's settings name an output folder in Ray's copy of the working directory.
 
     Raises:
-        ValueError: if there is one. The message names the setting and a better folder.
+        ValueError: if an output folder is in Ray's copy, which Ray deletes after the job. The message names the setting
+            and a better folder.
     """
     named = {field.name for field in fields(config)} if is_dataclass(config) else set()
     for name in named.intersection(WRITTEN):

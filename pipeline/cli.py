@@ -68,7 +68,7 @@ def run(command: Callable[..., int | None], module: str, *, resumes: bool = True
 
 
 def _print_anything() -> None:
-    """Make the output streams and tracebacks show characters as escapes if the terminal's encoding lacks them."""
+    """Let output streams and tracebacks show a character as an escape if the terminal's encoding lacks it."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -94,7 +94,7 @@ def _require_text(arguments: Sequence[str]) -> None:
 
 
 def _with_remedy(error: Exception) -> str:
-    """Return an error's message. For errors of libraries, add a hint for the user."""
+    """Return an error's message. If the error was raised by a library, add what the user can do."""
     if isinstance(error, cyclopts.UnusedCliTokensError):
         return f"{' '.join(error.unused_tokens or ())} belongs to no flag; --help shows the flags and their values"
     if isinstance(error, cyclopts.CycloptsError):
@@ -107,7 +107,7 @@ def _with_remedy(error: Exception) -> str:
 
 
 def _parser(command: Callable[..., int | None], module: str, arguments: list[str]) -> cyclopts.App:
-    """Return the parser for `command`. From the list `arguments`, remove the flags that all commands share."""
+    """Return the parser for `command`, and remove --debug and --config from the list `arguments`."""
     if "--debug" in arguments:
         arguments.remove("--debug")
     return cyclopts.App(
@@ -137,14 +137,14 @@ class _Joined(DefaultFormatter):
 
 
 def _flags(parser: cyclopts.App) -> dict[str, str]:
-    """Return the flag of each setting. A setting has two keys: its name (`steps`) and its path (`training.steps`)."""
+    """Return a mapping from settings to flags. The keys of a setting are `steps` (name) and `training.steps` (path)."""
     flags = [name for argument in parser.assemble_argument_collection() for name in argument.names]
     paths = {flag.removeprefix("--").replace("-", "_"): flag for flag in flags if flag.startswith("--")}
     return {path.rpartition(".")[2]: flag for path, flag in paths.items()} | paths
 
 
 def _checked(command: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Return a command that first checks that Ray will not delete the outputs of `command`."""
+    """Return a function that checks that Ray will not delete the outputs of `command`, and then calls `command`."""
 
     @wraps(command)
     def checked(*configs: object) -> int | None:
@@ -156,7 +156,7 @@ def _checked(command: Callable[..., int | None]) -> Callable[..., int | None]:
 
 
 def _split(argument: str) -> list[str]:
-    """Split `--config=FILE` into two words; return other arguments unchanged."""
+    """Return `--config=FILE` as two arguments, `--config` and `FILE`. Return any other argument as it is, in a list."""
     return argument.split("=", 1) if argument.startswith("--config=") else [argument]
 
 

@@ -34,9 +34,9 @@ class Interrupted(KeyboardInterrupt):
 def ending_in_a_line(*, resumes: bool) -> Iterator[None]:
     """Turn an interruption into one printed line and the exit code 128 + the signal's number (130 after Ctrl-C).
 
-    The line includes the notes of the KeyboardInterrupt, which say how far the work is. If `resumes` is True, the line
-    also says that the same command resumes. A second signal ends the process at once. A closed standard output ends
-    the process silently.
+    The line includes the notes of the KeyboardInterrupt, which say how much of the work is done. If `resumes` is True,
+    the line also says that the same command resumes. A second signal, more than ECHO seconds after the first, ends the
+    process at once. A closed standard output ends the process silently.
     """
     with _signals_raise(resumes):
         try:
@@ -95,7 +95,10 @@ def _signals_raise(resumes: bool) -> Iterator[None]:
 
 
 def _handler(resumes: bool) -> Callable[[int, FrameType | None], Any]:
-    """Return a handler that raises Interrupted. A second signal, while the command closes, ends the process at once."""
+    """Return a handler that raises Interrupted for the first signal.
+
+    A second signal ends the process at once, unless it comes within ECHO seconds of the first: then it is ignored.
+    """
     first: list[float] = []
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ TELLING = re.compile(
     "token|sig|key|secret|credential|passw|pwd|auth|bearer|cookie|session|jwt|hmac|private|ticket|policy|hdnts",
     re.IGNORECASE,
 )
-# Telling only as whole words, because they occur within other words.
+# Names that suggest a secret only as whole words, because they also occur within other words.
 TELLING_WORD = re.compile(
     r"(?:^|[-_.])(?:pass|pw|pat|pin|code|sid|hash|access|otp|nonce|refresh|verify|secure|e|se|st)(?:$|[-_.])",
     re.IGNORECASE,
@@ -94,9 +94,9 @@ def has_credential(url: str) -> bool:
     """True if a URL holds a credential.
 
     These are credentials: a password, a parameter whose name suggests a secret, a token in a well-known format, and the
-    value of a secret environment variable. In an HTTP URL, a user without a password is also a credential, because it
-    may be a token. In other URLs, a user is no credential, because it may be the name of a container
-    (`abfs://container@account...`).
+    value of an environment variable whose name suggests a secret. In an HTTP URL, a user without a password is also a
+    credential, because it may be a token. In other URLs, a user without a password is not a credential, because it may
+    be the name of a container (`abfs://container@account...`).
     """
     return (
         PASSWORD.search(url) is not None
@@ -121,14 +121,17 @@ def _is_secret(parameter: str) -> bool:
 
 
 def _environment_secrets() -> list[str]:
-    """Return the values of secret environment variables, longest first because a value may be part of another value."""
+    """Return the values of environment variables whose names suggest secrets, plain and quoted for a URL.
+
+    The longest comes first, because a value may be part of another value.
+    """
     values = [value for name, value in os.environ.items() if SECRET_VARIABLE.search(name)]
     secrets = {form for value in values if len(value) >= SHORTEST_SECRET for form in (value, quote(value, safe=""))}
     return sorted(secrets, key=len, reverse=True)
 
 
 def with_flags(text: str) -> str:
-    """Replace settings, which the library's messages name in backticks, by the flags of this command."""
+    """Replace the names of settings, which messages show in backticks, by the flags of this command."""
     return SETTING.sub(lambda found: FLAGS.get(found[1], found[0]), text)
 
 

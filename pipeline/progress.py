@@ -35,7 +35,7 @@ def stage(name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class State:
-    """Totals of a session so far, including the labelled parts of units that are not committed yet."""
+    """Totals since the start of the command, including the labelled parts of units that are not committed yet."""
 
     rows: float
     tokens: float
@@ -48,8 +48,8 @@ class State:
 class Progress:
     """Display of a run's progress: rows out of `total`, tokens/s, time left, workers and quarantined units.
 
-    `done` is the number of rows that were labelled before this session. A thread calls `look` to get the state, because
-    the main thread may be busy labelling.
+    `done` is the number of rows that were labelled before this start of the command. A thread calls `look` to get the
+    state, because the main thread may be busy labelling.
     """
 
     def __init__(self, total: int, done: int, look: Callable[[], State]) -> None:

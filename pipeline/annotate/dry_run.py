@@ -31,7 +31,7 @@ class Workers(NamedTuple):
 
     requested: int | Literal["auto"]
     room: int
-    """Number of workers that fit now."""
+    """Number of workers that fit on the machine or the cluster now."""
     where: str
     """Place of the workers, in words: `this machine` or `the cluster`."""
     device: Device
@@ -82,7 +82,7 @@ class Speed:
 
 
 def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second: float | None) -> Estimate:
-    """Estimate a run from a sample, which is the first rows of some units from all over the source.
+    """Estimate a run's sizes and speed from a sample: the first rows of evenly spaced units.
 
     The sampled rows are read and tokenized. If no speed is given, some of these rows are labelled to measure the speed.
 
@@ -115,7 +115,7 @@ def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second:
 
 
 def sample_documents(job: Run, units: Sequence[Unit]) -> list[Chunk]:
-    """Read and tokenize the first documents of some units from all over the source."""
+    """Read and tokenize the first documents of evenly spaced units. Return them in chunks."""
     annotator, chunks = with_tokenizers(job, ()), list[Chunk]()
     some = units[:: -(-len(units) // SAMPLED_UNITS)]
     for unit in some:
@@ -130,9 +130,9 @@ def sample_documents(job: Run, units: Sequence[Unit]) -> list[Chunk]:
 def measure(job: Run, chunks: Sequence[Chunk]) -> Speed:
     """Measure the speed of a worker on this machine, by labelling the first tokens of the sampled documents.
 
-    The measurement is repeated, each time with four times as many tokens, as long as the next measurement is expected
-    to end in time. The last measurement, which has the most tokens, gives the speed. The first measurement is done
-    twice, because a device is slower when it is first used.
+    The measurement is repeated, each time with four times as many tokens, until all sampled tokens are labelled or the
+    next measurement is expected to end after MEASURED_SECONDS. The last measurement, which has the most tokens, gives
+    the speed. The first measurement is done twice, because a device is slower when it is first used.
     """
     with stage("loading the model"):
         annotator = load_annotator(job, DEVICE)
@@ -175,7 +175,11 @@ def workers_of(config: Config) -> Workers | None:
 
 
 def print_estimate(plan: Estimate, workers: Workers | None) -> None:
-    """Print the estimate. If `workers` is None, this process would label, and the time of more workers is left out."""
+    """Print the estimate.
+
+    The time is printed for one worker and, if `workers` is given, also for these workers. `workers` is None if this
+    process would label.
+    """
     device = "GPU" if DEVICE == "cuda" else "CPU core"
     measured = f"measured on one {device} here with {plan.speed.measured_tokens:,} tokens in {plan.speed.seconds:.1f} s"
     faster = "; workers have GPUs, which are faster" if workers and workers.device != DEVICE == "cpu" else ""
@@ -216,7 +220,7 @@ def _of_workers(plan: Estimate, workers: Workers) -> str:
 
 
 def _hours(plan: Estimate, workers: int) -> str:
-    """Return, in words, the time for a number of workers. Each worker is assumed to be as fast as a single worker."""
+    """Return, in words, the time for a number of workers. Each is assumed to be as fast as one worker by itself."""
     idle = f", {workers - plan.units:,} of them without a unit" if workers > plan.units else ""
     return f"{workers:,} that are as fast, {_duration(plan.hours(workers))}{idle}"
 

@@ -33,7 +33,7 @@ def pin_inputs(inputs: Sequence[str], existing: Plan | None) -> tuple[str, ...]:
     """Return the inputs, with every input on the Hub pinned to a commit. A resumed run keeps its original commits.
 
     Raises:
-        ValueError: if the resumed run's plan, which may have been forged, lists other inputs than the settings.
+        ValueError: if the plan of the resumed run, which may have been forged, names another source for an input.
     """
     if not inputs or existing is None or without_paths(recorded(existing.inputs)) != without_paths(recorded(inputs)):
         return pinned(inputs)
@@ -45,26 +45,27 @@ def pin_inputs(inputs: Sequence[str], existing: Plan | None) -> tuple[str, ...]:
 
 
 def pin_checkpoint(named: str | None, existing: Plan | None) -> str | None:
-    """Return the name of a checkpoint, pinned to the resumed run's commit if that run has the same Hub checkpoint."""
+    """Return the name of a checkpoint. If the resumed run has the same Hub checkpoint, the run's commit is added."""
     known = None if existing is None else existing.checkpoint
     name, _, revision = (known or "").partition("@")
     return f"{name}@{revision}" if named == name and COMMIT.fullmatch(revision) else named
 
 
 def pin_longest(requested: int | None, existing: Plan | None) -> int | None:
-    """Return the requested maximum size of a document, by default the resumed run's maximum, which may be None."""
+    """Return the requested maximum size of a document, or that of the resumed run, or None if there is neither."""
     return existing.provenance.longest_document if requested is None and existing is not None else requested
 
 
 def prepare(
     config: Config, source: Source, inputs: Sequence[str], existing: Plan | None = None
 ) -> tuple[Run, list[Unit]]:
-    """Check all settings against the source and against the plan of a resumed run. Return the run and its units.
+    """Check all settings against the source and the checkpoint. Return the run and its units.
 
-    `inputs` are the pinned inputs in which the files of the source were found.
+    `inputs` are the pinned inputs in which the files of the source were found. `existing` is the plan of the resumed
+    run, if there is one, and gives the defaults of some settings.
 
     Raises:
-        ValueError: if the settings do not fit together.
+        ValueError: if a setting contradicts another setting, the source or the checkpoint.
         ConnectionError: if there is no cluster at the address.
     """
     checkpoint = checkpoint_for(config)
@@ -97,7 +98,7 @@ def provenance_for(
     tokens: TokenSource,
     existing: Plan | None,
 ) -> Provenance:
-    """Return the provenance: all that the labels depend on, plus the names of the inputs and of the model."""
+    """Return the provenance: everything that the labels depend on, and the names of the inputs and of the model."""
     first = checkpoint.members[0]
     window, overlap = windows_for(config, first.context)
     require_loadable(checkpoint, config.method)
@@ -133,10 +134,10 @@ def provenance_for(
 
 
 def checkpoint_for(config: Config) -> Checkpoint:
-    """Return the named checkpoint, or the one that comes with the project for the method.
+    """Return the checkpoint that `estimator` names, by default the one that comes with the project for the method.
 
     Raises:
-        ValueError: if there is no checkpoint, or if its kind does not fit the method.
+        ValueError: if there is no such checkpoint, or if the method needs a checkpoint of another kind.
     """
     if config.estimator is None and config.method == "causal":
         raise ValueError("--method causal needs a causal language model: name its folder or Hub name with --estimator")
@@ -187,7 +188,10 @@ def tokens_for(checkpoint: Checkpoint, config: Config) -> TokenSource:
 
 
 def labels_move(checkpoint: Checkpoint, tokens: TokenSource) -> bool:
-    """True if the checkpoint reads tokens of another tokenizer. Its labels must then be moved to `tokens`."""
+    """True if the checkpoint's tokenizer differs from the tokenizer of `tokens`.
+
+    The nats of the checkpoint's tokens must then be divided among the written tokens that cover the same bytes.
+    """
     return tokens.folder is not None and checkpoint.tokenizer_sha256 not in (None, tokens.sha256)
 
 
@@ -195,8 +199,8 @@ def windows_for(config: Config, context: int | None) -> tuple[int, int]:
     """Return the length of a window and the overlap of neighbouring windows, both in tokens.
 
     Raises:
-        ValueError: if the checkpoint cannot read windows of this length or overlap. Also if no length is given and the
-            checkpoint declares no context length.
+        ValueError: if the checkpoint cannot read windows of the requested length or overlap, or if no length is
+            requested and the checkpoint declares no context length.
     """
     longest = config.window if context is None else context
     if longest is None:
@@ -213,8 +217,10 @@ def windows_for(config: Config, context: int | None) -> tuple[int, int]:
 def label_columns_for(config: Config, moved: bool, existing: Plan | None) -> tuple[LabelColumn, ...]:
     """Return the requested columns of labels, or those of the run that is resumed, or the method's default.
 
+    `moved` is True if the written tokens are not those that the checkpoint reads.
+
     Raises:
-        ValueError: if ranks are requested and labels are moved to other tokens.
+        ValueError: if ranks are requested and `moved` is True. Unlike nats, ranks cannot be divided among tokens.
     """
     run = existing.provenance if existing is not None and existing.provenance.method == config.method else None
     default = tuple(name for name in COLUMNS_OF_METHOD[config.method] if name != RANK)
@@ -226,7 +232,7 @@ def label_columns_for(config: Config, moved: bool, existing: Plan | None) -> tup
 
 
 def start_token_for(checkpoint: Checkpoint, config: Config) -> int:
-    """Return the id of the requested start token, by default of the start token that the checkpoint declares."""
+    """Return the id of the requested start token or, by default, of the one that the checkpoint declares."""
     if config.start_token is None:
         from pipeline.models.loading import declared_start  # imports torch, which takes seconds
 
@@ -240,7 +246,7 @@ def dtype_for(config: Config, existing: Plan | None) -> Dtype:
     By default, return the precision of the resumed run or, for a new run, the fastest precision on the workers' device.
 
     Raises:
-        ValueError: if this process is requested to label on a GPU and there is none.
+        ValueError: if labelling in this process on a GPU is requested, and this machine has no GPU.
         ConnectionError: if there is no cluster at the address.
     """
     if config.dtype != "auto":
@@ -281,7 +287,7 @@ def is_of_text(source: Source) -> bool:
 
 
 class Names(TypedDict):
-    """Names of a dataset's inputs and of its model. Labels do not depend on these names."""
+    """Names of a run's inputs and of its model. Labels do not depend on these names."""
 
     source: tuple[str, ...]
     source_files: int
@@ -291,7 +297,10 @@ class Names(TypedDict):
 def names_for(
     config: Config, source: Source, inputs: Sequence[str], checkpoint: Checkpoint, existing: Plan | None
 ) -> Names:
-    """Return the names for a run. A resumed run keeps its original names, even if folders have been moved since."""
+    """Return the names of a run's inputs and model.
+
+    A resumed run keeps its original names, even if folders have been moved since.
+    """
     if existing is not None and recorded(urls(existing.source)) == recorded(urls(inputs)):
         run = existing.provenance
         return Names(source=run.source, source_files=run.source_files, model=run.model)

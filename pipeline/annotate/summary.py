@@ -26,7 +26,10 @@ EXAMPLE_TOKENS, MOST_LOOKS = 16, 1000  # MOST_LOOKS documents are searched for t
 
 
 def print_summary(dataset: str, provenance: Provenance, counts: Counts, report: Throughput) -> None:
-    """Print one line per figure: documents, tokens, tokens/s, mean entropy, bits per byte, model, dataset, stages."""
+    """Print the run's figures, one per line.
+
+    These are documents, tokens, tokens/s, mean entropy, bits per byte, model, dataset, stages and device.
+    """
     tokens, labelled, mean = counts.tokens, counts.labelled_tokens, counts.mean_entropy
     bits = f"{mean / math.log(2) * tokens / counts.text_bytes:.3f}" if counts.text_bytes else "unknown without text"
     empty, long = counts.rows_without_text - counts.rows_too_long, counts.rows_too_long
@@ -51,7 +54,7 @@ def print_summary(dataset: str, provenance: Provenance, counts: Counts, report: 
 
 
 def _speed(report: Throughput) -> str:
-    """Return the tokens read per second. If fewer tokens are labelled, add the tokens labelled per second."""
+    """Return, in words, the tokens read per second and, if not all tokens were labelled, those labelled per second."""
     tokens, labelled = report.counts.tokens, report.counts.labelled_tokens
     if labelled == tokens:
         return f"{report.tokens_per_second:,.0f}"
@@ -96,9 +99,9 @@ def _has_example(row: Row) -> bool:
 
 
 def _rows(receipts: Iterable[Receipt], folder: str) -> Iterator[Row]:
-    """Yield the rows of the shards with their labels.
+    """Yield the rows of all shards that have a receipt, with only token ids and labels.
 
-    The rows are read without `datasets`, which first needs ten seconds to inspect ten thousand shards.
+    The rows are read without `datasets`, which would need ten seconds to inspect ten thousand shards first.
     """
     for receipt in receipts:
         (file,) = find_files([f"{folder}/{receipt.shard}"])

@@ -35,8 +35,8 @@ from schemas.layout import shard_name
 from schemas.receipts import Counts, Receipt
 
 AHEAD = 2  # chunks queued between two stages: enough that no stage waits
-# Bytes of text in all chunks, both in the stages and between them, at 2 MiB per chunk. The tokens and labels of a
-# document of 2 MiB take up to 60 bytes per byte of its text.
+# Maximum bytes of text in all of a unit's chunks, those in the stages and those queued between them: seven chunks of
+# 2 MiB. The tokens and labels of a document of 2 MiB take up to 60 bytes per byte of its text.
 CHUNKS_BYTES = 7 * BATCH_BYTES
 
 
@@ -45,14 +45,14 @@ class SourceError(Exception):
 
 
 class OutputError(Exception):
-    """Raised if the output cannot be written, so that all other units would fail too."""
+    """Raised if the output cannot be written. All other units would then fail too."""
 
 
 class Labeller(Protocol):
     """A label method, with its model on a device.
 
-    `label` returns one dictionary per batch. It maps each label column to its labels, float32 [B, T]. `label` also
-    returns the number of batches that did not fit the device's memory and were labelled in parts.
+    `label` returns a list with one dictionary per batch, and the number of batches that did not fit in the device's
+    memory and were labelled in parts. A batch's dictionary maps each label column to the labels, float32 [B, T].
     """
 
     @property
@@ -78,10 +78,10 @@ class Chunk(NamedTuple):
     documents: list[np.ndarray]
     """Token ids that the checkpoint reads, one array per row."""
     ends: list[tuple[np.ndarray, np.ndarray]] | None
-    """Byte positions in each row's text at which tokens end, as a pair: for the tokens that the checkpoint reads, and
-    for the tokens to write. None if both are the same tokens."""
+    """Byte positions in each row's text at which tokens end. A row has a pair of arrays: one for the tokens that the
+    checkpoint reads, and one for the tokens to write. None if the checkpoint reads the tokens to write."""
     batches: list[list[WindowBatch]]
-    """Batches to label, one list per checkpoint. A run has one checkpoint per cross-validation fold."""
+    """Batches to label, one list per checkpoint. A run has a single checkpoint, or one per cross-validation fold."""
 
 
 LabelledBatch = tuple[WindowBatch, Mapping[str, np.ndarray]]
@@ -91,9 +91,10 @@ LabelledBatch = tuple[WindowBatch, Mapping[str, np.ndarray]]
 class Annotator:
     """Annotator of a run's units.
 
-    It has one labeller per cross-validation fold, or a single labeller without folds. `tokenizer` is None if the
-    documents are already tokenized. Two units may be annotated at a time: while the first unit is labelled, the rows
-    of the second unit are read.
+    It has one labeller per cross-validation fold, or a single labeller if there are no folds. `tokenizer` makes the
+    tokens to write, and is None if the documents are already tokenized. `estimator_tokenizer` makes the tokens that the
+    checkpoint reads, and is None if they are the tokens to write. Two units may be annotated at a time: while the first
+    unit is labelled, the rows of the second unit are read.
     """
 
     run: Run
@@ -115,7 +116,7 @@ class Annotator:
             SourceError: if rows cannot be read for a reason that may be temporary.
             DeviceError: if the device has too little memory.
             OutputError: if the shard or its receipt cannot be written.
-            ValueError: if the rows or their labels are wrong.
+            ValueError: if a row or a label is invalid, for example a token id that is outside the vocabulary.
         """
         try:
             receipt, stages = self._commit(unit, progress or UnitProgress())
@@ -172,9 +173,10 @@ class Annotator:
     def chunks(
         self, unit: Unit, stages: Stages, acquire: Callable[[int], None] = lambda size: None
     ) -> Generator[Chunk, None, None]:
-        """Yield a unit's rows, tokenized and batched: the first stage.
+        """Yield a unit's rows in chunks, tokenized and batched. This is the first stage.
 
-        Before a chunk is tokenized, `acquire` is called with the chunk's size in bytes and waits for free memory.
+        Before a chunk is tokenized, `acquire` is called with the chunk's size in bytes. It may wait until this much
+        memory is free.
         """
         random = np.random.default_rng(unit.index)
         for rows in self._rows(unit, stages):
@@ -235,7 +237,10 @@ class Annotator:
     def _labelled(
         self, chunks: Iterator[Chunk], stages: Stages, progress: "UnitProgress"
     ) -> Generator[tuple[Chunk, list[LabelledBatch]], None, None]:
-        """Yield labelled chunks: the second stage. It locks the device until the unit's last row is labelled."""
+        """Yield every chunk with its labelled batches. This is the second stage.
+
+        The stage locks the device until the unit's last row is labelled.
+        """
         with self.device_lock, stages.timed(HELD):
             for chunk in chunks:
                 yield chunk, self.label(chunk, stages, progress)
@@ -260,7 +265,7 @@ class Annotator:
 
 
 def load_annotator(run: Run, device: Device) -> Annotator:
-    """Load a run's tokenizers, and load its checkpoints onto a device of this node.
+    """Return a run's annotator, with its checkpoints loaded onto a device of this node.
 
     Raises:
         ValueError: if a checkpoint cannot be fetched from the Hub.
@@ -288,12 +293,15 @@ def with_tokenizers(run: Run, labellers: tuple[Labeller, ...]) -> Annotator:
 
 
 def moved(nats: Sequence[np.ndarray], ends: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-    """Move each document's labels from the tokens that the checkpoint reads to the tokens that are written."""
+    """Divide the nats of the tokens that the checkpoint reads among the tokens to write that cover the same bytes.
+
+    Return one array of labels per document.
+    """
     return [move_nats(nats_S, ends_S, ends_T) for nats_S, (ends_S, ends_T) in zip(nats, ends, strict=True)]
 
 
 class Amount(NamedTuple):
-    """Numbers of labelled documents (`rows`) and labelled tokens. They are fractions while a chunk is in progress."""
+    """Numbers of labelled documents (`rows`) and tokens. Both may be fractional while a chunk is in progress."""
 
     rows: float = 0.0
     tokens: float = 0.0
@@ -313,10 +321,10 @@ class UnitProgress:
 
     @contextmanager
     def chunk(self, whole: Amount, batches: Sequence[WindowBatch]) -> Iterator[Callable[[WindowBatch], None]]:
-        """Yield a function to call after each labelled batch of a chunk. On exit, the whole chunk is included.
+        """Yield a function to call after each labelled batch of a chunk. On exit, add the whole chunk to `labelled`.
 
-        Progress within the chunk is the fraction of requested labels that are done. Tokens are not counted, because
-        overlapping windows share tokens.
+        Until then, a share of the chunk is added: the share of its requested labels that are done. A share of the
+        tokens in batches would be wrong, because overlapping windows share tokens.
         """
         before, requested = self.labelled, sum(map(_requested, batches))
         finished = 0
@@ -339,7 +347,7 @@ def _requested(batch: WindowBatch) -> int:
 
 @contextmanager
 def _stopping(progress: UnitProgress) -> Iterator[None]:
-    """Stop labelling a unit when its writing ends for any reason. The labelling runs ahead in another thread."""
+    """On exit, stop the thread that labels the unit. It runs ahead of the `with` block, which writes the unit."""
     try:
         yield
     finally:
@@ -350,14 +358,14 @@ LOOK_SECONDS = 0.1  # between a waiting thread's checks that its unit is not sto
 
 
 class ByteBudget:
-    """Memory that several threads share. A request for more than the whole budget waits until all of it is free."""
+    """Memory shared by several threads. A request for more than the budget waits until the whole budget is free."""
 
     def __init__(self, size: int) -> None:
         self._size = self._free = size
         self._change = threading.Condition()
 
     def acquire(self, size: int, stopped: threading.Event) -> None:
-        """Wait until `size` bytes are free or the unit is stopped, then take the bytes."""
+        """Wait until `size` bytes are free or `stopped` is set, then take the bytes."""
         with self._change:
             while self._free < min(size, self._size) and not stopped.is_set():
                 self._change.wait(LOOK_SECONDS)

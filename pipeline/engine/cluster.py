@@ -17,7 +17,7 @@ from ray._private.utils import get_num_cpus
 from pipeline.engine.local_ray import local_settings, private_folder, signals_wait
 
 Node = dict[str, float]
-"""Resources of a machine. The keys are names, for example `GPU`, and the values are amounts."""
+"""Resources of a node, as a mapping from names, for example `GPU`, to amounts."""
 
 LOCAL = "local"
 VITAL = ("raylet", "gcs_server")  # Ray cannot run without these processes
@@ -39,8 +39,9 @@ def ray_address(address: str | None) -> str:
 def cluster(address: str) -> Iterator[None]:
     """Start a private Ray on loopback if the address is LOCAL, else join the cluster at the address.
 
-    On exit, leave the cluster. A bare `ray.init()` would join any cluster that it finds, but this function never does.
-    If this process is already connected to a cluster, the connection is used and stays open.
+    On exit, end the private Ray or leave the cluster. If this process is already connected to a cluster, that
+    connection is used instead and stays open. No other cluster is joined, whereas a bare `ray.init()` would join any
+    cluster that it finds.
 
     Raises:
         ConnectionError: if there is no cluster at the address, or a private Ray does not start.
@@ -61,7 +62,9 @@ def cluster(address: str) -> Iterator[None]:
 
 
 def run_in_processes(work: Callable[[], None], processes: int, address: str | None) -> None:
-    """Run `work` in every process of a torch process group. Each process has a GPU if the cluster has GPUs.
+    """Run `work` in several processes on the cluster, which form a torch process group.
+
+    Each process has a GPU if the cluster has GPUs.
 
     Raises:
         ValueError: if `work` raises a ValueError.
@@ -132,9 +135,9 @@ class WorkerResources:
     """GPUs per worker. None means 1 if the cluster has GPUs when the run starts, else 0."""
 
     def resolved(self, nodes: Sequence[Node] | None = None) -> "WorkerResources":
-        """Replace None by numbers, and return the resulting share.
+        """Return this share with numbers instead of None.
 
-        The numbers depend on the nodes, by default on the nodes that are alive now.
+        The numbers are chosen for the given nodes, by default for the nodes that are alive now.
         """
         nodes = _nodes() if nodes is None else nodes
         gpus = self.gpus if self.gpus is not None else float(any(node.get("GPU") for node in nodes))
@@ -151,7 +154,7 @@ class WorkerResources:
     def require_room(self) -> None:
         """Raise if no node has room for a worker.
 
-        This is for a cluster that does not grow, where a worker would wait for room forever.
+        This check is for a cluster that does not grow, because a worker without room would wait forever.
 
         Raises:
             ValueError: if no node has room for a worker.
@@ -198,9 +201,10 @@ def _counts_gpus(manager: Any) -> bool:
 
 
 def _cores_with(gpus: float, nodes: Sequence[Node]) -> float:
-    """Return the number of CPU cores per worker, which is 1 for workers without a GPU.
+    """Return the number of CPU cores per worker.
 
-    For workers with a GPU, return the largest number up to MOST_CORES that still leaves cores for a worker on each GPU.
+    A worker without a GPU has 1 core. A worker with a GPU has an equal share of its node's cores, as if all GPUs of the
+    node were in use, but at least 1 core and at most MOST_CORES. If nodes differ, the smallest share is returned.
     """
     if not gpus:
         return 1.0

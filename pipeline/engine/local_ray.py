@@ -24,7 +24,8 @@ from pipeline.interruptions import ECHO, SIGNALS
 
 PREFIX = "ray-of-a-run-"
 LONGEST = 40
-"""Maximum length of the folder's path in bytes. A socket's path has at most 107 bytes, of which Ray needs up to 67."""
+"""Maximum length in bytes of the path of the temporary folder. The path of a socket in the folder has at most 107
+bytes, and Ray itself needs up to 67 of them."""
 YOUNG = 60.0  # seconds in which a new folder may not have its lock yet
 STACK_TRACE = b"*** SIGTERM received"
 TRIES = 5  # attempts to remove a folder: a process that is ending may still add to a log
@@ -111,8 +112,9 @@ def local_settings(folder: str) -> dict[str, Any]:
 def signals_wait() -> Iterator[None]:
     """Delay a signal until Ray has started or failed to start. An interrupted start would leave processes behind.
 
-    A second signal is not delayed. Ray's own two handlers of SIGTERM are removed. The first handler ends the process
-    with exit code 15. The second, which Ray's C++ core installs within `connect`, prints a stack trace.
+    A second signal takes effect at once, unless it comes within ECHO seconds of the first signal: then it is ignored.
+    Ray's own handlers of SIGTERM are removed. Ray's Python code would install a handler that ends the process with exit
+    code 15. Ray's C++ core installs a handler within `connect`, which prints a stack trace.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -152,9 +154,9 @@ def signals_wait() -> Iterator[None]:
 
 @contextmanager
 def _without_stack_trace() -> Iterator[None]:
-    """Delay everything that is written to standard error, also by C++ code.
+    """Hold back everything that Python or C++ code writes to standard error.
 
-    On exit, print the text, unless it contains the stack trace of a SIGTERM.
+    On exit, print the text that was held back, unless it contains the stack trace of a SIGTERM.
     """
     try:
         standard_error = os.dup(2)

@@ -36,10 +36,12 @@ LOG = logging.getLogger(__name__)
 
 
 class ExistingRun(NamedTuple):
-    """Plans of the run to resume: one in the repository, one in the folder. A plan is None where there is no run."""
+    """Plans of the run to resume, if there is one."""
 
     published: Plan | None
+    """Plan in the repository, or None if the repository has no run."""
     in_folder: Plan | None
+    """Plan in the output folder, or None if the folder has no run."""
 
     @property
     def plan(self) -> Plan | None:
@@ -73,8 +75,8 @@ def existing_plan(subset: Subset) -> Plan | None:
 
     Raises:
         ValueError: if the plan is damaged; if an entry of the folder leads out of it or is neither file nor folder; or
-            if there is no run, but there are files. If other subsets have runs in the folder, only files in this
-            subset's own folders count.
+            if the folder has files but no run. If other subsets have runs in the folder, only files in this subset's
+            own folders are an error.
     """
     require_contained(subset.root)
     if (plan := Ledger(subset).plan()) is not None:
@@ -137,10 +139,11 @@ def require_same(
 
 
 def require_same_columns(place: str, requested: pa.Schema, existing: Plan, files: Sequence[File]) -> None:
-    """Raise if an existing run wrote a column with another type. New shards would then differ from existing shards.
+    """Raise if the new shards would differ from an existing run's shards in a column or its type.
 
     Raises:
-        ValueError: if a column differs. The message names the column.
+        ValueError: if the existing run lacks a column, or wrote a column with another type. The message names the
+            column.
     """
     for field in requested:
         if existing.schema is None:
@@ -159,7 +162,8 @@ def locked(output: Path) -> Iterator[None]:
     """Lock the output folder against other runs. The system releases the lock if the process is killed.
 
     Raises:
-        ValueError: if another run holds the lock, or an entry of the folder is a link to elsewhere or not a file.
+        ValueError: if another run holds the lock, or if an entry of the folder leads out of it or is neither file nor
+            folder.
     """
     require_contained(output)
     output.joinpath(LEDGER_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -179,7 +183,8 @@ def open_run(subset: Subset, plan: Plan, units: Sequence[Unit]) -> None:
     shard is missing or truncated.
 
     Raises:
-        ValueError: if the folder holds anything else, for example another run's dataset. Nothing is written then.
+        ValueError: if the folder holds the dataset of a run with other settings, or files that do not belong to a run.
+            Nothing is written in this case.
     """
     ledger, existing = Ledger(subset), existing_plan(subset)
     if existing is None:
@@ -223,7 +228,10 @@ def _sweep(ledger: Ledger, keep: set[str]) -> None:
 
 
 def _grow(ledger: Ledger, units: Sequence[Unit], schema: pa.Schema | None) -> None:
-    """Keep the shards of an earlier plan with fewer rows that are also units of the new plan, and delete the others."""
+    """Turn the shards of an earlier plan into shards of a plan with more rows of the same source.
+
+    A shard is kept if its unit has the same rows in both plans and its bytes are undamaged. Other shards are deleted.
+    """
     assert schema is not None
     for receipt in ledger.receipts():
         unit, shard = units[receipt.unit], ledger.subset.data / receipt.shard
@@ -238,7 +246,10 @@ def _grow(ledger: Ledger, units: Sequence[Unit], schema: pa.Schema | None) -> No
 
 
 def _is_whole(shard: Path, receipt: Receipt) -> bool:
-    """True if a shard's bytes match its receipt. Without this check, a new receipt would vouch for damaged bytes."""
+    """True if a shard has the SHA-256 of its receipt.
+
+    Without this check, a damaged shard would be rewritten and get a new receipt.
+    """
     with shard.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == receipt.sha256
 
@@ -250,7 +261,8 @@ def _provenance(schema: pa.Schema) -> bytes | None:
 def _renew(ledger: Ledger, receipt: Receipt, name: str, schema: pa.Schema) -> None:
     """Rewrite a shard and its receipt with a new name and schema.
 
-    If the run is killed in between, the unit has no receipt and is labelled again.
+    If the run is killed after the old receipt is deleted and before the new one is written, the unit has no receipt and
+    is labelled again.
     """
     shard = ledger.subset.data / name
     unfinished = unfinished_name(shard)

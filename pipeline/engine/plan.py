@@ -22,7 +22,7 @@ LOOKS_AT_A_TIME = 16  # files inspected at once, because inspecting a remote fil
 
 @dataclass(frozen=True)
 class Unit:
-    """Rows `start` to `stop` of a file, which become shard number `index`."""
+    """Rows of a file, from `start` up to but not including `stop`. They become one shard, with the number `index`."""
 
     index: int
     file: File
@@ -42,7 +42,7 @@ class Source:
     schema: pa.Schema
     sha256: str
     choices: tuple[str, ...] = ()
-    """Names of the configurations and splits that were chosen, if an input has several."""
+    """Names of the chosen configurations and splits, for inputs that have several."""
 
     @property
     def rows(self) -> int:
@@ -54,11 +54,12 @@ def inspect(
 ) -> Source:
     """Inspect every file: read the footers of Parquet files, and the whole content of JSON and text files.
 
-    `passed` names the columns whose types are compared between the files. If it is None, all columns are compared.
+    `passed` names the columns to copy to the output, and None means all columns. Only these columns and the column of
+    documents must have compatible types in all files.
 
     Raises:
-        ValueError: if a file is unreadable, lacks a column, or has a column whose type does not fit another file's.
-        OSError: if a file is missing, or its store cannot be reached.
+        ValueError: if a file is unreadable, or if the columns of the files cannot be merged (see `unified`).
+        OSError: if a file is missing, or its disk or server cannot be reached.
     """
     with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
         infos = tuple(pool.map(lambda file: inspect_file(file, column, passed), files))
@@ -69,8 +70,8 @@ def inspect(
 def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list[Unit]:
     """Divide the first `limit` rows of the source into consecutive units, or all rows if `limit` is None.
 
-    A unit has at most `rows_per_unit` rows, all from the same file. If a file's row groups are smaller than a unit, a
-    unit consists of whole groups, so that no group is read twice.
+    A unit has at most `rows_per_unit` rows, all from the same file. If a file's row groups have fewer rows than this, a
+    unit consists of whole row groups, so that no row group is read twice.
 
     Raises:
         ValueError: if there would be more than MOST_UNITS units.
@@ -94,13 +95,13 @@ def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list
 def default_rows_per_unit(rows: int) -> int:
     """Return the default number of rows per unit.
 
-    It depends only on the total number of rows, so that the shards do not depend on the number of workers.
+    The default depends only on the total number of rows, so that the shards do not depend on the number of workers.
     """
     return min(MOST_ROWS, max(FEWEST_ROWS, -(-rows // UNITS_WANTED)))
 
 
 def _borders(groups: Sequence[int], rows_per_unit: int) -> Iterator[int]:
-    """Yield the row numbers at which a file's units end."""
+    """Yield each unit's `stop` in a file, in increasing order. `groups` are the numbers of rows of its row groups."""
     start = position = 0
     for rows in groups:
         if position > start and position + rows > start + rows_per_unit:
@@ -132,15 +133,15 @@ def _cpu_flags(cpu_info: Path) -> set[str]:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint from the Hub."""
+    """A checkpoint from the Hub, pinned to a commit."""
 
     name: str
     """Name with the commit: USER/NAME@COMMIT."""
     folder: Path
-    """Copy of the checkpoint on the node that prepared the run."""
+    """Folder of the checkpoint's copy on the node that prepared the run."""
 
     def here(self) -> Path:
-        """Return the folder of the copy on this node. If this node has no copy, fetch the checkpoint."""
+        """Return the folder of the copy on this node. If this node has no copy, fetch the checkpoint first."""
         return Checkpoint.find(self.name).folder.resolve()
 
 
@@ -155,8 +156,8 @@ class Run:
     tokenizer: Path | None
     """Folder of the tokenizer for `input_ids`, or None if the documents are already tokenized."""
     estimator_tokenizer: Path | None
-    """Folder of the checkpoints' tokenizer if it differs from `tokenizer`, otherwise None. If it differs, labels are
-    moved to the tokens of `input_ids`."""
+    """Folder of the checkpoints' tokenizer if it differs from `tokenizer`, otherwise None. If it differs, the nats of
+    each of its tokens are divided among the tokens of `input_ids` that cover the same bytes."""
     provenance: Provenance
     source_schema: pa.Schema
     """Columns to read from the source."""
@@ -165,9 +166,9 @@ class Run:
     units: int
     """Number of units."""
     repository: Repository | None = None
-    """Repository on the Hub to which the dataset is published, if any."""
+    """Repository on the Hub to which the dataset is published, or None if the output is a folder."""
     snapshot: Snapshot | None = None
-    """Snapshot that holds the checkpoints, if they are from the Hub."""
+    """Snapshot that holds the checkpoints if they are from the Hub, otherwise None."""
 
     @property
     def column(self) -> Column:
@@ -176,7 +177,7 @@ class Run:
         return Column(settings.text_column, tokenized=self.tokenizer is None, longest=settings.longest_document)
 
     def on_this_node(self) -> "Run":
-        """Return the run with paths that exist on this node. The nodes need not share a cache of the Hub.
+        """Return a copy of the run with paths that exist on this node. The nodes need not share a cache of the Hub.
 
         Raises:
             ValueError: if the checkpoint must be fetched but cannot be fetched.

@@ -22,7 +22,8 @@ from schemas.annotations import Device
 
 PATIENCE = 10.0  # seconds that the driver waits for workers to delete shards
 LOOK = 5.0  # seconds between checks of the cluster
-# Seconds between two requests for the progress of all workers; longer if more than ASKED_A_SECOND would be asked.
+# Seconds between two requests for the progress of all workers. The interval is longer if otherwise more than
+# ASKED_A_SECOND workers would be asked per second.
 ASK, ASKED_A_SECOND = 2.0, 100
 
 LOG = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class RayWorkerPool(WorkerPool):
     """Pool of workers that are actors on a Ray cluster.
 
     `workers` is the number of workers. If it is None, the pool has as many workers as fit on the cluster, and more when
-    the cluster grows.
+    the cluster grows. `share` is the share of the cluster that each worker takes.
     """
 
     units_at_a_time = 2  # the second unit is read while the first is labelled
@@ -109,7 +110,7 @@ class RayWorkerPool(WorkerPool):
             self.answers[worker] = answer.result()
 
     def progress(self, worker: WorkerHandle) -> dict[Unit, Amount]:
-        """Return the labelled part of each unit of a worker, as the worker last reported it."""
+        """Return the rows and tokens labelled so far in each unit of a worker, as the worker last reported them."""
         return self.answers.get(worker, {})
 
     def next_result(self, timeout: float) -> CallResult | None:
@@ -126,7 +127,7 @@ class RayWorkerPool(WorkerPool):
         """Kill a worker. A later call of `scale_up` replaces the worker."""
         if worker in self.workers:
             ray.kill(worker.actor)
-        if worker in self.ready:  # a new worker might also die at its start, so do not hurry to replace one that did
+        if worker in self.ready:  # else it died at its start, as its replacement might too: replace it later
             self.next_look = 0.0
         super().dismiss(worker)
         self.answers.pop(worker, None)
@@ -165,7 +166,8 @@ def _cause(error: BaseException | None) -> BaseException | None:
 class Actor(Worker):
     """A worker in a process of its own, on a GPU, a fraction of a GPU or a CPU core.
 
-    Ray does not restart actors, because calls to a restarting actor fail at once. The driver starts a new actor.
+    Ray is told not to restart an actor that died, because calls to a restarting actor fail at once. Instead, the driver
+    starts a new actor.
     """
 
     metrics: "Metrics | None" = None

@@ -1,8 +1,9 @@
 """The scheduler: it assigns units to workers, retries failed units, and quarantines units that cannot be labelled.
 
-A unit is a range of rows. Fresh units are assigned longest first. Units of equal length are shuffled, so that the units
-of a bad file do not come all at once. A failed unit is retried by another worker if possible, because the first worker
-may be at fault. The pool of workers decides where workers run, so the scheduler does not depend on Ray.
+A unit is a range of rows. Units that have not been tried yet are assigned longest first. Units of equal length are
+shuffled, so that the units of a bad file do not come all at once. A failed unit is retried by another worker if
+possible, because the first worker may be at fault. The pool of workers decides where workers run, so the scheduler does
+not depend on Ray.
 """
 
 import heapq
@@ -84,7 +85,11 @@ class Scheduler:
             self.pool.delete_published(shards)
 
     def _look(self) -> None:
-        """Handle changes that no result reports: new room for workers, pauses that are over, slow units at the end."""
+        """Handle changes that no result reports.
+
+        These are room for more workers, workers whose pause is over, and slow units after the last unit has been
+        assigned.
+        """
         self.pool.scale_up(len(self.unfinished))
         if time.monotonic() >= self.next_look:
             self.next_look = time.monotonic() + PATIENCE
@@ -117,9 +122,10 @@ class Scheduler:
         return result
 
     def _assign_waiting(self, worker: WorkerHandle) -> None:
-        """Assign a worker a unit to label and a second unit to read ahead.
+        """Assign a worker a unit to label and, if the pool allows two units at a time, a second unit to read ahead.
 
-        A unit that failed before is assigned without a second unit.
+        There is no second unit if the first unit has failed before, or if few units are left. A worker that is loading
+        the model or pausing gets no unit.
         """
         while worker in self.pool.ready and time.monotonic() >= worker.rests_until and (unit := self._next(worker)):
             self._assign(worker, unit)
@@ -143,7 +149,7 @@ class Scheduler:
             self._assign_waiting(worker)
 
     def _start_slow_again(self) -> None:
-        """Assign slow units to idle workers as well. The shard is the same, whichever worker finishes first."""
+        """Assign each slow unit to a second worker that is idle. The shard is the same, whichever worker is faster."""
         if not self.finished:
             return
         limit = time.monotonic() - SLOW * self.seconds / self.finished
@@ -199,7 +205,7 @@ class Scheduler:
 ATTEMPTS = 3
 NODES_LOST = 10  # failed attempts after which a unit is quarantined even if each time the whole node was lost
 PAUSE = 10.0  # seconds until the second attempt if the worker was sound; ten times as long until the third
-GRACE = 60.0  # seconds for which a unit is reserved for workers that have not failed with it
+GRACE = 60.0  # seconds after its pause for which a failed unit is reserved for workers that have not failed with it
 
 
 @dataclass(frozen=True)
@@ -209,29 +215,30 @@ class Attempt:
     worker: Hashable
     node: str | None
     wrong: bool
-    """True if the rows or their labels were found to be wrong."""
+    """True if the attempt failed because a row or a label is invalid. Other failures may be temporary."""
 
 
 class Backlog:
-    """Units that wait for a worker, and the failed attempts at all units. Times are those of `time.monotonic`."""
+    """Units that wait for a worker, and the failed attempts of every unit. Times are those of `time.monotonic`."""
 
     def __init__(self, units: Sequence[Unit]) -> None:
         spread = random.Random(0).sample(units, len(units))
         self.fresh = deque(sorted(spread, key=lambda unit: unit.start - unit.stop))
         self.failed: list[tuple[float, int, Unit]] = []
-        """Heap of the failed units. An entry is the time from which a unit may be retried, its index, and the unit."""
+        """Heap of the failed units. An entry has the time from which the unit may be retried, the unit's index, and the
+        unit."""
         self.attempts: dict[Unit, list[Attempt]] = {}
 
     def add(self, unit: Unit, failed: Attempt) -> int:
-        """Add a failed attempt at a unit, and return the number of failed attempts at this unit."""
+        """Add a failed attempt to a unit, and return the unit's number of failed attempts."""
         self.attempts.setdefault(unit, []).append(failed)
         return len(self.attempts[unit])
 
     def is_exhausted(self, unit: Unit, alive: set[str | None]) -> bool:
-        """True if a unit should not be retried: after ATTEMPTS failures, or after two attempts that found wrong rows.
+        """True if a unit should not be retried: after ATTEMPTS failures, or two that found an invalid row or label.
 
-        An attempt is not counted if its node is no longer alive, because this is not the unit's fault. But after
-        NODES_LOST attempts in all, the unit is not retried in any case.
+        A failure is not counted among ATTEMPTS if its node is no longer alive, because that is not the unit's fault.
+        But after NODES_LOST failures in all, the unit is not retried in any case.
         """
         attempts = self.attempts[unit]
         counted, wrong = (sum(failed.node in alive for failed in attempts), sum(failed.wrong for failed in attempts))
@@ -245,8 +252,8 @@ class Backlog:
     def take(self, worker: Hashable, *, alone: bool) -> Unit | None:
         """Return the next unit for an idle worker, or None if no unit can start now.
 
-        For GRACE seconds, a failed unit is reserved for workers that have not failed with it. If `alone` is True, there
-        are no other workers, and nothing is reserved.
+        For GRACE seconds after its pause, a failed unit is reserved for workers that have not failed with it. If
+        `alone` is True, there are no other workers, and nothing is reserved.
         """
         now, kept, taken = time.monotonic(), [], None
         while taken is None and self.failed and self.failed[0][0] <= now:

@@ -61,7 +61,7 @@ class Stages:
 
     @property
     def device_wait(self) -> float:
-        """While a unit holds the device, the share of time in which the device waits instead of labelling."""
+        """Time in which the device waits instead of labelling, as a share of the time in which units hold it."""
         return 1 - self.seconds["label"] / max(1e-9, self.seconds[HELD])
 
     @property
@@ -111,7 +111,10 @@ class Throughput:
         return self.counts.tokens / max(1e-9, self.seconds)
 
     def stage_speeds(self) -> dict[str, float]:
-        """Return the tokens per second of each stage of a worker, as if the worker had only this stage."""
+        """Return a mapping from each stage to the tokens per second of a worker that would have only this stage.
+
+        Stages in which no time was spent are left out.
+        """
         spent = {stage: seconds for stage in WORK if (seconds := self.stages.seconds[stage])}
         return {stage: self.counts.tokens / seconds for stage, seconds in spent.items()}
 

@@ -78,7 +78,10 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def progress(self, worker: WorkerHandle) -> dict[Unit, Amount]:
-        """Return the labelled part of each unit of a worker, as far as it is known. Any thread may call this method."""
+        """Return the rows and tokens labelled so far in each unit of a worker, as far as they are known.
+
+        Any thread may call this method.
+        """
 
     @abstractmethod
     def delete_published(self, shards: Sequence[str]) -> None:
@@ -102,7 +105,7 @@ class WorkerPool(ABC):
         """Record that a worker could not load the model.
 
         Raises:
-            ValueError: if the model fits no worker, or too many starts in a row have failed.
+            ValueError: if no worker can use the model for labelling, or if too many starts in a row have failed.
         """
         if isinstance(error, UnfitModelError):
             raise ValueError(describe(error))
@@ -129,7 +132,7 @@ def describe(error: BaseException) -> str:
 
 
 class AnnotatesUnits(Protocol):
-    """Interface of an `Annotator`, which tests replace."""
+    """Interface of `Annotator`, which tests implement in their own way."""
 
     def annotate(self, unit: Unit, progress: UnitProgress) -> UnitResult: ...
 
@@ -150,13 +153,16 @@ class Worker:
         self.begun: dict[Unit, UnitProgress] = {}
 
     def load(self) -> str:
-        """Load the checkpoint on this worker's device, never on another device. Return the id of the worker's node."""
+        """Load the checkpoint on this worker's device, never on another device. Return the id of the worker's node.
+
+        Without Ray, the id is the empty string.
+        """
         disable_progress_bars()
         self.annotator = self.load_annotator(self.run, self.device)
         return ""
 
     def annotate(self, unit: Unit) -> UnitResult:
-        """Label a unit and commit its shard. Return the receipt and the time spent in each stage."""
+        """Label a unit, commit its shard and return the result, with the receipt and the time spent in each stage."""
         assert self.annotator is not None, "load first"
         LOG.info("%s starts", unit)
         progress = self.begun[unit] = UnitProgress()
@@ -171,7 +177,7 @@ class Worker:
         return result
 
     def progress(self) -> dict[Unit, Amount]:
-        """Return the labelled part of each unit in progress. Any thread may call this method."""
+        """Return the rows and tokens labelled so far in each unit in progress. Any thread may call this method."""
         return {unit: progress.labelled for unit, progress in self.begun.copy().items()}
 
     def delete_published(self, shards: Sequence[str]) -> None:
@@ -217,12 +223,12 @@ class ThisProcessPool(WorkerPool):
         return CallResult(worker, unit, value, error)
 
     def progress(self, worker: WorkerHandle) -> dict[Unit, Amount]:
-        """Return the labelled part of each unit in progress."""
+        """Return the rows and tokens labelled so far in each unit in progress."""
         labelled: dict[Unit, Amount] = worker.actor.progress()
         return labelled
 
     def delete_published(self, shards: Sequence[str]) -> None:
-        """Delete published shards."""
+        """Delete published shards from this disk."""
         for worker in self.ready:
             worker.actor.delete_published(shards)
 
