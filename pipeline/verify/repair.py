@@ -25,7 +25,7 @@ DAMAGED = "damaged"
 def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
     """Move files with faults away, together with their shards and receipts, and return the new paths.
 
-    No other run may be at work in the folder.
+    No run may be writing to the folder.
 
     Raises:
         ValueError: if the plan is damaged or missing, because no other file can restore it, or if a folder is a link.
@@ -50,7 +50,7 @@ def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
 
 
 def annotate_command(stored: Stored, records: Records) -> str:
-    """Return the command that makes these files again, with `...` at its end if the plan does not record all flags."""
+    """Return the command that makes the damaged files again. It ends in `...` if the plan does not record all flags."""
     if records.plan is None:
         return "python -m pipeline.annotate ..."
     flags = _flags(records.plan, stored)
@@ -59,7 +59,7 @@ def annotate_command(stored: Stored, records: Records) -> str:
 
 
 def _flags(plan: Plan, stored: Stored) -> dict[str, object]:
-    """Return the flags of a plan's settings, without those that a resumed run takes from the plan itself."""
+    """Return a plan's settings as flags, except settings that a resumed run reads from the plan."""
     run = plan.provenance
     tokenizer = stored.subset.tokenizer if run.estimator_tokenizer_sha256 else None
     return {
@@ -83,14 +83,14 @@ def _flags(plan: Plan, stored: Stored) -> dict[str, object]:
 
 
 def _is_incomplete(plan: Plan) -> bool:
-    """True if the checkpoint is in a local folder, or if a start token, configuration or split may have been named."""
+    """True if flags may be missing: a checkpoint's local folder, a start token, a configuration or a split."""
     run = plan.provenance
     of_folder = plan.checkpoint is None and run.model != SHIPPED_MODEL
     return of_folder or run.start_token is not None or bool(run.choices)
 
 
 def _words(value: object) -> str:
-    """Return a flag's value as a shell reads it; a flag that is only switched on has none."""
+    """Return a flag's value, quoted for a shell. For a boolean flag, return an empty string."""
     values = value if isinstance(value, tuple) else (() if value is True else (value,))
     return shlex.join(map(str, values))
 
