@@ -98,9 +98,9 @@ def markdown(results: Sequence[Accuracy]) -> str:
 
 
 def verdict(results: Sequence[Accuracy]) -> str:
-    """Return Markdown lines that name the method with the smallest error of surprisal on each source.
+    """Return Markdown lines that name the method with the smallest error in surprisal on each source.
 
-    For every other method than the causal model, a further line names the sources on which the method has a smaller
+    For every method other than the causal model, a further line names the sources on which the method has a smaller
     error than the causal model. Methods for which there are no such sources share the last line.
     """
     lines: list[str] = []

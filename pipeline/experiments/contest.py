@@ -1,4 +1,4 @@
-"""Contest of label methods on a source of known entropy: train their models, then label the same documents with each.
+"""Contest of label methods on a source of known entropy: train their models, then use each to label the same documents.
 
 Models that learn from documents get equal compute; models that learn from labels get the same number of steps.
 

@@ -73,7 +73,7 @@ class Origin:
 
 
 def origin_of(inputs: Sequence[str]) -> Origin:
-    """Return the origin of documents, read from the cards of the inputs that are datasets on the Hub.
+    """Return the origin of a run's documents, read from the cards of the inputs that are datasets on the Hub.
 
     Raises:
         ConnectionError: if the Hub cannot be reached.

@@ -47,7 +47,8 @@ def parsed(text: str, name: str) -> DatasetCard:
     """Parse a README.md into a card whose front matter `datasets` can read. `name` is the file's name in errors.
 
     Raises:
-        ValueError: if the front matter is not YAML, does not end, has a key twice, or has configurations or dataset
+        ValueError: if the front matter is not YAML, has no closing line, has a key twice, or has configurations or
+        dataset
             information that `datasets` cannot read.
     """
     from datasets.info import DatasetInfosDict

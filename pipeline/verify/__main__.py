@@ -161,7 +161,7 @@ def check_content(findings: Findings) -> Provenance | None:
 
 
 def checked(stored: Stored, records: Records, rules: Rules, shard: str) -> tuple[Fault | None, Counts]:
-    """Check the content of a shard. Return its counts and its first fault, which is None if there is no fault."""
+    """Check the content of a shard. Return its first fault (None if it has no fault) and its counts."""
     return check_shard(stored, shard, records.receipts.get(shard, []), rules)
 
 

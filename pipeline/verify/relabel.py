@@ -27,8 +27,8 @@ from schemas.annotations import INPUT_IDS, ROUNDING_NATS, SHIPPED_MODEL, Dtype, 
 MOST_TOKENS = 4096  # labelled per document, from its beginning
 TOLERANCE: Mapping[Dtype, float] = {"float32": 1.5 * ROUNDING_NATS, "bfloat16": 0.125}
 """Largest tolerated difference in nats, by data type. In float32, the tolerance applies to every label, and covers half
-a step of rounding and the effect of another order of summation. In bfloat16, the tolerance applies to the median
-difference in a document. For comparison, labels in bfloat16 have a median difference of 0.023 from labels in
+a rounding step of the stored labels and the effect of another order of summation. In bfloat16, the tolerance applies to
+the median difference in a document. For comparison, labels in bfloat16 have a median difference of 0.023 from labels in
 float32."""
 
 

@@ -25,7 +25,7 @@ DAMAGED = "damaged"
 def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
     """Move files with faults away, together with their shards and receipts, and return the new paths.
 
-    No run may be writing to the folder.
+    The caller must make sure that no run is writing to the folder.
 
     Raises:
         ValueError: if the plan is damaged or missing, because no other file can restore it, or if a folder is a link.
@@ -103,7 +103,7 @@ def _receipts_of(stored: Stored, shards: Collection[str]) -> Iterator[Path]:
 
 
 def _moved(file: Path, target: Path, shards: Collection[str]) -> Path:
-    """Move a file to `target` and return the target. Receipts of other shards in the same file stay where they are."""
+    """Move a file to `target` and return the target. Receipts of other shards stay in the original file."""
     kept = [line for line in _lines(file) if _shard(line) not in shards] if file.suffix == ".jsonl" else []
     target.parent.mkdir(parents=True, exist_ok=True)
     if kept:
