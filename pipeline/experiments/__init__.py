@@ -1,1 +1,1 @@
-"""Experiments of the measuring jobs: label methods on sources of known entropy, objectives on few texts, figures."""
+"""Experiments: label methods on sources of known entropy, objectives on few documents, figures of the paper."""

@@ -1,4 +1,4 @@
-"""Accuracy of label methods against the truth: errors, tables, a verdict in words and scatter plots.
+"""Accuracy of labels on sources whose true entropies are known: errors, tables, a verdict in words and scatter plots.
 
 Shapes: N tokens.
 """
@@ -21,29 +21,34 @@ Target = Literal["surprisal", "entropy"]
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """A label method on a source, with its cost."""
+    """A label method that is applied to a source, and the costs of the method."""
 
     source: str
     method: str
     target: Target
-    """Quantity to estimate. `surprisal` is -ln p of the actual token. `entropy` is the expectation of the surprisal."""
+    """Quantity that the labels estimate. `surprisal` is -ln p of the actual token under the true distribution.
+    `entropy` is the expectation of the surprisal before the token is known."""
     token_passes: float
     """Cost of labelling, in model passes per token."""
     training_tflop: float
-    """Training compute: 6 x parameters x tokens. For a model that learns from labels, this includes labelling and the
-    training of the models that it learns from or starts from."""
+    """Training compute in TFLOP: 6 x parameters x tokens. For a model that learns from labels, this includes making
+    these labels, and training the models that made them or that provide the initial weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Contestant):
-    """Errors of a label method's labels against the truth. Scores without a unit have no errors in nats."""
+    """Errors of a method's labels, compared with the true values.
+
+    Attribution methods give scores without a unit instead of nats. These scores have only a squared correlation.
+    """
 
     r_squared: float
-    """1 - mean squared error / variance of the truth. For scores without a unit, this is the squared correlation."""
+    """1 - mean squared error / variance of the true values. For scores without a unit, this is the squared
+    correlation."""
     mean_absolute_error: float | None
-    """Mean of |label - truth|, in nats; None for scores without a unit."""
+    """Mean of |label - true value|, in nats; None for scores without a unit."""
     bias: float | None
-    """Mean of label - truth, in nats; None for scores without a unit."""
+    """Mean of label - true value, in nats; None for scores without a unit."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,10 @@ class Entry:
 
 
 def measure(contestant: Contestant, estimates_N: Tensor, truth_N: Tensor, *, in_nats: bool = True) -> Accuracy:
-    """Return the errors of labels against the truth. If `in_nats` is false, only compute the squared correlation."""
+    """Return the errors of labels, compared with the true values.
+
+    If `in_nats` is false, only the squared correlation is computed.
+    """
     estimates_N, truth_N = estimates_N.double(), truth_N.double()
     if not in_nats:
         correlation = torch.corrcoef(torch.stack([estimates_N, truth_N]))[0, 1].nan_to_num().item()
@@ -71,7 +79,7 @@ def measure(contestant: Contestant, estimates_N: Tensor, truth_N: Tensor, *, in_
 
 
 def write_results(folder: Path, entries: Sequence[Entry], made_by: str) -> None:
-    """Write `results.csv`, `results.md` and a scatter plot per method and target, and print the report."""
+    """Write `results.csv`, `results.md` and a scatter plot per method and target to a folder. Print `results.md`."""
     results = [entry.accuracy for entry in entries]
     write_csv(folder / "results.csv", [asdict(result) for result in results])
     write_plots(folder, entries)
@@ -81,8 +89,8 @@ def write_results(folder: Path, entries: Sequence[Entry], made_by: str) -> None:
 def markdown(results: Sequence[Accuracy]) -> str:
     """Return a Markdown table per target, with a row per label method and a column per source.
 
-    A cell has the mean absolute error in nats and the R² in brackets. The best R² on a source is bold. Further columns
-    have the costs.
+    A source's cells have the mean absolute error in nats, followed by the R² in brackets. The cell with the best R² on
+    the source is bold. The last two columns have the costs: model passes per token and training TFLOP.
     """
     targets: tuple[Target, ...] = ("surprisal", "entropy")
     tables = [_table(target, [result for result in results if result.target == target]) for target in targets]
@@ -90,9 +98,10 @@ def markdown(results: Sequence[Accuracy]) -> str:
 
 
 def verdict(results: Sequence[Accuracy]) -> str:
-    """Return Markdown lines that name the best method for surprisal on each source.
+    """Return Markdown lines that name the method with the smallest error in surprisal on each source.
 
-    Further lines name the sources on which a method is nearer to the truth than the causal model.
+    For every method other than the causal model, a further line names the sources on which the method has a smaller
+    error than the causal model. Methods for which there are no such sources share the last line.
     """
     lines: list[str] = []
     in_nats = [result for result in results if result.target == "surprisal" and result.bias is not None]

@@ -1,8 +1,9 @@
 """Compression of a text by classical compressors, and a table that compares language models with the compressors.
 
 Each compressor runs on all documents joined together, and on every document separately. Models are compared with the
-results per document, since a model starts over with every window. The comparison favours the compressor if a window is
-shorter than a document. It favours the model in another way: a compressor has learned nothing before the document.
+results per document, since a model starts over with every window. If windows are shorter than documents, compressors
+have the advantage that they see more text at a time. Models always have the advantage that they were trained before,
+while a compressor starts every document without any knowledge of text.
 """
 
 from __future__ import annotations
@@ -33,22 +34,22 @@ COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class Compression:
-    """Result of a compressor or of a language model. Only models have losses in nats."""
+    """Result of a compressor or of a language model on documents. Only language models have losses in nats."""
 
     compressor: str
     embedding: str = ""
-    """Storage format of the window embeddings; empty without embeddings."""
+    """Storage format of the window embeddings; empty for compressors and for models without embeddings."""
     sees: str
-    """Amount of text that is compressed at a time, for example `a document`."""
+    """Piece of text that is compressed independently of other text, for example `a document`."""
     loss: float | None = None
-    """Loss in nats per token, without the cost of embeddings."""
+    """Loss in nats per token, without the cost of storing embeddings."""
     normalized_loss: float | None = None
-    """Loss in nats per token, with the cost of embeddings."""
+    """Loss in nats per token, with the cost of storing embeddings."""
     bits_per_byte: float
 
     @classmethod
     def of(cls, account: Accounting, *, compressor: str, embedding: str = "", window: int) -> Self:
-        """Return the result of a model from an accounting of documents whose size in bytes is known."""
+        """Return the result of a language model. The accounting must include the size of the documents in bytes."""
         assert account.bits_per_byte is not None
         return cls(
             compressor=compressor,
@@ -77,7 +78,7 @@ def classical(texts: Sequence[str]) -> Iterator[Compression]:
 
 
 def markdown(results: Sequence[Compression], texts: Sequence[str]) -> str:
-    """Return the results as a Markdown table, with a note on fair comparisons."""
+    """Return the results as a Markdown table. A note states the size of the documents, and which results to compare."""
     losses = ["nats per token", "with the embedding", "bits per byte"]
     head = ["compressor", "embedding stored as", "sees at a time", *losses]
     rows: list[list[str]] = []

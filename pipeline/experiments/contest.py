@@ -1,4 +1,4 @@
-"""A contest of all label methods on a source: train their models, then label the same documents with every method.
+"""Contest of label methods on a source of known entropy: train their models, then use each to label the same documents.
 
 Models that learn from documents get equal compute; models that learn from labels get the same number of steps.
 
@@ -34,7 +34,10 @@ from schemas.annotations import EXPECTED_ENTROPY
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Recipe for training a second-order model: its teacher, initial weights, form and loss."""
+    """Recipe for training a second-order model: its form and loss, its initial weights, and the teacher.
+
+    The teacher is the method that labels the training documents.
+    """
 
     name: str
     teacher: Literal["exact", "causal"] = "exact"
@@ -57,7 +60,7 @@ RECIPES = (
 
 
 def new_estimator(vocabulary: int, settings: ContestSettings, **variant: Any) -> EntropyEstimator:
-    """Return an untrained estimator with the sizes in the settings. `variant` overrides fields of its configuration."""
+    """Return an untrained estimator with the settings' sizes. `variant` overrides fields of its configuration."""
     sizes: dict[str, Any] = {
         "vocab_size": vocabulary,
         "context": settings.document_tokens,
@@ -75,15 +78,18 @@ def new_estimator(vocabulary: int, settings: ContestSettings, **variant: Any) ->
 def train_estimator(
     corpus: Corpus, vocabulary: int, settings: ContestSettings, folder: Path, **variant: Any
 ) -> EntropyEstimator:
-    """Train an estimator on windows of all lengths. `variant` overrides fields of its configuration."""
+    """Train and return an estimator.
+
+    Windows have random lengths, up to a whole document. `variant` overrides fields of the estimator's configuration.
+    """
     model = new_estimator(vocabulary, settings, **variant)
     return _trained(model, corpus, estimator_loss, settings.steps, settings, folder / "estimator", varied=True)
 
 
 def train_language_model(corpus: Corpus, vocabulary: int, settings: ContestSettings, folder: Path) -> PreTrainedModel:
-    """Train a causal language model of the decoder's size, with the estimator's compute.
+    """Train and return a causal language model of the size of the estimator's decoder, with the estimator's compute.
 
-    Its start token is the first id after the vocabulary.
+    The start token is the first id after the vocabulary.
     """
     stack = _stack_config(vocabulary + 1, settings)
     model = new_language_model(stack, start=vocabulary)
@@ -100,7 +106,7 @@ def train_second_order(
     settings: ContestSettings,
     folder: Path,
 ) -> SecondOrderModel:
-    """Train a second-order model on labelled documents as the recipe says.
+    """Train a second-order model on labelled documents as the recipe says, and return the model.
 
     Training starts from the weights of `start`, or from random weights if `start` is None.
     """
@@ -165,7 +171,7 @@ TERA = 1e12
 
 
 def hold_contest(name: str, settings: ContestSettings, folder: Path) -> Iterator[Entry]:
-    """Train every model on the source called `name`, and yield each method's result as soon as it is measured.
+    """Train the models of all label methods on the source called `name`, and yield an entry per method and target.
 
     Metrics of the training runs are written to `folder`.
     """
@@ -208,9 +214,10 @@ def hold_contest(name: str, settings: ContestSettings, folder: Path) -> Iterator
 def teachers_labels(
     source: KnownSource, estimator: EntropyEstimator, language_model: PreTrainedModel, settings: ContestSettings
 ) -> dict[str, Corpus]:
-    """Return a labelled corpus for each teacher, `exact` and `causal`.
+    """Return two labelled corpora by the name of their teacher, which is `exact` (the estimator) or `causal`.
 
-    Both corpora contain the same documents, which neither model has seen. The same random tokens are labelled in both.
+    Both corpora contain the same documents, and the same random tokens are labelled in both. Neither of the
+    teachers' models was trained on these documents.
     """
     unseen = drawn(source, settings.labelled_documents, settings, stream=3)
     unseen_MT, random = torch.from_numpy(unseen.tokens_MT), np.random.default_rng(settings.seed)
@@ -228,7 +235,7 @@ def teachers_labels(
 
 @dataclass(frozen=True)
 class _Scorer:
-    """Scorer of label methods, which compares labels of the fresh documents with the truth."""
+    """Scorer of label methods: a function that compares labels of the fresh documents with their true values."""
 
     source: str
     fresh: Drawn
@@ -252,5 +259,5 @@ class _Scorer:
 
 
 def drawn(source: KnownSource, documents: int, settings: ContestSettings, stream: int) -> Drawn:
-    """Draw documents from the source. Different values of `stream` give different documents."""
+    """Draw documents with the settings' length and seed. Different values of `stream` give independent documents."""
     return draw(source, documents, settings.document_tokens, np.random.default_rng([settings.seed, stream]))

@@ -1,7 +1,7 @@
-"""Training and evaluation of a figure's models: text, compute, held-out losses, and losses with rounded layers.
+"""Training and evaluation of the models in a figure of the paper: text, compute, held-out losses, rounded layers.
 
-The text comes from the input files or, without files, from the built-in sample. Each figure trains a tokenizer on its
-text.
+The text comes from the input files or, without files, from the built-in sample. For each figure, a tokenizer is trained
+on the training documents.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -49,9 +49,10 @@ class Text:
 def prepare(
     files: Sequence[File], *, vocabulary: int, documents: int, held_out: int, longest: int = LONGEST_DOCUMENT
 ) -> Text:
-    """Tokenize the first `documents` documents of the files, or of the built-in text if there are no files.
+    """Tokenize the first `documents` documents, and split them into training and held-out documents.
 
-    The last `held_out` documents are held out for evaluation, but at most a tenth of all documents.
+    The documents are read from the files or, without files, from the built-in sample. The last `held_out` documents are
+    held out, but at most a tenth of all documents. The tokenizer is trained on the training documents only.
 
     Raises:
         ValueError: if nothing is left to train or to evaluate on.
@@ -96,8 +97,9 @@ def trained_model(
 ) -> PreTrainedModel:
     """Train the trial's model and return it. Evaluations and weights are written to a subfolder of `folder`.
 
-    `config.steps` is the number of steps of a causal transformer. Other models are trained for the number of steps
-    that costs the same compute. A trial with `paced_by` is trained for the number of steps of the trial named there.
+    `config.steps` is the number of steps of a causal transformer. Other models are trained for the number of steps that
+    costs the same compute. A trial with `paced_by` is an exception: it takes the number of steps of the
+    trial in `paced_by`.
     """
     torch.manual_seed(config.seed)
     model = new_model(trial, sizes, text.vocabulary)
@@ -113,7 +115,7 @@ def trained_model(
 
 
 def multiplying(model: PreTrainedModel) -> int:
-    """Return the number of parameters that take part in multiplications: all except tables that are only looked up."""
+    """Return the number of parameters used in multiplications: all except embedding tables that are only looked up."""
     looked_up = 0
     if isinstance(model, WindowEncoder):
         looked_up = input_embeddings(model.encoder).weight.numel()
@@ -126,7 +128,11 @@ def loss_of(trial: FigureTrial) -> Callable[[Any, Batch], Tensor]:
 
 
 def held_out_figures(model: nn.Module, text: Text, windowing: Windowing) -> Metrics:
-    """Return held-out metrics by name: nats per token without and with the embedding's int8 bits, and bits per byte."""
+    """Return three held-out metrics by name.
+
+    `held_out_loss` and `normalized_loss` are nats per token without and with the bits of the int8 embeddings.
+    `bits_per_byte` includes these bits.
+    """
     exact, stored = accountings(model, text, windowing)
     assert stored.bits_per_byte is not None
     return {
@@ -137,9 +143,9 @@ def held_out_figures(model: nn.Module, text: Text, windowing: Windowing) -> Metr
 
 
 def accountings(model: nn.Module, text: Text, windowing: Windowing) -> tuple[Accounting, Accounting]:
-    """Evaluate on held-out text with the embedding in float32, then with the embedding stored in int8.
+    """Return two accountings of the held-out text: with embeddings in float32, and with embeddings in int8.
 
-    A causal model has no embedding, so both results are the same.
+    A causal model has no embeddings, so both accountings are the same.
     """
     if not isinstance(model, WindowEncoder):
         assert isinstance(model, PreTrainedModel)
@@ -151,7 +157,7 @@ def accountings(model: nn.Module, text: Text, windowing: Windowing) -> tuple[Acc
 
 
 def calibrating_embeddings(model: WindowEncoder, text: Text, windowing: Windowing) -> Tensor:
-    """Return embeddings [N, E] of windows of training text, on which a codec is calibrated."""
+    """Return the embeddings [N, E] of N windows of the training text, for calibrating a codec."""
     return window_embeddings(model, text.seen.documents(0, min(CALIBRATING_DOCUMENTS, len(text.seen))), windowing)
 
 
@@ -160,9 +166,9 @@ SCANNED_DOCUMENTS = 10
 
 
 def rows_by_layer(model: WindowEncoder, text: Text, windowing: Windowing) -> Iterator[Row]:
-    """Yield the change of the held-out loss caused by each rounding, in nats per token.
+    """Yield a row per rounding, with the resulting change of the held-out loss in nats per token.
 
-    The embedding is rounded first, then one layer at a time.
+    First the embedding is rounded to each number format, then the weights and the activations of one layer at a time.
     """
     held_out = text.held_out.documents(0, min(SCANNED_DOCUMENTS, len(text.held_out)))
     values_NE, exact = calibrating_embeddings(model, text, windowing), Codec("float32")
@@ -183,7 +189,7 @@ class Sensitivity:
     """Change of the loss if the weights or the activations of a single layer are rounded."""
 
     layer: str
-    """Name of the layer in `named_modules`."""
+    """Name of the layer in the model's `named_modules()`."""
     what: What
     kind: CodecKind
     loss_change: float
@@ -198,11 +204,11 @@ def sensitivities(
     kinds: Sequence[CodecKind] = ("int8",),
     whats: Sequence[What] = ("weights", "activations"),
 ) -> Iterator[Sensitivity]:
-    """Round one layer's weights or activations at a time, in the order of the layers, and yield the change in loss.
+    """Round the weights or the activations of one layer at a time, and yield the change of the loss for each rounding.
 
     The model is restored after each rounding. int8 has one scale per weight tensor, and one scale per call for
-    activations. A matrix shared by two layers is rounded once, for both layers. A layer has no activations to round if
-    the loss uses the layer's weights without calling the layer.
+    activations. A matrix shared by two layers is rounded in both layers at once, and yielded for the first layer only.
+    If the loss uses a layer's weights without calling the layer, nothing is yielded for the layer's activations.
     """
     exact, seen = loss(model), set[int]()
     for name, layer in model.named_modules():
@@ -225,7 +231,7 @@ def rounded(values: Tensor, kind: CodecKind) -> Tensor:
 
 @contextmanager
 def _rounded(layer: nn.Module, matrices: Sequence[nn.Parameter], what: What, kind: CodecKind) -> Iterator[list[None]]:
-    """Round a layer while the context is open. Yield a list with an entry per call whose activations were rounded."""
+    """Context manager that rounds a layer, and yields a list that gets an entry per call with rounded activations."""
     calls: list[None] = []
 
     def round_output(_: nn.Module, __: object, output: Tensor) -> Tensor:

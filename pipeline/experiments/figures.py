@@ -1,4 +1,4 @@
-"""The five figures: their trials and sizes, the paper's claims about them, and their files."""
+"""Five figures of the paper: the models to train for each, the paper's claims, and the files with the results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from pipeline.experiments.results import markdown_table, write_csv
 
 Row = Mapping[str, str | float]
 Rows = Mapping[str, Sequence[Row]]
-"""Results by the trial's name: a row per evaluation, or a row per rounded layer."""
+"""Rows of results by the name of their trial. There is a row per evaluation or, in a figure by layer, per rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class FigureTrial:
     model: Literal["causal", "estimator", "autoencoder"]
     variant: dict[str, Any] = field(default_factory=dict)
     paced_by: "FigureTrial | None" = None
-    """Another trial, whose number of steps this trial takes; None for equal compute."""
+    """Trial whose number of steps is used for this trial. If None, the number of steps follows from equal compute."""
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -52,7 +52,7 @@ class FigureTrial:
 
 @dataclass(frozen=True)
 class Claim:
-    """A result that the paper reports, and whether these trials show the same result."""
+    """A result that the paper reports, and whether the trials of the figure show the same result."""
 
     text: str
     seen: bool
@@ -70,7 +70,7 @@ class Figure:
     steps: int
     """Training steps of a causal transformer of these sizes. Other models get the same compute."""
     shown: str = "held_out_loss"
-    """Metric to plot and compare."""
+    """Name of the metric that is plotted."""
     claims: Callable[[Rows], list[Claim]]
     by_layer: bool = False
     """Plot the cost of rounding each layer instead of training curves."""
@@ -96,7 +96,10 @@ def _autoencoder_claims(rows: Rows) -> list[Claim]:
 
 
 def _compression_claims(rows: Rows) -> list[Claim]:
-    """Return the claims of figure 2. Only the order of the models is compared, since the paper trains far longer."""
+    """Return the claims of figure 2.
+
+    Only the order of the models' losses is compared with the paper, whose models are trained for far longer.
+    """
     loss, text = "normalized_loss", "embedding included, a mixer autoencoder stores text in fewer bits than a causal {}"
     return [
         below(rows, "autoencoder-mixer-repeated", f"causal-{kind}", loss, text.format(kind))
@@ -250,7 +253,7 @@ def write_figure(folder: Path, number: int, figure: Figure, rows: Rows) -> str:
 
 
 def write_plot(file: Path, figure: Figure, rows: Rows) -> None:
-    """Plot the figure to a PNG file: the loss by tokens trained on, or the loss changes by layer."""
+    """Plot the loss against training tokens, or the change of the loss against the rounded layer, to a PNG file."""
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(14, 8) if figure.by_layer else (8, 5), layout="constrained")
@@ -261,7 +264,10 @@ def write_plot(file: Path, figure: Figure, rows: Rows) -> None:
 
 
 def _draw_curves(canvas: Any, figure: Figure, rows: Rows) -> None:
-    """Draw the figure's metric. If it includes the embedding's bits, also draw a dashed curve without these bits."""
+    """Draw a curve of the figure's metric per trial.
+
+    If the metric includes the bits of the embeddings, a dashed curve shows the loss without these bits.
+    """
     panel = canvas.subplots()
     for number, (trial, curve) in enumerate(rows.items()):
         tokens, losses = [row["tokens"] for row in curve], [row[figure.shown] for row in curve]

@@ -1,7 +1,7 @@
-"""Comparison of places where the embedding enters the decoder, early to late: losses, label errors, time saved.
+"""Comparison of estimators whose window embedding enters the decoder at different depths.
 
-Estimators with different entry points and embedding widths are trained on the same documents of a source of known
-entropies. Their held-out losses, label errors and labelling times are compared. Labels are made by the exact method.
+Estimators with different entry points and embedding widths are trained on the same documents, from a source of known
+entropy. Their held-out losses, label errors and labelling times are compared. Labels are made by the exact method.
 
 Shapes: M documents, T tokens per document.
 """
@@ -30,7 +30,7 @@ TIMED_WINDOWS, REPEATS = 32, 5
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Entry point of the embedding into the decoder, and width of the embedding."""
+    """Variant of an estimator: the point where the embedding enters the decoder, and the width of the embedding."""
 
     introduction: Introduction
     introduced_above: int
@@ -43,25 +43,27 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Result of a variant on a source."""
+    """Result of an estimator's variant, or of the causal model, on a source."""
 
     source: str
     variant: str
     held_out_loss: float
-    """Loss in nats per token of documents, given their embeddings. The cost of the embeddings is not included."""
+    """Loss on fresh documents in nats per token. For estimators, the cost of storing the embeddings is not included."""
     mean_absolute_error: float
     """Mean of |label - true surprisal|, in nats."""
     r_squared: float
     bias: float
-    """Mean of label - truth, in nats."""
+    """Mean of label - true surprisal, in nats."""
     passes: float
-    """Time to label a document, in passes of the model over the document. The published procedure takes 2T passes."""
+    """Time to label a document, divided by the time of one model pass over the document. With the paper's procedure,
+    this is 2T."""
 
 
 def variants(layers: int, widths: tuple[int, ...]) -> list[Variant]:
     """Return the variants to compare.
 
-    For every width, these are the published variant, then one variant per entry point: after 0 to `layers` layers.
+    For every width, the first variant is the paper's, in which the embedding is one more token of the decoder. In the
+    others, a projection of the embedding is added to all tokens after 0 to `layers` layers of the decoder.
     """
     places: list[tuple[Introduction, int]] = [("token", 0), *(("projection", above) for above in range(layers + 1))]
     return [
@@ -97,7 +99,7 @@ def compare_introductions(
 
 
 def write_results(folder: Path, outcomes: Sequence[Outcome], made_by: str) -> None:
-    """Write `results.csv` and `results.md`, and print the report."""
+    """Write `results.csv` and `results.md` to a folder, and print `results.md`."""
     write_csv(folder / "results.csv", [asdict(outcome) for outcome in outcomes])
     write_report(folder, markdown(outcomes), made_by)
 
@@ -105,7 +107,8 @@ def write_results(folder: Path, outcomes: Sequence[Outcome], made_by: str) -> No
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """Return a Markdown table with a row per variant and a column per source.
 
-    A cell has the mean absolute error in nats and the R² in brackets. Losses and passes are means over all sources.
+    A source's cells have the mean absolute error in nats, followed by the R² in brackets. The last two columns have the
+    held-out loss and the passes per document, averaged over all sources.
     """
     sources = list(dict.fromkeys(outcome.source for outcome in outcomes))
     rows: list[list[str]] = []
@@ -119,7 +122,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
 
 
 def passes(estimator: EntropyEstimator, input_ids_BT: Tensor) -> float:
-    """Return the time of exact labelling divided by the time of one pass of the model, as a median of several runs."""
+    """Return the time of exact labelling divided by the time of one model pass: the median of several ratios."""
     with torch.no_grad():
         ratios = [
             _seconds(lambda: exact.token_entropies(estimator, input_ids_BT))

@@ -1,6 +1,7 @@
 """The matched experiment: every trial trains the same small model on the same few documents for many epochs.
 
-Every document is one window, preceded by the start token. Each trial runs in one process. An interrupted trial resumes.
+Every document is one window, preceded by the start token. Each trial runs in one process. If a trial is interrupted,
+the next run resumes it.
 """
 
 from dataclasses import replace
@@ -39,8 +40,8 @@ def run_trial(
 ) -> list[dict[str, float]]:
     """Train the trial's model unless it is trained already, and return its evaluations.
 
-    An evaluation has `seen_loss`, and `NAME_loss` for each corpus NAME of `study.held_out`. These losses are plain
-    cross-entropy in nats per token.
+    An evaluation has `seen_loss` for the training documents, and `NAME_loss` for each corpus NAME in `study.held_out`.
+    These losses are plain cross-entropy in nats per token.
     """
     torch.manual_seed(trial.seed)
     vocabulary = max(study.vocabulary, study.start + 1)
@@ -73,9 +74,10 @@ RECIPE = next(recipe for recipe in RECIPES if recipe.name == "second-order, resi
 
 
 def known_study(name: str, settings: ContestSettings, documents: int, folder: Path) -> tuple[Study, float]:
-    """Return a study on the source called `name`, and the loss of the true distribution on its held-out documents.
+    """Return a study of documents from the source called `name`, and the true loss of the study's held-out documents.
 
-    The loss is in nats per token. No model can have a lower expected loss.
+    The true loss is that of the distribution from which the source draws tokens, in nats per token. No model can have a
+    lower expected loss.
     """
     source = SOURCES[name](np.random.default_rng(settings.seed))
     vocabulary = source.vocabulary
@@ -100,7 +102,7 @@ def known_study(name: str, settings: ContestSettings, documents: int, folder: Pa
 
 
 def save_study(file: Path, study: Study, truth: float) -> None:
-    """Write a study and its true loss, as returned by `known_study`, to a file."""
+    """Write a study and its true loss to a file. `known_study` returns both."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".unfinished.npz")
     arrays: dict[str, Any] = {f"labels {name}": nats_N for name, nats_N in study.labels.items()}

@@ -20,11 +20,11 @@ PROCESSES.set_forkserver_preload(PRELOADED)
 def side_by_side(
     work: Callable[[Item], Result], items: Sequence[Item], processes: int | None = None, *, progress: str | None = None
 ) -> dict[Item, Result]:
-    """Run `work` on every item in parallel, by default with a process per CPU core. Return the results by item.
+    """Run `work` on every item in parallel, by default with a worker process per CPU core. Return the results by item.
 
-    The processes are forked from a server that imports torch once and does not use it, because a fork of a process that
-    uses torch can hang. The processes end with this process, even if it is killed. Otherwise they would still be
-    running during the next command. `progress` is the title of a progress bar; None shows no bar.
+    The workers are forked from a server that only imports torch, because a fork of a process that has used torch can
+    hang. The workers end with the calling process, even if the caller is killed, so that none is still running during
+    the next command. `progress` is the title of a progress bar; None shows no bar.
     """
     at_a_time = processes or min(len(items), os.cpu_count() or 1)
     os.environ["TQDM_DISABLE"] = "1"  # in the processes: their bars would overwrite each other

@@ -8,7 +8,7 @@ from pipeline.messages import say
 
 
 def write_csv(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write rows to a CSV file, numbers with all their digits. The keys of the first row are the header."""
+    """Write rows to a CSV file, with all digits of numbers. The header is made from the keys of the first row."""
     with file.open("w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, list(rows[0]))
         table.writeheader()
@@ -22,7 +22,10 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_report(folder: Path | None, text: str, made_by: str) -> str:
-    """Print and return the text with the command that made it. If there is a folder, also write `results.md` there."""
+    """Append the command `made_by` to the text, print the text and return it.
+
+    If a folder is given, the text is also written to `results.md` in this folder.
+    """
     report = f"{text.rstrip()}\n\nMade by `{made_by}`.\n"
     say(*report.split("\n"))
     if folder is not None:

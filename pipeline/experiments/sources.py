@@ -1,6 +1,6 @@
-"""Sources of known entropy, documents drawn from these sources with true values per token, and contest settings.
+"""Random sources of known entropy, documents drawn from them with true values per token, and settings of contests.
 
-This module does not import torch: its settings become flags, and `--help` must start fast.
+This module does not import torch, because its settings become command-line flags and `--help` must start fast.
 
 Shapes: M documents, T tokens per document, V symbols, H hidden states.
 """
@@ -13,7 +13,10 @@ import numpy as np
 
 
 class KnownSource(Protocol):
-    """A source whose next-token distribution is known. Its state summarises the previous tokens of M documents."""
+    """A random source of tokens whose next-token distribution is known.
+
+    The source's state summarises the previous tokens of M documents that are drawn together.
+    """
 
     @property
     def vocabulary(self) -> int: ...
@@ -59,9 +62,10 @@ def shannon_entropy(probabilities_MV: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MarkovChain:
-    """A Markov chain whose next symbol depends on the last K symbols.
+    """A Markov chain of order K: the next symbol depends on the last K symbols.
 
-    Row `r` of the table is the distribution of the symbol after context `r`.
+    The source's state [M] is the index of each document's context, that is the last K symbols read as a number in base
+    V. Row `r` of the table is the distribution of the symbol after the context with index `r`.
     """
 
     table: np.ndarray
@@ -71,7 +75,7 @@ class MarkovChain:
         return int(self.table.shape[1])
 
     def begin(self, documents: int) -> np.ndarray:
-        """Return the index of the context that consists of K times symbol 0."""
+        """Return the index of the context in which all K symbols are 0, for every document."""
         return np.zeros(documents, dtype=np.int64)
 
     def predict(self, state: np.ndarray) -> np.ndarray:
@@ -85,9 +89,10 @@ class MarkovChain:
 
 @dataclass(frozen=True)
 class HiddenMarkov:
-    """A hidden Markov chain that emits symbols.
+    """A hidden Markov model.
 
-    The source's state is the distribution [M, H] of the hidden state, computed by the forward algorithm.
+    The source's state is the distribution [M, H] of the hidden state given the previous tokens, computed by the forward
+    algorithm.
     """
 
     initial_H: np.ndarray
@@ -113,10 +118,11 @@ class HiddenMarkov:
 
 @dataclass(frozen=True)
 class NoisyCopy:
-    """A source that repeats its symbols after `lag` tokens, with noise.
+    """A source that repeats its tokens after `lag` tokens, with noise.
 
-    Each symbol is a copy with probability `1 - noise`, and otherwise drawn at random. Copies are copied too, so a
-    document of three lags holds a copy of a copy. The state is the last `lag` tokens, with -1 before the start of the
+    The first `lag` tokens of a document are drawn uniformly. With probability `1 - noise`, a later token is a copy of
+    the token `lag` positions before; otherwise it is drawn uniformly. Copies are copied too, so a document of three
+    lags contains copies of copies. The state [M, lag] is the last `lag` tokens, with -1 before the start of the
     document.
     """
 
@@ -138,9 +144,9 @@ class NoisyCopy:
 
 
 def rows_of_different_entropy(rows: int, symbols: int, random: np.random.Generator) -> np.ndarray:
-    """Draw distributions [rows, symbols], from nearly certain to nearly uniform ones.
+    """Draw a table of distributions [rows, symbols], some nearly certain and others nearly uniform.
 
-    Each row is drawn from a Dirichlet distribution, whose concentration is random between 0.01 and 3.
+    Each row is drawn from a symmetric Dirichlet distribution. Its concentration is log-uniform between 0.01 and 3.2.
     """
     concentrations = 10 ** random.uniform(-2, 0.5, rows)
     table = np.stack([random.dirichlet(np.full(symbols, concentration)) for concentration in concentrations])
@@ -148,7 +154,7 @@ def rows_of_different_entropy(rows: int, symbols: int, random: np.random.Generat
 
 
 def _hidden_markov(random: np.random.Generator) -> HiddenMarkov:
-    """Return a source of eight hidden states that each last about ten tokens."""
+    """Return a source with eight hidden states. Each state lasts about ten tokens."""
     states, symbols = 8, 32
     others = rows_of_different_entropy(states, states, random)
     transition_HH = 0.9 * np.eye(states) + 0.1 * others
@@ -156,7 +162,7 @@ def _hidden_markov(random: np.random.Generator) -> HiddenMarkov:
 
 
 def _topic_mixture(random: np.random.Generator) -> HiddenMarkov:
-    """Return a source of sixteen topics. Each document has one topic, since the hidden state never changes."""
+    """Return a source with sixteen topics as hidden states. Each document has one topic, which never changes."""
     topics, symbols = 16, 32
     emission_HV = random.dirichlet(np.full(symbols, 0.3), topics)
     return HiddenMarkov(np.full(topics, 1 / topics), np.eye(topics), 0.99 * emission_HV + 0.01 / symbols)
@@ -169,7 +175,7 @@ SOURCES: dict[str, Callable[[np.random.Generator], KnownSource]] = {
     "noisy-copy": lambda random: NoisyCopy(vocabulary=32, lag=32, noise=0.1),
     "topic-mixture": _topic_mixture,
 }
-"""Constructors of sources by name. A constructor draws the tables of its source from a random generator."""
+"""Constructors of sources by name. A constructor takes a random generator to draw the source's probabilities."""
 
 
 def require_sources(names: Sequence[str]) -> None:
@@ -185,7 +191,7 @@ def require_sources(names: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ContestSettings:
-    """Sizes of models, trainings and data. With the defaults, a source takes a few minutes on one CPU core."""
+    """Sizes of models, training runs and data. With the defaults, a source takes a few minutes on one CPU core."""
 
     document_tokens: int = 64
     """Tokens per document. Every document is one window."""
@@ -208,7 +214,7 @@ class ContestSettings:
     labelled_documents: int = 6000
     """Number of unseen documents that are labelled to train the second-order models."""
     labelled_share: float = 0.2
-    """Share of tokens that get a label in the documents for training the second-order models."""
+    """Share of the tokens that are labelled in the training documents of the second-order models."""
     fresh_documents: int = 300
     """Number of documents on which all methods are compared. No model is trained on these documents."""
     seed: int = 0

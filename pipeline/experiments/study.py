@@ -1,4 +1,4 @@
-"""The study of the matched experiment: documents to overfit, labels of these documents, trials, and a summary.
+"""Study of training objectives on few documents: documents to overfit, several kinds of labels, trials, and a summary.
 
 Trials differ only in objective, labels, dropout and seed. The module `overfitting` trains the models of the trials.
 
@@ -20,29 +20,30 @@ from pipeline.training.config import ObjectiveName
 
 SHUFFLED, TRUTH = "shuffled", "truth"
 Labelled = tuple[ObjectiveName, str | None]
-"""An objective and the name of its labels, or None if it uses no labels."""
+"""An objective, and the name of the labels that it uses; the name is None for objectives without labels."""
 CORRECTED: tuple[ObjectiveName, ...] = ("flood", "floor", "flood-mean")
-"""Objectives that are tried with every scale and margin. `flood` and `floor` apply scale and margin to each label, and
-`flood-mean` applies them to its level."""
+"""Objectives that are tried with every scale and margin; other objectives use neither. `flood` and `floor` apply scale
+and margin to each label, and `flood-mean` applies them to the mean label."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """Documents to train on, the labels to compare, and documents to evaluate on."""
+    """Documents to train on, several kinds of labels for these documents, and documents to evaluate on."""
 
     seen: Corpus
     labels: Mapping[str, np.ndarray]
-    """Labels [N] in nats for the tokens of `seen`, by label method."""
+    """Labels [N] in nats by the name of their label method. Index i is for token i of `seen`."""
     held_out: Mapping[str, Corpus]
-    """Documents to evaluate on, by name. The documents called `held_out` are of the same kind as `seen`."""
+    """Documents to evaluate on, by name. The documents called `held_out` are of the same kind as `seen`, and all
+    others are of a different kind."""
     vocabulary: int
     start: int
-    """Id of the token before each window."""
+    """Id of the start token, which precedes each window."""
 
     def with_labels(self, name: str | None, seed: int) -> Corpus:
         """Return the training documents with the labels called `name`, or without labels if `name` is None.
 
-        `shuffled NAME` stands for the labels called NAME, each moved to a random token.
+        The name `shuffled NAME` stands for the labels called NAME after a random permutation among the tokens.
         """
         if name is None:
             return replace(self.seen, labels_N=np.full(len(self.seen.tokens_N), np.nan, np.float32))
@@ -52,7 +53,7 @@ class Study:
 
 @dataclass(frozen=True)
 class ObjectiveTrial:
-    """A model to train: its objective, labels, dropout and seed."""
+    """Settings for training one model: objective, labels with their scale and margin, dropout and seed."""
 
     objective: ObjectiveName
     labels: str | None
@@ -80,9 +81,10 @@ def trials(
     scales: Sequence[float] = (1.0,),
     margins: Sequence[float] = (0.0,),
 ) -> list[ObjectiveTrial]:
-    """Return a trial for every combination, without duplicates.
+    """Return a trial for every combination of the arguments, without duplicates.
 
-    All trials of the first seed come first, so that unfinished results cover every objective equally.
+    All trials of the first seed come first, so that unfinished results cover every objective equally. Scales and
+    margins apply only to objectives in CORRECTED.
     """
     every = product(range(seeds), dropouts, product(scales, margins), objectives)
     return list(
@@ -94,9 +96,10 @@ def trials(
 
 
 def default_objectives(labels: Sequence[str], chosen: str) -> list[Labelled]:
-    """Return the objectives to try by default: controls, `flood` and `floor` with all labels, and others.
+    """Return the objectives to try by default, each with the name of its labels.
 
-    The other objectives are tried with the labels `chosen`.
+    `flood` and `floor` are tried with every kind of labels, and the other objectives with the labels called `chosen`.
+    `flood-mean` is also tried with the true labels, if these are known. Controls use no labels or shuffled labels.
     """
     with_all: list[Labelled] = [*(("flood", name) for name in labels), *(("floor", name) for name in labels)]
     with_chosen: list[Labelled] = [("weight", chosen), ("mask", chosen), ("reference-share", chosen)]
@@ -115,7 +118,7 @@ T_95 = dict(enumerate((12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26), s
 class Summary:
     """Results of one combination of objective, labels and dropout, averaged over all seeds.
 
-    `final_error` and `best_error` are half the width of 95% confidence intervals.
+    `final_error` and `best_error` are half the width of the 95% confidence intervals of `final` and `best`.
     """
 
     objective: str
@@ -127,12 +130,12 @@ class Summary:
     """Held-out loss at the last step, in nats per token."""
     final_error: float
     best: float
-    """Lowest held-out loss of any evaluation. To stop a training there, held-out text must be evaluated."""
+    """Lowest held-out loss of all evaluations, in nats per token. Only early stopping on held-out text reaches it."""
     best_error: float
     gap: float
     """Held-out loss minus training loss at the last step."""
     elsewhere: float
-    """Loss at the last step on text of another kind; NaN without text of another kind."""
+    """Loss at the last step on text of another kind than the training text; NaN if this was not evaluated."""
 
 
 def summarise(figures: CurvesOfTrials) -> Iterator[Summary]:
@@ -158,7 +161,7 @@ def summarise(figures: CurvesOfTrials) -> Iterator[Summary]:
 
 
 def interval(values: Sequence[float]) -> float:
-    """Return half the width of the 95% confidence interval of the mean; NaN for a single value."""
+    """Return half the width of the 95% confidence interval of the values' mean; NaN for a single value."""
     if len(values) < 2:
         return nan
     deviation = stdev(values)
@@ -168,7 +171,7 @@ def interval(values: Sequence[float]) -> float:
 def write_results(
     folder: Path, figures: CurvesOfTrials, summaries: Sequence[Summary], truth: float | None, made_by: str
 ) -> str:
-    """Write `results.csv`, `curves.csv`, `results.md` and `curves.png`, and print and return the report."""
+    """Write `results.csv`, `curves.csv`, `results.md` and `curves.png`. Print and return the text of `results.md`."""
     write_csv(folder / "results.csv", [asdict(summary) for summary in summaries])
     curves = [{**asdict(trial), **record} for trial, curve in figures.items() for record in curve]
     write_csv(folder / "curves.csv", curves)
@@ -179,7 +182,7 @@ def write_results(
 def markdown(summaries: Sequence[Summary], truth: float | None) -> str:
     """Return the summaries as a Markdown table, sorted by final loss.
 
-    Half the width of the 95% confidence interval follows each mean in brackets.
+    The final and the best loss are followed by half the width of their 95% confidence intervals, in brackets.
     """
     known = "" if truth is None else f"The true distribution's held-out loss is {truth:.3f} nats per token.\n\n"
     elsewhere = not all(isnan(summary.elsewhere) for summary in summaries)
@@ -193,10 +196,10 @@ def markdown(summaries: Sequence[Summary], truth: float | None) -> str:
 
 
 def write_plot(file: Path, figures: CurvesOfTrials, truth: float | None) -> None:
-    """Plot the held-out loss by step, averaged over seeds, of the trials with the lowest dropout.
+    """Plot the held-out loss of the trials with the lowest dropout against the step, averaged over seeds.
 
-    There are three panels: `flood`, `floor` and other objectives. If the loss of the true distribution is known, it is
-    subtracted, and the axis is logarithmic.
+    There are three panels: `flood`, `floor` and other objectives. Cross-entropy is shown in each panel. If the loss of
+    the true distribution is known, it is subtracted from all losses, and the loss axis is logarithmic.
     """
     from matplotlib.figure import Figure
 
@@ -219,9 +222,9 @@ def write_plot(file: Path, figures: CurvesOfTrials, truth: float | None) -> None
 
 
 def mean_curves(figures: CurvesOfTrials) -> dict[tuple[str, str], dict[float, float]]:
-    """Average the held-out losses of the trials with the lowest dropout over seeds.
+    """Return the held-out losses of the trials with the lowest dropout, averaged over seeds.
 
-    Return the mean losses by objective and labels, then by step.
+    The outer keys are pairs of objective and labels, and the inner keys are steps.
     """
     lowest = min(trial.dropout for trial in figures)
     losses: dict[tuple[str, str], dict[float, list[float]]] = {}

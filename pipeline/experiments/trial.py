@@ -29,10 +29,10 @@ def train_once(
     *,
     keep_weights: bool = False,
 ) -> ModelT:
-    """Train the model and return it, unless a training in `folder` is already finished. Write metrics to `folder`.
+    """Train the model and return it, unless the training run in `folder` is finished. Write metrics to `folder`.
 
-    An interrupted training is resumed. If the training is already finished, a model with the trained weights is loaded
-    and returned. Without `keep_weights` there are no trained weights, and the model is returned unchanged.
+    An interrupted run is resumed. With `keep_weights`, the trained weights are saved, and loaded if the run is
+    finished. Without `keep_weights`, no weights are saved, and `model` is returned unchanged if the run is finished.
     """
     if (folder / DONE_FILE).is_file():
         return type(model).from_pretrained(folder, use_safetensors=True) if keep_weights else model

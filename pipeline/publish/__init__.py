@@ -1,1 +1,1 @@
-"""Publishing of annotated datasets on the Hugging Face Hub: shards, their ledger of receipts, and the dataset card."""
+"""Publishing of annotated datasets on the Hugging Face Hub: shards, a receipt for each shard, and the dataset card."""

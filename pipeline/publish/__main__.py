@@ -2,8 +2,8 @@
 
     python -m pipeline.publish annotated hf://datasets/USER/NAME
 
-The folder does not change. Published shards are not sent again, so the same command resumes interrupted publishing.
-Shards that differ from the digests in their receipts are never sent, and neither are files outside the folder.
+The folder does not change. Published shards are not sent again, so the same command resumes interrupted publishing. A
+shard is never sent if its digest differs from the digest in its receipt. Files outside the folder are not sent either.
 The exit code is 0 if every shard is published, and 3 if some shards are not labelled yet. It is 1 if the command was
 refused or failed, or if some shards are damaged.
 """
@@ -85,11 +85,11 @@ def publish(config: Config) -> int:
 
 
 def publish_subset(subset: Subset, repository: Repository) -> Left:
-    """Publish the finished shards of a subset, and return the shards that were not published.
+    """Publish the labelled shards of a subset, and return what was not published.
 
     Raises:
-        ValueError: if no shard is finished, if the folder has shards of two plans, or if the repository has another
-            run's subset of this name.
+        ValueError: if no shard is labelled, if the folder has shards of two plans, or if another run has published a
+            subset of this name in the repository.
     """
     plan, receipts, published = existing_plan(subset), Ledger(subset).receipts(), PublishedLedger(repository, subset)
     if plan is None or not receipts:
@@ -124,7 +124,10 @@ def publish_subset(subset: Subset, repository: Repository) -> Left:
 
 
 def _require_of_plan(subset: Subset, plan: Plan, receipts: Sequence[Receipt]) -> None:
-    """Raise if the folder has shards of two plans, which happens if a run that enlarges the dataset is interrupted."""
+    """Raise if the folder has shards of two plans.
+
+    This happens if a run that adds rows to the dataset is interrupted.
+    """
     others = next((receipt for receipt in receipts if shards_in_all(receipt.shard) != len(plan.units)), None)
     if others is not None:
         raise ValueError(

@@ -1,8 +1,9 @@
 """Card of an annotated dataset: a README.md with front matter for `datasets` and the Hub, and a section per subset.
 
 A subset's section is enclosed by two comments. The first comment contains a digest of the section, so that edits by
-hand are noticed. Edited sections and text outside the sections are kept. Other sections are rewritten. In the front
-matter, the subset's entries and the size are overwritten, and missing keys are added.
+hand are noticed. When a subset is updated, its section is rewritten unless it was edited, and the text outside the
+section is kept. In the front matter, the subset's entries and the size category are overwritten, and missing keys are
+added.
 """
 
 import logging
@@ -45,8 +46,8 @@ def dataset_card(info: SubsetInfo, existing: str | None, file: str = CARD_FILE) 
     """Return the existing card with this subset updated, or a new card. `file` is the card's name in errors.
 
     Raises:
-        ValueError: if the existing card cannot be read or the section's marks are broken, or if `datasets` cannot load
-            a column.
+        ValueError: if the existing card cannot be read, if the comments around the subset's section are broken, or if
+            `datasets` cannot load a column.
     """
     card = parsed(existing or f"{EMPTY}{INTRODUCTION}", file)
     _update_front_matter(card, info)
@@ -55,7 +56,7 @@ def dataset_card(info: SubsetInfo, existing: str | None, file: str = CARD_FILE) 
 
 
 def folder_card(info: SubsetInfo) -> str:
-    """Return the card of the subset's folder with this subset updated. The file is not written.
+    """Return the updated text of the card in the subset's folder, without writing the file.
 
     Raises:
         ValueError: as `dataset_card`, or if the existing card is not UTF-8.
@@ -65,7 +66,7 @@ def folder_card(info: SubsetInfo) -> str:
 
 
 def write_card(info: SubsetInfo) -> None:
-    """Update the card of the subset's folder. A card that was broken since the run began is kept, with a warning."""
+    """Update the card in the subset's folder. If the card was broken during the run, keep it and log a warning."""
     try:
         write_text(info.subset.card, folder_card(info))
     except ValueError as error:
@@ -88,8 +89,8 @@ def _update_front_matter(card: DatasetCard, info: SubsetInfo) -> None:
     """Write the subset's configuration and features into the front matter, and add missing keys.
 
     The configuration's description contains the digest of the shards, because `datasets` (5.2) names its cache only
-    after the configuration and the last part of the folder's path. Without the digest, the cached `a/annotated` would
-    be loaded instead of `b/annotated`.
+    after the configuration and the last component of the folder's path. Without the digest, the cached `a/annotated`
+    would be loaded instead of `b/annotated`.
     """
     from datasets import DatasetInfo, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
@@ -157,7 +158,8 @@ def _feature(field: pa.Field, schema: pa.Schema) -> object:
 def _add_missing(card: DatasetCard, info: SubsetInfo) -> None:
     """Write the size category and add missing keys.
 
-    If the repository has other data, only `tags` is added, because the other keys would describe the other data too.
+    If the repository also has data without labels, only `tags` is added, because the remaining keys would describe the
+    unlabelled data too.
     """
     names = [config["config_name"] for config in card.data["configs"]]
     others = [name for name in names if not _is_ours(name, card, info)]
@@ -169,7 +171,7 @@ def _add_missing(card: DatasetCard, info: SubsetInfo) -> None:
 
 
 def _update_size(card: DatasetCard, others: list[str]) -> None:
-    """Write the size category of the whole repository, if the card has the number of rows of all its data."""
+    """Write the size category of the whole repository, if the card states the number of rows of all data in it."""
     infos = card.data["dataset_info"]
     infos = infos if isinstance(infos, list) else [infos]
     splits = [split for info in infos for split in info.get("splits") or []]
@@ -180,7 +182,7 @@ def _update_size(card: DatasetCard, others: list[str]) -> None:
 
 
 def _is_ours(name: str, card: DatasetCard, info: SubsetInfo) -> bool:
-    """True if the configuration `name` has labels; False for other data in the repository."""
+    """True if the configuration `name` is an annotated subset; False for data without labels in the repository."""
     return name == info.subset.name or f"<!-- begin {name} " in card.text
 
 

@@ -15,7 +15,7 @@ PAGES = "https://huggingface.co/datasets"
 
 @dataclass(frozen=True)
 class License:
-    """One or several licences by identifier. The identifier `other` may come with a name and a link to the text."""
+    """One or several licences by identifier. The identifier `other` may come with a name and a link to its text."""
 
     ids: tuple[str, ...]
     name: str | None = None
@@ -23,7 +23,7 @@ class License:
 
     @classmethod
     def of(cls, card: Mapping[str, object], dataset: str) -> "License | None":
-        """Return the licence in a dataset's card, or None if the card has none. Links become absolute URLs."""
+        """Return the licence in a dataset's card, or None if the card has none. A relative link becomes a URL."""
         ids = tuple(_listed(card.get("license")))
         name, link = (next(iter(_listed(card.get(key))), None) for key in ("license_name", "license_link"))
         in_dataset = link is not None and "://" not in link
@@ -31,11 +31,14 @@ class License:
 
     @property
     def is_definite(self) -> bool:
-        """False for `other` without a link to a text, because `other` can stand for different licences."""
+        """True unless a licence is `other` without a link. Without a link, `other` can stand for any licence."""
         return "other" not in self.ids or self.link is not None
 
     def front_matter(self) -> dict[str, object]:
-        """Return the keys for a card. `license` is a list only if there are several licences, as the Hub requires."""
+        """Return the licence's entries in the front matter of a card.
+
+        As the Hub requires, `license` is a list if there are several licences, and otherwise a string.
+        """
         license: dict[str, object] = {"license": list(self.ids) if len(self.ids) > 1 else self.ids[0]}
         named = {"license_name": self.name, "license_link": self.link}
         return license | {key: value for key, value in named.items() if value}
@@ -49,7 +52,7 @@ class License:
 
 @dataclass(frozen=True)
 class Origin:
-    """Hub datasets among the inputs, with their common licence and all their languages."""
+    """Hub datasets among the inputs of a run, with their common licence and all their languages."""
 
     datasets: tuple[str, ...] = ()
     """Names of the datasets on the Hub."""
@@ -70,7 +73,7 @@ class Origin:
 
 
 def origin_of(inputs: Sequence[str]) -> Origin:
-    """Return the origin of documents, read from the cards of the inputs that are datasets on the Hub.
+    """Return the origin of a run's documents, read from the cards of the inputs that are datasets on the Hub.
 
     Raises:
         ConnectionError: if the Hub cannot be reached.

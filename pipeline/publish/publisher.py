@@ -1,9 +1,9 @@
 """Publisher of a subset: commits shards to a Hub repository, many per commit, together with their receipts.
 
-A single thread makes all commits of a run, so that no commit waits for another one. During annotation, a shard's
-content is uploaded before its commit, by the process that labelled the shard. Files on the disk are kept until their
-commit has succeeded. Several runs may publish the same subset at once. Then the first committed version of a shard is
-kept, with its receipt. A file without a receipt at a shard's path is replaced.
+A single thread makes all commits of a run, so that they do not conflict with each other. During annotation, the process
+that labelled a shard uploads the shard's content before the commit. Files on the disk are kept until their commit has
+succeeded. If several runs publish the same subset at once, the version of a shard that is committed first is kept, with
+its receipt. If the repository has a file without a receipt at a shard's path, the file is replaced.
 """
 
 import logging
@@ -37,10 +37,10 @@ class Labelled(NamedTuple):
 
 
 class Publisher:
-    """Publisher of one subset. Errors in its thread are raised by `add`, `close` and `__exit__`.
+    """Publisher of one subset. Errors in the publisher's thread are raised by `add`, `close` and `__exit__`.
 
-    With `keeps`, shards stay on the disk after their commit, and the ledger on the disk does not change. Otherwise,
-    committed shards are deleted and recorded as published in the ledger.
+    With `keeps`, shards stay on the disk after their commit, and the ledger on the disk does not change. Without
+    `keeps`, committed shards are deleted from the disk, and the ledger on the disk records them as published.
     """
 
     def __init__(self, repository: Repository, subset: Subset, *, keeps: bool) -> None:
@@ -66,7 +66,7 @@ class Publisher:
         self._raise_failure()
 
     def add(self, receipt: Receipt, addition: CommitOperationAdd | None = None) -> bool:
-        """Queue a shard for the next commit. Without an `addition`, the shard's file on the disk is sent.
+        """Queue a shard for the next commit. If no `addition` is given, the shard's file on the disk is sent.
 
         Return True if the shard is queued. If its file does not match the receipt, send nothing and return False.
         """
@@ -139,9 +139,9 @@ class Publisher:
             self.published.put(receipt.shard)
 
     def _receipted(self, batch: Sequence[Labelled], files: Mapping[str, str], head: str) -> dict[str, str]:
-        """Return digests by path from published receipts, only for `files` that have a receipt in the repository.
+        """Return a mapping from each path in `files` that has a receipt in the repository to the digest in the receipt.
 
-        If there are no files, the receipts are not read.
+        If `files` is empty, the receipts are not read.
         """
         if not files:
             return {}

@@ -1,6 +1,7 @@
-"""The existing README.md of a folder or repository, which anybody may have written, and the data that it describes.
+"""Existing README.md of a folder or repository, and the data that it describes.
 
-The README.md is read before anything is labelled. If no card can be added to it, the run is refused.
+Anybody may have written the README.md. It is read before anything is labelled, and the run is refused if it cannot
+become the card of the dataset.
 """
 
 import glob
@@ -46,7 +47,8 @@ def parsed(text: str, name: str) -> DatasetCard:
     """Parse a README.md into a card whose front matter `datasets` can read. `name` is the file's name in errors.
 
     Raises:
-        ValueError: if the front matter is not YAML, does not end, has a key twice, or has configurations or dataset
+        ValueError: if the front matter is not YAML, has no closing line, has a key twice, or has configurations or
+        dataset
             information that `datasets` cannot read.
     """
     from datasets.info import DatasetInfosDict
@@ -71,7 +73,7 @@ def parsed(text: str, name: str) -> DatasetCard:
 
 
 def marks(text: str, name: str) -> list[str]:
-    """Return the kinds of the marks around a subset's section, `begin` or `end`, in the order of the text."""
+    """Return `begin` or `end` for each comment around the subset's section, in the order of the text."""
     return re.findall(MARK.format(kind="begin|end", name=re.escape(name)), text)
 
 
@@ -87,7 +89,10 @@ def _written_out(value: object, known: dict[int, int]) -> int:
 
 
 def _repeated(front_matter: str) -> list[str]:
-    """Return keys that occur twice in a mapping. PyYAML reads only the last value of a key, so others would be lost."""
+    """Return the keys that occur more than once in the same mapping.
+
+    PyYAML reads only the last value of a repeated key, so the other values would be lost.
+    """
     nodes, repeated, seen = list(yaml.compose_all(front_matter, yaml.SafeLoader)), list[str](), set[int]()
     while nodes:
         node = nodes.pop()
@@ -109,13 +114,14 @@ MOST_FILES = 1000  # that are listed in a card
 
 
 def keeping_own_data(card: str | None, files: Iterable[str], subset: Subset, url: str) -> str | None:
-    """Return the card of a repository, prepared for a new subset.
+    """Return the card of a repository, prepared for a new subset of labels alongside the repository's existing data.
 
-    If the existing data has no configuration, the card gets a configuration for it. Otherwise, `datasets` would no
-    longer find this data.
+    If the card has no configurations, one is added for the existing data. Without it, `datasets` would no longer find
+    this data once the card has a configuration for the labels.
 
     Raises:
-        ValueError: if `datasets` could not read both the existing data and the labels afterwards.
+        ValueError: if `datasets` could not read both the existing data and the labels afterwards, or if the subset's
+            name is taken.
     """
     paths, name = sorted(files), subset.name
     parsed(card or EMPTY, f"{url}/{CARD_FILE}")
@@ -165,7 +171,10 @@ def _builder(card: str | None, paths: list[str], url: str) -> "DatasetBuilder | 
 
 
 def _files_by_split(builder: "DatasetBuilder", url: str) -> list[dict[str, object]]:
-    """Return the `data_files` of each split as a list of names, since a pattern could match the labels too."""
+    """Return the `data_files` of a configuration for the existing data.
+
+    The files of each split are listed by name, because a pattern could match the labels too.
+    """
     files_of = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
     if (count := sum(map(len, files_of.values()))) > MOST_FILES:
         remedy = "write `configs` with a pattern for them into its README.md"

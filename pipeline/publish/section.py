@@ -1,4 +1,4 @@
-"""Section of a card on one subset, made from the template card.md: totals, columns, loading, limits and provenance."""
+"""Section about one subset in a card, from the template card.md: totals, columns, loading, limits and provenance."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ MOST_COLUMNS = 100  # that are listed by name
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetInfo:
-    """Content of the card's section on a subset. `counts` is None while the subset is still being written."""
+    """Content of the card's section about a subset. `counts` is None while the subset is still being written."""
 
     subset: Subset
     path: str
@@ -43,13 +43,13 @@ class SubsetInfo:
 
     @property
     def labels(self) -> str:
-        """Path or URL of the subset's shards, for `--labels`."""
+        """Path or URL of the subset's shards, for the training command's flag `--labels`."""
         dataset = self.path if self.path == THIS_FOLDER else Repository(self.path, self.revision).url
         return f"{dataset}/{self.subset.in_repository.data.as_posix()}"
 
 
 def section(info: SubsetInfo) -> str:
-    """Return the section on a subset in Markdown, without the comments around the section."""
+    """Return the section about a subset in Markdown, without the two comments that enclose the section."""
     provenance, names = info.provenance, info.schema.names
     columns = [column for column in DESCRIPTIONS if column in names]
     types = [_type_name(info.schema.field(column).type) for column in columns]

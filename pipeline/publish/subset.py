@@ -22,11 +22,11 @@ from schemas.receipts import PLAN_FILE, QUARANTINE, REPORT_FILE, Plan, Quarantin
 
 LOG = logging.getLogger(__name__)
 Missing = Callable[[str], Sequence[Operation]]
-"""Function that takes a commit of the repository and returns the operations that this commit still lacks."""
+"""Function that takes the id of the repository's last commit, and returns the operations to add in a new commit."""
 
 
 def with_totals(info: SubsetInfo, receipts: Iterable[Receipt]) -> SubsetInfo:
-    """Return the info with totals: counts, digest and size of all shards that these receipts describe."""
+    """Return a copy of `info` with totals: counts, digest and size of all shards that the receipts describe."""
     counts, digest, size = total(receipts)
     return replace(info, counts=counts, shards_sha256=digest, size=size)
 
@@ -35,8 +35,8 @@ def publish_beginning(repository: Repository, info: SubsetInfo) -> None:
     """Commit the plan, the tokenizer and a first card, so that the dataset can be loaded while it grows.
 
     Raises:
-        ValueError: if the repository has another run's subset of this name or data that labels would hide, or if the
-            local tokenizer is not the labels' tokenizer.
+        ValueError: if another run has published a subset of this name in the repository, if labels would hide the
+            repository's other data from `datasets`, or if the tokenizer in the folder is not the labels' tokenizer.
     """
     subset, files = info.subset, _tokenizer(info)
     plan_file = subset.in_repository.ledger / PLAN_FILE
@@ -57,7 +57,10 @@ def publish_beginning(repository: Repository, info: SubsetInfo) -> None:
 
 
 def publish_end(repository: Repository, info: SubsetInfo) -> None:
-    """Commit the card with its totals, the report of the last session and the notes on quarantined units."""
+    """Commit the card with totals, the report of the last session and the notes on quarantined units.
+
+    Notes in the repository on units that are no longer quarantined are deleted.
+    """
     subset, places = info.subset, info.subset.in_repository
     report = [subset.ledger / REPORT_FILE] if (subset.ledger / REPORT_FILE).exists() else []
     note_files = Ledger(subset).note_files()
@@ -77,7 +80,7 @@ def publish_end(repository: Repository, info: SubsetInfo) -> None:
 
 
 def plan_without_paths(text: str) -> str:
-    """Return the JSON of a plan for publication. URLs are kept, and each local path is replaced by a placeholder.
+    """Return the JSON of a plan for publication: URLs are kept, and a placeholder replaces each local path.
 
     Raises:
         ValueError: if the text is not a valid plan.
@@ -109,7 +112,7 @@ def _report(file: Path) -> bytes:
 
 
 def _note(file: Path) -> bytes:
-    """Return the note on a quarantined unit for publication. A local path of its file is reduced to the file's name."""
+    """Return the note on a quarantined unit for publication, with only the name of a local input file."""
     with reading(file, "delete it, and run the same pipeline.annotate command to retry the unit"):
         unit = Quarantined.from_json(text_of(file))
     name = Path(unit.file).name if is_local(unit.file) else unit.file

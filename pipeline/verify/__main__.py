@@ -52,8 +52,8 @@ class Config:
     """Checkpoint that labelled the dataset, to label the sample with: a folder or a name on the Hub. By default, the
     checkpoint that the dataset names, if it ships with the project or has been fetched from the Hub before."""
     repair: bool = field(default=False, kw_only=True)
-    """Move damaged shards and their receipts into the ledger's folder `damaged`, so that the same annotate command
-    labels these shards again. Only datasets in a folder can be repaired. Nothing is deleted."""
+    """Move damaged shards and their receipts into the ledger's folder `damaged`. The annotate command that made the
+    dataset then labels these shards again. Only datasets in a folder can be repaired. Nothing is deleted."""
 
     def __post_init__(self) -> None:
         if self.sample < 0:
@@ -74,7 +74,7 @@ class Findings:
     records: Records
     faults: list[Fault]
     rows: dict[str, int] = field(default_factory=dict)
-    """Number of rows of each undamaged shard."""
+    """Number of rows of each undamaged shard, by the name of the shard."""
     counts: Counts = field(default_factory=Counts)
 
 
@@ -92,7 +92,7 @@ def verify(config: Config) -> int:
 
 @contextmanager
 def unchanged(config: Config) -> Iterator[None]:
-    """Lock the dataset's folder, so that no run writes to it. Without --repair, nothing in the folder is changed.
+    """Lock the dataset's folder, so that no run writes to it meanwhile. Only --repair changes anything in the folder.
 
     Raises:
         ValueError: if a run is writing to the folder.
@@ -161,12 +161,15 @@ def check_content(findings: Findings) -> Provenance | None:
 
 
 def checked(stored: Stored, records: Records, rules: Rules, shard: str) -> tuple[Fault | None, Counts]:
-    """Check the content of a shard. Return its first fault, or None, and its counts."""
+    """Check the content of a shard. Return its first fault (None if it has no fault) and its counts."""
     return check_shard(stored, shard, records.receipts.get(shard, []), rules)
 
 
 def first_provenance(findings: Findings, shards: Sequence[str]) -> Provenance | None:
-    """Return the first shard provenance that can be read, or None. Each unreadable provenance becomes a fault."""
+    """Return the provenance of the first shard whose provenance can be read, or None if this fails for all shards.
+
+    Each provenance that cannot be read is recorded as a fault.
+    """
     for shard in shards:
         try:
             return shard_provenance(findings.stored, shard)
@@ -176,7 +179,10 @@ def first_provenance(findings: Findings, shards: Sequence[str]) -> Provenance | 
 
 
 def vocabulary(stored: Stored, provenance: Provenance) -> int:
-    """Return the number of token ids. Older datasets recorded the number of tokens, which is less if ids are unused."""
+    """Return the number of token ids, including unused ids.
+
+    Older datasets recorded the number of tokens, which does not include unused ids, so the tokenizer is read too.
+    """
     file = stored.subset.tokenizer / TOKENIZER_FILE
     try:
         return max(provenance.vocabulary, id_count(load_tokenizer(file.parent)) if file.is_file() else 0)
@@ -185,7 +191,7 @@ def vocabulary(stored: Stored, provenance: Provenance) -> int:
 
 
 def columns(records: Records) -> tuple[str, ...] | None:
-    """Return the names of the columns in the plan, or None without a plan or with an older plan without columns."""
+    """Return the names of the columns in the plan, or None if there is no plan or if an older plan lacks columns."""
     return None if records.plan is None or records.plan.schema is None else tuple(records.plan.schema.names)
 
 

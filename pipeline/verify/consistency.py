@@ -1,4 +1,4 @@
-"""Consistency of a subset: its plan, receipts and notes on quarantined units must match each other and its files."""
+"""Consistency of a subset: plan, receipts and notes on quarantined units must agree with each other and the files."""
 
 import re
 from collections import defaultdict
@@ -74,7 +74,7 @@ def check_records(stored: Stored, records: Records) -> list[Fault]:
 def planned_shards(stored: Stored, records: Records) -> list[str]:
     """Return the names of all shards of a complete subset.
 
-    The number of shards is taken from the plan or, without a plan, from the name of the first shard.
+    The number of shards is taken from the plan. Without a plan, it is taken from the name of the first shard.
     """
     if records.plan is not None:
         return [shard_name(unit, len(records.plan.units)) for unit in range(len(records.plan.units))]
@@ -109,9 +109,9 @@ def _read(ledger: Ledger, file: Path, records: Records) -> None:
 
 
 def _shard_of(file: Path, records: Records) -> str:
-    """Return the name of the shard that a receipt or a note is about.
+    """Return the name of the shard that a file of the ledger is about, or an empty string.
 
-    The file's name is the number of the unit. For other files of the ledger, return an empty string.
+    A file about a single shard is named after the index of the shard's unit. Other files are about no shard or several.
     """
     units = len(records.plan.units) if records.plan else 0
     return shard_name(int(file.stem), units) if file.stem.isdigit() and int(file.stem) < units else ""
@@ -174,7 +174,7 @@ DIGEST = re.compile(r"shards ([0-9a-f]{64})$")
 
 
 def check_card(stored: Stored, records: Records, *, sound: bool) -> list[Fault]:
-    """Check the card's entry for a subset that has a plan.
+    """Check the card's entry for a subset. If the subset has no plan, nothing is checked.
 
     The entry contains a digest of all shards. This digest is only checked if the subset has no other faults (`sound`).
     """

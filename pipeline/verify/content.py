@@ -106,7 +106,8 @@ def _provenance(schema: pa.Schema) -> Provenance:
 def _counted(file: File, rules: Rules, *, every_column: bool) -> Counts:
     """Return the counts of a shard, and check each batch of rows.
 
-    If `every_column` is true, columns of the source are read too, so that damage to these columns is found.
+    With `every_column`, columns of the source are read too, so that damage to these columns is found. Otherwise, only
+    the columns that annotation adds are read, and damage to others is found by the digest in the receipt.
     """
     schema = inspect_shard(file).schema
     if not every_column:
@@ -115,7 +116,7 @@ def _counted(file: File, rules: Rules, *, every_column: bool) -> Counts:
 
 
 def count_rows(batches: Iterable[pa.RecordBatch]) -> Counts:
-    """Return the totals of annotated rows: numbers of rows, tokens and labels, sum of the labels, and histogram."""
+    """Return totals of annotated rows: numbers of rows, tokens and labels, and sum and histogram of the labels."""
     counts = Counts()
     for batch in batches:
         labels_N = batch.column(ENTROPY).flatten().drop_null().to_numpy()
@@ -141,7 +142,7 @@ def _require_rows(batch: pa.RecordBatch, start: int, vocabulary: int) -> None:
     """Check all rows of a batch. `start` is the number of rows before the batch.
 
     Raises:
-        ValueError: if a row breaks a rule; the message names the first of these rows.
+        ValueError: if a row breaks a rule. The message names the first row that breaks the rule.
     """
     for what, wrong_B in _broken(batch, vocabulary):
         if wrong_B.any():
@@ -149,7 +150,7 @@ def _require_rows(batch: pa.RecordBatch, start: int, vocabulary: int) -> None:
 
 
 def _broken(batch: pa.RecordBatch, vocabulary: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield for each rule an error message, and an array [B] that is True for rows that break the rule."""
+    """Yield an error message and an array [B] for each rule. The array is True for rows that break the rule."""
     tokens = batch.column(INPUT_IDS)
     length_B = _lengths(tokens)
     yield "has no list of tokens", length_B < 0

@@ -27,17 +27,17 @@ from schemas.annotations import INPUT_IDS, ROUNDING_NATS, SHIPPED_MODEL, Dtype, 
 MOST_TOKENS = 4096  # labelled per document, from its beginning
 TOLERANCE: Mapping[Dtype, float] = {"float32": 1.5 * ROUNDING_NATS, "bfloat16": 0.125}
 """Largest tolerated difference in nats, by data type. In float32, the tolerance applies to every label, and covers half
-a step of rounding and the effect of another order of summation. In bfloat16, the tolerance applies to the median
-difference in a document. For comparison, labels in bfloat16 have a median difference of 0.023 from labels in
+a rounding step of the stored labels and the effect of another order of summation. In bfloat16, the tolerance applies to
+the median difference in a document. For comparison, labels in bfloat16 have a median difference of 0.023 from labels in
 float32."""
 
 
 class LeftOutError(Exception):
-    """Error if no document can be labelled again. The message gives the reason."""
+    """Raised if the sample cannot be labelled again. The message gives the reason."""
 
 
 class SampledRow(NamedTuple):
-    """A sampled document: a row of a shard."""
+    """Place of a sampled document: the name of its shard, and the index of its row in the shard."""
 
     shard: str
     row: int
@@ -74,8 +74,8 @@ def check_sample(
     If `checkpoint` is None, the checkpoint named in the provenance is used.
 
     Raises:
-        LeftOutError: if the checkpoint named in the provenance is not available on this machine, or if labelling needs
-            text that was not kept.
+        LeftOutError: if the checkpoint named in the provenance is not available on this machine or did not label the
+            dataset, or if labelling needs text that was not kept.
         ValueError: if `checkpoint` did not label the dataset.
     """
     annotator = load_annotator(_run(stored, provenance, checkpoint), device_here())
@@ -94,7 +94,7 @@ def check_sample(
 
 
 def _run(stored: Stored, provenance: Provenance, named: str | None) -> Run:
-    """Return the run that labelled the dataset, with its checkpoint on this machine.
+    """Return the settings of the run that labelled the dataset, with the checkpoint's path on this machine.
 
     Raises:
         LeftOutError, ValueError: as `check_sample`.
@@ -136,7 +136,7 @@ def _checkpoint(provenance: Provenance) -> Checkpoint:
 
 
 def _differing(annotator: Annotator, row: pa.RecordBatch, document: SampledRow) -> Iterator[str]:
-    """Yield a line for each label column in which the document's labels differ from new labels of the checkpoint."""
+    """Yield a line per label column in which the document's labels and new labels differ by more than the tolerance."""
     stored = {
         name: row.column(name).flatten().to_numpy(zero_copy_only=False).astype(np.float32)[:MOST_TOKENS]
         for name in ENTROPY_COLUMNS
@@ -154,7 +154,10 @@ def _differing(annotator: Annotator, row: pa.RecordBatch, document: SampledRow) 
 
 
 def _labelled_again(annotator: Annotator, row: pa.RecordBatch) -> dict[str, np.ndarray]:
-    """Label the first tokens of a document again, and return the labels by the name of their column."""
+    """Label the first MOST_TOKENS tokens of a document again, and return the labels by column.
+
+    If the labels are converted to another tokenizer's tokens, all tokens are labelled.
+    """
     settings, ends = annotator.run.provenance, None
     ids_N = row.column(INPUT_IDS).flatten().to_numpy()
     if annotator.estimator_tokenizer is not None and annotator.tokenizer is not None:

@@ -25,7 +25,7 @@ DAMAGED = "damaged"
 def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
     """Move files with faults away, together with their shards and receipts, and return the new paths.
 
-    No other run may be at work in the folder.
+    The caller must make sure that no run is writing to the folder.
 
     Raises:
         ValueError: if the plan is damaged or missing, because no other file can restore it, or if a folder is a link.
@@ -50,7 +50,10 @@ def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
 
 
 def annotate_command(stored: Stored, records: Records, estimator: str | None = None) -> str:
-    """Return the command that makes these files again, with `...` at its end if the plan does not record all flags."""
+    """Return the command that makes the damaged files again, ending in `...` if not all of its flags are known.
+
+    `estimator` is the checkpoint that the user named; the plan records only checkpoints on the Hub.
+    """
     if records.plan is None:
         return "python -m pipeline.annotate ..."
     flags = _flags(records.plan, stored, estimator)
@@ -59,7 +62,7 @@ def annotate_command(stored: Stored, records: Records, estimator: str | None = N
 
 
 def _flags(plan: Plan, stored: Stored, estimator: str | None) -> dict[str, object]:
-    """Return the flags of a plan's settings, without those that a resumed run takes from the plan itself."""
+    """Return a plan's settings as flags, except settings that a resumed run reads from the plan."""
     run = plan.provenance
     tokenizer = stored.subset.tokenizer if run.estimator_tokenizer_sha256 else None
     return {
@@ -102,7 +105,7 @@ def _start_token(plan: Plan, stored: Stored) -> str | None:
 
 
 def _words(value: object) -> str:
-    """Return a flag's value as a shell reads it; a flag that is only switched on has none."""
+    """Return a flag's value, quoted for a shell. For a boolean flag, return an empty string."""
     values = value if isinstance(value, tuple) else (() if value is True else (value,))
     return shlex.join(map(str, values))
 
@@ -115,7 +118,7 @@ def _receipts_of(stored: Stored, shards: Collection[str]) -> Iterator[Path]:
 
 
 def _moved(file: Path, target: Path, shards: Collection[str]) -> Path:
-    """Move a file to `target` and return the target. Receipts of other shards in the same file stay where they are."""
+    """Move a file to `target` and return the target. Receipts of other shards stay in the original file."""
     kept = [line for line in _lines(file) if _shard(line) not in shards] if file.suffix == ".jsonl" else []
     target.parent.mkdir(parents=True, exist_ok=True)
     if kept:

@@ -33,7 +33,7 @@ class Fault(NamedTuple):
     """Path of the file in the dataset."""
     what: str
     shard: str = ""
-    """Name of the shard that must be made again; empty if there is none."""
+    """Name of the shard that must be made again; empty if no shard needs this."""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what}"
@@ -53,7 +53,8 @@ class Stored:
     place: str
     subset: Subset
     files: Mapping[str, str]
-    """Mapping from the path of each file in the subset's data folder to the file's fault, or to an empty string."""
+    """Mapping from the path of each file in the subset's data folder to the file's fault, or to an empty string
+    for a file without fault."""
 
     @property
     def remote(self) -> bool:
