@@ -74,10 +74,10 @@ class WindowEncoder(PreTrainedModel, ABC):
 
     @abstractmethod
     def decode_losses(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Return the losses of all tokens in nats [B, T], given the bottleneck values; 0 at padding."""
+        """Return the losses of all tokens in nats [B, T], given each window's bottleneck values; 0 at padding."""
 
     def token_losses(self, input_ids_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Return the losses of all tokens in nats [B, T], given the embedding of their whole window.
+        """Return the losses of all tokens in nats [B, T], given the embedding of the whole window.
 
         The first token has a loss too. Losses at padding are 0.
 
