@@ -56,10 +56,10 @@ def decoded(kind: type[Record], values: object, name: str = "it") -> Record:
 
 @contextmanager
 def reading(place: Path | str, remedy: str) -> Iterator[None]:
-    """Add a file's name and a remedy to the message of a ValueError raised inside this context.
+    """Context manager that adds a file's name and a remedy to the message of a ValueError raised inside it.
 
     Raises:
-        ValueError: the original error with the longer message.
+        ValueError: with the longer message, instead of the original error.
     """
     try:
         yield

@@ -1,7 +1,7 @@
 """Layout of an annotated dataset, the same in a folder and in a repository of the Hub.
 
     README.md                          card of all subsets
-    data/SUBSET/train-K-of-N.parquet   shards; more than GROUP shards are split into subfolders of GROUP
+    data/SUBSET/train-K-of-N.parquet   shards; more than GROUP shards are split into folders of GROUP each
     tokenizer/SUBSET/                  tokenizer of the subset's `input_ids`
     _ledger/SUBSET/                    plan, receipts, notes on quarantined units; not read by `datasets`
 

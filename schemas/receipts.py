@@ -180,7 +180,7 @@ class PlannedFile:
 
 
 PlannedUnit = tuple[int, int, int]
-"""A unit as three numbers: the index of its file, its first row, and the row after its last row."""
+"""A unit as three numbers: the index of its file in `Plan.files`, its first row, and the row after its last row."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Plan:
     checkpoint: str | None = None
     """USER/NAME@COMMIT if the checkpoint is from the Hub, otherwise None."""
     source: tuple[str, ...] = ()
-    """The same inputs, with those on the Hub pinned to commits."""
+    """The inputs of `inputs`, with those on the Hub pinned to commits."""
     schema: pa.Schema | None = None
     """Schema of the shards; None only in plans of older versions."""
     tokenizer_config_sha256: str | None = None

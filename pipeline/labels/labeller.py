@@ -204,7 +204,7 @@ def load_labeller(
 
 
 def device_here(gpus: float | None = None) -> Device:
-    """Return the device that this process labels on: a GPU if there is one, unless `gpus` is 0.
+    """Return the device on which this process labels: a GPU if there is one and `gpus` is not 0, otherwise the CPU.
 
     Raises:
         ValueError: if a GPU is requested and there is none.

@@ -1,4 +1,4 @@
-"""Transfer of labels between tokenizers: nats are divided among the other tokens that cover the same bytes.
+"""Transfer of labels to another tokenizer's tokens: nats are divided among the tokens that cover the same bytes.
 
 S tokens of the source, T tokens of a text or of the target, C characters of a text, B borders between source tokens, m
 index of a document.
@@ -14,7 +14,7 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.safe_tokenizers import tokenizer_errors
 
 UNLABELLED_SHARE = 1e-9
-"""Share of an unlabelled source token up to which a target token may overlap it and still have a label."""
+"""Largest share of an unlabelled source token that a target token may cover and still have a label."""
 
 
 class Tokens(NamedTuple):

@@ -45,7 +45,7 @@ class OutputHead(NamedTuple):
         return cls(weight_VD, bias_V, caps[0] if caps else None, math.prod(multipliers) / math.prod(divisors))
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Return logits, float32 [N, V], without a gradient. Pass few tokens: no chunks are used."""
+        """Return logits, float32 [N, V], without a gradient. They are not computed in chunks, so pass few tokens."""
         return head_logits(hidden_ND * self.scale, self.weight_VD, self.bias_V, self.softcap)
 
     def losses(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def predictive_labels(
 
 
 def prepend_start(input_ids_BT: Tensor, start: int) -> Tensor:
-    """Return the inputs that predict every token of each row: `start`, then all tokens except the last."""
+    """Return the inputs [B, T] from which all tokens of a row are predicted: `start`, then all but the last token."""
     return torch.cat([torch.full_like(input_ids_BT[:, :1], start), input_ids_BT[:, :-1]], dim=1)
 
 
@@ -179,7 +179,7 @@ def start_token(config: PreTrainedConfig) -> int:
 
 
 def longest_window(config: PreTrainedConfig) -> int | None:
-    """Return the number of tokens that a model can read after the start token; None if it declares no limit."""
+    """Return the number of tokens that a model can read after the start token; None without a declared limit."""
     text = config.get_text_config()
     return declared_context({name: getattr(text, name, None) for name in POSITIONS})
 

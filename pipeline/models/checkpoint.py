@@ -163,7 +163,7 @@ class Checkpoint:
 
     @property
     def sha256(self) -> str:
-        """Digest of the configuration and weights, or of those of all folds. Labels depend on both."""
+        """Digest of the configurations and weights of all `members`. Labels depend on them."""
         return checkpoint_sha256(*self.members)
 
     @property
@@ -228,7 +228,7 @@ def require_new_folder(folder: Path) -> None:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy a tokenizer's files from a folder into the folder of a checkpoint or dataset, which is then complete."""
+    """Copy a tokenizer's files from `source` into `target`, the folder of a checkpoint or dataset."""
     target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():

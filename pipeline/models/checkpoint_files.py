@@ -118,7 +118,7 @@ def positive(folder: Path, config: Mapping[str, Any], key: str) -> int:
 
 
 def declared_context(config: Mapping[str, Any]) -> int | None:
-    """Return the number of tokens that a causal language model can read after the start token; None without a limit."""
+    """Return the number of tokens that a causal language model can read after the start token; None if not declared."""
     named = (config.get(name) for name in POSITIONS)
     positions = next((number for number in named if isinstance(number, int) and number > 1), None)
     return None if positions is None else positions - 1

@@ -33,7 +33,7 @@ _kernel_asked_for = False
 def cut_cross_entropy(asked_for: bool = True) -> Iterator[None]:
     """Context manager inside which training uses the kernel of cut-cross-entropy, but only if `asked_for` is True.
 
-    The kernel runs in half precision on a GPU, and for heads without a bias. Everything else is computed in chunks.
+    The kernel needs half precision, a GPU and a head without a bias. Otherwise, the loss is computed in chunks.
     """
     global _kernel_asked_for
     before, _kernel_asked_for = _kernel_asked_for, asked_for
@@ -81,7 +81,7 @@ def token_cross_entropy(
 
 
 def _kernel_serves(hidden_ND: Tensor, head_VD: Tensor, precision: torch.dtype) -> bool:
-    """True if the kernel was asked for, and this is training in half precision on a GPU.
+    """True if the kernel was asked for, gradients are needed, and the computation is in half precision on a GPU.
 
     The kernel adds in the order in which its blocks finish, so its results are not reproducible. Labels must be
     reproducible, and are never computed by the kernel. Liger's kernel is not an alternative: its per-token form

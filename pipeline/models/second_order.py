@@ -8,8 +8,8 @@ outputs share one transformer, or each output has its own transformer.
 
 In the *direct* form an output is the estimate itself, and nothing is projected onto the vocabulary. In the *residual*
 form the outputs correct two values of the transformer as a language model: its surprisal, and the entropy of its
-prediction. A residual model starts as good as the language model it is made from, and keeps that model's head, with
-bias, scale and soft cap.
+prediction. Before training, a residual model is as good as the language model from which it is made. It keeps the head
+of the language model, with bias, scale and soft cap.
 
 B rows, T tokens, S = T + 1 positions with the start, D width, V vocabulary.
 """

@@ -45,7 +45,8 @@ class SecondOrderSizes:
     """Sizes of a second-order model. None stands for a default that depends on the model to start from."""
 
     context: int | None = None
-    """Longest window, in tokens; by default the window of the labels."""
+    """Longest window, in tokens. The default is the labels' window, or, if the labels were made with another tokenizer,
+    the longest window of the model to start from."""
     width: int | None = None
     """Hidden size, only for a model from scratch; 192 by default."""
     layers: int | None = None

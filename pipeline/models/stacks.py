@@ -50,7 +50,9 @@ def stack_config(
 def llama_config(
     *, vocab_size: int, width: int, layers: int, heads: int, context: int, initializer_range: float = 0.02
 ) -> LlamaConfig:
-    """Return the configuration of a Llama stack. Its gated feed-forward is as large as a plain one of 4 x `width`.
+    """Return the configuration of a Llama stack.
+
+    The gated feed-forward has about as many weights as a plain feed-forward with an inner width of 4 x `width`.
 
     Raises:
         ValueError: if a size is below 1, or `width` is not a multiple of `heads`.

@@ -45,7 +45,7 @@ class WindowEncoderConfig(PreTrainedConfig, WindowEncoderSizes):
         return new_stack(stack_config(kind, initializer_range=self.initializer_range, **shared, **sizes))
 
     def narrowing(self) -> tuple[nn.Module, nn.Module]:
-        """Return a new layer into the bottleneck and a new layer out of it; two identities without a bottleneck."""
+        """Return a new layer into the bottleneck and a new layer out of it; identity layers without a bottleneck."""
         wide, narrow = self.encoder_width, self.bottleneck_width
         return (nn.Identity(), nn.Identity()) if narrow is None else (nn.Linear(wide, narrow), nn.Linear(narrow, wide))
 

@@ -56,7 +56,10 @@ class Config:
 
 
 def report(config: Config) -> None:
-    """Write a page that shows an annotated dataset, with every token in the colour of its entropy."""
+    """Write a page that shows an annotated dataset, or show one document in the terminal.
+
+    Every token has the colour of its entropy.
+    """
     if config.terminal:
         print_document(document_view(config.dataset, config.document, config.size.tokens_each(1)), Console())
         return
@@ -71,7 +74,7 @@ def report(config: Config) -> None:
 def folder_for(dataset: str) -> Path:
     """Return the default folder of a dataset's report.
 
-    This folder is outside the dataset's folder, because all files in there are read as data and published.
+    The report's folder is outside the dataset's folder, whose files are read as data and published.
     """
     subset = SUBSET_NAMED.search(dataset)
     root = dataset[: subset.start()] if subset else dataset
@@ -87,7 +90,7 @@ def document_view(dataset: str, row: int, tokens: int) -> DocumentView:
     """Return a view of the first `tokens` tokens of a dataset's document in row `row`, with their labels.
 
     Raises:
-        ValueError: if the dataset has no row `row`; or from find_annotations and LabelledSource.documents.
+        ValueError: if the dataset has no row `row`, or if find_annotations or LabelledSource.documents raises it.
         ConnectionError: if the Hub cannot be reached.
     """
     annotated = find_annotations(dataset)

@@ -60,8 +60,8 @@ def write_report(
         size: size of the sample, and of the part of the sample that is shown.
 
     Raises:
-        ValueError: if the two datasets' documents differ, or if the folder has a `report.html` of something else; or
-            from find_annotations and page_contents.
+        ValueError: if the documents of the two datasets differ, if the folder has a `report.html` that is not a report
+            of this dataset, or if find_annotations or page_contents raises it.
         ConnectionError: if the Hub cannot be reached.
     """
     annotated, page = find_annotations(dataset), folder / PAGE_FILE
@@ -125,7 +125,7 @@ def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, size: Sam
     """Return the values that the page's script reads.
 
     Raises:
-        ValueError: if the dataset has no document or no column `by`; or from LabelledSource.documents.
+        ValueError: if the dataset has no document or no column `by`, or if LabelledSource.documents raises it.
     """
     if not len(source.dataset):
         raise ValueError(f"{source.dataset.source} has no document to show")

@@ -46,7 +46,7 @@ def level(nats: float, most: float) -> int:
 
 
 def level_class(nats: float | None, most: float) -> str:
-    """Return the class in `palette_css` that has a label's colour; `none` for a token without a label."""
+    """Return the CSS class with a label's colour (see `palette_css`); `none` for a token without a label."""
     if nats is None:
         return "none"
     signed = level(nats, most)

@@ -30,8 +30,8 @@ class SampleSize:
     sample: int = 2000
     """Number of documents in the sample for the statistics, drawn from the whole dataset."""
     tokens: int | None = None
-    """Maximum number of tokens to show of each document. The default is 300,000 divided by the number of documents, but
-    at most 20,000."""
+    """Maximum number of tokens to show of each document. The default is 300,000 divided by the number of documents to
+    show, but at most 20,000."""
     seed: int = 0
     """Random seed of the sample."""
 
@@ -62,7 +62,7 @@ class Document:
     """Number of the row's remaining tokens, which are not in `tokens_N`."""
 
     def first(self, tokens: int) -> "Document":
-        """Return a copy of the first `tokens` tokens, so that the memory of the whole document can be freed."""
+        """Return a document that copies only the first `tokens` tokens, so that this document's memory can be freed."""
         kept, left = self.tokens_N[:tokens].copy(), max(0, len(self.tokens_N) - tokens)
         return replace(self, tokens_N=kept, labels_SN=self.labels_SN[:, :tokens].copy(), left=self.left + left)
 
@@ -157,8 +157,8 @@ class LabelledSource:
         """Yield the documents in these rows, with their labels and their values in these columns of the source.
 
         Raises:
-            ValueError: if a label is not finite, if a document does not have one label per token, or if the dataset to
-                compare with has different tokens; or from AnnotatedDataset.batches.
+            ValueError: if a label is not finite, if a document does not have one label per token, if the dataset to
+                compare with has different tokens, or if AnnotatedDataset.batches raises it.
         """
         names = (INPUT_IDS, *self.label_columns, *columns)
         own = _rows(self.dataset, names, rows)

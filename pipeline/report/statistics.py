@@ -130,7 +130,7 @@ class Statistics:
         return next((column for column in columns if 1 < len(self.groups.get(column, ())) <= most), None)
 
     def _group(self, groups: dict[str, Group], value: Any, most: int) -> Group | None:
-        """Return the group of a value, which is created if it is new. None if it is new and `most` groups exist."""
+        """Return the group of a value, created if the value is new; None for a new value if `most` groups exist."""
         name = value_name(value)
         if name not in groups and len(groups) >= most:
             return None
@@ -154,10 +154,11 @@ class Agreement:
         self.sums += [x.sum(), y.sum(), x @ x, y @ y, x @ y, np.abs(x - y).sum()]
 
     def figures(self, series: Sequence[str]) -> Values | None:
-        """Return the values for the report page: names, number of labels, differences in nats, correlation and R².
+        """Return the values for the report page: the names of both series, and figures on how well they agree.
 
-        Return None if no token has both labels. R² is that of y as a prediction of x, and is None if x does not vary.
-        The squared correlation is None if x or y does not vary.
+        The figures are the number of labels, differences in nats, the squared correlation, and R². R² is that of y as a
+        prediction of x, and is None if x does not vary. The squared correlation is None if x or y does not vary. The
+        result is None if no token has both labels.
         """
         if not self.labels:
             return None
@@ -245,7 +246,10 @@ def _tokens(statistics: Statistics, measure: int, texts: TokenTexts, *, differs:
 
 
 def group_figures(column: str, statistics: Statistics) -> Values:
-    """Return a table of a column's groups, the largest first. A row has the value, documents, tokens and means."""
+    """Return a table of a column's groups, the largest first.
+
+    Each row has a group's value, its number of documents, its number of tokens, and its mean of each measure.
+    """
     groups = sorted(statistics.groups[column].items(), key=lambda item: -item[1].documents)
     return {
         "column": visible(column),

@@ -29,9 +29,10 @@ class TokenTexts:
         """True if a text was longer than MOST_CHARACTERS and was therefore truncated."""
 
     def of(self, ids: Iterable[int]) -> list[str]:
-        """Return one text for each token of a document: the characters that the token completes. Cut long texts short.
+        """Return one text for each token of a document: the characters that the token completes.
 
-        If no text is cut, the joined texts are the document's text, with U+FFFD for bytes that are not UTF-8.
+        Long texts are truncated. If no text is truncated, the joined texts are the document's text, with U+FFFD for
+        bytes that are not UTF-8.
         """
         if self._tokenizer is None:
             return [f"⟨{token}⟩" for token in ids]
