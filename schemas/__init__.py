@@ -1,1 +1,1 @@
-"""The contracts that cross a process or a repository: input columns, output columns, provenance."""
+"""Data formats that processes and repositories exchange: input columns, output columns, provenance, receipts."""

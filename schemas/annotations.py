@@ -41,7 +41,7 @@ COLUMNS_OF_METHOD: dict[Method, tuple[LabelColumn, ...]] = {
     "exact": (ENTROPY,),
     "causal": (ENTROPY, EXPECTED_ENTROPY, RANK),
 }
-"""Columns of labels that a method can write."""
+"""Label columns that each method can write."""
 
 DESCRIPTIONS = {
     INPUT_IDS: "the encoding of the source's `text`, without special tokens, or the source's own `input_ids`",
@@ -118,13 +118,13 @@ class Provenance:
     """Maximum size of a document: its bytes of text, or four times its number of token ids. Longer documents have no
     labels. Older runs had no limit."""
     label_columns: tuple[LabelColumn, ...] = ()
-    """Columns of labels; empty in older runs, which wrote `entropy` and, with second-order labels, its expectation."""
+    """Columns of labels; empty in older runs, whose columns are determined by the method (see `columns_of_labels`)."""
     rounding_nats: float = ROUNDING_NATS
     schema_version: int = SCHEMA_VERSION
 
     @property
     def columns_of_labels(self) -> tuple[LabelColumn, ...]:
-        """Columns of labels, `entropy` first."""
+        """Label columns of the dataset, `entropy` first."""
         older: tuple[LabelColumn, ...] = (ENTROPY, EXPECTED_ENTROPY) if self.method == "second-order" else (ENTROPY,)
         return self.label_columns or older
 
@@ -150,7 +150,7 @@ class Provenance:
         """Return the provenance from the values of its JSON object.
 
         Raises:
-            ValueError: if the schema version differs from this version's, or a value is one that no run writes.
+            ValueError: if the schema version is not SCHEMA_VERSION, or a value is one that no run writes.
         """
         if (version := values.get("schema_version")) != SCHEMA_VERSION:
             raise ValueError(

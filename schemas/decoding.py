@@ -39,8 +39,10 @@ def json_object(text: str | bytes) -> dict[str, Any]:
 def decoded(kind: type[Record], values: object, name: str = "it") -> Record:
     """Return an instance of the dataclass `kind` with the values of a JSON object. Lists become tuples.
 
+    `name` stands for the object in error messages.
+
     Raises:
-        ValueError: naming a field that is missing, unknown or of another type.
+        ValueError: naming a field that is missing, is unknown or has a value of the wrong type.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{name} is {_shown(values)}, not an object")
@@ -54,10 +56,10 @@ def decoded(kind: type[Record], values: object, name: str = "it") -> Record:
 
 @contextmanager
 def reading(place: Path | str, remedy: str) -> Iterator[None]:
-    """Add a file's name and a remedy to the message of a ValueError raised inside this context.
+    """Context manager that adds a file's name and a remedy to the message of a ValueError raised inside it.
 
     Raises:
-        ValueError: with the longer message, in place of the original error.
+        ValueError: with the longer message, instead of the original error.
     """
     try:
         yield
@@ -103,7 +105,7 @@ def _reader(kind: Any) -> Reader:
 
 
 def _list_reader(kinds: tuple[Any, ...]) -> Reader:
-    """Return the reader for a list: one item of each type, or any number of items if the last type is an ellipsis."""
+    """Return the reader for a list: `kinds` has a type for each item, or one type and `...` for any number of items."""
     if kinds[-1] is Ellipsis:
         each = _reader(kinds[0])
         return lambda value, name: tuple([each(item, name) for item in _list(value, name)])

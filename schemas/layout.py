@@ -1,7 +1,7 @@
 """Layout of an annotated dataset, the same in a folder and in a repository of the Hub.
 
     README.md                          card of all subsets
-    data/SUBSET/train-K-of-N.parquet   shards; more than GROUP shards are split into subfolders of GROUP
+    data/SUBSET/train-K-of-N.parquet   shards; more than GROUP shards are split into folders of GROUP each
     tokenizer/SUBSET/                  tokenizer of the subset's `input_ids`
     _ledger/SUBSET/                    plan, receipts, notes on quarantined units; not read by `datasets`
 
@@ -24,7 +24,7 @@ SHARD_NAME = re.compile(r"(?:[0-9]{1,9}/)?train-[0-9]{1,12}-of-([0-9]{1,12})\.pa
 
 @dataclass(frozen=True)
 class Subset:
-    """Folders of a subset below `root`. By default, the paths are relative, as in a repository."""
+    """Paths of a subset's folders below `root`. By default, they are relative paths, as in a repository."""
 
     name: str
     root: Path = Path()
@@ -100,7 +100,7 @@ def require_contained(root: Path) -> None:
 
 
 def _entries(root: Path) -> Iterator[os.DirEntry[str]]:
-    """Yield every file, folder and link of a dataset, without following links."""
+    """Yield every file, folder and link in the PARTS of a dataset, without following links."""
     folders = [str(root)] if root.is_dir() else []
     while folders:
         with os.scandir(folder := folders.pop()) as entries:

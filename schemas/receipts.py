@@ -30,7 +30,7 @@ LARGEST_NATS = 3.5e38  # above the largest float32, the type of labels
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Counts of rows, tokens and bytes in a shard or a whole dataset, with the sum of its entropies in `nats`."""
+    """Counts of rows, tokens and bytes in a shard or a whole dataset, and the sum of all entropies in nats."""
 
     rows: int = 0
     rows_without_text: int = 0
@@ -49,7 +49,7 @@ class Counts:
     """Size of the rows as Arrow data in memory, in bytes."""
     nats: float = 0.0
     histogram: tuple[int, ...] = ()
-    """Number of labelled tokens in each bin of entropy: a bin below 0, then bins of BIN_NATS from 0 up. The last bin
+    """Number of labelled tokens in each bin of entropy: one bin below 0, then bins of BIN_NATS from 0 up. The last bin
     has no upper end."""
 
     def __add__(self, other: "Counts") -> "Counts":
@@ -86,7 +86,7 @@ class Receipt:
     shard: str
     sha256: str
     size: int
-    """Bytes of the shard's file."""
+    """Size of the shard's file in bytes."""
     counts: Counts
 
     def to_json(self) -> str:
@@ -126,13 +126,13 @@ class Total(NamedTuple):
 
     counts: Counts
     sha256: str
-    """Digest of the shards' digests. Datasets with equal digests are identical."""
+    """Digest of the shards' digests. Datasets with equal digests have identical shards."""
     size: int
-    """Bytes of the shards' files."""
+    """Total size of the shards' files in bytes."""
 
 
 def total(receipts: Iterable[Receipt]) -> Total:
-    """Return the totals of receipts, which must be in the order of their units for a reproducible sum of nats."""
+    """Return the totals of receipts. Pass the receipts in the order of their units, so that totals are reproducible."""
     counts, digest, size = Counts(), hashlib.sha256(), 0
     for receipt in receipts:
         counts += receipt.counts
@@ -180,7 +180,7 @@ class PlannedFile:
 
 
 PlannedUnit = tuple[int, int, int]
-"""A unit as three numbers: the index of its file, its first row, and the row after its last."""
+"""A unit as three numbers: the index of its file in `Plan.files`, its first row, and the row after its last row."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Plan:
     checkpoint: str | None = None
     """USER/NAME@COMMIT if the checkpoint is from the Hub, otherwise None."""
     source: tuple[str, ...] = ()
-    """The same inputs, with those on the Hub pinned to commits."""
+    """The inputs of `inputs`, with those on the Hub pinned to commits."""
     schema: pa.Schema | None = None
     """Schema of the shards; None only in plans of older versions."""
     tokenizer_config_sha256: str | None = None

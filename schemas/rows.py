@@ -1,7 +1,7 @@
 """Rows of source documents: FineWeb's columns, of which only `text` is required, and the features of `datasets`.
 
 A tokenized file has the column `input_ids` instead of `text`. All other columns are copied to the annotated dataset
-unchanged. A column's features are its description in the JSON of the `datasets` library.
+unchanged. The features are the JSON with which the `datasets` library describes the columns of a file.
 """
 
 import json
@@ -40,7 +40,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """True if an Arrow type holds lists. List views are excluded."""
+    """True if an Arrow type holds lists; False for list views."""
     return any(is_kind(kind) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
@@ -86,14 +86,14 @@ def features_metadata(features: Features) -> Mapping[bytes, bytes]:
 
 
 def same_feature(one: Any, other: Any) -> bool:
-    """True if two descriptions are of the same feature, even if different versions of `datasets` wrote them."""
+    """True if two JSON values describe the same feature, even if different versions of `datasets` wrote them."""
     return bool(_plain(one) == _plain(other))
 
 
 def _plain(feature: Any) -> Any:
     """Return a feature's description in a form that is the same for all versions of `datasets`.
 
-    Versions differ in unset attributes and in their names for lists.
+    Versions differ in the unset attributes that they write, and in their names for lists.
     """
     if isinstance(feature, list):
         return {"_type": "List", "feature": _plain(feature[0])} if len(feature) == 1 else [*map(_plain, feature)]

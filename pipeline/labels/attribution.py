@@ -41,17 +41,19 @@ def token_entropies(
             shift: its R^2 with float32 scores is 0.6 (shipped estimator). For the other measures, R^2 is 0.999.
         input_ids_BT: windows, padded on the right with any token.
         lengths_B: number of real tokens in each row; None for T in all rows.
-        measure: name of the score. The three occlusions remove the embedding, and compare the logits by their L1
-            distance or by 1 - cosine, or the losses by their absolute difference. The memory shift is the absolute
-            change of the loss under noise in the bottleneck. gradient-input is |d loss / d embedding . embedding|.
+        measure: name of the score. The three occlusions compare predictions with and without the embedding: the logits
+            by their L1 distance or by 1 - cosine similarity, or the losses by their absolute difference. memory-shift
+            is the absolute change of the loss when noise is added to the bottleneck values. gradient-input is
+            |d loss / d embedding . embedding|.
         seed: seed of the memory shift's noise. All rows get the same noise, so that no score depends on other rows.
 
     Returns:
         The scores, with NaN at padding. A row whose tokens all have the same score gets zeros.
 
     Raises:
-        ValueError: if `measure` is unknown, if occlusion is not defined for the estimator, or if windows are longer
-            than its context. Longer texts are not split, because scores of different windows are not comparable.
+        ValueError: if `measure` is unknown, if it is an occlusion that `decode_alone` cannot compute for the estimator,
+            or if windows are longer than the estimator's context. Longer texts are not split, because scores of
+            different windows are not comparable.
     """
     if measure not in get_args(Measure):
         raise ValueError(f"unknown measure {measure!r}; choose one of {', '.join(get_args(Measure))}")
@@ -70,10 +72,10 @@ def token_entropies(
 def decode_alone(estimator: EntropyEstimator, input_ids_BT: Tensor) -> Tensor:
     """Return the decoder's hidden states [B, T, D] with the embedding hidden from every token.
 
-    The states equal those of `estimator.decode` for an embedding of zeros behind a mask. Here the embedding's position
-    is left out instead, which is equivalent because only differences of rotary positions matter. At that position the
-    state would be zero, because Llama blocks have no bias. The first token is therefore predicted from a state of
-    zeros, with all logits 0, and often has the highest score.
+    The states equal those of `estimator.decode` with an embedding of zeros and an attention mask over its position. The
+    position is left out here, which is equivalent because only differences of rotary positions matter. At the masked
+    position, the state would be zero, because Llama blocks have no bias. The first token is therefore predicted from a
+    state of zeros, with all logits 0, and often has the highest score.
 
     Raises:
         ValueError: if the embedding cannot be hidden, because it does not enter a transformer as its first position.
@@ -133,7 +135,7 @@ def _shift(bottleneck_BE: Tensor, seed: int) -> Tensor:
 
 
 def _over_logits(function: OfTwo, one_ND: Tensor, other_ND: Tensor, head_VD: Tensor) -> Tensor:
-    """Return the values [N] of a function of two sets of logits, computed in chunks of tokens."""
+    """Return the values [N] of a function of the logits of two sets of states, computed in chunks of tokens."""
     tokens = chunk_tokens(head_VD)
     chunks = zip(one_ND.split(tokens), other_ND.split(tokens), strict=True)
     return torch.cat([function(wide_product(one, head_VD), wide_product(other, head_VD)) for one, other in chunks])

@@ -1,4 +1,4 @@
-"""Causal labels: the loss of a causal language model at each token, with the entropy of its prediction and the rank.
+"""Causal labels: each token's loss under a causal language model, its rank, and the entropy of the prediction.
 
 B rows, T tokens, C columns.
 """
@@ -28,7 +28,7 @@ def token_entropies(model: PreTrainedModel, input_ids_BT: Tensor, start: int) ->
 
 @torch.no_grad()
 def token_labels(model: PreTrainedModel, input_ids_BT: Tensor, start: int, columns: Sequence[str]) -> dict[str, Tensor]:
-    """Return columns of labels, float32 [B, T] each, of right-padded texts; `predictive_labels` describes the columns.
+    """Return the labels of right-padded texts by column, float32 [B, T] each; `predictive_labels` explains the columns.
 
     The model reads the token `start` before each row, so that the first token has a label too. `start` is the token
     that preceded documents in the model's training. Values at padding are meaningless. Texts longer than the model's

@@ -50,15 +50,15 @@ def token_entropies(
 ) -> Tensor:
     """Return exact entropies in nats, float32 [B, T]. They may be negative, and are not clipped.
 
-    Because of rounding, a window's labels depend on the windows that are labelled with it: in the tests, by less than
-    1e-4 nats in float32. A window that is labelled by itself and without padding always gets bit-identical labels.
+    Because of rounding, a window's labels depend on the other windows of the batch: in the tests, by less than 1e-4
+    nats in float32. A window that is labelled by itself and without padding always gets bit-identical labels.
 
     Args:
         estimator: the entropy estimation model, in evaluation mode. It may be in bfloat16, or compiled by
             `estimator.decode_states = torch.compile(estimator.decode_states, dynamic=True)`. Bfloat16 changed labels by
-            at most 0.06 nats, and by 0.013 on average (windows of 48, untrained weights of the usual scale). With
-            weights ten times as large, it changed them by at most 0.26 nats, and by 0.07 on average (windows of 64).
-            Logits in float32 would not reduce these errors.
+            at most 0.06 nats, and by 0.013 on average (windows of 48 tokens, untrained weights of the usual scale).
+            With weights ten times as large, labels changed by at most 0.26 nats, and by 0.07 on average (windows of 64
+            tokens). Logits in float32 would not reduce these errors.
         input_ids_BT: texts, padded on the right with any token. Texts longer than the estimator's context are labelled
             in windows of that length, which overlap by half.
         lengths_B: number of real tokens in each row; None for T in all rows.
@@ -87,7 +87,7 @@ def token_entropies(
 
 
 def _of_windows(estimator: EntropyEstimator, input_ids_BT: Tensor, wanted_BT: Tensor, batch_tokens: int) -> Tensor:
-    """Return the labels of windows that fit the estimator's context, with NaN at tokens that are not wanted."""
+    """Return the labels of windows no longer than the estimator's context, with NaN at tokens that are not wanted."""
     codes_wanted_BT = wanted_BT.clone()
     codes_wanted_BT[:, :-1] |= wanted_BT[:, 1:]
     if estimator.config.adds_logits:
@@ -138,7 +138,7 @@ def _code_lengths(
 ) -> Tensor:
     """Return each row's code length, float64 [R]: the sum of the losses of tokens 0..last, given the row's embedding.
 
-    In float32, the difference of two sums of hundreds of nats would lose too many digits.
+    The sum is in float64, because labels are differences of two sums of hundreds of nats.
     """
     hidden_RSD = estimator.decode_states(embedding_RX, states_RSD)
     real_RS = real_positions(last_R + 1, input_ids_RS.shape[1])

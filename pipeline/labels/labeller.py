@@ -69,7 +69,8 @@ class TorchLabeller:
     batch_tokens: int
     """Maximum number of tokens per batch."""
     border: int | None = None
-    """Maximum length of short windows, which must not share a batch with longer windows; None if all may."""
+    """Maximum length of short windows. They must not share a batch with longer windows. None if all windows may share a
+    batch."""
 
     def label(
         self, batches: Iterable[WindowBatch], labelled: Callable[[WindowBatch], None] = lambda batch: None
@@ -100,20 +101,21 @@ class TorchLabeller:
         ], parts
 
     def _on_device(self, batches: Sequence[WindowBatch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Return three tensors on the device for each batch: ids, lengths and the positions to label."""
+        """Return an iterator over three tensors on the device for each batch: ids, lengths and positions to label."""
         ids = _sent([batch.ids_BT for batch in batches], self.device)
         lengths = _sent([batch.lengths_B for batch in batches], self.device)
         wanted = _sent([batch.wanted_BT for batch in batches], self.device)
         return zip(ids, lengths, wanted, strict=True)
 
     def _within_memory(self, ids_BT: Tensor, lengths_B: Tensor, wanted_BT: Tensor) -> tuple[Columns, int]:
-        """Return a batch's labels, and the number of tokens per forward pass that fitted the device's memory.
+        """Return a batch's labels, and the number of tokens per forward pass for which the device's memory sufficed.
 
-        A batch that does not fit is retried after torch has released its cached memory, which gives bit-identical
-        labels. If the batch still does not fit, it is labelled in parts, and the labels differ by rounding.
+        A batch that does not fit into memory is retried with the same number of tokens after torch has released its
+        cached memory. The labels are then bit-identical. If the batch still does not fit, it is labelled in parts, and
+        the labels differ by rounding.
 
         Raises:
-            DeviceError: if not even a single window fits.
+            DeviceError: if not even a single window fits into memory.
         """
         for budget in _budgets(self.budget, smallest=ids_BT.shape[1]):
             try:
@@ -136,7 +138,7 @@ def _sent(arrays: Sequence[np.ndarray], device: str) -> list[Tensor]:
 
 
 def _budgets(budget: int, smallest: int) -> Iterator[int]:
-    """Yield the token budgets to try: the budget twice, then its half, its quarter and so on, down to a window."""
+    """Yield the token budgets to try: `budget` twice, then a half, a quarter and so on, down to `smallest`."""
     yield from (budget, budget)
     while (budget := budget // 2) >= smallest:
         yield budget
@@ -187,9 +189,10 @@ def load_labeller(
     """Load the method's checkpoint onto the device and return its labeller.
 
     Args:
-        dtype: precision of the model's computations; losses and sums have a higher one.
-        start: token that a causal model reads before each window; by default the one that the checkpoint declares.
-        columns: columns to compute, among those of the method; by default `entropy`, and both of a second-order model.
+        dtype: precision of the model's computations. Losses and sums are in float32 or float64.
+        start: token that a causal model reads before each window; by default the token that the checkpoint declares.
+        columns: label columns to compute, out of the method's columns. The default is `entropy`, with
+            `expected_entropy` for a second-order model.
     """
     if method == "exact":
         return exact_labeller(load_estimator(checkpoint, device, dtype), device)
@@ -201,7 +204,7 @@ def load_labeller(
 
 
 def device_here(gpus: float | None = None) -> Device:
-    """Return the device that this process labels on: a GPU if there is one, unless `gpus` is 0.
+    """Return the device on which this process labels: a GPU if there is one and `gpus` is not 0, otherwise the CPU.
 
     Raises:
         ValueError: if a GPU is requested and there is none.
@@ -220,9 +223,9 @@ def load_labellers(
     start: int | None,
     columns: Sequence[str],
 ) -> tuple[TorchLabeller, ...]:
-    """Return a labeller for each of a run's checkpoints, on a GPU or a CPU.
+    """Return one labeller on the device for each of a run's checkpoints, in the order of the checkpoints.
 
-    torch is limited to one thread, because labels must not depend on the number of cores.
+    torch is limited to one CPU thread, because labels must not depend on the number of cores.
 
     Raises:
         RuntimeError: if the device does not exist.

@@ -1,4 +1,4 @@
-"""Transfer of labels from one tokenizer's tokens to another's, through the bytes that both cover.
+"""Transfer of labels to another tokenizer's tokens: nats are divided among the tokens that cover the same bytes.
 
 S tokens of the source, T tokens of a text or of the target, C characters of a text, B borders between source tokens, m
 index of a document.
@@ -14,7 +14,7 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.safe_tokenizers import tokenizer_errors
 
 UNLABELLED_SHARE = 1e-9
-"""Overlap with unlabelled tokens up to which a target token still has a label, as a share of the target token."""
+"""Largest share of an unlabelled source token that a target token may cover and still have a label."""
 
 
 class Tokens(NamedTuple):
@@ -31,8 +31,8 @@ def encode_with_ends(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]
     """Return each text's tokens: the ids of `pipeline.data.tokenizer.encode`, and the byte where each token ends.
 
     Bytes that no token covers, such as stripped whitespace, are added to the next token. At the end of a text, they are
-    added to the last token. The ends of byte-level tokens are exact. Other tokens that split a character share its
-    bytes evenly, and end at fractions of a byte.
+    added to the last token. The ends of byte-level tokens are exact. If other tokens split a character, its bytes are
+    divided evenly among these tokens, which may then end at fractions of a byte.
 
     Raises:
         UnicodeEncodeError: if a text has a lone surrogate, which UTF-8 and Parquet cannot hold. This is a ValueError.
@@ -48,14 +48,14 @@ def encode_with_ends(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]
 
 
 def move_nats(nats_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.ndarray:
-    """Return the nats of each target token, float32 [T], with every source token's nats spread evenly over its bytes.
+    """Return the nats of each target token, float32 [T]. Each source token's nats are spread evenly over its bytes.
 
     The total is preserved. The nats of a source token without bytes are added to the source token before it or, at the
     start, to the first target token. A target token that overlaps an unlabelled (NaN) source token is NaN. All target
     tokens are NaN if the source has no tokens.
 
     Raises:
-        ValueError: if source and target end at different bytes, and are therefore not of the same text.
+        ValueError: if the last tokens of source and target end at different bytes, because the texts then differ.
     """
     if np.array_equal(ends_S, ends_T):
         return nats_S.astype(np.float32)
@@ -72,8 +72,8 @@ def move_nats(nats_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.
 def retokenized(corpus: Corpus, own: Tokenizer, other: Tokenizer) -> Corpus:
     """Return a corpus with the documents and labels transferred from the tokens of `own` to those of `other`.
 
-    A document is dropped if `own` does not encode the document's decoded text to the same tokens, because the bytes of
-    the tokens are then unknown. This happens if `own` drops characters, or has one token for all unknown text.
+    A document is dropped if `own` encodes the document's decoded text to tokens other than the document's, because the
+    bytes of its tokens are then unknown. This happens if `own` drops characters, or has one token for all unknown text.
     """
     documents = corpus.by_document(corpus.tokens_N)
     texts = own.decode_batch([ids.tolist() for ids in documents], skip_special_tokens=False)
@@ -101,7 +101,7 @@ def _ends(encoding: Encoding, text: str) -> np.ndarray:
 
 
 def _ends_of_offsets(offsets_T2: np.ndarray, text: str) -> np.ndarray:
-    """Return the byte ends of tokens whose first and last characters are known.
+    """Return the byte where each token ends, float64 [T], from the range of characters that each token covers.
 
     If n tokens have the same last character, the bytes from the start of the last of these tokens to the end of the
     character are divided evenly among the tokens.
@@ -124,7 +124,7 @@ def _byte_level(token: str) -> bytes:
 
 
 def _byte_level_alphabet() -> dict[str, bytes]:
-    """Return the byte that each character of a byte-level vocabulary stands for.
+    """Return a mapping from each character of a byte-level vocabulary to the byte that the character stands for.
 
     Printable Latin-1 characters stand for their own codes. The other characters, in order, stand for the remaining
     bytes.

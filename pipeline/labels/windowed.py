@@ -1,4 +1,4 @@
-"""Labels of texts longer than a model's context, from overlapping windows like those of the annotation job.
+"""Labels of texts longer than a model's context, from overlapping windows like those of `pipeline.annotate`.
 
 B rows, T tokens.
 """

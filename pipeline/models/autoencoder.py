@@ -1,11 +1,12 @@
 """The autoencoder: one pass regenerates all tokens of a window from only the window's embedding (paper section 3).
 
-The decoder gets the embedding in one of two forms. In the *repeated* form, every position gets the same embedding. In
-the *unrolled* form, position i gets a projection of half of the embedding's numbers, from number i on, with
-wrap-around. A transformer cannot tell the positions of a repeated embedding apart, because attention averages identical
-values. A mixer can. A bottleneck makes the autoencoder compress.
+The decoder gets the embedding in one of two forms. In the *repeated* form, every position gets the whole embedding. In
+the *unrolled* form, position i gets the half of the embedding that starts at index i, with wrap-around. In both forms,
+a linear layer projects the input to the decoder's width. A transformer cannot tell the positions of a repeated
+embedding apart, because attention averages identical values. A mixer can. With a bottleneck that is narrower than the
+encoder, the autoencoder compresses.
 
-B rows, T tokens, C encoder width, H half of it, D decoder width.
+B rows, T tokens, C encoder width, H half of the encoder width, D decoder width.
 """
 
 import torch
@@ -26,7 +27,8 @@ class Autoencoder(WindowEncoder):
     """Encoder, bottleneck, decoder, and a separate output head, since the decoder has no token embedding.
 
     Raises:
-        ValueError: if sizes do not fit together.
+        ValueError: if a size is below 1, a width is not a multiple of its number of heads, or a transformer has a
+            kernel above 1.
     """
 
     config_class = AutoencoderConfig
@@ -44,7 +46,7 @@ class Autoencoder(WindowEncoder):
         self.post_init()  # type: ignore[no-untyped-call]
 
     def decode(self, bottleneck_BE: Tensor, tokens: int) -> Tensor:
-        """Return hidden states [B, T, D] for windows of `tokens` tokens. State i predicts token i."""
+        """Return the decoder's last hidden states [B, T, D], with T = `tokens`. State i predicts token i."""
         embedding_BC = self.up(bottleneck_BE)
         if self.config.given == "repeated":
             given_BTX = embedding_BC.unsqueeze(1).expand(-1, tokens, -1)
@@ -58,7 +60,7 @@ class Autoencoder(WindowEncoder):
 
 
 def unrolled(embedding_BC: Tensor, tokens: int) -> Tensor:
-    """Return the unrolled embedding [B, T, H]: position i has the numbers i to i + H, with indices modulo the width."""
+    """Return the unrolled embedding [B, T, H]: position i has the numbers i to i + H - 1, modulo the width C."""
     width = embedding_BC.shape[1]
     first_T1 = torch.arange(tokens, device=embedding_BC.device).unsqueeze(1)
     index_TH = (first_T1 + torch.arange(width // 2, device=embedding_BC.device)) % width

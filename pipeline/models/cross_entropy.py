@@ -1,8 +1,8 @@
-"""Per-token cross-entropy without a `[tokens, vocabulary]` matrix: the head is part of the loss, computed in chunks.
+"""Per-token cross-entropy without a `[tokens, vocabulary]` matrix: logits are computed within the loss, in chunks.
 
 Training and labelling both use this loss. A chunk has as many tokens as a budget for logits allows. The backward pass
-recomputes each chunk's logits and adds to the gradients in place. Its memory therefore grows with tokens or vocabulary
-only by the gradients themselves.
+recomputes each chunk's logits and adds to the gradients in place. Apart from the gradients, the memory of the backward
+pass therefore does not grow with tokens or vocabulary.
 
 On a GPU, training in half precision can use the kernel of cut-cross-entropy (Wijmans et al., arXiv 2411.09009). The
 kernel must be requested, because its licence is Apple's own and not approved by the Open Source Initiative.
@@ -31,7 +31,10 @@ _kernel_asked_for = False
 
 @contextmanager
 def cut_cross_entropy(asked_for: bool = True) -> Iterator[None]:
-    """Let training inside this context use the kernel of cut-cross-entropy wherever it applies, if `asked_for`."""
+    """Context manager inside which training uses the kernel of cut-cross-entropy, but only if `asked_for` is True.
+
+    The kernel needs half precision, a GPU and a head without a bias. Otherwise, the loss is computed in chunks.
+    """
     global _kernel_asked_for
     before, _kernel_asked_for = _kernel_asked_for, asked_for
     try:
@@ -51,14 +54,15 @@ def token_cross_entropy(
     """Return -ln p(target) in nats, float32 [N] (float64 for float64 input), differentiable once.
 
     p is the softmax of the logits `hidden @ head.T + bias`, capped to `softcap * tanh(logits / softcap)` if a cap is
-    given. The factors of the product are in the hidden states' precision, or in autocast's. The sums of the product are
-    in float32, but on a CPU they are rounded to the factors' precision. Everything after the product is in float32.
+    given. The factors of the product are in the hidden states' precision, or in autocast's if autocast is enabled. The
+    product is summed in float32, but on a CPU the sums are rounded to the precision of the factors. Everything
+    after the product is in float32.
     """
     kind = hidden_ND.device.type
     precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
     if bias_V is None and _kernel_serves(hidden_ND, head_VD, precision):
-        # The kernel's filter is off, because it drops the gradients of probabilities below 2e-4. At the beginning of a
-        # training with a large vocabulary, all probabilities are below.
+        # The kernel's filter is off, because it drops the gradients of probabilities below 2e-4. When training with a
+        # large vocabulary begins, all probabilities are below 2e-4.
         from cut_cross_entropy import linear_cross_entropy
 
         kernel_N: Tensor = linear_cross_entropy(
@@ -77,11 +81,11 @@ def token_cross_entropy(
 
 
 def _kernel_serves(hidden_ND: Tensor, head_VD: Tensor, precision: torch.dtype) -> bool:
-    """True if the kernel was asked for, and this is training in half precision on a GPU.
+    """True if the kernel was asked for, gradients are needed, and the computation is in half precision on a GPU.
 
-    The kernel adds in the order in which its blocks finish. It is never used for labels, which must be reproducible.
-    Liger's kernel is not an alternative: its per-token form (0.8.5) writes chunks of logits to memory, like the loop
-    below.
+    The kernel adds in the order in which its blocks finish, so its results are not reproducible. Labels must be
+    reproducible, and are never computed by the kernel. Liger's kernel is not an alternative: its per-token form
+    (version 0.8.5) writes chunks of logits to memory, like `_ChunkedCrossEntropy`.
     """
     training = torch.is_grad_enabled() and (hidden_ND.requires_grad or head_VD.requires_grad)
     usable = hidden_ND.is_cuda and precision in HALF and len(hidden_ND) > 0
@@ -146,8 +150,9 @@ def chunk_tokens(head_VD: Tensor) -> int:
 def wide_product(hidden_ND: Tensor, head_VD: Tensor) -> Tensor:
     """Return `hidden @ head.T` [N, V] in float32, or in float64 for float64 input.
 
-    On a GPU, the sums of half-precision products are returned as float32 without being rounded to half precision first.
-    That rounding changed SmolLM2's surprisal by 0.021 nats on average. Bfloat16 as a whole changed it by 0.032 nats.
+    On a GPU, half-precision factors are multiplied and summed in float32, and the sums are not rounded to half
+    precision. Rounding the sums changed SmolLM2's surprisal by 0.021 nats on average, and computing everything in
+    bfloat16 changed it by 0.032 nats.
     """
     if hidden_ND.is_cuda and hidden_ND.dtype in HALF:
         return torch.mm(hidden_ND, head_VD.T, out_dtype=torch.float32)
@@ -158,8 +163,8 @@ def wide_product(hidden_ND: Tensor, head_VD: Tensor) -> Tensor:
 def head_logits(hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
     """Return `hidden @ head.T + bias` [N, V], capped to `softcap * tanh(logits / softcap)` if a cap is given.
 
-    The dtype is that of `wide_product`. Logits are computed in place, so that only one matrix exists, and without a
-    gradient.
+    The dtype is that of `wide_product`. Bias and cap are applied in place, so that only one matrix of logits exists.
+    The result has no gradient.
     """
     logits_NV = wide_product(hidden_ND, head_VD)
     if bias_V is not None:
@@ -175,9 +180,9 @@ def _chunks(hidden_ND: Tensor, head_VD: Tensor) -> Iterator[slice]:
 
 
 def _logit_gradient(logits_nV: Tensor, target_n: Tensor, upstream_n: Tensor, softcap: float | None) -> Tensor:
-    """Return the gradient with respect to the uncapped logits.
+    """Return the gradient with respect to the logits before the cap.
 
-    Without a cap it is (softmax - 1 at the target) x upstream.
+    Without a cap, the gradient is (softmax - one-hot target) x upstream.
     """
     gradient_nV = logits_nV.softmax(dim=1)
     gradient_nV[torch.arange(len(target_n), device=target_n.device), target_n] -= 1

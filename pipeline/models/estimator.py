@@ -4,8 +4,8 @@ The embedding is the encoder's hidden state at the window's last token, passed t
 encoder is causal, one pass gives the embedding of every prefix, which makes exact labels affordable.
 
 The configuration selects the variant of a model. Encoder and decoder are transformers or masked mixers. The embedding
-enters the decoder in one of three forms, above any of its layers. The bottleneck has any width, or is left out. In
-training, noise may be added to the embedding.
+enters the decoder in one of three forms, above any number of decoder layers. The bottleneck has any width, or is left
+out. In training, noise may be added to the embedding.
 
 B rows, T tokens, C encoder width, E bottleneck width, D decoder width, X width of the embedding as it enters the
 decoder.
@@ -26,8 +26,8 @@ class EstimatorConfig(EstimatorSizes, WindowEncoderConfig):
     `introduction` is the form in which the embedding enters the decoder: as one more position before the tokens
     (token), concatenated to every token's state (embedding), or added to every token's state (projection).
     `introduced_above` is the number of decoder layers below the embedding's entry, which exact labels compute once per
-    window. Above all layers, only projection is possible, and the embedding then adds to the logits. In that case,
-    exact labels of a whole window cost hardly more than one pass.
+    window. If the embedding enters above all layers, the form must be projection. The embedding then only adds to the
+    logits, and exact labels of a whole window cost hardly more than one pass.
     """
 
     model_type = "entropy-estimator"
@@ -39,15 +39,16 @@ class EstimatorConfig(EstimatorSizes, WindowEncoderConfig):
 
     @property
     def adds_logits(self) -> bool:
-        """True if the embedding only adds to the logits of a causal language model."""
+        """True if the embedding enters above all decoder layers, and therefore only adds to the logits."""
         return self.introduced_above == self.decoder_layers
 
 
 class EntropyEstimator(WindowEncoder):
-    """Encoder, bottleneck and decoder; the output head is the decoder's token embedding.
+    """Encoder, bottleneck and decoder; the output head is tied to the decoder's token embedding.
 
     Raises:
-        ValueError: if sizes do not fit together.
+        ValueError: if a size is below 1, a width is not a multiple of its number of heads, a transformer has a kernel
+            above 1, or the embedding enters above more decoder layers than its form allows.
     """
 
     config_class = EstimatorConfig
@@ -89,7 +90,7 @@ class EntropyEstimator(WindowEncoder):
 
     @property
     def first_state(self) -> Tensor:
-        """State before the first token [D]: a trained vector, or else the decoder's input for an embedding of zeros."""
+        """State [D] before the first token: `start` if there is one, else the decoder's input for a zero embedding."""
         if self.start is not None:
             return self.start.weight[0].detach()
         return self.introduced(torch.zeros(self.config.embedding_width, device=self.device)).detach()
@@ -98,11 +99,13 @@ class EntropyEstimator(WindowEncoder):
     def begin_as(self, other: "EntropyEstimator") -> None:
         """Copy the weights of another estimator.
 
-        If the other estimator's embedding enters its decoder elsewhere, only encoder and decoder are copied. The
-        embedding of this estimator then starts without effect.
+        All weights are copied if all shapes are equal, and both embeddings enter their decoders in the same form and
+        above the same layer. Otherwise only the encoder and the decoder are copied, and the embedding of this estimator
+        has no effect until it is trained.
 
         Raises:
-            ValueError: if the other estimator's encoder or decoder has another shape.
+            ValueError: if the other estimator's encoder or decoder has another shape; or if only these two can be
+                copied, but this estimator concatenates the embedding to the tokens.
         """
         weights, own = other.state_dict(), self.state_dict()
         shapes = {name: tensor.shape for name, tensor in weights.items()}

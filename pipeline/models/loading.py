@@ -72,11 +72,12 @@ def load_causal(folder: Path, device: str = "cpu", dtype: WeightType = "float32"
 def declared_start(folder: Path) -> int:
     """Return the id of the token to put before a document, as a causal model's checkpoint declares it.
 
-    The tokenizer's settings have priority over the configuration. In both, beginning of sequence has priority over end
-    of sequence.
+    The tokenizer's settings have priority over the configuration. In each of the two, the beginning-of-sequence token
+    has priority over the end-of-sequence token.
 
     Raises:
-        ValueError: if neither declares a token, or the model's vocabulary does not have the declared id.
+        ValueError: if neither the settings nor the configuration declare a token, or if the declared id is outside the
+            model's vocabulary.
     """
     declared, checkpoint = declared_beginning(folder), Checkpoint(folder)
     vocabulary = checkpoint.vocabulary
@@ -96,7 +97,7 @@ def declared_start(folder: Path) -> int:
 def save_checkpoint(
     model: PreTrainedModel, folder: Path, *, dtype: WeightType, tokenizer_folder: Path | None, card: str
 ) -> None:
-    """Write a checkpoint: weights in `dtype`, configuration, model card, and the tokenizer if there is one."""
+    """Write a checkpoint: weights in `dtype`, configuration, model card, and a copy of the tokenizer, if any."""
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     if tokenizer_folder is not None:
         copy_tokenizer(tokenizer_folder, folder)
@@ -136,7 +137,7 @@ def _read(folder: Path, kind: CheckpointKind, **settings: Any) -> Any:
 
 @contextmanager
 def _in_one_line(folder: Path) -> Iterator[None]:
-    """Replace any error of transformers by a one-line ValueError that names the checkpoint."""
+    """Context manager that replaces any error of transformers by a one-line ValueError that names the checkpoint."""
     try:
         yield
     except RuntimeError as error:  # shapes that do not fit
@@ -150,7 +151,7 @@ def _in_one_line(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _bounded(folder: Path) -> Iterator[None]:
-    """Stop the construction of a model with far more modules than its weights need.
+    """Context manager inside which building a model fails if it has far more modules than its weights need.
 
     A configuration can ask for any number of modules, under names that differ between architectures.
     """
@@ -193,10 +194,10 @@ def require_finite(model: PreTrainedModel, folder: Path) -> None:
 
 @torch.no_grad()
 def require_labels(model: PreTrainedModel, folder: Path, labels: Callable[[Tensor], Tensor]) -> None:
-    """Raise if a model of this project makes labels that are not finite, even though its weights are finite.
+    """Raise if labels of a probe of at most 16 tokens are not finite, which can happen even with finite weights.
 
     Raises:
-        UnfitModelError: if a label of a few tokens is not finite, or the model cannot read the tokens.
+        UnfitModelError: if a label is not finite, or the model cannot read the tokens.
     """
     config, tokens = model.config, min(TOKENS, model.config.context)
     ids_1T = torch.tensor([[index * config.vocab_size // tokens for index in range(tokens)]], device=model.device)
@@ -214,8 +215,8 @@ def require_causal(model: PreTrainedModel) -> None:
     """Raise if a causal language model's losses would be silently wrong.
 
     Raises:
-        UnfitModelError: if its logits are not finite, depend on later tokens, or differ from those that `OutputHead`
-            computes from the last hidden states.
+        UnfitModelError: if the logits are not finite, depend on later tokens, or differ from the logits that
+            `OutputHead` computes from the last hidden states.
     """
     name, ids_1T = type(model).__name__, _probe(model)
     logits_TV = _logits(model, ids_1T)
@@ -235,7 +236,7 @@ def require_causal(model: PreTrainedModel) -> None:
 
 
 def _probe(model: PreTrainedModel) -> Tensor:
-    """Return ids [1, T], evenly spaced over the vocabulary. T is 16, or the context if it is shorter."""
+    """Return ids [1, T], evenly spaced over the vocabulary. T is 16, or the context if the context is shorter."""
     config, vocabulary = model.config.get_text_config(), len(output_head(model).weight_VD)
     tokens = min(TOKENS, longest_window(model.config) or TOKENS)
     known = [token for token in range(vocabulary) if token != getattr(config, "pad_token_id", None)] or [0]

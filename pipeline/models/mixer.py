@@ -1,11 +1,11 @@
 """The masked mixer: a transformer with a causally masked convolution over token positions instead of attention.
 
-Position t gets a sum of positions 0..t, with a learned weight for every pair of positions in each head. A kernel K
-above 1 also mixes K neighbouring hidden indices (paper section 2). Norms and feed-forward are Llama's, so that a mixer
-and a transformer of the same sizes differ only in their mixing. Every position has its own weights, so a window cannot
-exceed the context.
+Position t gets a weighted sum of positions 0..t, with a learned weight for every pair of positions in each head. With a
+kernel size K above 1, the convolution also covers K neighbouring values of the hidden dimension (paper section 2).
+Norms and feed-forward are Llama's, so that a mixer and a transformer of the same sizes differ only in how they mix
+positions. Every position has its own weights, so a window cannot exceed the context.
 
-B rows, T positions, D width, H heads, P width of a head, K kernel, C longest window.
+B rows, T positions, D width, H heads, P width of a head, K kernel size, C longest window, V vocabulary.
 """
 
 import math
@@ -26,7 +26,7 @@ FIRST_MIXING = 4.0
 
 
 class MixerConfig(LlamaConfig):
-    """Configuration of a mixer: Llama's sizes, and the kernel of the convolution. The heads are the convolution's."""
+    """Configuration of a mixer: Llama's sizes, and the kernel size. The number of heads is that of the convolution."""
 
     model_type = "masked-mixer"
 
@@ -34,7 +34,7 @@ class MixerConfig(LlamaConfig):
 
     @classmethod
     def like(cls, sizes: LlamaConfig, kernel: int) -> Self:
-        """Return the configuration of a mixer that has the same sizes as a Llama."""
+        """Return the configuration of a mixer with the sizes of a Llama's configuration and this kernel size."""
         shared = {name: value for name, value in sizes.to_dict().items() if name != "model_type"}
         return cls(**shared, kernel=kernel)
 
@@ -119,7 +119,7 @@ class MaskedMixer(MixerModel):
 
 
 class MixerForCausalLM(MixerModel):
-    """Masked mixer that predicts the next token; its head is the token embedding, as in `LlamaForCausalLM`."""
+    """Masked mixer that predicts the next token; its head is tied to the token embedding, as in `LlamaForCausalLM`."""
 
     base_model_prefix = "model"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (transformers reads it)
@@ -133,7 +133,7 @@ class MixerForCausalLM(MixerModel):
     def forward(
         self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor | None = None, use_cache: bool = False
     ) -> CausalLMOutput:
-        """Return logits [B, T, V] of the token after each position."""
+        """Return logits [B, T, V]. Logits i are for the token after position i."""
         hidden_BTD = self.model(input_ids, inputs_embeds=inputs_embeds).last_hidden_state
         return CausalLMOutput(logits=self.lm_head(hidden_BTD))
 

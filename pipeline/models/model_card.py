@@ -15,8 +15,8 @@ def model_card(
 ) -> str:
     """Return a model card as Markdown, with the front matter that the Hugging Face Hub reads.
 
-    `facts` become a table, in their order. The card names no licence and no language, because only the owner knows
-    whose documents the model learned from.
+    `facts` become the rows of a table, in the mapping's order. The card names no licence and no language, because only
+    the model's owner knows whose documents the model was trained on.
     """
     front_matter = ModelCardData(library_name="transformers", tags=tags).to_yaml()
     table = "\n".join(f"| {in_markdown(name)} | {_shown(value)} |" for name, value in facts.items())
@@ -42,7 +42,7 @@ Used by
 
 
 def training_length(metrics: Mapping[str, float]) -> str:
-    """Return steps, tokens and minutes as text, from the last line of a training's metrics."""
+    """Return a training run's steps, tokens and minutes as text. `metrics` is the last line of the run's metrics."""
     return f"{metrics['step']:,} steps, {metrics['tokens']:,} tokens, {metrics['seconds'] / 60:,.0f} minutes"
 
 

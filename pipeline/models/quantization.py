@@ -1,7 +1,8 @@
 """Storage of window embeddings in fewer bits, by post-training casts of the bottleneck's numbers (paper: quantization).
 
 A codec stores every number in a fixed number of bits and decodes it to float32. The loss of accuracy depends on the
-training: noise of half of a codec's step (`WindowEncoderConfig.noise`) makes a model tolerate the codec.
+model's training. Noise with an amplitude of half of the codec's step size (`WindowEncoderConfig.noise`) makes a model
+tolerate the codec.
 
 B rows, T tokens, E bottleneck width, N windows.
 """
@@ -25,7 +26,7 @@ LARGEST_INTEGER = 127  # -128 is not used, so that the range is symmetric
 
 @dataclass(frozen=True)
 class Codec:
-    """Storage format of numbers. Values beyond the range saturate.
+    """Storage format of bottleneck values. Values beyond the format's range saturate.
 
     Errors inside the range, in addition to float32's own rounding:
 
@@ -37,7 +38,8 @@ class Codec:
     | float8_e4m3fn | 448 | 2^-4 of the value, at least 2^-10 |
     | float8_e5m2 | 57344 | 2^-3 of the value, at least 2^-17 |
 
-    `scale_E` is only for int8. It is the step size of each number, or one step size for all numbers.
+    For int8, `scale_E` is the step size for each of the E values of a bottleneck, or one step size for all E. For other
+    kinds, `scale_E` is None.
     """
 
     kind: CodecKind
@@ -51,9 +53,10 @@ class Codec:
 
     @classmethod
     def calibrated(cls, kind: CodecKind, values_NE: Tensor) -> Self:
-        """Return a codec whose range is just large enough for the values. Only int8 has a range to fit.
+        """Return a codec for these values.
 
-        Pass values from training text, because the scale is part of the model and must be known before encoding.
+        The range of int8 is made just large enough for the values. The other kinds have fixed ranges. Pass values from
+        training text, because the scale is part of the model and must be known before encoding.
         """
         if kind != "int8":
             return cls(kind)
@@ -102,7 +105,7 @@ class Codec:
 
 
 class StoredLosses(NamedTuple):
-    """Stored embeddings, and the losses in nats of their windows' tokens given these embeddings; 0 at padding."""
+    """Losses of windows' tokens in nats (0 at padding), and the stored embeddings from which they were computed."""
 
     losses_BT: Tensor
     stored_BE: Tensor
@@ -114,12 +117,12 @@ class StoredLosses(NamedTuple):
 
     @property
     def code_lengths_B(self) -> Tensor:
-        """Code length of each window in nats, float64: that of its tokens plus that of its stored embedding."""
+        """Code length of each window in nats, float64: its tokens' losses plus the size of its stored embedding."""
         return self.losses_BT.double().sum(dim=1) + self.bits / len(self.stored_BE) * math.log(2)
 
 
 def stored_losses(model: WindowEncoder, codec: Codec, input_ids_BT: Tensor, lengths_B: Tensor) -> StoredLosses:
-    """Return the model's token losses, given embeddings that the codec has encoded and decoded."""
+    """Return the encoded embeddings of windows, and the model's token losses given the embeddings after decoding."""
     values_BE = model.window_bottlenecks(input_ids_BT, lengths_B)
     stored_BE = codec.encode(values_BE)
     decoded_BE = codec.decode(stored_BE).to(values_BE.dtype)
@@ -129,7 +132,7 @@ def stored_losses(model: WindowEncoder, codec: Codec, input_ids_BT: Tensor, leng
 def write_embeddings(file: Path, codec: Codec, stored_NE: Tensor) -> None:
     """Write the stored embeddings of a set of windows, together with their codec, to a safetensors file.
 
-    The file has a header of some 200 bytes, the scale in float32 if there is one, then all values in the codec's dtype.
+    The file has a header of some 200 bytes, for int8 the scale in float32, and all values in the codec's dtype.
     """
     tensors = {"embeddings": stored_NE.contiguous()}
     if codec.scale_E is not None:

@@ -1,15 +1,15 @@
 """The second-order model: all entropies of a window in one causal pass.
 
-The model is a causal transformer with two linear outputs, trained by mean squared error on first-order labels.
-*Seeing*: the state that has read token i estimates `entropy[i]`. *Expecting*: the state before token i estimates
-`expected_entropy[i]`. A start position precedes the first token, so that the first token has both estimates too. The
-start is the token that a language model reads there, or a learned vector. The two outputs share one transformer, or
-each output has its own.
+The model is a causal transformer with two linear outputs, trained by mean squared error on first-order labels. The
+*seeing* output estimates `entropy[i]` from the state after token i. The *expecting* output estimates
+`expected_entropy[i]` from the state before token i. A start position precedes the first token, so that the first token
+has both estimates too. The input at the start position is a language model's start token, or a learned vector. The two
+outputs share one transformer, or each output has its own transformer.
 
 In the *direct* form an output is the estimate itself, and nothing is projected onto the vocabulary. In the *residual*
 form the outputs correct two values of the transformer as a language model: its surprisal, and the entropy of its
-prediction. A residual model starts as good as the language model it is made from, and keeps that model's head, with
-bias, scale and soft cap.
+prediction. Before training, a residual model is as good as the language model from which it is made. It keeps the head
+of the language model, with bias, scale and soft cap.
 
 B rows, T tokens, S = T + 1 positions with the start, D width, V vocabulary.
 """
@@ -118,14 +118,13 @@ class SecondOrderModel(PreTrainedModel):
 
     @classmethod
     def from_estimator(cls, estimator: EntropyEstimator, **settings: Any) -> Self:
-        """Return a model that starts as the estimator's decoder, which knows the language already.
+        """Return a model whose transformer has the weights of the estimator's decoder, a trained language model.
 
-        The start vector is the decoder's first input for an embedding of zeros. `settings` are further fields of the
-        configuration.
+        The start vector is the estimator's `first_state`. `settings` are further fields of the configuration.
 
         Raises:
-            ValueError: if the decoder is not a language model by itself, because it is a mixer, or because the
-                embedding enters neither as the first position nor at the logits.
+            ValueError: if the decoder is a mixer, or if the embedding enters neither as the decoder's first position
+                nor above all layers. The decoder is then not a language model by itself.
         """
         config = estimator.config
         if not (config.prepends or (config.adds_logits and config.decoder_kind == "transformer")):
@@ -185,7 +184,7 @@ class SecondOrderModel(PreTrainedModel):
 
     @property
     def language_head(self) -> OutputHead:
-        """Head of the transformer as a language model."""
+        """Output head with which the transformer is a language model."""
         weight_VD = (input_embeddings(self.transformer) if self.head is None else self.head).weight
         return OutputHead.configured(self.transformer.config, weight_VD, self.head_bias)
 
@@ -198,7 +197,8 @@ class SecondOrderModel(PreTrainedModel):
     def forward(self, input_ids_BT: Tensor, *, with_surprisal: bool = False) -> tuple[Entropies, Tensor | None]:
         """Return both estimates, and the model's losses as a language model in nats [B, T].
 
-        In the direct form, the losses are None unless `with_surprisal` is set.
+        The losses are always returned in the residual form. In the direct form, they are None unless `with_surprisal`
+        is True.
         """
         hidden_BSD = self._hidden(self.transformer, input_ids_BT)
         before_BTD, after_BTD = hidden_BSD[:, :-1], hidden_BSD[:, 1:]
@@ -236,9 +236,10 @@ class SecondOrderModel(PreTrainedModel):
 
 
 def _stack(settings: dict[str, Any]) -> PreTrainedModel:
-    """Return the layers of a new language model, without its head.
+    """Return the layers of a new language model with random weights, without its head.
 
-    The whole model is built first. Layers that are built by themselves may have extra parts, such as BERT's pooler.
+    The whole model is built first, because layers that are built without a head may have extra parts, such as BERT's
+    pooler.
     """
     config = AutoConfig.for_model(**{**settings, "dtype": None})
     return decoder(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
@@ -248,7 +249,8 @@ def _stack(settings: dict[str, Any]) -> PreTrainedModel:
 def _require_same_losses(made: SecondOrderModel, model: PreTrainedModel) -> None:
     """Raise if the losses of a language model change when its weights are copied.
 
-    The losses change if they depend on more than weights and configuration. RWKV, for example, rescales its weights.
+    They change if losses depend on more than the weights and the configuration. RWKV, for example, rescales its
+    weights.
     """
     tokens = min(PROBE_TOKENS, made.config.context, made.config.vocab_size)
     ids_1T = torch.arange(tokens, device=model.device).unsqueeze(0)

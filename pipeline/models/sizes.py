@@ -1,7 +1,7 @@
 """Sizes and variants of models, one class for each kind of model.
 
 The fields of a class are flags of the model's training command. The fields for the estimator and the autoencoder are
-also fields of their configurations. This module does not import torch, so that `--help` prints at once.
+also fields of these models' configurations. This module does not import torch, so that `--help` prints at once.
 """
 
 from dataclasses import asdict, dataclass
@@ -33,11 +33,11 @@ class LanguageModelSizes(TransformerSizes):
     """Sizes and kind of a language model."""
 
     heads: int = 6
-    """Number of heads of the attention, or of a mixer's convolution."""
+    """Number of attention heads of a transformer, or of convolution heads of a mixer."""
     kind: StackKind = "transformer"
     """Kind of the model: with attention (transformer), or with a masked convolution over positions (mixer)."""
     kernel: int = 1
-    """Kernel size of a mixer's convolutions, along the hidden dimension."""
+    """Kernel size of a mixer's convolutions, along the hidden dimension; 1 for a transformer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,8 @@ class SecondOrderSizes:
     """Sizes of a second-order model. None stands for a default that depends on the model to start from."""
 
     context: int | None = None
-    """Longest window, in tokens; by default the window of the labels."""
+    """Longest window, in tokens. The default is the labels' window, or, if the labels were made with another tokenizer,
+    the longest window of the model to start from."""
     width: int | None = None
     """Hidden size, only for a model from scratch; 192 by default."""
     layers: int | None = None
@@ -55,7 +56,7 @@ class SecondOrderSizes:
 
     @property
     def from_scratch(self) -> dict[str, int]:
-        """Sizes other than `context` that were set, as a mapping from names. Only models from scratch use them."""
+        """Names and values of the sizes that were set, except `context`. Only models from scratch use them."""
         return {name: size for name, size in asdict(self).items() if size is not None and name != "context"}
 
 
@@ -74,12 +75,12 @@ class WindowEncoderSizes:
     encoder_heads: int = 2
     """Number of heads of the encoder."""
     encoder_kernel: int = 1
-    """Kernel size of the convolutions, along the hidden dimension, if the encoder is a mixer."""
+    """Kernel size of the convolutions in a mixer encoder, along the hidden dimension; 1 for a transformer."""
     bottleneck_width: int | None = 4
-    """Size of the window's embedding. A smaller size makes less noisy labels. None for the width of the encoder."""
+    """Size of the window's embedding. A smaller size makes less noisy labels. None for the encoder's width."""
     noise: float = 0.0
-    """Amplitude of uniform noise in training, which makes the embedding tolerate rounding. Give half of the step size
-    with which the embedding will be stored."""
+    """Amplitude of the uniform noise in training that makes the embedding tolerate rounding; 0 for no noise. Give half
+    of the step size with which the embedding will be stored."""
     noise_place: NoisePlace = "before-down"
     """Place of the noise: the bottleneck's values (bottleneck), or the encoder's state before the bottleneck
     (before-down)."""
@@ -92,7 +93,7 @@ class WindowEncoderSizes:
     decoder_heads: int = 6
     """Number of heads of the decoder."""
     decoder_kernel: int = 1
-    """Number of neighbouring hidden indices that a mixer's convolution covers in the decoder."""
+    """Kernel size of the convolutions in a mixer decoder, along the hidden dimension; 1 for a transformer."""
 
     def __post_init__(self) -> None:
         if self.bottleneck_width is not None and self.bottleneck_width < 1:
@@ -120,5 +121,5 @@ class AutoencoderSizes(WindowEncoderSizes):
     """Input of the decoder: the same embedding at every position (repeated), or a different half of the embedding at
     each position (unrolled). With repeated embeddings, only a mixer can tell positions apart."""
     bottleneck_width: int | None = None
-    """Size of the window's embedding. Below the encoder's width, the autoencoder compresses. None for the encoder's
-    width."""
+    """Size of the window's embedding. The autoencoder compresses if the size is below the encoder's width. None for the
+    encoder's width."""

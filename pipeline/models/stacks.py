@@ -32,7 +32,7 @@ def stack_config(
     """Return the configuration of a stack for windows of `context` tokens and one position before them.
 
     Raises:
-        ValueError: if sizes are below 1 or do not fit together, or if a transformer gets a kernel above 1.
+        ValueError: if a size is below 1, `width` is not a multiple of `heads`, or a transformer gets a kernel above 1.
     """
     config = llama_config(
         vocab_size=vocab_size,
@@ -50,7 +50,9 @@ def stack_config(
 def llama_config(
     *, vocab_size: int, width: int, layers: int, heads: int, context: int, initializer_range: float = 0.02
 ) -> LlamaConfig:
-    """Return the configuration of a Llama stack. Its gated feed-forward is as large as a plain one of 4 x width.
+    """Return the configuration of a Llama stack.
+
+    The gated feed-forward has about as many weights as a plain feed-forward with an inner width of 4 x `width`.
 
     Raises:
         ValueError: if a size is below 1, or `width` is not a multiple of `heads`.
@@ -81,7 +83,7 @@ def new_stack(config: LlamaConfig) -> PreTrainedModel:
 
 
 def new_language_model(config: LlamaConfig, start: int) -> PreTrainedModel:
-    """Return a causal language model with random weights, whose configuration names the token before each document."""
+    """Return a causal language model with random weights, which declares `start` as the token before a document."""
     config.bos_token_id = config.eos_token_id = start
     return MixerForCausalLM(config) if isinstance(config, MixerConfig) else LlamaForCausalLM(config)
 
@@ -100,14 +102,15 @@ def input_embeddings(transformer: PreTrainedModel) -> nn.Embedding:
 
 
 def real_positions(lengths_B: Tensor, width: int) -> Tensor:
-    """Return a mask [B, width]: True at each row's first `lengths` positions, False at padding."""
+    """Return a mask [B, width]: True at the first `lengths_B[i]` positions of row i, False at padding."""
     return torch.arange(width, device=lengths_B.device) < lengths_B.unsqueeze(1)
 
 
 def add_dropout(transformer: PreTrainedModel, share: float) -> None:
-    """Add dropout to a Llama's embeddings and to the outputs of attention and feed-forward, in training only.
+    """Add dropout with probability `share` to a Llama's embeddings and to the outputs of attention and feed-forward.
 
-    `LlamaConfig` has dropout only for attention weights. The dropout added here is not saved with the model.
+    The dropout applies only in training mode, and is not saved with the model. `LlamaConfig` has dropout only for
+    attention weights.
     """
 
     def dropped(module: nn.Module, _: object, output: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class WindowEncoderConfig(PreTrainedConfig, WindowEncoderSizes):
         return new_stack(stack_config(kind, initializer_range=self.initializer_range, **shared, **sizes))
 
     def narrowing(self) -> tuple[nn.Module, nn.Module]:
-        """Return a new layer into the bottleneck and a new layer out of it; two identities without a bottleneck."""
+        """Return a new layer into the bottleneck and a new layer out of it; identity layers without a bottleneck."""
         wide, narrow = self.encoder_width, self.bottleneck_width
         return (nn.Identity(), nn.Identity()) if narrow is None else (nn.Linear(wide, narrow), nn.Linear(narrow, wide))
 
@@ -74,10 +74,10 @@ class WindowEncoder(PreTrainedModel, ABC):
 
     @abstractmethod
     def decode_losses(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Return the losses of all tokens in nats [B, T], given the bottleneck values; 0 at padding."""
+        """Return the losses of all tokens in nats [B, T], given each window's bottleneck values; 0 at padding."""
 
     def token_losses(self, input_ids_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Return the losses of all tokens in nats [B, T], given the embedding of their whole window.
+        """Return the losses of all tokens in nats [B, T], given the embedding of the whole window.
 
         The first token has a loss too. Losses at padding are 0.
 

@@ -1,1 +1,1 @@
-"""Reports on annotated datasets: a page, or one document in a notebook or terminal."""
+"""Reports on annotated datasets: an HTML page, or one document in a notebook or terminal."""

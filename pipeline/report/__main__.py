@@ -1,4 +1,4 @@
-"""Show an annotated dataset: a page with its documents and figures, or one document in the terminal.
+"""Show an annotated dataset: some of its documents and its statistics in a page, or one document in the terminal.
 
 python -m pipeline.report annotated                                  # writes annotated-report/report.html
 python -m pipeline.report annotated/data/second-order --against annotated/data/exact
@@ -30,7 +30,7 @@ from pipeline.report.tokens import TokenTexts
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True)
 class Config:
-    """Options of the report: the dataset to show, and the parts of it to show."""
+    """Options of the report: the dataset, and the parts of the dataset to show."""
 
     dataset: str
     """Folder that pipeline.annotate wrote, or hf://datasets/USER/NAME. To choose one of several subsets, give the
@@ -41,8 +41,8 @@ class Config:
     against: str | None = field(default=None, kw_only=True)
     """Another dataset of the same documents, to show its labels alongside."""
     by: str | None = field(default=None, kw_only=True)
-    """Column of the source by whose values the figures group documents. The default is the first text column with few
-    values."""
+    """Column of the source whose values form the page's groups of documents. The default is the first text column with
+    few values."""
     size: Annotated[SampleSize, cyclopts.Parameter(name="*")] = field(default=SampleSize(), kw_only=True)
     terminal: bool = field(default=False, kw_only=True)
     """Show one document in the terminal instead of writing a page."""
@@ -56,7 +56,10 @@ class Config:
 
 
 def report(config: Config) -> None:
-    """Write a page that shows an annotated dataset, with every token in the colour of its entropy."""
+    """Write a page that shows an annotated dataset, or show one document in the terminal.
+
+    Every token has the colour of its entropy.
+    """
     if config.terminal:
         print_document(document_view(config.dataset, config.document, config.size.tokens_each(1)), Console())
         return
@@ -71,7 +74,7 @@ def report(config: Config) -> None:
 def folder_for(dataset: str) -> Path:
     """Return the default folder of a dataset's report.
 
-    It is outside the dataset, because files in the dataset's folder are read as data and published.
+    The report's folder is outside the dataset's folder, whose files are read as data and published.
     """
     subset = SUBSET_NAMED.search(dataset)
     root = dataset[: subset.start()] if subset else dataset
@@ -84,10 +87,10 @@ def folder_for(dataset: str) -> Path:
 
 
 def document_view(dataset: str, row: int, tokens: int) -> DocumentView:
-    """Return the first tokens of one document of a dataset, with their labels.
+    """Return a view of the first `tokens` tokens of a dataset's document in row `row`, with their labels.
 
     Raises:
-        ValueError: if there is no such row; or from find_annotations and LabelledSource.documents.
+        ValueError: if the dataset has no row `row`, or if find_annotations or LabelledSource.documents raises it.
         ConnectionError: if the Hub cannot be reached.
     """
     annotated = find_annotations(dataset)

@@ -3,7 +3,7 @@
     from pipeline.report.notebook import show
     show(dataset[0], tokenizer)     # a row of load_dataset(...), a tokenizer of tokenizers or transformers
 
-The HTML needs no script. The figures of a token are in its tooltip.
+The HTML needs no script. The labels of a token are in the token's tooltip.
 """
 
 import math
@@ -60,7 +60,7 @@ class DocumentView:
             yield nats / math.log(2)
 
     def tooltips(self) -> Iterator[str]:
-        """Yield the tooltip of each token: lines with its text and its figures."""
+        """Yield the tooltip of each token: lines with its text, its labels, and the document's bits so far."""
         expected = self.expected or [None] * len(self.tokens)
         for token, entropy, expectation, bits in zip(
             self.tokens, self.entropies, expected, self.bits_so_far, strict=True
@@ -88,11 +88,11 @@ class DocumentView:
 
 
 def show(row: Mapping[str, Any], tokenizer: Any = None) -> DocumentView:
-    """Return a view of a row of an annotated dataset, which a notebook displays.
+    """Return a view of one document, that is a row of an annotated dataset. A notebook displays the view.
 
     Args:
         row: row with `input_ids` and `entropy`, as load_dataset returns it.
-        tokenizer: a tokenizer of `tokenizers`, or a fast tokenizer of `transformers`. Without it, ids are shown.
+        tokenizer: a tokenizer of `tokenizers`, or a fast tokenizer of `transformers`. If None, token ids are shown.
 
     Raises:
         ValueError: if the row has no tokens or labels, or if the tokenizer is of another type.
@@ -121,7 +121,7 @@ def amount(nats: float) -> str:
 
 
 def _token_html(token: str, shade: str, tooltip: str) -> str:
-    """Return a token's HTML. A space before a word is not shaded, or it would be a speck of colour at a line's end."""
+    """Return a token's HTML. A space before a word is not shaded, because it could end a line as a speck of colour."""
     if token[:1] == " " and token[1:2].strip():
         return f'<span class="t" title="{escape(tooltip)}"> <b class="{shade}">{_marked(token[1:])}</b></span>'
     part = "" if token else " part"

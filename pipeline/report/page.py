@@ -1,7 +1,7 @@
-"""The page of an annotated dataset: self-contained HTML with figures of a sample, and some documents of the sample.
+"""The report page of an annotated dataset: self-contained HTML with statistics and some documents of a sample.
 
-The page's script reads the contents from JSON. In the JSON, a label is an integer multiple of ROUNDING_NATS, or null. A
-token is an index into the list of texts.
+The page's script reads the contents from JSON. In the JSON, a label n stands for n x ROUNDING_NATS, and null for no
+label. A token is an index into the list of the tokens' texts.
 """
 
 import base64
@@ -50,18 +50,18 @@ CUT = f"Tokens of more than {MOST_CHARACTERS:,} characters are cut short, with â
 def write_report(
     dataset: str, folder: Path, *, against: str | None = None, by: str | None = None, size: SampleSize = USUAL
 ) -> Path:
-    """Write `report.html` into a folder and return the file's path. An earlier report of the same dataset is replaced.
+    """Write the report page into a folder and return the page's path. An earlier page of the same dataset is replaced.
 
     Args:
         dataset: folder or URL of the dataset, as for find_annotations.
         folder: folder of the page.
         against: another dataset with labels of the same documents, shown alongside.
-        by: column of the source by whose values documents are grouped; None for the first text column with few values.
+        by: column of the source whose values form groups of documents; None for the first text column with few values.
         size: size of the sample, and of the part of the sample that is shown.
 
     Raises:
-        ValueError: if the two datasets' documents differ, or if the folder has a `report.html` of something else; or
-            from find_annotations and page_contents.
+        ValueError: if the documents of the two datasets differ, if the folder has a `report.html` that is not a report
+            of this dataset, or if find_annotations or page_contents raises it.
         ConnectionError: if the Hub cannot be reached.
     """
     annotated, page = find_annotations(dataset), folder / PAGE_FILE
@@ -91,7 +91,7 @@ def page_html(contents: Values, dataset: str) -> str:
 
 @dataclass(frozen=True)
 class Shown:
-    """A document to show: its first tokens, and the figures of the whole document."""
+    """A document to show: its first tokens, and statistics of the whole document."""
 
     document: Document
     labelled_S: np.ndarray
@@ -103,7 +103,7 @@ class Shown:
 
     @classmethod
     def of(cls, document: Document, texts: TokenTexts, tokens: int) -> Self:
-        """Return a document with only its first `tokens` tokens, and with the figures of all tokens."""
+        """Return a document cut to its first `tokens` tokens, with statistics of all its tokens."""
         labelled_S = (~np.isnan(document.labels_SN)).sum(axis=1)
         sums_S = np.nansum(document.labels_SN, axis=1, dtype=np.float64)
         means_S = np.where(labelled_S, sums_S / np.maximum(labelled_S, 1), np.nan)
@@ -125,7 +125,7 @@ def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, size: Sam
     """Return the values that the page's script reads.
 
     Raises:
-        ValueError: if the dataset has no document or no column `by`; or from LabelledSource.documents.
+        ValueError: if the dataset has no document or no column `by`, or if LabelledSource.documents raises it.
     """
     if not len(source.dataset):
         raise ValueError(f"{source.dataset.source} has no document to show")
@@ -194,7 +194,7 @@ def _notes(source: LabelledSource, sampled: Sampled, size: SampleSize, most_toke
 
 
 def _limits(provenance: Provenance) -> Iterator[str]:
-    """Sentences about what the method and the model's labels lack."""
+    """Yield sentences about the limits of labels by this method and this model."""
     yield LIMITS[provenance.method]
     if provenance.model == SHIPPED_MODEL:
         yield f"The {SHIPPED_MODEL} is {BETTER_MODEL}."
@@ -205,9 +205,9 @@ def _documents_of(count: int) -> str:
 
 
 def _documents(all_shown: Sequence[Shown], texts: TokenTexts) -> Values:
-    """Return the JSON values of the documents, with the list of texts into which a document's tokens are indices.
+    """Return the JSON values of the documents, and the list of the tokens' texts, the most frequent text first.
 
-    The most frequent text is the first in the list.
+    In a document, a token is the index of its text in the list.
     """
     tokens = [texts.of(shown.document.tokens_N.tolist()) for shown in all_shown]
     counts = Counter(text for each in tokens for text in each)
@@ -233,7 +233,7 @@ def _documents(all_shown: Sequence[Shown], texts: TokenTexts) -> Values:
 
 
 def _value(value: Any) -> int | float | str | None:
-    """Return the JSON value for a value in a source's column: a number that JavaScript holds exactly, or short text."""
+    """Return a source column's value for the JSON: null, a number that JavaScript holds exactly, or a short text."""
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST_EXACT):
         return value
     return visible(value_name(value))

@@ -14,7 +14,7 @@ LEVELS = 16
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of the background, the text, and positive and negative levels. Level 0 has the background's colour."""
+    """Colours of the background, the text, and the positive and negative levels. Level 0 is the background's colour."""
 
     paper: str
     text: str
@@ -46,7 +46,7 @@ def level(nats: float, most: float) -> int:
 
 
 def level_class(nats: float | None, most: float) -> str:
-    """Return the CSS class of a label's colour, as in `palette_css`; `none` for a token without a label."""
+    """Return the CSS class with a label's colour (see `palette_css`); `none` for a token without a label."""
     if nats is None:
         return "none"
     signed = level(nats, most)

@@ -1,4 +1,9 @@
-"""Sample of an annotated dataset: its size, the choice of its rows, and its documents with their labels."""
+"""Sample of an annotated dataset: the sample's size, the choice of rows, and the documents with their labels.
+
+A series is a column of labels, or the `entropy` of a dataset to compare with.
+
+S series, M measures, N tokens.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,8 +30,8 @@ class SampleSize:
     sample: int = 2000
     """Number of documents in the sample for the statistics, drawn from the whole dataset."""
     tokens: int | None = None
-    """Maximum number of tokens to show of each document; by default 1,500 for 200 documents, or 20,000 for a single
-    document."""
+    """Maximum number of tokens to show of each document. The default is 300,000 divided by the number of documents to
+    show, but at most 20,000."""
     seed: int = 0
     """Random seed of the sample."""
 
@@ -52,12 +57,12 @@ class Document:
     labels_SN: np.ndarray
     """Labels of each series in nats, float32; NaN for a token without a label."""
     source: dict[str, Any] = field(default_factory=dict)
-    """Values of the source's columns, by column name."""
+    """The document's values in columns of the source, by column name."""
     left: int = 0
     """Number of the row's remaining tokens, which are not in `tokens_N`."""
 
     def first(self, tokens: int) -> "Document":
-        """Return a copy of the first `tokens` tokens, so that the memory of the whole document can be freed."""
+        """Return a document that copies only the first `tokens` tokens, so that this document's memory can be freed."""
         kept, left = self.tokens_N[:tokens].copy(), max(0, len(self.tokens_N) - tokens)
         return replace(self, tokens_N=kept, labels_SN=self.labels_SN[:, :tokens].copy(), left=self.left + left)
 
@@ -67,7 +72,10 @@ class Document:
         return len(self.tokens_N) + self.left
 
     def measured(self, start: int, stop: int) -> np.ndarray:
-        """Return all measures of the tokens `start` to `stop`, float64 [M, N]; NaN for a token without a label."""
+        """Return all measures of the tokens from `start` up to `stop`, float64 [M, N]; NaN for a token without a label.
+
+        The measures are the labels of all series, then the first series minus each of the other series.
+        """
         labels_SN = self.labels_SN[:, start:stop]
         return np.concatenate([labels_SN, labels_SN[:1] - labels_SN[1:]]).astype(np.float64)
 
@@ -81,7 +89,7 @@ class Measure:
 
 
 def measures_of(series: Sequence[str]) -> Iterator[Measure]:
-    """Yield the measures of the series with these names, in the order of `Document.measured`."""
+    """Yield the measures of the series with these names, in the order of the rows of `Document.measured`."""
     yield from (Measure(name, (index,)) for index, name in enumerate(series))
     yield from (Measure(f"{series[0]} − {name}", (0, index)) for index, name in enumerate(series[1:], 1))
 
@@ -123,7 +131,10 @@ class LabelledSource:
 
     @property
     def series(self) -> list[str]:
-        """Names of the series of labels: the dataset's label columns, and the other dataset if there is one."""
+        """Names of the series: one for each label column, and one more for the other dataset if there is one.
+
+        In a comparison, the two `entropy` series are named after their datasets.
+        """
         if self.against is None:
             return [name.replace("_", " ") for name in self.label_columns]
         names = [short_name(self.dataset), short_name(self.against)]
@@ -132,7 +143,7 @@ class LabelledSource:
 
     @property
     def source_columns(self) -> list[str]:
-        """Names of the source's columns, except the column of its documents."""
+        """Names of the columns that were copied from the source, except the text of the documents."""
         ours = {INPUT_IDS, *PER_TOKEN, NUM_TOKENS, MEAN_ENTROPY, self.dataset.provenance.text_column, "text"}
         return [name for name in self.dataset.schema.names if name not in ours]
 
@@ -146,8 +157,8 @@ class LabelledSource:
         """Yield the documents in these rows, with their labels and their values in these columns of the source.
 
         Raises:
-            ValueError: if labels are not finite or not one per token, or if the other dataset has different tokens; or
-                from AnnotatedDataset.batches.
+            ValueError: if a label is not finite, if a document does not have one label per token, if the dataset to
+                compare with has different tokens, or if AnnotatedDataset.batches raises it.
         """
         names = (INPUT_IDS, *self.label_columns, *columns)
         own = _rows(self.dataset, names, rows)
@@ -179,7 +190,7 @@ def short_name(dataset: AnnotatedDataset) -> str:
 
 
 def _remedy(one: AnnotatedDataset, other: AnnotatedDataset) -> str:
-    """Say how labels of these datasets, whose tokens differ, can be compared."""
+    """Return advice on how to compare the labels of two datasets with different tokens."""
     if one.tokenizer is None:
         one, other = other, one
     if one.tokenizer is None:

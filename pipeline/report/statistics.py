@@ -21,7 +21,7 @@ BIN_NATS, MOST_NATS = 0.25, 30
 BINS = int(2 * MOST_NATS / BIN_NATS)
 """Number of bins from -MOST_NATS to MOST_NATS. The outermost bins also count the labels outside this range."""
 POSITIONS_B = np.unique(np.floor(2.0 ** np.arange(0, 32, 0.25)).astype(np.int64)) - 1
-"""First position in each bin. Bins are narrower at the start of a document, where entropy falls fastest."""
+"""First position in each bin of token positions. Bins are narrower at the start, where entropy falls fastest."""
 MOST_GROUPS = 20
 VALUES_KEPT = 10_000  # most groups of a single column; with several columns, the limit is MOST_GROUPS + 1 for each
 LONGEST_VALUE = 200  # characters; a longer value is truncated, with its digest appended
@@ -106,12 +106,15 @@ class Statistics:
         return _means(self.position_sums_MB.sum(axis=1), self.labelled_M)
 
     def share_below(self, measure: int, share: float) -> float:
-        """Return the quantile of a measure in nats, rounded up to the end of a bin. `share` of the labels lie below."""
+        """Return the nats below which the given share of a measure's labels lies, rounded up to a bin's end."""
         running_B = np.cumsum(self.counts_MB[measure])
         return float((np.searchsorted(running_B, share * running_B[-1]) + 1) * BIN_NATS - MOST_NATS)
 
     def by_token(self, measure: int, least: int) -> Iterator[tuple[int, int, float]]:
-        """Yield id, number of labels and mean in nats of tokens with at least `least` labels, highest mean first."""
+        """Yield the id, the number of labels and the mean in nats of each token that has at least `least` labels.
+
+        Tokens with the highest means come first.
+        """
         counts_V, sums_V = self.token_counts_MV[measure], self.token_sums_MV[measure]
         often = np.flatnonzero(counts_V >= least)
         means = sums_V[often] / counts_V[often]
@@ -119,12 +122,15 @@ class Statistics:
             yield int(often[rank]), int(counts_V[often[rank]]), float(means[rank])
 
     def few_groups(self, columns: Sequence[str]) -> str | None:
-        """Return the first column whose values form a few groups of documents; None if no column does."""
+        """Return the first of these columns that divides the documents into a few groups; None if no column does.
+
+        A few groups are at least two, at most MOST_GROUPS, and at most half as many as there are documents.
+        """
         most = min(MOST_GROUPS, self.documents // 2)
         return next((column for column in columns if 1 < len(self.groups.get(column, ())) <= most), None)
 
     def _group(self, groups: dict[str, Group], value: Any, most: int) -> Group | None:
-        """Return the group of a value, or None if the value is new and `most` groups already exist."""
+        """Return the group of a value, created if the value is new; None for a new value if `most` groups exist."""
         name = value_name(value)
         if name not in groups and len(groups) >= most:
             return None
@@ -148,10 +154,11 @@ class Agreement:
         self.sums += [x.sum(), y.sum(), x @ x, y @ y, x @ y, np.abs(x - y).sum()]
 
     def figures(self, series: Sequence[str]) -> Values | None:
-        """Return the page's values: names, number of labels, differences in nats, correlation and R².
+        """Return the values for the report page: the names of both series, and figures on how well they agree.
 
-        Return None if no token has both labels. R² is that of y as a prediction of x. Correlation and R² are None if
-        the labels do not vary.
+        The figures are the number of labels, differences in nats, the squared correlation, and R². R² is that of y as a
+        prediction of x, and is None if x does not vary. The squared correlation is None if x or y does not vary. The
+        result is None if no token has both labels.
         """
         if not self.labels:
             return None
@@ -183,9 +190,9 @@ def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def measure_figures(series: Sequence[str], statistics: Statistics, texts: TokenTexts) -> list[Values]:
-    """Return the name, the series, the scale and the figures of every measure.
+    """Return the values for the report page, one object per measure: name, series, scale and statistics.
 
-    Labels have a common scale, and differences have a common scale of their own.
+    All measures that are labels have one scale. All measures that are differences have another scale.
     """
     measures = list(measures_of(series))
     ends = [_ends(statistics, index) for index in range(len(measures))]
@@ -226,7 +233,8 @@ def _figures(statistics: Statistics, measure: int) -> Values:
 def _tokens(statistics: Statistics, measure: int, texts: TokenTexts, *, differs: bool) -> Values:
     """Return the tokens with the highest and the lowest means, each with text, number of labels and mean.
 
-    No token is in both lists. They are divided in the middle of the ranking, or at 0 if the measure is a difference.
+    No token is in both lists. The lists are divided in the middle of the ranking, or at 0 if the measure is a
+    difference.
     """
     ranked = [
         (texts.alone(token), count, mean) for token, count, mean in statistics.by_token(measure, LEAST_OCCURRENCES)
@@ -238,7 +246,10 @@ def _tokens(statistics: Statistics, measure: int, texts: TokenTexts, *, differs:
 
 
 def group_figures(column: str, statistics: Statistics) -> Values:
-    """Return a table of a column's groups, the largest first, with value, documents, tokens and means of each group."""
+    """Return a table of a column's groups, the largest first.
+
+    Each row has a group's value, its number of documents, its number of tokens, and its mean of each measure.
+    """
     groups = sorted(statistics.groups[column].items(), key=lambda item: -item[1].documents)
     return {
         "column": visible(column),
@@ -256,7 +267,7 @@ def group_figures(column: str, statistics: Statistics) -> Values:
 
 
 def _ends(statistics: Statistics, measure: int) -> tuple[int, int]:
-    """Return the two ends of a measure's scale in whole nats. Only outliers lie beyond the ends."""
+    """Return the two ends of a measure's scale in whole nats. At most 1% of the labels lie beyond each end."""
     if not statistics.labelled_M[measure]:
         return 0, 1
     low = statistics.share_below(measure, SHARE_BEYOND) - BIN_NATS

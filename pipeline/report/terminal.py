@@ -1,4 +1,4 @@
-"""Display of one document in a terminal, shaded by entropy. Without colours, each token has a line with its figures."""
+"""Display of one document in a terminal, shaded by entropy, or as a table of tokens if the terminal has no colours."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ def pictured(text: str) -> str:
 
 
 def figures(view: DocumentView) -> list[str]:
-    """Return the lines of a table: for each token its text, its labels, and the running sum of entropies in bits."""
+    """Return the lines of a table: a heading, then each token's text, labels, and running sum of entropies in bits."""
     series = [view.entropies, *([] if view.expected is None else [view.expected])]
     lines = [_line("token", ["entropy", "expected"][: len(series)], "bits so far")]
     for token, bits, *labels in zip(view.tokens, view.bits_so_far, *series, strict=True):

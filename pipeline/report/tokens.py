@@ -29,9 +29,10 @@ class TokenTexts:
         """True if a text was longer than MOST_CHARACTERS and was therefore truncated."""
 
     def of(self, ids: Iterable[int]) -> list[str]:
-        """Return the text that each token of a document completes, truncated if it is long.
+        """Return one text for each token of a document: the characters that the token completes.
 
-        The joined texts are the text of the document, with U+FFFD for bytes that are not UTF-8.
+        Long texts are truncated. If no text is truncated, the joined texts are the document's text, with U+FFFD for
+        bytes that are not UTF-8.
         """
         if self._tokenizer is None:
             return [f"⟨{token}⟩" for token in ids]
@@ -39,7 +40,7 @@ class TokenTexts:
         return [self._short(decoder.decode(self._bytes_of(token))) for token in ids]
 
     def alone(self, token: int) -> str:
-        """Return the text of a single token. For a part of a character, return its bytes, as in ⟨E2 80⟩."""
+        """Return the text of a single token, or the bytes of a token that is a part of a character, as in ⟨E2 80⟩."""
         if self._tokenizer is None:
             return f"⟨{token}⟩"
         try:
@@ -48,7 +49,7 @@ class TokenTexts:
             return self._short(f"⟨{self._bytes_of(token).hex(' ').upper()}⟩")
 
     def byte_count(self, tokens_N: np.ndarray) -> int | None:
-        """Return the number of bytes in the text of these tokens; None without a tokenizer."""
+        """Return the total number of bytes in the texts of these tokens; None without a tokenizer."""
         if self._tokenizer is None:
             return None
         ids, counts = np.unique(tokens_N, return_counts=True)
