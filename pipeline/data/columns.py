@@ -90,8 +90,8 @@ def merged_schema(parts: Sequence[FileColumns], requested: Collection[str], requ
     never suggests to leave out.
 
     Raises:
-        ValueError: if a file has a requested column twice, or lacks one and `may_lack` is False; if types or features
-            are incompatible.
+        ValueError: if a file has a requested column twice; if a file lacks a requested column and its `may_lack` is
+            False; if types or features are incompatible.
     """
     names = [name for name in dict.fromkeys(name for part in parts for name in part.schema.names) if name in requested]
     known = [(read_features(part.schema, part.url), part.url) for part in parts]

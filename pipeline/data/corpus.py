@@ -113,7 +113,7 @@ class Corpus:
     def with_shuffled_labels(self, random: np.random.Generator) -> "Corpus":
         """Return a corpus whose labels are permuted at random among the labelled tokens.
 
-        The distribution of the labels is preserved, but not their relation to the tokens.
+        The distribution of the labels is preserved, but the relation between labels and tokens is lost.
         """
         assert self.labels_N is not None
         labels_N, labelled_N = self.labels_N.copy(), ~np.isnan(self.labels_N)
