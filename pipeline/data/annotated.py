@@ -36,8 +36,8 @@ COMMIT_NAMED = re.compile("@[0-9a-f]{40}$")
 FOOTERS_AT_A_TIME = 16  # reading a footer from the Hub is mostly waiting
 
 Row = dict[str, Any]
-"""Values of a row by column name: `input_ids` is int32 [N], entropies are float32 [N] in nats with NaN for null, and
-other columns hold Python values. N is the row's number of tokens."""
+"""Values of a row by column name: `input_ids` is int32 [N], columns of labels are float32 [N] with NaN for null, and
+other columns hold Python values. N is the row's number of tokens. Entropies are in nats."""
 
 
 @dataclass(frozen=True)

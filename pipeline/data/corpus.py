@@ -257,7 +257,7 @@ class DocumentStream:
     def __iter__(self) -> Iterator[Corpus]:
         """Yield each block as a corpus.
 
-        A thread reads this process's share of the next block ahead. Shares are exchanged in the calling thread.
+        A thread reads ahead this process's share of the next block. Shares are exchanged in the calling thread.
 
         Raises:
             ValueError, OSError: as iterate_rows and document_tokens do, when the block with the error is requested.

@@ -25,10 +25,11 @@ KEPT = "unknown"
 
 
 def count(source: pa.RecordBatch, annotated: pa.Table, column: Column, tokenizer: Tokenizer | None) -> Counts:
-    """Count the rows, tokens and labels of a batch, and its documents that are empty, too long or have other defects.
+    """Count the rows, tokens and labels of a batch, and its defective documents.
 
-    `source` has the rows before annotation, and `annotated` the same rows after it. `tokenizer` is None if documents
-    are already tokenized.
+    A document is defective if it is empty or too long, contains U+FFFD, or has text for which the tokenizer has no
+    token. `source` has the rows before annotation, and `annotated` has the same rows after annotation. `tokenizer` is
+    None if documents are already tokenized.
     """
     entropies = pc.list_flatten(annotated.column(ENTROPY)).drop_null().to_numpy()
     documents = source.column(column.name)

@@ -34,7 +34,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Column:
-    """Column that holds the documents. Every file must have it."""
+    """Column that holds the documents. Every file must have this column."""
 
     name: str = TEXT_COLUMN
     tokenized: bool = False

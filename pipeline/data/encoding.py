@@ -257,7 +257,7 @@ def cuts(text_N: np.ndarray, beginnings: np.ndarray) -> np.ndarray:
 
 
 def _end_whitespace(text_N: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Return a bool for each index in `places`: True if a non-ASCII whitespace character ends with this byte.
+    """Return a bool for each index in `places`: True if a non-ASCII whitespace character ends at this byte.
 
     For the first bytes of the text, preceding bytes are taken from the end of the text. This can only prevent a cut.
     """

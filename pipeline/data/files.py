@@ -248,7 +248,8 @@ def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
 def is_pin(pin: str, named: str) -> bool:
     """True if `pin` may be the result of pinning the input `named`.
 
-    An input on the Hub may be pinned to any commit, unless it names a commit itself. Any other input is not changed.
+    A Hub input that names a commit is pinned to this commit. Any other Hub input may be pinned to any commit. An input
+    that is not on the Hub is not changed.
     """
     if not named.startswith(HUB):
         return pin == named

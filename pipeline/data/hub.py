@@ -41,8 +41,8 @@ CONFLICTS = (409, 412)  # HTTP statuses: another commit is in progress, or was m
 PATHS_A_REQUEST = 500
 
 ANSWERED = threading.Event()
-"""Event that is set when the Hub first answers this process. Later failures count as temporary, because the network is
-known to work. Earlier ones may mean that there is no network."""
+"""Event that is set when the Hub first answers this process. Failures after the event are treated as temporary, because
+the network has worked. Failures before the event may mean that there is no network."""
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")

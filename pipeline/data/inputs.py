@@ -55,8 +55,8 @@ class Inputs:
     """Documents to read, as for --input of pipeline.annotate: paths, folders, globs or URLs (hf://datasets/user/name,
     https://, s3://) of Parquet, JSON lines or text files."""
     split: str | None = None
-    """Split to read from the folders and datasets in the input, or `all` for all splits. Default: `train`, or the only
-    split."""
+    """Split to read from the folders and datasets in the input, or `all` for all splits. Default: the only split, or
+    `train` if there are several."""
     config_name: str | None = None
     """Configuration to read from the folders and datasets in the input. Default: the only configuration, or the one
     that the dataset declares as its default."""

@@ -94,7 +94,7 @@ def scan(
 def rows_between(
     stream: BinaryIO, start: int, stop: int, schema: pa.Schema, required: str, longest: int = LONGEST_OBJECT
 ) -> Iterator[pa.RecordBatch]:
-    """Yield batches of rows `start` to `stop`, with the columns of a plain schema.
+    """Yield batches of rows `start` to `stop`, with the columns of `schema`, which must be plain as in `plain_schema`.
 
     A batch has at most ROWS_PER_BATCH rows and BATCH_BYTES bytes, unless a single row is larger. A row that is too long
     is null in every column and is counted in the metadata of its batch, as in `without_long`.

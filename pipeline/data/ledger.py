@@ -2,7 +2,8 @@
 
 A unit is a range of rows that becomes one shard. The ledger is stored in `_ledger/SUBSET` next to the data, both in a
 folder and in a repository on the Hub. `datasets` ignores folders whose names begin with an underscore. A unit's receipt
-is written after its shard is in place. The same command therefore resumes a run without labelling a unit twice.
+is written after its shard is in place. Running the same command again therefore resumes the run without labelling a
+unit twice.
 """
 
 import logging
@@ -81,7 +82,7 @@ class Ledger:
         return receipts
 
     def receipts(self) -> list[Receipt]:
-        """Return the receipts of all units whose shards are in this folder and have the size in the receipt.
+        """Return the receipts of all units whose shards are in this folder and have the recorded size.
 
         The receipts are in the order of units.
 

@@ -46,8 +46,8 @@ class Reading:
     Each worker of a data loader counts as a reader. `pipeline.training.torch_dataset` numbers the workers of all
     training processes."""
     seed: int | None = None
-    """Seed for shuffling the row groups in every epoch, which also changes the parts of the ranks. None keeps the
-    dataset's order."""
+    """Seed for shuffling the row groups in every epoch. Shuffling also changes which rows each rank reads. If the seed
+    is None, row groups keep the dataset's order."""
     shuffled_rows: int = 1
     """Number of neighbouring rows of a row group that are shuffled together. All of them are held in memory."""
     epochs: int | None = None

@@ -23,7 +23,7 @@ def is_local(named: str) -> bool:
 def recorded(inputs: Sequence[str]) -> tuple[str, ...]:
     """Return the inputs as they are recorded in a dataset.
 
-    The parameters of a URL are removed, unless none of them can hold a credential.
+    The parameters of a URL are removed if any of them may hold a credential. Otherwise, all parameters are kept.
     """
     return tuple(named if is_local(named) else _without_parameters(named) for named in inputs)
 
@@ -41,8 +41,8 @@ def urls(inputs: Sequence[str]) -> list[str]:
 def named_inputs(inputs: Sequence[str], files: Sequence[File]) -> tuple[str, ...]:
     """Return the first MOST_NAMED URLs among the inputs, followed by a description of the local files.
 
-    If there are more URLs, their number is included. The description has the number of local files and the name of the
-    folder that contains all of them.
+    If there are more URLs, the number of further URLs is included. The description has the number of local files and
+    the name of the folder that contains all of them.
     """
     local = [Path(file.url) for file in files if not is_url(file.url)]
     number = [f"{len(local):,} local file{'s' if len(local) > 1 else ''}{_in_folder(local)}"] if local else []

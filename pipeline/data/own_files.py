@@ -17,8 +17,8 @@ def own_file(folder: Path, name: str) -> Path | None:
     """Return the path of a file in a folder, or None if there is no file of that name.
 
     Raises:
-        ValueError: if the file is not a plain file, or is a link that leads out of the folder and not to a blob of the
-            Hub's cache.
+        ValueError: if the file is not a plain file, or is a link that leads neither into the folder nor to a blob of
+            the Hub's cache.
     """
     file = folder / name
     if not file.is_symlink() and not file.exists():

@@ -93,7 +93,7 @@ class Packing(ABC):
 class CutAtEnd(Packing):
     """Packing of documents end to end: a document is cut at the end of a window and continues in the next window.
 
-    Only the last window has padding. `within` is a number of tokens of one document, which include its separator.
+    Only the last window has padding. `within` is a number of tokens of one document and its separator.
     """
 
     overlap: ClassVar[int] = 0
@@ -132,8 +132,8 @@ class CutAtEnd(Packing):
 class CutWithOverlap(CutAtEnd):
     """Packing like CutAtEnd, except that each window begins with the last token of the previous window.
 
-    The repeated token has no label. A causal model predicts it in the previous window and only reads it in this one, so
-    every token is predicted once.
+    The repeated token has no label. A causal model predicts this token in the previous window, and only reads it in the
+    next window. Every token is thus predicted once.
     """
 
     overlap = 1
@@ -212,7 +212,7 @@ def document_borders(document_T: np.ndarray) -> np.ndarray:
 
 
 def position_ids(document_T: np.ndarray) -> np.ndarray:
-    """Return each token's position within the part of its document in the window, counted from 0, int32 [..., T]."""
+    """Return each token's position, counted from 0 at its document's first token in the window, int32 [..., T]."""
     index_T = np.arange(np.shape(document_T)[-1], dtype=np.int32)
     start_T = np.maximum.accumulate(np.where(_begins(document_T), index_T, np.int32(0)), axis=-1)
     positions_T: np.ndarray = index_T - start_T

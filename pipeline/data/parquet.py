@@ -1,8 +1,8 @@
 """Parquet: any range of rows, read in bounded memory even if the footer is damaged or misleading.
 
-Rows are read a few at a time, and fewer where single values may be large. The footer does not show how large they are:
-its sizes are averages, and a dictionary stores a value only once, although every row may repeat it. The size of each
-dictionary is therefore read from the header of the dictionary's page.
+Rows are read a few at a time, and fewer where single values may be large. The footer does not show how large values
+are: its sizes are averages, and a dictionary stores a value only once, although every row may repeat the value. The
+size of each dictionary is therefore read from the header of the dictionary's page.
 
 Offsets and headers of pages are parsed here, from Thrift's compact protocol, because pyarrow 26 aborts the process when
 it reads a column's metadata from a damaged footer.

@@ -149,8 +149,8 @@ def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
 def mean_entropies(lists: pa.ListArray) -> pa.Array:
     """Return the mean of each list of entropies, float32; null for a list without values.
 
-    The means use differences of running sums. The differences are exact: entropies are multiples of ROUNDING_NATS, and sums
-    of such multiples are exact in float64 in any order.
+    The means use differences of running sums. The differences are exact: entropies are multiples of ROUNDING_NATS, and
+    sums of these multiples are exact in float64 in any order.
     """
     labelled = lists.values.is_valid().to_numpy(zero_copy_only=False)
     sums = np.append(0, np.cumsum(lists.values.fill_null(0).to_numpy(), dtype=np.float64))

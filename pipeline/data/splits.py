@@ -2,9 +2,9 @@
 
 `configs` in the folder's card (README.md) may declare the configurations and splits. Otherwise, there is a single
 configuration, and its splits follow from the names of the folder's files and subfolders. The patterns for names are
-copied from `datasets`, which need not be installed where models are trained.
-Patterns are matched against a single listing of the folder. If there are several formats, only files of the format with
-the most bytes are read, since many tables come with logs and statistics in JSON.
+copied from `datasets`, which need not be installed where models are trained. Patterns are matched against a single
+listing of the folder. If there are several formats, only files of the format with the most bytes are read, since many
+tables come with logs and statistics in JSON.
 """
 
 import re

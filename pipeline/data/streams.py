@@ -72,11 +72,13 @@ class DamagedError(ValueError):
 
 @contextmanager
 def reading(file: File) -> Iterator[None]:
-    """Add the file's name to errors of malformed or undecodable content. Errors of disks and stores pass unchanged.
+    """Add the file's name to errors of malformed or undecodable content that are raised inside this context.
+
+    Errors of disks and stores pass unchanged.
 
     Raises:
         DamagedError: if the file cannot be decoded.
-        ValueError: if its text is malformed.
+        ValueError: if the file's content is malformed.
     """
     try:
         yield

@@ -28,7 +28,7 @@ class Window:
 
 
 def cover(document: int, tokens: int, *, window: int, overlap: int) -> Iterator[Window]:
-    """Yield the windows of a document. Each begins `window - overlap` tokens after the previous window.
+    """Yield the windows of a document. Each window begins `window - overlap` tokens after the previous one begins.
 
     Every token is labelled once: in the first window that contains the token, where the token has the most context.
     """
