@@ -5,9 +5,9 @@ small `state_dict` that JSON can hold. An iterator that loads this state continu
 again only the rows that the packing had buffered.
 
 In each epoch, the row groups are put end to end in the order of this epoch, and each rank reads an equal stretch of the
-sequence. Several ranks read the same row group only if a stretch ends inside it, which happens at most `ranks` - 1
-times. A rank whose stretch begins inside a row group must also decode the earlier rows of this row group, since Parquet
-cannot skip rows. For this reason, eight ranks read two row groups in 2.7 times the CPU time of one rank.
+sequence. Several ranks read the same row group only if a stretch ends inside this row group, which happens at most
+`ranks` - 1 times. A rank whose stretch begins inside a row group must also decode the earlier rows of this row group,
+since Parquet cannot skip rows. For this reason, eight ranks read two row groups in 2.7 times the CPU time of one rank.
 """
 
 import hashlib

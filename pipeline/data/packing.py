@@ -71,8 +71,8 @@ class Packing(ABC):
     def windows(self, documents: Iterable[Document], within: int = 0) -> Generator[Packed, None, None]:
         """Yield the windows into which documents are packed.
 
-        To continue after an earlier window, pass only the documents that were not finished at its position, and the
-        `within` of this position.
+        To continue after an earlier window, pass only the documents that were not finished after this window, and the
+        `within` that was yielded with it.
         """
 
     def all_windows(self, documents: Iterable[Document]) -> PackedWindow:
@@ -93,7 +93,8 @@ class Packing(ABC):
 class CutAtEnd(Packing):
     """Packing of documents end to end: a document is cut at the end of a window and continues in the next window.
 
-    Only the last window has padding. `within` is a number of tokens of one document and its separator.
+    Only the last window has padding. `within` is the number of finished tokens of one document, including its
+    separator.
     """
 
     overlap: ClassVar[int] = 0
@@ -144,7 +145,7 @@ class BestFit(Packing):
     """Packing that cuts only documents longer than a window: whole windows are cut off until a shorter piece remains.
 
     All pieces of a buffer of documents are then placed, longest first. Each piece goes into the window with the least
-    room that suffices. `within` is a number of windows of the current buffer.
+    room that suffices. `within` is the number of finished windows of the current buffer.
     """
 
     buffer: int = 256

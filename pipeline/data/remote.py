@@ -27,7 +27,7 @@ class RemoteFile:
         return getattr(self._stored, name)
 
     def read(self, size: int) -> bytes:
-        """Read exactly `size` bytes, or all bytes up to the end of the file.
+        """Read exactly `size` bytes, or all remaining bytes if fewer remain.
 
         The number of bytes is checked, since a response of unknown length may end early without an error.
         """
