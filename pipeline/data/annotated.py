@@ -36,13 +36,13 @@ COMMIT_NAMED = re.compile("@[0-9a-f]{40}$")
 FOOTERS_AT_A_TIME = 16  # reading a footer from the Hub is mostly waiting
 
 Row = dict[str, Any]
-"""Values of a row by column name: `input_ids` is int32 [N], entropies are float32 [N] in nats with NaN for null, and
-other columns hold Python values. N is the row's number of tokens."""
+"""Values of a row by column name: `input_ids` is int32 [N], columns of labels are float32 [N] with NaN for null, and
+other columns hold Python values. N is the row's number of tokens. Entropies are in nats."""
 
 
 @dataclass(frozen=True)
 class AnnotatedDataset:
-    """Annotated dataset: its shards, their provenance, and the folder of the tokenizer if there is one."""
+    """Annotated dataset: its shards, the provenance that they share, and the folder of its tokenizer, if it has one."""
 
     source: str
     shards: tuple[File, ...]
@@ -60,21 +60,23 @@ class AnnotatedDataset:
     def vocabulary(self) -> int:
         """Number of rows that a model's embedding needs for the tokens of this dataset.
 
-        If the dataset has a tokenizer, the number is at least the tokenizer's highest id + 1. Older datasets recorded
-        the number of tokens, which is smaller if the tokenizer skips ids.
+        This is the recorded vocabulary or, if the dataset has a tokenizer with higher ids, the highest id + 1. The
+        recorded vocabulary of an older dataset is the number of tokens, which is too small if the tokenizer skips ids.
         """
         noted = self.provenance.vocabulary
         return noted if self.tokenizer is None else max(noted, id_count(load_tokenizer(self.tokenizer)))
 
     @property
     def place(self) -> str:
-        """Path or URL of the subset's data folder, without the commit at which it is read."""
+        """Path or URL of the subset's data folder, without the commit at which the dataset is read."""
         place, name, _ = _parts(self.source, self.shards[0])
         return f"{COMMIT_NAMED.sub('', place)}/{DATA_FOLDER}/{name}"
 
     @cached_property
     def infos(self) -> tuple[FileInfo, ...]:
-        """Row groups and digest of each shard, for which the footers are read a second time.
+        """Description of each shard, with its row groups and its digest.
+
+        The footers of all shards are read again for these descriptions.
 
         Raises:
             ValueError, OSError: as inspect_file does.
@@ -96,9 +98,9 @@ class AnnotatedDataset:
         return pa.schema([self.schema.field(name) for name in names])
 
     def batches(self, names: Sequence[str], start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield batches of rows `start` to `stop`, or to the end, with the named columns.
+        """Yield batches of rows `start` to `stop` (exclusive), with the named columns.
 
-        Tokens and labels are checked as in `read_labelled`.
+        If `stop` is None, read to the end of the dataset. Tokens and labels are checked as in `read_labelled`.
 
         Raises:
             ValueError, OSError: as `columns` and `read_labelled` do.
@@ -110,7 +112,7 @@ class AnnotatedDataset:
             start, stop = start - rows, stop - rows
 
     def corpus(self, start: int = 0, stop: int | None = None) -> Corpus:
-        """Return rows `start` to `stop`, or to the end, as a corpus.
+        """Return rows `start` to `stop` (exclusive) as a corpus. If `stop` is None, read to the end of the dataset.
 
         The labels of the corpus are entropies in nats. NaN marks a token without a label.
 
@@ -130,12 +132,12 @@ class AnnotatedDataset:
 def find_annotations(source: str) -> AnnotatedDataset:
     """Find the annotated dataset in a folder, or at `hf://datasets/user/name` with an optional `@revision`.
 
-    Without a revision, the newest one is used. If the dataset has several subsets, name the data folder of one of them,
-    as in `folder/data/exact`.
+    Without a revision, the newest commit is used. If the dataset has several subsets, `source` must be the data folder
+    of one of them, as in `folder/data/exact`.
 
     Raises:
-        ValueError: if there is no annotated dataset, if it is unfinished or has several subsets, or if a link in it
-            leads out of its folder.
+        ValueError: if there is no annotated dataset; if the dataset is unfinished, or has several subsets and `source`
+            names none of them; if a link in the dataset leads out of the dataset's folder.
         ConnectionError: if the Hub cannot be reached.
     """
     (source,) = pinned((source,))
@@ -163,7 +165,7 @@ def find_annotations(source: str) -> AnnotatedDataset:
 
 
 def read_labelled(file: File, start: int, stop: int, schema: pa.Schema, vocabulary: int) -> Iterator[pa.RecordBatch]:
-    """Yield batches of rows `start` to `stop` of a shard, with checked tokens and labels and the columns of `schema`.
+    """Yield batches of rows `start` to `stop` of a shard, with the columns of `schema`. Tokens and labels are checked.
 
     Raises:
         ValueError: if a token id is null or outside the vocabulary; if a label is infinite, not a number or larger than
@@ -254,7 +256,9 @@ def _require_lists(shard: File, schema: pa.Schema) -> None:
 
 
 def _require_received(subset: Subset, source: str, shards: Sequence[File], rows: Sequence[int]) -> None:
-    """Check the size and the number of rows of each shard against its receipt, if this machine has the receipt.
+    """Check the size and the number of rows of each shard against the shard's receipt.
+
+    A shard is not checked if its receipt is not on this machine.
 
     Raises:
         DamagedError: if the size or the number of rows differs, or a receipt cannot be read.
@@ -276,8 +280,8 @@ def _require_received(subset: Subset, source: str, shards: Sequence[File], rows:
 def _shared_provenance(source: str, names: set[str], found: set[Provenance]) -> Provenance:
     """Return the provenance that all shards share.
 
-    `names` are the names of the shards, including quarantined shards, which have no file. `found` are all distinct
-    provenances.
+    `names` are the names of all shards, including those of quarantined units, which have no file. `found` are the
+    distinct provenances in the shards' footers.
 
     Raises:
         ValueError: if the provenances differ, or the names are not those of all shards of one run.

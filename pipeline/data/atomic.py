@@ -1,4 +1,4 @@
-"""Atomic files: written under another name, synced, then renamed, so that a file is complete or absent."""
+"""Atomic writing: a file is written under a temporary name, synced and renamed, so it is either complete or absent."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ UNFINISHED = ".unfinished"
 def unfinished_name(path: Path) -> Path:
     """Return a temporary name for a file while it is written.
 
-    The name is unique, so two workers may write the same file.
+    The name is unique, so several workers may write the same file at the same time.
     """
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
 
@@ -30,14 +30,14 @@ def commit(unfinished: Path, path: Path) -> str:
 
 
 def settle(unfinished: Path, path: Path) -> None:
-    """Sync a completely written file to disk and rename it to `path`. Its content and name survive a power failure."""
+    """Sync a completely written file to disk and rename it to `path`. The renamed file survives a power failure."""
     _sync(unfinished)
     unfinished.replace(path)
     _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file, so that it is complete or absent at any time."""
+    """Write a small text file atomically: an existing file is replaced only once the new one is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = unfinished_name(path)
     try:

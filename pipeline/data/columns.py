@@ -26,9 +26,9 @@ class FileColumns:
 def plain_schema(schema: pa.Schema, url: str) -> pa.Schema:
     """Convert a schema to the plain form in which this package reads and writes rows.
 
-    The plain form does not depend on which packages are imported. Of the schema's metadata, only the
-    features of `datasets` are kept. All fields are nullable. An extension type becomes its storage type, and its name
-    is kept in the field's metadata. View types become `string` and `binary`, since few of Arrow's kernels accept views.
+    The plain form does not depend on which packages are imported. Of the schema's metadata, only the features of
+    `datasets` are kept. All fields are nullable. An extension type is replaced by its storage type, and its name is
+    kept in the field's metadata. View types become `string` and `binary`, since few of Arrow's kernels accept views.
 
     Raises:
         ValueError: if the features cannot be read.
@@ -38,7 +38,7 @@ def plain_schema(schema: pa.Schema, url: str) -> pa.Schema:
 
 
 def plain_field(field: pa.Field) -> pa.Field:
-    """Convert a field as `plain_schema` does."""
+    """Convert a field to the plain form that `plain_schema` describes."""
     metadata = field.metadata or {}
     named = {key: metadata[key] for key in EXTENSION_KEYS if key in metadata}  # in a fixed order, which files preserve
     kind = field.type
@@ -86,10 +86,12 @@ def is_json(field: pa.Field) -> bool:
 def merged_schema(parts: Sequence[FileColumns], requested: Collection[str], required: str) -> pa.Schema:
     """Merge the requested columns into one schema, with types wide enough for all files.
 
-    Columns are in the order of their first occurrence.
+    Columns are in the order of their first occurrence. `required` is the column of documents, which an error message
+    never suggests to leave out.
 
     Raises:
-        ValueError: if a file lacks a requested column or has it twice, or if types or features are incompatible.
+        ValueError: if a file has a requested column twice; if a file lacks a requested column and its `may_lack` is
+            False; if types or features are incompatible.
     """
     names = [name for name in dict.fromkeys(name for part in parts for name in part.schema.names) if name in requested]
     known = [(read_features(part.schema, part.url), part.url) for part in parts]

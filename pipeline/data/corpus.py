@@ -27,7 +27,8 @@ class Corpus:
     """Documents joined end to end: document m is `tokens_N[offsets[m] : offsets[m + 1]]`.
 
     `labels_N` has a label in nats for each token, or NaN for a token without a label. It is None for a corpus without
-    labels. `text_bytes_M` has the UTF-8 bytes of each document's text. It is None if the documents were read as tokens.
+    labels. `text_bytes_M` has the size of each document's text in UTF-8 bytes. It is None if the documents were read as
+    token ids.
     """
 
     tokens_N: np.ndarray
@@ -69,20 +70,20 @@ class Corpus:
         )
 
     def held_out(self, documents: int | None) -> tuple["Corpus", "Corpus"]:
-        """Return the training documents, and the last documents as held-out documents for evaluation.
+        """Split the corpus into the training documents and the last documents, which are held out for evaluation.
 
-        `held_out_documents` determines the number of held-out documents, which is `documents` if given.
+        `documents` is the number of documents to hold out, or None for the default of `held_out_documents`.
 
         Raises:
-            ValueError: if nothing is left to train or to evaluate on.
+            ValueError: if no document is left to train on, or the held-out documents have no tokens.
         """
         seen = len(self) - held_out_documents(len(self), documents)
         return self.documents(0, seen), require_tokens(self.documents(seen, len(self)))
 
     def leave_one_fold_out(self, folds: int) -> list["Corpus"]:
-        """Return one corpus for each cross-validation fold, with all documents except those of the fold.
+        """For each cross-validation fold, return a corpus of all documents except those of the fold.
 
-        If there is only one fold, return only the whole corpus.
+        If there is only one fold, return a list of only this corpus.
 
         Raises:
             ValueError: if a fold has no document.
@@ -94,7 +95,7 @@ class Corpus:
         return [self.without_fold(fold, folds) for fold in range(folds)]
 
     def without_fold(self, fold: int, folds: int) -> "Corpus":
-        """Return the documents outside one of `folds` cross-validation folds, or all documents if `folds` is 1."""
+        """Return all documents except those of cross-validation fold `fold`, or all documents if `folds` is 1."""
         return self if folds == 1 else self._selected(np.flatnonzero(self._folds(folds) != fold))
 
     def _folds(self, folds: int) -> np.ndarray:
@@ -112,7 +113,7 @@ class Corpus:
     def with_shuffled_labels(self, random: np.random.Generator) -> "Corpus":
         """Return a corpus whose labels are permuted at random among the labelled tokens.
 
-        Only the distribution of the labels is preserved.
+        The distribution of the labels is preserved, but the relation between labels and tokens is lost.
         """
         assert self.labels_N is not None
         labels_N, labelled_N = self.labels_N.copy(), ~np.isnan(self.labels_N)
@@ -132,19 +133,19 @@ class Corpus:
 
     @property
     def mean_label(self) -> float:
-        """Mean label of the labelled tokens, in nats; 0 if there are none."""
+        """Mean label of the labelled tokens, in nats; 0 if no token is labelled."""
         return float(self.given_labels.mean()) if len(self.given_labels) else 0.0
 
     @property
     def total_bytes(self) -> int | None:
-        """Total UTF-8 bytes of the documents' texts; None if the documents were read as tokens."""
+        """Total size of the documents' texts in UTF-8 bytes; None if the documents were read as token ids."""
         return None if self.text_bytes_M is None else int(self.text_bytes_M.sum())
 
 
 def interleaved(parts: Sequence[Corpus]) -> Corpus:
     """Join the shares of processes that took documents in turn, and restore the documents' original order.
 
-    If there are several shares, the result has only tokens, without labels or sizes of texts.
+    A single share is returned unchanged. If several shares are joined, labels and sizes of texts are dropped.
     """
     if len(parts) == 1:
         return parts[0]
@@ -183,7 +184,7 @@ def require_tokens(held_out: Corpus) -> Corpus:
 
 
 def fold_of(tokens_N: np.ndarray, folds: int) -> int:
-    """Return the number of a document's cross-validation fold, counted from 0.
+    """Return the index of a document's cross-validation fold, from 0 to `folds` - 1.
 
     The fold depends only on the document's tokens, so all copies of a document are in the same fold.
     """
@@ -196,7 +197,10 @@ def fold_of(tokens_N: np.ndarray, folds: int) -> int:
 def read_corpus(
     files: Iterable[File], *, column: Column, tokenizer: Tokenizer | None, vocabulary: int, limit: int | None = None
 ) -> Corpus:
-    """Read and tokenize all documents of the files, or the first `limit` documents."""
+    """Read and tokenize all documents of the files, or only the first `limit` documents.
+
+    If `tokenizer` is None, the files hold token ids instead of text.
+    """
     documents: list[np.ndarray] = []
     text_bytes: list[int] = []
     for rows in iterate_rows(list(files), column, limit):
@@ -207,7 +211,7 @@ def read_corpus(
 
 
 def no_exchange(mine: Corpus) -> Sequence[Corpus]:
-    """Exchange shares when there is only one process: return a list of its own share."""
+    """Return a list of only this process's share, as the exchange does if there is a single process."""
     return [mine]
 
 
@@ -218,13 +222,16 @@ class ProcessShare:
     process: int = 0
     processes: int = 1
     exchange: Callable[[Corpus], Sequence[Corpus]] = no_exchange
-    """Collective call that takes this process's share of a block and returns the shares of all processes, in their
-    order."""
+    """Collective call that takes this process's share of a block and returns the shares of all processes, in the order
+    of the processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentStream:
-    """Stream of documents number `skip` to `limit` of the files, in blocks. Each iteration reads the files again."""
+    """Stream of documents `skip` to `limit` (exclusive) of the files, in blocks. Each iteration reads the files again.
+
+    If `limit` is None, the stream ends with the last document.
+    """
 
     files: Sequence[File]
     column: Column
@@ -237,11 +244,11 @@ class DocumentStream:
     limit: int | None = None
     sharing: ProcessShare = ProcessShare()
     without: tuple[int, int] = (0, 1)
-    """Number of the cross-validation fold to leave out, and number of all folds. If there is only one fold, nothing is
-    left out."""
+    """Index of the cross-validation fold to leave out, and the total number of folds. If there is only one fold, no
+    document is left out."""
 
     def leave_one_fold_out(self, folds: int) -> list["DocumentStream"]:
-        """Return one stream for each cross-validation fold, with all documents except those of the fold.
+        """For each cross-validation fold, return a stream of all documents except those of the fold.
 
         If there is only one fold, its stream has all documents.
         """
@@ -250,7 +257,7 @@ class DocumentStream:
     def __iter__(self) -> Iterator[Corpus]:
         """Yield each block as a corpus.
 
-        This process's share of the next block is read ahead in a thread. The calling thread exchanges shares.
+        A thread reads ahead this process's share of the next block. Shares are exchanged in the calling thread.
 
         Raises:
             ValueError, OSError: as iterate_rows and document_tokens do, when the block with the error is requested.
@@ -285,9 +292,10 @@ class DocumentStream:
 
 
 def numbered(batches: Iterable[pa.RecordBatch], block: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield runs of rows in the same block, with the number of the block.
+    """Divide the rows into blocks of about `block` bytes or token ids.
 
-    A row's block number is the total size of all rows before it, divided by `block` and rounded down.
+    Yield pairs of a block's index and a batch of consecutive rows of this block. The index of a row's block is the
+    total size of all rows before this row, divided by `block` and rounded down.
     """
     before = 0
     for rows in batches:

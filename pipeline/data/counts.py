@@ -25,10 +25,11 @@ KEPT = "unknown"
 
 
 def count(source: pa.RecordBatch, annotated: pa.Table, column: Column, tokenizer: Tokenizer | None) -> Counts:
-    """Count the rows, tokens and labels of a batch, and its documents with various defects.
+    """Count the rows, tokens and labels of a batch, and its defective documents.
 
-    `source` has the rows before annotation, and `annotated` the same rows after it. `tokenizer` is None if documents
-    are already tokenized.
+    A document is defective if it is empty or too long, contains U+FFFD, or has text for which the tokenizer has no
+    token. `source` has the rows before annotation, and `annotated` has the same rows after annotation. `tokenizer` is
+    None if documents are already tokenized.
     """
     entropies = pc.list_flatten(annotated.column(ENTROPY)).drop_null().to_numpy()
     documents = source.column(column.name)
@@ -49,7 +50,10 @@ def count(source: pa.RecordBatch, annotated: pa.Table, column: Column, tokenizer
 
 
 def histogram(entropies_N: np.ndarray) -> tuple[int, ...]:
-    """Return the number of entropies below 0, in each bin of BIN_NATS nats from 0 on, and above the last bin."""
+    """Return the number of entropies in each of BINS bins: a bin below 0, then bins of BIN_NATS nats from 0 up.
+
+    The last bin has no upper end.
+    """
     bins_N = np.clip(np.floor(entropies_N / BIN_NATS) + 1, 0, BINS - 1).astype(np.int64)
     return tuple(np.bincount(bins_N, minlength=BINS).tolist())
 
@@ -70,7 +74,7 @@ class Unknown:
 def unknown_text_of(tokenizer: Tokenizer) -> Unknown:
     """Return a description of the text for which a tokenizer has no token.
 
-    It is cached on the tokenizer, which must not be changed afterwards.
+    The description is cached on the tokenizer, which must not be changed afterwards.
     """
     attributes = vars(tokenizer)
     if KEPT not in attributes:
@@ -82,7 +86,7 @@ def unknown_text_of(tokenizer: Tokenizer) -> Unknown:
 def documents_with_unknown_text(tokenizer: Tokenizer, texts: pa.Array, ids: pa.ChunkedArray) -> int:
     """Return the number of documents with text for which a tokenizer has no token.
 
-    `ids` are lists of the documents' token ids.
+    `ids` has a list of token ids for each document.
     """
     unknown = unknown_text_of(tokenizer)
     lists, strings = ids.combine_chunks(), pc.fill_null(texts, "").cast(pa.large_string())

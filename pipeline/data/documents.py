@@ -34,20 +34,20 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Column:
-    """Column that holds the documents. Every file must have it."""
+    """Column that holds the documents. Every file must have this column."""
 
     name: str = TEXT_COLUMN
     tokenized: bool = False
     """True if the column holds lists of token ids instead of text."""
     longest: int = LONGEST_DOCUMENT
-    """Maximum size of a document in bytes of text, or four times its number of token ids. A longer document becomes
+    """Maximum size of a document in bytes: the bytes of its text, or four bytes per token id. A longer document becomes
     null."""
 
     @property
     def longest_object(self) -> int:
         """Maximum size of a JSON object in bytes.
 
-        It exceeds `longest`, since a document in JSON may be escaped and an object may have other values.
+        It exceeds `longest`, since escapes lengthen a document in JSON and an object may have further values.
         """
         return max(LONGEST_OBJECT, 4 * self.longest)
 
@@ -58,8 +58,8 @@ class FileInfo:
 
     rows: int
     groups: tuple[int, ...]
-    """Number of rows in each part of the file that can be read cheaply without the others: each row group of Parquet,
-    or any other file as a whole."""
+    """Number of rows in each part of the file that can be read cheaply on its own. The parts of a Parquet file are its
+    row groups. Any other file is a single part, or has no part if it has no rows."""
     schema: pa.Schema
     """Schema of the columns. For Parquet, it is the plain form of the file's schema. For JSON lines, its types hold all
     values of the file, and a column that holds only nulls has the type null, unless it is the column of documents."""
@@ -70,14 +70,14 @@ class FileInfo:
 def inspect_file(file: File, column: Column, passed: Collection[str] | None = None) -> FileInfo:
     """Return the rows, columns and digest of a file, after checking the column of documents.
 
-    Only the footer of a Parquet file is read, but all of any other file. For JSON lines, the types of the columns in
-    `passed` are determined, or of all columns if `passed` is None.
+    Of a Parquet file, only the footer is read. Any other file is read completely. For JSON lines, types are determined
+    only for the columns in `passed`, or for all columns if `passed` is None.
 
     Raises:
         ValueError: if the file is damaged or has changed since it was found, or if the column of documents is missing
             or has the wrong type.
         FileNotFoundError: if the file has disappeared since it was found.
-        OSError: if its disk or its store cannot be reached now.
+        OSError: if the file's disk or store cannot be reached now.
     """
     with reading(file):
         info = _file_info(file, column, passed)
@@ -92,12 +92,12 @@ def unified(
     """Merge the schemas of files into one, with columns matched by name and types wide enough for all files.
 
     The merged schema has the column of documents and the columns in `passed`, or all columns if `passed` is None. Files
-    without rows are ignored. JSON lines may lack a column, in some lines or in a whole file. Text files contribute only
-    `text` if there are files of other formats.
+    without rows are ignored if another file has rows. JSON lines may lack a column, in some lines or in a whole file.
+    Text files have the columns `text`, `id` and `file`. If there are files of other formats, only `text` is used.
 
     Raises:
-        ValueError: if a column in `passed` is missing from all files; if a column is missing from only some files that
-            are not JSON lines; if types are incompatible.
+        ValueError: if no file has a column in `passed`; if a file other than JSON lines lacks a column of the merged
+            schema; if types are incompatible.
     """
     has_rows = any(info.rows for info in infos)
     pairs = [
@@ -121,14 +121,14 @@ def unified(
 def read_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Column) -> Iterator[pa.RecordBatch]:
     """Yield batches of rows `start` to `stop` of a file, in order, with the columns and types of `schema`.
 
-    `schema` must include the column of documents. Text in this column is valid Unicode, since U+FFFD replaces anything
-    else. A document that is too long becomes null and is counted in its batch. Batches have at most ROWS_PER_BATCH rows
-    and BATCH_BYTES bytes, unless a single row is larger.
+    `schema` must include the column of documents. Text in this column is valid Unicode: U+FFFD replaces any invalid
+    parts. A document that is too long becomes null and is counted in the metadata of its batch. Batches have at most
+    ROWS_PER_BATCH rows and BATCH_BYTES bytes, unless a single row is larger.
 
     Raises:
         ValueError: if the file has changed since it was found, or its data is truncated or damaged.
-        FileNotFoundError: if the file has disappeared since it was found, at least on this machine.
-        OSError: if its disk or its store cannot be reached now, or fails during reading.
+        FileNotFoundError: if the file has disappeared since it was found, or does not exist on this machine.
+        OSError: if the file's disk or store cannot be reached now, or fails during reading.
     """
     with reading(file):
         for rows in _stored_rows(file, start, stop, schema, column):
@@ -136,7 +136,7 @@ def read_rows(file: File, start: int, stop: int, schema: pa.Schema, column: Colu
 
 
 def iterate_rows(files: Sequence[File], column: Column, limit: int | None = None) -> Iterator[pa.RecordBatch]:
-    """Yield batches of only the column of documents, from all files in order and with at most `limit` rows in total.
+    """Yield the column of documents of all files, in order and in batches, with at most `limit` rows in total.
 
     At the end, log warnings if documents were empty, too long or not valid Unicode.
 
@@ -152,11 +152,11 @@ def document_tokens(
 ) -> list[np.ndarray]:
     """Return an int32 array of token ids for each row.
 
-    The ids encode the text of the row or, without a tokenizer, are the ids in the row. A row without text or tokens
-    becomes an empty array.
+    The tokenizer encodes the row's text. If `tokenizer` is None, the row already holds token ids. A row without text or
+    token ids becomes an empty array.
 
     Raises:
-        ValueError: if an id is null or outside the vocabulary.
+        ValueError: if an id in a row is null or outside the vocabulary, or the tokenizer fails.
     """
     values = rows.column(column.name)
     if tokenizer is not None:
@@ -209,9 +209,9 @@ def _require_column(file: File, schema: pa.Schema, column: Column) -> None:
 
 
 def _with_text_for_nulls(schema: pa.Schema, column: Column) -> pa.Schema:
-    """Return the schema with a column of documents that has the type of documents even if its type was null.
+    """Return the schema, after replacing the type of the column of documents if this type is null.
 
-    pandas writes the type null for an empty table.
+    pandas writes the type null for the columns of an empty table.
     """
     at = schema.get_field_index(column.name)
     return schema.set(at, _required_field(column)) if at >= 0 and pa.types.is_null(schema.field(at).type) else schema
@@ -258,7 +258,7 @@ def _stored_rows(file: File, start: int, stop: int, schema: pa.Schema, column: C
 
 
 def _without_names_if_mixed(schema: pa.Schema, file: File, files: Sequence[File]) -> pa.Schema:
-    """Return a file's schema, without the columns for file names if it is a text file among files of other formats.
+    """Return a file's schema. For a text file among files of other formats, leave out the columns for file names.
 
     Files of other formats do not have these columns.
     """
@@ -269,7 +269,7 @@ def _without_names_if_mixed(schema: pa.Schema, file: File, files: Sequence[File]
 def _types_of_lines(schemas: Iterable[pa.Schema]) -> dict[str, pa.DataType]:
     """Return a type for each column of several JSON lines files, by the column's name.
 
-    The type holds the column's values in all files.
+    The type of a column can hold the column's values in all files.
     """
     types: dict[str, pa.DataType] = {}
     for field in (field for schema in schemas for field in schema):
@@ -280,7 +280,7 @@ def _types_of_lines(schemas: Iterable[pa.Schema]) -> dict[str, pa.DataType]:
 def _file_columns(schema: pa.Schema, file: File, types: Mapping[str, pa.DataType]) -> FileColumns:
     """Return a file's columns.
 
-    Columns of a JSON lines file get the types in `types`, which hold the values of all JSON lines files.
+    Columns of a JSON lines file get the types in `types`, which can hold the values of all JSON lines files.
     """
     if file.format != "JSON lines":
         return FileColumns(schema, file.url)
@@ -309,7 +309,7 @@ def _plain_text_sha256(file: File) -> str:
 def _plain_text_rows(file: File, start: int, stop: int, schema: pa.Schema, longest: int) -> Iterator[pa.RecordBatch]:
     """Yield the only row of a text file, with the columns of `schema`, if rows `start` to `stop` include row 0.
 
-    A document of more than `longest` bytes becomes null and is counted in its batch, as in `without_long`.
+    A document of more than `longest` bytes becomes null and is counted in the batch's metadata, as in `without_long`.
 
     Raises:
         MalformedError: if the content is not UTF-8.

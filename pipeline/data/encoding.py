@@ -44,7 +44,7 @@ KEPT = "pieces"
 class Encoded(NamedTuple):
     """Token ids of several texts or pieces, joined end to end as int32 [T].
 
-    Text or piece number k has `ids_T[borders[k] : borders[k + 1]]`.
+    The ids of the text or piece with index k are `ids_T[borders[k] : borders[k + 1]]`.
     """
 
     ids_T: np.ndarray
@@ -56,10 +56,13 @@ NOTHING = Encoded(np.empty(0, np.int32), np.zeros(1, np.int64))
 
 @dataclass
 class Pieces:
-    """Cache of pieces that one tokenizer has encoded. It is emptied when it holds MOST_PIECES. Threads may share it."""
+    """Cache of the pieces that a tokenizer has encoded.
+
+    The cache is emptied when it holds MOST_PIECES pieces. Threads may share a cache.
+    """
 
     beginnings: np.ndarray
-    """Table of the bytes that may begin a piece, in the form that `cuts` needs."""
+    """Table of the bytes that may begin a piece, as returned by the function `beginnings`."""
     bytes_V: np.ndarray | None
     """Number of bytes of text that each token id represents, as returned by `token_bytes`."""
     places: dict[str, int] = field(default_factory=dict)
@@ -92,7 +95,7 @@ class Pieces:
     def _with(self, pieces: Sequence[str], tokenizer: Tokenizer) -> Encoded:
         """Return the cached encodings, followed by those of new `pieces`.
 
-        Short new pieces are cached while there is room.
+        New pieces are added to the cache if they are short and there is room.
         """
         before, new, known = self.encoded, self._encoded(pieces, tokenizer), len(self.places)
         kept = [piece for piece in pieces[: MOST_PIECES - known] if len(piece) <= MOST_CHARACTERS]
@@ -103,7 +106,8 @@ class Pieces:
     def _encoded(self, pieces: Sequence[str], tokenizer: Tokenizer) -> Encoded:
         """Encode new pieces, after joining pieces that may be neighbours in a text.
 
-        The number of bytes that each token represents shows to which piece the token belongs.
+        The number of bytes that each token represents shows to which piece the token belongs. If these numbers are
+        unknown, pieces are encoded separately.
         """
         if self.bytes_V is None:
             return _encoded(tokenizer, pieces)
@@ -121,7 +125,10 @@ class Pieces:
 
 
 def encode_column(tokenizer: Tokenizer, column: pa.Array | pa.ChunkedArray) -> list[np.ndarray]:
-    """Return one int32 array of token ids per text of an Arrow column, without special tokens. A null has no tokens."""
+    """Return an int32 array of token ids for each text of an Arrow column, without special tokens.
+
+    The array for a null is empty.
+    """
     pieces = pieces_of(tokenizer)
     texts = pc.fill_null(column, "") if column.null_count else column
     if pieces is None:
@@ -168,7 +175,7 @@ def utf8_bytes(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _by_piece(tokenizer: Tokenizer, texts: pa.Array | pa.ChunkedArray, pieces: Pieces) -> Encoded:
-    """Encode texts piece by piece, about RUN_BYTES of text at a time. A longer piece is not divided."""
+    """Encode texts piece by piece. About RUN_BYTES of text are processed at a time, or a single longer piece."""
     text_N, borders_M = utf8_bytes(texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts)
     begins_N = np.zeros(len(text_N) + 1, dtype=bool)
     begins_N[cuts(text_N, pieces.beginnings)] = True
@@ -250,7 +257,7 @@ def cuts(text_N: np.ndarray, beginnings: np.ndarray) -> np.ndarray:
 
 
 def _end_whitespace(text_N: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Return a bool for each index in `places`: True if a non-ASCII whitespace character ends with this byte.
+    """Return a bool for each index in `places`: True if a non-ASCII whitespace character ends at this byte.
 
     For the first bytes of the text, preceding bytes are taken from the end of the text. This can only prevent a cut.
     """
@@ -261,7 +268,7 @@ def _end_whitespace(text_N: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def beginnings(tokenizer: Tokenizer) -> np.ndarray | None:
-    """Return the table of bytes that may begin a piece, for `cuts`, or None if the tokenizer's text must not be cut.
+    """Return the table with which `cuts` finds pieces, or None if the tokenizer must encode each text as a whole.
 
     Added tokens are matched in the raw text before it is split, so no cut may fall inside an added token.
     """
@@ -294,9 +301,10 @@ def _splits_at_cuts(tokenizer: Tokenizer) -> bool:
 
 
 def _pre_tokenizers_split(state: Any) -> bool:
-    """Return True if the last stage is ByteLevel and every stage before it is Digits or a Split by a known pattern.
+    """True if the pre-tokenizers are of kinds that split text at every cut.
 
-    There must be a pattern: that of a Split stage, or ByteLevel's own. Digits stages may be of any kind.
+    The last stage must be ByteLevel without a prefix space. Each earlier stage must be Digits with any settings, or a
+    Split by one of PATTERNS. If there is no Split stage, ByteLevel must use its own pattern.
     """
     if state is None:
         return False

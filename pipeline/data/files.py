@@ -66,7 +66,7 @@ class File:
 
     @property
     def name(self) -> str:
-        """Last part of the path."""
+        """Last component of the path or URL. The query of a URL is left out."""
         return PurePosixPath(self.url.partition("?")[0] if is_url(self.url) else self.url).name
 
     @property
@@ -85,7 +85,7 @@ class Folder:
     """Files with an extension in FOUND_IN_FOLDERS, keyed and sorted by their path in the folder. Hidden folders are
     left out."""
     card: str = ""
-    """Text of the folder's README.md; empty if there is none."""
+    """Text of the folder's README.md; empty if the folder has no README.md."""
 
     @property
     def data(self) -> list[str]:
@@ -119,7 +119,9 @@ def find_files(inputs: Sequence[str]) -> list[File]:
 
 
 def locate(named: str) -> Located:
-    """Find the files and folders that one input names. Folders without data are only listed as left out.
+    """Find the files and folders that one input names.
+
+    A folder without data is not among the entries that are returned, but among the paths that are left out.
 
     Raises:
         ValueError, ConnectionError: as find_files does.
@@ -234,7 +236,7 @@ def remote_file(filesystem: AbstractFileSystem, info: dict[str, Any]) -> File:
 
 
 def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
-    """Return the inputs, with those on the Hugging Face Hub pinned to the current commit of their revision.
+    """Return the inputs, after pinning each dataset on the Hugging Face Hub to the current commit of its revision.
 
     Raises:
         ValueError: if there is no such dataset or revision, or an input holds a credential.
@@ -246,7 +248,8 @@ def pinned(inputs: Sequence[str]) -> tuple[str, ...]:
 def is_pin(pin: str, named: str) -> bool:
     """True if `pin` may be the result of pinning the input `named`.
 
-    An input on the Hub may be pinned to any commit, unless it names a commit itself. Any other input is not changed.
+    A Hub input that names a commit is pinned to this commit. Any other Hub input may be pinned to any commit. An input
+    that is not on the Hub is not changed.
     """
     if not named.startswith(HUB):
         return pin == named
@@ -355,7 +358,7 @@ def _names_matching(pattern: str) -> set[str]:
 def _folders_below(base: str) -> Iterator[str]:
     """Yield a folder and all folders below it, except hidden ones.
 
-    If a link leads to a folder that was already visited, its subfolders are not visited again.
+    If a link leads to a folder that was already visited, the subfolders of this folder are not visited again.
     """
     visited = set[str]()
     for folder, inside, _ in os.walk(base or ".", followlinks=True):
@@ -401,10 +404,10 @@ def _remote_folder(filesystem: AbstractFileSystem, path: str) -> Folder:
 
 
 def _matched(matches: Mapping[str, bool], pattern: str) -> tuple[list[str], list[str]]:
-    """Return the matches of a glob to read, and those to report as left out.
+    """Divide the paths that match a glob: return the paths to read, and the paths to report as left out.
 
     `matches` maps each path to True if it is a folder. If the glob matches both a folder and files in it, only the
-    files are read. If it matches nested folders, only the outermost is read.
+    files are read. If the glob matches nested folders, only the outermost folder is read.
     """
     kept = {path: PurePosixPath(path) for path in matches if is_data(path, pattern)}
     with_files = {parent for path in kept if not matches[path] for parent in kept[path].parents}

@@ -41,8 +41,8 @@ CONFLICTS = (409, 412)  # HTTP statuses: another commit is in progress, or was m
 PATHS_A_REQUEST = 500
 
 ANSWERED = threading.Event()
-"""Event that is set when the Hub first answers this process. Later failures count as temporary, because the network is
-known to work. Earlier ones may mean that there is no network."""
+"""Event that is set when the Hub first answers this process. Failures after the event are treated as temporary, because
+the network has worked. Failures before the event may mean that there is no network."""
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -81,7 +81,7 @@ class Repository:
         """Create the repository if it does not exist, and check that it is writable.
 
         Raises:
-            ValueError: if it is not writable, or the branch does not exist.
+            ValueError: if the repository is not writable, or the branch does not exist.
         """
         api = HfApi()
         self._retried(lambda: api.create_repo(self.name, repo_type="dataset", private=private or None, exist_ok=True))
@@ -99,7 +99,7 @@ class Repository:
     def digests(self, paths: Sequence[str], at: str) -> dict[str, str]:
         """Return the digests, by path, of the files among `paths` that exist in the commit `at`.
 
-        The digest of an LFS file is its sha256, and that of any other file is git's own digest.
+        The digest of an LFS file is its sha256. The digest of any other file is the id of its git blob.
         """
         ask = partial(HfApi().get_paths_info, self.name, repo_type="dataset", revision=at)
         parts = [list(paths[start : start + PATHS_A_REQUEST]) for start in range(0, len(paths), PATHS_A_REQUEST)]
@@ -151,8 +151,8 @@ class Repository:
     def commit(self, title: str, missing: Callable[[str], Sequence[Operation]]) -> None:
         """Commit operations to the branch, with `title` as the commit's message.
 
-        `missing` takes the branch's current commit and returns the operations that are still to be made. It is called
-        again before each retry. If it returns no operations, nothing is committed.
+        `missing` takes the branch's current commit and returns the operations that are still to be made. This function
+        is called again before each retry. If it returns no operations, nothing is committed.
         """
 
         def once() -> None:
@@ -174,13 +174,13 @@ class Repository:
     def _retried(self, request: Callable[[], Result], *, prepared: bool = False) -> Result:
         """Make a request, retry it after temporary failures, and return its result.
 
-        `prepared`: True if this repository was reached before, by this process or by the one that started it.
+        `prepared` is True if this repository was reached before, by this process or by the process that started it.
 
         Raises:
             ValueError: if the Hub refuses the request.
             LookupError: if there is no such repository, revision, folder or file.
-            ConnectionError: if the Hub does not answer within PATIENCE seconds, or within FIRST_PATIENCE seconds if it
-                has never answered.
+            ConnectionError: if temporary failures last longer than PATIENCE seconds, or longer than FIRST_PATIENCE
+                seconds if `prepared` is False and the Hub has not yet answered this process.
         """
         started = time.monotonic()
         for attempt in count():
@@ -218,7 +218,8 @@ def shard_addition(subset: Subset, shard: str) -> CommitOperationAdd:
 def pause(error: Exception, attempt: int) -> float:
     """Return the number of seconds to wait before the next try.
 
-    This is the time that the Hub requests, if any. Otherwise it doubles with each attempt, with random jitter.
+    If the Hub requests a time, return this time. Otherwise, the time doubles with each attempt up to LONGEST_PAUSE, and
+    has random jitter.
     """
     headers = error.response.headers if isinstance(error, HfHubHTTPError) else {}
     limit = parse_ratelimit_headers(headers)

@@ -27,7 +27,8 @@ class InputFiles:
 
     files: Sequence[File]
     choices: tuple[str, ...] = ()
-    """Selected configuration and split of each folder that has several of them, for example `split train`."""
+    """Selected configuration and split of each folder, for example `config en, split train`. A configuration or a split
+    is named only if the folder has several."""
     notes: Sequence[str] = ()
     """Messages about what was selected and left out."""
 
@@ -54,15 +55,15 @@ class Inputs:
     """Documents to read, as for --input of pipeline.annotate: paths, folders, globs or URLs (hf://datasets/user/name,
     https://, s3://) of Parquet, JSON lines or text files."""
     split: str | None = None
-    """Split to read from the folders and datasets in the input, or `all` for all splits. Default: `train`, or the only
-    split."""
+    """Split to read from the folders and datasets in the input, or `all` for all splits. Default: the only split, or
+    `train` if there are several."""
     config_name: str | None = None
     """Configuration to read from the folders and datasets in the input. Default: the only configuration, or the one
     that the dataset declares as its default."""
     longest_document: int | None = None
-    """Maximum size of a document in bytes of text, or four times its number of token ids; 4 MiB by default. If a
-    document is longer, its row is kept without tokens and counted. A worker may need 250 bytes of memory for each byte
-    of a document."""
+    """Maximum size of a document in bytes: the bytes of its text, or four bytes per token id. The default is 4 MiB. The
+    row of a longer document is kept without tokens and counted. A worker may need 250 bytes of memory for each byte of
+    a document."""
 
     @property
     def longest(self) -> int:
@@ -82,7 +83,7 @@ class Inputs:
     def find_any(self, inputs: Sequence[str]) -> InputFiles:
         """Find the files that `inputs` name.
 
-        Without inputs, return no files: the caller then reads built-in documents.
+        If `inputs` is empty, return no files. The caller then reads built-in documents.
         """
         if inputs:
             return self.find(inputs)
@@ -95,8 +96,8 @@ def find_documents(
 ) -> InputFiles:
     """Find the files that the inputs name, in the order of the inputs.
 
-    Each folder or dataset contributes one split, as in `load_dataset`. Annotated datasets in a folder are left out. If
-    an input is a glob, its matches below `output` are left out too.
+    Each folder or dataset contributes one split, as in `load_dataset`, or all splits if `split` is `all`. Annotated
+    datasets in a folder are left out. If an input is a glob, its matches below `output` are left out too.
 
     Raises:
         ValueError: as find_files does, or if the split or the configuration is missing or ambiguous.
@@ -138,9 +139,9 @@ def _without_annotated(folder: Folder) -> tuple[Folder, list[str]]:
 def _without_output(
     named: str, entries: Sequence[File | Folder], output: Path | None
 ) -> tuple[list[File | Folder], list[str]]:
-    """Return the files and folders that are not below the output, and the URLs of the others.
+    """Return the files and folders that are not below the output, and the URLs of those that are.
 
-    If `named` is not a glob on a disk, all files and folders are kept.
+    If the input `named` is not a glob on a disk, all its files and folders are kept.
     """
     if output is None or is_url(named) or Path(named).exists():
         return list(entries), []

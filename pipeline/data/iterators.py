@@ -14,7 +14,7 @@ BATCH_BYTES = 2**21
 
 @contextmanager
 def prefetched(items: Generator[Item, None, None], depth: int) -> Iterator[Iterator[Item]]:
-    """Run the generator `items` in a thread that stays at most `depth` items ahead.
+    """Run the generator `items` in a thread that stays at most `depth` items ahead of the consumer.
 
     The context manager returns an iterator over the items, in order. An error of the generator is raised when the
     failed item is requested. On exit, the generator is closed once it has finished an item in progress.

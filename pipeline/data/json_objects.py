@@ -86,10 +86,10 @@ def _of_line(line: bytes, number: int, longest: int) -> Object:
 
 
 def _crowded(content: bytes, longest: int) -> bool:
-    """True if JSON content has too many values.
+    """True if JSON content has more than `longest` / BYTES_PER_VALUE values.
 
-    Values are counted by punctuation marks. Strings may contain such marks too, and are removed before counting if this
-    could change the result.
+    Values are counted by punctuation marks. Since strings may contain these marks too, strings are removed before
+    counting if this could change the result.
     """
     most = longest // BYTES_PER_VALUE
     if len(content) <= most or _marks(content) <= most:
@@ -141,10 +141,10 @@ class ArrayText:
         self._at += 1
 
     def object(self) -> Object:
-        """Parse the object that begins at the current position, and move behind it.
+        """Parse the object that begins at the current position, and advance to the end of the object.
 
         Raises:
-            MalformedError: if there is no object, or it is too long.
+            MalformedError: if there is no valid object, or the object is too long.
         """
         while True:
             try:
@@ -180,7 +180,7 @@ class ArrayText:
     def _grow(self) -> bool:
         """Read more text, as much as the window already holds. Return False at the end of the file.
 
-        By this doubling, a long object is parsed only a few times.
+        Because the text doubles, the parsing of a long object is tried only a few times.
         """
         parts, missing = [self._text[self._at :]], max(1, len(self._text) - self._at)
         while missing > 0 and (piece := next(self._pieces, None)) is not None:

@@ -22,7 +22,8 @@ from schemas.rows import is_token_list
 
 TOKENS = pa.list_(pa.int64())
 JSON = pa.json_()
-"""Type of a column whose values have no other common type. They are kept as JSON text, which `datasets` decodes."""
+"""Type of a column whose values have no other common type. The values are kept as JSON text, which `datasets`
+decodes."""
 INT64, UINT64 = range(-(2**63), 2**63), range(2**64)
 MOST_DEPTH = 32  # levels of nested lists and objects; anything deeper is JSON
 MOST_KEYS = 1000  # keys of an object in a column; an object with more keys is JSON
@@ -50,9 +51,9 @@ class Scan:
 
     rows: int
     types: dict[str, pa.DataType]
-    """Types by column name, in the order of first occurrence. The type is null for a column that is not passed on, and
-    for a column that holds only nulls, unless it is the required column. A column that is not passed on is listed only
-    if fewer than MOST_FIELDS columns were found before it."""
+    """Types by column name, in the order of first occurrence. A column that is not in `passed` has the type null and is
+    listed only if fewer than MOST_FIELDS columns were found before it. A column that holds only nulls has the type null
+    too, unless it is the required column."""
     sha256: str
     """Digest of the content."""
 
@@ -93,10 +94,10 @@ def scan(
 def rows_between(
     stream: BinaryIO, start: int, stop: int, schema: pa.Schema, required: str, longest: int = LONGEST_OBJECT
 ) -> Iterator[pa.RecordBatch]:
-    """Yield batches of rows `start` to `stop`, with the columns of a plain schema.
+    """Yield batches of rows `start` to `stop`, with the columns of `schema`, which must be plain as in `plain_schema`.
 
     A batch has at most ROWS_PER_BATCH rows and BATCH_BYTES bytes, unless a single row is larger. A row that is too long
-    is null in every column and is counted in its batch, as in `without_long`.
+    is null in every column and is counted in the metadata of its batch, as in `without_long`.
 
     Raises:
         MalformedError: if there is anything except objects, or an object has a value of the wrong type in a column
@@ -115,7 +116,7 @@ def rows_between(
 
 
 class WrongValueError(ValueError):
-    """Error for a value that its column cannot hold. The message is the kind of value, for example `a number`."""
+    """Error for a value that its column cannot hold. The message is only the kind of value, for example `a number`."""
 
 
 class Types:
@@ -233,7 +234,8 @@ def converter(field: pa.Field) -> Callable[[Any], Any]:
 def required_converter(field: pa.Field) -> Callable[[Any], Any]:
     """Return a function that converts a JSON value to a value of the required column.
 
-    The function keeps text, or token ids if the field holds them, and returns None for any other value.
+    If the field holds token ids, the function keeps lists of integers. Otherwise, the function keeps text. It returns
+    None for any other value.
     """
     if is_token_list(field.type):
         return lambda value: value if isinstance(value, list) and all(map(_is_integer, value)) else None

@@ -2,7 +2,8 @@
 
 A unit is a range of rows that becomes one shard. The ledger is stored in `_ledger/SUBSET` next to the data, both in a
 folder and in a repository on the Hub. `datasets` ignores folders whose names begin with an underscore. A unit's receipt
-is written after its shard is in place. The same command therefore resumes a run without labelling a unit twice.
+is written after its shard is in place. Running the same command again therefore resumes the run without labelling a
+unit twice.
 """
 
 import logging
@@ -58,11 +59,11 @@ class Ledger:
         write_text(self.plan_file, plan.to_json())
 
     def receipt_file(self, unit: int) -> Path:
-        """Return the path of the receipt of a unit that was labelled into this folder."""
+        """Return the path of the receipt that is written when a unit is labelled into this folder."""
         return self.folder / RECEIPTS / f"{unit:08d}.json"
 
     def receipt_files(self) -> list[Path]:
-        """List all files of receipts: the files of single units, then the files of commits to a repository."""
+        """List all files of receipts: first those with a single unit's receipt, then those with a whole commit's."""
         return [file for kind in RECEIPT_FILES for file in sorted((self.folder / RECEIPTS).glob(kind))]
 
     def note_files(self) -> list[Path]:
@@ -73,7 +74,7 @@ class Ledger:
         """Read the receipts in a file.
 
         Raises:
-            ValueError: if the file is damaged, or its name is that of another unit.
+            ValueError: if the file is damaged, or is named after a unit other than the one in its receipt.
         """
         receipts = from_lines(text_of(file))
         if file.match(OWN) and [self.receipt_file(receipt.unit) for receipt in receipts] != [file]:
@@ -81,7 +82,7 @@ class Ledger:
         return receipts
 
     def receipts(self) -> list[Receipt]:
-        """Return the receipts of all units whose shards are in this folder and have the size in the receipt.
+        """Return the receipts of all units whose shards are in this folder and have the recorded size.
 
         The receipts are in the order of units.
 
@@ -101,7 +102,8 @@ class Ledger:
     def finished(self, *, staging: bool = False) -> set[int]:
         """Return the numbers of the units that need no labelling.
 
-        In a staging folder, from which shards are published to a repository, these include the published units.
+        These are the units whose shards and receipts are in this folder. If `staging` is True, shards are published
+        from this folder to a repository, and the units that are already published are included.
         """
         return {receipt.unit for receipt in (*self.receipts(), *(self.published() if staging else ()))}
 
@@ -112,8 +114,8 @@ class Ledger:
     def discard_unsound(self, units: int) -> None:
         """Delete receipts that are damaged, or whose shards are missing or have another size.
 
-        Their units will be labelled again. `units` is the number of units in the plan. Receipts of any further units
-        are deleted too.
+        The units of these receipts will be labelled again. `units` is the number of units in the plan. A receipt of a
+        unit that is not in the plan is deleted too.
         """
         reasons = []
         for file in sorted((self.folder / RECEIPTS).glob(OWN)):
@@ -155,10 +157,11 @@ class Ledger:
     def published(self) -> list[Receipt]:
         """Return the receipts of units whose shards are recorded as published.
 
-        Only a staging folder, from which shards are published to a repository, has this record.
+        Only a staging folder, from which shards are published to a repository, has this record. For any other folder,
+        the list is empty.
 
         Raises:
-            ValueError: if the file of these receipts is damaged.
+            ValueError: if the record is damaged.
         """
         with reading(self.published_file, "delete it: the same pipeline.annotate command asks the repository again"):
             return from_lines(text_of(self.published_file)) if self.published_file.exists() else []
@@ -179,13 +182,16 @@ class Ledger:
             file.write(as_lines(receipts))
 
     def delete(self, receipts: Iterable[Receipt]) -> None:
-        """Delete receipts and then their shards. The shards are already published, or they are to be labelled again."""
+        """Delete receipts and then their shards, which are already published or are to be labelled again."""
         for receipt in receipts:
             self.receipt_file(receipt.unit).unlink(missing_ok=True)
             (self.subset.data / receipt.shard).unlink(missing_ok=True)
 
     def end_staging(self) -> None:
-        """Turn a staging folder into an output. Units that exist only in the repository will be labelled again."""
+        """Turn a staging folder into an output folder by deleting the record of published units.
+
+        Units whose shards exist only in the repository will be labelled again.
+        """
         if self.published_file.exists():
             LOG.warning("%s was a staging folder; what was published from it is labelled again", self.subset.root)
             self.published_file.unlink()
@@ -199,7 +205,7 @@ class Ledger:
 class PublishedLedger:
     """Ledger of a subset in a repository on the Hub.
 
-    Its methods read it at the commit `head` or, if that is None, at the current commit.
+    Its methods read the ledger at the commit `head`. If `head` is None, they read the branch's current commit.
     """
 
     def __init__(self, repository: Repository, subset: Subset) -> None:

@@ -1,13 +1,13 @@
 """Labelled rows and windows of an annotated dataset: shuffled, divided among ranks, and resumed from a small state.
 
 `labelled_rows` yields documents, and `labelled_windows` packs documents into windows. Both return iterators with a
-small `state_dict` that JSON can hold. An iterator that loads this state continues with the same items. It reads again
-only the rows of the packing's buffer.
+small `state_dict` that JSON can hold. An iterator that loads this state continues with the same items, after reading
+again only the rows that the packing had buffered.
 
 In each epoch, the row groups are put end to end in the order of this epoch, and each rank reads an equal stretch of the
-sequence. Several ranks read the same row group only if a stretch ends inside it, which happens at most `ranks` - 1
-times. A rank whose stretch begins inside a row group must also decode the rows before, since Parquet cannot skip them.
-For this reason, eight ranks read two row groups in 2.7 times the CPU time of one rank.
+sequence. Several ranks read the same row group only if a stretch ends inside this row group, which happens at most
+`ranks` - 1 times. A rank whose stretch begins inside a row group must also decode the earlier rows of this row group,
+since Parquet cannot skip rows. For this reason, eight ranks read two row groups in 2.7 times the CPU time of one rank.
 """
 
 import hashlib
@@ -46,15 +46,15 @@ class Reading:
     Each worker of a data loader counts as a reader. `pipeline.training.torch_dataset` numbers the workers of all
     training processes."""
     seed: int | None = None
-    """Seed for shuffling the row groups in every epoch, which also changes the parts of the ranks. None keeps the
-    dataset's order."""
+    """Seed for shuffling the row groups in every epoch. Shuffling also changes which rows each rank reads. If the seed
+    is None, row groups keep the dataset's order."""
     shuffled_rows: int = 1
     """Number of neighbouring rows of a row group that are shuffled together. All of them are held in memory."""
     epochs: int | None = None
     """Number of epochs, or None to read without end."""
     first_epoch: int = 0
-    """Number of the first epoch, on which the order of the rows depends. An iterator that loads a state continues in
-    the epoch of the state."""
+    """Index of the first epoch to read, counted from 0. The order of the rows depends on the epoch's index. An iterator
+    that loads a state begins in the epoch of the state instead."""
     start: int = 0
     """Index of the first row to read."""
     stop: int | None = None
@@ -78,7 +78,7 @@ class Reading:
     def order(self) -> dict[str, Any]:
         """Settings, by name, that determine the order of rows in an epoch.
 
-        `start` and `stop` are present only if they leave rows out, since older states lack them.
+        `start` and `stop` are present only if at least one of them was set, since older states lack both.
         """
         left_out = {"epochs", "first_epoch", *(() if self.start or self.stop is not None else ("start", "stop"))}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
@@ -90,7 +90,8 @@ class Position(NamedTuple):
     rows: int = 0
     """Number of rows that are finished, counted over all epochs."""
     within: int = 0
-    """Size of the finished part of the rows that follow, in a unit that the iterator defines, for example tokens."""
+    """Size of the part of the following rows that is finished, in a unit that the iterator defines, for example
+    tokens."""
 
 
 class Resumable(Iterator[Item]):
@@ -169,10 +170,12 @@ class Resumable(Iterator[Item]):
         self.seek(type(self._position)(*(int(state[name]) for name in self._position._fields)))
 
     def _require_own_worker(self) -> None:
-        """Check that this is not a copy in a worker of a torch DataLoader, where every worker would yield all items.
+        """Check that this iterator is not a copy in a worker of a torch DataLoader.
+
+        Every worker has a copy, and each copy would yield all items.
 
         Raises:
-            ValueError: if this is a copy in a worker.
+            ValueError: if this iterator is a copy in a worker.
         """
         torch_data = sys.modules.get("torch.utils.data")  # always imported in a worker
         if os.getpid() != self._process and torch_data is not None and torch_data.get_worker_info() is not None:
@@ -185,7 +188,7 @@ class Resumable(Iterator[Item]):
 def labelled_rows(
     dataset: AnnotatedDataset, columns: Sequence[str] = (INPUT_IDS, ENTROPY), reading: Reading | None = None
 ) -> Resumable[Row]:
-    """Return an iterator over the rows of a rank, with the named columns.
+    """Return an iterator over the rows that the rank in `reading` reads, with the named columns.
 
     The iterator raises the errors of `read_labelled`.
 
@@ -200,7 +203,9 @@ def labelled_rows(
 def labelled_windows(
     dataset: AnnotatedDataset, packing: Packing, reading: Reading | None = None, label: str = ENTROPY
 ) -> Resumable[PackedWindow]:
-    """Return an iterator over windows of a rank's documents, with labels from the column `label`.
+    """Return an iterator over windows, into which the documents of the rank in `reading` are packed.
+
+    Labels are read from the column `label`.
 
     The iterator raises the errors of `read_labelled`, and ValueError if a whole epoch has no token.
 
@@ -245,7 +250,7 @@ class RowRange:
 def row_groups(rows_of_shards: Sequence[Sequence[int]]) -> Iterator[RowRange]:
     """Yield the row range of each row group that is not empty.
 
-    `rows_of_shards` has the number of rows in each row group, for each shard.
+    `rows_of_shards` has a sequence for each shard: the number of rows in each of the shard's row groups.
     """
     for shard, groups in enumerate(rows_of_shards):
         start = 0

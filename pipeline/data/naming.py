@@ -16,14 +16,14 @@ MOST_NAMED = 4  # every shard stores these names twice: its footer stays at 4 kB
 
 
 def is_local(named: str) -> bool:
-    """True if an input is a path or the URL of a path."""
+    """True if an input is a local path, or the URL of a local path."""
     return not is_url(named) or named.startswith(LOCAL_URLS)
 
 
 def recorded(inputs: Sequence[str]) -> tuple[str, ...]:
     """Return the inputs as they are recorded in a dataset.
 
-    The parameters of a URL are removed, unless all of them are harmless.
+    The parameters of a URL are removed if any of them may hold a credential. Otherwise, all parameters are kept.
     """
     return tuple(named if is_local(named) else _without_parameters(named) for named in inputs)
 
@@ -39,9 +39,10 @@ def urls(inputs: Sequence[str]) -> list[str]:
 
 
 def named_inputs(inputs: Sequence[str], files: Sequence[File]) -> tuple[str, ...]:
-    """Return the first URLs among the inputs, followed by a description of the local files.
+    """Return the first MOST_NAMED URLs among the inputs, followed by a description of the local files.
 
-    The description has the number of local files and the name of the folder that contains them.
+    If there are more URLs, the number of further URLs is included. The description has the number of local files and
+    the name of the folder that contains all of them.
     """
     local = [Path(file.url) for file in files if not is_url(file.url)]
     number = [f"{len(local):,} local file{'s' if len(local) > 1 else ''}{_in_folder(local)}"] if local else []
@@ -51,7 +52,7 @@ def named_inputs(inputs: Sequence[str], files: Sequence[File]) -> tuple[str, ...
 def public_names(source: Sequence[str]) -> tuple[str, ...]:
     """Return the names of a provenance's first inputs without local paths, which would reveal a user's folders.
 
-    Older versions recorded paths as names. Of a path, only the last component is returned.
+    Older versions recorded paths as names. For a path, only the last component is returned.
     """
     return tuple(_first([Path(name).name if Path(name).is_absolute() else name for name in source]))
 

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 MOST_BYTES = 2**24
-"""Maximum size of a configuration file in bytes. Those of the largest models have 100 kB, and an index of 60,000
-weights has 5 MB."""
+"""Maximum size of a configuration file in bytes. Configuration files of the largest models have 100 kB, and an index of
+60,000 weights has 5 MB."""
 
 
 def own_file(folder: Path, name: str) -> Path | None:
     """Return the path of a file in a folder, or None if there is no file of that name.
 
     Raises:
-        ValueError: if the file is not a plain file, or is a link out of the folder.
+        ValueError: if the file is not a plain file, or is a link that leads neither into the folder nor to a blob of
+            the Hub's cache.
     """
     file = folder / name
     if not file.is_symlink() and not file.exists():

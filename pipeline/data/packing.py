@@ -1,9 +1,9 @@
 """Documents packed into windows of a fixed number of tokens. Each label stays with its token.
 
-Every token appears once, except that CutWithOverlap repeats the last token of a window. A window may hold several
-documents, and `document_T` says to which document a token belongs. Attention should not cross from one document into
-another. Without separators, the last token of a document should not predict the first token of the next document.
-`document_borders` and `position_ids` convert `document_T` to the forms that attention kernels use.
+Every token appears once, except that CutWithOverlap repeats the last token of a window in the next window. A window
+may hold several documents, and `document_T` says to which document a token belongs. Attention should not cross from one
+document into another. Without separators, the last token of a document should not predict the first token of the next
+document. `document_borders` and `position_ids` convert `document_T` to the forms that attention kernels use.
 
 Suffixes of array names: W windows, T tokens of a window, N tokens of a document, D documents. Arrays [..., T] may have
 batch dimensions before T.
@@ -26,7 +26,7 @@ PADDING = -1
 class PackedWindow(NamedTuple):
     """A window, whose arrays are [T], or several windows, whose arrays are [W, T].
 
-    It is a tuple because torch's default collation can stack tuples.
+    The class is a tuple because torch's default collation can stack tuples.
     """
 
     input_ids_T: np.ndarray
@@ -34,14 +34,14 @@ class PackedWindow(NamedTuple):
     entropy_T: np.ndarray
     """Labels in nats, float32; NaN for tokens without a label, separators and padding."""
     document_T: np.ndarray
-    """Number of each token's document in the window, counted from 0, int32; PADDING for padding."""
+    """Index of each token's document within the window, counted from 0, int32; PADDING for padding."""
 
 
 class Packed(NamedTuple):
     """A window and the position after it.
 
-    `documents` is the number of documents finished by then. `within` is the finished part of the documents that follow,
-    in a unit that the packing defines.
+    `documents` is the number of documents that are finished at this position. `within` is the size of the part of the
+    following documents that is finished, in a unit that the packing defines.
     """
 
     window: PackedWindow
@@ -53,7 +53,8 @@ class Packed(NamedTuple):
 class Packing(ABC):
     """Rule for packing documents into windows of `length` tokens. Remaining room in a window is padded.
 
-    A causal model predicts T - 1 tokens of a window of T tokens. Its windows should have its context length plus one.
+    A causal model predicts T - 1 tokens of a window of T tokens. Windows for the model should therefore be one token
+    longer than the model's context length.
     """
 
     length: int
@@ -70,8 +71,8 @@ class Packing(ABC):
     def windows(self, documents: Iterable[Document], within: int = 0) -> Generator[Packed, None, None]:
         """Yield the windows into which documents are packed.
 
-        To continue after an earlier window, give only the documents that were not finished by then, and the window's
-        `within`.
+        To continue after an earlier window, pass only the documents that were not finished after this window, and the
+        `within` that was yielded with it.
         """
 
     def all_windows(self, documents: Iterable[Document]) -> PackedWindow:
@@ -92,7 +93,8 @@ class Packing(ABC):
 class CutAtEnd(Packing):
     """Packing of documents end to end: a document is cut at the end of a window and continues in the next window.
 
-    Only the last window has padding. `within` is a number of tokens of one document, including its separator.
+    Only the last window has padding. `within` is the number of finished tokens of one document, including its
+    separator.
     """
 
     overlap: ClassVar[int] = 0
@@ -131,8 +133,8 @@ class CutAtEnd(Packing):
 class CutWithOverlap(CutAtEnd):
     """Packing like CutAtEnd, except that each window begins with the last token of the previous window.
 
-    The repeated token has no label. A causal model predicts it in the previous window and only reads it in this one, so
-    every token is predicted once.
+    The repeated token has no label. A causal model predicts this token in the previous window, and only reads it in the
+    next window. Every token is thus predicted once.
     """
 
     overlap = 1
@@ -142,8 +144,8 @@ class CutWithOverlap(CutAtEnd):
 class BestFit(Packing):
     """Packing that cuts only documents longer than a window: whole windows are cut off until a shorter piece remains.
 
-    All pieces of a buffer of documents are then placed, longest first, each into the window with the least sufficient
-    room. `within` is a number of windows of a buffer.
+    All pieces of a buffer of documents are then placed, longest first. Each piece goes into the window with the least
+    room that suffices. `within` is the number of finished windows of the current buffer.
     """
 
     buffer: int = 256
@@ -211,7 +213,7 @@ def document_borders(document_T: np.ndarray) -> np.ndarray:
 
 
 def position_ids(document_T: np.ndarray) -> np.ndarray:
-    """Return each token's position within the part of its document in the window, counted from 0, int32 [..., T]."""
+    """Return each token's position, counted from 0 at its document's first token in the window, int32 [..., T]."""
     index_T = np.arange(np.shape(document_T)[-1], dtype=np.int32)
     start_T = np.maximum.accumulate(np.where(_begins(document_T), index_T, np.int32(0)), axis=-1)
     positions_T: np.ndarray = index_T - start_T

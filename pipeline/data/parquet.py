@@ -1,8 +1,8 @@
 """Parquet: any range of rows, read in bounded memory even if the footer is damaged or misleading.
 
-Rows are read a few at a time, and fewer where single values may be large. The footer does not show how large they are:
-its sizes are averages, and a dictionary stores a value only once, although every row may repeat it. The size of each
-dictionary is therefore read from the header of the dictionary's page.
+Rows are read a few at a time, and fewer where single values may be large. The footer does not show how large values
+are: its sizes are averages, and a dictionary stores a value only once, although every row may repeat the value. The
+size of each dictionary is therefore read from the header of the dictionary's page.
 
 Offsets and headers of pages are parsed here, from Thrift's compact protocol, because pyarrow 26 aborts the process when
 it reads a column's metadata from a damaged footer.
@@ -49,7 +49,7 @@ class Footer:
 
 
 class FirstPage(NamedTuple):
-    """First page of a column chunk: the name of its top-level column, and the page's offset in the file."""
+    """First page of a column chunk: the name of the chunk's top-level column, and the page's offset in the file."""
 
     column: str
     offset: int
@@ -58,8 +58,8 @@ class FirstPage(NamedTuple):
 def open_parquet(stored: pa.NativeFile, **options: Any) -> pq.ParquetFile:
     """Open a Parquet file. Each page that has a checksum is verified when it is read.
 
-    Verification takes a twentieth of the reading time. When 400 bytes in pages were changed, it found all of them.
-    Without verification, 313 of them were read as other values.
+    Verification takes a twentieth of the reading time. In a test with 400 changed bytes in pages, verification found
+    all changes. Without verification, 313 of the changes were read as other values.
     """
     return pq.ParquetFile(stored, page_checksum_verification=True, **options)
 
@@ -67,7 +67,7 @@ def open_parquet(stored: pa.NativeFile, **options: Any) -> pq.ParquetFile:
 def read_footer(file: File) -> Footer:
     """Read only the footer of a file.
 
-    A footer holds statistics and offsets of every column chunk, and the digest covers them.
+    The digest in the result also covers the statistics and offsets of every column chunk, which the footer holds.
     """
     with open_stored(file) as stored:
         parquet = open_parquet(stored)
@@ -143,7 +143,7 @@ def _cast(rows: pa.RecordBatch, schema: pa.Schema, file: File) -> pa.RecordBatch
     """Cast the columns to the schema's types.
 
     Raises:
-        ValueError: if a value does not fit.
+        ValueError: if a value cannot be converted to its column's type.
     """
     columns = []
     for field in schema:
@@ -208,7 +208,7 @@ def first_pages(stored: pa.NativeFile, groups: int) -> list[list[FirstPage]]:
 
 
 def dictionary_bytes(stored: pa.NativeFile, page: FirstPage) -> int:
-    """Return the size of a column chunk's dictionary in memory, in bytes; 0 for a chunk without a dictionary.
+    """Return the size in memory of a column chunk's dictionary, in bytes, or 0 if the chunk has no dictionary.
 
     Raises:
         MalformedError: if the first page is larger than MOST_PAGE_BYTES.

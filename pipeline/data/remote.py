@@ -1,7 +1,7 @@
 """Stores behind URLs: their filesystems and open files, with three kinds of errors that say what to do.
 
-Filesystems differ in the errors that they raise. Here, ValueError is the fault of the caller or of the file, while
-FileNotFoundError and ConnectionError may be temporary.
+Filesystems differ in the errors that they raise. Here, a ValueError means a fault of the caller or of the file. The
+causes of a FileNotFoundError or a ConnectionError may be temporary.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class RemoteFile:
         return getattr(self._stored, name)
 
     def read(self, size: int) -> bytes:
-        """Read exactly `size` bytes, or all bytes up to the end of the file.
+        """Read exactly `size` bytes, or all remaining bytes if fewer remain.
 
         The number of bytes is checked, since a response of unknown length may end early without an error.
         """
@@ -63,9 +63,9 @@ def filesystem_of(url: str) -> tuple[AbstractFileSystem, str]:
 
 @contextmanager
 def reaching(url: str) -> Iterator[None]:
-    """Convert all errors of filesystems into three kinds.
+    """Convert all errors that a filesystem raises inside this context into three kinds of errors.
 
-    The converted errors do not chain the original ones, which could show credentials.
+    The original errors are not chained, since they could show credentials.
 
     Raises:
         ValueError: if the filesystem cannot do what is requested, for example if a server does not serve parts of

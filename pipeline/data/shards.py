@@ -120,7 +120,7 @@ class ShardWriter:
 
 
 def _parts(table: pa.Table) -> Iterable[pa.Table]:
-    """Split a table into slices that each fit into a row group. A larger row is a slice by itself."""
+    """Split a table into slices of about ROW_GROUP_BYTES bytes or less. A larger row is a slice by itself."""
     rows = max(1, len(table) * ROW_GROUP_BYTES // max(1, table.nbytes))
     return (table.slice(start, rows) for start in range(0, len(table), rows))
 
@@ -149,8 +149,8 @@ def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
 def mean_entropies(lists: pa.ListArray) -> pa.Array:
     """Return the mean of each list of entropies, float32; null for a list without values.
 
-    The means use differences of running sums. These are exact: entropies are multiples of ROUNDING_NATS, and sums of
-    such multiples are exact in float64 in any order.
+    The means use differences of running sums. The differences are exact: entropies are multiples of ROUNDING_NATS, and
+    sums of these multiples are exact in float64 in any order.
     """
     labelled = lists.values.is_valid().to_numpy(zero_copy_only=False)
     sums = np.append(0, np.cumsum(lists.values.fill_null(0).to_numpy(), dtype=np.float64))
@@ -161,7 +161,7 @@ def mean_entropies(lists: pa.ListArray) -> pa.Array:
 
 @contextmanager
 def reading_shard(file: File) -> Iterator[None]:
-    """If a shard turns out to be damaged, add the command that repairs its dataset to the error.
+    """Replace the advice in a DamagedError raised inside this context by advice on repairing the shard.
 
     Raises:
         DamagedError: if the shard is damaged.

@@ -23,7 +23,7 @@ LOG = logging.getLogger(__name__)
 
 
 def without_long(rows: pa.RecordBatch, name: str, longest: int) -> pa.RecordBatch:
-    """Replace documents of more than `longest` bytes by null, and count them in the batch.
+    """Replace documents of more than `longest` bytes by null, and count these documents in the batch's metadata.
 
     The size of a tokenized document is four bytes per token id.
     """
@@ -40,7 +40,7 @@ def without_long(rows: pa.RecordBatch, name: str, longest: int) -> pa.RecordBatc
 
 
 def counting(rows: pa.RecordBatch, too_long: int) -> pa.RecordBatch:
-    """Return the batch, with `too_long` added to the number of too long documents in its metadata."""
+    """Return the batch, after adding `too_long` to the number of too long documents in the batch's metadata."""
     if not too_long:
         return rows
     count = b"%d" % (too_long_rows(rows) + too_long)
@@ -50,7 +50,7 @@ def counting(rows: pa.RecordBatch, too_long: int) -> pa.RecordBatch:
 def too_long_rows(rows: pa.RecordBatch) -> int:
     """Return the number of too long documents, as recorded in a batch's metadata.
 
-    The batch must be unmodified.
+    The number is right only for an unmodified batch, not for a slice of a batch.
     """
     return int((rows.schema.metadata or {}).get(TOO_LONG_KEY, 0))
 
@@ -68,9 +68,10 @@ def replaced_rows(column: pa.Array) -> int:
 
 
 def counted(batches: Iterable[pa.RecordBatch], place: str) -> Iterator[pa.RecordBatch]:
-    """Yield the batches unchanged, and warn at the end about documents in their first column.
+    """Yield the batches unchanged. At the end, log warnings about defective documents in the first column.
 
-    There are warnings about documents that are empty, too long or not valid Unicode.
+    There are warnings about documents that are empty, too long or not valid Unicode. `place` says in these warnings
+    where the documents are.
     """
     rows = empty = replaced = long = 0
     for batch in batches:

@@ -1,9 +1,10 @@
 """Splits and configurations of a data folder, selected as in `datasets.load_dataset`.
 
-`configs` in the folder's card (README.md) may declare them. Otherwise they follow from the names of the folder's files
-and subfolders. The patterns for names are those of `datasets`, which need not be installed where models are trained.
-Patterns are matched against a single listing of the folder. If there are several formats, only files of the format with
-the most bytes are read, since many tables come with logs and statistics in JSON.
+`configs` in the folder's card (README.md) may declare the configurations and splits. Otherwise, there is a single
+configuration, and its splits follow from the names of the folder's files and subfolders. The patterns for names are
+copied from `datasets`, which need not be installed where models are trained. Patterns are matched against a single
+listing of the folder. If there are several formats, only files of the format with the most bytes are read, since many
+tables come with logs and statistics in JSON.
 """
 
 import re
@@ -40,7 +41,8 @@ class Selection:
 
     files: Sequence[File]
     choice: str
-    """Selected configuration and split, each only if the folder has several of them."""
+    """Selected configuration and split, for example `config en, split train`. A configuration or a split is named only
+    if the folder has several."""
     notes: Sequence[str]
     """Messages about what was selected and left out."""
 
@@ -49,7 +51,7 @@ class Selection:
 class Contents:
     """Paths of a configuration's files.
 
-    `splits` has the files to read, by split. `left_out` has the files that are left out, by reason.
+    `splits` maps each split to the files to read. `left_out` maps each reason to the files that are left out for it.
     """
 
     splits: Mapping[str, Sequence[str]]
@@ -98,8 +100,8 @@ def configs_of(folder: Folder) -> dict[str, Mapping[str, Any]]:
     If the card declares none, return a single configuration without settings.
 
     Raises:
-        ValueError: if the card's front matter is not YAML, or the form of its `configs` differs from that of
-            `datasets`.
+        ValueError: if the card's front matter is not YAML, or its `configs` have a form that `datasets` does not
+            accept.
     """
     declared = _front_matter(folder).get("configs")
     if not declared:
@@ -110,12 +112,12 @@ def configs_of(folder: Folder) -> dict[str, Mapping[str, Any]]:
 
 
 def contents_of(folder: Folder, config: Mapping[str, Any]) -> Contents:
-    """Return the paths of a configuration's files, by split, and the paths that are left out.
+    """Return the paths of a configuration's files, by split, and the paths that are left out, by reason.
 
     Splits are given by the configuration's patterns or, if it declares none, by the names of files.
 
     Raises:
-        ValueError: if the form of the patterns differs from that of `datasets`, or a pattern reaches outside the
+        ValueError: if the patterns have a form that `datasets` does not accept, or a pattern reaches outside the
             folder.
     """
     inside = PurePosixPath(config.get("data_dir") or "")
@@ -142,7 +144,10 @@ def contents_of(folder: Folder, config: Mapping[str, Any]) -> Contents:
 
 
 def by_names(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Divide paths into splits by the names of files or folders. All are in `train` if no name indicates a split."""
+    """Divide paths into splits by the names of files or folders.
+
+    If no name indicates a split, all paths are in the split `train`.
+    """
     paths = list(paths)
     shards = {path: match[1] for path in paths if (match := SHARD.fullmatch(path))}
     if shards:
@@ -201,7 +206,7 @@ def _front_matter(folder: Folder) -> Mapping[str, Any]:
 
 
 def _declared_patterns(folder: Folder, declared: object) -> dict[str, list[str]]:
-    """Return lists of patterns by split. `declared` has any form that `data_files` in a card may have."""
+    """Return a list of patterns for each split. `declared` has any form that `data_files` in a card may have."""
     entries: list[Any] = declared if isinstance(declared, list) else [declared]
     if all(isinstance(entry, str) for entry in entries):
         entries = [{"split": TRAIN, "path": entries}]

@@ -72,11 +72,13 @@ class DamagedError(ValueError):
 
 @contextmanager
 def reading(file: File) -> Iterator[None]:
-    """Add the file's name to errors of malformed or undecodable content. Errors of disks and stores pass unchanged.
+    """Add the file's name to errors of malformed or undecodable content that are raised inside this context.
+
+    Errors of disks and stores pass unchanged.
 
     Raises:
         DamagedError: if the file cannot be decoded.
-        ValueError: if its text is malformed.
+        ValueError: if the file's content is malformed.
     """
     try:
         yield
@@ -109,13 +111,13 @@ def open_stored(file: File, read_ahead: int | None = None) -> pa.NativeFile:
     """Open the stored bytes of a file, without decompression, for Arrow's readers.
 
     The stream is seekable if the filesystem can seek. A remote file is read `read_ahead` bytes ahead, or as far as its
-    filesystem chooses if `read_ahead` is None. Reading a remote file raises ConnectionError if the store fails. It
-    never raises an OSError without a number, which would mean damaged data.
+    filesystem chooses if `read_ahead` is None. Reading a remote file raises ConnectionError if the store fails, and
+    never an OSError without a number, which would mean damaged data.
 
     Raises:
         ValueError: if the file has changed since it was found.
-        FileNotFoundError: if the file has disappeared, at least on this machine.
-        ConnectionError: if its store cannot be reached now.
+        FileNotFoundError: if the file has disappeared since it was found, or does not exist on this machine.
+        ConnectionError: if the file's store cannot be reached now.
     """
     try:
         now, stream = _opened_remotely(file.url, read_ahead) if is_url(file.url) else _opened_locally(Path(file.url))
@@ -214,9 +216,9 @@ class Decompressed(io.RawIOBase):
         super().close()
 
     def _contents(self, data: bytes) -> list[bytes]:
-        """Decompress the next stored bytes. Zeros between members and after the last member are skipped.
+        """Decompress the next stored bytes.
 
-        Files from tapes have such zeros.
+        Zero bytes between members and after the last member are skipped, since files from tapes have them.
         """
         contents = []
         while data := data if self._member is not None else data.lstrip(b"\0"):
@@ -259,7 +261,7 @@ class Utf8Decoder:
 
 
 def decoded(content: bytes, line: int) -> str:
-    """Decode content. `line` is the number of its first line, counted from 1, for error messages.
+    """Decode UTF-8. `line` is the number of the content's first line, counted from 1, for error messages.
 
     Raises:
         MalformedError: if the content is not UTF-8.
@@ -271,7 +273,7 @@ def decoded(content: bytes, line: int) -> str:
 
 
 def _not_utf8(error: UnicodeDecodeError, line: int) -> MalformedError:
-    """Return an error that names the bad line. The content begins in line number `line`."""
+    """Return an error that names the bad line. `line` is the number of the content's first line, counted from 1."""
     line += error.object.count(b"\n", 0, error.start)
     return MalformedError(f"is not UTF-8 in line {line:,}; convert it, for example with `iconv -f latin1 -t utf-8`")
 
@@ -280,7 +282,7 @@ def require_narrow(beginning: bytes) -> None:
     """Check that content is not in UTF-16 or UTF-32, judging by its beginning.
 
     Raises:
-        MalformedError: if it is in one of these encodings.
+        MalformedError: if the content is in one of these encodings.
     """
     marked = next((name for mark, name in MARKS.items() if beginning.startswith(mark)), None)
     if encoding := marked or ZEROS.get(tuple(not byte for byte in beginning[:4])):

@@ -51,7 +51,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """Load the tokenizer in `folder`.
 
     Raises:
-        ValueError: if the folder has no readable `tokenizer.json`, or the tokenizer needs too much memory or time.
+        ValueError: if the folder has no readable `tokenizer.json`, or the tokenizer may need too much memory or time.
     """
     file = own_file(folder, TOKENIZER_FILE)
     if file is None:
@@ -76,7 +76,7 @@ def id_count(tokenizer: Tokenizer) -> int:
     """Return the number of rows that a model's embedding needs: the highest token id + 1.
 
     A tokenizer may skip ids, for example if tokens were removed, or added at round numbers. `get_vocab_size()` counts
-    only the tokens, so the highest ids would have no row.
+    only the tokens. In an embedding of that size, the highest ids would have no row.
     """
     return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
@@ -97,7 +97,7 @@ def tokenizer_sha256(folder: Path, name: str = TOKENIZER_FILE) -> str | None:
 
 @dataclass(frozen=True)
 class TokenSource:
-    """Source of token ids: a tokenizer and its folder. Both are None if documents are already tokenized."""
+    """Source of token ids: a tokenizer and its folder, which are both None if documents are already tokenized."""
 
     vocabulary: int
     tokenizer: Tokenizer | None = None

@@ -28,9 +28,9 @@ class Window:
 
 
 def cover(document: int, tokens: int, *, window: int, overlap: int) -> Iterator[Window]:
-    """Yield the windows of a document. Each begins `window - overlap` tokens after the previous window.
+    """Yield the windows of a document. Each window begins `window - overlap` tokens after the previous one begins.
 
-    Every token is labelled once, in the first window that contains it, where it has the most context.
+    Every token is labelled once: in the first window that contains the token, where the token has the most context.
     """
     start = label_from = 0
     while label_from < tokens:
@@ -42,7 +42,7 @@ def cover(document: int, tokens: int, *, window: int, overlap: int) -> Iterator[
 def budget_groups(lengths: Sequence[int], budget: int) -> Iterator[slice]:
     """Divide the lengths of windows into consecutive groups, and yield each group as a slice.
 
-    A group stays within the budget when all its windows are padded to the longest one. `lengths` must be sorted,
+    A group has at most `budget` tokens after all its windows are padded to the longest one. `lengths` must be sorted,
     longest first. A length beyond the budget is a group by itself.
     """
     start = 0
@@ -55,8 +55,9 @@ def budget_groups(lengths: Sequence[int], budget: int) -> Iterator[slice]:
 def sample_positions(tokens: int, share: float, random: np.random.Generator) -> np.ndarray:
     """Select a random share of the positions, in runs of eight neighbours, and return a bool for each position.
 
-    Exact labels of r neighbouring positions need r + 1 code lengths, while those of r scattered positions need 2 r.
-    Runs of eight thus cost 1.1 code lengths per label instead of 2.
+    An exact label is the difference of the code lengths of two prefixes. Labels of r neighbouring positions need r + 1
+    code lengths, but labels of r scattered positions need 2 r. Runs of eight thus need 1.1 code lengths per label
+    instead of 2.
     """
     if share >= 1:
         return np.ones(tokens, dtype=bool)
@@ -147,7 +148,7 @@ def _padded(ids_N: np.ndarray, wanted_N: np.ndarray, firsts: np.ndarray, windows
 def _places(firsts: np.ndarray, windows: Sequence[Window], columns: int) -> np.ndarray:
     """Return the index of each token of each window among the tokens of all documents, [B, columns].
 
-    If a window has fewer than `columns` tokens, its row continues with the tokens that follow.
+    If a window has fewer than `columns` tokens, its row continues with the indices of the tokens after the window.
     """
     start_B: np.ndarray = firsts[_of(windows, "document")] + _of(windows, "start")
     return start_B[:, None] + np.arange(columns)
