@@ -76,7 +76,7 @@ class Batch:
 
     @staticmethod
     def rows(process: int, processes: int) -> slice:
-        """Return the slice that selects one process's rows of a batch: every `processes`-th row."""
+        """Return the slice that selects a process's rows of a batch: row `process` and every `processes`-th after it."""
         return slice(process, None, processes)
 
     def to(self, device: torch.device) -> "Batch":
