@@ -66,8 +66,8 @@ class Config:
     objectives: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
     """Objectives to compare. By default, all objectives and controls are compared."""
     chosen: str = "second-order"
-    """Name of the label method for most objectives, and for the control with shuffled labels. Only flood and floor are
-    tried with the labels of all methods."""
+    """Label method whose labels are used by most objectives and by the control with shuffled labels. Only flood and
+    floor are tried with the labels of all methods."""
     documents: int = 256
     """Number of documents to train on. With --labels, they are the first documents of the datasets."""
     held_out: int = 256
@@ -121,7 +121,7 @@ def compare_objectives(config: Config) -> None:
 
 
 def made_study(config: Config) -> tuple[Study, float]:
-    """Return a study of documents from the synthetic source, and the true distribution's loss on the held-out ones.
+    """Return a study of documents from the synthetic source, and the true distribution's held-out loss.
 
     The study is loaded from the output folder if it was saved there before. Otherwise, it is made and saved.
     """

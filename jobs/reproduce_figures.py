@@ -1,4 +1,4 @@
-"""Redraw five kinds of figure of the paper (arXiv 2511.10618) for two CPU cores, and say which claims are confirmed.
+"""Redraw the five kinds of figure of the paper (arXiv 2511.10618) on two CPU cores, and say which claims hold.
 
 The figures compare: (1) autoencoders with repeated and unrolled embeddings; (2) compressive autoencoders and causal
 language models; (3) places where the embedding enters the decoder; (4) the normalized loss of estimators and of causal
@@ -72,7 +72,7 @@ class Config(Inputs):
 
 
 def reproduce_figures(config: Config) -> None:
-    """Redraw five kinds of figure of the paper at laptop scale."""
+    """Redraw the five kinds of figure of the paper (arXiv 2511.10618) at laptop scale."""
     from pipeline.experiments.figure_trial import prepare
     from pipeline.training import resume
 

@@ -168,7 +168,7 @@ def train_on(
 def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
     """Return all settings that the model depends on, by name, including the provenance of the labels.
 
-    The output folder, the number of processes and the cluster's address do not belong to them.
+    The output folder, the number of processes and the cluster's address are left out.
     """
     settings = {**asdict(config), "training": config.training.fingerprint, "provenance": asdict(dataset.provenance)}
     return {name: value for name, value in settings.items() if name not in ("output", "workers", "address")}
@@ -177,7 +177,9 @@ def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
 def documents(
     config: Config, dataset: AnnotatedDataset, tokens: ModelTokens
 ) -> tuple[LabelledDocuments, dict[str, PackedWindow]]:
-    """Return the documents to train on, and the windows to evaluate on: `held_out` and `out_of_distribution`.
+    """Return the documents to train on, and the windows to evaluate on, by name.
+
+    The names are `held_out` and, if other text is given, `out_of_distribution`.
 
     Raises:
         ValueError: if no document is left to train on, or there is nothing to evaluate on.

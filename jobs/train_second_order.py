@@ -4,7 +4,8 @@ The model has two outputs, which both learn the column `entropy` by mean squared
 token before it estimates the token's label. The expecting output reads only earlier tokens, so the best it can learn is
 the label's mean over all possible tokens, which is the expected entropy. Tokens without a label add no error. The
 labels may come from any method, or from a stronger language model. By default, documents are cut into the same windows
-as in annotation. A model that starts from a causal language model reads the same token before each window.
+as in annotation. Before each window, a model that starts from a causal language model reads the token that annotation
+read.
 
 The same command resumes an interrupted run. The job runs in one process, or in the processes that
 `accelerate launch -m jobs.train_second_order` starts.
@@ -58,8 +59,9 @@ class Config:
     token that annotation read. If annotation read none or had another tokenizer, it is the beginning or end of sequence
     that the model's tokenizer declares."""
     form: Form = "residual"
-    """Form of both outputs. residual: each output is a correction of the model's own loss as a language model. direct:
-    each output is the estimate itself, and nothing is projected to the vocabulary."""
+    """Form of both outputs. residual: the outputs correct two values of the model as a language model: the token's
+    surprisal (seeing) and the entropy of the prediction (expecting). direct: each output is the estimate itself, and
+    nothing is projected to the vocabulary."""
     transformers: Literal[1, 2] = 1
     """Number of transformers: 1, which both outputs share, or 2, one for each output."""
     causal_weight: float = 1.0

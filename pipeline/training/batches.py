@@ -76,7 +76,7 @@ class Batch:
 
     @staticmethod
     def rows(process: int, processes: int) -> slice:
-        """Return the slice that selects a process's rows of a batch: row `process` and every `processes`-th after it."""
+        """Return the slice of a process's rows of a batch: row `process` and every `processes`-th row after it."""
         return slice(process, None, processes)
 
     def to(self, device: torch.device) -> "Batch":
@@ -149,8 +149,8 @@ class BatchPosition(NamedTuple):
     batches: int = 0
     """Number of finished batches of the current block."""
     left_out: int = 0
-    """Number of documents left out so far, because their labels cannot be transferred to the model's tokens. Each
-    document is counted once, in the first epoch."""
+    """Number of documents left out of training so far, because their labels cannot be transferred to the model's
+    tokens. Each document is counted once, in the first epoch."""
 
 
 def labelled_batches(documents: LabelledDocuments, tokens_per_batch: int, seed: int) -> Resumable[Batch]:

@@ -39,7 +39,7 @@ class TrainingConfig:
     decay: Decay = "cosine"
     """Shape of the learning rate's decay after the warm-up."""
     warmup: float = 0.05
-    """Share of the steps used for the warm-up of the learning rate."""
+    """Length of the learning rate's warm-up, as a share of all steps."""
     weight_decay: float = 0.1
     """Weight decay of matrices; vectors are not decayed."""
     gradient_clip: float = 1.0
@@ -87,7 +87,7 @@ class TrainingConfig:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Settings that determine the trained model and its metrics."""
+        """Settings, by name, that determine the trained model and the metrics of its training."""
         settings = {name: value for name, value in asdict(self).items() if name not in NOT_IN_FINGERPRINT}
         if self.cross_entropy == "torch":  # states from before this setting existed lack it too
             del settings["cross_entropy"]
@@ -119,7 +119,10 @@ NEED_LABELS: tuple[ObjectiveName, ...] = ("flood", "floor", "weight", "mask", "r
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
-    """Objective to minimise, from a token's loss l and its entropy e = `scale * label + margin`, both in nats."""
+    """Settings of the objective to minimise, a function of each token's loss l and entropy e.
+
+    Both are in nats, and e = `scale * label + margin`.
+    """
 
     objective: ObjectiveName = "flood"
     """Objective to minimise, from a token's loss l and its entropy e. flood: |l - e|. floor: max(l - e, 0). weight:

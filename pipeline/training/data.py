@@ -53,7 +53,7 @@ class Documents:
     held_out: Corpus
     source: TokenSource
     decisive: dict[str, Any]
-    """Facts about the documents on which the trained model depends, by name: settings, inputs, tokenizer, counts."""
+    """Values, by name, that determine the documents and so the trained model: settings, inputs, tokenizer, counts."""
 
     @property
     def blocks(self) -> Iterable[Corpus]:
@@ -202,7 +202,7 @@ class ModelTokens:
         return cls(folder, vocabulary, beginning_token(folder), moved=tokenizer is not None)
 
     def read(self, inputs: Sequence[str]) -> Corpus:
-        """Read and tokenize documents without labels, from inputs as for `find_documents`.
+        """Read and tokenize documents without labels. `inputs` are paths, globs or URLs, as for `find_documents`.
 
         Raises:
             ValueError: if the inputs have no text, or the model has no tokenizer.
@@ -224,7 +224,7 @@ class Block(NamedTuple):
     documents: int
     """Number of documents in the block, including documents that are left out of the windows."""
     left_out: int
-    """Number of documents left out, because their labels cannot be transferred to the model's tokens."""
+    """Number of documents left out of the windows, because their labels cannot be transferred to the model's tokens."""
 
 
 @dataclass
@@ -277,7 +277,7 @@ class LabelledDocuments:
         """Return all documents, packed into windows [W, T], for evaluation.
 
         Raises:
-            ValueError: if all documents are empty or left out.
+            ValueError: if every document is empty, or left out because its labels cannot be transferred.
         """
         block = self._block(require_tokens(self.dataset.corpus(self.start, self.stop)), 0)
         self._require_windows(block)

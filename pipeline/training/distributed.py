@@ -140,7 +140,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def gathered(mine: ResultT) -> list[ResultT]:
-    """Return a list with the `mine` of every process, in rank order. Every process must call this."""
+    """Return the values that all processes pass as `mine`, in rank order. Every process must call this."""
     this_process()
     values: list[ResultT] = gather_object([mine])
     return values

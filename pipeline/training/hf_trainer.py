@@ -56,7 +56,7 @@ class EntropyWindows:
 
     No token is left out. A document longer than `context` becomes several windows. Each of these windows after the
     first begins with the last token of the previous window, without its label, so that every token is predicted once.
-    Only the first token of a document is never predicted, unless a separator precedes it. Empty documents have no
+    Only the first token of a document is not predicted, if there is no separator before it. Empty documents have no
     window.
     """
 
@@ -217,8 +217,8 @@ def mean_cross_entropy(evaluated: Any) -> dict[str, float]:
 def _documents(losses: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Split losses and labels of a single packed row into [B, T], with one row per document.
 
-    Each document in the packed row begins with a position without a target. Several rows are not packed, and are
-    returned unchanged.
+    Each document in the packed row begins with a position without a target. If there are several rows, they
+    are not packed, and losses and labels are returned unchanged.
     """
     if len(labels) > 1:
         return losses, labels

@@ -36,7 +36,7 @@ def train_folds(
     """Train one model per cross-validation fold, each in its own folder, and skip models that are already finished.
 
     Args:
-        parts: for each fold, the documents to train its model on. The fold itself is left out if there are several.
+        parts: for each fold, the documents to train its model on. With several folds, they are all outside the fold.
         train_fold: function that trains and saves a fold's model, given the fold's index, part and folder.
     """
     for fold, part in enumerate(parts):
@@ -75,9 +75,9 @@ def train_and_save(
 
 
 def _best(output: Path) -> str:
-    """Return words on the evaluation with the lowest held-out loss, to append to the closing message.
+    """Return text about the evaluation with the lowest held-out loss, to append to the closing message.
 
-    The words are empty if this is the last evaluation, or if the model has no held-out loss.
+    The text is empty if the last evaluation has the lowest loss, or if the metrics have no `held_out_loss`.
     """
     losses = {int(each["step"]): each["held_out_loss"] for each in evaluations(output) if "held_out_loss" in each}
     best = min(losses, key=losses.__getitem__, default=None)

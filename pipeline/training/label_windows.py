@@ -1,8 +1,8 @@
 """Windows in which a model learns labels: by default as in annotation, since a label depends on its whole window.
 
 The dataset's provenance records the length and overlap of annotation's windows, and the token that a causal model read
-before each window. Flags override these values. If annotation used another tokenizer, its windows consisted of other
-tokens than the dataset's. By default, the context and start token of the checkpoint to start from are then used.
+before each window. Flags override these values. If annotation used a tokenizer other than the dataset's, the windows of
+annotation consisted of other tokens. The default is then the context and start token of the checkpoint to start from.
 """
 
 from collections.abc import Sequence

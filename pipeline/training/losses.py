@@ -74,7 +74,7 @@ class ObjectiveLoss:
         return values_BT[predicted_BT].sum() / max(1, int(self.predicted(batch.whole).sum()))
 
     def token_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """Return the cross-entropy [B, T] of each token. Values are valid only where `predicted` is True."""
+        """Return the cross-entropy [B, T]; index i is for token i. Values are valid only where `predicted` is True."""
         if self.start is None:
             return pad(window_losses(model, batch), (1, 0))
         return document_losses(model, batch, self.start)

@@ -115,7 +115,7 @@ def flood_mean(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, leve
 
 
 def random_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, share: float) -> Tensor:
-    """Return factors that select a random share of the tokens, as a control for the other ways of selecting."""
+    """Return factors that select a random share of the tokens, as a control for selection by loss and label."""
     return _selected(real_BT, torch.rand(int(real_BT.sum()), device=losses_BT.device), share)
 
 

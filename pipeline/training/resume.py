@@ -85,8 +85,8 @@ def begin(output: Path, settings: Mapping[str, Any]) -> None:
     step.
 
     Args:
-        settings: everything that the model depends on. The folder's path and the number of processes do not belong to
-            it.
+        settings: all settings that the model depends on, by name, without the folder's path and the number of
+            processes.
 
     Raises:
         ValueError: if the folder holds other files or another run.
@@ -238,7 +238,7 @@ def _tensors(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tens
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the names and tensors of all parameters, tied parameters once, and of all buffers in the state dict."""
+    """Yield name and tensor of every parameter, tied ones once, and of every buffer in the model's state dict."""
     yield from model.named_parameters()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in model.state_dict())
 

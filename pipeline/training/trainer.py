@@ -164,8 +164,7 @@ class Stepper:
     def _with_factors(self, step: int, batches: Sequence[Batch]) -> Sequence[Batch]:
         """Return the batches with factors, if the objective compares all tokens of a step.
 
-        With other objectives, the batches are returned unchanged. This is also the case if one forward pass sees all
-        tokens of the step.
+        The batches are returned unchanged with other objectives, and if one forward pass sees all tokens of the step.
         """
         loss, accelerator = self.loss, self.trained.accelerator
         together = len(batches) * accelerator.num_processes == 1
@@ -197,7 +196,7 @@ class Stepper:
 
 
 def steps_of(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """Group batches into steps of `size` batches; the last step may have fewer."""
+    """Group batches into steps of `size` batches each; the last step may have fewer batches."""
     while step := list(islice(batches, size)):
         if len(step) > 1:
             whole = joined(step)
@@ -224,7 +223,7 @@ def _remaining(
     """Return an iterator over the batches that follow the finished steps.
 
     Raises:
-        ValueError: if an older version took the finished steps, since it read documents in another order.
+        ValueError: if an older version took the finished steps, since older versions read documents in another order.
     """
     if not isinstance(batches, Resumable):
         return islice(batches, state.step * config.accumulate, None)
