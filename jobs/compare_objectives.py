@@ -1,9 +1,9 @@
-"""Matched experiment: small language models overfit few documents with every objective and its controls.
+"""Matched experiment: small language models overfit the same few documents, each with another objective or control.
 
-By default, the documents come from a source of known entropy, and the models that label them are first trained on other
-documents of this source. For real text, --labels names several annotated datasets of the same documents. The models
-that made these labels must not have been trained on the documents. The same command resumes an interrupted comparison.
-Writes results.csv, results.md, curves.png and a folder for every trial.
+By default, the documents come from a synthetic source of known entropy. The models that label these documents are first
+trained on other documents from the same source. For real text, --labels names several annotated datasets of the same
+documents. The models that made these labels must not have been trained on the documents. The same command resumes an
+interrupted comparison. Writes results.csv, curves.csv, results.md, curves.png and a folder for every trained model.
 """
 
 import sys
@@ -30,7 +30,7 @@ from pipeline.training.data import ModelTokens
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes(TransformerSizes):
-    """Sizes of the model in every trial."""
+    """Sizes of the language models, which are the same in all trials."""
 
     context: int = 64
     width: int = 64
@@ -40,12 +40,12 @@ class Sizes(TransformerSizes):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyTraining(TrainingConfig):
-    """Training settings with defaults for small models. Each flag replaces only its own default."""
+    """Training settings with defaults for small models. A flag replaces only the default of its own setting."""
 
     steps: int = 1200
     """Number of optimizer steps."""
     tokens_per_batch: int = 2048
-    """Largest number of tokens in a batch, including padding. A longer window is a batch by itself."""
+    """Largest number of tokens in a batch, including padding. A window longer than this is a batch by itself."""
     learning_rate: float = 5e-3
     """Peak learning rate of AdamW, after a linear warm-up and before a decay to zero."""
     evaluate_every: int = 60
@@ -55,36 +55,36 @@ class StudyTraining(TrainingConfig):
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Documents, objectives to compare, output."""
+    """Settings of the comparison: documents, objectives and output."""
 
     output: Path
-    """Folder to write to."""
+    """Folder to write the results and the trained models to."""
     source: str = "markov-1"
-    """Source of known entropy, used unless --labels names a dataset."""
+    """Name of a synthetic source of known entropy to draw documents from. Not used if --labels names datasets."""
     labels: dict[str, str] = field(default_factory=dict)
-    """Annotated datasets of the same documents, by label method: --labels.second-order DIR --labels.causal DIR."""
+    """Annotated datasets of the same documents, one per label method: --labels.second-order DIR --labels.causal DIR."""
     objectives: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
     """Objectives to compare. By default, all objectives and controls are compared."""
     chosen: str = "second-order"
-    """Name of the labels for the control with shuffled labels and for most objectives. Only flood and floor are tried
-    with all labels."""
+    """Label method whose labels are used by most objectives and by the control with shuffled labels. Only flood and
+    floor are tried with the labels of all methods."""
     documents: int = 256
-    """Number of documents to train on, taken from the beginning."""
+    """Number of documents to train on. With --labels, they are the first documents of the datasets."""
     held_out: int = 256
-    """Number of documents to evaluate on, which follow the training documents."""
+    """With --labels, number of documents to evaluate on, which follow the training documents in the datasets."""
     out_of_distribution: tuple[str, ...] = ()
-    """Files of other text to evaluate on as well."""
+    """With --labels, files of other text to evaluate on, in addition to the held-out documents."""
     scales: tuple[float, ...] = (1.0,)
     """Factors to try. Each factor multiplies the labels of flood and floor, and the level of flood-mean."""
     margins: tuple[float, ...] = (0.0,)
     """Margins to try, in nats. A margin is added to the labels of flood and floor, and to the level of flood-mean.
     Labels may be too low if they come from a model that was trained on far more text than these documents."""
     dropouts: tuple[float, ...] = (0.0, 0.1)
-    """Dropout rates to try with every objective and its labels."""
+    """Dropout rates. Every combination of objective and labels is tried with each rate."""
     seeds: int = 3
-    """Train each trial this many times, with different seeds, and report the mean."""
+    """Number of seeds. Every combination is trained once per seed, and the mean over the seeds is reported."""
     processes: int | None = None
-    """Number of trainings to run at a time; one per CPU core by default."""
+    """Number of models to train at a time; one per CPU core by default."""
     model: Sizes = field(default_factory=Sizes)
     training: StudyTraining = field(default_factory=StudyTraining)
     contest: ContestSettings = field(default_factory=ContestSettings)
@@ -121,9 +121,9 @@ def compare_objectives(config: Config) -> None:
 
 
 def made_study(config: Config) -> tuple[Study, float]:
-    """Return a study of a source whose probabilities are known, and the held-out loss of these probabilities.
+    """Return a study of documents from the synthetic source, and the true distribution's held-out loss.
 
-    The study is saved in the output folder, and loaded from there if it exists.
+    The study is loaded from the output folder if it was saved there before. Otherwise, it is made and saved.
     """
     from pipeline.experiments.overfitting import known_study, load_study, save_study
 
@@ -134,7 +134,7 @@ def made_study(config: Config) -> tuple[Study, float]:
 
 
 def read_study(config: Config) -> tuple[Study, None]:
-    """Return a study of the documents that all datasets annotate, and None, since the true loss is unknown."""
+    """Return a study of the documents that all datasets annotate, and None, as the true distribution is unknown."""
     found = {name: find_annotations(source) for name, source in config.labels.items()}
     last = config.documents + config.held_out
     corpora = {name: dataset.corpus(0, last) for name, dataset in found.items()}
@@ -158,7 +158,7 @@ def read_study(config: Config) -> tuple[Study, None]:
 
 
 def figures_of(trial: ObjectiveTrial, study: Study, config: Config) -> list[dict[str, float]]:
-    """Run one trial and return its evaluations."""
+    """Train the model of one trial, and return the metrics of each evaluation."""
     from pipeline.experiments.overfitting import run_trial
 
     return run_trial(trial, study, config.model, config.training, config.output / "trials")

@@ -1,8 +1,8 @@
 """Measure how many bits per byte models and classical compressors need for text.
 
 The size of a text is the code length of its tokens. For an estimator or autoencoder, the size of the stored embeddings
-is added, and every storage format is measured. Prints a table that says which results are comparable. With --output,
-the table is also written as results.csv and results.md.
+is added, and each storage format of the embeddings is measured. Prints a table that says which results are comparable.
+With --output, the table is also written as results.csv and results.md.
 """
 
 import sys
@@ -31,7 +31,7 @@ from schemas.rows import TEXT_COLUMN
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config(Inputs):
-    """Models, text, output."""
+    """Settings of the measurement: models, text and output."""
 
     models: tuple[str, ...] = ()
     """Models to measure: estimators, autoencoders or causal language models. Give folders or names on the Hub, each
@@ -44,12 +44,12 @@ class Config(Inputs):
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None
-    """Measure on this many documents at the end, by default on half of all documents. The documents before them
+    """Measure on the last documents: this many, or by default half of all documents. The documents before them
     calibrate the range of int8 embeddings."""
     window: int | None = None
-    """Largest number of tokens that a model reads at a time; its whole context by default."""
+    """Largest number of tokens that a model reads at a time. By default, the context of the model."""
     tokens_per_batch: int = 8192
-    """Largest number of tokens in a batch, including padding. A longer window is a batch by itself."""
+    """Largest number of tokens in a batch, including padding. A window longer than this is a batch by itself."""
     output: Path | None = None
     """Folder to write the table to. By default, the table is only printed."""
 
@@ -69,7 +69,7 @@ class Texts:
 
 
 def measure_compression(config: Config = DEFAULTS) -> None:
-    """Measure how far models and classical compressors compress the same held-out text."""
+    """Measure how many bits per byte models and classical compressors need for the same held-out text."""
     if config.output is not None:
         require_new_folder(config.output)
     models = {name: require_compressor(Checkpoint.find(name)) for name in config.models}
@@ -101,7 +101,10 @@ def require_compressor(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def read_texts(config: Config) -> Texts:
-    """Read the documents; a row without text becomes an empty document."""
+    """Read the documents, and divide them into calibration and held-out documents.
+
+    A row without text becomes an empty document.
+    """
     files = config.find_any(pinned(config.input))
     if config.input:
         files.tell()
@@ -115,7 +118,10 @@ def read_texts(config: Config) -> Texts:
 
 
 def by_model(name: str, checkpoint: Checkpoint, texts: Texts, config: Config) -> Iterator[Compression]:
-    """Yield one result for a causal language model; otherwise, one result per storage format of the embedding."""
+    """Measure one model on the held-out text, and yield its results.
+
+    A causal language model has one result. Other models have one result for each storage format of their embeddings.
+    """
     # imported here because torch takes seconds, and --help does not need it
     import torch
 
@@ -143,7 +149,7 @@ def by_model(name: str, checkpoint: Checkpoint, texts: Texts, config: Config) ->
 
 
 def tokenized(texts: Sequence[str], folder: Path, vocabulary: int) -> Corpus:
-    """Tokenize documents with the folder's tokenizer.
+    """Tokenize documents with the tokenizer of a checkpoint's folder.
 
     Raises:
         ValueError: if the tokenizer has more ids than the model, or all documents are empty.

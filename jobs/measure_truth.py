@@ -1,10 +1,11 @@
 """Measure label methods against sources whose entropies are known exactly.
 
-On each source, a causal language model and an entropy estimation model are trained with equal compute. Second-order
-models learn the labels of both, and all models label the same fresh documents. With --introduction, the job compares
-estimators instead, which differ in where the embedding enters their decoder. It compares their held-out loss, label
-errors and time. Several sources are processed at a time, one per CPU core. Writes results.csv, results.md, the metrics
-of each training and, without --introduction, a scatter plot for each method.
+On each source, a causal language model and an entropy estimation model (estimator) are trained with equal compute.
+Second-order models learn the labels of these two models, and all models label the same new documents. With
+--introduction, the job instead compares estimators that differ in the place where the embedding enters the decoder. The
+comparison covers held-out loss, label errors and labelling time. Several sources are processed at a time, one per CPU
+core. Writes results.csv, results.md, the metrics of each training run and, without --introduction, a scatter plot for
+each method.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Sources, sizes of models and trainings, output."""
+    """Settings of the measurement: sources, sizes of models, lengths of training runs, and output."""
 
     output: Path
     """Folder to write the results to."""
     sources: tuple[str, ...] = tuple(SOURCES)
-    """Sources of known entropies to measure on; all by default."""
+    """Names of the sources of known entropy to measure on; all by default."""
     introduction: bool = False
-    """Compare estimators instead of label methods. In these estimators, the embedding enters the decoder above none,
-    some or all of its layers."""
+    """Compare estimators instead of label methods. The estimators differ in the place where the embedding enters the
+    decoder: above none, some or all of the decoder's layers."""
     widths: tuple[int, ...] = (1, 4)
-    """Widths of the embedding to try, with --introduction."""
+    """With --introduction, embedding widths to try."""
     processes: int | None = None
     """Number of sources to process at a time; one per CPU core by default."""
     contest: ContestSettings = field(default_factory=ContestSettings)
@@ -58,7 +59,7 @@ class Config:
 
 
 def measure_truth(config: Config) -> None:
-    """Measure how close each label method comes to the true entropies of known sources."""
+    """Measure how close each label method comes to the true entropies of sources whose distribution is known."""
     from pipeline.experiments import accuracy, introduction
 
     if not config.introduction:
@@ -75,9 +76,9 @@ def measure_truth(config: Config) -> None:
 
 
 def contest(source: str, config: Config) -> list[Entry]:
-    """Train and measure all label methods on one source, and print each result.
+    """Train and measure all label methods on one source. Print each result when it is known, and return all results.
 
-    This uses one core, since more threads do not help models of this size.
+    One CPU core is used, since models of this size are not faster with more threads.
     """
     from pipeline.experiments.contest import hold_contest
 
@@ -91,7 +92,10 @@ def contest(source: str, config: Config) -> list[Entry]:
 
 
 def introductions(source: str, config: Config) -> list[Outcome]:
-    """Train and compare estimators on one source, using one core, and print each outcome."""
+    """Train and compare estimators on one source. Print each outcome when it is known, and return all outcomes.
+
+    One CPU core is used.
+    """
     from pipeline.experiments.introduction import compare_introductions
 
     outcomes: list[Outcome] = []

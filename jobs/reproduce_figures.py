@@ -1,9 +1,9 @@
-"""Redraw the paper's five kinds of figure at a size that two CPU cores can handle, and say which claims are confirmed.
+"""Redraw the five kinds of figure of the paper (arXiv 2511.10618) on two CPU cores, and say which claims hold.
 
-(1) autoencoders with repeated and unrolled embeddings; (2) compressive autoencoders and causal language models; (3)
-places where the embedding enters the decoder; (4) normalized loss against tokens, for estimators and causal models; (5)
-the cost of rounding one layer at a time, for models trained with and without noise. Each figure is written as a CSV, a
-plot and a table. The same command resumes an interrupted run.
+The figures compare: (1) autoencoders with repeated and unrolled embeddings; (2) compressive autoencoders and causal
+language models; (3) places where the embedding enters the decoder; (4) the normalized loss of estimators and of causal
+models, against the number of tokens; (5) the cost of rounding one layer at a time, for models trained with and without
+noise. Each figure is written as a CSV file, a plot and a table. The same command resumes an interrupted run.
 """
 
 import os
@@ -36,7 +36,7 @@ class FigureTraining(TrainingConfig):
     """Training settings with defaults for small models."""
 
     tokens_per_batch: int = 2048
-    """Largest number of tokens in a batch, including padding. A longer window is a batch by itself."""
+    """Largest number of tokens in a batch, including padding. A window longer than this is a batch by itself."""
     learning_rate: float = 3e-3
     """Peak learning rate of AdamW, after a linear warm-up and before a decay to zero."""
 
@@ -44,23 +44,23 @@ class FigureTraining(TrainingConfig):
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config(Inputs):
-    """Figures, text, output."""
+    """Settings of the job: figures, text and output."""
 
     output: Path
-    """Folder to write to."""
+    """Folder to write the figures and the trained models to."""
     figure: tuple[int, ...] = tuple(FIGURES)
-    """Figures to draw, 1 to 5; all by default."""
+    """Numbers of the figures to draw, from 1 to 5; all by default."""
     input: tuple[str, ...] = ()
     """Documents, as in --input of pipeline.annotate. By default, the file named by the environment variable FINEWEB is
     read, or the built-in text if FINEWEB is not set."""
     documents: int = 2000
     """Read at most this many documents, including those held out."""
     held_out: int = 20
-    """Hold out this many documents at the end for evaluation only."""
+    """Hold out this many documents, the last of the input, for evaluation only."""
     time: float = 1.0
-    """Multiply each figure's number of steps by this factor; choose one below 1 for a quick look."""
+    """Multiply each figure's number of training steps by this factor; choose a factor below 1 for a quick look."""
     processes: int | None = None
-    """Number of trainings to run at a time; one per CPU core by default."""
+    """Number of models to train at a time; one per CPU core by default."""
     training: FigureTraining = field(default_factory=FigureTraining)
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class Config(Inputs):
 
 
 def reproduce_figures(config: Config) -> None:
-    """Redraw the paper's five kinds of figure at laptop scale."""
+    """Redraw the five kinds of figure of the paper (arXiv 2511.10618) at laptop scale."""
     from pipeline.experiments.figure_trial import prepare
     from pipeline.training import resume
 
@@ -101,7 +101,10 @@ def reproduce_figures(config: Config) -> None:
 
 
 def rows_of(trial: FigureTrial, figure: Figure, text: "Text", config: Config, folder: Path) -> Sequence[Row]:
-    """Train the trial's model, and return its evaluations or the cost of rounding each of its layers."""
+    """Train the model of a trial, and return the rows of the figure that this model contributes.
+
+    There is one row per evaluation or, for a figure about rounding, one row per layer of the model.
+    """
     from pipeline.experiments.figure_trial import rows_by_layer, trained_model
     from pipeline.models.window_encoder import WindowEncoder
     from pipeline.training.batches import Windowing

@@ -1,8 +1,8 @@
 """Train an autoencoder, which regenerates all tokens of a window in one pass from its embedding (paper section 3).
 
 The autoencoder learns windows of the whole context, and shorter windows only at the ends of documents. Unlike an
-estimator, it does not need every length, since its code lengths of prefixes do not become labels. Held-out loss is
-measured on the same kind of windows.
+estimator, the autoencoder does not need windows of every length, since no labels are derived from its code lengths of
+prefixes. Held-out loss is measured on the same kind of windows.
 
 The same command resumes an interrupted run. The job runs in one process, or in the processes that
 `accelerate launch -m jobs.train_autoencoder` starts.
@@ -26,7 +26,7 @@ from pipeline.training.data import DocumentSettings
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Documents, model, output."""
+    """Settings of the job: documents, model, training and output."""
 
     documents: Annotated[DocumentSettings, cyclopts.Parameter(name="*")]
     output: Path
@@ -36,7 +36,7 @@ class Config:
 
 
 def train_autoencoder(config: Config) -> None:
-    """Train an autoencoder on documents."""
+    """Train an autoencoder on documents and write its checkpoint."""
     # imported here because torch takes seconds, and --help does not need it
     import torch
 

@@ -1,4 +1,4 @@
-"""Train the entropy estimation model on documents, in windows of every length up to the context.
+"""Train an entropy estimation model (estimator) on documents, in windows of every length up to the context.
 
 Training must cover every length, since an exact label is the difference between the code lengths of two prefixes (paper
 section 3). Held-out loss is measured on windows of the whole context.
@@ -27,17 +27,18 @@ from pipeline.training.data import Documents, DocumentSettings
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Documents, model, output."""
+    """Settings of the job: documents, model, training and output."""
 
     documents: Annotated[DocumentSettings, cyclopts.Parameter(name="*")]
     output: Path
     """Folder to write the checkpoint to."""
     init_from: str | None = None
-    """Estimator to start from, which must have the same sizes. Give a folder or a name on the Hub; from scratch by
-    default. If its embedding enters the decoder at another place, only its encoder and decoder are used."""
+    """Estimator to start from, with the sizes of the model to train. Give a folder or a name on the Hub. By default,
+    train from scratch. If the embedding enters the decoders of the two models at different places, only the weights of
+    encoder and decoder are copied."""
     folds: int = 1
-    """Number of cross-validation folds, with one estimator each. With several folds, each estimator is trained without
-    the documents of its fold, so that it can label documents that it has not seen."""
+    """Number of cross-validation folds; one estimator is trained for each fold. With several folds, each estimator is
+    trained without the documents of its fold, so that it can label these documents without having seen them."""
     model: EstimatorSizes = field(default_factory=EstimatorSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -48,13 +49,13 @@ class Config:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that the models depend on, except the documents."""
+        """All settings that the trained models depend on, by name, except the settings of the documents."""
         own = {"init_from": self.init_from, "folds": self.folds}
         return {**own, "model": asdict(self.model), "training": self.training.fingerprint}
 
 
 def train_estimator(config: Config) -> None:
-    """Train an entropy estimation model on documents."""
+    """Train an entropy estimation model on documents and write its checkpoint."""
     # imported here because torch takes seconds, and --help does not need it
     from pipeline.training import resume
     from pipeline.training.distributed import process_group
@@ -68,7 +69,7 @@ def train_estimator(config: Config) -> None:
 
 
 def train_on(documents: Documents, output: Path, config: Config) -> None:
-    """Train one estimator and write it, with its card, to `output`."""
+    """Train one estimator, and write its checkpoint and model card to `output`."""
     import torch
 
     from pipeline.models.estimator import EntropyEstimator, EstimatorConfig

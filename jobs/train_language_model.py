@@ -1,4 +1,4 @@
-"""Train a causal language model with an objective that stops at each token's entropy.
+"""Train a causal language model on an annotated dataset, with an objective that uses each token's entropy.
 
 Documents are packed into windows. A separator without a label precedes each document, and every label stays at its
 token. By default, the model is a plain Llama that `AutoModelForCausalLM` loads. The same command resumes an interrupted
@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Labels to train on, objective, model, output."""
+    """Settings of the job: labels, objective, model, training and output."""
 
     labels: str
     """Annotated dataset to train on: a folder, or hf://datasets/USER/NAME."""
@@ -47,25 +47,27 @@ class Config:
     """Folder to write the model to."""
     objective: Annotated[ObjectiveSettings, cyclopts.Parameter(name="*")] = field(default_factory=ObjectiveSettings)
     shuffle_labels: bool = False
-    """Assign every label to a random token, as a control that keeps only the labels' distribution."""
+    """Shuffle the labels among all labelled tokens, as a control that keeps only the labels' distribution. With
+    --stream, shuffle them among the tokens that are read at a time."""
     tokenizer: Path | None = None
-    """Tokenizer folder of the model. By default, the model has the tokenizer of the labels. With another tokenizer,
-    the nats of each labelled token are divided among the new tokens that cover the same bytes. Documents whose tokens
-    do not match their text are left out, and counted in metrics.jsonl."""
+    """Tokenizer folder of the model. By default, the model has the tokenizer of the annotated dataset. With another
+    tokenizer, the nats of each labelled token are divided among the new tokens that cover the same bytes. Documents
+    whose stored tokens differ from the tokens of their decoded text are then left out, and counted in metrics.jsonl."""
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None
-    """Hold out this many documents at the end for evaluation only; one in twenty by default, at most 500."""
+    """Hold out the last documents for evaluation only: this many, or by default one in twenty and at most 500."""
     out_of_distribution: tuple[str, ...] = ()
-    """Files of other text to evaluate on as well, as in --input of pipeline.annotate."""
+    """Files of other text to evaluate on, in addition to the held-out documents. Give them as in --input of
+    pipeline.annotate."""
     stream: int | None = None
     """Read and shuffle about this many tokens at a time, to save memory. By default, all documents are read into
     memory."""
     dropout: float = 0.0
-    """Dropout rate of the embeddings, and of the outputs of attention and feed-forward layers."""
+    """Dropout rate of the embeddings and of the outputs of the attention and feed-forward layers."""
     workers: int | None = None
-    """Train in this many processes of a Ray cluster, each with a GPU if the cluster has any. By default, train only in
-    this process."""
+    """Train in this many processes of a Ray cluster, each with a GPU if the cluster has any. By default, train without
+    Ray: in this process, or in all processes that `accelerate launch` started."""
     address: str | None = None
     """With --workers, address of the Ray cluster to join. By default, join the job's own cluster inside
     `ray job submit`, or start a local cluster elsewhere."""
@@ -79,7 +81,7 @@ class Config:
 
 
 def train_language_model(config: Config) -> None:
-    """Train a causal language model on an annotated dataset with an entropy-floored loss."""
+    """Train a causal language model on an annotated dataset, with an objective that uses each token's entropy."""
     config, arguments = with_absolute_paths(config), sys.argv[1:]
     if config.workers is None:
         train_here(config, arguments)
@@ -128,7 +130,10 @@ def train_on(
     config: Config,
     arguments: Sequence[str],
 ) -> None:
-    """Train the model and write it, with its card; `mean_label` is the mean of the labels, in nats."""
+    """Train the model, and write its checkpoint and model card to the output folder.
+
+    `mean_label` is the mean of the labels, in nats.
+    """
     import torch
 
     from pipeline.training.batches import labelled_batches
@@ -161,7 +166,10 @@ def train_on(
 
 
 def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
-    """Return everything that the model depends on, without the output folder and the number of processes."""
+    """Return all settings that the model depends on, by name, including the provenance of the labels.
+
+    The output folder, the number of processes and the cluster's address are left out.
+    """
     settings = {**asdict(config), "training": config.training.fingerprint, "provenance": asdict(dataset.provenance)}
     return {name: value for name, value in settings.items() if name not in ("output", "workers", "address")}
 
@@ -169,10 +177,12 @@ def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
 def documents(
     config: Config, dataset: AnnotatedDataset, tokens: ModelTokens
 ) -> tuple[LabelledDocuments, dict[str, PackedWindow]]:
-    """Return the documents to train on, and the windows to evaluate on by the name of their documents.
+    """Return the documents to train on, and the windows to evaluate on, by name.
+
+    The names are `held_out` and, if other text is given, `out_of_distribution`.
 
     Raises:
-        ValueError: if there is nothing to evaluate on.
+        ValueError: if no document is left to train on, or there is nothing to evaluate on.
     """
     stop = documents_read(config, dataset)
     start = stop - held_out_documents(stop, config.held_out)
@@ -186,12 +196,12 @@ def documents(
 
 
 def documents_read(config: Config, dataset: AnnotatedDataset) -> int:
-    """Return the number of documents to read from the beginning of the dataset."""
+    """Return the number of documents to read: the whole dataset, or at most the first `limit` documents."""
     return min(len(dataset), config.limit or len(dataset))
 
 
 def new_model(config: Config, tokens: ModelTokens) -> PreTrainedModel:
-    """Return a model with random weights."""
+    """Return a language model of the configured sizes with random weights."""
     from pipeline.models.stacks import add_dropout, new_language_model, stack_config
 
     sizes = stack_config(vocab_size=max(tokens.vocabulary, tokens.separator + 1), **vars(config.model))
@@ -204,7 +214,7 @@ def new_model(config: Config, tokens: ModelTokens) -> PreTrainedModel:
 def card(
     model: PreTrainedModel, seen: LabelledDocuments, metrics: Metrics, config: Config, arguments: Sequence[str]
 ) -> str:
-    """Return the model's card."""
+    """Return the model card of the trained model."""
     held_out, left_out = documents_read(config, seen.dataset) - seen.stop, int(metrics.get("documents_left_out", 0))
     origin, objective = seen.dataset.provenance, config.objective.objective
     return model_card(

@@ -1,9 +1,11 @@
 """Train the second-order model, which estimates two entropies of each token, on an annotated dataset.
 
-The model has two outputs, which both learn the column `entropy` by mean squared error. The seeing output has read the
-token. The expecting output has not, so the best it can learn is the mean of the label, which is the expected entropy.
-Tokens without a label add no error. The labels may come from any method, or from a stronger language model. Documents
-are cut into the same windows as in annotation, and a causal language model reads the same token before each window.
+The model has two outputs, which both learn the column `entropy` by mean squared error. The seeing output reads the
+token before it estimates the token's label. The expecting output reads only earlier tokens, so the best it can learn is
+the label's mean over all possible tokens, which is the expected entropy. Tokens without a label add no error. The
+labels may come from any method, or from a stronger language model. By default, documents are cut into the same windows
+as in annotation. Before each window, a model that starts from a causal language model reads the token that annotation
+read.
 
 The same command resumes an interrupted run. The job runs in one process, or in the processes that
 `accelerate launch -m jobs.train_second_order` starts.
@@ -39,7 +41,7 @@ if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Labels to train on, model to start from, output."""
+    """Settings of the job: labels, model to start from, training and output."""
 
     labels: str
     """Annotated dataset with the column `entropy` to learn: a folder, or hf://datasets/USER/NAME."""
@@ -47,29 +49,30 @@ class Config:
     """Folder to write the checkpoint to."""
     init_from: str | None = None
     """Model to start from, which also sets the sizes: a causal language model, or an estimator, of which only the
-    decoder is used. Give a folder or a name on the Hub; with several --folds, it must have a checkpoint for each fold.
-    By default, train from scratch."""
+    decoder is used. Give a folder or a name on the Hub. With several --folds, the folder must hold one checkpoint for
+    each fold. By default, train from scratch."""
     overlap: int | None = None
-    """Number of tokens that a window shares with the next window of the same document. By default, it is as in
-    annotation, or half the window if the window's length differs from annotation's."""
+    """Number of tokens that a window shares with the next window of the same document. By default, this is the overlap
+    in annotation. If annotation had another window length or tokenizer, it is half the window."""
     start_token: str | None = None
     """Text of the token to read before every window, if --init-from is a causal language model. By default, this is the
-    token that annotation read. If annotation read none, it is the beginning or end of sequence that the model's
-    tokenizer declares."""
+    token that annotation read. If annotation read none or had another tokenizer, it is the beginning or end of sequence
+    that the model's tokenizer declares."""
     form: Form = "residual"
-    """Form of both outputs. residual: each output is a correction of the model's own loss as a language model. direct:
-    each output is the estimate itself, and nothing is projected to the vocabulary."""
+    """Form of both outputs. residual: the outputs correct two values of the model as a language model: the token's
+    surprisal (seeing) and the entropy of the prediction (expecting). direct: each output is the estimate itself, and
+    nothing is projected to the vocabulary."""
     transformers: Literal[1, 2] = 1
-    """Number of transformers: 1 that both outputs share, or 2, so that each output has its own."""
+    """Number of transformers: 1, which both outputs share, or 2, one for each output."""
     causal_weight: float = 1.0
     """Weight of the model's own language-model loss, which is added to the squared error. 0 leaves this loss out."""
     folds: int = 1
-    """Number of cross-validation folds, with one model each. With several folds, each model is trained without the
-    documents of its fold, so that it can label documents that it has not seen."""
+    """Number of cross-validation folds; one model is trained for each fold. With several folds, each model is trained
+    without the documents of its fold, so that it can label these documents without having seen them."""
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None
-    """Hold out this many documents at the end for evaluation only; one in twenty by default, at most 500."""
+    """Hold out the last documents for evaluation only: this many, or by default one in twenty and at most 500."""
     model: SecondOrderSizes = field(default_factory=SecondOrderSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -86,20 +89,20 @@ class Config:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Settings, together with the labels and checkpoints that they name."""
+    """Settings, the labels and checkpoints that the settings name, and the windows to train on."""
 
     config: Config
     dataset: AnnotatedDataset
     starts: tuple[Checkpoint | None, ...]
-    """For each fold, the checkpoint that its model starts from; None if it starts from scratch."""
+    """One element per fold: the checkpoint that the fold's model starts from, or None for random weights."""
     windows: LabelWindows
 
     @classmethod
     def of(cls, config: Config) -> Prepared:
-        """Find labels and checkpoints, and choose windows.
+        """Find the labels and checkpoints that the settings name, and choose the windows.
 
         Raises:
-            ValueError: if labels, checkpoints and windows do not fit together.
+            ValueError: as `find_annotations`, `starting_points` and `label_windows` do.
         """
         dataset = find_annotations(config.labels)
         starts = starting_points(config, dataset)
@@ -108,7 +111,7 @@ class Prepared:
 
     @property
     def windowing(self) -> Windowing:
-        """Windows for training and evaluation, by default those of annotation."""
+        """Rules for cutting documents into windows, for training and evaluation; by default as in annotation."""
         from pipeline.training.batches import Windowing
 
         tokens = self.config.training.tokens_per_batch
@@ -116,7 +119,7 @@ class Prepared:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that the models depend on, without the output folder and the number of processes."""
+        """Facts that the trained models depend on, by name, without the output folder and the number of processes."""
         settings = {
             **asdict(self.config),
             "training": self.config.training.fingerprint,
@@ -129,7 +132,7 @@ class Prepared:
 
 
 def train_second_order(config: Config) -> None:
-    """Train a second-order model on the labels of an annotated dataset."""
+    """Train a second-order model on the labels of an annotated dataset and write its checkpoint."""
     from pipeline.training import resume
     from pipeline.training.distributed import process_group, this_process
     from pipeline.training.job import train_folds
@@ -148,10 +151,10 @@ def train_second_order(config: Config) -> None:
 
 
 def read_documents(plan: Prepared) -> tuple[Corpus, Corpus]:
-    """Return documents to train on and documents to evaluate on.
+    """Return the documents to train on, and the held-out documents to evaluate on.
 
     Raises:
-        ValueError: if either part has fewer than two labels.
+        ValueError: if the training documents or the held-out documents have fewer than two labels.
     """
     seen, held_out = plan.dataset.corpus(stop=plan.config.limit).held_out(plan.config.held_out)
     for part in (seen, held_out):
@@ -164,7 +167,7 @@ def read_documents(plan: Prepared) -> tuple[Corpus, Corpus]:
 
 
 def train_on(seen: Corpus, held_out: Corpus, start: Checkpoint | None, output: Path, plan: Prepared) -> None:
-    """Train one model and write it, with its card, to `output`."""
+    """Train one second-order model, and write its checkpoint and model card to `output`."""
     import torch
 
     from pipeline.training.batches import endless_batches
@@ -191,12 +194,13 @@ def train_on(seen: Corpus, held_out: Corpus, start: Checkpoint | None, output: P
 
 
 def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Checkpoint | None, ...]:
-    """Return, for each fold, the checkpoint that its model starts from; None if it starts from scratch.
+    """Return one element per fold: the checkpoint that the fold's model starts from, or None for random weights.
 
-    The checkpoint must not have been trained on the documents of the fold.
+    With several folds, each checkpoint must have been trained without the documents of its fold. This is not checked.
 
     Raises:
-        ValueError: if the number of checkpoints is not that of folds, or a checkpoint has another kind or other tokens.
+        ValueError: if the number of checkpoints differs from the number of folds; if a checkpoint is neither a causal
+            language model nor an estimator; or if its tokens differ from those of the labels.
     """
     if config.init_from is None:
         return (None,) * config.folds
@@ -211,9 +215,9 @@ def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Checkpoi
 
 
 def initial_model(plan: Prepared, start: Checkpoint | None, labels: np.ndarray) -> SecondOrderModel:
-    """Return a model with random weights, or one that starts from a checkpoint.
+    """Return a second-order model with the weights of a checkpoint, or with random weights if `start` is None.
 
-    Its outputs are scaled to the mean and deviation of the labels.
+    The model's outputs are scaled to the mean and the standard deviation of the labels.
     """
     from pipeline.models.loading import load_causal, load_estimator
     from pipeline.models.second_order import SecondOrderModel
@@ -236,10 +240,10 @@ def initial_model(plan: Prepared, start: Checkpoint | None, labels: np.ndarray) 
 
 
 def require_same_tokens(start: Checkpoint, dataset: AnnotatedDataset) -> None:
-    """Raise if the token ids of a model are not those of the labels.
+    """Raise if a checkpoint's token ids do not have the same meaning as those of an annotated dataset.
 
     Raises:
-        ValueError: if the model's tokenizer differs, or its vocabulary is smaller.
+        ValueError: if the tokenizers differ, or the checkpoint's vocabulary is smaller than the dataset's.
     """
     same = start.tokenizer_sha256 == dataset.provenance.tokenizer_sha256
     if not same or start.vocabulary < dataset.vocabulary:

@@ -1,7 +1,7 @@
 """Train a byte-level BPE tokenizer, which encodes every string and decodes it back exactly.
 
-Writes a folder that `AutoTokenizer.from_pretrained` loads. `<|endoftext|>` has id 0. It precedes each document in the
-training of a language model, but annotation never adds it.
+Writes a folder that `AutoTokenizer.from_pretrained` loads. The separator `<|endoftext|>` has id 0. Training of a
+language model adds the separator before each document, but annotation never adds it.
 """
 
 import itertools
@@ -30,12 +30,12 @@ MEASURED_DOCUMENTS = 1000
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config(Inputs):
-    """Text, vocabulary, output."""
+    """Settings of the job: text, vocabulary and output."""
 
     output: Path
     """Folder to write the tokenizer to."""
     vocabulary: int = 8192
-    """Number of tokens, including the separator and a token for each of the 256 bytes."""
+    """Number of tokens, including the separator and one token for each of the 256 byte values."""
     text_column: str = TEXT_COLUMN
     """Name of the column that holds the text."""
     limit: int | None = None
@@ -46,7 +46,7 @@ class Config(Inputs):
 
 
 def train_tokenizer(config: Config) -> None:
-    """Train a byte-level BPE tokenizer on documents."""
+    """Train a byte-level BPE tokenizer on documents and write its folder."""
     require_new_folder(config.output)
     found = config.find(pinned(config.input))
     found.tell()
@@ -63,9 +63,9 @@ def train_tokenizer(config: Config) -> None:
 
 
 def save(tokenizer: Tokenizer, config: Config) -> None:
-    """Write a folder for `AutoTokenizer`.
+    """Write the tokenizer as a folder that `AutoTokenizer.from_pretrained` loads.
 
-    Its largest file is written without white space, in 230 kB instead of 550.
+    The largest file, tokenizer.json, is written without white space, in 230 kB instead of 550 kB.
     """
     from transformers import PreTrainedTokenizerFast  # slow to import, and not needed for --help
 
@@ -77,7 +77,7 @@ def save(tokenizer: Tokenizer, config: Config) -> None:
 
 
 def card(tokenizer: Tokenizer, files: Sequence[File], config: Config, bytes_per_token: float) -> str:
-    """Return the tokenizer's card."""
+    """Return the model card of the tokenizer."""
     return model_card(
         "Byte-level BPE tokenizer",
         f"Every string has an encoding. `{SEPARATOR}` has id 0 and separates documents in training.",

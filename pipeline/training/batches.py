@@ -1,9 +1,9 @@
 """Batches within a token budget: corpus windows grouped by length, or packed windows of labelled documents.
 
-Every epoch shuffles the windows again and, if their lengths vary, cuts the documents again. The order depends only on
-the seed and the number of the epoch.
+Every epoch shuffles the windows again. If windows have random lengths, every epoch also cuts the documents again. The
+order of the windows depends only on the documents, the seed and the index of the epoch.
 
-B rows, T tokens of the longest row, N tokens of the corpus, P pieces, W packed windows.
+Shapes: B rows, T tokens of the longest row, N tokens of the corpus, P pieces, W packed windows.
 """
 
 import itertools
@@ -32,15 +32,15 @@ class Batch:
     lengths_B: Tensor
     labels_BT: Tensor | None = None
     factors_BT: Tensor | None = None
-    """Factor of each token's loss, computed by an objective that compares all tokens of a step. None if factors are not
-    needed or not yet computed."""
+    """Factor of each token in a `StepObjective`, an objective that compares all tokens of a step. None for other
+    objectives, and if the loss function itself computes the factors from this batch."""
     whole_batch: "Batch | None" = None
     """Batch of the whole step, if this batch is only a part: one process's rows, or one of several accumulated batches.
     None if this batch is the whole step."""
 
     @classmethod
     def of(cls, windows: PackedWindow, rows_B: np.ndarray) -> "Batch":
-        """Build a batch from the windows [W, T] that have the indices `rows_B`."""
+        """Build a batch from the packed windows [W, T] whose indices are in `rows_B`."""
         input_ids_BT, labels_BT, document_BT = (torch.from_numpy(values_WT[rows_B]) for values_WT in windows)
         return cls(input_ids_BT.long(), (document_BT != PADDING).sum(dim=1), labels_BT)
 
@@ -51,18 +51,18 @@ class Batch:
 
     @property
     def whole(self) -> "Batch":
-        """Batch of the whole step, over all processes.
+        """Batch of the whole step: all accumulated batches, with the rows of all processes.
 
-        A part's loss is the sum over the part's tokens, divided by the number of tokens of the whole step. The losses
-        of all parts therefore add up to the loss of the step.
+        The loss of a part is the sum over the part's tokens, divided by the number of tokens of the whole step. The
+        losses of all parts therefore add up to the loss of the step.
         """
         return self.whole_batch or self
 
     def part(self, process: int, processes: int) -> "Batch":
-        """Return the batch of one process's rows.
+        """Return the part of this batch that one process computes.
 
-        If there are too few rows for all processes, the batch of a process without rows is one row of length 0 without
-        labels.
+        If the batch has fewer rows than there are processes, some processes have no rows. The part of a process without
+        rows is one row of length 0 without labels.
         """
         if processes == 1:
             return self
@@ -76,7 +76,7 @@ class Batch:
 
     @staticmethod
     def rows(process: int, processes: int) -> slice:
-        """Return the slice that selects the rows of one process; it is empty if there are too few rows."""
+        """Return the slice of a process's rows of a batch: row `process` and every `processes`-th row after it."""
         return slice(process, None, processes)
 
     def to(self, device: torch.device) -> "Batch":
@@ -92,9 +92,10 @@ class Batch:
 class Windowing:
     """Rules for cutting documents into windows of at most `window` tokens.
 
-    Neighbouring windows share `overlap` tokens. A shared token has its label only in the first window that contains it,
-    as in annotation. With `varied`, windows do not overlap, and every length up to `window` is equally likely. With
-    `labelled_only`, windows without a label are skipped.
+    By default, windows are as long as possible, and neighbouring windows share `overlap` tokens. A shared token has its
+    label only in the first window that contains it, as in annotation. With `varied`, windows instead have random
+    lengths from 1 to `window`, all equally likely, and do not overlap. With `labelled_only`, windows without any label
+    are skipped.
     """
 
     window: int
@@ -109,10 +110,12 @@ class Windowing:
 
 
 def endless_batches(corpora: Iterable[Corpus], cut: Windowing, seed: int) -> Iterator[Batch]:
-    """Yield batches endlessly; every epoch contains each window once, corpus by corpus.
+    """Yield the batches of one epoch after another, endlessly.
+
+    An epoch contains every window of every corpus once, corpus by corpus.
 
     Raises:
-        ValueError: if no corpus has a window to train on.
+        ValueError: if an epoch has no window, because every document is empty or without a label.
     """
     for epoch in itertools.count():
         found = False
@@ -125,7 +128,7 @@ def endless_batches(corpora: Iterable[Corpus], cut: Windowing, seed: int) -> Ite
 
 
 def epoch_batches(corpus: Corpus, cut: Windowing, random: np.random.Generator) -> Iterator[Batch]:
-    """Yield batches in random order, which together contain every window of the corpus once."""
+    """Yield the batches of one epoch in random order. Together, they contain every window of the corpus once."""
     pieces_P3 = cut_windows(corpus.offsets, cut, random)
     if cut.labelled_only and corpus.labels_N is not None:
         labels_before = np.concatenate([[0], np.cumsum(~np.isnan(corpus.labels_N))])
@@ -146,16 +149,16 @@ class BatchPosition(NamedTuple):
     batches: int = 0
     """Number of finished batches of the current block."""
     left_out: int = 0
-    """Number of documents left out so far, because their labels cannot be moved to the model's tokens. Each document is
-    counted once, in the first epoch."""
+    """Number of documents left out of training so far, because their labels cannot be transferred to the model's
+    tokens. Each document is counted once, in the first epoch."""
 
 
 def labelled_batches(documents: LabelledDocuments, tokens_per_batch: int, seed: int) -> Resumable[Batch]:
     """Return an endless, resumable iterator over batches of the documents' windows, epoch after epoch.
 
-    The order within a block of documents depends only on the seed, the epoch and the block. Resuming reads the
-    interrupted block again. Iterating raises the errors of `LabelledDocuments.blocks`, and a ValueError if no document
-    has a window.
+    The order of the windows within a block of documents depends only on the seed, the epoch and the block. After an
+    interruption, the current block is read again. The iterator raises the errors of `LabelledDocuments.blocks`, and a
+    ValueError if no document has a window.
     """
     return Resumable(partial(_labelled_batches, documents, tokens_per_batch, seed), {}, BatchPosition())
 
@@ -183,21 +186,22 @@ def _labelled_batches(
 
 
 def batches_in_order(windows: PackedWindow, tokens_per_batch: int) -> Iterator[Batch]:
-    """Yield batches that contain every window [W, T] once, in the order of the windows."""
+    """Divide packed windows [W, T] into batches of consecutive windows, and yield the batches in order."""
     every = np.arange(len(windows.input_ids_T))
     return (Batch.of(windows, rows_B) for rows_B in rows_of_batches(every, windows, tokens_per_batch))
 
 
 def rows_of_batches(order: np.ndarray, windows: PackedWindow, tokens_per_batch: int) -> Iterator[np.ndarray]:
-    """Yield the indices of each batch's windows; `order` lists the indices of all windows."""
+    """Divide `order`, the indices of all windows, into batches. Yield the window indices of each batch."""
     size = max(1, tokens_per_batch // windows.input_ids_T.shape[1])
     return (order[start : start + size] for start in range(0, len(order), size))
 
 
 def cut_windows(offsets: np.ndarray, cut: Windowing, random: np.random.Generator) -> np.ndarray:
-    """Cut all documents into pieces, and return (start, stop, first labelled token) of each piece as [P, 3].
+    """Cut all documents into pieces, and return the pieces as int64 [P, 3]. Every piece lies within one document.
 
-    Every piece lies within one document.
+    The columns are the index of the piece's first token in the corpus, the index after its last token, and the index of
+    the first token whose label belongs to this piece.
     """
     pieces: list[tuple[int, int, int]] = []
     for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
@@ -210,7 +214,7 @@ def cut_windows(offsets: np.ndarray, cut: Windowing, random: np.random.Generator
 
 
 def collate(corpus: Corpus, pieces_B3: np.ndarray) -> Batch:
-    """Return a batch of the pieces, padded to the longest piece."""
+    """Return a batch of pieces [B, 3] from `cut_windows`, padded to the longest piece."""
     starts_B1, stops_B1, labelled_B1 = np.hsplit(pieces_B3, 3)
     lengths_B = (stops_B1 - starts_B1)[:, 0]
     index_BT = starts_B1 + np.arange(lengths_B.max())

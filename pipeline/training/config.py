@@ -18,40 +18,41 @@ ABOVE_ZERO = (
 )
 AT_LEAST_ZERO = ("weight_decay", "seed")
 NOT_IN_FINGERPRINT = ("save_every", "keep", "trackers")
-"""Settings that do not change the trained model."""
+"""Names of the settings that do not change the trained model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Optimizer steps, batches and evaluations."""
+    """Settings of a training run: optimizer steps, batches, evaluations and saved states."""
 
     steps: int = 2000
     """Number of optimizer steps."""
     tokens_per_batch: int = 8192
-    """Largest number of tokens in a batch, including padding. A longer window is a batch by itself."""
+    """Largest number of tokens in a batch, including padding. A window longer than this is a batch by itself."""
     accumulate: int = 1
-    """Number of batches per step. Only one of these batches is in memory at a time, and loss and gradient equal those
-    of one large batch. Objectives that compare tokens (flood-mean, random-share, reference-share) compare all tokens of
-    the step in all processes, which takes another forward pass if there are several batches or processes."""
+    """Number of batches per optimizer step (gradient accumulation). Only one of these batches is in memory at a time.
+    Loss and gradient equal those of one large batch with the same rows. The objectives flood-mean, random-share and
+    reference-share compare all tokens of the step, in all processes. With several batches or processes, the comparison
+    takes another forward pass."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW, after a linear warm-up and before a decay to zero."""
     decay: Decay = "cosine"
-    """Shape of the learning rate's decay."""
+    """Shape of the learning rate's decay after the warm-up."""
     warmup: float = 0.05
-    """Share of the steps used for the warm-up of the learning rate."""
+    """Length of the learning rate's warm-up, as a share of all steps."""
     weight_decay: float = 0.1
     """Weight decay of matrices; vectors are not decayed."""
     gradient_clip: float = 1.0
-    """Clip the gradient to this norm."""
+    """Clip the norm of the gradient to at most this value."""
     evaluate_every: int = 500
     """Number of steps between evaluations. The model is also evaluated after the last step."""
     save_every: int | None = None
     """Number of steps between saved states, from which an interrupted run resumes. By default, a state is saved at each
     evaluation."""
     keep: int = 2
-    """Number of saved states to keep, newest first. The finished model replaces all states."""
+    """Number of saved states to keep. Older states are deleted, and the finished model replaces all states."""
     precision: Literal["no", "bf16"] = "no"
-    """Mixed precision of the forward pass; weights stay in float32."""
+    """Mixed precision of the forward pass in training: bf16, or no for float32. Weights are float32 in both cases."""
     compile: bool = False
     """Compile the forward pass of training with torch.compile. Compilation takes minutes and pays off on a GPU."""
     cross_entropy: Literal["torch", "cut-cross-entropy"] = "torch"
@@ -60,7 +61,8 @@ class TrainingConfig:
     save_as: Literal["float32", "bfloat16"] = "float32"
     """dtype of the saved weights. Weights are rounded to this dtype before the last evaluation."""
     trackers: tuple[str, ...] = ()
-    """Experiment trackers that also receive the metrics. Give accelerate's names: tensorboard, wandb, mlflow, ..."""
+    """Experiment trackers that receive the metrics, in addition to metrics.jsonl. Give the names that accelerate uses:
+    tensorboard, wandb, mlflow, ..."""
     seed: int = 0
     """Seed of the initial weights, the order of the data, and dropout."""
 
@@ -85,7 +87,7 @@ class TrainingConfig:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Settings that determine the trained model and its metrics."""
+        """Settings, by name, that determine the trained model and the metrics of its training."""
         settings = {name: value for name, value in asdict(self).items() if name not in NOT_IN_FINGERPRINT}
         if self.cross_entropy == "torch":  # states from before this setting existed lack it too
             del settings["cross_entropy"]
@@ -117,7 +119,10 @@ NEED_LABELS: tuple[ObjectiveName, ...] = ("flood", "floor", "weight", "mask", "r
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
-    """Objective to minimise, from a token's loss l and its entropy e = `scale * label + margin`, both in nats."""
+    """Settings of the objective to minimise, a function of each token's loss l and entropy e.
+
+    Both are in nats, and e = `scale * label + margin`.
+    """
 
     objective: ObjectiveName = "flood"
     """Objective to minimise, from a token's loss l and its entropy e. flood: |l - e|. floor: max(l - e, 0). weight:
@@ -126,15 +131,15 @@ class ObjectiveSettings:
     of the share of tokens with the largest l - e, for labels that are the losses of a reference model (Rho-1,
     arXiv 2404.07965)."""
     scale: float = 1.0
-    """Multiply every label by this factor, if labels are known to be spread too wide or too narrow."""
+    """Multiply every label by this factor: below 1 if labels are spread too widely, above 1 if too narrowly."""
     margin: float = 0.0
-    """Add this many nats to every label: above 0 if labels are known to be too low, below 0 if they are too high."""
+    """Add this many nats to every label: above 0 if labels are too low, below 0 if they are too high."""
     threshold: float | None = None
-    """With mask, ignore tokens whose entropy is at least this many nats; the mean of e by default."""
+    """Threshold of the objective mask in nats: tokens with e at or above it add no loss. By default, the mean of e."""
     level: float | None = None
-    """Level of the objective flood-mean, in nats; the mean of e by default."""
+    """Level of the objective flood-mean, in nats. By default, the mean of e."""
     share: float = 0.6
-    """Share of the tokens that random-share and reference-share train on."""
+    """Share of each step's tokens on which the objectives random-share and reference-share train."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -142,7 +147,10 @@ class ObjectiveSettings:
 
 
 def installed_trackers() -> list[str]:
-    """Return the names of the trackers that accelerate can start here, including custom ones registered with it."""
+    """Return the names of the experiment trackers that accelerate can start in this environment.
+
+    Custom trackers that are registered with accelerate are included.
+    """
     # imported here because accelerate takes seconds, and --help does not need it
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
     from accelerate.utils import LoggerType

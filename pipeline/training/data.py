@@ -3,7 +3,7 @@
 `DocumentSettings` reads files for estimators and autoencoders. `LabelledDocuments` reads annotated datasets for
 language models.
 
-W windows, T tokens of a window, N tokens.
+Shapes: W windows, T tokens of a window, N tokens.
 """
 
 import logging
@@ -53,27 +53,27 @@ class Documents:
     held_out: Corpus
     source: TokenSource
     decisive: dict[str, Any]
-    """Everything about the documents that determines the model: settings, inputs, tokenizer and counts."""
+    """Values, by name, that determine the documents and so the trained model: settings, inputs, tokenizer, counts."""
 
     @property
     def blocks(self) -> Iterable[Corpus]:
-        """All documents to train on in one epoch, as one corpus or a stream of corpora."""
+        """All documents to train on in one epoch: a list of one corpus, or a stream of several corpora."""
         return [self.seen] if isinstance(self.seen, Corpus) else self.seen
 
     def leave_one_fold_out(self, folds: int) -> Iterator["Documents"]:
-        """Divide `seen` into folds and, for each fold, yield these documents without it.
+        """Divide `seen` into cross-validation folds, and yield one copy per fold, whose `seen` lacks that fold.
 
-        If there is only one fold, yield all documents once.
+        With only one fold, yield one copy with all documents. The held-out documents are the same in all copies.
 
         Raises:
-            ValueError: as in `Corpus.leave_one_fold_out`; a stream's folds are not checked.
+            ValueError: if a fold of a corpus has no document. The folds of a stream are not checked.
         """
         for part in self.seen.leave_one_fold_out(folds):
             yield replace(self, seen=part)
 
     @property
     def facts(self) -> dict[str, object]:
-        """Rows of the model card that describe the documents."""
+        """Rows of the model card's table that describe the documents: values by row title."""
         held_out = f"{_counted(self.held_out)}, never trained on"
         if isinstance(self.seen, Corpus):
             return {"trained on": _counted(self.seen), "held out": f"the last {held_out}"}
@@ -87,23 +87,23 @@ class DocumentSettings(Inputs):
 
     input: tuple[str, ...]
     """Documents, as in --input of pipeline.annotate: Parquet files, JSON lines or text files. Folders, globs and URLs
-    of files work too (hf://datasets/user/name, https://, s3://). With --tokenizer none, files need a column
-    `input_ids`."""
+    of files work too (hf://datasets/user/name, https://, s3://). With --tokenizer none, the files need a column
+    `input_ids` instead of text."""
     tokenizer: str
     """Tokenizer folder, or `none` for documents that are already tokenized."""
     vocabulary: int | None = None
-    """Number of token ids; required with --tokenizer none."""
+    """Number of token ids. Required with --tokenizer none, otherwise taken from the tokenizer."""
     text_column: str = TEXT_COLUMN
     """Name of the column that holds the text."""
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None
-    """Hold out this many documents at the end for evaluation only. By default, one in twenty is held out, at most 500.
-    With --stream, the first documents are held out instead, 500 by default, since the last ones are unknown until all
-    are read."""
+    """Hold out the last documents for evaluation only: this many, or by default one in twenty and at most 500. With
+    --stream, hold out the first documents instead, 500 by default, since the last documents are unknown until all are
+    read."""
     stream: int | None = None
-    """Read and shuffle about this many tokens at a time, to save memory. During training, all processes together read
-    and tokenize the next documents. By default, all documents are read into memory before training."""
+    """Read and shuffle about this many tokens at a time, to save memory. During training, the processes share the work
+    of reading and tokenizing the next documents. By default, all documents are read into memory before training."""
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "limit", "stream", "longest_document")
@@ -111,8 +111,8 @@ class DocumentSettings(Inputs):
     def read(self) -> Documents:
         """Read the documents.
 
-        Without `stream`, all documents are read. With `stream`, only the held-out documents are read now, and the other
-        documents are read during training.
+        Without `stream`, this reads all documents. With `stream`, this reads only the held-out documents, and training
+        reads the other documents.
 
         Raises:
             ValueError: if the files, the tokenizer or the documents are invalid.
@@ -188,7 +188,7 @@ class ModelTokens:
 
     @classmethod
     def of(cls, dataset: AnnotatedDataset, tokenizer: Path | None) -> "ModelTokens":
-        """Return the tokens of a tokenizer folder, or the dataset's own tokens if `tokenizer` is None.
+        """Return the tokenizer and vocabulary of a tokenizer folder, or those of the dataset if `tokenizer` is None.
 
         Raises:
             ValueError: if a tokenizer is given, but the dataset's source was already tokenized and has no text.
@@ -202,10 +202,10 @@ class ModelTokens:
         return cls(folder, vocabulary, beginning_token(folder), moved=tokenizer is not None)
 
     def read(self, inputs: Sequence[str]) -> Corpus:
-        """Read text without labels from the inputs that `find_documents` accepts, and tokenize it.
+        """Read and tokenize documents without labels. `inputs` are paths, globs or URLs, as for `find_documents`.
 
         Raises:
-            ValueError: if there is no text, or no tokenizer.
+            ValueError: if the inputs have no text, or the model has no tokenizer.
         """
         if self.folder is None:
             raise ValueError("`out_of_distribution` needs a tokenizer, but these documents came as tokens")
@@ -220,16 +220,16 @@ class Block(NamedTuple):
     """Group of consecutive documents of an epoch, packed into windows."""
 
     windows: PackedWindow
-    """Windows [W, T], in the documents' order."""
+    """Windows [W, T], in the order of the documents."""
     documents: int
-    """Number of documents, including those left out."""
+    """Number of documents in the block, including documents that are left out of the windows."""
     left_out: int
-    """Number of documents left out because their labels cannot be moved to the model's tokens."""
+    """Number of documents left out of the windows, because their labels cannot be transferred to the model's tokens."""
 
 
 @dataclass
 class LabelledDocuments:
-    """Documents `start` to `stop` of an annotated dataset, packed block by block into windows of a model's tokens."""
+    """Documents [start, stop) of an annotated dataset, packed block by block into windows of a model's tokens."""
 
     dataset: AnnotatedDataset
     tokens: ModelTokens
@@ -237,8 +237,8 @@ class LabelledDocuments:
     start: int
     stop: int
     at_a_time: int | None = None
-    """Number of tokens in a block, which ends with the document that reaches this number. None puts all documents into
-    one block, which stays in memory."""
+    """Number of tokens in a block. The document that reaches this number ends the block, as does the end of an epoch.
+    None puts all documents into one block, which stays in memory."""
     shuffled: int | None = None
     """Seed for shuffling the labels within each block; None keeps every label at its token."""
     _warned: bool = field(default=False, init=False)
@@ -250,6 +250,9 @@ class LabelledDocuments:
         """Yield blocks endlessly, epoch after epoch; each epoch begins with a new block.
 
         The first `done` documents, counted over all epochs, are skipped.
+
+        Raises:
+            ValueError, OSError: if the dataset cannot be read.
         """
         if self.at_a_time is None:
             yield from repeat(self.whole)
@@ -271,17 +274,17 @@ class LabelledDocuments:
         return self._block(self.dataset.corpus(self.start, self.stop), 0)
 
     def held_out(self) -> PackedWindow:
-        """Return the windows of all documents, for evaluation.
+        """Return all documents, packed into windows [W, T], for evaluation.
 
         Raises:
-            ValueError: if all documents are empty or left out.
+            ValueError: if every document is empty, or left out because its labels cannot be transferred.
         """
         block = self._block(require_tokens(self.dataset.corpus(self.start, self.stop)), 0)
         self._require_windows(block)
         return block.windows
 
     def labels(self) -> np.ndarray:
-        """Return all labels, in nats, of the first block that has windows; missing labels are left out.
+        """Return an array of all labels in the first block that has windows, in nats, without missing labels.
 
         Raises:
             ValueError: if no block has windows.
@@ -329,6 +332,6 @@ class LabelledDocuments:
 
 
 def in_windows(corpus: Corpus, packing: Packing) -> PackedWindow:
-    """Pack the documents into windows [W, T]; labels are NaN if the corpus has no labels."""
+    """Pack a corpus into windows [W, T]. If the corpus has no labels, all labels of the windows are NaN."""
     labels_N = np.full(len(corpus.tokens_N), np.nan, np.float32) if corpus.labels_N is None else corpus.labels_N
     return packing.all_windows(zip(corpus.by_document(corpus.tokens_N), corpus.by_document(labels_N), strict=True))

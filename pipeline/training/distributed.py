@@ -27,10 +27,10 @@ ResultT = TypeVar("ResultT")
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Run in a process group that all processes leave together.
+    """Context manager for a process group that all processes leave together.
 
-    A process that ends before the others may crash while its connections close. The launcher then kills the other
-    processes, which may still be saving.
+    If one process left early, it could crash while closing its connections to the others. The launcher would then kill
+    the other processes, which may still be saving.
     """
     joined_before = torch.distributed.is_initialized()  # Ray joins the group itself, and also leaves it
     try:
@@ -43,14 +43,17 @@ def process_group() -> Iterator[None]:
 
 
 def this_process() -> PartialState:
-    """Return the state of this process in its group; the first call joins the group."""
+    """Return this process's rank, device and number of processes, as accelerate's `PartialState`.
+
+    The first call joins the process group.
+    """
     return PartialState(cpu=_on_cpu())
 
 
 def new_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
-    """Return the `Accelerator`, which handles devices and processes.
+    """Return a new `Accelerator`, accelerate's object that handles devices, processes and trackers.
 
-    The model will be sharded if the settings of `accelerate launch` ask for shards.
+    It shards models (FSDP2) if the settings of `accelerate launch` request sharding, and otherwise replicates them.
     """
     accelerator = Accelerator(
         mixed_precision=config.precision,
@@ -101,13 +104,13 @@ class DistributedModel(Generic[ModelT]):
         return result
 
     def round_weights(self, dtype: torch.dtype) -> None:
-        """Round weights to the precision of `dtype`, without changing their own dtype."""
+        """Round the weights to values that `dtype` can represent, but keep the dtype in which they are stored."""
         with torch.no_grad():
             for parameter in self.model.parameters():
                 parameter.copy_(parameter.to(dtype))
 
     def copy_to(self, model: ModelT) -> None:
-        """Copy the trained weights to `model` if they are sharded; every process must call this."""
+        """Copy the trained weights to `model`, unless `model` itself was trained. Every process must call this."""
         if self.model is not model:
             with torch.no_grad():
                 for parameter, trained in zip(model.parameters(), self.model.parameters(), strict=True):
@@ -115,10 +118,11 @@ class DistributedModel(Generic[ModelT]):
 
 
 class FunctionModule(nn.Module, Generic[ModelT]):
-    """Wrapper whose forward pass applies any function to a model.
+    """Wrapper of a model whose forward pass applies a given function to the model.
 
-    DDP averages gradients, and FSDP gathers weights, around the forward pass of the wrapped module. A loss must run
-    inside this forward pass, since it reads weights directly and not through the model's own forward pass.
+    DDP averages gradients, and FSDP gathers weights, only around the forward pass of the module that they wrap. A loss
+    function reads some weights directly, outside the forward pass of the model. It must therefore run inside the
+    forward pass of this wrapper.
     """
 
     def __init__(self, model: ModelT) -> None:
@@ -131,12 +135,12 @@ class FunctionModule(nn.Module, Generic[ModelT]):
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return a tensor gathered from all of its shards; every process must call this."""
+    """Return the complete tensor, gathered from all processes if it is sharded. Every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered(mine: ResultT) -> list[ResultT]:
-    """Return the values of `mine` in all processes, in rank order; every process must call this."""
+    """Return the values that all processes pass as `mine`, in rank order. Every process must call this."""
     this_process()
     values: list[ResultT] = gather_object([mine])
     return values

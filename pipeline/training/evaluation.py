@@ -1,9 +1,9 @@
 """Evaluation on held-out documents: losses, R² against labels, and code lengths of whole texts.
 
-Training evaluates with `window_loss`, `second_order_metrics` or `window_metrics`. An `Accounting` is the code length of
-a corpus, including the stored embeddings of its windows. Sums over tokens are in float64.
+Training evaluates with `window_loss`, `second_order_metrics` or `window_metrics`. An `Accounting` holds the code length
+of a corpus, including the stored embeddings of its windows. Sums over tokens are in float64.
 
-B rows, T tokens of the longest row, N tokens, E bottleneck width.
+Shapes: B rows, T tokens of the longest row, N tokens or windows, E bottleneck width.
 """
 
 import math
@@ -26,15 +26,16 @@ from pipeline.training.metrics import Metrics
 
 
 def window_loss(model: PreTrainedModel, windows: PackedWindow, tokens_per_batch: int) -> float:
-    """Return a causal language model's plain cross-entropy in nats per token, whatever its training objective."""
+    """Return a causal language model's plain cross-entropy in nats per token, without its training objective."""
     batches = (batch.to(model.device) for batch in batches_in_order(windows, tokens_per_batch))
     return mean_of(window_losses(model, batch)[batch.real_BT[:, 1:]] for batch in batches)
 
 
 def second_order_metrics(model: SecondOrderModel, batches: Iterable[Batch]) -> Metrics:
-    """Return R² against held-out labels, for the seeing and for the expecting output.
+    """Return the R² of both outputs against held-out labels, as `r2_seeing` and `r2_expecting`.
 
-    The seeing output has read the token, and the expecting output only the tokens before it.
+    The seeing output estimates a token's entropy after reading the token. The expecting output reads only the tokens
+    before it.
     """
     seeing, expecting, labels = [], [], []
     for batch in batches:
@@ -49,7 +50,10 @@ def second_order_metrics(model: SecondOrderModel, batches: Iterable[Batch]) -> M
 
 
 def window_metrics(model: WindowEncoder, corpus: Corpus, windowing: Windowing) -> Metrics:
-    """Return the loss without and with the embedding's cost, in nats per token, and bits per byte with that cost."""
+    """Return the loss in nats per token without and with the cost of the embeddings, and bits per byte with this cost.
+
+    The cost is the size of the embeddings in float32. Bits per byte are missing if the documents came as tokens.
+    """
     account = window_accounting(model, Codec("float32"), corpus, windowing)
     metrics = {"held_out_loss": account.loss, "normalized_loss": account.normalized_loss}
     return metrics | ({} if account.bits_per_byte is None else {"bits_per_byte": account.bits_per_byte})
@@ -57,7 +61,7 @@ def window_metrics(model: WindowEncoder, corpus: Corpus, windowing: Windowing) -
 
 @dataclass(frozen=True, kw_only=True)
 class Accounting:
-    """Counts and code length of a whole text, without padding."""
+    """Number of tokens, windows and bytes of a text, and the text's code length. Padding is not counted."""
 
     tokens: int
     windows: int
@@ -86,9 +90,9 @@ class Accounting:
 
 @torch.no_grad()
 def window_accounting(model: WindowEncoder, codec: Codec, corpus: Corpus, windowing: Windowing) -> Accounting:
-    """Return the accounting of an estimator or autoencoder.
+    """Return the `Accounting` of a corpus that an estimator or autoencoder encodes.
 
-    Its decoder reads each window's embedding after a round trip through the codec.
+    The decoder reads each window's embedding after the codec has stored and restored it.
     """
     batches = held_out_batches(corpus, windowing, model.device)
     stored = ((batch, stored_losses(model, codec, batch.input_ids_BT, batch.lengths_B)) for batch in batches)
@@ -97,7 +101,7 @@ def window_accounting(model: WindowEncoder, codec: Codec, corpus: Corpus, window
 
 @torch.no_grad()
 def causal_accounting(model: PreTrainedModel, start: int, corpus: Corpus, windowing: Windowing) -> Accounting:
-    """Return the accounting of a causal language model, which has no embeddings.
+    """Return the `Accounting` of a corpus that a causal language model encodes, without embeddings.
 
     The model reads the token `start` before each window.
     """
@@ -113,9 +117,9 @@ def window_embeddings(model: WindowEncoder, corpus: Corpus, windowing: Windowing
 
 
 def _summed(corpus: Corpus, batches: Iterable[tuple[Batch, Tensor, int]]) -> Accounting:
-    """Return the accounting of a corpus from the (batch, losses [B, T], stored bits) of all batches.
+    """Add up all batches of a corpus to its `Accounting`, with nats in float64.
 
-    Nats are summed in float64.
+    `batches` yields (batch, losses [B, T] in nats, stored bits).
     """
     tokens = windows = stored_bits = 0
     token_nats = 0.0
@@ -128,7 +132,7 @@ def _summed(corpus: Corpus, batches: Iterable[tuple[Batch, Tensor, int]]) -> Acc
 
 
 def held_out_batches(corpus: Corpus, windowing: Windowing, device: torch.device) -> Iterator[Batch]:
-    """Yield batches on the device that contain every window of the corpus once, always in the same order."""
+    """Yield batches on the device, always in the same order, which together contain every window of the corpus once."""
     for batch in epoch_batches(corpus, windowing, np.random.default_rng(0)):
         yield batch.to(device)
 

@@ -1,11 +1,11 @@
 """Objectives for `transformers.Trainer` and trainers built on it: windows, a collator and a loss.
 
-A trainer passes only logits and `labels` to its loss, so each label carries two values. The lower half of an int64 is
-the token's id, and the upper half holds the bits of its entropy as float32. As usual, the label -100 marks a position
-without a target, which trainers skip and do not count. The first token of a row or of a packed document has this mark,
-since no other token predicts it.
+A trainer passes only logits and `labels` to its loss, so each label is an int64 that carries two values. The lower half
+is the token's id, and the upper half holds the bits of the token's entropy as float32. As usual, the label -100 marks a
+position without a target, which trainers skip and do not count. The first token of a row or of a packed document has
+the label -100, since the model does not predict it.
 
-B rows, T tokens of the longest row, V vocabulary, S tokens of all rows.
+Shapes: B rows, T tokens of the longest row, V vocabulary, S tokens of all rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,16 +30,16 @@ POSITION_IDS = "position_ids"
 
 Nats = list[float | None]
 Piece = tuple[list[int], Nats]
-"""Token ids and their entropies. The entropy is None for a token without a label."""
+"""Token ids of a piece of a document, and the entropy of each token; None for a token without a label."""
 
 
 def packed_labels(input_ids: Tensor, entropies: Tensor) -> Tensor:
-    """Pack token ids and entropies in nats into one int64 tensor of the same shape; NaN is a missing entropy."""
+    """Pack token ids and entropies in nats into one int64 tensor of the same shape. A missing entropy is NaN."""
     return entropies.float().view(torch.int32).long() << 32 | input_ids.long()
 
 
 def unpacked_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the token ids and entropies that labels carry.
+    """Return the token ids and the entropies that int64 labels carry.
 
     At positions without a target, the id is IGNORED and the entropy is NaN.
     """
@@ -52,17 +52,19 @@ def unpacked_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
 class EntropyWindows:
     """Function for `Dataset.map` that cuts documents into windows of at most `context` tokens.
 
-    Use: `dataset.map(EntropyWindows(context=1024), batched=True, remove_columns=dataset.column_names)`
+    Usage: `dataset.map(EntropyWindows(context=1024), batched=True, remove_columns=dataset.column_names)`
 
-    No token is left out. A longer document becomes several windows. Each window after the first begins with the last
-    token of the previous window, without its label, so that every token is predicted once. The exception is the first
-    token of a document if there is no separator before it. Empty documents have no window.
+    No token is left out. A document longer than `context` becomes several windows. Each of these windows after the
+    first begins with the last token of the previous window, without its label, so that every token is predicted once.
+    Only the first token of a document is not predicted, if there is no separator before it. Empty documents have no
+    window.
     """
 
     context: int
     packed: bool = False
-    """Pack several documents, or pieces of documents, into a row. `position_ids` restart at each document or piece, so
-    that transformers keeps attention within it. Only documents of the same batch of `map` are packed together."""
+    """Pack several documents, or pieces of documents, into a row. By default, each is a row of its own. `position_ids`
+    restart at each document or piece, so that transformers keeps attention within it. Only documents in the same batch
+    of `map` are packed together."""
     separator: int | None = None
     """Id of a token to insert before each document; None inserts nothing. The inserted token has no label."""
     column: str = ENTROPY
@@ -72,9 +74,9 @@ class EntropyWindows:
             raise ValueError(f"windows need a context of at least 2 tokens, not {self.context}")
 
     def __call__(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Cut documents into windows, and return the columns of the windows by name.
+        """Cut a batch of documents into windows, and return the columns of the windows by name.
 
-        Values of columns, in `rows` and in the result, are lists of numbers.
+        In `rows` and in the result, a column has one list of numbers per row. A missing label is None.
 
         Raises:
             ValueError: if a column is missing, or a row does not have one label per token.
@@ -105,8 +107,9 @@ class EntropyWindows:
 class EntropyCollator:
     """Collator that makes a batch from rows of an annotated dataset: `input_ids`, and `labels` with ids and entropies.
 
-    Rows are padded and get an `attention_mask`. Packed rows are concatenated to [1, S], with their `position_ids`.
-    Flash attention accepts concatenated rows. Other kernels need a mask for them, and its size grows with S².
+    Rows without `position_ids` are padded to [B, T], with an `attention_mask`. Rows with `position_ids`, which
+    `EntropyWindows` has packed, are concatenated to [1, S]. Flash attention accepts concatenated rows without a mask.
+    Other attention kernels need a mask, whose size grows with S².
     """
 
     pad_token_id: int
@@ -115,7 +118,7 @@ class EntropyCollator:
     column: str = ENTROPY
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Return the rows as a batch. Rows hold lists of numbers, with None for a missing label.
+        """Return the rows as a batch of tensors. The columns of a row are lists of numbers; a missing label is None.
 
         Raises:
             ValueError: if a row lacks a column, does not have one label per token, or is longer than the context.
@@ -134,7 +137,7 @@ class EntropyCollator:
         }
 
     def _tensors(self, row: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return ids and labels [T] of a row."""
+        """Return the token ids and the packed labels of a row, both int64 [T]."""
         _require_columns(row, self.column)
         tokens = len(row[INPUT_IDS])
         _require_label_per_token(tokens, len(row[self.column]))
@@ -152,10 +155,13 @@ class EntropyCollator:
 
 
 def entropy_loss(settings: ObjectiveSettings, mean_entropy: float | None = None) -> Callable[..., Tensor]:
-    """Return a `compute_loss_func` for a trainer; it takes next-token logits and labels of `EntropyCollator`.
+    """Return a function for a trainer's `compute_loss_func`, which takes logits and the labels of `EntropyCollator`.
+
+    The logits at each position are those of the next token.
 
     Args:
-        mean_entropy: mean of the dataset's labels in nats, for mask without a threshold and flood-mean without a level.
+        mean_entropy: mean of the dataset's labels in nats. The objective mask needs it unless `threshold` is set, and
+            flood-mean unless `level` is set.
 
     Raises:
         ValueError: if `mean_entropy` is needed but missing.
@@ -166,7 +172,7 @@ def entropy_loss(settings: ObjectiveSettings, mean_entropy: float | None = None)
     objective = objective_function(settings, mean_entropy or 0.0)
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Return this batch's part of the step's loss, which is a mean over all targets of the optimizer step.
+        """Return this batch's part of the optimizer step's loss. The parts add up to the mean over all targets.
 
         Raises:
             ValueError: if the objective compares all tokens of a step, and this batch has only some of them.
@@ -186,9 +192,10 @@ def entropy_loss(settings: ObjectiveSettings, mean_entropy: float | None = None)
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy [B, T] of each target, and 0 at positions without a target.
+    """Return the cross-entropy [B, T] of each target in nats, and 0 at positions without a target.
 
-    Use as `preprocess_logits_for_metrics` together with `mean_cross_entropy`.
+    Index i is for token i, given the tokens before it. Pass this function to a trainer as
+    `preprocess_logits_for_metrics`, together with `mean_cross_entropy`.
     """
     ids_BT, _ = unpacked_labels(labels.to(logits.device))
     predicted = logits[:, :-1].transpose(1, 2).float()
@@ -197,9 +204,10 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def mean_cross_entropy(evaluated: Any) -> dict[str, float]:
-    """Return the mean cross-entropy in nats per target, by the name `cross_entropy`.
+    """Return the mean cross-entropy in nats per target, as the only entry `cross_entropy` of a dictionary.
 
-    Use as `compute_metrics`. Evaluations then show `eval_cross_entropy` alongside the objective's `eval_loss`.
+    Pass this function to a trainer as `compute_metrics`. Evaluations then show `eval_cross_entropy` alongside the
+    objective's `eval_loss`.
     """
     targets = evaluated.label_ids != IGNORED
     targets[:, 0] = False
@@ -209,7 +217,8 @@ def mean_cross_entropy(evaluated: Any) -> dict[str, float]:
 def _documents(losses: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Split losses and labels of a single packed row into [B, T], with one row per document.
 
-    Each document begins with a position without a target. If there are several rows, return them unchanged.
+    Each document in the packed row begins with a position without a target. If there are several rows, they
+    are not packed, and losses and labels are returned unchanged.
     """
     if len(labels) > 1:
         return losses, labels

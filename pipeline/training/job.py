@@ -1,7 +1,7 @@
-"""Steps shared by the training jobs: train a fresh model, then save its checkpoint and its model card.
+"""Steps shared by the training jobs: train a model, then save its checkpoint and its model card.
 
-Jobs with cross-validation folds do this once per fold. Within `process_group`, a job reads its documents, begins its
-folder with `resume.begin_on_main`, trains and saves. The same command resumes an interrupted job.
+Jobs with cross-validation folds repeat these steps for each fold. Within `process_group`, a job reads its documents,
+creates its output folder with `resume.begin_on_main`, trains and saves. The same command resumes an interrupted job.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,11 +33,11 @@ PartT = TypeVar("PartT")
 def train_folds(
     parts: Iterable[PartT], folds: int, output: Path, train_fold: Callable[[int, PartT, Path], None]
 ) -> None:
-    """Train one model per fold, each in its own folder; models that are already finished are skipped.
+    """Train one model per cross-validation fold, each in its own folder, and skip models that are already finished.
 
     Args:
-        parts: documents to train each fold's model on, which leave out the fold itself.
-        train_fold: function that trains and saves a fold's model, given the fold's number, part and folder.
+        parts: for each fold, the documents to train its model on. With several folds, they are all outside the fold.
+        train_fold: function that trains and saves a fold's model, given the fold's index, part and folder.
     """
     for fold, part in enumerate(parts):
         folder = fold_folder(output, fold, folds)
@@ -63,8 +63,8 @@ def train_and_save(
 
     Args:
         tokenizer: folder of the tokenizer to include in the checkpoint.
-        card: function that returns the model card, given the last metrics.
-        result: format string of the message at the end, to be filled with the last metrics.
+        card: function that returns the model card, given the metrics of the last evaluation.
+        result: format string of the closing message, whose fields are names of metrics.
     """
     output.mkdir(parents=True, exist_ok=True)
     metrics = train(model, batches, loss, evaluate, config, output)
@@ -75,7 +75,10 @@ def train_and_save(
 
 
 def _best(output: Path) -> str:
-    """Return the lowest held-out loss of a training, for the closing message; empty if it is the last one."""
+    """Return text about the evaluation with the lowest held-out loss, to append to the closing message.
+
+    The text is empty if the last evaluation has the lowest loss, or if the metrics have no `held_out_loss`.
+    """
     losses = {int(each["step"]): each["held_out_loss"] for each in evaluations(output) if "held_out_loss" in each}
     best = min(losses, key=losses.__getitem__, default=None)
     return "" if best is None or best == max(losses) else f", at best {losses[best]:.3f} (step {best:,})"
@@ -93,8 +96,9 @@ def train_on_windows(
     """Train an estimator or an autoencoder on windows of documents and write its checkpoint to `output`.
 
     Args:
-        card: function that returns the model card, given the rows of its table.
-        varied: train on windows of all lengths up to the context, with every length equally likely.
+        card: function that returns the model card, given the rows of the card's table.
+        varied: train on windows of random lengths, with every length up to the context equally likely. By default,
+            windows have the length of the context, except at the ends of documents.
     """
     windows = Windowing(model.config.context, config.tokens_per_batch)
     seen = Windowing(model.config.context, config.tokens_per_batch, varied=varied)

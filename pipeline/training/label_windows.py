@@ -1,8 +1,8 @@
-"""Windows in which a model learns labels: by default those of annotation, since a label depends on its whole window.
+"""Windows in which a model learns labels: by default as in annotation, since a label depends on its whole window.
 
-Provenance records the length and overlap of annotation's windows, and the token that a causal model read before each
-window. Flags override the recorded values. If labels were moved from the tokens of another tokenizer, annotation's
-windows consisted of those other tokens. In this case, the context and start token of the model are used instead.
+The dataset's provenance records the length and overlap of annotation's windows, and the token that a causal model read
+before each window. Flags override these values. If annotation used a tokenizer other than the dataset's, the windows of
+annotation consisted of other tokens. The default is then the context and start token of the checkpoint to start from.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from schemas.annotations import Provenance
 
 @dataclass(frozen=True)
 class LabelWindows:
-    """Size and overlap of windows, and the token read before each window."""
+    """Length and overlap of windows, in tokens, and the token that a model reads before each window."""
 
     window: int
     overlap: int
     """Number of tokens that a window shares with the next window."""
     start: int | None
-    """Id of the token read before every window. None if the model reads a learned vector instead."""
+    """Id of the token read before each window. None if the model reads a learned vector instead of a token."""
 
     def __str__(self) -> str:
         first = "a learned vector" if self.start is None else f"token {self.start}"
@@ -34,15 +34,16 @@ def label_windows(
     """Return the settings of the windows to train on: length, overlap and start token.
 
     Args:
-        made: the labels' provenance.
-        members: for each fold, the checkpoint that its model starts from; None if it starts from scratch. The start
-            token is looked up in the first checkpoint.
-        context: requested length of the longest window, if any.
-        overlap: requested number of shared tokens, if any.
-        start: text of the requested token to read before each window, if any.
+        made: provenance of the labels.
+        members: one element per fold: the checkpoint that the fold's model starts from, or None for random weights. The
+            start token is looked up in the first checkpoint.
+        context: requested length of windows; None for the default.
+        overlap: requested number of tokens that neighbouring windows share; None for the default.
+        start: text of the requested token to read before each window; None for the default.
 
     Raises:
-        ValueError: if a checkpoint cannot read these windows or this token, or if the overlap is too large.
+        ValueError: if a checkpoint's context is shorter than the windows, the first checkpoint does not have the start
+            token, or the overlap is not below the length of windows.
     """
     contexts = {
         member.folder: member.context for member in members if member is not None and member.context is not None
@@ -63,7 +64,7 @@ def label_windows(
 
 
 def _same_tokens(made: Provenance) -> bool:
-    """True if the labels were made on the tokens that the dataset stores."""
+    """True if annotation labelled the tokens that the dataset stores, not those of another tokenizer."""
     return made.estimator_tokenizer_sha256 is None
 
 
@@ -74,7 +75,11 @@ def _window(made: Provenance, context: int | None, longest: int | None) -> int:
 
 
 def _start(made: Provenance, member: Checkpoint | None, named: str | None) -> int | None:
-    """Return the token to read before every window: the requested, annotation's or the model's own token."""
+    """Return the id of the token to read before each window; None without a causal language model to start from.
+
+    The token is the requested one or, by default, the token that annotation read. If annotation read none or used
+    another tokenizer, it is the token that the checkpoint declares.
+    """
     if member is None or member.kind != "causal":
         if named is not None:
             raise ValueError("`start_token` needs a causal language model in `init_from`; leave it out")

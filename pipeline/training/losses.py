@@ -2,7 +2,7 @@
 
 The losses of all processes and of all batches of a step add up to the loss of the whole step.
 
-B rows, T tokens, N labelled tokens.
+Shapes: B rows, T tokens, N labelled tokens.
 """
 
 from dataclasses import dataclass
@@ -22,14 +22,17 @@ from pipeline.training.objectives import Objective, StepObjective
 def estimator_loss(model: WindowEncoder, batch: Batch) -> Tensor:
     """Return the loss of an estimator or autoencoder in nats per real token, without the cost of embeddings.
 
-    The model's own losses are 0 at padding.
+    The model returns losses of 0 at padding, so that the sum contains only real tokens.
     """
     losses_BT: Tensor = model(batch.input_ids_BT, batch.lengths_B)
     return losses_BT.sum() / int(batch.whole.lengths_B.sum())
 
 
 def document_losses(model: PreTrainedModel, batch: Batch, start: int) -> Tensor:
-    """Return losses [B, T] of a causal language model that reads `start` before each row's first token."""
+    """Return the losses [B, T] of a causal language model that reads the token `start` before each row.
+
+    Index i is for token i, given `start` and the tokens before it.
+    """
     return next_token_losses(model, prepend_start(batch.input_ids_BT, start), batch.input_ids_BT)
 
 
@@ -39,9 +42,10 @@ def document_loss(model: PreTrainedModel, batch: Batch, start: int) -> Tensor:
 
 
 def window_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Return losses [B, T - 1] of all tokens of each window except the first.
+    """Return a causal language model's losses [B, T - 1] of all tokens except the first of each window.
 
-    The first token is also the last token of the previous window, which predicts it.
+    Index i is for token i + 1, given the tokens before it. The first token of a window needs no loss here, because it
+    is also the last token of the previous window.
     """
     return next_token_losses(model, batch.input_ids_BT[:, :-1], batch.input_ids_BT[:, 1:])
 
@@ -56,7 +60,7 @@ class ObjectiveLoss:
 
     @property
     def step_objective(self) -> StepObjective | None:
-        """The objective if it compares the tokens of a step, else None."""
+        """The objective if it is a `StepObjective`, which compares all tokens of a step; otherwise None."""
         return self.objective if isinstance(self.objective, StepObjective) else None
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -70,7 +74,7 @@ class ObjectiveLoss:
         return values_BT[predicted_BT].sum() / max(1, int(self.predicted(batch.whole).sum()))
 
     def token_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """Return the cross-entropy [B, T] of each token. Only values at `predicted` tokens are valid."""
+        """Return the cross-entropy [B, T]; index i is for token i. Values are valid only where `predicted` is True."""
         if self.start is None:
             return pad(window_losses(model, batch), (1, 0))
         return document_losses(model, batch, self.start)
@@ -89,10 +93,10 @@ class ObjectiveLoss:
 
 
 def second_order_loss(model: SecondOrderModel, batch: Batch, causal_weight: float = 0.0) -> Tensor:
-    """Return the mean squared error of both outputs, plus `causal_weight` times the model's loss as a language model.
+    """Return both outputs' mean squared errors, added up, plus `causal_weight` times the language-model loss.
 
-    The squared error is in units of the labels' variance, and ignores padding and tokens without a label. The
-    language-model loss is in nats per real token.
+    The squared errors are in units of the labels' variance, and ignore padding and tokens without a label. The
+    language-model loss is the model's own cross-entropy, in nats per real token.
     """
     assert batch.labels_BT is not None and batch.whole.labels_BT is not None
     labelled_BT, labelled = ~batch.labels_BT.isnan(), int((~batch.whole.labels_BT.isnan()).sum())

@@ -23,12 +23,15 @@ PROJECT = "token-entropy"
 
 
 def evaluations(output: Path) -> list[Metrics]:
-    """Return the metrics of every evaluation of a finished training run."""
+    """Return the metrics of each evaluation of a finished training run, in order, from its `metrics.jsonl`."""
     return [json.loads(line) for line in (output / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
 
 
 class MetricsLog:
-    """Log that counts steps and writes evaluations; only the main process displays and writes."""
+    """Log of a training run: counts steps, shows progress and writes evaluations.
+
+    All processes count, but only the main process shows and writes.
+    """
 
     def __init__(self, accelerator: Accelerator, config: TrainingConfig, output: Path, state: TrainingState) -> None:
         self.accelerator, self.file, self.writes = accelerator, output / METRICS_FILE, accelerator.is_main_process
@@ -84,7 +87,7 @@ class MetricsLog:
         self.resumed, self.tokens_before = time.monotonic(), state.tokens
 
     def _records(self, step: int) -> list[Metrics]:
-        """Return the evaluations up to a step, except a last line that a power cut left incomplete."""
+        """Return the evaluations up to and including a step, without a last line that a power cut left incomplete."""
         lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if step else []
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         return [record for record in records if record["step"] <= step]

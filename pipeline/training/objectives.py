@@ -4,10 +4,10 @@ Each objective is a pure function of losses l and entropies e in nats, both [B, 
 Training minimises the mean of the values over real tokens (paper section 5). For a token without a label (NaN), the
 value is plain cross-entropy. `l - e` is not an objective here, since its gradient equals that of l.
 
-A `StepObjective` compares all tokens of a step, for any number of batches and processes. The comparison gives each
-token a factor, by which its loss is multiplied.
+A `StepObjective` compares all tokens of a step, for any number of batches and processes. The comparison determines a
+factor for each token, by which the token's loss is multiplied.
 
-B rows, T tokens, N real tokens.
+Shapes: B rows, T tokens, N real tokens.
 """
 
 from collections.abc import Callable
@@ -37,16 +37,16 @@ class StepObjective:
     level: float = 0.0
 
     def __call__(self, losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
-        """Return the values to minimise in a step that has only these tokens."""
+        """Return the values to minimise [B, T], if these tokens are all tokens of the step."""
         return self.with_factors(losses_BT, self.factors(losses_BT.detach(), entropies_BT, real_BT))
 
     def with_factors(self, losses_BT: Tensor, factors_BT: Tensor) -> Tensor:
-        """Return the values to minimise for some tokens of a step, given their factors."""
+        """Return the values to minimise [B, T] for some of the step's tokens, given the factors of these tokens."""
         return factors_BT * (losses_BT - self.level)
 
 
 def objective_function(settings: ObjectiveSettings, mean_entropy: float) -> Objective:
-    """Return the configured objective.
+    """Return the objective that the settings name, with scale and margin applied to the labels.
 
     `mean_entropy` is the mean of the labels, in nats, before scale and margin.
     """
@@ -71,17 +71,17 @@ def objective_function(settings: ObjectiveSettings, mean_entropy: float) -> Obje
 
 
 def corrected(nats: Nats, settings: ObjectiveSettings) -> Nats:
-    """Return labels, or their mean, with scale and margin applied."""
+    """Return labels or the mean of labels, in nats, with scale and margin applied."""
     return settings.scale * nats + settings.margin
 
 
 def flood(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
-    """Return |l - e|, which raises losses below the entropy (flooding, Ishida et al. 2020, token by token)."""
+    """Return |l - e|. Minimising it raises losses below the entropy (flooding, Ishida et al. 2020, per token)."""
     return torch.where(entropies_BT.isnan(), losses_BT, (losses_BT - entropies_BT.nan_to_num()).abs())
 
 
 def floor(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
-    """Return max(l - e, 0), which has no gradient below the entropy."""
+    """Return max(l - e, 0), which has no gradient where the loss is below the entropy."""
     return torch.where(entropies_BT.isnan(), losses_BT, (losses_BT - entropies_BT.nan_to_num()).clamp(min=0))
 
 
@@ -100,26 +100,27 @@ def mask(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, threshold:
 
 
 def cross_entropy(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
-    """Return l itself, as the control."""
+    """Return l itself, as the control without labels."""
     return losses_BT
 
 
 def flood_mean(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, level: float) -> Tensor:
     """Return factors that are all 1 if the mean loss is above the level, and all -1 if it is below.
 
-    The factors are the gradient of |mean l - level|. This is flooding with one number instead of labels.
+    The factors give the gradient of |mean l - level|. This is flooding with one level for all tokens instead of a label
+    for each token.
     """
     above = (losses_BT[real_BT].mean() - level).sign().nan_to_num()  # NaN in a process without rows
     return above.expand_as(losses_BT)
 
 
 def random_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, share: float) -> Tensor:
-    """Return factors that select a random share of the tokens, as the control of objectives that select."""
+    """Return factors that select a random share of the tokens, as a control for selection by loss and label."""
     return _selected(real_BT, torch.rand(int(real_BT.sum()), device=losses_BT.device), share)
 
 
 def reference_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, share: float) -> Tensor:
-    """Return factors that select the share of tokens with the largest l - e.
+    """Return factors that select a share of the tokens: those with the largest l - e.
 
     Tokens without a label are selected first.
     """
@@ -132,9 +133,9 @@ def _with_corrected_labels(function: Objective, settings: ObjectiveSettings) -> 
 
 
 def _selected(real_BT: Tensor, order_N: Tensor, share: float) -> Tensor:
-    """Return factors that select the share of real tokens with the largest values of `order_N`.
+    """Return factors that select a share of the real tokens: those with the largest values of `order_N`.
 
-    Selected tokens have equal factors, and other tokens have 0. The mean over real tokens is 1.
+    All selected tokens have the same factor, and other tokens have factor 0. The mean factor of real tokens is 1.
     """
     real = len(order_N)
     kept = max(1, round(share * real))

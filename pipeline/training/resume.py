@@ -1,9 +1,9 @@
 """Resuming interrupted training: the run's folder, its saved states, and the signal that stops it between two steps.
 
-During training, the folder holds the run's settings and its newest states. A resuming command must have the same
-settings. A state is a safetensors file with the weights, the optimizer and `TrainingState`. Its tensors are whole, so
-that any number of processes can load them. Schedulers and clusters send SIGTERM before they kill a process; the run
-then saves a state and ends. The finished model replaces settings and states.
+During training, the folder holds the run's settings and its newest states. A command that resumes the run must have
+the same settings. A state is a safetensors file with the weights, the optimizer's tensors and a `TrainingState`.
+Tensors are stored unsharded, so that any number of processes can load them. Schedulers and clusters send SIGTERM before
+they kill a process; the run then saves a state and ends. The finished model replaces the settings and the states.
 """
 
 import json
@@ -47,12 +47,12 @@ class TrainingState:
     since: int = 0
     """Number of steps since the last evaluation."""
     batches: dict[str, Any] = field(default_factory=dict)
-    """Position of a resumable iterator of batches; empty for other iterators."""
+    """State of the iterator of batches if it is `Resumable`, otherwise empty."""
 
     def after(self, loss: float, tokens: int, seconds: float) -> Self:
         """Return the state after one more step.
 
-        `loss` and `tokens` are those of the step, and `seconds` is the total of the run.
+        `loss` and `tokens` are values of this step, and `seconds` is the duration of the whole run so far.
         """
         return replace(
             self,
@@ -71,7 +71,7 @@ def begin_on_main(output: Path, settings: Mapping[str, Any]) -> None:
     """Call `begin` in the main process while the other processes wait.
 
     Raises:
-        ValueError: as in `begin`.
+        ValueError: in the main process, if the folder holds other files or another run.
     """
     if this_process().is_main_process:
         begin(output, settings)
@@ -81,10 +81,12 @@ def begin_on_main(output: Path, settings: Mapping[str, Any]) -> None:
 def begin(output: Path, settings: Mapping[str, Any]) -> None:
     """Create the folder of a new run, or accept the folder of the same run after an interruption.
 
-    A folder that holds only settings may be reused by another run, since its own run failed before the first step.
+    Another run may reuse a folder that holds only settings, since the run with these settings failed before its first
+    step.
 
     Args:
-        settings: everything the model depends on, without the folder's path and the number of processes.
+        settings: all settings that the model depends on, by name, without the folder's path and the number of
+            processes.
 
     Raises:
         ValueError: if the folder holds other files or another run.
@@ -102,7 +104,7 @@ def begin(output: Path, settings: Mapping[str, Any]) -> None:
 
 
 def finish(output: Path) -> None:
-    """Remove settings, states and the leftovers of a kill; the finished model must already be in the folder."""
+    """Remove settings, states and files that a killed process left unfinished. The model must already be saved."""
     for file in (*states(output), *filter(is_unfinished, output.iterdir()), output / SETTINGS_FILE):
         file.unlink(missing_ok=True)
 
@@ -116,7 +118,7 @@ def is_finished(output: Path) -> bool:
 
 
 def states(output: Path) -> list[Path]:
-    """Return the files of all states, oldest first."""
+    """Return the files of all saved states, oldest first."""
     files = [file for file in output.glob(STATES) if STATE.fullmatch(file.name)]
     return sorted(files, key=_step)
 
@@ -124,8 +126,9 @@ def states(output: Path) -> list[Path]:
 def save(output: Path, model: nn.Module, optimizer: Optimizer, state: TrainingState, *, keep: int = 1) -> None:
     """Save the current state of training, and keep only the newest `keep` states up to this step.
 
-    States of later steps are removed too. They must be unreadable, since the run would have resumed from them. Every
-    process must call this function, since each process may hold a shard of the state. Only the main process writes.
+    States of later steps are removed too. They are unreadable, since the run would otherwise have resumed from them.
+    Every process must call this function, since each process may hold a shard of the state. Only the main process
+    writes.
     """
     tensors, writes = {}, this_process().is_main_process
     for name, tensor in _tensors(model, optimizer):
@@ -144,13 +147,14 @@ def save(output: Path, model: nn.Module, optimizer: Optimizer, state: TrainingSt
 
 
 def load(output: Path, model: nn.Module, optimizer: Optimizer) -> TrainingState:
-    """Load weights and optimizer from the newest readable state, and return its `TrainingState`.
+    """Load weights and optimizer from the newest readable state, and return the state's `TrainingState`.
 
-    If there are no states, return the initial `TrainingState`. All processes return only after each has read its state,
-    so that no state is removed too early.
+    If there are no states, return the initial `TrainingState`. No process returns before all processes have loaded the
+    state, so that no state is removed too early.
 
     Raises:
-        ValueError: if none of the states can be read, or processes read different states.
+        ValueError: if there are states, but none can be read; if the newest readable state belongs to another run; or
+            if processes load different states.
     """
     state = _newest(output, model, optimizer)
     steps = gather(torch.tensor([state.step], device=this_process().device)).tolist()
@@ -161,9 +165,10 @@ def load(output: Path, model: nn.Module, optimizer: Optimizer) -> TrainingState:
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns True once SIGTERM has arrived, and restore the previous handler at the end.
+    """Context manager that yields a function, which returns True once SIGTERM has arrived.
 
-    Only a process's main thread can handle signals. Elsewhere, as in Ray's workers, the function always returns False.
+    The previous handler is restored at the end. Only the main thread of a process can handle signals. In other threads,
+    as in Ray's workers, the function always returns False.
     """
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -181,7 +186,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 def stop(state: TrainingState) -> NoReturn:
-    """Exit with the code that shells report for SIGTERM; the state must already be saved.
+    """Exit with 143, the code that shells report for SIGTERM. The state must already be saved.
 
     All processes exit together, since a launcher kills the other processes as soon as one has exited.
     """
@@ -233,7 +238,7 @@ def _tensors(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tens
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield names and tensors of parameters (tied ones once) and of the buffers in the model's state dict."""
+    """Yield name and tensor of every parameter, tied ones once, and of every buffer in the model's state dict."""
     yield from model.named_parameters()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in model.state_dict())
 
@@ -256,15 +261,15 @@ def _restored(stored: Any, model: nn.Module, optimizer: Optimizer) -> TrainingSt
 
 
 def _optimizer_tensor(parameter: Tensor, part: str, value: Tensor) -> Tensor:
-    """Return a copy of an optimizer's tensor on the parameter's device; AdamW's step count stays on the CPU.
+    """Return a copy of an optimizer's stored tensor on the parameter's device, or on the CPU for AdamW's step count.
 
-    Without a copy, kernels would round differently because addresses within a file are unaligned.
+    The copy is needed because tensors within a mapped file may be unaligned, and kernels would then round differently.
     """
     return value.clone() if part == "step" else _as_placed(parameter, value).clone()
 
 
 def _as_placed(tensor: Tensor, value: Tensor) -> Tensor:
-    """Return a stored value on the tensor's device, sharded like the tensor."""
+    """Return a stored tensor on the device of `tensor`, sharded like `tensor`."""
     if isinstance(tensor, DTensor):
         return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
     return value.to(tensor.device)

@@ -1,8 +1,8 @@
 """Annotated dataset for torch's DataLoader: windows of tokens and labels, divided among ranks and loader workers.
 
-A pass yields every token of the dataset once, for any number of ranks and workers. Each worker of each rank packs its
-own documents. The last windows of each worker are therefore padded, and ranks may differ by a few windows. If all ranks
-must take the same number of steps, read endlessly (`epochs=None`) and count steps.
+In each epoch, all ranks and workers together yield every token of the dataset once. Each worker of each rank packs its
+own documents. The last windows of each worker are therefore padded, and some ranks may yield a few windows more than
+others. If all ranks must take the same number of steps, read endlessly (`epochs=None`) and count steps.
 """
 
 import os
@@ -20,7 +20,9 @@ from schemas.annotations import ENTROPY
 
 
 class LabelledWindows(IterableDataset[PackedWindow]):
-    """Windows of an annotated dataset; every pass yields all windows, in an order that `set_epoch` changes.
+    """Windows of an annotated dataset, divided among ranks and loader workers.
+
+    Each iteration is a pass over the windows. With a seed, their order depends on the epoch, which `set_epoch` sets.
 
     The dataset and its iterators have `state_dict` and `load_state_dict`. If the loader has workers, the states are in
     the workers, and torchdata's StatefulDataLoader collects them.
@@ -41,18 +43,21 @@ class LabelledWindows(IterableDataset[PackedWindow]):
         world_size: int | None = None,
         label: str = ENTROPY,
     ) -> None:
-        """Set up reading as in `labelled_windows`.
+        """Prepare to read windows as `labelled_windows` does.
 
         Args:
+            dataset: dataset to read.
+            packing: packing of documents into windows.
             seed: seed for shuffling row groups in each epoch; None keeps the dataset's order.
             shuffled_rows: number of consecutive rows of a row group that are shuffled together.
             epochs: number of epochs in a pass; None for an endless pass.
             rank: rank of this process; None takes it from torch.distributed or the launcher's environment.
-            world_size: number of processes that read the dataset together.
-            label: column of the labels.
+            world_size: number of processes that read the dataset together; None takes it from the same place as `rank`.
+            label: name of the column that holds the labels.
 
         Raises:
-            ValueError: if only one of rank and world_size is given, or as in `Reading` and `labelled_windows`.
+            ValueError: if only one of `rank` and `world_size` is given.
+            ValueError, OSError: as `Reading` and `labelled_windows` do.
         """
         if (rank is None) != (world_size is None):
             raise ValueError("give both rank and world_size, or neither")
@@ -74,21 +79,21 @@ class LabelledWindows(IterableDataset[PackedWindow]):
         return self._pass
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the attributes to send to a spawned worker.
+        """Return the attributes to send to a spawned loader worker.
 
-        Rank and world size are included, since the worker has no torch.distributed.
+        They include rank and world size, since the worker does not belong to a process group of torch.distributed.
         """
         return {**self.__dict__, "_given": self._place(), "_pass": None}
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the first epoch of the next pass."""
+        """Set the index of the epoch with which the next pass begins."""
         self._epoch.fill_(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of this process's pass, as a small dictionary that fits into JSON.
+        """Return the position of this process's pass, as a small dictionary that JSON can hold.
 
         Raises:
-            ValueError: if this process has read nothing.
+            ValueError: if this process has neither begun a pass nor loaded a state.
         """
         if self._pass is not None and self._state is None:
             return self._pass.state_dict()
@@ -102,13 +107,12 @@ class LabelledWindows(IterableDataset[PackedWindow]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Make the next pass resume from a state, with bit-identical windows.
 
-        Raises:
-            ValueError: when the pass begins, if the state is from another dataset, order, rank or number of workers.
+        Beginning the pass raises a ValueError if the state is from another dataset, order, rank or number of workers.
         """
         self._state = dict(state)
 
     def windows(self, epoch: int) -> Resumable[PackedWindow]:
-        """Return the windows of this process or loader worker, starting with an epoch."""
+        """Return an iterator over the windows of this process or loader worker, from the beginning of an epoch."""
         (rank, world_size), worker = self._place(), get_worker_info()
         if worker is not None:
             rank, world_size = rank * worker.num_workers + worker.id, world_size * worker.num_workers
@@ -116,7 +120,7 @@ class LabelledWindows(IterableDataset[PackedWindow]):
         return labelled_windows(self._dataset, self._packing, reading, self._label)
 
     def _place(self) -> tuple[int, int]:
-        """Return the rank and the number of ranks."""
+        """Return the rank of this training process and the number of ranks, without loader workers."""
         if self._given is not None:
             return self._given
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -125,7 +129,7 @@ class LabelledWindows(IterableDataset[PackedWindow]):
 
 
 class WindowsPass(Iterator[PackedWindow]):
-    """One pass over the windows."""
+    """One pass over the windows of a process or loader worker."""
 
     def __init__(self, dataset: LabelledWindows, epoch: int) -> None:
         self._dataset, self._epoch = dataset, epoch
@@ -135,14 +139,14 @@ class WindowsPass(Iterator[PackedWindow]):
         return next(self._windows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of the pass, and the epoch that the pass began with."""
+        """Return the position of the pass, and the index of the epoch with which the pass began."""
         return {"epoch": self._epoch, **self._windows.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from the state of a pass.
 
         Raises:
-            ValueError: if the state is from a pass with other windows.
+            ValueError: if the state is incomplete, or from another dataset, packing, order, rank or number of workers.
         """
         if "epoch" not in state:
             raise ValueError("this is not a state of LabelledWindows: it lacks epoch")

@@ -1,12 +1,13 @@
 """Training loop: AdamW steps on batches, in one process or several that train one model.
 
 A step adds up the gradients of its batches, and each process computes its own rows of every batch. Loss and gradient
-therefore equal those of one batch that holds the whole step. An objective that compares tokens needs the losses of the
-whole step first. A pass without gradients computes these losses, and every process derives the same factors from them.
+therefore equal those of one batch that holds the whole step. A `StepObjective`, which compares all tokens of a step,
+needs the losses of the whole step first. A forward pass without gradients computes these losses, and every process
+derives the same factors from them.
 
 `distributed` handles devices and shards, `resume` handles states and signals, and `metrics` writes the metrics.
 
-B rows, T tokens of the longest row, S positions of all batches, padding included.
+Shapes: B rows, T tokens of the longest row, S positions of all batches, including padding.
 """
 
 import math
@@ -46,9 +47,9 @@ def train(
     config: TrainingConfig,
     output: Path,
 ) -> Metrics:
-    """Train `model` in place and return the last line of metrics: step, tokens, seconds, losses, held-out metrics.
+    """Train `model` in place and return the last evaluation: step, tokens, seconds, training loss, held-out metrics.
 
-    If `output` has states, training resumes from the newest state, with the batches that follow it.
+    If `output` has states, training resumes from the newest state, with the batch after the last batch of this state.
 
     Raises:
         ValueError: if a loss or gradient is not finite; the message names the step and the batch.
@@ -81,20 +82,22 @@ def train(
 
 @dataclass(frozen=True)
 class Stepper:
-    """Function that takes an optimizer step to minimise `loss` on a model."""
+    """Function that performs one optimizer step on a model, to minimise `loss`."""
 
     trained: DistributedModel[Any]
     loss: Loss
     compiled: Loss
-    """The loss, compiled if `compile` is set."""
+    """`loss`, compiled if `compile` is set in `config`; otherwise `loss` itself."""
     config: TrainingConfig
     output: Path
 
     def __call__(self, step: int, batches: Sequence[Batch], requested: Callable[[], bool]) -> tuple[float, bool]:
-        """Take a step on this process's part of the batches; after the last step, round weights to the saved dtype.
+        """Perform the optimizer step with index `step`, on this process's part of the batches.
+
+        After the last step of the run, the weights are rounded to the dtype in which they are saved.
 
         Returns:
-            The loss of all batches in all processes, and True if any process is requested to stop.
+            The loss of the step, over all batches and processes, and True if any process was requested to stop.
 
         Raises:
             ValueError: if a loss or the gradient is not finite; weights stay unchanged.
@@ -125,9 +128,9 @@ class Stepper:
         return int(np.random.SeedSequence([self.config.seed, step, process]).generate_state(1)[0])
 
     def _add_gradients(self, batch: Batch, *, last: bool) -> Tensor:
-        """Add the gradients of this process's part of a batch, and return the loss of the part.
+        """Add the gradients of this process's part of a batch to those of the step, and return the part's loss.
 
-        After the last batch, gradients are averaged over processes.
+        With the last batch of the step, gradients are averaged over processes.
         """
         accelerator, module = self.trained.accelerator, self.trained.module
         with nullcontext() if last else accelerator.no_sync(module):
@@ -159,10 +162,9 @@ class Stepper:
         )
 
     def _with_factors(self, step: int, batches: Sequence[Batch]) -> Sequence[Batch]:
-        """Return the batches with the factors of an objective that compares tokens.
+        """Return the batches with factors, if the objective compares all tokens of a step.
 
-        Factors are left out if one forward pass sees all tokens of the step, or if the objective does not compare
-        tokens.
+        The batches are returned unchanged with other objectives, and if one forward pass sees all tokens of the step.
         """
         loss, accelerator = self.loss, self.trained.accelerator
         together = len(batches) * accelerator.num_processes == 1
@@ -182,7 +184,7 @@ class Stepper:
         ]
 
     def _token_losses(self, loss: ObjectiveLoss, batch: Batch) -> Tensor:
-        """Return losses [B, T] without gradients, with zeros at the rows of other processes."""
+        """Return the losses [B, T] of a batch without gradients. The rows of other processes are 0."""
         accelerator = self.trained.accelerator
         with torch.no_grad(), accelerator.autocast():  # even without rows: FSDP gathers weights from all processes
             part_BT: Tensor = self.trained.module(loss.token_losses, self._part(batch))
@@ -194,7 +196,7 @@ class Stepper:
 
 
 def steps_of(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """Group batches into steps of `size` batches; the last step may have fewer."""
+    """Group batches into steps of `size` batches each; the last step may have fewer batches."""
     while step := list(islice(batches, size)):
         if len(step) > 1:
             whole = joined(step)
@@ -218,10 +220,10 @@ def joined(batches: Sequence[Batch]) -> Batch:
 def _remaining(
     batches: Iterator[Batch], state: resume.TrainingState, config: TrainingConfig, output: Path
 ) -> Iterator[Batch]:
-    """Return the batches that follow the finished steps.
+    """Return an iterator over the batches that follow the finished steps.
 
     Raises:
-        ValueError: if an older version took the finished steps, since it read documents in another order.
+        ValueError: if an older version took the finished steps, since older versions read documents in another order.
     """
     if not isinstance(batches, Resumable):
         return islice(batches, state.step * config.accumulate, None)
