@@ -67,6 +67,7 @@ RULES = (
         added="--workers 0",
     ),
     Rule("python -m pipeline.report"),
+    Rule("python -m pipeline.report DATASET", changed={"DATASET": "ten"}),
     Rule("python -m pipeline.verify"),
     Rule("python -m pipeline.publish annotated", "process"),
     Rule("python -m pipeline.publish ten", "process", changed={"USER/NAME": "user/ten"}),
