@@ -1,7 +1,7 @@
 """Files of documents, found by path, folder, glob or URL, with their format and version.
 
-A file's name determines its format and compression. A folder is listed only once, together with the text of its card,
-which is its README.md. Datasets on the Hub are pinned to a commit. `pipeline.data.splits` selects files within folders,
+A file's name determines its format and compression. Each folder is listed, and its card (README.md) read,
+only once. Datasets on the Hub are pinned to a commit. `pipeline.data.splits` selects files within folders,
 and `pipeline.data.streams` opens files.
 """
 

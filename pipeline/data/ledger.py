@@ -59,7 +59,7 @@ class Ledger:
         write_text(self.plan_file, plan.to_json())
 
     def receipt_file(self, unit: int) -> Path:
-        """Return the path of the receipt that is written when a unit is labelled into this folder."""
+        """Return the path of a unit's receipt, in the ledger of the folder that its shard is written to."""
         return self.folder / RECEIPTS / f"{unit:08d}.json"
 
     def receipt_files(self) -> list[Path]:

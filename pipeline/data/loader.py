@@ -110,7 +110,7 @@ class Resumable(Iterator[Item]):
         """Create an iterator that starts at a position.
 
         Args:
-            begin: function that yields the items after a given position, each with the position after the item.
+            begin: function that takes a position and yields the items from there on, as pairs with the next position.
             stream: all settings that determine the items, as values that JSON can hold.
             position: position to start at, a NamedTuple of integers.
         """

@@ -59,7 +59,7 @@ def open_parquet(stored: pa.NativeFile, **options: Any) -> pq.ParquetFile:
     """Open a Parquet file. Each page that has a checksum is verified when it is read.
 
     Verification takes a twentieth of the reading time. In a test with 400 changed bytes in pages, verification found
-    all changes. Without verification, 313 of the changes were read as other values.
+    all changes. Without verification, 313 of the 400 changes gave wrong values without any error.
     """
     return pq.ParquetFile(stored, page_checksum_verification=True, **options)
 

@@ -111,8 +111,8 @@ def open_stored(file: File, read_ahead: int | None = None) -> pa.NativeFile:
     """Open the stored bytes of a file, without decompression, for Arrow's readers.
 
     The stream is seekable if the filesystem can seek. A remote file is read `read_ahead` bytes ahead, or as far as its
-    filesystem chooses if `read_ahead` is None. Reading a remote file raises ConnectionError if the store fails, and
-    never an OSError without a number, which would mean damaged data.
+    filesystem chooses if `read_ahead` is None. If the store fails, reading a remote file raises ConnectionError. An
+    OSError without an errno means damaged data.
 
     Raises:
         ValueError: if the file has changed since it was found.

@@ -40,7 +40,7 @@ class Compression:
     embedding: str = ""
     """Storage format of the window embeddings; empty for compressors and for models without embeddings."""
     sees: str
-    """Piece of text that is compressed independently of other text, for example `a document`."""
+    """Name of the unit of text that is compressed independently of other text, for example `a document`."""
     loss: float | None = None
     """Loss in nats per token, without the cost of storing embeddings."""
     normalized_loss: float | None = None

@@ -231,7 +231,10 @@ def rounded(values: Tensor, kind: CodecKind) -> Tensor:
 
 @contextmanager
 def _rounded(layer: nn.Module, matrices: Sequence[nn.Parameter], what: What, kind: CodecKind) -> Iterator[list[None]]:
-    """Context manager that rounds a layer, and yields a list that gets an entry per call with rounded activations."""
+    """Context manager that rounds a layer's `matrices` or its output, as `what` says.
+
+    It yields a list, to which every rounding of the output appends an entry.
+    """
     calls: list[None] = []
 
     def round_output(_: nn.Module, __: object, output: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class FigureTrial:
     model: Literal["causal", "estimator", "autoencoder"]
     variant: dict[str, Any] = field(default_factory=dict)
     paced_by: "FigureTrial | None" = None
-    """Trial whose number of steps is used for this trial. If None, the number of steps follows from equal compute."""
+    """Trial whose number of steps is used for this trial. If None, all trials of the figure get equal compute."""
 
     def __hash__(self) -> int:
         return hash(self.name)

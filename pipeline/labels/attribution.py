@@ -1,8 +1,9 @@
 """Attribution: how much the prediction of each token depends on the embedding of the whole window.
 
-The decoder's use of the embedding for a token is a proxy for the information that the token adds to the embedding
-(paper section 4: occlusion, memory shift, gradient x input). Attribution takes two decoder passes per window, whereas
-exact labels take one pass per token. However, the scores have no unit and agree poorly with exact labels.
+How much the decoder relies on the embedding when it predicts a token is a proxy for the information that the token adds
+to the embedding (paper section 4: occlusion, memory shift, gradient x input). Attribution takes two decoder passes per
+window, whereas exact labels take one pass per token. However, the scores have no unit and agree poorly with exact
+labels.
 
 B rows, T tokens, E bottleneck width, X width of the embedding as it enters the decoder, D decoder width, N real tokens
 of all rows (n of them in a chunk), V vocabulary.

@@ -47,9 +47,8 @@ def parsed(text: str, name: str) -> DatasetCard:
     """Parse a README.md into a card whose front matter `datasets` can read. `name` is the file's name in errors.
 
     Raises:
-        ValueError: if the front matter is not YAML, has no closing line, has a key twice, or has configurations or
-        dataset
-            information that `datasets` cannot read.
+        ValueError: if the front matter is not YAML, has no closing line or repeats a key, or if `datasets` cannot read
+            its configurations or its dataset information.
     """
     from datasets.info import DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs

@@ -55,9 +55,9 @@ class EntropyWindows:
     Usage: `dataset.map(EntropyWindows(context=1024), batched=True, remove_columns=dataset.column_names)`
 
     No token is left out. A document longer than `context` becomes several windows. Each of these windows after the
-    first begins with the last token of the previous window, without its label, so that every token is predicted once.
-    Only the first token of a document is not predicted, if there is no separator before it. Empty documents have no
-    window.
+    first begins with the last token of the previous window; the label of this token is dropped, so that no token is
+    predicted twice. Every token is predicted, except the first token of a document that has no separator before it.
+    Empty documents have no window.
     """
 
     context: int

@@ -20,7 +20,7 @@ from pipeline.training.objectives import Objective, StepObjective
 
 
 def estimator_loss(model: WindowEncoder, batch: Batch) -> Tensor:
-    """Return the loss of an estimator or autoencoder in nats per real token, without the cost of embeddings.
+    """Return the loss of an estimator or autoencoder in nats per real token. Stored embeddings are not counted.
 
     The model returns losses of 0 at padding, so that the sum contains only real tokens.
     """

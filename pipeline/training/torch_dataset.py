@@ -120,7 +120,7 @@ class LabelledWindows(IterableDataset[PackedWindow]):
         return labelled_windows(self._dataset, self._packing, reading, self._label)
 
     def _place(self) -> tuple[int, int]:
-        """Return the rank of this training process and the number of ranks, without loader workers."""
+        """Return the rank of this training process and the number of such processes. Loader workers do not count."""
         if self._given is not None:
             return self._given
         if torch.distributed.is_available() and torch.distributed.is_initialized():

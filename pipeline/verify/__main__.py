@@ -218,7 +218,7 @@ def check_labels(findings: Findings, provenance: Provenance, config: Config) -> 
 
 
 def summary(findings: Findings) -> str:
-    """Return the last line of output on a subset, which sums up the check."""
+    """Return the line that sums up the check of a subset. It is printed after the subset's faults."""
     counts, name, records, sound = findings.counts, findings.stored.subset.name, findings.records, len(findings.rows)
     if not findings.faults:
         valid = "match their receipts" if records.receipts else "are valid, as far as can be told without receipts"
