@@ -53,7 +53,7 @@ RULES = (
     Rule("python -m pipeline --help", "process"),
     Rule("python -m pipeline.annotate", added="--workers 0"),
     Rule("python -m pipeline.annotate --limit 10 --output ten --workers 0"),
-    Rule("python -m pipeline.annotate --output annotated --workers 0"),
+    Rule("python -m pipeline.annotate --output annotated --workers 0", added="--limit 12"),
     Rule("python -m pipeline.annotate --limit 10 --method causal", changed={_SMOLLM2: "--estimator language-model"}),
     Rule("python -m pipeline.annotate --input notes.txt"),
     Rule(

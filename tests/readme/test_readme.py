@@ -7,6 +7,8 @@ later ones read what earlier ones wrote, so run this file as a whole. The tutori
 import importlib.util
 import re
 import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -121,37 +123,51 @@ def test_docker_finds_the_files_though_it_is_not_run_here(command: str) -> None:
     assert [name for name in files_for_docker(command) if not (ROOT / name).is_file()] == []
 
 
+@dataclass
+class Notebook:
+    """Snippets, each executed once, after those before it, with the names that they make."""
+
+    names: dict[str, Any]
+    executed: int = 0
+
+    def execute(self, number: int) -> PreTrainedModel | None:
+        """Execute the snippets up to a number. Return the model that the last one got, or None if it cannot run."""
+        model = None
+        for snippet in MANUAL.snippets[self.executed : number + 1]:
+            model = self._executed(snippet) if runs_here(snippet) else None
+        self.executed = number + 1
+        return model
+
+    def _executed(self, snippet: str) -> PreTrainedModel:
+        model: PreTrainedModel = tiny_language_model(vocabulary=8192).train()
+        model.requires_grad_(True)
+        self.names |= {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+        exec(compile(snippet, "README.md", "exec"), self.names)
+        if "trainer = " in snippet and "trainer.train()" not in snippet:
+            self.names["trainer"].train()
+        return model
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield Notebook({"rank": 0, "ranks": 1})
+
+
 @pytest.mark.parametrize("number", range(len(MANUAL.snippets)))
-def test_a_snippet_runs_and_trains(
-    number: int, annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After those before it, from which it may have names; a model that it gets is another one in the end."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
-    snippet = MANUAL.snippets[number]
-    names: dict[str, Any] = {"rank": 0, "ranks": 1}
-    for earlier in filter(runs_here, MANUAL.snippets[:number]):
-        execute(earlier, names)
-    if not runs_here(snippet):
+def test_a_snippet_runs_and_trains(number: int, annotated: Path, notebook: Notebook) -> None:
+    """After those before it, whose names it may use. A model that it gets is trained by it."""
+    model = notebook.execute(number)
+    if model is None:
         pytest.skip("trl is not installed; another test looks at the snippet's names")
-    model = execute(snippet, names)
-    if "trainer = " in snippet:
-        names["trainer"].train()
-    if "model" in unknown_names(snippet, set()):
+    if "model" in unknown_names(MANUAL.snippets[number], set()):
         untrained = tiny_language_model(vocabulary=8192).parameters()
         assert not any(torch.equal(one.cpu(), other) for one, other in zip(model.parameters(), untrained, strict=True))
 
 
 def runs_here(snippet: str) -> bool:
     return "trl" not in snippet or importlib.util.find_spec("trl") is not None
-
-
-def execute(snippet: str, names: dict[str, Any]) -> PreTrainedModel:
-    """Runs a snippet, which adds to the names, with a new model, which is returned."""
-    model: PreTrainedModel = tiny_language_model(vocabulary=8192).train()
-    model.requires_grad_(True)
-    names |= {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
-    exec(compile(snippet, "README.md", "exec"), names)
-    return model
 
 
 @pytest.mark.parametrize("number", range(len(MANUAL.snippets)))
