@@ -165,7 +165,7 @@ def document_tokens(
         documents = [np.array(ids or [], dtype=np.int64) for ids in values.to_pylist()]
     except (TypeError, OverflowError) as error:
         raise ValueError(
-            f"`{column.name}` holds a value that is not a token id ({error}); leave those rows out"
+            f"column `{column.name}` holds a value that is not a token id ({error}); leave those rows out"
         ) from error
     for ids in documents:
         if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:

@@ -20,6 +20,7 @@ from schemas.annotations import (
     ENTROPY,
     EXPECTED_ENTROPY,
     INPUT_IDS,
+    LABEL_TYPES,
     MEAN_ENTROPY,
     NUM_TOKENS,
     RANK,
@@ -31,7 +32,7 @@ from schemas.rows import NO_BOUND
 ROW_GROUP_BYTES = 100_000_000
 ENTROPY_COLUMNS = (ENTROPY, EXPECTED_ENTROPY)
 """Columns of labels in nats."""
-PER_TOKEN = (*ENTROPY_COLUMNS, RANK)
+PER_TOKEN = tuple(LABEL_TYPES)
 """All columns of labels, each with a value per token."""
 SHARD = re.compile(rf"(.*)/{DATA_FOLDER}/([^/]+)/((?:\d+/)?train-\d+-of-\d+\.parquet)")
 TOKENS = Column(INPUT_IDS, tokenized=True, longest=NO_BOUND)
@@ -47,7 +48,7 @@ def annotated_rows(
 
     NaN in a label becomes null.
     """
-    labels = {name: (_rank_lists if name == RANK else _entropy_lists)(arrays) for name, arrays in entropies.items()}
+    labels = {name: _label_lists(name, arrays) for name, arrays in entropies.items()}
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int32)
     columns = {
         **{name: source.column(name) for name in source.schema.names},
@@ -125,16 +126,15 @@ def _parts(table: pa.Table) -> Iterable[pa.Table]:
     return (table.slice(start, rows) for start in range(0, len(table), rows))
 
 
-def _entropy_lists(arrays: Sequence[np.ndarray]) -> pa.ListArray:
-    rounded = np.round(_joined(arrays, np.float32) / ROUNDING_NATS) * np.float32(ROUNDING_NATS)
-    lengths = np.array([len(array) for array in arrays], dtype=np.int32)
-    return _lists(pa.array(rounded.astype(np.float32), mask=np.isnan(rounded)), lengths)
-
-
-def _rank_lists(arrays: Sequence[np.ndarray]) -> pa.ListArray:
-    ranks = _joined(arrays, np.float32)
-    unlabelled, lengths = np.isnan(ranks), np.array([len(array) for array in arrays], dtype=np.int32)
-    return _lists(pa.array(np.where(unlabelled, 0, ranks).astype(np.int32), mask=unlabelled), lengths)
+def _label_lists(name: str, arrays: Sequence[np.ndarray]) -> pa.ListArray:
+    """Return a column of labels: whole ranks, or nats rounded to ROUNDING_NATS. NaN becomes null."""
+    values = _joined(arrays, np.float32)
+    unlabelled, lengths = np.isnan(values), np.array([len(array) for array in arrays], dtype=np.int32)
+    if name == RANK:
+        stored = np.where(unlabelled, 0, values).astype(np.int32)
+    else:
+        stored = (np.round(values / ROUNDING_NATS) * np.float32(ROUNDING_NATS)).astype(np.float32)
+    return _lists(pa.array(stored, mask=unlabelled), lengths)
 
 
 def _lists(values: pa.Array, lengths: np.ndarray) -> pa.ListArray:

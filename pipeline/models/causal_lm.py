@@ -8,7 +8,7 @@ block, D width of a head.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -121,10 +121,7 @@ def surprisals_and_entropies(hidden_BTD: Tensor, head: OutputHead, targets_BT: T
     Both are computed in chunks, without a gradient, from a single product with the head's weight.
     """
     surprisals, entropies = [], []
-    tokens = chunk_tokens(head.weight_VD)
-    for hidden_ND, target_N in zip(
-        hidden_BTD.flatten(0, 1).split(tokens), targets_BT.flatten().split(tokens), strict=True
-    ):
+    for hidden_ND, target_N in _in_chunks(hidden_BTD, head, targets_BT):
         logits_NV = head.logits(hidden_ND)
         total_N1 = logits_NV.logsumexp(dim=1, keepdim=True)
         surprisals.append((total_N1 - logits_NV.gather(1, target_N.unsqueeze(1))).squeeze(1))
@@ -143,11 +140,8 @@ def predictive_labels(
     entropy of p in nats. `rank` is the number of tokens that are more probable than the target. All columns are
     computed in chunks, from a single product with the head's weight.
     """
-    tokens = chunk_tokens(head.weight_VD)
     values: dict[str, list[Tensor]] = {name: [] for name in columns}
-    for hidden_ND, target_N in zip(
-        hidden_BTD.flatten(0, 1).split(tokens), targets_BT.flatten().split(tokens), strict=True
-    ):
+    for hidden_ND, target_N in _in_chunks(hidden_BTD, head, targets_BT):
         log_p_NV = head.logits(hidden_ND).log_softmax(dim=1)
         target_N1 = log_p_NV.gather(1, target_N.unsqueeze(1))
         if ENTROPY in values:
@@ -157,6 +151,12 @@ def predictive_labels(
         if EXPECTED_ENTROPY in values:
             values[EXPECTED_ENTROPY].append(-torch.linalg.vecdot(log_p_NV.exp(), log_p_NV))
     return {name: torch.cat(parts).view(targets_BT.shape) for name, parts in values.items()}
+
+
+def _in_chunks(hidden_BTD: Tensor, head: OutputHead, targets_BT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the states [N, D] and targets [N] of as many tokens at a time as have their logits in memory together."""
+    tokens = chunk_tokens(head.weight_VD)
+    return zip(hidden_BTD.flatten(0, 1).split(tokens), targets_BT.flatten().split(tokens), strict=True)
 
 
 def prepend_start(input_ids_BT: Tensor, start: int) -> Tensor:

@@ -33,6 +33,7 @@ from pipeline.report.statistics import (
     Statistics,
     Values,
     group_figures,
+    means_of,
     measure_figures,
     value_name,
 )
@@ -105,11 +106,10 @@ class Shown:
     def of(cls, document: Document, texts: TokenTexts, tokens: int) -> Self:
         """Return a document cut to its first `tokens` tokens, with statistics of all its tokens."""
         labelled_S = (~np.isnan(document.labels_SN)).sum(axis=1)
-        sums_S = np.nansum(document.labels_SN, axis=1, dtype=np.float64)
-        means_S = np.where(labelled_S, sums_S / np.maximum(labelled_S, 1), np.nan)
+        sums_S = np.asarray(np.nansum(document.labels_SN, axis=1, dtype=np.float64))
         source = {visible(name): _value(value) for name, value in document.source.items()}
         first = replace(document.first(tokens), source=source)
-        return cls(first, labelled_S, means_S, texts.byte_count(document.tokens_N))
+        return cls(first, labelled_S, means_of(sums_S, labelled_S), texts.byte_count(document.tokens_N))
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Group:
     @property
     def means_M(self) -> np.ndarray:
         """Mean of each measure in nats; NaN if no token is labelled."""
-        return _means(self.sums_M, self.counts_M)
+        return means_of(self.sums_M, self.counts_M)
 
 
 class Statistics:
@@ -103,7 +103,7 @@ class Statistics:
     @property
     def means_M(self) -> np.ndarray:
         """Mean of each measure in nats; NaN if no token is labelled."""
-        return _means(self.position_sums_MB.sum(axis=1), self.labelled_M)
+        return means_of(self.position_sums_MB.sum(axis=1), self.labelled_M)
 
     def share_below(self, measure: int, share: float) -> float:
         """Return the nats below which the given share of a measure's labels lies, rounded up to a bin's end."""
@@ -184,7 +184,8 @@ def value_name(value: Any) -> str:
     return f"{text[:LONGEST_VALUE]}… ({len(text):,} characters, {digest})"
 
 
-def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def means_of(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return means, NaN where a count is 0."""
     means: np.ndarray = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
     return means
 
