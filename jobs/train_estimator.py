@@ -3,15 +3,21 @@
 Training must cover every length, since an exact label is the difference between the code lengths of two prefixes (paper
 section 3). Held-out loss is measured on windows of the whole context.
 
+An estimator is trained from scratch, or around a pretrained causal language model that --init-from names. Such an
+estimator begins with the losses of the language model. The checkpoint holds only the weights that were trained, and
+names the language model.
+
 The same command resumes an interrupted run. The job runs in one process, or in the processes that
 `accelerate launch -m jobs.train_estimator` starts.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 
@@ -19,9 +25,12 @@ from pipeline.checks import require_at_least_one
 from pipeline.cli import run
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.model_card import command_line, model_card
-from pipeline.models.sizes import EstimatorSizes
+from pipeline.models.sizes import BackboneSettings, BottleneckSizes, EstimatorSizes
 from pipeline.training.config import TrainingConfig
 from pipeline.training.data import Documents, DocumentSettings
+
+if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
+    from pipeline.models.estimator import Estimator
 
 
 @cyclopts.Parameter(name="*")
@@ -33,25 +42,64 @@ class Config:
     output: Path
     """Folder to write the checkpoint to."""
     init_from: str | None = None
-    """Estimator to start from, with the sizes of the model to train. Give a folder or a name on the Hub. By default,
-    train from scratch. If the embedding enters the decoders of the two models at different places, only the weights of
-    encoder and decoder are copied."""
+    """Model to start from: a causal language model, around which the estimator is built, or an estimator with the sizes
+    of the model to train. Give a folder, a GGUF file, or a name on the Hub. By default, train from scratch. If the
+    embedding enters the decoders of two estimators at different places, only the weights of encoder and decoder are
+    copied."""
     folds: int = 1
     """Number of cross-validation folds; one estimator is trained for each fold. With several folds, each estimator is
     trained without the documents of its fold, so that it can label these documents without having seen them."""
+    encoder: str | None = None
+    """Causal language model to use as the encoder, with the tokenizer of --init-from. By default, the language model of
+    --init-from is both encoder and decoder, with the same weights."""
+    start_token: str | None = None
+    """Text of the token that the language models read before every window. By default, this is the beginning or end of
+    sequence that the tokenizer of --init-from declares."""
+    hold_backbone: bool = False
+    """Copy the language models into the checkpoint. By default, the checkpoint names them, and annotation fetches
+    them."""
+    kept_states: int = 2**20
+    """Number of tokens for which the states of a frozen language model are kept in memory, so that later epochs need
+    not compute them again. SmolLM2-135M takes 2.3 KB per token."""
+    backbone: BackboneSettings = field(default_factory=BackboneSettings)
     model: EstimatorSizes = field(default_factory=EstimatorSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "folds")
+        require_at_least_one(self, "folds", "kept_states")
         if self.init_from is not None and self.folds > 1:
             raise ValueError("the model of --init-from has seen every fold of --folds; leave out one of the two flags")
 
     @property
+    def starting_point(self) -> Checkpoint | None:
+        """The checkpoint that --init-from names.
+
+        Raises:
+            ValueError: if there is no such checkpoint, or it is neither an estimator nor a causal language model; or if
+                settings for a language model are given without one, or sizes with one.
+        """
+        found = None if self.init_from is None else Checkpoint.find(self.init_from)
+        if found is not None and found.kind == "causal":
+            found.require_kind("causal")
+            own = asdict(EstimatorSizes())
+            given = [name for name, value in asdict(self.model).items() if value != own[name]]
+            if odd := [name for name in given if name not in asdict(BottleneckSizes())]:
+                raise ValueError(f"a language model brings its sizes; leave out --model.{odd[0].replace('_', '-')}")
+            return found
+        only = ("encoder", "start_token", "hold_backbone", "backbone")
+        defaults = {each.name: each.default for each in fields(self)} | {"backbone": BackboneSettings()}
+        if odd := [name for name in only if getattr(self, name) != defaults[name]]:
+            flag = odd[0].replace("_", "-")
+            raise ValueError(f"--{flag} needs a causal language model; name one with --init-from, or leave it out")
+        return found
+
+    @property
     def fingerprint(self) -> dict[str, Any]:
         """All settings that the trained models depend on, by name, except the settings of the documents."""
-        own = {"init_from": self.init_from, "folds": self.folds}
-        return {**own, "model": asdict(self.model), "training": self.training.fingerprint}
+        names = ("init_from", "folds", "encoder", "start_token", "hold_backbone")
+        own = {name: getattr(self, name) for name in names}
+        parts = {"backbone": asdict(self.backbone), "model": asdict(self.model)}
+        return {**own, **parts, "training": self.training.fingerprint}
 
 
 def train_estimator(config: Config) -> None:
@@ -61,27 +109,104 @@ def train_estimator(config: Config) -> None:
     from pipeline.training.distributed import process_group
     from pipeline.training.job import train_folds
 
+    start = config.starting_point
     with process_group():
-        documents = config.documents.read()
+        documents = read_documents(config.documents, start)
         resume.begin_on_main(config.output, {**documents.decisive, **config.fingerprint})
         parts = documents.leave_one_fold_out(config.folds)
-        train_folds(parts, config.folds, config.output, lambda _, part, folder: train_on(part, folder, config))
+        train_folds(parts, config.folds, config.output, lambda _, part, folder: train_on(part, start, folder, config))
 
 
-def train_on(documents: Documents, output: Path, config: Config) -> None:
+def read_documents(settings: DocumentSettings, start: Checkpoint | None) -> Documents:
+    """Read the documents, by default with the tokenizer of the language model to start from.
+
+    Raises:
+        ValueError: if the language model has another tokenizer, or fewer token ids; or as `DocumentSettings.read` does.
+    """
+    if start is None or start.kind != "causal":
+        return settings.read()
+    documents = replace(settings, tokenizer=settings.tokenizer or str(start.folder)).read()
+    same = documents.decisive["tokenizer_sha256"] in (None, start.tokenizer_sha256)
+    if not same or documents.source.vocabulary > start.vocabulary:
+        raise ValueError("the language model of --init-from has another tokenizer than --tokenizer; leave that out")
+    return documents
+
+
+def train_on(documents: Documents, start: Checkpoint | None, output: Path, config: Config) -> None:
     """Train one estimator, and write its checkpoint and model card to `output`."""
     import torch
 
-    from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
-    from pipeline.models.loading import load_estimator
+    from pipeline.models.pretrained_estimator import PretrainedEstimator
     from pipeline.training.job import train_on_windows
 
     torch.manual_seed(config.training.seed)
-    model = EntropyEstimator(EstimatorConfig(vocab_size=documents.source.vocabulary, **asdict(config.model)))
-    if config.init_from is not None:
-        model.begin_as(load_estimator(Checkpoint.find(config.init_from).folder))
-    start = {"started from": config.init_from or "scratch"}
-    train_on_windows(model, documents, config.training, output, lambda facts: card({**facts, **start}), varied=True)
+    if start is not None and start.kind == "causal":
+        model: Estimator = around_language_model(start, config)
+    else:
+        model = own_estimator(documents.source.vocabulary, start, config)
+    keeps = isinstance(model, PretrainedEstimator) and model.keep_states(config.kept_states)
+    facts: dict[str, object] = {"started from": config.init_from or "scratch"}
+    if isinstance(model, PretrainedEstimator):
+        facts |= model.facts
+    train_on_windows(
+        model,
+        documents,
+        config.training,
+        output,
+        lambda trained: card({**trained, **facts}),
+        varied=True,
+        recut=not keeps,
+    )
+
+
+def own_estimator(vocabulary: int, start: Checkpoint | None, config: Config) -> Estimator:
+    """Return an estimator of the requested sizes, with random weights or those of the estimator to start from."""
+    from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
+    from pipeline.models.loading import load_own_estimator
+
+    model = EntropyEstimator(EstimatorConfig(vocab_size=vocabulary, **asdict(config.model)))
+    if start is not None:
+        model.begin_as(load_own_estimator(start.folder))
+    return model
+
+
+def around_language_model(start: Checkpoint, config: Config) -> Estimator:
+    """Return an estimator around a causal language model, with the losses of this model.
+
+    Raises:
+        ValueError: if the windows are longer than those of a language model, the encoder has another tokenizer, or
+            peft is missing for LoRA.
+    """
+    from pipeline.data.tokenizer import named_token
+    from pipeline.models.backbone import Backbone, record
+    from pipeline.models.loading import declared_start, load_causal
+    from pipeline.models.pretrained_estimator import PretrainedEstimator, PretrainedEstimatorConfig
+
+    assert config.init_from is not None
+    encoder = None if config.encoder is None else Checkpoint.find(config.encoder)
+    for each in filter(None, (start, encoder)):
+        require_reads(each, start, config.model.context)
+    held = config.hold_backbone
+    named = config.start_token
+    settings = PretrainedEstimatorConfig(
+        vocab_size=start.vocabulary,
+        start_token=declared_start(start.folder) if named is None else named_token(start.folder, named),
+        decoder=record(Backbone.named(config.init_from, held=held)),
+        encoder=None if config.encoder is None else record(Backbone.named(config.encoder, held=held)),
+        **{name: getattr(config.model, name) for name in asdict(BottleneckSizes())},
+        **asdict(config.backbone),
+    )
+    return PretrainedEstimator(
+        settings, load_causal(start.folder), None if encoder is None else load_causal(encoder.folder)
+    )
+
+
+def require_reads(model: Checkpoint, start: Checkpoint, context: int) -> None:
+    """Raise unless a language model has the tokenizer of `start` and reads windows of `context` tokens."""
+    if model.tokenizer_sha256 != start.tokenizer_sha256 or model.vocabulary != start.vocabulary:
+        raise ValueError("--encoder has another tokenizer than --init-from; name a language model with the same one")
+    if model.context is not None and context > model.context:
+        raise ValueError(f"{model.folder} reads at most {model.context} tokens; give at most that to --model.context")
 
 
 def card(facts: Mapping[str, object]) -> str:

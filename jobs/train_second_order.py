@@ -219,7 +219,7 @@ def initial_model(plan: Prepared, start: Checkpoint | None, labels: np.ndarray) 
 
     The model's outputs are scaled to the mean and the standard deviation of the labels.
     """
-    from pipeline.models.loading import load_causal, load_estimator
+    from pipeline.models.loading import load_causal, load_own_estimator
     from pipeline.models.second_order import SecondOrderModel
     from pipeline.models.stacks import llama_config
 
@@ -235,7 +235,7 @@ def initial_model(plan: Prepared, start: Checkpoint | None, labels: np.ndarray) 
         stack = llama_config(vocab_size=plan.dataset.vocabulary, **vars(sizes))
         return SecondOrderModel.from_scratch(stack, **settings)
     if start.kind == "estimator":
-        return SecondOrderModel.from_estimator(load_estimator(start.folder), **settings)
+        return SecondOrderModel.from_estimator(load_own_estimator(start.folder), **settings)
     return SecondOrderModel.from_language_model(load_causal(start.folder), start=plan.windows.start, **settings)
 
 

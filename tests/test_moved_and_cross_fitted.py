@@ -14,7 +14,7 @@ from pipeline.data.corpus import fold_of
 from pipeline.data.tokenizer import encode, load_tokenizer, tokenizer_sha256
 from pipeline.labels import causal, exact
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer, fold_folder
-from pipeline.models.loading import load_estimator
+from pipeline.models.loading import load_own_estimator
 from schemas.annotations import PROVENANCE_KEY
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand
@@ -97,7 +97,7 @@ def test_a_document_is_labelled_by_the_estimator_of_its_fold(run_command: RunCom
     chosen = [fold_of(document.numpy(), 2) for document in documents]
     assert set(chosen) == {0, 1}
     for row, document, fold in zip(rows, documents, chosen, strict=True):
-        estimator = load_estimator(fold_folder(tmp_path / "folds", fold, 2))
+        estimator = load_own_estimator(fold_folder(tmp_path / "folds", fold, 2))
         expected_T = exact.token_entropies(estimator, document.unsqueeze(0))[0]
         np.testing.assert_allclose(row["entropy"], expected_T, atol=1 / 256 + 1e-4)
     assert (provenance["folds"], provenance["source_seen_by_estimator"]) == (2, "no")

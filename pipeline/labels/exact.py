@@ -21,8 +21,9 @@ from torch.nn.functional import pad
 
 from pipeline.data.windows import Window, budget_groups
 from pipeline.labels.windowed import over_windows
-from pipeline.models.cross_entropy import token_cross_entropy, wide_product
-from pipeline.models.estimator import EntropyEstimator
+from pipeline.models.causal_lm import OutputHead
+from pipeline.models.cross_entropy import wide_product
+from pipeline.models.estimator import Estimator
 from pipeline.models.stacks import real_positions
 
 # Decoder positions per batch. On two CPU cores with 1 MiB of cache, a decoder of width 256 labels 1.5 times as fast
@@ -32,6 +33,7 @@ CHUNK_VOCABULARY = 16384  # two matrices of 1,024 x 16,384 in float32 are 128 Mi
 # Entries of both tables of exponentials are at most 1, and underflow below 1e-38. Sums above this threshold lose
 # nothing visible. Lower sums, in which every product of two entries is lower too, are computed in float64.
 SMALLEST_SUM = 1e-30
+PREFIXES = 64  # a product covers the tokens of so many prefixes at a time, and none after the longest of them
 WIDTH_STEP = 8  # decoder batches are padded to multiples of this, so that a compiled decoder meets few widths
 
 
@@ -42,7 +44,7 @@ def default_batch_tokens(device: str) -> int:
 
 @torch.no_grad()
 def token_entropies(
-    estimator: EntropyEstimator,
+    estimator: Estimator,
     input_ids_BT: Tensor,
     lengths_B: Tensor | None = None,
     positions_BT: Tensor | None = None,
@@ -86,11 +88,11 @@ def token_entropies(
     return over_windows(of_window, width, estimator.config.context)
 
 
-def _of_windows(estimator: EntropyEstimator, input_ids_BT: Tensor, wanted_BT: Tensor, batch_tokens: int) -> Tensor:
+def _of_windows(estimator: Estimator, input_ids_BT: Tensor, wanted_BT: Tensor, batch_tokens: int) -> Tensor:
     """Return the labels of windows no longer than the estimator's context, with NaN at tokens that are not wanted."""
     codes_wanted_BT = wanted_BT.clone()
     codes_wanted_BT[:, :-1] |= wanted_BT[:, 1:]
-    if estimator.config.adds_logits:
+    if estimator.adds_logits:
         codes_BT = _code_lengths_of_added_logits(estimator, input_ids_BT, codes_wanted_BT)
     else:
         codes_BT = _all_code_lengths(estimator, input_ids_BT, codes_wanted_BT, batch_tokens)
@@ -98,9 +100,7 @@ def _of_windows(estimator: EntropyEstimator, input_ids_BT: Tensor, wanted_BT: Te
     return torch.where(wanted_BT, codes_BT - previous_BT, torch.nan).float()
 
 
-def _all_code_lengths(
-    estimator: EntropyEstimator, input_ids_BT: Tensor, wanted_BT: Tensor, batch_tokens: int
-) -> Tensor:
+def _all_code_lengths(estimator: Estimator, input_ids_BT: Tensor, wanted_BT: Tensor, batch_tokens: int) -> Tensor:
     """Return the code length of the prefix that ends at each wanted token, float64 [B, T]; 0 at other tokens."""
     codes_BT = torch.zeros(wanted_BT.shape, dtype=torch.float64, device=wanted_BT.device)
     row_K, last_K = _longest_first(wanted_BT)
@@ -108,7 +108,7 @@ def _all_code_lengths(
     widths = [_padded_width(last + 1, context) for last in last_K.tolist()]
     if widths:
         input_ids_BT = pad(input_ids_BT, (0, _padded_width(width, context) - width))
-        embedding_BTX, states_BTD = estimator.prefix_embeddings(input_ids_BT), estimator.token_states(input_ids_BT)
+        embedding_BTX, states_BTD = estimator.embeddings_and_states(input_ids_BT)
     for group in budget_groups(widths, batch_tokens):
         row_R, last_R = row_K[group], last_K[group]
         codes_BT[row_R, last_R] = _code_lengths(
@@ -134,7 +134,7 @@ def _longest_first(wanted_BT: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _code_lengths(
-    estimator: EntropyEstimator, embedding_RX: Tensor, states_RSD: Tensor, input_ids_RS: Tensor, last_R: Tensor
+    estimator: Estimator, embedding_RX: Tensor, states_RSD: Tensor, input_ids_RS: Tensor, last_R: Tensor
 ) -> Tensor:
     """Return each row's code length, float64 [R]: the sum of the losses of tokens 0..last, given the row's embedding.
 
@@ -143,40 +143,54 @@ def _code_lengths(
     hidden_RSD = estimator.decode_states(embedding_RX, states_RSD)
     real_RS = real_positions(last_R + 1, input_ids_RS.shape[1])
     losses_RS = torch.zeros(input_ids_RS.shape, dtype=torch.float64, device=last_R.device)
-    losses_RS[real_RS] = token_cross_entropy(hidden_RSD[real_RS], estimator.head_VD, input_ids_RS[real_RS]).double()
+    losses_RS[real_RS] = estimator.output_head.losses(hidden_RSD[real_RS], input_ids_RS[real_RS]).double()
     return losses_RS.sum(dim=1)
 
 
-def _code_lengths_of_added_logits(estimator: EntropyEstimator, input_ids_BT: Tensor, wanted_BT: Tensor) -> Tensor:
+def _code_lengths_of_added_logits(estimator: Estimator, input_ids_BT: Tensor, wanted_BT: Tensor) -> Tensor:
     """Return the result of `_all_code_lengths` for an estimator whose embedding only adds to the logits."""
     codes_BT = torch.zeros(wanted_BT.shape, dtype=torch.float64, device=wanted_BT.device)
-    embedding_BTX, states_BTD = estimator.prefix_embeddings(input_ids_BT), estimator.token_states(input_ids_BT)
+    embedding_BTX, states_BTD = estimator.embeddings_and_states(input_ids_BT)
     for row, wanted_T in enumerate(wanted_BT):
-        if wanted_T.any():
-            added_KX, states_TD, tokens_T = embedding_BTX[row, wanted_T], states_BTD[row], input_ids_BT[row]
-            losses_KT = _losses_of_sums(added_KX, states_TD, estimator.head_VD, tokens_T)
-            codes_BT[row, wanted_T] = losses_KT.cumsum(dim=1)[:, wanted_T].diagonal()
+        last_K = wanted_T.nonzero().squeeze(1)
+        if len(last_K):
+            tokens = int(last_K[-1]) + 1
+            losses_KT = _losses_of_sums(
+                embedding_BTX[row, last_K],
+                states_BTD[row, :tokens],
+                estimator.output_head,
+                input_ids_BT[row, :tokens],
+                last_K,
+            )
+            codes_BT[row, last_K] = losses_KT.cumsum(dim=1).gather(1, last_K.unsqueeze(1)).squeeze(1)
     return codes_BT
 
 
-def _losses_of_sums(added_KD: Tensor, states_TD: Tensor, head_VD: Tensor, tokens_T: Tensor) -> Tensor:
-    """Return -ln p of token t under the logits `(added[k] + states[t]) @ head.T` for all k and t, float64 [K, T].
+def _losses_of_sums(added_KD: Tensor, states_TD: Tensor, head: OutputHead, tokens_T: Tensor, last_K: Tensor) -> Tensor:
+    """Return -ln p of token t under the logits of state t plus `added[k] @ head.weight.T`, float64 [K, T].
 
-    The sums over the vocabulary take K x T x V multiplications, instead of K x T x V x D.
+    Only the losses of a prefix's own tokens 0..last[k] are valid. The sums over the vocabulary take K x T x V / 2
+    multiplications, instead of K x T x V x D.
     """
     normalizer_KT = added_KD.new_full((len(added_KD), len(states_TD)), -torch.inf, dtype=torch.float64)
-    for head_vD in head_VD.split(CHUNK_VOCABULARY):
-        normalizer_KT = normalizer_KT.logaddexp(
-            _log_sum_exp(wide_product(added_KD, head_vD), wide_product(states_TD, head_vD))
-        )
-    target_TD = head_VD[tokens_T]
-    return normalizer_KT - (added_KD @ target_TD.T).double() - (states_TD * target_TD).sum(dim=1).double()
+    for part in head.split(CHUNK_VOCABULARY):
+        sums_KT = _log_sum_exp(wide_product(added_KD, part.weight_VD), part.logits(states_TD), last_K)
+        normalizer_KT = normalizer_KT.logaddexp(sums_KT)
+    added_KT = (added_KD @ head.weight_VD[tokens_T].T).double()
+    return normalizer_KT - added_KT - head.target_logits(states_TD, tokens_T).double()
 
 
-def _log_sum_exp(one_Kv: Tensor, other_Tv: Tensor) -> Tensor:
-    """Return ln of the sum over v of exp(one[k, v] + other[t, v]), float64 [K, T]."""
+def _log_sum_exp(one_Kv: Tensor, other_Tv: Tensor, last_K: Tensor) -> Tensor:
+    """Return ln of the sum over v of exp(one[k, v] + other[t, v]), float64 [K, T], for each prefix's own tokens."""
     top_K1, top_T1 = one_Kv.amax(dim=1, keepdim=True), other_Tv.amax(dim=1, keepdim=True)
-    sums_KT = (one_Kv - top_K1).exp() @ (other_Tv - top_T1).exp().T
-    if sums_KT.min() < SMALLEST_SUM:
-        sums_KT = (one_Kv - top_K1).double().exp() @ (other_Tv - top_T1).double().exp().T
-    return sums_KT.double().log() + top_K1 + top_T1.T
+    one_Kv, other_Tv = one_Kv - top_K1, other_Tv - top_T1
+    logs_KT = (top_K1 + top_T1.T).double()
+    grown_Kv, grown_Tv = one_Kv.exp(), other_Tv.exp()
+    for first in range(0, len(one_Kv), PREFIXES):
+        rows = slice(first, first + PREFIXES)
+        tokens = int(last_K[rows][-1]) + 1
+        sums_kt = grown_Kv[rows] @ grown_Tv[:tokens].T
+        if sums_kt.min() < SMALLEST_SUM:
+            sums_kt = one_Kv[rows].double().exp() @ other_Tv[:tokens].double().exp().T
+        logs_KT[rows, :tokens] += sums_kt.double().log()
+    return logs_KT

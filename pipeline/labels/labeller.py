@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from pipeline.data.windows import WindowBatch
 from pipeline.labels import causal, exact, second_order
 from pipeline.models.causal_lm import BlockedAttention, frequency_border
-from pipeline.models.estimator import EntropyEstimator
+from pipeline.models.estimator import Estimator
 from pipeline.models.loading import declared_start, load_causal, load_estimator, load_second_order
 from pipeline.models.second_order import SecondOrderModel
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Device, Dtype, Method
@@ -150,7 +150,7 @@ def in_parts(one_pass: Callable[[Tensor], Columns], ids_BT: Tensor, _: Tensor, _
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def exact_labeller(estimator: EntropyEstimator, device: Device) -> TorchLabeller:
+def exact_labeller(estimator: Estimator, device: Device) -> TorchLabeller:
     """Return a labeller that makes exact labels with an estimator, which must be on the device."""
     entropies, positions = partial(exact.token_entropies, estimator), exact.default_batch_tokens(device)
     return TorchLabeller((ENTROPY,), lambda *batch: {ENTROPY: entropies(*batch)}, device, positions, WINDOW_TOKENS)

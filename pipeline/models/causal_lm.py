@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.checkpoint_files import POSITIONS, declared_context
@@ -48,16 +49,53 @@ class OutputHead(NamedTuple):
         """Return logits, float32 [N, V], without a gradient. They are not computed in chunks, so pass few tokens."""
         return head_logits(hidden_ND * self.scale, self.weight_VD, self.bias_V, self.softcap)
 
+    def split(self, size: int) -> Iterator[Self]:
+        """Yield heads that each compute the logits of at most `size` consecutive tokens of the vocabulary."""
+        for start in range(0, len(self.weight_VD), size):
+            part = slice(start, start + size)
+            bias_v = None if self.bias_V is None else self.bias_V[part]
+            yield self._replace(weight_VD=self.weight_VD[part], bias_V=bias_v)
+
+    def target_logits(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """Return the logit of one token for each state, [N], without a gradient."""
+        logits_N = (hidden_ND * self.scale * self.weight_VD[targets_N]).sum(dim=1)
+        if self.bias_V is not None:
+            logits_N = logits_N + self.bias_V[targets_N]
+        return logits_N if self.softcap is None else self.softcap * (logits_N / self.softcap).tanh()
+
     def losses(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """Return -ln p(targets[:, i]) in nats, float32 [B, T], where p is the distribution that state i predicts."""
+        """Return -ln p(target) in nats, float32 [B, T], where p is the distribution that a state predicts.
+
+        For states [N, D], the losses are [N].
+        """
         losses_N = token_cross_entropy(
-            hidden_BTD.flatten(0, 1) * self.scale,
+            hidden_BTD.flatten(0, -2) * self.scale,
             self.weight_VD,
             targets_BT.flatten(),
             bias_V=self.bias_V,
             softcap=self.softcap,
         )
         return losses_N.view(targets_BT.shape)
+
+    def losses_with_added(self, hidden_ND: Tensor, added_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """Return -ln p(target) in nats, float32 [N], where `added @ weight.T` is added to the logits of each state.
+
+        The sum is made after scale, bias and soft cap, so that both parts of a logit can be computed apart.
+        """
+        if self.softcap is None:
+            return token_cross_entropy(hidden_ND * self.scale + added_ND, self.weight_VD, targets_N, bias_V=self.bias_V)
+        size = chunk_tokens(self.weight_VD)
+        parts = zip(hidden_ND.split(size), added_ND.split(size), targets_N.split(size), strict=True)
+        chunks = [checkpoint(self._capped_losses, *part, use_reentrant=False) for part in parts]
+        return torch.cat(chunks) if chunks else hidden_ND.new_zeros(0, dtype=torch.float32)
+
+    def _capped_losses(self, hidden_ND: Tensor, added_ND: Tensor, targets_N: Tensor) -> Tensor:
+        assert self.softcap is not None
+        logits_NV = ((hidden_ND * self.scale) @ self.weight_VD.T).float()
+        if self.bias_V is not None:
+            logits_NV = logits_NV + self.bias_V
+        capped_NV = self.softcap * (logits_NV / self.softcap).tanh()
+        return cross_entropy(capped_NV + (added_ND @ self.weight_VD.T).float(), targets_N, reduction="none")
 
 
 def next_token_losses(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ from schemas.annotations import SHIPPED_MODEL, Method
 CheckpointKind = Literal["estimator", "autoencoder", "second-order", "causal"]
 KIND_OF_MODEL_TYPE: dict[str, CheckpointKind] = {
     "entropy-estimator": "estimator",
+    "pretrained-entropy-estimator": "estimator",
     "window-autoencoder": "autoencoder",
     "second-order-entropy": "second-order",
 }

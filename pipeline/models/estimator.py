@@ -11,10 +11,13 @@ B rows, T tokens, C encoder width, E bottleneck width, D decoder width, X width 
 decoder.
 """
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from pipeline.models.causal_lm import OutputHead
 from pipeline.models.sizes import EstimatorSizes
 from pipeline.models.stacks import causal_hidden, input_embeddings
 from pipeline.models.window_encoder import WindowEncoder, WindowEncoderConfig, real_losses
@@ -43,7 +46,41 @@ class EstimatorConfig(EstimatorSizes, WindowEncoderConfig):
         return self.introduced_above == self.decoder_layers
 
 
-class EntropyEstimator(WindowEncoder):
+class Estimator(WindowEncoder):
+    """Base class of estimators: what exact labels need of a model besides its encoder."""
+
+    @property
+    @abstractmethod
+    def adds_logits(self) -> bool:
+        """True if the embedding only adds to the logits: `embedding @ head.weight.T`."""
+
+    @property
+    @abstractmethod
+    def output_head(self) -> OutputHead:
+        """The decoder's output head."""
+
+    @abstractmethod
+    def introduced(self, bottleneck_E: Tensor) -> Tensor:
+        """Return the embedding that enters the decoder, [..., X], from bottleneck values [..., E]."""
+
+    @abstractmethod
+    def token_states(self, input_ids_BT: Tensor) -> Tensor:
+        """Return the states [B, T, D] below the embedding's entry. State i depends only on the tokens before i."""
+
+    @abstractmethod
+    def decode_states(self, embedding_BX: Tensor, states_BTD: Tensor) -> Tensor:
+        """Return hidden states [B, T, D] from the embedding and `token_states`. State i predicts token i."""
+
+    def prefix_embeddings(self, input_ids_BT: Tensor) -> Tensor:
+        """Return the embeddings that enter the decoder, [B, T, X]. Embedding i is for the prefix of tokens 0..i."""
+        return self.introduced(self.bottlenecks(input_ids_BT))
+
+    def embeddings_and_states(self, input_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `prefix_embeddings` and `token_states`."""
+        return self.prefix_embeddings(input_ids_BT), self.token_states(input_ids_BT)
+
+
+class EntropyEstimator(Estimator):
     """Encoder, bottleneck and decoder; the output head is tied to the decoder's token embedding.
 
     Raises:
@@ -85,8 +122,16 @@ class EntropyEstimator(WindowEncoder):
             nn.init.eye_(self.output.weight)
 
     @property
+    def adds_logits(self) -> bool:
+        return self.config.adds_logits
+
+    @property
     def head_VD(self) -> Tensor:
         return input_embeddings(self.decoder).weight
+
+    @property
+    def output_head(self) -> OutputHead:
+        return OutputHead(self.head_VD)
 
     @property
     def first_state(self) -> Tensor:
@@ -127,13 +172,8 @@ class EntropyEstimator(WindowEncoder):
         return (own.introduction, own.introduced_above) != (others.introduction, others.introduced_above)
 
     def introduced(self, bottleneck_E: Tensor) -> Tensor:
-        """Return the embedding that enters the decoder, [..., X], from bottleneck values [..., E]."""
         introduced_X: Tensor = self.introduce(self.up(bottleneck_E))
         return introduced_X
-
-    def prefix_embeddings(self, input_ids_BT: Tensor) -> Tensor:
-        """Return the embeddings that enter the decoder, [B, T, X]. Embedding i is for the prefix of tokens 0..i."""
-        return self.introduced(self.bottlenecks(input_ids_BT))
 
     def token_states(self, input_ids_BT: Tensor) -> Tensor:
         """Return the states [B, T, D] below the embedding's entry. State i depends only on the tokens before i.

@@ -19,11 +19,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from pipeline.data.tokenizer import declared_beginning
 from pipeline.models.autoencoder import Autoencoder
+from pipeline.models.backbone import Backbone, Role, load_weights
 from pipeline.models.causal_lm import longest_window, next_token_hidden, output_head, start_token
 from pipeline.models.checkpoint import Checkpoint, CheckpointKind, UnfitModelError, copy_tokenizer
 from pipeline.models.checkpoint_files import CONFIG_FILE, weights_size
-from pipeline.models.estimator import EntropyEstimator
+from pipeline.models.estimator import EntropyEstimator, Estimator
 from pipeline.models.model_card import CARD_FILE
+from pipeline.models.pretrained_estimator import PretrainedEstimator, PretrainedEstimatorConfig
 from pipeline.models.second_order import SecondOrderModel
 
 WeightType = Literal["float32", "bfloat16"]
@@ -38,11 +40,65 @@ MODULES_A_TENSOR, MOST_MODULES = 16, 10**4
 """Limit on a model's modules: 16 per tensor of the weights, or 10,000 if that is more."""
 
 
-def load_estimator(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> EntropyEstimator:
-    """Load an entropy estimation model to the device in `dtype`, in evaluation mode."""
-    estimator: EntropyEstimator = _loaded(folder, "estimator", device, dtype)
+def load_estimator(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> Estimator:
+    """Load an entropy estimation model to the device in `dtype`, in evaluation mode.
+
+    If it was trained around language models that its checkpoint does not hold, these are loaded too, and fetched first
+    if they are on the Hub.
+    """
+    estimator: Estimator
+    if is_pretrained_estimator(folder):
+        estimator = load_pretrained_estimator(folder, device, dtype)
+    else:
+        estimator = _loaded(folder, "estimator", device, dtype)
     require_labels(estimator, folder, estimator.token_losses)
     return estimator
+
+
+def load_own_estimator(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> EntropyEstimator:
+    """Load an estimator as `load_estimator` does.
+
+    Raises:
+        ValueError: if the estimator was trained around language models.
+    """
+    estimator = load_estimator(folder, device, dtype)
+    if not isinstance(estimator, EntropyEstimator):
+        raise ValueError(f"{folder} holds an estimator around a language model; name the language model itself")
+    return estimator
+
+
+def is_pretrained_estimator(folder: Path) -> bool:
+    """True if a checkpoint holds an estimator that was trained around language models."""
+    return bool(Checkpoint(folder).config.get("model_type") == PretrainedEstimatorConfig.model_type)
+
+
+def load_pretrained_estimator(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> PretrainedEstimator:
+    """Load an estimator and the language models around which it was trained, in evaluation mode."""
+    Checkpoint(folder).require_kind("estimator")
+    with _in_one_line(folder):
+        config = PretrainedEstimatorConfig.from_pretrained(folder)
+    checkpoints = backbone_checkpoints(folder, config.backbones())
+    models = {role: load_causal(each.folder, device, dtype) for role, each in checkpoints.items()}
+    estimator = PretrainedEstimator(config, models["decoder"], models.get("encoder"))
+    weights = estimator.own_weights()
+    load_weights(weights, folder)
+    for weight in weights.values():
+        weight.data = weight.data.to(device, getattr(torch, dtype))
+    estimator.eval()  # type: ignore[no-untyped-call]
+    estimator.requires_grad_(False)
+    require_finite(estimator, folder)
+    return estimator
+
+
+def backbone_checkpoints(folder: Path, backbones: dict[Role, Backbone]) -> dict[Role, Checkpoint]:
+    """Return the checkpoints of the language models that a checkpoint builds on.
+
+    Raises:
+        ValueError: if there is no decoder, or a language model cannot be found or has changed.
+    """
+    if "decoder" not in backbones:
+        raise ValueError(f"{folder / CONFIG_FILE} names no language model as its decoder; fetch or save it again")
+    return {role: backbone.checkpoint(folder, role) for role, backbone in backbones.items()}
 
 
 def load_autoencoder(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> Autoencoder:
@@ -111,6 +167,12 @@ def require_complete(folder: Path, kind: CheckpointKind) -> None:
         ValueError: if a weight is missing or has another shape, or if the model needs custom code.
     """
     Checkpoint(folder).require_kind(kind)
+    if kind == "estimator" and is_pretrained_estimator(folder):
+        with _in_one_line(folder):
+            config = PretrainedEstimatorConfig.from_pretrained(folder)
+        for checkpoint in backbone_checkpoints(folder, config.backbones()).values():
+            require_complete(checkpoint.folder, "causal")
+        return
     _read(folder, kind, device_map="meta")
 
 

@@ -12,6 +12,8 @@ Introduction = Literal["token", "embedding", "projection"]
 Given = Literal["repeated", "unrolled"]
 NoisePlace = Literal["bottleneck", "before-down"]
 Form = Literal["direct", "residual"]
+Entry = Literal["logits", "every-token", "start-token"]
+Tuning = Literal["frozen", "lora", "whole"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +63,31 @@ class SecondOrderSizes:
 
 
 @dataclass(kw_only=True)  # not frozen, because transformers' configurations, which inherit this class, are not
-class WindowEncoderSizes:
-    """Sizes and variants that the estimator and the autoencoder share."""
+class BottleneckSizes:
+    """Sizes of the windows and of their embeddings, in all models with a window encoder."""
 
     context: int = 256
     """Longest window, in tokens."""
+    bottleneck_width: int | None = 4
+    """Size of the window's embedding. A smaller size makes less noisy labels. None for the encoder's width."""
+    noise: float = 0.0
+    """Amplitude of the uniform noise in training that makes the embedding tolerate rounding; 0 for no noise. Give half
+    of the step size with which the embedding will be stored."""
+    noise_place: NoisePlace = "before-down"
+    """Place of the noise: the bottleneck's values (bottleneck), or the encoder's state before the bottleneck
+    (before-down)."""
+
+    def __post_init__(self) -> None:
+        if self.bottleneck_width is not None and self.bottleneck_width < 1:
+            raise ValueError(f"`model.bottleneck_width` must be at least 1, not {self.bottleneck_width}")
+        if self.noise < 0:
+            raise ValueError(f"`model.noise` must be 0 or more, not {self.noise}")
+
+
+@dataclass(kw_only=True)
+class WindowEncoderSizes(BottleneckSizes):
+    """Sizes and variants that the estimator and the autoencoder share."""
+
     encoder_kind: StackKind = "transformer"
     """Kind of the encoder: with attention (transformer), or with a masked convolution over positions (mixer)."""
     encoder_width: int = 64
@@ -76,14 +98,6 @@ class WindowEncoderSizes:
     """Number of heads of the encoder."""
     encoder_kernel: int = 1
     """Kernel size of the convolutions in a mixer encoder, along the hidden dimension; 1 for a transformer."""
-    bottleneck_width: int | None = 4
-    """Size of the window's embedding. A smaller size makes less noisy labels. None for the encoder's width."""
-    noise: float = 0.0
-    """Amplitude of the uniform noise in training that makes the embedding tolerate rounding; 0 for no noise. Give half
-    of the step size with which the embedding will be stored."""
-    noise_place: NoisePlace = "before-down"
-    """Place of the noise: the bottleneck's values (bottleneck), or the encoder's state before the bottleneck
-    (before-down)."""
     decoder_kind: StackKind = "transformer"
     """Kind of the decoder: with attention (transformer), or with a masked convolution over positions (mixer)."""
     decoder_width: int = 192
@@ -95,12 +109,6 @@ class WindowEncoderSizes:
     decoder_kernel: int = 1
     """Kernel size of the convolutions in a mixer decoder, along the hidden dimension; 1 for a transformer."""
 
-    def __post_init__(self) -> None:
-        if self.bottleneck_width is not None and self.bottleneck_width < 1:
-            raise ValueError(f"`model.bottleneck_width` must be at least 1, not {self.bottleneck_width}")
-        if self.noise < 0:
-            raise ValueError(f"`model.noise` must be 0 or more, not {self.noise}")
-
 
 @dataclass(kw_only=True)
 class EstimatorSizes(WindowEncoderSizes):
@@ -111,6 +119,30 @@ class EstimatorSizes(WindowEncoderSizes):
     (embedding), or added to every token (projection)."""
     introduced_above: int = 0
     """Number of decoder blocks below the embedding's entry. Exact labels compute these blocks once per window."""
+
+
+@dataclass(kw_only=True)
+class BackboneSettings:
+    """Settings of an estimator around a pretrained language model."""
+
+    entry: Entry = "logits"
+    """Place where the window's embedding enters the language model: its logits (logits), the states of all tokens
+    (every-token), or the state of the token before the window (start-token). At the logits, exact labels cost hardly
+    more than one pass of the language model. Elsewhere they take a pass for every token."""
+    entry_layer: int = 0
+    """Layer below which the embedding enters, unless it enters at the logits. Exact labels compute the lower layers
+    once per window."""
+    tuning: Tuning = "frozen"
+    """Training of the language model: none (frozen), low-rank updates of its linear layers (lora), or all weights
+    (whole). Next to a frozen model, only the layers between encoder and decoder are trained."""
+    lora_rank: int = 64
+    """Rank of the updates of --tuning lora."""
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 1 or self.entry_layer < 0:
+            raise ValueError("`lora_rank` must be at least 1, and `entry_layer` 0 or more")
+        if self.entry == "logits" and self.entry_layer:
+            raise ValueError("`entry_layer` needs `entry` every-token or start-token; leave it out")
 
 
 @dataclass(kw_only=True)

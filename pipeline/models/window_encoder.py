@@ -15,14 +15,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.cross_entropy import token_cross_entropy
-from pipeline.models.sizes import StackKind, WindowEncoderSizes
+from pipeline.models.sizes import BottleneckSizes, StackKind, WindowEncoderSizes
 from pipeline.models.stacks import causal_hidden, input_embeddings, new_stack, real_positions, stack_config
 
 
-class WindowEncoderConfig(PreTrainedConfig, WindowEncoderSizes):
-    """Sizes and vocabulary of a window encoder."""
+class BottleneckConfig(PreTrainedConfig, BottleneckSizes):
+    """Vocabulary, windows and embeddings of any model with a window encoder."""
 
     vocab_size: int = 8192
+
+
+class WindowEncoderConfig(BottleneckConfig, WindowEncoderSizes):
+    """Sizes and vocabulary of a window encoder."""
+
     initializer_range: float = 0.02
 
     @property
@@ -59,18 +64,25 @@ class WindowEncoder(PreTrainedModel, ABC):
     encoder: PreTrainedModel
     down: nn.Module
     up: nn.Module
-    config: WindowEncoderConfig
+    config: BottleneckConfig
+
+    def encoded(self, input_ids_BT: Tensor) -> Tensor:
+        """Return the encoder's states [B, T, C]. State i depends on the tokens 0..i."""
+        return causal_hidden(self.encoder, input_embeddings(self.encoder)(input_ids_BT))
+
+    def narrowed(self, hidden_BTC: Tensor) -> Tensor:
+        """Return bottleneck values [..., E] from states of the encoder [..., C], in training with noise."""
+        before_down = self.config.noise_place == "before-down"
+        narrow_BTE: Tensor = self.down(self._noisy(hidden_BTC) if before_down else hidden_BTC)
+        return narrow_BTE if before_down else self._noisy(narrow_BTE)
 
     def bottlenecks(self, input_ids_BT: Tensor) -> Tensor:
         """Return the bottleneck values [B, T, E] of all prefixes. The values at index i are for tokens 0..i."""
-        hidden_BTC = causal_hidden(self.encoder, input_embeddings(self.encoder)(input_ids_BT))
-        before_down = self.config.noise_place == "before-down"
-        narrow_BTE = self.down(self._noisy(hidden_BTC) if before_down else hidden_BTC)
-        return narrow_BTE if before_down else self._noisy(narrow_BTE)
+        return self.narrowed(self.encoded(input_ids_BT))
 
     def window_bottlenecks(self, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """Return the bottleneck values [B, E] of each row's window, which ends at the row's last real token."""
-        return self.bottlenecks(input_ids_BT)[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B - 1]
+        return last_real(self.bottlenecks(input_ids_BT), lengths_B)
 
     @abstractmethod
     def decode_losses(self, bottleneck_BE: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
@@ -95,6 +107,11 @@ class WindowEncoder(PreTrainedModel, ABC):
         if not self.training or not self.config.noise:
             return values
         return values + self.config.noise * (2 * torch.rand_like(values) - 1)
+
+
+def last_real(values_BTX: Tensor, lengths_B: Tensor) -> Tensor:
+    """Return the values [B, X] at each row's last real token."""
+    return values_BTX[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B - 1]
 
 
 def real_losses(hidden_BTD: Tensor, head_VD: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:

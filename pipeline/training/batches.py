@@ -103,6 +103,8 @@ class Windowing:
     overlap: int = 0
     varied: bool = False
     labelled_only: bool = False
+    recut: bool = True
+    """True if windows of random lengths are cut again in every epoch; False if every epoch has the same windows."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < self.window:
@@ -129,7 +131,7 @@ def endless_batches(corpora: Iterable[Corpus], cut: Windowing, seed: int) -> Ite
 
 def epoch_batches(corpus: Corpus, cut: Windowing, random: np.random.Generator) -> Iterator[Batch]:
     """Yield the batches of one epoch in random order. Together, they contain every window of the corpus once."""
-    pieces_P3 = cut_windows(corpus.offsets, cut, random)
+    pieces_P3 = cut_windows(corpus.offsets, cut, random if cut.recut else np.random.default_rng(len(corpus.tokens_N)))
     if cut.labelled_only and corpus.labels_N is not None:
         labels_before = np.concatenate([[0], np.cumsum(~np.isnan(corpus.labels_N))])
         pieces_P3 = pieces_P3[labels_before[pieces_P3[:, 1]] > labels_before[pieces_P3[:, 2]]]

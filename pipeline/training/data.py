@@ -89,8 +89,9 @@ class DocumentSettings(Inputs):
     """Documents, as in --input of pipeline.annotate: Parquet files, JSON lines or text files. Folders, globs and URLs
     of files work too (hf://datasets/user/name, https://, s3://). With --tokenizer none, the files need a column
     `input_ids` instead of text."""
-    tokenizer: str
-    """Tokenizer folder, or `none` for documents that are already tokenized."""
+    tokenizer: str | None = None
+    """Tokenizer folder, or `none` for documents that are already tokenized. By default, the tokenizer of the language
+    model to start from, if there is one."""
     vocabulary: int | None = None
     """Number of token ids. Required with --tokenizer none, otherwise taken from the tokenizer."""
     text_column: str = TEXT_COLUMN
@@ -118,6 +119,8 @@ class DocumentSettings(Inputs):
             ValueError: if the files, the tokenizer or the documents are invalid.
             OSError: if a disk or a store cannot be reached at the moment.
         """
+        if self.tokenizer is None:
+            raise ValueError("`tokenizer` is needed to read text; give a tokenizer's folder, or none for token ids")
         inputs, source = pinned(self.input), token_source(self.tokenizer, self.vocabulary)
         documents, sha256 = self.find(inputs), tokenizer_sha256(source.folder) if source.folder else None
         documents.tell()

@@ -104,10 +104,11 @@ class DistributedModel(Generic[ModelT]):
         return result
 
     def round_weights(self, dtype: torch.dtype) -> None:
-        """Round the weights to values that `dtype` can represent, but keep the dtype in which they are stored."""
+        """Round the trained weights to values that `dtype` can represent, but keep the dtype of their tensors."""
         with torch.no_grad():
             for parameter in self.model.parameters():
-                parameter.copy_(parameter.to(dtype))
+                if parameter.requires_grad:
+                    parameter.copy_(parameter.to(dtype))
 
     def copy_to(self, model: ModelT) -> None:
         """Copy the trained weights to `model`, unless `model` itself was trained. Every process must call this."""

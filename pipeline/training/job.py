@@ -92,6 +92,7 @@ def train_on_windows(
     card: Callable[[Mapping[str, object]], str],
     *,
     varied: bool = False,
+    recut: bool = True,
 ) -> None:
     """Train an estimator or an autoencoder on windows of documents and write its checkpoint to `output`.
 
@@ -99,9 +100,10 @@ def train_on_windows(
         card: function that returns the model card, given the rows of the card's table.
         varied: train on windows of random lengths, with every length up to the context equally likely. By default,
             windows have the length of the context, except at the ends of documents.
+        recut: cut windows of random lengths again in every epoch.
     """
     windows = Windowing(model.config.context, config.tokens_per_batch)
-    seen = Windowing(model.config.context, config.tokens_per_batch, varied=varied)
+    seen = Windowing(model.config.context, config.tokens_per_batch, varied=varied, recut=recut)
     train_and_save(
         model,
         endless_batches(documents.blocks, seen, config.seed),
@@ -119,6 +121,7 @@ def _card_rows(model: WindowEncoder, metrics: Metrics) -> dict[str, object]:
     return {
         "training": training_length(metrics),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "held-out loss, nats per token": metrics["held_out_loss"],
         "with the embedding's cost (float32)": metrics["normalized_loss"],
         "bits per byte, including that cost": metrics.get("bits_per_byte", "unknown: documents came as tokens"),

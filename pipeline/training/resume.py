@@ -238,8 +238,11 @@ def _tensors(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tens
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and tensor of every parameter, tied ones once, and of every buffer in the model's state dict."""
-    yield from model.named_parameters()
+    """Yield name and tensor of every trained parameter, tied ones once, and of every buffer in the state dict.
+
+    Frozen parameters are those of the model that the run starts from, and are not saved.
+    """
+    yield from ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in model.state_dict())
 
 

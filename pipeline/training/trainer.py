@@ -248,7 +248,8 @@ def _compiled(loss: Loss, config: TrainingConfig) -> Loss:
 
 def _new_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
     """Return an AdamW optimizer with weight decay for matrices only."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+    vectors = [parameter for parameter in trained if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
