@@ -7,11 +7,13 @@ The same command resumes an interrupted run. The job runs in one process, or in 
 `accelerate launch -m jobs.train_estimator` starts.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 
@@ -20,8 +22,11 @@ from pipeline.cli import run
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.model_card import command_line, model_card
 from pipeline.models.sizes import EstimatorSizes
-from pipeline.training.config import TrainingConfig
+from pipeline.training.config import DryRunSettings, TrainingConfig
 from pipeline.training.data import Documents, DocumentSettings
+
+if TYPE_CHECKING:  # it imports torch, which is slow and not needed for --help
+    from pipeline.models.estimator import EntropyEstimator
 
 
 @cyclopts.Parameter(name="*")
@@ -41,6 +46,7 @@ class Config:
     trained without the documents of its fold, so that it can label these documents without having seen them."""
     model: EstimatorSizes = field(default_factory=EstimatorSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    estimate: Annotated[DryRunSettings, cyclopts.Parameter(name="*")] = field(default_factory=DryRunSettings)
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "folds")
@@ -58,11 +64,16 @@ def train_estimator(config: Config) -> None:
     """Train an entropy estimation model on documents and write its checkpoint."""
     # imported here because torch takes seconds, and --help does not need it
     from pipeline.training import resume
+    from pipeline.training.cost import print_cost
     from pipeline.training.distributed import process_group
-    from pipeline.training.job import train_folds
+    from pipeline.training.job import cost_on_windows, train_folds
 
     with process_group():
         documents = config.documents.read()
+        if config.estimate.dry_run:
+            model, folds = new_model(documents, config), config.folds
+            print_cost(cost_on_windows(model, documents, config.training, config.estimate, varied=True, models=folds))
+            return
         resume.begin_on_main(config.output, {**documents.decisive, **config.fingerprint})
         parts = documents.leave_one_fold_out(config.folds)
         train_folds(parts, config.folds, config.output, lambda _, part, folder: train_on(part, folder, config))
@@ -70,18 +81,24 @@ def train_estimator(config: Config) -> None:
 
 def train_on(documents: Documents, output: Path, config: Config) -> None:
     """Train one estimator, and write its checkpoint and model card to `output`."""
+    from pipeline.training.job import train_on_windows
+
+    model, start = new_model(documents, config), {"started from": config.init_from or "scratch"}
+    train_on_windows(model, documents, config.training, output, lambda facts: card({**facts, **start}), varied=True)
+
+
+def new_model(documents: Documents, config: Config) -> EntropyEstimator:
+    """Return the estimator to train, with random weights or those of the estimator to start from."""
     import torch
 
     from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
     from pipeline.models.loading import load_estimator
-    from pipeline.training.job import train_on_windows
 
     torch.manual_seed(config.training.seed)
     model = EntropyEstimator(EstimatorConfig(vocab_size=documents.source.vocabulary, **asdict(config.model)))
     if config.init_from is not None:
         model.begin_as(load_estimator(Checkpoint.find(config.init_from).folder))
-    start = {"started from": config.init_from or "scratch"}
-    train_on_windows(model, documents, config.training, output, lambda facts: card({**facts, **start}), varied=True)
+    return model
 
 
 def card(facts: Mapping[str, object]) -> str:
