@@ -125,13 +125,13 @@ class DryRunSettings:
     measure the speed, unless --gpu names a GPU."""
     gpu: Gpu | None = None
     """GPU for which --dry-run computes the hours. By default, the speed is measured on the devices of all processes."""
-    gpus: int = 1
-    """Number of GPUs, for --dry-run."""
+    gpus: int | None = None
+    """Number of GPUs, for --dry-run. By default, the number of processes."""
     utilisation: float = 0.4
     """Assumed share of the GPU's peak speed, for --dry-run with --gpu. Models of small width reach less."""
 
     def __post_init__(self) -> None:
-        if self.gpus < 1:
+        if self.gpus is not None and self.gpus < 1:
             raise ValueError(f"`gpus` must be at least 1, not {self.gpus}")
         if not 0 < self.utilisation <= 1:
             raise ValueError(f"`utilisation` must be above 0 and at most 1, not {self.utilisation}")

@@ -1,7 +1,7 @@
 """Dry run of a training: its size, compute, memory and time, printed instead of training.
 
 Parameters, FLOP, and the memory of weights, gradients and optimizer are computed from the model. The memory of
-activations is measured on short windows and scaled. The speed is measured by a few training steps on the devices of all
+activations is measured on two windows and scaled. The speed is measured by a few training steps on the devices of all
 processes, or computed for a GPU with an assumed utilisation.
 
 B rows, T tokens.
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from pipeline.messages import say
 from pipeline.models.cross_entropy import CHUNK_LOGITS, cut_cross_entropy
+from pipeline.models.mixer import CausalConvolution
 from pipeline.progress import stage
 from pipeline.training.batches import Batch
 from pipeline.training.config import PEAK_TFLOP, DryRunSettings, TrainingConfig
@@ -28,7 +29,7 @@ from pipeline.training.epoch import Epoch
 from pipeline.training.flop import ATTENTION, head_weight, parameter_counts, training_flop
 from pipeline.training.trainer import Loss, compiled, new_optimizer
 
-PROBE_TOKENS = 128  # per window on which activations are measured: seconds on a core, for 100 M parameters
+PROBE_TOKENS = 128  # per window on which a CPU measures activations: seconds on a core, for 100 M parameters
 MEASURED_SECONDS, GROWTH = 30.0, 4  # longest measurement, and the factor from one measured batch to the next
 FLOAT32, ADAMW, LOGIT = 4, 8, 8  # bytes of a weight, of its optimizer state, of a logit with its softmax
 TERA, GIGA = 1e12, 1e9
@@ -54,6 +55,11 @@ class Cost:
         self.settings.require_precision(self.config)
 
     @property
+    def gpus(self) -> int:
+        """Number of GPUs: that of the settings, or the number of processes."""
+        return self.settings.gpus or this_process().num_processes
+
+    @property
     def tokens_per_step(self) -> float:
         """Mean number of tokens of an optimizer step."""
         return self.config.accumulate * self.epoch.tokens_of_batch(self.config.tokens_per_batch)
@@ -66,7 +72,7 @@ class Cost:
     @cached_property
     def flop_per_token(self) -> dict[str, float]:
         """FLOP per token, on average, by name of the model's part."""
-        forwards = 1 if self.compares and self.config.accumulate * self.settings.gpus > 1 else 0
+        forwards = 1 if self.compares and self.config.accumulate * self.gpus > 1 else 0
         lengths_W = self.epoch.lengths_W
         flop = training_flop(self.model, lengths_W, predicts=self.predicts, more_forwards=forwards)
         return {part: total / float(lengths_W.sum()) for part, total in flop.items()}
@@ -87,15 +93,25 @@ class Cost:
         """Largest number of positions of a batch that one GPU computes."""
         longest = self.epoch.longest.input_ids_BT.shape[1]
         rows = max(1, self.config.tokens_per_batch // longest)
-        return -(-rows // self.settings.gpus) * longest
+        return -(-rows // self.gpus) * longest
+
+    @property
+    def probe_tokens(self) -> int:
+        """Tokens of the windows on which activations are measured.
+
+        Windows are short on a CPU, except for a mixer, which keeps its masked weights for each pair of positions.
+        """
+        longest = self.epoch.longest.input_ids_BT.shape[1]
+        mixes = any(isinstance(layer, CausalConvolution) for layer in self.model.modules())
+        return longest if mixes or this_process().device.type == "cuda" else min(longest, PROBE_TOKENS)
 
     @cached_property
     def activation_bytes(self) -> int:
         """Estimated bytes that one GPU keeps for the backward pass, without compilation, and the logits of a chunk."""
         with stage("measuring the memory of activations"):
-            probes = [probe_batch(self.epoch.longest, rows) for rows in (1, 2)]
+            probes = [probe_batch(self.epoch.longest, rows, self.probe_tokens) for rows in (1, 2)]
             one, two = (kept_bytes(self.model, self.loss, probe, self.config) for probe in probes)
-        per_position = (two - one) / probes[0].input_ids_BT.shape[1]
+        per_position = (two - one) / self.probe_tokens
         constant = max(0, 2 * one - two)  # does not grow with the batch: weights rounded to bfloat16
         logits = min(self.positions_per_gpu * len(head_weight(self.model)), CHUNK_LOGITS) if self.predicts else 0
         return round(per_position * self.positions_per_gpu + constant + LOGIT * logits)
@@ -105,8 +121,8 @@ class Cost:
         """Computed speed if the settings name a GPU, otherwise the measured speed."""
         if self.settings.gpu is None:
             return measured_speed(self.model, self.loss, self.epoch.longest, self.config)
-        flop = self.settings.gpus * PEAK_TFLOP[self.settings.gpu] * TERA * self.settings.utilisation
-        gpus, share = f"{self.settings.gpus:,} × {self.settings.gpu}", f"{self.settings.utilisation:.0%}"
+        flop = self.gpus * PEAK_TFLOP[self.settings.gpu] * TERA * self.settings.utilisation
+        gpus, share = f"{self.gpus:,} × {self.settings.gpu}", f"{self.settings.utilisation:.0%}"
         peak = f"{PEAK_TFLOP[self.settings.gpu]:,} TFLOP/s"
         return StepSpeed(flop / self.total_flop_per_token, f"computed for {gpus} at {share} of {peak}, not measured")
 
@@ -125,9 +141,9 @@ class StepSpeed:
     """Origin of the speed, in words."""
 
 
-def probe_batch(batch: Batch, rows: int) -> Batch:
-    """Return a batch of full rows of at most PROBE_TOKENS tokens, with the first tokens of `batch`."""
-    ids_1T = batch.input_ids_BT[:1, :PROBE_TOKENS]
+def probe_batch(batch: Batch, rows: int, tokens: int) -> Batch:
+    """Return a batch of equal rows, with the first tokens of `batch`."""
+    ids_1T = batch.input_ids_BT[:1, :tokens]
     ids_BT = ids_1T.expand(rows, -1).contiguous()
     labels_BT = None if batch.labels_BT is None else torch.zeros(ids_BT.shape)
     return Batch(ids_BT, torch.full((rows,), ids_BT.shape[1]), labels_BT)
@@ -233,7 +249,7 @@ def _of_parts(cost: Cost) -> str:
 
 def _memory(cost: Cost) -> str:
     """Return, in words, the memory of a GPU with replicas, and with shards if there are several GPUs."""
-    gpus, states, activations = cost.settings.gpus, sum(cost.state_bytes.values()), cost.activation_bytes
+    gpus, states, activations = cost.gpus, sum(cost.state_bytes.values()), cost.activation_bytes
     parts = ", ".join(f"{name} {size / GIGA:,.3g}" for name, size in cost.state_bytes.items())
     if gpus == 1:
         return f"{(states + activations) / GIGA:,.3g} GB: {parts}, activations {activations / GIGA:,.3g}"
@@ -244,8 +260,7 @@ def _memory(cost: Cost) -> str:
 
 
 def _activations(cost: Cost) -> str:
-    probe = min(PROBE_TOKENS, cost.epoch.longest.input_ids_BT.shape[1])
-    measured = f"measured on windows of {probe} tokens here, without compilation, with no layer computed again"
+    measured = f"measured on windows of {cost.probe_tokens:,} tokens here, without compilation"
     return f"estimated for {cost.positions_per_gpu:,} positions per GPU; {measured}"
 
 

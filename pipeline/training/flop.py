@@ -4,7 +4,8 @@ A product of matrices [n, k] and [k, m] takes 2nkm FLOP. Every weight matrix is 
 takes two products of queries with the keys, and of their shares with the values, at the positions up to its own. A
 mixer's convolution also computes its masked half. The backward pass takes twice as many FLOP as the forward pass, and
 computes the product with the vocabulary again. Not counted: norms, activations, softmax, the optimizer, what attention
-kernels compute again, and the layers that run once per window. Experts are counted as if all were used.
+kernels compute again, and the layers that run once per window. Experts are counted as if all were used, and frozen
+weights as if they were trained.
 
 W windows, V vocabulary, D width.
 """

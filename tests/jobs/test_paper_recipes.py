@@ -17,6 +17,7 @@ from tests.annotated import write_annotated
 from tests.checkers import ROOT
 from tests.conftest import RunCommand
 from tests.forkserver import Forked
+from tests.jobs.commands import in_comments, understood
 
 RECIPES = sorted((ROOT / "jobs").glob("train_*_paper.yaml"))
 VOCABULARY = 8192
@@ -64,6 +65,16 @@ def flags(recipe: Path, data: Path, output: Path) -> tuple[object, ...]:
 def test_there_is_a_recipe_for_each_training_of_the_paper() -> None:
     names = ("estimator", "estimator_noise", "generalization", "language_model", "second_order")
     assert {recipe.stem for recipe in RECIPES} == {f"train_{name}_paper" for name in names}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_commands_of_a_recipe_are_understood(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    commands = in_comments(recipe)
+    assert commands
+    for command in commands:
+        module, *words = shlex.split(command.partition("-m ")[2])
+        assert understood(words, monkeypatch, module).output is not None
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -54,10 +54,12 @@ def test_frozen_weights_have_no_gradients_or_optimizer_states() -> None:
     assert sizes["weights"] - sizes["gradients"] == of_encoder and sizes["AdamW"] == 2 * sizes["gradients"]
 
 
+@pytest.mark.parametrize("kind", ["transformer", "mixer"])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_activations_are_those_of_a_whole_batch(precision: Any) -> None:
+def test_activations_are_those_of_a_whole_batch(monkeypatch: pytest.MonkeyPatch, precision: Any, kind: str) -> None:
     """The chunk of logits is not kept for the backward pass, so it is taken off."""
-    config, model = replace(CONFIG, precision=precision), new_model()
+    monkeypatch.setattr(cost, "PROBE_TOKENS", 16)
+    config, model = replace(CONFIG, precision=precision), new_model(decoder_kind=kind, introduction="projection")
     measured = kept_bytes(model, estimator_loss, EPOCH.longest, config)
     logits = cost.LOGIT * EPOCH.longest.input_ids_BT.numel() * 97
     assert cost_of(model, config).activation_bytes - logits == pytest.approx(measured, rel=0.05)
