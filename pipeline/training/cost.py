@@ -26,7 +26,7 @@ from pipeline.training.batches import Batch
 from pipeline.training.config import PEAK_TFLOP, DryRunSettings, TrainingConfig
 from pipeline.training.distributed import DistributedModel, gathered, new_accelerator, this_process
 from pipeline.training.epoch import Epoch
-from pipeline.training.flop import ATTENTION, head_weight, parameter_counts, training_flop
+from pipeline.training.flop import ACROSS_POSITIONS, head_weight, parameter_counts, training_flop
 from pipeline.training.trainer import Loss, compiled, new_optimizer
 
 PROBE_TOKENS = 128  # per window on which a CPU measures activations: seconds on a core, for 100 M parameters
@@ -79,7 +79,7 @@ class Cost:
 
     @property
     def total_flop_per_token(self) -> float:
-        return sum(flop for part, flop in self.flop_per_token.items() if part != ATTENTION)
+        return sum(flop for part, flop in self.flop_per_token.items() if part != ACROSS_POSITIONS)
 
     @property
     def state_bytes(self) -> dict[str, int]:

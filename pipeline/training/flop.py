@@ -1,10 +1,10 @@
 """Floating-point operations (FLOP) of training, by part of the model: encoder, decoder, product with the vocabulary.
 
-A product of matrices [n, k] and [k, m] takes 2nkm FLOP. Every weight matrix is used once at each position. Attention
-takes two products of queries with the keys, and of their shares with the values, at the positions up to its own. A
-mixer's convolution also computes its masked half. The backward pass takes twice as many FLOP as the forward pass, and
-computes the product with the vocabulary again. Not counted: norms, activations, softmax, the optimizer, what attention
-kernels compute again, and the layers that run once per window. Experts are counted as if all were used, and frozen
+A product of matrices [n, k] and [k, m] takes 2nkm FLOP. Every weight matrix is used once at each position. Across
+positions, causal attention takes two products, with the keys and with the values of no later position; a mixer's
+convolution computes its masked half too. The backward pass takes twice as many FLOP as the forward pass, and computes
+the product with the vocabulary again. Not counted: norms, activations, softmax, the optimizer, what kernels of
+attention compute again, and layers that run once per window. Experts are counted as if all were used, and frozen
 weights as if they were trained.
 
 W windows, V vocabulary, D width.
@@ -24,7 +24,7 @@ from pipeline.models.mixer import CausalConvolution, MixerConfig
 from pipeline.models.second_order import SecondOrderModel
 
 FORWARD_AND_BACKWARD = 3
-VOCABULARY, ATTENTION = "vocabulary", "of which attention"
+VOCABULARY, ACROSS_POSITIONS = "vocabulary", "of which across positions"
 
 
 class Part(NamedTuple):
@@ -42,7 +42,7 @@ def training_flop(
 ) -> dict[str, float]:
     """Return the FLOP of training on windows with these numbers of tokens, by name of the model's part.
 
-    The mixing of positions, by attention or convolution, is part of each stack, and is named by itself too.
+    Attention and convolutions, which work across positions, are part of each stack, and have a name of their own too.
 
     Args:
         predicts: compute the language-model loss, which needs the product with the vocabulary.
@@ -56,11 +56,11 @@ def training_flop(
         mixing = passes * float(mixing_flop(part.stack, positions_W).sum())
         linear = passes * 2 * weights * float(positions_W.sum())
         flop[part.name] = flop.get(part.name, 0.0) + linear + mixing
-        flop[ATTENTION] = flop.get(ATTENTION, 0.0) + mixing
-    attention = flop.pop(ATTENTION)
+        flop[ACROSS_POSITIONS] = flop.get(ACROSS_POSITIONS, 0.0) + mixing
+    attention = flop.pop(ACROSS_POSITIONS)
     products = vocabulary_products(model, predicts)
     head = 2 * head_weight(model).numel() * float(lengths_W.sum())
-    return {**flop, VOCABULARY: (products + more_forwards) * head if products else 0.0, ATTENTION: attention}
+    return {**flop, VOCABULARY: (products + more_forwards) * head if products else 0.0, ACROSS_POSITIONS: attention}
 
 
 def model_parts(model: PreTrainedModel) -> Iterator[Part]:

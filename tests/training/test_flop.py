@@ -17,7 +17,7 @@ from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.stacks import llama_config, new_language_model, stack_config
 from pipeline.training.batches import Batch
 from pipeline.training.config import ObjectiveSettings
-from pipeline.training.flop import ATTENTION, training_flop
+from pipeline.training.flop import ACROSS_POSITIONS, training_flop
 from pipeline.training.losses import ObjectiveLoss, estimator_loss, second_order_loss
 from pipeline.training.objectives import objective_function
 
@@ -105,6 +105,6 @@ def test_flop_are_those_that_torch_counts(name: str) -> None:
     model = new()
     mixing, others = counted(model, loss, extra=int(loss is LANGUAGE_MODEL))
     flop = training_flop(model, np.full(ROWS, CONTEXT), predicts=name != "direct")
-    assert flop[ATTENTION] == pytest.approx(mixing, rel=0.03)
-    total = sum(count for part, count in flop.items() if part != ATTENTION)
-    assert total - flop[ATTENTION] == pytest.approx(others, rel=0.001)
+    assert flop[ACROSS_POSITIONS] == pytest.approx(mixing, rel=0.03)
+    total = sum(count for part, count in flop.items() if part != ACROSS_POSITIONS)
+    assert total - flop[ACROSS_POSITIONS] == pytest.approx(others, rel=0.001)
