@@ -19,7 +19,7 @@ import cyclopts
 from pipeline.cli import run
 from pipeline.models.model_card import command_line, model_card
 from pipeline.models.sizes import AutoencoderSizes
-from pipeline.training.config import TrainingConfig
+from pipeline.training.config import DryRunSettings, TrainingConfig
 from pipeline.training.data import DocumentSettings
 
 
@@ -33,6 +33,7 @@ class Config:
     """Folder to write the checkpoint to."""
     model: AutoencoderSizes = field(default_factory=AutoencoderSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    estimate: Annotated[DryRunSettings, cyclopts.Parameter(name="*")] = field(default_factory=DryRunSettings)
 
 
 def train_autoencoder(config: Config) -> None:
@@ -42,15 +43,19 @@ def train_autoencoder(config: Config) -> None:
 
     from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
     from pipeline.training import resume
+    from pipeline.training.cost import print_cost
     from pipeline.training.distributed import process_group
-    from pipeline.training.job import train_on_windows
+    from pipeline.training.job import cost_on_windows, train_on_windows
 
     with process_group():
         documents = config.documents.read()
-        fingerprint = {"model": asdict(config.model), "training": config.training.fingerprint}
-        resume.begin_on_main(config.output, {**documents.decisive, **fingerprint})
         torch.manual_seed(config.training.seed)
         model = Autoencoder(AutoencoderConfig(vocab_size=documents.source.vocabulary, **asdict(config.model)))
+        if config.estimate.dry_run:
+            print_cost(cost_on_windows(model, documents, config.training, config.estimate))
+            return
+        fingerprint = {"model": asdict(config.model), "training": config.training.fingerprint}
+        resume.begin_on_main(config.output, {**documents.decisive, **fingerprint})
         train_on_windows(model, documents, config.training, config.output, card)
 
 

@@ -26,7 +26,7 @@ from pipeline.cli import run
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.model_card import command_line, model_card
 from pipeline.models.sizes import BackboneSettings, BottleneckSizes, EstimatorSizes
-from pipeline.training.config import TrainingConfig
+from pipeline.training.config import DryRunSettings, TrainingConfig
 from pipeline.training.data import Documents, DocumentSettings
 
 if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
@@ -64,6 +64,7 @@ class Config:
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     model: EstimatorSizes = field(default_factory=EstimatorSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    estimate: Annotated[DryRunSettings, cyclopts.Parameter(name="*")] = field(default_factory=DryRunSettings)
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "folds", "kept_states")
@@ -106,12 +107,17 @@ def train_estimator(config: Config) -> None:
     """Train an entropy estimation model on documents and write its checkpoint."""
     # imported here because torch takes seconds, and --help does not need it
     from pipeline.training import resume
+    from pipeline.training.cost import print_cost
     from pipeline.training.distributed import process_group
-    from pipeline.training.job import train_folds
+    from pipeline.training.job import cost_on_windows, train_folds
 
     start = config.starting_point
     with process_group():
         documents = read_documents(config.documents, start)
+        if config.estimate.dry_run:
+            model, folds = new_model(documents, start, config), config.folds
+            print_cost(cost_on_windows(model, documents, config.training, config.estimate, varied=True, models=folds))
+            return
         resume.begin_on_main(config.output, {**documents.decisive, **config.fingerprint})
         parts = documents.leave_one_fold_out(config.folds)
         train_folds(parts, config.folds, config.output, lambda _, part, folder: train_on(part, start, folder, config))
@@ -134,20 +140,11 @@ def read_documents(settings: DocumentSettings, start: Checkpoint | None) -> Docu
 
 def train_on(documents: Documents, start: Checkpoint | None, output: Path, config: Config) -> None:
     """Train one estimator, and write its checkpoint and model card to `output`."""
-    import torch
-
-    from pipeline.models.pretrained_estimator import PretrainedEstimator
     from pipeline.training.job import train_on_windows
 
-    torch.manual_seed(config.training.seed)
-    if start is not None and start.kind == "causal":
-        model: Estimator = around_language_model(start, config)
-    else:
-        model = own_estimator(documents.source.vocabulary, start, config)
-    keeps = isinstance(model, PretrainedEstimator) and model.keep_states(config.kept_states)
-    facts: dict[str, object] = {"started from": config.init_from or "scratch"}
-    if isinstance(model, PretrainedEstimator):
-        facts |= model.facts
+    model = new_model(documents, start, config)
+    keeps_states = model.keep_states(config.kept_states)
+    facts = {"started from": config.init_from or "scratch", **model.facts}
     train_on_windows(
         model,
         documents,
@@ -155,8 +152,18 @@ def train_on(documents: Documents, start: Checkpoint | None, output: Path, confi
         output,
         lambda trained: card({**trained, **facts}),
         varied=True,
-        recut=not keeps,
+        recut=not keeps_states,
     )
+
+
+def new_model(documents: Documents, start: Checkpoint | None, config: Config) -> Estimator:
+    """Return the estimator to train: around a language model, or with the requested sizes."""
+    import torch
+
+    torch.manual_seed(config.training.seed)
+    if start is not None and start.kind == "causal":
+        return around_language_model(start, config)
+    return own_estimator(documents.source.vocabulary, start, config)
 
 
 def own_estimator(vocabulary: int, start: Checkpoint | None, config: Config) -> Estimator:

@@ -27,13 +27,16 @@ from pipeline.data.corpus import held_out_documents
 from pipeline.data.packing import CutWithOverlap, PackedWindow
 from pipeline.models.model_card import command_line, model_card, training_length
 from pipeline.models.sizes import LanguageModelSizes
-from pipeline.training.config import NEED_LABELS, ObjectiveSettings, TrainingConfig
+from pipeline.training.config import NEED_LABELS, DryRunSettings, ObjectiveSettings, TrainingConfig
 from pipeline.training.data import LabelledDocuments, ModelTokens, in_windows
 
 if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
     from transformers import PreTrainedModel
 
+    from pipeline.training.cost import Cost
     from pipeline.training.metrics import Metrics
+
+NOT_IN_FINGERPRINT = ("output", "workers", "address", "estimate")
 
 
 @cyclopts.Parameter(name="*")
@@ -73,6 +76,7 @@ class Config:
     `ray job submit`, or start a local cluster elsewhere."""
     model: LanguageModelSizes = field(default_factory=LanguageModelSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    estimate: Annotated[DryRunSettings, cyclopts.Parameter(name="*")] = field(default_factory=DryRunSettings)
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -83,7 +87,7 @@ class Config:
 def train_language_model(config: Config) -> None:
     """Train a causal language model on an annotated dataset, with an objective that uses each token's entropy."""
     config, arguments = with_absolute_paths(config), sys.argv[1:]
-    if config.workers is None:
+    if config.workers is None or config.estimate.dry_run:
         train_here(config, arguments)
     else:
         from pipeline.engine.cluster import run_in_processes  # Ray may be missing where one process trains
@@ -108,6 +112,7 @@ def train_here(config: Config, arguments: Sequence[str]) -> None:
     `arguments` are the arguments of the command line, for the model card.
     """
     from pipeline.training import resume
+    from pipeline.training.cost import print_cost
     from pipeline.training.distributed import process_group, this_process
 
     with process_group():
@@ -119,8 +124,12 @@ def train_here(config: Config, arguments: Sequence[str]) -> None:
         labels_N = seen.labels()
         if config.objective.objective in NEED_LABELS and not len(labels_N):
             raise ValueError(f"{config.labels} has no labels for --objective {config.objective.objective}; annotate it")
+        mean_label = float(labels_N.mean()) if len(labels_N) else 0.0
+        if config.estimate.dry_run:
+            print_cost(cost_of(seen, evaluated["held_out"], mean_label, config))
+            return
         resume.begin_on_main(config.output, fingerprint(config, dataset))
-        train_on(seen, evaluated, float(labels_N.mean()) if len(labels_N) else 0.0, config, arguments)
+        train_on(seen, evaluated, mean_label, config, arguments)
 
 
 def train_on(
@@ -134,8 +143,6 @@ def train_on(
 
     `mean_label` is the mean of the labels, in nats.
     """
-    import torch
-
     from pipeline.training.batches import labelled_batches
     from pipeline.training.evaluation import window_loss
     from pipeline.training.job import train_and_save
@@ -143,7 +150,6 @@ def train_on(
     from pipeline.training.objectives import objective_function
 
     training = config.training
-    torch.manual_seed(training.seed)
     model = new_model(config, seen.tokens)
     batches = labelled_batches(seen, training.tokens_per_batch, training.seed)
 
@@ -165,13 +171,28 @@ def train_on(
     )
 
 
+def cost_of(seen: LabelledDocuments, held_out: PackedWindow, mean_label: float, config: Config) -> Cost:
+    """Return the cost of training the model. `mean_label` is the mean of the labels, in nats."""
+    from pipeline.training.cost import Cost
+    from pipeline.training.epoch import Epoch
+    from pipeline.training.losses import ObjectiveLoss
+    from pipeline.training.objectives import objective_function
+
+    training = config.training
+    loss = ObjectiveLoss(objective_function(config.objective, mean_label))
+    sampled = documents_read(config, seen.dataset) - seen.stop
+    epoch = Epoch.of_labelled(seen, held_out, sampled, training.tokens_per_batch)
+    compares = loss.step_objective is not None
+    return Cost(new_model(config, seen.tokens), loss, epoch, training, config.estimate, compares=compares)
+
+
 def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
     """Return all settings that the model depends on, by name, including the provenance of the labels.
 
-    The output folder, the number of processes and the cluster's address are left out.
+    The output folder, the number of processes, the cluster's address and the dry run are left out.
     """
     settings = {**asdict(config), "training": config.training.fingerprint, "provenance": asdict(dataset.provenance)}
-    return {name: value for name, value in settings.items() if name not in ("output", "workers", "address")}
+    return {name: value for name, value in settings.items() if name not in NOT_IN_FINGERPRINT}
 
 
 def documents(
@@ -202,8 +223,11 @@ def documents_read(config: Config, dataset: AnnotatedDataset) -> int:
 
 def new_model(config: Config, tokens: ModelTokens) -> PreTrainedModel:
     """Return a language model of the configured sizes with random weights."""
+    import torch
+
     from pipeline.models.stacks import add_dropout, new_language_model, stack_config
 
+    torch.manual_seed(config.training.seed)
     sizes = stack_config(vocab_size=max(tokens.vocabulary, tokens.separator + 1), **vars(config.model))
     model = new_language_model(sizes, tokens.separator)
     if config.dropout:

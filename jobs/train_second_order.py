@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 import numpy as np
@@ -29,12 +30,13 @@ from pipeline.messages import say
 from pipeline.models.checkpoint import Checkpoint, checkpoint_sha256
 from pipeline.models.model_card import command_line, model_card, training_length
 from pipeline.models.sizes import Form, SecondOrderSizes, TransformerSizes
-from pipeline.training.config import TrainingConfig
+from pipeline.training.config import DryRunSettings, TrainingConfig
 from pipeline.training.label_windows import LabelWindows, label_windows
 
 if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
     from pipeline.models.second_order import SecondOrderModel
     from pipeline.training.batches import Windowing
+    from pipeline.training.cost import Cost
     from pipeline.training.metrics import Metrics
 
 
@@ -75,6 +77,7 @@ class Config:
     """Hold out the last documents for evaluation only: this many, or by default one in twenty and at most 500."""
     model: SecondOrderSizes = field(default_factory=SecondOrderSizes)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    estimate: Annotated[DryRunSettings, cyclopts.Parameter(name="*")] = field(default_factory=DryRunSettings)
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "folds", "limit")
@@ -85,6 +88,11 @@ class Config:
         if self.init_from is not None and self.model.from_scratch:
             flags = " ".join(f"--model.{name}" for name in self.model.from_scratch)
             raise ValueError(f"a model takes its sizes from --init-from; leave out {flags}")
+
+    @property
+    def predicts(self) -> bool:
+        """True if training computes the model's own language-model loss."""
+        return self.form == "residual" or self.causal_weight > 0
 
 
 @dataclass(frozen=True)
@@ -127,19 +135,23 @@ class Prepared:
             "windows": asdict(self.windows),
             "init_from_sha256": checkpoint_sha256(*filter(None, self.starts)),
         }
-        del settings["output"]
+        del settings["output"], settings["estimate"]
         return settings
 
 
 def train_second_order(config: Config) -> None:
     """Train a second-order model on the labels of an annotated dataset and write its checkpoint."""
     from pipeline.training import resume
+    from pipeline.training.cost import print_cost
     from pipeline.training.distributed import process_group, this_process
     from pipeline.training.job import train_folds
 
     with process_group():
         plan = Prepared.of(config)
         seen, held_out = read_documents(plan)
+        if config.estimate.dry_run:
+            print_cost(cost_of(seen, plan))
+            return
         resume.begin_on_main(config.output, plan.fingerprint)
         if this_process().is_main_process:
             say(f"windows of {plan.windows}", file=sys.stderr)
@@ -168,18 +180,13 @@ def read_documents(plan: Prepared) -> tuple[Corpus, Corpus]:
 
 def train_on(seen: Corpus, held_out: Corpus, start: Checkpoint | None, output: Path, plan: Prepared) -> None:
     """Train one second-order model, and write its checkpoint and model card to `output`."""
-    import torch
-
     from pipeline.training.batches import endless_batches
     from pipeline.training.evaluation import held_out_batches, second_order_metrics
     from pipeline.training.job import train_and_save
     from pipeline.training.losses import second_order_loss
 
     config, training = plan.config, plan.config.training
-    torch.manual_seed(training.seed)
     model = initial_model(plan, start, seen.given_labels)
-    if config.form == "direct" and config.causal_weight == 0:
-        model.freeze_head()  # nothing reads these weights, and several processes would wait for gradients
     train_and_save(
         model,
         endless_batches([seen], plan.windowing, training.seed),
@@ -190,6 +197,24 @@ def train_on(seen: Corpus, held_out: Corpus, start: Checkpoint | None, output: P
         tokenizer=plan.dataset.tokenizer,
         card=lambda metrics: card(model, plan, seen, held_out, metrics),
         result="held-out R² {r2_seeing:.3f} seeing, {r2_expecting:.3f} expecting",
+    )
+
+
+def cost_of(seen: Corpus, plan: Prepared) -> Cost:
+    """Return the cost of training on these documents, with all folds."""
+    from pipeline.training.cost import Cost
+    from pipeline.training.epoch import Epoch
+    from pipeline.training.losses import second_order_loss
+
+    config = plan.config
+    return Cost(
+        initial_model(plan, plan.starts[0], seen.given_labels),
+        partial(second_order_loss, causal_weight=config.causal_weight),
+        Epoch.of_corpus(seen, plan.windowing),
+        config.training,
+        config.estimate,
+        models=config.folds,
+        predicts=config.predicts,
     )
 
 
@@ -219,6 +244,8 @@ def initial_model(plan: Prepared, start: Checkpoint | None, labels: np.ndarray) 
 
     The model's outputs are scaled to the mean and the standard deviation of the labels.
     """
+    import torch
+
     from pipeline.models.loading import load_causal, load_own_estimator
     from pipeline.models.second_order import SecondOrderModel
     from pipeline.models.stacks import llama_config
@@ -230,13 +257,18 @@ def initial_model(plan: Prepared, start: Checkpoint | None, labels: np.ndarray) 
         "form": plan.config.form,
         "transformers": plan.config.transformers,
     }
+    torch.manual_seed(plan.config.training.seed)
     if start is None:
         sizes = TransformerSizes(context=plan.windows.window, **plan.config.model.from_scratch)
         stack = llama_config(vocab_size=plan.dataset.vocabulary, **vars(sizes))
-        return SecondOrderModel.from_scratch(stack, **settings)
-    if start.kind == "estimator":
-        return SecondOrderModel.from_estimator(load_own_estimator(start.folder), **settings)
-    return SecondOrderModel.from_language_model(load_causal(start.folder), start=plan.windows.start, **settings)
+        model = SecondOrderModel.from_scratch(stack, **settings)
+    elif start.kind == "estimator":
+        model = SecondOrderModel.from_estimator(load_own_estimator(start.folder), **settings)
+    else:
+        model = SecondOrderModel.from_language_model(load_causal(start.folder), start=plan.windows.start, **settings)
+    if not plan.config.predicts:
+        model.freeze_head()  # nothing reads these weights, and several processes would wait for gradients
+    return model
 
 
 def require_same_tokens(start: Checkpoint, dataset: AnnotatedDataset) -> None:

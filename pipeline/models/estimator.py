@@ -71,6 +71,15 @@ class Estimator(WindowEncoder):
     def decode_states(self, embedding_BX: Tensor, states_BTD: Tensor) -> Tensor:
         """Return hidden states [B, T, D] from the embedding and `token_states`. State i predicts token i."""
 
+    @property
+    def facts(self) -> dict[str, object]:
+        """Rows of the model card's table that describe models inside this one: values by row title."""
+        return {}
+
+    def keep_states(self, tokens: int) -> bool:
+        """Keep states that training does not change in memory, for up to this many tokens; False if there are none."""
+        return False
+
     def prefix_embeddings(self, input_ids_BT: Tensor) -> Tensor:
         """Return the embeddings that enter the decoder, [B, T, X]. Embedding i is for the prefix of tokens 0..i."""
         return self.introduced(self.bottlenecks(input_ids_BT))

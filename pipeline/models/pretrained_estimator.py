@@ -99,8 +99,8 @@ class PretrainedEstimator(Estimator):
     def keep_states(self, tokens: int) -> bool:
         """Keep the states of up to this many tokens in memory, instead of computing them in every epoch.
 
-        Return False, and keep none, unless a single frozen language model is both encoder and decoder, and the
-        embedding enters at the logits.
+        None are kept, and the result is False, unless a single frozen language model is both encoder and decoder, and
+        the embedding enters at the logits.
         """
         if self.shares_states and self.config.tuning == "frozen":
             self.frozen_states = FrozenStates(self._states, tokens)
@@ -108,7 +108,6 @@ class PretrainedEstimator(Estimator):
 
     @property
     def facts(self) -> dict[str, object]:
-        """Rows of the model card's table that describe the language models: values by row title."""
         settings, backbones = self.config, self.config.backbones()
         tuning = f"lora, rank {settings.lora_rank}" if settings.tuning == "lora" else settings.tuning
         entry = settings.entry if self.adds_logits else f"{settings.entry}, below layer {settings.entry_layer}"

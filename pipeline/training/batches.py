@@ -79,6 +79,10 @@ class Batch:
         """Return the slice of a process's rows of a batch: row `process` and every `processes`-th row after it."""
         return slice(process, None, processes)
 
+    def first(self, rows: int) -> "Batch":
+        """Return a batch of the first rows."""
+        return self._each(lambda tensor: tensor[:rows])
+
     def to(self, device: torch.device) -> "Batch":
         return self._each(lambda tensor: tensor.to(device))
 
@@ -131,16 +135,21 @@ def endless_batches(corpora: Iterable[Corpus], cut: Windowing, seed: int) -> Ite
 
 def epoch_batches(corpus: Corpus, cut: Windowing, random: np.random.Generator) -> Iterator[Batch]:
     """Yield the batches of one epoch in random order. Together, they contain every window of the corpus once."""
-    pieces_P3 = cut_windows(corpus.offsets, cut, random if cut.recut else np.random.default_rng(len(corpus.tokens_N)))
-    if cut.labelled_only and corpus.labels_N is not None:
-        labels_before = np.concatenate([[0], np.cumsum(~np.isnan(corpus.labels_N))])
-        pieces_P3 = pieces_P3[labels_before[pieces_P3[:, 1]] > labels_before[pieces_P3[:, 2]]]
-    pieces_P3 = random.permutation(pieces_P3)
+    pieces_P3 = random.permutation(corpus_windows(corpus, cut, random))
     lengths_P = pieces_P3[:, 1] - pieces_P3[:, 0]
     longest_first_P = np.argsort(-lengths_P, kind="stable")
     groups = list(budget_groups(lengths_P[longest_first_P].tolist(), cut.tokens_per_batch))
     for index in random.permutation(len(groups)):
         yield collate(corpus, pieces_P3[longest_first_P[groups[index]]])
+
+
+def corpus_windows(corpus: Corpus, cut: Windowing, random: np.random.Generator) -> np.ndarray:
+    """Return the pieces [P, 3] of `cut_windows` for a corpus, with `labelled_only` only those with a label."""
+    pieces_P3 = cut_windows(corpus.offsets, cut, random if cut.recut else np.random.default_rng(len(corpus.tokens_N)))
+    if cut.labelled_only and corpus.labels_N is not None:
+        labels_before = np.concatenate([[0], np.cumsum(~np.isnan(corpus.labels_N))])
+        pieces_P3 = pieces_P3[labels_before[pieces_P3[:, 1]] > labels_before[pieces_P3[:, 2]]]
+    return pieces_P3
 
 
 class BatchPosition(NamedTuple):

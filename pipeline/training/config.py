@@ -111,6 +111,41 @@ class TrainingConfig:
         return self.evaluates(step) if self.save_every is None else step % self.save_every == 0 or step == self.steps
 
 
+Gpu = Literal["a100", "h100", "h200", "b200"]
+PEAK_TFLOP: dict[Gpu, int] = {"a100": 312, "h100": 989, "h200": 989, "b200": 2250}
+"""TFLOP/s of dense products in bfloat16, from NVIDIA's data sheets of the SXM forms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRunSettings:
+    """Settings of a dry run, which prints what a training costs and trains nothing."""
+
+    dry_run: bool = False
+    """Print the cost of the training, and stop: parameters, FLOP, epochs, memory and hours. A few steps are done to
+    measure the speed, unless --gpu names a GPU."""
+    gpu: Gpu | None = None
+    """GPU for which --dry-run computes the hours. By default, the speed is measured on the devices of all processes."""
+    gpus: int | None = None
+    """Number of GPUs, for --dry-run. By default, the number of processes."""
+    utilisation: float = 0.4
+    """Assumed share of the GPU's peak speed, for --dry-run with --gpu. Models of small width reach less."""
+
+    def __post_init__(self) -> None:
+        if self.gpus is not None and self.gpus < 1:
+            raise ValueError(f"`gpus` must be at least 1, not {self.gpus}")
+        if not 0 < self.utilisation <= 1:
+            raise ValueError(f"`utilisation` must be above 0 and at most 1, not {self.utilisation}")
+
+    def require_precision(self, config: TrainingConfig) -> None:
+        """Raise if hours are to be computed for a precision that is not that of the GPU's peak speed.
+
+        Raises:
+            ValueError: if a GPU is named, and training is in float32.
+        """
+        if self.gpu is not None and config.precision != "bf16":
+            raise ValueError("`gpu` computes hours for bfloat16; give `training.precision` bf16, or leave out `gpu`")
+
+
 ObjectiveName = Literal[
     "flood", "floor", "weight", "mask", "cross-entropy", "flood-mean", "random-share", "reference-share"
 ]

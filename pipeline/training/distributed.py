@@ -50,15 +50,15 @@ def this_process() -> PartialState:
     return PartialState(cpu=_on_cpu())
 
 
-def new_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
-    """Return a new `Accelerator`, accelerate's object that handles devices, processes and trackers.
+def new_accelerator(config: TrainingConfig, output: Path | None) -> Accelerator:
+    """Return a new `Accelerator`, accelerate's object that handles devices, processes and, with `output`, trackers.
 
     It shards models (FSDP2) if the settings of `accelerate launch` request sharding, and otherwise replicates them.
     """
     accelerator = Accelerator(
         mixed_precision=config.precision,
         cpu=_on_cpu(),
-        log_with=list(config.trackers) or None,
+        log_with=list(config.trackers) or None if output else None,
         project_dir=output,
     )
     sharding = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"

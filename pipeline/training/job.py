@@ -18,9 +18,11 @@ from pipeline.models.model_card import training_length
 from pipeline.models.window_encoder import WindowEncoder
 from pipeline.training import resume
 from pipeline.training.batches import Batch, Windowing, endless_batches
-from pipeline.training.config import TrainingConfig
+from pipeline.training.config import DryRunSettings, TrainingConfig
+from pipeline.training.cost import Cost
 from pipeline.training.data import Documents
 from pipeline.training.distributed import this_process
+from pipeline.training.epoch import Epoch
 from pipeline.training.evaluation import window_metrics
 from pipeline.training.losses import estimator_loss
 from pipeline.training.metrics import Metrics, evaluations
@@ -115,6 +117,20 @@ def train_on_windows(
         card=lambda metrics: card({**documents.facts, **_card_rows(model, metrics)}),
         result="held-out loss {held_out_loss:.3f} nats per token",
     )
+
+
+def cost_on_windows(
+    model: WindowEncoder,
+    documents: Documents,
+    config: TrainingConfig,
+    settings: DryRunSettings,
+    *,
+    varied: bool = False,
+    models: int = 1,
+) -> Cost:
+    """Return the cost of `train_on_windows`, for `models` models."""
+    seen = Windowing(model.config.context, config.tokens_per_batch, varied=varied)
+    return Cost(model, estimator_loss, Epoch.of_documents(documents, seen), config, settings, models=models)
 
 
 def _card_rows(model: WindowEncoder, metrics: Metrics) -> dict[str, object]:

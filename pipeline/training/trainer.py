@@ -56,9 +56,9 @@ def train(
         SystemExit: after SIGTERM, once the state is saved.
     """
     accelerator = new_accelerator(config, output)
-    trained = DistributedModel(model, lambda model: _new_optimizer(model, config), accelerator)
+    trained = DistributedModel(model, lambda model: new_optimizer(model, config), accelerator)
     state = resume.load(output, trained.model, trained.optimizer)
-    stepper = Stepper(trained, loss, _compiled(loss, config), config, output)
+    stepper = Stepper(trained, loss, compiled(loss, config), config, output)
     remaining = steps_of(_remaining(batches, state, config, output), config.accumulate)
     stopping = False
     kernel = cut_cross_entropy(config.cross_entropy == "cut-cross-entropy")
@@ -242,11 +242,12 @@ def _save_batch(batch: Batch, file: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}, file)
 
 
-def _compiled(loss: Loss, config: TrainingConfig) -> Loss:
+def compiled(loss: Loss, config: TrainingConfig) -> Loss:
+    """Return the loss function, compiled if `compile` is set."""
     return torch.compile(loss, dynamic=True) if config.compile else loss  # windows have many lengths
 
 
-def _new_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
+def new_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
     """Return an AdamW optimizer with weight decay for matrices only."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim >= 2]

@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,19 @@ from ray.scripts.scripts import start
 
 from pipeline.annotate.config import Config
 from pipeline.cli import run
+from tests.builders import command_of
 from tests.checkers import ROOT
 
 IN_IMAGE = "/opt/token-entropy/"
-ANNOTATE = "python -m pipeline.annotate "
-DEFAULTS = Config()
+MODULE = "pipeline.annotate"
+ANNOTATE = f"python -m {MODULE} "
 
 
 def in_comments(file: Path) -> list[str]:
     """Return the commands in a file's comments, each on one line."""
     lines = [line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     whole = re.sub(r"\s*\\\n\s*", " ", "\n".join(lines))
-    return [line for line in whole.splitlines() if re.match(r"(ray|docker|kubectl|python) ", line)]
+    return [line for line in whole.splitlines() if re.match(r"(ray|docker|kubectl|python|accelerate launch) ", line)]
 
 
 def annotations(commands: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> list[Config]:
@@ -34,19 +36,20 @@ def annotations(commands: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> lis
     for before, _, _ in parts:
         if "ray job submit" in before:
             require_submit(before.partition("ray job submit")[2])
-    return [understood(shlex.split(flags.replace(IN_IMAGE, "")), monkeypatch) for _, _, flags in parts]
+    return [understood(shlex.split(flags.replace(IN_IMAGE, "")), monkeypatch, MODULE) for _, _, flags in parts]
 
 
-def understood(flags: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Config:
-    """Return the main job's settings, from its own parser."""
-    seen: list[Config] = []
+def understood(flags: Sequence[str], monkeypatch: pytest.MonkeyPatch, module: str) -> Any:
+    """Return the settings of a command, from its own parser."""
+    seen: list[Any] = []
 
-    def annotate(config: Config = DEFAULTS) -> None:
+    @wraps(command_of(module))
+    def command(config: Any) -> None:
         seen.append(config)
 
-    monkeypatch.setattr(sys, "argv", ["pipeline.annotate", *flags])
+    monkeypatch.setattr(sys, "argv", [module, *flags])
     with pytest.raises(SystemExit) as stopped:
-        run(annotate, "pipeline.annotate")
+        run(command, module)
     assert not stopped.value.code, stopped.value.code
     return seen[0]
 

@@ -132,6 +132,29 @@ def test_two_processes_with_or_without_shards_train_the_same_model_as_one(
     compare_processes(quiet(commands, job), tmp_path, run)
 
 
+@pytest.mark.parametrize("job", JOBS)
+def test_a_dry_run_prints_the_cost_of_a_training_and_writes_nothing(
+    commands: dict[str, tuple[object, ...]],
+    tmp_path: Path,
+    job: str,
+    run_command: RunCommand,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gpu = ("--gpu", "h100", "--gpus", 8, "--training.precision", "bf16")
+    for flags, origin in ((), "measured on 1 CPU process"), (gpu, "computed for 8 × h100 at 40% of 989 TFLOP/s"):
+        assert run_command(*commands[job], "--output", tmp_path / "out", "--dry-run", *flags) == 0
+        assert origin in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_in_two_processes_measures_both_and_prints_once(
+    commands: dict[str, tuple[object, ...]], tmp_path: Path
+) -> None:
+    command = (*commands["estimator"], "--output", tmp_path / "out", "--dry-run")
+    main, other = map(finished, group(2, *command))
+    assert "measured on 2 CPU processes here" in main and not other and not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow  # the test above sets what they set, and README's commands run `accelerate launch` in both ways
 def test_real_launchers_train_the_same_model_as_one_process(
     commands: dict[str, tuple[object, ...]], tmp_path: Path

@@ -86,6 +86,10 @@ RULES = (
     Rule("python -m jobs.train_tokenizer"),
     Rule("python -m jobs.train_estimator", added=f"{_TRAINING} {_ENCODER}"),
     Rule(
+        "python -m jobs.train_estimator --config jobs/train_estimator_paper.yaml --dry-run",
+        added="--input documents.parquet --tokenizer pipeline/checkpoints/tokenizer --held-out 2 --output dry",
+    ),
+    Rule(
         "python -m jobs.train_autoencoder",
         added="--input documents.parquet --tokenizer pipeline/checkpoints/tokenizer --output autoencoder"
         f" {_TRAINING} {_ENCODER}",

@@ -1,0 +1,149 @@
+"""Floating-point operations (FLOP) of training, by part of the model: encoder, decoder, product with the vocabulary.
+
+A product of matrices [n, k] and [k, m] takes 2nkm FLOP. Every weight matrix is used once at each position. Across
+positions, causal attention takes two products, with the keys and with the values of no later position; a mixer's
+convolution computes its masked half too. The backward pass takes twice as many FLOP as the forward pass, and computes
+the product with the vocabulary again. Not counted: norms, activations, softmax, the optimizer, what kernels of
+attention compute again, and layers that run once per window. Experts are counted as if all were used. Through a
+pretrained language model that is frozen, only the forward pass is counted, and with LoRA also the gradients of states.
+
+W windows, V vocabulary, D width.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline.models.autoencoder import Autoencoder
+from pipeline.models.causal_lm import decoder, output_head
+from pipeline.models.estimator import EntropyEstimator
+from pipeline.models.mixer import CausalConvolution, MixerConfig
+from pipeline.models.pretrained_estimator import PretrainedEstimator
+from pipeline.models.second_order import SecondOrderModel
+from pipeline.models.sizes import Tuning
+
+FORWARD_AND_BACKWARD = 3
+PASSES: dict[Tuning, int] = {"frozen": 1, "lora": 2, "whole": FORWARD_AND_BACKWARD}
+"""Forward passes that the training of a pretrained language model costs, by its tuning."""
+VOCABULARY, ACROSS_POSITIONS = "vocabulary", "of which across positions"
+
+
+class Part(NamedTuple):
+    """Stack of layers that every window passes through, and the linear layers at the same positions."""
+
+    name: str
+    stack: PreTrainedModel
+    linear: tuple[nn.Module, ...] = ()
+    start: int = 0
+    """Number of positions beyond those of the window's tokens."""
+    passes: int = FORWARD_AND_BACKWARD
+    """Forward passes that forward and backward pass together cost."""
+
+
+def training_flop(
+    model: PreTrainedModel, lengths_W: np.ndarray, *, predicts: bool = True, more_forwards: int = 0
+) -> dict[str, float]:
+    """Return the FLOP of training on windows with these numbers of tokens, by name of the model's part.
+
+    Attention and convolutions, which work across positions, are part of each stack, and have a name of their own too.
+
+    Args:
+        predicts: compute the language-model loss, which needs the product with the vocabulary.
+        more_forwards: number of forward passes without gradients before each training step.
+    """
+    flop = dict[str, float]()
+    for part in model_parts(model):
+        passes = part.passes + more_forwards
+        positions_W = lengths_W.astype(np.float64) + part.start
+        weights = sum(map(matrix_weights, (part.stack, *part.linear)))
+        mixing = passes * float(mixing_flop(part.stack, positions_W).sum())
+        linear = passes * 2 * weights * float(positions_W.sum())
+        flop[part.name] = flop.get(part.name, 0.0) + linear + mixing
+        flop[ACROSS_POSITIONS] = flop.get(ACROSS_POSITIONS, 0.0) + mixing
+    attention = flop.pop(ACROSS_POSITIONS)
+    products = vocabulary_products(model, predicts)
+    head = 2 * head_weight(model).numel() * float(lengths_W.sum())
+    return {**flop, VOCABULARY: (products + more_forwards) * head if products else 0.0, ACROSS_POSITIONS: attention}
+
+
+def model_parts(model: PreTrainedModel) -> Iterator[Part]:
+    """Yield the parts of a model except its product with the vocabulary."""
+    if isinstance(model, EntropyEstimator):
+        yield Part("encoder", model.encoder, (model.down,))
+        if model.below is not None:
+            yield Part("decoder", model.below)
+        before_start = model.config.introduction == "token" and model.start is not None
+        yield Part("decoder", model.decoder, (model.output,), start=int(before_start))
+    elif isinstance(model, PretrainedEstimator):
+        passes = PASSES[model.config.tuning]
+        encoder = model.separate_encoder or model.language_model
+        yield Part("encoder", decoder(encoder), start=1, passes=passes)
+        if not model.shares_states:
+            entered = passes if model.adds_logits else max(2, passes)  # gradients pass through to the embedding
+            yield Part("decoder", decoder(model.language_model), passes=entered)
+    elif isinstance(model, Autoencoder):
+        yield Part("encoder", model.encoder, (model.down,))
+        yield Part("decoder", model.decoder, (model.introduce,))
+    elif isinstance(model, SecondOrderModel):
+        yield Part("transformer", model.transformer, (model.seeing,), start=1)
+        if model.expecting_transformer is not None:
+            yield Part("transformer", model.expecting_transformer, start=1)
+    else:
+        yield Part("layers", decoder(model))
+
+
+def matrix_weights(module: nn.Module) -> int:
+    """Return the number of weights in the matrices that multiply the state of every position."""
+    own = {id(parameter): parameter for layer in module.modules() for parameter in _matrices(layer)}
+    return sum(parameter.numel() for parameter in own.values())
+
+
+def _matrices(layer: nn.Module) -> Iterator[Tensor]:
+    """Yield a layer's own weight matrices, except embeddings and the weights between positions."""
+    if not isinstance(layer, (nn.Embedding, CausalConvolution)):
+        yield from (parameter for parameter in layer.parameters(recurse=False) if parameter.ndim >= 2)
+
+
+def mixing_flop(stack: PreTrainedModel, positions_W: np.ndarray) -> np.ndarray:
+    """Return the forward FLOP [W] of causal attention, or of a mixer's convolution, in all layers of a stack."""
+    config = stack.config.get_text_config()
+    flop_W: np.ndarray
+    if isinstance(config, MixerConfig):
+        flop_W = 2 * config.num_hidden_layers * config.kernel * config.hidden_size * positions_W**2
+        return flop_W
+    heads = getattr(config, "num_attention_heads", 0)
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // max(1, heads))
+    flop_W = 2 * config.num_hidden_layers * width * positions_W * (positions_W + 1)
+    return flop_W
+
+
+def head_weight(model: PreTrainedModel) -> Tensor:
+    """Return the weight [V, D] of the product with the vocabulary."""
+    if isinstance(model, EntropyEstimator):
+        return model.head_VD
+    if isinstance(model, Autoencoder):
+        return model.head.weight
+    if isinstance(model, SecondOrderModel):
+        return model.language_head.weight_VD
+    if isinstance(model, PretrainedEstimator):
+        return model.output_head.weight_VD
+    return output_head(model).weight_VD
+
+
+def vocabulary_products(model: PreTrainedModel, predicts: bool) -> int:
+    """Return the number of products with the vocabulary in a training step, each as large as that of a forward pass."""
+    if isinstance(model, SecondOrderModel) and model.config.form == "residual":
+        return FORWARD_AND_BACKWARD + 2  # once more in the backward pass, and once for the entropies of predictions
+    if isinstance(model, PretrainedEstimator):  # the head itself is trained only with the whole language model
+        return FORWARD_AND_BACKWARD + int(model.config.tuning == "whole")
+    return FORWARD_AND_BACKWARD + 1 if predicts else 0
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Return the number of a model's parameters in token embeddings, and the number of all others."""
+    embeddings = [layer.weight for layer in model.modules() if isinstance(layer, nn.Embedding)]
+    in_embeddings = sum(weight.numel() for weight in {id(weight): weight for weight in embeddings}.values())
+    return in_embeddings, sum(parameter.numel() for parameter in model.parameters()) - in_embeddings
