@@ -55,9 +55,6 @@ class Config:
     start_token: str | None = None
     """Text of the token that the language models read before every window. By default, this is the beginning or end of
     sequence that the tokenizer of --init-from declares."""
-    hold_backbone: bool = False
-    """Copy the language models into the checkpoint. By default, the checkpoint names them, and annotation fetches
-    them."""
     kept_states: int = 2**20
     """Number of tokens for which the states of a frozen language model are kept in memory, so that later epochs need
     not compute them again. SmolLM2-135M takes 2.3 KB per token."""
@@ -87,7 +84,7 @@ class Config:
             if odd := [name for name in given if name not in asdict(BottleneckSizes())]:
                 raise ValueError(f"a language model brings its sizes; leave out --model.{odd[0].replace('_', '-')}")
             return found
-        only = ("encoder", "start_token", "hold_backbone", "backbone")
+        only = ("encoder", "start_token", "backbone")
         defaults = {each.name: each.default for each in fields(self)} | {"backbone": BackboneSettings()}
         if odd := [name for name in only if getattr(self, name) != defaults[name]]:
             flag = odd[0].replace("_", "-")
@@ -97,7 +94,7 @@ class Config:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """All settings that the trained models depend on, by name, except the settings of the documents."""
-        names = ("init_from", "folds", "encoder", "start_token", "hold_backbone")
+        names = ("init_from", "folds", "encoder", "start_token")
         own = {name: getattr(self, name) for name in names}
         parts = {"backbone": asdict(self.backbone), "model": asdict(self.model)}
         return {**own, **parts, "training": self.training.fingerprint}
@@ -193,8 +190,7 @@ def around_language_model(start: Checkpoint, config: Config) -> Estimator:
     encoder = None if config.encoder is None else Checkpoint.find(config.encoder)
     for each in filter(None, (start, encoder)):
         require_reads(each, start, config.model.context)
-    held = config.hold_backbone
-    named = config.start_token
+    held, named = config.backbone.hold, config.start_token
     settings = PretrainedEstimatorConfig(
         vocab_size=start.vocabulary,
         start_token=declared_start(start.folder) if named is None else named_token(start.folder, named),

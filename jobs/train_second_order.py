@@ -29,7 +29,7 @@ from pipeline.data.corpus import Corpus
 from pipeline.messages import say
 from pipeline.models.checkpoint import Checkpoint, checkpoint_sha256
 from pipeline.models.model_card import command_line, model_card, training_length
-from pipeline.models.sizes import Form, SecondOrderSizes, TransformerSizes
+from pipeline.models.sizes import Form, SecondOrderSizes, TransformerSizes, TuningSettings
 from pipeline.training.config import DryRunSettings, TrainingConfig
 from pipeline.training.label_windows import LabelWindows, label_windows
 
@@ -71,6 +71,7 @@ class Config:
     folds: int = 1
     """Number of cross-validation folds; one model is trained for each fold. With several folds, each model is trained
     without the documents of its fold, so that it can label these documents without having seen them."""
+    backbone: TuningSettings = field(default_factory=lambda: TuningSettings(tuning="whole"))
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None
@@ -85,6 +86,8 @@ class Config:
             raise ValueError(f"--causal-weight must be 0 or more, not {self.causal_weight}")
         if self.model.context is not None and self.model.context < 1:
             raise ValueError(f"--model.context must be at least 1, not {self.model.context}")
+        if self.backbone.tuning != "whole" and (self.form, self.transformers) != ("residual", 1):
+            raise ValueError("--backbone.tuning frozen and lora need --form residual and --transformers 1")
         if self.init_from is not None and self.model.from_scratch:
             flags = " ".join(f"--model.{name}" for name in self.model.from_scratch)
             raise ValueError(f"a model takes its sizes from --init-from; leave out {flags}")
@@ -227,6 +230,9 @@ def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Checkpoi
         ValueError: if the number of checkpoints differs from the number of folds; if a checkpoint is neither a causal
             language model nor an estimator; or if its tokens differ from those of the labels.
     """
+    whole = config.backbone == TuningSettings(tuning="whole")
+    if not whole and (config.init_from is None or Checkpoint.find(config.init_from).members[0].kind != "causal"):
+        raise ValueError("--backbone settings need a causal language model; name one with --init-from")
     if config.init_from is None:
         return (None,) * config.folds
     members = Checkpoint.find(config.init_from).members
@@ -264,11 +270,35 @@ def initial_model(plan: Prepared, start: Checkpoint | None, labels: np.ndarray) 
         model = SecondOrderModel.from_scratch(stack, **settings)
     elif start.kind == "estimator":
         model = SecondOrderModel.from_estimator(load_own_estimator(start.folder), **settings)
-    else:
+    elif plan.config.backbone.tuning == "whole":
         model = SecondOrderModel.from_language_model(load_causal(start.folder), start=plan.windows.start, **settings)
-    if not plan.config.predicts:
+    else:
+        model = around_language_model(plan, start, settings)
+    if not plan.config.predicts and plan.config.backbone.tuning == "whole":
         model.freeze_head()  # nothing reads these weights, and several processes would wait for gradients
     return model
+
+
+def around_language_model(plan: Prepared, start: Checkpoint, settings: dict[str, Any]) -> SecondOrderModel:
+    """Return a second-order model around a language model that is frozen, or adapted by LoRA.
+
+    `settings` are the fields of its configuration that do not concern the language model.
+    """
+    from pipeline.models.backbone import Backbone
+    from pipeline.models.loading import load_causal
+    from pipeline.models.second_order import SecondOrderModel
+
+    tuning, named = plan.config.backbone, plan.config.init_from
+    assert named is not None
+    backbone = Backbone.named(named if len(plan.starts) == 1 else str(start.folder), held=tuning.hold)
+    return SecondOrderModel.around_language_model(
+        load_causal(start.folder),
+        backbone,
+        start=plan.windows.start,
+        tuning=tuning.tuning,
+        lora_rank=tuning.lora_rank,
+        **settings,
+    )
 
 
 def require_same_tokens(start: Checkpoint, dataset: AnnotatedDataset) -> None:

@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.models.causal_lm import decoder
 from pipeline.models.checkpoint import TOKENIZER_FILES, Checkpoint
 from pipeline.models.checkpoint_files import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, weight_files
 from pipeline.models.sizes import Tuning
@@ -93,25 +92,28 @@ def record(backbone: Backbone | None) -> dict[str, Any] | None:
     return None if backbone is None else asdict(backbone)
 
 
-def require_tuning(tuning: Tuning) -> None:
+def require_tuning(tuning: str) -> None:
     """Raise if a backbone cannot be tuned in this way here.
 
     Raises:
-        ValueError: if LoRA is requested and the package peft is missing.
+        ValueError: if the tuning is unknown, or it is LoRA and the package peft is missing.
     """
+    if tuning not in get_args(Tuning):
+        raise ValueError(
+            f"tuning {tuning!r} of the language model is unknown; choose from {', '.join(get_args(Tuning))}"
+        )
     if tuning == "lora" and find_spec("peft") is None:
         raise ValueError("LoRA needs the package peft; install it with pip install 'token-entropy[lora]'")
 
 
-def tune(model: PreTrainedModel, tuning: Tuning, lora_rank: int) -> None:
-    """Freeze a backbone (frozen), freeze it and add LoRA to all its linear layers (lora), or train it (whole)."""
+def tune(model: nn.Module, stack: PreTrainedModel, tuning: Tuning, lora_rank: int) -> None:
+    """Freeze a model (frozen), freeze it and add LoRA to all linear layers of its stack (lora), or train it (whole)."""
     require_tuning(tuning)
     model.requires_grad_(tuning == "whole")
     if tuning != "lora":
         return
     from peft import LoraConfig, inject_adapter_in_model
 
-    stack = decoder(model)
     names = [name for name, module in stack.named_modules() if _is_linear(module)]
     inject_adapter_in_model(LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=names), stack)
 

@@ -77,13 +77,17 @@ class DividedStack:
     @contextmanager
     def _passing(self, layers: Sequence[nn.Module]) -> Iterator[None]:
         """Context manager inside which these layers return their input."""
+        replaced = {layer: vars(layer).get("forward") for layer in layers}
         for layer in layers:
             layer.forward = _passes(self.kinds[layer])
         try:
             yield
         finally:
-            for layer in layers:
-                del layer.forward
+            for layer, forward in replaced.items():
+                if forward is None:
+                    del layer.forward
+                else:
+                    layer.forward = forward
 
     @torch.no_grad()
     def _require_divisible(self) -> None:
@@ -103,6 +107,7 @@ class DividedStack:
                 handle.remove()
         try:
             states_1TD = self.below(ids_1T)
+            last_hidden(stack, ids_1T.flip(1))  # overwrites what layers may pass on besides their states
             found_1TD = self.above(states_1TD)
         except Exception as error:  # of any family, for layers that pass more than one tensor
             raise ValueError(refused) from error

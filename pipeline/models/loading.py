@@ -10,7 +10,7 @@ T tokens, V vocabulary, D width.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +19,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from pipeline.data.tokenizer import declared_beginning
 from pipeline.models.autoencoder import Autoencoder
-from pipeline.models.backbone import Backbone, Role, load_weights
+from pipeline.models.backbone import Backbone, Role, load_weights, trained_weights
 from pipeline.models.causal_lm import longest_window, next_token_hidden, output_head, start_token
 from pipeline.models.checkpoint import Checkpoint, CheckpointKind, UnfitModelError, copy_tokenizer
 from pipeline.models.checkpoint_files import CONFIG_FILE, weights_size
 from pipeline.models.estimator import EntropyEstimator, Estimator
 from pipeline.models.model_card import CARD_FILE
 from pipeline.models.pretrained_estimator import PretrainedEstimator, PretrainedEstimatorConfig
-from pipeline.models.second_order import SecondOrderModel
+from pipeline.models.second_order import SecondOrderConfig, SecondOrderModel
 
 WeightType = Literal["float32", "bfloat16"]
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 CLASSES: dict[CheckpointKind, Any] = {
     "estimator": EntropyEstimator,
@@ -72,6 +73,31 @@ def is_pretrained_estimator(folder: Path) -> bool:
     return bool(Checkpoint(folder).config.get("model_type") == PretrainedEstimatorConfig.model_type)
 
 
+def load_second_order_around_language_model(
+    folder: Path, device: str = "cpu", dtype: WeightType = "float32"
+) -> SecondOrderModel:
+    """Load a second-order model and the language model around which it was trained, in evaluation mode."""
+    Checkpoint(folder).require_kind("second-order")
+    with _in_one_line(folder):
+        config = SecondOrderConfig.from_pretrained(folder)
+    checkpoints = backbone_checkpoints(folder, {"decoder": Backbone.from_values(config.backbone)})
+    model = SecondOrderModel.with_language_model(load_causal(checkpoints["decoder"].folder, device, dtype), config)
+    return _with_own_weights(model, trained_weights(model), folder, device, dtype)
+
+
+def _with_own_weights(
+    model: ModelT, weights: dict[str, Tensor], folder: Path, device: str, dtype: WeightType
+) -> ModelT:
+    """Return a model, frozen, whose `weights` are those that its checkpoint stores, on the device in `dtype`."""
+    load_weights(weights, folder)
+    for weight in weights.values():
+        weight.data = weight.data.to(device, getattr(torch, dtype))
+    model.eval()  # type: ignore[no-untyped-call]
+    model.requires_grad_(False)
+    require_finite(model, folder)
+    return model
+
+
 def load_pretrained_estimator(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> PretrainedEstimator:
     """Load an estimator and the language models around which it was trained, in evaluation mode."""
     Checkpoint(folder).require_kind("estimator")
@@ -80,14 +106,16 @@ def load_pretrained_estimator(folder: Path, device: str = "cpu", dtype: WeightTy
     checkpoints = backbone_checkpoints(folder, config.backbones())
     models = {role: load_causal(each.folder, device, dtype) for role, each in checkpoints.items()}
     estimator = PretrainedEstimator(config, models["decoder"], models.get("encoder"))
-    weights = estimator.own_weights()
-    load_weights(weights, folder)
-    for weight in weights.values():
-        weight.data = weight.data.to(device, getattr(torch, dtype))
-    estimator.eval()  # type: ignore[no-untyped-call]
-    estimator.requires_grad_(False)
-    require_finite(estimator, folder)
-    return estimator
+    return _with_own_weights(estimator, estimator.own_weights(), folder, device, dtype)
+
+
+def named_backbones(folder: Path, kind: CheckpointKind) -> dict[Role, Backbone]:
+    """Return the records of the language models that a checkpoint builds on, by role; empty for most checkpoints."""
+    if kind == "estimator" and is_pretrained_estimator(folder):
+        with _in_one_line(folder):
+            return PretrainedEstimatorConfig.from_pretrained(folder).backbones()
+    record = Checkpoint(folder).config.get("backbone") if kind == "second-order" else None
+    return {"decoder": Backbone.from_values(record)} if record else {}
 
 
 def backbone_checkpoints(folder: Path, backbones: dict[Role, Backbone]) -> dict[Role, Checkpoint]:
@@ -110,7 +138,11 @@ def load_autoencoder(folder: Path, device: str = "cpu", dtype: WeightType = "flo
 
 def load_second_order(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> SecondOrderModel:
     """Load a second-order model to the device in `dtype`, in evaluation mode."""
-    model: SecondOrderModel = _loaded(folder, "second-order", device, dtype)
+    model: SecondOrderModel
+    if Checkpoint(folder).config.get("backbone"):
+        model = load_second_order_around_language_model(folder, device, dtype)
+    else:
+        model = _loaded(folder, "second-order", device, dtype)
     require_labels(model, folder, lambda ids_1T: torch.stack(model.entropies(ids_1T)))
     return model
 
@@ -167,10 +199,8 @@ def require_complete(folder: Path, kind: CheckpointKind) -> None:
         ValueError: if a weight is missing or has another shape, or if the model needs custom code.
     """
     Checkpoint(folder).require_kind(kind)
-    if kind == "estimator" and is_pretrained_estimator(folder):
-        with _in_one_line(folder):
-            config = PretrainedEstimatorConfig.from_pretrained(folder)
-        for checkpoint in backbone_checkpoints(folder, config.backbones()).values():
+    if backbones := named_backbones(folder, kind):
+        for checkpoint in backbone_checkpoints(folder, backbones).values():
             require_complete(checkpoint.folder, "causal")
         return
     _read(folder, kind, device_map="meta")

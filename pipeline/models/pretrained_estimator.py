@@ -13,11 +13,11 @@ states at the embedding's entry, which is also its own width.
 """
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import pad, rms_norm
 from transformers import PreTrainedModel
 
 from pipeline.models.backbone import (
@@ -33,7 +33,7 @@ from pipeline.models.backbone import (
 from pipeline.models.causal_lm import OutputHead, decoder, last_hidden, output_head, prepend_start
 from pipeline.models.estimator import Estimator
 from pipeline.models.layers import DividedStack
-from pipeline.models.sizes import BackboneSettings
+from pipeline.models.sizes import BackboneSettings, Entry
 from pipeline.models.stacks import real_positions
 from pipeline.models.window_encoder import BottleneckConfig, last_real
 
@@ -77,6 +77,8 @@ class PretrainedEstimator(Estimator):
         self, config: PretrainedEstimatorConfig, language_model: PreTrainedModel, encoder: PreTrainedModel | None = None
     ) -> None:
         super().__init__(config)
+        if config.entry not in get_args(Entry):
+            raise ValueError(f"entry {config.entry!r} is unknown; choose from {', '.join(get_args(Entry))}")
         self.language_model = language_model
         self.separate_encoder = encoder
         self.divided = None
@@ -93,7 +95,7 @@ class PretrainedEstimator(Estimator):
         nn.init.zeros_(self.introduce.weight)
         nn.init.zeros_(self.introduce.bias)
         for model in filter(None, (language_model, encoder)):
-            tune(model, config.tuning, config.lora_rank)
+            tune(model, decoder(model), config.tuning, config.lora_rank)
         self.frozen_states: FrozenStates | None = None
 
     def keep_states(self, tokens: int) -> bool:
@@ -137,6 +139,13 @@ class PretrainedEstimator(Estimator):
 
     def encoded(self, input_ids_BT: Tensor) -> Tensor:
         return self._states(input_ids_BT)[:, 1:]
+
+    def narrowed(self, hidden_BTC: Tensor) -> Tensor:
+        """Return bottleneck values [..., E] from states of the encoder [..., C], scaled to unit root mean square.
+
+        The scale of last hidden states differs between families by orders of magnitude.
+        """
+        return super().narrowed(rms_norm(hidden_BTC, hidden_BTC.shape[-1:]))
 
     def introduced(self, bottleneck_E: Tensor) -> Tensor:
         introduced_D: Tensor = self.introduce(self.up(bottleneck_E))

@@ -14,6 +14,7 @@ of the language model, with bias, scale and soft cap.
 B rows, T tokens, S = T + 1 positions with the start, D width, V vocabulary.
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from pipeline.models.backbone import Backbone, record, save_weights, trained_weights, tune
 from pipeline.models.causal_lm import (
     OutputHead,
     decoder,
@@ -34,7 +36,7 @@ from pipeline.models.causal_lm import (
     surprisals_and_entropies,
 )
 from pipeline.models.estimator import EntropyEstimator
-from pipeline.models.sizes import Form
+from pipeline.models.sizes import Form, Tuning
 from pipeline.models.stacks import causal_hidden, input_embeddings
 
 PROBE_TOKENS = 8
@@ -53,7 +55,8 @@ class SecondOrderConfig(PreTrainedConfig):
     `label_mean` and `label_deviation` are the mean and the standard deviation of the labels in nats, which scale the
     outputs. `start_token` is the id that is read before the first token; None for a learned vector. `width` is the
     width of the last hidden states; None if it is the width of the embeddings. The head's scale and soft cap are in the
-    transformer's configuration.
+    transformer's configuration. `backbone` is the record of a language model that is not trained whole, whose weights
+    are not among those of the checkpoint.
     """
 
     model_type = "second-order-entropy"
@@ -70,6 +73,9 @@ class SecondOrderConfig(PreTrainedConfig):
     label_mean: float = 0.0
     label_deviation: float = 1.0
     initializer_range: float = 0.02
+    backbone: dict[str, Any] | None = None
+    tuning: Tuning = "whole"
+    lora_rank: int = 64
 
 
 class SecondOrderModel(PreTrainedModel):
@@ -150,14 +156,7 @@ class SecondOrderModel(PreTrainedModel):
                 model's losses change when its weights are copied.
         """
         stack, head = decoder(model), output_head(model)
-        carried = {
-            "context": longest_window(model.config),
-            "start_token": start_token(model.config) if start is None else start,
-            "tied_head": head.weight_VD is input_embeddings(stack).weight,
-            "head_bias": head.bias_V is not None,
-            "width": head.weight_VD.shape[1],
-        }
-        made = cls._from_stack(stack, {**carried, **settings})
+        made = cls._from_stack(stack, {**_carried(model, start), **settings})
         with torch.no_grad():
             if made.head is not None:
                 made.head.weight.copy_(head.weight_VD)
@@ -167,20 +166,62 @@ class SecondOrderModel(PreTrainedModel):
         return made
 
     @classmethod
+    def around_language_model(
+        cls, model: PreTrainedModel, backbone: Backbone, *, start: int | None = None, **settings: Any
+    ) -> Self:
+        """Return a residual model that contains a causal language model itself, frozen or with LoRA.
+
+        At first, both outputs correct nothing. The checkpoint will name the `backbone` instead of its weights.
+        `settings` are further fields of the configuration.
+
+        Raises:
+            ValueError: as `from_language_model` does; or if peft is missing for LoRA.
+        """
+        named = {"form": "residual", "transformers": 1, "backbone": record(backbone)}
+        config = _config(decoder(model), {**_carried(model, start), **settings, **named})
+        return cls.with_language_model(model, config)
+
+    @classmethod
+    def with_language_model(cls, model: PreTrainedModel, config: SecondOrderConfig) -> Self:
+        """Return a model with this configuration, in which `model` is the transformer and the head."""
+        head = output_head(model)
+        with torch.device("meta"):
+            made = cls(config)
+        made.transformer = decoder(model)
+        if made.head is not None:
+            made.head.weight = nn.Parameter(head.weight_VD, requires_grad=False)
+        if made.head_bias is not None:
+            assert head.bias_V is not None
+            made.head_bias = nn.Parameter(head.bias_V, requires_grad=False)
+        tune(made, made.transformer, config.tuning, config.lora_rank)
+        width = head.weight_VD.shape[1]
+        made.seeing, made.expecting = (
+            nn.Linear(width, 1, device=model.device, dtype=head.weight_VD.dtype) for _ in range(2)
+        )
+        _make_zero(made.seeing, made.expecting)
+        return made
+
+    @classmethod
     def _from_stack(cls, stack: PreTrainedModel, settings: dict[str, Any]) -> Self:
-        if settings["context"] is None:
-            raise ValueError("the language model does not say how many positions it has; give a context")
-        vocabulary = len(input_embeddings(stack).weight)
-        config = SecondOrderConfig(vocab_size=vocabulary, transformer=stack.config.to_dict(), **settings)
+        config = _config(stack, settings)
         model = cls(config)
         for own in filter(None, (model.transformer, model.expecting_transformer)):
             own.load_state_dict(stack.state_dict())
         if config.form == "residual":
-            with torch.no_grad():
-                for output in (model.seeing, model.expecting):
-                    output.weight.zero_()
-                    output.bias.zero_()
+            _make_zero(model.seeing, model.expecting)
         return model
+
+    def save_pretrained(self, save_directory: Any, *arguments: Any, **settings: Any) -> None:
+        """Write the checkpoint, of a language model that is not trained whole only its record and what was trained."""
+        if self.config.backbone is None:
+            super().save_pretrained(save_directory, *arguments, **settings)
+            return
+        folder, backbone = Path(save_directory), Backbone.from_values(self.config.backbone)
+        save_weights(trained_weights(self), folder)
+        if backbone.held:
+            backbone.hold(folder, "decoder")
+        self.config.architectures = [type(self).__name__]
+        self.config.save_pretrained(folder)
 
     @property
     def language_head(self) -> OutputHead:
@@ -233,6 +274,31 @@ class SecondOrderModel(PreTrainedModel):
 
     def _scaled(self, output_BT1: Tensor) -> Tensor:
         return self.config.label_deviation * output_BT1.squeeze(-1).float()
+
+
+def _config(stack: PreTrainedModel, settings: dict[str, Any]) -> SecondOrderConfig:
+    if settings["context"] is None:
+        raise ValueError("the language model does not say how many positions it has; give a context")
+    vocabulary = len(input_embeddings(stack).weight)
+    return SecondOrderConfig(vocab_size=vocabulary, transformer=stack.config.to_dict(), **settings)
+
+
+def _carried(model: PreTrainedModel, start: int | None) -> dict[str, Any]:
+    """Return the settings of a second-order model's configuration that a language model brings, by name."""
+    head = output_head(model)
+    return {
+        "context": longest_window(model.config),
+        "start_token": start_token(model.config) if start is None else start,
+        "tied_head": head.weight_VD is input_embeddings(decoder(model)).weight,
+        "head_bias": head.bias_V is not None,
+        "width": head.weight_VD.shape[1],
+    }
+
+
+def _make_zero(*layers: nn.Linear) -> None:
+    for layer in layers:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
 
 
 def _stack(settings: dict[str, Any]) -> PreTrainedModel:

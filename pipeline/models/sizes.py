@@ -122,7 +122,25 @@ class EstimatorSizes(WindowEncoderSizes):
 
 
 @dataclass(kw_only=True)
-class BackboneSettings:
+class TuningSettings:
+    """Training of the pretrained language model inside a model."""
+
+    tuning: Tuning = "frozen"
+    """Training of the language model: none (frozen), low-rank updates of its linear layers (lora), or all weights
+    (whole). A checkpoint holds what was trained, and otherwise names the language model."""
+    lora_rank: int = 64
+    """Rank of the updates with lora."""
+    hold: bool = False
+    """Copy a language model that is not trained whole into the checkpoint. By default, the checkpoint only names it,
+    and annotation fetches it."""
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 1:
+            raise ValueError(f"`backbone.lora_rank` must be at least 1, not {self.lora_rank}")
+
+
+@dataclass(kw_only=True)
+class BackboneSettings(TuningSettings):
     """Settings of an estimator around a pretrained language model."""
 
     entry: Entry = "logits"
@@ -132,17 +150,13 @@ class BackboneSettings:
     entry_layer: int = 0
     """Layer below which the embedding enters, unless it enters at the logits. Exact labels compute the lower layers
     once per window."""
-    tuning: Tuning = "frozen"
-    """Training of the language model: none (frozen), low-rank updates of its linear layers (lora), or all weights
-    (whole). Next to a frozen model, only the layers between encoder and decoder are trained."""
-    lora_rank: int = 64
-    """Rank of the updates of --tuning lora."""
 
     def __post_init__(self) -> None:
-        if self.lora_rank < 1 or self.entry_layer < 0:
-            raise ValueError("`lora_rank` must be at least 1, and `entry_layer` 0 or more")
+        super().__post_init__()
+        if self.entry_layer < 0:
+            raise ValueError(f"`backbone.entry_layer` must be 0 or more, not {self.entry_layer}")
         if self.entry == "logits" and self.entry_layer:
-            raise ValueError("`entry_layer` needs `entry` every-token or start-token; leave it out")
+            raise ValueError("`backbone.entry_layer` needs `backbone.entry` every-token or start-token; leave it out")
 
 
 @dataclass(kw_only=True)
