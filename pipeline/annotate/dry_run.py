@@ -24,7 +24,7 @@ LOOK_SECONDS, MEASURED_SECONDS = 10.0, 30.0
 FIRST_TOKENS, GROWTH = 32, 4  # tokens of the first measurement, and the factor from one measurement to the next
 DEVICE = device_here()
 LABEL_BYTES, TOKEN_BYTES = 1.4, 1.5  # bytes per token of FineWeb, in each entropy column and in `input_ids`
-TOP_BYTES, SAMPLED_BYTES = 3, 1.2  # bytes for each of a token's ids: 8 or 50 with log-probabilities, 8 or 50 drawn
+TOP_BYTES, SAMPLED_BYTES = 3.4, 1.2  # bytes for each of 8 to 50 ids: with its log-probability, and drawn
 
 
 class Workers(NamedTuple):
