@@ -31,6 +31,7 @@ from schemas.annotations import (
     INPUT_IDS,
     LOGPROB_COLUMNS,
     MOST_NATS,
+    MOST_PREDICTIONS,
     PER_TOKEN,
     PREDICTION_COLUMNS,
     PROVENANCE_KEY,
@@ -254,23 +255,31 @@ def _read_footer(shard: File) -> _Footer:
 
 
 def _require_lists(shard: File, schema: pa.Schema) -> None:
-    """Check that tokens are lists of integers, and labels lists of floating-point numbers of any precision.
-
-    Ranks and ids are lists of integers. A column with K numbers per token has a list of K numbers in place of a number.
+    """Check the types of the columns of tokens and labels.
 
     Raises:
-        DamagedError: if the column of tokens or a column of labels has another type.
+        DamagedError: if a column does not have the type that `_holds` describes.
     """
     for name in {INPUT_IDS, *PER_TOKEN} & {*schema.names}:
-        kind = of_tokens = schema.field(name).type
-        if name in PREDICTION_COLUMNS and is_list(kind) and pa.types.is_fixed_size_list(kind.value_type):
-            of_tokens = kind.value_type
-        of_nats = name in (*ENTROPY_COLUMNS, *LOGPROB_COLUMNS)
-        right = (
-            is_list(of_tokens) and pa.types.is_floating(of_tokens.value_type) if of_nats else is_token_list(of_tokens)
-        )
-        if not right or (name in PREDICTION_COLUMNS) != (of_tokens is not kind):
+        kind = schema.field(name).type
+        if not _holds(name, kind):
             raise DamagedError(f"column `{name}` of {shard.url} holds {kind}, not lists of numbers", mending(shard))
+
+
+def _holds(name: str, kind: pa.DataType) -> bool:
+    """True if a type is right for a column of tokens or labels.
+
+    Tokens, ranks and ids are lists of integers, and nats lists of floating-point numbers of any precision. In a column
+    with K numbers per token, each number is replaced by a list of K numbers.
+    """
+    if name in PREDICTION_COLUMNS:
+        lists = is_list(kind) and pa.types.is_fixed_size_list(kind.value_type)
+        if not lists or kind.value_type.list_size > MOST_PREDICTIONS:
+            return False
+        kind = kind.value_type
+    if name in (*ENTROPY_COLUMNS, *LOGPROB_COLUMNS):
+        return is_list(kind) and bool(pa.types.is_floating(kind.value_type))
+    return is_token_list(kind)
 
 
 def _require_received(subset: Subset, source: str, shards: Sequence[File], rows: Sequence[int]) -> None:

@@ -86,6 +86,44 @@ def test_the_columns_are_small_and_others_read_them(dataset: Path) -> None:
     assert found == [(row["top_ids"][0], row["top_logprobs"][0], row["input_ids"][0])]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pa.list_(pa.list_(pa.uint16())),
+        pa.list_(pa.uint16()),
+        pa.list_(pa.list_(pa.float32(), TOP)),
+        pa.list_(pa.list_(pa.uint16(), 2**30)),
+    ],
+)
+def test_a_column_of_another_type_is_refused(dataset: Path, tmp_path: Path, wrong: pa.DataType) -> None:
+    """A list of a billion nulls would take a few bytes of a file and gigabytes of memory."""
+    shutil.copytree(dataset, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "_ledger")
+    (shard,) = tmp_path.glob("copy/data/causal/*.parquet")
+    table = pq.read_table(shard).slice(5, 2)  # empty documents
+    place = table.schema.get_field_index("top_ids")
+    pq.write_table(table.set_column(place, "top_ids", pa.array([[], []], wrong)), shard)
+    with pytest.raises(ValueError, match=r"column `top_ids` of .* holds .*, not lists of numbers"):
+        find_annotations(str(tmp_path / "copy"))
+
+
+def test_a_dry_run_counts_the_bytes_of_ids(
+    folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert annotate(run_command, folder, tmp_path / "out", *FLAGS, "--dry-run", "--tokens-per-second", 9) == 0
+    printed = capsys.readouterr().out
+    assert f"bytes for each of a labelled token's {TOP} ids" in printed
+    assert f"bytes for each of a labelled token's {SAMPLED} ids" in printed
+    assert "each of a labelled token's 3 columns" in printed
+
+
+def test_the_card_names_the_columns(dataset: Path) -> None:
+    card = (dataset / "README.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` | " in card for name in PREDICTIONS)
+    assert f"| `top_ids` | list of lists of {TOP} uint16 |" in card
+    assert f"| top_k | {TOP} |" in card and f"| sampled_ids | {SAMPLED} |" in card
+
+
 def test_the_reader_gives_an_array_for_each_row(dataset: Path) -> None:
     annotations = find_annotations(str(dataset))
     rows = list(labelled_rows(annotations, ("input_ids", *PREDICTIONS), Reading(epochs=1)))
