@@ -20,10 +20,12 @@ from transformers import LlamaForCausalLM
 from pipeline.annotate.config import Config
 from pipeline.annotate.prepare import predictions_for
 from pipeline.data.annotated import find_annotations
+from pipeline.data.ledger import Ledger
 from pipeline.data.loader import Reading, labelled_rows
 from pipeline.models.causal_lm import prepend_start
 from pipeline.models.checkpoint import Checkpoint
 from schemas.annotations import Provenance, label_type
+from schemas.layout import Subset
 from schemas.receipts import Plan
 from tests.annotate.test_label_columns import START, annotate
 from tests.builders import PROVENANCE, sample_texts, write_documents
@@ -199,6 +201,23 @@ def test_draws_depend_neither_on_the_batch_nor_on_the_shard(
     rows, others = (list(labelled_rows(each, ("input_ids", *PREDICTIONS), Reading(epochs=1))) for each in (one, two))
     for row, other in zip(rows, others[::-1], strict=True):
         assert all(np.array_equal(row[name], other[name]) for name in row)
+
+
+def test_many_numbers_per_token_come_in_small_pieces_that_lose_no_row_and_no_count(
+    folder: Path, tmp_path: Path, run_command: RunCommand
+) -> None:
+    texts = sample_texts(6, 300)
+    write_documents(tmp_path / "in.parquet", [*texts[:3], "long " * 300, None, *texts[3:]])
+    command = ("--method", "causal", "--estimator", folder / "model", "--workers", 0, "--dtype", "float32")
+    for name, flags in (("few", ()), ("many", ("--top-k", 60, "--sampled-ids", 60))):
+        places = ("--input", tmp_path / "in.parquet", "--output", tmp_path / name, "--longest-document", 1000)
+        assert run_command("pipeline.annotate", *places, *command, *flags) == 0
+    few, many = (Ledger(Subset("causal", tmp_path / name)).receipts()[0].counts for name in ("few", "many"))
+    assert (many.rows, many.rows_too_long, many.rows_without_text) == (8, 1, 2)
+    assert (many.tokens, many.rows_too_long, many.rows_without_text) == (few.tokens, 1, few.rows_without_text)
+    tables = [pq.read_table(tmp_path / name / "data") for name in ("few", "many")]
+    assert tables[0].column("input_ids").equals(tables[1].column("input_ids"))
+    assert all(len(ids_60) == 60 for ids in tables[1].column("top_ids").to_pylist() for ids_60 in ids)
 
 
 @pytest.mark.parametrize(
