@@ -1,10 +1,12 @@
 """The annotated dataset: its columns, their units, the alignment rule and the provenance in every file.
 
 Alignment: `entropy[i]` is the label of `input_ids[i]`. Labels are not shifted, and there are no special tokens. All
-lists of a row have equal lengths.
+lists of a row have equal lengths. Columns of predictions are lists of lists of K numbers: the list at index i is
+about `input_ids[i]`.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
@@ -20,10 +22,19 @@ INPUT_IDS = "input_ids"
 ENTROPY: Final = "entropy"
 EXPECTED_ENTROPY: Final = "expected_entropy"
 RANK: Final = "rank"
+TOP_IDS: Final = "top_ids"
+TOP_LOGPROBS: Final = "top_logprobs"
+REST_LOGPROB: Final = "rest_logprob"
+SAMPLED_IDS: Final = "sampled_ids"
 NUM_TOKENS = "num_tokens"
 MEAN_ENTROPY = "mean_entropy"
 
 ROUNDING_NATS = 1 / 128
+# Rounding changes a probability by at most a share of 1/2048, so that those of a token and the rest add up to 1 within
+# 1/2048. With steps of 1/128, 50 of SmolLM2's log-probabilities would take 59 bytes instead of 77, and miss 1 by 1/256.
+LOGPROB_ROUNDING_NATS = 1 / 1024
+LEAST_REST = 1e-7  # smallest probability left over that float32 log-probabilities can tell
+MOST_PREDICTIONS = 1024  # largest `top_k` and `sampled_ids`: more than 2 kB per token
 MOST_VOCABULARY = 2**24  # limit for token ids: sixteen times the largest vocabularies
 MOST_WINDOW = 2**31 - 1
 MOST_NATS = 1e6  # limit for a label, so that a loss in float32 stays finite
@@ -48,15 +59,35 @@ DESCRIPTIONS = {
     ENTROPY: "nats that token i carries given the tokens before it, an estimate of -ln p; at the index of the token",
     EXPECTED_ENTROPY: "nats expected of token i before it is seen",
     RANK: "number of tokens that the model found more probable than token i",
+    TOP_IDS: "the `top_k` most probable ids for token i, most probable first; the inner list is null without a label",
+    TOP_LOGPROBS: "ln p of each id in `top_ids`, in multiples of 1/1024 nat",
+    REST_LOGPROB: "ln of the probability of all other ids together, at least ln 1e-7",
+    SAMPLED_IDS: "S ids drawn from the model's prediction of token i by systematic sampling: the mean number of times "
+    "that an id occurs is S p",
     NUM_TOKENS: "length of each list",
     MEAN_ENTROPY: "mean of `entropy` over the labelled tokens; null where there are none",
 }
 
-LABEL_TYPES: dict[str, pa.DataType] = {
-    ENTROPY: pa.list_(pa.float32()),
-    EXPECTED_ENTROPY: pa.list_(pa.float32()),
-    RANK: pa.list_(pa.int32()),
-}
+Shape = tuple[int, ...]
+"""Shape of a column's value for one token: () for a number, (K,) for K numbers."""
+
+ENTROPY_COLUMNS = (ENTROPY, EXPECTED_ENTROPY)
+"""Columns of labels in nats."""
+LOGPROB_COLUMNS = (TOP_LOGPROBS, REST_LOGPROB)
+ID_COLUMNS = (TOP_IDS, SAMPLED_IDS)
+PREDICTION_COLUMNS = (TOP_IDS, TOP_LOGPROBS, SAMPLED_IDS)
+"""Columns of labels with a list of numbers per token."""
+PER_TOKEN = (*ENTROPY_COLUMNS, RANK, TOP_IDS, TOP_LOGPROBS, REST_LOGPROB, SAMPLED_IDS)
+"""All columns of labels, each with a number or a list of numbers per token."""
+
+
+def label_type(name: str, shape: Shape = (), vocabulary: int = 0) -> pa.DataType:
+    """Return the type of a column of labels, whose token ids are below `vocabulary`."""
+    value = pa.int32() if name == RANK else pa.float32()
+    if name in ID_COLUMNS:
+        value = pa.uint16() if vocabulary <= 2**16 else pa.uint32()
+    return pa.list_(pa.list_(value, *shape) if shape else value)
+
 
 LIMITS: dict[Method, str] = {
     "second-order": "Each label is a model's prediction of the exact label, from one pass over the text. Labels vary "
@@ -118,15 +149,36 @@ class Provenance:
     """Maximum size of a document: its bytes of text, or four times its number of token ids. Longer documents have no
     labels. Older runs had no limit."""
     label_columns: tuple[LabelColumn, ...] = ()
-    """Columns of labels; empty in older runs, whose columns are determined by the method (see `columns_of_labels`)."""
+    """Columns of labels with a number per token; empty in older runs, whose columns are determined by the method (see
+    `columns_of_labels`)."""
+    top_k: int = 0
+    """Number of most probable ids per token in `top_ids` and `top_logprobs`; 0 without these columns."""
+    sampled_ids: int = 0
+    """Number of ids per token in `sampled_ids`; 0 without this column."""
+    predicted_vocabulary: int = 0
+    """Number of ids that the model predicts, which may exceed `vocabulary`; 0 without columns of ids."""
     rounding_nats: float = ROUNDING_NATS
     schema_version: int = SCHEMA_VERSION
 
     @property
     def columns_of_labels(self) -> tuple[LabelColumn, ...]:
-        """Label columns of the dataset, `entropy` first."""
+        """Label columns with a number per token that `label_columns` chooses, `entropy` first."""
         older: tuple[LabelColumn, ...] = (ENTROPY, EXPECTED_ENTROPY) if self.method == "second-order" else (ENTROPY,)
         return self.label_columns or older
+
+    @property
+    def label_shapes(self) -> Mapping[str, Shape]:
+        """Shape of a token's value in each column of labels, `entropy` first."""
+        shapes: dict[str, Shape] = dict.fromkeys((ENTROPY, *self.columns_of_labels), ())
+        if self.top_k:
+            shapes |= {TOP_IDS: (self.top_k,), TOP_LOGPROBS: (self.top_k,), REST_LOGPROB: ()}
+        return shapes | ({SAMPLED_IDS: (self.sampled_ids,)} if self.sampled_ids else {})
+
+    @property
+    def label_types(self) -> Mapping[str, pa.DataType]:
+        """Type of each column of labels, `entropy` first."""
+        vocabulary = self.predicted_vocabulary
+        return {name: label_type(name, shape, vocabulary) for name, shape in self.label_shapes.items()}
 
     @property
     def labelled_by(self) -> str:
@@ -175,6 +227,9 @@ class Provenance:
             "rows_per_unit": self.rows_per_unit >= 1,
             "folds": self.folds >= 1,
             "start_token": self.start_token is None or self.start_token < MOST_VOCABULARY,
+            "top_k": 0 <= self.top_k <= MOST_PREDICTIONS,
+            "sampled_ids": 0 <= self.sampled_ids <= MOST_PREDICTIONS,
+            "predicted_vocabulary": 0 <= self.predicted_vocabulary <= MOST_VOCABULARY,
         }
         if wrong := [name for name, right in ranges.items() if not right]:
             raise ValueError(f"its {wrong[0]} is {getattr(self, wrong[0])}, which no run writes")
@@ -198,8 +253,7 @@ def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:
     passed = [field for field in source if field.name in names]
     labels = [
         pa.field(INPUT_IDS, pa.list_(pa.int32())),
-        pa.field(ENTROPY, LABEL_TYPES[ENTROPY]),
-        *(pa.field(name, LABEL_TYPES[name]) for name in provenance.columns_of_labels if name != ENTROPY),
+        *(pa.field(name, kind) for name, kind in provenance.label_types.items()),
         pa.field(NUM_TOKENS, pa.int32()),
         pa.field(MEAN_ENTROPY, pa.float32()),
     ]

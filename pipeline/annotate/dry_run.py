@@ -24,6 +24,7 @@ LOOK_SECONDS, MEASURED_SECONDS = 10.0, 30.0
 FIRST_TOKENS, GROWTH = 32, 4  # tokens of the first measurement, and the factor from one measurement to the next
 DEVICE = device_here()
 LABEL_BYTES, TOKEN_BYTES = 1.4, 1.5  # bytes per token of FineWeb, in each entropy column and in `input_ids`
+TOP_BYTES, SAMPLED_BYTES = 3.4, 1.2  # bytes for each of 8 to 50 ids: with its log-probability, and drawn
 
 
 class Workers(NamedTuple):
@@ -54,11 +55,14 @@ class Estimate:
     error: float
     """Standard error of `tokens`, relative to `tokens`; NaN if only one document was sampled."""
     label_columns: int
+    """Number of columns with a number per token."""
     share: float
     """Share of the tokens that the run labels."""
     passed: tuple[str, ...]
     """Columns of the source that are copied to the output."""
     speed: "Speed"
+    top_k: int = 0
+    sampled_ids: int = 0
 
     @property
     def worker_hours(self) -> float:
@@ -107,10 +111,12 @@ def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second:
         empty_rows=lengths.count(0),
         tokens=rows * fmean(lengths),
         error=error,
-        label_columns=len(job.provenance.columns_of_labels),
+        label_columns=list(job.provenance.label_shapes.values()).count(()),
         share=job.provenance.share,
         passed=tuple(name for name in job.schema.names if name in job.source_schema.names and name != INPUT_IDS),
         speed=speed,
+        top_k=job.provenance.top_k,
+        sampled_ids=job.provenance.sampled_ids,
     )
 
 
@@ -192,6 +198,10 @@ def print_estimate(plan: Estimate, workers: Workers | None) -> None:
     say(f"tokens         {plan.tokens:,.0f} ± {plan.error:.1%}, estimated from {sample}")
     columns = f"{plan.label_columns} column{'s' if plan.label_columns > 1 else ''}"
     say(f"labels         {labels:,.3f} GB, {LABEL_BYTES} bytes for each of a labelled token's {columns}")
+    for count, size, name in ((plan.top_k, TOP_BYTES, "top_ids"), (plan.sampled_ids, SAMPLED_BYTES, "sampled_ids")):
+        if count:
+            total = plan.tokens * count * size * plan.share / 1e9
+            say(f"{name:<14} {total:,.3f} GB, {size} bytes for each of a labelled token's {count:,} ids")
     say(f"token ids      {ids:,.3f} GB, {TOKEN_BYTES} bytes per token")
     say(f"passed on      {', '.join(plan.passed) or 'no column'}; as large as in the source")
     say(f"tokens/s       {plan.speed.tokens_per_second:,.0f} per worker, {origin}")

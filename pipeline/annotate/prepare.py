@@ -128,6 +128,7 @@ def provenance_for(
         longest_document=config.longest,
         estimator_tokenizer_sha256=first.tokenizer_sha256 if labels_move(first, tokens) else None,
         label_columns=label_columns_for(config, labels_move(first, tokens), existing),
+        **predictions_for(config, first, labels_move(first, tokens), existing),
         names_of_text=is_of_text(source) and (existing is None or existing.provenance.names_of_text),
         **names_for(config, source, inputs, checkpoint, existing),
     )
@@ -229,6 +230,35 @@ def label_columns_for(config: Config, moved: bool, existing: Plan | None) -> tup
         raise ValueError(f"a {RANK} cannot be moved to the tokens of another tokenizer; leave it or --tokenizer out")
     columns = tuple(name for name in COLUMNS_OF_METHOD[config.method] if name in requested)
     return run.label_columns if run and run.columns_of_labels == columns else columns  # older runs recorded none
+
+
+class Predictions(TypedDict):
+    """Fields of the provenance about columns of token ids."""
+
+    top_k: int
+    sampled_ids: int
+    predicted_vocabulary: int
+
+
+def predictions_for(config: Config, checkpoint: Checkpoint, moved: bool, existing: Plan | None) -> Predictions:
+    """Return the requested numbers of most probable and of sampled ids per token, or those of the run that is resumed.
+
+    Raises:
+        ValueError: if there are fewer ids than requested, or if the ids would be those of another tokenizer.
+    """
+    run = existing.provenance if existing is not None and existing.provenance.method == config.method else None
+    top_k, sampled = config.top_k, config.sampled_ids
+    top_k = (run.top_k if run else 0) if top_k is None else top_k
+    sampled = (run.sampled_ids if run else 0) if sampled is None else sampled
+    if moved and (top_k or sampled):
+        flag = "--top-k" if top_k else "--sampled-ids"
+        raise ValueError(
+            f"ids of {flag} cannot be moved to the tokens of another tokenizer; leave it or --tokenizer out"
+        )
+    known = checkpoint.vocabulary if top_k or sampled else 0
+    if top_k > known:
+        raise ValueError(f"--top-k {top_k:,} is more than the {known:,} ids that the model predicts; give fewer")
+    return Predictions(top_k=top_k, sampled_ids=sampled, predicted_vocabulary=known)
 
 
 def start_token_for(checkpoint: Checkpoint, config: Config) -> int:

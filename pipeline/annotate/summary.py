@@ -14,11 +14,11 @@ from pipeline.data.hub import Repository
 from pipeline.data.ledger import Ledger
 from pipeline.data.naming import load_call
 from pipeline.data.safe_tokenizers import tokenizer_errors
-from pipeline.data.shards import ENTROPY_COLUMNS, inspect_shard
+from pipeline.data.shards import inspect_shard
 from pipeline.data.tokenizer import TOKENIZER_FILE, load_tokenizer
 from pipeline.engine.throughput import Throughput
 from pipeline.messages import say
-from schemas.annotations import ENTROPY, INPUT_IDS, MOST_VOCABULARY, Provenance
+from schemas.annotations import ENTROPY, ENTROPY_COLUMNS, INPUT_IDS, MOST_VOCABULARY, Provenance
 from schemas.layout import Subset
 from schemas.receipts import Counts, Quarantined, Receipt
 

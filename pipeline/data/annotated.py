@@ -21,11 +21,22 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.documents import Column, FileInfo, read_rows
 from pipeline.data.files import HUB, File, find_files, pinned
 from pipeline.data.ledger import Ledger
-from pipeline.data.shards import ENTROPY_COLUMNS, PER_TOKEN, SHARD, inspect_shard, mending, open_shard, reading_shard
+from pipeline.data.shards import SHARD, inspect_shard, mending, numbers_per_token, open_shard, reading_shard
 from pipeline.data.skipped import counted
 from pipeline.data.streams import DamagedError
 from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
-from schemas.annotations import ENTROPY, INPUT_IDS, MOST_NATS, PROVENANCE_KEY, Provenance
+from schemas.annotations import (
+    ENTROPY,
+    ENTROPY_COLUMNS,
+    INPUT_IDS,
+    LOGPROB_COLUMNS,
+    MOST_NATS,
+    MOST_PREDICTIONS,
+    PER_TOKEN,
+    PREDICTION_COLUMNS,
+    PROVENANCE_KEY,
+    Provenance,
+)
 from schemas.decoding import text_of
 from schemas.layout import DATA_FOLDER, Subset, require_contained, shard_name, shards_in_all
 from schemas.receipts import QUARANTINE, Receipt, from_lines
@@ -36,8 +47,9 @@ COMMIT_NAMED = re.compile("@[0-9a-f]{40}$")
 FOOTERS_AT_A_TIME = 16  # reading a footer from the Hub is mostly waiting
 
 Row = dict[str, Any]
-"""Values of a row by column name: `input_ids` is int32 [N], columns of labels are float32 [N] with NaN for null, and
-other columns hold Python values. N is the row's number of tokens. Entropies are in nats."""
+"""Values of a row by column name: `input_ids` is int32 [N], columns of labels are float32 [N], or [N, K] with K numbers
+per token, with NaN for null, and other columns hold Python values. N is the row's number of tokens. Entropies and
+log-probabilities are in nats, and token ids are exact in float32."""
 
 
 @dataclass(frozen=True)
@@ -243,16 +255,31 @@ def _read_footer(shard: File) -> _Footer:
 
 
 def _require_lists(shard: File, schema: pa.Schema) -> None:
-    """Check that tokens are lists of integers, and labels lists of floating-point numbers of any precision.
+    """Check the types of the columns of tokens and labels.
 
     Raises:
-        DamagedError: if the column of tokens or a column of labels has another type.
+        DamagedError: if a column does not have the type that `_holds` describes.
     """
     for name in {INPUT_IDS, *PER_TOKEN} & {*schema.names}:
         kind = schema.field(name).type
-        of_nats = name in ENTROPY_COLUMNS
-        if not (is_list(kind) and pa.types.is_floating(kind.value_type) if of_nats else is_token_list(kind)):
+        if not _holds(name, kind):
             raise DamagedError(f"column `{name}` of {shard.url} holds {kind}, not lists of numbers", mending(shard))
+
+
+def _holds(name: str, kind: pa.DataType) -> bool:
+    """True if a type is right for a column of tokens or labels.
+
+    Tokens, ranks and ids are lists of integers, and nats lists of floating-point numbers of any precision. In a column
+    with K numbers per token, each number is replaced by a list of K numbers.
+    """
+    if name in PREDICTION_COLUMNS:
+        lists = is_list(kind) and pa.types.is_fixed_size_list(kind.value_type)
+        if not lists or kind.value_type.list_size > MOST_PREDICTIONS:
+            return False
+        kind = kind.value_type
+    if name in (*ENTROPY_COLUMNS, *LOGPROB_COLUMNS):
+        return is_list(kind) and bool(pa.types.is_floating(kind.value_type))
+    return is_token_list(kind)
 
 
 def _require_received(subset: Subset, source: str, shards: Sequence[File], rows: Sequence[int]) -> None:
@@ -308,10 +335,11 @@ def _require_labels(batch: pa.RecordBatch, file: File, first_row: int) -> None:
     """Check that all labels are finite and within MOST_NATS, and that each row has one label or null for each token."""
     for name in set(PER_TOKEN) & set(batch.schema.names):
         labels = batch.column(name)
-        nats = labels.flatten().drop_null().to_numpy()
+        numbers = labels.flatten().flatten() if name in PREDICTION_COLUMNS else labels.flatten().drop_null()
+        nats = numbers.to_numpy(zero_copy_only=False)  # a null inside of a list becomes NaN
         if not np.isfinite(nats).all():
             raise ValueError(f"{file.url} has a label in `{name}` that is not finite; annotate its source again")
-        if name in ENTROPY_COLUMNS and len(nats) and np.abs(nats).max() > MOST_NATS:
+        if name in (*ENTROPY_COLUMNS, *LOGPROB_COLUMNS) and len(nats) and np.abs(nats).max() > MOST_NATS:
             largest = f"a label of {nats[np.abs(nats).argmax()]:.3g} nats in `{name}`"
             raise ValueError(f"{file.url} has {largest}, more than a token can have; annotate its source again")
         if INPUT_IDS in batch.schema.names:
@@ -326,7 +354,7 @@ def _require_labels(batch: pa.RecordBatch, file: File, first_row: int) -> None:
 def _values(name: str, column: pa.Array) -> Sequence[Any]:
     if name not in (INPUT_IDS, *PER_TOKEN):
         return _python_values(column)
-    numbers_N = column.flatten().to_numpy(zero_copy_only=False)
+    numbers_N = numbers_per_token(name, column) if name in PER_TOKEN else column.flatten().to_numpy()
     numbers_N = numbers_N.astype(np.int32 if name == INPUT_IDS else np.float32)  # a writable copy
     return np.split(numbers_N, np.cumsum(column.value_lengths().to_numpy())[:-1])
 

@@ -26,8 +26,7 @@ import pyarrow as pa
 from pipeline.data.annotated import AnnotatedDataset, Row, as_rows, read_labelled
 from pipeline.data.iterators import prefetched
 from pipeline.data.packing import Document, PackedWindow, Packing
-from pipeline.data.shards import ENTROPY_COLUMNS
-from schemas.annotations import ENTROPY, INPUT_IDS
+from schemas.annotations import ENTROPY, ENTROPY_COLUMNS, INPUT_IDS
 
 Item = TypeVar("Item")
 

@@ -11,6 +11,8 @@ from operator import attrgetter
 
 import numpy as np
 
+from schemas.annotations import Shape
+
 RUN = 8
 
 
@@ -115,25 +117,26 @@ def window_batches(
 def gather(
     documents: Sequence[np.ndarray],
     labelled: Iterable[tuple[WindowBatch, Mapping[str, np.ndarray]]],
-    columns: Sequence[str],
+    columns: Mapping[str, Shape],
 ) -> dict[str, list[np.ndarray]]:
     """Gather the values of all batches into one float32 array per document, for every column.
 
-    The values of a batch are [B, T]. A token without a wanted value gets NaN.
+    The values of a batch are [B, T] and those of a document [N], or [K, B, T] and [K, N] if a token's value has the
+    shape (K,). A token without a wanted value gets NaN.
 
     Raises:
         ValueError: if a wanted value is not finite.
     """
     firsts = _borders(documents)
-    labels = {name: np.full(firsts[-1], np.nan, np.float32) for name in columns}
+    labels = {name: np.full((*shape, firsts[-1]), np.nan, np.float32) for name, shape in columns.items()}
     for batch, values in labelled:
         place_W = _places(firsts, batch.windows, batch.ids_BT.shape[1])[batch.wanted_BT]
         for name in columns:
-            value_W = values[name][batch.wanted_BT]
+            value_W = values[name][..., batch.wanted_BT]
             if not np.isfinite(value_W).all():
                 raise ValueError(f"the checkpoint gives {name} that is not finite; it is broken or was not trained")
-            labels[name][place_W] = value_W
-    return {name: np.split(label_N, firsts[1:-1])[: len(documents)] for name, label_N in labels.items()}
+            labels[name][..., place_W] = value_W
+    return {name: np.split(label_N, firsts[1:-1], axis=-1)[: len(documents)] for name, label_N in labels.items()}
 
 
 def _padded(ids_N: np.ndarray, wanted_N: np.ndarray, firsts: np.ndarray, windows: tuple[Window, ...]) -> WindowBatch:

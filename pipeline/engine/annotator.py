@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
+from math import prod
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -30,7 +31,7 @@ from pipeline.engine.plan import Run, Unit
 from pipeline.engine.throughput import HELD, Stages, UnitResult
 from pipeline.labels.retokenize import encode_with_ends, move_nats
 from pipeline.messages import redacted
-from schemas.annotations import Device
+from schemas.annotations import Device, Shape
 from schemas.layout import shard_name
 from schemas.receipts import Counts, Receipt
 
@@ -38,6 +39,7 @@ AHEAD = 2  # chunks queued between two stages: enough that no stage waits
 # Maximum bytes of text in all of a unit's chunks, those in the stages and those queued between them: seven chunks of
 # 2 MiB. The tokens and labels of a document of 2 MiB take up to 60 bytes per byte of its text.
 CHUNKS_BYTES = 7 * BATCH_BYTES
+NUMBERS_PER_TOKEN = 16  # in labels; with more of them, chunks are smaller
 
 
 class SourceError(Exception):
@@ -52,11 +54,12 @@ class Labeller(Protocol):
     """A label method, with its model on a device.
 
     `label` returns a list with one dictionary per batch, and the number of batches that did not fit in the device's
-    memory and were labelled in parts. A batch's dictionary maps each label column to the labels, float32 [B, T].
+    memory and were labelled in parts. A batch's dictionary maps each label column to the labels, float32 [B, T], or
+    [K, B, T] if `columns` has the shape (K,) for a token's value.
     """
 
     @property
-    def columns(self) -> tuple[str, ...]: ...
+    def columns(self) -> Mapping[str, Shape]: ...
 
     @property
     def batch_tokens(self) -> int: ...
@@ -193,7 +196,7 @@ class Annotator:
                     rows = next(batches, None)
                 if rows is None:
                     return
-                yield rows
+                yield from _pieces(rows, sum(map(prod, self.run.provenance.label_shapes.values())))
         except ValueError:
             raise
         except Exception as error:  # raised without its cause, which would show what `redacted` hides
@@ -264,6 +267,17 @@ class Annotator:
         return annotated_rows(chunk.rows, chunk.tokens, labels, self.run.schema)
 
 
+def _pieces(rows: pa.RecordBatch, numbers: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows in as many pieces as keep the labels of a piece small, with `numbers` numbers per token.
+
+    The first piece keeps the metadata, which counts the documents that were left out.
+    """
+    size = max(1, -(-len(rows) // -(-numbers // NUMBERS_PER_TOKEN)))
+    for start in range(0, len(rows), size):
+        piece = rows.slice(start, size)
+        yield piece if start == 0 else piece.replace_schema_metadata(None)
+
+
 def load_annotator(run: Run, device: Device) -> Annotator:
     """Return a run's annotator, with its checkpoints loaded onto a device of this node.
 
@@ -280,7 +294,7 @@ def load_annotator(run: Run, device: Device) -> Annotator:
         method=settings.method,
         dtype=settings.dtype,
         start=settings.start_token,
-        columns=settings.columns_of_labels,
+        columns=settings.label_shapes,
     )
     return with_tokenizers(run, labellers)
 

@@ -189,8 +189,8 @@ def hold_contest(name: str, settings: ContestSettings, folder: Path) -> Iterator
     estimator = train_estimator(corpus, vocabulary, settings, folder)
     flop = 6 * parameters(estimator) * settings.steps * settings.batch * window  # same for the language model
     yield score("causal", causal.token_entropies(language_model, fresh_ids_MT, vocabulary), 1, flop)
-    expected_MT = causal.token_labels(language_model, fresh_ids_MT, vocabulary, (EXPECTED_ENTROPY,))[EXPECTED_ENTROPY]
-    yield score("causal", expected_MT, 1, flop, target="entropy")
+    predicted = causal.token_labels(language_model, fresh_ids_MT, vocabulary, {EXPECTED_ENTROPY: ()})
+    yield score("causal", predicted[EXPECTED_ENTROPY], 1, flop, target="entropy")
     exact_passes = (window + 1) / 2
     yield score("exact", exact.token_entropies(estimator, fresh_ids_MT), exact_passes, flop)
     for measured in get_args(attribution.Measure):

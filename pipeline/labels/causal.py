@@ -1,9 +1,10 @@
-"""Causal labels: each token's loss under a causal language model, its rank, and the entropy of the prediction.
+"""Causal labels: each token's loss under a causal language model, and what the model predicts in the token's place.
 
-B rows, T tokens, C columns.
+B rows, T tokens, C numbers of all columns for a token.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -18,28 +19,44 @@ from pipeline.models.causal_lm import (
     predictive_labels,
     prepend_start,
 )
-from schemas.annotations import ENTROPY
+from pipeline.models.predictions import uniforms
+from schemas.annotations import ENTROPY, SAMPLED_IDS, Shape
 
 
 def token_entropies(model: PreTrainedModel, input_ids_BT: Tensor, start: int) -> Tensor:
     """Return -ln p(token | earlier tokens of the row) in nats, float32 [B, T]; see `token_labels`."""
-    return token_labels(model, input_ids_BT, start, (ENTROPY,))[ENTROPY]
+    return token_labels(model, input_ids_BT, start, {ENTROPY: ()})[ENTROPY]
 
 
 @torch.no_grad()
-def token_labels(model: PreTrainedModel, input_ids_BT: Tensor, start: int, columns: Sequence[str]) -> dict[str, Tensor]:
-    """Return the labels of right-padded texts by column, float32 [B, T] each; `predictive_labels` explains the columns.
+def token_labels(
+    model: PreTrainedModel,
+    input_ids_BT: Tensor,
+    start: int,
+    columns: Mapping[str, Shape],
+    lengths_B: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return the labels of right-padded texts by column, float32 [B, T], or [K, B, T] for values of the shape (K,).
 
-    The model reads the token `start` before each row, so that the first token has a label too. `start` is the token
-    that preceded documents in the model's training. Values at padding are meaningless. Texts longer than the model's
-    context are labelled in windows of that length, which overlap by half. The model reads `start` before each window.
+    `label_values` explains the columns. The model reads the token `start` before each row, so that the first token has
+    a label too. `start` is the token that preceded documents in the model's training. Values at padding are
+    meaningless. Texts longer than the model's context are labelled in windows of that length, which overlap by half.
+    The model reads `start` before each window. `lengths_B` are the texts' numbers of tokens, by default T; sampled ids
+    depend on them.
     """
+    batch, tokens = input_ids_BT.shape
+    uniform_BT = None
+    if SAMPLED_IDS in columns:
+        whole_B = input_ids_BT.new_full((batch,), tokens) if lengths_B is None else lengths_B
+        uniform_BT = uniforms(input_ids_BT, whole_B)
 
     def labels_CBT(window: Window) -> Tensor:
-        ids_BT = input_ids_BT[:, window.start : window.stop]
-        hidden_BTD = next_token_hidden(model, prepend_start(ids_BT, start))
-        labels = predictive_labels(hidden_BTD, output_head(model), ids_BT, columns)
-        return torch.stack([labels[name] for name in columns])
+        part = (slice(None), slice(window.start, window.stop))
+        hidden_BTD = next_token_hidden(model, prepend_start(input_ids_BT[part], start))
+        uniform_of_window = None if uniform_BT is None else uniform_BT[part]
+        labels = predictive_labels(hidden_BTD, output_head(model), input_ids_BT[part], columns, uniform_of_window)
+        return torch.cat([labels[name].reshape(-1, *labels[name].shape[-2:]) for name in columns])
 
-    labelled_CBT = over_windows(labels_CBT, input_ids_BT.shape[1], longest_window(model.config))
-    return dict(zip(columns, labelled_CBT, strict=True))
+    labelled_CBT = over_windows(labels_CBT, tokens, longest_window(model.config))
+    parts = labelled_CBT.split([math.prod(shape) for shape in columns.values()])
+    return {name: part.view(*columns[name], batch, tokens) for name, part in zip(columns, parts, strict=True)}

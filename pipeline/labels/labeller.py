@@ -22,14 +22,17 @@ from pipeline.models.causal_lm import BlockedAttention, frequency_border
 from pipeline.models.estimator import Estimator
 from pipeline.models.loading import declared_start, load_causal, load_estimator, load_second_order
 from pipeline.models.second_order import SecondOrderModel
-from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Device, Dtype, Method
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Device, Dtype, Method, Shape
 
 LOG = logging.getLogger(__name__)
 
+ENTROPY_ALONE: Mapping[str, Shape] = {ENTROPY: ()}
+SECOND_ORDER_COLUMNS: Mapping[str, Shape] = {ENTROPY: (), EXPECTED_ENTROPY: ()}
+
 Columns = Mapping[str, Tensor]
 OfWindows = Callable[[Tensor, Tensor, Tensor, int], Columns]
-"""Function that returns a batch's labels, nats [B, T], by column. Its arguments are input_ids [B, T], lengths [B], the
-positions to label [B, T], and the maximum number of tokens per forward pass."""
+"""Function that returns a batch's labels by column, [B, T], or [K, B, T] for values of the shape (K,). Its arguments
+are input_ids [B, T], lengths [B], the positions to label [B, T], and the maximum number of tokens per forward pass."""
 
 
 # On a CPU core, SmolLM2 labels 1.6 times as fast with 2,048 or 1,024 tokens per forward pass as with 16,384. For a
@@ -61,7 +64,8 @@ class DeviceError(Exception):
 class TorchLabeller:
     """A label method with a loaded checkpoint."""
 
-    columns: tuple[str, ...]
+    columns: Mapping[str, Shape]
+    """Shape of a token's value in each label column."""
     of_windows: OfWindows
     device: str
     budget: int
@@ -75,8 +79,9 @@ class TorchLabeller:
     def label(
         self, batches: Iterable[WindowBatch], labelled: Callable[[WindowBatch], None] = lambda batch: None
     ) -> tuple[list[dict[str, np.ndarray]], int]:
-        """Return each batch's labels by column, float32 [B, T], and the number of batches that were labelled in parts.
+        """Return each batch's labels by column, and the number of batches that were labelled in parts.
 
+        Labels are float32 [B, T], or [K, B, T] for values of the shape (K,). Ids are exact in float32.
         All windows are sent to the device in one transfer, and all labels come back in one transfer. In between, the
         device does not wait for its host. The function `labelled` is called with each batch as soon as the batch is
         labelled or, on a GPU, submitted to the device.
@@ -85,18 +90,22 @@ class TorchLabeller:
         sizes = [batch.ids_BT.size for batch in all_batches]
         # Allocated first, because small tensors that outlive the large tensors of a forward pass leave holes in the
         # heap, 900 bytes per token.
-        labels_CN = torch.empty(len(self.columns), sum(sizes), device=self.device)
+        widths = [math.prod(shape) for shape in self.columns.values()]
+        labels_CN = torch.empty(sum(widths), sum(sizes), device=self.device)
         with BlockedAttention() if self.device == "cpu" else nullcontext():
             for batch, size, sent in zip(all_batches, sizes, self._on_device(all_batches), strict=True):
                 labels, budget = self._within_memory(*sent)
                 parts += budget < self.budget
-                for column, name in enumerate(self.columns):
-                    labels_CN[column, at : at + size] = labels[name].flatten()
+                for column_WN, name in zip(labels_CN.split(widths), self.columns, strict=True):
+                    column_WN[:, at : at + size] = labels[name].flatten(start_dim=-2)
                 at += size
                 labelled(batch)
         parts_CN = labels_CN.cpu().split(sizes, dim=1)
         return [
-            {name: part_CN[column].view(batch.ids_BT.shape).numpy() for column, name in enumerate(self.columns)}
+            {
+                name: part_WN.unflatten(1, batch.ids_BT.shape).view(*shape, *batch.ids_BT.shape).numpy()
+                for (name, shape), part_WN in zip(self.columns.items(), part_CN.split(widths), strict=True)
+            }
             for batch, part_CN in zip(all_batches, parts_CN, strict=True)
         ], parts
 
@@ -144,36 +153,42 @@ def _budgets(budget: int, smallest: int) -> Iterator[int]:
         yield budget
 
 
-def in_parts(one_pass: Callable[[Tensor], Columns], ids_BT: Tensor, _: Tensor, __: Tensor, budget: int) -> Columns:
+def in_parts(
+    one_pass: Callable[[Tensor, Tensor], Columns], ids_BT: Tensor, lengths_B: Tensor, _: Tensor, budget: int
+) -> Columns:
     """Return a batch's labels from a one-pass method, applied to as many rows at a time as the budget allows."""
-    parts = [one_pass(ids_bT) for ids_bT in ids_BT.split(max(1, budget // ids_BT.shape[1]))]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    rows = max(1, budget // ids_BT.shape[1])
+    parts = [one_pass(*part) for part in zip(ids_BT.split(rows), lengths_B.split(rows), strict=True)]
+    return {name: torch.cat([part[name] for part in parts], dim=-2) for name in parts[0]}
 
 
 def exact_labeller(estimator: Estimator, device: Device) -> TorchLabeller:
     """Return a labeller that makes exact labels with an estimator, which must be on the device."""
     entropies, positions = partial(exact.token_entropies, estimator), exact.default_batch_tokens(device)
-    return TorchLabeller((ENTROPY,), lambda *batch: {ENTROPY: entropies(*batch)}, device, positions, WINDOW_TOKENS)
+    return TorchLabeller({ENTROPY: ()}, lambda *batch: {ENTROPY: entropies(*batch)}, device, positions, WINDOW_TOKENS)
 
 
 def second_order_labeller(
-    model: SecondOrderModel, device: Device, columns: tuple[str, ...] = (ENTROPY, EXPECTED_ENTROPY)
+    model: SecondOrderModel, device: Device, columns: Mapping[str, Shape] = SECOND_ORDER_COLUMNS
 ) -> TorchLabeller:
     """Return a labeller that makes label columns with a second-order model, which must be on the device."""
-    names = (ENTROPY, EXPECTED_ENTROPY)
-    both = partial(in_parts, lambda ids: dict(zip(names, second_order.token_entropies(model, ids), strict=True)))
+
+    def one_pass(ids_BT: Tensor, _: Tensor) -> Columns:
+        return dict(zip(SECOND_ORDER_COLUMNS, second_order.token_entropies(model, ids_BT), strict=True))
+
+    both = partial(in_parts, one_pass)
     tokens, border = forward_tokens(model, device), frequency_border(model.transformer.config)
     return TorchLabeller(columns, both, device, tokens, tokens, border and border - 1)  # minus the start token
 
 
 def causal_labeller(
-    model: PreTrainedModel, start: int, device: Device, columns: tuple[str, ...] = (ENTROPY,)
+    model: PreTrainedModel, start: int, device: Device, columns: Mapping[str, Shape] = ENTROPY_ALONE
 ) -> TorchLabeller:
     """Return a labeller that makes label columns with a causal language model, which must be on the device.
 
     The model reads the token `start` before each window.
     """
-    labels = partial(in_parts, lambda ids: causal.token_labels(model, ids, start, columns))
+    labels = partial(in_parts, lambda ids, lengths: causal.token_labels(model, ids, start, columns, lengths))
     tokens = forward_tokens(model, device)
     return TorchLabeller(columns, labels, device, tokens, tokens, frequency_border(model.config))
 
@@ -184,23 +199,23 @@ def load_labeller(
     device: Device,
     dtype: Dtype = "float32",
     start: int | None = None,
-    columns: Sequence[str] = (),
+    columns: Mapping[str, Shape] | None = None,
 ) -> TorchLabeller:
     """Load the method's checkpoint onto the device and return its labeller.
 
     Args:
         dtype: precision of the model's computations. Losses and sums are in float32 or float64.
         start: token that a causal model reads before each window; by default the token that the checkpoint declares.
-        columns: label columns to compute, out of the method's columns. The default is `entropy`, with
-            `expected_entropy` for a second-order model.
+        columns: label columns to compute, out of the method's columns, with the shapes of their values. The default is
+            `entropy`, with `expected_entropy` for a second-order model.
     """
     if method == "exact":
         return exact_labeller(load_estimator(checkpoint, device, dtype), device)
     if method == "second-order":
-        names = tuple(columns) or (ENTROPY, EXPECTED_ENTROPY)
-        return second_order_labeller(load_second_order(checkpoint, device, dtype), device, names)
+        model = load_second_order(checkpoint, device, dtype)
+        return second_order_labeller(model, device, columns or SECOND_ORDER_COLUMNS)
     first = declared_start(checkpoint) if start is None else start
-    return causal_labeller(load_causal(checkpoint, device, dtype), first, device, tuple(columns) or (ENTROPY,))
+    return causal_labeller(load_causal(checkpoint, device, dtype), first, device, columns or ENTROPY_ALONE)
 
 
 def device_here(gpus: float | None = None) -> Device:
@@ -221,7 +236,7 @@ def load_labellers(
     method: Method,
     dtype: Dtype,
     start: int | None,
-    columns: Sequence[str],
+    columns: Mapping[str, Shape],
 ) -> tuple[TorchLabeller, ...]:
     """Return one labeller on the device for each of a run's checkpoints, in the order of the checkpoints.
 

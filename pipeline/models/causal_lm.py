@@ -8,7 +8,7 @@ block, D width of a head.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -20,7 +20,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.checkpoint_files import POSITIONS, declared_context
 from pipeline.models.cross_entropy import HALF, chunk_tokens, head_logits, token_cross_entropy
-from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, RANK
+from pipeline.models.predictions import label_values
+from schemas.annotations import EXPECTED_ENTROPY, Shape
 
 # Settings that change logits after the product with the head.
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")  # Cohere, Falcon-H1
@@ -149,52 +150,33 @@ def predicted_entropies(hidden_BTD: Tensor, head: OutputHead) -> Tensor:
 
     The entropies are computed in chunks, without a gradient.
     """
-    return surprisals_and_entropies(hidden_BTD, head, torch.zeros_like(hidden_BTD[..., 0], dtype=torch.long))[1]
-
-
-@torch.no_grad()
-def surprisals_and_entropies(hidden_BTD: Tensor, head: OutputHead, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Return -ln p(target) and the entropy of p in nats, float32 [B, T] each, for the distribution p of each state.
-
-    Both are computed in chunks, without a gradient, from a single product with the head's weight.
-    """
-    surprisals, entropies = [], []
-    for hidden_ND, target_N in _in_chunks(hidden_BTD, head, targets_BT):
-        logits_NV = head.logits(hidden_ND)
-        total_N1 = logits_NV.logsumexp(dim=1, keepdim=True)
-        surprisals.append((total_N1 - logits_NV.gather(1, target_N.unsqueeze(1))).squeeze(1))
-        mean_logit_N = torch.linalg.vecdot((logits_NV - total_N1).exp_(), logits_NV)
-        entropies.append(total_N1.squeeze(1) - mean_logit_N)
-    return torch.cat(surprisals).view(targets_BT.shape), torch.cat(entropies).view(targets_BT.shape)
+    no_targets_BT = torch.zeros_like(hidden_BTD[..., 0], dtype=torch.long)
+    return predictive_labels(hidden_BTD, head, no_targets_BT, {EXPECTED_ENTROPY: ()})[EXPECTED_ENTROPY]
 
 
 @torch.no_grad()
 def predictive_labels(
-    hidden_BTD: Tensor, head: OutputHead, targets_BT: Tensor, columns: Collection[str]
+    hidden_BTD: Tensor,
+    head: OutputHead,
+    targets_BT: Tensor,
+    columns: Mapping[str, Shape],
+    uniform_BT: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Return the requested columns by name, float32 [B, T] each, for the distribution p that each state predicts.
+    """Return the requested columns by name, for the distribution that each state predicts.
 
-    `entropy` is the surprisal -ln p(target) in nats, bit-identical to `OutputHead.losses`. `expected_entropy` is the
-    entropy of p in nats. `rank` is the number of tokens that are more probable than the target. All columns are
-    computed in chunks, from a single product with the head's weight.
+    `label_values` explains the columns. A column whose values have the shape (K,) is float32 [K, B, T], others are
+    [B, T]. `entropy` is bit-identical to `OutputHead.losses`. All columns are computed in chunks, from a single product
+    with the head's weight. `uniform_BT` has a random number for each token, which `sampled_ids` needs.
     """
-    values: dict[str, list[Tensor]] = {name: [] for name in columns}
-    for hidden_ND, target_N in _in_chunks(hidden_BTD, head, targets_BT):
-        log_p_NV = head.logits(hidden_ND).log_softmax(dim=1)
-        target_N1 = log_p_NV.gather(1, target_N.unsqueeze(1))
-        if ENTROPY in values:
-            values[ENTROPY].append(-target_N1.squeeze(1))
-        if RANK in values:
-            values[RANK].append((log_p_NV > target_N1).sum(dim=1).float())
-        if EXPECTED_ENTROPY in values:
-            values[EXPECTED_ENTROPY].append(-torch.linalg.vecdot(log_p_NV.exp(), log_p_NV))
-    return {name: torch.cat(parts).view(targets_BT.shape) for name, parts in values.items()}
-
-
-def _in_chunks(hidden_BTD: Tensor, head: OutputHead, targets_BT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Return the states [N, D] and targets [N] of as many tokens at a time as have their logits in memory together."""
     tokens = chunk_tokens(head.weight_VD)
-    return zip(hidden_BTD.flatten(0, 1).split(tokens), targets_BT.flatten().split(tokens), strict=True)
+    random_BT = torch.zeros_like(targets_BT, dtype=torch.float32) if uniform_BT is None else uniform_BT
+    chunks = (hidden_BTD.flatten(0, 1), targets_BT.flatten(), random_BT.flatten())
+    values: dict[str, list[Tensor]] = {name: [] for name in columns}
+    for hidden_ND, target_N, uniform_N in zip(*(each.split(tokens) for each in chunks), strict=True):
+        log_p_NV = head.logits(hidden_ND).log_softmax(dim=1)
+        for name, value in label_values(log_p_NV, target_N, uniform_N, columns):
+            values[name].append(value)
+    return {name: torch.cat(parts, dim=-1).unflatten(-1, targets_BT.shape) for name, parts in values.items()}
 
 
 def prepend_start(input_ids_BT: Tensor, start: int) -> Tensor:

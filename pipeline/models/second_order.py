@@ -31,13 +31,14 @@ from pipeline.models.causal_lm import (
     next_token_losses,
     output_head,
     predicted_entropies,
+    predictive_labels,
     prepend_start,
     start_token,
-    surprisals_and_entropies,
 )
 from pipeline.models.estimator import EntropyEstimator
 from pipeline.models.sizes import Form, Tuning
 from pipeline.models.stacks import causal_hidden, input_embeddings
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Shape
 
 PROBE_TOKENS = 8
 
@@ -246,7 +247,9 @@ class SecondOrderModel(PreTrainedModel):
         residual = self.config.form == "residual"
         surprisal_BT = predicted_BT = None
         if residual and not torch.is_grad_enabled():
-            surprisal_BT, predicted_BT = surprisals_and_entropies(before_BTD, self.language_head, input_ids_BT)
+            columns: dict[str, Shape] = {ENTROPY: (), EXPECTED_ENTROPY: ()}
+            predicted = predictive_labels(before_BTD, self.language_head, input_ids_BT, columns)
+            surprisal_BT, predicted_BT = (predicted[name] for name in columns)
         elif residual or with_surprisal:
             surprisal_BT = self.language_head.losses(before_BTD, input_ids_BT)
         if residual and predicted_BT is None:

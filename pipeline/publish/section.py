@@ -82,7 +82,9 @@ def _listed(columns: Sequence[str]) -> str:
 
 def _type_name(kind: pa.DataType) -> str:
     """Return the name of a type. For a list, leave out the field name of its items, which Parquet may change."""
-    return f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
+    if pa.types.is_fixed_size_list(kind):
+        return f"lists of {kind.list_size} {kind.value_type}"
+    return f"list of {_type_name(kind.value_type)}" if pa.types.is_list(kind) else str(kind)
 
 
 def _joined(value: object) -> str:

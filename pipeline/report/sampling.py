@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.annotated import AnnotatedDataset, Row, as_rows
-from pipeline.data.shards import ENTROPY_COLUMNS, PER_TOKEN, SHARD
-from schemas.annotations import ENTROPY, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS
+from pipeline.data.shards import SHARD
+from schemas.annotations import ENTROPY, ENTROPY_COLUMNS, INPUT_IDS, MEAN_ENTROPY, NUM_TOKENS, PER_TOKEN
 
 # Limits for the tokens of a page, which then has about 3 MB, and of a document, which a browser then lays out at once.
 MOST_OF_ALL, MOST_OF_ONE = 300_000, 20_000

@@ -6,7 +6,7 @@ Shapes: B rows per batch, N labels.
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,21 +15,28 @@ import pyarrow as pa
 from pipeline.data.counts import histogram
 from pipeline.data.documents import read_rows
 from pipeline.data.files import File
-from pipeline.data.shards import ENTROPY_COLUMNS, PER_TOKEN, TOKENS, inspect_shard, mean_entropies, open_shard
+from pipeline.data.shards import TOKENS, inspect_shard, mean_entropies, numbers_per_token, open_shard
 from pipeline.data.streams import DamagedError
 from pipeline.verify.stored import Content, Fault, Stored
-from schemas.annotations import ENTROPY, INPUT_IDS, LABEL_TYPES, MEAN_ENTROPY, NUM_TOKENS, PROVENANCE_KEY, Provenance
+from schemas.annotations import (
+    ENTROPY,
+    ENTROPY_COLUMNS,
+    ID_COLUMNS,
+    INPUT_IDS,
+    LOGPROB_COLUMNS,
+    LOGPROB_ROUNDING_NATS,
+    MEAN_ENTROPY,
+    NUM_TOKENS,
+    PROVENANCE_KEY,
+    REST_LOGPROB,
+    TOP_LOGPROBS,
+    Provenance,
+)
 from schemas.receipts import Counts, Receipt
 
 COMPARED = ("rows", "tokens", "labelled_tokens", "nats", "histogram")
 """Fields of `Counts` that can be computed from the rows of a shard, and are compared with its receipt."""
-Columns = dict[str, pa.DataType]
-OURS: Columns = {
-    INPUT_IDS: pa.list_(pa.int32()),
-    **LABEL_TYPES,
-    NUM_TOKENS: pa.int32(),
-    MEAN_ENTROPY: pa.float32(),
-}
+MASS_TOLERANCE = LOGPROB_ROUNDING_NATS  # twice what rounding of the log-probabilities explains
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,12 @@ class Rules:
     vocabulary: int
     columns: tuple[str, ...] | None = None
     """Names of the columns in order; None if the plan does not list columns."""
+
+    @property
+    def types(self) -> Mapping[str, pa.DataType]:
+        """Types of the columns that annotation adds."""
+        tokens, labels = {INPUT_IDS: pa.list_(pa.int32())}, self.provenance.label_types
+        return {**tokens, **labels, NUM_TOKENS: pa.int32(), MEAN_ENTROPY: pa.float32()}
 
 
 def shard_provenance(stored: Stored, shard: str) -> Provenance:
@@ -84,12 +97,12 @@ def _require_bytes(content: Content, receipts: Sequence[Receipt], matching: Sequ
 def _require_schema(file: File, rules: Rules) -> None:
     with open_shard(file) as parquet:
         schema = parquet.schema_arrow
-    own = {name: kind for name, kind in OURS.items() if name in schema.names}
+    own = {name: kind for name, kind in rules.types.items() if name in schema.names}
     if not {INPUT_IDS, ENTROPY} <= own.keys():
         raise ValueError("lacks tokens or labels")
     wrong = [name for name, kind in own.items() if schema.field(name).type != kind]
     if wrong:
-        raise ValueError(f"column `{wrong[0]}` holds {schema.field(wrong[0]).type}, not {OURS[wrong[0]]}")
+        raise ValueError(f"column `{wrong[0]}` holds {schema.field(wrong[0]).type}, not {own[wrong[0]]}")
     if rules.columns is not None and tuple(schema.names) != rules.columns:
         raise ValueError(f"has columns {', '.join(schema.names)}, but the plan has {', '.join(rules.columns)}")
     if _provenance(schema) != rules.provenance:
@@ -111,8 +124,8 @@ def _counted(file: File, rules: Rules, *, every_column: bool) -> Counts:
     """
     schema = inspect_shard(file).schema
     if not every_column:
-        schema = pa.schema([field for field in schema if field.name in OURS])
-    return count_rows(_checked(read_rows(file, 0, sys.maxsize, schema, TOKENS), rules.vocabulary))
+        schema = pa.schema([field for field in schema if field.name in rules.types])
+    return count_rows(_checked(read_rows(file, 0, sys.maxsize, schema, TOKENS), rules))
 
 
 def count_rows(batches: Iterable[pa.RecordBatch]) -> Counts:
@@ -130,42 +143,52 @@ def count_rows(batches: Iterable[pa.RecordBatch]) -> Counts:
     return counts
 
 
-def _checked(batches: Iterable[pa.RecordBatch], vocabulary: int) -> Iterator[pa.RecordBatch]:
+def _checked(batches: Iterable[pa.RecordBatch], rules: Rules) -> Iterator[pa.RecordBatch]:
     start = 0
     for batch in batches:
-        _require_rows(batch, start, vocabulary)
+        _require_rows(batch, start, rules)
         start += len(batch)
         yield batch
 
 
-def _require_rows(batch: pa.RecordBatch, start: int, vocabulary: int) -> None:
+def _require_rows(batch: pa.RecordBatch, start: int, rules: Rules) -> None:
     """Check all rows of a batch. `start` is the number of rows before the batch.
 
     Raises:
         ValueError: if a row breaks a rule. The message names the first row that breaks the rule.
     """
-    for what, wrong_B in _broken(batch, vocabulary):
+    for what, wrong_B in _broken(batch, rules):
         if wrong_B.any():
             raise ValueError(f"row {start + int(np.argmax(wrong_B)):,}: {what}")
 
 
-def _broken(batch: pa.RecordBatch, vocabulary: int) -> Iterator[tuple[str, np.ndarray]]:
+def _broken(batch: pa.RecordBatch, rules: Rules) -> Iterator[tuple[str, np.ndarray]]:
     """Yield an error message and an array [B] for each rule. The array is True for rows that break the rule."""
-    tokens = batch.column(INPUT_IDS)
+    tokens, vocabulary = batch.column(INPUT_IDS), rules.vocabulary
     length_B = _lengths(tokens)
     yield "has no list of tokens", length_B < 0
     ids_N = tokens.flatten()
     known_N = ids_N.fill_null(-1).to_numpy()
     outside = f"a token id is null or outside the vocabulary of {vocabulary:,}"
     yield outside, _rows_with((known_N < 0) | (known_N >= vocabulary), length_B)
-    for name in set(PER_TOKEN) & set(batch.schema.names):
+    for name in rules.provenance.label_shapes.keys() & set(batch.schema.names):
         labels = batch.column(name)
         yield f"`{name}` does not have one label per token", _lengths(labels) != length_B
-        values_N = labels.flatten().fill_null(0).to_numpy()
-        if name in ENTROPY_COLUMNS:
-            yield f"a label in `{name}` is not finite", _rows_with(~np.isfinite(values_N), length_B)
+        values = numbers_per_token(name, labels, null=0)
+        if name in ID_COLUMNS:
+            unknown = ~(values < rules.provenance.predicted_vocabulary)
+            yield f"an id in `{name}` is outside the model's vocabulary", _rows_with(unknown, length_B)
+        elif name in (*ENTROPY_COLUMNS, *LOGPROB_COLUMNS):
+            yield f"a label in `{name}` is not finite", _rows_with(~np.isfinite(values), length_B)
         else:
-            yield f"a label in `{name}` is negative", _rows_with(values_N < 0, length_B)
+            yield f"a label in `{name}` is negative", _rows_with(values < 0, length_B)
+    if {TOP_LOGPROBS, REST_LOGPROB} <= set(batch.schema.names):
+        top_NK, rest_N = (
+            np.exp(numbers_per_token(name, batch.column(name), null=-np.inf)) for name in (TOP_LOGPROBS, REST_LOGPROB)
+        )
+        total_N = top_NK.sum(axis=1, dtype=np.float64) + rest_N
+        off_N = (np.abs(total_N - 1) > MASS_TOLERANCE) & (total_N > 0)
+        yield "a token's probabilities and the rest do not add up to 1", _rows_with(off_N, length_B)
     if NUM_TOKENS in batch.schema.names:
         given_B = batch.column(NUM_TOKENS).fill_null(-1).to_numpy()
         yield f"`{NUM_TOKENS}` is not the number of its tokens", given_B != length_B
@@ -181,8 +204,9 @@ def _lengths(lists: pa.Array) -> np.ndarray:
     return lengths
 
 
-def _rows_with(wrong_N: np.ndarray, length_B: np.ndarray) -> np.ndarray:
-    """Return an array [B] that is True for rows with at least one wrong token."""
+def _rows_with(wrong: np.ndarray, length_B: np.ndarray) -> np.ndarray:
+    """Return an array [B] that is True for rows with at least one wrong token, [N], or number of a token, [N, K]."""
+    wrong_N = wrong if wrong.ndim == 1 else wrong.any(axis=1)
     running = np.append(0, np.cumsum(wrong_N))
     ends_B = np.cumsum(np.maximum(length_B, 0))
     wrong_B: np.ndarray = running[ends_B] > running[ends_B - np.maximum(length_B, 0)]

@@ -14,7 +14,7 @@ from huggingface_hub import snapshot_download
 
 from pipeline.data.corpus import fold_of
 from pipeline.data.documents import read_rows
-from pipeline.data.shards import ENTROPY_COLUMNS, TOKENS, inspect_shard
+from pipeline.data.shards import TOKENS, inspect_shard, numbers_per_token
 from pipeline.data.windows import gather, window_batches
 from pipeline.engine.annotator import Annotator, LabelledBatch, load_annotator, moved
 from pipeline.engine.plan import Run
@@ -22,9 +22,20 @@ from pipeline.labels.labeller import device_here
 from pipeline.labels.retokenize import encode_with_ends
 from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, Checkpoint
 from pipeline.verify.stored import Fault, Stored
-from schemas.annotations import INPUT_IDS, ROUNDING_NATS, SHIPPED_MODEL, Dtype, Provenance
+from schemas.annotations import (
+    ENTROPY_COLUMNS,
+    INPUT_IDS,
+    ROUNDING_NATS,
+    SHIPPED_MODEL,
+    TOP_LOGPROBS,
+    Dtype,
+    Provenance,
+)
 
 MOST_TOKENS = 4096  # labelled per document, from its beginning
+COMPARED = (*ENTROPY_COLUMNS, TOP_LOGPROBS)
+"""Columns whose values change only by rounding. Ranks and ids may change where probabilities are nearly equal, and
+`rest_logprob` where it is a small difference of large numbers."""
 TOLERANCE: Mapping[Dtype, float] = {"float32": 1.5 * ROUNDING_NATS, "bfloat16": 0.125}
 """Largest tolerated difference in nats, by data type. In float32, the tolerance applies to every label, and covers half
 a rounding step of the stored labels and the effect of another order of summation. In bfloat16, the tolerance applies to
@@ -84,7 +95,7 @@ def check_sample(
         with stored.content(document.shard) as content:
             schema = inspect_shard(content.file).schema
             text = {provenance.text_column} if annotator.estimator_tokenizer else set()
-            names = {INPUT_IDS, *ENTROPY_COLUMNS, *text} & set(schema.names)
+            names = {INPUT_IDS, *COMPARED, *text} & set(schema.names)
             read = pa.schema([field for field in schema if field.name in names])
             (row,) = read_rows(content.file, document.row, document.row + 1, read, TOKENS)
         tokens += min(MOST_TOKENS, len(row.column(INPUT_IDS).flatten()))
@@ -138,14 +149,13 @@ def _checkpoint(provenance: Provenance) -> Checkpoint:
 def _differing(annotator: Annotator, row: pa.RecordBatch, document: SampledRow) -> Iterator[str]:
     """Yield a line per label column in which the document's labels and new labels differ by more than the tolerance."""
     stored = {
-        name: row.column(name).flatten().to_numpy(zero_copy_only=False).astype(np.float32)[:MOST_TOKENS]
-        for name in ENTROPY_COLUMNS
+        name: numbers_per_token(name, row.column(name)).astype(np.float32)[:MOST_TOKENS]
+        for name in COMPARED
         if name in annotator.labellers[0].columns and name in row.schema.names
     }
     relabelled = _labelled_again(annotator, row)
-    for name, stored_N in stored.items():
-        labelled_N = ~np.isnan(stored_N)
-        off_N = np.abs(relabelled[name][: len(stored_N)] - stored_N)[labelled_N]
+    for name, numbers in stored.items():
+        off_N = np.abs(relabelled[name].T[: len(numbers)] - numbers)[~np.isnan(numbers)]
         strict = annotator.run.provenance.dtype == "float32"
         off = 0.0 if not len(off_N) else float(off_N.max() if strict else np.median(off_N))
         if not off <= TOLERANCE[annotator.run.provenance.dtype]:

@@ -73,6 +73,8 @@ def _flags(plan: Plan, stored: Stored, estimator: str | None) -> dict[str, objec
         "estimator": plan.checkpoint or estimator,
         "start_token": _start_token(plan, stored),
         "label_columns": run.label_columns,
+        "top_k": run.top_k,
+        "sampled_ids": run.sampled_ids,
         "tokenizer": TOKENIZED_ALREADY if run.tokenizer_sha256 is None else tokenizer,
         "vocabulary": run.vocabulary if run.tokenizer_sha256 is None else None,
         "text_column": None if run.text_column in (TEXT_COLUMN, INPUT_IDS) else run.text_column,

@@ -134,3 +134,10 @@ def test_workers_are_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert workers_of(Config(workers=64)) == Workers(64, 4, "this machine", "cuda")
     assert workers_of(Config(gpus_per_worker=0, address="a:1")) == Workers("auto", 24, "the cluster", "cpu")
     assert workers_of(Config(gpus_per_worker=0.5)) == Workers("auto", 8, "this machine", "cuda")
+
+
+def test_predictions_are_counted_by_their_ids(capsys: pytest.CaptureFixture[str]) -> None:
+    print_estimate(replace(PLAN, top_k=50, sampled_ids=4, share=0.5), None)
+    printed = capsys.readouterr().out
+    assert "top_ids        0.306 GB, 3.4 bytes for each of a labelled token's 50 ids\n" in printed
+    assert "sampled_ids    0.009 GB, 1.2 bytes for each of a labelled token's 4 ids\n" in printed

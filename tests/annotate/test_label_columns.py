@@ -14,7 +14,7 @@ from pipeline.annotate.prepare import label_columns_for
 from pipeline.data.annotated import find_annotations
 from pipeline.labels.causal import token_labels
 from pipeline.models.causal_lm import prepend_start
-from schemas.annotations import Method
+from schemas.annotations import COLUMNS_OF_METHOD, ENTROPY, RANK, Method
 from schemas.receipts import Plan
 from tests.builders import PROVENANCE, sample_texts, write_documents
 from tests.conftest import RunCommand
@@ -114,6 +114,8 @@ def test_a_run_of_an_older_version_resumes_with_its_columns() -> None:
 def test_windows_of_a_long_text_give_all_columns_alike(folder: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(folder / "model").eval()
     ids_1T = torch.arange(1, 100).unsqueeze(0)
-    all_columns = token_labels(model, ids_1T, START, ("entropy", "expected_entropy", "rank"))
-    for name, labels_1T in all_columns.items():
-        assert torch.equal(token_labels(model, ids_1T, START, (name,))[name], labels_1T)
+    chosen = replace(PROVENANCE, method="causal", label_columns=COLUMNS_OF_METHOD["causal"])
+    all_columns = token_labels(model, ids_1T, START, replace(chosen, top_k=3, sampled_ids=4).label_shapes)
+    for settings in ({"top_k": 3}, {"sampled_ids": 4}, {"label_columns": (ENTROPY, RANK)}):
+        for name, labels_1T in token_labels(model, ids_1T, START, replace(chosen, **settings).label_shapes).items():
+            assert torch.equal(labels_1T, all_columns[name])

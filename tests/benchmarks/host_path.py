@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from pipeline.data.windows import WindowBatch, gather, window_batches
 from pipeline.engine.annotator import with_tokenizers
 from pipeline.engine.plan import Run, Unit, inspect, plan_units
 from pipeline.models.checkpoint import SHIPPED
-from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, ROUNDING_NATS, annotated_schema
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, ROUNDING_NATS, Shape, annotated_schema
 from schemas.layout import Subset
 from tests.builders import PROVENANCE
 
@@ -76,11 +76,11 @@ def planned(file: Path, output: Path, rows_per_unit: int) -> tuple[Run, list[Uni
 class FreeLabels:
     """Labels at no cost, spread like those of English text."""
 
-    columns: tuple[str, ...] = (ENTROPY, EXPECTED_ENTROPY)
     batch_tokens = BATCH_TOKENS
     border = None
 
     def __init__(self) -> None:
+        self.columns: Mapping[str, Shape] = {ENTROPY: (), EXPECTED_ENTROPY: ()}
         self.random = np.random.default_rng(0)
         nats = self.random.gamma(1.5, 2.0, VALUES) / ROUNDING_NATS
         self.values = (np.round(nats) * ROUNDING_NATS).astype(np.float32)

@@ -1,22 +1,30 @@
 """Speed of the label methods, all with one estimator: published, exact, a sample of positions, second-order; and exact
-labels of one of the same sizes whose embedding adds to the logits.
+labels of one of the same sizes whose embedding adds to the logits. And the cost of a causal model's further columns.
 
 B windows, T tokens.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from pipeline.data.windows import sample_positions
-from pipeline.labels import exact
+from pipeline.engine.plan import fast_dtype
+from pipeline.labels import causal, exact
+from pipeline.models.causal_lm import BlockedAttention
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.second_order import SecondOrderModel
+from pipeline.models.stacks import llama_config, new_language_model
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, RANK, LabelColumn, Shape
 from tests.benchmarks.figure import Figure, median_seconds
+from tests.builders import PROVENANCE
 from tests.published import published_entropies
 from tests.tiny_models import frozen, random_tokens
 
@@ -42,10 +50,27 @@ class Size:
     sampled_windows: int = 64
     second_order_windows: int = 32
     published_positions: int = 64
+    causal_layers: int = 30
+    causal_width: int = 576
+    causal_vocabulary: int = 49152
     repeats: int = 3
 
 
-QUICK = Size(32, 16, 32, 2, 2, 101, exact_windows=2, sampled_windows=8, published_positions=4, repeats=1)
+QUICK = Size(
+    context=32,
+    encoder_width=16,
+    decoder_width=32,
+    layers=2,
+    heads=2,
+    vocabulary=101,
+    exact_windows=2,
+    sampled_windows=8,
+    published_positions=4,
+    causal_layers=2,
+    causal_width=16,
+    causal_vocabulary=500,
+    repeats=1,
+)
 
 
 def figures(size: Size, device: torch.device) -> Iterator[Figure]:
@@ -85,8 +110,46 @@ def figures(size: Size, device: torch.device) -> Iterator[Figure]:
         exact_window / second_window,
         at_least=100,
     )
+    yield from _of_columns(size, device)
     if device.type == "cuda":
         yield _share_of_matrix_rate(second_order, size, second_window)
+
+
+def _of_columns(size: Size, device: torch.device) -> Iterator[Figure]:
+    """A model of SmolLM2-135M's sizes with random weights, in the precision that auto takes."""
+    width, vocabulary = size.causal_width, size.causal_vocabulary
+    config = llama_config(
+        vocab_size=vocabulary,
+        width=width,
+        layers=size.causal_layers,
+        heads=max(1, width // 64),
+        context=size.context,
+    )
+    model = frozen(new_language_model(config, start=0))
+    model.to(device, getattr(torch, fast_dtype("cuda" if device.type == "cuda" else "cpu")))  # type: ignore[arg-type]
+    ids_BT = random_tokens(4, size.context - 1, vocabulary=vocabulary).to(device)
+    alone = replace(PROVENANCE, method="causal", label_columns=(ENTROPY,))
+    two: tuple[LabelColumn, ...] = (ENTROPY, EXPECTED_ENTROPY)
+    runs = {
+        "the surprisal alone": alone,
+        "expected_entropy": replace(alone, label_columns=two),
+        "expected_entropy and rank": replace(alone, label_columns=(*two, RANK)),
+        "the 8 most probable ids": replace(alone, top_k=8),
+        "the 50 most probable ids": replace(alone, top_k=50),
+        "50 sampled ids": replace(alone, sampled_ids=50),
+    }
+    timed = {name: partial(_causal, model, ids_BT, run.label_shapes) for name, run in runs.items()}
+    median_seconds(timed, 1)
+    seconds = median_seconds(timed, 3 * size.repeats)
+    least = seconds.pop("the surprisal alone")
+    for name, time in seconds.items():
+        bound = 1.15 if name == "expected_entropy" else None
+        yield Figure(f"causal: time with {name}, times that of the surprisal alone", time / least, at_most=bound)
+
+
+def _causal(model: PreTrainedModel, ids_BT: Tensor, columns: Mapping[str, Shape]) -> None:
+    with BlockedAttention() if ids_BT.device.type == "cpu" else nullcontext():
+        causal.token_labels(model, ids_BT, 0, columns)
 
 
 def _against_published(seconds: Mapping[str, float], size: Size, positions: int) -> Iterator[Figure]:

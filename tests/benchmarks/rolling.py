@@ -95,7 +95,7 @@ def _ours(folder: Path, texts: Sequence[str], dtype: Dtype) -> Totals:
         documents = encode(tokenizer, texts)
         everywhere = [np.ones(len(ids), dtype=bool) for ids in documents]
         batches = window_batches(documents, everywhere, window=CONTEXT - 1, overlap=0, budget=labeller.batch_tokens)
-        labels = gather(documents, zip(batches, labeller.label(batches)[0], strict=True), [ENTROPY])[ENTROPY]
+        labels = gather(documents, zip(batches, labeller.label(batches)[0], strict=True), {ENTROPY: ()})[ENTROPY]
         return [float(nats.sum(dtype=np.float64)) for nats in labels]
 
     return totals

@@ -29,7 +29,9 @@ def test_every_wanted_token_is_labelled_once_at_its_place(
         assert batch.ids_BT.size <= max(budget, batch.ids_BT.shape[1]) and batch.ids_BT.shape[1] <= window
         assert batch.wanted_BT.any(axis=1).all() and (batch.lengths_B > 0).all()
         assert border is None or len(set((batch.lengths_B > border).tolist())) == 1
-    labels = gather(documents, [(batch, {"label": batch.ids_BT.astype(np.float32)}) for batch in batches], ["label"])
+    labels = gather(
+        documents, [(batch, {"label": batch.ids_BT.astype(np.float32)}) for batch in batches], {"label": ()}
+    )
     for ids, asked, values in zip(documents, wanted, labels["label"], strict=True):
         np.testing.assert_array_equal(values, np.where(asked, ids, np.nan))
     assert sum(int(batch.wanted_BT.sum()) for batch in batches) == sum(int(asked.sum()) for asked in wanted)
@@ -46,6 +48,6 @@ def test_a_wanted_label_that_is_not_finite_is_refused(value: float) -> None:
     documents, wanted = documents_of([4]), [np.array([True, True, False, False])]
     (batch,) = window_batches(documents, wanted, window=8, overlap=0, budget=8)
     unwanted = np.array([[1, 2, value, value]], np.float32)
-    assert np.array_equal(gather(documents, [(batch, {"label": unwanted})], ["label"])["label"][0][:2], [1, 2])
+    assert np.array_equal(gather(documents, [(batch, {"label": unwanted})], {"label": ()})["label"][0][:2], [1, 2])
     with pytest.raises(ValueError, match="gives label that is not finite"):
-        gather(documents, [(batch, {"label": unwanted[:, ::-1]})], ["label"])
+        gather(documents, [(batch, {"label": unwanted[:, ::-1]})], {"label": ()})

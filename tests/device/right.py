@@ -87,7 +87,7 @@ def _same_bits(load: Load, chosen: Sequence[np.ndarray], window: int) -> Figures
 
 def _transfers(sizes: Sizes, device: Device) -> Figures:
     """Time to send windows and to fetch labels that cost nothing, of all that is labelled at a time."""
-    labeller = TorchLabeller((ENTROPY,), lambda ids, *_: {ENTROPY: ids.float()}, device, 2**15, 2**15)
+    labeller = TorchLabeller({ENTROPY: ()}, lambda ids, *_: {ENTROPY: ids.float()}, device, 2**15, 2**15)
     sent = batches(documents(sizes, 256), sizes.context, 2**15)
     seconds = []
     for _ in range(sizes.repeats):

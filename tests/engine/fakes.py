@@ -7,8 +7,8 @@ output.
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline.data.windows import WindowBatch, gather, window_batches
 from pipeline.engine.annotator import Annotator, Labeller, SourceError, UnitProgress, with_tokenizers
 from pipeline.engine.plan import Run, Unit, inspect, plan_units
 from pipeline.engine.throughput import Stages, UnitResult
-from schemas.annotations import ENTROPY, INPUT_IDS, annotated_schema
+from schemas.annotations import ENTROPY, INPUT_IDS, Shape, annotated_schema
 from schemas.layout import Subset
 from schemas.receipts import Counts, Receipt
 from tests.builders import PROVENANCE, write_documents
@@ -34,7 +34,7 @@ class FakeLabeller:
 
     seconds: float = 0.0
     """Time that a batch takes."""
-    columns: tuple[str, ...] = (ENTROPY,)
+    columns: Mapping[str, Shape] = field(default_factory=lambda: {ENTROPY: ()})
     batch_tokens: int = 16384
     border: int | None = None
 

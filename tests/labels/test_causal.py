@@ -12,7 +12,6 @@ from pipeline.models.causal_lm import (
     predictive_labels,
     prepend_start,
     start_token,
-    surprisals_and_entropies,
 )
 from pipeline.models.loading import require_causal
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, RANK
@@ -48,7 +47,7 @@ def test_losses_and_entropies_match_the_logits_of_many_families(family: str) -> 
     torch.testing.assert_close(token_entropies(model, input_ids_BT, START), losses_BT, atol=1e-4, rtol=1e-4)
     entropies_BT = Categorical(logits=logits_BTV).entropy()
     torch.testing.assert_close(
-        token_labels(model, input_ids_BT, START, (EXPECTED_ENTROPY,))[EXPECTED_ENTROPY],
+        token_labels(model, input_ids_BT, START, {EXPECTED_ENTROPY: ()})[EXPECTED_ENTROPY],
         entropies_BT,
         atol=1e-4,
         rtol=1e-4,
@@ -68,16 +67,13 @@ def test_entropies_in_chunks_equal_those_of_all_logits(
     if softcap is not None:
         logits_BTV = softcap * torch.tanh(logits_BTV / softcap)
     monkeypatch.setattr(cross_entropy_in_chunks, "CPU_CHUNK_LOGITS", 31 * tokens)
-    surprisals_BT, entropies_BT = surprisals_and_entropies(hidden_BTD, head, targets_BT)
-    columns = predictive_labels(hidden_BTD, head, targets_BT, (ENTROPY, EXPECTED_ENTROPY, RANK))
+    columns = predictive_labels(hidden_BTD, head, targets_BT, dict.fromkeys((ENTROPY, EXPECTED_ENTROPY, RANK), ()))
     assert torch.equal(columns[ENTROPY], head.losses(hidden_BTD, targets_BT)), "other bits"
     target_BT1 = logits_BTV.gather(2, targets_BT.unsqueeze(2))
     assert torch.equal(columns[RANK], (logits_BTV > target_BT1).sum(dim=2).float())
     losses_BT = cross_entropy(logits_BTV.transpose(1, 2), targets_BT, reduction="none")
     for found_BT, expected_BT in (
-        (surprisals_BT, losses_BT),
         (head.losses(hidden_BTD, targets_BT), losses_BT),
-        (entropies_BT, Categorical(logits=logits_BTV).entropy()),
         (columns[EXPECTED_ENTROPY], Categorical(logits=logits_BTV).entropy()),
     ):
         torch.testing.assert_close(found_BT, expected_BT, atol=1e-5, rtol=1e-5)

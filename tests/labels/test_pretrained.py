@@ -61,8 +61,8 @@ def labelled(smollm2: Pretrained) -> Labelled:
 
 def nats_of(smollm2: Pretrained, documents: list[np.ndarray], start: int) -> list[np.ndarray]:
     """Return labels from windows of 320 tokens that overlap by 64."""
-    losses = partial(in_parts, lambda ids: {ENTROPY: token_entropies(smollm2.model, ids, start)})
-    labeller = TorchLabeller((ENTROPY,), losses, "cpu", 16384, 16384)
+    losses = partial(in_parts, lambda ids, _: {ENTROPY: token_entropies(smollm2.model, ids, start)})
+    labeller = TorchLabeller({ENTROPY: ()}, losses, "cpu", 16384, 16384)
     return label_documents(documents, labeller, window=320, overlap=64)[ENTROPY]
 
 

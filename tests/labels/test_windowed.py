@@ -36,7 +36,7 @@ def test_causal_labels_equal_those_of_the_job() -> None:
 
 
 def expected(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
-    return causal.token_labels(model, ids_BT, 5, (EXPECTED_ENTROPY,))[EXPECTED_ENTROPY]
+    return causal.token_labels(model, ids_BT, 5, {EXPECTED_ENTROPY: ()})[EXPECTED_ENTROPY]
 
 
 def test_expected_entropies_of_a_causal_model_have_the_same_windows() -> None:

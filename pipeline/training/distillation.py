@@ -1,0 +1,72 @@
+"""Distillation from stored predictions: a pupil's cross-entropy against a teacher's likeliest or sampled ids.
+
+N tokens, V vocabulary of the pupil, K ids stored per token.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Rest = Literal["bucket", "spread"]
+
+
+class SparseTargets(NamedTuple):
+    """A teacher's distribution for each token: probabilities of a few ids, and that of all other ids together.
+
+    All probabilities of a token without a label are 0, and so are its loss and its gradient.
+    """
+
+    ids_NK: Tensor
+    p_NK: Tensor
+    rest_N: Tensor
+
+
+def top_k_targets(top_ids_NK: Tensor, top_logprobs_NK: Tensor, rest_logprob_N: Tensor) -> SparseTargets:
+    """Return targets from the columns of `--top-k`, as `labelled_rows` gives them: float32, with NaN for null.
+
+    Probabilities are scaled to add up to 1, which they miss by rounding.
+    """
+    p_NK, rest_N = top_logprobs_NK.exp().nan_to_num(0), rest_logprob_N.exp().nan_to_num(0)
+    total_N = (p_NK.sum(dim=1) + rest_N).clamp(min=torch.finfo(p_NK.dtype).tiny)
+    return SparseTargets(top_ids_NK.nan_to_num(0).long(), p_NK / total_N.unsqueeze(1), rest_N / total_N)
+
+
+def sampled_targets(sampled_ids_NK: Tensor) -> SparseTargets:
+    """Return targets from the column of `--sampled-ids`: each drawn id has the probability 1/K, once for each draw.
+
+    In the mean over draws, the gradient is that of the teacher's whole distribution.
+    """
+    labelled_NK = ~sampled_ids_NK.isnan()
+    p_NK = labelled_NK.float() / sampled_ids_NK.shape[1]
+    return SparseTargets(sampled_ids_NK.nan_to_num(0).long(), p_NK, torch.zeros_like(p_NK[:, 0]))
+
+
+def distillation(logits_NV: Tensor, targets: SparseTargets, rest: Rest = "bucket") -> Tensor:
+    """Return the pupil's cross-entropy against the targets in nats, float32 [N].
+
+    With `bucket`, all ids that are not stored are one event: its probability is learned, but not how it is divided.
+    With `spread`, its probability is divided evenly among them. Without a rest, the gradient with respect to the logits
+    is q - p, for the pupil's distribution q. Ids that the pupil does not know belong to the rest.
+    """
+    log_q_NV = logits_NV.float().log_softmax(dim=1)
+    ids_NK, p_NK, rest_N = _known(targets, logits_NV.shape[1])
+    losses_N = -(p_NK * log_q_NV.gather(1, ids_NK)).sum(dim=1)
+    if ids_NK.shape[1] >= logits_NV.shape[1]:
+        return losses_N
+    stored_NV = torch.zeros_like(log_q_NV, dtype=torch.bool).scatter_(1, ids_NK, True)
+    if rest == "bucket":
+        return losses_N - rest_N * log_q_NV.masked_fill(stored_NV, -torch.inf).logsumexp(dim=1)
+    others_N = (~stored_NV).sum(dim=1)
+    return losses_N - rest_N / others_N * log_q_NV.masked_fill(stored_NV, 0).sum(dim=1)
+
+
+def _known(targets: SparseTargets, vocabulary: int) -> SparseTargets:
+    """Return the targets with the probabilities of ids outside the vocabulary moved to the rest.
+
+    A teacher's head may have more rows than its tokenizer has ids.
+    """
+    known_NK = targets.ids_NK < vocabulary
+    ids_NK = torch.where(known_NK, targets.ids_NK, targets.ids_NK[:, :1].clamp(max=vocabulary - 1))
+    p_NK = targets.p_NK * known_NK
+    return SparseTargets(ids_NK, p_NK, targets.rest_N + (targets.p_NK - p_NK).sum(dim=1))
