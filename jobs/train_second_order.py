@@ -229,7 +229,7 @@ def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Checkpoi
     """
     if config.init_from is None:
         return (None,) * config.folds
-    members = Checkpoint.find(config.init_from).members
+    members = Checkpoint.find(config.init_from).folds
     if len(members) != config.folds:
         raise ValueError(f"{config.init_from} has {len(members)} folds, and --folds is {config.folds}; make them equal")
     for member in members:

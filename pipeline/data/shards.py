@@ -18,6 +18,7 @@ from pipeline.data.parquet import open_parquet
 from pipeline.data.streams import DamagedError, open_stored, reading
 from schemas.annotations import (
     ENTROPY,
+    ENTROPY_DEVIATION,
     EXPECTED_ENTROPY,
     INPUT_IDS,
     LABEL_TYPES,
@@ -30,7 +31,7 @@ from schemas.layout import DATA_FOLDER
 from schemas.rows import NO_BOUND
 
 ROW_GROUP_BYTES = 100_000_000
-ENTROPY_COLUMNS = (ENTROPY, EXPECTED_ENTROPY)
+ENTROPY_COLUMNS = (ENTROPY, EXPECTED_ENTROPY, ENTROPY_DEVIATION)
 """Columns of labels in nats."""
 PER_TOKEN = tuple(LABEL_TYPES)
 """All columns of labels, each with a value per token."""

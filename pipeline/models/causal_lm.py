@@ -181,14 +181,19 @@ def predictive_labels(
     values: dict[str, list[Tensor]] = {name: [] for name in columns}
     for hidden_ND, target_N in _in_chunks(hidden_BTD, head, targets_BT):
         log_p_NV = head.logits(hidden_ND).log_softmax(dim=1)
-        target_N1 = log_p_NV.gather(1, target_N.unsqueeze(1))
-        if ENTROPY in values:
-            values[ENTROPY].append(-target_N1.squeeze(1))
-        if RANK in values:
-            values[RANK].append((log_p_NV > target_N1).sum(dim=1).float())
-        if EXPECTED_ENTROPY in values:
-            values[EXPECTED_ENTROPY].append(-torch.linalg.vecdot(log_p_NV.exp(), log_p_NV))
+        append_labels(values, log_p_NV, target_N)
     return {name: torch.cat(parts).view(targets_BT.shape) for name, parts in values.items()}
+
+
+def append_labels(values: dict[str, list[Tensor]], log_p_NV: Tensor, target_N: Tensor) -> None:
+    """Append the labels [N] of a chunk of tokens to each column of `values`, from the logarithms of predictions."""
+    target_N1 = log_p_NV.gather(1, target_N.unsqueeze(1))
+    if ENTROPY in values:
+        values[ENTROPY].append(-target_N1.squeeze(1))
+    if RANK in values:
+        values[RANK].append((log_p_NV > target_N1).sum(dim=1).float())
+    if EXPECTED_ENTROPY in values:
+        values[EXPECTED_ENTROPY].append(-torch.linalg.vecdot(log_p_NV.exp(), log_p_NV))
 
 
 def _in_chunks(hidden_BTD: Tensor, head: OutputHead, targets_BT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
