@@ -81,7 +81,7 @@ COMBINATIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
+class EnsembleMember:
     """A checkpoint of an ensemble, that is of several checkpoints that label together."""
 
     model: str
@@ -151,7 +151,7 @@ class Provenance:
     labels. Older runs had no limit."""
     label_columns: tuple[LabelColumn, ...] = ()
     """Columns of labels; empty in older runs, whose columns are determined by the method (see `columns_of_labels`)."""
-    members: tuple[Member, ...] = ()
+    members: tuple[EnsembleMember, ...] = ()
     """Members of an ensemble, in the order of the digest; empty for a single checkpoint."""
     rounding_nats: float = ROUNDING_NATS
     schema_version: int = SCHEMA_VERSION

@@ -1,6 +1,7 @@
 """Annotation by several checkpoints, from the flag to a dataset that others load."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,29 @@ def test_a_mixture_is_written_read_verified_and_resumed(
     with pytest.raises(ValueError, match="are not the checkpoints that labelled"):
         verified(output, capsys, sample=8, estimator=pair[::-1])
     assert any("no document was labelled again" in line for line in verified(output, capsys, sample=8)[1])
+
+
+def test_a_tokenizer_in_another_layout_is_the_same_tokenizer(
+    folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.parquet").symlink_to(folder / "in.parquet")
+    shutil.copytree(folder / "one", tmp_path / "one")
+    shutil.copytree(folder / "two", tmp_path / "two")
+    file = tmp_path / "two" / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**content, "decoder": None}, indent=3), encoding="utf-8")
+    assert annotate(run_command, folder, tmp_path / "same", "one", "two") == 0
+    assert annotate(run_command, tmp_path, tmp_path / "out", "one", "two") == 0
+    assert "mean probability of one + two" in capsys.readouterr().out
+    (rows, provenance), (others, _) = read(tmp_path / "out"), read(tmp_path / "same")
+    assert rows == others and [each["tokenizer_sha256"] for each in provenance["members"]] == [None, None]
+    turned = ("--tokenizer", folder / "small")
+    assert annotate(run_command, tmp_path, tmp_path / "moved", "two", "one", flags=turned) == 0
+    assert "mean probability of two + one" in capsys.readouterr().out
+    content["normalizer"] = {"type": "Lowercase"}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert annotate(run_command, tmp_path, tmp_path / "lower", "one", "two") == 0
+    assert "mean of moved nats of one + two" in capsys.readouterr().out
 
 
 def test_columns_are_chosen_and_the_card_says_how_models_were_combined(

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from pipeline.annotate.config import Config
-from pipeline.engine.annotator import Chunk, Reading, SourceError, UnitProgress, load_annotator, with_tokenizers
+from pipeline.engine.annotator import Chunk, ChunkReading, SourceError, UnitProgress, load_annotator, with_tokenizers
 from pipeline.engine.plan import FEWEST_ROWS, Run, Source, Unit
 from pipeline.engine.throughput import Stages
 from pipeline.labels.labeller import DeviceError, device_here
@@ -159,7 +159,7 @@ def measure(job: Run, chunks: Sequence[Chunk]) -> Speed:
         while True:
             parts, stages = [beginning(of_reading, tokens) for of_reading in documents], Stages()
             batches = [annotator.batches(index, parts[index], np.random.default_rng(0)) for index in readings]
-            sample = [Reading(part, None, each) for part, each in zip(parts, batches, strict=True)]
+            sample = [ChunkReading(part, None, each) for part, each in zip(parts, batches, strict=True)]
             annotator.label(chunks[0]._replace(tokens=parts[0], readings=sample), stages, UnitProgress())
             seconds, labelled = stages.seconds["label"], sum(len(ids) for part in parts for ids in part)
             if (labelled == read and growth > 1) or time.monotonic() + growth * seconds > deadline:

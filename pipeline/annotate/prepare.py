@@ -13,15 +13,24 @@ from pipeline.data.documents import without_names
 from pipeline.data.files import COMMIT, HUB, is_pin, pinned
 from pipeline.data.naming import is_local, named_inputs, recorded, urls, without_paths
 from pipeline.data.sample import SAMPLE_NAME
-from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, named_token, token_source
-from pipeline.engine.plan import Run, Snapshot, Source, Unit, default_rows_per_unit, fast_dtype, plan_units
+from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, encoding_sha256, named_token, token_source
+from pipeline.engine.plan import (
+    Run,
+    Snapshot,
+    Source,
+    Unit,
+    default_rows_per_unit,
+    fast_dtype,
+    plan_units,
+    reading_tokenizers,
+)
 from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, Checkpoint, checkpoint_sha256
 from schemas.annotations import (
     RANK,
     Device,
     Dtype,
+    EnsembleMember,
     LabelColumn,
-    Member,
     Method,
     Provenance,
     annotated_schema,
@@ -80,14 +89,12 @@ def prepare(
     passed = source.schema if provenance.names_of_text or not is_of_text(source) else without_names(source.schema)
     schema = annotated_schema(passed, provenance)
     units = plan_units(source, rows_per_unit=provenance.rows_per_unit, limit=config.limit)
-    readers = checkpoints if provenance.has_several_tokenizers else checkpoints[:1]
     run = Run(
         subset=config.place,
         checkpoints=tuple(fold.folder.resolve() for checkpoint in checkpoints for fold in checkpoint.folds),
         tokenizer=tokens.folder.resolve() if tokens.folder else None,
-        estimator_tokenizers=tuple(
-            fold.folder.resolve() if labels_move(fold, tokens) else None
-            for fold in (checkpoint.folds[0] for checkpoint in readers)
+        estimator_tokenizers=reading_tokenizers(
+            provenance, [checkpoint.folds[0].folder.resolve() for checkpoint in checkpoints]
         ),
         provenance=provenance,
         source_schema=pa.schema([field for field in passed if field.name in {config.column.name, *schema.names}]),
@@ -223,6 +230,22 @@ def tokens_for(checkpoints: Sequence[Checkpoint], config: Config) -> TokenSource
     return tokens
 
 
+def moved_tokenizers(checkpoints: Sequence[Checkpoint], tokens: TokenSource) -> list[str | None]:
+    """Return the digest of each checkpoint's tokenizer if its labels must be moved, otherwise None.
+
+    Tokenizers of an ensemble that give the same ids count as one, although their files differ: as that of `tokens`, or
+    as the first of them.
+    """
+    digests = [checkpoint.tokenizer_sha256 if labels_move(checkpoint, tokens) else None for checkpoint in checkpoints]
+    if len(set(digests)) == 1 or tokens.folder is None:
+        return digests
+    known: dict[str, str | None] = {encoding_sha256(tokens.folder): None}
+    return [
+        digest and known.setdefault(encoding_sha256(checkpoint.folder), digest)
+        for checkpoint, digest in zip(checkpoints, digests, strict=True)
+    ]
+
+
 def labels_move(checkpoint: Checkpoint, tokens: TokenSource) -> bool:
     """True if the checkpoint's tokenizer differs from the tokenizer of `tokens`.
 
@@ -354,7 +377,7 @@ def names_for(
 
 def members_for(
     config: Config, checkpoints: Sequence[Checkpoint], tokens: TokenSource, names: Sequence[str]
-) -> tuple[Member, ...]:
+) -> tuple[EnsembleMember, ...]:
     """Return a record of each checkpoint: its name, its tokenizer and its start token.
 
     Raises:
@@ -365,12 +388,12 @@ def members_for(
     if tokens.folder is None and len({first.tokenizer_sha256 for first in firsts} - {None}) > 1:
         raise ValueError("--tokenizer none gives its ids to all checkpoints, but their tokenizers differ; name one")
     members = tuple(
-        Member(
+        EnsembleMember(
             model=name,
-            tokenizer_sha256=first.tokenizer_sha256 if labels_move(first, tokens) else None,
+            tokenizer_sha256=digest,
             start_token=start_token_for(first, config) if config.method == "causal" else None,
         )
-        for name, first in zip(names, firsts, strict=True)
+        for name, first, digest in zip(names, firsts, moved_tokenizers(firsts, tokens), strict=True)
     )
     if config.share < 1 and len({member.tokenizer_sha256 for member in members}) > 1:
         raise ValueError("--share below 1 needs checkpoints of one tokenizer; leave out --share or a checkpoint")

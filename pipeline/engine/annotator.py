@@ -70,7 +70,7 @@ class Labeller(Protocol):
     ) -> tuple[list[dict[str, np.ndarray]], int]: ...
 
 
-class Reading(NamedTuple):
+class ChunkReading(NamedTuple):
     """Documents in the tokens of a checkpoint, or of an ensemble whose members share a tokenizer."""
 
     documents: list[np.ndarray]
@@ -88,13 +88,13 @@ class Chunk(NamedTuple):
     rows: pa.RecordBatch
     tokens: list[np.ndarray]
     """Token ids to write, one array per row."""
-    readings: list[Reading]
+    readings: list[ChunkReading]
     """The rows as the checkpoints read them: a single reading, or one per member of an ensemble whose members have
     different tokenizers."""
 
 
 LabelledBatch = tuple[WindowBatch, Mapping[str, np.ndarray]]
-LabelledReading = tuple[Reading, list[LabelledBatch]]
+LabelledReading = tuple[ChunkReading, list[LabelledBatch]]
 
 
 @dataclass(frozen=True)
@@ -214,14 +214,14 @@ class Annotator:
     def _tokenized(self, rows: pa.RecordBatch, random: np.random.Generator) -> Chunk:
         if self.tokenizer is None or not any(self.estimator_tokenizers):
             tokens = document_tokens(rows, self.run.column, self.tokenizer, self.run.provenance.vocabulary)
-            return Chunk(rows, tokens, [Reading(tokens, None, self.batches(0, tokens, random))])
+            return Chunk(rows, tokens, [ChunkReading(tokens, None, self.batches(0, tokens, random))])
         texts = [text or "" for text in rows.column(self.run.column.name).to_pylist()]
         tokens, read = self.read(texts)
         return Chunk(
             rows,
             tokens,
             [
-                Reading(documents, ends, self.batches(index, documents, random))
+                ChunkReading(documents, ends, self.batches(index, documents, random))
                 for index, (documents, ends) in enumerate(read)
             ],
         )
@@ -300,7 +300,7 @@ class Annotator:
         """Return the labels of the tokens to write, by column: an array per document."""
         return combined([self._moved(*each) for each in labelled])
 
-    def _moved(self, reading: Reading, batches: Sequence[LabelledBatch]) -> Labels:
+    def _moved(self, reading: ChunkReading, batches: Sequence[LabelledBatch]) -> Labels:
         labels = gather(reading.documents, batches, self.labellers[0].columns)
         return labels if reading.ends is None else {name: moved(nats, reading.ends) for name, nats in labels.items()}
 

@@ -132,6 +132,13 @@ def _cpu_flags(cpu_info: Path) -> set[str]:
     return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
 
 
+def reading_tokenizers(provenance: Provenance, checkpoints: Sequence[Path]) -> tuple[Path | None, ...]:
+    """Return `Run.estimator_tokenizers` of a run, given the folder of each member's tokenizer."""
+    digests = [member.tokenizer_sha256 for member in provenance.members] or [provenance.estimator_tokenizer_sha256]
+    read = tuple(folder if digest else None for folder, digest in zip(checkpoints, digests, strict=True))
+    return read if provenance.has_several_tokenizers else read[:1]
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A checkpoint from the Hub, pinned to a commit."""

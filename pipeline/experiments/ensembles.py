@@ -115,7 +115,8 @@ def rank_correlation(x_N: Tensor, y_N: Tensor) -> float:
 
 def _ranks(values_N: Tensor) -> Tensor:
     _, place_N, counts = torch.unique(values_N, return_inverse=True, return_counts=True)
-    return (counts.cumsum(0) - (counts - 1) / 2).double()[place_N]
+    mean_ranks: Tensor = counts.cumsum(0) - (counts - 1) / 2
+    return mean_ranks.double()[place_N]
 
 
 def write_results(folder: Path, measured: Sequence[EnsembleAccuracy], made_by: str) -> None:

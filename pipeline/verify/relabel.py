@@ -16,8 +16,8 @@ from pipeline.data.corpus import fold_of
 from pipeline.data.documents import read_rows
 from pipeline.data.shards import ENTROPY_COLUMNS, TOKENS, inspect_shard
 from pipeline.data.windows import window_batches
-from pipeline.engine.annotator import Annotator, LabelledBatch, LabelledReading, Reading, load_annotator
-from pipeline.engine.plan import Run
+from pipeline.engine.annotator import Annotator, ChunkReading, LabelledBatch, LabelledReading, load_annotator
+from pipeline.engine.plan import Run, reading_tokenizers
 from pipeline.labels.labeller import device_here
 from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, Checkpoint, checkpoint_sha256
 from pipeline.verify.stored import Fault, Stored
@@ -111,9 +111,7 @@ def _run(stored: Stored, provenance: Provenance, named: Sequence[str]) -> Run:
         raise ValueError(f"{message}; name {' '.join(models)} with `estimator`, or leave `estimator` out")
     tokenizer = stored.subset.tokenizer if provenance.tokenizer_sha256 else None
     firsts = [checkpoint.folds[0].folder for checkpoint in checkpoints]
-    read = [member.tokenizer_sha256 for member in provenance.members] or [provenance.estimator_tokenizer_sha256]
-    readers = len(read) if provenance.has_several_tokenizers else 1
-    others = tuple(folder if moved else None for folder, moved in zip(firsts[:readers], read[:readers], strict=True))
+    others = reading_tokenizers(provenance, firsts)
     nothing = pa.schema([])
     folders = tuple(fold.folder for fold in folds)
     return Run(stored.subset, folders, tokenizer, others, provenance, nothing, nothing, 0)
@@ -176,5 +174,5 @@ def _labelled_again(annotator: Annotator, row: pa.RecordBatch) -> dict[str, np.n
             )
             values, _ = labeller.label(windows)
             batches += zip(windows, values, strict=True)
-        labelled.append((Reading(documents, ends, []), batches))
+        labelled.append((ChunkReading(documents, ends, []), batches))
     return {name: arrays[0] for name, arrays in annotator.labels(labelled).items()}

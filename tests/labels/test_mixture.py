@@ -40,13 +40,16 @@ def test_labels_are_those_of_the_mean_of_dense_probabilities(families: tuple[str
     labels = token_labels(members, input_ids_BT, (*COLUMNS, *member_columns(len(members))))
     each_MBTV = torch.stack([probabilities(member, input_ids_BT) for member in members])
     mean_BTV, target_BT1 = each_MBTV.mean(dim=0), input_ids_BT.unsqueeze(2)
-    right = {"atol": 1e-4, "rtol": 1e-4}
     target_BT = mean_BTV.gather(2, target_BT1).squeeze(2)
-    torch.testing.assert_close(labels[ENTROPY], -target_BT.log().float(), **right)
-    torch.testing.assert_close(labels[EXPECTED_ENTROPY], torch.special.entr(mean_BTV).sum(dim=2).float(), **right)
+    torch.testing.assert_close(labels[ENTROPY], -target_BT.log().float(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        labels[EXPECTED_ENTROPY], torch.special.entr(mean_BTV).sum(dim=2).float(), atol=1e-4, rtol=1e-4
+    )
     assert torch.equal(labels[RANK], (mean_BTV > mean_BTV.gather(2, target_BT1)).sum(dim=2).float())
     for name, own_BTV in zip(member_columns(len(members)), each_MBTV, strict=True):
-        torch.testing.assert_close(labels[name], -own_BTV.gather(2, target_BT1).squeeze(2).log().float(), **right)
+        torch.testing.assert_close(
+            labels[name], -own_BTV.gather(2, target_BT1).squeeze(2).log().float(), atol=1e-4, rtol=1e-4
+        )
     assert (labels[ENTROPY] - labels["surprisal of member 0"]).abs().max() > 0.1, "the models are alike"
 
 
