@@ -22,7 +22,8 @@ from pathlib import Path
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipeline.annotate.config import Config
-from pipeline.annotate.prepare import pin_checkpoints, pin_inputs, pin_longest, prepare
+from pipeline.annotate.members import pin_checkpoints
+from pipeline.annotate.prepare import pin_inputs, pin_longest, prepare
 from pipeline.annotate.summary import print_examples, print_quarantine, print_summary
 from pipeline.cli import INCOMPLETE, run
 from pipeline.data.atomic import write_text

@@ -9,11 +9,12 @@ from typing import TypedDict
 import pyarrow as pa
 
 from pipeline.annotate.config import Config
+from pipeline.annotate.members import checkpoints_for, labels_move, members_for, require_loadable
 from pipeline.data.documents import without_names
-from pipeline.data.files import COMMIT, HUB, is_pin, pinned
+from pipeline.data.files import HUB, is_pin, pinned
 from pipeline.data.naming import is_local, named_inputs, recorded, urls, without_paths
 from pipeline.data.sample import SAMPLE_NAME
-from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, encoding_sha256, named_token, token_source
+from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, token_source
 from pipeline.engine.plan import (
     Run,
     Snapshot,
@@ -24,14 +25,12 @@ from pipeline.engine.plan import (
     plan_units,
     reading_tokenizers,
 )
-from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, Checkpoint, checkpoint_sha256
+from pipeline.models.checkpoint import Checkpoint, checkpoint_sha256
 from schemas.annotations import (
     RANK,
     Device,
     Dtype,
-    EnsembleMember,
     LabelColumn,
-    Method,
     Provenance,
     annotated_schema,
 )
@@ -51,19 +50,6 @@ def pin_inputs(inputs: Sequence[str], existing: Plan | None) -> tuple[str, ...]:
         if not is_local(named) and not is_pin(pin, named if named.startswith(HUB) else recorded([named])[0]):
             raise ValueError(f"the plan of the run there reads {pin} for {named}; choose another --output or --subset")
     return tuple(pin if named.startswith(HUB) else named for named, pin in pairs)
-
-
-def pin_checkpoints(named: tuple[str, ...], existing: Plan | None) -> tuple[str, ...]:
-    """Return the names of checkpoints. If the resumed run has the same Hub checkpoints, the run's commits are added."""
-    if existing is None:
-        return named
-    members = tuple(member.model for member in existing.provenance.members) or (existing.checkpoint or "",)
-    return tuple(map(_pinned, named, members)) if len(members) == len(named) else named
-
-
-def _pinned(named: str, known: str) -> str:
-    name, _, revision = known.partition("@")
-    return f"{name}@{revision}" if named == name and COMMIT.fullmatch(revision) else named
 
 
 def pin_longest(requested: int | None, existing: Plan | None) -> int | None:
@@ -157,59 +143,6 @@ def provenance_for(
     )
 
 
-def checkpoints_for(config: Config) -> tuple[Checkpoint, ...]:
-    """Return the checkpoints that `estimator` names, by default the one that comes with the project for the method.
-
-    Raises:
-        ValueError: if there is no such checkpoint, if the method needs a checkpoint of another kind, or if checkpoints
-            differ in the number of their cross-validation folds.
-    """
-    if not config.estimator and config.method == "causal":
-        raise ValueError("--method causal needs a causal language model: name its folder or Hub name with --estimator")
-    shipped = Checkpoint(SHIPPED / KIND_OF_METHOD[config.method])
-    checkpoints = tuple(map(Checkpoint.find, config.estimator)) or (shipped,)
-    for checkpoint in checkpoints:
-        require_kind(checkpoint, config.method)
-        if (folds := len(checkpoint.folds)) != (others := len(checkpoints[0].folds)):
-            raise ValueError(
-                f"{checkpoint.folder} has {folds} cross-validation folds, and {checkpoints[0].folder} {others}; name "
-                "checkpoints that were trained with the same folds with --estimator"
-            )
-    return checkpoints
-
-
-def require_kind(checkpoint: Checkpoint, requested: Method) -> None:
-    """Check that a checkpoint is of the kind that the requested method needs.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    expected = KIND_OF_METHOD[requested]
-    for fold in checkpoint.folds:
-        for method, kind in KIND_OF_METHOD.items():
-            if fold.kind == kind != expected:
-                raise ValueError(
-                    f"{fold.folder} holds a checkpoint of kind {kind}: give --method {method} with it, or name one "
-                    f"of kind {expected} for --method {requested}"
-                )
-        fold.require_kind(expected)
-
-
-def require_loadable(checkpoint: Checkpoint, method: Method) -> None:
-    """Check that a checkpoint can be loaded, before any worker starts.
-
-    A checkpoint that comes with the project is not checked.
-
-    Raises:
-        ValueError: if the checkpoint cannot be loaded.
-    """
-    if not checkpoint.is_shipped:
-        from pipeline.models.loading import require_complete  # imports torch, which takes seconds
-
-        for member in checkpoint.folds:
-            require_complete(member.folder, KIND_OF_METHOD[method])
-
-
 def tokens_for(checkpoints: Sequence[Checkpoint], config: Config) -> TokenSource:
     """Return the source of token ids that the settings name, by default the first checkpoint's tokenizer.
 
@@ -228,30 +161,6 @@ def tokens_for(checkpoints: Sequence[Checkpoint], config: Config) -> TokenSource
                 "name another tokenizer or checkpoint"
             )
     return tokens
-
-
-def moved_tokenizers(checkpoints: Sequence[Checkpoint], tokens: TokenSource) -> list[str | None]:
-    """Return the digest of each checkpoint's tokenizer if its labels must be moved, otherwise None.
-
-    Tokenizers of an ensemble that give the same ids count as one, although their files differ: as that of `tokens`, or
-    as the first of them.
-    """
-    digests = [checkpoint.tokenizer_sha256 if labels_move(checkpoint, tokens) else None for checkpoint in checkpoints]
-    if len(set(digests)) == 1 or tokens.folder is None:
-        return digests
-    known: dict[str, str | None] = {encoding_sha256(tokens.folder): None}
-    return [
-        digest and known.setdefault(encoding_sha256(checkpoint.folder), digest)
-        for checkpoint, digest in zip(checkpoints, digests, strict=True)
-    ]
-
-
-def labels_move(checkpoint: Checkpoint, tokens: TokenSource) -> bool:
-    """True if the checkpoint's tokenizer differs from the tokenizer of `tokens`.
-
-    The nats of the checkpoint's tokens must then be divided among the written tokens that cover the same bytes.
-    """
-    return tokens.folder is not None and checkpoint.tokenizer_sha256 not in (None, tokens.sha256)
 
 
 def windows_for(config: Config, contexts: Sequence[int | None]) -> tuple[int, int]:
@@ -290,15 +199,6 @@ def label_columns_for(config: Config, moved: bool, existing: Plan | None) -> tup
         raise ValueError(f"a {RANK} cannot be moved to the tokens of another tokenizer; leave it or --tokenizer out")
     columns = tuple(name for name in config.possible_columns if name in requested)
     return run.label_columns if run and run.columns_of_labels == columns else columns  # older runs recorded none
-
-
-def start_token_for(checkpoint: Checkpoint, config: Config) -> int:
-    """Return the id of the requested start token or, by default, of the one that the checkpoint declares."""
-    if config.start_token is None:
-        from pipeline.models.loading import declared_start  # imports torch, which takes seconds
-
-        return declared_start(checkpoint.folder)
-    return named_token(checkpoint.folder, config.start_token)
 
 
 def dtype_for(config: Config, existing: Plan | None) -> Dtype:
@@ -373,28 +273,3 @@ def names_for(
         source_files=len(source.files),
         models=models,
     )
-
-
-def members_for(
-    config: Config, checkpoints: Sequence[Checkpoint], tokens: TokenSource, names: Sequence[str]
-) -> tuple[EnsembleMember, ...]:
-    """Return a record of each checkpoint: its name, its tokenizer and its start token.
-
-    Raises:
-        ValueError: if tokenizers differ, and the documents are already tokenized, or only a share of the tokens is to
-            be labelled. The checkpoints could then not label the same tokens.
-    """
-    firsts = [checkpoint.folds[0] for checkpoint in checkpoints]
-    if tokens.folder is None and len({first.tokenizer_sha256 for first in firsts} - {None}) > 1:
-        raise ValueError("--tokenizer none gives its ids to all checkpoints, but their tokenizers differ; name one")
-    members = tuple(
-        EnsembleMember(
-            model=name,
-            tokenizer_sha256=digest,
-            start_token=start_token_for(first, config) if config.method == "causal" else None,
-        )
-        for name, first, digest in zip(names, firsts, moved_tokenizers(firsts, tokens), strict=True)
-    )
-    if config.share < 1 and len({member.tokenizer_sha256 for member in members}) > 1:
-        raise ValueError("--share below 1 needs checkpoints of one tokenizer; leave out --share or a checkpoint")
-    return members

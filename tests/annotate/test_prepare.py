@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.annotate.prepare import pin_checkpoints, pin_inputs
+from pipeline.annotate.members import pin_checkpoints
+from pipeline.annotate.prepare import pin_inputs
 from schemas.receipts import Plan
 from tests.builders import PROVENANCE
 

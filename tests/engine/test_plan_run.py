@@ -9,7 +9,8 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from pipeline.annotate.config import Config
-from pipeline.annotate.prepare import pin_checkpoints, prepare
+from pipeline.annotate.members import pin_checkpoints
+from pipeline.annotate.prepare import prepare
 from pipeline.data.files import find_files
 from pipeline.engine.annotator import load_annotator
 from pipeline.engine.plan import Run, Unit, inspect
