@@ -236,6 +236,9 @@ class Provenance:
             "rows_per_unit": self.rows_per_unit >= 1,
             "folds": self.folds >= 1,
             "start_token": self.start_token is None or self.start_token < MOST_VOCABULARY,
+            "members": len(self.members) != 1
+            and all((each.start_token or 0) < MOST_VOCABULARY for each in self.members),
+            "label_columns": ENTROPY_DEVIATION not in self.label_columns or len(self.members) > 1,
         }
         if wrong := [name for name, right in ranges.items() if not right]:
             raise ValueError(f"its {wrong[0]} is {getattr(self, wrong[0])}, which no run writes")

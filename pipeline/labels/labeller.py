@@ -185,8 +185,8 @@ def mixture_labeller(teachers: Sequence[Teacher], device: Device, columns: tuple
     """Return a labeller that makes label columns with a mixture of language models, which must be on the device."""
     labels = partial(in_parts, lambda ids: mixture.token_labels(teachers, ids, columns))
     tokens = min(forward_tokens(teacher.model, device) for teacher in teachers)
-    borders = [border for teacher in teachers if (border := frequency_border(teacher.model.config)) is not None]
-    return TorchLabeller(columns, labels, device, tokens, tokens, min(borders, default=None))
+    border = _shared_border([frequency_border(teacher.model.config) for teacher in teachers])
+    return TorchLabeller(columns, labels, device, tokens, tokens, border)
 
 
 def mean_labeller(labellers: Sequence[TorchLabeller], columns: tuple[str, ...]) -> TorchLabeller:
@@ -199,10 +199,26 @@ def mean_labeller(labellers: Sequence[TorchLabeller], columns: tuple[str, ...]) 
         means = {name: torch.stack([each[name] for each in labels]).mean(dim=0) for name in labels[0]}
         return {**means, **apart}
 
-    borders = [labeller.border for labeller in labellers if labeller.border is not None]
+    border = _shared_border([labeller.border for labeller in labellers])
     first, budget = labellers[0], min(labeller.budget for labeller in labellers)
     batch_tokens = min(labeller.batch_tokens for labeller in labellers)
-    return TorchLabeller(columns, of_windows, first.device, budget, batch_tokens, min(borders, default=None))
+    return TorchLabeller(columns, of_windows, first.device, budget, batch_tokens, border)
+
+
+def _shared_border(borders: Sequence[int | None]) -> int | None:
+    """Return the border between short and long windows of several models; None if no model has one.
+
+    Raises:
+        ValueError: if models have different borders. A batch could then not serve all of them.
+    """
+    known = {border for border in borders if border is not None}
+    if len(known) > 1:
+        listed = " and ".join(f"{border:,}" for border in sorted(known))
+        raise ValueError(
+            f"the checkpoints change their rotary frequencies (LongRoPE) at different lengths, beyond {listed} tokens; "
+            "name checkpoints of one such length with `estimator`"
+        )
+    return known.pop() if known else None
 
 
 def load_labeller(
