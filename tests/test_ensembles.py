@@ -111,6 +111,22 @@ def test_a_mixture_is_written_read_verified_and_resumed(
     assert any("no document was labelled again" in line for line in verified(output, capsys, sample=8)[1])
 
 
+def test_a_damaged_shard_is_labelled_again_by_the_command_that_repair_prints(
+    folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, names = tmp_path / "out", ("one", "other")
+    flags = ("--keep-text", "--tokenizer", folder / "small")
+    assert annotate(run_command, folder, output, *names, flags=flags) == 0
+    (shard,) = (output / "data").rglob("*.parquet")
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-9])
+    pair = tuple(str(folder / name) for name in names)
+    code, lines = verified(output, capsys, repair=True, sample=1, estimator=pair)
+    assert code == 1 and f"--estimator {' '.join(pair)} " in lines[-1] and "--tokenizer" in lines[-1]
+    assert annotate(run_command, folder, output, *names, flags=flags) == 0
+    assert shard.read_bytes() == content
+
+
 def test_a_tokenizer_in_another_layout_is_the_same_tokenizer(
     folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
