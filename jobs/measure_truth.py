@@ -3,15 +3,15 @@
 On each source, a causal language model and an entropy estimation model (estimator) are trained with equal compute.
 Second-order models learn the labels of these two models, and all models label the same new documents. With
 --introduction, the job instead compares estimators that differ in the place where the embedding enters the decoder. The
-comparison covers held-out loss, label errors and labelling time. Several sources are processed at a time, one per CPU
-core. Writes results.csv, results.md, the metrics of each training run and, without --introduction, a scatter plot for
-each method.
+comparison covers held-out loss, label errors and labelling time. With --ensemble, the job compares ensembles of causal
+language models with single ones. Several sources are processed at a time, one per CPU core. Writes results.csv,
+results.md, the metrics of each training run and, if label methods are compared, a scatter plot for each method.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -30,6 +30,7 @@ from pipeline.models.model_card import command_line
 
 if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
     from pipeline.experiments.accuracy import Entry
+    from pipeline.experiments.ensembles import EnsembleAccuracy
     from pipeline.experiments.introduction import Outcome
 
 
@@ -47,6 +48,9 @@ class Config:
     decoder: above none, some or all of the decoder's layers."""
     widths: tuple[int, ...] = (1, 4)
     """With --introduction, embedding widths to try."""
+    ensemble: tuple[int, ...] = ()
+    """Compare ensembles of these numbers of causal language models with single models, instead of label methods. The
+    models have different seeds. The same command resumes an interrupted comparison."""
     processes: int | None = None
     """Number of sources to process at a time; one per CPU core by default."""
     contest: ContestSettings = field(default_factory=ContestSettings)
@@ -56,23 +60,52 @@ class Config:
         require_at_least_one(self, "processes")
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"--widths must be at least 1, not {' '.join(map(str, self.widths))}")
+        if self.ensemble and min(self.ensemble) < 2:
+            raise ValueError(f"--ensemble must be at least 2, not {' '.join(map(str, self.ensemble))}")
+        if self.ensemble and self.introduction:
+            raise ValueError("--ensemble and --introduction are two measurements; leave one of them out")
 
 
 def measure_truth(config: Config) -> None:
     """Measure how close each label method comes to the true entropies of sources whose distribution is known."""
     from pipeline.experiments import accuracy, introduction
 
+    made_by = command_line("jobs.measure_truth", sys.argv[1:])
+    if config.ensemble:
+        measure_ensembles(config, made_by)
+        return
     if not config.introduction:
         require_matplotlib()
     require_new_folder(config.output)
     config.output.mkdir(parents=True, exist_ok=True)
-    made_by = command_line("jobs.measure_truth", sys.argv[1:])
     if config.introduction:
         outcomes = side_by_side(partial(introductions, config=config), config.sources, config.processes)
         introduction.write_results(config.output, list(chain(*outcomes.values())), made_by)
     else:
         entries = side_by_side(partial(contest, config=config), config.sources, config.processes)
         accuracy.write_results(config.output, list(chain(*entries.values())), made_by)
+
+
+def measure_ensembles(config: Config, made_by: str) -> None:
+    """Measure ensembles on all sources. An interrupted measurement is resumed."""
+    from pipeline.experiments import ensembles
+    from pipeline.training import resume
+
+    settings = {name: value for name, value in asdict(config).items() if name not in ("output", "processes")}
+    resume.begin(config.output, settings)
+    measured = side_by_side(partial(ensembles_of, config=config), config.sources, config.processes)
+    ensembles.write_results(config.output, list(chain(*measured.values())), made_by)
+    resume.finish(config.output)
+
+
+def ensembles_of(source: str, config: Config) -> list[EnsembleAccuracy]:
+    """Train models and measure ensembles of them on one source, and return all results.
+
+    One CPU core is used.
+    """
+    from pipeline.experiments.ensembles import compare_ensembles
+
+    return list(compare_ensembles(source, config.contest, config.ensemble, config.output / "training" / source))
 
 
 def contest(source: str, config: Config) -> list[Entry]:

@@ -231,11 +231,11 @@ def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Checkpoi
             language model nor an estimator; or if its tokens differ from those of the labels.
     """
     whole = config.backbone == TuningSettings(tuning="whole")
-    if not whole and (config.init_from is None or Checkpoint.find(config.init_from).members[0].kind != "causal"):
+    if not whole and (config.init_from is None or Checkpoint.find(config.init_from).folds[0].kind != "causal"):
         raise ValueError("--backbone settings need a causal language model; name one with --init-from")
     if config.init_from is None:
         return (None,) * config.folds
-    members = Checkpoint.find(config.init_from).members
+    members = Checkpoint.find(config.init_from).folds
     if len(members) != config.folds:
         raise ValueError(f"{config.init_from} has {len(members)} folds, and --folds is {config.folds}; make them equal")
     for member in members:

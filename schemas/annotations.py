@@ -26,6 +26,7 @@ TOP_IDS: Final = "top_ids"
 TOP_LOGPROBS: Final = "top_logprobs"
 REST_LOGPROB: Final = "rest_logprob"
 SAMPLED_IDS: Final = "sampled_ids"
+ENTROPY_DEVIATION: Final = "entropy_deviation"
 NUM_TOKENS = "num_tokens"
 MEAN_ENTROPY = "mean_entropy"
 
@@ -46,13 +47,13 @@ Method = Literal["second-order", "exact", "causal"]
 Dtype = Literal["float32", "bfloat16"]
 Device = Literal["cpu", "cuda"]
 
-LabelColumn = Literal["entropy", "expected_entropy", "rank"]
+LabelColumn = Literal["entropy", "expected_entropy", "rank", "entropy_deviation"]
 COLUMNS_OF_METHOD: dict[Method, tuple[LabelColumn, ...]] = {
     "second-order": (ENTROPY, EXPECTED_ENTROPY),
     "exact": (ENTROPY,),
     "causal": (ENTROPY, EXPECTED_ENTROPY, RANK),
 }
-"""Label columns that each method can write."""
+"""Label columns that each method can write. Several checkpoints together also write ENTROPY_DEVIATION."""
 
 DESCRIPTIONS = {
     INPUT_IDS: "the encoding of the source's `text`, without special tokens, or the source's own `input_ids`",
@@ -64,6 +65,7 @@ DESCRIPTIONS = {
     REST_LOGPROB: "ln of the probability of all other ids together, at least ln 1e-7",
     SAMPLED_IDS: "S ids drawn from the model's prediction of token i by systematic sampling: the mean number of times "
     "that an id occurs is S p",
+    ENTROPY_DEVIATION: "standard deviation of the checkpoints' labels of token i, in nats (sample deviation, M - 1)",
     NUM_TOKENS: "length of each list",
     MEAN_ENTROPY: "mean of `entropy` over the labelled tokens; null where there are none",
 }
@@ -71,7 +73,7 @@ DESCRIPTIONS = {
 Shape = tuple[int, ...]
 """Shape of a column's value for one token: () for a number, (K,) for K numbers."""
 
-ENTROPY_COLUMNS = (ENTROPY, EXPECTED_ENTROPY)
+ENTROPY_COLUMNS = (ENTROPY, EXPECTED_ENTROPY, ENTROPY_DEVIATION)
 """Columns of labels in nats."""
 LOGPROB_COLUMNS = (TOP_LOGPROBS, REST_LOGPROB)
 ID_COLUMNS = (TOP_IDS, SAMPLED_IDS)
@@ -97,6 +99,32 @@ LIMITS: dict[Method, str] = {
     "causal": "Each label is the loss of a causal language model. In the mean it is never below the entropy, and "
     "exceeds it by whatever the model does not know.",
 }
+
+COMBINATIONS = {
+    "mean probability": "Several models labelled together: a label is -ln of the mean of the probabilities that they "
+    "give the token.",
+    "mean of nats": "Several checkpoints labelled together: a label is the mean of their labels.",
+    "mean of moved nats": "Several models with different tokenizers labelled together: a label is the mean of their "
+    "nats, moved to these tokens, and not -ln of a mean probability.",
+}
+"""Sentences on the labels of an ensemble, by the way in which they are combined."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleMember:
+    """A checkpoint of an ensemble, that is of several checkpoints that label together."""
+
+    model: str
+    """Name of the checkpoint, as in `Provenance.model`."""
+    tokenizer_sha256: str | None = None
+    """Digest of the checkpoint's tokenizer if it is not the tokenizer of `input_ids`, otherwise None."""
+    start_token: int | None = None
+    """Id of the token that a causal model read before every window; None for the other methods."""
+
+    def __str__(self) -> str:
+        start = "" if self.start_token is None else f", start token {self.start_token}"
+        tokenizer = "" if self.tokenizer_sha256 is None else f", tokenizer {self.tokenizer_sha256}"
+        return f"{self.model}{start}{tokenizer}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +156,12 @@ class Provenance:
     """Number of cross-validation folds. If there are several, each fold's documents were labelled by a checkpoint that
     was trained on the other folds."""
     start_token: int | None = None
-    """Id of the token that a causal model read before every window; None for the other methods."""
+    """Id of the token that a causal model read before every window; None for the other methods, and for an ensemble
+    whose members read different tokens."""
     estimator_tokenizer_sha256: str | None = None
     """Digest of the checkpoint's tokenizer if it is not the tokenizer of `input_ids`, otherwise None. Labels were then
-    transferred from the checkpoint's tokens to `input_ids` through the bytes of the text."""
+    transferred from the checkpoint's tokens to `input_ids` through the bytes of the text. None for an ensemble with
+    several tokenizers."""
     dtype: Dtype = "float32"
     """Precision in which the checkpoint computed the labels."""
     choices: tuple[str, ...] = ()
@@ -141,7 +171,8 @@ class Provenance:
     source_files: int = 0
     """Number of source files; 0 in the provenance of an older version."""
     model: str = UNRECORDED_MODEL
-    """Name of the checkpoint: USER/NAME@COMMIT on the Hub, the last component of a folder's path, or SHIPPED_MODEL."""
+    """Name of the checkpoint: USER/NAME@COMMIT on the Hub, the last component of a folder's path, or SHIPPED_MODEL. For
+    an ensemble, the names of all members."""
     names_of_text: bool = False
     """True if the source consists of text files, whose paths are written to the columns `id` and `file`. False in older
     runs."""
@@ -157,6 +188,8 @@ class Provenance:
     """Number of ids per token in `sampled_ids`; 0 without this column."""
     predicted_vocabulary: int = 0
     """Number of ids that the model predicts, which may exceed `vocabulary`; 0 without columns of ids."""
+    members: tuple[EnsembleMember, ...] = ()
+    """Members of an ensemble, in the order of the digest; empty for a single checkpoint."""
     rounding_nats: float = ROUNDING_NATS
     schema_version: int = SCHEMA_VERSION
 
@@ -182,8 +215,35 @@ class Provenance:
 
     @property
     def labelled_by(self) -> str:
-        """Name of the model. For SHIPPED_MODEL, a hint at better models follows the name."""
+        """Name of the model. For SHIPPED_MODEL, a hint at better models follows the name.
+
+        For an ensemble, the way in which the members' labels were combined precedes their names.
+        """
+        if self.members:
+            return f"{self.combination} of {self.model}"
         return f"{self.model} ({BETTER_MODEL})" if self.model == SHIPPED_MODEL else self.model
+
+    @property
+    def has_several_tokenizers(self) -> bool:
+        """True if the members of an ensemble have different tokenizers."""
+        return len({member.tokenizer_sha256 for member in self.members}) > 1
+
+    @property
+    def is_moved(self) -> bool:
+        """True if labels were transferred to `input_ids` from the tokens of another tokenizer."""
+        return any((self.estimator_tokenizer_sha256, *(member.tokenizer_sha256 for member in self.members)))
+
+    @property
+    def combination(self) -> str:
+        """Quantity into which the labels of an ensemble's members are combined, in words."""
+        if self.has_several_tokenizers:
+            return "mean of moved nats"
+        return "mean probability" if self.method == "causal" else "mean of nats"
+
+    @property
+    def limits(self) -> str:
+        """Limits of the labels, in sentences for cards and reports."""
+        return " ".join([LIMITS[self.method], *([COMBINATIONS[self.combination]] if self.members else [])])
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
@@ -230,6 +290,9 @@ class Provenance:
             "top_k": 0 <= self.top_k <= MOST_PREDICTIONS,
             "sampled_ids": 0 <= self.sampled_ids <= MOST_PREDICTIONS,
             "predicted_vocabulary": 0 <= self.predicted_vocabulary <= MOST_VOCABULARY,
+            "members": len(self.members) != 1
+            and all((each.start_token or 0) < MOST_VOCABULARY for each in self.members),
+            "label_columns": ENTROPY_DEVIATION not in self.label_columns or len(self.members) > 1,
         }
         if wrong := [name for name, right in ranges.items() if not right]:
             raise ValueError(f"its {wrong[0]} is {getattr(self, wrong[0])}, which no run writes")

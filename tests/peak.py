@@ -64,7 +64,7 @@ def annotate(file: Path, model: str | None = None) -> str:
                 gpus_per_worker=0,
                 columns=(),
                 dtype="float32",
-                estimator=model,
+                estimator=(model,) if model else (),
             )
         )
         counts = total(Ledger(Subset("second-order", Path(output))).receipts()).counts

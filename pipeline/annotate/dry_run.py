@@ -10,11 +10,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from pipeline.annotate.config import Config
-from pipeline.engine.annotator import Chunk, SourceError, UnitProgress, load_annotator, with_tokenizers
+from pipeline.engine.annotator import Chunk, ChunkReading, SourceError, UnitProgress, load_annotator, with_tokenizers
 from pipeline.engine.plan import FEWEST_ROWS, Run, Source, Unit
 from pipeline.engine.throughput import Stages
 from pipeline.labels.labeller import DeviceError, device_here
 from pipeline.messages import say
+from pipeline.models.checkpoint_files import weights_size
 from pipeline.progress import stage
 from schemas.annotations import INPUT_IDS, Device
 
@@ -63,6 +64,10 @@ class Estimate:
     speed: "Speed"
     top_k: int = 0
     sampled_ids: int = 0
+    members: int = 1
+    """Number of checkpoints that label each token together."""
+    parameters: int = 0
+    """Number of parameters of all checkpoints that label a token; 0 if there is only one."""
 
     @property
     def worker_hours(self) -> float:
@@ -117,7 +122,16 @@ def estimate(job: Run, units: Sequence[Unit], source: Source, tokens_per_second:
         speed=speed,
         top_k=job.provenance.top_k,
         sampled_ids=job.provenance.sampled_ids,
+        members=len(job.provenance.members) or 1,
+        parameters=parameters_of(job),
     )
+
+
+def parameters_of(job: Run) -> int:
+    """Return the number of parameters of an ensemble's members together; 0 for a single checkpoint."""
+    if not job.provenance.members:
+        return 0
+    return sum(weights_size(folder).numbers for folder in job.checkpoints[:: job.provenance.folds])
 
 
 def sample_documents(job: Run, units: Sequence[Unit]) -> list[Chunk]:
@@ -142,15 +156,18 @@ def measure(job: Run, chunks: Sequence[Chunk]) -> Speed:
     """
     with stage("loading the model"):
         annotator = load_annotator(job, DEVICE)
-    documents = [ids for chunk in chunks for ids in chunk.documents]
-    read, written = (sum(map(len, ids)) for ids in (documents, [ids for chunk in chunks for ids in chunk.tokens]))
+    readings = range(len(chunks[0].readings))
+    documents = [[ids for chunk in chunks for ids in chunk.readings[index].documents] for index in readings]
+    read = sum(len(ids) for of_reading in documents for ids in of_reading)
+    written = sum(len(ids) for chunk in chunks for ids in chunk.tokens)
     deadline, tokens, growth = time.monotonic() + MEASURED_SECONDS, FIRST_TOKENS, 1
     with stage(f"measuring for at most {MEASURED_SECONDS:.0f} s"):
         while True:
-            part, stages = beginning(documents, tokens), Stages()
-            batches = annotator.batches(part, np.random.default_rng(0))
-            annotator.label(chunks[0]._replace(documents=part, tokens=part, batches=batches), stages, UnitProgress())
-            seconds, labelled = stages.seconds["label"], sum(map(len, part))
+            parts, stages = [beginning(of_reading, tokens) for of_reading in documents], Stages()
+            batches = [annotator.batches(index, parts[index], np.random.default_rng(0)) for index in readings]
+            sample = [ChunkReading(part, None, each) for part, each in zip(parts, batches, strict=True)]
+            annotator.label(chunks[0]._replace(tokens=parts[0], readings=sample), stages, UnitProgress())
+            seconds, labelled = stages.seconds["label"], sum(len(ids) for part in parts for ids in part)
             if (labelled == read and growth > 1) or time.monotonic() + growth * seconds > deadline:
                 return Speed(labelled / max(1e-9, seconds) * written / max(1, read), labelled, seconds)
             tokens, growth = tokens * growth, GROWTH
@@ -196,6 +213,9 @@ def print_estimate(plan: Estimate, workers: Workers | None) -> None:
     say(f"source         {plan.rows:,} documents, {plan.source_bytes / 1e9:,.3f} GB in {plan.files:,} files")
     sample = f"{plan.sampled_rows:,} documents from all over the source{_empty(plan)}"
     say(f"tokens         {plan.tokens:,.0f} ± {plan.error:.1%}, estimated from {sample}")
+    if plan.members > 1:
+        flop = f"{2 * plan.parameters / 1e9:,.3g} GFLOP per token, except for attention"
+        say(f"checkpoints    {plan.members} together, {plan.parameters / 1e6:,.3g} M parameters, {flop}")
     columns = f"{plan.label_columns} column{'s' if plan.label_columns > 1 else ''}"
     say(f"labels         {labels:,.3f} GB, {LABEL_BYTES} bytes for each of a labelled token's {columns}")
     for count, size, name in ((plan.top_k, TOP_BYTES, "top_ids"), (plan.sampled_ids, SAMPLED_BYTES, "sampled_ids")):

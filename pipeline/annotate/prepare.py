@@ -9,20 +9,28 @@ from typing import TypedDict
 import pyarrow as pa
 
 from pipeline.annotate.config import Config
+from pipeline.annotate.members import checkpoints_for, labels_move, members_for, require_loadable
 from pipeline.data.documents import without_names
-from pipeline.data.files import COMMIT, HUB, is_pin, pinned
+from pipeline.data.files import HUB, is_pin, pinned
 from pipeline.data.naming import is_local, named_inputs, recorded, urls, without_paths
 from pipeline.data.sample import SAMPLE_NAME
-from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, named_token, token_source
-from pipeline.engine.plan import Run, Snapshot, Source, Unit, default_rows_per_unit, fast_dtype, plan_units
-from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, Checkpoint
+from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, token_source
+from pipeline.engine.plan import (
+    Run,
+    Snapshot,
+    Source,
+    Unit,
+    default_rows_per_unit,
+    fast_dtype,
+    plan_units,
+    reading_tokenizers,
+)
+from pipeline.models.checkpoint import Checkpoint, checkpoint_sha256
 from schemas.annotations import (
-    COLUMNS_OF_METHOD,
     RANK,
     Device,
     Dtype,
     LabelColumn,
-    Method,
     Provenance,
     annotated_schema,
 )
@@ -44,13 +52,6 @@ def pin_inputs(inputs: Sequence[str], existing: Plan | None) -> tuple[str, ...]:
     return tuple(pin if named.startswith(HUB) else named for named, pin in pairs)
 
 
-def pin_checkpoint(named: str | None, existing: Plan | None) -> str | None:
-    """Return the name of a checkpoint. If the resumed run has the same Hub checkpoint, the run's commit is added."""
-    known = None if existing is None else existing.checkpoint
-    name, _, revision = (known or "").partition("@")
-    return f"{name}@{revision}" if named == name and COMMIT.fullmatch(revision) else named
-
-
 def pin_longest(requested: int | None, existing: Plan | None) -> int | None:
     """Return the requested maximum size of a document, or that of the resumed run, or None if there is neither."""
     return existing.provenance.longest_document if requested is None and existing is not None else requested
@@ -68,24 +69,25 @@ def prepare(
         ValueError: if a setting contradicts another setting, the source or the checkpoint.
         ConnectionError: if there is no cluster at the address.
     """
-    checkpoint = checkpoint_for(config)
-    tokens = tokens_for(checkpoint.members[0], config)
-    provenance = provenance_for(config, source, inputs, checkpoint, tokens, existing)
+    checkpoints = checkpoints_for(config)
+    tokens = tokens_for([checkpoint.folds[0] for checkpoint in checkpoints], config)
+    provenance = provenance_for(config, source, inputs, checkpoints, tokens, existing)
     passed = source.schema if provenance.names_of_text or not is_of_text(source) else without_names(source.schema)
     schema = annotated_schema(passed, provenance)
     units = plan_units(source, rows_per_unit=provenance.rows_per_unit, limit=config.limit)
-    folder, repository = checkpoint.folder.resolve(), checkpoint.repository
     run = Run(
         subset=config.place,
-        checkpoints=tuple(member.folder.resolve() for member in checkpoint.members),
+        checkpoints=tuple(fold.folder.resolve() for checkpoint in checkpoints for fold in checkpoint.folds),
         tokenizer=tokens.folder.resolve() if tokens.folder else None,
-        estimator_tokenizer=checkpoint.members[0].folder.resolve() if provenance.estimator_tokenizer_sha256 else None,
+        estimator_tokenizers=reading_tokenizers(
+            provenance, [checkpoint.folds[0].folder.resolve() for checkpoint in checkpoints]
+        ),
         provenance=provenance,
         source_schema=pa.schema([field for field in passed if field.name in {config.column.name, *schema.names}]),
         schema=schema,
         units=len(units),
         repository=config.repository,
-        snapshot=Snapshot(repository, folder) if repository else None,
+        snapshots=tuple(Snapshot(each.repository, each.folder.resolve()) for each in checkpoints if each.repository),
     )
     return run, units
 
@@ -94,18 +96,24 @@ def provenance_for(
     config: Config,
     source: Source,
     inputs: Sequence[str],
-    checkpoint: Checkpoint,
+    checkpoints: Sequence[Checkpoint],
     tokens: TokenSource,
     existing: Plan | None,
 ) -> Provenance:
-    """Return the provenance: everything that the labels depend on, and the names of the inputs and of the model."""
-    first = checkpoint.members[0]
-    window, overlap = windows_for(config, first.context)
-    require_loadable(checkpoint, config.method)
+    """Return the provenance: everything that the labels depend on, and the names of the inputs and of the models."""
+    firsts = [checkpoint.folds[0] for checkpoint in checkpoints]
+    window, overlap = windows_for(config, [first.context for first in firsts])
+    for checkpoint in checkpoints:
+        require_loadable(checkpoint, config.method)
+    names = names_for(config, source, inputs, checkpoints, existing)
+    members = members_for(config, checkpoints, tokens, names["models"])
+    same = len({member.tokenizer_sha256 for member in members}) == 1
+    moved = any(member.tokenizer_sha256 for member in members)
+    starts = {member.start_token for member in members}
     rows = rows_to_label(source, config.limit)
     return Provenance(
         method=config.method,
-        checkpoint_sha256=checkpoint.sha256,
+        checkpoint_sha256=checkpoint_sha256(*(fold for checkpoint in checkpoints for fold in checkpoint.folds)),
         tokenizer_sha256=tokens.sha256,
         vocabulary=tokens.vocabulary,
         window=window,
@@ -120,90 +128,58 @@ def provenance_for(
         rows_per_unit=config.rows_per_unit
         or (existing.provenance.rows_per_unit if existing else None)
         or default_rows_per_unit(rows),
-        source_seen_by_estimator=config.source_seen_by_estimator if len(checkpoint.members) == 1 else "no",
-        folds=len(checkpoint.members),
-        start_token=start_token_for(first, config) if config.method == "causal" else None,
+        source_seen_by_estimator=config.source_seen_by_estimator if len(checkpoints[0].folds) == 1 else "no",
+        folds=len(checkpoints[0].folds),
+        start_token=starts.pop() if same and len(starts) == 1 else None,
         dtype=dtype_for(config, existing),
         batch_invariant=config.batch_invariant,
         longest_document=config.longest,
-        estimator_tokenizer_sha256=first.tokenizer_sha256 if labels_move(first, tokens) else None,
-        label_columns=label_columns_for(config, labels_move(first, tokens), existing),
-        **predictions_for(config, first, labels_move(first, tokens), existing),
+        estimator_tokenizer_sha256=members[0].tokenizer_sha256 if same else None,
+        label_columns=label_columns_for(config, moved, existing),
+        members=members if len(members) > 1 else (),
+        **predictions_for(
+            config,
+            max(first.vocabulary for first in firsts),
+            any(member.tokenizer_sha256 for member in members),
+            existing,
+        ),
         names_of_text=is_of_text(source) and (existing is None or existing.provenance.names_of_text),
-        **names_for(config, source, inputs, checkpoint, existing),
+        source=names["source"],
+        source_files=names["source_files"],
+        model=" + ".join(member.model for member in members),
     )
 
 
-def checkpoint_for(config: Config) -> Checkpoint:
-    """Return the checkpoint that `estimator` names, by default the one that comes with the project for the method.
+def tokens_for(checkpoints: Sequence[Checkpoint], config: Config) -> TokenSource:
+    """Return the source of token ids that the settings name, by default the first checkpoint's tokenizer.
 
     Raises:
-        ValueError: if there is no such checkpoint, or if the method needs a checkpoint of another kind.
+        ValueError: if a checkpoint would read ids that are not in its vocabulary.
     """
-    if config.estimator is None and config.method == "causal":
-        raise ValueError("--method causal needs a causal language model: name its folder or Hub name with --estimator")
-    expected = KIND_OF_METHOD[config.method]
-    checkpoint = Checkpoint.find(config.estimator) if config.estimator is not None else Checkpoint(SHIPPED / expected)
-    for member in checkpoint.members:
-        for method, kind in KIND_OF_METHOD.items():
-            if member.kind == kind != expected:
-                raise ValueError(
-                    f"{member.folder} holds a checkpoint of kind {kind}: give --method {method} with it, or name one "
-                    f"of kind {expected} for --method {config.method}"
-                )
-        member.require_kind(expected)
-    return checkpoint
-
-
-def require_loadable(checkpoint: Checkpoint, method: Method) -> None:
-    """Check that a checkpoint can be loaded, before any worker starts.
-
-    A checkpoint that comes with the project is not checked.
-
-    Raises:
-        ValueError: if the checkpoint cannot be loaded.
-    """
-    if not checkpoint.is_shipped:
-        from pipeline.models.loading import require_complete  # imports torch, which takes seconds
-
-        for member in checkpoint.members:
-            require_complete(member.folder, KIND_OF_METHOD[method])
-
-
-def tokens_for(checkpoint: Checkpoint, config: Config) -> TokenSource:
-    """Return the source of token ids that the settings name, by default the checkpoint's tokenizer.
-
-    Raises:
-        ValueError: if the checkpoint would read ids that are not in its vocabulary.
-    """
-    named, known = config.tokenizer or str(checkpoint.folder), checkpoint.vocabulary
-    implied = known if named == TOKENIZED_ALREADY else None
+    named = config.tokenizer or str(checkpoints[0].folder)
+    implied = min(each.vocabulary for each in checkpoints) if named == TOKENIZED_ALREADY else None
     tokens = token_source(named, implied if config.vocabulary is None else config.vocabulary)
-    read = token_source(str(checkpoint.folder), None) if labels_move(checkpoint, tokens) else tokens
-    if read.vocabulary > known:
-        raise ValueError(
-            f"{read.vocabulary} token ids do not fit the {known} that {checkpoint.folder} knows; "
-            "name another tokenizer or checkpoint"
-        )
+    for checkpoint in checkpoints:
+        known = checkpoint.vocabulary
+        read = token_source(str(checkpoint.folder), None) if labels_move(checkpoint, tokens) else tokens
+        if read.vocabulary > known:
+            raise ValueError(
+                f"{read.vocabulary} token ids do not fit the {known} that {checkpoint.folder} knows; "
+                "name another tokenizer or checkpoint"
+            )
     return tokens
 
 
-def labels_move(checkpoint: Checkpoint, tokens: TokenSource) -> bool:
-    """True if the checkpoint's tokenizer differs from the tokenizer of `tokens`.
-
-    The nats of the checkpoint's tokens must then be divided among the written tokens that cover the same bytes.
-    """
-    return tokens.folder is not None and checkpoint.tokenizer_sha256 not in (None, tokens.sha256)
-
-
-def windows_for(config: Config, context: int | None) -> tuple[int, int]:
+def windows_for(config: Config, contexts: Sequence[int | None]) -> tuple[int, int]:
     """Return the length of a window and the overlap of neighbouring windows, both in tokens.
 
+    `contexts` are the context lengths that the checkpoints declare.
+
     Raises:
-        ValueError: if the checkpoint cannot read windows of the requested length or overlap, or if no length is
-            requested and the checkpoint declares no context length.
+        ValueError: if a checkpoint cannot read windows of the requested length or overlap, or if no length is
+            requested and no checkpoint declares a context length.
     """
-    longest = config.window if context is None else context
+    longest = min((context for context in contexts if context is not None), default=config.window)
     if longest is None:
         raise ValueError("the checkpoint's config.json names no context; give --window, which its card may tell")
     window = longest if config.window is None else config.window
@@ -224,11 +200,11 @@ def label_columns_for(config: Config, moved: bool, existing: Plan | None) -> tup
         ValueError: if ranks are requested and `moved` is True. Unlike nats, ranks cannot be divided among tokens.
     """
     run = existing.provenance if existing is not None and existing.provenance.method == config.method else None
-    default = tuple(name for name in COLUMNS_OF_METHOD[config.method] if name != RANK)
+    default = tuple(name for name in config.possible_columns if name != RANK)
     requested = config.label_columns or (run.columns_of_labels if run else default)
     if moved and RANK in requested:
         raise ValueError(f"a {RANK} cannot be moved to the tokens of another tokenizer; leave it or --tokenizer out")
-    columns = tuple(name for name in COLUMNS_OF_METHOD[config.method] if name in requested)
+    columns = tuple(name for name in config.possible_columns if name in requested)
     return run.label_columns if run and run.columns_of_labels == columns else columns  # older runs recorded none
 
 
@@ -240,8 +216,10 @@ class Predictions(TypedDict):
     predicted_vocabulary: int
 
 
-def predictions_for(config: Config, checkpoint: Checkpoint, moved: bool, existing: Plan | None) -> Predictions:
+def predictions_for(config: Config, vocabulary: int, moved: bool, existing: Plan | None) -> Predictions:
     """Return the requested numbers of most probable and of sampled ids per token, or those of the run that is resumed.
+
+    `vocabulary` is the number of ids that the checkpoints predict.
 
     Raises:
         ValueError: if there are fewer ids than requested, or if the ids would be those of another tokenizer.
@@ -255,19 +233,10 @@ def predictions_for(config: Config, checkpoint: Checkpoint, moved: bool, existin
         raise ValueError(
             f"ids of {flag} cannot be moved to the tokens of another tokenizer; leave it or --tokenizer out"
         )
-    known = checkpoint.vocabulary if top_k or sampled else 0
+    known = vocabulary if top_k or sampled else 0
     if top_k > known:
         raise ValueError(f"--top-k {top_k:,} is more than the {known:,} ids that the model predicts; give fewer")
     return Predictions(top_k=top_k, sampled_ids=sampled, predicted_vocabulary=known)
-
-
-def start_token_for(checkpoint: Checkpoint, config: Config) -> int:
-    """Return the id of the requested start token or, by default, of the one that the checkpoint declares."""
-    if config.start_token is None:
-        from pipeline.models.loading import declared_start  # imports torch, which takes seconds
-
-        return declared_start(checkpoint.folder)
-    return named_token(checkpoint.folder, config.start_token)
 
 
 def dtype_for(config: Config, existing: Plan | None) -> Dtype:
@@ -321,21 +290,24 @@ class Names(TypedDict):
 
     source: tuple[str, ...]
     source_files: int
-    model: str
+    models: tuple[str, ...]
 
 
 def names_for(
-    config: Config, source: Source, inputs: Sequence[str], checkpoint: Checkpoint, existing: Plan | None
+    config: Config, source: Source, inputs: Sequence[str], checkpoints: Sequence[Checkpoint], existing: Plan | None
 ) -> Names:
-    """Return the names of a run's inputs and model.
+    """Return the names of a run's inputs and models.
 
     A resumed run keeps its original names, even if folders have been moved since.
     """
+    models = tuple(checkpoint.name for checkpoint in checkpoints)
     if existing is not None and recorded(urls(existing.source)) == recorded(urls(inputs)):
         run = existing.provenance
-        return Names(source=run.source, source_files=run.source_files, model=run.model)
+        known = tuple(member.model for member in run.members) or (run.model,)
+        models = known if len(known) == len(models) else models
+        return Names(source=run.source, source_files=run.source_files, models=models)
     return Names(
         source=named_inputs(inputs, source.files) if config.input else (SAMPLE_NAME,),
         source_files=len(source.files),
-        model=checkpoint.name,
+        models=models,
     )

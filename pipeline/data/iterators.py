@@ -1,5 +1,9 @@
-"""Iterators over the items of another iterator, which are prefetched in a thread or batched by size."""
+"""Iterators over the items of another iterator, which are prefetched in a thread or batched by size.
 
+A `ByteBudget` bounds the memory of the items that threads hold.
+"""
+
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +14,7 @@ Item = TypeVar("Item")
 
 ROWS_PER_BATCH = 4096
 BATCH_BYTES = 2**21
+LOOK_SECONDS = 0.1  # between a waiting thread's checks that its unit is not stopped
 
 
 @contextmanager
@@ -54,3 +59,24 @@ def batched_by_size(
         batch_bytes += item_bytes
     if batch:
         yield batch
+
+
+class ByteBudget:
+    """Memory shared by several threads. A request for more than the budget waits until the whole budget is free."""
+
+    def __init__(self, size: int) -> None:
+        self._size = self._free = size
+        self._change = threading.Condition()
+
+    def acquire(self, size: int, stopped: threading.Event) -> None:
+        """Wait until `size` bytes are free or `stopped` is set, then take the bytes."""
+        with self._change:
+            while self._free < min(size, self._size) and not stopped.is_set():
+                self._change.wait(LOOK_SECONDS)
+            self._free -= min(size, self._size)
+
+    def release(self, size: int) -> None:
+        """Release `size` bytes that were acquired."""
+        with self._change:
+            self._free += min(size, self._size)
+            self._change.notify_all()

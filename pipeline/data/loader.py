@@ -26,7 +26,7 @@ import pyarrow as pa
 from pipeline.data.annotated import AnnotatedDataset, Row, as_rows, read_labelled
 from pipeline.data.iterators import prefetched
 from pipeline.data.packing import Document, PackedWindow, Packing
-from schemas.annotations import ENTROPY, ENTROPY_COLUMNS, INPUT_IDS
+from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS
 
 Item = TypeVar("Item")
 
@@ -212,8 +212,8 @@ def labelled_windows(
         ValueError: if `label` is not a column of labels.
         ValueError, OSError: as labelled_rows does.
     """
-    if label not in ENTROPY_COLUMNS:
-        raise ValueError(f"`{label}` is not a column of labels; name one of {', '.join(ENTROPY_COLUMNS)}")
+    if label not in (ENTROPY, EXPECTED_ENTROPY):
+        raise ValueError(f"`{label}` is not a column of labels; name one of {ENTROPY}, {EXPECTED_ENTROPY}")
     rows = _Rows.of(dataset, (INPUT_IDS, label), reading or Reading())
     described = {"packing": {"kind": type(packing).__name__, **asdict(packing)}}
     return Resumable(partial(_packed, rows, packing, label), rows.stream | described, rows.first)

@@ -5,6 +5,7 @@ document are encoded as ordinary text.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,6 +94,19 @@ def tokenizer_sha256(folder: Path, name: str = TOKENIZER_FILE) -> str | None:
     """
     file = own_file(folder, name)
     return None if file is None else hashlib.sha256(read_bounded(file, MOST_BYTES)).hexdigest()
+
+
+def encoding_sha256(folder: Path) -> str:
+    """Return a digest of the parts of a folder's tokenizer that determine token ids.
+
+    Tokenizers whose files differ only in their layout, or in parts such as the decoder, have the same digest.
+
+    Raises:
+        ValueError: as `load_tokenizer`.
+    """
+    content = json.loads(load_tokenizer(folder).to_str())
+    parts = {name: content.get(name) for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

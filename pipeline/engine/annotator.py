@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import chain
 from math import prod
 from typing import NamedTuple, Protocol
 
@@ -22,19 +21,21 @@ from pipeline.data.corpus import fold_of
 from pipeline.data.counts import count
 from pipeline.data.documents import document_tokens, read_rows
 from pipeline.data.hub import shard_addition
-from pipeline.data.iterators import BATCH_BYTES, prefetched
+from pipeline.data.iterators import BATCH_BYTES, ByteBudget, prefetched
 from pipeline.data.ledger import Ledger
 from pipeline.data.shards import ShardWriter, annotated_rows
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.data.windows import WindowBatch, gather, sample_positions, window_batches
 from pipeline.engine.plan import Run, Unit
 from pipeline.engine.throughput import HELD, Stages, UnitResult
+from pipeline.labels.ensemble import Labels, combined
 from pipeline.labels.retokenize import encode_with_ends, move_nats
 from pipeline.messages import redacted
 from schemas.annotations import Device, Shape
 from schemas.layout import shard_name
 from schemas.receipts import Counts, Receipt
 
+Ends = list[tuple[np.ndarray, np.ndarray]]
 AHEAD = 2  # chunks queued between two stages: enough that no stage waits
 # Maximum bytes of text in all of a unit's chunks, those in the stages and those queued between them: seven chunks of
 # 2 MiB. The tokens and labels of a document of 2 MiB take up to 60 bytes per byte of its text.
@@ -72,38 +73,47 @@ class Labeller(Protocol):
     ) -> tuple[list[dict[str, np.ndarray]], int]: ...
 
 
+class ChunkReading(NamedTuple):
+    """Documents in the tokens of a checkpoint, or of an ensemble whose members share a tokenizer."""
+
+    documents: list[np.ndarray]
+    """Token ids that the checkpoint reads, one array per row."""
+    ends: Ends | None
+    """Byte positions in each row's text at which tokens end. A row has a pair of arrays: one for the tokens that the
+    checkpoint reads, and one for the tokens to write. None if the checkpoint reads the tokens to write."""
+    batches: list[list[WindowBatch]]
+    """Batches to label, one list per cross-validation fold; a single list without folds."""
+
+
 class Chunk(NamedTuple):
     """A few rows that pass through the stages together."""
 
     rows: pa.RecordBatch
     tokens: list[np.ndarray]
     """Token ids to write, one array per row."""
-    documents: list[np.ndarray]
-    """Token ids that the checkpoint reads, one array per row."""
-    ends: list[tuple[np.ndarray, np.ndarray]] | None
-    """Byte positions in each row's text at which tokens end. A row has a pair of arrays: one for the tokens that the
-    checkpoint reads, and one for the tokens to write. None if the checkpoint reads the tokens to write."""
-    batches: list[list[WindowBatch]]
-    """Batches to label, one list per checkpoint. A run has a single checkpoint, or one per cross-validation fold."""
+    readings: list[ChunkReading]
+    """The rows as the checkpoints read them: a single reading, or one per member of an ensemble whose members have
+    different tokenizers."""
 
 
 LabelledBatch = tuple[WindowBatch, Mapping[str, np.ndarray]]
+LabelledReading = tuple[ChunkReading, list[LabelledBatch]]
 
 
 @dataclass(frozen=True)
 class Annotator:
     """Annotator of a run's units.
 
-    It has one labeller per cross-validation fold, or a single labeller if there are no folds. `tokenizer` makes the
-    tokens to write, and is None if the documents are already tokenized. `estimator_tokenizer` makes the tokens that the
-    checkpoint reads, and is None if they are the tokens to write. Two units may be annotated at a time: while the first
-    unit is labelled, the rows of the second unit are read.
+    For each reading, it has one labeller per cross-validation fold, or a single labeller if there are no folds.
+    `tokenizer` makes the tokens to write, and is None if the documents are already tokenized. `estimator_tokenizers`
+    make the tokens of each reading, and are None if they are the tokens to write. Two units may be annotated at a time:
+    while the first unit is labelled, the rows of the second unit are read.
     """
 
     run: Run
     labellers: tuple[Labeller, ...]
     tokenizer: Tokenizer | None
-    estimator_tokenizer: Tokenizer | None = None
+    estimator_tokenizers: tuple[Tokenizer | None, ...] = (None,)
     device_lock: threading.Lock = field(default_factory=threading.Lock)
     long_document_lock: threading.Lock = field(default_factory=threading.Lock)
     """Lock that is held while a document of more than BATCH_BYTES is tokenized. Tokenizing may take 250 bytes of memory
@@ -141,9 +151,9 @@ class Annotator:
             _stopping(progress),
             ShardWriter(subset.data / shard, self.run.schema) as writer,
         ):
-            for chunk, batches in labelled:
+            for chunk, readings in labelled:
                 with stages.timed("write"):
-                    table = self._table(chunk, batches)
+                    table = self._table(chunk, readings)
                     counts += count(chunk.rows, table, self.run.column, self.tokenizer)
                     writer.write(table)
                 memory.release(chunk.rows.nbytes)
@@ -205,22 +215,47 @@ class Annotator:
             raise SourceError(named) from None
 
     def _tokenized(self, rows: pa.RecordBatch, random: np.random.Generator) -> Chunk:
-        settings = self.run.provenance
-        if self.tokenizer is None or self.estimator_tokenizer is None:
-            tokens = documents = document_tokens(rows, self.run.column, self.tokenizer, settings.vocabulary)
-            ends = None
-        else:
-            texts = [text or "" for text in rows.column(self.run.column.name).to_pylist()]
-            read, written = (encode_with_ends(way, texts) for way in (self.estimator_tokenizer, self.tokenizer))
-            documents, tokens = [one.ids_T for one in read], [one.ids_T for one in written]
-            ends = [(one.ends_T, other.ends_T) for one, other in zip(read, written, strict=True)]
-        return Chunk(rows, tokens, documents, ends, self.batches(documents, random))
+        if self.tokenizer is None or not any(self.estimator_tokenizers):
+            tokens = document_tokens(rows, self.run.column, self.tokenizer, self.run.provenance.vocabulary)
+            return Chunk(rows, tokens, [ChunkReading(tokens, None, self.batches(0, tokens, random))])
+        texts = [text or "" for text in rows.column(self.run.column.name).to_pylist()]
+        tokens, read = self.read(texts)
+        return Chunk(
+            rows,
+            tokens,
+            [
+                ChunkReading(documents, ends, self.batches(index, documents, random))
+                for index, (documents, ends) in enumerate(read)
+            ],
+        )
 
-    def batches(self, documents: list[np.ndarray], random: np.random.Generator) -> list[list[WindowBatch]]:
-        """Return the batches to label, one list per checkpoint.
+    def read(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[tuple[list[np.ndarray], Ends | None]]]:
+        """Return the token ids to write, and the token ids of each reading with the ends of its tokens."""
+        assert self.tokenizer is not None
+        written = encode_with_ends(self.tokenizer, texts)
+        tokens = [one.ids_T for one in written]
+        readings: list[tuple[list[np.ndarray], Ends | None]] = []
+        for tokenizer in self.estimator_tokenizers:
+            if tokenizer is None:
+                readings.append((tokens, None))
+            else:
+                read = encode_with_ends(tokenizer, texts)
+                ends = [(one.ends_T, other.ends_T) for one, other in zip(read, written, strict=True)]
+                readings.append(([one.ids_T for one in read], ends))
+        return tokens, readings
 
-        A single checkpoint labels all documents. With cross-validation folds, each checkpoint labels only the documents
-        that were held out when it was trained.
+    def labellers_of(self, reading: int) -> tuple[Labeller, ...]:
+        """Return the labellers of a reading, one per cross-validation fold."""
+        folds = self.run.provenance.folds
+        return self.labellers[reading * folds : (reading + 1) * folds]
+
+    def batches(
+        self, reading: int, documents: list[np.ndarray], random: np.random.Generator
+    ) -> list[list[WindowBatch]]:
+        """Return the batches to label in a reading, one list per cross-validation fold.
+
+        Without folds, a single list has all documents. With folds, each list has only the documents that were held out
+        when the fold's checkpoint was trained.
         """
         settings = self.run.provenance
         sampled = [sample_positions(len(ids), settings.share, random) for ids in documents]
@@ -234,12 +269,12 @@ class Annotator:
                 budget=1 if settings.batch_invariant else labeller.batch_tokens,
                 border=labeller.border,
             )
-            for fold, labeller in enumerate(self.labellers)
+            for fold, labeller in enumerate(self.labellers_of(reading))
         ]
 
     def _labelled(
         self, chunks: Iterator[Chunk], stages: Stages, progress: "UnitProgress"
-    ) -> Generator[tuple[Chunk, list[LabelledBatch]], None, None]:
+    ) -> Generator[tuple[Chunk, list[LabelledReading]], None, None]:
         """Yield every chunk with its labelled batches. This is the second stage.
 
         The stage locks the device until the unit's last row is labelled.
@@ -248,23 +283,32 @@ class Annotator:
             for chunk in chunks:
                 yield chunk, self.label(chunk, stages, progress)
 
-    def label(self, chunk: Chunk, stages: Stages, progress: "UnitProgress") -> list[LabelledBatch]:
-        """Label all batches of a chunk, and return every batch with its labels."""
-        labelled: list[LabelledBatch] = []
+    def label(self, chunk: Chunk, stages: Stages, progress: "UnitProgress") -> list[LabelledReading]:
+        """Label all batches of a chunk, and return every reading's batches with their labels."""
+        labelled: list[LabelledReading] = []
         whole = Amount(len(chunk.rows), sum(map(len, chunk.tokens)))
-        with progress.chunk(whole, [*chain.from_iterable(chunk.batches)]) as count_batch:
-            for labeller, batches in zip(self.labellers, chunk.batches, strict=True):
-                with stages.timed("label"):
-                    values, parts = labeller.label(batches, count_batch)
-                labelled += zip(batches, values, strict=True)
-                stages.add_batches(batches, parts)
+        every = [batch for reading in chunk.readings for batches in reading.batches for batch in batches]
+        with progress.chunk(whole, every) as count_batch:
+            for index, reading in enumerate(chunk.readings):
+                done: list[LabelledBatch] = []
+                for labeller, batches in zip(self.labellers_of(index), reading.batches, strict=True):
+                    with stages.timed("label"):
+                        values, parts = labeller.label(batches, count_batch)
+                    done += zip(batches, values, strict=True)
+                    stages.add_batches(batches, parts)
+                labelled.append((reading, done))
         return labelled
 
-    def _table(self, chunk: Chunk, batches: Sequence[LabelledBatch]) -> pa.Table:
-        labels = gather(chunk.documents, batches, self.labellers[0].columns)
-        if chunk.ends is not None:
-            labels = {name: moved(nats, chunk.ends) for name, nats in labels.items()}
-        return annotated_rows(chunk.rows, chunk.tokens, labels, self.run.schema)
+    def labels(self, labelled: Sequence[LabelledReading]) -> Labels:
+        """Return the labels of the tokens to write, by column: an array per document."""
+        return combined([self._moved(*each) for each in labelled])
+
+    def _moved(self, reading: ChunkReading, batches: Sequence[LabelledBatch]) -> Labels:
+        labels = gather(reading.documents, batches, self.labellers[0].columns)
+        return labels if reading.ends is None else {name: moved(nats, reading.ends) for name, nats in labels.items()}
+
+    def _table(self, chunk: Chunk, labelled: Sequence[LabelledReading]) -> pa.Table:
+        return annotated_rows(chunk.rows, chunk.tokens, self.labels(labelled), self.run.schema)
 
 
 def _pieces(rows: pa.RecordBatch, numbers: int) -> Iterator[pa.RecordBatch]:
@@ -288,22 +332,16 @@ def load_annotator(run: Run, device: Device) -> Annotator:
     from pipeline.labels.labeller import load_labellers  # imports torch, which the driver of a cluster does not need
 
     run, settings = run.on_this_node(), run.provenance
-    labellers = load_labellers(
-        run.checkpoints,
-        device,
-        method=settings.method,
-        dtype=settings.dtype,
-        start=settings.start_token,
-        columns=settings.label_shapes,
-    )
+    columns = settings.label_shapes
+    labellers = load_labellers(run.ensembles, device, method=settings.method, dtype=settings.dtype, columns=columns)
     return with_tokenizers(run, labellers)
 
 
 def with_tokenizers(run: Run, labellers: tuple[Labeller, ...]) -> Annotator:
     """Load a run's tokenizers, and return an annotator with the tokenizers and the given labellers."""
     tokenizer = load_tokenizer(run.tokenizer) if run.tokenizer else None
-    other = load_tokenizer(run.estimator_tokenizer) if run.estimator_tokenizer else None
-    return Annotator(run, labellers, tokenizer, other)
+    others = tuple(load_tokenizer(folder) if folder else None for folder in run.estimator_tokenizers)
+    return Annotator(run, labellers, tokenizer, others)
 
 
 def moved(nats: Sequence[np.ndarray], ends: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
@@ -366,27 +404,3 @@ def _stopping(progress: UnitProgress) -> Iterator[None]:
         yield
     finally:
         progress.stopped.set()
-
-
-LOOK_SECONDS = 0.1  # between a waiting thread's checks that its unit is not stopped
-
-
-class ByteBudget:
-    """Memory shared by several threads. A request for more than the budget waits until the whole budget is free."""
-
-    def __init__(self, size: int) -> None:
-        self._size = self._free = size
-        self._change = threading.Condition()
-
-    def acquire(self, size: int, stopped: threading.Event) -> None:
-        """Wait until `size` bytes are free or `stopped` is set, then take the bytes."""
-        with self._change:
-            while self._free < min(size, self._size) and not stopped.is_set():
-                self._change.wait(LOOK_SECONDS)
-            self._free -= min(size, self._size)
-
-    def release(self, size: int) -> None:
-        """Release `size` bytes that were acquired."""
-        with self._change:
-            self._free += min(size, self._size)
-            self._change.notify_all()

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline.data.documents import Column, FileInfo, inspect_file, unified
 from pipeline.data.files import File
 from pipeline.data.hub import Repository
+from pipeline.labels.ensemble import Ensemble
 from pipeline.models.checkpoint import Checkpoint
 from schemas.annotations import Device, Dtype, Provenance
 from schemas.layout import Subset
@@ -131,6 +132,13 @@ def _cpu_flags(cpu_info: Path) -> set[str]:
     return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
 
 
+def reading_tokenizers(provenance: Provenance, checkpoints: Sequence[Path]) -> tuple[Path | None, ...]:
+    """Return `Run.estimator_tokenizers` of a run, given the folder of each member's tokenizer."""
+    digests = [member.tokenizer_sha256 for member in provenance.members] or [provenance.estimator_tokenizer_sha256]
+    read = tuple(folder if digest else None for folder, digest in zip(checkpoints, digests, strict=True))
+    return read if provenance.has_several_tokenizers else read[:1]
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A checkpoint from the Hub, pinned to a commit."""
@@ -152,12 +160,14 @@ class Run:
     subset: Subset
     """Subset of the dataset that the run writes."""
     checkpoints: tuple[Path, ...]
-    """Folders of the checkpoints: a single folder, or one per cross-validation fold."""
+    """Folders of the checkpoints: one for each member of an ensemble or, with cross-validation, one for each fold of
+    each member. All folds of a member are next to each other."""
     tokenizer: Path | None
     """Folder of the tokenizer for `input_ids`, or None if the documents are already tokenized."""
-    estimator_tokenizer: Path | None
-    """Folder of the checkpoints' tokenizer if it differs from `tokenizer`, otherwise None. If it differs, the nats of
-    each of its tokens are divided among the tokens of `input_ids` that cover the same bytes."""
+    estimator_tokenizers: tuple[Path | None, ...]
+    """Folder of the checkpoints' tokenizer if it differs from `tokenizer`, otherwise None; one for each member of an
+    ensemble with several tokenizers. If it differs, the nats of each of its tokens are divided among the tokens of
+    `input_ids` that cover the same bytes."""
     provenance: Provenance
     source_schema: pa.Schema
     """Columns to read from the source."""
@@ -167,8 +177,8 @@ class Run:
     """Number of units."""
     repository: Repository | None = None
     """Repository on the Hub to which the dataset is published, or None if the output is a folder."""
-    snapshot: Snapshot | None = None
-    """Snapshot that holds the checkpoints if they are from the Hub, otherwise None."""
+    snapshots: tuple[Snapshot, ...] = ()
+    """Snapshots that hold those checkpoints that are from the Hub."""
 
     @property
     def column(self) -> Column:
@@ -176,22 +186,42 @@ class Run:
         settings = self.provenance
         return Column(settings.text_column, tokenized=self.tokenizer is None, longest=settings.longest_document)
 
+    @property
+    def ensembles(self) -> tuple[Ensemble, ...]:
+        """Checkpoints that label together: for each tokenizer that they read, one ensemble per cross-validation fold.
+
+        Members with different tokenizers are ensembles of one.
+        """
+        settings = self.provenance
+        starts = tuple(member.start_token for member in settings.members) or (settings.start_token,)
+        members = range(len(starts))
+        groups = [(member,) for member in members] if settings.has_several_tokenizers else [tuple(members)]
+        return tuple(
+            Ensemble(
+                tuple(self.checkpoints[member * settings.folds + fold] for member in group),
+                tuple(starts[member] for member in group),
+            )
+            for group in groups
+            for fold in range(settings.folds)
+        )
+
     def on_this_node(self) -> "Run":
         """Return a copy of the run with paths that exist on this node. The nodes need not share a cache of the Hub.
 
         Raises:
             ValueError: if the checkpoint must be fetched but cannot be fetched.
         """
-        if self.snapshot is None:
+        if not self.snapshots:
             return self
-        preparing, here = self.snapshot.folder, self.snapshot.here()
+        copies = [(snapshot.folder, snapshot.here()) for snapshot in self.snapshots]
 
         def moved(folder: Path) -> Path:
-            return here / folder.relative_to(preparing) if folder.is_relative_to(preparing) else folder
+            found = [here / folder.relative_to(there) for there, here in copies if folder.is_relative_to(there)]
+            return found[0] if found else folder
 
         return replace(
             self,
             checkpoints=tuple(map(moved, self.checkpoints)),
             tokenizer=self.tokenizer and moved(self.tokenizer),
-            estimator_tokenizer=self.estimator_tokenizer and moved(self.estimator_tokenizer),
+            estimator_tokenizers=tuple(folder and moved(folder) for folder in self.estimator_tokenizers),
         )

@@ -86,16 +86,18 @@ def train_estimator(
     return _trained(model, corpus, estimator_loss, settings.steps, settings, folder / "estimator", varied=True)
 
 
-def train_language_model(corpus: Corpus, vocabulary: int, settings: ContestSettings, folder: Path) -> PreTrainedModel:
+def train_language_model(
+    corpus: Corpus, vocabulary: int, settings: ContestSettings, folder: Path, *, keep_weights: bool = False
+) -> PreTrainedModel:
     """Train and return a causal language model of the size of the estimator's decoder, with the estimator's compute.
 
-    The start token is the first id after the vocabulary.
+    The start token is the first id after the vocabulary. With `keep_weights`, a finished model is loaded instead.
     """
     stack = _stack_config(vocabulary + 1, settings)
     model = new_language_model(stack, start=vocabulary)
     steps = round(settings.steps * parameters(new_estimator(vocabulary, settings)) / parameters(model))
     loss = partial(document_loss, start=vocabulary)
-    return _trained(model, corpus, loss, steps, settings, folder / "causal")
+    return _trained(model, corpus, loss, steps, settings, folder / "causal", keep_weights=keep_weights)
 
 
 def train_second_order(
@@ -150,6 +152,7 @@ def _trained(
     *,
     rate: float | None = None,
     varied: bool = False,
+    keep_weights: bool = False,
 ) -> ModelT:
     tokens_per_batch = settings.batch * settings.document_tokens
     windowing = Windowing(
@@ -162,7 +165,7 @@ def _trained(
         evaluate_every=steps,
         seed=settings.seed,
     )
-    model = train_once(model, corpus, windowing, loss, lambda _: {}, config, folder)
+    model = train_once(model, corpus, windowing, loss, lambda _: {}, config, folder, keep_weights=keep_weights)
     model.requires_grad_(False)
     return model
 

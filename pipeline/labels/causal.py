@@ -4,7 +4,7 @@ B rows, T tokens, C numbers of all columns for a token.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -44,6 +44,25 @@ def token_labels(
     The model reads `start` before each window. `lengths_B` are the texts' numbers of tokens, by default T; sampled ids
     depend on them.
     """
+
+    def labels(ids_BT: Tensor, uniform_BT: Tensor | None) -> dict[str, Tensor]:
+        hidden_BTD = next_token_hidden(model, prepend_start(ids_BT, start))
+        return predictive_labels(hidden_BTD, output_head(model), ids_BT, columns, uniform_BT)
+
+    return in_windows(labels, input_ids_BT, columns, longest_window(model.config), lengths_B)
+
+
+def in_windows(
+    labels: Callable[[Tensor, Tensor | None], dict[str, Tensor]],
+    input_ids_BT: Tensor,
+    columns: Mapping[str, Shape],
+    context: int | None,
+    lengths_B: Tensor | None,
+) -> dict[str, Tensor]:
+    """Return the labels of right-padded texts by column, made in overlapping windows of at most `context` tokens.
+
+    `labels` returns the columns of a window, given its tokens and, for sampled ids, a random number for each token.
+    """
     batch, tokens = input_ids_BT.shape
     uniform_BT = None
     if SAMPLED_IDS in columns:
@@ -52,11 +71,8 @@ def token_labels(
 
     def labels_CBT(window: Window) -> Tensor:
         part = (slice(None), slice(window.start, window.stop))
-        hidden_BTD = next_token_hidden(model, prepend_start(input_ids_BT[part], start))
-        uniform_of_window = None if uniform_BT is None else uniform_BT[part]
-        labels = predictive_labels(hidden_BTD, output_head(model), input_ids_BT[part], columns, uniform_of_window)
-        return torch.cat([labels[name].reshape(-1, *labels[name].shape[-2:]) for name in columns])
+        made = labels(input_ids_BT[part], None if uniform_BT is None else uniform_BT[part])
+        return torch.cat([made[name].reshape(-1, *made[name].shape[-2:]) for name in columns])
 
-    labelled_CBT = over_windows(labels_CBT, tokens, longest_window(model.config))
-    parts = labelled_CBT.split([math.prod(shape) for shape in columns.values()])
+    parts = over_windows(labels_CBT, tokens, context).split([math.prod(shape) for shape in columns.values()])
     return {name: part.view(*columns[name], batch, tokens) for name, part in zip(columns, parts, strict=True)}

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.data.windows import WindowBatch
-from pipeline.labels import causal, exact, second_order
+from pipeline.labels import causal, exact, mixture, second_order
+from pipeline.labels.ensemble import Ensemble, columns_to_compute, member_columns
+from pipeline.labels.mixture import Teacher
 from pipeline.models.causal_lm import BlockedAttention, frequency_border
 from pipeline.models.estimator import Estimator
 from pipeline.models.loading import declared_start, load_causal, load_estimator, load_second_order
@@ -193,6 +196,46 @@ def causal_labeller(
     return TorchLabeller(columns, labels, device, tokens, tokens, frequency_border(model.config))
 
 
+def mixture_labeller(teachers: Sequence[Teacher], device: Device, columns: Mapping[str, Shape]) -> TorchLabeller:
+    """Return a labeller that makes label columns with a mixture of language models, which must be on the device."""
+    labels = partial(in_parts, lambda ids, lengths: mixture.token_labels(teachers, ids, columns, lengths))
+    tokens = min(forward_tokens(teacher.model, device) for teacher in teachers)
+    border = _shared_border([frequency_border(teacher.model.config) for teacher in teachers])
+    return TorchLabeller(columns, labels, device, tokens, tokens, border)
+
+
+def mean_labeller(labellers: Sequence[TorchLabeller], columns: Mapping[str, Shape]) -> TorchLabeller:
+    """Return a labeller whose labels are the means of the labels of several labellers of one method."""
+    own = member_columns(len(labellers))
+
+    def of_windows(*batch: Any) -> Columns:
+        labels = [labeller.of_windows(*batch) for labeller in labellers]
+        apart = {name: each[ENTROPY] for name, each in zip(own, labels, strict=True)}
+        means = {name: torch.stack([each[name] for each in labels]).mean(dim=0) for name in labels[0]}
+        return {**means, **apart}
+
+    border = _shared_border([labeller.border for labeller in labellers])
+    first, budget = labellers[0], min(labeller.budget for labeller in labellers)
+    batch_tokens = min(labeller.batch_tokens for labeller in labellers)
+    return TorchLabeller(columns, of_windows, first.device, budget, batch_tokens, border)
+
+
+def _shared_border(borders: Sequence[int | None]) -> int | None:
+    """Return the border between short and long windows of several models; None if no model has one.
+
+    Raises:
+        ValueError: if models have different borders. A batch could then not serve all of them.
+    """
+    known = {border for border in borders if border is not None}
+    if len(known) > 1:
+        listed = " and ".join(f"{border:,}" for border in sorted(known))
+        raise ValueError(
+            f"the checkpoints change their rotary frequencies (LongRoPE) at different lengths, beyond {listed} tokens; "
+            "name checkpoints of one such length with `estimator`"
+        )
+    return known.pop() if known else None
+
+
 def load_labeller(
     method: Method,
     checkpoint: Path,
@@ -218,6 +261,37 @@ def load_labeller(
     return causal_labeller(load_causal(checkpoint, device, dtype), first, device, columns or ENTROPY_ALONE)
 
 
+def load_ensemble(
+    method: Method, ensemble: Ensemble, device: Device, dtype: Dtype, columns: Mapping[str, Shape]
+) -> TorchLabeller:
+    """Load checkpoints that read the same tokens onto the device, and return the labeller of all of them together.
+
+    Causal models label with the mean of their probabilities, and checkpoints of the other methods with the mean of
+    their labels. A single checkpoint labels by itself.
+
+    Raises:
+        ValueError: if the device has no memory for all checkpoints.
+    """
+    checkpoints, starts = ensemble
+    names = columns_to_compute(columns, len(checkpoints))
+    if len(checkpoints) == 1:
+        return load_labeller(method, checkpoints[0], device, dtype, starts[0], names)
+    labellers, teachers = list[TorchLabeller](), list[Teacher]()
+    for number, (checkpoint, start) in enumerate(zip(checkpoints, starts, strict=True), 1):
+        try:
+            if method == "causal":
+                first = declared_start(checkpoint) if start is None else start
+                teachers.append(Teacher(load_causal(checkpoint, device, dtype), first))
+            else:
+                labellers.append(load_labeller(method, checkpoint, device, dtype))
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"{checkpoint}, checkpoint {number} of {len(checkpoints)}, does not fit into the memory of {device} "
+                "next to those before it; name fewer with `estimator`, or set `dtype` bfloat16"
+            ) from error
+    return mixture_labeller(teachers, device, names) if teachers else mean_labeller(labellers, names)
+
+
 def device_here(gpus: float | None = None) -> Device:
     """Return the device on which this process labels: a GPU if there is one and `gpus` is not 0, otherwise the CPU.
 
@@ -230,15 +304,9 @@ def device_here(gpus: float | None = None) -> Device:
 
 
 def load_labellers(
-    checkpoints: Sequence[Path],
-    device: Device,
-    *,
-    method: Method,
-    dtype: Dtype,
-    start: int | None,
-    columns: Mapping[str, Shape],
+    ensembles: Sequence[Ensemble], device: Device, *, method: Method, dtype: Dtype, columns: Mapping[str, Shape]
 ) -> tuple[TorchLabeller, ...]:
-    """Return one labeller on the device for each of a run's checkpoints, in the order of the checkpoints.
+    """Return one labeller on the device for each of a run's ensembles, in their order.
 
     torch is limited to one CPU thread, because labels must not depend on the number of cores.
 
@@ -248,4 +316,4 @@ def load_labellers(
     torch.set_num_threads(1)
     if device == "cuda" and dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         LOG.warning("%s cannot multiply in bfloat16; `dtype` float32 is faster", torch.cuda.get_device_name())
-    return tuple(load_labeller(method, checkpoint, device, dtype, start, columns) for checkpoint in checkpoints)
+    return tuple(load_ensemble(method, ensemble, device, dtype, columns) for ensemble in ensembles)

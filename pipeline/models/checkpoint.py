@@ -102,7 +102,7 @@ class Checkpoint:
         return cls(Path(copy), f"{name}@{Path(copy).resolve().name}")
 
     @cached_property
-    def members(self) -> tuple[Self, ...]:
+    def folds(self) -> tuple[Self, ...]:
         """The checkpoints of the folds, in the order of the folds; only the checkpoint itself if it has no folds.
 
         Raises:
@@ -164,8 +164,8 @@ class Checkpoint:
 
     @property
     def sha256(self) -> str:
-        """Digest of the configurations and weights of all `members`. Labels depend on them."""
-        return checkpoint_sha256(*self.members)
+        """Digest of the configurations and weights of all `folds`. Labels depend on them."""
+        return checkpoint_sha256(*self.folds)
 
     @property
     def is_shipped(self) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from string import Template
@@ -13,7 +13,7 @@ from pipeline.data.hub import Repository
 from pipeline.data.naming import load_call, public_names
 from pipeline.messages import in_markdown, name_in_markdown
 from pipeline.publish.origin import Origin
-from schemas.annotations import DESCRIPTIONS, LIMITS, Provenance
+from schemas.annotations import DESCRIPTIONS, Provenance
 from schemas.layout import Subset
 from schemas.receipts import BIN_NATS, BINS, Counts
 
@@ -53,7 +53,7 @@ def section(info: SubsetInfo) -> str:
     provenance, names = info.provenance, info.schema.names
     columns = [column for column in DESCRIPTIONS if column in names]
     types = [_type_name(info.schema.field(column).type) for column in columns]
-    shown = {**asdict(provenance), "source": public_names(provenance.source)}
+    shown = {**vars(provenance), "source": public_names(provenance.source)}
     return Template(SECTION.rstrip()).substitute(
         name=info.subset.name,
         figures=_figures(info),
@@ -62,7 +62,7 @@ def section(info: SubsetInfo) -> str:
         tokenizer=info.subset.in_repository.tokenizer.as_posix(),
         load_call=load_call(info.path, info.subset.name, info.revision),
         labels=info.labels,
-        limits=LIMITS[provenance.method],
+        limits=provenance.limits,
         seen=_seen(provenance),
         origin=info.origin.sentence,
         model=in_markdown(provenance.labelled_by),

@@ -38,7 +38,7 @@ from pipeline.report.statistics import (
     value_name,
 )
 from pipeline.report.tokens import MOST_CHARACTERS, TokenTexts
-from schemas.annotations import BETTER_MODEL, LIMITS, ROUNDING_NATS, SHIPPED_MODEL, Provenance
+from schemas.annotations import BETTER_MODEL, ROUNDING_NATS, SHIPPED_MODEL, Provenance
 from schemas.rows import is_text
 
 PAGE_FILE = "report.html"
@@ -195,7 +195,7 @@ def _notes(source: LabelledSource, sampled: Sampled, size: SampleSize, most_toke
 
 def _limits(provenance: Provenance) -> Iterator[str]:
     """Yield sentences about the limits of labels by this method and this model."""
-    yield LIMITS[provenance.method]
+    yield provenance.limits
     if provenance.model == SHIPPED_MODEL:
         yield f"The {SHIPPED_MODEL} is {BETTER_MODEL}."
 

@@ -65,7 +65,7 @@ def label_windows(
 
 def _same_tokens(made: Provenance) -> bool:
     """True if annotation labelled the tokens that the dataset stores, not those of another tokenizer."""
-    return made.estimator_tokenizer_sha256 is None
+    return not made.is_moved
 
 
 def _window(made: Provenance, context: int | None, longest: int | None) -> int:

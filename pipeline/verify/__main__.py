@@ -48,9 +48,10 @@ class Config:
     sample: int = field(default=5, kw_only=True)
     """Number of documents per subset to label again, spread over the shards. The new labels are compared with those in
     the dataset. 0 skips this check."""
-    estimator: str | None = field(default=None, kw_only=True)
-    """Checkpoint that labelled the dataset, to label the sample with: a folder or a name on the Hub. By default, the
-    checkpoint that the dataset names, if it ships with the project or has been fetched from the Hub before."""
+    estimator: tuple[str, ...] = field(default=(), kw_only=True)
+    """Checkpoint that labelled the dataset, to label the sample with: a folder or a name on the Hub; several, in the
+    order of annotation, if several labelled together. By default, the checkpoints that the dataset names, if they ship
+    with the project or have been fetched from the Hub before."""
     repair: bool = field(default=False, kw_only=True)
     """Move damaged shards and their receipts into the ledger's folder `damaged`. The annotate command that made the
     dataset then labels these shards again. Only datasets in a folder can be repaired. Nothing is deleted."""
@@ -58,8 +59,9 @@ class Config:
     def __post_init__(self) -> None:
         if self.sample < 0:
             raise ValueError(f"--sample must be at least 0, not {self.sample}")
-        if self.estimator is not None and not self.sample:
-            raise ValueError(f"--estimator {self.estimator} labels a sample, but --sample is 0; leave one of them out")
+        if self.estimator and not self.sample:
+            named = " ".join(self.estimator)
+            raise ValueError(f"--estimator {named} labels a sample, but --sample is 0; leave one of them out")
         if self.repair and self.dataset.startswith(HUB):
             raise ValueError(
                 f"--repair needs a folder; to repair {self.dataset}, run the annotate command that made it again"

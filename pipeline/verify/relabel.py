@@ -15,12 +15,11 @@ from huggingface_hub import snapshot_download
 from pipeline.data.corpus import fold_of
 from pipeline.data.documents import read_rows
 from pipeline.data.shards import TOKENS, inspect_shard, numbers_per_token
-from pipeline.data.windows import gather, window_batches
-from pipeline.engine.annotator import Annotator, LabelledBatch, load_annotator, moved
-from pipeline.engine.plan import Run
+from pipeline.data.windows import window_batches
+from pipeline.engine.annotator import Annotator, ChunkReading, LabelledBatch, LabelledReading, load_annotator
+from pipeline.engine.plan import Run, reading_tokenizers
 from pipeline.labels.labeller import device_here
-from pipeline.labels.retokenize import encode_with_ends
-from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, Checkpoint
+from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, Checkpoint, checkpoint_sha256
 from pipeline.verify.stored import Fault, Stored
 from schemas.annotations import (
     ENTROPY_COLUMNS,
@@ -29,6 +28,7 @@ from schemas.annotations import (
     SHIPPED_MODEL,
     TOP_LOGPROBS,
     Dtype,
+    Method,
     Provenance,
 )
 
@@ -78,23 +78,23 @@ def spread_rows(rows: Mapping[str, int], count: int) -> list[SampledRow]:
 
 
 def check_sample(
-    stored: Stored, provenance: Provenance, checkpoint: str | None, documents: Sequence[SampledRow]
+    stored: Stored, provenance: Provenance, named: Sequence[str], documents: Sequence[SampledRow]
 ) -> Relabelled:
     """Label the documents again and compare the new labels with the stored labels.
 
-    If `checkpoint` is None, the checkpoint named in the provenance is used.
+    If no checkpoints are `named`, those of the provenance are used.
 
     Raises:
-        LeftOutError: if the checkpoint named in the provenance is not available on this machine or did not label the
-            dataset, or if labelling needs text that was not kept.
-        ValueError: if `checkpoint` did not label the dataset.
+        LeftOutError: if a checkpoint of the provenance is not available on this machine or did not label the dataset,
+            or if labelling needs text that was not kept.
+        ValueError: if the named checkpoints did not label the dataset.
     """
-    annotator = load_annotator(_run(stored, provenance, checkpoint), device_here())
+    annotator = load_annotator(_run(stored, provenance, named), device_here())
     faults, tokens = list[Fault](), 0
     for document in documents:
         with stored.content(document.shard) as content:
             schema = inspect_shard(content.file).schema
-            text = {provenance.text_column} if annotator.estimator_tokenizer else set()
+            text = {provenance.text_column} if provenance.is_moved else set()
             names = {INPUT_IDS, *COMPARED, *text} & set(schema.names)
             read = pa.schema([field for field in schema if field.name in names])
             (row,) = read_rows(content.file, document.row, document.row + 1, read, TOKENS)
@@ -104,46 +104,46 @@ def check_sample(
     return Relabelled(len(documents), tokens, faults)
 
 
-def _run(stored: Stored, provenance: Provenance, named: str | None) -> Run:
-    """Return the settings of the run that labelled the dataset, with the checkpoint's path on this machine.
+def _run(stored: Stored, provenance: Provenance, named: Sequence[str]) -> Run:
+    """Return the settings of the run that labelled the dataset, with the paths of checkpoints on this machine.
 
     Raises:
         LeftOutError, ValueError: as `check_sample`.
     """
-    moves = provenance.estimator_tokenizer_sha256 is not None
-    if moves and not provenance.keep_text:
+    if provenance.is_moved and not provenance.keep_text:
         raise LeftOutError("labels were moved from another tokenizer, and the text was not kept")
-    checkpoint = _checkpoint(provenance) if named is None else Checkpoint.find(named)
-    members = tuple(member.folder for member in checkpoint.members)
-    if checkpoint.sha256 != provenance.checkpoint_sha256:
-        message = f"{named or provenance.model} is not the checkpoint that labelled {stored.place}"
-        if named is None:
-            raise LeftOutError(f"{message}; name that checkpoint with `estimator`")
-        raise ValueError(f"{message}; name {provenance.model} with `estimator`, or leave `estimator` out")
+    models = [member.model for member in provenance.members] or [provenance.model]
+    checkpoints = [*map(Checkpoint.find, named)] or [_checkpoint(model, provenance.method) for model in models]
+    folds = [fold for checkpoint in checkpoints for fold in checkpoint.folds]
+    if len(folds) != len(models) * provenance.folds or checkpoint_sha256(*folds) != provenance.checkpoint_sha256:
+        which = "is not the checkpoint that labelled" if len(models) == 1 else "are not the checkpoints that labelled"
+        message = f"{' '.join(named or models)} {which} {stored.place}"
+        if not named:
+            raise LeftOutError(f"{message}; name {'it' if len(models) == 1 else 'them'} with `estimator`")
+        raise ValueError(f"{message}; name {' '.join(models)} with `estimator`, or leave `estimator` out")
     tokenizer = stored.subset.tokenizer if provenance.tokenizer_sha256 else None
+    firsts = [checkpoint.folds[0].folder for checkpoint in checkpoints]
+    others = reading_tokenizers(provenance, firsts)
     nothing = pa.schema([])
-    return Run(stored.subset, members, tokenizer, members[0] if moves else None, provenance, nothing, nothing, 0)
+    folders = tuple(fold.folder for fold in folds)
+    return Run(stored.subset, folders, tokenizer, others, provenance, nothing, nothing, 0)
 
 
-def _checkpoint(provenance: Provenance) -> Checkpoint:
-    """Return the checkpoint named in the provenance, without downloading it: a dataset must not cause a download.
+def _checkpoint(model: str, method: Method) -> Checkpoint:
+    """Return a checkpoint named in the provenance, without downloading it: a dataset must not cause a download.
 
     Raises:
         LeftOutError: if the checkpoint is not available on this machine.
     """
-    if provenance.model == SHIPPED_MODEL:
-        return Checkpoint(SHIPPED / KIND_OF_METHOD[provenance.method])
-    name, _, commit = provenance.model.partition("@")
+    if model == SHIPPED_MODEL:
+        return Checkpoint(SHIPPED / KIND_OF_METHOD[method])
+    name, _, commit = model.partition("@")
     if commit:
         try:
-            return Checkpoint(Path(snapshot_download(name, revision=commit, local_files_only=True)), provenance.model)
+            return Checkpoint(Path(snapshot_download(name, revision=commit, local_files_only=True)), model)
         except (OSError, ValueError):
-            raise LeftOutError(
-                f"{provenance.model} is not on this disk; fetch it with `estimator` {provenance.model}"
-            ) from None
-    raise LeftOutError(
-        f"the provenance does not say where to find the checkpoint {provenance.model}; name it with `estimator`"
-    )
+            raise LeftOutError(f"{model} is not on this disk; fetch it with `estimator` {model}") from None
+    raise LeftOutError(f"the provenance does not say where to find the checkpoint {model}; name it with `estimator`")
 
 
 def _differing(annotator: Annotator, row: pa.RecordBatch, document: SampledRow) -> Iterator[str]:
@@ -151,7 +151,7 @@ def _differing(annotator: Annotator, row: pa.RecordBatch, document: SampledRow) 
     stored = {
         name: numbers_per_token(name, row.column(name)).astype(np.float32)[:MOST_TOKENS]
         for name in COMPARED
-        if name in annotator.labellers[0].columns and name in row.schema.names
+        if name in annotator.run.provenance.label_shapes and name in row.schema.names
     }
     relabelled = _labelled_again(annotator, row)
     for name, numbers in stored.items():
@@ -168,23 +168,22 @@ def _labelled_again(annotator: Annotator, row: pa.RecordBatch) -> dict[str, np.n
 
     If the labels are converted to another tokenizer's tokens, all tokens are labelled.
     """
-    settings, ends = annotator.run.provenance, None
-    ids_N = row.column(INPUT_IDS).flatten().to_numpy()
-    if annotator.estimator_tokenizer is not None and annotator.tokenizer is not None:
-        text = [row.column(settings.text_column)[0].as_py() or ""]
-        tokenizers = (annotator.estimator_tokenizer, annotator.tokenizer)
-        (read,), (written,) = (encode_with_ends(tokenizer, text) for tokenizer in tokenizers)
-        ids_N, ends = read.ids_T, [(read.ends_T, written.ends_T)]
-    labelled_N = np.arange(len(ids_N)) < MOST_TOKENS
-    if ends is not None:
-        labelled_N[:] = True
-    batches: list[LabelledBatch] = []
-    for fold, labeller in enumerate(annotator.labellers):
-        own_N = labelled_N & (fold_of(ids_N, settings.folds) == fold)
-        windows = window_batches(
-            [ids_N], [own_N], window=settings.window, overlap=settings.overlap, budget=1, border=labeller.border
-        )
-        values, _ = labeller.label(windows)
-        batches += zip(windows, values, strict=True)
-    labels = gather([ids_N], batches, annotator.labellers[0].columns)
-    return {name: (nats if ends is None else moved(nats, ends))[0] for name, nats in labels.items()}
+    settings = annotator.run.provenance
+    if settings.is_moved:
+        _, read = annotator.read([row.column(settings.text_column)[0].as_py() or ""])
+    else:
+        read = [([row.column(INPUT_IDS).flatten().to_numpy()], None)]
+    labelled: list[LabelledReading] = []
+    for reading, (documents, ends) in enumerate(read):
+        (ids_N,) = documents
+        wanted_N = np.full(len(ids_N), True) if settings.is_moved else np.arange(len(ids_N)) < MOST_TOKENS
+        batches: list[LabelledBatch] = []
+        for fold, labeller in enumerate(annotator.labellers_of(reading)):
+            own_N = wanted_N & (fold_of(ids_N, settings.folds) == fold)
+            windows = window_batches(
+                [ids_N], [own_N], window=settings.window, overlap=settings.overlap, budget=1, border=labeller.border
+            )
+            values, _ = labeller.label(windows)
+            batches += zip(windows, values, strict=True)
+        labelled.append((ChunkReading(documents, ends, []), batches))
+    return {name: arrays[0] for name, arrays in annotator.labels(labelled).items()}

@@ -49,10 +49,10 @@ def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
     ]
 
 
-def annotate_command(stored: Stored, records: Records, estimator: str | None = None) -> str:
+def annotate_command(stored: Stored, records: Records, estimator: tuple[str, ...] = ()) -> str:
     """Return the command that makes the damaged files again, ending in `...` if not all of its flags are known.
 
-    `estimator` is the checkpoint that the user named; the plan records only checkpoints on the Hub.
+    `estimator` has the checkpoints that the user named; the plan records only checkpoints on the Hub.
     """
     if records.plan is None:
         return "python -m pipeline.annotate ..."
@@ -61,16 +61,18 @@ def annotate_command(stored: Stored, records: Records, estimator: str | None = N
     return " ".join(["python -m pipeline.annotate", *given, *(["..."] if _is_incomplete(flags, records.plan) else [])])
 
 
-def _flags(plan: Plan, stored: Stored, estimator: str | None) -> dict[str, object]:
+def _flags(plan: Plan, stored: Stored, estimator: tuple[str, ...]) -> dict[str, object]:
     """Return a plan's settings as flags, except settings that a resumed run reads from the plan."""
     run = plan.provenance
-    tokenizer = stored.subset.tokenizer if run.estimator_tokenizer_sha256 else None
+    tokenizer = stored.subset.tokenizer if run.is_moved else None
+    members = tuple(member.model for member in run.members)
+    on_hub = members if members and all("@" in model for model in members) else plan.checkpoint
     return {
         "input": plan.inputs,
         "output": stored.place,
         "subset": stored.subset.name,
         "method": run.method,
-        "estimator": plan.checkpoint or estimator,
+        "estimator": on_hub or estimator,
         "start_token": _start_token(plan, stored),
         "label_columns": run.label_columns,
         "top_k": run.top_k,
@@ -92,15 +94,16 @@ def _flags(plan: Plan, stored: Stored, estimator: str | None) -> dict[str, objec
 def _is_incomplete(flags: Mapping[str, object], plan: Plan) -> bool:
     """Return True if the checkpoint's folder, a start token, or a chosen configuration or split is not in `flags`."""
     run = plan.provenance
-    lacks_folder = flags["estimator"] is None and run.model != SHIPPED_MODEL
-    lacks_start = flags["start_token"] is None and run.start_token is not None
+    lacks_folder = not flags["estimator"] and run.model != SHIPPED_MODEL
+    starts = (run.start_token, *(member.start_token for member in run.members))
+    lacks_start = flags["start_token"] is None and any(start is not None for start in starts)
     return lacks_folder or lacks_start or bool(run.choices)
 
 
 def _start_token(plan: Plan, stored: Stored) -> str | None:
     """Return the text of a causal model's start token, or None if its tokenizer is not that of the dataset."""
     run = plan.provenance
-    if run.start_token is None or run.estimator_tokenizer_sha256 or run.tokenizer_sha256 is None:
+    if run.start_token is None or run.is_moved or run.tokenizer_sha256 is None:
         return None
     text: str | None = load_tokenizer(stored.subset.tokenizer).id_to_token(run.start_token)
     return text

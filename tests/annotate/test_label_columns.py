@@ -55,7 +55,7 @@ def test_all_columns_of_a_causal_model_are_written_read_and_verified(
         assert ((ranks_T - slow_T).abs() <= 1).all() and (ranks_T == slow_T).float().mean() > 0.99
         np.testing.assert_allclose(row["entropy"][first], -p_T1.squeeze(1).log(), atol=0.005)
         np.testing.assert_allclose(row["expected_entropy"][first], torch.special.entr(p_TV).sum(dim=1), atol=0.005)
-    assert verified(tmp_path / "out", capsys, sample=7, estimator=str(folder / "model"))[0] == 0
+    assert verified(tmp_path / "out", capsys, sample=7, estimator=(str(folder / "model"),))[0] == 0
     rank = find_annotations(str(tmp_path / "out")).schema.field("rank").type
     assert str(rank.value_type) == "int32"
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.annotate.prepare import pin_checkpoint, pin_inputs
+from pipeline.annotate.members import pin_checkpoints
+from pipeline.annotate.prepare import pin_inputs
 from schemas.receipts import Plan
 from tests.builders import PROVENANCE
 
@@ -71,6 +72,6 @@ def test_a_named_path_is_read_whatever_the_plan_holds() -> None:
     ],
 )
 def test_a_checkpoint_is_the_one_that_is_named_at_a_commit(known: str | None, expected: str) -> None:
-    assert pin_checkpoint("user/model", plan(checkpoint=known)) == expected
-    assert pin_checkpoint(None, plan(checkpoint=known)) is None
-    assert pin_checkpoint("user/model@v1", plan(checkpoint=known)) == "user/model@v1"
+    assert pin_checkpoints(("user/model",), plan(checkpoint=known)) == (expected,)
+    assert pin_checkpoints((), plan(checkpoint=known)) == ()
+    assert pin_checkpoints(("user/model@v1",), plan(checkpoint=known)) == ("user/model@v1",)

@@ -23,7 +23,6 @@ from pipeline.data.annotated import find_annotations
 from pipeline.data.ledger import Ledger
 from pipeline.data.loader import Reading, labelled_rows
 from pipeline.models.causal_lm import prepend_start
-from pipeline.models.checkpoint import Checkpoint
 from schemas.annotations import Provenance, label_type
 from schemas.layout import Subset
 from schemas.receipts import Plan
@@ -159,7 +158,7 @@ def test_a_sample_has_predictions_where_it_has_labels(folder: Path, tmp_path: Pa
 def test_verify_labels_again_and_finds_what_was_changed(
     folder: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, lines = verified(dataset, capsys, sample=7, estimator=str(folder / "model"))
+    code, lines = verified(dataset, capsys, sample=7, estimator=(str(folder / "model"),))
     assert code == 0 and "7 documents labelled again" in lines[-2]
     faults = {
         "top_ids": (65535, "an id in `top_ids` is outside the model's vocabulary"),
@@ -234,24 +233,21 @@ def test_settings_without_sense_are_refused(settings: dict[str, object], said: s
         Config(**settings)  # type: ignore[arg-type]
 
 
-def test_predictions_need_the_models_own_tokens_and_enough_of_them(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 101}')
-    checkpoint = Checkpoint(tmp_path)
+def test_predictions_need_the_models_own_tokens_and_enough_of_them() -> None:
     with pytest.raises(ValueError, match="ids of --top-k cannot be moved to the tokens of another tokenizer; leave"):
-        predictions_for(Config(method="causal", top_k=4), checkpoint, True, None)
+        predictions_for(Config(method="causal", top_k=4), 101, True, None)
     with pytest.raises(ValueError, match="--top-k 102 is more than the 101 ids that the model predicts"):
-        predictions_for(Config(method="causal", top_k=102), checkpoint, False, None)
-    assert predictions_for(Config(method="causal", top_k=101), checkpoint, False, None)["top_k"] == 101
+        predictions_for(Config(method="causal", top_k=102), 101, False, None)
+    assert predictions_for(Config(method="causal", top_k=101), 101, False, None)["top_k"] == 101
 
 
-def test_a_resumed_run_keeps_its_predictions_and_an_older_one_has_none(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 101}')
+def test_a_resumed_run_keeps_its_predictions_and_an_older_one_has_none() -> None:
     newer = replace(PROVENANCE, method="causal", top_k=8, sampled_ids=2, predicted_vocabulary=101)
     values = json.loads(replace(PROVENANCE, method="causal").to_json())
     older = Provenance.from_values({name: value for name, value in values.items() if name not in predictions_of(newer)})
     for run, expected in ((newer, predictions_of(newer)), (older, dict.fromkeys(predictions_of(newer), 0))):
         plan = Plan(run, (), None, ())
-        assert predictions_for(Config(method="causal"), Checkpoint(tmp_path), False, plan) == expected
+        assert predictions_for(Config(method="causal"), 101, False, plan) == expected
 
 
 def predictions_of(run: Provenance) -> dict[str, int]:

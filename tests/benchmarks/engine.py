@@ -181,7 +181,7 @@ def resume(folder: Path, size: Size) -> Figure:
         input=(str(file),),
         output=str(folder / "out"),
         method="exact",
-        estimator=str(folder / "estimator"),
+        estimator=(str(folder / "estimator"),),
         tokenizer="none",
         rows_per_unit=1,
     )

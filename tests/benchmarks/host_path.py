@@ -70,7 +70,7 @@ def planned(file: Path, output: Path, rows_per_unit: int) -> tuple[Run, list[Uni
     provenance = replace(PROVENANCE, method="second-order", vocabulary=8192, window=256, overlap=128)
     schema, tokenizer = annotated_schema(source.schema, provenance), SHIPPED / "tokenizer"
     subset = Subset("host-path", output)
-    return Run(subset, (), tokenizer, None, provenance, source.schema, schema, len(units)), units
+    return Run(subset, (), tokenizer, (None,), provenance, source.schema, schema, len(units)), units
 
 
 class FreeLabels:

@@ -138,7 +138,7 @@ def planned_run(
     }
     provenance = replace(PROVENANCE, **{**settings, **changed})
     schema = annotated_schema(source.schema, provenance)
-    return Run(Subset("exact", output), (), None, None, provenance, source.schema, schema, len(units)), units
+    return Run(Subset("exact", output), (), None, (None,), provenance, source.schema, schema, len(units)), units
 
 
 def planned(folder: Path, faults: dict[int, int] | None = None, rows: int = 12) -> tuple[Run, list[Unit]]:

@@ -45,7 +45,7 @@ def text_run(folder: Path, file: Path, rows_per_unit: int = 4) -> tuple[Run, lis
     provenance = replace(PROVENANCE, vocabulary=8192, window=16, overlap=8, keep_text=True)
     schema = annotated_schema(source.schema, provenance)
     subset = Subset("exact", folder / "out")
-    return Run(subset, (), TOKENIZER, None, provenance, source.schema, schema, len(units)), units
+    return Run(subset, (), TOKENIZER, (None,), provenance, source.schema, schema, len(units)), units
 
 
 def annotated(run: Run, units: Sequence[Unit]) -> list[dict[str, Any]]:

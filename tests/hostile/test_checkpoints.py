@@ -66,7 +66,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(checkpoint: Path, kind: CheckpointKind, documents: Path) -> None:
     """Do everything that pipeline.annotate does with a checkpoint before the first document."""
     config = Config(
-        input=(str(documents),), output=str(documents.parent / "out"), estimator=str(checkpoint), method=METHODS[kind]
+        input=(str(documents),),
+        output=str(documents.parent / "out"),
+        estimator=(str(checkpoint),),
+        method=METHODS[kind],
     )
     run, _ = prepare(config, inspect(find_files(config.input), config.column), config.input)
     load_annotator(run, "cpu")

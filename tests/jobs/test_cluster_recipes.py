@@ -183,7 +183,7 @@ def test_a_cluster_without_a_shared_disk_writes_to_the_hub(recipe: Path, monkeyp
     entrypoint = read(recipe).get("spec", {}).get("entrypoint")
     for config in annotations([entrypoint] if entrypoint else in_comments(recipe), monkeypatch):
         assert config.repository is not None and config.private and config.gpus_per_worker == 1
-        assert config.estimator == "USER/second-order", "a checkpoint that every node can fetch"
+        assert config.estimator == ("USER/second-order",), "a checkpoint that every node can fetch"
 
 
 @pytest.mark.parametrize("recipe", CLUSTERS, ids=lambda path: path.stem)

@@ -1,12 +1,14 @@
 """Truth measurement in miniature: every method and introduction on two sources, in real processes, with every file."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pipeline.experiments.contest import RECIPES
+from pipeline.training.resume import begin
 from tests.conftest import RunCommand
 
 TINY = {
@@ -56,6 +58,27 @@ def test_every_introduction_of_the_embedding_is_measured(
     assert by_variant["projection above 2, 1 wide"] < by_variant["projection above 0, 1 wide"] / 2
     report = (output / "results.md").read_text(encoding="utf-8")
     assert "projection above 2, 2 wide | " in report and report in capsys.readouterr().out
+
+
+def test_ensembles_are_measured_and_an_interrupted_comparison_is_resumed(
+    run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, output = tmp_path / "tiny.yaml", tmp_path / "out"
+    config.write_text(yaml.safe_dump({"contest": TINY}), encoding="utf-8")
+    arguments = ("--config", config, "--output", output, "--sources", "markov-1", "topic-mixture", "--processes", 1)
+    begin(output, {"sources": ["markov-1"]})
+    (output / "training").mkdir()
+    assert run_command("jobs.measure_truth", "--ensemble", 2, *arguments) == 1
+    assert "holds another unfinished training" in capsys.readouterr().err
+    shutil.rmtree(output)
+    assert run_command("jobs.measure_truth", "--ensemble", 2, *arguments) == 0
+    rows = list(csv.DictReader((output / "results.csv").open(encoding="utf-8")))
+    assert [(row["source"], row["models"]) for row in rows] == [
+        (source, models) for source in ("markov-1", "topic-mixture") for models in "12"
+    ]
+    report = (output / "results.md").read_text(encoding="utf-8")
+    assert "2 models are nearer to the truth than one on" in report and report in capsys.readouterr().out
+    assert len(list(output.glob("training/*/member-*/causal/model.safetensors"))) == 4
 
 
 @pytest.mark.parametrize(

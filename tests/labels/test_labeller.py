@@ -13,7 +13,16 @@ from transformers import PreTrainedModel
 from pipeline.data.windows import window_batches
 from pipeline.engine.annotator import load_annotator
 from pipeline.labels import exact, second_order
-from pipeline.labels.labeller import DeviceError, TorchLabeller, _sent, forward_tokens, load_labeller
+from pipeline.labels.ensemble import Ensemble
+from pipeline.labels.labeller import (
+    DeviceError,
+    TorchLabeller,
+    _sent,
+    forward_tokens,
+    load_ensemble,
+    load_labeller,
+    mean_labeller,
+)
 from pipeline.models.second_order import Entropies, SecondOrderModel
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Dtype, Method
 from tests.builders import write_documents
@@ -228,6 +237,35 @@ def test_a_window_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     none = replace(labeller, of_windows=LimitedDevice(labeller, tokens=20))
     with pytest.raises(DeviceError, match="a window of 25 tokens does not fit into the memory of cpu"):
         label_documents(random_documents(25), none, window=32, overlap=16)
+
+
+def test_checkpoints_that_do_not_fit_together_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = (tmp_path / "one", tmp_path / "two")
+    for folder in folders:
+        tiny_language_model().save_pretrained(folder)
+    loaded = list[Path]()
+
+    def load(folder: Path, *_: object) -> PreTrainedModel:
+        if loaded:
+            raise torch.OutOfMemoryError
+        loaded.append(folder)
+        return tiny_language_model()
+
+    monkeypatch.setattr("pipeline.labels.labeller.load_causal", load)
+    with pytest.raises(ValueError, match=f"{folders[1]}, checkpoint 2 of 2, does not fit into the memory of cpu"):
+        load_ensemble("causal", Ensemble(folders, (5, 5)), "cpu", "float32", {"entropy": ()})
+
+
+def test_an_ensemble_has_one_border_between_short_and_long_windows(tmp_path: Path) -> None:
+    tiny_second_order().save_pretrained(tmp_path)
+    labeller = load_labeller("second-order", tmp_path, "cpu")
+
+    def border(*borders: int | None) -> int | None:
+        return mean_labeller([replace(labeller, border=each) for each in borders], {"entropy": ()}).border
+
+    assert (border(None, None), border(None, 20), border(20, 20)) == (None, 20, 20)
+    with pytest.raises(ValueError, match="beyond 9 and 20 tokens"):
+        border(20, None, 9)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -193,6 +193,8 @@ def _write_checkpoints(folder: Path) -> None:
     config = json.loads((sizes / "config.json").read_text(encoding="utf-8"))
     (sizes / "config.json").write_text(json.dumps({**config, "decoder_width": 48}), encoding="utf-8")
     shutil.copytree(models / "estimator", models / "folds" / "fold-0-of-2")
+    for fold in range(2):
+        shutil.copytree(models / "estimator", models / "both-folds" / f"fold-{fold}-of-2")
     shutil.copytree(models / "estimator", models / "tokenizer-of-another")
     copy_tokenizer(SHIPPED / "tokenizer", models / "tokenizer-of-another")
     tiny_language_model(vocabulary=8193).save_pretrained(models / "causal-of-text")
@@ -202,6 +204,8 @@ def _write_checkpoints(folder: Path) -> None:
     small: Tokenizer = train_byte_pairs(sample_texts(2), 300)
     (models / "tokenizer-bare").mkdir()
     small.save(str(models / "tokenizer-bare" / "tokenizer.json"))
+    shutil.copytree(models / "causal-of-text", models / "causal-of-others")
+    shutil.copy(models / "tokenizer-bare" / "tokenizer.json", models / "causal-of-others" / "tokenizer.json")
 
 
 def _write_hostile(folder: Path) -> None:

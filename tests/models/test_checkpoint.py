@@ -201,15 +201,15 @@ def test_the_digest_changes_with_the_weights(tmp_path: Path, estimator_folder: P
 
 
 def test_a_folder_of_folds_has_one_checkpoint_per_fold(tmp_path: Path) -> None:
-    assert Checkpoint(tmp_path).members == (Checkpoint(tmp_path),)
+    assert Checkpoint(tmp_path).folds == (Checkpoint(tmp_path),)
     for fold in range(2):
         tiny_estimator().save_pretrained(fold_folder(tmp_path, fold, 2))
     checkpoint = Checkpoint(tmp_path)
-    assert [member.name for member in checkpoint.members] == ["fold-0-of-2", "fold-1-of-2"]
-    assert checkpoint.sha256 != checkpoint.members[0].sha256
+    assert [member.name for member in checkpoint.folds] == ["fold-0-of-2", "fold-1-of-2"]
+    assert checkpoint.sha256 != checkpoint.folds[0].sha256
     (tmp_path / "fold-1-of-2").rename(tmp_path / "fold-2-of-3")
     with pytest.raises(ValueError, match="does not hold 2 folds: see fold-1-of-2"):
-        assert Checkpoint(tmp_path).members
+        assert Checkpoint(tmp_path).folds
 
 
 def test_a_name_is_looked_up_as_a_folder_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,10 @@ RULES = (
     Rule("python -m pipeline.annotate --limit 10 --output ten --workers 0"),
     Rule("python -m pipeline.annotate --output annotated --workers 0", added="--limit 12"),
     Rule("python -m pipeline.annotate --limit 10 --method causal", changed={_SMOLLM2: "--estimator language-model"}),
+    Rule(
+        "python -m pipeline.annotate --limit 10 --method causal --estimator HuggingFaceTB/SmolLM2-135M",
+        changed={"HuggingFaceTB/SmolLM2-135M HuggingFaceTB/SmolLM2-360M": "language-model language-model"},
+    ),
     Rule("python -m pipeline.annotate --input notes.txt"),
     Rule(
         "python -m pipeline.annotate --input notes.txt --method causal",
@@ -127,6 +131,11 @@ RULES = (
         "python -m jobs.measure_truth --introduction",
         changed={"DIR": "introduction", "500": "2"},
         added="--config tiny/truth.yaml --sources markov-1 --widths 1 --processes 1",
+    ),
+    Rule(
+        "python -m jobs.measure_truth --ensemble",
+        changed={"DIR": "ensembles"},
+        added="--config tiny/truth.yaml --sources markov-1 --processes 1",
     ),
     Rule(
         "python -m jobs.measure_truth",

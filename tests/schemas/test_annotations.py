@@ -1,13 +1,13 @@
 """Provenance of untrusted datasets: it is read completely, or refused with a one-line error."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.annotations import Provenance
+from schemas.annotations import LIMITS, EnsembleMember, Provenance
 from tests.builders import PROVENANCE
 
 WRITTEN = json.loads(json.dumps(asdict(PROVENANCE)))
@@ -42,6 +42,10 @@ JSON = st.recursive(
                 ({"source": "s"}, 'source is "s", not a list'),
                 ({"source": [1]}, "source is 1, not text"),
                 ({"columns": [None]}, "columns is null, not text"),
+                ({"members": [{"model": "one"}]}, "its members is (EnsembleMember(model='one', "),
+                ({"members": [{"model": "one"}, {"start_token": 5}]}, "members lacks model"),
+                ({"members": [{"model": "a"}, {"model": "b", "start_token": 2**25}]}, "its members is ("),
+                ({"label_columns": ["entropy", "entropy_deviation"]}, "its label_columns is ('entropy', "),
             )
         ),
     ],
@@ -56,6 +60,20 @@ def test_provenance_is_read_back_and_an_older_version_with_fewer_fields_is_read_
     assert Provenance.from_json(PROVENANCE.to_json()) == PROVENANCE
     older = {name: value for name, value in WRITTEN.items() if name not in ("folds", "model", "source_files")}
     assert Provenance.from_json(json.dumps({**older, "share": 1})) == PROVENANCE
+
+
+def test_an_ensemble_says_how_its_members_labels_were_combined() -> None:
+    pair = (EnsembleMember(model="one", start_token=3), EnsembleMember(model="two", start_token=4))
+    causal = replace(PROVENANCE, method="causal", model="one + two", members=pair)
+    assert Provenance.from_json(causal.to_json()) == causal
+    assert causal.labelled_by == "mean probability of one + two" and not causal.is_moved
+    other = replace(causal, members=(pair[0], replace(pair[1], tokenizer_sha256="t" * 64)))
+    assert other.labelled_by == "mean of moved nats of one + two" and other.is_moved
+    both = replace(causal, members=tuple(replace(member, tokenizer_sha256="t" * 64) for member in pair))
+    assert both.labelled_by == "mean probability of one + two" and both.is_moved
+    exact = replace(causal, method="exact")
+    assert exact.labelled_by == "mean of nats of one + two" and exact.limits.startswith(LIMITS["exact"])
+    assert "the mean of their labels" in exact.limits and PROVENANCE.limits == LIMITS["exact"]
 
 
 @given(st.dictionaries(st.sampled_from(sorted(WRITTEN)), JSON, max_size=3))

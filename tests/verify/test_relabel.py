@@ -100,14 +100,14 @@ def test_labels_of_the_checkpoint_pass_and_others_are_faults(
 ) -> None:
     output = tmp_path / "out"
     checkpoint = annotated(folder, output, way, run_command)
-    code, (sample, last) = verified(output, capsys, sample=13, estimator=str(checkpoint))
+    code, (sample, last) = verified(output, capsys, sample=13, estimator=(str(checkpoint),))
     assert code == 0 and last.endswith(": all match their receipts")
     if way == "moved, without text":
         assert sample.endswith("labels were moved from another tokenizer, and the text was not kept")
         return
     assert ": 13 documents labelled again, " in sample
     changed(output, lambda labels_N: labels_N + 1)
-    code, lines = verified(output, capsys, sample=13, estimator=str(checkpoint))
+    code, lines = verified(output, capsys, sample=13, estimator=(str(checkpoint),))
     assert code == 1
     assert sum("nats off what the checkpoint gives now" in line for line in lines) == 12
 
@@ -119,7 +119,7 @@ def test_a_single_wrong_label_is_a_fault_in_float32(
     for steps, code in ((1, 0), (2, 1)):
         shutil.copytree(tmp_path / "out", tmp_path / str(steps))
         changed(tmp_path / str(steps), lambda labels_N, steps=steps: _raised(labels_N, steps))  # type: ignore[misc]
-        found, lines = verified(tmp_path / str(steps), capsys, sample=13, estimator=str(folder / "second-order"))
+        found, lines = verified(tmp_path / str(steps), capsys, sample=13, estimator=(str(folder / "second-order"),))
         assert sum("off what the checkpoint" in line for line in lines) == 12 * code
         assert found == 1  # the card is gone
 
@@ -139,7 +139,7 @@ def test_the_sample_is_skipped_without_its_checkpoint_and_another_is_refused(
         "second-order; name it with `estimator`"
     )
     with pytest.raises(ValueError, match="exact is not the checkpoint that labelled"):
-        verified(tmp_path / "out", capsys, sample=2, estimator=str(folder / "exact"))
+        verified(tmp_path / "out", capsys, sample=2, estimator=(str(folder / "exact"),))
 
 
 def test_the_same_annotate_command_restores_what_a_repair_set_aside(
@@ -149,14 +149,14 @@ def test_the_same_annotate_command_restores_what_a_repair_set_aside(
     sound = {file: file.read_bytes() for file in tmp_path.rglob("*.parquet")}
     second = sorted(sound)[1]
     second.write_bytes(bytes(reversed(sound[second])))
-    code, lines = verified(tmp_path / "out", capsys, repair=True, sample=13, estimator=str(checkpoint))
+    code, lines = verified(tmp_path / "out", capsys, repair=True, sample=13, estimator=(str(checkpoint),))
     assert code == 1 and not second.exists()
     wanted = f"  python -m pipeline.annotate --input {folder}/in.parquet --output {tmp_path}/out --subset causal"
     assert lines[-1].startswith(wanted)
     _, _, module, *arguments = shlex.split(lines[-1])
     assert run_command(module, *arguments, "--workers", 0) == 0
     assert {file: file.read_bytes() for file in sound} == sound
-    assert verified(tmp_path / "out", capsys, sample=13, estimator=str(checkpoint))[0] == 0
+    assert verified(tmp_path / "out", capsys, sample=13, estimator=(str(checkpoint),))[0] == 0
 
 
 def test_the_command_that_a_repair_prints_restores_a_dataset_and_does_not_extend_it(
@@ -183,7 +183,7 @@ def test_labels_without_a_ledger_are_compared_with_their_checkpoint_too(
     checkpoint = annotated(folder, tmp_path / "out", "second-order", run_command)
     changed(tmp_path / "out", lambda labels_N: labels_N - 1)
     shutil.rmtree(tmp_path / "out" / "_ledger")
-    code, lines = verified(tmp_path / "out", capsys, sample=13, estimator=str(checkpoint))
+    code, lines = verified(tmp_path / "out", capsys, sample=13, estimator=(str(checkpoint),))
     assert code == 1 and sum("off what the checkpoint" in line for line in lines) == 12
 
 

@@ -36,7 +36,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy_tokenizer(folder / "tokens", folder / "model")
     settings: dict[str, Any] = {"workers": 0, "rows_per_unit": 3, "dtype": "float32"}
     settings |= {"input": (str(folder / "in.parquet"),), "output": str(folder / "out")}
-    assert annotate(Config(estimator=str(folder / "model"), **settings)) == 0
+    assert annotate(Config(estimator=(str(folder / "model"),), **settings)) == 0
     return folder / "out"
 
 

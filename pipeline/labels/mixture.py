@@ -1,0 +1,93 @@
+"""Mixture of causal language models: labels from the mean of the probabilities that several models give each token.
+
+The models read the same ids. The mean of their probabilities is itself a prediction, with a surprisal, an entropy and
+ranks. Its surprisal is at most the mean of the models' surprisals.
+
+B rows, T tokens, N tokens of all rows, V vocabulary, D width.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline.labels.causal import in_windows
+from pipeline.labels.ensemble import member_columns
+from pipeline.models.causal_lm import (
+    OutputHead,
+    longest_window,
+    next_token_hidden,
+    output_head,
+    prepend_start,
+)
+from pipeline.models.cross_entropy import chunk_tokens
+from pipeline.models.predictions import label_values
+from schemas.annotations import Shape
+
+
+class Teacher(NamedTuple):
+    """A causal language model, and the token that it reads before each window."""
+
+    model: PreTrainedModel
+    start: int
+
+
+@torch.no_grad()
+def token_labels(
+    teachers: Sequence[Teacher],
+    input_ids_BT: Tensor,
+    columns: Mapping[str, Shape],
+    lengths_B: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return the labels of right-padded texts by column, as `causal.token_labels` does for a single model.
+
+    The columns are about the mean of the teachers' probabilities. Those of `member_columns` are the surprisals of each
+    teacher, float32 [B, T]. Texts longer than the shortest context are labelled in windows of that length.
+    """
+    heads = [output_head(teacher.model) for teacher in teachers]
+
+    def labels(ids_BT: Tensor, uniform_BT: Tensor | None) -> dict[str, Tensor]:
+        hidden = [next_token_hidden(teacher.model, prepend_start(ids_BT, teacher.start)) for teacher in teachers]
+        return mixture_labels(hidden, heads, ids_BT, columns, uniform_BT)
+
+    contexts = [context for teacher in teachers if (context := longest_window(teacher.model.config)) is not None]
+    return in_windows(labels, input_ids_BT, columns, min(contexts, default=None), lengths_B)
+
+
+@torch.no_grad()
+def mixture_labels(
+    hidden: Sequence[Tensor],
+    heads: Sequence[OutputHead],
+    targets_BT: Tensor,
+    columns: Mapping[str, Shape],
+    uniform_BT: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return the requested columns by name, as `predictive_labels` does for a single model; see `token_labels`.
+
+    Args:
+        hidden: last hidden states [B, T, D] of each model. The widths D may differ.
+        heads: head of each model. Vocabularies may be padded to different lengths V. A model gives no probability to
+            ids beyond its own vocabulary.
+        targets_BT: tokens, with ids in all vocabularies.
+        uniform_BT: a random number for each token, which `sampled_ids` needs.
+    """
+    tokens, widest = min(chunk_tokens(head.weight_VD) for head in heads), max(len(head.weight_VD) for head in heads)
+    random_BT = torch.zeros_like(targets_BT, dtype=torch.float32) if uniform_BT is None else uniform_BT
+    flat = [targets_BT.flatten(), random_BT.flatten(), *(hidden_BTD.flatten(0, 1) for hidden_BTD in hidden)]
+    values: dict[str, list[Tensor]] = {name: [] for name in columns}
+    apart = [values.get(name) for name in member_columns(len(heads))]
+    for target_N, uniform_N, *states in zip(*(each.split(tokens) for each in flat), strict=True):
+        log_p_NV = torch.full((len(target_N), widest), -torch.inf, device=target_N.device)
+        for hidden_ND, head, surprisals in zip(states, heads, apart, strict=True):
+            own_NV = head.logits(hidden_ND).log_softmax(dim=1)
+            if surprisals is not None:
+                surprisals.append(-own_NV.gather(1, target_N.unsqueeze(1)).squeeze(1))
+            known_NV = log_p_NV[:, : own_NV.shape[1]]
+            torch.logaddexp(known_NV, own_NV, out=known_NV)
+        log_p_NV -= math.log(len(heads))
+        for name, value in label_values(log_p_NV, target_N, uniform_N, columns):
+            values[name].append(value)
+    return {name: torch.cat(parts, dim=-1).unflatten(-1, targets_BT.shape) for name, parts in values.items()}
