@@ -15,6 +15,7 @@ from pipeline.data.naming import is_local, named_inputs, recorded, urls, without
 from pipeline.data.sample import SAMPLE_NAME
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, named_token, token_source
 from pipeline.engine.plan import Run, Snapshot, Source, Unit, default_rows_per_unit, fast_dtype, plan_units
+from pipeline.labels.calibration import read_calibration, require_applicable
 from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, Checkpoint
 from schemas.annotations import (
     COLUMNS_OF_METHOD,
@@ -73,6 +74,7 @@ def prepare(
     provenance = provenance_for(config, source, inputs, checkpoint, tokens, existing)
     passed = source.schema if provenance.names_of_text or not is_of_text(source) else without_names(source.schema)
     schema = annotated_schema(passed, provenance)
+    require_applicable(provenance, schema)
     units = plan_units(source, rows_per_unit=provenance.rows_per_unit, limit=config.limit)
     folder, repository = checkpoint.folder.resolve(), checkpoint.repository
     run = Run(
@@ -128,6 +130,7 @@ def provenance_for(
         longest_document=config.longest,
         estimator_tokenizer_sha256=first.tokenizer_sha256 if labels_move(first, tokens) else None,
         label_columns=label_columns_for(config, labels_move(first, tokens), existing),
+        calibration=None if config.calibration is None else read_calibration(config.calibration),
         names_of_text=is_of_text(source) and (existing is None or existing.provenance.names_of_text),
         **names_for(config, source, inputs, checkpoint, existing),
     )

@@ -28,6 +28,7 @@ from pipeline.data.tokenizer import load_tokenizer
 from pipeline.data.windows import WindowBatch, gather, sample_positions, window_batches
 from pipeline.engine.plan import Run, Unit
 from pipeline.engine.throughput import HELD, Stages, UnitResult
+from pipeline.labels.calibration import calibrated, rows_without_fit
 from pipeline.labels.retokenize import encode_with_ends, move_nats
 from pipeline.messages import redacted
 from schemas.annotations import Device
@@ -142,6 +143,7 @@ class Annotator:
                 with stages.timed("write"):
                     table = self._table(chunk, batches)
                     counts += count(chunk.rows, table, self.run.column, self.tokenizer)
+                    counts += Counts(rows_without_fit=rows_without_fit(chunk.rows, self.run.provenance.calibration))
                     writer.write(table)
                 memory.release(chunk.rows.nbytes)
             with stages.timed("write"):
@@ -261,7 +263,8 @@ class Annotator:
         labels = gather(chunk.documents, batches, self.labellers[0].columns)
         if chunk.ends is not None:
             labels = {name: moved(nats, chunk.ends) for name, nats in labels.items()}
-        return annotated_rows(chunk.rows, chunk.tokens, labels, self.run.schema)
+        written = calibrated(labels, self.run.provenance.calibration, chunk.rows)
+        return annotated_rows(chunk.rows, chunk.tokens, written, self.run.schema)
 
 
 def load_annotator(run: Run, device: Device) -> Annotator:

@@ -18,6 +18,7 @@ from pipeline.data.shards import ENTROPY_COLUMNS, TOKENS, inspect_shard
 from pipeline.data.windows import gather, window_batches
 from pipeline.engine.annotator import Annotator, LabelledBatch, load_annotator, moved
 from pipeline.engine.plan import Run
+from pipeline.labels.calibration import calibrated
 from pipeline.labels.labeller import device_here
 from pipeline.labels.retokenize import encode_with_ends
 from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, Checkpoint
@@ -84,7 +85,8 @@ def check_sample(
         with stored.content(document.shard) as content:
             schema = inspect_shard(content.file).schema
             text = {provenance.text_column} if annotator.estimator_tokenizer else set()
-            names = {INPUT_IDS, *ENTROPY_COLUMNS, *text} & set(schema.names)
+            by = {provenance.calibration.by} if provenance.calibration is not None else set()
+            names = {INPUT_IDS, *ENTROPY_COLUMNS, *text, *by} & set(schema.names)
             read = pa.schema([field for field in schema if field.name in names])
             (row,) = read_rows(content.file, document.row, document.row + 1, read, TOKENS)
         tokens += min(MOST_TOKENS, len(row.column(INPUT_IDS).flatten()))
@@ -177,4 +179,6 @@ def _labelled_again(annotator: Annotator, row: pa.RecordBatch) -> dict[str, np.n
         values, _ = labeller.label(windows)
         batches += zip(windows, values, strict=True)
     labels = gather([ids_N], batches, annotator.labellers[0].columns)
-    return {name: (nats if ends is None else moved(nats, ends))[0] for name, nats in labels.items()}
+    if ends is not None:
+        labels = {name: moved(nats, ends) for name, nats in labels.items()}
+    return {name: nats for name, (nats,) in calibrated(labels, settings.calibration, row).items()}
