@@ -112,9 +112,7 @@ def print_agreement(pairs: list[Pair], calibration: Calibration) -> None:
         for when, applied in (("before", None), ("after", calibration)):
             found = agreement(pairs, column, applied)
             say(f"{f'{column}, {when}':28}" + ("  no labels that differ" if found is None else _figures(found)))
-    say(
-        "slope and bias: of the regression of the reference on the label, in nats; difference: mean of label - reference"
-    )
+    say("slope and bias in nats: regression of the reference on the label; difference: mean of label - reference")
 
 
 def _figures(found: Agreement) -> str:
