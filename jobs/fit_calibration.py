@@ -16,9 +16,9 @@ from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.atomic import write_text
 from pipeline.labels.calibration import labelled_with
 from pipeline.labels.calibration_fit import (
-    Agreement,
     Pair,
     Paired,
+    ScaleAgreement,
     agreement,
     column_fit,
     digest_of,
@@ -115,7 +115,7 @@ def print_agreement(pairs: list[Pair], calibration: Calibration) -> None:
     say("slope and bias in nats: regression of the reference on the label; difference: mean of label - reference")
 
 
-def _figures(found: Agreement) -> str:
+def _figures(found: ScaleAgreement) -> str:
     means = f"{found.mean_difference:>12.3f}{found.mean_absolute_error:>10.3f}"
     return f"{found.tokens:>10,}{found.slope:>8.3f}{found.bias:>8.3f}{means}"
 

@@ -78,7 +78,7 @@ class ColumnFit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled:
+class LabelSettings:
     """Settings that made the labels to calibrate. A calibration is valid only for labels of the same settings."""
 
     method: str
@@ -97,7 +97,7 @@ class Calibration:
     by: str | None
     """Column of the source whose values are the domains; None for one fit for all documents."""
     columns: tuple[ColumnFit, ...]
-    labelled: Labelled
+    labelled: LabelSettings
     reference: str
     """Name of the model that made the reference's labels."""
     reference_sha256: str

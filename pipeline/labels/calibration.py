@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from schemas.annotations import MOST_NATS, Provenance
-from schemas.calibrations import Calibration, Fit, Labelled
+from schemas.calibrations import Calibration, Fit, LabelSettings
 from schemas.decoding import reading, text_of
 
 LabelLists = Mapping[str, Sequence[np.ndarray]]
@@ -73,9 +73,9 @@ def read_calibration(file: Path) -> Calibration:
         return Calibration.from_json(text_of(file))
 
 
-def labelled_with(provenance: Provenance) -> Labelled:
+def labelled_with(provenance: Provenance) -> LabelSettings:
     """Return the settings that a calibration depends on."""
-    return Labelled(**{name: getattr(provenance, name) for name in Labelled.__dataclass_fields__})
+    return LabelSettings(**{name: getattr(provenance, name) for name in LabelSettings.__dataclass_fields__})
 
 
 def require_applicable(provenance: Provenance, written: pa.Schema) -> None:

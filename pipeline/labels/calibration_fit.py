@@ -1,7 +1,6 @@
 """Fit of a calibration: pairs of labels of the same tokens from two annotated datasets, and functions between them.
 
-S tokens of the reference's document, T tokens of the document whose labels are calibrated, N tokens of all documents, D
-documents.
+S tokens of the reference's document, T tokens of the document whose labels are calibrated, N tokens of all documents.
 """
 
 import hashlib
@@ -223,8 +222,8 @@ def require_scikit_learn() -> type:
     return regression
 
 
-class Agreement(NamedTuple):
-    """Agreement of labels with a reference, over the tokens of some documents."""
+class ScaleAgreement(NamedTuple):
+    """ScaleAgreement of labels with a reference, over the tokens of some documents."""
 
     tokens: int
     slope: float
@@ -236,7 +235,7 @@ class Agreement(NamedTuple):
     mean_absolute_error: float
 
 
-def agreement(pairs: Sequence[Pair], column: str, calibration: Calibration | None) -> Agreement | None:
+def agreement(pairs: Sequence[Pair], column: str, calibration: Calibration | None) -> ScaleAgreement | None:
     """Return the agreement of a column, calibrated if `calibration` is given, with the reference.
 
     Return None if the labels are all equal.
@@ -246,7 +245,7 @@ def agreement(pairs: Sequence[Pair], column: str, calibration: Calibration | Non
         return None
     difference_N = labels_N - reference_N
     means = float(difference_N.mean()), float(np.abs(difference_N).mean())
-    return Agreement(len(labels_N), *line(labels_N, reference_N), *means)
+    return ScaleAgreement(len(labels_N), *line(labels_N, reference_N), *means)
 
 
 def _calibrated(pairs: Sequence[Pair], column: str, calibration: Calibration | None) -> Iterator[Pair]:

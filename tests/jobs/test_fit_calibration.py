@@ -1,11 +1,13 @@
 """A calibration that is fitted to planted labels, applied by annotation, checked by verification and published."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
@@ -14,12 +16,14 @@ from pipeline.data.ledger import Ledger
 from pipeline.data.shards import annotated_rows, write_shard
 from pipeline.data.tokenizer import train_byte_pairs
 from pipeline.labels.calibration import read_calibration
+from pipeline.labels.calibration_fit import agreement, is_held_out, paired
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from schemas.annotations import ENTROPY, ROUNDING_NATS, annotated_schema
 from schemas.layout import Subset, shard_name
 from schemas.receipts import total
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand
+from tests.smollm2 import INSTALLED
 from tests.tiny_models import tiny_second_order
 from tests.verify.datasets import verified
 
@@ -53,15 +57,15 @@ def label(folder: Path, run_command: RunCommand) -> Callable[..., int]:
     return label
 
 
-def write_reference(cheap: Path, folder: Path, column: str = ENTROPY) -> Path:
+def write_reference(cheap: Path, folder: Path) -> Path:
     """Write the dataset of a better labeller: planted lines of the labels of `cheap`, as a dataset of one column."""
     dataset = find_annotations(str(cheap))
     provenance = replace(dataset.provenance, model="better", label_columns=(ENTROPY,), method="causal")
     schema = annotated_schema(pa.schema([("language", pa.string())]), provenance)
     tables = []
-    for batch in dataset.batches(("input_ids", column, "language")):
+    for batch in dataset.batches(("input_ids", ENTROPY, "language")):
         rows = as_rows(batch)
-        planted = [row[column] * slope + bias for row in rows for slope, bias in [PLANTED[row["language"]]]]
+        planted = [row[ENTROPY] * slope + bias for row in rows for slope, bias in [PLANTED[row["language"]]]]
         source = pa.record_batch({"language": batch.column("language")})
         tables.append(annotated_rows(source, [row["input_ids"] for row in rows], {ENTROPY: planted}, schema))
     write_shard(Subset("causal", folder).data / shard_name(0, 1), tables, schema)
@@ -127,8 +131,9 @@ def test_a_run_resumes_with_its_calibration_and_refuses_another_or_none(
     Ledger(subset).delete(Ledger(subset).receipts()[:2])
     assert len([*output.rglob("*.parquet")]) == len(sound) - 2
     capsys.readouterr()
-    for flags in (("--calibration", tmp_path / "other.json"), ()):
-        assert label(output, *flags) == 1
+    of_another: tuple[object, ...] = ("--calibration", tmp_path / "other.json")
+    for given in (of_another, ()):
+        assert label(output, *given) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert "holds another run's dataset (calibration linear against better" in line and len(line) < 1000
     assert label(output, "--calibration", tmp_path / "one.json") == 0
@@ -169,3 +174,28 @@ def test_a_reference_of_other_tokens_is_moved(
     )
     code, (sample, _) = verified(tmp_path / "out", capsys, sample=9, estimator=str(folder / "model"))
     assert code == 0 and "9 documents labelled again" in sample
+
+
+@pytest.mark.fineweb
+@pytest.mark.pretrained
+@pytest.mark.skipif(not INSTALLED, reason="`make pretrained` was not run")
+def test_shipped_labels_get_the_scale_of_smollm2(run_command: RunCommand, tmp_path: Path) -> None:
+    """Forty beginnings of documents show a slope near 1; docs/results.md has the figures of 400 documents."""
+    texts = pq.read_table(os.environ["FINEWEB"]).column("text").to_pylist()[:40]
+    write_documents(tmp_path / "in.parquet", [text[:1000] for text in texts])
+    label = ("pipeline.annotate", "--workers", 0, "--input", tmp_path / "in.parquet")
+    better = ("--method", "causal", "--estimator", "smollm2", "--tokenizer", SHIPPED / "tokenizer")
+    assert run_command(*label, "--output", tmp_path / "small") == 0
+    assert run_command(*label, *better, "--output", tmp_path / "better") == 0
+    sets = ("--labels", tmp_path / "small", "--reference", tmp_path / "better", "--held-out", 0.5)
+    assert run_command(JOB, *sets, "--output", tmp_path / "calibration.json") == 0
+    small, reference = (find_annotations(str(tmp_path / name)) for name in ("small", "better"))
+    pairs = paired(small, reference, None).pairs
+    held_out = [pair for pair in pairs if is_held_out(pair, 0.5)]
+    before = agreement(held_out, ENTROPY, None)
+    after = agreement(held_out, ENTROPY, read_calibration(tmp_path / "calibration.json"))
+    assert before is not None and after is not None
+    print(f"before {before}, after {after}")
+    assert before.slope < 0.6 and before.mean_difference > 1
+    assert abs(after.slope - 1) < 0.15 and abs(after.mean_difference) < 0.3
+    assert after.mean_absolute_error < 0.8 * before.mean_absolute_error

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -165,12 +166,8 @@ def test_a_calibration_of_other_labels_or_by_a_missing_column_is_refused() -> No
     require_applicable(replace(PROVENANCE, calibration=fitted), schema)
     with pytest.raises(ValueError, match="no column `language` to calibrate by"):
         require_applicable(replace(PROVENANCE, calibration=fitted), pa.schema([]))
-    for name, value in (
-        ("window", 9),
-        ("checkpoint_sha256", "d" * 64),
-        ("tokenizer_sha256", None),
-        ("method", "causal"),
-    ):
+    others: dict[str, Any] = {"window": 9, "checkpoint_sha256": "d" * 64, "tokenizer_sha256": None, "method": "causal"}
+    for name, value in others.items():
         other: Calibration = replace(fitted, labelled=replace(fitted.labelled, **{name: value}))
         with pytest.raises(ValueError, match=rf"labels of other settings \({name} {value} there, .*; fit one to these"):
             require_applicable(replace(PROVENANCE, calibration=other), schema)

@@ -56,6 +56,11 @@ RULES = (
     Rule("python -m pipeline.annotate --output annotated --workers 0", added="--limit 12"),
     Rule("python -m pipeline.annotate --limit 10 --method causal", changed={_SMOLLM2: "--estimator language-model"}),
     Rule("python -m pipeline.annotate --input notes.txt"),
+    Rule(  # the labels of an untrained model need not rise with those to calibrate
+        "python -m pipeline.annotate --input documents.parquet --limit 300 --method causal",
+        changed={f"--method causal {_SMOLLM2} --tokenizer": "--tokenizer"},
+        added="--workers 0",
+    ),
     Rule(
         "python -m pipeline.annotate --input notes.txt --method causal",
         changed={_SMOLLM2: "--estimator language-model"},
@@ -82,6 +87,11 @@ RULES = (
         "ray job submit --runtime-env-json",
         "cluster",
         added="--working-dir . -- python -m pipeline.annotate --limit 2 --workers 1 --output hf://datasets/user/token",
+    ),
+    Rule("python -m jobs.fit_calibration"),
+    Rule(
+        "python -m jobs.fit_calibration --labels SMALL --reference BETTER",
+        changed={"SMALL": "runs/small", "BETTER": "runs/better", "FILE": "calibration.json"},
     ),
     Rule("python -m jobs.train_tokenizer"),
     Rule("python -m jobs.train_estimator", added=f"{_TRAINING} {_ENCODER}"),
