@@ -104,7 +104,9 @@ def _calibrated(provenance: Provenance) -> str:
     if calibration is None:
         return ""
     by = f", with a fit for each value of {name_in_markdown(calibration.by)}" if calibration.by else ""
-    sentence = f" The labels were calibrated against {in_markdown(calibration.reference)} ({calibration.kind}{by})."
+    ends = ", constant outside the labels that it was fitted to" if calibration.kind == "isotonic" else ""
+    against = f"{in_markdown(calibration.reference)} ({calibration.kind}{by}{ends})"
+    sentence = f" The labels were calibrated against {against}."
     left = [name for name in provenance.columns_of_labels if name not in calibration.calibrated]
     return sentence + (f" Not calibrated: {_listed(left)}." if left else "")
 
