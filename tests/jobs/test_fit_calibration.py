@@ -1,6 +1,7 @@
 """A calibration that is fitted to planted labels, applied by annotation, checked by verification and published."""
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,39 @@ def test_a_run_resumes_with_its_calibration_and_refuses_another_or_none(
         assert "holds another run's dataset (calibration linear against better" in line and len(line) < 1000
     assert label(output, "--calibration", tmp_path / "one.json") == 0
     assert {file: file.read_bytes() for file in output.rglob("*.parquet")} == sound
+
+
+def test_isotonic_labels_pass_verification_and_the_card_says_where_they_are_constant(
+    label: Callable[..., int],
+    folder: Path,
+    tmp_path: Path,
+    run_command: RunCommand,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("sklearn")
+    assert label(tmp_path / "cheap") == 0
+    reference, file = write_reference(tmp_path / "cheap", tmp_path / "better"), tmp_path / "calibration.json"
+    sets = ("--labels", tmp_path / "cheap", "--reference", reference, "--output", file)
+    by_language = ("--by", "language", "--fewest-tokens", 100)
+    assert run_command(JOB, *sets, *by_language, "--kind", "isotonic", "--held-out", 0) == 0
+    assert label(tmp_path / "out", "--calibration", file) == 0
+    for found_N, wanted_N, language in zip(labels_of(tmp_path / "out"), labels_of(reference), LANGUAGES, strict=True):
+        if language is not None:
+            np.testing.assert_allclose(found_N, wanted_N, atol=0.05)
+    code, (sample, _) = verified(tmp_path / "out", capsys, sample=24, estimator=str(folder / "model"))
+    assert code == 0 and "24 documents labelled again" in sample
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "for each value of `language`, constant outside the labels that it was fitted to)." in card
+
+
+def test_isotonic_fits_without_scikit_learn_are_refused_before_anything_is_read(
+    tmp_path: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.isotonic", None)
+    sets = ("--labels", "absent", "--reference", "absent", "--output", tmp_path / "calibration.json")
+    assert run_command(JOB, *sets, "--kind", "isotonic") == 1
+    needs = "error: isotonic calibration needs scikit-learn: pip install 'token-entropy[calibration]', or choose --kind"
+    assert needs in capsys.readouterr().err
 
 
 def test_an_identity_changes_no_label(label: Callable[..., int], tmp_path: Path, run_command: RunCommand) -> None:
