@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 import pyarrow as pa
 
+from schemas.calibrations import Calibration
 from schemas.decoding import decoded, json_object
 from schemas.rows import NO_BOUND, TEXT_COLUMN, features_metadata, read_features
 
@@ -190,6 +191,8 @@ class Provenance:
     """Number of ids that the model predicts, which may exceed `vocabulary`; 0 without columns of ids."""
     members: tuple[EnsembleMember, ...] = ()
     """Members of an ensemble, in the order of the digest; empty for a single checkpoint."""
+    calibration: Calibration | None = None
+    """Calibration that was applied to the labels, after they were moved to the tokens of `input_ids`; None if none."""
     rounding_nats: float = ROUNDING_NATS
     schema_version: int = SCHEMA_VERSION
 
@@ -277,7 +280,7 @@ class Provenance:
         """Raise if a number is out of range.
 
         Raises:
-            ValueError: naming the first field with a number that no run writes.
+            ValueError: naming the first field with a number that no run writes, or what is wrong with the calibration.
         """
         ranges = {
             "vocabulary": 0 < self.vocabulary <= MOST_VOCABULARY,
@@ -296,6 +299,8 @@ class Provenance:
         }
         if wrong := [name for name, right in ranges.items() if not right]:
             raise ValueError(f"its {wrong[0]} is {getattr(self, wrong[0])}, which no run writes")
+        if self.calibration is not None:
+            self.calibration.require_possible()
 
 
 def annotated_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:

@@ -42,6 +42,8 @@ class Counts:
     """Rows with characters that the tokenizer replaced by its unknown token, or dropped."""
     rows_with_replacements: int = 0
     """Rows whose text contains U+FFFD, the replacement for invalid Unicode, whether inserted by the run or earlier."""
+    rows_without_fit: int = 0
+    """Rows whose domain the calibration has no fit of its own for. Their labels got the pooled fit."""
     tokens: int = 0
     labelled_tokens: int = 0
     text_bytes: int = 0

@@ -80,6 +80,8 @@ def annotate(config: Config = DEFAULTS) -> int:
             rows, more = existing.in_folder.provenance.source_rows, job.provenance.source_rows
             a_shard = f"{job.provenance.rows_per_unit:,} in a shard as before"
             say(f"grows          from {rows:,} to {more:,} documents, {a_shard}")
+        if job.provenance.calibration is not None:
+            say(f"calibration    {job.provenance.calibration}")
         if config.dry_run:
             from pipeline.annotate.dry_run import estimate, print_estimate, workers_of
 

@@ -82,6 +82,9 @@ class Config(Inputs):
     tokens of this tokenizer that cover the same bytes."""
     vocabulary: int | None = None
     """Number of token ids in the vocabulary, with --tokenizer none. Default: the checkpoint's vocabulary."""
+    calibration: Path | None = None
+    """Calibration file of `jobs.fit_calibration`, which maps the labels to the scale of a reference's labels. It must
+    have been fitted to labels of the same checkpoint, tokenizer and windows. Default: labels are not calibrated."""
     window: int | None = None
     """Number of tokens in a window. A window is labelled in one pass. Default: the checkpoint's context length."""
     overlap: int | None = None

@@ -25,6 +25,7 @@ from pipeline.engine.plan import (
     plan_units,
     reading_tokenizers,
 )
+from pipeline.labels.calibration import read_calibration, require_applicable
 from pipeline.models.checkpoint import Checkpoint, checkpoint_sha256
 from schemas.annotations import (
     RANK,
@@ -74,6 +75,7 @@ def prepare(
     provenance = provenance_for(config, source, inputs, checkpoints, tokens, existing)
     passed = source.schema if provenance.names_of_text or not is_of_text(source) else without_names(source.schema)
     schema = annotated_schema(passed, provenance)
+    require_applicable(provenance, schema)
     units = plan_units(source, rows_per_unit=provenance.rows_per_unit, limit=config.limit)
     run = Run(
         subset=config.place,
@@ -137,12 +139,8 @@ def provenance_for(
         estimator_tokenizer_sha256=members[0].tokenizer_sha256 if same else None,
         label_columns=label_columns_for(config, moved, existing),
         members=members if len(members) > 1 else (),
-        **predictions_for(
-            config,
-            max(first.vocabulary for first in firsts),
-            any(member.tokenizer_sha256 for member in members),
-            existing,
-        ),
+        calibration=None if config.calibration is None else read_calibration(config.calibration),
+        **predictions_for(config, max(first.vocabulary for first in firsts), moved, existing),
         names_of_text=is_of_text(source) and (existing is None or existing.provenance.names_of_text),
         source=names["source"],
         source_files=names["source_files"],

@@ -38,7 +38,9 @@ def print_summary(dataset: str, provenance: Provenance, counts: Counts, report: 
     replaced = f", {counts.rows_with_replacements:,} with U+FFFD in it" if counts.rows_with_replacements else ""
     unknown = counts.rows_with_unknown_text
     without_token = f", {unknown:,} with characters that have no token" if unknown else ""
-    say(f"documents      {counts.rows:,}{without}{replaced}{without_token}")
+    pooled = counts.rows_without_fit
+    without_fit = f", {pooled:,} of a domain without a fit of its own, calibrated by the pooled fit" if pooled else ""
+    say(f"documents      {counts.rows:,}{without}{replaced}{without_token}{without_fit}")
     say(f"tokens         {tokens:,}" + (f", {labelled:,} of them labelled" if labelled < tokens else ""))
     idle = "none: no unit succeeded" if report.quarantined else "none: the dataset was complete"
     say(f"tokens/s       {_speed(report) if report.units else idle}")

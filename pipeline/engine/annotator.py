@@ -28,6 +28,7 @@ from pipeline.data.tokenizer import load_tokenizer
 from pipeline.data.windows import WindowBatch, gather, sample_positions, window_batches
 from pipeline.engine.plan import Run, Unit
 from pipeline.engine.throughput import HELD, Stages, UnitResult
+from pipeline.labels.calibration import calibrated, rows_without_fit
 from pipeline.labels.ensemble import Labels, combined
 from pipeline.labels.retokenize import encode_with_ends, move_nats
 from pipeline.messages import redacted
@@ -155,6 +156,7 @@ class Annotator:
                 with stages.timed("write"):
                     table = self._table(chunk, readings)
                     counts += count(chunk.rows, table, self.run.column, self.tokenizer)
+                    counts += Counts(rows_without_fit=rows_without_fit(chunk.rows, self.run.provenance.calibration))
                     writer.write(table)
                 memory.release(chunk.rows.nbytes)
             with stages.timed("write"):
@@ -299,16 +301,17 @@ class Annotator:
                 labelled.append((reading, done))
         return labelled
 
-    def labels(self, labelled: Sequence[LabelledReading]) -> Labels:
-        """Return the labels of the tokens to write, by column: an array per document."""
-        return combined([self._moved(*each) for each in labelled])
+    def labels(self, labelled: Sequence[LabelledReading], rows: pa.RecordBatch) -> Labels:
+        """Return the labels of the tokens to write, by column: an array for the document in each of the rows."""
+        labels = combined([self._moved(*each) for each in labelled])
+        return calibrated(labels, self.run.provenance.calibration, rows)
 
     def _moved(self, reading: ChunkReading, batches: Sequence[LabelledBatch]) -> Labels:
         labels = gather(reading.documents, batches, self.labellers[0].columns)
         return labels if reading.ends is None else {name: moved(nats, reading.ends) for name, nats in labels.items()}
 
     def _table(self, chunk: Chunk, labelled: Sequence[LabelledReading]) -> pa.Table:
-        return annotated_rows(chunk.rows, chunk.tokens, self.labels(labelled), self.run.schema)
+        return annotated_rows(chunk.rows, chunk.tokens, self.labels(labelled, chunk.rows), self.run.schema)
 
 
 def _pieces(rows: pa.RecordBatch, numbers: int) -> Iterator[pa.RecordBatch]:

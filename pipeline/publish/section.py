@@ -53,7 +53,8 @@ def section(info: SubsetInfo) -> str:
     provenance, names = info.provenance, info.schema.names
     columns = [column for column in DESCRIPTIONS if column in names]
     types = [_type_name(info.schema.field(column).type) for column in columns]
-    shown = {**vars(provenance), "source": public_names(provenance.source)}
+    calibration = str(provenance.calibration)  # without the knots
+    shown = {**vars(provenance), "source": public_names(provenance.source), "calibration": calibration}
     return Template(SECTION.rstrip()).substitute(
         name=info.subset.name,
         figures=_figures(info),
@@ -62,7 +63,7 @@ def section(info: SubsetInfo) -> str:
         tokenizer=info.subset.in_repository.tokenizer.as_posix(),
         load_call=load_call(info.path, info.subset.name, info.revision),
         labels=info.labels,
-        limits=provenance.limits,
+        limits=provenance.limits + _calibrated(provenance),
         seen=_seen(provenance),
         origin=info.origin.sentence,
         model=in_markdown(provenance.labelled_by),
@@ -97,6 +98,19 @@ def _seen(provenance: Provenance) -> str:
         "no": "The checkpoint was not trained on these documents.",
         "unknown": "It is not known whether the checkpoint was trained on these documents; if so, labels are too low.",
     }[provenance.source_seen_by_estimator]
+
+
+def _calibrated(provenance: Provenance) -> str:
+    """Return a sentence about the calibration and one about columns that are not calibrated, each after a space."""
+    calibration = provenance.calibration
+    if calibration is None:
+        return ""
+    by = f", with a fit for each value of {name_in_markdown(calibration.by)}" if calibration.by else ""
+    ends = ", constant outside the labels that it was fitted to" if calibration.kind == "isotonic" else ""
+    against = f"{in_markdown(calibration.reference)} ({calibration.kind}{by}{ends})"
+    sentence = f" The labels were calibrated against {against}."
+    left = [name for name in provenance.columns_of_labels if name not in calibration.calibrated]
+    return sentence + (f" Not calibrated: {_listed(left)}." if left else "")
 
 
 def _figures(info: SubsetInfo) -> str:

@@ -95,7 +95,8 @@ def check_sample(
         with stored.content(document.shard) as content:
             schema = inspect_shard(content.file).schema
             text = {provenance.text_column} if provenance.is_moved else set()
-            names = {INPUT_IDS, *COMPARED, *text} & set(schema.names)
+            by = {provenance.calibration.by} if provenance.calibration is not None else set()
+            names = {INPUT_IDS, *COMPARED, *text, *by} & set(schema.names)
             read = pa.schema([field for field in schema if field.name in names])
             (row,) = read_rows(content.file, document.row, document.row + 1, read, TOKENS)
         tokens += min(MOST_TOKENS, len(row.column(INPUT_IDS).flatten()))
@@ -186,4 +187,4 @@ def _labelled_again(annotator: Annotator, row: pa.RecordBatch) -> dict[str, np.n
             values, _ = labeller.label(windows)
             batches += zip(windows, values, strict=True)
         labelled.append((ChunkReading(documents, ends, []), batches))
-    return {name: arrays[0] for name, arrays in annotator.labels(labelled).items()}
+    return {name: arrays[0] for name, arrays in annotator.labels(labelled, row).items()}

@@ -5,6 +5,7 @@ import json
 import lzma
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,28 @@ import pyarrow.parquet as pq
 import zstandard
 from tokenizers import Tokenizer
 
-from pipeline.data.tokenizer import train_byte_pairs
-from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
+from pipeline.data.tokenizer import tokenizer_sha256, train_byte_pairs
+from pipeline.models.checkpoint import SHIPPED, Checkpoint, copy_tokenizer
+from schemas.calibrations import LabelSettings
 from schemas.layout import LEDGER_FOLDER, Subset
 from schemas.receipts import PLAN_FILE, RECEIPTS, REPORT_FILE
 from tests.annotated import write_annotated
 from tests.builders import sample_texts, write_documents
 from tests.hostile.checkpoints import ALL
+from tests.labels.calibrations import LINEAR, calibration
 from tests.models.architectures import tiny_causal
 from tests.publish.datasets import annotated
 from tests.tiny_models import tiny_autoencoder, tiny_estimator, tiny_language_model, tiny_second_order
 
 TOKENS = [[(start * step) % 97 for step in range(40)] for start in range(1, 25)]
+LABELLED = LabelSettings(
+    method="second-order",
+    checkpoint_sha256=Checkpoint(SHIPPED / "second-order").sha256,
+    tokenizer_sha256=tokenizer_sha256(SHIPPED / "tokenizer"),
+    window=256,
+    overlap=128,
+    start_token=None,
+)
 SECRET = "hf_secretsecretsecret"
 # Of the checkpoints that an attacker prepares, one for each thing that is said.
 HOSTILE = (
@@ -223,6 +234,10 @@ def _write_datasets(folder: Path) -> None:
     content = bytearray(damaged.read_bytes())
     content[400] ^= 1
     damaged.write_bytes(content)
+    rising = [[0.1 * token for token in range(len(ids))] for ids in TOKENS]
+    write_annotated(sets / "rising", TOKENS, rising, **of_tokens)
+    write_annotated(sets / "calibrated", TOKENS, rising, **of_tokens, calibration=calibration(pooled=LINEAR))
+    write_annotated(sets / "unshared", [[1, 1]], [[0.5, 1.5]], **of_tokens)
     write_annotated(sets / "others", TOKENS[::-1], nats, **of_tokens)
     write_annotated(sets / "unlabelled", TOKENS, [[float("nan")] * len(ids) for ids in TOKENS], **of_tokens)
     write_annotated(sets / "infinite", TOKENS, [[float("inf")] * len(ids) for ids in TOKENS], **of_tokens)
@@ -282,6 +297,9 @@ def _write_ledgers(sets: Path) -> None:
 
 
 def _write_settings(folder: Path) -> None:
+    by_language = replace(calibration(by="language", pooled=LINEAR), labelled=LABELLED).to_json()
+    (folder / "calibration.json").write_text(by_language, encoding="utf-8")
+    (folder / "calibration-changed.json").write_text(by_language.replace("0.5", "0.75"), encoding="utf-8")
     for name, content in (
         ("list.yaml", "- input"),
         ("broken.yaml", "input: ["),

@@ -60,6 +60,11 @@ RULES = (
         changed={"HuggingFaceTB/SmolLM2-135M HuggingFaceTB/SmolLM2-360M": "language-model language-model"},
     ),
     Rule("python -m pipeline.annotate --input notes.txt"),
+    Rule(  # the labels of an untrained model need not rise with those to calibrate
+        "python -m pipeline.annotate --input documents.parquet --limit 300 --method causal",
+        changed={f"--method causal {_SMOLLM2} --tokenizer": "--tokenizer"},
+        added="--workers 0",
+    ),
     Rule(
         "python -m pipeline.annotate --input notes.txt --method causal",
         changed={_SMOLLM2: "--estimator language-model"},
@@ -86,6 +91,11 @@ RULES = (
         "ray job submit --runtime-env-json",
         "cluster",
         added="--working-dir . -- python -m pipeline.annotate --limit 2 --workers 1 --output hf://datasets/user/token",
+    ),
+    Rule("python -m jobs.fit_calibration"),
+    Rule(
+        "python -m jobs.fit_calibration --labels SMALL --reference BETTER",
+        changed={"SMALL": "runs/small", "BETTER": "runs/better", "FILE": "calibration.json"},
     ),
     Rule("python -m jobs.train_tokenizer"),
     Rule("python -m jobs.train_estimator", added=f"{_TRAINING} {_ENCODER}"),

@@ -1,0 +1,124 @@
+"""Fit a calibration: functions that map a labeller's labels to the scale of a better labeller's, the reference.
+
+Needs two annotated datasets that share documents: the labels to calibrate, and the reference's labels of a sample. The
+tokens may differ. Documents are paired by their tokens. Some are held out, and the agreement with the reference is
+printed for them, before and after. `pipeline.annotate --calibration FILE` applies the calibration.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cyclopts
+
+from pipeline.checks import require_at_least_one
+from pipeline.cli import run
+from pipeline.data.annotated import AnnotatedDataset, find_annotations
+from pipeline.data.atomic import write_text
+from pipeline.labels.calibration import labelled_with
+from pipeline.labels.calibration_fit import (
+    Pair,
+    Paired,
+    ScaleAgreement,
+    agreement,
+    column_fit,
+    digest_of,
+    is_held_out,
+    paired,
+    require_scikit_learn,
+)
+from pipeline.messages import say
+from pipeline.progress import stage
+from schemas.calibrations import Calibration, CalibrationKind
+
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the fit: two datasets, the form of the functions, and output."""
+
+    labels: str
+    """Annotated dataset whose labeller is calibrated: a folder or hf://datasets/USER/NAME, not calibrated yet."""
+    reference: str
+    """Annotated dataset of the better labeller, of some of the same documents. A few hundred suffice."""
+    output: Path
+    """File to write the calibration to, as JSON."""
+    by: str | None = None
+    """Column of --labels, for example a language or a site. Each of its values gets a fit of its own. By default, one
+    fit serves all documents."""
+    kind: CalibrationKind = "linear"
+    """Form of a fit. linear: slope and bias, by least squares. isotonic: a non-decreasing function with at most 100
+    knots, constant outside them."""
+    fewest_tokens: int = 5000
+    """Smallest number of labelled tokens for which a value of --by gets a fit of its own. Other documents get the
+    pooled fit, that is the fit to all documents."""
+    held_out: float = 0.2
+    """Share of the documents on which the calibration is measured. It is not fitted to them."""
+
+    def __post_init__(self) -> None:
+        require_at_least_one(self, "fewest_tokens")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"--held-out must be at least 0 and below 1, not {self.held_out}")
+        if self.output.exists():
+            raise ValueError(f"--output {self.output} is there already; delete it or choose another file")
+
+
+def fit_calibration(config: Config) -> None:
+    """Fit a calibration to two annotated datasets of the same documents, and write it as JSON."""
+    if config.kind == "isotonic":
+        require_scikit_learn()
+    with stage("finding the datasets"):
+        labels, reference = find_annotations(config.labels), find_annotations(config.reference)
+    with stage("pairing the documents"):
+        found = paired(labels, reference, config.by)
+    held_out = [pair for pair in found.pairs if is_held_out(pair, config.held_out)]
+    fitted = [pair for pair in found.pairs if not is_held_out(pair, config.held_out)]
+    with stage("fitting"):
+        calibration = calibration_of(fitted, found, labels, reference, config)
+    print_documents(found, len(fitted), calibration)
+    print_agreement(held_out, calibration)
+    write_text(config.output, calibration.to_json())
+    say("", f"python -m pipeline.annotate --calibration {config.output} applies it")
+
+
+def calibration_of(
+    pairs: list[Pair], found: Paired, labels: AnnotatedDataset, reference: AnnotatedDataset, config: Config
+) -> Calibration:
+    """Return the calibration that is fitted to `pairs`."""
+    return Calibration(
+        kind=config.kind,
+        by=config.by,
+        columns=tuple(column_fit(pairs, name, config.kind, config.fewest_tokens) for name in found.columns),
+        labelled=labelled_with(labels.provenance),
+        reference=reference.provenance.model,
+        reference_sha256=digest_of(reference),
+    )
+
+
+def print_documents(found: Paired, fitted: int, calibration: Calibration) -> None:
+    """Print the numbers of documents and of domains, and the fits. `fitted` documents were used for the fits."""
+    absent = f", {found.absent:,} of the reference are not among the labels" if found.absent else ""
+    immovable = f", {found.immovable:,} of the reference cannot move to the tokens" if found.immovable else ""
+    say(f"documents      {fitted:,} for the fit, {len(found.pairs) - fitted:,} held out{absent}{immovable}")
+    if calibration.by is not None:
+        own, domains = calibration.fitted_domains, {pair.domain for pair in found.pairs}
+        say(f"domains        {len(own):,} with a fit of their own, {len(domains - own):,} with the pooled fit")
+    say(f"calibration    {calibration}")
+
+
+def print_agreement(pairs: list[Pair], calibration: Calibration) -> None:
+    """Print the agreement of each column with the reference in documents, before and after calibration."""
+    say("", f"{'held-out documents':28}{'tokens':>10}{'slope':>8}{'bias':>8}{'difference':>12}{'absolute':>10}")
+    for column in calibration.calibrated:
+        for when, applied in (("before", None), ("after", calibration)):
+            found = agreement(pairs, column, applied)
+            say(f"{f'{column}, {when}':28}" + ("  no labels that differ" if found is None else _figures(found)))
+    say("slope and bias in nats: regression of the reference on the label; difference: mean of label - reference")
+
+
+def _figures(found: ScaleAgreement) -> str:
+    means = f"{found.mean_difference:>12.3f}{found.mean_absolute_error:>10.3f}"
+    return f"{found.tokens:>10,}{found.slope:>8.3f}{found.bias:>8.3f}{means}"
+
+
+if __name__ == "__main__":
+    run(fit_calibration, "jobs.fit_calibration", resumes=False)
