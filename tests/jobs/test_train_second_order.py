@@ -118,3 +118,19 @@ def test_the_command_uses_and_reports_the_windows_of_the_subset(
     assert abs(ours.given_labels - theirs.given_labels).max() < 0.02  # two roundings and a step
     whole = Config(labels=str(labels / "data" / "whole"), output=tmp_path / "out", init_from=str(causal))
     assert str(Prepared.of(whole).windows) == "32 tokens after token 0, 16 of them shared with the next window"
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "lora"])
+def test_an_adapter_of_a_language_model_is_trained_on_its_labels_and_labels_like_it(
+    tuning: str, run_command: RunCommand, documents: Path, causal: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft") if tuning == "lora" else None
+    labels, adapter = tmp_path / "labels", tmp_path / "adapter"
+    assert run_command(*ANNOTATE, *WINDOWS, "--estimator", causal, "--input", documents, "--output", labels) == 0
+    settings = ("--backbone.tuning", tuning, "--backbone.lora-rank", 2, "--held-out", 2)
+    assert run_command(*TRAIN, "--labels", labels, "--init-from", causal, *settings, "--output", adapter) == 0
+    assert (adapter / "model.safetensors").stat().st_size < (causal / "model.safetensors").stat().st_size / 2
+    again = ("pipeline.annotate", "--workers", 0, "--dtype", "float32", "--estimator", adapter, "--input", documents)
+    assert run_command(*again, "--overlap", OVERLAP, "--output", tmp_path / "again") == 0
+    own_N, theirs_N = (find_annotations(str(tmp_path / name)).corpus().given_labels for name in ("labels", "again"))
+    assert r_squared(torch.from_numpy(theirs_N), torch.from_numpy(own_N)) > 0.98

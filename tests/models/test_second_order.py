@@ -10,8 +10,10 @@ from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from pipeline.labels import causal
+from pipeline.models.backbone import Backbone
 from pipeline.models.causal_lm import next_token_losses, prepend_start
-from pipeline.models.loading import load_second_order
+from pipeline.models.loading import load_second_order, require_complete
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.sizes import Form
 from tests.families import FAMILIES, START, WITHOUT_POSITIONS, tiny_of_family
@@ -192,3 +194,47 @@ def test_labelling_and_training_compute_the_same() -> None:
         labelled = model.entropies(input_ids_BT)
     for one, other in zip(trained, labelled, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("tuning", ["frozen", "lora"])
+@pytest.mark.parametrize("family", ["llama, head of its own", "gpt-j, bias", "gemma 2, soft cap", "cohere, scale"])
+def test_a_model_around_a_language_model_stores_what_was_trained(
+    family: str, tuning: str, held: bool, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft") if tuning == "lora" else None
+    tiny_of_family(family).save_pretrained(tmp_path / "model")
+    backbone, language_model = Backbone.named(str(tmp_path / "model"), held=held), tiny_of_family(family)
+    settings: dict[str, Any] = {"tuning": tuning, "lora_rank": 2, "label_deviation": 2.0}
+    model = SecondOrderModel.around_language_model(language_model, backbone, start=START, **settings)
+    model.eval()  # type: ignore[no-untyped-call]
+    input_ids_BT = random_tokens(2, 9, vocabulary=31)
+    own_BT = causal.token_entropies(tiny_of_family(family), input_ids_BT, START)
+    with torch.no_grad():
+        torch.testing.assert_close(model.entropies(input_ids_BT).entropy_BT, own_BT, atol=1e-5, rtol=1e-5)
+
+    model.train()
+    model(input_ids_BT)[0].entropy_BT.mean().backward()
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained == {name for name in trained if name.startswith(("seeing.", "expecting.")) or "lora_" in name}
+    assert {"seeing.weight", "expecting.bias"} <= trained and any("lora_" in name for name in trained) == (
+        tuning == "lora"
+    )
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name in trained:
+                weight.add_(0.05 * torch.randn(weight.shape))
+    model.save_pretrained(tmp_path / "saved")
+    require_complete(tmp_path / "saved", "second-order")
+    loaded = load_second_order(tmp_path / "saved")
+    model.eval()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        for mine, theirs in zip(model.entropies(input_ids_BT), loaded.entropies(input_ids_BT), strict=True):
+            torch.testing.assert_close(mine, theirs)
+        assert (loaded.entropies(input_ids_BT).entropy_BT - own_BT).abs().max() > 0.01
+    stored = sorted(file.relative_to(tmp_path / "saved").as_posix() for file in (tmp_path / "saved").rglob("*.saf*"))
+    assert stored == (["decoder/model.safetensors"] if held else []) + ["model.safetensors"]
+    half = load_second_order(tmp_path / "saved", dtype="bfloat16")
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        assert (half.entropies(input_ids_BT).entropy_BT - loaded.entropies(input_ids_BT).entropy_BT).abs().mean() < 0.1
