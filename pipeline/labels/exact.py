@@ -29,11 +29,12 @@ from pipeline.models.stacks import real_positions
 # Decoder positions per batch. On two CPU cores with 1 MiB of cache, a decoder of width 256 labels 1.5 times as fast
 # with 2,048, whose activations stay in the cache, as with 16,384.
 CPU_BATCH_TOKENS, BATCH_TOKENS = 2048, 16384
-CHUNK_VOCABULARY = 16384  # two matrices of 1,024 x 16,384 in float32 are 128 MiB
+# On a GPU, two matrices of 1,024 x 16,384 in float32 are 128 MiB. On a CPU, two of 1,024 x 1,024 stay in the cache.
+CPU_CHUNK_VOCABULARY, CHUNK_VOCABULARY = 1024, 16384
 # Entries of both tables of exponentials are at most 1, and underflow below 1e-38. Sums above this threshold lose
 # nothing visible. Lower sums, in which every product of two entries is lower too, are computed in float64.
 SMALLEST_SUM = 1e-30
-PREFIXES = 64  # a product covers the tokens of so many prefixes at a time, and none after the longest of them
+PREFIXES = 128  # number of prefixes in a product, which covers no token after the longest of them
 WIDTH_STEP = 8  # decoder batches are padded to multiples of this, so that a compiled decoder meets few widths
 
 
@@ -172,25 +173,40 @@ def _losses_of_sums(added_KD: Tensor, states_TD: Tensor, head: OutputHead, token
     Only the losses of a prefix's own tokens 0..last[k] are valid. The sums over the vocabulary take K x T x V / 2
     multiplications, instead of K x T x V x D.
     """
-    normalizer_KT = added_KD.new_full((len(added_KD), len(states_TD)), -torch.inf, dtype=torch.float64)
-    for part in head.split(CHUNK_VOCABULARY):
-        sums_KT = _log_sum_exp(wide_product(added_KD, part.weight_VD), part.logits(states_TD), last_K)
-        normalizer_KT = normalizer_KT.logaddexp(sums_KT)
+    normalizer_KT = _log_normalizers(added_KD, states_TD, head, last_K)
     added_KT = (added_KD @ head.weight_VD[tokens_T].T).double()
     return normalizer_KT - added_KT - head.target_logits(states_TD, tokens_T).double()
 
 
-def _log_sum_exp(one_Kv: Tensor, other_Tv: Tensor, last_K: Tensor) -> Tensor:
-    """Return ln of the sum over v of exp(one[k, v] + other[t, v]), float64 [K, T], for each prefix's own tokens."""
-    top_K1, top_T1 = one_Kv.amax(dim=1, keepdim=True), other_Tv.amax(dim=1, keepdim=True)
-    one_Kv, other_Tv = one_Kv - top_K1, other_Tv - top_T1
-    logs_KT = (top_K1 + top_T1.T).double()
-    grown_Kv, grown_Tv = one_Kv.exp(), other_Tv.exp()
-    for first in range(0, len(one_Kv), PREFIXES):
-        rows = slice(first, first + PREFIXES)
-        tokens = int(last_K[rows][-1]) + 1
-        sums_kt = grown_Kv[rows] @ grown_Tv[:tokens].T
-        if sums_kt.min() < SMALLEST_SUM:
-            sums_kt = one_Kv[rows].double().exp() @ other_Tv[:tokens].double().exp().T
-        logs_KT[rows, :tokens] += sums_kt.double().log()
-    return logs_KT
+def _log_normalizers(added_KD: Tensor, states_TD: Tensor, head: OutputHead, last_K: Tensor) -> Tensor:
+    """Return ln of the sum of exp(logit) over the vocabulary, float64 [K, T], for each prefix's own tokens."""
+    own_KT = torch.arange(len(states_TD), device=last_K.device) <= last_K.unsqueeze(1)
+    for dtype in (torch.float32, torch.float64):
+        sums_KT, top_K, top_T = _sums_of_products(added_KD, states_TD, head, last_K, dtype)
+        if sums_KT[own_KT].min() >= SMALLEST_SUM:
+            break
+    return sums_KT.double().log() + top_K.double().unsqueeze(1) + top_T.double()
+
+
+def _sums_of_products(
+    added_KD: Tensor, states_TD: Tensor, head: OutputHead, last_K: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sums over the vocabulary of exp(a - top a) exp(b - top b), [K, T], and both tops, [K] and [T].
+
+    a is the part of a logit that comes from the prefix, and b the part that comes from the token. A top is the largest
+    part over the vocabulary.
+    """
+    sums_KT = torch.zeros(len(added_KD), len(states_TD), dtype=dtype, device=added_KD.device)
+    top_K1, top_T1 = (torch.full((len(part), 1), -torch.inf, device=part.device) for part in (added_KD, states_TD))
+    for part in head.split(CPU_CHUNK_VOCABULARY if added_KD.device.type == "cpu" else CHUNK_VOCABULARY):
+        one_Kv, other_Tv = wide_product(added_KD, part.weight_VD), part.logits(states_TD)
+        before_K1, before_T1 = top_K1, top_T1
+        top_K1 = before_K1.maximum(one_Kv.amax(dim=1, keepdim=True))
+        top_T1 = before_T1.maximum(other_Tv.amax(dim=1, keepdim=True))
+        sums_KT *= (before_K1 - top_K1).to(dtype).exp() * (before_T1 - top_T1).to(dtype).exp().T
+        one_Kv, other_Tv = one_Kv.sub_(top_K1).to(dtype).exp_(), other_Tv.sub_(top_T1).to(dtype).exp_()
+        for first in range(0, len(one_Kv), PREFIXES):
+            rows = slice(first, first + PREFIXES)
+            tokens = int(last_K[rows][-1]) + 1
+            sums_KT[rows, :tokens] += one_Kv[rows] @ other_Tv[:tokens].T
+    return sums_KT, top_K1.squeeze(1), top_T1.squeeze(1)

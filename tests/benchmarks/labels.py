@@ -1,5 +1,6 @@
 """Speed of the label methods, all with one estimator: published, exact, a sample of positions, second-order; and exact
-labels of one of the same sizes whose embedding adds to the logits. And the cost of a causal model's further columns.
+labels of one of the same sizes whose embedding adds to the logits. And the cost of a causal model's further columns,
+and of exact labels of an estimator around it.
 
 B windows, T tokens.
 """
@@ -20,6 +21,7 @@ from pipeline.engine.plan import fast_dtype
 from pipeline.labels import causal, exact
 from pipeline.models.causal_lm import BlockedAttention
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
+from pipeline.models.pretrained_estimator import PretrainedEstimator, PretrainedEstimatorConfig
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.stacks import llama_config, new_language_model
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, RANK, LabelColumn, Shape
@@ -139,9 +141,15 @@ def _of_columns(size: Size, device: torch.device) -> Iterator[Figure]:
         "50 sampled ids": replace(alone, sampled_ids=50),
     }
     timed = {name: partial(_causal, model, ids_BT, run.label_shapes) for name, run in runs.items()}
+    timed["exact labels"] = partial(_exact_around, model, ids_BT)
     median_seconds(timed, 1)
     seconds = median_seconds(timed, 3 * size.repeats)
     least = seconds.pop("the surprisal alone")
+    yield Figure(
+        "exact: time of an estimator around a language model, times that of the language model's surprisals",
+        seconds.pop("exact labels") / least,
+        at_most=1.5,
+    )
     for name, time in seconds.items():
         bound = 1.15 if name == "expected_entropy" else None
         yield Figure(f"causal: time with {name}, times that of the surprisal alone", time / least, at_most=bound)
@@ -150,6 +158,16 @@ def _of_columns(size: Size, device: torch.device) -> Iterator[Figure]:
 def _causal(model: PreTrainedModel, ids_BT: Tensor, columns: Mapping[str, Shape]) -> None:
     with BlockedAttention() if ids_BT.device.type == "cpu" else nullcontext():
         causal.token_labels(model, ids_BT, 0, columns)
+
+
+def _exact_around(model: PreTrainedModel, ids_BT: Tensor) -> None:
+    """Label with an estimator around the model, whose embedding enters at the logits."""
+    config = PretrainedEstimatorConfig(vocab_size=model.config.vocab_size, context=ids_BT.shape[1])
+    estimator = frozen(PretrainedEstimator(config, model))
+    estimator.to(ids_BT.device, model.dtype)  # type: ignore[arg-type]
+    torch.nn.init.normal_(estimator.introduce.weight, std=0.02)
+    with BlockedAttention() if ids_BT.device.type == "cpu" else nullcontext():
+        exact.token_entropies(estimator, ids_BT)
 
 
 def _against_published(seconds: Mapping[str, float], size: Size, positions: int) -> Iterator[Figure]:

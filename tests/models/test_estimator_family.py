@@ -187,7 +187,7 @@ def test_added_logits_are_summed_over_a_large_vocabulary_in_chunks(monkeypatch: 
     estimator = tiny_estimator(introduction="projection", introduced_above=2)
     input_ids_BT = random_tokens(2, CONTEXT)
     whole_BT = exact.token_entropies(estimator, input_ids_BT)
-    monkeypatch.setattr(exact, "CHUNK_VOCABULARY", 10)
+    monkeypatch.setattr(exact, "CPU_CHUNK_VOCABULARY", 10)
     torch.testing.assert_close(exact.token_entropies(estimator, input_ids_BT), whole_BT)
 
 
