@@ -108,7 +108,7 @@ def test_calibrated_labels_are_those_of_the_reference_and_pass_verification(
     ):
         np.testing.assert_array_equal(one_N, other_N)
     assert total(Ledger(Subset("second-order", output)).receipts()).counts.rows_without_fit == 6
-    code, (sample, _) = verified(output, capsys, sample=24, estimator=str(folder / "model"))
+    code, (sample, _) = verified(output, capsys, sample=24, estimator=(str(folder / "model"),))
     assert code == 0 and "24 documents labelled again" in sample
     loaded = load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.num_rows == 24 and loaded[0][ENTROPY] == labels_of(output)[0].tolist()
@@ -158,7 +158,7 @@ def test_isotonic_labels_pass_verification_and_the_card_says_where_they_are_cons
     for found_N, wanted_N, language in zip(labels_of(tmp_path / "out"), labels_of(reference), LANGUAGES, strict=True):
         if language is not None:
             np.testing.assert_allclose(found_N, wanted_N, atol=0.05)
-    code, (sample, _) = verified(tmp_path / "out", capsys, sample=24, estimator=str(folder / "model"))
+    code, (sample, _) = verified(tmp_path / "out", capsys, sample=24, estimator=(str(folder / "model"),))
     assert code == 0 and "24 documents labelled again" in sample
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "for each value of `language`, constant outside the labels that it was fitted to)." in card
@@ -206,7 +206,7 @@ def test_a_reference_of_other_tokens_is_moved(
         )
         == 0
     )
-    code, (sample, _) = verified(tmp_path / "out", capsys, sample=9, estimator=str(folder / "model"))
+    code, (sample, _) = verified(tmp_path / "out", capsys, sample=9, estimator=(str(folder / "model"),))
     assert code == 0 and "9 documents labelled again" in sample
 
 

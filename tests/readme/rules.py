@@ -100,6 +100,16 @@ RULES = (
     Rule("python -m jobs.train_tokenizer"),
     Rule("python -m jobs.train_estimator", added=f"{_TRAINING} {_ENCODER}"),
     Rule(
+        "python -m jobs.train_estimator --init-from HuggingFaceTB/SmolLM2-135M",
+        changed={"HuggingFaceTB/SmolLM2-135M": "language-model"},
+        added=f"{_TRAINING} --model.context 24",
+    ),
+    Rule(
+        "python -m jobs.train_second_order --labels runs/around-labels",
+        changed={"HuggingFaceTB/SmolLM2-135M": "language-model"},
+        added=_TRAINING,
+    ),
+    Rule(
         "python -m jobs.train_estimator --config jobs/train_estimator_paper.yaml --dry-run",
         added="--input documents.parquet --tokenizer pipeline/checkpoints/tokenizer --held-out 2 --output dry",
     ),
