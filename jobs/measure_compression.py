@@ -7,7 +7,7 @@ With --output, the table is also written as results.csv and results.md.
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cyclopts
@@ -128,7 +128,7 @@ def by_model(name: str, checkpoint: Checkpoint, texts: Texts, config: Config) ->
     from pipeline.models.loading import declared_start, load_autoencoder, load_causal, load_estimator
     from pipeline.models.quantization import KINDS, Codec
     from pipeline.training.batches import Windowing
-    from pipeline.training.evaluation import causal_accounting, window_accounting, window_embeddings
+    from pipeline.training.evaluation import causal_accounting, embedding_worth, window_accounting, window_embeddings
 
     folder, kind = checkpoint.folder, checkpoint.kind
     seen, held_out = (tokenized(part, folder, checkpoint.vocabulary) for part in (texts.seen, texts.held_out))
@@ -142,10 +142,11 @@ def by_model(name: str, checkpoint: Checkpoint, texts: Texts, config: Config) ->
         yield Compression.of(account, compressor=name, window=window)
         return
     model = load_estimator(folder, device) if kind == "estimator" else load_autoencoder(folder, device)
-    seen_NE = window_embeddings(model, seen, windowing)
+    seen_NE, worth = window_embeddings(model, seen, windowing), embedding_worth(model, held_out, windowing)
     for stored in KINDS:
         account = window_accounting(model, Codec.calibrated(stored, seen_NE), held_out, windowing)
-        yield Compression.of(account, compressor=name, embedding=stored, window=window)
+        result = Compression.of(account, compressor=name, embedding=stored, window=window)
+        yield replace(result, worth=worth.mean, worth_error=worth.error)
 
 
 def tokenized(texts: Sequence[str], folder: Path, vocabulary: int) -> Corpus:

@@ -46,6 +46,10 @@ class Compression:
     normalized_loss: float | None = None
     """Loss in nats per token, with the cost of storing embeddings."""
     bits_per_byte: float
+    worth: float | None = None
+    """Nats per token that the embeddings save, compared with those of another document; None without embeddings."""
+    worth_error: float | None = None
+    """Half the width of the worth's 95% confidence interval over documents."""
 
     @classmethod
     def of(cls, account: Accounting, *, compressor: str, embedding: str = "", window: int) -> Self:
@@ -80,15 +84,17 @@ def classical(texts: Sequence[str]) -> Iterator[Compression]:
 def markdown(results: Sequence[Compression], texts: Sequence[str]) -> str:
     """Return the results as a Markdown table. A note states the size of the documents, and which results to compare."""
     losses = ["nats per token", "with the embedding", "bits per byte"]
-    head = ["compressor", "embedding stored as", "sees at a time", *losses]
+    head = ["compressor", "embedding stored as", "sees at a time", *losses, "worth of the embedding"]
     rows: list[list[str]] = []
     for result in results:
         numbers = (result.loss, result.normalized_loss, result.bits_per_byte)
         shown = ["" if number is None else f"{number:.4f}" for number in numbers]
-        rows.append([result.compressor, result.embedding, result.sees, *shown])
+        worth = "" if result.worth is None else f"{result.worth:.4f} ({result.worth_error:.4f})"
+        rows.append([result.compressor, result.embedding, result.sees, *shown, worth])
     size = sum(len(text.encode()) for text in texts)
     return f"""{markdown_table(head, rows)}
 Measured on the last {len(texts):,} documents, {size:,} bytes. A model starts over with every window, and its weights
 are not counted: compare models with compressors that see one document. A compressor has learned nothing before the
-document, but sees more of it than a model with a shorter window.
+document, but sees more of it than a model with a shorter window. An embedding is worth the nats per token that it
+saves, compared with that of another document (in brackets: half the width of the 95% interval over documents).
 """

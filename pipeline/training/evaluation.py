@@ -8,7 +8,8 @@ Shapes: B rows, T tokens of the longest row, N tokens or windows, E bottleneck w
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -114,6 +115,44 @@ def window_embeddings(model: WindowEncoder, corpus: Corpus, windowing: Windowing
     """Return the bottleneck values [N, E] of all N windows, for example to calibrate a codec."""
     batches = held_out_batches(corpus, windowing, model.device)
     return torch.cat([model.window_bottlenecks(batch.input_ids_BT, batch.lengths_B) for batch in batches])
+
+
+class Worth(NamedTuple):
+    """Nats per token that something saves: mean over documents, and half the width of its 95% confidence interval."""
+
+    mean: float
+    error: float
+
+
+@torch.no_grad()
+def embedding_worth(model: WindowEncoder, corpus: Corpus, windowing: Windowing) -> Worth:
+    """Return how many nats per token the embeddings of windows save, compared with those of another document.
+
+    An embedding that has learned only what all text has in common saves nothing.
+
+    Raises:
+        ValueError: if the corpus has fewer than two documents with tokens.
+    """
+    documents = [part for index in range(len(corpus)) if len((part := corpus.documents(index, index + 1)).tokens_N)]
+    if len(documents) < 2:
+        raise ValueError("the worth of embeddings needs two documents; hold out more with `held_out`")
+    batches = [
+        next(held_out_batches(part, replace(windowing, tokens_per_batch=2**62), model.device)) for part in documents
+    ]
+    bottlenecks = [model.window_bottlenecks(batch.input_ids_BT, batch.lengths_B) for batch in batches]
+    saved = [
+        _saved(model, batch, own, other)
+        for batch, own, other in zip(batches, bottlenecks, [*bottlenecks[1:], bottlenecks[0]], strict=True)
+    ]
+    saved_N = torch.tensor(saved, dtype=torch.float64)
+    return Worth(saved_N.mean().item(), 1.96 * saved_N.std().item() / math.sqrt(len(saved)))
+
+
+def _saved(model: WindowEncoder, batch: Batch, own_BE: Tensor, other_NE: Tensor) -> float:
+    """Return the nats per token that a document saves by its own embeddings, compared with those of N other windows."""
+    other_BE = other_NE[torch.arange(len(own_BE), device=own_BE.device) % len(other_NE)]
+    own_BT, other_BT = (model.decode_losses(each, batch.input_ids_BT, batch.lengths_B) for each in (own_BE, other_BE))
+    return (other_BT.double() - own_BT.double()).sum().item() / int(batch.lengths_B.sum())
 
 
 def _summed(corpus: Corpus, batches: Iterable[tuple[Batch, Tensor, int]]) -> Accounting:

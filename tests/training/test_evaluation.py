@@ -15,6 +15,7 @@ from pipeline.training.batches import Batch, Windowing
 from pipeline.training.evaluation import (
     Accounting,
     causal_accounting,
+    embedding_worth,
     held_out_batches,
     mean_of,
     r_squared,
@@ -131,3 +132,25 @@ def test_a_causal_model_stores_nothing_but_tokens() -> None:
 
 def test_documents_that_came_as_tokens_have_no_bits_per_byte() -> None:
     assert window_accounting(tiny_estimator(), Codec("float16"), few_documents(None), WINDOWING).bits_per_byte is None
+
+
+def test_the_worth_of_embeddings_is_the_difference_to_those_of_the_next_document() -> None:
+    model, lengths = tiny_estimator(), [40, 9, 0, 23]
+    tokens = [random_tokens(1, length, seed=length)[0].numpy() for length in lengths]
+    worth = embedding_worth(model, Corpus.of(tokens), Windowing(16, 64))
+    parts = [torch.from_numpy(each).split(16) for each in tokens if len(each)]
+    saved = []
+    for index, windows in enumerate(parts):
+        others, total = parts[(index + 1) % len(parts)], 0.0
+        order = sorted(windows, key=len, reverse=True)
+        other = sorted(others, key=len, reverse=True)
+        for place, window_T in enumerate(order):
+            ids_1T, length_1 = window_T.unsqueeze(0), torch.tensor([len(window_T)])
+            of_other_1E = model.bottlenecks(other[place % len(other)].unsqueeze(0))[:, -1]
+            total += float(model.decode_losses(of_other_1E, ids_1T, length_1).sum())
+            total -= float(model.token_losses(ids_1T).sum())
+        saved.append(total / sum(map(len, windows)))
+    assert worth.mean == pytest.approx(np.mean(saved), abs=1e-4)
+    assert worth.error == pytest.approx(1.96 * np.std(saved, ddof=1) / 3**0.5, abs=1e-4)
+    with pytest.raises(ValueError, match="needs two documents"):
+        embedding_worth(model, Corpus.of(tokens[:1]), Windowing(16, 64))
