@@ -331,6 +331,7 @@ def card(model: SecondOrderModel, plan: Prepared, seen: Corpus, held_out: Corpus
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "form": f"{config.form}, {config.transformers} transformer(s), causal weight {config.causal_weight}",
             "started from": config.init_from or "random weights",
+            "language model in it": _backbone(model),
             "held out": f"{len(held_out.given_labels):,} labels in the last {len(held_out):,} documents",
             "held-out R² against labels, seeing": metrics["r2_seeing"],
             "held-out R² against labels, expecting": metrics["r2_expecting"],
@@ -339,6 +340,14 @@ def card(model: SecondOrderModel, plan: Prepared, seen: Corpus, held_out: Corpus
         tags=["entropy-estimation"],
         usage="python -m pipeline.annotate --method second-order --estimator THIS_FOLDER --input FILES --output DIR",
     )
+
+
+def _backbone(model: SecondOrderModel) -> str:
+    settings = model.config
+    if settings.backbone is None:
+        return "none: the checkpoint holds all weights"
+    tuning = f"lora, rank {settings.lora_rank}" if settings.tuning == "lora" else settings.tuning
+    return f"{settings.backbone['name']}, sha256 {settings.backbone['sha256']}, {tuning}"
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class Backbone:
             ValueError: if the backbone cannot be found, or is not the one with which the checkpoint was trained.
         """
         found = Checkpoint(folder / role) if self.held else Checkpoint.find(self.name)
-        if found.repository is None and found.sha256 != self.sha256:  # a commit's content cannot change
+        if found.repository != self.name and found.sha256 != self.sha256:  # a commit's content cannot change
             raise ValueError(
                 f"{folder} was trained around {self.name}, whose weights or {CONFIG_FILE} have changed since; name a "
                 "checkpoint that was trained around the model that is there"

@@ -88,7 +88,7 @@ def model_parts(model: PreTrainedModel) -> Iterator[Part]:
         yield Part("encoder", model.encoder, (model.down,))
         yield Part("decoder", model.decoder, (model.introduce,))
     elif isinstance(model, SecondOrderModel):
-        yield Part("transformer", model.transformer, (model.seeing,), start=1)
+        yield Part("transformer", model.transformer, (model.seeing,), start=1, passes=PASSES[model.config.tuning])
         if model.expecting_transformer is not None:
             yield Part("transformer", model.expecting_transformer, start=1)
     else:

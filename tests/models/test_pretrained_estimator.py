@@ -182,6 +182,16 @@ def test_a_changed_or_missing_language_model_is_refused(tmp_path: Path) -> None:
         load_estimator(tmp_path / "saved")
 
 
+def test_a_name_on_the_hub_needs_its_commit_or_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = Checkpoint(language_model_folder(tmp_path / "copy"), "user/name@0f3c")
+    monkeypatch.setattr(Checkpoint, "find", lambda _: fetched)
+    assert Backbone.named("user/name") == Backbone("user/name@0f3c", fetched.sha256)
+    assert Backbone("user/name@0f3c", "not read").checkpoint(tmp_path, "decoder") == fetched
+    assert Backbone("user/name", fetched.sha256).checkpoint(tmp_path, "decoder") == fetched
+    with pytest.raises(ValueError, match="have changed since"):
+        Backbone("user/name", "another").checkpoint(tmp_path, "decoder")
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

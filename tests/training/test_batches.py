@@ -115,6 +115,15 @@ def test_varied_windows_have_every_length_equally_often() -> None:
     assert (np.abs(counts - expected) < 4.5 * np.sqrt(expected)).all()
 
 
+def test_windows_that_are_cut_once_are_the_same_in_every_epoch_in_another_order() -> None:
+    corpus = corpus_of([32, 0, 16, 40])
+    for recut in (False, True):
+        cut = Windowing(8, 24, varied=True, recut=recut)
+        first, second = ([rows_of(batch) for batch in epoch(corpus, cut, seed)] for seed in (0, 1))
+        assert first != second
+        assert (sorted(chain(*first)) == sorted(chain(*second))) == (not recut)
+
+
 @settings(max_examples=50, deadline=None)
 @given(LENGTHS, CUTS, SEEDS)
 def test_labelled_only_skips_windows_without_a_label(lengths: list[int], cut: Windowing, seed: int) -> None:
