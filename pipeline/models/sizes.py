@@ -145,8 +145,8 @@ class BackboneSettings(TuningSettings):
 
     entry: Entry = "logits"
     """Place where the window's embedding enters the language model: its logits (logits), the states of all tokens
-    (every-token), or the state of the token before the window (start-token). At the logits, exact labels cost hardly
-    more than one pass of the language model. Elsewhere they take a pass for every token."""
+    (every-token), or the state of the token before the window (start-token). At the logits, exact labels
+    take at most 1.5 passes of the language model. Elsewhere they take a pass for every token."""
     entry_layer: int = 0
     """Layer below which the embedding enters, unless it enters at the logits. Exact labels compute the lower layers
     once per window."""
