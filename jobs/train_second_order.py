@@ -1,11 +1,11 @@
 """Train the second-order model, which estimates two entropies of each token, on an annotated dataset.
 
-The model has two outputs, which both learn the column `entropy` by mean squared error. The seeing output reads the
-token before it estimates the token's label. The expecting output reads only earlier tokens, so the best it can learn is
-the label's mean over all possible tokens, which is the expected entropy. Tokens without a label add no error. The
-labels may come from any method, or from a stronger language model. By default, documents are cut into the same windows
-as in annotation. Before each window, a model that starts from a causal language model reads the token that annotation
-read.
+The model has two outputs, which learn by mean squared error. The seeing output reads the token before it estimates the
+token's label in the column `entropy`. The expecting output reads only earlier tokens. It learns the column
+`expected_entropy` if the labels have it. Otherwise it learns `entropy` too, and the best it can learn is the label's
+mean over all possible tokens, which is the expected entropy. Tokens without a label add no error. The labels may come
+from any method, or from a stronger language model. By default, documents are cut into the same windows as in
+annotation. Before each window, a model that starts from a causal language model reads the token that annotation read.
 
 The same command resumes an interrupted run. The job runs in one process, or in the processes that
 `accelerate launch -m jobs.train_second_order` starts.
@@ -171,7 +171,7 @@ def read_documents(plan: Prepared) -> tuple[Corpus, Corpus]:
     Raises:
         ValueError: if the training documents or the held-out documents have fewer than two labels.
     """
-    seen, held_out = plan.dataset.corpus(stop=plan.config.limit).held_out(plan.config.held_out)
+    seen, held_out = plan.dataset.corpus(stop=plan.config.limit, expected=True).held_out(plan.config.held_out)
     for part in (seen, held_out):
         if len(part.given_labels) < 2:
             raise ValueError(
@@ -335,6 +335,7 @@ def card(model: SecondOrderModel, plan: Prepared, seen: Corpus, held_out: Corpus
             "held out": f"{len(held_out.given_labels):,} labels in the last {len(held_out):,} documents",
             "held-out R² against labels, seeing": metrics["r2_seeing"],
             "held-out R² against labels, expecting": metrics["r2_expecting"],
+            "the expecting output learned": "entropy" if seen.expected_N is None else "expected_entropy",
         },
         command=command_line("jobs.train_second_order", sys.argv[1:]),
         tags=["entropy-estimation"],

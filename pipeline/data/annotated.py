@@ -28,6 +28,7 @@ from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
 from schemas.annotations import (
     ENTROPY,
     ENTROPY_COLUMNS,
+    EXPECTED_ENTROPY,
     INPUT_IDS,
     LOGPROB_COLUMNS,
     MOST_NATS,
@@ -123,21 +124,25 @@ class AnnotatedDataset:
                 yield from read_labelled(shard, max(0, start), min(stop, rows), schema, self.vocabulary)
             start, stop = start - rows, stop - rows
 
-    def corpus(self, start: int = 0, stop: int | None = None) -> Corpus:
+    def corpus(self, start: int = 0, stop: int | None = None, *, expected: bool = False) -> Corpus:
         """Return rows `start` to `stop` (exclusive) as a corpus. If `stop` is None, read to the end of the dataset.
 
-        The labels of the corpus are entropies in nats. NaN marks a token without a label.
+        The labels of the corpus are entropies in nats. NaN marks a token without a label. With `expected`, expected
+        entropies are read too, if the dataset has them.
 
         Raises:
             ValueError, OSError: as `batches` does.
         """
-        names = (INPUT_IDS, ENTROPY)
+        has_expected = expected and EXPECTED_ENTROPY in self.provenance.columns_of_labels
+        names = (INPUT_IDS, ENTROPY, *([EXPECTED_ENTROPY] if has_expected else []))
         rows = pa.Table.from_batches(counted(self.batches(names, start, stop), self.source), self.columns(names))
-        tokens, labels = (rows.column(name).combine_chunks() for name in names)
+        tokens = rows.column(INPUT_IDS).combine_chunks()
+        nats = {name: rows.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False) for name in names[1:]}
         return Corpus(
             tokens_N=tokens.flatten().to_numpy(),
             offsets=np.concatenate([[0], np.cumsum(tokens.value_lengths().to_numpy(), dtype=np.int64)]),
-            labels_N=labels.flatten().to_numpy(zero_copy_only=False).astype(np.float32),
+            labels_N=nats[ENTROPY].astype(np.float32),
+            expected_N=nats[EXPECTED_ENTROPY].astype(np.float32) if has_expected else None,
         )
 
 

@@ -27,14 +27,15 @@ class Corpus:
     """Documents joined end to end: document m is `tokens_N[offsets[m] : offsets[m + 1]]`.
 
     `labels_N` has a label in nats for each token, or NaN for a token without a label. It is None for a corpus without
-    labels. `text_bytes_M` has the size of each document's text in UTF-8 bytes. It is None if the documents were read as
-    token ids.
+    labels. `expected_N` has the expected entropies in the same way, and is None if they were not read. `text_bytes_M`
+    has the size of each document's text in UTF-8 bytes. It is None if the documents were read as token ids.
     """
 
     tokens_N: np.ndarray
     offsets: np.ndarray
     labels_N: np.ndarray | None = None
     text_bytes_M: np.ndarray | None = None
+    expected_N: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -45,10 +46,11 @@ class Corpus:
         documents: Sequence[np.ndarray],
         labels: Sequence[np.ndarray] | None = None,
         text_bytes: Sequence[int] | None = None,
+        expected: Sequence[np.ndarray] | None = None,
     ) -> "Corpus":
         """Join documents, given as one token array each, into a corpus.
 
-        A document's array of labels has the same length as its array of tokens.
+        A document's arrays of labels and of expected entropies have the same length as its array of tokens.
         """
         offsets = np.cumsum([0, *(len(document) for document in documents)], dtype=np.int64)
         return cls(
@@ -56,6 +58,7 @@ class Corpus:
             offsets=offsets,
             labels_N=None if labels is None else np.concatenate([np.empty(0, np.float32), *labels]),
             text_bytes_M=None if text_bytes is None else np.array(text_bytes, dtype=np.int64),
+            expected_N=None if expected is None else np.concatenate([np.empty(0, np.float32), *expected]),
         )
 
     def documents(self, start: int, stop: int) -> "Corpus":
@@ -67,6 +70,7 @@ class Corpus:
             offsets=self.offsets[start : stop + 1] - self.offsets[start],
             labels_N=None if self.labels_N is None else self.labels_N[tokens],
             text_bytes_M=None if self.text_bytes_M is None else self.text_bytes_M[start:stop],
+            expected_N=None if self.expected_N is None else self.expected_N[tokens],
         )
 
     def held_out(self, documents: int | None) -> tuple["Corpus", "Corpus"]:
@@ -102,12 +106,15 @@ class Corpus:
         return np.array([fold_of(document, folds) for document in self.by_document(self.tokens_N)], dtype=np.int64)
 
     def _selected(self, documents: np.ndarray) -> "Corpus":
-        tokens = self.by_document(self.tokens_N)
-        labels = None if self.labels_N is None else self.by_document(self.labels_N)
+        def chosen(values_N: np.ndarray) -> list[np.ndarray]:
+            parts = self.by_document(values_N)
+            return [parts[m] for m in documents]
+
         return Corpus.of(
-            [tokens[m] for m in documents],
-            None if labels is None else [labels[m] for m in documents],
+            chosen(self.tokens_N),
+            None if self.labels_N is None else chosen(self.labels_N),
             None if self.text_bytes_M is None else self.text_bytes_M[documents].tolist(),
+            None if self.expected_N is None else chosen(self.expected_N),
         )
 
     def with_shuffled_labels(self, random: np.random.Generator) -> "Corpus":

@@ -37,6 +37,8 @@ class Batch:
     whole_batch: "Batch | None" = None
     """Batch of the whole step, if this batch is only a part: one process's rows, or one of several accumulated batches.
     None if this batch is the whole step."""
+    expected_BT: Tensor | None = None
+    """Expected entropies, in nats like the labels; None if they were not read."""
 
     @classmethod
     def of(cls, windows: PackedWindow, rows_B: np.ndarray) -> "Batch":
@@ -68,10 +70,13 @@ class Batch:
             return self
         rows = self.rows(process, processes)
         if not len(self.input_ids_BT[rows]):
-            labels_BT = None if self.labels_BT is None else torch.full_like(self.labels_BT[:1], torch.nan)
+            labels_BT, expected_BT = (
+                None if nats_BT is None else torch.full_like(nats_BT[:1], torch.nan)
+                for nats_BT in (self.labels_BT, self.expected_BT)
+            )
             factors_BT = None if self.factors_BT is None else self.factors_BT[:1]
             lengths_B = torch.zeros_like(self.lengths_B[:1])
-            return Batch(self.input_ids_BT[:1], lengths_B, labels_BT, factors_BT, self.whole)
+            return Batch(self.input_ids_BT[:1], lengths_B, labels_BT, factors_BT, self.whole, expected_BT)
         return replace(self._each(lambda tensor: tensor[rows]), whole_batch=self.whole)
 
     @staticmethod
@@ -87,9 +92,12 @@ class Batch:
         return self._each(lambda tensor: tensor.to(device))
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        labels_BT = None if self.labels_BT is None else function(self.labels_BT)
-        factors_BT = None if self.factors_BT is None else function(self.factors_BT)
-        return Batch(function(self.input_ids_BT), function(self.lengths_B), labels_BT, factors_BT, self.whole_batch)
+        labels_BT, factors_BT, expected_BT = (
+            None if tensor is None else function(tensor)
+            for tensor in (self.labels_BT, self.factors_BT, self.expected_BT)
+        )
+        ids_BT, lengths_B = function(self.input_ids_BT), function(self.lengths_B)
+        return Batch(ids_BT, lengths_B, labels_BT, factors_BT, self.whole_batch, expected_BT)
 
 
 @dataclass(frozen=True)
@@ -230,11 +238,13 @@ def collate(corpus: Corpus, pieces_B3: np.ndarray) -> Batch:
     lengths_B = (stops_B1 - starts_B1)[:, 0]
     index_BT = starts_B1 + np.arange(lengths_B.max())
     inside_BT = np.minimum(index_BT, stops_B1 - 1)
-    labels_BT = None
-    if corpus.labels_N is not None:
-        labelled_BT = (index_BT >= labelled_B1) & (index_BT < stops_B1)
-        labels_BT = torch.from_numpy(np.where(labelled_BT, corpus.labels_N[inside_BT], np.float32("nan")))
-    return Batch(torch.from_numpy(corpus.tokens_N[inside_BT]).long(), torch.from_numpy(lengths_B), labels_BT)
+    labelled_BT = (index_BT >= labelled_B1) & (index_BT < stops_B1)
+    labels_BT, expected_BT = (
+        None if nats_N is None else torch.from_numpy(np.where(labelled_BT, nats_N[inside_BT], np.float32("nan")))
+        for nats_N in (corpus.labels_N, corpus.expected_N)
+    )
+    ids_BT = torch.from_numpy(corpus.tokens_N[inside_BT]).long()
+    return Batch(ids_BT, torch.from_numpy(lengths_B), labels_BT, expected_BT=expected_BT)
 
 
 def _varied_pieces(start: int, end: int, window: int, random: np.random.Generator) -> Iterator[tuple[int, int, int]]:

@@ -95,13 +95,18 @@ class ObjectiveLoss:
 def second_order_loss(model: SecondOrderModel, batch: Batch, causal_weight: float = 0.0) -> Tensor:
     """Return both outputs' mean squared errors, added up, plus `causal_weight` times the language-model loss.
 
-    The squared errors are in units of the labels' variance, and ignore padding and tokens without a label. The
-    language-model loss is the model's own cross-entropy, in nats per real token.
+    The seeing output learns the labels. The expecting output learns the expected entropies, or the labels too if there
+    are none. The squared errors are in units of the labels' variance, and ignore padding and tokens without a label.
+    The language-model loss is the model's own cross-entropy, in nats per real token.
     """
     assert batch.labels_BT is not None and batch.whole.labels_BT is not None
     labelled_BT, labelled = ~batch.labels_BT.isnan(), int((~batch.whole.labels_BT.isnan()).sum())
     estimates, surprisal_BT = model(batch.input_ids_BT, with_surprisal=causal_weight > 0)
-    errors = [(estimate_BT - batch.labels_BT)[labelled_BT] / model.config.label_deviation for estimate_BT in estimates]
+    targets = (batch.labels_BT, batch.labels_BT if batch.expected_BT is None else batch.expected_BT)
+    errors = [
+        (estimate_BT - target_BT)[labelled_BT & ~target_BT.isnan()] / model.config.label_deviation
+        for estimate_BT, target_BT in zip(estimates, targets, strict=True)
+    ]
     loss = torch.stack([error_N.square().sum() for error_N in errors]).sum() / labelled
     if causal_weight > 0:
         loss = loss + causal_weight * surprisal_BT[batch.real_BT].sum() / int(batch.whole.lengths_B.sum())

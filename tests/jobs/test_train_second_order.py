@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
@@ -129,6 +130,14 @@ def test_an_adapter_of_a_language_model_is_trained_on_its_labels_and_labels_like
     assert run_command(*ANNOTATE, *WINDOWS, "--estimator", causal, "--input", documents, "--output", labels) == 0
     settings = ("--backbone.tuning", tuning, "--backbone.lora-rank", 2, "--held-out", 2)
     assert run_command(*TRAIN, "--labels", labels, "--init-from", causal, *settings, "--output", adapter) == 0
+    assert r"| the expecting output learned | expected\_entropy |" in (adapter / "README.md").read_text(
+        encoding="utf-8"
+    )
+    read = find_annotations(str(labels)).corpus(expected=True)
+    rows = pq.read_table(next((labels / "data" / "causal").glob("*.parquet"))).column("expected_entropy")
+    assert read.expected_N is not None and read.expected_N.tolist() == [
+        nats for row in rows.to_pylist() for nats in row
+    ]
     assert (adapter / "model.safetensors").stat().st_size < (causal / "model.safetensors").stat().st_size / 2
     again = ("pipeline.annotate", "--workers", 0, "--dtype", "float32", "--estimator", adapter, "--input", documents)
     assert run_command(*again, "--overlap", OVERLAP, "--output", tmp_path / "again") == 0

@@ -1,5 +1,6 @@
 """Windows of a corpus, and their batches."""
 
+from dataclasses import replace
 from itertools import chain, islice
 
 import numpy as np
@@ -113,6 +114,18 @@ def test_varied_windows_have_every_length_equally_often() -> None:
     expected = len(pieces_P3) / window
     assert counts.shape == (window,)
     assert (np.abs(counts - expected) < 4.5 * np.sqrt(expected)).all()
+
+
+def test_expected_entropies_stay_at_their_tokens() -> None:
+    corpus = corpus_of([30, 0, 17, 40, 25, 9])
+    labels_N = corpus.labels_N
+    assert labels_N is not None
+    corpus = replace(corpus, expected_N=labels_N + 1).without_fold(0, 2)
+    corpus = corpus.documents(1, len(corpus))
+    for batch in epoch(corpus, Windowing(8, 24, overlap=3), 0):
+        for part in (batch, batch.part(1, 2), batch.first(1)):
+            assert part.labels_BT is not None and part.expected_BT is not None
+            torch.testing.assert_close(part.expected_BT, part.labels_BT + 1, equal_nan=True)
 
 
 def test_windows_that_are_cut_once_are_the_same_in_every_epoch_in_another_order() -> None:

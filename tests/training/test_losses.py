@@ -1,5 +1,7 @@
 """Losses token by token: a label one position off would change every number here."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -37,15 +39,18 @@ def test_a_language_model_is_flooded_at_each_token_with_its_own_label(batch: Bat
     torch.testing.assert_close(ObjectiveLoss(flood)(model, batch), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_second_order_model_is_held_to_each_token_with_its_own_label(batch: Batch) -> None:
+@pytest.mark.parametrize("expected", [False, True])
+def test_a_second_order_model_is_held_to_each_token_with_its_own_labels(batch: Batch, expected: bool) -> None:
     model = tiny_second_order()
+    assert batch.labels_BT is not None
+    targets = (batch.labels_BT, 5 - batch.labels_BT if expected else batch.labels_BT)
+    batch = replace(batch, expected_BT=targets[1] if expected else None)
     errors: list[float] = []
-    for estimates_BT in model.entropies(batch.input_ids_BT):
+    for estimates_BT, target_BT in zip(model.entropies(batch.input_ids_BT), targets, strict=True):
         squares = []
         for row, length in enumerate(batch.lengths_B.tolist()):
             for position in range(length):
-                assert batch.labels_BT is not None
-                label = batch.labels_BT[row, position].item()
+                label = target_BT[row, position].item()
                 if label == label:
                     squares.append(((estimates_BT[row, position].item() - label) / 2.0) ** 2)
         errors.append(sum(squares) / len(squares))
