@@ -83,7 +83,7 @@ def test_a_killed_ray_ends_the_driver_with_a_message_and_the_same_command_resume
 def test_a_node_that_joins_is_used_and_a_lost_node_costs_no_row(tmp_path: Path) -> None:
     file, output = documents(tmp_path, rows=60), tmp_path / "out"
     run, units = planned_run(output, [file], rows_per_unit=1)
-    command = [sys.executable, "-m", "tests.engine.lose_node", str(file), str(output), "0.3"]
+    command = [sys.executable, "-m", "tests.engine.lose_node", str(file), str(output), "0.5"]
     environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     ended = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     (line,) = [line for line in ended.stdout.splitlines() if line.startswith("{")]  # Ray may print that a node is lost
