@@ -144,9 +144,12 @@ def _cast(rows: pa.RecordBatch, schema: pa.Schema, file: File) -> pa.RecordBatch
 
     Raises:
         ValueError: if a value cannot be converted to its column's type.
+        pa.ArrowInvalid: if a column is missing.
     """
     columns = []
     for field in schema:
+        if field.name not in rows.schema.names:  # as after a changed byte in the footer's copy of the schema
+            raise pa.ArrowInvalid(f"there is no column `{field.name}`, which the dataset has")
         column = rows.column(field.name)
         try:
             columns.append(column if column.type == field.type else column.cast(field.type))

@@ -15,6 +15,7 @@ def test_a_quick_run_reports_every_figure(capsys: pytest.CaptureFixture[str]) ->
         *["engine"] * 8,
         *["exact"] * 5,
         "second-order",
+        "exact",
         *["causal"] * 5,
         *["training"] * 3,
     ]

@@ -136,6 +136,14 @@ def test_damaged_rows_name_their_file(tmp_path: Path) -> None:
         list(read_rows(file, 0, 100, schema, TEXT))
 
 
+def test_a_column_that_one_file_lacks_is_damage_and_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "lacks.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"]}), file)
+    schema = pa.schema([pa.field("text", pa.string()), pa.field("score", pa.float32())])
+    with pytest.raises(ValueError, match=r"lacks\.parquet .*no column `score`"):
+        list(read_rows(found(file), 0, 2, schema, TEXT))
+
+
 @pytest.mark.parametrize("checksums", [True, False])
 def test_pages_with_checksums_are_verified(tmp_path: Path, checksums: bool) -> None:
     """In a plain page without compression, any change results in another text."""
