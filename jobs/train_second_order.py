@@ -344,11 +344,13 @@ def card(model: SecondOrderModel, plan: Prepared, seen: Corpus, held_out: Corpus
 
 
 def _backbone(model: SecondOrderModel) -> str:
+    from pipeline.models.backbone import Backbone, tuned
+
     settings = model.config
     if settings.backbone is None:
         return "none: the checkpoint holds all weights"
-    tuning = f"lora, rank {settings.lora_rank}" if settings.tuning == "lora" else settings.tuning
-    return f"{settings.backbone['name']}, sha256 {settings.backbone['sha256']}, {tuning}"
+    tuning, backbone = tuned(settings.tuning, settings.lora_rank), Backbone.from_values(settings.backbone)
+    return f"{backbone.name}, sha256 {backbone.sha256}, {tuning}"
 
 
 if __name__ == "__main__":

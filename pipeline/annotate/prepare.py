@@ -127,9 +127,7 @@ def provenance_for(
         source_sha256=source.sha256,
         choices=source.choices,
         source_rows=rows,
-        rows_per_unit=config.rows_per_unit
-        or (existing.provenance.rows_per_unit if existing else None)
-        or default_rows_per_unit(rows),
+        rows_per_unit=rows_per_unit_for(config, rows, existing),
         source_seen_by_estimator=config.source_seen_by_estimator if len(checkpoints[0].folds) == 1 else "no",
         folds=len(checkpoints[0].folds),
         start_token=starts.pop() if same and len(starts) == 1 else None,
@@ -146,6 +144,11 @@ def provenance_for(
         source_files=names["source_files"],
         model=" + ".join(member.model for member in members),
     )
+
+
+def rows_per_unit_for(config: Config, rows: int, existing: Plan | None) -> int:
+    """Return the requested number of rows per unit, or that of the resumed run, or the default."""
+    return config.rows_per_unit or (existing.provenance.rows_per_unit if existing else default_rows_per_unit(rows))
 
 
 def tokens_for(checkpoints: Sequence[Checkpoint], config: Config) -> TokenSource:

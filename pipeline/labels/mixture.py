@@ -24,7 +24,7 @@ from pipeline.models.causal_lm import (
     prepend_start,
 )
 from pipeline.models.cross_entropy import chunk_tokens
-from pipeline.models.predictions import label_values
+from pipeline.models.predictions import labels_in_chunks
 from schemas.annotations import Shape
 
 
@@ -75,19 +75,18 @@ def mixture_labels(
         uniform_BT: a random number for each token, which `sampled_ids` needs.
     """
     tokens, widest = min(chunk_tokens(head.weight_VD) for head in heads), max(len(head.weight_VD) for head in heads)
-    random_BT = torch.zeros_like(targets_BT, dtype=torch.float32) if uniform_BT is None else uniform_BT
-    flat = [targets_BT.flatten(), random_BT.flatten(), *(hidden_BTD.flatten(0, 1) for hidden_BTD in hidden)]
-    values: dict[str, list[Tensor]] = {name: [] for name in columns}
-    apart = [values.get(name) for name in member_columns(len(heads))]
-    for target_N, uniform_N, *states in zip(*(each.split(tokens) for each in flat), strict=True):
+    apart: dict[str, list[Tensor]] = {name: [] for name in member_columns(len(heads)) if name in columns}
+
+    def predictions(target_N: Tensor, *states: Tensor) -> Tensor:
         log_p_NV = torch.full((len(target_N), widest), -torch.inf, device=target_N.device)
-        for hidden_ND, head, surprisals in zip(states, heads, apart, strict=True):
+        for hidden_ND, head, name in zip(states, heads, member_columns(len(heads)), strict=True):
             own_NV = head.logits(hidden_ND).log_softmax(dim=1)
-            if surprisals is not None:
-                surprisals.append(-own_NV.gather(1, target_N.unsqueeze(1)).squeeze(1))
+            if name in apart:
+                apart[name].append(-own_NV.gather(1, target_N.unsqueeze(1)).squeeze(1))
             known_NV = log_p_NV[:, : own_NV.shape[1]]
             torch.logaddexp(known_NV, own_NV, out=known_NV)
-        log_p_NV -= math.log(len(heads))
-        for name, value in label_values(log_p_NV, target_N, uniform_N, columns):
-            values[name].append(value)
-    return {name: torch.cat(parts, dim=-1).unflatten(-1, targets_BT.shape) for name, parts in values.items()}
+        return log_p_NV.sub_(math.log(len(heads)))
+
+    mixed = {name: shape for name, shape in columns.items() if name not in apart}
+    labels = labels_in_chunks(predictions, hidden, targets_BT, mixed, uniform_BT, tokens)
+    return labels | {name: torch.cat(parts).view(targets_BT.shape) for name, parts in apart.items()}

@@ -39,7 +39,7 @@ class Autoencoder(WindowEncoder):
         self.encoder = config.encoder_stack()
         self.decoder = config.decoder_stack(width=config.decoder_width, layers=config.decoder_layers)
         self.decoder.set_input_embeddings(nn.Identity())
-        self.down, self.up = config.narrowing()
+        self.down, self.up = config.narrowing(config.encoder_width)
         given = config.encoder_width if config.given == "repeated" else config.encoder_width // 2
         self.introduce = nn.Linear(given, config.decoder_width)
         self.head = nn.Linear(config.decoder_width, config.vocab_size, bias=False)

@@ -118,6 +118,11 @@ def tune(model: nn.Module, stack: PreTrainedModel, tuning: Tuning, lora_rank: in
     inject_adapter_in_model(LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=names), stack)
 
 
+def tuned(tuning: Tuning, lora_rank: int) -> str:
+    """Return, in words, how a backbone was trained."""
+    return f"lora, rank {lora_rank}" if tuning == "lora" else tuning
+
+
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's layers
 

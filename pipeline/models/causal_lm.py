@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.checkpoint_files import POSITIONS, declared_context
 from pipeline.models.cross_entropy import HALF, chunk_tokens, head_logits, token_cross_entropy
-from pipeline.models.predictions import label_values
+from pipeline.models.predictions import labels_in_chunks
 from schemas.annotations import EXPECTED_ENTROPY, Shape
 
 # Settings that change logits after the product with the head.
@@ -168,15 +168,11 @@ def predictive_labels(
     [B, T]. `entropy` is bit-identical to `OutputHead.losses`. All columns are computed in chunks, from a single product
     with the head's weight. `uniform_BT` has a random number for each token, which `sampled_ids` needs.
     """
-    tokens = chunk_tokens(head.weight_VD)
-    random_BT = torch.zeros_like(targets_BT, dtype=torch.float32) if uniform_BT is None else uniform_BT
-    chunks = (hidden_BTD.flatten(0, 1), targets_BT.flatten(), random_BT.flatten())
-    values: dict[str, list[Tensor]] = {name: [] for name in columns}
-    for hidden_ND, target_N, uniform_N in zip(*(each.split(tokens) for each in chunks), strict=True):
-        log_p_NV = head.logits(hidden_ND).log_softmax(dim=1)
-        for name, value in label_values(log_p_NV, target_N, uniform_N, columns):
-            values[name].append(value)
-    return {name: torch.cat(parts, dim=-1).unflatten(-1, targets_BT.shape) for name, parts in values.items()}
+
+    def predictions(_: Tensor, hidden_ND: Tensor) -> Tensor:
+        return head.logits(hidden_ND).log_softmax(dim=1)
+
+    return labels_in_chunks(predictions, [hidden_BTD], targets_BT, columns, uniform_BT, chunk_tokens(head.weight_VD))
 
 
 def prepend_start(input_ids_BT: Tensor, start: int) -> Tensor:

@@ -115,7 +115,7 @@ class EntropyEstimator(Estimator):
         self.decoder = config.decoder_stack(width=width, layers=config.decoder_layers - layers_below)
         if alongside:
             self.decoder.set_input_embeddings(nn.Embedding(config.vocab_size, config.decoder_width))
-        self.down, self.up = config.narrowing()
+        self.down, self.up = config.narrowing(config.encoder_width)
         self.introduce = nn.Identity() if alongside else nn.Linear(config.encoder_width, config.decoder_width)
         self.output = nn.Linear(width, config.decoder_width) if alongside else nn.Identity()
         self.below = self.start = None

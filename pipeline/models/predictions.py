@@ -3,7 +3,7 @@
 N tokens, V vocabulary, K likeliest ids, S sampled ids, C candidates. B rows, T tokens of a row.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +25,33 @@ from schemas.annotations import (
 GROUP = 64
 FRACTION_BITS = 24  # bits of a random number that float32 holds
 MIXERS = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)  # splitmix64's, as signed numbers
+
+
+def labels_in_chunks(
+    predictions: Callable[..., Tensor],
+    states: Sequence[Tensor],
+    targets_BT: Tensor,
+    columns: Mapping[str, Shape],
+    uniform_BT: Tensor | None,
+    tokens: int,
+) -> dict[str, Tensor]:
+    """Return the columns of `label_values` by name, float32 [B, T] each, or [K, B, T] for values of the shape (K,).
+
+    Args:
+        predictions: function that returns the log-probabilities [N, V], given the targets [N] and, for each tensor of
+            `states`, the states [N, D] of these tokens.
+        states: tensors [B, T, D]; the widths D may differ.
+        targets_BT: tokens to label.
+        uniform_BT: a random number for each token, which `sampled_ids` needs; None without this column.
+        tokens: number of tokens at a time.
+    """
+    random_BT = torch.zeros_like(targets_BT, dtype=torch.float32) if uniform_BT is None else uniform_BT
+    flat = [targets_BT.flatten(), random_BT.flatten(), *(states_BTD.flatten(0, 1) for states_BTD in states)]
+    values: dict[str, list[Tensor]] = {name: [] for name in columns}
+    for target_N, uniform_N, *states_ND in zip(*(each.split(tokens) for each in flat), strict=True):
+        for name, value in label_values(predictions(target_N, *states_ND), target_N, uniform_N, columns):
+            values[name].append(value)
+    return {name: torch.cat(parts, dim=-1).unflatten(-1, targets_BT.shape) for name, parts in values.items()}
 
 
 def label_values(

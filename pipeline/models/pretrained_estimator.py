@@ -29,6 +29,7 @@ from pipeline.models.backbone import (
     save_weights,
     trained_weights,
     tune,
+    tuned,
 )
 from pipeline.models.causal_lm import OutputHead, decoder, last_hidden, output_head, prepend_start
 from pipeline.models.estimator import Estimator
@@ -88,9 +89,7 @@ class PretrainedEstimator(Estimator):
         if config.entry != "logits":
             self.divided = DividedStack(decoder(language_model), config.entry_layer)
             width = self.divided.width
-        narrow = config.bottleneck_width
-        self.down = nn.Identity() if narrow is None else nn.Linear(encoder_width, narrow)
-        self.up = nn.Identity() if narrow is None else nn.Linear(narrow, encoder_width)
+        self.down, self.up = config.narrowing(encoder_width)
         self.introduce = nn.Linear(encoder_width, width)
         nn.init.zeros_(self.introduce.weight)
         nn.init.zeros_(self.introduce.bias)
@@ -111,10 +110,13 @@ class PretrainedEstimator(Estimator):
     @property
     def facts(self) -> dict[str, object]:
         settings, backbones = self.config, self.config.backbones()
-        tuning = f"lora, rank {settings.lora_rank}" if settings.tuning == "lora" else settings.tuning
         entry = settings.entry if self.adds_logits else f"{settings.entry}, below layer {settings.entry_layer}"
         named = {f"language model, {role}": f"{each.name}, sha256 {each.sha256}" for role, each in backbones.items()}
-        return {**named, "training of the language model": tuning, "the embedding enters at": entry}
+        return {
+            **named,
+            "training of the language model": tuned(settings.tuning, settings.lora_rank),
+            "the embedding enters at": entry,
+        }
 
     @property
     def adds_logits(self) -> bool:

@@ -24,6 +24,11 @@ class BottleneckConfig(PreTrainedConfig, BottleneckSizes):
 
     vocab_size: int = 8192
 
+    def narrowing(self, wide: int) -> tuple[nn.Module, nn.Module]:
+        """Return a new layer from an encoder's width into the bottleneck and one out of it; identity without one."""
+        narrow = self.bottleneck_width
+        return (nn.Identity(), nn.Identity()) if narrow is None else (nn.Linear(wide, narrow), nn.Linear(narrow, wide))
+
 
 class WindowEncoderConfig(BottleneckConfig, WindowEncoderSizes):
     """Sizes and vocabulary of a window encoder."""
@@ -48,11 +53,6 @@ class WindowEncoderConfig(BottleneckConfig, WindowEncoderSizes):
     def _stack(self, kind: StackKind, **sizes: int) -> PreTrainedModel:
         shared: dict[str, Any] = {"vocab_size": self.vocab_size, "context": self.context}
         return new_stack(stack_config(kind, initializer_range=self.initializer_range, **shared, **sizes))
-
-    def narrowing(self) -> tuple[nn.Module, nn.Module]:
-        """Return a new layer into the bottleneck and a new layer out of it; identity layers without a bottleneck."""
-        wide, narrow = self.encoder_width, self.bottleneck_width
-        return (nn.Identity(), nn.Identity()) if narrow is None else (nn.Linear(wide, narrow), nn.Linear(narrow, wide))
 
 
 class WindowEncoder(PreTrainedModel, ABC):

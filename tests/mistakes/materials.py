@@ -206,6 +206,10 @@ def _write_checkpoints(folder: Path) -> None:
     shutil.copytree(models / "estimator", models / "folds" / "fold-0-of-2")
     for fold in range(2):
         shutil.copytree(models / "estimator", models / "both-folds" / f"fold-{fold}-of-2")
+    _write_tokenizers(models)
+
+
+def _write_tokenizers(models: Path) -> None:
     shutil.copytree(models / "estimator", models / "tokenizer-of-another")
     copy_tokenizer(SHIPPED / "tokenizer", models / "tokenizer-of-another")
     tiny_language_model(vocabulary=8193).save_pretrained(models / "causal-of-text")
