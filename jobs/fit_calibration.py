@@ -14,16 +14,13 @@ from pipeline.checks import require_at_least_one
 from pipeline.cli import run
 from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.atomic import write_text
+from pipeline.labels.agreement import HEADER, LEGEND, Pair, Paired, agreement, paired
 from pipeline.labels.calibration import labelled_with
 from pipeline.labels.calibration_fit import (
-    Pair,
-    Paired,
-    ScaleAgreement,
-    agreement,
+    calibrated_pairs,
     column_fit,
     digest_of,
     is_held_out,
-    paired,
     require_scikit_learn,
 )
 from pipeline.messages import say
@@ -68,6 +65,8 @@ def fit_calibration(config: Config) -> None:
         require_scikit_learn()
     with stage("finding the datasets"):
         labels, reference = find_annotations(config.labels), find_annotations(config.reference)
+    if labels.provenance.calibration is not None:
+        raise ValueError(f"{labels.source} is calibrated already; name labels that are not")
     with stage("pairing the documents"):
         found = paired(labels, reference, config.by)
     held_out = [pair for pair in found.pairs if is_held_out(pair, config.held_out)]
@@ -96,9 +95,7 @@ def calibration_of(
 
 def print_documents(found: Paired, fitted: int, calibration: Calibration) -> None:
     """Print the numbers of documents and of domains, and the fits. `fitted` documents were used for the fits."""
-    absent = f", {found.absent:,} of the reference are not among the labels" if found.absent else ""
-    immovable = f", {found.immovable:,} of the reference cannot move to the tokens" if found.immovable else ""
-    say(f"documents      {fitted:,} for the fit, {len(found.pairs) - fitted:,} held out{absent}{immovable}")
+    say(f"documents      {fitted:,} for the fit, {len(found.pairs) - fitted:,} held out{found.left_out}")
     if calibration.by is not None:
         own, domains = calibration.fitted_domains, {pair.domain for pair in found.pairs}
         say(f"domains        {len(own):,} with a fit of their own, {len(domains - own):,} with the pooled fit")
@@ -107,17 +104,12 @@ def print_documents(found: Paired, fitted: int, calibration: Calibration) -> Non
 
 def print_agreement(pairs: list[Pair], calibration: Calibration) -> None:
     """Print the agreement of each column with the reference in documents, before and after calibration."""
-    say("", f"{'held-out documents':28}{'tokens':>10}{'slope':>8}{'bias':>8}{'difference':>12}{'absolute':>10}")
+    say("", f"{'held-out documents':28}{HEADER}")
     for column in calibration.calibrated:
-        for when, applied in (("before", None), ("after", calibration)):
-            found = agreement(pairs, column, applied)
-            say(f"{f'{column}, {when}':28}" + ("  no labels that differ" if found is None else _figures(found)))
-    say("slope and bias in nats: regression of the reference on the label; difference: mean of label - reference")
-
-
-def _figures(found: ScaleAgreement) -> str:
-    means = f"{found.mean_difference:>12.3f}{found.mean_absolute_error:>10.3f}"
-    return f"{found.tokens:>10,}{found.slope:>8.3f}{found.bias:>8.3f}{means}"
+        for when, those in (("before", pairs), ("after", [*calibrated_pairs(pairs, column, calibration)])):
+            found = agreement(those, column)
+            say(f"{f'{column}, {when}':28}{found or '  no labels that differ'}")
+    say(*LEGEND)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Documents are packed into windows. A separator without a label precedes each document, and every label stays at its
 token. By default, the model is a plain Llama that `AutoModelForCausalLM` loads. The same command resumes an interrupted
-run.
+run. With --init-from, a causal language model is trained further, with its own tokenizer.
 
 The job runs in one process, or in the processes that `accelerate launch -m jobs.train_language_model` starts. With
 --workers, it runs in processes of a Ray cluster.
@@ -25,6 +25,8 @@ from pipeline.cli import run
 from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import held_out_documents
 from pipeline.data.packing import CutWithOverlap, PackedWindow
+from pipeline.data.tokenizer import beginning_token
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.model_card import command_line, model_card, training_length
 from pipeline.models.sizes import LanguageModelSizes
 from pipeline.training.config import NEED_LABELS, DryRunSettings, ObjectiveSettings, TrainingConfig
@@ -48,6 +50,11 @@ class Config:
     """Annotated dataset to train on: a folder, or hf://datasets/USER/NAME."""
     output: Path
     """Folder to write the model to."""
+    init_from: str | None = None
+    """Causal language model to start from: a folder, a GGUF file, a model on the Hub (USER/NAME or
+    USER/NAME@REVISION), or `smollm2`. By default, training starts from random weights. The model keeps its tokenizer
+    and its sizes. If its tokenizer differs from the dataset's, labels move as with --tokenizer. --model.context is the
+    length of the windows to train on."""
     objective: Annotated[ObjectiveSettings, cyclopts.Parameter(name="*")] = field(default_factory=ObjectiveSettings)
     shuffle_labels: bool = False
     """Shuffle the labels among all labelled tokens, as a control that keeps only the labels' distribution. With
@@ -81,7 +88,16 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"--dropout must be at least 0 and below 1, not {self.dropout}")
+        if self.init_from is not None:
+            self._check_start()
         require_at_least_one(self, "limit", "stream", "workers")
+        self.objective.require_logits(self.training)
+
+    def _check_start(self) -> None:
+        if self.tokenizer is not None:
+            raise ValueError("a model keeps the tokenizer of --init-from; leave out --tokenizer")
+        if self.model != LanguageModelSizes(context=self.model.context):
+            raise ValueError("a model takes its sizes from --init-from; of --model, give only --model.context")
 
 
 def train_language_model(config: Config) -> None:
@@ -100,9 +116,14 @@ def with_absolute_paths(config: Config) -> Config:
     labels, *texts = (
         name if "://" in name else str(Path(name).resolve()) for name in (config.labels, *config.out_of_distribution)
     )
-    tokenizer = config.tokenizer.resolve() if config.tokenizer else None
+    start = config.init_from
     return replace(
-        config, labels=labels, out_of_distribution=tuple(texts), output=config.output.resolve(), tokenizer=tokenizer
+        config,
+        labels=labels,
+        out_of_distribution=tuple(texts),
+        output=config.output.resolve(),
+        tokenizer=config.tokenizer.resolve() if config.tokenizer else None,
+        init_from=str(Path(start).resolve()) if start and Path(start).exists() else start,
     )
 
 
@@ -119,17 +140,18 @@ def train_here(config: Config, arguments: Sequence[str]) -> None:
         dataset = find_annotations(config.labels)
         if not this_process().is_main_process:  # all processes read the same documents, and one reports those left out
             logging.getLogger(LabelledDocuments.__module__).setLevel(logging.ERROR)
-        tokens = ModelTokens.of(dataset, config.tokenizer)
+        start = starting_point(config)
+        tokens = tokens_for(config, dataset, start)
         seen, evaluated = documents(config, dataset, tokens)
         labels_N = seen.labels()
         if config.objective.objective in NEED_LABELS and not len(labels_N):
             raise ValueError(f"{config.labels} has no labels for --objective {config.objective.objective}; annotate it")
         mean_label = float(labels_N.mean()) if len(labels_N) else 0.0
         if config.estimate.dry_run:
-            print_cost(cost_of(seen, evaluated["held_out"], mean_label, config))
+            print_cost(cost_of(seen, evaluated["held_out"], mean_label, config, start))
             return
-        resume.begin_on_main(config.output, fingerprint(config, dataset))
-        train_on(seen, evaluated, mean_label, config, arguments)
+        resume.begin_on_main(config.output, fingerprint(config, dataset, start))
+        train_on(seen, evaluated, mean_label, config, arguments, start)
 
 
 def train_on(
@@ -138,19 +160,22 @@ def train_on(
     mean_label: float,
     config: Config,
     arguments: Sequence[str],
+    start: Checkpoint | None = None,
 ) -> None:
     """Train the model, and write its checkpoint and model card to the output folder.
 
-    `mean_label` is the mean of the labels, in nats.
+    `mean_label` is the mean of the labels, in nats. `start` is the checkpoint to start from, or None for random
+    weights.
     """
     from pipeline.training.batches import labelled_batches
     from pipeline.training.evaluation import window_loss
     from pipeline.training.job import train_and_save
     from pipeline.training.losses import ObjectiveLoss
     from pipeline.training.objectives import objective_function
+    from pipeline.training.penalties import penalty_function
 
     training = config.training
-    model = new_model(config, seen.tokens)
+    model = initial_model(config, seen.tokens, start)
     batches = labelled_batches(seen, training.tokens_per_batch, training.seed)
 
     def evaluate(model: PreTrainedModel) -> Metrics:
@@ -161,7 +186,7 @@ def train_on(
     train_and_save(
         model,
         batches,
-        ObjectiveLoss(objective_function(config.objective, mean_label)),
+        ObjectiveLoss(objective_function(config.objective, mean_label), penalty=penalty_function(config.objective)),
         evaluate,
         training,
         config.output,
@@ -171,27 +196,36 @@ def train_on(
     )
 
 
-def cost_of(seen: LabelledDocuments, held_out: PackedWindow, mean_label: float, config: Config) -> Cost:
+def cost_of(
+    seen: LabelledDocuments, held_out: PackedWindow, mean_label: float, config: Config, start: Checkpoint | None = None
+) -> Cost:
     """Return the cost of training the model. `mean_label` is the mean of the labels, in nats."""
     from pipeline.training.cost import Cost
     from pipeline.training.epoch import Epoch
     from pipeline.training.losses import ObjectiveLoss
     from pipeline.training.objectives import objective_function
+    from pipeline.training.penalties import penalty_function
 
     training = config.training
-    loss = ObjectiveLoss(objective_function(config.objective, mean_label))
+    loss = ObjectiveLoss(objective_function(config.objective, mean_label), penalty=penalty_function(config.objective))
     sampled = documents_read(config, seen.dataset) - seen.stop
     epoch = Epoch.of_labelled(seen, held_out, sampled, training.tokens_per_batch)
     compares = loss.step_objective is not None
-    return Cost(new_model(config, seen.tokens), loss, epoch, training, config.estimate, compares=compares)
+    return Cost(initial_model(config, seen.tokens, start), loss, epoch, training, config.estimate, compares=compares)
 
 
-def fingerprint(config: Config, dataset: AnnotatedDataset) -> dict[str, Any]:
+def fingerprint(config: Config, dataset: AnnotatedDataset, start: Checkpoint | None) -> dict[str, Any]:
     """Return all settings that the model depends on, by name, including the provenance of the labels.
 
     The output folder, the number of processes, the cluster's address and the dry run are left out.
     """
-    settings = {**asdict(config), "training": config.training.fingerprint, "provenance": asdict(dataset.provenance)}
+    settings = {
+        **asdict(config),
+        "objective": config.objective.fingerprint,
+        "training": config.training.fingerprint,
+        "provenance": asdict(dataset.provenance),
+        "init_from_sha256": None if start is None else start.sha256,
+    }
     return {name: value for name, value in settings.items() if name not in NOT_IN_FINGERPRINT}
 
 
@@ -221,15 +255,60 @@ def documents_read(config: Config, dataset: AnnotatedDataset) -> int:
     return min(len(dataset), config.limit or len(dataset))
 
 
-def new_model(config: Config, tokens: ModelTokens) -> PreTrainedModel:
-    """Return a language model of the configured sizes with random weights."""
+def starting_point(config: Config) -> Checkpoint | None:
+    """Return the checkpoint to start from, or None for random weights.
+
+    Raises:
+        ValueError: if it cannot be found, is not a causal language model, or cannot read windows of `model.context`.
+    """
+    if config.init_from is None:
+        return None
+    start = Checkpoint.find(config.init_from)
+    start.require_kind("causal")
+    if start.context is not None and start.context < config.model.context:
+        raise ValueError(
+            f"`model.context` is {config.model.context}, but {config.init_from} reads at most {start.context} tokens;"
+            " give fewer"
+        )
+    return start
+
+
+def tokens_for(config: Config, dataset: AnnotatedDataset, start: Checkpoint | None) -> ModelTokens:
+    """Return the tokenizer and vocabulary of the model.
+
+    Raises:
+        ValueError: as `ModelTokens.of`, or if the checkpoint to start from has no tokenizer, or too few token ids.
+    """
+    if start is None:
+        return ModelTokens.of(dataset, config.tokenizer)
+    if start.tokenizer_sha256 is None:
+        raise ValueError(f"{config.init_from} has no tokenizer; add its tokenizer.json and tokenizer_config.json")
+    if dataset.tokenizer is None:  # documents came as token ids, which must be the checkpoint's own
+        tokens = ModelTokens(start.folder, dataset.vocabulary, beginning_token(start.folder), moved=False)
+    else:
+        same = start.tokenizer_sha256 == dataset.provenance.tokenizer_sha256
+        tokens = ModelTokens.of(dataset, None if same else start.folder)
+    if start.vocabulary < max(tokens.vocabulary, tokens.separator + 1):
+        raise ValueError(
+            f"{config.init_from} has {start.vocabulary:,} token ids, and the documents have {tokens.vocabulary:,}; give"
+            " a model that knows them all"
+        )
+    return tokens
+
+
+def initial_model(config: Config, tokens: ModelTokens, start: Checkpoint | None) -> PreTrainedModel:
+    """Return the model to train: that of a checkpoint, or one of the configured sizes with random weights."""
     import torch
 
+    from pipeline.models.loading import load_causal
     from pipeline.models.stacks import add_dropout, new_language_model, stack_config
 
     torch.manual_seed(config.training.seed)
-    sizes = stack_config(vocab_size=max(tokens.vocabulary, tokens.separator + 1), **vars(config.model))
-    model = new_language_model(sizes, tokens.separator)
+    if start is None:
+        sizes = stack_config(vocab_size=max(tokens.vocabulary, tokens.separator + 1), **vars(config.model))
+        model = new_language_model(sizes, tokens.separator)
+    else:
+        model = load_causal(start.folder).requires_grad_(True)
     if config.dropout:
         add_dropout(model, config.dropout)
     return model
@@ -248,9 +327,11 @@ def card(
             "trained on": f"{seen.stop - left_out:,} documents with {origin.method} labels",
             **({"left out": f"{left_out:,} documents whose labels cannot move"} if left_out else {}),
             "held out": f"{held_out:,} documents after them",
+            "started from": config.init_from or "random weights",
             "model behind the labels": origin.labelled_by,
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
             "training": training_length(metrics),
+            **config.training.averaged,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             **{
                 f"{name.replace('_', ' ')}, nats per token": nats

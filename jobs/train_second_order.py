@@ -50,9 +50,9 @@ class Config:
     output: Path
     """Folder to write the checkpoint to."""
     init_from: str | None = None
-    """Model to start from, which also sets the sizes: a causal language model, or an estimator, of which only the
-    decoder is used. Give a folder or a name on the Hub. With several --folds, the folder must hold one checkpoint for
-    each fold. By default, train from scratch."""
+    """Model to start from, which also sets the sizes: a causal language model; an estimator, of which only the decoder
+    is used; or a second-order model, which is trained further. Give a folder or a name on the Hub. With several
+    --folds, the folder must hold one checkpoint for each fold. By default, train from scratch."""
     overlap: int | None = None
     """Number of tokens that a window shares with the next window of the same document. By default, this is the overlap
     in annotation. If annotation had another window length or tokenizer, it is half the window."""
@@ -227,8 +227,9 @@ def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Checkpoi
     With several folds, each checkpoint must have been trained without the documents of its fold. This is not checked.
 
     Raises:
-        ValueError: if the number of checkpoints differs from the number of folds; if a checkpoint is neither a causal
-            language model nor an estimator; or if its tokens differ from those of the labels.
+        ValueError: if the number of checkpoints differs from the number of folds; if a checkpoint is none of the kinds
+            that `Config.init_from` names; if its form differs from that of the settings; or if its tokens differ from
+            those of the labels.
     """
     whole = config.backbone == TuningSettings(tuning="whole")
     if not whole and (config.init_from is None or Checkpoint.find(config.init_from).folds[0].kind != "causal"):
@@ -239,7 +240,9 @@ def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Checkpoi
     if len(members) != config.folds:
         raise ValueError(f"{config.init_from} has {len(members)} folds, and --folds is {config.folds}; make them equal")
     for member in members:
-        if member.kind != "estimator":
+        if member.kind == "second-order":
+            require_same_form(member, config)
+        elif member.kind != "estimator":
             member.require_kind("causal")
         require_same_tokens(member, dataset)
     return members
@@ -252,17 +255,16 @@ def initial_model(plan: Prepared, start: Checkpoint | None, labels: np.ndarray) 
     """
     import torch
 
-    from pipeline.models.loading import load_causal, load_own_estimator
+    from pipeline.models.loading import load_causal, load_own_estimator, load_second_order
     from pipeline.models.second_order import SecondOrderModel
     from pipeline.models.stacks import llama_config
 
-    settings: dict[str, Any] = {
+    windows: dict[str, Any] = {
         "context": plan.windows.window,
         "label_mean": float(labels.mean()),
         "label_deviation": max(float(labels.std()), 1e-3),
-        "form": plan.config.form,
-        "transformers": plan.config.transformers,
     }
+    settings = {**windows, "form": plan.config.form, "transformers": plan.config.transformers}
     torch.manual_seed(plan.config.training.seed)
     if start is None:
         sizes = TransformerSizes(context=plan.windows.window, **plan.config.model.from_scratch)
@@ -270,6 +272,9 @@ def initial_model(plan: Prepared, start: Checkpoint | None, labels: np.ndarray) 
         model = SecondOrderModel.from_scratch(stack, **settings)
     elif start.kind == "estimator":
         model = SecondOrderModel.from_estimator(load_own_estimator(start.folder), **settings)
+    elif start.kind == "second-order":
+        model = load_second_order(start.folder)
+        model.continue_on(**windows)
     elif plan.config.backbone.tuning == "whole":
         model = SecondOrderModel.from_language_model(load_causal(start.folder), start=plan.windows.start, **settings)
     else:
@@ -301,6 +306,19 @@ def around_language_model(plan: Prepared, start: Checkpoint, settings: dict[str,
     )
 
 
+def require_same_form(start: Checkpoint, config: Config) -> None:
+    """Raise if a second-order model to start from does not have the outputs that the settings name.
+
+    Raises:
+        ValueError: if its form, or its number of transformers, is another one.
+    """
+    its = {name: start.config.get(name, default) for name, default in (("form", "direct"), ("transformers", 1))}
+    if its != {"form": config.form, "transformers": config.transformers}:
+        raise ValueError(
+            f"{start.folder} keeps its outputs; give --form {its['form']} --transformers {its['transformers']}"
+        )
+
+
 def require_same_tokens(start: Checkpoint, dataset: AnnotatedDataset) -> None:
     """Raise if a checkpoint's token ids do not have the same meaning as those of an annotated dataset.
 
@@ -328,6 +346,7 @@ def card(model: SecondOrderModel, plan: Prepared, seen: Corpus, held_out: Corpus
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
             "windows": str(plan.windows),
             "training": training_length(metrics),
+            **config.training.averaged,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "form": f"{config.form}, {config.transformers} transformer(s), causal weight {config.causal_weight}",
             "started from": config.init_from or "random weights",

@@ -266,9 +266,22 @@ class _WrittenPlan:
 
 def _read_schema(text: str) -> pa.Schema:
     try:
-        return pa.ipc.read_schema(pa.py_buffer(b64decode(text, validate=True)))
+        schema = pa.ipc.read_schema(pa.py_buffer(b64decode(text, validate=True)))
+        _require_names(schema)
     except (pa.ArrowException, ValueError, OSError) as error:
         raise ValueError(f"schema cannot be read: {error}") from error
+    return schema
+
+
+def _require_names(fields: Iterable[pa.Field]) -> None:
+    """Raise unless every field has a name in UTF-8. Arrow reads other bytes too, and fails when the name is used.
+
+    Raises:
+        ValueError: naming the bytes that are not UTF-8.
+    """
+    for field in fields:
+        _ = field.name
+        _require_names(field.type.field(index) for index in range(field.type.num_fields))
 
 
 def require_name(unit: int, shard: str) -> None:

@@ -1,6 +1,6 @@
 """Handmade annotated datasets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,22 @@ def write_annotated(
     labels: Sequence[Sequence[float]],
     *,
     shards: int = 1,
+    columns_of_source: Mapping[str, Sequence[str | None]] | None = None,
     **settings: Any,
 ) -> Path:
-    """Write a dataset of these documents; `settings` are fields of its provenance."""
+    """Write a dataset of these documents and columns of text; `settings` are fields of its provenance."""
     needed = 1 + max((token for document in tokens for token in document), default=0)
     settings = {"vocabulary": max(PROVENANCE.vocabulary, needed), **settings}
-    schema = annotated_schema(SOURCE, replace(PROVENANCE, **settings))
+    more = columns_of_source or {}
+    schema_of_source = pa.schema([*SOURCE, *(pa.field(name, pa.string()) for name in more)])
+    schema = annotated_schema(schema_of_source, replace(PROVENANCE, **settings))
     rows_a_shard = -(-len(tokens) // shards)
     for index in range(shards):
         rows = slice(index * rows_a_shard, (index + 1) * rows_a_shard)
         ids = [np.array(document, dtype=np.int32) for document in tokens[rows]]
         entropies = [np.array(row, dtype=np.float32) for row in labels[rows]]
-        source = pa.RecordBatch.from_pylist([{"text": "text"}] * len(ids), schema=SOURCE)
+        columns = {"text": ["text"] * len(ids), **{name: values[rows] for name, values in more.items()}}
+        source = pa.RecordBatch.from_pydict(columns, schema=schema_of_source)
         table = annotated_rows(source, ids, {"entropy": entropies}, schema)
         write_shard(Subset(SUBSET, folder).data / shard_name(index, shards), [table], schema)
     return folder

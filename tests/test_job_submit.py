@@ -46,7 +46,7 @@ def submitted(head: Head, *words: str, succeeds: bool = True) -> str:
     return ended.stdout
 
 
-def wait_until(happened: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(happened: Callable[[], bool], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, "it did not happen"

@@ -9,7 +9,6 @@ from pipeline.data.tokenizer import encode, load_tokenizer, tokenizer_sha256
 from pipeline.labels import exact, second_order
 from pipeline.models.checkpoint import SHIPPED
 from pipeline.models.loading import load_estimator, load_second_order
-from pipeline.training.evaluation import r_squared
 from tests.builders import sample_texts
 
 FOLDERS = ("tokenizer", "estimator", "second-order")
@@ -40,9 +39,11 @@ def test_the_estimator_knows_its_language(input_ids_BT: torch.Tensor) -> None:
     assert load_estimator(SHIPPED / "estimator").token_losses(input_ids_BT).mean() < 6.5
 
 
-def test_second_order_labels_follow_the_exact_ones_on_text_of_another_kind(input_ids_BT: torch.Tensor) -> None:
+def test_second_order_labels_rise_with_the_exact_ones_and_are_lower(input_ids_BT: torch.Tensor) -> None:
+    """SmolLM2, which taught them, needs fewer nats for English than the estimator."""
     exact_BT = exact.token_entropies(load_estimator(SHIPPED / "estimator"), input_ids_BT)
     entropy_BT, expected_BT = second_order.token_entropies(load_second_order(SHIPPED / "second-order"), input_ids_BT)
-    seeing, expecting = (r_squared(part.flatten(), exact_BT.flatten()) for part in (entropy_BT, expected_BT))
-    assert seeing > 0.8
-    assert seeing > expecting
+    assert torch.corrcoef(torch.stack([entropy_BT.flatten(), exact_BT.flatten()]))[0, 1] > 0.6
+    assert entropy_BT.mean() < exact_BT.mean() - 0.5
+    correlation = torch.corrcoef(torch.stack([expected_BT.flatten(), exact_BT.flatten()]))[0, 1]
+    assert correlation < 0.6  # the token is not seen

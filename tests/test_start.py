@@ -13,11 +13,11 @@ import pytest
 from pipeline.__main__ import commands
 
 ROOT = Path(__file__).parents[1]
-FLAGS = {"pipeline.publish": "--repository", "pipeline.verify": "--repair"}
+FLAGS = {"pipeline.publish": "--repository", "pipeline.verify": "--repair", "jobs.measure_agreement": "--reference"}
 """A flag of each command that has no --output."""
 HEAVY = {"torch", "transformers", "accelerate", "matplotlib", "ray", "datasets"}
 """Packages that take long to import."""
-MOST_SECONDS = 1.5
+MOST_SECONDS = 3.0  # 1.1 to 1.9 s on a slow idle core, up to 2.3 s on one that others share
 INPUT_FLAGS = {"--input", "--split", "--config-name"}
 """Flags of every command that reads documents."""
 

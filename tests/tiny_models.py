@@ -1,7 +1,9 @@
 """Tiny models, and tokens for them, made in a moment."""
 
+import math
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -74,6 +76,26 @@ def tiny_language_model(*, context: int = 32, vocabulary: int = VOCABULARY) -> P
     torch.manual_seed(0)
     config = llama_config(vocab_size=vocabulary, width=24, layers=2, heads=2, context=context, initializer_range=0.2)
     return frozen(new_language_model(config, start=5))
+
+
+def chain_language_model(table: np.ndarray, *, context: int = 32) -> PreTrainedModel:
+    """Return a language model that predicts as a Markov chain of order 1 does, with these next-symbol distributions.
+
+    It reads the first id after the symbols before a document, and predicts as after symbol 0. There must be an odd
+    number of symbols, because rotary positions need an even width.
+    """
+    symbols = len(table)
+    config = llama_config(vocab_size=symbols + 1, width=symbols + 1, layers=1, heads=1, context=context)
+    config.tie_word_embeddings = False
+    model = new_language_model(config, start=symbols)
+    head = torch.full((symbols + 1, symbols + 1), -30.0)
+    head[:symbols] = torch.from_numpy(np.log(table[[*range(symbols), 0]])).T
+    for name, weight in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight.data.zero_()  # the layer adds nothing
+    model.get_input_embeddings().weight.data = torch.eye(symbols + 1)
+    model.get_output_embeddings().weight.data = head / math.sqrt(symbols + 1)  # the norm makes the states as long
+    return frozen(model)
 
 
 def random_tokens(rows: int, tokens: int, *, vocabulary: int = VOCABULARY, seed: int = 0) -> Tensor:

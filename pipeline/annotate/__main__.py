@@ -224,7 +224,7 @@ def pool_of(job: Run, config: Config) -> Iterator[WorkerPool]:
     """Yield the pool of workers that the settings request: this process, or workers on a Ray cluster."""
     if config.workers == 0:
         with stage("loading torch"):
-            from pipeline.labels.labeller import device_here
+            from pipeline.labels.torch_labeller import device_here
 
             device = device_here(config.gpus_per_worker)
         say("workers        none: this process labels the documents")

@@ -10,10 +10,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from pipeline.annotate.config import Config
-from pipeline.engine.annotator import Chunk, ChunkReading, SourceError, UnitProgress, load_annotator, with_tokenizers
+from pipeline.engine.annotator import Chunk, ChunkReading, SourceError, load_annotator, with_tokenizers
 from pipeline.engine.plan import FEWEST_ROWS, Run, Source, Unit
 from pipeline.engine.throughput import Stages
-from pipeline.labels.labeller import DeviceError, device_here
+from pipeline.engine.unit_progress import UnitProgress
+from pipeline.labels.torch_labeller import DeviceError, device_here
 from pipeline.messages import say
 from pipeline.models.checkpoint_files import weights_size
 from pipeline.progress import stage

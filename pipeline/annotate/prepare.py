@@ -4,6 +4,7 @@ Nothing is written here, so that a mistake leaves nothing behind.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypedDict
 
 import pyarrow as pa
@@ -63,6 +64,16 @@ def prepare(
 ) -> tuple[Run, list[Unit]]:
     """Check all settings against the source and the checkpoint. Return the run and its units.
 
+    Arguments and errors are those of `prepare_run`.
+    """
+    run = prepare_run(config, source, inputs, existing)
+    units = plan_units(source, rows_per_unit=run.provenance.rows_per_unit, limit=config.limit)
+    return replace(run, units=len(units)), units
+
+
+def prepare_run(config: Config, source: Source, inputs: Sequence[str], existing: Plan | None = None) -> Run:
+    """Check all settings against the source and the checkpoint. Return the run, before it is divided into units.
+
     `inputs` are the pinned inputs in which the files of the source were found. `existing` is the plan of the resumed
     run, if there is one, and gives the defaults of some settings.
 
@@ -76,8 +87,7 @@ def prepare(
     passed = source.schema if provenance.names_of_text or not is_of_text(source) else without_names(source.schema)
     schema = annotated_schema(passed, provenance)
     require_applicable(provenance, schema)
-    units = plan_units(source, rows_per_unit=provenance.rows_per_unit, limit=config.limit)
-    run = Run(
+    return Run(
         subset=config.place,
         checkpoints=tuple(fold.folder.resolve() for checkpoint in checkpoints for fold in checkpoint.folds),
         tokenizer=tokens.folder.resolve() if tokens.folder else None,
@@ -87,11 +97,10 @@ def prepare(
         provenance=provenance,
         source_schema=pa.schema([field for field in passed if field.name in {config.column.name, *schema.names}]),
         schema=schema,
-        units=len(units),
+        units=0,
         repository=config.repository,
         snapshots=tuple(Snapshot(each.repository, each.folder.resolve()) for each in checkpoints if each.repository),
     )
-    return run, units
 
 
 def provenance_for(
@@ -257,7 +266,7 @@ def dtype_for(config: Config, existing: Plan | None) -> Dtype:
 def device_for(config: Config) -> Device:
     """Return the kind of device that labels will be computed on."""
     if config.workers == 0 or (config.dry_run and config.gpus_per_worker is None):
-        from pipeline.labels.labeller import device_here  # imports torch, which takes seconds
+        from pipeline.labels.torch_labeller import device_here  # imports torch, which takes seconds
 
         return device_here(config.gpus_per_worker)
     if config.gpus_per_worker is None:

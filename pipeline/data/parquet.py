@@ -88,7 +88,7 @@ def rows_between(file: File, start: int, stop: int, schema: pa.Schema, required:
     """
     with open_stored(file, READ_AHEAD) as stored:
         parquet = open_parquet(stored, buffer_size=BUFFER_BYTES, pre_buffer=False)
-        slices = (part for rows in _slices(file, stored, parquet, range(start, stop), schema) for part in _halved(rows))
+        slices = (part for rows in _slices(file, stored, parquet, range(start, stop), schema) for part in halved(rows))
         for group in batched_by_size(slices, rows=len, size=lambda rows: int(rows.nbytes)):
             batch = pa.concat_batches(group)
             columns = [batch.column(name) for name in schema.names]
@@ -178,13 +178,13 @@ def _rows_of_dictionaries(stored: pa.NativeFile, pages: Sequence[FirstPage], sch
     return max(1, BYTES_READ // max(1, *sizes, 1))
 
 
-def _halved(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+def halved(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Halve the rows until each part fits into a batch or is a single row."""
     if len(rows) == 1 or rows.nbytes <= BATCH_BYTES:
         yield rows
     else:
-        yield from _halved(rows.slice(0, len(rows) // 2))
-        yield from _halved(rows.slice(len(rows) // 2))
+        yield from halved(rows.slice(0, len(rows) // 2))
+        yield from halved(rows.slice(len(rows) // 2))
 
 
 def first_pages(stored: pa.NativeFile, groups: int) -> list[list[FirstPage]]:

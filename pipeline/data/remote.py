@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from aiohttp import ClientError, ClientResponseError
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
@@ -90,6 +89,8 @@ def is_answer(error: FileNotFoundError) -> bool:
 
     fsspec's HTTP filesystem raises FileNotFoundError for any other failure, too.
     """
+    from aiohttp import ClientError, ClientResponseError  # takes 0.2 s, and a file on a disk does not need it
+
     cause = error.__cause__
     if isinstance(cause, ClientResponseError):
         return cause.status < 500 and cause.status not in PASSING_STATUSES

@@ -7,7 +7,7 @@ stage waits for long and memory stays bounded.
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple, Protocol
@@ -28,6 +28,7 @@ from pipeline.data.tokenizer import load_tokenizer
 from pipeline.data.windows import WindowBatch, gather, sample_positions, window_batches
 from pipeline.engine.plan import Run, Unit
 from pipeline.engine.throughput import HELD, Stages, UnitResult
+from pipeline.engine.unit_progress import Amount, UnitProgress, stopping
 from pipeline.labels.calibration import calibrated, rows_without_fit
 from pipeline.labels.ensemble import Labels, combined
 from pipeline.labels.retokenize import encode_with_ends, move_nats
@@ -52,7 +53,7 @@ class OutputError(Exception):
     """Raised if the output cannot be written. All other units would then fail too."""
 
 
-class Labeller(Protocol):
+class WindowLabeller(Protocol):
     """A label method, with its model on a device.
 
     `label` returns a list with one dictionary per batch, and the number of batches that did not fit in the device's
@@ -112,7 +113,7 @@ class Annotator:
     """
 
     run: Run
-    labellers: tuple[Labeller, ...]
+    labellers: tuple[WindowLabeller, ...]
     tokenizer: Tokenizer | None
     estimator_tokenizers: tuple[Tokenizer | None, ...] = (None,)
     device_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -120,7 +121,7 @@ class Annotator:
     """Lock that is held while a document of more than BATCH_BYTES is tokenized. Tokenizing may take 250 bytes of memory
     per byte of text."""
 
-    def annotate(self, unit: Unit, progress: "UnitProgress | None" = None) -> UnitResult:
+    def annotate(self, unit: Unit, progress: UnitProgress | None = None) -> UnitResult:
         """Label a unit's rows, commit the shard and its receipt, and return the result.
 
         If the run has a repository, the shard's content is also uploaded. The unit's progress is written to `progress`,
@@ -138,7 +139,7 @@ class Annotator:
         except OSError as error:  # only from writing: errors of reading are SourceErrors by now
             raise OutputError(f"cannot write to {self.run.subset.root}: {error}") from error
 
-    def _commit(self, unit: Unit, progress: "UnitProgress") -> tuple[Receipt, Stages]:
+    def _commit(self, unit: Unit, progress: UnitProgress) -> tuple[Receipt, Stages]:
         """Write a unit's shard and receipt, and return the receipt and the seconds per stage.
 
         This is the last stage. The two earlier stages run ahead in threads of their own.
@@ -149,7 +150,7 @@ class Annotator:
         with (
             prefetched(chunks, AHEAD) as waiting,
             prefetched(self._labelled(waiting, stages, progress), AHEAD) as labelled,
-            _stopping(progress),
+            stopping(progress),
             ShardWriter(subset.data / shard, self.run.schema) as writer,
         ):
             for chunk, readings in labelled:
@@ -200,6 +201,14 @@ class Annotator:
                 chunk = self._tokenized(rows, random)
             yield chunk
 
+    def annotated(self, rows: pa.RecordBatch) -> pa.Table:
+        """Return the annotated table of rows in memory, labelled as a run's first unit is."""
+        random, tables = np.random.default_rng(0), list[pa.Table]()
+        for piece in _pieces(rows, sum(map(prod, self.run.provenance.label_shapes.values()))):
+            chunk = self._tokenized(piece, random)
+            tables.append(self._table(chunk, self.label(chunk, Stages(), UnitProgress())))
+        return pa.concat_tables(tables) if tables else self.run.schema.empty_table()
+
     def _rows(self, unit: Unit, stages: Stages) -> Iterator[pa.RecordBatch]:
         try:
             batches = read_rows(unit.file, unit.start, unit.stop, self.run.source_schema, self.run.column)
@@ -246,7 +255,7 @@ class Annotator:
                 readings.append(([one.ids_T for one in read], ends))
         return tokens, readings
 
-    def labellers_of(self, reading: int) -> tuple[Labeller, ...]:
+    def labellers_of(self, reading: int) -> tuple[WindowLabeller, ...]:
         """Return the labellers of a reading, one per cross-validation fold."""
         folds = self.run.provenance.folds
         return self.labellers[reading * folds : (reading + 1) * folds]
@@ -275,7 +284,7 @@ class Annotator:
         ]
 
     def _labelled(
-        self, chunks: Iterator[Chunk], stages: Stages, progress: "UnitProgress"
+        self, chunks: Iterator[Chunk], stages: Stages, progress: UnitProgress
     ) -> Generator[tuple[Chunk, list[LabelledReading]], None, None]:
         """Yield every chunk with its labelled batches. This is the second stage.
 
@@ -285,7 +294,7 @@ class Annotator:
             for chunk in chunks:
                 yield chunk, self.label(chunk, stages, progress)
 
-    def label(self, chunk: Chunk, stages: Stages, progress: "UnitProgress") -> list[LabelledReading]:
+    def label(self, chunk: Chunk, stages: Stages, progress: UnitProgress) -> list[LabelledReading]:
         """Label all batches of a chunk, and return every reading's batches with their labels."""
         labelled: list[LabelledReading] = []
         whole = Amount(len(chunk.rows), sum(map(len, chunk.tokens)))
@@ -332,7 +341,9 @@ def load_annotator(run: Run, device: Device) -> Annotator:
         ValueError: if a checkpoint cannot be fetched from the Hub.
         RuntimeError: if this node has no device of the requested kind.
     """
-    from pipeline.labels.labeller import load_labellers  # imports torch, which the driver of a cluster does not need
+    from pipeline.labels.torch_labeller import (
+        load_labellers,
+    )  # imports torch, which the driver of a cluster does not need
 
     run, settings = run.on_this_node(), run.provenance
     columns = settings.label_shapes
@@ -340,7 +351,7 @@ def load_annotator(run: Run, device: Device) -> Annotator:
     return with_tokenizers(run, labellers)
 
 
-def with_tokenizers(run: Run, labellers: tuple[Labeller, ...]) -> Annotator:
+def with_tokenizers(run: Run, labellers: tuple[WindowLabeller, ...]) -> Annotator:
     """Load a run's tokenizers, and return an annotator with the tokenizers and the given labellers."""
     tokenizer = load_tokenizer(run.tokenizer) if run.tokenizer else None
     others = tuple(load_tokenizer(folder) if folder else None for folder in run.estimator_tokenizers)
@@ -353,57 +364,3 @@ def moved(nats: Sequence[np.ndarray], ends: Sequence[tuple[np.ndarray, np.ndarra
     Return one array of labels per document.
     """
     return [move_nats(nats_S, ends_S, ends_T) for nats_S, (ends_S, ends_T) in zip(nats, ends, strict=True)]
-
-
-class Amount(NamedTuple):
-    """Numbers of labelled documents (`rows`) and tokens. Both may be fractional while a chunk is in progress."""
-
-    rows: float = 0.0
-    tokens: float = 0.0
-
-
-class StoppedError(Exception):
-    """Raised to stop labelling a unit whose labels are no longer needed."""
-
-
-class UnitProgress:
-    """Progress of a unit: the amount labelled so far. The labelling thread updates it, and any thread may read it."""
-
-    def __init__(self) -> None:
-        self.labelled = Amount()
-        self.stopped = threading.Event()
-        """Event that is set when the unit's labels are no longer needed."""
-
-    @contextmanager
-    def chunk(self, whole: Amount, batches: Sequence[WindowBatch]) -> Iterator[Callable[[WindowBatch], None]]:
-        """Yield a function to call after each labelled batch of a chunk. On exit, add the whole chunk to `labelled`.
-
-        Until then, a share of the chunk is added: the share of its requested labels that are done. A share of the
-        tokens in batches would be wrong, because overlapping windows share tokens.
-        """
-        before, requested = self.labelled, sum(map(_requested, batches))
-        finished = 0
-
-        def count_batch(batch: WindowBatch) -> None:
-            nonlocal finished
-            finished += _requested(batch)
-            share = finished / requested
-            self.labelled = Amount(before.rows + whole.rows * share, before.tokens + whole.tokens * share)
-            if self.stopped.is_set():
-                raise StoppedError
-
-        yield count_batch
-        self.labelled = Amount(before.rows + whole.rows, before.tokens + whole.tokens)  # even if no label was requested
-
-
-def _requested(batch: WindowBatch) -> int:
-    return int(batch.wanted_BT.sum())
-
-
-@contextmanager
-def _stopping(progress: UnitProgress) -> Iterator[None]:
-    """On exit, stop the thread that labels the unit. It runs ahead of the `with` block, which writes the unit."""
-    try:
-        yield
-    finally:
-        progress.stopped.set()

@@ -12,10 +12,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.engine.annotator import Amount
 from pipeline.engine.cluster import WorkerResources, require_ray
 from pipeline.engine.plan import Run, Unit
 from pipeline.engine.throughput import UnitResult
+from pipeline.engine.unit_progress import Amount
 from pipeline.engine.workers import CallResult, Load, Worker, WorkerHandle, WorkerPool
 from pipeline.messages import log_to_stderr
 from schemas.annotations import Device

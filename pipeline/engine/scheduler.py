@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 from pipeline.data.ledger import Ledger
 from pipeline.data.naming import recorded
-from pipeline.engine.annotator import Amount, OutputError, SourceError
+from pipeline.engine.annotator import OutputError, SourceError
 from pipeline.engine.plan import Run, Unit
 from pipeline.engine.throughput import Outcome, UnitResult
+from pipeline.engine.unit_progress import Amount
 from pipeline.engine.workers import CallResult, WorkerHandle, WorkerPool, describe
 from schemas.layout import shard_name
 from schemas.receipts import Quarantined

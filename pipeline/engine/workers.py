@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Protocol
 
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from pipeline.engine.annotator import Amount, UnitProgress
 from pipeline.engine.plan import Run, Unit
 from pipeline.engine.throughput import UnitResult
+from pipeline.engine.unit_progress import Amount, UnitProgress
 from pipeline.messages import redacted
 from pipeline.models.checkpoint import UnfitModelError
 from schemas.annotations import Device

@@ -1,1 +1,1 @@
-"""Experiments: label methods on sources of known entropy, objectives on few documents, figures of the paper."""
+"""Experiments: label methods on sources of known entropy, figures of the paper."""

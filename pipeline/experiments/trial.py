@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from pipeline.data.corpus import Corpus
 from pipeline.training import resume
-from pipeline.training.batches import Windowing, endless_batches
+from pipeline.training.batches import Batch, Windowing, endless_batches
 from pipeline.training.config import TrainingConfig
 from pipeline.training.metrics import Metrics
 from pipeline.training.trainer import train
@@ -28,16 +28,21 @@ def train_once(
     folder: Path,
     *,
     keep_weights: bool = False,
+    change: Callable[[Batch, int], Batch] | None = None,
 ) -> ModelT:
     """Train the model and return it, unless the training run in `folder` is finished. Write metrics to `folder`.
 
+    `change` returns the batch to train on, given the batch that the corpus has for it and its number, counted from 0.
     An interrupted run is resumed. With `keep_weights`, the trained weights are saved, and loaded if the run is
     finished. Without `keep_weights`, no weights are saved, and `model` is returned unchanged if the run is finished.
     """
     if (folder / DONE_FILE).is_file():
         return type(model).from_pretrained(folder, use_safetensors=True) if keep_weights else model
     folder.mkdir(parents=True, exist_ok=True)
-    train(model, endless_batches([corpus], windowing, config.seed), loss, evaluate, config, folder)
+    batches = endless_batches([corpus], windowing, config.seed)
+    if change is not None:
+        batches = (change(batch, step) for step, batch in enumerate(batches))
+    train(model, batches, loss, evaluate, config, folder)
     if keep_weights:
         model.save_pretrained(folder)
     (folder / DONE_FILE).touch()

@@ -100,9 +100,9 @@ def require_domains(schema: pa.Schema, by: str) -> None:
         ValueError: if there is no such column, or it holds neither text, whole numbers nor booleans.
     """
     if by not in schema.names:
-        raise ValueError(f"the dataset has no column `{by}` to calibrate by; pass it on, or name another")
+        raise ValueError(f"the dataset has no column `{by}`; pass it on, or name another")
     kind = schema.field(by).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
     if not any(test(kind) for test in tests):
-        raise ValueError(f"column `{by}` holds {kind}, not text or whole numbers; calibrate by another column")
+        raise ValueError(f"column `{by}` holds {kind}, not text or whole numbers; name another column")

@@ -69,8 +69,16 @@ def move_nats(nats_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.
     return nats_T.astype(np.float32)
 
 
-def retokenized(corpus: Corpus, own: Tokenizer, other: Tokenizer) -> Corpus:
-    """Return a corpus with the documents and labels transferred from the tokens of `own` to those of `other`.
+class Retokenized(NamedTuple):
+    """Documents and labels in the tokens of another tokenizer, and which documents of the source they are."""
+
+    corpus: Corpus
+    kept: list[int]
+    """Index of each document of `corpus` among the documents of the source."""
+
+
+def retokenized(corpus: Corpus, own: Tokenizer, other: Tokenizer) -> Retokenized:
+    """Transfer documents and labels from the tokens of `own` to those of `other`.
 
     A document is dropped if `own` encodes the document's decoded text to tokens other than the document's, because the
     bytes of its tokens are then unknown. This happens if `own` drops characters, or has one token for all unknown text.
@@ -83,7 +91,8 @@ def retokenized(corpus: Corpus, own: Tokenizer, other: Tokenizer) -> Corpus:
     if corpus.labels_N is not None:
         nats = corpus.by_document(corpus.labels_N)
         labels = [move_nats(nats[m], before[m].ends_T, after[m].ends_T) for m in kept]
-    return Corpus.of([after[m].ids_T for m in kept], labels, [len(texts[m].encode()) for m in kept])
+    moved = Corpus.of([after[m].ids_T for m in kept], labels, [len(texts[m].encode()) for m in kept])
+    return Retokenized(moved, kept)
 
 
 def _moved(amounts_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.checkpoint_files import POSITIONS, declared_context
-from pipeline.models.cross_entropy import HALF, chunk_tokens, head_logits, token_cross_entropy
+from pipeline.models.cross_entropy import HALF, LogitSums, chunk_tokens, head_logits, token_cross_entropy, token_sums
 from pipeline.models.predictions import labels_in_chunks
 from schemas.annotations import EXPECTED_ENTROPY, Shape
 
@@ -78,6 +78,12 @@ class OutputHead(NamedTuple):
         )
         return losses_N.view(targets_BT.shape)
 
+    def sums(self, hidden_BTD: Tensor, targets_BT: Tensor) -> LogitSums:
+        """Return the losses and other sums over the vocabulary, float32 [B, T] each, from one product."""
+        hidden_ND, targets_N = hidden_BTD.flatten(0, -2) * self.scale, targets_BT.flatten()
+        sums = token_sums(hidden_ND, self.weight_VD, targets_N, bias_V=self.bias_V, softcap=self.softcap)
+        return LogitSums(*(sum_N.view(targets_BT.shape) for sum_N in sums))
+
     def losses_with_added(self, hidden_ND: Tensor, added_ND: Tensor, targets_N: Tensor) -> Tensor:
         """Return -ln p(target) in nats, float32 [N], where `added @ weight.T` is added to the logits of each state.
 
@@ -102,6 +108,11 @@ class OutputHead(NamedTuple):
 def next_token_losses(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
     """Return -ln p(targets[:, i] | inputs[:, : i + 1]) in nats, float32 [B, T]."""
     return output_head(model).losses(next_token_hidden(model, inputs_BT), targets_BT)
+
+
+def next_token_sums(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Tensor) -> LogitSums:
+    """Return `next_token_losses` with other sums over the vocabulary, float32 [B, T] each."""
+    return output_head(model).sums(next_token_hidden(model, inputs_BT), targets_BT)
 
 
 def next_token_hidden(model: PreTrainedModel, inputs_BT: Tensor) -> Tensor:

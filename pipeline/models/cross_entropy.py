@@ -1,18 +1,19 @@
 """Per-token cross-entropy without a `[tokens, vocabulary]` matrix: logits are computed within the loss, in chunks.
 
-Training and labelling both use this loss. A chunk has as many tokens as a budget for logits allows. The backward pass
-recomputes each chunk's logits and adds to the gradients in place. Apart from the gradients, the memory of the backward
-pass therefore does not grow with tokens or vocabulary.
+Training and labelling both use this loss. `token_sums` returns other sums over the vocabulary along with it. A chunk
+has as many tokens as a budget for logits allows. The backward pass recomputes each chunk's logits and adds to the
+gradients in place. Apart from the gradients, the memory of the backward pass therefore does not grow with tokens or
+vocabulary.
 
 On a GPU, training in half precision can use the kernel of cut-cross-entropy (Wijmans et al., arXiv 2411.09009). The
 kernel must be requested, because its licence is Apple's own and not approved by the Open Source Initiative.
 
-N tokens (n of them in a chunk), D width, V vocabulary.
+N tokens (n of them in a chunk), D width, V vocabulary, S sums of `LogitSums`.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,9 +76,51 @@ def token_cross_entropy(
         )
         return kernel_N.float()
     losses_N: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, head_VD, bias_V, target_N, softcap, precision
+        hidden_ND, head_VD, bias_V, target_N, softcap, precision, False
     )
     return losses_N
+
+
+class LogitSums(NamedTuple):
+    """Sums over the vocabulary for each token, all of the same shape."""
+
+    losses: Tensor
+    """-ln p(target), the cross-entropy in nats."""
+    logsumexp: Tensor
+    """ln of the sum of the logits' exponentials."""
+    mean_logit: Tensor
+    """Mean of the logits, for which every id of the vocabulary counts alike."""
+    entropies: Tensor
+    """Entropy of p in nats."""
+
+
+def token_sums(
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    target_N: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    softcap: float | None = None,
+) -> LogitSums:
+    """Return the sums, [N] each, from one product with the head, differentiable once.
+
+    The losses are those of `token_cross_entropy` in chunks, to the bit. The kernel of cut-cross-entropy is never used,
+    because it returns no other sums.
+    """
+    kind = hidden_ND.device.type
+    precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
+    sums_SN: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, head_VD, bias_V, target_N, softcap, precision, True
+    )
+    return LogitSums(*sums_SN.unbind())
+
+
+def logit_sums(logits_NV: Tensor, target_N: Tensor) -> LogitSums:
+    """Return the sums, [N] each, of a matrix of logits, which is not divided into chunks."""
+    logsumexp_N = logits_NV.logsumexp(dim=1)
+    entropy_N = logsumexp_N - torch.linalg.vecdot(logits_NV.softmax(dim=1), logits_NV)
+    losses_N = cross_entropy(logits_NV, target_N, reduction="none")
+    return LogitSums(losses_N, logsumexp_N, logits_NV.mean(dim=1), entropy_N)
 
 
 def _kernel_serves(hidden_ND: Tensor, head_VD: Tensor, precision: torch.dtype) -> bool:
@@ -102,15 +145,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         target_N: Tensor,
         softcap: float | None,
         precision: torch.dtype,
+        with_sums: bool,
     ) -> Tensor:
+        """Return the losses [N] or, `with_sums`, all of `LogitSums` [S, N]."""
         ctx.save_for_backward(hidden_ND, head_VD, bias_V, target_N)
-        ctx.softcap, ctx.precision = softcap, precision
+        ctx.softcap, ctx.precision, ctx.with_sums = softcap, precision, with_sums
         hidden_ND, head_VD = hidden_ND.to(precision), head_VD.to(precision)
-        losses_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.promote_types(precision, torch.float32))
+        shape = (len(LogitSums._fields), len(hidden_ND)) if with_sums else (len(hidden_ND),)
+        results_N = hidden_ND.new_empty(shape, dtype=torch.promote_types(precision, torch.float32))
         for chunk in _chunks(hidden_ND, head_VD):
             logits_nV = head_logits(hidden_ND[chunk], head_VD, bias_V, softcap)
-            losses_N[chunk] = cross_entropy(logits_nV, target_N[chunk], reduction="none")
-        return losses_N
+            if with_sums:
+                results_N[:, chunk] = torch.stack(logit_sums(logits_nV, target_N[chunk]))
+            else:
+                results_N[chunk] = cross_entropy(logits_nV, target_N[chunk], reduction="none")
+        return results_N
 
     @staticmethod
     @once_differentiable
@@ -125,10 +174,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for source, need in zip(sources, needed, strict=True)
         )
         for chunk in _chunks(hidden_ND, head_VD):
-            gradient_nV = _logit_gradient(
+            gradient_nV = (_gradient_of_sums if ctx.with_sums else _logit_gradient)(
                 head_logits(hidden_ND[chunk], head_VD, bias_V, ctx.softcap),
                 target_N[chunk],
-                upstream_N[chunk],
+                upstream_N[..., chunk],
                 ctx.softcap,
             )
             if bias_grad_V is not None:
@@ -138,7 +187,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 hidden_grad_ND[chunk] = gradient_nV @ head_VD
             if head_grad_VD is not None:
                 _add_product(head_grad_VD, gradient_nV.T, hidden_ND[chunk])
-        return hidden_grad_ND, head_grad_VD, bias_grad_V, None, None, None
+        return hidden_grad_ND, head_grad_VD, bias_grad_V, None, None, None, None
 
 
 def chunk_tokens(head_VD: Tensor) -> int:
@@ -190,6 +239,22 @@ def _logit_gradient(logits_nV: Tensor, target_n: Tensor, upstream_n: Tensor, sof
     if softcap is not None:
         gradient_nV *= 1 - (logits_nV / softcap).square_()
     return gradient_nV
+
+
+def _gradient_of_sums(logits_nV: Tensor, target_n: Tensor, upstream_Sn: Tensor, softcap: float | None) -> Tensor:
+    """Return the gradient with respect to the logits before the cap, of all of `LogitSums`.
+
+    Without a cap, it is the sum of softmax - one-hot target, softmax, 1 / V and -softmax x (logits - their mean in p),
+    each x its upstream. It overwrites the logits, so that two matrices suffice, as for the losses alone.
+    """
+    of_losses_n1, of_logsumexp_n1, of_mean_n1, of_entropies_n1 = upstream_Sn.unsqueeze(2)
+    slope_nV = None if softcap is None else 1 - (logits_nV / softcap).square_()
+    gradient_nV = logits_nV.softmax(dim=1)
+    expected_n1 = torch.linalg.vecdot(gradient_nV, logits_nV).unsqueeze(1)
+    gradient_nV *= logits_nV.sub_(expected_n1).mul_(-of_entropies_n1).add_(of_losses_n1 + of_logsumexp_n1)
+    gradient_nV += of_mean_n1 / logits_nV.shape[1]
+    gradient_nV[torch.arange(len(target_n), device=target_n.device), target_n] -= of_losses_n1.squeeze(1)
+    return gradient_nV if slope_nV is None else gradient_nV.mul_(slope_nV)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

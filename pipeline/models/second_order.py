@@ -224,6 +224,25 @@ class SecondOrderModel(PreTrainedModel):
         self.config.architectures = [type(self).__name__]
         self.config.save_pretrained(folder)
 
+    @torch.no_grad()
+    def continue_on(self, *, context: int, label_mean: float, label_deviation: float) -> None:
+        """Prepare a trained model to learn other labels. Its estimates stay the same.
+
+        The outputs are scaled to the mean and the standard deviation of the new labels, and the weights that a
+        checkpoint of this model stores are trained again.
+        """
+        scale = self.config.label_deviation / label_deviation
+        shift = 0.0 if self.config.form == "residual" else (self.config.label_mean - label_mean) / label_deviation
+        for output in (self.seeing, self.expecting):
+            output.weight.mul_(scale)
+            output.bias.mul_(scale).add_(shift)
+        self.config.context = context
+        self.config.label_mean, self.config.label_deviation = label_mean, label_deviation
+        around = self.config.backbone is not None
+        for name, weight in self.named_parameters():
+            weight.requires_grad_(not around or "lora_" in name or name.startswith(("seeing.", "expecting.")))
+        self.train()
+
     @property
     def language_head(self) -> OutputHead:
         """Output head with which the transformer is a language model."""

@@ -111,11 +111,19 @@ def add_dropout(transformer: PreTrainedModel, share: float) -> None:
 
     The dropout applies only in training mode, and is not saved with the model. `LlamaConfig` has dropout only for
     attention weights.
+
+    Raises:
+        ValueError: if the model has no such modules, since it is of another family.
     """
+    places = ("embed_tokens", "o_proj", "down_proj")
+    names = [name for name, _ in transformer.named_modules()]
+    if missing := [place for place in places if not any(name.endswith(place) for name in names)]:
+        kind = type(transformer).__name__
+        raise ValueError(f"`dropout` is for models with the layers of Llama; {kind} has no {missing[0]}: leave it out")
 
     def dropped(module: nn.Module, _: object, output: Tensor) -> Tensor:
         return dropout(output, share, training=module.training)
 
     for name, module in transformer.named_modules():
-        if name.endswith(("embed_tokens", "o_proj", "down_proj")):
+        if name.endswith(places):
             module.register_forward_hook(dropped)

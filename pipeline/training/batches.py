@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,10 @@ class Batch:
     None if this batch is the whole step."""
     expected_BT: Tensor | None = None
     """Expected entropies, in nats like the labels; None if they were not read."""
+    positions_BT: Tensor | None = None
+    """Index of each token in its corpus, to look up more of what is known about the token. None for packed windows."""
+    read_ids_BT: Tensor | None = None
+    """Tokens that the model reads, if they differ from the tokens that it predicts; see `token_dropout`."""
 
     @classmethod
     def of(cls, windows: PackedWindow, rows_B: np.ndarray) -> "Batch":
@@ -50,6 +54,11 @@ class Batch:
     def real_BT(self) -> Tensor:
         """Mask [B, T], True at tokens and False at padding."""
         return real_positions(self.lengths_B, self.input_ids_BT.shape[1])
+
+    @property
+    def inputs_BT(self) -> Tensor:
+        """Tokens that the model reads [B, T]."""
+        return self.input_ids_BT if self.read_ids_BT is None else self.read_ids_BT
 
     @property
     def whole(self) -> "Batch":
@@ -74,9 +83,8 @@ class Batch:
                 None if nats_BT is None else torch.full_like(nats_BT[:1], torch.nan)
                 for nats_BT in (self.labels_BT, self.expected_BT)
             )
-            factors_BT = None if self.factors_BT is None else self.factors_BT[:1]
-            lengths_B = torch.zeros_like(self.lengths_B[:1])
-            return Batch(self.input_ids_BT[:1], lengths_B, labels_BT, factors_BT, self.whole, expected_BT)
+            empty = replace(self.first(1), lengths_B=torch.zeros_like(self.lengths_B[:1]), whole_batch=self.whole)
+            return replace(empty, labels_BT=labels_BT, expected_BT=expected_BT)
         return replace(self._each(lambda tensor: tensor[rows]), whole_batch=self.whole)
 
     @staticmethod
@@ -92,12 +100,10 @@ class Batch:
         return self._each(lambda tensor: tensor.to(device))
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        labels_BT, factors_BT, expected_BT = (
-            None if tensor is None else function(tensor)
-            for tensor in (self.labels_BT, self.factors_BT, self.expected_BT)
-        )
-        ids_BT, lengths_B = function(self.input_ids_BT), function(self.lengths_B)
-        return Batch(ids_BT, lengths_B, labels_BT, factors_BT, self.whole_batch, expected_BT)
+        changed: dict[str, Any] = {
+            name: function(value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -243,8 +249,8 @@ def collate(corpus: Corpus, pieces_B3: np.ndarray) -> Batch:
         None if nats_N is None else torch.from_numpy(np.where(labelled_BT, nats_N[inside_BT], np.float32("nan")))
         for nats_N in (corpus.labels_N, corpus.expected_N)
     )
-    ids_BT = torch.from_numpy(corpus.tokens_N[inside_BT]).long()
-    return Batch(ids_BT, torch.from_numpy(lengths_B), labels_BT, expected_BT=expected_BT)
+    ids_BT, inside = torch.from_numpy(corpus.tokens_N[inside_BT]).long(), torch.from_numpy(inside_BT)
+    return Batch(ids_BT, torch.from_numpy(lengths_B), labels_BT, expected_BT=expected_BT, positions_BT=inside)
 
 
 def _varied_pieces(start: int, end: int, window: int, random: np.random.Generator) -> Iterator[tuple[int, int, int]]:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 Decay = Literal["cosine", "linear"]
+Average = Literal["none", "ema", "swa"]
 ABOVE_ZERO = (
     "steps",
     "tokens_per_batch",
@@ -19,6 +20,17 @@ ABOVE_ZERO = (
 AT_LEAST_ZERO = ("weight_decay", "seed")
 NOT_IN_FINGERPRINT = ("save_every", "keep", "trackers")
 """Names of the settings that do not change the trained model."""
+PENALTIES = ("label_smoothing", "confidence_penalty", "z_loss")
+BEFORE_THE_SETTING = {
+    "cross_entropy": "torch",
+    "optimizer": "adamw",
+    "average": "none",
+    "average_decay": 0.999,
+    "average_from": 0.5,
+    "gamma": 0.5,
+    **dict.fromkeys(PENALTIES, 0.0),
+}
+"""Values that trainings had before the setting existed. Their states lack the setting, and so does the fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +43,14 @@ class TrainingConfig:
     """Largest number of tokens in a batch, including padding. A window longer than this is a batch by itself."""
     accumulate: int = 1
     """Number of batches per optimizer step (gradient accumulation). Only one of these batches is in memory at a time.
-    Loss and gradient equal those of one large batch with the same rows. The objectives flood-mean, random-share and
-    reference-share compare all tokens of the step, in all processes. With several batches or processes, the comparison
-    takes another forward pass."""
+    Loss and gradient equal those of one large batch with the same rows. The objectives flood-mean, random-share,
+    reference-share and loss-share compare all tokens of the step, in all processes. With several batches or processes,
+    the comparison takes another forward pass."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Optimizer. adamw: AdamW. muon: Muon for the matrices of the model's layers, and AdamW for embeddings, output
+    projections and vectors. Muon's steps are scaled so that a learning rate of AdamW serves both."""
     learning_rate: float = 1e-3
-    """Peak learning rate of AdamW, after a linear warm-up and before a decay to zero."""
+    """Peak learning rate, after a linear warm-up and before a decay to zero."""
     decay: Decay = "cosine"
     """Shape of the learning rate's decay after the warm-up."""
     warmup: float = 0.05
@@ -44,6 +59,14 @@ class TrainingConfig:
     """Weight decay of matrices; vectors are not decayed."""
     gradient_clip: float = 1.0
     """Clip the norm of the gradient to at most this value."""
+    average: Average = "none"
+    """Average of the weights over the steps, evaluated and saved in place of the last weights. none: the weights
+    themselves. ema: exponential moving average. swa: mean of all steps with equal weights (arXiv 1803.05407)."""
+    average_decay: float = 0.999
+    """Decay per step of the average ema. After n steps of the average, it is at most (1 + n) / (10 + n)."""
+    average_from: float = 0.5
+    """Share of all steps before the average begins. Until then, the weights themselves are evaluated. The default
+    leaves the steps with large changes out of swa, and ema forgets its first steps in any case."""
     evaluate_every: int = 500
     """Number of steps between evaluations. The model is also evaluated after the last step."""
     save_every: int | None = None
@@ -76,6 +99,10 @@ class TrainingConfig:
                 raise ValueError(f"`training.{name}` must be 0 or more, not {getattr(self, name)}")
         if not 0 < self.warmup < 1:
             raise ValueError(f"`training.warmup` must be above 0 and below 1, not {self.warmup}")
+        if not 0 < self.average_decay < 1:
+            raise ValueError(f"`training.average_decay` must be above 0 and below 1, not {self.average_decay}")
+        if not 0 <= self.average_from < 1:
+            raise ValueError(f"`training.average_from` must be at least 0 and below 1, not {self.average_from}")
         if self.cross_entropy == "cut-cross-entropy" and find_spec("cut_cross_entropy") is None:
             install = "install it with pip install 'token-entropy[kernels]', or take torch"
             raise ValueError(f"`training.cross_entropy` cut-cross-entropy is not installed; {install}")
@@ -88,10 +115,21 @@ class TrainingConfig:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """Settings, by name, that determine the trained model and the metrics of its training."""
-        settings = {name: value for name, value in asdict(self).items() if name not in NOT_IN_FINGERPRINT}
-        if self.cross_entropy == "torch":  # states from before this setting existed lack it too
-            del settings["cross_entropy"]
-        return settings
+        return _chosen({name: value for name, value in asdict(self).items() if name not in NOT_IN_FINGERPRINT})
+
+    @property
+    def first_averaged(self) -> int:
+        """First step whose weights are in the average, from 1 to the last step."""
+        return math.floor(self.average_from * self.steps) + 1
+
+    @property
+    def averaged(self) -> dict[str, str]:
+        """Row of a model card that names the average of the weights; no row if there is none."""
+        if self.average == "none":
+            return {}
+        ema = f"moving average with decay up to {self.average_decay}"
+        kind = ema if self.average == "ema" else "mean with equal weights"
+        return {"weights": f"{kind}, of steps {self.first_averaged:,} to {self.steps:,}"}
 
     def learning_rate_at(self, step: int) -> float:
         """Return a step's learning rate: a linear warm-up to the peak, then the decay to zero."""
@@ -147,9 +185,28 @@ class DryRunSettings:
 
 
 ObjectiveName = Literal[
-    "flood", "floor", "weight", "mask", "cross-entropy", "flood-mean", "random-share", "reference-share"
+    "flood",
+    "floor",
+    "weight",
+    "mask",
+    "adaflood",
+    "probability",
+    "cross-entropy",
+    "flood-mean",
+    "iflood",
+    "random-share",
+    "reference-share",
+    "loss-share",
 ]
-NEED_LABELS: tuple[ObjectiveName, ...] = ("flood", "floor", "weight", "mask", "reference-share")
+NEED_LABELS: tuple[ObjectiveName, ...] = (
+    "flood",
+    "floor",
+    "weight",
+    "mask",
+    "adaflood",
+    "probability",
+    "reference-share",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,10 +218,12 @@ class ObjectiveSettings:
 
     objective: ObjectiveName = "flood"
     """Objective to minimise, from a token's loss l and its entropy e. flood: |l - e|. floor: max(l - e, 0). weight:
-    (1 - ê) l, where ê is e scaled to 0..1 in each window. mask: l where e is below the threshold, else 0. Controls:
-    cross-entropy: l. flood-mean: |mean l - level|. random-share: l of a random share of the tokens. reference-share: l
-    of the share of tokens with the largest l - e, for labels that are the losses of a reference model (Rho-1,
-    arXiv 2404.07965)."""
+    (1 - ê) l, where ê is e scaled to 0..1 in each window. mask: l where e is below the threshold, else 0. adaflood:
+    |l - b|, where b = -ln((1 - gamma) exp(-e) + gamma) (AdaFlood, arXiv 2311.02891). probability: binary cross-entropy
+    of the model's probability exp(-l) of the token, with exp(-e) as the target. Controls: cross-entropy: l. flood-mean:
+    |mean l - level|. iflood: |l - level| (iFlood, ICLR 2022). random-share: l of a random share of the tokens.
+    reference-share: l of the share of tokens with the largest l - e, for labels that are the losses of a reference
+    model (Rho-1, arXiv 2404.07965). loss-share: l of the share with the largest l (ESLM, arXiv 2505.19893)."""
     scale: float = 1.0
     """Multiply every label by this factor: below 1 if labels are spread too widely, above 1 if too narrowly."""
     margin: float = 0.0
@@ -172,13 +231,59 @@ class ObjectiveSettings:
     threshold: float | None = None
     """Threshold of the objective mask in nats: tokens with e at or above it add no loss. By default, the mean of e."""
     level: float | None = None
-    """Level of the objective flood-mean, in nats. By default, the mean of e."""
+    """Level of the objectives flood-mean and iflood, in nats. By default, the mean of e."""
+    gamma: float = 0.5
+    """Correction of the probability exp(-e) towards 1 in the objective adaflood, from 0 (b = e) to 1 (b = 0)."""
     share: float = 0.6
-    """Share of each step's tokens on which the objectives random-share and reference-share train."""
+    """Share of each step's tokens on which the objectives random-share, reference-share and loss-share train."""
+    label_smoothing: float = 0.0
+    """Smooth the target of each token: this share of its probability is spread evenly over the vocabulary. With the
+    objective cross-entropy, the sum equals torch's cross-entropy with label_smoothing. l stays the plain
+    cross-entropy in every objective, and the difference is added to the objective."""
+    confidence_penalty: float = 0.0
+    """Subtract this many times the entropy of each prediction, in nats, from the objective (Pereyra et al. 2017, arXiv
+    1701.06548)."""
+    z_loss: float = 0.0
+    """Add this many times the square of the logits' logsumexp, for each token, to the objective (PaLM, arXiv
+    2204.02311, where it is 1e-4)."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"`gamma` must be at least 0 and at most 1, not {self.gamma}")
         if not 0 < self.share <= 1:
             raise ValueError(f"`share` must be above 0 and at most 1, not {self.share}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"`label_smoothing` must be at least 0 and below 1, not {self.label_smoothing}")
+        for name in ("confidence_penalty", "z_loss"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be 0 or more, not {getattr(self, name)}")
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Settings, by name, that determine the trained model."""
+        return _chosen(asdict(self))
+
+    def require_logits(self, config: TrainingConfig) -> None:
+        """Raise if a penalty needs sums over logits, and the kernel of the cross-entropy does not return them.
+
+        Raises:
+            ValueError: if a penalty is not 0, and the kernel is cut-cross-entropy.
+        """
+        needing = [f"`{name}`" for name in PENALTIES if getattr(self, name)]
+        if needing and config.cross_entropy != "torch":
+            raise ValueError(
+                f"`training.cross_entropy` {config.cross_entropy} cannot compute {', '.join(needing)}; take torch, or"
+                " leave the penalty out"
+            )
+
+
+def _chosen(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings without those that still have the value from before the setting existed."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in BEFORE_THE_SETTING or value != BEFORE_THE_SETTING[name]
+    }
 
 
 def installed_trackers() -> list[str]:

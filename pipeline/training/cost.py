@@ -1,6 +1,6 @@
 """Dry run of a training: its size, compute, memory and time, printed instead of training.
 
-Parameters, FLOP, and the memory of weights, gradients and optimizer are computed from the model. The memory of
+Parameters, FLOP, and the memory of weights, gradients, optimizer and average are computed from the model. The memory of
 activations is measured on two windows and scaled. The speed is measured by a few training steps on the devices of all
 processes, or computed for a GPU with an assumed utilisation.
 
@@ -27,11 +27,12 @@ from pipeline.training.config import PEAK_TFLOP, DryRunSettings, TrainingConfig
 from pipeline.training.distributed import DistributedModel, gathered, new_accelerator, this_process
 from pipeline.training.epoch import Epoch
 from pipeline.training.flop import ACROSS_POSITIONS, head_weight, parameter_counts, training_flop
-from pipeline.training.trainer import Loss, compiled, new_optimizer
+from pipeline.training.optimizer import new_optimizer, state_bytes
+from pipeline.training.trainer import Loss, compiled
 
 PROBE_TOKENS = 128  # per window on which a CPU measures activations: seconds on a core, for 100 M parameters
 MEASURED_SECONDS, GROWTH = 30.0, 4  # longest measurement, and the factor from one measured batch to the next
-FLOAT32, ADAMW, LOGIT = 4, 8, 8  # bytes of a weight, of its optimizer state, of a logit with its softmax
+FLOAT32, LOGIT = 4, 8  # bytes of a weight, of a logit with its softmax
 TERA, GIGA = 1e12, 1e9
 
 
@@ -83,10 +84,12 @@ class Cost:
 
     @property
     def state_bytes(self) -> dict[str, int]:
-        """Bytes of the weights, the gradients and the states of AdamW, all in float32, by name."""
+        """Bytes of weights, gradients, states of the optimizer and any average of weights, all in float32, by name."""
         weights = sum(parameter.numel() for parameter in self.model.parameters())
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-        return {"weights": FLOAT32 * weights, "gradients": FLOAT32 * trained, "AdamW": ADAMW * trained}
+        of_optimizer = state_bytes(new_optimizer(self.model, self.config))
+        average = {} if self.config.average == "none" else {"average": FLOAT32 * trained}
+        return {"weights": FLOAT32 * weights, "gradients": FLOAT32 * trained, "optimizer": of_optimizer, **average}
 
     @property
     def positions_per_gpu(self) -> int:

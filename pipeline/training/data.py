@@ -311,7 +311,7 @@ class LabelledDocuments:
         if not self.tokens.moved:
             return corpus
         assert self.dataset.tokenizer is not None and self.tokens.folder is not None
-        moved = retokenized(corpus, load_tokenizer(self.dataset.tokenizer), load_tokenizer(self.tokens.folder))
+        moved = retokenized(corpus, load_tokenizer(self.dataset.tokenizer), load_tokenizer(self.tokens.folder)).corpus
         left_out = len(corpus) - len(moved)
         if left_out and not self._warned:
             self._warned = True

@@ -1,12 +1,19 @@
 """Distillation from stored predictions: a pupil's cross-entropy against a teacher's likeliest or sampled ids.
 
-N tokens, V vocabulary of the pupil, K ids stored per token.
+B rows, T tokens of a row, N tokens, V vocabulary of the pupil, K ids stored per token.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from pipeline.models.causal_lm import prepend_start
+from pipeline.training.batches import Batch
 
 Rest = Literal["bucket", "spread"]
 
@@ -59,6 +66,27 @@ def distillation(logits_NV: Tensor, targets: SparseTargets, rest: Rest = "bucket
         return losses_N - rest_N * log_q_NV.masked_fill(stored_NV, -torch.inf).logsumexp(dim=1)
     others_N = (~stored_NV).sum(dim=1)
     return losses_N - rest_N / others_N * log_q_NV.masked_fill(stored_NV, 0).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class DistillationLoss:
+    """Mean of a pupil's cross-entropy against a teacher, mixed with that against the tokens themselves, in nats."""
+
+    targets: Callable[[Tensor], SparseTargets]
+    """Function that returns the teacher's targets of tokens, given the index of each token [N] in the corpus."""
+    start: int
+    """Id of the token to read before each row."""
+    weight: float = 1.0
+    """Weight of the teacher, from 0 to 1. The tokens themselves have the rest."""
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        assert batch.positions_BT is not None
+        real_BT = batch.real_BT
+        logits_NV = model(input_ids=prepend_start(batch.inputs_BT, self.start), use_cache=False).logits[real_BT].float()
+        taught_N = distillation(logits_NV, self.targets(batch.positions_BT[real_BT]))
+        own_N = cross_entropy(logits_NV, batch.input_ids_BT[real_BT], reduction="none")
+        losses_N = self.weight * taught_N + (1 - self.weight) * own_N
+        return losses_N.sum() / int(batch.whole.lengths_B.sum())
 
 
 def _known(targets: SparseTargets, vocabulary: int) -> SparseTargets:

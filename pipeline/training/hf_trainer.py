@@ -5,7 +5,7 @@ is the token's id, and the upper half holds the bits of the token's entropy as f
 position without a target, which trainers skip and do not count. The first token of a row or of a packed document has
 the label -100, since the model does not predict it.
 
-Shapes: B rows, T tokens of the longest row, V vocabulary, S tokens of all rows.
+Shapes: B rows, T tokens of the longest row, V vocabulary, S tokens of all rows, N targets of all rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +20,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.data.packing import best_fit
 from pipeline.data.windows import cover
+from pipeline.models.cross_entropy import logit_sums
 from pipeline.training.config import ObjectiveSettings
 from pipeline.training.objectives import StepObjective, objective_function
+from pipeline.training.penalties import Penalty, penalty_function
 from schemas.annotations import ENTROPY, INPUT_IDS
 
 IGNORED = -100
@@ -161,15 +163,15 @@ def entropy_loss(settings: ObjectiveSettings, mean_entropy: float | None = None)
 
     Args:
         mean_entropy: mean of the dataset's labels in nats. The objective mask needs it unless `threshold` is set, and
-            flood-mean unless `level` is set.
+            flood-mean and iflood unless `level` is set.
 
     Raises:
         ValueError: if `mean_entropy` is needed but missing.
     """
-    own = {"mask": settings.threshold, "flood-mean": settings.level}.get(settings.objective, 0.0)
-    if own is None and mean_entropy is None:
+    given = {"mask": settings.threshold, "flood-mean": settings.level, "iflood": settings.level}
+    if given.get(settings.objective, 0.0) is None and mean_entropy is None:
         raise ValueError(f"{settings.objective} needs mean_entropy, the mean of the dataset's labels")
-    objective = objective_function(settings, mean_entropy or 0.0)
+    objective, penalty = objective_function(settings, mean_entropy or 0.0), penalty_function(settings)
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Return this batch's part of the optimizer step's loss. The parts add up to the mean over all targets.
@@ -186,6 +188,8 @@ def entropy_loss(settings: ObjectiveSettings, mean_entropy: float | None = None)
         if isinstance(objective, StepObjective):
             _require_whole_step(settings, int(real_BT.sum()), int(targets.flatten()[0]))
         total = objective(losses_BT, entropies_BT, real_BT)[real_BT].sum()
+        if penalty is not None:
+            total = total + penalties(penalty, logits_BTV, labels).sum()
         return total / targets.sum().clamp(min=1)  # DataParallel has one number per GPU, and scales the loss up
 
     return loss
@@ -201,6 +205,13 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     predicted = logits[:, :-1].transpose(1, 2).float()
     losses_BT = cross_entropy(predicted, ids_BT[:, 1:], ignore_index=IGNORED, reduction="none")
     return pad(losses_BT, (1, 0))
+
+
+def penalties(penalty: Penalty, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the penalties of all targets of a batch, [N]."""
+    ids_BT = unpacked_labels(labels)[0][:, 1:]
+    target_BT = ids_BT != IGNORED
+    return penalty(logit_sums(logits[:, :-1][target_BT].float(), ids_BT[target_BT]))
 
 
 def mean_cross_entropy(evaluated: Any) -> dict[str, float]:

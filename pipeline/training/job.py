@@ -114,7 +114,7 @@ def train_on_windows(
         config,
         output,
         tokenizer=documents.source.folder,
-        card=lambda metrics: card({**documents.facts, **_card_rows(model, metrics)}),
+        card=lambda metrics: card({**documents.facts, **_card_rows(model, config, metrics)}),
         result="held-out loss {held_out_loss:.3f} nats per token",
     )
 
@@ -133,9 +133,10 @@ def cost_on_windows(
     return Cost(model, estimator_loss, Epoch.of_documents(documents, seen), config, settings, models=models)
 
 
-def _card_rows(model: WindowEncoder, metrics: Metrics) -> dict[str, object]:
+def _card_rows(model: WindowEncoder, config: TrainingConfig, metrics: Metrics) -> dict[str, object]:
     return {
         "training": training_length(metrics),
+        **config.averaged,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "held-out loss, nats per token": metrics["held_out_loss"],

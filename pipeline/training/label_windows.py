@@ -75,15 +75,17 @@ def _window(made: Provenance, context: int | None, longest: int | None) -> int:
 
 
 def _start(made: Provenance, member: Checkpoint | None, named: str | None) -> int | None:
-    """Return the id of the token to read before each window; None without a causal language model to start from.
+    """Return the id of the token to read before each window; None for a learned vector.
 
-    The token is the requested one or, by default, the token that annotation read. If annotation read none or used
-    another tokenizer, it is the token that the checkpoint declares.
+    A second-order model keeps its own. For a causal language model, the token is the requested one or, by default, the
+    token that annotation read. If annotation read none or used another tokenizer, it is the token that the checkpoint
+    declares.
     """
     if member is None or member.kind != "causal":
         if named is not None:
             raise ValueError("`start_token` needs a causal language model in `init_from`; leave it out")
-        return None
+        own: int | None = member.config.get("start_token") if member and member.kind == "second-order" else None
+        return own
     if named is not None:
         return named_token(member.folder, named)
     if made.start_token is None or not _same_tokens(made):

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from pipeline.models.causal_lm import next_token_losses, prepend_start
+from pipeline.models.causal_lm import next_token_losses, next_token_sums, prepend_start
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.window_encoder import WindowEncoder
 from pipeline.training.batches import Batch
 from pipeline.training.objectives import Objective, StepObjective
+from pipeline.training.penalties import Penalty
 
 
 def estimator_loss(model: WindowEncoder, batch: Batch) -> Tensor:
@@ -33,7 +34,7 @@ def document_losses(model: PreTrainedModel, batch: Batch, start: int) -> Tensor:
 
     Index i is for token i, given `start` and the tokens before it.
     """
-    return next_token_losses(model, prepend_start(batch.input_ids_BT, start), batch.input_ids_BT)
+    return next_token_losses(model, prepend_start(batch.inputs_BT, start), batch.input_ids_BT)
 
 
 def document_loss(model: PreTrainedModel, batch: Batch, start: int) -> Tensor:
@@ -47,16 +48,18 @@ def window_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
     Index i is for token i + 1, given the tokens before it. The first token of a window needs no loss here, because it
     is also the last token of the previous window.
     """
-    return next_token_losses(model, batch.input_ids_BT[:, :-1], batch.input_ids_BT[:, 1:])
+    return next_token_losses(model, batch.inputs_BT[:, :-1], batch.input_ids_BT[:, 1:])
 
 
 @dataclass(frozen=True)
 class ObjectiveLoss:
-    """Mean of an objective over the tokens that a causal language model predicts."""
+    """Mean of an objective, and of any penalty, over the tokens that a causal language model predicts."""
 
     objective: Objective
     start: int | None = None
     """Id of the token to read before each row. If None, a row's first token is read but not predicted."""
+    penalty: Penalty | None = None
+    """Penalty to add to the objective's values; None adds nothing, and computes only the cross-entropy."""
 
     @property
     def step_objective(self) -> StepObjective | None:
@@ -64,13 +67,16 @@ class ObjectiveLoss:
         return self.objective if isinstance(self.objective, StepObjective) else None
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        losses_BT, predicted_BT = self.token_losses(model, batch), self.predicted(batch)
+        predicted_BT = self.predicted(batch)
+        losses_BT, penalties_BT = self._losses_and_penalties(model, batch)
         compares = self.step_objective
         if compares is not None and batch.factors_BT is not None:
             values_BT = compares.with_factors(losses_BT, batch.factors_BT)
         else:
             assert compares is None or batch.whole_batch is None, "a part of a step needs factors of the whole step"
             values_BT = self.objective(losses_BT, self.entropies(batch), predicted_BT)
+        if penalties_BT is not None:
+            values_BT = values_BT + penalties_BT
         return values_BT[predicted_BT].sum() / max(1, int(self.predicted(batch.whole).sum()))
 
     def token_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -78,6 +84,17 @@ class ObjectiveLoss:
         if self.start is None:
             return pad(window_losses(model, batch), (1, 0))
         return document_losses(model, batch, self.start)
+
+    def _losses_and_penalties(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Return `token_losses` and the penalties, [B, T] each, or None without a penalty."""
+        if self.penalty is None:
+            return self.token_losses(model, batch), None
+        read_BT, ids_BT = batch.inputs_BT, batch.input_ids_BT
+        if self.start is None:
+            sums = next_token_sums(model, read_BT[:, :-1], ids_BT[:, 1:])
+            return pad(sums.losses, (1, 0)), pad(self.penalty(sums), (1, 0))
+        sums = next_token_sums(model, prepend_start(read_BT, self.start), ids_BT)
+        return sums.losses, self.penalty(sums)
 
     def entropies(self, batch: Batch) -> Tensor:
         """Return the labels [B, T], with NaN at tokens that the model does not predict."""

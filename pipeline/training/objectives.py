@@ -10,6 +10,7 @@ factor for each token, by which the token's loss is multiplied.
 Shapes: B rows, T tokens, N real tokens.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -58,10 +59,14 @@ def objective_function(settings: ObjectiveSettings, mean_entropy: float) -> Obje
         "floor": floor,
         "weight": weight,
         "mask": partial(mask, threshold=threshold),
+        "adaflood": partial(adaflood, gamma=settings.gamma),
+        "probability": probability,
         "cross-entropy": cross_entropy,
         "flood-mean": StepObjective(partial(flood_mean, level=level), level),
+        "iflood": partial(iflood, level=level),
         "random-share": StepObjective(partial(random_share, share=settings.share)),
         "reference-share": StepObjective(partial(reference_share, share=settings.share)),
+        "loss-share": StepObjective(partial(loss_share, share=settings.share)),
     }
     assert set(functions) == set(get_args(ObjectiveName))
     chosen = functions[settings.objective]
@@ -99,6 +104,29 @@ def mask(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, threshold:
     return losses_BT.masked_fill(entropies_BT >= threshold, 0)
 
 
+def adaflood(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, gamma: float) -> Tensor:
+    """Return |l - b| with b = -ln((1 - gamma) exp(-e) + gamma) (AdaFlood, Bae et al. 2024, arXiv 2311.02891).
+
+    The level b is the loss of a probability that is corrected from exp(-e) towards 1. It is finite for every finite e.
+    A label below 0 gives a level below 0, which no loss reaches.
+    """
+    label_BT = torch.full_like(entropies_BT, 1 - gamma).log() - entropies_BT
+    certain_BT = torch.full_like(entropies_BT, gamma).log()
+    return flood(losses_BT, -torch.logaddexp(label_BT, certain_BT), real_BT)
+
+
+def probability(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
+    """Return -(p ln q + (1 - p) ln(1 - q)) with q = exp(-l) and p = exp(-e), or p = 1 for labels below 0.
+
+    If e is a teacher's loss, this distils the teacher's probability of the token that is there, instead of its whole
+    distribution. The value is lowest at l = e. For p = 1 and for tokens without a label, it is l.
+    """
+    nats_BT = entropies_BT.nan_to_num().clamp(min=0)
+    # ln(1 - q) is infinite at l = 0, so l is raised to eps, near a softmax's smallest loss above 0; dl/dl stays 1.
+    raised_BT = losses_BT + (torch.finfo(losses_BT.dtype).eps - losses_BT.detach()).clamp(min=0)
+    return (-nats_BT).exp() * losses_BT + (-nats_BT).expm1() * _log_of_complement(raised_BT)
+
+
 def cross_entropy(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
     """Return l itself, as the control without labels."""
     return losses_BT
@@ -112,6 +140,11 @@ def flood_mean(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, leve
     """
     above = (losses_BT[real_BT].mean() - level).sign().nan_to_num()  # NaN in a process without rows
     return above.expand_as(losses_BT)
+
+
+def iflood(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, level: float) -> Tensor:
+    """Return |l - level|: flooding of each token with one level for all (iFlood, Xie et al. 2022)."""
+    return flood(losses_BT, torch.full_like(losses_BT, level), real_BT)
 
 
 def random_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, share: float) -> Tensor:
@@ -128,8 +161,23 @@ def reference_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *,
     return _selected(real_BT, excess_BT[real_BT], share)
 
 
+def loss_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, share: float) -> Tensor:
+    """Return factors that select a share of the tokens: those with the largest loss.
+
+    The smallest loss among them is the value at risk, and their mean loss the conditional value at risk, at the level
+    1 - share (ESLM, Bal et al. 2025, arXiv 2505.19893).
+    """
+    return _selected(real_BT, losses_BT[real_BT], share)
+
+
 def _with_corrected_labels(function: Objective, settings: ObjectiveSettings) -> Objective:
     return lambda losses_BT, entropies_BT, real_BT: function(losses_BT, corrected(entropies_BT, settings), real_BT)
+
+
+def _log_of_complement(losses_BT: Tensor) -> Tensor:
+    """Return ln(1 - exp(-l)) for l > 0. Each branch is exact to float precision where it is chosen."""
+    near_zero_BT, far_BT = (-(-losses_BT).expm1()).log(), (-(-losses_BT).exp()).log1p()
+    return torch.where(losses_BT < math.log(2), near_zero_BT, far_BT)
 
 
 def _selected(real_BT: Tensor, order_N: Tensor, share: float) -> Tensor:

@@ -1,7 +1,8 @@
 """Resuming interrupted training: the run's folder, its saved states, and the signal that stops it between two steps.
 
 During training, the folder holds the run's settings and its newest states. A command that resumes the run must have
-the same settings. A state is a safetensors file with the weights, the optimizer's tensors and a `TrainingState`.
+the same settings. A state is a safetensors file with the weights, their average if there is one, the optimizer's
+tensors and a `TrainingState`.
 Tensors are stored unsharded, so that any number of processes can load them. Schedulers and clusters send SIGTERM before
 they kill a process; the run then saves a state and ends. The finished model replaces the settings and the states.
 """
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any, NoReturn, Self
 
 import torch
@@ -34,6 +35,7 @@ from pipeline.training.distributed import full_tensor, this_process
 SETTINGS_FILE = "unfinished.json"
 STATES = "unfinished-*.safetensors"
 STATE = re.compile(r"unfinished-\d{1,18}\.safetensors")
+NO_AVERAGE: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -123,15 +125,25 @@ def states(output: Path) -> list[Path]:
     return sorted(files, key=_step)
 
 
-def save(output: Path, model: nn.Module, optimizer: Optimizer, state: TrainingState, *, keep: int = 1) -> None:
+def save(
+    output: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    state: TrainingState,
+    average: Mapping[str, Tensor] = NO_AVERAGE,
+    *,
+    keep: int = 1,
+) -> None:
     """Save the current state of training, and keep only the newest `keep` states up to this step.
+
+    `average` has the average of the weights by name, sharded like the weights.
 
     States of later steps are removed too. They are unreadable, since the run would otherwise have resumed from them.
     Every process must call this function, since each process may hold a shard of the state. Only the main process
     writes.
     """
     tensors, writes = {}, this_process().is_main_process
-    for name, tensor in _tensors(model, optimizer):
+    for name, tensor in _tensors(model, optimizer, average):
         complete = full_tensor(tensor.detach())
         if writes:
             tensors[name] = complete.cpu().contiguous()
@@ -146,8 +158,10 @@ def save(output: Path, model: nn.Module, optimizer: Optimizer, state: TrainingSt
         each.unlink()
 
 
-def load(output: Path, model: nn.Module, optimizer: Optimizer) -> TrainingState:
-    """Load weights and optimizer from the newest readable state, and return the state's `TrainingState`.
+def load(
+    output: Path, model: nn.Module, optimizer: Optimizer, average: Mapping[str, Tensor] = NO_AVERAGE
+) -> TrainingState:
+    """Load weights, optimizer and average from the newest readable state, and return the state's `TrainingState`.
 
     If there are no states, return the initial `TrainingState`. No process returns before all processes have loaded the
     state, so that no state is removed too early.
@@ -156,7 +170,7 @@ def load(output: Path, model: nn.Module, optimizer: Optimizer) -> TrainingState:
         ValueError: if there are states, but none can be read; if the newest readable state belongs to another run; or
             if processes load different states.
     """
-    state = _newest(output, model, optimizer)
+    state = _newest(output, model, optimizer, average)
     steps = gather(torch.tensor([state.step], device=this_process().device)).tolist()
     if len(set(steps)) > 1:
         raise ValueError(f"processes resume from different steps {steps}: `output` must be one folder that all share")
@@ -213,12 +227,12 @@ def _read_settings(output: Path) -> dict[str, Any]:
     return settings
 
 
-def _newest(output: Path, model: nn.Module, optimizer: Optimizer) -> TrainingState:
+def _newest(output: Path, model: nn.Module, optimizer: Optimizer, average: Mapping[str, Tensor]) -> TrainingState:
     files = states(output)
     for file in reversed(files):
         try:
             with safe_open(file, framework="pt") as stored, torch.no_grad():
-                return _restored(stored, model, optimizer)
+                return _restored(stored, model, optimizer, average)
         except SafetensorError:
             continue
         except (RuntimeError, KeyError, TypeError, ValueError) as error:  # readable, but another run's state
@@ -231,8 +245,9 @@ def _newest(output: Path, model: nn.Module, optimizer: Optimizer) -> TrainingSta
     return TrainingState()
 
 
-def _tensors(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+def _tensors(model: nn.Module, optimizer: Optimizer, average: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     yield from ((f"model {name}", tensor) for name, tensor in _weights(model))
+    yield from ((f"average {name}", tensor) for name, tensor in average.items())
     for name, parameter in model.named_parameters():
         yield from ((f"optimizer {key} {name}", value) for key, value in optimizer.state[parameter].items())
 
@@ -246,9 +261,11 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in model.state_dict())
 
 
-def _restored(stored: Any, model: nn.Module, optimizer: Optimizer) -> TrainingState:
+def _restored(stored: Any, model: nn.Module, optimizer: Optimizer, average: Mapping[str, Tensor]) -> TrainingState:
     for name, tensor in _weights(model):
         tensor.copy_(_as_placed(tensor, stored.get_tensor(f"model {name}")))
+    for name, tensor in average.items():
+        tensor.copy_(_as_placed(tensor, stored.get_tensor(f"average {name}")))
     keys = [key.split(" ") for key in stored.keys() if key.startswith("optimizer ")]  # noqa: SIM118 (no dict)
     for name, parameter in model.named_parameters():
         optimizer.state[parameter] = {

@@ -1,11 +1,12 @@
-"""Training loop: AdamW steps on batches, in one process or several that train one model.
+"""Training loop: optimizer steps on batches, in one process or several that train one model.
 
 A step adds up the gradients of its batches, and each process computes its own rows of every batch. Loss and gradient
 therefore equal those of one batch that holds the whole step. A `StepObjective`, which compares all tokens of a step,
 needs the losses of the whole step first. A forward pass without gradients computes these losses, and every process
 derives the same factors from them.
 
-`distributed` handles devices and shards, `resume` handles states and signals, and `metrics` writes the metrics.
+`distributed` handles devices and shards, `averaging` the average of the weights, `resume` states and signals, and
+`metrics` writes the metrics.
 
 Shapes: B rows, T tokens of the longest row, S positions of all batches, including padding.
 """
@@ -23,16 +24,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.optim import AdamW
 
 from pipeline.data.loader import Resumable
 from pipeline.models.cross_entropy import cut_cross_entropy
 from pipeline.training import resume
+from pipeline.training.averaging import WeightAverage
 from pipeline.training.batches import Batch
 from pipeline.training.config import TrainingConfig
 from pipeline.training.distributed import DistributedModel, full_tensor, new_accelerator
 from pipeline.training.losses import ObjectiveLoss
 from pipeline.training.metrics import Metrics, MetricsLog
+from pipeline.training.optimizer import new_optimizer
 
 Loss = Callable[[Any, Batch], Tensor]
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -49,6 +51,8 @@ def train(
 ) -> Metrics:
     """Train `model` in place and return the last evaluation: step, tokens, seconds, training loss, held-out metrics.
 
+    If the settings name an average of the weights, it is evaluated, and `model` has it in the end.
+
     If `output` has states, training resumes from the newest state, with the batch after the last batch of this state.
 
     Raises:
@@ -57,8 +61,9 @@ def train(
     """
     accelerator = new_accelerator(config, output)
     trained = DistributedModel(model, lambda model: new_optimizer(model, config), accelerator)
-    state = resume.load(output, trained.model, trained.optimizer)
-    stepper = Stepper(trained, loss, compiled(loss, config), config, output)
+    average = WeightAverage(trained.model, config)
+    state = resume.load(output, trained.model, trained.optimizer, average.tensors)
+    stepper = Stepper(trained, loss, compiled(loss, config), config, output, average)
     remaining = steps_of(_remaining(batches, state, config, output), config.accumulate)
     stopping = False
     kernel = cut_cross_entropy(config.cross_entropy == "cut-cross-entropy")
@@ -67,11 +72,13 @@ def train(
             total, stopping = stepper(step, of_step, requested)
             log.add(total, of_step)
             if config.evaluates(step):
-                log.evaluated(trained.evaluate(evaluate), config.learning_rate_at(step))
+                with average.applied(step):
+                    held_out = trained.evaluate(evaluate)
+                log.evaluated(held_out, config.learning_rate_at(step))
             if config.saves(step) or stopping:
                 position = batches.state_dict() if isinstance(batches, Resumable) else {}
                 state = replace(log.state, batches=position)
-                resume.save(output, trained.model, trained.optimizer, state, keep=config.keep)
+                resume.save(output, trained.model, trained.optimizer, state, average.tensors, keep=config.keep)
             if stopping:
                 break
     if stopping:
@@ -90,11 +97,12 @@ class Stepper:
     """`loss`, compiled if `compile` is set in `config`; otherwise `loss` itself."""
     config: TrainingConfig
     output: Path
+    average: WeightAverage | None = None
 
     def __call__(self, step: int, batches: Sequence[Batch], requested: Callable[[], bool]) -> tuple[float, bool]:
         """Perform the optimizer step with index `step`, on this process's part of the batches.
 
-        After the last step of the run, the weights are rounded to the dtype in which they are saved.
+        After the last step of the run, the weights or their average are rounded to the dtype in which they are saved.
 
         Returns:
             The loss of the step, over all batches and processes, and True if any process was requested to stop.
@@ -117,6 +125,8 @@ class Stepper:
             self._refuse(step, batches, parts, total_norm)
         optimizer.step()
         optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(step)
         if step == self.config.steps:
             self.trained.round_weights(getattr(torch, self.config.save_as))
         return sum(parts), stops > 0
@@ -245,12 +255,3 @@ def _save_batch(batch: Batch, file: Path) -> None:
 def compiled(loss: Loss, config: TrainingConfig) -> Loss:
     """Return the loss function, compiled if `compile` is set."""
     return torch.compile(loss, dynamic=True) if config.compile else loss  # windows have many lengths
-
-
-def new_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
-    """Return an AdamW optimizer with weight decay for matrices only."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
-    vectors = [parameter for parameter in trained if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))

@@ -18,7 +18,7 @@ from pipeline.data.shards import TOKENS, inspect_shard, numbers_per_token
 from pipeline.data.windows import window_batches
 from pipeline.engine.annotator import Annotator, ChunkReading, LabelledBatch, LabelledReading, load_annotator
 from pipeline.engine.plan import Run, reading_tokenizers
-from pipeline.labels.labeller import device_here
+from pipeline.labels.torch_labeller import device_here
 from pipeline.models.checkpoint import KIND_OF_METHOD, SHIPPED, Checkpoint, checkpoint_sha256
 from pipeline.verify.stored import Fault, Stored
 from schemas.annotations import (

@@ -24,13 +24,14 @@ from pipeline.annotate.config import Config
 from pipeline.annotate.prepare import prepare
 from pipeline.data.files import File, find_files
 from pipeline.data.sample import sample_documents
-from pipeline.engine.annotator import UnitProgress, load_annotator
+from pipeline.engine.annotator import load_annotator
 from pipeline.engine.cluster import WorkerResources, cluster
 from pipeline.engine.output import open_run
 from pipeline.engine.plan import Run, Unit, inspect
 from pipeline.engine.ray_workers import RayWorkerPool
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.throughput import Stages
+from pipeline.engine.unit_progress import UnitProgress
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY
 from schemas.receipts import Plan
 from tests.benchmarks.figure import Figure

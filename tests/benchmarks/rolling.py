@@ -22,7 +22,7 @@ from pipeline.data.sample import sample_documents
 from pipeline.data.tokenizer import encode, load_tokenizer
 from pipeline.data.windows import gather, window_batches
 from pipeline.engine.plan import fast_dtype
-from pipeline.labels.labeller import load_labeller
+from pipeline.labels.torch_labeller import load_labeller
 from schemas.annotations import ENTROPY, Dtype
 from tests.benchmarks.figure import Figure, median_seconds
 from tests.smollm2 import INSTALLED, SEPARATOR, save_smollm2

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.data.sample import sample_documents
 from pipeline.data.tokenizer import encode, load_tokenizer
-from pipeline.labels.labeller import DeviceError, TorchLabeller, causal_labeller, load_labeller
+from pipeline.labels.torch_labeller import DeviceError, TorchLabeller, causal_labeller, load_labeller
 from pipeline.models.checkpoint import SHIPPED
 from pipeline.models.stacks import input_embeddings
 from schemas.annotations import ENTROPY, Device, Dtype, Method

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 
 from pipeline.data.windows import WindowBatch
 from pipeline.labels import exact
-from pipeline.labels.labeller import TorchLabeller, causal_labeller, second_order_labeller
+from pipeline.labels.torch_labeller import TorchLabeller, causal_labeller, second_order_labeller
 from pipeline.models import cross_entropy
 from pipeline.models.causal_lm import next_token_hidden
 from pipeline.models.cross_entropy import token_cross_entropy

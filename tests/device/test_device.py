@@ -19,7 +19,7 @@ COMMAND = [sys.executable, "-m", "tests.device", "--tiny", "--device", "cpu"]
 def lines(tmp_path_factory: pytest.TempPathFactory) -> list[Line]:
     """Of a process of its own: accelerate keeps to the precision that it was first given."""
     file = tmp_path_factory.mktemp("device") / "device.jsonl"
-    subprocess.run([*COMMAND, "--minutes", "2", "--output", str(file)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*COMMAND, "--minutes", "8", "--output", str(file)], check=True, stdout=subprocess.DEVNULL)
     return read_lines(file)
 
 

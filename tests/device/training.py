@@ -83,7 +83,7 @@ def _losses() -> dict[str, Loss | None]:
 def _chunked(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor) -> Tensor:
     """Our loop over chunks."""
     losses_N: Tensor = chunked._ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, head_VD, None, target_N, None, hidden_ND.dtype
+        hidden_ND, head_VD, None, target_N, None, hidden_ND.dtype, False
     )
     return losses_N.sum()
 

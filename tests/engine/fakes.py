@@ -17,9 +17,10 @@ import numpy as np
 from pipeline.data.documents import Column
 from pipeline.data.files import find_files
 from pipeline.data.windows import WindowBatch, gather, window_batches
-from pipeline.engine.annotator import Annotator, Labeller, SourceError, UnitProgress, with_tokenizers
+from pipeline.engine.annotator import Annotator, SourceError, WindowLabeller, with_tokenizers
 from pipeline.engine.plan import Run, Unit, inspect, plan_units
 from pipeline.engine.throughput import Stages, UnitResult
+from pipeline.engine.unit_progress import UnitProgress
 from schemas.annotations import ENTROPY, INPUT_IDS, Shape, annotated_schema
 from schemas.layout import Subset
 from schemas.receipts import Counts, Receipt
@@ -53,7 +54,7 @@ class FakeLabeller:
 
 @dataclass(frozen=True)
 class FaultyLabeller(FakeLabeller):
-    """Labeller with the labels of FakeLabeller and with faults that tokens trigger."""
+    """WindowLabeller with the labels of FakeLabeller and with faults that tokens trigger."""
 
     marks: Path = Path()
 
@@ -176,7 +177,7 @@ def undisturbed(run: Run, units: Sequence[Unit], output: Path) -> dict[str, byte
 
 def label_documents(
     documents: Sequence[np.ndarray],
-    labeller: Labeller,
+    labeller: WindowLabeller,
     *,
     window: int,
     overlap: int,

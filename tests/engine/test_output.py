@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,6 +54,13 @@ def changed_plan(change: Callable[[dict[str, Any]], object]) -> Callable[[str], 
     return edit
 
 
+def renamed(schema: str, name: bytes) -> str:
+    """Return Arrow's serialized schema in base64 with a name that is not UTF-8."""
+    serialized = b64decode(schema)
+    assert name in serialized
+    return b64encode(serialized.replace(name, name[:-1] + b"\xae")).decode()
+
+
 DAMAGE: dict[str, Callable[[str], bytes]] = {
     "empty": lambda text: b"",
     "cut": lambda text: text.encode()[:100],
@@ -81,6 +88,8 @@ DAMAGE: dict[str, Callable[[str], bytes]] = {
     "schema of no bytes": changed_plan(lambda plan: plan.update(schema="?")),
     "schema of others": changed_plan(lambda plan: plan.update(schema=b64encode(b"\xff" * 99).decode())),
     "schema cut": changed_plan(lambda plan: plan.update(schema=plan["schema"][:400])),
+    "column of no text": changed_plan(lambda plan: plan.update(schema=renamed(plan["schema"], b"mean_entropy"))),
+    "element of no text": changed_plan(lambda plan: plan.update(schema=renamed(plan["schema"], b"item"))),
 }
 
 

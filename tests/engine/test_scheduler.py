@@ -15,12 +15,13 @@ import ray
 
 from pipeline.data.ledger import Ledger
 from pipeline.engine import ray_workers, scheduler
-from pipeline.engine.annotator import Annotator, UnitProgress
+from pipeline.engine.annotator import Annotator
 from pipeline.engine.cluster import WorkerResources
 from pipeline.engine.plan import Run, Unit
 from pipeline.engine.ray_workers import RayWorkerPool
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.throughput import UnitResult
+from pipeline.engine.unit_progress import UnitProgress
 from pipeline.engine.workers import Load
 from pipeline.models.checkpoint import UnfitModelError
 from schemas.annotations import Device
@@ -167,8 +168,8 @@ def load_short_of_memory(run: Run, device: Device) -> Annotator:
     """Load an annotator that is out of memory at the first attempt of every batch."""
     # Workers import this module to load annotators; the others load within a second, because they import no torch.
     from pipeline.engine.annotator import load_annotator
-    from pipeline.labels.labeller import TorchLabeller
-    from tests.labels.test_labeller import LimitedDevice
+    from pipeline.labels.torch_labeller import TorchLabeller
+    from tests.labels.test_torch_labeller import LimitedDevice
 
     annotator = load_annotator(run, device)
     (labeller,) = annotator.labellers

@@ -9,12 +9,12 @@ import torch
 
 from pipeline.data.ledger import Ledger
 from pipeline.engine import scheduler
-from pipeline.engine.annotator import UnitProgress
 from pipeline.engine.plan import Run, Unit
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.throughput import UnitResult
+from pipeline.engine.unit_progress import UnitProgress
 from pipeline.engine.workers import AnnotatesUnits, Load, ThisProcessPool
-from pipeline.labels.labeller import device_here
+from pipeline.labels.torch_labeller import device_here
 from schemas.annotations import Device
 from schemas.layout import Subset, shard_name
 from schemas.receipts import Quarantined

@@ -16,8 +16,9 @@ from pipeline.data.annotated import as_rows, find_annotations
 from pipeline.data.ledger import Ledger
 from pipeline.data.shards import annotated_rows, write_shard
 from pipeline.data.tokenizer import train_byte_pairs
+from pipeline.labels.agreement import agreement, paired
 from pipeline.labels.calibration import read_calibration
-from pipeline.labels.calibration_fit import agreement, is_held_out, paired
+from pipeline.labels.calibration_fit import calibrated_pairs, is_held_out
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from schemas.annotations import ENTROPY, ROUNDING_NATS, annotated_schema
 from schemas.layout import Subset, shard_name
@@ -73,23 +74,30 @@ def write_reference(cheap: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def sets(label: Callable[..., int], tmp_path: Path) -> tuple[object, ...]:
+    """Label the documents, and return the flags that name these labels, in `cheap`, and a reference in `better`."""
+    assert label(tmp_path / "cheap") == 0
+    return ("--labels", tmp_path / "cheap", "--reference", write_reference(tmp_path / "cheap", tmp_path / "better"))
+
+
 def labels_of(dataset: Path, column: str = ENTROPY) -> list[np.ndarray]:
     found = find_annotations(str(dataset))
     return [row[column] for batch in found.batches((column,)) for row in as_rows(batch)]
 
 
 def test_calibrated_labels_are_those_of_the_reference_and_pass_verification(
+    sets: tuple[object, ...],
     label: Callable[..., int],
     folder: Path,
     tmp_path: Path,
     run_command: RunCommand,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert label(tmp_path / "cheap") == 0
-    reference, file = write_reference(tmp_path / "cheap", tmp_path / "better"), tmp_path / "calibration.json"
-    sets = ("--labels", tmp_path / "cheap", "--reference", reference, "--output", file)
+    reference, file = tmp_path / "better", tmp_path / "calibration.json"
     capsys.readouterr()
-    assert run_command(JOB, *sets, "--by", "language", "--fewest-tokens", 100, "--held-out", 0.3) == 0
+    by_language = ("--by", "language", "--fewest-tokens", 100, "--held-out", 0.3)
+    assert run_command(JOB, *sets, *by_language, "--output", file) == 0
     printed = capsys.readouterr().out
     assert "3 with a fit of their own, 1 with the pooled fit" in printed and "entropy, after" in printed
     (column,) = read_calibration(file).columns
@@ -118,13 +126,14 @@ def test_calibrated_labels_are_those_of_the_reference_and_pass_verification(
 
 
 def test_a_run_resumes_with_its_calibration_and_refuses_another_or_none(
-    label: Callable[..., int], tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
+    sets: tuple[object, ...],
+    label: Callable[..., int],
+    tmp_path: Path,
+    run_command: RunCommand,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert label(tmp_path / "cheap") == 0
-    reference = write_reference(tmp_path / "cheap", tmp_path / "better")
-    for name, flags in {"one": (), "other": ("--held-out", 0.5)}.items():
-        sets = ("--labels", tmp_path / "cheap", "--reference", reference, "--output", tmp_path / f"{name}.json")
-        assert run_command(JOB, *sets, *flags) == 0
+    for name, share in {"one": 0.2, "other": 0.5}.items():
+        assert run_command(JOB, *sets, "--held-out", share, "--output", tmp_path / f"{name}.json") == 0
     output = tmp_path / "out"
     assert label(output, "--calibration", tmp_path / "one.json") == 0
     subset = Subset("second-order", output)
@@ -142,6 +151,7 @@ def test_a_run_resumes_with_its_calibration_and_refuses_another_or_none(
 
 
 def test_isotonic_labels_pass_verification_and_the_card_says_where_they_are_constant(
+    sets: tuple[object, ...],
     label: Callable[..., int],
     folder: Path,
     tmp_path: Path,
@@ -149,11 +159,9 @@ def test_isotonic_labels_pass_verification_and_the_card_says_where_they_are_cons
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("sklearn")
-    assert label(tmp_path / "cheap") == 0
-    reference, file = write_reference(tmp_path / "cheap", tmp_path / "better"), tmp_path / "calibration.json"
-    sets = ("--labels", tmp_path / "cheap", "--reference", reference, "--output", file)
-    by_language = ("--by", "language", "--fewest-tokens", 100)
-    assert run_command(JOB, *sets, *by_language, "--kind", "isotonic", "--held-out", 0) == 0
+    reference, file = tmp_path / "better", tmp_path / "calibration.json"
+    by_language = ("--by", "language", "--fewest-tokens", 100, "--held-out", 0)
+    assert run_command(JOB, *sets, *by_language, "--kind", "isotonic", "--output", file) == 0
     assert label(tmp_path / "out", "--calibration", file) == 0
     for found_N, wanted_N, language in zip(labels_of(tmp_path / "out"), labels_of(reference), LANGUAGES, strict=True):
         if language is not None:
@@ -214,20 +222,22 @@ def test_a_reference_of_other_tokens_is_moved(
 @pytest.mark.pretrained
 @pytest.mark.skipif(not INSTALLED, reason="`make pretrained` was not run")
 def test_shipped_labels_get_the_scale_of_smollm2(run_command: RunCommand, tmp_path: Path) -> None:
-    """Forty beginnings of documents show a slope near 1; docs/results.md has the figures of 400 documents."""
+    """Labels of the shipped estimator are too high and too spread; docs/accuracy.md has figures of more documents."""
     texts = pq.read_table(os.environ["FINEWEB"]).column("text").to_pylist()[:40]
     write_documents(tmp_path / "in.parquet", [text[:1000] for text in texts])
     label = ("pipeline.annotate", "--workers", 0, "--input", tmp_path / "in.parquet")
     better = ("--method", "causal", "--estimator", "smollm2", "--tokenizer", SHIPPED / "tokenizer")
-    assert run_command(*label, "--output", tmp_path / "small") == 0
+    small_one = ("--method", "exact", "--estimator", SHIPPED / "estimator", "--share", 0.3)
+    assert run_command(*label, *small_one, "--output", tmp_path / "small") == 0
     assert run_command(*label, *better, "--output", tmp_path / "better") == 0
     sets = ("--labels", tmp_path / "small", "--reference", tmp_path / "better", "--held-out", 0.5)
     assert run_command(JOB, *sets, "--output", tmp_path / "calibration.json") == 0
     small, reference = (find_annotations(str(tmp_path / name)) for name in ("small", "better"))
     pairs = paired(small, reference, None).pairs
     held_out = [pair for pair in pairs if is_held_out(pair, 0.5)]
-    before = agreement(held_out, ENTROPY, None)
-    after = agreement(held_out, ENTROPY, read_calibration(tmp_path / "calibration.json"))
+    before = agreement(held_out, ENTROPY)
+    fitted = read_calibration(tmp_path / "calibration.json")
+    after = agreement([*calibrated_pairs(held_out, ENTROPY, fitted)], ENTROPY)
     assert before is not None and after is not None
     print(f"before {before}, after {after}")
     assert before.slope < 0.6 and before.mean_difference > 1

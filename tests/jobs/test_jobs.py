@@ -36,7 +36,7 @@ MIXER_ESTIMATOR = ESTIMATOR | {
     "bottleneck-width": None,
     "noise": 0.1,
 }
-OBJECTIVES = ("flood", "floor", "weight", "mask", "cross-entropy")
+OBJECTIVES = ("flood", "floor", "weight", "mask", "adaflood", "probability", "iflood", "loss-share", "cross-entropy")
 
 
 def config(file: Path, **values: object) -> Path:

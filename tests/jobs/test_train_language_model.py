@@ -50,9 +50,9 @@ def curve(output: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
 
 
-def assert_near(found: list[dict[str, float]], wanted: list[dict[str, float]]) -> None:
+def assert_near(found: list[dict[str, float]], wanted: list[dict[str, float]], near: float = 1e-4) -> None:
     for one, other in zip(found, wanted, strict=True):
-        assert one == pytest.approx(other, abs=1e-4)
+        assert one == pytest.approx(other, abs=near)
 
 
 def test_two_processes_and_one_give_the_same_loss_curve(

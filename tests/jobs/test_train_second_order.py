@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -143,3 +144,49 @@ def test_an_adapter_of_a_language_model_is_trained_on_its_labels_and_labels_like
     assert run_command(*again, "--overlap", OVERLAP, "--output", tmp_path / "again") == 0
     own_N, theirs_N = (find_annotations(str(tmp_path / name)).corpus().given_labels for name in ("labels", "again"))
     assert r_squared(torch.from_numpy(theirs_N), torch.from_numpy(own_N)) > 0.98
+
+
+@pytest.mark.parametrize("settings", [("--form", "direct"), ("--form", "residual"), ("--backbone.tuning", "lora")])
+def test_a_second_order_model_is_trained_further_from_its_own_estimates(
+    settings: tuple[str, ...], run_command: RunCommand, documents: Path, causal: Path, tmp_path: Path
+) -> None:
+    """The second training learns labels of another mean and deviation."""
+    pytest.importorskip("peft") if "lora" in settings else None
+    labels, first = tmp_path / "labels", tmp_path / "first"
+    assert run_command(*ANNOTATE, *WINDOWS, "--estimator", causal, "--input", documents, "--output", labels) == 0
+    train = ("jobs.train_second_order", "--labels", labels, "--held-out", 2, "--training.learning-rate", 0.01)
+    start = (*train, "--init-from", causal, "--training.steps", 4, "--output", first)
+    assert run_command(*start, *settings, *(("--backbone.lora-rank", 2) if "lora" in settings else ())) == 0
+    form = "direct" if "direct" in settings else "residual"
+    config = Config(labels=str(labels), output=tmp_path / "out", init_from=str(first), held_out=2, form=form)  # type: ignore[arg-type]
+    plan = Prepared.of(config)
+    assert (plan.windows.window, plan.windows.start) == (WINDOW, 1)
+    model, given = load_second_order(first), find_annotations(str(labels)).corpus().given_labels
+    ids_BT = torch.arange(40).view(2, 20)
+    further = initial_model(plan, plan.starts[0], 3 * given - 5)
+    assert further.config.label_deviation != model.config.label_deviation and further.training
+    with torch.no_grad():
+        for one, other in zip(further.entropies(ids_BT), model.entropies(ids_BT), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+    trained = {name for name, weight in further.named_parameters() if weight.requires_grad}
+    assert trained == set(load_file(first / "model.safetensors"))
+    output = tmp_path / "further"
+    assert run_command(*train, "--init-from", first, "--form", form, "--training.steps", 1, "--output", output) == 0
+    assert f"| started from | {first!s} |" in (output / "README.md").read_text(encoding="utf-8").replace("\\", "")
+    assert (output / "model.safetensors").stat().st_size == (first / "model.safetensors").stat().st_size
+
+
+def test_a_second_order_model_keeps_its_form(
+    run_command: RunCommand, documents: Path, causal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels, first = tmp_path / "labels", tmp_path / "first"
+    assert run_command(*ANNOTATE, *WINDOWS, "--estimator", causal, "--input", documents, "--output", labels) == 0
+    train = (*TRAIN, "--labels", labels, "--held-out", 2, "--output")
+    assert run_command(*train, first, "--init-from", causal, "--form", "direct") == 0
+    for flags, message in (
+        ((), f"{first} keeps its outputs; give --form direct --transformers 1"),
+        (("--form", "direct", "--start-token", "!"), "needs a causal language model"),
+        (("--form", "direct", "--model.context", CONTEXT), f"reads at most {WINDOW}"),
+    ):
+        assert run_command(*train, tmp_path / "out", "--init-from", first, *flags) != 0
+        assert message in " ".join(capsys.readouterr().err.split())

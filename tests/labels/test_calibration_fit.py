@@ -1,15 +1,12 @@
-"""Fits to planted labels, and pairs of documents from two datasets."""
-
-from pathlib import Path
+"""Fits to planted labels."""
 
 import numpy as np
 import pytest
 
-from pipeline.data.annotated import find_annotations
+from pipeline.labels.agreement import Pair, agreement, joined
 from pipeline.labels.calibration import apply_fit
-from pipeline.labels.calibration_fit import Pair, agreement, column_fit, fit_of, is_held_out, joined, paired
+from pipeline.labels.calibration_fit import calibrated_pairs, column_fit, fit_of, is_held_out
 from schemas.calibrations import MOST_FITS, MOST_KNOTS, Calibration, CalibrationKind
-from tests.annotated import write_annotated
 from tests.labels.calibrations import LINEAR, calibration
 
 PLANTED = {"a": (0.5, 1.0), "b": (2.0, -0.25), "c": (1.0, 0.0)}
@@ -89,7 +86,8 @@ def test_on_other_documents_the_mean_reference_of_a_calibrated_label_is_the_labe
     column = column_fit(fitted, "entropy", kind, 1)
     found = Calibration(**{**vars(calibration(pooled=LINEAR, by="x")), "kind": kind, "columns": (column,)})
     found.require_possible()
-    before, after = agreement(held_out, "entropy", None), agreement(held_out, "entropy", found)
+    after = agreement([*calibrated_pairs(held_out, "entropy", found)], "entropy")
+    before = agreement(held_out, "entropy")
     assert before is not None and after is not None
     assert abs(before.slope - 0.5) < 0.02 and abs(after.slope - 1) < 0.02 and abs(after.bias) < 0.05
     assert after.mean_absolute_error < before.mean_absolute_error and abs(after.mean_difference) < 0.02
@@ -109,29 +107,3 @@ def test_isotonic_fits_rise_and_follow_a_curve_that_a_line_misses() -> None:
     assert np.abs(apply_fit(line, inner_N) - np.sqrt(inner_N)).max() > 0.2
     ends_N = apply_fit(curve, np.array([-1e6, 1e6], np.float32))
     assert ends_N.tolist() == np.array([curve.reference[0], curve.reference[-1]], np.float32).tolist()
-
-
-def test_documents_are_paired_by_their_tokens(tmp_path: Path) -> None:
-    nan = float("nan")
-    cheap = write_annotated(tmp_path / "cheap", [[1, 2], [], [3], [4, 5], [3]], [[1, nan], [], [3], [4, 5], [9]])
-    better = write_annotated(tmp_path / "better", [[4, 5], [6], [], [3]], [[8, nan], [1], [], [6]])
-    found = paired(find_annotations(str(cheap)), find_annotations(str(better)), None)
-    assert (found.columns, found.absent, found.immovable) == (("entropy",), 1, 0)
-    assert [pair.ids_T.tolist() for pair in found.pairs] == [[3], [4, 5]]
-    labels_N, reference_N = joined(found.pairs, "entropy")
-    assert (labels_N.tolist(), reference_N.tolist()) == ([3, 4], [6, 8])
-
-
-def test_datasets_without_a_common_document_or_calibrated_already_are_refused(tmp_path: Path) -> None:
-    one = find_annotations(str(write_annotated(tmp_path / "one", [[1]], [[1]])))
-    other = find_annotations(str(write_annotated(tmp_path / "other", [[2]], [[1]])))
-    with pytest.raises(ValueError, match=r"has no document of .*; label the same documents twice"):
-        paired(one, other, None)
-    with pytest.raises(ValueError, match="no column `site` to calibrate by"):
-        paired(one, one, "site")
-    done = write_annotated(tmp_path / "done", [[1]], [[1]], calibration=calibration(pooled=LINEAR))
-    with pytest.raises(ValueError, match="done is calibrated already; name labels that are not"):
-        paired(find_annotations(str(done)), one, None)
-    moved = find_annotations(str(write_annotated(tmp_path / "moved", [[1]], [[1]], tokenizer_sha256="u" * 64)))
-    with pytest.raises(ValueError, match="have different tokens, and one has no tokenizer"):
-        paired(one, moved, None)

@@ -8,16 +8,18 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from pipeline.data.tokenizer import encode, load_tokenizer
+from pipeline.labels import exact, second_order
 from pipeline.labels.causal import token_entropies
-from pipeline.labels.labeller import TorchLabeller, in_parts
 from pipeline.labels.retokenize import Tokens, encode_with_ends, move_nats
+from pipeline.labels.torch_labeller import TorchLabeller, in_parts
 from pipeline.models.causal_lm import start_token
 from pipeline.models.checkpoint import SHIPPED
-from pipeline.models.loading import load_causal
+from pipeline.models.loading import load_causal, load_estimator, load_second_order
 from schemas.annotations import ENTROPY
 from tests.builders import sample_texts
 from tests.engine.fakes import label_documents
@@ -86,6 +88,24 @@ def test_the_nats_move_to_the_tokens_of_our_tokenizer(labelled: Labelled) -> Non
         assert len(nats_T) == len(ids_T) != len(nats_S)
         np.testing.assert_array_equal(tokens.ids_T, ids_T)
         np.testing.assert_allclose(nats_T.sum(dtype=float), nats_S.sum(dtype=float), rtol=1e-4)
+
+
+def test_its_pupil_is_nearer_to_it_than_the_exact_labels(labelled: Labelled) -> None:
+    """The shipped second-order model learned SmolLM2's labels of other text, and the shipped estimator none."""
+    tokens = encode_with_ends(load_tokenizer(SHIPPED / "tokenizer"), labelled.texts)
+    moved = [
+        move_nats(nats_S, ends_S, each.ends_T)
+        for nats_S, (_, ends_S), each in zip(labelled.nats, labelled.tokens, tokens, strict=True)
+    ]
+    pupil, estimator = load_second_order(SHIPPED / "second-order"), load_estimator(SHIPPED / "estimator")
+    errors = list[tuple[float, float]]()
+    for nats_T, each in zip(moved, tokens, strict=True):
+        ids_1T = torch.from_numpy(each.ids_T[:256]).long().unsqueeze(0)
+        labels = second_order.token_entropies(pupil, ids_1T)[0], exact.token_entropies(estimator, ids_1T)
+        errors.append(tuple(np.abs(of_1T[0].numpy() - nats_T[:256]).mean() for of_1T in labels))
+    second, first = np.mean(errors, axis=0)
+    print(f"mean absolute difference from SmolLM2: pupil {second:.2f}, exact {first:.2f} nats")
+    assert second < 0.8 * first
 
 
 def test_a_random_string_costs_more_than_a_repeated_phrase(smollm2: Pretrained) -> None:

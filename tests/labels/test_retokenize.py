@@ -206,7 +206,7 @@ def test_a_corpus_keeps_each_documents_nats_in_other_tokens() -> None:
     texts = ["", "naïve 👩‍👩‍👧 e\u0301 <|endoftext|>", *sample_texts(2, 300)]
     tokens = encode(own, texts)
     labels = [np.arange(len(ids), dtype=np.float32) for ids in tokens]
-    moved = retokenized(Corpus.of(tokens, labels), own, other)
+    moved = retokenized(Corpus.of(tokens, labels), own, other).corpus
     assert moved.labels_N is not None
     for ids, nats, again in zip(
         moved.by_document(moved.tokens_N), moved.by_document(moved.labels_N), encode(other, texts), strict=True
@@ -226,11 +226,12 @@ def test_a_document_whose_tokens_do_not_match_its_text_is_left_out(place: int) -
     own, other = shipped(), tokenizer_of("byte-level")
     tokens = encode(own, ["the rain", "in Spain"])
     labels = [np.full(len(ids), 1.0, np.float32) for ids in tokens]
-    wanted = retokenized(Corpus.of(tokens, labels), own, other)
+    wanted = retokenized(Corpus.of(tokens, labels), own, other).corpus
     tokens.insert(place, letters())
     labels.insert(place, np.full(3, 9.0, np.float32))
-    found = retokenized(Corpus.of(tokens, labels), own, other)
+    found, kept = retokenized(Corpus.of(tokens, labels), own, other)
+    assert kept == [index for index in range(3) if index != place]
     for name in ("tokens_N", "offsets", "labels_N", "text_bytes_M"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
-    nothing = retokenized(Corpus.of([letters()], [np.ones(3, np.float32)]), own, other)
+    nothing = retokenized(Corpus.of([letters()], [np.ones(3, np.float32)]), own, other).corpus
     assert len(nothing) == 0 and len(nothing.tokens_N) == 0

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from pipeline.data.windows import Window
 from pipeline.labels import attribution, causal, exact, second_order
-from pipeline.labels.labeller import TorchLabeller, causal_labeller, exact_labeller, second_order_labeller
+from pipeline.labels.torch_labeller import TorchLabeller, causal_labeller, exact_labeller, second_order_labeller
 from pipeline.labels.windowed import over_windows
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY
 from tests.engine.fakes import label_documents

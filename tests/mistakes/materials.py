@@ -247,6 +247,7 @@ def _write_datasets(folder: Path) -> None:
     write_annotated(sets / "infinite", TOKENS, [[float("inf")] * len(ids) for ids in TOKENS], **of_tokens)
     write_annotated(sets / "beyond", TOKENS, nats, **{**of_tokens, "vocabulary": 5})
     write_annotated(sets / "torn", TOKENS, nats, **{**of_tokens, "window": 0})
+    write_annotated(sets / "without-tokenizer", TOKENS, nats)
     write_annotated(sets / "not-of-text", TOKENS, nats)
     copy_tokenizer(SHIPPED / "tokenizer", sets / "not-of-text" / "tokenizer" / "exact")
     write_annotated(sets / "unfinished", TOKENS, nats, shards=2, **of_tokens)

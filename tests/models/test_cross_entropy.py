@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.models import cross_entropy as chunked
-from pipeline.models.cross_entropy import cut_cross_entropy, token_cross_entropy
+from pipeline.models.cross_entropy import LogitSums, cut_cross_entropy, token_cross_entropy, token_sums
 
 WIDTH = 8
 VOCABULARY = 53
@@ -34,11 +34,23 @@ class Case:
         self.bias_V = torch.randn(VOCABULARY).to(dtype).requires_grad_()
         self.target_N, self.upstream_N = torch.randint(VOCABULARY, (tokens,)), torch.rand(tokens).to(dtype)
 
-    def plain(self, *, bias: bool = False, softcap: float | None = None) -> Tensor:
+    def logits(self, *, bias: bool = False, softcap: float | None = None) -> Tensor:
         logits_NV = self.hidden_ND @ self.head_VD.T + (self.bias_V if bias else 0)
-        if softcap is not None:
-            logits_NV = softcap * torch.tanh(logits_NV / softcap)
-        return cross_entropy(logits_NV, self.target_N, reduction="none")
+        return logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)
+
+    def plain(self, *, bias: bool = False, softcap: float | None = None) -> Tensor:
+        return cross_entropy(self.logits(bias=bias, softcap=softcap), self.target_N, reduction="none")
+
+    def plain_sums(self, *, bias: bool = False, softcap: float | None = None) -> Tensor:
+        logits_NV = self.logits(bias=bias, softcap=softcap)
+        entropy_N = torch.special.entr(logits_NV.softmax(1)).sum(1)
+        losses_N = cross_entropy(logits_NV, self.target_N, reduction="none")
+        return torch.stack([losses_N, logits_NV.exp().sum(1).log(), logits_NV.mean(1), entropy_N])
+
+    def sums(self, *, bias: bool = False, softcap: float | None = None) -> Tensor:
+        bias_V = self.bias_V if bias else None
+        sums = token_sums(self.hidden_ND, self.head_VD, self.target_N, bias_V=bias_V, softcap=softcap)
+        return torch.stack(sums)
 
     def chunked(self, *, bias: bool = False, softcap: float | None = None) -> Tensor:
         bias_V = self.bias_V if bias else None
@@ -47,6 +59,12 @@ class Case:
     def gradients(self, losses_N: Tensor) -> tuple[Tensor | None, ...]:
         leaves = [leaf for leaf in (self.hidden_ND, self.head_VD, self.bias_V) if leaf.requires_grad]
         return torch.autograd.grad(losses_N, leaves, self.upstream_N.to(losses_N.dtype), allow_unused=True)
+
+    def gradients_of_sums(self, sums_SN: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the sums, each with another weight for each token."""
+        upstream_SN = torch.stack([(number + self.upstream_N).sin() for number in range(len(sums_SN))])
+        leaves = [leaf for leaf in (self.hidden_ND, self.head_VD, self.bias_V) if leaf.requires_grad]
+        return torch.autograd.grad(sums_SN, leaves, upstream_SN.to(sums_SN.dtype), allow_unused=True)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +136,45 @@ def test_bfloat16_sums_the_head_gradient_of_many_chunks_in_float32(monkeypatch: 
     assert (head_grad_VD.double() - exact_VD).norm() < 0.01 * exact_VD.norm()
 
 
+SHAPES = [(True, None), (False, 2.0), (True, 30.0), (False, None)]
+
+
+@pytest.mark.parametrize("tokens", [0, 1, CHUNK, 3 * CHUNK + 5])
+@pytest.mark.parametrize(("bias", "softcap"), SHAPES)
+def test_sums_and_their_gradients_equal_those_of_the_whole_matrix(
+    tokens: int, bias: bool, softcap: float | None
+) -> None:
+    case = Case(tokens)
+    sums_SN, plain_SN = case.sums(bias=bias, softcap=softcap), case.plain_sums(bias=bias, softcap=softcap)
+    torch.testing.assert_close(sums_SN, plain_SN)
+    torch.testing.assert_close(case.gradients_of_sums(sums_SN), case.gradients_of_sums(plain_SN))
+
+
+def test_sums_in_float32_differ_by_rounding() -> None:
+    case, exact = Case(3 * CHUNK + 5, torch.float32), Case(3 * CHUNK + 5)
+    sums_SN, exact_SN = case.sums(), exact.plain_sums()
+    torch.testing.assert_close(sums_SN, exact_SN.float(), atol=1e-5, rtol=1e-5)
+    for found, wanted in zip(case.gradients_of_sums(sums_SN)[:2], exact.gradients_of_sums(exact_SN)[:2], strict=True):
+        assert found is not None and wanted is not None
+        torch.testing.assert_close(found, wanted.float(), atol=1e-4, rtol=1e-5)
+
+
+def test_sums_under_autocast_are_in_float32_with_the_losses_of_the_plain_loss() -> None:
+    case = Case(3 * CHUNK + 5, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        sums_SN, losses_N = case.sums(), case.chunked()
+    assert sums_SN.dtype == torch.float32
+    assert LogitSums(*sums_SN).losses.equal(losses_N)
+    torch.testing.assert_close(sums_SN, case.plain_sums(), atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize("frozen", ["hidden_ND", "head_VD"])
+def test_sums_of_frozen_inputs_leave_other_gradients_unchanged(frozen: str) -> None:
+    case = Case(2 * CHUNK + 3)
+    getattr(case, frozen).requires_grad_(False)
+    torch.testing.assert_close(case.gradients_of_sums(case.sums()), case.gradients_of_sums(case.plain_sums()))
+
+
 class LargestTensor(TorchDispatchMode):
     """Context that records the number of elements of the largest tensor that any operation returned."""
 
@@ -135,6 +192,9 @@ def test_no_tensor_grows_with_tokens_times_vocabulary() -> None:
     with LargestTensor() as largest:  # type: ignore[no-untyped-call]
         case.gradients(case.chunked())
     assert largest.elements <= max(chunked.CPU_CHUNK_LOGITS, case.head_VD.numel(), case.hidden_ND.numel())
+    with LargestTensor() as of_sums:  # type: ignore[no-untyped-call]
+        case.gradients_of_sums(case.sums())
+    assert of_sums.elements == largest.elements
     with LargestTensor() as plain:  # type: ignore[no-untyped-call]
         case.gradients(case.plain())
     assert plain.elements == 50 * CHUNK * VOCABULARY

@@ -25,7 +25,7 @@ COMMAND = re.compile(r"(\S*python -m|ray|accelerate launch|torchrun|make|docker|
 """How a command between backticks begins."""
 COMMENT = re.compile(r"(^|\s+)#.*")
 SHELLS = ("", "sh", "bash")  # languages of a fence around commands
-LONGEST_NAME = 24  # of a file in a tree, with its indentation: what stands farther to the right goes on a description
+LONGEST_NAME = 20  # of a file in a tree, with its indentation: what stands farther to the right goes on a description
 
 
 class Document:

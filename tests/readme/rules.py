@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Way = Literal["here", "process", "cluster", "make", "tests", "measurement", "docker"]
+Way = Literal["here", "process", "peer", "internet", "cluster", "make", "tests", "measurement", "docker"]
 
 PLACEHOLDERS = {"USER/NAME": "user/name"}
 """What stands for any repository, and the one of the Hub for tests."""
@@ -24,8 +24,9 @@ class Rule:
 
     begins: str
     way: Way = "here"
-    """here: in this process. process: in one of its own, with the Hub for tests. cluster: on a Ray head. The others
-    are looked at and not run: make's targets, the marks of tests, the flags of measurements, docker's files."""
+    """here: in this process. process: in one of its own, with the Hub for tests. peer: as process, where lm-eval is
+    installed. cluster: on a Ray head. The others are looked at and not run: lm-eval's tasks that need the internet,
+    make's targets, the marks of tests, the flags of measurements, docker's files."""
     changed: Mapping[str, str] = field(default_factory=dict)
     """Parts of the command, and what takes their place."""
     added: str = ""
@@ -60,6 +61,11 @@ RULES = (
         changed={"HuggingFaceTB/SmolLM2-135M HuggingFaceTB/SmolLM2-360M": "language-model language-model"},
     ),
     Rule("python -m pipeline.annotate --input notes.txt"),
+    Rule(
+        "python -m pipeline.annotate --input documents.parquet --limit 164",
+        changed={"--limit 164": "--limit 4"},
+        added="--workers 0",
+    ),
     Rule(  # the labels of an untrained model need not rise with those to calibrate
         "python -m pipeline.annotate --input documents.parquet --limit 300 --method causal",
         changed={f"--method causal {_SMOLLM2} --tokenizer": "--tokenizer"},
@@ -78,6 +84,7 @@ RULES = (
     Rule("python -m pipeline.report"),
     Rule("python -m pipeline.report DATASET", changed={"DATASET": "ten"}),
     Rule("python -m pipeline.verify"),
+    Rule("python -m pipeline.export"),
     Rule("python -m pipeline.publish annotated", "process"),
     Rule("python -m pipeline.publish ten", "process", changed={"USER/NAME": "user/ten"}),
     Rule("python -m pipeline.publish DIR", "process", changed={"DIR": "annotated"}),
@@ -92,6 +99,8 @@ RULES = (
         "cluster",
         added="--working-dir . -- python -m pipeline.annotate --limit 2 --workers 1 --output hf://datasets/user/token",
     ),
+    Rule("python -m jobs.audit"),
+    Rule("python -m jobs.measure_agreement"),
     Rule("python -m jobs.fit_calibration"),
     Rule(
         "python -m jobs.fit_calibration --labels SMALL --reference BETTER",
@@ -99,6 +108,11 @@ RULES = (
     ),
     Rule("python -m jobs.train_tokenizer"),
     Rule("python -m jobs.train_estimator", added=f"{_TRAINING} {_ENCODER}"),
+    Rule(
+        "python -m jobs.train_estimator --input documents.parquet --limit 149",
+        changed={"--model.context 64": _ENCODER},
+        added=_TRAINING,
+    ),
     Rule(
         "python -m jobs.train_estimator --init-from HuggingFaceTB/SmolLM2-135M",
         changed={"HuggingFaceTB/SmolLM2-135M": "language-model"},
@@ -121,6 +135,14 @@ RULES = (
     Rule("python -m jobs.train_second_order", added=_TRAINING),
     Rule("python -m jobs.train_language_model --labels annotated", added=f"{_TRAINING} {_MODEL}"),
     Rule("python -m jobs.train_language_model --config jobs/tutorial.yaml", added=f"{_TRAINING} {_MODEL}"),
+    Rule(
+        "python -m jobs.train_language_model --config jobs/slowrun_laptop.yaml",
+        added=f"--held-out 1 {_TRAINING} {_MODEL}",
+    ),
+    Rule(
+        "python -m jobs.train_language_model --config jobs/slowrun.yaml --dry-run",
+        added=f"--labels annotated --held-out 2 --output dry {_MODEL}",
+    ),
     Rule(
         "python -m jobs.train_language_model --labels hf://",
         "process",
@@ -163,10 +185,14 @@ RULES = (
         added="--config tiny/truth.yaml --sources markov-1 --processes 1",
     ),
     Rule("python -m jobs.measure_compression", added="--input documents.parquet --held-out 2"),
+    Rule("python -m jobs.measure_compression --models model --input documents.jsonl"),
+    Rule("tail ", "process"),
+    Rule("lm_eval --model hf --model_args pretrained=model,dtype=float32", "peer", added="--device cpu"),
+    Rule("lm_eval --model hf --model_args pretrained=model,add_bos_token", "internet"),
     Rule(
         "python -m jobs.compare_objectives",
         changed={"DIR": "comparison"},
-        added="--config tiny/objectives.yaml --objectives flood --seeds 1 --processes 1",
+        added="--config tiny/objectives.yaml --methods EMA --processes 1",
     ),
     Rule(
         "python -m jobs.reproduce_figures",

@@ -15,6 +15,7 @@ from typing import Any
 
 import datasets
 import pytest
+import ray
 import torch
 from transformers import PreTrainedModel
 
@@ -28,18 +29,22 @@ from tests.test_job_submit import submitted
 from tests.tiny_models import tiny_language_model
 
 PAGES = (
-    *("quickstart", "labels", "models", "training", "data", "cluster", "hub", "results", "figures", "speed"),
-    *("checkpoints", "architecture", "security"),
+    *("quickstart", "labels", "python", "models", "training", "trainers", "memorisation", "scoreboards"),
+    *("data", "exports", "cluster", "hub", "results", "compared-sources", "compared-text", "figures", "speed"),
+    *("checkpoints", "architecture", "modules", "security"),
 )
 FILES = [ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in PAGES)]
 MANUAL = Document("\n\n".join(file.read_text(encoding="utf-8") for file in FILES))
-ARCHITECTURE = Document((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+MODULES = Document((ROOT / "docs" / "modules.md").read_text(encoding="utf-8"))
 GIVEN = {"model", "optimizer", "rank", "ranks"}
 """Names that snippets take for granted: what a trainer or a loop has anyway."""
+PEERS = ("trl", "nemo_curator")
+"""Libraries that snippets use and the tests do not install."""
 PATH = re.compile(r"[\w*.-]+/[\w*./-]*|[\w*-]+\.(py|md|toml|ya?ml|jsonl?|parquet|txt|html)")
 MODULE = re.compile(r"(pipeline|jobs|schemas|tests)(\.\w+)+")
 FLAG = re.compile(r"--[a-z][a-z-]*(?:\.[a-z][a-z-]*)?")
-MADE_ELSEWHERE = {"quarantine/", "annotated-report/report.html"}  # where units fail, and by pipeline.report
+MADE_ELSEWHERE = {"quarantine/", "annotated-report/report.html", "opened.json", "export.json"}
+"""Where units fail, by pipeline.report, by jobs.compare_objectives and by pipeline.export."""
 
 
 SHARDED = "accelerate launch --config_file jobs/fsdp.yaml"
@@ -67,6 +72,21 @@ def test_a_command_works_as_it_is_written(command: str, workspace: Workspace, ru
     else:
         code, printed = workspace.run(rule.applied(command))
         assert code == 0, printed
+
+
+@pytest.mark.parametrize("command", commands("peer"), ids=str)
+def test_lm_eval_does_a_command_as_it_is_written(command: str, there: Path, workspace: Workspace) -> None:
+    pytest.importorskip("lm_eval", reason="`make peers` was not run")
+    code, printed = workspace.run(rule_for(command).applied(command))
+    assert code == 0, printed
+    assert "bits_per_byte" in printed
+
+
+@pytest.mark.parametrize("command", commands("internet"), ids=str)
+def test_lm_eval_knows_the_tasks_though_their_data_are_not_fetched_here(command: str) -> None:
+    tasks = pytest.importorskip("lm_eval.tasks", reason="`make peers` was not run")
+    words = command.split()
+    assert set(words[words.index("--tasks") + 1].split(",")) <= set(tasks.TaskManager().all_tasks)
 
 
 def first_of(*given: str) -> list[Any]:
@@ -153,6 +173,7 @@ def notebook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield Notebook({"rank": 0, "ranks": 1})
+        ray.shutdown()
 
 
 @pytest.mark.parametrize("number", range(len(MANUAL.snippets)))
@@ -160,14 +181,15 @@ def test_a_snippet_runs_and_trains(number: int, annotated: Path, notebook: Noteb
     """After those before it, whose names it may use. A model that it gets is trained by it."""
     model = notebook.execute(number)
     if model is None:
-        pytest.skip("trl is not installed; another test looks at the snippet's names")
+        pytest.skip("its library is not installed; another test looks at the snippet's names")
     if "model" in unknown_names(MANUAL.snippets[number], set()):
         untrained = tiny_language_model(vocabulary=8192).parameters()
         assert not any(torch.equal(one.cpu(), other) for one, other in zip(model.parameters(), untrained, strict=True))
 
 
 def runs_here(snippet: str) -> bool:
-    return "trl" not in snippet or importlib.util.find_spec("trl") is not None
+    """True unless the snippet imports one of PEERS that is not installed."""
+    return all(importlib.util.find_spec(name) is not None for name in PEERS if name in snippet)
 
 
 @pytest.mark.parametrize("number", range(len(MANUAL.snippets)))
@@ -198,14 +220,14 @@ def test_trees_of_folders_show_what_is_there(annotated: Path) -> None:
         for path, said in tree.items():
             inside = re.findall(r"(?<![\w./])[\w*]+(?:\.py|\.yaml|/)(?=[\s,;.)]|$)", said) if path.endswith("/") else []
             if path == "jobs/":
-                inside += [f"{name}.py" for name in re.findall(r"\b[a-z]+(?:_[a-z]+)+(?![\w.*])", said)]
+                inside += [f"{name}.py" for name in re.findall(r"\b[a-z]+(?:_[a-z]+)+(?![\w.*/])", said)]
             wanted = [path.replace("SUBSET", "*"), *(path + name for name in inside)]
             missing += [name for name in wanted if not any(root.glob(name.rstrip("/")))]
     assert missing == []
 
 
 def test_the_tree_names_every_module() -> None:
-    (tree,) = ARCHITECTURE.trees
+    (tree,) = MODULES.trees
     modules = {file for folder in ("pipeline", "schemas") for file in (ROOT / folder).rglob("*.py")}
     named = {name.relative_to(ROOT).as_posix() for name in modules if name.name != "__init__.py"}
     assert sorted(named - set(tree)) == []
@@ -222,6 +244,7 @@ def test_flags_in_the_text_are_those_of_a_command(
         "pipeline.publish",
         "pipeline.report",
         "pipeline.verify",
+        "pipeline.export",
         *(f"jobs.{file.stem}" for file in ROOT.glob("jobs/[a-z]*.py")),
     ]:
         assert run_command(module, "--help") == 0

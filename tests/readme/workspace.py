@@ -82,6 +82,8 @@ def prepare(folder: Path, hub: Hub) -> Workspace:
     write_documents(folder / "documents.parquet", sample_texts(60, 800))
     write_documents(folder / "books.parquet", sample_texts(3, LONGEST))
     (folder / "notes.txt").write_text(sample_texts(1, LONGEST)[0], encoding="utf-8")
+    lines = [json.dumps({"text": text}) + "\n" for text in sample_texts(8, LONGEST)]
+    (folder / "documents.jsonl").write_text("".join(lines), encoding="utf-8")
     for number, rows in enumerate((fineweb_rows(0, 6), fineweb_rows(6, 12))):
         file = folder / "fineweb" / f"{number:03d}.parquet"
         file.parent.mkdir(exist_ok=True)
@@ -89,7 +91,7 @@ def prepare(folder: Path, hub: Hub) -> Workspace:
     write_language_model(folder / "language-model")
     hub.add("HuggingFaceFW/fineweb-edu", {"sample/10BT/000_00000.parquet": edu_file(folder)})
     sizes = {"contest": comparison.CONTEST, "training": comparison.TRAINING, "model": comparison.MODEL}
-    tiny = {"truth": {"contest": TINY}, "objectives": {**sizes, "documents": 16, "dropouts": [0.0]}}
+    tiny = {"truth": {"contest": TINY}, "objectives": {**sizes, **comparison.SIZES}}
     (folder / "tiny").mkdir()
     for name, settings in tiny.items():
         (folder / "tiny" / f"{name}.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")

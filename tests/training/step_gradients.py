@@ -16,11 +16,13 @@ from pipeline.training.config import ObjectiveName, ObjectiveSettings, TrainingC
 from pipeline.training.distributed import DistributedModel, process_group
 from pipeline.training.losses import ObjectiveLoss
 from pipeline.training.objectives import objective_function
+from pipeline.training.penalties import penalty_function
 from pipeline.training.trainer import Stepper, joined, steps_of
 
 VOCABULARY = 23
 CONFIG = TrainingConfig(steps=3, gradient_clip=1e9)
 STARTS = {"windows": None, "documents": 0}
+PENALTIES = {"label_smoothing": 0.1, "confidence_penalty": 0.1, "z_loss": 0.1}
 
 
 class Kept(torch.optim.SGD):
@@ -70,7 +72,7 @@ def level(start: int | None) -> float:
 
 
 def gradients(way: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name of every objective with the gradients and loss of a step.
+    """Yield the name of every objective with the gradients and loss of a step. Those of documents have penalties.
 
     The way is `whole`, with all rows in one batch, or `parts`, with several batches.
     """
@@ -80,8 +82,9 @@ def gradients(way: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def gradient(way: str, name: ObjectiveName, start: int | None) -> Tensor:
-    settings = ObjectiveSettings(objective=name, level=level(start), share=0.4)
-    loss = ObjectiveLoss(objective_function(settings, 2.0), start)
+    penalties = {} if start is None else PENALTIES
+    settings = ObjectiveSettings(objective=name, level=level(start), share=0.4, **penalties)
+    loss = ObjectiveLoss(objective_function(settings, 2.0), start, penalty_function(settings))
     accelerator = Accelerator(cpu=True)
     kept: list[Kept] = []
 

@@ -10,12 +10,13 @@ import torch
 from pipeline.data.corpus import Corpus
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.training import cost
+from pipeline.training.averaging import WeightAverage
 from pipeline.training.batches import Batch, Windowing
 from pipeline.training.config import DryRunSettings, TrainingConfig
 from pipeline.training.cost import Cost, kept_bytes, measured_speed, print_cost
 from pipeline.training.epoch import Epoch
 from pipeline.training.losses import estimator_loss
-from pipeline.training.trainer import new_optimizer
+from pipeline.training.optimizer import new_optimizer
 
 CONFIG = TrainingConfig(steps=1000, tokens_per_batch=512)
 EPOCH = Epoch.of_corpus(Corpus.of([np.arange(320, dtype=np.int32) % 97] * 20), Windowing(64, 512))
@@ -30,9 +31,10 @@ def cost_of(model: EntropyEstimator, config: TrainingConfig = CONFIG, **settings
     return Cost(model, estimator_loss, EPOCH, config, DryRunSettings(**settings))
 
 
-def test_states_take_the_memory_of_weights_gradients_and_optimizer() -> None:
-    model = new_model()
-    optimizer = new_optimizer(model, CONFIG)
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_states_take_the_memory_of_weights_gradients_and_optimizer(name: Any) -> None:
+    model, config = new_model(), replace(CONFIG, optimizer=name)
+    optimizer = new_optimizer(model, config)
     estimator_loss(model, EPOCH.longest).backward()
     optimizer.step()
     moments: list[torch.Tensor] = [tensor for state in optimizer.state.values() for tensor in state.values()]
@@ -40,10 +42,19 @@ def test_states_take_the_memory_of_weights_gradients_and_optimizer() -> None:
     measured: dict[str, list[torch.Tensor]] = {
         "weights": [*model.parameters()],
         "gradients": gradients,
-        "AdamW": moments,
+        "optimizer": moments,
     }
-    for name, size in cost_of(model).state_bytes.items():
-        assert size == pytest.approx(sum(tensor.nbytes for tensor in measured[name]), rel=0.001)
+    for part, size in cost_of(model, config).state_bytes.items():
+        assert size == pytest.approx(sum(tensor.nbytes for tensor in measured[part]), rel=0.001)
+
+
+def test_an_average_takes_the_memory_of_the_trained_weights() -> None:
+    model, config = new_model(), replace(CONFIG, average="ema")
+    model.encoder.requires_grad_(False)
+    sizes = cost_of(model, config).state_bytes
+    average = WeightAverage(model, config).tensors.values()
+    assert sizes["average"] == sum(tensor.nbytes for tensor in average) == sizes["gradients"]
+    assert "average" not in cost_of(model).state_bytes
 
 
 def test_frozen_weights_have_no_gradients_or_optimizer_states() -> None:
@@ -51,7 +62,7 @@ def test_frozen_weights_have_no_gradients_or_optimizer_states() -> None:
     frozen = model.encoder.requires_grad_(False)
     of_encoder = sum(parameter.nbytes for parameter in frozen.parameters())
     sizes = cost_of(model).state_bytes
-    assert sizes["weights"] - sizes["gradients"] == of_encoder and sizes["AdamW"] == 2 * sizes["gradients"]
+    assert sizes["weights"] - sizes["gradients"] == of_encoder and sizes["optimizer"] == 2 * sizes["gradients"]
 
 
 @pytest.mark.parametrize("kind", ["transformer", "mixer"])

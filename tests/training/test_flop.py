@@ -20,6 +20,7 @@ from pipeline.training.config import ObjectiveSettings
 from pipeline.training.flop import ACROSS_POSITIONS, training_flop
 from pipeline.training.losses import ObjectiveLoss, estimator_loss, second_order_loss
 from pipeline.training.objectives import objective_function
+from pipeline.training.penalties import penalty_function
 
 Shape = tuple[int, ...]
 CONTEXT, VOCABULARY_SIZE, ROWS = 64, 300, 3
@@ -76,6 +77,7 @@ def counted(model: PreTrainedModel, loss: Callable[..., torch.Tensor], extra: in
 
 IN_PLACE = {torch.ops.aten.addmm_: in_place_product}
 LANGUAGE_MODEL = ObjectiveLoss(CROSS_ENTROPY)
+PENALISED = ObjectiveLoss(CROSS_ENTROPY, penalty=penalty_function(ObjectiveSettings(z_loss=0.1)))
 MODELS: dict[str, tuple[Callable[[], PreTrainedModel], Callable[..., torch.Tensor]]] = {
     "token": (estimator, estimator_loss),
     "embedding": (partial(estimator, introduction="embedding"), estimator_loss),
@@ -93,6 +95,7 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], Callable[..., torch.Tenso
     "direct and causal": (partial(second_order, "direct"), partial(second_order_loss, causal_weight=1.0)),
     "residual, two transformers": (partial(second_order, "residual", 2), partial(second_order_loss, causal_weight=1.0)),
     "Llama": (lambda: new_language_model(llama_config(**STACK), 0), LANGUAGE_MODEL),
+    "Llama with a penalty": (lambda: new_language_model(llama_config(**STACK), 0), PENALISED),
     "mixer": (lambda: new_language_model(stack_config("mixer", kernel=2, **{**STACK, "heads": 1}), 0), LANGUAGE_MODEL),
     "GPT-2": (gpt2, LANGUAGE_MODEL),
 }
@@ -103,7 +106,7 @@ def test_flop_are_those_that_torch_counts(name: str) -> None:
     new, loss = MODELS[name]
     torch.manual_seed(0)
     model = new()
-    mixing, others = counted(model, loss, extra=int(loss is LANGUAGE_MODEL))
+    mixing, others = counted(model, loss, extra=int(loss in (LANGUAGE_MODEL, PENALISED)))
     flop = training_flop(model, np.full(ROWS, CONTEXT), predicts=name != "direct")
     assert flop[ACROSS_POSITIONS] == pytest.approx(mixing, rel=0.03)
     total = sum(count for part, count in flop.items() if part != ACROSS_POSITIONS)

@@ -146,7 +146,7 @@ def test_a_step_of_several_batches_equals_one_batch_or_is_refused(
         batches = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
         settings = ObjectiveSettings(objective=objective, level=4.0)
         one = trainer(tmp_path, models[accumulated], documents, settings, max_steps=1, **batches)
-        if accumulated > 1 and objective in ("flood-mean", "random-share", "reference-share"):
+        if accumulated > 1 and objective in ("flood-mean", "random-share", "reference-share", "loss-share"):
             with pytest.raises(ValueError, match=f"{objective} compares all tokens of a step, .*=1 and use one pro"):
                 one.train()
             return
@@ -154,6 +154,22 @@ def test_a_step_of_several_batches_equals_one_batch_or_is_refused(
     before, whole, parts = (weights(model) for model in (tiny_language_model(), models[1], models[3]))
     assert (whole - before).norm() > 1e-4
     torch.testing.assert_close(parts, whole, atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_penalties_are_those_of_each_target(packed: bool) -> None:
+    model, documents = tiny_language_model(), mapped(rows(6), packed=packed)
+    batch = EntropyCollator(0, CONTEXT)([*documents])
+    logits_BTV = model(input_ids=batch["input_ids"]).logits.requires_grad_()
+    smoothed = ObjectiveSettings(objective="cross-entropy", label_smoothing=0.2, z_loss=0.1)
+    ids_BT = unpacked_labels(batch["labels"])[0][:, 1:]
+    found = entropy_loss(smoothed)({"logits": logits_BTV}, batch["labels"])
+    logsumexp_BT = logits_BTV[:, :-1].logsumexp(dim=2)
+    expected = cross_entropy(logits_BTV[:, :-1].mT, ids_BT, ignore_index=IGNORED, label_smoothing=0.2)
+    expected = expected + 0.1 * logsumexp_BT[ids_BT != IGNORED].square().mean()
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(value, logits_BTV)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_processes_that_count_targets_separately_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +304,7 @@ def test_a_dataset_without_labels_is_refused() -> None:
 
 
 @settings(deadline=None)
-@given(st.sampled_from(["mask", "flood-mean"]))
+@given(st.sampled_from(["mask", "flood-mean", "iflood"]))
 def test_an_objective_that_needs_the_mean_asks_for_it(name: Any) -> None:
     with pytest.raises(ValueError, match="needs mean_entropy"):
         entropy_loss(ObjectiveSettings(objective=name))

@@ -20,6 +20,7 @@ from pipeline.training.batches import Batch
 from pipeline.training.config import ObjectiveName, ObjectiveSettings, TrainingConfig
 from pipeline.training.losses import ObjectiveLoss, document_loss, estimator_loss, second_order_loss
 from pipeline.training.objectives import objective_function
+from pipeline.training.penalties import penalty_function
 from pipeline.training.trainer import joined, steps_of, train
 from tests.forkserver import group
 from tests.training import step_gradients
@@ -27,6 +28,7 @@ from tests.training import step_gradients
 VOCABULARY = 23
 CONFIG = TrainingConfig(steps=3, tokens_per_batch=40, learning_rate=0.01, evaluate_every=3)
 FLOOD = objective_function(ObjectiveSettings(objective="flood"), 2.0)
+PENALTY = penalty_function(ObjectiveSettings(**step_gradients.PENALTIES))  # type: ignore[arg-type]
 
 
 def batches(seed: int, sizes: list[tuple[int, int]]) -> list[Batch]:
@@ -68,6 +70,7 @@ def second_order() -> nn.Module:
 LOSSES: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Batch], Tensor]]] = {
     "estimator": (estimator, estimator_loss),
     "flood": (language_model, ObjectiveLoss(FLOOD)),
+    "flood with penalties": (language_model, ObjectiveLoss(FLOOD, penalty=PENALTY)),
     "documents": (language_model, partial(document_loss, start=0)),
     "flood of documents": (language_model, ObjectiveLoss(FLOOD, start=0)),
     "second-order": (second_order, partial(second_order_loss, causal_weight=0.7)),
@@ -179,7 +182,7 @@ def test_every_objective_has_the_gradient_of_the_big_batch_in_two_processes(
     assert_same_gradients(load_file(file), whole_steps)
 
 
-@pytest.mark.parametrize("objective", ["flood-mean", "random-share", "reference-share"])
+@pytest.mark.parametrize("objective", ["flood-mean", "random-share", "reference-share", "loss-share"])
 def test_a_part_of_a_step_cannot_be_compared_by_itself(objective: ObjectiveName) -> None:
     loss = ObjectiveLoss(objective_function(ObjectiveSettings(objective=objective), 2.0))
     (step,) = steps_of(iter(batches(3, [(2, 9), (3, 4)])), 2)

@@ -14,7 +14,7 @@ from pipeline.data.windows import window_batches
 from pipeline.engine.annotator import load_annotator
 from pipeline.labels import exact, second_order
 from pipeline.labels.ensemble import Ensemble
-from pipeline.labels.labeller import (
+from pipeline.labels.torch_labeller import (
     DeviceError,
     TorchLabeller,
     _sent,
@@ -251,7 +251,7 @@ def test_checkpoints_that_do_not_fit_together_are_refused(tmp_path: Path, monkey
         loaded.append(folder)
         return tiny_language_model()
 
-    monkeypatch.setattr("pipeline.labels.labeller.load_causal", load)
+    monkeypatch.setattr("pipeline.labels.torch_labeller.load_causal", load)
     with pytest.raises(ValueError, match=f"{folders[1]}, checkpoint 2 of 2, does not fit into the memory of cpu"):
         load_ensemble("causal", Ensemble(folders, (5, 5)), "cpu", "float32", {"entropy": ()})
 

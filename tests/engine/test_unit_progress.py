@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pipeline.data.windows import window_batches
-from pipeline.engine.annotator import Amount, StoppedError, UnitProgress
 from pipeline.engine.plan import Unit
 from pipeline.engine.scheduler import Scheduler
+from pipeline.engine.unit_progress import Amount, StoppedError, UnitProgress
 from pipeline.engine.workers import CallResult, ThisProcessPool, WorkerHandle
 from tests.engine.fakes import FakeLabeller, load_fake, planned
 

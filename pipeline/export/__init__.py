@@ -1,0 +1,1 @@
+"""Annotated datasets as the token files of other trainers."""

@@ -1,0 +1,104 @@
+"""Documents of an annotated dataset as arrays for token files: ids, labels as whole numbers, and what to train on.
+
+Every document ends in a separator, which has no label. Documents without tokens are left out and counted.
+
+Shapes: N tokens of a batch, D documents of a batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.data.annotated import AnnotatedDataset
+from schemas.annotations import ENTROPY, INPUT_IDS, ROUNDING_NATS
+
+NO_LABEL = -(2**15)
+"""Number that stands for a token without a label."""
+MOST_UNITS = 2**15 - 1
+BINS = MOST_UNITS - NO_LABEL
+
+
+class TokenBatch(NamedTuple):
+    """Several documents, joined end to end."""
+
+    ids_N: np.ndarray
+    """Token ids, int64."""
+    labels_N: np.ndarray
+    """Entropies in units of 1/128 nat, int16; NO_LABEL for a token without a label."""
+    trained_N: np.ndarray
+    """True for tokens to train on."""
+    lengths_D: np.ndarray
+    """Number of tokens of each document, with its separator, int64."""
+    empty: int
+    """Number of documents without tokens, which are left out."""
+
+
+@dataclass(frozen=True)
+class TrainedRange:
+    """Range of entropies, in units of 1/128 nat, of the tokens to train on. Tokens without a label are trained on."""
+
+    lowest: int = NO_LABEL
+    highest: int = MOST_UNITS
+
+    def mask(self, labels_N: np.ndarray) -> np.ndarray:
+        """Return True for the tokens to train on."""
+        mask_N: np.ndarray = (labels_N == NO_LABEL) | ((labels_N >= self.lowest) & (labels_N <= self.highest))
+        return mask_N
+
+
+def token_batches(
+    dataset: AnnotatedDataset, start: int, stop: int, separator: int | None, trained: TrainedRange
+) -> Iterator[TokenBatch]:
+    """Yield rows `start` to `stop` of a dataset in batches. `separator` is None if documents end without one.
+
+    Raises:
+        ValueError: if a label is too large for 16 bits, or as `AnnotatedDataset.batches` does.
+    """
+    for rows in dataset.batches((INPUT_IDS, ENTROPY), start, stop):
+        yield _batch(rows, separator, trained)
+
+
+def _batch(rows: pa.RecordBatch, separator: int | None, trained: TrainedRange) -> TokenBatch:
+    lengths = rows.column(INPUT_IDS).value_lengths().fill_null(0).to_numpy().astype(np.int64)
+    lengths_D = lengths[lengths > 0]
+    ids_N = rows.column(INPUT_IDS).flatten().to_numpy().astype(np.int64)
+    labels_N = units(rows.column(ENTROPY).flatten().to_numpy(zero_copy_only=False))
+    if separator is not None:
+        ends = np.cumsum(lengths_D)
+        ids_N, labels_N = np.insert(ids_N, ends, separator), np.insert(labels_N, ends, NO_LABEL)
+        lengths_D = lengths_D + 1
+    return TokenBatch(ids_N, labels_N, trained.mask(labels_N), lengths_D, len(lengths) - len(lengths_D))
+
+
+def units(nats_N: np.ndarray) -> np.ndarray:
+    """Return entropies in nats as whole numbers of 1/128 nat, int16, with NO_LABEL for NaN.
+
+    Raises:
+        ValueError: if an entropy is 256 nats or more.
+    """
+    numbers_N = np.round(np.nan_to_num(nats_N.astype(np.float64)) / ROUNDING_NATS)
+    if len(numbers_N) and np.abs(numbers_N).max() > MOST_UNITS:
+        largest = float(np.abs(np.nan_to_num(nats_N)).max())
+        raise ValueError(f"a label of {largest:.0f} nats does not fit into 16 bits of 1/128 nat; mend the labels first")
+    numbers_N[np.isnan(nats_N)] = NO_LABEL
+    return numbers_N.astype(np.int16)
+
+
+def quantile(dataset: AnnotatedDataset, share: float) -> int:
+    """Return the smallest label, in units of 1/128 nat, that at least a share of all labels do not exceed.
+
+    All labels are read once and counted, so the quantile is exact.
+
+    Raises:
+        ValueError: if no token has a label, or as `token_batches` does.
+    """
+    counts = np.zeros(BINS + 1, np.int64)
+    for rows in dataset.batches((ENTROPY,)):
+        labels_N = units(rows.column(ENTROPY).flatten().to_numpy(zero_copy_only=False))
+        counts += np.bincount(labels_N[labels_N != NO_LABEL].astype(np.int64) - NO_LABEL, minlength=BINS + 1)
+    if not counts.any():
+        raise ValueError(f"no token of {dataset.source} has a label; annotate its documents again")
+    return int(np.searchsorted(np.cumsum(counts), share * counts.sum())) + NO_LABEL

@@ -1,0 +1,54 @@
+"""Token dropout by entropy: the model reads fewer and fewer of the tokens that are easy to predict.
+
+After EntroDrop (arXiv 2512.23422). Of the tokens with the lowest labels, a random share is hidden from the model, which
+then reads the start token in their places and must predict what follows without them. The share rises during training
+along a sigmoid. All tokens are still predicted.
+
+Shapes: B rows, T tokens.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.training.batches import Batch
+
+STEEPNESS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenDropout:
+    """Rule of which tokens to hide, and how often.
+
+    Raises:
+        ValueError: if the largest share is not above 0 and at most 1.
+    """
+
+    threshold: float
+    """Tokens whose label in nats is below this may be hidden. Tokens without a label are always read."""
+    most: float
+    """Share of these tokens that is hidden at the end of training."""
+    steps: int
+    """Number of batches of the training, over which the share rises from 0 to `most`; half of it is reached halfway."""
+    hidden: int
+    """Id of the token that the model reads in the place of a hidden one."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.most <= 1:
+            raise ValueError(f"the share of hidden tokens must be above 0 and at most 1, not {self.most}")
+
+    def share_at(self, step: int) -> float:
+        """Return the share of tokens with low labels that is hidden at a step, counted from 0."""
+        return self.most / (1 + math.exp(-STEEPNESS * (step / self.steps - 0.5)))
+
+    def __call__(self, batch: Batch, step: int) -> Batch:
+        """Return the batch as the model reads it at a step. The same step always hides the same tokens."""
+        assert batch.labels_BT is not None
+        random = np.random.default_rng([self.seed, step])
+        drawn_BT: Tensor = torch.from_numpy(random.random(tuple(batch.input_ids_BT.shape)))
+        hidden_BT = (batch.labels_BT < self.threshold) & (drawn_BT < self.share_at(step))
+        return replace(batch, read_ids_BT=batch.input_ids_BT.masked_fill(hidden_BT, self.hidden))
