@@ -6,8 +6,8 @@ documents, which are read once. Differences have 95% intervals of a bootstrap ov
 
 By default, the documents come from a synthetic source of known entropy, and models that were trained on other documents
 from the same source label them. For real text, --labels names annotated datasets of the same documents. With
---cross-fitted, the labels come from models that were trained on the training documents alone. The same command resumes
-an interrupted comparison. Writes results.md, results.csv, trials.csv, curves.csv, curves.png, opened.json (the choices
+--cross-fitted, the labels come from models that were trained only on training documents. The same command resumes an
+interrupted comparison. Writes results.md, results.csv, trials.csv, curves.csv, curves.png, opened.json (the choices
 with which the test documents were read) and a folder for every trained model.
 """
 
@@ -70,8 +70,8 @@ class Config:
     labels: dict[str, str] = field(default_factory=dict)
     """Annotated datasets of the same documents, by the name of their labels: --labels.smollm2 DIR."""
     cross_fitted: bool = False
-    """Take labels from models that were trained on the training documents alone, each on other documents than it
-    labels. The labels of --labels or of the source are then not used."""
+    """Take labels from models that were trained only on training documents. No model labels a document on which it was
+    trained. The labels of --labels or of the source are then not used."""
     tokenizer: Path | None = None
     """With --labels, tokenizer folder of the models. The nats of each labelled token are divided among the new tokens
     that cover the same bytes. By default, the models have the tokenizer of the datasets."""
@@ -82,8 +82,8 @@ class Config:
     """Names of the methods to compare, as in results.md. The baseline, cross-entropy, is always one of them. By
     default, all methods are compared."""
     chosen: str | None = None
-    """Name of the labels for methods that are tried with one kind of labels. By default, the first labels, but causal
-    for a source. Flood and floor are tried with all labels."""
+    """Name of the labels for methods that are tried with one kind of labels. By default, these are the first labels or,
+    for a source, the causal labels. Flood and floor are tried with all labels."""
     documents: int = 128
     """Number of documents to train on. With --labels, they are the first documents of the datasets after --skip."""
     skip: int = 0
@@ -112,7 +112,7 @@ class Config:
     processes: int | None = None
     """Number of models to train at a time; one per CPU core by default."""
     dry_run: bool = False
-    """Print the methods, the number of trainings and their FLOP, and stop. Labels of a source are not made."""
+    """Print the methods, the number of trainings and their FLOP, and stop. No labels are made for a source."""
     model: Sizes = field(default_factory=Sizes)
     training: StudyTraining = field(default_factory=StudyTraining)
     contest: ContestSettings = field(default_factory=ContestSettings)
@@ -182,7 +182,7 @@ def student_of(config: Config, study: Study) -> Student:
 
 
 def documents_of(config: Config) -> Study:
-    """Return the study with the labels that exist: those of datasets, or the true ones of a source."""
+    """Return the study with the labels that exist already: those of datasets, or the true labels of a source."""
     from pipeline.comparison.known_study import drawn_study
     from pipeline.comparison.text_study import text_study
 
@@ -263,7 +263,7 @@ def label_names(config: Config, study: Study) -> Sequence[str]:
 
 
 def plan(config: Config, study: Study, methods: Sequence[Method]) -> list[str]:
-    """Return lines that tell what the comparison would train, and what that costs."""
+    """Return lines about the trainings that the comparison would run, and their cost."""
     trainings = len(methods) * (config.trials + config.seeds)
     tokens = config.training.steps * config.training.tokens_per_batch
     flop = 6.0 * student_of(config, study).new_model(0).num_parameters() * tokens

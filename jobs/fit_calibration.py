@@ -36,7 +36,7 @@ class Config:
     labels: str
     """Annotated dataset whose labeller is calibrated: a folder or hf://datasets/USER/NAME, not calibrated yet."""
     reference: str
-    """Annotated dataset of the better labeller, of some of the same documents. A few hundred suffice."""
+    """Annotated dataset of the better labeller. It must share documents with --labels; a few hundred suffice."""
     output: Path
     """File to write the calibration to, as JSON."""
     by: str | None = None
@@ -47,7 +47,7 @@ class Config:
     knots, constant outside them."""
     fewest_tokens: int = 5000
     """Smallest number of labelled tokens for which a value of --by gets a fit of its own. Other documents get the
-    pooled fit, that is the fit to all documents."""
+    pooled fit, which is the fit to all documents."""
     held_out: float = 0.2
     """Share of the documents on which the calibration is measured. It is not fitted to them."""
 

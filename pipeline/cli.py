@@ -137,7 +137,7 @@ class _Joined(DefaultFormatter):
 
 
 def _flags(parser: cyclopts.App) -> dict[str, str]:
-    """Return a mapping from settings to flags. The keys of a setting are `steps` (name) and `training.steps` (path)."""
+    """Return the flag of each setting, by the setting's name (`steps`) and by its path (`training.steps`)."""
     flags = [name for argument in parser.assemble_argument_collection() for name in argument.names]
     paths = {flag.removeprefix("--").replace("-", "_"): flag for flag in flags if flag.startswith("--")}
     return {path.rpartition(".")[2]: flag for path, flag in paths.items()} | paths

@@ -59,8 +59,8 @@ class LabelledText:
 
     text: str
     tokens: list[str]
-    """Characters that each token completes; empty for a token that ends within a character. Joined, byte-level tokens
-    are the text."""
+    """Characters that each token completes; empty for a token that ends within a character. The joined tokens of a
+    byte-level tokenizer are the text."""
     offsets: np.ndarray
     """First character of each token in the text, and the character after its last, int64 [N, 2]."""
     columns: Mapping[str, np.ndarray]
@@ -117,8 +117,8 @@ class LabellerSettings(TypedDict, total=False):
 class Labeller:
     """A label method with its checkpoint. Call it with a text, a list of texts, a batch of columns or an Arrow table.
 
-    A text or a list returns `LabelledText`. A batch or a table is returned with the columns that `pipeline.annotate`
-    writes beside its own. A process that unpickles a labeller loads the checkpoint when it first uses it.
+    A text or a list returns `LabelledText`. A batch or a table is returned with its own columns and those that
+    `pipeline.annotate` adds. A process that unpickles a labeller loads the checkpoint when it first uses it.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Labeller:
 
     @property
     def provenance(self) -> Provenance:
-        """Everything that the labels depend on. The source is unknown here."""
+        """Provenance of the labels: everything that they depend on. Fields about the source have no meaning here."""
         return self._run.provenance
 
     @overload
@@ -285,7 +285,7 @@ def _batches(rows: pa.Table) -> Iterator[pa.RecordBatch]:
 
 
 def _arrays(annotation: pa.Table) -> dict[str, list[np.ndarray] | np.ndarray]:
-    """Return the columns of annotation: an array per row for a column of tokens, and one for a column of numbers."""
+    """Return the columns of annotation. A column of tokens is a list of one array per row, others are one array."""
     borders = np.cumsum(annotation.column(NUM_TOKENS).to_numpy())[:-1]
     arrays: dict[str, list[np.ndarray] | np.ndarray] = {}
     for name, column in zip(annotation.schema.names, annotation.columns, strict=True):

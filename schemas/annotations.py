@@ -113,7 +113,7 @@ COMBINATIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleMember:
-    """A checkpoint of an ensemble, that is of several checkpoints that label together."""
+    """A checkpoint of an ensemble, in which several checkpoints label together."""
 
     model: str
     """Name of the checkpoint, as in `Provenance.model`."""
@@ -192,7 +192,8 @@ class Provenance:
     members: tuple[EnsembleMember, ...] = ()
     """Members of an ensemble, in the order of the digest; empty for a single checkpoint."""
     calibration: Calibration | None = None
-    """Calibration that was applied to the labels, after they were moved to the tokens of `input_ids`; None if none."""
+    """Calibration that was applied to the labels, after they were moved to the tokens of `input_ids`. None if the
+    labels are not calibrated."""
     rounding_nats: float = ROUNDING_NATS
     schema_version: int = SCHEMA_VERSION
 

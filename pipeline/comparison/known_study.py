@@ -37,7 +37,7 @@ STREAMS = {"fresh": 1, "read by the label models": 2, "few": 4, "development": 5
 
 
 def drawn_study(name: str, settings: ContestSettings, documents: int, development: int) -> Study:
-    """Return a study of documents from the source called `name`, with their true labels alone."""
+    """Return a study of documents from the source called `name`, with only their true labels."""
     source = SOURCES[name](np.random.default_rng(settings.seed))
     few = drawn(source, documents, settings, STREAMS["few"])
     fresh = drawn(source, settings.fresh_documents, settings, STREAMS["fresh"])

@@ -34,10 +34,10 @@ class Method:
     labels: str | None = None
     """Name of the labels; None for a method without labels."""
     own: Axes = ()
-    """Axes of this method alone."""
+    """Axes that only this method has."""
     average: Literal["none", "ema", "swa"] = "none"
     distils: int | None = None
-    """Number of a teacher's most probable ids to learn from, or 0 for all ids; None does not learn from a teacher."""
+    """Number of a teacher's most probable ids to learn from; 0 for all ids, None for a method without a teacher."""
     from_teacher: bool = False
     """True if training starts from the weights of the teacher."""
 
@@ -66,7 +66,7 @@ def methods_for(labels: Sequence[str], chosen: str, *, distils: Sequence[int], f
     """Return all methods that can be compared with these labels.
 
     `flood` and `floor` are tried with every kind of labels, and other objectives with the labels called `chosen`.
-    `distils` has the numbers of ids that a teacher's predictions are known for, with 0 for all ids.
+    `distils` has the numbers of ids per token for which a teacher's predictions are known. 0 stands for all ids.
     """
     floods = [
         Method(name=f"{name}, {each}", objective=name, labels=each, own=LEVELS)
@@ -135,6 +135,6 @@ def trials_of(method: Method, common: Mapping[str, Sequence[float]], count: int)
 
 
 def evenly(values: Sequence[float], count: int, seed: int) -> list[float]:
-    """Return `count` values in random order. Each of the given values occurs equally often, or once more."""
+    """Return `count` values in random order. The numbers of times that values occur differ by at most 1."""
     repeated = [values[index % len(values)] for index in range(count)]
     return [repeated[index] for index in np.random.default_rng(seed).permutation(count)]

@@ -1,4 +1,4 @@
-"""Surprisals of an n-gram model, as labels that know no more than counts.
+"""Surprisals of an n-gram model, as labels that depend only on counts.
 
 The model interpolates all orders by Witten and Bell: the more different tokens have followed a context, the more of its
 probability is left to the shorter context. The shortest is uniform over the vocabulary. Documents are cross-fitted: the
@@ -19,7 +19,7 @@ BEFORE = -1  # stands before the first token of a document
 
 
 class NgramModel:
-    """Counts of what follows each context of up to `order - 1` tokens."""
+    """Counts of the tokens that follow each context of up to `order - 1` tokens."""
 
     def __init__(self, documents: Iterable[np.ndarray], order: int, vocabulary: int) -> None:
         self.order, self.vocabulary = order, vocabulary

@@ -1,8 +1,8 @@
 """Protocol of a comparison: equal trials on development documents, then the chosen settings once on the test documents.
 
 Each method is tried with the same number of settings. Its settings with the lowest development loss at any evaluation
-are trained again with new seeds. Which settings were chosen is recorded before the test documents are read, and these
-documents are never read with other choices.
+are trained again with new seeds. The choices are recorded before the test documents are read, and these documents are
+never read with other choices.
 """
 
 import json
@@ -42,10 +42,10 @@ def lowest(curve: Sequence[Metrics]) -> float:
 
 
 def record_choices(chosen: Mapping[Method, Trial], folder: Path) -> None:
-    """Write which settings the test documents are about to be read with.
+    """Record the chosen settings before the test documents are read.
 
     Raises:
-        ValueError: if they were read with other settings before.
+        ValueError: if the test documents were read with other settings before.
     """
     choices = {method.name: dict(trial.settings) for method, trial in chosen.items()}
     file = folder / OPENED_FILE

@@ -1,6 +1,6 @@
 """Standings of a comparison: each method's losses on the test documents, and its difference from the baseline.
 
-Intervals are of a paired bootstrap over documents and seeds.
+Intervals come from a paired bootstrap over documents and seeds.
 
 Shapes: S seeds, M documents.
 """
@@ -52,11 +52,11 @@ class Standing:
     training_tflop: float
     """TFLOP of one training, 6 x parameters x tokens; NaN for a teacher."""
     labelling_tflop: float
-    """TFLOP that the labels cost, with the training of the models behind cross-fitted ones. NaN if labels were given,
-    or if none are used."""
+    """TFLOP that the labels cost. For cross-fitted labels, this includes the training of the models that make them. NaN
+    if labels were given, or if none are used."""
 
     def row(self) -> dict[str, object]:
-        """Return the values by name, with the ends of intervals as values of their own."""
+        """Return the values by name. The two ends of an interval are separate values."""
         values = {name: value for name, value in asdict(self).items() if not isinstance(value, tuple)}
         for name in ("test", "above_baseline"):
             interval: Interval = getattr(self, name)
@@ -108,7 +108,7 @@ def _standing(
 
 
 def _labelling_flop(study: Study, method: Method) -> float:
-    """Return the FLOP that a method's labels cost, or the predictions or weights that it learns from."""
+    """Return the FLOP of what a method learns from: its labels, or a teacher's predictions or weights."""
     if method.distils is not None or method.from_teacher:
         return max(study.labelling_flop.values(), default=nan)
     name = (method.labels or "").removeprefix(WITHIN_TOKENS).removeprefix(SHUFFLED)

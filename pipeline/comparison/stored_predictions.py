@@ -1,7 +1,7 @@
 """A teacher's predictions for every token of a corpus, stored once for all students.
 
-A teacher reads a document in the windows in which the students read it. Several teachers of a document count as one,
-whose probabilities are the mean of theirs.
+A teacher reads a document in the windows in which the students read it. Several teachers of a document count as one
+teacher, with the mean of their probabilities.
 
 Shapes: N tokens, V vocabulary, K ids, S teachers of the same documents.
 """
@@ -29,22 +29,23 @@ LARGEST_FILE = 64 * 2**30
 
 
 def ids_stored(tokens: int, vocabulary: int) -> tuple[int, ...]:
-    """Return the numbers of ids whose log-probabilities are stored for each token, with 0 for all ids."""
+    """Return the number of ids per token in each file of log-probabilities; 0 stands for all ids."""
     return (ALL_IDS, DISTILLED) if 2 * tokens * vocabulary <= LARGEST_FILE else (DISTILLED,)
 
 
 @dataclass(frozen=True)
 class StoredPredictions:
-    """A teacher's predictions for all N tokens of a corpus, in a folder: labels, and log-probabilities in float16.
+    """A folder of a teacher's predictions for all N tokens of a corpus: labels, and log-probabilities in float16.
 
-    They are stored for the K most probable ids and, if that takes at most 64 GiB, for all ids of the vocabulary.
+    Log-probabilities of the K most probable ids are always stored. Those of all ids of the vocabulary are stored too if
+    they take at most 64 GiB.
     """
 
     folder: Path
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Numbers of ids whose log-probabilities are stored for each token, with 0 for all ids."""
+        """Number of ids per token in each file of log-probabilities; 0 stands for all ids."""
         return (ALL_IDS, DISTILLED) if self._file("logprobs").is_file() else (DISTILLED,)
 
     def stored(self, name: str) -> np.ndarray:

@@ -58,8 +58,8 @@ class Student:
     def search(self, trial: Trial) -> list[Metrics]:
         """Train the student of a trial unless it is trained already, and return its evaluations.
 
-        An evaluation has `seen_loss` for training documents, as many as there are development documents, and
-        `development_loss`. Both are plain cross-entropy in nats per token.
+        An evaluation has `development_loss`, and `seen_loss` for an equal number of training documents. Both are plain
+        cross-entropy in nats per token.
         """
         self._train(trial, self._losses, keep_weights=False)
         return evaluations(self.folder / trial.folder)
@@ -109,7 +109,7 @@ class Student:
         return load_best(self.study.teacher).requires_grad_(True)
 
     def _loss(self, trial: Trial, labelled: Corpus) -> Callable[[PreTrainedModel, Batch], Tensor]:
-        """Return what the trial minimises."""
+        """Return the loss that the trial minimises."""
         method, values, start = trial.method, dict(trial.settings), self.study.start
         if method.distils is not None:
             predictions, ids = self.study.predictions, method.distils or None
@@ -121,7 +121,7 @@ class Student:
         return ObjectiveLoss(objective, start=start, penalty=penalty_function(settings))
 
     def _change(self, trial: Trial, labelled: Corpus, steps: int) -> Callable[[Batch, int], Batch] | None:
-        """Return what the trial changes in its batches, or None."""
+        """Return the function that changes the trial's batches, or None."""
         values = dict(trial.settings)
         if "first_margin" in values:
             return MovingMargin(first=values["first_margin"], steps=steps)
@@ -144,7 +144,7 @@ class Student:
 
 
 def with_dropout(model: PreTrainedModel, trial: Trial) -> PreTrainedModel:
-    """Return a model after adding the dropout of a trial, if any."""
+    """Add the dropout of a trial, if any, to a model. Return the model."""
     if rate := dict(trial.settings).get("dropout"):
         add_dropout(model, rate)
     return model
@@ -175,7 +175,7 @@ def sums_by_document(values_N: np.ndarray, corpus: Corpus) -> np.ndarray:
 def saved_test_losses(folder: Path, name: str) -> np.ndarray:
     """Return the nats of each test document, float64 [M], that `Student.test` wrote under a name.
 
-    The names are `best` and `last`, and with ` elsewhere` after them for documents of another kind.
+    The names are `best` and `last`. For documents of another kind, they are `best elsewhere` and `last elsewhere`.
     """
     with np.load(folder / TEST_FILE, allow_pickle=False) as stored:
         nats_M: np.ndarray = stored[name]

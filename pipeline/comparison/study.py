@@ -1,4 +1,4 @@
-"""Study of training methods on few documents: the documents, kinds of labels for them, and what their teacher predicts.
+"""Study of training methods on few documents: the documents, their kinds of labels, and a teacher's predictions.
 
 Methods train on the training documents, are chosen on the development documents and are compared on the test documents,
 which are read once.

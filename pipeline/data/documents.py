@@ -70,7 +70,7 @@ class FileInfo:
 def inspect_file(file: File, column: Column, passed: Collection[str] | None = None) -> FileInfo:
     """Return the rows, columns and digest of a file, after checking the column of documents.
 
-    Of a Parquet file, only the footer is read. Any other file is read completely. For JSON lines, types are determined
+    For a Parquet file, only the footer is read. Any other file is read completely. For JSON lines, types are determined
     only for the columns in `passed`, or for all columns if `passed` is None.
 
     Raises:

@@ -172,7 +172,7 @@ def _rows_read(group: pq.RowGroupMetaData) -> int:
 def _rows_of_dictionaries(stored: pa.NativeFile, pages: Sequence[FirstPage], schema: pa.Schema) -> int:
     """Return the number of rows to read at a time, judging by the largest dictionary of the columns in `schema`.
 
-    A single row may be as large as a whole dictionary.
+    One value may fill a whole dictionary, so a row may be as large as the dictionary.
     """
     sizes = (dictionary_bytes(stored, page) for page in pages if page.column in schema.names)
     return max(1, BYTES_READ // max(1, *sizes, 1))

@@ -71,8 +71,8 @@ class ShardWriter:
     """Writer of one shard, a Parquet file of annotated rows. The file gets its name only when it is finished.
 
     Entropies and ids are dictionary-encoded. Entropies are rounded to 1/128 nat and so have only a few thousand
-    distinct values. The bytes of `top_logprobs` are split into streams: 50 of SmolLM2's then take 77 bytes instead of
-    98.
+    distinct values. The bytes of `top_logprobs` are split into streams: the 50 log-probabilities of a token of SmolLM2
+    then take 77 bytes instead of 98.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
@@ -129,7 +129,7 @@ def _parts(table: pa.Table) -> Iterable[pa.Table]:
 
 
 def _items(field: pa.Field) -> str:
-    """Return the path of a column's numbers in a Parquet file: those of its lists, or of its lists of lists."""
+    """Return the path of a column's numbers in a Parquet file. The column holds lists, or lists of lists."""
     return f"{field.name}{'.list.element' * (2 if field.name in PREDICTION_COLUMNS else 1)}"
 
 
@@ -161,7 +161,7 @@ def _numbers(values: np.ndarray, kind: pa.DataType) -> pa.Array:
 def numbers_per_token(name: str, column: pa.Array, null: float = np.nan) -> np.ndarray:
     """Return the numbers of a column of labels, [N], or [N, K] with K numbers per token, for the tokens of all rows.
 
-    `null` stands for a null: a token without a label.
+    `null` is the number for a token without a label.
     """
     tokens = column.flatten()
     if name not in PREDICTION_COLUMNS:

@@ -311,7 +311,7 @@ class Annotator:
         return labelled
 
     def labels(self, labelled: Sequence[LabelledReading], rows: pa.RecordBatch) -> Labels:
-        """Return the labels of the tokens to write, by column: an array for the document in each of the rows."""
+        """Return the labels of the tokens to write, by column: one array per row."""
         labels = combined([self._moved(*each) for each in labelled])
         return calibrated(labels, self.run.provenance.calibration, rows)
 
@@ -324,7 +324,7 @@ class Annotator:
 
 
 def _pieces(rows: pa.RecordBatch, numbers: int) -> Iterator[pa.RecordBatch]:
-    """Yield the rows in as many pieces as keep the labels of a piece small, with `numbers` numbers per token.
+    """Divide the rows into pieces with few labels each. A token has `numbers` numbers in all columns of labels.
 
     The first piece keeps the metadata, which counts the documents that were left out.
     """

@@ -203,8 +203,8 @@ def _counts_gpus(manager: Any) -> bool:
 def _cores_with(gpus: float, nodes: Sequence[Node]) -> float:
     """Return the number of CPU cores per worker.
 
-    A worker without a GPU has 1 core. A worker with a GPU has an equal share of its node's cores, as if all GPUs of the
-    node were in use, but at least 1 core and at most MOST_CORES. If nodes differ, the smallest share is returned.
+    A worker without a GPU has 1 core. A worker with a GPU has its node's cores divided by its node's GPUs, but at least
+    1 core and at most MOST_CORES. If nodes differ, the smallest share is returned.
     """
     if not gpus:
         return 1.0

@@ -178,7 +178,7 @@ class Run:
     repository: Repository | None = None
     """Repository on the Hub to which the dataset is published, or None if the output is a folder."""
     snapshots: tuple[Snapshot, ...] = ()
-    """Snapshots that hold those checkpoints that are from the Hub."""
+    """Snapshots of the checkpoints that come from the Hub."""
 
     @property
     def column(self) -> Column:

@@ -61,7 +61,7 @@ class Stages:
 
     @property
     def device_wait(self) -> float:
-        """Time in which the device waits instead of labelling, as a share of the time in which units hold it."""
+        """Idle time of the device, as a share of the time in which units hold it."""
         return 1 - self.seconds["label"] / max(1e-9, self.seconds[HELD])
 
     @property
@@ -85,7 +85,7 @@ Outcome = UnitResult | Quarantined | None
 
 @dataclass
 class Throughput:
-    """Running totals of one session, that is of one start of the command."""
+    """Running totals of one session (one start of the command)."""
 
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
@@ -107,7 +107,7 @@ class Throughput:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens per second of all workers together. The time in which workers start is included."""
+        """Tokens per second of all workers together. The start-up time of workers is included."""
         return self.counts.tokens / max(1e-9, self.seconds)
 
     def stage_speeds(self) -> dict[str, float]:

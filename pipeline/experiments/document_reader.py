@@ -1,8 +1,8 @@
 """Reader of annotated documents: a causal language model's losses of their tokens, compared with their labels.
 
-The model reads a document as a causal model does that labels it: after the start token and, if the document exceeds the
-context, in windows that overlap by half. Windows of training are not used. There, losses depend on the documents packed
-before, and the first tokens after a cut have hardly any context, so that less would seem memorised.
+The model reads a document as for causal labels: after the start token and, if the document exceeds the context, in
+windows that overlap by half. The packed windows of training would make too little seem memorised: losses there depend
+on the preceding documents, and the first tokens after a cut have hardly any context.
 
 T tokens of a document.
 """
@@ -41,7 +41,7 @@ class DocumentReader:
     checkpoint: Checkpoint
     labeller: TorchLabeller
     window: int | None
-    """None for whole documents, which a model without a context reads."""
+    """None if the model has no limit. It then reads whole documents."""
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, window: int | None) -> Self:
@@ -100,7 +100,7 @@ def audited(dataset: AnnotatedDataset, reader: DocumentReader, by: str | None, l
 def tokenizers_of_move(dataset: AnnotatedDataset, checkpoint: Checkpoint) -> tuple[Tokenizer, Tokenizer] | None:
     """Return the dataset's tokenizer and the model's if they differ, or None if the model reads the dataset's tokens.
 
-    A model without a tokenizer, and documents that came as tokens, are taken to have the same tokens.
+    The tokens are assumed to be the same if the model has no tokenizer, or if the documents came as tokens.
 
     Raises:
         ValueError: if the tokenizers differ and the dataset has none, or the model lacks ids of the tokens.

@@ -1,8 +1,8 @@
-"""Ensembles of causal language models on a source of known entropy: how near the mean of several is to the truth.
+"""Ensembles of causal language models on a source of known entropy: the error of the mean of several models.
 
-The models differ only in their seeds, that is in their first weights and in the order of their documents. Each row of
-the results says how near the labels of a number of models are to the truth, and how well the deviation of the models'
-surprisals tells the tokens with large errors.
+The models differ only in their seeds, which determine the initial weights and the order of the documents. Each row of
+the results is about ensembles of one size: the errors of their labels, and the rank correlation between these errors
+and the deviation of the models' surprisals.
 
 Shapes: M documents, T tokens per document, N tokens.
 """
@@ -27,9 +27,9 @@ from schemas.annotations import ENTROPY
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleAccuracy:
-    """Accuracy of ensembles of one size on a source: means over all ensembles that the trained models give.
+    """Accuracy of ensembles of one size on a source, as means over several ensembles.
 
-    Each model is in one ensemble of a size.
+    The trained models are divided into these ensembles, so that no two share a model.
     """
 
     source: str
@@ -140,7 +140,7 @@ def markdown(measured: Sequence[EnsembleAccuracy]) -> str:
 
 
 def verdict(measured: Sequence[EnsembleAccuracy]) -> str:
-    """Return a Markdown line per number of models: on how many sources they are nearer to the truth than one model."""
+    """Return a Markdown line per size of ensemble: the number of sources on which it beats a single model."""
     alone = {each.source: each.mean_absolute_error for each in measured if each.models == 1}
     lines: list[str] = []
     for models in sorted({each.models for each in measured} - {1}):

@@ -1,8 +1,8 @@
-"""Memorisation of labelled documents: what a causal language model knows of each document beyond the labels, in nats.
+"""Memorisation of labelled documents by a causal language model: the nats by which its losses are below the labels.
 
-The model's loss l of a token is compared with the token's label e. Of a token, max(e - l, 0) nats are memorised, and
-max(l - e, 0) nats, the excess, were not learned. Labels are noisy, so some nats seem memorised in unseen text, too.
-Their mean in unseen text is the baseline. `document_reader` makes the comparisons.
+The model's loss l of a token is compared with the token's label e. The memorised nats are max(e - l, 0). The excess,
+max(l - e, 0), was not learned. Labels are noisy, so some nats seem memorised even in unseen text. Their mean in unseen
+text is the baseline. `document_reader` makes the comparisons.
 
 T tokens of a document, N labelled tokens, M documents.
 """
@@ -83,17 +83,17 @@ class AuditedDocument(NamedTuple):
 
 @dataclass(frozen=True)
 class Audit:
-    """Audited documents of a dataset in their order, and the numbers of the documents that are left out."""
+    """Audited documents of a dataset in their order, and counts of the documents that are left out."""
 
     documents: Sequence[AuditedDocument]
     unlabelled: int = 0
-    """Documents without a labelled token."""
+    """Number of documents without a labelled token."""
     immovable: int = 0
-    """Documents whose labels cannot move to the model's tokens."""
+    """Number of documents whose labels cannot move to the model's tokens."""
 
     @cached_property
     def copies(self) -> Mapping[bytes, int]:
-        """Number of documents with the same token ids, by digest."""
+        """Number of copies of each document, by the digest of its token ids."""
         return Counter(document.digest for document in self.documents)
 
     def __str__(self) -> str:
@@ -127,7 +127,7 @@ class Rate(NamedTuple):
         return cls(mean, NORMAL_95 * math.sqrt(variance) / float(tokens_M.sum()))
 
     def above(self, baseline: "Rate") -> "Rate":
-        """Return this rate less a baseline that was estimated from other documents."""
+        """Return this rate minus a baseline that was estimated from other documents."""
         return Rate(self.mean - baseline.mean, math.hypot(self.error, baseline.error))
 
     def __str__(self) -> str:
@@ -140,13 +140,13 @@ def summed(documents: Iterable[AuditedDocument]) -> Comparison:
 
 
 def nats_above(document: AuditedDocument, baseline: Rate | None) -> float:
-    """Return a document's memorised nats less those of as many tokens of unseen text; without a baseline, all nats."""
+    """Return a document's memorised nats, minus the baseline's nats for the same number of tokens, if there is one."""
     comparison = document.comparison
     return comparison.memorised - (0.0 if baseline is None else baseline.mean * comparison.tokens)
 
 
 def most_memorised(documents: Iterable[AuditedDocument], baseline: Rate | None, count: int) -> list[AuditedDocument]:
-    """Return the documents with the most memorised nats above the baseline, only one of several copies."""
+    """Return the documents with the most memorised nats above the baseline, without further copies."""
     distinct = dict[bytes, AuditedDocument]()
     for document in sorted(documents, key=lambda each: -nats_above(each, baseline)):
         distinct.setdefault(document.digest, document)
@@ -156,7 +156,7 @@ def most_memorised(documents: Iterable[AuditedDocument], baseline: Rate | None, 
 
 
 def by_value(documents: Iterable[AuditedDocument], most: int) -> Iterator[tuple[str, Sequence[AuditedDocument]]]:
-    """Yield the documents of each value of the column, for the `most` values with the most tokens, then the others."""
+    """Yield the documents of each of the `most` values with the most tokens, then those of all other values."""
     members = dict[str | None, list[AuditedDocument]]()
     for document in documents:
         members.setdefault(document.value, []).append(document)
@@ -170,8 +170,8 @@ def by_value(documents: Iterable[AuditedDocument], most: int) -> Iterator[tuple[
 def rows_for_file(audit: Audit, baseline: Rate | None) -> Iterator[dict[str, object]]:
     """Yield the figures of each document by name, in nats.
 
-    `value` is that of the column that documents are grouped by. Columns that the dataset lacks are left out, and so is
-    `above_unseen` without a baseline.
+    `value` is the document's value in the column that groups the documents. Figures are left out if the dataset lacks
+    their column or, for `above_unseen`, if there is no baseline.
     """
     given = {
         name for name in ("id", "value") if any(getattr(document, name) is not None for document in audit.documents)
@@ -194,7 +194,7 @@ def rows_for_file(audit: Audit, baseline: Rate | None) -> Iterator[dict[str, obj
 def table_of_groups(groups: Iterable[tuple[str, Sequence[AuditedDocument]]], baseline: Rate | None) -> str:
     """Return the totals of named groups of documents as a Markdown table, with the baseline subtracted if there is one.
 
-    Half the width of each 95% interval is in brackets. The baseline's own row has nothing above it.
+    Half the width of each 95% interval is in brackets. In the baseline's own row, the difference is left empty.
     """
     above = [] if baseline is None else ["above unseen text"]
     head = ["", "documents", "labelled tokens", "memorised nats", "memorised bits", "nats per token", *above]

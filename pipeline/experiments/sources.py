@@ -64,8 +64,8 @@ def shannon_entropy(probabilities_MV: np.ndarray) -> np.ndarray:
 class MarkovChain:
     """A Markov chain of order K: the next symbol depends on the last K symbols.
 
-    The source's state [M] is the index of each document's context, that is the last K symbols read as a number in base
-    V. Row `r` of the table is the distribution of the symbol after the context with index `r`.
+    The source's state [M] is the index of each document's context: its last K symbols, read as a number in base V. Row
+    `r` of the table is the distribution of the symbol after the context with index `r`.
     """
 
     table: np.ndarray

@@ -130,16 +130,19 @@ LEGEND = (
 
 
 class LabelAgreement(NamedTuple):
-    """Agreement of labels with a reference, over the tokens of some documents. As text, a row below `HEADER`."""
+    """Agreement of labels with a reference, over the tokens of some documents.
+
+    `str` gives the figures as a row below `HEADER`.
+    """
 
     tokens: int
     r_squared: float
-    """1 less the squared error over the variance of the reference: 1 if all labels are the reference's, 0 if they are
-    no nearer than the reference's mean. NaN if the reference is constant."""
+    """1 - mean squared error / variance of the reference: 1 if all labels equal the reference's, 0 if they fit no
+    better than the reference's mean. NaN if the reference is constant."""
     slope: float
-    """Slope of the regression of the reference on the label: 1 if the mean reference of a label is the label."""
+    """Slope of the regression of the reference's labels on the labels; below 1 if labels are spread too widely."""
     bias: float
-    """Bias of the same regression in nats."""
+    """Intercept of the same regression in nats."""
     mean_difference: float
     """Mean of label minus reference in nats."""
     mean_absolute_error: float

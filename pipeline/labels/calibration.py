@@ -65,7 +65,7 @@ def read_calibration(file: Path) -> Calibration:
     """Read a file of `jobs.fit_calibration`.
 
     Raises:
-        ValueError: if the file is no calibration, or was changed after it was written.
+        ValueError: if the file does not hold a calibration, or was changed after it was written.
     """
     with reading(file, "fit it again with jobs.fit_calibration"):
         return Calibration.from_json(text_of(file))
@@ -77,7 +77,7 @@ def labelled_with(provenance: Provenance) -> LabelSettings:
 
 
 def require_applicable(provenance: Provenance, written: pa.Schema) -> None:
-    """Raise if a run's calibration is not one for its labels and its columns, `written`.
+    """Raise if a run's calibration cannot be applied to its labels. `written` are the columns that the run writes.
 
     Raises:
         ValueError: if the calibration was fitted to labels of other settings, or needs a column that the run lacks.

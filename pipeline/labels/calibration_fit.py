@@ -33,7 +33,7 @@ def is_held_out(pair: Pair, share: float) -> bool:
 
 
 def digest_of(dataset: AnnotatedDataset) -> str:
-    """Return the digest of a dataset: of the digests of its shards, in order."""
+    """Return a dataset's digest, computed from the digests of its shards in order."""
     return hashlib.sha256("".join(info.sha256 for info in dataset.infos).encode()).hexdigest()
 
 
@@ -113,7 +113,7 @@ def require_scikit_learn() -> type:
 
 
 def calibrated_pairs(pairs: Sequence[Pair], column: str, calibration: Calibration) -> Iterator[Pair]:
-    """Yield the pairs with the labels of a column calibrated, and no other labels."""
+    """Yield the pairs with only the labels of one column, calibrated."""
     (fitted,) = (each for each in calibration.columns if each.column == column)
     for pair, fit in zip(pairs, fitted.fits([pair.domain for pair in pairs]), strict=True):
         yield pair._replace(labels={column: apply_fit(fit, pair.labels[column])})

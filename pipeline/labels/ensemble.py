@@ -1,7 +1,8 @@
 """Combination of the labels of several checkpoints: their mean, and the deviation of their surprisals.
 
 A labeller of an ensemble writes the label columns, and one more column for each member: the member's own surprisals.
-They stay apart until nats have been moved to the written tokens, because a deviation cannot be divided among tokens.
+They are kept separate until nats have been moved to the written tokens, because a deviation cannot be divided among
+tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,9 +44,10 @@ def member_columns(members: int) -> tuple[str, ...]:
 def combined(readings: Sequence[Mapping[str, list[np.ndarray]]]) -> Labels:
     """Return the labels of a dataset from the labels of each reading, which are labels of the same tokens.
 
-    A reading is made by all members if they share a tokenizer, and else by one member. The labels of several readings
-    are averaged. The deviation is the sample standard deviation of the members' surprisals, whose divisor is M - 1 for
-    M members: its expectation does not depend on M. A token that a reading leaves without a label has none.
+    If all members share a tokenizer, they make one reading together. Otherwise each member makes its own. The labels of
+    several readings are averaged. The deviation is the sample standard deviation of the members' surprisals, whose
+    divisor is M - 1 for M members: its expectation does not depend on M. A token has no label if any reading leaves it
+    without one.
     """
     labels = {
         name: [_mean(arrays) for arrays in zip(*(reading[name] for reading in readings), strict=True)]

@@ -87,7 +87,7 @@ class OutputHead(NamedTuple):
     def losses_with_added(self, hidden_ND: Tensor, added_ND: Tensor, targets_N: Tensor) -> Tensor:
         """Return -ln p(target) in nats, float32 [N], where `added @ weight.T` is added to the logits of each state.
 
-        The sum is made after scale, bias and soft cap, so that both parts of a logit can be computed apart.
+        The sum is made after scale, bias and soft cap, so that both parts of a logit can be computed separately.
         """
         if self.softcap is None:
             return token_cross_entropy(hidden_ND * self.scale + added_ND, self.weight_VD, targets_N, bias_V=self.bias_V)

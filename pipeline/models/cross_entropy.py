@@ -89,7 +89,7 @@ class LogitSums(NamedTuple):
     logsumexp: Tensor
     """ln of the sum of the logits' exponentials."""
     mean_logit: Tensor
-    """Mean of the logits, for which every id of the vocabulary counts alike."""
+    """Mean of the logits over all ids of the vocabulary, with equal weights."""
     entropies: Tensor
     """Entropy of p in nats."""
 
@@ -147,7 +147,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         precision: torch.dtype,
         with_sums: bool,
     ) -> Tensor:
-        """Return the losses [N] or, `with_sums`, all of `LogitSums` [S, N]."""
+        """Return the losses [N] or, if `with_sums` is True, all of `LogitSums` [S, N]."""
         ctx.save_for_backward(hidden_ND, head_VD, bias_V, target_N)
         ctx.softcap, ctx.precision, ctx.with_sums = softcap, precision, with_sums
         hidden_ND, head_VD = hidden_ND.to(precision), head_VD.to(precision)
@@ -244,8 +244,9 @@ def _logit_gradient(logits_nV: Tensor, target_n: Tensor, upstream_n: Tensor, sof
 def _gradient_of_sums(logits_nV: Tensor, target_n: Tensor, upstream_Sn: Tensor, softcap: float | None) -> Tensor:
     """Return the gradient with respect to the logits before the cap, of all of `LogitSums`.
 
-    Without a cap, it is the sum of softmax - one-hot target, softmax, 1 / V and -softmax x (logits - their mean in p),
-    each x its upstream. It overwrites the logits, so that two matrices suffice, as for the losses alone.
+    Without a cap, it is the sum of four terms, each multiplied by its upstream gradient: softmax - one-hot target,
+    softmax, 1 / V and -softmax x (logits - their mean under p). The gradient overwrites the logits, so that two
+    matrices suffice, as they do if only the losses are computed.
     """
     of_losses_n1, of_logsumexp_n1, of_mean_n1, of_entropies_n1 = upstream_Sn.unsqueeze(2)
     slope_nV = None if softcap is None else 1 - (logits_nV / softcap).square_()

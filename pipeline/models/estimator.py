@@ -47,7 +47,7 @@ class EstimatorConfig(EstimatorSizes, WindowEncoderConfig):
 
 
 class Estimator(WindowEncoder):
-    """Base class of estimators: what exact labels need of a model besides its encoder."""
+    """Base class of estimators, with everything that exact labels need from a model except its encoder."""
 
     @property
     @abstractmethod
@@ -77,7 +77,7 @@ class Estimator(WindowEncoder):
         return {}
 
     def keep_states(self, tokens: int) -> bool:
-        """Keep states that training does not change in memory, for up to this many tokens; False if there are none."""
+        """Keep constant states of up to this many tokens in memory. Return False if training changes all states."""
         return False
 
     def prefix_embeddings(self, input_ids_BT: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def label_values(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the requested columns as pairs of name and values, float32 [N], or [K, N] for values of the shape (K,).
 
-    Each is about the distribution p whose logarithm is given. `entropy` is the surprisal -ln p(target) in nats.
+    They describe the distribution p, whose logarithm is given. `entropy` is the surprisal -ln p(target) in nats.
     `expected_entropy` is the entropy of p in nats. `rank` is the number of tokens that are more probable than the
     target. `top_ids`, `top_logprobs` and `rest_logprob` are the K most probable ids, their ln p, and ln of the
     probability of all other ids together. `sampled_ids` are ids drawn with the random numbers `uniform_N`. Ids are
@@ -108,8 +108,8 @@ def systematic_sample(p_NV: Tensor, uniform_N: Tensor, count: int) -> Tensor:
     """Return `count` ids drawn from each token's distribution, int64 [N, S], in ascending order.
 
     The ids are those at `count` evenly spaced points of the distribution function, the first of which is random. An id
-    thus occurs S p times, rounded up or down, and exactly S p times in the mean. S independent draws would have the
-    same mean and a larger variance.
+    thus occurs S p times, rounded up or down, and exactly S p times on average. S independent draws would have the same
+    mean and a larger variance.
     """
     total_NV = p_NV.cumsum(dim=1)
     last_N1 = total_NV[:, -1:]

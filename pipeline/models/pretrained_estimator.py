@@ -9,7 +9,7 @@ If the embedding enters at the logits and M is the encoder too, one pass of M gi
 the embedding of every prefix and the logits of every token.
 
 B rows, T tokens, S = T + 1 positions with the start, N real tokens, C encoder width, E bottleneck width, D width of the
-states at the embedding's entry, which is also its own width.
+states at the embedding's entry, and of the embedding that enters.
 """
 
 from pathlib import Path
@@ -100,8 +100,8 @@ class PretrainedEstimator(Estimator):
     def keep_states(self, tokens: int) -> bool:
         """Keep the states of up to this many tokens in memory, instead of computing them in every epoch.
 
-        None are kept, and the result is False, unless a single frozen language model is both encoder and decoder, and
-        the embedding enters at the logits.
+        States are kept only if a single frozen language model is both encoder and decoder, and the embedding enters at
+        the logits. Otherwise, return False.
         """
         if self.shares_states and self.config.tuning == "frozen":
             self.frozen_states = FrozenStates(self._states, tokens)
@@ -162,7 +162,7 @@ class PretrainedEstimator(Estimator):
     def decode_states(self, embedding_BX: Tensor, states_BTD: Tensor) -> Tensor:
         """Return hidden states [B, T, D] from the embedding and `token_states`. State i predicts token i.
 
-        An embedding that enters at the logits has no part in these states; see `OutputHead.losses_with_added`.
+        An embedding that enters at the logits does not affect these states; see `OutputHead.losses_with_added`.
         """
         if self.divided is None:
             return states_BTD
@@ -209,7 +209,7 @@ class PretrainedEstimator(Estimator):
         self.config.save_pretrained(folder)
 
     def own_weights(self) -> dict[str, Tensor]:
-        """Return the weights by name that the checkpoint stores itself: trained ones, except those of a backbone."""
+        """Return, by name, the weights that the checkpoint stores: all trained weights except a backbone's."""
         weights = trained_weights(self)
         if self.config.tuning == "whole":
             weights = {name: weights[name] for name in weights if not name.startswith(BACKBONE_MODULES)}

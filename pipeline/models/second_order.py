@@ -213,7 +213,10 @@ class SecondOrderModel(PreTrainedModel):
         return model
 
     def save_pretrained(self, save_directory: Any, *arguments: Any, **settings: Any) -> None:
-        """Write the checkpoint, of a language model that is not trained whole only its record and what was trained."""
+        """Write the checkpoint.
+
+        If the language model is not trained whole, only its record and the trained weights are written.
+        """
         if self.config.backbone is None:
             super().save_pretrained(save_directory, *arguments, **settings)
             return
@@ -306,7 +309,7 @@ def _config(stack: PreTrainedModel, settings: dict[str, Any]) -> SecondOrderConf
 
 
 def _carried(model: PreTrainedModel, start: int | None) -> dict[str, Any]:
-    """Return the settings of a second-order model's configuration that a language model brings, by name."""
+    """Return, by name, the settings that a second-order model's configuration takes from a language model."""
     head = output_head(model)
     return {
         "context": longest_window(model.config),

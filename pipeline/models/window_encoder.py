@@ -25,7 +25,7 @@ class BottleneckConfig(PreTrainedConfig, BottleneckSizes):
     vocab_size: int = 8192
 
     def narrowing(self, wide: int) -> tuple[nn.Module, nn.Module]:
-        """Return a new layer from an encoder's width into the bottleneck and one out of it; identity without one."""
+        """Return two new layers, into and out of the bottleneck; without a bottleneck, two identities."""
         narrow = self.bottleneck_width
         return (nn.Identity(), nn.Identity()) if narrow is None else (nn.Linear(wide, narrow), nn.Linear(narrow, wide))
 

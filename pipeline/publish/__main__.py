@@ -1,4 +1,4 @@
-"""Publish a dataset that was annotated into a folder, as if it had been annotated to the Hub.
+"""Publish a dataset that was annotated into a folder, with the same result as annotating to the Hub.
 
     python -m pipeline.publish annotated hf://datasets/USER/NAME
 

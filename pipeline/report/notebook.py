@@ -88,7 +88,7 @@ class DocumentView:
 
 
 def show(row: Mapping[str, Any], tokenizer: Any = None) -> DocumentView:
-    """Return a view of one document, that is a row of an annotated dataset. A notebook displays the view.
+    """Return a view of one document, given as a row of an annotated dataset. A notebook displays the view.
 
     Args:
         row: row with `input_ids` and `entropy`, as load_dataset returns it.

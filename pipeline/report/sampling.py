@@ -89,7 +89,7 @@ class Measure:
 
 
 def measures_of(series: Sequence[str]) -> Iterator[Measure]:
-    """Yield the measures of a list of series, given by name, in the order of the rows of `Document.measured`."""
+    """Yield the measures of the named series, in the order of the rows of `Document.measured`."""
     yield from (Measure(name, (index,)) for index, name in enumerate(series))
     yield from (Measure(f"{series[0]} − {name}", (0, index)) for index, name in enumerate(series[1:], 1))
 
