@@ -1,8 +1,8 @@
-"""Average of the weights over the steps of a training, evaluated and saved in place of the last weights.
+"""Average of the weights over the steps of a training, evaluated and saved instead of the last weights.
 
 A moving average (EMA) weighs recent steps most, and SWA (Izmailov et al. 2018, arXiv 1803.05407) weighs all steps
-equally. Both vary less than the weights themselves, whose steps follow the noise of single batches. Training itself
-does not see the average.
+equally. Both vary less than the weights themselves, whose steps follow the noise of single batches. The average does
+not affect training itself.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,16 +16,16 @@ from pipeline.training.config import TrainingConfig
 
 
 class WeightAverage:
-    """Average of a model's trained weights, as the settings name it. Without an average, every method does nothing."""
+    """Average of a model's trained weights, as set by `average`. If this is `none`, every method does nothing."""
 
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
-        """Prepare to average the weights of `model`, which must be on its device, and in shards if it is sharded."""
+        """Prepare to average the weights of `model`, which must already be on its device and, if needed, sharded."""
         named = model.named_parameters() if config.average != "none" else ()
         self.config = config
         self.weights = {name: weight for name, weight in named if weight.requires_grad}
         self.tensors: dict[str, Tensor] = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        """The average by name of the weight, placed and sharded like the weight. Before the first step of the average,
-        the values have no meaning."""
+        """The average of each weight, by name, placed and sharded like the weight. Before the first step of the
+        average, the values have no meaning."""
 
     def update(self, step: int) -> None:
         """Include the weights after a step. After the last step, the average replaces the weights."""
@@ -51,7 +51,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self, step: int) -> Iterator[None]:
-        """Context manager in which the model has the average after this step, and then its own weights again.
+        """Context manager inside which the model has the average after this step instead of its own weights.
 
         Before the first step of the average, and after the last step of training, the model keeps its weights.
         """
