@@ -40,7 +40,7 @@ class Batch:
     expected_BT: Tensor | None = None
     """Expected entropies, in nats like the labels; None if they were not read."""
     positions_BT: Tensor | None = None
-    """Index of each token in its corpus, to look up more of what is known about the token. None for packed windows."""
+    """Index of each token in its corpus, for example to look up a teacher's predictions. None for packed windows."""
     read_ids_BT: Tensor | None = None
     """Tokens that the model reads, if they differ from the tokens that it predicts; see `token_dropout`."""
 
