@@ -30,7 +30,8 @@ BEFORE_THE_SETTING = {
     "gamma": 0.5,
     **dict.fromkeys(PENALTIES, 0.0),
 }
-"""Values that trainings had before the setting existed. Their states lack the setting, and so does the fingerprint."""
+"""Values of newer settings that older versions always used. States of older versions lack these settings, and so does
+the fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     """Clip the norm of the gradient to at most this value."""
     average: Average = "none"
-    """Average of the weights over the steps, evaluated and saved in place of the last weights. none: the weights
+    """Average of the weights over the steps, evaluated and saved instead of the last weights. none: the weights
     themselves. ema: exponential moving average. swa: mean of all steps with equal weights (arXiv 1803.05407)."""
     average_decay: float = 0.999
     """Decay per step of the average ema. After n steps of the average, it is at most (1 + n) / (10 + n)."""
@@ -151,7 +152,7 @@ class TrainingConfig:
 
 Gpu = Literal["a100", "h100", "h200", "b200"]
 PEAK_TFLOP: dict[Gpu, int] = {"a100": 312, "h100": 989, "h200": 989, "b200": 2250}
-"""TFLOP/s of dense products in bfloat16, from NVIDIA's data sheets of the SXM forms."""
+"""TFLOP/s of dense products in bfloat16, from NVIDIA's data sheets of the SXM variants."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +234,7 @@ class ObjectiveSettings:
     level: float | None = None
     """Level of the objectives flood-mean and iflood, in nats. By default, the mean of e."""
     gamma: float = 0.5
-    """Correction of the probability exp(-e) towards 1 in the objective adaflood, from 0 (b = e) to 1 (b = 0)."""
+    """With the objective adaflood, correction of the level b that replaces e, from 0 (b = e) to 1 (b = 0)."""
     share: float = 0.6
     """Share of each step's tokens on which the objectives random-share, reference-share and loss-share train."""
     label_smoothing: float = 0.0
@@ -278,7 +279,7 @@ class ObjectiveSettings:
 
 
 def _chosen(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings without those that still have the value from before the setting existed."""
+    """Return the settings, without newer ones that have the value that older versions used."""
     return {
         name: value
         for name, value in settings.items()
