@@ -1,6 +1,6 @@
-"""Distillation from stored predictions: a pupil's cross-entropy against a teacher's likeliest or sampled ids.
+"""Distillation from stored predictions: a student's cross-entropy against a teacher's likeliest or sampled ids.
 
-B rows, T tokens of a row, N tokens, V vocabulary of the pupil, K ids stored per token.
+B rows, T tokens of a row, N tokens, V vocabulary of the student, K ids stored per token.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Rest = Literal["bucket", "spread"]
 
 
 class SparseTargets(NamedTuple):
-    """A teacher's distribution for each token: probabilities of a few ids, and that of all other ids together.
+    """A teacher's distribution for each token: probabilities of a few ids, and the rest for all other ids.
 
     All probabilities of a token without a label are 0, and so are its loss and its gradient.
     """
@@ -32,7 +32,7 @@ class SparseTargets(NamedTuple):
 def top_k_targets(top_ids_NK: Tensor, top_logprobs_NK: Tensor, rest_logprob_N: Tensor) -> SparseTargets:
     """Return targets from the columns of `--top-k`, as `labelled_rows` gives them: float32, with NaN for null.
 
-    Probabilities are scaled to add up to 1, which they miss by rounding.
+    Probabilities are scaled to add up to 1, since the stored ones are rounded.
     """
     p_NK, rest_N = top_logprobs_NK.exp().nan_to_num(0), rest_logprob_N.exp().nan_to_num(0)
     total_N = (p_NK.sum(dim=1) + rest_N).clamp(min=torch.finfo(p_NK.dtype).tiny)
@@ -40,9 +40,9 @@ def top_k_targets(top_ids_NK: Tensor, top_logprobs_NK: Tensor, rest_logprob_N: T
 
 
 def sampled_targets(sampled_ids_NK: Tensor) -> SparseTargets:
-    """Return targets from the column of `--sampled-ids`: each drawn id has the probability 1/K, once for each draw.
+    """Return targets from the column of `--sampled-ids`: an id has the probability 1/K for each time it was drawn.
 
-    In the mean over draws, the gradient is that of the teacher's whole distribution.
+    On average over draws, the gradient equals that of the teacher's whole distribution.
     """
     labelled_NK = ~sampled_ids_NK.isnan()
     p_NK = labelled_NK.float() / sampled_ids_NK.shape[1]
@@ -50,11 +50,12 @@ def sampled_targets(sampled_ids_NK: Tensor) -> SparseTargets:
 
 
 def distillation(logits_NV: Tensor, targets: SparseTargets, rest: Rest = "bucket") -> Tensor:
-    """Return the pupil's cross-entropy against the targets in nats, float32 [N].
+    """Return the student's cross-entropy against the targets in nats, float32 [N].
 
-    With `bucket`, all ids that are not stored are one event: its probability is learned, but not how it is divided.
-    With `spread`, its probability is divided evenly among them. Without a rest, the gradient with respect to the logits
-    is q - p, for the pupil's distribution q. Ids that the pupil does not know belong to the rest.
+    `rest` says how to treat the ids that are not stored. With `bucket`, the student learns only their total
+    probability. With `spread`, it learns to divide this probability evenly among them. Stored ids outside the student's
+    vocabulary count as not stored. If these ids have no probability, the gradient with respect to the logits is q - p,
+    where q is the student's distribution and p the teacher's.
     """
     log_q_NV = logits_NV.float().log_softmax(dim=1)
     ids_NK, p_NK, rest_N = _known(targets, logits_NV.shape[1])
@@ -70,14 +71,14 @@ def distillation(logits_NV: Tensor, targets: SparseTargets, rest: Rest = "bucket
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """Mean of a pupil's cross-entropy against a teacher, mixed with that against the tokens themselves, in nats."""
+    """Mean of a student's cross-entropy against a teacher, mixed with that against the tokens themselves, in nats."""
 
     targets: Callable[[Tensor], SparseTargets]
     """Function that returns the teacher's targets of tokens, given the index of each token [N] in the corpus."""
     start: int
     """Id of the token to read before each row."""
     weight: float = 1.0
-    """Weight of the teacher, from 0 to 1. The tokens themselves have the rest."""
+    """Weight of the teacher, from 0 to 1. The weight of the tokens themselves is 1 minus this."""
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         assert batch.positions_BT is not None
@@ -90,7 +91,7 @@ class DistillationLoss:
 
 
 def _known(targets: SparseTargets, vocabulary: int) -> SparseTargets:
-    """Return the targets with the probabilities of ids outside the vocabulary moved to the rest.
+    """Return the targets, with the probabilities of ids outside the vocabulary added to the rest.
 
     A teacher's head may have more rows than its tokenizer has ids.
     """
