@@ -1,7 +1,7 @@
 """Windows of an epoch, counted before training: their lengths, tokens and batches, for the dry run of a training.
 
-The windows are those of all documents if the documents are in memory. Of a stream, the held-out documents are a sample,
-which stands for the documents of an epoch.
+If the documents are in memory, the windows are those of all documents. If the documents are a stream, the windows are
+those of the held-out documents, as a sample of the epoch.
 
 P pieces, B rows, W windows.
 """
@@ -53,14 +53,14 @@ class Epoch:
 
     @classmethod
     def of_documents(cls, documents: Documents, cut: Windowing) -> Self:
-        """Cut the documents to train on into windows or, of a stream, the held-out documents."""
+        """Cut the documents to train on into windows. For a stream, cut the held-out documents instead."""
         if isinstance(documents.seen, Corpus):
             return cls.of_corpus(documents.seen, cut)
         return cls.of_corpus(documents.held_out, cut, documents=streamed_documents(documents.seen))
 
     @classmethod
     def of_labelled(cls, seen: LabelledDocuments, held_out: PackedWindow, sampled: int, tokens_per_batch: int) -> Self:
-        """Return the packed windows of labelled documents or, of a stream, of the `sampled` held-out documents.
+        """Return the packed windows of labelled documents. For a stream, use the `sampled` held-out documents instead.
 
         The first token of a window is not predicted.
         """
@@ -76,13 +76,13 @@ class Epoch:
         return float(self.lengths_W.sum()) * self.documents / self.sampled
 
     def tokens_of_batch(self, tokens_per_batch: int) -> float:
-        """Return the mean number of tokens in a batch, whose windows are taken to have equal lengths."""
+        """Return the mean number of tokens in a batch, assuming that its windows have equal lengths."""
         batches_W = 1 / np.maximum(1, tokens_per_batch // self.positions_W)
         return float(self.lengths_W.sum() / batches_W.sum())
 
 
 def streamed_documents(stream: DocumentStream) -> int:
-    """Return the number of documents in an epoch of a stream. Of Parquet files, only the footers are read.
+    """Return the number of documents in an epoch of a stream. Only the footers of Parquet files are read.
 
     Raises:
         ValueError, OSError: as `inspect_file` does.
