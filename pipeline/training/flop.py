@@ -1,11 +1,11 @@
 """Floating-point operations (FLOP) of training, by part of the model: encoder, decoder, product with the vocabulary.
 
-A product of matrices [n, k] and [k, m] takes 2nkm FLOP. Every weight matrix is used once at each position. Across
-positions, causal attention takes two products, with the keys and with the values of no later position; a mixer's
-convolution computes its masked half too. The backward pass takes twice as many FLOP as the forward pass, and computes
-the product with the vocabulary again. Not counted: norms, activations, softmax, the optimizer, what kernels of
-attention compute again, and layers that run once per window. Experts are counted as if all were used. Through a
-pretrained language model that is frozen, only the forward pass is counted, and with LoRA also the gradients of states.
+A product of matrices [n, k] and [k, m] takes 2nkm FLOP. Every weight matrix is used once at each position. Causal
+attention takes two products across positions: one with the keys and one with the values, both without later positions.
+A mixer's convolution computes its masked half too. The backward pass takes twice as many FLOP as the forward pass, and
+computes the product with the vocabulary again. In a frozen language model, only the forward pass is counted. With LoRA,
+gradients of states are counted too, but not those of frozen weights. All experts of a mixture are counted. Not counted:
+norms, activations, softmax, the optimizer, recomputation in attention kernels, and layers that run once per window.
 
 W windows, V vocabulary, D width.
 """
@@ -40,7 +40,7 @@ class Part(NamedTuple):
     start: int = 0
     """Number of positions beyond those of the window's tokens."""
     passes: int = FORWARD_AND_BACKWARD
-    """Forward passes that forward and backward pass together cost."""
+    """Cost of the forward and the backward pass together, in forward passes."""
 
 
 def training_flop(
@@ -48,7 +48,7 @@ def training_flop(
 ) -> dict[str, float]:
     """Return the FLOP of training on windows with these numbers of tokens, by name of the model's part.
 
-    Attention and convolutions, which work across positions, are part of each stack, and have a name of their own too.
+    The cost of attention and convolutions across positions is included in the parts, and is also given separately.
 
     Args:
         predicts: compute the language-model loss, which needs the product with the vocabulary.
