@@ -1,7 +1,7 @@
-"""Margin that moves during training: labels begin too low or too high, and come to their own values halfway.
+"""Margin that moves during training: labels begin too low or too high, and have their own values from halfway on.
 
-A flood that rises trains with cross-entropy at first and holds losses up once the model could memorise. A flood that
-falls lets the model learn only what is far above its entropy at first.
+With a rising flood level, training begins as plain cross-entropy, and losses are kept up later, when the model could
+memorise. With a falling level, the model at first learns only tokens with losses far above their entropies.
 
 Shapes: B rows, T tokens.
 """
