@@ -118,7 +118,7 @@ def adaflood(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, gamma:
 def probability(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
     """Return -(p ln q + (1 - p) ln(1 - q)) with q = exp(-l) and p = exp(-e), or p = 1 for labels below 0.
 
-    If e is a teacher's loss, this distils the teacher's probability of the token that is there, instead of its whole
+    If e is a teacher's loss, this distils the teacher's probability of the actual token, instead of its whole
     distribution. The value is lowest at l = e. For p = 1 and for tokens without a label, it is l.
     """
     nats_BT = entropies_BT.nan_to_num().clamp(min=0)
