@@ -1,8 +1,8 @@
 """Optimizers of training: AdamW for all weights, or Muon for the matrices of a model's layers and AdamW for the rest.
 
-Muon (Jordan, kellerjordan.github.io/posts/muon) replaces the gradient of a matrix by the nearest orthogonal matrix. It
-is torch's own. Its steps are scaled to the root mean square of AdamW's steps (arXiv 2502.16982, section 2.2), so that
-one learning rate serves both. It keeps one number per weight, and AdamW keeps two.
+Muon (Jordan, kellerjordan.github.io/posts/muon) replaces the gradient of a matrix by the nearest orthogonal matrix. The
+implementation is torch's. Steps are scaled to the root mean square of AdamW's steps (arXiv 2502.16982, section 2.2), so
+that one learning rate serves both. Muon keeps one number per weight, and AdamW keeps two.
 """
 
 from collections.abc import Callable
