@@ -1,8 +1,8 @@
 """Token dropout by entropy: the model reads fewer and fewer of the tokens that are easy to predict.
 
-After EntroDrop (arXiv 2512.23422). Of the tokens with the lowest labels, a random share is hidden from the model, which
-then reads the start token in their places and must predict what follows without them. The share rises during training
-along a sigmoid. All tokens are still predicted.
+The method follows EntroDrop (arXiv 2512.23422). A random share of the tokens with the lowest labels is hidden from the
+model, which reads the start token instead of each of them. The share rises during training along a sigmoid. All tokens
+are still predicted.
 
 Shapes: B rows, T tokens.
 """
@@ -21,7 +21,7 @@ STEEPNESS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class TokenDropout:
-    """Rule of which tokens to hide, and how often.
+    """Rule that selects the tokens to hide at each step.
 
     Raises:
         ValueError: if the largest share is not above 0 and at most 1.
@@ -34,7 +34,7 @@ class TokenDropout:
     steps: int
     """Number of batches of the training, over which the share rises from 0 to `most`; half of it is reached halfway."""
     hidden: int
-    """Id of the token that the model reads in the place of a hidden one."""
+    """Id of the token that the model reads instead of a hidden one."""
     seed: int = 0
 
     def __post_init__(self) -> None:
