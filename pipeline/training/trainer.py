@@ -51,7 +51,7 @@ def train(
 ) -> Metrics:
     """Train `model` in place and return the last evaluation: step, tokens, seconds, training loss, held-out metrics.
 
-    If the settings name an average of the weights, it is evaluated, and `model` has it in the end.
+    If the settings name an average of the weights, the average is evaluated and left in `model`.
 
     If `output` has states, training resumes from the newest state, with the batch after the last batch of this state.
 
