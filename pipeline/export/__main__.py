@@ -51,9 +51,9 @@ class Config:
     train_to: float | None = field(default=None, kw_only=True)
     """Train only on tokens whose entropy is at most this, in nats."""
     train_from_quantile: float | None = field(default=None, kw_only=True)
-    """As --train-from, given as a share of all labels, from 0 to 1. Reads all labels once before."""
+    """Like --train-from, but as a quantile of all labels, from 0 to 1. All labels are read once to compute it."""
     train_to_quantile: float | None = field(default=None, kw_only=True)
-    """As --train-to, given as a share of all labels, from 0 to 1. Reads all labels once before."""
+    """Like --train-to, but as a quantile of all labels, from 0 to 1. All labels are read once to compute it."""
 
     def __post_init__(self) -> None:
         if isinstance(self.separator, int) and self.separator < 0:
@@ -110,7 +110,7 @@ class Export:
 
     @property
     def described(self) -> dict[str, Any]:
-        """Facts by name that the files depend on, and that their readers need."""
+        """Facts, by name, that determine the files or that readers of the files need."""
         made = self.dataset.provenance
         return {
             "format": self.format,
@@ -164,7 +164,7 @@ def separator_of(config: Config, dataset: AnnotatedDataset) -> int | None:
     """Return the id to put after each document, or None.
 
     Raises:
-        ValueError: if none is given, and the dataset has no tokenizer that declares one.
+        ValueError: if no separator is given, and the dataset has no tokenizer that declares one.
     """
     if config.separator == "none":
         return None
@@ -197,7 +197,7 @@ def trained_range(config: Config, dataset: AnnotatedDataset) -> TrainedRange:
 
 
 def begin(output: Path, description: dict[str, Any]) -> None:
-    """Write the description of the files, or check that of an export that was begun before, and delete its leavings.
+    """Write the description of the files. To resume an export, check its description and delete unfinished files.
 
     Raises:
         ValueError: if the folder holds other files, or another export.

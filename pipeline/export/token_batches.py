@@ -88,7 +88,7 @@ def units(nats_N: np.ndarray) -> np.ndarray:
 
 
 def quantile(dataset: AnnotatedDataset, share: float) -> int:
-    """Return the smallest label, in units of 1/128 nat, that at least a share of all labels do not exceed.
+    """Return the smallest label, in units of 1/128 nat, at or below which at least a given share of all labels lies.
 
     All labels are read once and counted, so the quantile is exact.
 

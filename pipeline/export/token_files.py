@@ -9,7 +9,7 @@ gives both in the same windows. If only some tokens are trained on, masks are in
 - Megatron (indexed dataset, version 1): `.bin` with ids as uint16 below 65,500 of them, otherwise int32; `.idx` with a
   header, the number of tokens and the first byte of each document, and the documents' borders. Masks are uint8.
 
-Labels are int16, in units of 1/128 nat. Formats that know no signed numbers hold the same 16 bits.
+Labels are int16, in units of 1/128 nat. Formats without signed numbers hold the same 16 bits.
 """
 
 import struct
@@ -51,7 +51,7 @@ class TokenFiles(ABC):
 
     @abstractmethod
     def indexes(self, lengths_D: np.ndarray) -> Iterator[tuple[Path, bytes]]:
-        """Yield the path and the content of each file that is known only when the lengths of all documents are."""
+        """Yield the path and the content of each file that needs the lengths of all documents."""
 
     def write(self, batch: TokenBatch) -> None:
         """Write a batch of documents."""
@@ -97,7 +97,7 @@ class DatatroveFiles(TokenFiles):
 
 
 class OlmoFiles(TokenFiles):
-    """Files that OLMo-core's `NumpyFSLDataset` and its kin read."""
+    """Files that OLMo-core's `NumpyFSLDataset` and related datasets read."""
 
     def path(self, part: str) -> Path:
         return Path(part, f"{self.name}.npy")
