@@ -19,7 +19,7 @@ from tests.mistakes.materials import SECRET, write_materials
 
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 MODULE = re.compile(r"^## .*`python -m ([a-z._]+)`", re.MULTILINE)
-BESIDE = re.compile(r"Besides? the arguments: `([^`]*)`")
+COMMON = re.compile(r"In addition to the arguments: `([^`]*)`")
 ROW = re.compile(r"^\| (.+?) \| (?:`([^`]*)` )?\| `([^`]+)` \| (.+?) \|$", re.MULTILINE)
 TABLE_LINE = re.compile(r"^\|(?! Mistake \||---)", re.MULTILINE)
 ENVIRONMENT = re.compile(r"[A-Z_]+=")
@@ -42,13 +42,13 @@ class Mistake:
 def mistakes() -> Iterator[Mistake]:
     sections = re.split(r"(?=^## )", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     for section in sections:
-        module, beside = MODULE.search(section), BESIDE.search(section)
+        module, common = MODULE.search(section), COMMON.search(section)
         assert module is not None, section
         for name, arguments, says, _ in ROW.findall(section):
             words = shlex.split(arguments)
             environment = dict(word.split("=", 1) for word in words if ENVIRONMENT.match(word))
             own = [word for word in words if not ENVIRONMENT.match(word)]
-            added = [part for flag in flags(beside[1] if beside else "") if flag[0] not in own for part in flag]
+            added = [part for flag in flags(common[1] if common else "") if flag[0] not in own for part in flag]
             fragments = ".*".join(re.escape(part) for part in re.split(" ?… ?", says))
             yield Mistake(name, module[1], (*own, *added), environment, re.compile(f"^error: .*{fragments}"))
 
