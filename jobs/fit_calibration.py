@@ -103,7 +103,7 @@ def print_documents(found: Paired, fitted: int, calibration: Calibration) -> Non
 
 
 def print_agreement(pairs: list[Pair], calibration: Calibration) -> None:
-    """Print the agreement of each column with the reference in documents, before and after calibration."""
+    """Print the agreement of each column with the reference, before and after calibration."""
     say("", f"{'held-out documents':28}{HEADER}")
     for column in calibration.calibrated:
         for when, those in (("before", pairs), ("after", [*calibrated_pairs(pairs, column, calibration)])):

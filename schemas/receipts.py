@@ -250,7 +250,7 @@ class _WrittenPlan:
     inputs: tuple[str, ...]
     checkpoint: str | None = None
     source: tuple[str, ...] | None = None
-    """None in plans of older versions, which hold the sources only in the provenance."""
+    """Pinned inputs, as in `Plan.source`; None in plans of older versions, which have them only in the provenance."""
     schema: str | None = None
     """Arrow's serialized schema in base64."""
     tokenizer_config_sha256: str | None = None

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: found, pinned and checked, each with the tokenizer and the start token that it reads."""
+"""Checkpoints of a run: they are found, pinned and checked, and their tokenizers and start tokens are recorded."""
 
 from collections.abc import Sequence
 

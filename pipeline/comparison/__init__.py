@@ -1,1 +1,1 @@
-"""Comparison of training methods: documents to overfit, methods, their trials, and what the test documents tell."""
+"""Comparison of training methods: documents to overfit, methods, their trials, and results on test documents."""

@@ -135,6 +135,6 @@ def trials_of(method: Method, common: Mapping[str, Sequence[float]], count: int)
 
 
 def evenly(values: Sequence[float], count: int, seed: int) -> list[float]:
-    """Return `count` values in random order. The numbers of times that values occur differ by at most 1."""
+    """Return `count` values in random order. All values occur equally often, up to a difference of 1."""
     repeated = [values[index % len(values)] for index in range(count)]
     return [repeated[index] for index in np.random.default_rng(seed).permutation(count)]

@@ -97,10 +97,10 @@ def with_teacher(study: Study, checkpoint: Path, windowing: Windowing, folder: P
 
 
 def _documents(dataset: AnnotatedDataset, tokenizer: Path | None, skip: int, count: int) -> Corpus:
-    """Return documents of a dataset after the first `skip`, in the tokens of a tokenizer.
+    """Return `count` documents of a dataset after the first `skip`, in the tokens of a tokenizer.
 
     Raises:
-        ValueError: if there are fewer documents, or if the labels of one cannot move to other tokens.
+        ValueError: if the dataset has too few documents, or if a document's labels cannot move to other tokens.
     """
     if len(dataset) < skip + count:
         after = f" after the {skip} that `skip` leaves out" if skip else ""

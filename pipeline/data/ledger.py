@@ -59,7 +59,7 @@ class Ledger:
         write_text(self.plan_file, plan.to_json())
 
     def receipt_file(self, unit: int) -> Path:
-        """Return the path of a unit's receipt, in the ledger of the folder that its shard is written to."""
+        """Return the path of a unit's receipt, in the ledger of the folder that holds the unit's shard."""
         return self.folder / RECEIPTS / f"{unit:08d}.json"
 
     def receipt_files(self) -> list[Path]:

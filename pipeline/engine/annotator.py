@@ -202,7 +202,7 @@ class Annotator:
             yield chunk
 
     def annotated(self, rows: pa.RecordBatch) -> pa.Table:
-        """Return the annotated table of rows in memory, labelled as a run's first unit is."""
+        """Return the annotated table of rows in memory, labelled like a run's first unit."""
         random, tables = np.random.default_rng(0), list[pa.Table]()
         for piece in _pieces(rows, sum(map(prod, self.run.provenance.label_shapes.values()))):
             chunk = self._tokenized(piece, random)

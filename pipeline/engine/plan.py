@@ -165,9 +165,9 @@ class Run:
     tokenizer: Path | None
     """Folder of the tokenizer for `input_ids`, or None if the documents are already tokenized."""
     estimator_tokenizers: tuple[Path | None, ...]
-    """Folder of the checkpoints' tokenizer if it differs from `tokenizer`, otherwise None; one for each member of an
-    ensemble with several tokenizers. If it differs, the nats of each of its tokens are divided among the tokens of
-    `input_ids` that cover the same bytes."""
+    """Folders of the checkpoints' tokenizers: one for all checkpoints or, in an ensemble with several tokenizers, one
+    per member. None stands for a tokenizer that is the same as `tokenizer`. For any other, the nats of each of its
+    tokens are divided among the tokens of `input_ids` that cover the same bytes."""
     provenance: Provenance
     source_schema: pa.Schema
     """Columns to read from the source."""

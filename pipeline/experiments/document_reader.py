@@ -41,7 +41,7 @@ class DocumentReader:
     checkpoint: Checkpoint
     labeller: TorchLabeller
     window: int | None
-    """None if the model has no limit. It then reads whole documents."""
+    """Maximum number of tokens in a window; None if the model has no limit and reads whole documents."""
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, window: int | None) -> Self:

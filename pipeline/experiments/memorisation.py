@@ -107,7 +107,7 @@ class Rate(NamedTuple):
 
     mean: float
     error: float
-    """NaN for a single document."""
+    """Half the width of the interval; NaN for a single document."""
 
     @classmethod
     def of(cls, documents: Iterable[AuditedDocument]) -> Self:

@@ -28,7 +28,7 @@ HELD_OUT_FOLDS = 1000
 
 
 def is_held_out(pair: Pair, share: float) -> bool:
-    """True for a share of all documents, which depends only on the tokens of each document."""
+    """True if a document is among the held-out share. This depends only on the document's tokens."""
     return fold_of(pair.ids_T, HELD_OUT_FOLDS) < share * HELD_OUT_FOLDS
 
 

@@ -42,7 +42,7 @@ def member_columns(members: int) -> tuple[str, ...]:
 
 
 def combined(readings: Sequence[Mapping[str, list[np.ndarray]]]) -> Labels:
-    """Return the labels of a dataset from the labels of each reading, which are labels of the same tokens.
+    """Combine the labels of all readings of the same tokens into the labels of a dataset.
 
     If all members share a tokenizer, they make one reading together. Otherwise each member makes its own. The labels of
     several readings are averaged. The deviation is the sample standard deviation of the members' surprisals, whose

@@ -70,7 +70,7 @@ def move_nats(nats_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.
 
 
 class Retokenized(NamedTuple):
-    """Documents and labels in the tokens of another tokenizer, and which documents of the source they are."""
+    """Documents and labels in the tokens of another tokenizer, and the documents' indices in the source."""
 
     corpus: Corpus
     kept: list[int]

@@ -88,7 +88,7 @@ def hold_trained(backbone: Backbone, model: PreTrainedModel, folder: Path, role:
 
 
 def record(backbone: Backbone | None) -> dict[str, Any] | None:
-    """Return a backbone's record as it stands in a configuration."""
+    """Return a backbone's record in the form that a configuration stores."""
     return None if backbone is None else asdict(backbone)
 
 

@@ -118,7 +118,10 @@ class DividedStack:
 
 
 def _passes(values: int | None) -> Any:
-    """Return a forward function that returns its first argument, as the first of `values` values if given."""
+    """Return a forward function that returns its first argument.
+
+    If `values` is given, the result is a tuple of this length, with None after the first argument.
+    """
 
     def forward(states_BTD: Tensor, *_: Any, **__: Any) -> Any:
         return states_BTD if values is None else (states_BTD, *[None] * (values - 1))
