@@ -216,7 +216,7 @@ def begin(output: Path, description: dict[str, Any]) -> None:
 
 
 def names_of(dataset: AnnotatedDataset) -> list[str]:
-    """Return a name for the files of each shard: that of the shard, without its ending."""
+    """Return a name for the files of each shard: the shard's name without its extension."""
     return [shard.url.rpartition("/")[2].removesuffix(".parquet") for shard in dataset.shards]
 
 
