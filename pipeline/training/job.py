@@ -38,7 +38,8 @@ def train_folds(
     """Train one model per cross-validation fold, each in its own folder, and skip models that are already finished.
 
     Args:
-        parts: for each fold, the documents to train its model on. With several folds, they are all outside the fold.
+        parts: for each fold, the documents to train its model on. With several folds, none of these documents is in the
+            fold.
         train_fold: function that trains and saves a fold's model, given the fold's index, part and folder.
     """
     for fold, part in enumerate(parts):
