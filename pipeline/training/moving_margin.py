@@ -16,7 +16,7 @@ ARRIVAL = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class MovingMargin:
-    """Nats that are added to all labels, from `first` at the first batch in equal steps to 0 halfway."""
+    """Nats that are added to all labels: `first` at the first batch, changing linearly to 0 halfway."""
 
     first: float
     """Nats to add at the first batch; below 0 for labels that rise."""
