@@ -1,4 +1,4 @@
-"""The engine: what it costs beside the bare model, how it grows with workers and units, and what it writes.
+"""The engine: its cost in addition to the bare model, how it grows with workers and units, and what it writes.
 
 Documents are the built-in ones, over and over. One core a worker.
 """
@@ -67,7 +67,7 @@ def figures(size: Size) -> Iterator[Figure]:
 
 
 def throughput(folder: Path, size: Size) -> Iterator[Figure]:
-    """One worker beside the bare model on the same batches, and two beside one, in turns."""
+    """One worker and the bare model on the same batches, then two workers and one, in turns."""
     texts = sample_documents()
     file = folder / "in.parquet"
     pq.write_table(texts.take([row % len(texts) for row in range(size.documents)]), file)
@@ -202,7 +202,7 @@ def resume(folder: Path, size: Size) -> Figure:
 
 
 def host_path(folder: Path, size: Size) -> Figure:
-    """Tokens per CPU second of all that a worker does beside labelling, of documents that it has not seen before."""
+    """Tokens per CPU second of all that a worker does except labelling, of documents that it has not seen before."""
     found = measured(folder, size.host_documents)
     shares = ", ".join(f"{stage} {share:.0%}" for stage, share in found.shares.items())
     return Figure(

@@ -1,4 +1,4 @@
-"""What a labelling worker does beside labelling, in a process of its own on one core; without Ray or torch.
+"""What a labelling worker does except labelling, in a process of its own on one core; without Ray or torch.
 
 `python -m tests.benchmarks.host_path FILE FOLDER` prints tokens per CPU second, those of all threads, and each stage's
 share of it, as JSON. No row is tokenized twice by one tokenizer; the first unit, in which a process loads what it

@@ -1,4 +1,4 @@
-"""A training step with each objective beside one of plain cross-entropy, and the loop beside bare steps.
+"""A training step with each objective compared with plain cross-entropy, and the loop compared with bare steps.
 
 The same model and the same batches, in turns.
 """

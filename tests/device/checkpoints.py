@@ -1,6 +1,6 @@
 """Checkpoints: the shipped sizes, trained on a file of text in the minutes that are left.
 
-The jobs need cyclopts. A checkpoint lies beside the lines, in files of at most 8 MB each.
+The jobs need cyclopts. A checkpoint lies next to the lines, in files of at most 8 MB each.
 """
 
 import subprocess

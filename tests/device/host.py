@@ -1,4 +1,4 @@
-"""Host: what a worker does beside labelling, and how many cores feed the device."""
+"""Host: what a worker does except labelling, and how many cores feed the device."""
 
 import os
 from functools import partial

@@ -122,7 +122,7 @@ def use_ledger(file: str) -> Callable[[Path, bytes], str]:
 
 
 def use_note(folder: Path, content: bytes) -> str:
-    """Reads a note on a unit that was given up."""
+    """Reads a note on a quarantined unit."""
     file = Subset("exact", folder).ledger / QUARANTINE / "00000002.json"
     file.parent.mkdir(parents=True)
     file.write_bytes(content)

@@ -45,7 +45,7 @@ class Faults:
         self._refusals.append(Refusal(status, method, path, times))
 
     def instead(self, method: str, path: str) -> Answer | None:
-        """What a request gets in place of its answer, None where nothing goes wrong."""
+        """What a request gets instead of its answer, None where nothing goes wrong."""
         with self._lock:
             for refusal in self._refusals:
                 if refusal.left and re.fullmatch(refusal.method, method) and re.search(refusal.path, path):

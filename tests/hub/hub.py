@@ -25,7 +25,7 @@ class Request:
     path: str
     """Without the query, and with no %-escapes."""
     status: int
-    """0 where the connection was dropped in place of an answer."""
+    """0 where the connection was dropped instead of an answer."""
     authorized: bool
     """It had an Authorization header."""
     storage: bool

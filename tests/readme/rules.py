@@ -78,7 +78,7 @@ RULES = (
     Rule(
         "python -m pipeline.annotate --input hf://",
         "process",
-        changed={"USER/NAME": "user/streamed"},  # beside what a folder is published as
+        changed={"USER/NAME": "user/streamed"},  # next to what a folder is published as
         added="--workers 0",
     ),
     Rule("python -m pipeline.report"),

@@ -1,4 +1,4 @@
-"""Optimizers: Muon beside AdamW, held against the two stepped apart, and resumed."""
+"""Optimizers: Muon with AdamW, compared with the two stepped separately, and resumed."""
 
 from copy import deepcopy
 from dataclasses import replace
