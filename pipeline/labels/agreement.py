@@ -31,15 +31,15 @@ class Pair(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """Documents that two datasets share, and the numbers of the reference's documents that have no partner."""
+    """Documents that two datasets share, and counts of the reference's documents that have no partner."""
 
     pairs: list[Pair]
     columns: tuple[LabelInNats, ...]
     """Columns of labels that both datasets have."""
     absent: int
-    """Documents of the reference that the other dataset lacks."""
+    """Number of the reference's documents that the other dataset lacks."""
     immovable: int
-    """Documents of the reference whose labels cannot be moved to the other dataset's tokens."""
+    """Number of the reference's documents whose labels cannot be moved to the other dataset's tokens."""
 
     @property
     def left_out(self) -> str:
