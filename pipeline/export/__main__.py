@@ -1,16 +1,19 @@
-"""Write the tokens and labels of an annotated dataset as the token files of another trainer.
+"""Write the tokens and labels of an annotated dataset as the files of another trainer.
 
 python -m pipeline.export annotated --to megatron --output tokens
 python -m pipeline.export annotated --to olmo-core --output tokens --train-to 4.0
+python -m pipeline.export annotated --to mds --output samples --block 2048
 python -m pipeline.export hf://datasets/USER/NAME --to datatrove --output tokens --train-to-quantile 0.8
 
 Each shard of the dataset becomes a file of token ids in OUTPUT/tokens and one of labels in OUTPUT/entropy, in the same
-format and order. Labels are int16 in units of 1/128 nat, with -32768 for a token without a label. With --train-from or
---train-to, masks select the tokens to train on. OUTPUT/export.json describes the files. The same command resumes.
+format and order. With mds and litdata, each shard becomes files of samples instead, which hold both. Labels are int16
+in units of 1/128 nat, with -32768 for a token without a label. With --train-from or --train-to, masks select the tokens
+to train on. OUTPUT/export.json describes the files. The same command resumes.
 """
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +25,29 @@ from pipeline.cli import run
 from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.atomic import is_unfinished, write_text
 from pipeline.data.tokenizer import beginning_token
-from pipeline.export.token_batches import MOST_UNITS, NO_LABEL, TrainedRange, quantile, token_batches
-from pipeline.export.token_files import FORMATS, TokenFiles
+from pipeline.export.sample_files import LitdataFiles, MdsFiles, SampleFiles
+from pipeline.export.shard_files import ShardFiles
+from pipeline.export.token_batches import (
+    MOST_UNITS,
+    NO_LABEL,
+    TokenBatch,
+    TrainedRange,
+    in_blocks,
+    quantile,
+    token_batches,
+)
+from pipeline.export.token_files import DatatroveFiles, MegatronFiles, OlmoFiles, TokenFiles
 from pipeline.messages import say
 from schemas.annotations import ROUNDING_NATS
 
 EXPORT_FILE, DONE = "export.json", "done"
+FORMATS: dict[str, type[TokenFiles] | type[SampleFiles]] = {
+    "datatrove": DatatroveFiles,
+    "olmo-core": OlmoFiles,
+    "megatron": MegatronFiles,
+    "mds": MdsFiles,
+    "litdata": LitdataFiles,
+}
 
 
 @cyclopts.Parameter(name="*")
@@ -38,14 +58,17 @@ class Config:
     dataset: str
     """Folder that pipeline.annotate wrote, or hf://datasets/USER/NAME. To choose one of several subsets, give the
     subset's data folder, as in annotated/data/exact."""
-    to: Literal["datatrove", "olmo-core", "megatron"] = field(kw_only=True)
+    to: Literal["datatrove", "olmo-core", "megatron", "mds", "litdata"] = field(kw_only=True)
     """Format of the files. datatrove: .ds files, which nanotron reads too. olmo-core: raw .npy files. megatron: .bin
-    and .idx files."""
+    and .idx files. mds: .mds files of samples for MosaicML Streaming. litdata: chunks of samples for LitData."""
     output: Path = field(kw_only=True)
     """Folder to write the files to."""
     separator: int | Literal["none"] | None = field(default=None, kw_only=True)
     """Token id to put after each document, or `none`. By default, the beginning-of-sequence token that the dataset's
     tokenizer declares or, if it declares none, the end-of-sequence token."""
+    block: int | None = field(default=None, kw_only=True)
+    """Number of tokens of each sample of mds and litdata: documents are joined and cut. By default, each document is a
+    sample."""
     train_from: float | None = field(default=None, kw_only=True)
     """Train only on tokens whose entropy is at least this, in nats. Tokens without a label are always trained on."""
     train_to: float | None = field(default=None, kw_only=True)
@@ -58,6 +81,12 @@ class Config:
     def __post_init__(self) -> None:
         if isinstance(self.separator, int) and self.separator < 0:
             raise ValueError(f"`separator` must be 0 or more, or none, not {self.separator}")
+        if self.block is not None and not issubclass(FORMATS[self.to], SampleFiles):
+            raise ValueError(
+                f"`block` is for mds and litdata; the reader of {self.to} cuts tokens itself, so leave it out"
+            )
+        if self.block is not None and self.block < 1:
+            raise ValueError(f"`block` must be at least 1, not {self.block}")
         for end in ("from", "to"):
             nats, share = getattr(self, f"train_{end}"), getattr(self, f"train_{end}_quantile")
             if nats is not None and not math.isfinite(nats):
@@ -84,6 +113,12 @@ class Totals:
     """Number of tokens to train on."""
     empty: int = 0
     """Number of documents without tokens, which are left out."""
+    unfilled: int = 0
+    """Number of tokens that are left out because they do not fill a block."""
+
+    @classmethod
+    def of(cls, batch: TokenBatch) -> "Totals":
+        return cls(batch.documents, len(batch.ids_N), int(batch.trained_N.sum()), batch.empty, batch.unfilled)
 
     def __add__(self, other: "Totals") -> "Totals":
         return Totals(*(one + two for one, two in zip(asdict(self).values(), asdict(other).values(), strict=True)))
@@ -99,13 +134,15 @@ class Export:
     """Id to put after each document, or None."""
     trained: TrainedRange | None
     """Labels of the tokens to train on; None writes no masks."""
+    block: int | None = None
+    """Number of tokens of each sample; None makes a sample of each document."""
 
     @property
     def vocabulary(self) -> int:
         """Number of token ids in the files."""
         return max(self.dataset.vocabulary, 0 if self.separator is None else self.separator + 1)
 
-    def files(self, output: Path, name: str) -> TokenFiles:
+    def files(self, output: Path, name: str) -> ShardFiles:
         return FORMATS[self.format](output, name, self.vocabulary, masked=self.trained is not None)
 
     @property
@@ -120,42 +157,55 @@ class Export:
             "checkpoint_sha256": made.checkpoint_sha256,
             "vocabulary": self.vocabulary,
             "separator": self.separator,
+            "block": self.block,
             "types": {part: kind.name for part, kind in self.files(Path(), "").kinds.items()},
             "nats_per_unit": ROUNDING_NATS,
             "no_label": NO_LABEL,
             "trained_on": None if self.trained is None else [self.trained.lowest, self.trained.highest],
         }
 
+    def batches(self, start: int, stop: int) -> Iterator[TokenBatch]:
+        """Yield rows `start` to `stop` in batches of documents, or of blocks."""
+        batches = token_batches(self.dataset, start, stop, self.separator, self.trained or TrainedRange())
+        return batches if self.block is None else in_blocks(batches, self.block)
+
     def write_shard(self, output: Path, name: str, start: int, stop: int) -> Totals:
         """Write rows `start` to `stop` as the files called `name`, unless they were written before."""
         done = output / DONE / f"{name}.json"
         if done.is_file():
             return Totals(**json.loads(done.read_text(encoding="utf-8")))
-        totals, trained = Totals(), self.trained or TrainedRange()
+        totals = Totals()
         with self.files(output, name) as files:
-            for batch in token_batches(self.dataset, start, stop, self.separator, trained):
+            for batch in self.batches(start, stop):
                 files.write(batch)
-                totals += Totals(len(batch.lengths_D), len(batch.ids_N), int(batch.trained_N.sum()), batch.empty)
+                totals += Totals.of(batch)
             files.finish()
         write_text(done, json.dumps(asdict(totals)))
         return totals
 
 
 def export(config: Config) -> None:
-    """Write the tokens and labels of an annotated dataset as the token files of another trainer."""
+    """Write the tokens and labels of an annotated dataset as the files of another trainer."""
     dataset = find_annotations(config.dataset)
     trained = trained_range(config, dataset) if config.masked else None
-    chosen = Export(dataset, config.to, separator_of(config, dataset), trained)
+    chosen = Export(dataset, config.to, separator_of(config, dataset), trained, config.block)
     begin(config.output, chosen.described)
-    totals, start = Totals(), 0
-    shards = zip(names_of(dataset), dataset.rows, strict=True)
-    for name, rows in tqdm(shards, "shards", len(dataset.rows), disable=None):
+    names, totals, start = names_of(dataset), Totals(), 0
+    for name, rows in tqdm([*zip(names, dataset.rows, strict=True)], "shards", disable=None):
         totals += chosen.write_shard(config.output, name, start, start + rows)
         start += rows
+    chosen.files(config.output, "").write_index(names)
+    report(totals, config)
+
+
+def report(totals: Totals, config: Config) -> None:
+    """Print what was written and left out."""
     say(f"documents      {totals.documents:,}", f"tokens         {totals.tokens:,}")
     if totals.empty:
         say(f"left out       {totals.empty:,} documents without tokens")
-    if trained is not None:
+    if totals.unfilled:
+        say(f"left out       {totals.unfilled:,} tokens at the ends of shards, which do not fill a block")
+    if config.masked:
         say(f"trained on     {totals.trained:,} tokens, {totals.trained / max(1, totals.tokens):.1%}")
     say(f"written        {config.output}, described in {config.output / EXPORT_FILE}")
 

@@ -1,11 +1,11 @@
-"""Documents of an annotated dataset as arrays for token files: ids, labels as whole numbers, and what to train on.
+"""Documents of an annotated dataset as arrays for other trainers: ids, labels as whole numbers, and what to train on.
 
 Every document ends in a separator, which has no label. Documents without tokens are left out and counted.
 
-Shapes: N tokens of a batch, D documents of a batch.
+Shapes: N tokens of a batch, D documents or blocks of a batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,9 +31,13 @@ class TokenBatch(NamedTuple):
     trained_N: np.ndarray
     """True for tokens to train on."""
     lengths_D: np.ndarray
-    """Number of tokens of each document, with its separator, int64."""
-    empty: int
+    """Number of tokens of each document, with its separator, or of each block, int64."""
+    documents: int = 0
+    """Number of documents with tokens."""
+    empty: int = 0
     """Number of documents without tokens, which are left out."""
+    unfilled: int = 0
+    """Number of tokens that are left out because they do not fill a block."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,24 @@ def _batch(rows: pa.RecordBatch, separator: int | None, trained: TrainedRange) -
         ends = np.cumsum(lengths_D)
         ids_N, labels_N = np.insert(ids_N, ends, separator), np.insert(labels_N, ends, NO_LABEL)
         lengths_D = lengths_D + 1
-    return TokenBatch(ids_N, labels_N, trained.mask(labels_N), lengths_D, len(lengths) - len(lengths_D))
+    documents = len(lengths_D)
+    return TokenBatch(ids_N, labels_N, trained.mask(labels_N), lengths_D, documents, len(lengths) - documents)
+
+
+def in_blocks(batches: Iterable[TokenBatch], block: int) -> Iterator[TokenBatch]:
+    """Join documents end to end, and cut them into blocks of `block` tokens.
+
+    The tokens after the last whole block are left out and counted.
+    """
+    rest: Sequence[np.ndarray] = (np.empty(0, np.int64), np.empty(0, np.int16), np.empty(0, bool))
+    for batch in batches:
+        joined = [np.concatenate(pair) for pair in zip(rest, batch[:3], strict=True)]
+        blocks = len(joined[0]) // block
+        whole = [values_N[: blocks * block] for values_N in joined]
+        rest = [values_N[blocks * block :] for values_N in joined]
+        yield TokenBatch(*whole, np.full(blocks, block), batch.documents, batch.empty)
+    nothing = (values_N[:0] for values_N in rest)
+    yield TokenBatch(*nothing, np.empty(0, np.int64), unfilled=len(rest[0]))
 
 
 def units(nats_N: np.ndarray) -> np.ndarray:

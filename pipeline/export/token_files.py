@@ -1,4 +1,4 @@
-"""Token files of other trainers, written batch by batch. A file gets its name only when it is complete.
+"""Token files of other trainers, written batch by batch.
 
 Ids are in the folder `tokens`. Labels are in the folder `entropy` in the same format, so that a trainer's own reader
 gives both in the same windows. If only some tokens are trained on, masks are in `mask`.
@@ -13,14 +13,14 @@ Labels are int16, in units of 1/128 nat. Formats without signed numbers hold the
 """
 
 import struct
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any
 
 import numpy as np
 
-from pipeline.data.atomic import settle, unfinished_name
+from pipeline.export.shard_files import ShardFiles
 from pipeline.export.token_batches import TokenBatch
 
 TOKENS, ENTROPY, MASK = "tokens", "entropy", "mask"
@@ -29,16 +29,15 @@ MEGATRON_CODES = {"uint8": 1, "int16": 3, "int32": 4, "uint16": 8}
 MEGATRON_16_BITS = 65_500
 
 
-class TokenFiles(ABC):
-    """Files of one shard in one format. As a context manager, it deletes files that are not finished."""
+class TokenFiles(ShardFiles):
+    """Files of the tokens, labels and masks of one shard in one format."""
 
     def __init__(self, output: Path, name: str, vocabulary: int, *, masked: bool) -> None:
-        self.output, self.name = output, name
-        self.kinds: dict[str, np.dtype[Any]] = {TOKENS: self.id_type(vocabulary), ENTROPY: np.dtype("<i2")}
+        super().__init__(output, name)
+        self.kinds = {TOKENS: self.id_type(vocabulary), ENTROPY: np.dtype("<i2")}
         if masked:
             self.kinds[MASK] = np.dtype("u1")
         self._lengths: list[np.ndarray] = []
-        self._files: dict[Path, BinaryIO] = {}
 
     @staticmethod
     def id_type(vocabulary: int) -> np.dtype[Any]:
@@ -66,23 +65,7 @@ class TokenFiles(ABC):
             self._append(self.path(part), b"")  # a shard without documents has empty files
         for path, content in self.indexes(np.concatenate([np.empty(0, np.int64), *self._lengths])):
             self._append(path, content)
-        for path, file in self._files.items():
-            file.close()
-            settle(Path(file.name), self.output / path)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.close()
-            Path(file.name).unlink(missing_ok=True)
-
-    def _append(self, path: Path, content: bytes) -> None:
-        if path not in self._files:
-            (self.output / path).parent.mkdir(parents=True, exist_ok=True)
-            self._files[path] = unfinished_name(self.output / path).open("wb")
-        self._files[path].write(content)
+        super().finish()
 
 
 class DatatroveFiles(TokenFiles):
@@ -129,10 +112,3 @@ def megatron_index(lengths_D: np.ndarray, kind: np.dtype[Any]) -> bytes:
     sizes = struct.pack("<QQ", len(lengths_D), len(lengths_D) + 1)
     arrays = (lengths_D.astype("<i4"), (first_D * kind.itemsize).astype("<i8"), np.arange(len(lengths_D) + 1))
     return header + sizes + b"".join(values.tobytes() for values in arrays)
-
-
-FORMATS: dict[str, type[TokenFiles]] = {
-    "datatrove": DatatroveFiles,
-    "olmo-core": OlmoFiles,
-    "megatron": MegatronFiles,
-}

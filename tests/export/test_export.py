@@ -1,7 +1,7 @@
 """Exports: every token and label pair comes back through the readers of the trainers, in the dataset's order."""
 
 import json
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +13,11 @@ from hypothesis import strategies as st
 
 from pipeline.export.token_batches import MOST_UNITS, NO_LABEL, TrainedRange, units
 from pipeline.export.token_files import megatron_index
-from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from tests.annotated import write_annotated
 from tests.conftest import RunCommand
+from tests.export.conftest import EXPORT, SEPARATOR, Documents, exported
 
-EXPORT = "pipeline.export"
-SEPARATOR = 0
 FORMATS = ("datatrove", "olmo-core", "megatron")
-
-
-@pytest.fixture(scope="module")
-def documents() -> tuple[list[list[int]], list[list[float]]]:
-    """About 100,000 tokens; some documents are empty, and some tokens have no label."""
-    random = np.random.default_rng(0)
-    sizes = random.integers(0, 400, size=500) * (random.random(500) > 0.1)
-    tokens = [random.integers(1, 8192, size=size).tolist() for size in sizes]
-    nats = [np.where(random.random(size) < 0.05, np.nan, random.gamma(1, 2.5, size)) for size in sizes]
-    return tokens, [np.round(row * 128).tolist() for row in nats]
-
-
-@pytest.fixture(scope="module")
-def dataset(documents: tuple[list[list[int]], list[list[float]]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokens, labels = documents
-    nats = [[unit / 128 for unit in row] for row in labels]
-    folder = write_annotated(tmp_path_factory.mktemp("export") / "set", tokens, nats, shards=3, vocabulary=8192)
-    copy_tokenizer(SHIPPED / "tokenizer", folder / "tokenizer" / "exact")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def expected(documents: tuple[list[list[int]], list[list[float]]]) -> tuple[np.ndarray, np.ndarray]:
-    """All ids and labels, joined, with separators."""
-    tokens, labels = documents
-    ids_N = np.array([*chain.from_iterable([*row, SEPARATOR] for row in tokens if row)])
-    units_N = np.array([*chain.from_iterable([*row, np.nan] for row in labels if row)])
-    return ids_N, np.where(np.isnan(units_N), NO_LABEL, units_N).astype(np.int16)
-
-
-def exported(run_command: RunCommand, dataset: Path, output: Path, kind: str, *more: object) -> Path:
-    assert run_command(EXPORT, dataset, "--to", kind, "--output", output, *more) == 0
-    return output
 
 
 def joined(folder: Path, pattern: str, kind: str) -> np.ndarray:
@@ -80,38 +45,27 @@ def test_datatrove_reads_the_same_windows_of_tokens_labels_and_document_position
 ) -> None:
     output = exported(run_command, dataset, tmp_path / "out", "datatrove")
     tokens, labels = (
-        DatatroveFolderDataset(str(output / part), seq_len=127, filename_pattern="*.ds", return_positions=True)
+        DatatroveFolderDataset(str(output / part), seq_len=1023, filename_pattern="*.ds", return_positions=True)
         for part in ("tokens", "entropy")
     )
-    assert len(tokens) == len(labels) > 500
-    at = 0
-    for file, following in pairwise([0, *np.cumsum([_tokens_in(output, shard) for shard in range(3)])]):
-        for _ in range((following - file) // 128):
-            window = slice(file + at, file + at + 128)
-            item = tokens[_number(file, at, output)]
-            np.testing.assert_array_equal(item["input_ids"], expected[0][window])
-            read = labels[_number(file, at, output)]["input_ids"].numpy().astype(np.uint16).view(np.int16)
-            np.testing.assert_array_equal(read, expected[1][window])
-            ends = np.flatnonzero(expected[0][window] == SEPARATOR)
-            assert all(item["positions"][end + 1] == 0 for end in ends if end + 1 < 128)
-            at += 128
-        at = 0
+    windows = whole_windows(output / "tokens", "*.ds", 1024)
+    assert len(tokens) == len(labels) == len(windows) > 900
+    for number, window in enumerate(windows):
+        item, read = tokens[number], labels[number]["input_ids"].numpy()
+        np.testing.assert_array_equal(item["input_ids"], expected[0][window])
+        np.testing.assert_array_equal(read.astype(np.uint16).view(np.int16), expected[1][window])
+        starts = np.flatnonzero(expected[0][window][:-1] == SEPARATOR) + 1
+        assert not item["positions"][starts].any()
 
 
-def _tokens_in(output: Path, shard: int) -> int:
-    return sorted((output / "tokens").glob("*.ds"))[shard].stat().st_size // 2
-
-
-def _number(first: int, at: int, output: Path) -> int:
-    """Return the number of a window, counting the whole windows of the files before it."""
-    before = 0
-    for shard in range(3):
-        tokens = _tokens_in(output, shard)
-        if first == 0:
-            break
-        first -= tokens
-        before += tokens // 128
-    return before + at // 128
+def whole_windows(folder: Path, pattern: str, length: int) -> list[slice]:
+    """Return the windows of all files of 16-bit ids, as slices of the joined files."""
+    sizes = [file.stat().st_size // 2 for file in sorted(folder.glob(pattern))]
+    starts = np.cumsum([0, *sizes])[:-1].tolist()
+    firsts = [
+        start + at for start, size in zip(starts, sizes, strict=True) for at in range(0, size - length + 1, length)
+    ]
+    return [slice(first, first + length) for first in firsts]
 
 
 def test_olmo_core_reads_tokens_labels_and_masks(
@@ -120,38 +74,34 @@ def test_olmo_core_reads_tokens_labels_and_masks(
     data = pytest.importorskip("olmo_core.data", reason="OLMo-core is not installed")
     output = exported(run_command, dataset, tmp_path / "out", "olmo-core", "--train-to", 4.0)
     masks = sorted((output / "mask").glob("*.npy"))
+    windows = whole_windows(output / "tokens", "*.npy", 1024)
     for part, values in (("tokens", expected[0]), ("entropy", expected[1].view(np.uint16))):
         settings: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 0, "vocab_size": 8192, "dtype": np.uint16}
         files = sorted((output / part).glob("*.npy"))
-        read = data.NumpyFSLDataset(*files, sequence_length=64, label_mask_paths=masks, **settings)
+        read = data.NumpyFSLDataset(*files, sequence_length=1024, label_mask_paths=masks, **settings)
         read.prepare()
-        sizes = [file.stat().st_size // 2 for file in files]
-        starts = np.cumsum([0, *sizes])
-        at = [start + 64 * k for start, size in zip(starts, sizes, strict=False) for k in range(size // 64)]
-        assert len(read) == len(at)
-        for number, start in enumerate(at):
-            window = slice(start, start + 64)
+        assert len(read) == len(windows)
+        for number, window in enumerate(windows):
             np.testing.assert_array_equal(read[number]["input_ids"].numpy(), values[window])
             wanted = (expected[1][window] == NO_LABEL) | (expected[1][window] <= 4 * 128)
             np.testing.assert_array_equal(read[number]["label_mask"].numpy(), wanted)
 
 
 def test_megatron_reads_every_document_with_its_labels(
-    run_command: RunCommand, dataset: Path, documents: tuple[list[list[int]], list[list[float]]], tmp_path: Path
+    run_command: RunCommand, dataset: Path, documents: Documents, tmp_path: Path
 ) -> None:
     indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="Megatron-core is not installed")
     output = exported(run_command, dataset, tmp_path / "out", "megatron", "--train-to", 4.0)
-    kept = [(row, nats) for row, nats in zip(*documents, strict=True) if row]
     names = sorted(file.with_suffix("") for file in (output / "tokens").glob("*.bin"))
     read = [indexed.IndexedDataset(str(name)) for name in names]
     labels = [indexed.IndexedDataset(str(output / "entropy" / name.name)) for name in names]
     masks = [indexed.IndexedDataset(str(output / "mask" / name.name)) for name in names]
-    assert sum(map(len, read)) == len(kept)
-    every = zip(chain.from_iterable(read), chain.from_iterable(labels), chain.from_iterable(masks), kept, strict=True)
-    for ids, units_T, mask, (row, nats) in every:
-        assert ids.tolist() == [*row, SEPARATOR] and units_T.dtype == np.int16
-        assert units_T.tolist() == [NO_LABEL if np.isnan(unit) else unit for unit in (*nats, np.nan)]
-        assert mask.tolist() == [unit == NO_LABEL or unit <= 512 for unit in units_T.tolist()]
+    every = zip(*map(chain.from_iterable, (read, labels, masks)), documents.separated, strict=True)
+    for ids, units_T, mask, (wanted, wanted_units) in every:
+        assert units_T.dtype == np.int16
+        np.testing.assert_array_equal(ids, wanted)
+        np.testing.assert_array_equal(units_T, wanted_units)
+        np.testing.assert_array_equal(mask, (wanted_units == NO_LABEL) | (wanted_units <= 512))
     assert read[0].document_indices.tolist() == [*range(len(read[0]) + 1)]
 
 
@@ -196,19 +146,23 @@ def test_documents_may_end_without_a_separator(run_command: RunCommand, tmp_path
     assert joined(output / "tokens", "*.index", "<u8").tolist() == [2, 3]
 
 
+@pytest.mark.parametrize("kind", ["megatron", "mds"])
 def test_an_interrupted_export_writes_only_what_is_missing(
-    run_command: RunCommand, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_command: RunCommand, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    output = exported(run_command, dataset, tmp_path / "out", "megatron")
+    output = exported(run_command, dataset, tmp_path / "out", kind)
     printed = capsys.readouterr().out
     lost = sorted((output / "done").glob("*.json"))[1]
     lost.unlink()
+    again = (lost.stem, "index.json")
     kept = {
-        file: file.stat().st_mtime_ns for file in output.rglob("*") if lost.stem not in file.name and file.is_file()
+        file: file.stat().st_mtime_ns
+        for file in output.rglob("*")
+        if file.is_file() and not any(part in file.name for part in again)
     }
     content = {file: file.read_bytes() for file in output.rglob("*") if file.is_file()}
-    (output / "tokens" / ".left.unfinished").touch()
-    exported(run_command, dataset, output, "megatron")
+    (output / "done" / ".left.unfinished").touch()
+    exported(run_command, dataset, output, kind)
     assert capsys.readouterr().out == printed and "documents without tokens" in printed
     assert not [*output.rglob(".*")]
     assert kept.items() <= {file: file.stat().st_mtime_ns for file in output.rglob("*") if file.is_file()}.items()
@@ -225,6 +179,8 @@ def test_an_interrupted_export_writes_only_what_is_missing(
         (("--train-from", 1.001, "--train-to", 1.002), "no label can be at least 1.00781 and at most 1 nats"),
         (("--train-from", 5, "--train-to", 2), "no label can be at least 5 and at most 2 nats"),
         (("--to", "tfrecord"), 'Invalid value "tfrecord" for --to'),
+        (("--block", 2048), "--block is for mds and litdata; the reader of megatron cuts tokens itself, so leave it out"),
+        (("--to", "mds", "--block", 0), "--block must be at least 1, not 0"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(

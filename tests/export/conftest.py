@@ -1,0 +1,64 @@
+"""A dataset of a million tokens to export, and what its exports must hold."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.export.token_batches import NO_LABEL
+from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
+from tests.annotated import write_annotated
+from tests.conftest import RunCommand
+
+EXPORT = "pipeline.export"
+SEPARATOR = 0
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Ids of documents, and labels in units of 1/128 nat, with NO_LABEL for a token without one."""
+
+    ids: list[np.ndarray]
+    units: list[np.ndarray]
+
+    @cached_property
+    def separated(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids and labels of the documents with tokens, with separators."""
+        pairs = zip(self.ids, self.units, strict=True)
+        return [(np.append(ids, SEPARATOR), np.append(units, np.int16(NO_LABEL))) for ids, units in pairs if len(ids)]
+
+
+@pytest.fixture(scope="session")
+def documents() -> Documents:
+    """A million tokens; some documents are empty, and some tokens have no label."""
+    random = np.random.default_rng(0)
+    sizes = random.integers(0, 1000, size=2500) * (random.random(2500) > 0.1)
+    ids = [random.integers(1, 8192, size=size) for size in sizes]
+    nats = [np.where(random.random(size) < 0.05, np.nan, random.gamma(1, 2.5, size)) for size in sizes]
+    units = [np.where(np.isnan(row), NO_LABEL, np.round(np.nan_to_num(row) * 128)).astype(np.int16) for row in nats]
+    return Documents(ids, units)
+
+
+@pytest.fixture(scope="session")
+def dataset(documents: Documents, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documents in three shards."""
+    nats = [np.where(row == NO_LABEL, np.nan, row / 128).tolist() for row in documents.units]
+    ids = [row.tolist() for row in documents.ids]
+    folder = write_annotated(tmp_path_factory.mktemp("export") / "set", ids, nats, shards=3, vocabulary=8192)
+    copy_tokenizer(SHIPPED / "tokenizer", folder / "tokenizer" / "exact")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def expected(documents: Documents) -> tuple[np.ndarray, np.ndarray]:
+    """All ids and labels, joined, with separators."""
+    ids, units = zip(*documents.separated, strict=True)
+    assert sum(map(len, ids)) > 1_000_000
+    return np.concatenate(ids), np.concatenate(units)
+
+
+def exported(run_command: RunCommand, dataset: Path, output: Path, kind: str, *more: object) -> Path:
+    assert run_command(EXPORT, dataset, "--to", kind, "--output", output, *more) == 0
+    return output
