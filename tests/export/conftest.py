@@ -62,3 +62,13 @@ def expected(documents: Documents) -> tuple[np.ndarray, np.ndarray]:
 def exported(run_command: RunCommand, dataset: Path, output: Path, kind: str, *more: object) -> Path:
     assert run_command(EXPORT, dataset, "--to", kind, "--output", output, *more) == 0
     return output
+
+
+def whole_windows(folder: Path, pattern: str, length: int) -> list[slice]:
+    """Return the windows of all files of 16-bit ids, as slices of the joined files."""
+    sizes = [file.stat().st_size // 2 for file in sorted(folder.glob(pattern))]
+    starts = np.cumsum([0, *sizes])[:-1].tolist()
+    firsts = [
+        start + at for start, size in zip(starts, sizes, strict=True) for at in range(0, size - length + 1, length)
+    ]
+    return [slice(first, first + length) for first in firsts]

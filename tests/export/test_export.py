@@ -3,7 +3,6 @@
 import json
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from pipeline.export.token_batches import MOST_UNITS, NO_LABEL, TrainedRange, un
 from pipeline.export.token_files import megatron_index
 from tests.annotated import write_annotated
 from tests.conftest import RunCommand
-from tests.export.conftest import EXPORT, SEPARATOR, Documents, exported
+from tests.export.conftest import EXPORT, SEPARATOR, Documents, exported, whole_windows
 
 FORMATS = ("datatrove", "olmo-core", "megatron")
 
@@ -56,35 +55,6 @@ def test_datatrove_reads_the_same_windows_of_tokens_labels_and_document_position
         np.testing.assert_array_equal(read.astype(np.uint16).view(np.int16), expected[1][window])
         starts = np.flatnonzero(expected[0][window][:-1] == SEPARATOR) + 1
         assert not item["positions"][starts].any()
-
-
-def whole_windows(folder: Path, pattern: str, length: int) -> list[slice]:
-    """Return the windows of all files of 16-bit ids, as slices of the joined files."""
-    sizes = [file.stat().st_size // 2 for file in sorted(folder.glob(pattern))]
-    starts = np.cumsum([0, *sizes])[:-1].tolist()
-    firsts = [
-        start + at for start, size in zip(starts, sizes, strict=True) for at in range(0, size - length + 1, length)
-    ]
-    return [slice(first, first + length) for first in firsts]
-
-
-def test_olmo_core_reads_tokens_labels_and_masks(
-    run_command: RunCommand, dataset: Path, expected: tuple[np.ndarray, np.ndarray], tmp_path: Path
-) -> None:
-    data = pytest.importorskip("olmo_core.data", reason="OLMo-core is not installed")
-    output = exported(run_command, dataset, tmp_path / "out", "olmo-core", "--train-to", 4.0)
-    masks = sorted((output / "mask").glob("*.npy"))
-    windows = whole_windows(output / "tokens", "*.npy", 1024)
-    for part, values in (("tokens", expected[0]), ("entropy", expected[1].view(np.uint16))):
-        settings: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 0, "vocab_size": 8192, "dtype": np.uint16}
-        files = sorted((output / part).glob("*.npy"))
-        read = data.NumpyFSLDataset(*files, sequence_length=1024, label_mask_paths=masks, **settings)
-        read.prepare()
-        assert len(read) == len(windows)
-        for number, window in enumerate(windows):
-            np.testing.assert_array_equal(read[number]["input_ids"].numpy(), values[window])
-            wanted = (expected[1][window] == NO_LABEL) | (expected[1][window] <= 4 * 128)
-            np.testing.assert_array_equal(read[number]["label_mask"].numpy(), wanted)
 
 
 def test_megatron_reads_every_document_with_its_labels(
@@ -179,7 +149,7 @@ def test_an_interrupted_export_writes_only_what_is_missing(
         (("--train-from", 1.001, "--train-to", 1.002), "no label can be at least 1.00781 and at most 1 nats"),
         (("--train-from", 5, "--train-to", 2), "no label can be at least 5 and at most 2 nats"),
         (("--to", "tfrecord"), 'Invalid value "tfrecord" for --to'),
-        (("--block", 2048), "--block is for mds and litdata; the reader of megatron cuts tokens itself, so leave it out"),
+        (("--block", 9), "--block is for mds and litdata; the reader of megatron cuts tokens itself, so leave it out"),
         (("--to", "mds", "--block", 0), "--block must be at least 1, not 0"),
     ],
 )
