@@ -1,8 +1,11 @@
-"""The stages of docs/python.md, run by the executors of their libraries."""
+"""The stages of docs/python.md, run by the executors of their libraries, and the loader of docs/trainers.md."""
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,19 +14,28 @@ from datatrove.pipeline.readers import ParquetReader
 from datatrove.pipeline.writers import ParquetWriter
 
 from pipeline import Labeller
+from pipeline.data.annotated import find_annotations
+from pipeline.data.packing import CutWithOverlap
+from pipeline.training.torch_dataset import LabelledWindows
+from tests.annotated import write_annotated
 from tests.readme.document import ROOT, Document
 
 TEXTS = ["One document.", "", "naïve 🙂", *(f"Number {number}." for number in range(300))]
 SETTINGS = {"batch_invariant": True, "dtype": "float32"}
 
 
-def stage_of(library: str) -> Any:
-    """Return the class of the page's stage for a library."""
-    page = Document((ROOT / "docs" / "python.md").read_text(encoding="utf-8"))
-    (snippet,) = (each for each in page.snippets if library in each)
+def class_of(page: str, library: str, name: str) -> Any:
+    """Return a class that a page has for a library."""
+    file = ROOT / "docs" / page
+    (snippet,) = (each for each in Document(file.read_text(encoding="utf-8")).snippets if f"from {library}" in each)
     names: dict[str, Any] = {"Labeller": Labeller}
-    exec(compile(snippet, "docs/python.md", "exec"), names)
-    return names["EntropyLabels"]
+    exec(compile(snippet, str(file), "exec"), names)
+    return names[name]
+
+
+def stage_of(library: str) -> Any:
+    """Return the class of the stage for a library."""
+    return class_of("python.md", library, "EntropyLabels")
 
 
 def written(folder: Path) -> Path:
@@ -57,3 +69,41 @@ def test_nemo_curator_adds_the_columns_to_its_batches() -> None:
     expected = Labeller(batch_invariant=True, dtype="float32")(TEXTS)
     assert done.data["id"].to_pylist() == [*range(len(TEXTS))]
     assert done.data["entropy"].to_pylist() == [each.entropy.tolist() for each in expected]
+
+
+def titan_batches(reading: Iterator[Any], count: int) -> list[tuple[dict[str, list[Any]], list[Any]]]:
+    """Return the next batches of torchtitan's loader as lists."""
+    batches = islice(reading, count)
+    return [({name: values.tolist() for name, values in inputs.items()}, labels.tolist()) for inputs, labels in batches]
+
+
+def test_torchtitan_trains_on_tokens_of_few_nats_and_resumes(tmp_path: Path) -> None:
+    pytest.importorskip("torchtitan.components.dataloader", reason="`make peers` was not run")
+    random = np.random.default_rng(0)
+    documents = [random.integers(1, 50, size).tolist() for size in (30, 0, 7, 90, 1, 40)]
+    nats = [np.where(random.random(len(row)) < 0.2, np.nan, random.gamma(1, 4, len(row))) for row in documents]
+    annotated = write_annotated(tmp_path / "set", documents, [row.tolist() for row in nats], shards=2)
+    config = class_of("trainers.md", "torchtitan", "EntropyDataLoader").Config(dataset_path=str(annotated), seed=3)
+    for rank in range(2):
+        given = {"dp_world_size": 2, "dp_rank": rank, "tokenizer": None, "seq_len": 16, "local_batch_size": 2}
+        loader = config.build(**given, snapshot_every_n_steps=1)
+        reading = iter(loader)
+        batches = titan_batches(reading, 3)
+        state = loader.state_dict()
+        batches += titan_batches(reading, 9)
+        order: dict[str, Any] = {"seed": 3, "epochs": None, "rank": rank, "world_size": 2}
+        windows = iter(
+            LabelledWindows(find_annotations(str(annotated)), CutWithOverlap(length=17, separator=0), **order)
+        )
+        for inputs, labels in batches:
+            for row in range(2):
+                ids, entropy, document = next(windows)
+                assert inputs["input"][row] == ids[:-1].tolist()
+                for place in range(16):
+                    unknown = document[place + 1] < 0 or entropy[place + 1] > 4
+                    assert labels[row][place] == (-100 if unknown else ids[place + 1])
+                    first = place == 0 or document[place] != document[place - 1]
+                    assert inputs["positions"][row][place] == (0 if first else inputs["positions"][row][place - 1] + 1)
+        resumed = config.build(**given, snapshot_every_n_steps=1)
+        resumed.load_state_dict(state)
+        assert titan_batches(iter(resumed), 9) == batches[3:]
