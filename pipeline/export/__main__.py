@@ -28,6 +28,7 @@ from pipeline.data.tokenizer import beginning_token
 from pipeline.export.sample_files import LitdataFiles, MdsFiles, SampleFiles
 from pipeline.export.shard_files import ShardFiles
 from pipeline.export.token_batches import (
+    MOST_BLOCK,
     MOST_UNITS,
     NO_LABEL,
     TokenBatch,
@@ -85,8 +86,8 @@ class Config:
             raise ValueError(
                 f"`block` is for mds and litdata; the reader of {self.to} cuts tokens itself, so leave it out"
             )
-        if self.block is not None and self.block < 1:
-            raise ValueError(f"`block` must be at least 1, not {self.block}")
+        if self.block is not None and not 1 <= self.block <= MOST_BLOCK:
+            raise ValueError(f"`block` must be from 1 to {MOST_BLOCK:,}, not {self.block}")
         for end in ("from", "to"):
             nats, share = getattr(self, f"train_{end}"), getattr(self, f"train_{end}_quantile")
             if nats is not None and not math.isfinite(nats):

@@ -157,7 +157,7 @@ class LitdataFiles(SampleFiles):
         return values
 
     def index(self, files: Sequence[tuple[str, int, int]]) -> dict[str, Any]:
-        leaf = {"type": None, "context": None, "children_spec": []}
+        leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
         fields = {"type": "builtins.dict", "context": json.dumps([*self.kinds])}
         config = {
             "chunk_bytes": FILE_BYTES,

@@ -5,7 +5,7 @@ Every document ends in a separator, which has no label. Documents without tokens
 Shapes: N tokens of a batch, D documents or blocks of a batch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ NO_LABEL = -(2**15)
 """Number that stands for a token without a label."""
 MOST_UNITS = 2**15 - 1
 BINS = MOST_UNITS - NO_LABEL
+MOST_BLOCK = 2**24
+"""Maximum number of tokens of a block, which is held in memory."""
 
 
 class TokenBatch(NamedTuple):
@@ -83,15 +85,15 @@ def in_blocks(batches: Iterable[TokenBatch], block: int) -> Iterator[TokenBatch]
 
     The tokens after the last whole block are left out and counted.
     """
-    rest: Sequence[np.ndarray] = (np.empty(0, np.int64), np.empty(0, np.int16), np.empty(0, bool))
+    rest: list[np.ndarray] = [np.empty(0, np.int64), np.empty(0, np.int16), np.empty(0, bool)]
     for batch in batches:
         joined = [np.concatenate(pair) for pair in zip(rest, batch[:3], strict=True)]
         blocks = len(joined[0]) // block
-        whole = [values_N[: blocks * block] for values_N in joined]
+        ids_N, labels_N, trained_N = (values_N[: blocks * block] for values_N in joined)
         rest = [values_N[blocks * block :] for values_N in joined]
-        yield TokenBatch(*whole, np.full(blocks, block), batch.documents, batch.empty)
-    nothing = (values_N[:0] for values_N in rest)
-    yield TokenBatch(*nothing, np.empty(0, np.int64), unfilled=len(rest[0]))
+        yield TokenBatch(ids_N, labels_N, trained_N, np.full(blocks, block), batch.documents, batch.empty)
+    ids_N, labels_N, trained_N = (values_N[:0] for values_N in rest)
+    yield TokenBatch(ids_N, labels_N, trained_N, np.empty(0, np.int64), unfilled=len(rest[0]))
 
 
 def units(nats_N: np.ndarray) -> np.ndarray:

@@ -150,7 +150,7 @@ def test_an_interrupted_export_writes_only_what_is_missing(
         (("--train-from", 5, "--train-to", 2), "no label can be at least 5 and at most 2 nats"),
         (("--to", "tfrecord"), 'Invalid value "tfrecord" for --to'),
         (("--block", 9), "--block is for mds and litdata; the reader of megatron cuts tokens itself, so leave it out"),
-        (("--to", "mds", "--block", 0), "--block must be at least 1, not 0"),
+        (("--to", "mds", "--block", 0), "--block must be from 1 to 16,777,216, not 0"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(

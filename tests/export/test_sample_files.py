@@ -141,26 +141,34 @@ def written(folder: Path, kind: str, lengths: list[int]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_writer_of_the_library_writes_the_same_bytes(kind: str, tmp_path: Path) -> None:
-    library = mosaic_streaming() if kind == "mds" else litdata()
-    ours = written(tmp_path / "ours", kind, [3, 300, 70_000])
-    theirs = tmp_path / "theirs"
-    if kind == "mds":
-        columns = {name: f"ndarray:{np.dtype(dtype).name}" for name, dtype in FIELDS.items()}
-        writer = library.MDSWriter(columns=columns, out=str(theirs), size_limit=FILE_BYTES)
-        add, end = (lambda _, sample: writer.write(sample)), writer.finish
-    else:
-        writer = pytest.importorskip("litdata.streaming.writer").BinaryWriter(str(theirs), chunk_bytes=FILE_BYTES)
-        add, end = writer.add_item, lambda: (writer.done(), writer.merge(1))
-    for number, sample in enumerate(read_slowly(ours)):
-        add(number, sample)
-    end()
+def write_by_mosaic_streaming(samples: list[Sample], folder: Path) -> None:
+    columns = {name: f"ndarray:{np.dtype(kind).name}" for name, kind in FIELDS.items()}
+    with mosaic_streaming().MDSWriter(columns=columns, out=str(folder), size_limit=FILE_BYTES) as writer:
+        for sample in samples:
+            writer.write(sample)
+
+
+def write_by_litdata(samples: list[Sample], folder: Path) -> None:
+    litdata()
+    from litdata.streaming.writer import BinaryWriter
+
+    writer = BinaryWriter(str(folder), chunk_bytes=FILE_BYTES)
+    for number, sample in enumerate(samples):
+        writer.add_item(number, sample)
+    writer.done()
+    writer.merge(1)
+
+
+@pytest.mark.parametrize(("kind", "write"), [("mds", write_by_mosaic_streaming), ("litdata", write_by_litdata)])
+def test_the_writer_of_the_library_writes_the_same_bytes(
+    kind: str, write: Callable[[list[Sample], Path], None], tmp_path: Path
+) -> None:
+    ours, theirs = written(tmp_path / "ours", kind, [3, 300, 70_000]), tmp_path / "theirs"
+    write(read_slowly(ours), theirs)
     (file,), (other,) = ([*folder.glob("*.mds"), *folder.glob("*.bin")] for folder in (ours, theirs))
     assert file.read_bytes() == other.read_bytes()
-    index, expected = (json.loads((folder / "index.json").read_text(encoding="utf-8")) for folder in (ours, theirs))
-    text = json.dumps(expected).replace(other.name, file.name)
-    assert _within(index, json.loads(text))
+    index, expected = ((folder / "index.json").read_text(encoding="utf-8") for folder in (ours, theirs))
+    assert _within(json.loads(index), json.loads(expected.replace(other.name, file.name)))
 
 
 def _within(part: Any, whole: Any) -> bool:
