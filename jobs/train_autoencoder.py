@@ -11,6 +11,7 @@ The same command resumes an interrupted run. The job runs in one process, or in 
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -19,8 +20,9 @@ import cyclopts
 from pipeline.cli import run
 from pipeline.models.model_card import command_line, model_card
 from pipeline.models.sizes import AutoencoderSizes
-from pipeline.training.config import DryRunSettings, TrainingConfig
+from pipeline.training.config import DryRunSettings
 from pipeline.training.data import DocumentSettings
+from pipeline.training.length import TrainingSettings
 
 
 @cyclopts.Parameter(name="*")
@@ -32,7 +34,7 @@ class Config:
     output: Path
     """Folder to write the checkpoint to."""
     model: AutoencoderSizes = field(default_factory=AutoencoderSizes)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
     estimate: Annotated[DryRunSettings, cyclopts.Parameter(name="*")] = field(default_factory=DryRunSettings)
 
 
@@ -45,18 +47,20 @@ def train_autoencoder(config: Config) -> None:
     from pipeline.training import resume
     from pipeline.training.cost import print_cost
     from pipeline.training.distributed import process_group
-    from pipeline.training.job import cost_on_windows, train_on_windows
+    from pipeline.training.job import cost_on_windows, epoch_on_windows, train_on_windows
 
     with process_group():
         documents = config.documents.read()
+        epoch = cache(lambda: epoch_on_windows(documents, config.model.context, config.training.tokens_per_batch))
+        training = config.training.resolved(epoch)
         torch.manual_seed(config.training.seed)
         model = Autoencoder(AutoencoderConfig(vocab_size=documents.source.vocabulary, **asdict(config.model)))
         if config.estimate.dry_run:
-            print_cost(cost_on_windows(model, documents, config.training, config.estimate))
+            print_cost(cost_on_windows(model, epoch(), training, config.estimate))
             return
-        fingerprint = {"model": asdict(config.model), "training": config.training.fingerprint}
+        fingerprint = {"model": asdict(config.model), "training": training.fingerprint}
         resume.begin_on_main(config.output, {**documents.decisive, **fingerprint})
-        train_on_windows(model, documents, config.training, config.output, card)
+        train_on_windows(model, documents, training, config.output, card)
 
 
 def card(facts: Mapping[str, object]) -> str:

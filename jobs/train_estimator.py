@@ -16,6 +16,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,7 @@ from pipeline.models.model_card import command_line, model_card
 from pipeline.models.sizes import BackboneSettings, BottleneckSizes, EstimatorSizes
 from pipeline.training.config import DryRunSettings, TrainingConfig
 from pipeline.training.data import Documents, DocumentSettings
+from pipeline.training.length import TrainingSettings
 
 if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
     from pipeline.models.estimator import Estimator
@@ -60,7 +62,7 @@ class Config:
     not compute them again. SmolLM2-135M takes 2.3 KB per token."""
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     model: EstimatorSizes = field(default_factory=EstimatorSizes)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
     estimate: Annotated[DryRunSettings, cyclopts.Parameter(name="*")] = field(default_factory=DryRunSettings)
 
     def __post_init__(self) -> None:
@@ -93,11 +95,11 @@ class Config:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """All settings that the trained models depend on, by name, except the settings of the documents."""
+        """All settings that the trained models depend on, by name, except those of the documents and of training."""
         names = ("init_from", "folds", "encoder", "start_token")
         own = {name: getattr(self, name) for name in names}
         parts = {"backbone": asdict(self.backbone), "model": asdict(self.model)}
-        return {**own, **parts, "training": self.training.fingerprint}
+        return {**own, **parts}
 
 
 def train_estimator(config: Config) -> None:
@@ -106,18 +108,25 @@ def train_estimator(config: Config) -> None:
     from pipeline.training import resume
     from pipeline.training.cost import print_cost
     from pipeline.training.distributed import process_group
-    from pipeline.training.job import cost_on_windows, train_folds
+    from pipeline.training.job import cost_on_windows, epoch_on_windows, train_folds
 
     start = config.starting_point
     with process_group():
         documents = read_documents(config.documents, start)
+        sizes = config.model.context, config.training.tokens_per_batch
+        epoch = cache(lambda: epoch_on_windows(documents, *sizes, varied=True, folds=config.folds))
+        training = config.training.resolved(epoch)
         if config.estimate.dry_run:
-            model, folds = new_model(documents, start, config), config.folds
-            print_cost(cost_on_windows(model, documents, config.training, config.estimate, varied=True, models=folds))
+            model = new_model(documents, start, config)
+            print_cost(cost_on_windows(model, epoch(), training, config.estimate, models=config.folds))
             return
-        resume.begin_on_main(config.output, {**documents.decisive, **config.fingerprint})
-        parts = documents.leave_one_fold_out(config.folds)
-        train_folds(parts, config.folds, config.output, lambda _, part, folder: train_on(part, start, folder, config))
+        decisive = {**documents.decisive, **config.fingerprint, "training": training.fingerprint}
+        resume.begin_on_main(config.output, decisive)
+
+        def train_fold(fold: int, part: Documents, folder: Path) -> None:
+            train_on(part, start, folder, config, training)
+
+        train_folds(documents.leave_one_fold_out(config.folds), config.folds, config.output, train_fold)
 
 
 def read_documents(settings: DocumentSettings, start: Checkpoint | None) -> Documents:
@@ -135,7 +144,9 @@ def read_documents(settings: DocumentSettings, start: Checkpoint | None) -> Docu
     return documents
 
 
-def train_on(documents: Documents, start: Checkpoint | None, output: Path, config: Config) -> None:
+def train_on(
+    documents: Documents, start: Checkpoint | None, output: Path, config: Config, training: TrainingConfig
+) -> None:
     """Train one estimator, and write its checkpoint and model card to `output`."""
     from pipeline.training.job import train_on_windows
 
@@ -145,7 +156,7 @@ def train_on(documents: Documents, start: Checkpoint | None, output: Path, confi
     train_on_windows(
         model,
         documents,
-        config.training,
+        training,
         output,
         lambda trained: card({**trained, **facts}),
         varied=True,

@@ -14,7 +14,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,11 +31,13 @@ from pipeline.models.model_card import command_line, model_card, training_length
 from pipeline.models.sizes import LanguageModelSizes
 from pipeline.training.config import NEED_LABELS, DryRunSettings, ObjectiveSettings, TrainingConfig
 from pipeline.training.data import LabelledDocuments, ModelTokens, in_windows
+from pipeline.training.length import TrainingSettings
 
 if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
     from transformers import PreTrainedModel
 
     from pipeline.training.cost import Cost
+    from pipeline.training.epoch import Epoch
     from pipeline.training.metrics import Metrics
 
 NOT_IN_FINGERPRINT = ("output", "workers", "address", "estimate")
@@ -82,7 +84,7 @@ class Config:
     """With --workers, address of the Ray cluster to join. By default, join the job's own cluster inside
     `ray job submit`, or start a local cluster elsewhere."""
     model: LanguageModelSizes = field(default_factory=LanguageModelSizes)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
     estimate: Annotated[DryRunSettings, cyclopts.Parameter(name="*")] = field(default_factory=DryRunSettings)
 
     def __post_init__(self) -> None:
@@ -147,11 +149,13 @@ def train_here(config: Config, arguments: Sequence[str]) -> None:
         if config.objective.objective in NEED_LABELS and not len(labels_N):
             raise ValueError(f"{config.labels} has no labels for --objective {config.objective.objective}; annotate it")
         mean_label = float(labels_N.mean()) if len(labels_N) else 0.0
+        epoch = cache(lambda: epoch_of(seen, evaluated["held_out"], config))
+        training = config.training.resolved(epoch)
         if config.estimate.dry_run:
-            print_cost(cost_of(seen, evaluated["held_out"], mean_label, config, start))
+            print_cost(cost_of(seen.tokens, epoch(), mean_label, config, training, start))
             return
-        resume.begin_on_main(config.output, fingerprint(config, dataset, start))
-        train_on(seen, evaluated, mean_label, config, arguments, start)
+        resume.begin_on_main(config.output, fingerprint(config, training, dataset, start))
+        train_on(seen, evaluated, mean_label, config, training, arguments, start)
 
 
 def train_on(
@@ -159,6 +163,7 @@ def train_on(
     evaluated: Mapping[str, PackedWindow],
     mean_label: float,
     config: Config,
+    training: TrainingConfig,
     arguments: Sequence[str],
     start: Checkpoint | None = None,
 ) -> None:
@@ -174,7 +179,6 @@ def train_on(
     from pipeline.training.objectives import objective_function
     from pipeline.training.penalties import penalty_function
 
-    training = config.training
     model = initial_model(config, seen.tokens, start)
     batches = labelled_batches(seen, training.tokens_per_batch, training.seed)
 
@@ -191,30 +195,41 @@ def train_on(
         training,
         config.output,
         tokenizer=seen.tokens.folder,
-        card=lambda metrics: card(model, seen, metrics, config, arguments),
+        card=lambda metrics: card(model, seen, metrics, config, training, arguments),
         result="held-out cross-entropy {held_out_loss:.3f} nats per token",
     )
 
 
+def epoch_of(seen: LabelledDocuments, held_out: PackedWindow, config: Config) -> Epoch:
+    """Return the windows of an epoch. The held-out windows stand for those of a stream."""
+    from pipeline.training.epoch import Epoch
+
+    sampled = documents_read(config, seen.dataset) - seen.stop
+    return Epoch.of_labelled(seen, held_out, sampled, config.training.tokens_per_batch)
+
+
 def cost_of(
-    seen: LabelledDocuments, held_out: PackedWindow, mean_label: float, config: Config, start: Checkpoint | None = None
+    tokens: ModelTokens,
+    epoch: Epoch,
+    mean_label: float,
+    config: Config,
+    training: TrainingConfig,
+    start: Checkpoint | None = None,
 ) -> Cost:
     """Return the cost of training the model. `mean_label` is the mean of the labels, in nats."""
     from pipeline.training.cost import Cost
-    from pipeline.training.epoch import Epoch
     from pipeline.training.losses import ObjectiveLoss
     from pipeline.training.objectives import objective_function
     from pipeline.training.penalties import penalty_function
 
-    training = config.training
     loss = ObjectiveLoss(objective_function(config.objective, mean_label), penalty=penalty_function(config.objective))
-    sampled = documents_read(config, seen.dataset) - seen.stop
-    epoch = Epoch.of_labelled(seen, held_out, sampled, training.tokens_per_batch)
     compares = loss.step_objective is not None
-    return Cost(initial_model(config, seen.tokens, start), loss, epoch, training, config.estimate, compares=compares)
+    return Cost(initial_model(config, tokens, start), loss, epoch, training, config.estimate, compares=compares)
 
 
-def fingerprint(config: Config, dataset: AnnotatedDataset, start: Checkpoint | None) -> dict[str, Any]:
+def fingerprint(
+    config: Config, training: TrainingConfig, dataset: AnnotatedDataset, start: Checkpoint | None
+) -> dict[str, Any]:
     """Return all settings that the model depends on, by name, including the provenance of the labels.
 
     The output folder, the number of processes, the cluster's address and the dry run are left out.
@@ -222,7 +237,7 @@ def fingerprint(config: Config, dataset: AnnotatedDataset, start: Checkpoint | N
     settings = {
         **asdict(config),
         "objective": config.objective.fingerprint,
-        "training": config.training.fingerprint,
+        "training": training.fingerprint,
         "provenance": asdict(dataset.provenance),
         "init_from_sha256": None if start is None else start.sha256,
     }
@@ -315,7 +330,12 @@ def initial_model(config: Config, tokens: ModelTokens, start: Checkpoint | None)
 
 
 def card(
-    model: PreTrainedModel, seen: LabelledDocuments, metrics: Metrics, config: Config, arguments: Sequence[str]
+    model: PreTrainedModel,
+    seen: LabelledDocuments,
+    metrics: Metrics,
+    config: Config,
+    training: TrainingConfig,
+    arguments: Sequence[str],
 ) -> str:
     """Return the model card of the trained model."""
     held_out, left_out = documents_read(config, seen.dataset) - seen.stop, int(metrics.get("documents_left_out", 0))
@@ -331,7 +351,7 @@ def card(
             "model behind the labels": origin.labelled_by,
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
             "training": training_length(metrics),
-            **config.training.averaged,
+            **training.averaged,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             **{
                 f"{name.replace('_', ' ')}, nats per token": nats

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -32,11 +32,13 @@ from pipeline.models.model_card import command_line, model_card, training_length
 from pipeline.models.sizes import Form, SecondOrderSizes, TransformerSizes, TuningSettings
 from pipeline.training.config import DryRunSettings, TrainingConfig
 from pipeline.training.label_windows import LabelWindows, label_windows
+from pipeline.training.length import TrainingSettings
 
 if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
     from pipeline.models.second_order import SecondOrderModel
     from pipeline.training.batches import Windowing
     from pipeline.training.cost import Cost
+    from pipeline.training.epoch import Epoch
     from pipeline.training.metrics import Metrics
 
 
@@ -77,7 +79,7 @@ class Config:
     held_out: int | None = None
     """Hold out the last documents for evaluation only: this many, or by default one in twenty and at most 500."""
     model: SecondOrderSizes = field(default_factory=SecondOrderSizes)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
     estimate: Annotated[DryRunSettings, cyclopts.Parameter(name="*")] = field(default_factory=DryRunSettings)
 
     def __post_init__(self) -> None:
@@ -128,12 +130,14 @@ class Prepared:
         tokens = self.config.training.tokens_per_batch
         return Windowing(self.windows.window, tokens, overlap=self.windows.overlap, labelled_only=True)
 
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """Facts that the trained models depend on, by name, without the output folder and the number of processes."""
+    def fingerprint(self, training: TrainingConfig) -> dict[str, Any]:
+        """Return the facts that the trained models depend on, by name.
+
+        The output folder and the number of processes are left out.
+        """
         settings = {
             **asdict(self.config),
-            "training": self.config.training.fingerprint,
+            "training": training.fingerprint,
             "provenance": asdict(self.dataset.provenance),
             "windows": asdict(self.windows),
             "init_from_sha256": checkpoint_sha256(*filter(None, self.starts)),
@@ -147,20 +151,23 @@ def train_second_order(config: Config) -> None:
     from pipeline.training import resume
     from pipeline.training.cost import print_cost
     from pipeline.training.distributed import process_group, this_process
+    from pipeline.training.epoch import Epoch
     from pipeline.training.job import train_folds
 
     with process_group():
         plan = Prepared.of(config)
         seen, held_out = read_documents(plan)
+        epoch = cache(lambda: Epoch.of_corpus(seen, plan.windowing).of_fold(config.folds))
+        training = config.training.resolved(epoch)
         if config.estimate.dry_run:
-            print_cost(cost_of(seen, plan))
+            print_cost(cost_of(seen, epoch(), plan, training))
             return
-        resume.begin_on_main(config.output, plan.fingerprint)
+        resume.begin_on_main(config.output, plan.fingerprint(training))
         if this_process().is_main_process:
             say(f"windows of {plan.windows}", file=sys.stderr)
 
         def train_fold(fold: int, part: Corpus, folder: Path) -> None:
-            train_on(part, held_out, plan.starts[fold], folder, plan)
+            train_on(part, held_out, plan.starts[fold], folder, plan, training)
 
         train_folds(seen.leave_one_fold_out(config.folds), config.folds, config.output, train_fold)
 
@@ -181,14 +188,21 @@ def read_documents(plan: Prepared) -> tuple[Corpus, Corpus]:
     return seen, held_out
 
 
-def train_on(seen: Corpus, held_out: Corpus, start: Checkpoint | None, output: Path, plan: Prepared) -> None:
+def train_on(
+    seen: Corpus,
+    held_out: Corpus,
+    start: Checkpoint | None,
+    output: Path,
+    plan: Prepared,
+    training: TrainingConfig,
+) -> None:
     """Train one second-order model, and write its checkpoint and model card to `output`."""
     from pipeline.training.batches import endless_batches
     from pipeline.training.evaluation import held_out_batches, second_order_metrics
     from pipeline.training.job import train_and_save
     from pipeline.training.losses import second_order_loss
 
-    config, training = plan.config, plan.config.training
+    config = plan.config
     model = initial_model(plan, start, seen.given_labels)
     train_and_save(
         model,
@@ -198,23 +212,22 @@ def train_on(seen: Corpus, held_out: Corpus, start: Checkpoint | None, output: P
         training,
         output,
         tokenizer=plan.dataset.tokenizer,
-        card=lambda metrics: card(model, plan, seen, held_out, metrics),
+        card=lambda metrics: card(model, plan, seen, held_out, metrics, training),
         result="held-out R² {r2_seeing:.3f} seeing, {r2_expecting:.3f} expecting",
     )
 
 
-def cost_of(seen: Corpus, plan: Prepared) -> Cost:
+def cost_of(seen: Corpus, epoch: Epoch, plan: Prepared, training: TrainingConfig) -> Cost:
     """Return the cost of training on these documents, with all folds."""
     from pipeline.training.cost import Cost
-    from pipeline.training.epoch import Epoch
     from pipeline.training.losses import second_order_loss
 
     config = plan.config
     return Cost(
         initial_model(plan, plan.starts[0], seen.given_labels),
         partial(second_order_loss, causal_weight=config.causal_weight),
-        Epoch.of_corpus(seen, plan.windowing),
-        config.training,
+        epoch,
+        training,
         config.estimate,
         models=config.folds,
         predicts=config.predicts,
@@ -332,7 +345,14 @@ def require_same_tokens(start: Checkpoint, dataset: AnnotatedDataset) -> None:
         )
 
 
-def card(model: SecondOrderModel, plan: Prepared, seen: Corpus, held_out: Corpus, metrics: Metrics) -> str:
+def card(
+    model: SecondOrderModel,
+    plan: Prepared,
+    seen: Corpus,
+    held_out: Corpus,
+    metrics: Metrics,
+    training: TrainingConfig,
+) -> str:
     """Return the checkpoint's model card."""
     config, origin = plan.config, plan.dataset.provenance
     return model_card(
@@ -346,7 +366,7 @@ def card(model: SecondOrderModel, plan: Prepared, seen: Corpus, held_out: Corpus
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
             "windows": str(plan.windows),
             "training": training_length(metrics),
-            **config.training.averaged,
+            **training.averaged,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "form": f"{config.form}, {config.transformers} transformer(s), causal weight {config.causal_weight}",
             "started from": config.init_from or "random weights",

@@ -9,6 +9,8 @@ Decay = Literal["cosine", "linear"]
 Average = Literal["none", "ema", "swa"]
 ABOVE_ZERO = (
     "steps",
+    "epochs",
+    "tokens",
     "tokens_per_batch",
     "accumulate",
     "learning_rate",
@@ -35,11 +37,9 @@ the fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Settings of a training run: optimizer steps, batches, evaluations and saved states."""
+class StepSettings:
+    """Settings of a training run except its length: batches, optimizer, evaluations and saved states."""
 
-    steps: int = 2000
-    """Number of optimizer steps."""
     tokens_per_batch: int = 8192
     """Largest number of tokens in a batch, including padding. A window longer than this is a batch by itself."""
     accumulate: int = 1
@@ -92,8 +92,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ABOVE_ZERO:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
+            value = getattr(self, name, None)  # the length of a training is in its subclasses
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"`training.{name}` must be above 0, not {value}")
         for name in AT_LEAST_ZERO:
             if getattr(self, name) < 0:
@@ -112,6 +112,14 @@ class TrainingConfig:
             if name not in installed:
                 known = f"choose from {', '.join(installed)}" if installed else "no tracker is installed"
                 raise ValueError(f"`training.trackers` {name} is not installed or not known to accelerate; {known}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(StepSettings):
+    """Settings of a training run, with its number of steps."""
+
+    steps: int = 2000
+    """Number of optimizer steps."""
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -175,7 +183,7 @@ class DryRunSettings:
         if not 0 < self.utilisation <= 1:
             raise ValueError(f"`utilisation` must be above 0 and at most 1, not {self.utilisation}")
 
-    def require_precision(self, config: TrainingConfig) -> None:
+    def require_precision(self, config: StepSettings) -> None:
         """Raise if hours are to be computed for a precision that is not that of the GPU's peak speed.
 
         Raises:
@@ -264,7 +272,7 @@ class ObjectiveSettings:
         """Settings, by name, that determine the trained model."""
         return _chosen(asdict(self))
 
-    def require_logits(self, config: TrainingConfig) -> None:
+    def require_logits(self, config: StepSettings) -> None:
         """Raise if a penalty needs sums over logits, and the kernel of the cross-entropy does not return them.
 
         Raises:

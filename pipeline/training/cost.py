@@ -229,7 +229,7 @@ def _lines(cost: Cost) -> Iterable[str]:
     yield f"step           {cost.tokens_per_step:,.0f} tokens{_batches(cost)}"
     epochs = f"{cost.tokens / epoch.tokens:,.2f} epochs"
     yield f"training       {config.steps:,} steps, {_count(cost.tokens)} tokens, {epochs}"
-    sampled = "" if epoch.sampled == epoch.documents else f", estimated from {epoch.sampled:,} held-out documents"
+    sampled = "" if epoch.count is None else f", estimated from {epoch.sampled:,} held-out documents"
     yield f"epoch          {_count(epoch.tokens)} tokens in windows of {epoch.documents:,} documents{sampled}"
     yield f"compute        {_number(per_step)} TFLOP per step, forward and backward: {_of_parts(cost)}"
     yield f"               {_number(per_step * config.steps)} TFLOP in all"

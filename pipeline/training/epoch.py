@@ -6,7 +6,9 @@ those of the held-out documents, as a sample of the epoch.
 P pieces, B rows, W windows.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Self
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 from pipeline.data.corpus import Corpus, DocumentStream
 from pipeline.data.documents import inspect_file
 from pipeline.data.packing import PADDING, PackedWindow
+from pipeline.data.windows import budget_groups
 from pipeline.progress import stage
 from pipeline.training.batches import Batch, Windowing, collate, corpus_windows
 from pipeline.training.data import Documents, LabelledDocuments
@@ -31,14 +34,17 @@ class Epoch:
     """Batch of the longest windows."""
     sampled: int
     """Number of documents that the windows were cut from."""
-    documents: int
-    """Number of documents in the epoch."""
+    count: Callable[[], int] | None = None
+    """Function that returns the number of documents in the epoch, if the windows are those of a sample. None if they
+    are the windows of all documents."""
+    share: float = 1.0
+    """Share of the documents that one model is trained on, below 1 with cross-validation folds."""
 
     @classmethod
-    def of_corpus(cls, corpus: Corpus, cut: Windowing, documents: int | None = None) -> Self:
+    def of_corpus(cls, corpus: Corpus, cut: Windowing, count: Callable[[], int] | None = None) -> Self:
         """Cut a corpus into windows, as training does.
 
-        `documents` is the number of documents in the epoch, if the corpus is a sample of them.
+        `count` returns the number of documents in the epoch, if the corpus is a sample of them.
 
         Raises:
             ValueError: if every document is empty or without a label.
@@ -49,14 +55,14 @@ class Epoch:
         lengths_P = pieces_P3[:, 1] - pieces_P3[:, 0]
         rows = max(1, cut.tokens_per_batch // int(lengths_P.max()))
         longest = collate(corpus, pieces_P3[np.argsort(-lengths_P, kind="stable")[:rows]])
-        return cls(lengths_P, lengths_P, longest, len(corpus), len(corpus) if documents is None else documents)
+        return cls(lengths_P, lengths_P, longest, len(corpus), count)
 
     @classmethod
     def of_documents(cls, documents: Documents, cut: Windowing) -> Self:
         """Cut the documents to train on into windows. For a stream, cut the held-out documents instead."""
         if isinstance(documents.seen, Corpus):
             return cls.of_corpus(documents.seen, cut)
-        return cls.of_corpus(documents.held_out, cut, documents=streamed_documents(documents.seen))
+        return cls.of_corpus(documents.held_out, cut, partial(streamed_documents, documents.seen))
 
     @classmethod
     def of_labelled(cls, seen: LabelledDocuments, held_out: PackedWindow, sampled: int, tokens_per_batch: int) -> Self:
@@ -68,17 +74,44 @@ class Epoch:
         count, size = windows.input_ids_T.shape
         lengths_W = (windows.document_T != PADDING).sum(axis=1) - 1
         longest = Batch.of(windows, np.argsort(-lengths_W, kind="stable")[: max(1, tokens_per_batch // size)])
-        return cls(lengths_W, np.full(count, size), longest, sampled, len(seen))
+        of_sample = None if seen.at_a_time is None else partial(len, seen)
+        return cls(lengths_W, np.full(count, size), longest, sampled, of_sample)
+
+    def of_fold(self, folds: int) -> Self:
+        """Return the epoch of a model that is trained without the documents of one of the cross-validation folds."""
+        return replace(self, share=self.share * (1 - 1 / folds)) if folds > 1 else self
+
+    @cached_property
+    def documents(self) -> int:
+        """Number of documents in the epoch. Those of a stream are counted, which may take long."""
+        return round(self.share * (self.sampled if self.count is None else self.count()))
 
     @property
     def tokens(self) -> float:
         """Number of tokens in the windows of the epoch."""
-        return float(self.lengths_W.sum()) * self.documents / self.sampled
+        return float(self.lengths_W.sum()) * self._times
+
+    def batches(self, tokens_per_batch: int) -> float:
+        """Return the number of batches in the epoch."""
+        return self._batches(tokens_per_batch) * self._times
 
     def tokens_of_batch(self, tokens_per_batch: int) -> float:
-        """Return the mean number of tokens in a batch, assuming that its windows have equal lengths."""
-        batches_W = 1 / np.maximum(1, tokens_per_batch // self.positions_W)
-        return float(self.lengths_W.sum() / batches_W.sum())
+        """Return the mean number of tokens in a batch. The documents of a stream are not counted for this."""
+        return float(self.lengths_W.sum()) / self._batches(tokens_per_batch)
+
+    @property
+    def _times(self) -> float:
+        """Number of tokens in the epoch for each token in the windows."""
+        return self.share if self.count is None else self.documents / self.sampled
+
+    def _batches(self, tokens_per_batch: int) -> float:
+        """Return the number of batches with the windows.
+
+        The last batch is smaller. If the windows are those of a sample, only its part of a whole batch is counted.
+        """
+        if self.count is None:
+            return len([*budget_groups(np.sort(self.positions_W)[::-1].tolist(), tokens_per_batch)])
+        return float((1 / np.maximum(1, tokens_per_batch // self.positions_W)).sum())
 
 
 def streamed_documents(stream: DocumentStream) -> int:

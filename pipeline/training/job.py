@@ -120,18 +120,19 @@ def train_on_windows(
     )
 
 
+def epoch_on_windows(
+    documents: Documents, context: int, tokens_per_batch: int, *, varied: bool = False, folds: int = 1
+) -> Epoch:
+    """Return the windows of an epoch of `train_on_windows`, for one of `folds` models with this context."""
+    seen = Windowing(context, tokens_per_batch, varied=varied)
+    return Epoch.of_documents(documents, seen).of_fold(folds)
+
+
 def cost_on_windows(
-    model: WindowEncoder,
-    documents: Documents,
-    config: TrainingConfig,
-    settings: DryRunSettings,
-    *,
-    varied: bool = False,
-    models: int = 1,
+    model: WindowEncoder, epoch: Epoch, config: TrainingConfig, settings: DryRunSettings, *, models: int = 1
 ) -> Cost:
     """Return the cost of `train_on_windows`, for `models` models."""
-    seen = Windowing(model.config.context, config.tokens_per_batch, varied=varied)
-    return Cost(model, estimator_loss, Epoch.of_documents(documents, seen), config, settings, models=models)
+    return Cost(model, estimator_loss, epoch, config, settings, models=models)
 
 
 def _card_rows(model: WindowEncoder, config: TrainingConfig, metrics: Metrics) -> dict[str, object]:

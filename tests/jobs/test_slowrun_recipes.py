@@ -84,9 +84,9 @@ def test_the_large_recipe_costs_what_it_and_its_page_state(monkeypatch: pytest.M
         model = new_language_model(stack_config(vocab_size=GPT2, **vars(config.model)), GPT2 - 1)
     context = config.model.context
     row = Batch(torch.zeros(1, context + 1, dtype=torch.int64), torch.tensor([context + 1]), None)
-    epoch = Epoch(np.full(8, context), np.full(8, context + 1), row, sampled=1, documents=1)
+    epoch = Epoch(np.full(8, context), np.full(8, context + 1), row, sampled=1, count=lambda: 1)
     loss, settings = ObjectiveLoss(objective_function(config.objective, 1.0)), DryRunSettings(gpu="h100", gpus=1)
-    cost = Cost(model, loss, epoch, config.training, settings)
+    cost = Cost(model, loss, epoch, config.training.resolved(lambda: epoch), settings)
     page = PAGE.read_text(encoding="utf-8")
     parameters, hours, tera = (
         float(found[1].replace(",", ""))

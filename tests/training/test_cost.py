@@ -19,7 +19,7 @@ from pipeline.training.losses import estimator_loss
 from pipeline.training.optimizer import new_optimizer
 
 CONFIG = TrainingConfig(steps=1000, tokens_per_batch=512)
-EPOCH = Epoch.of_corpus(Corpus.of([np.arange(320, dtype=np.int32) % 97] * 20), Windowing(64, 512))
+EPOCH = Epoch.of_corpus(Corpus.of([np.arange(512, dtype=np.int32) % 97] * 20), Windowing(64, 512))
 
 
 def new_model(**variant: Any) -> EntropyEstimator:
@@ -133,7 +133,7 @@ def test_the_printed_lines_say_what_is_computed(capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     total, embedded = (sum(p.numel() for p in parts) for parts in (plan.model.parameters(), embeddings(plan.model)))
     assert f"parameters     {total:,}, {embedded:,} of them in embeddings\n" in printed
-    assert "training       1,000 steps, 512,000 tokens, 80.00 epochs\n" in printed
+    assert "training       1,000 steps, 512,000 tokens, 50.00 epochs\n" in printed
     assert "GB per GPU in replicas (DDP)" in printed and "in shards (FSDP2)" in printed
     assert "computed for 8 × h100 at 40% of 989 TFLOP/s, not measured" in printed and "models         2" in printed
 

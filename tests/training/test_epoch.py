@@ -52,6 +52,29 @@ def test_a_batch_has_as_many_tokens_as_in_training(varied: bool) -> None:
     assert epoch.tokens_of_batch(256) == pytest.approx(tokens, rel=0.03)
 
 
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=30).filter(any), st.integers(0, 7), st.integers(8, 50))
+def test_the_batches_of_an_epoch_are_those_of_training(lengths: list[int], overlap: int, budget: int) -> None:
+    cut = Windowing(8, budget, overlap=overlap)
+    epoch, batches = Epoch.of_corpus(corpus(lengths), cut), [*epoch_batches(corpus(lengths), cut, RANDOM)]
+    assert epoch.batches(budget) == len(batches)
+    assert epoch.tokens_of_batch(budget) * len(batches) == pytest.approx(epoch.tokens)
+
+
+def test_an_epoch_of_a_fold_lacks_its_share() -> None:
+    whole = Epoch.of_corpus(corpus([64] * 40), Windowing(8, 32))
+    fold = whole.of_fold(4)
+    assert (fold.tokens, fold.batches(32), fold.documents) == (0.75 * whole.tokens, 0.75 * whole.batches(32), 30)
+    assert fold.tokens_of_batch(32) == whole.tokens_of_batch(32) and whole.of_fold(1) is whole
+
+
+def test_the_documents_of_a_stream_are_not_counted_for_the_tokens_of_a_batch() -> None:
+    def counted() -> int:
+        raise AssertionError
+
+    epoch = Epoch.of_corpus(corpus([64] * 3), Windowing(8, 40), counted)
+    assert epoch.tokens_of_batch(40) == pytest.approx(40)
+
+
 @pytest.mark.parametrize("limit", [None, 30])
 def test_the_held_out_documents_of_a_stream_stand_for_all(tmp_path: Path, limit: int | None) -> None:
     tokens = pa.array([[1] * 20] * 50, pa.list_(pa.int32()))
@@ -64,7 +87,7 @@ def test_the_held_out_documents_of_a_stream_stand_for_all(tmp_path: Path, limit:
     epoch = Epoch.of_documents(documents, Windowing(16, 64))
     assert (epoch.sampled, epoch.documents) == (4, (limit or 100) - 4)
     streamed = sum(len(block.tokens_N) for block in documents.blocks)
-    assert epoch.tokens == streamed
+    assert epoch.tokens == streamed and epoch.batches(64) == streamed / epoch.tokens_of_batch(64)
     assert next(endless_batches(documents.blocks, Windowing(16, 64), 0)).input_ids_BT.shape[1] <= 16
 
 
@@ -79,4 +102,6 @@ def test_packed_windows_are_those_of_training(tmp_path: Path, stream: int | None
     windows = seen.whole.windows
     predicted = sum(int(batch.real_BT[:, 1:].sum()) for batch in batches_in_order(windows, 68))
     assert epoch.tokens == pytest.approx(predicted, rel=0 if stream is None else 0.3)
+    if stream is None:
+        assert epoch.batches(68) == len([*batches_in_order(windows, 68)])
     assert epoch.tokens_of_batch(68) == pytest.approx(64, rel=0.1) and epoch.longest.input_ids_BT.shape == (4, 17)
