@@ -59,7 +59,7 @@ def train_autoencoder(config: Config) -> None:
             print_cost(cost_on_windows(model, epoch(), training, config.estimate))
             return
         fingerprint = {"model": asdict(config.model), "training": training.fingerprint}
-        resume.begin_on_main(config.output, {**documents.decisive, **fingerprint})
+        resume.begin_on_main(config.output, {**documents.decisive, **fingerprint}, training)
         train_on_windows(model, documents, training, config.output, card)
 
 

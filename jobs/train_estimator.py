@@ -121,12 +121,12 @@ def train_estimator(config: Config) -> None:
             print_cost(cost_on_windows(model, epoch(), training, config.estimate, models=config.folds))
             return
         decisive = {**documents.decisive, **config.fingerprint, "training": training.fingerprint}
-        resume.begin_on_main(config.output, decisive)
+        resume.begin_on_main(config.output, decisive, training)
 
         def train_fold(fold: int, part: Documents, folder: Path) -> None:
             train_on(part, start, folder, config, training)
 
-        train_folds(documents.leave_one_fold_out(config.folds), config.folds, config.output, train_fold)
+        train_folds(documents.leave_one_fold_out(config.folds), config.folds, config.output, training, train_fold)
 
 
 def read_documents(settings: DocumentSettings, start: Checkpoint | None) -> Documents:

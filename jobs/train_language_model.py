@@ -154,7 +154,7 @@ def train_here(config: Config, arguments: Sequence[str]) -> None:
         if config.estimate.dry_run:
             print_cost(cost_of(seen.tokens, epoch(), mean_label, config, training, start))
             return
-        resume.begin_on_main(config.output, fingerprint(config, training, dataset, start))
+        resume.begin_on_main(config.output, fingerprint(config, training, dataset, start), training)
         train_on(seen, evaluated, mean_label, config, training, arguments, start)
 
 

@@ -162,14 +162,14 @@ def train_second_order(config: Config) -> None:
         if config.estimate.dry_run:
             print_cost(cost_of(seen, epoch(), plan, training))
             return
-        resume.begin_on_main(config.output, plan.fingerprint(training))
+        resume.begin_on_main(config.output, plan.fingerprint(training), training)
         if this_process().is_main_process:
             say(f"windows of {plan.windows}", file=sys.stderr)
 
         def train_fold(fold: int, part: Corpus, folder: Path) -> None:
             train_on(part, held_out, plan.starts[fold], folder, plan, training)
 
-        train_folds(seen.leave_one_fold_out(config.folds), config.folds, config.output, train_fold)
+        train_folds(seen.leave_one_fold_out(config.folds), config.folds, config.output, training, train_fold)
 
 
 def read_documents(plan: Prepared) -> tuple[Corpus, Corpus]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-Decay = Literal["cosine", "linear"]
+Decay = Literal["cosine", "linear", "trapezoid"]
 Average = Literal["none", "ema", "swa"]
 ABOVE_ZERO = (
     "steps",
@@ -30,6 +30,7 @@ BEFORE_THE_SETTING = {
     "average_decay": 0.999,
     "average_from": 0.5,
     "gamma": 0.5,
+    "cooldown": 0.2,
     **dict.fromkeys(PENALTIES, 0.0),
 }
 """Values of newer settings that older versions always used. States of older versions lack these settings, and so does
@@ -53,9 +54,14 @@ class StepSettings:
     learning_rate: float = 1e-3
     """Peak learning rate, after a linear warm-up and before a decay to zero."""
     decay: Decay = "cosine"
-    """Shape of the learning rate's decay after the warm-up."""
+    """Shape of the learning rate's decay after the warm-up. trapezoid: no decay until the cooldown, which is linear
+    (arXiv 2405.18392). A finished training with trapezoid can be continued with more steps."""
     warmup: float = 0.05
-    """Length of the learning rate's warm-up, as a share of all steps."""
+    """Length of the learning rate's warm-up: a share of all steps if it is below 1, otherwise a number of steps. The
+    decay trapezoid needs a number of steps, so that more steps do not change the warm-up."""
+    cooldown: float = 0.2
+    """Length of the decay trapezoid: a share of all steps if it is below 1, otherwise a number of steps. With 0, the
+    learning rate stays at its peak."""
     weight_decay: float = 0.1
     """Weight decay of matrices; vectors are not decayed."""
     gradient_clip: float = 1.0
@@ -98,8 +104,15 @@ class StepSettings:
         for name in AT_LEAST_ZERO:
             if getattr(self, name) < 0:
                 raise ValueError(f"`training.{name}` must be 0 or more, not {getattr(self, name)}")
-        if not 0 < self.warmup < 1:
-            raise ValueError(f"`training.warmup` must be above 0 and below 1, not {self.warmup}")
+        if not (0 < self.warmup < 1 or (self.warmup >= 1 and float(self.warmup).is_integer())):
+            raise ValueError(f"`training.warmup` must be a share above 0, or a number of steps, not {self.warmup}")
+        if not (0 <= self.cooldown < 1 or float(self.cooldown).is_integer()) or self.cooldown < 0:
+            raise ValueError(f"`training.cooldown` must be a share, or a number of steps, not {self.cooldown}")
+        if self.decay == "trapezoid" and self.warmup < 1:
+            raise ValueError(
+                "`training.decay` trapezoid needs `training.warmup` as a number of steps, so that more steps do not"
+                f" change the warm-up, not {self.warmup}"
+            )
         if not 0 < self.average_decay < 1:
             raise ValueError(f"`training.average_decay` must be above 0 and below 1, not {self.average_decay}")
         if not 0 <= self.average_from < 1:
@@ -121,6 +134,15 @@ class TrainingConfig(StepSettings):
     steps: int = 2000
     """Number of optimizer steps."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ramps = (self.warmup if self.warmup >= 1 else 0) + self.cooldown_steps
+        if ramps > self.steps:
+            raise ValueError(
+                f"`training.warmup` and `training.cooldown` take {ramps:,.0f} steps of a training of {self.steps:,};"
+                " give fewer"
+            )
+
     @property
     def fingerprint(self) -> dict[str, Any]:
         """Settings, by name, that determine the trained model and the metrics of its training."""
@@ -140,12 +162,34 @@ class TrainingConfig(StepSettings):
         kind = ema if self.average == "ema" else "mean with equal weights"
         return {"weights": f"{kind}, of steps {self.first_averaged:,} to {self.steps:,}"}
 
+    @property
+    def cooldown_steps(self) -> int:
+        """Number of steps in which the decay trapezoid falls to zero; 0 for other decays."""
+        if self.decay != "trapezoid":
+            return 0
+        return int(self.cooldown) if self.cooldown >= 1 else round(self.cooldown * self.steps)
+
+    @property
+    def lasting_step(self) -> int | None:
+        """Step whose state does not depend on the number of all steps, and from which more steps can be done.
+
+        This is the last step before the cooldown, or the last but one without a cooldown, since the weights may be
+        averaged and rounded in the last step. None if every step depends on the number of steps, or there is no step
+        before.
+        """
+        return self.steps - max(1, self.cooldown_steps) or None if self.decay == "trapezoid" else None
+
     def learning_rate_at(self, step: int) -> float:
         """Return a step's learning rate: a linear warm-up to the peak, then the decay to zero."""
+        if self.warmup >= 1 and step < self.warmup:
+            return self.learning_rate * (step / self.warmup)
+        if self.decay == "trapezoid":
+            return self.learning_rate * min(1.0, (self.steps + 1 - step) / (self.cooldown_steps + 1))
         progress = step / (self.steps + 1)
-        if progress < self.warmup:
-            return self.learning_rate * (progress / self.warmup)
-        done = (progress - self.warmup) / (1 - self.warmup)
+        warmup = self.warmup if self.warmup < 1 else self.warmup / (self.steps + 1)
+        if progress < warmup:
+            return self.learning_rate * (progress / warmup)
+        done = (progress - warmup) / (1 - warmup)
         share = 1 - done if self.decay == "linear" else 0.5 + 0.5 * math.cos(math.pi * done)
         return self.learning_rate * share
 
@@ -155,7 +199,9 @@ class TrainingConfig(StepSettings):
 
     def saves(self, step: int) -> bool:
         """True if the state is saved after the step."""
-        return self.evaluates(step) if self.save_every is None else step % self.save_every == 0 or step == self.steps
+        if step in (self.lasting_step, self.steps):
+            return True
+        return self.evaluates(step) if self.save_every is None else step % self.save_every == 0
 
 
 Gpu = Literal["a100", "h100", "h200", "b200"]

@@ -84,6 +84,7 @@ class DistributedModel(Generic[ModelT]):
         self.model = deepcopy(model) if accelerator.is_fsdp2 else model
         self.optimizer = new_optimizer(self.model)
         self.module, self.stepping = accelerator.prepare(FunctionModule(self.model), self.optimizer)
+        self.module.train()  # a model from a checkpoint would have no dropout until its first evaluation
 
     def evaluate(self, function: Callable[[ModelT], ResultT]) -> ResultT:
         """Apply a function to the model and return the result.

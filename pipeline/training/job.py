@@ -33,7 +33,11 @@ PartT = TypeVar("PartT")
 
 
 def train_folds(
-    parts: Iterable[PartT], folds: int, output: Path, train_fold: Callable[[int, PartT, Path], None]
+    parts: Iterable[PartT],
+    folds: int,
+    output: Path,
+    config: TrainingConfig,
+    train_fold: Callable[[int, PartT, Path], None],
 ) -> None:
     """Train one model per cross-validation fold, each in its own folder, and skip models that are already finished.
 
@@ -47,7 +51,7 @@ def train_folds(
         if not resume.is_finished(folder):
             train_fold(fold, part, folder)
     if this_process().is_main_process:
-        resume.finish(output)
+        resume.finish(output, config.lasting_step)
 
 
 def train_and_save(
@@ -73,7 +77,7 @@ def train_and_save(
     metrics = train(model, batches, loss, evaluate, config, output)
     if this_process().is_main_process:
         save_checkpoint(model, output, dtype=config.save_as, tokenizer_folder=tokenizer, card=card(metrics))
-        resume.finish(output)
+        resume.finish(output, config.lasting_step)
         say(f"{output}: {result.format_map(metrics)}{_best(output)}")
 
 

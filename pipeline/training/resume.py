@@ -4,7 +4,8 @@ During training, the folder holds the run's settings and its newest states. A co
 the same settings. A state is a safetensors file with the weights, their average if there is one, the optimizer's
 tensors and a `TrainingState`.
 Tensors are stored unsharded, so that any number of processes can load them. Schedulers and clusters send SIGTERM before
-they kill a process; the run then saves a state and ends. The finished model replaces the settings and the states.
+they kill a process; the run then saves a state and ends. The finished model replaces the settings and the states, of
+which `more_steps` sets one aside.
 """
 
 import json
@@ -30,11 +31,14 @@ from torch.optim import Optimizer
 from pipeline.data.atomic import UNFINISHED, is_unfinished, settle, write_text
 from pipeline.messages import say
 from pipeline.models.model_card import CARD_FILE
+from pipeline.training.config import TrainingConfig
 from pipeline.training.distributed import full_tensor, this_process
+from pipeline.training.more_steps import CONTINUED, reopen, set_aside
 
 SETTINGS_FILE = "unfinished.json"
 STATES = "unfinished-*.safetensors"
 STATE = re.compile(r"unfinished-\d{1,18}\.safetensors")
+STATE_FILE = "unfinished-{step}.safetensors"
 NO_AVERAGE: Mapping[str, Tensor] = MappingProxyType({})
 
 
@@ -69,18 +73,18 @@ class TrainingState:
         return replace(self, losses=0.0, since=0)
 
 
-def begin_on_main(output: Path, settings: Mapping[str, Any]) -> None:
+def begin_on_main(output: Path, settings: Mapping[str, Any], training: TrainingConfig | None = None) -> None:
     """Call `begin` in the main process while the other processes wait.
 
     Raises:
         ValueError: in the main process, if the folder holds other files or another run.
     """
     if this_process().is_main_process:
-        begin(output, settings)
+        begin(output, settings, training)
     this_process().wait_for_everyone()
 
 
-def begin(output: Path, settings: Mapping[str, Any]) -> None:
+def begin(output: Path, settings: Mapping[str, Any], training: TrainingConfig | None = None) -> None:
     """Create the folder of a new run, or accept the folder of the same run after an interruption.
 
     Another run may reuse a folder that holds only settings, since the run with these settings failed before its first
@@ -89,11 +93,16 @@ def begin(output: Path, settings: Mapping[str, Any]) -> None:
     Args:
         settings: all settings that the model depends on, by name, without the folder's path and the number of
             processes.
+        training: settings of the training, with which the folder of a finished run is continued if it has more steps.
+            None refuses the folder of a finished run.
 
     Raises:
         ValueError: if the folder holds other files or another run.
     """
     requested = json.loads(json.dumps(settings, default=str))
+    file = output / SETTINGS_FILE
+    if training is not None and (output / CONTINUED / SETTINGS_FILE).is_file() and not file.is_file():
+        reopen(file, requested, training, STATE_FILE)
     if output.is_file() or (output.is_dir() and any(file.name != SETTINGS_FILE for file in output.iterdir())):
         existing = _read_settings(output)
         differing = [name for name in {**existing, **requested} if existing.get(name) != requested.get(name)]
@@ -102,11 +111,16 @@ def begin(output: Path, settings: Mapping[str, Any]) -> None:
                 f"{name} {existing.get(name)} there, {requested.get(name)} now" for name in sorted(differing)
             )
             raise ValueError(f"`output` {output} holds another unfinished training ({shown}); choose another folder")
-    write_text(output / SETTINGS_FILE, json.dumps(requested, indent=2))
+    write_text(file, json.dumps(requested, indent=2))
 
 
-def finish(output: Path) -> None:
-    """Remove settings, states and files that a killed process left unfinished. The model must already be saved."""
+def finish(output: Path, lasting: int | None = None) -> None:
+    """Remove settings, states and files that a killed process left unfinished. The model must already be saved.
+
+    The settings and the state of the step `lasting` are kept for more steps, unless it is None.
+    """
+    if lasting is not None:
+        set_aside(output, output / STATE_FILE.format(step=lasting), output / SETTINGS_FILE)
     for file in (*states(output), *filter(is_unfinished, output.iterdir()), output / SETTINGS_FILE):
         file.unlink(missing_ok=True)
 
@@ -133,8 +147,11 @@ def save(
     average: Mapping[str, Tensor] = NO_AVERAGE,
     *,
     keep: int = 1,
+    lasting: int | None = None,
 ) -> None:
     """Save the current state of training, and keep only the newest `keep` states up to this step.
+
+    The state of the step `lasting` is kept in addition.
 
     `average` has the average of the weights by name, sharded like the weights.
 
@@ -149,12 +166,12 @@ def save(
             tensors[name] = complete.cpu().contiguous()
     if not writes:
         return
-    file = output / f"unfinished-{state.step}.safetensors"
+    file = output / STATE_FILE.format(step=state.step)
     unfinished = file.with_name(f".{file.name}{UNFINISHED}")  # a fixed name: leftovers of a kill are overwritten
     save_file(tensors, unfinished, metadata={"place": json.dumps(asdict(state))})
     settle(unfinished, file)
     kept = [each for each in states(output) if _step(each) <= state.step][-keep:]
-    for each in set(states(output)).difference(kept):
+    for each in set(states(output)).difference(kept, [output / STATE_FILE.format(step=lasting)]):
         each.unlink()
 
 
@@ -217,7 +234,8 @@ def _step(file: Path) -> int:
 def _read_settings(output: Path) -> dict[str, Any]:
     file = output / SETTINGS_FILE
     if not file.is_file():
-        raise ValueError(f"`output` {output} is there already; delete it or choose another folder")
+        hint = "; with `training.decay` trapezoid, a finished training takes more steps" if is_finished(output) else ""
+        raise ValueError(f"`output` {output} is there already; delete it or choose another folder{hint}")
     try:
         settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pipeline.data.tokenizer import encode, load_tokenizer
-from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
+from pipeline.models.checkpoint import SHIPPED, Checkpoint, copy_tokenizer
 from pipeline.models.loading import load_causal
 from tests.annotated import write_annotated
 from tests.builders import sample_texts
 from tests.conftest import RunCommand
+from tests.jobs.test_train_language_model import curve
 from tests.tiny_models import tiny_language_model
 
 JOB = "jobs.train_language_model"
@@ -67,6 +69,24 @@ def test_more_training_goes_on_from_a_finished_one(
     assert run_command(JOB, *more, "--init-from", tmp_path / "first", "--output", tmp_path / "second") == 0
     first, second = last(tmp_path / "first"), last(tmp_path / "second")
     assert second["training_loss"] < first["training_loss"]
+
+
+def test_the_same_command_with_more_steps_goes_on_from_a_finished_output(
+    run_command: RunCommand, labels: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = (JOB, "--labels", labels, *SMALL, "--init-from", start, "--dropout", 0.1, "--stream", 400)
+    command = (*command, "--training.decay", "trapezoid", "--training.warmup", 2, "--training.evaluate-every", 4)
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    assert run_command(*command, "--training.steps", 10, "--output", parts) == 0
+    assert load_causal(parts).config.vocab_size == 8192
+    assert run_command(*command, "--training.steps", 10, "--output", parts) == 1
+    assert "finished with 10 steps; give more steps to continue it" in capsys.readouterr().err
+    for output in (parts, whole):
+        assert run_command(*command, "--training.steps", 16, "--output", output) == 0
+    one, other = (load_file(output / "model.safetensors") for output in (parts, whole))
+    assert all(torch.equal(one[name], other[name]) for name in one | other)
+    assert curve(parts) == curve(whole) and "16 steps, " in (parts / "README.md").read_text(encoding="utf-8")
+    assert Checkpoint.find(str(parts)).sha256 == Checkpoint.find(str(whole)).sha256
 
 
 def test_labels_move_to_the_tokens_of_the_checkpoint(

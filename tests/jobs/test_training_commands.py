@@ -256,6 +256,20 @@ def test_another_training_is_not_mixed_in(
     assert "holds another unfinished training (" in capsys.readouterr().err
 
 
+def test_every_fold_of_a_finished_training_takes_more_steps(
+    run_command: RunCommand, commands: dict[str, tuple[object, ...]], tmp_path: Path
+) -> None:
+    trapezoid = ("--training.decay", "trapezoid", "--training.warmup", 2, "--folds", 2)
+    command = (*commands["second_order"], *trapezoid)
+    for steps in (8, 12):
+        assert run_command(*command, "--training.steps", steps, "--output", tmp_path / "parts") == 0
+    assert run_command(*command, "--training.steps", 12, "--output", tmp_path / "whole") == 0
+    for fold in ("fold-0-of-2", "fold-1-of-2"):
+        assert curve(tmp_path / "parts" / fold) == curve(tmp_path / "whole" / fold)
+        assert_same_weights(tmp_path / "parts" / fold, tmp_path / "whole" / fold)
+        assert not list((tmp_path / "parts" / fold).glob("unfinished*"))
+
+
 def test_a_signal_to_one_process_stops_all_at_the_same_step(
     commands: dict[str, tuple[object, ...]], tmp_path: Path
 ) -> None:
