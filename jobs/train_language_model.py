@@ -24,13 +24,14 @@ from pipeline.checks import require_at_least_one
 from pipeline.cli import run
 from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.corpus import held_out_documents
-from pipeline.data.packing import CutWithOverlap, PackedWindow
+from pipeline.data.packing import CutWithOverlap
 from pipeline.data.tokenizer import beginning_token
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.model_card import command_line, model_card, training_length
 from pipeline.models.sizes import LanguageModelSizes
 from pipeline.training.config import NEED_LABELS, DryRunSettings, ObjectiveSettings, TrainingConfig
 from pipeline.training.data import LabelledDocuments, ModelTokens, in_windows
+from pipeline.training.held_windows import HeldWindows
 from pipeline.training.length import TrainingSettings
 
 if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
@@ -160,7 +161,7 @@ def train_here(config: Config, arguments: Sequence[str]) -> None:
 
 def train_on(
     seen: LabelledDocuments,
-    evaluated: Mapping[str, PackedWindow],
+    evaluated: Mapping[str, HeldWindows],
     mean_label: float,
     config: Config,
     training: TrainingConfig,
@@ -200,7 +201,7 @@ def train_on(
     )
 
 
-def epoch_of(seen: LabelledDocuments, held_out: PackedWindow, config: Config) -> Epoch:
+def epoch_of(seen: LabelledDocuments, held_out: HeldWindows, config: Config) -> Epoch:
     """Return the windows of an epoch. The held-out windows stand for those of a stream."""
     from pipeline.training.epoch import Epoch
 
@@ -246,7 +247,7 @@ def fingerprint(
 
 def documents(
     config: Config, dataset: AnnotatedDataset, tokens: ModelTokens
-) -> tuple[LabelledDocuments, dict[str, PackedWindow]]:
+) -> tuple[LabelledDocuments, dict[str, HeldWindows]]:
     """Return the documents to train on, and the windows to evaluate on, by name.
 
     The names are `held_out` and, if other text is given, `out_of_distribution`.

@@ -13,11 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.annotated import AnnotatedDataset
-from schemas.annotations import ENTROPY, INPUT_IDS, ROUNDING_NATS
+from pipeline.data.label_units import MOST_UNITS, NO_LABEL, short_units
+from schemas.annotations import ENTROPY, INPUT_IDS
 
-NO_LABEL = -(2**15)
-"""Number that stands for a token without a label."""
-MOST_UNITS = 2**15 - 1
 BINS = MOST_UNITS - NO_LABEL
 MOST_BLOCK = 2**24
 """Maximum number of tokens of a block, which is held in memory."""
@@ -71,7 +69,7 @@ def _batch(rows: pa.RecordBatch, separator: int | None, trained: TrainedRange) -
     lengths = rows.column(INPUT_IDS).value_lengths().fill_null(0).to_numpy().astype(np.int64)
     lengths_D = lengths[lengths > 0]
     ids_N = rows.column(INPUT_IDS).flatten().to_numpy().astype(np.int64)
-    labels_N = units(rows.column(ENTROPY).flatten().to_numpy(zero_copy_only=False))
+    labels_N = short_units(rows.column(ENTROPY).flatten().to_numpy(zero_copy_only=False))
     if separator is not None:
         ends = np.cumsum(lengths_D)
         ids_N, labels_N = np.insert(ids_N, ends, separator), np.insert(labels_N, ends, NO_LABEL)
@@ -96,20 +94,6 @@ def in_blocks(batches: Iterable[TokenBatch], block: int) -> Iterator[TokenBatch]
     yield TokenBatch(ids_N, labels_N, trained_N, np.empty(0, np.int64), unfilled=len(rest[0]))
 
 
-def units(nats_N: np.ndarray) -> np.ndarray:
-    """Return entropies in nats as whole numbers of 1/128 nat, int16, with NO_LABEL for NaN.
-
-    Raises:
-        ValueError: if an entropy is 256 nats or more.
-    """
-    numbers_N = np.round(np.nan_to_num(nats_N.astype(np.float64)) / ROUNDING_NATS)
-    if len(numbers_N) and np.abs(numbers_N).max() > MOST_UNITS:
-        largest = float(np.abs(np.nan_to_num(nats_N)).max())
-        raise ValueError(f"a label of {largest:.0f} nats does not fit into 16 bits of 1/128 nat; mend the labels first")
-    numbers_N[np.isnan(nats_N)] = NO_LABEL
-    return numbers_N.astype(np.int16)
-
-
 def quantile(dataset: AnnotatedDataset, share: float) -> int:
     """Return the smallest label, in units of 1/128 nat, at or below which at least a given share of all labels lies.
 
@@ -120,7 +104,7 @@ def quantile(dataset: AnnotatedDataset, share: float) -> int:
     """
     counts = np.zeros(BINS + 1, np.int64)
     for rows in dataset.batches((ENTROPY,)):
-        labels_N = units(rows.column(ENTROPY).flatten().to_numpy(zero_copy_only=False))
+        labels_N = short_units(rows.column(ENTROPY).flatten().to_numpy(zero_copy_only=False))
         counts += np.bincount(labels_N[labels_N != NO_LABEL].astype(np.int64) - NO_LABEL, minlength=BINS + 1)
     if not counts.any():
         raise ValueError(f"no token of {dataset.source} has a label; annotate its documents again")

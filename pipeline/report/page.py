@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from pipeline.data.annotated import find_annotations
 from pipeline.data.atomic import write_text
+from pipeline.data.label_units import whole_units
 from pipeline.data.naming import public_names
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.messages import visible
@@ -241,8 +242,8 @@ def _value(value: Any) -> int | float | str | None:
 
 def _rounded(labels_N: np.ndarray) -> list[int | None]:
     labelled_N = ~np.isnan(labels_N)
-    steps_N = np.round(np.where(labelled_N, labels_N, 0) / ROUNDING_NATS).astype(np.int64)
-    return [step if labelled else None for step, labelled in zip(steps_N.tolist(), labelled_N.tolist(), strict=True)]
+    units = zip(whole_units(labels_N).tolist(), labelled_N.tolist(), strict=True)
+    return [unit if labelled else None for unit, labelled in units]
 
 
 def _harmless(values: str) -> str:

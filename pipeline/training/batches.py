@@ -18,10 +18,11 @@ from torch import Tensor
 
 from pipeline.data.corpus import Corpus
 from pipeline.data.loader import Resumable
-from pipeline.data.packing import PADDING, PackedWindow
+from pipeline.data.packing import PADDING
 from pipeline.data.windows import budget_groups, cover
 from pipeline.models.stacks import real_positions
 from pipeline.training.data import LabelledDocuments
+from pipeline.training.held_windows import HeldWindows
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class Batch:
     """Tokens that the model reads, if they differ from the tokens that it predicts; see `token_dropout`."""
 
     @classmethod
-    def of(cls, windows: PackedWindow, rows_B: np.ndarray) -> "Batch":
+    def of(cls, windows: HeldWindows, rows_B: np.ndarray) -> "Batch":
         """Build a batch from the packed windows [W, T] whose indices are in `rows_B`."""
-        input_ids_BT, labels_BT, document_BT = (torch.from_numpy(values_WT[rows_B]) for values_WT in windows)
+        input_ids_BT, labels_BT, document_BT = map(torch.from_numpy, windows[rows_B])
         return cls(input_ids_BT.long(), (document_BT != PADDING).sum(dim=1), labels_BT)
 
     @property
@@ -210,13 +211,13 @@ def _labelled_batches(
             raise ValueError("there is nothing to train on: every document is empty or without a label")
 
 
-def batches_in_order(windows: PackedWindow, tokens_per_batch: int) -> Iterator[Batch]:
+def batches_in_order(windows: HeldWindows, tokens_per_batch: int) -> Iterator[Batch]:
     """Divide packed windows [W, T] into batches of consecutive windows, and yield the batches in order."""
     every = np.arange(len(windows.input_ids_T))
     return (Batch.of(windows, rows_B) for rows_B in rows_of_batches(every, windows, tokens_per_batch))
 
 
-def rows_of_batches(order: np.ndarray, windows: PackedWindow, tokens_per_batch: int) -> Iterator[np.ndarray]:
+def rows_of_batches(order: np.ndarray, windows: HeldWindows, tokens_per_batch: int) -> Iterator[np.ndarray]:
     """Divide `order`, the indices of all windows, into batches. Yield the window indices of each batch."""
     size = max(1, tokens_per_batch // windows.input_ids_T.shape[1])
     return (order[start : start + size] for start in range(0, len(order), size))

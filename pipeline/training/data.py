@@ -31,7 +31,7 @@ from pipeline.data.documents import Column
 from pipeline.data.files import File, pinned
 from pipeline.data.inputs import Inputs, find_documents
 from pipeline.data.loader import Position, Reading, labelled_rows
-from pipeline.data.packing import PackedWindow, Packing
+from pipeline.data.packing import Packing
 from pipeline.data.tokenizer import (
     TokenSource,
     beginning_token,
@@ -41,6 +41,7 @@ from pipeline.data.tokenizer import (
     tokenizer_sha256,
 )
 from pipeline.labels.retokenize import retokenized
+from pipeline.training.held_windows import HeldWindows
 from schemas.annotations import ENTROPY, INPUT_IDS
 from schemas.rows import TEXT_COLUMN, TOKENS_COLUMN
 
@@ -222,7 +223,7 @@ class ModelTokens:
 class Block(NamedTuple):
     """Group of consecutive documents of an epoch, packed into windows."""
 
-    windows: PackedWindow
+    windows: HeldWindows
     """Windows [W, T], in the order of the documents."""
     documents: int
     """Number of documents in the block, including documents that are left out of the windows."""
@@ -276,7 +277,7 @@ class LabelledDocuments:
         """All documents in one block."""
         return self._block(self.dataset.corpus(self.start, self.stop), 0)
 
-    def held_out(self) -> PackedWindow:
+    def held_out(self) -> HeldWindows:
         """Return all documents, packed into windows [W, T], for evaluation.
 
         Raises:
@@ -298,7 +299,8 @@ class LabelledDocuments:
             if len(block.windows.input_ids_T) or done >= len(self):
                 break
         self._require_windows(block)
-        labels: np.ndarray = block.windows.entropy_T[~np.isnan(block.windows.entropy_T)]
+        nats = block.windows.entropy_T
+        labels: np.ndarray = nats[~np.isnan(nats)]
         return labels
 
     def _block(self, corpus: Corpus, first: int) -> Block:
@@ -334,7 +336,8 @@ class LabelledDocuments:
             raise ValueError(f"there is nothing to train on: every document of {self.dataset.source} is empty")
 
 
-def in_windows(corpus: Corpus, packing: Packing) -> PackedWindow:
+def in_windows(corpus: Corpus, packing: Packing) -> HeldWindows:
     """Pack a corpus into windows [W, T]. If the corpus has no labels, all labels of the windows are NaN."""
     labels_N = np.full(len(corpus.tokens_N), np.nan, np.float32) if corpus.labels_N is None else corpus.labels_N
-    return packing.all_windows(zip(corpus.by_document(corpus.tokens_N), corpus.by_document(labels_N), strict=True))
+    documents = zip(corpus.by_document(corpus.tokens_N), corpus.by_document(labels_N), strict=True)
+    return HeldWindows.of(packing.all_windows(documents))

@@ -15,11 +15,12 @@ import numpy as np
 
 from pipeline.data.corpus import Corpus, DocumentStream
 from pipeline.data.documents import inspect_file
-from pipeline.data.packing import PADDING, PackedWindow
+from pipeline.data.packing import PADDING
 from pipeline.data.windows import budget_groups
 from pipeline.progress import stage
 from pipeline.training.batches import Batch, Windowing, collate, corpus_windows
 from pipeline.training.data import Documents, LabelledDocuments
+from pipeline.training.held_windows import HeldWindows
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Epoch:
         return cls.of_corpus(documents.held_out, cut, partial(streamed_documents, documents.seen))
 
     @classmethod
-    def of_labelled(cls, seen: LabelledDocuments, held_out: PackedWindow, sampled: int, tokens_per_batch: int) -> Self:
-        """Return the packed windows of labelled documents. For a stream, use the `sampled` held-out documents instead.
+    def of_labelled(cls, seen: LabelledDocuments, held_out: HeldWindows, sampled: int, tokens_per_batch: int) -> Self:
+        """Return the packed windows of labelled documents or, of a stream, of the `sampled` held-out documents.
 
         The first token of a window is not predicted.
         """

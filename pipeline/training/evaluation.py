@@ -17,16 +17,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.data.corpus import Corpus
-from pipeline.data.packing import PackedWindow
 from pipeline.models.quantization import Codec, stored_losses
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.window_encoder import WindowEncoder
 from pipeline.training.batches import Batch, Windowing, batches_in_order, epoch_batches
+from pipeline.training.held_windows import HeldWindows
 from pipeline.training.losses import document_losses, window_losses
 from pipeline.training.metrics import Metrics
 
 
-def window_loss(model: PreTrainedModel, windows: PackedWindow, tokens_per_batch: int) -> float:
+def window_loss(model: PreTrainedModel, windows: HeldWindows, tokens_per_batch: int) -> float:
     """Return a causal language model's plain cross-entropy in nats per token, without its training objective."""
     batches = (batch.to(model.device) for batch in batches_in_order(windows, tokens_per_batch))
     return mean_of(window_losses(model, batch)[batch.real_BT[:, 1:]] for batch in batches)

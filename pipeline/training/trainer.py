@@ -78,8 +78,15 @@ def train(
             if config.saves(step) or stopping:
                 position = batches.state_dict() if isinstance(batches, Resumable) else {}
                 state = replace(log.state, batches=position)
-                keeping = {"keep": config.keep, "lasting": config.lasting_step}
-                resume.save(output, trained.model, trained.optimizer, state, average.tensors, **keeping)
+                resume.save(
+                    output,
+                    trained.model,
+                    trained.optimizer,
+                    state,
+                    average.tensors,
+                    keep=config.keep,
+                    lasting=config.lasting_step,
+                )
             if stopping:
                 break
     if stopping:

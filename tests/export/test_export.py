@@ -10,7 +10,8 @@ from datatrove.utils.dataset import DatatroveFolderDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.export.token_batches import MOST_UNITS, NO_LABEL, TrainedRange, units
+from pipeline.data.label_units import MOST_UNITS, NO_LABEL, short_units
+from pipeline.export.token_batches import TrainedRange
 from pipeline.export.token_files import megatron_index
 from tests.annotated import write_annotated
 from tests.conftest import RunCommand
@@ -183,16 +184,5 @@ def test_other_files_and_other_exports_are_kept(
 
 @settings(max_examples=60)
 @given(st.lists(st.one_of(st.just(np.nan), st.floats(-200, 200, width=32)), max_size=20))
-def test_labels_become_the_nearest_unit_and_missing_ones_are_told_apart(nats: list[float]) -> None:
-    nats_N = np.array(nats, np.float32)
-    labels_N = units(nats_N)
-    missing_N = np.isnan(nats_N)
-    assert (labels_N[missing_N] == NO_LABEL).all() and (labels_N[~missing_N] > NO_LABEL).all()
-    assert (np.abs(labels_N[~missing_N] / 128 - nats_N[~missing_N]) <= 1 / 256).all()
-    everything = TrainedRange(NO_LABEL, MOST_UNITS)
-    assert everything.mask(labels_N).all()
-
-
-def test_a_label_beyond_16_bits_is_refused() -> None:
-    with pytest.raises(ValueError, match="a label of 300 nats does not fit into 16 bits"):
-        units(np.array([1.0, 300.0], np.float32))
+def test_all_labels_and_missing_ones_are_in_the_widest_range(nats: list[float]) -> None:
+    assert TrainedRange(NO_LABEL, MOST_UNITS).mask(short_units(np.array(nats, np.float32))).all()

@@ -74,8 +74,8 @@ def test_more_training_goes_on_from_a_finished_one(
 def test_the_same_command_with_more_steps_goes_on_from_a_finished_output(
     run_command: RunCommand, labels: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = (JOB, "--labels", labels, *SMALL, "--init-from", start, "--dropout", 0.1, "--stream", 400)
-    command = (*command, "--training.decay", "trapezoid", "--training.warmup", 2, "--training.evaluate-every", 4)
+    read = (JOB, "--labels", labels, *SMALL, "--init-from", start, "--dropout", 0.1, "--stream", 400)
+    command = (*read, "--training.decay", "trapezoid", "--training.warmup", 2, "--training.evaluate-every", 4)
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     assert run_command(*command, "--training.steps", 10, "--output", parts) == 0
     assert load_causal(parts).config.vocab_size == 8192

@@ -53,7 +53,7 @@ def test_whole_epochs_are_read_to_the_end(windows: int, epochs: int, accumulate:
         ({"tokens": 1e3}, 125),
     ],
 )
-def test_steps_are_rounded_up(length: dict[str, float], steps: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_are_rounded_up(length: dict[str, Any], steps: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert TrainingSettings(**length, tokens_per_batch=8).resolved(lambda: epoch_of(10)).steps == steps
     assert f" are {steps} steps of 8 tokens on average" in capsys.readouterr().err
 
