@@ -1,5 +1,8 @@
 """Objectives for `transformers.Trainer` and trainers built on it: windows, a collator and a loss.
 
+The windows are those of `LabelledWindows`, as in a plain torch DataLoader. A dataset that was changed with the library
+`datasets` is cut into windows by `EntropyWindows`.
+
 A trainer passes only logits and `labels` to its loss, so each label is an int64 that carries two values. The lower half
 is the token's id, and the upper half holds the bits of the token's entropy as float32. As usual, the label -100 marks a
 position without a target, which trainers skip and do not count. The first token of a row or of a packed document has
@@ -8,7 +11,7 @@ the label -100, since the model does not predict it.
 Shapes: B rows, T tokens of the longest row, V vocabulary, S tokens of all rows, N targets of all rows.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils.rnn import pad_sequence
 
-from pipeline.data.packing import best_fit
+from pipeline.data.packing import PADDING, PackedWindow, best_fit, position_ids
 from pipeline.data.windows import cover
 from pipeline.models.cross_entropy import logit_sums
 from pipeline.training.config import ObjectiveSettings
@@ -107,24 +110,28 @@ class EntropyWindows:
 
 @dataclass(frozen=True)
 class EntropyCollator:
-    """Collator that makes a batch from rows of an annotated dataset: `input_ids`, and `labels` with ids and entropies.
+    """Collator that makes a batch from windows or rows of an annotated dataset.
 
-    Rows without `position_ids` are padded to [B, T], with an `attention_mask`. Rows with `position_ids`, which
-    `EntropyWindows` has packed, are concatenated to [1, S]. Flash attention accepts concatenated rows without a mask.
-    Other attention kernels need a mask, whose size grows with S².
+    A batch has `input_ids`, and `labels` that carry ids and entropies. Rows without `position_ids` are padded to
+    [B, T], with an `attention_mask`. The windows of `LabelledWindows`, and rows with `position_ids`, which
+    `EntropyWindows` has packed, are concatenated to [1, S] without padding. Flash attention accepts concatenated rows
+    without a mask. Other attention kernels need a mask, whose size grows with S².
     """
 
     pad_token_id: int
     context: int
-    """Largest number of tokens in a row. Cut longer documents with `EntropyWindows`."""
+    """Largest number of tokens in a row. Cut longer documents with `LabelledWindows` or `EntropyWindows`."""
     column: str = ENTROPY
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any] | PackedWindow]) -> dict[str, Tensor]:
         """Return the rows as a batch of tensors. The columns of a row are lists of numbers; a missing label is None.
 
         Raises:
             ValueError: if a row lacks a column, does not have one label per token, or is longer than the context.
         """
+        return self._batch([window_row(row, self.column) if isinstance(row, PackedWindow) else row for row in rows])
+
+    def _batch(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         each = [self._tensors(row) for row in rows]
         ids, labels = [ids_T for ids_T, _ in each], [labels_T for _, labels_T in each]
         if POSITION_IDS in rows[0]:
@@ -146,6 +153,7 @@ class EntropyCollator:
         if tokens > self.context:
             raise ValueError(
                 f"a row has {tokens} tokens, but the context is {self.context}: cut the documents into windows with"
+                f" LabelledWindows(dataset, CutWithOverlap(length={self.context})), or with"
                 f" dataset.map(EntropyWindows(context={self.context}), batched=True,"
                 " remove_columns=dataset.column_names)"
             )
@@ -154,6 +162,21 @@ class EntropyCollator:
         labels_T = packed_labels(ids_T, nats_T)
         labels_T[:1] = IGNORED  # nothing predicts it, and older versions of transformers count it
         return ids_T, labels_T
+
+
+def window_row(window: PackedWindow, column: str = ENTROPY) -> dict[str, np.ndarray]:
+    """Return a window as a row: its tokens without padding, their labels, and positions, from 0 in each document."""
+    real_T = window.document_T != PADDING
+    columns = {INPUT_IDS: window.input_ids_T, column: window.entropy_T, POSITION_IDS: position_ids(window.document_T)}
+    return {name: values_T[real_T] for name, values_T in columns.items()}
+
+
+def window_rows(windows: Iterable[PackedWindow]) -> Iterator[dict[str, np.ndarray]]:
+    """Yield each window as a row.
+
+    With this function, `datasets.IterableDataset.from_generator` makes the kind of dataset that TRL's trainers demand.
+    """
+    yield from map(window_row, windows)
 
 
 def entropy_loss(settings: ObjectiveSettings, mean_entropy: float | None = None) -> Callable[..., Tensor]:

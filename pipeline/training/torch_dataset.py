@@ -1,4 +1,6 @@
-"""Annotated dataset for torch's DataLoader: windows of tokens and labels, divided among ranks and loader workers.
+"""Annotated dataset for torch's DataLoader and trainers: windows of tokens and labels, for ranks and loader workers.
+
+`hf_trainer` has the collator and the loss with which `transformers.Trainer` and TRL train on these windows.
 
 In each epoch, all ranks and workers together yield every token of the dataset once. Each worker of each rank packs its
 own documents. The last windows of each worker are therefore padded, and some ranks may yield a few windows more than
