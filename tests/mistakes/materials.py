@@ -280,6 +280,8 @@ def _write_datasets(folder: Path) -> None:
     for name in ("training-finished/continue/unfinished.json", "training-over/README.md"):
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text('{"folds": 9, "training": {"steps": 5}}', encoding="utf-8")
+    (folder / "training-lost" / "continue").mkdir(parents=True)
+    (folder / "training-lost" / "continue" / "unfinished.json").write_text('{"folds"', encoding="utf-8")
     (folder / "training" / "unfinished.json").write_text('{"folds": 9}', encoding="utf-8")
     (folder / "training-damaged" / "unfinished.json").write_text('{"folds"', encoding="utf-8")
 
