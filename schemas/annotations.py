@@ -194,6 +194,10 @@ class Provenance:
     calibration: Calibration | None = None
     """Calibration that was applied to the labels, after they were moved to the tokens of `input_ids`. None if the
     labels are not calibrated."""
+    sidecar: bool = False
+    """True if the dataset holds labels and the keys of documents, without text and token ids (see schemas.sidecars)."""
+    joined_sha256: str | None = None
+    """Digest of the sidecar whose labels were joined to these documents; None if the run labelled them itself."""
     rounding_nats: float = ROUNDING_NATS
     schema_version: int = SCHEMA_VERSION
 

@@ -44,6 +44,10 @@ class Counts:
     """Rows whose text contains U+FFFD, the replacement for invalid Unicode, whether inserted by the run or earlier."""
     rows_without_fit: int = 0
     """Rows whose domain has no fit of its own in the calibration. Their labels got the pooled fit."""
+    rows_changed: int = 0
+    """Rows of a joined dataset whose text is not the one that was labelled. They have no labels."""
+    rows_unmatched: int = 0
+    """Rows of a joined dataset whose document is not among the labelled ones. They have no labels."""
     tokens: int = 0
     labelled_tokens: int = 0
     text_bytes: int = 0

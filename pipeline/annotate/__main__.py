@@ -116,14 +116,15 @@ def annotate_units(job: Run, units: Sequence[Unit], config: Config, inputs: tupl
     print_summary(config.output or str(job.subset.root), job.provenance, total(receipts).counts, report)
     quarantined = ledger.quarantined()
     print_quarantine(quarantined)
-    print_examples(job.subset, job.repository, complete=len(receipts) == len(units))
-    if not config.input and job.repository is None:
+    sidecar = job.provenance.sidecar
+    print_examples(job.subset, job.repository, complete=len(receipts) == len(units), sidecar=sidecar)
+    if not config.input and job.repository is None and not sidecar:
         from pipeline.report.page import write_report
 
         with stage("writing the report"):
             page = write_report(str(job.subset.data), job.subset.root.with_name(f"{job.subset.root.name}-report"))
         say("", f"{page} shows every token in the colour of its entropy")
-    else:
+    elif not sidecar:
         say("", f"python -m pipeline.report {shlex.quote(labels_named(job, config))} shows every token in its colour")
     if (lacking := len(units) - len(receipts)) > len(quarantined):
         say("", f"{lacking:,} of {len(units):,} shards are missing; the same command completes them")

@@ -37,6 +37,8 @@ from schemas.annotations import (
     annotated_schema,
 )
 from schemas.receipts import Plan
+from schemas.rows import ID_COLUMN
+from schemas.sidecars import sidecar_schema
 
 
 def pin_inputs(inputs: Sequence[str], existing: Plan | None) -> tuple[str, ...]:
@@ -85,8 +87,9 @@ def prepare_run(config: Config, source: Source, inputs: Sequence[str], existing:
     tokens = tokens_for([checkpoint.folds[0] for checkpoint in checkpoints], config)
     provenance = provenance_for(config, source, inputs, checkpoints, tokens, existing)
     passed = source.schema if provenance.names_of_text or not is_of_text(source) else without_names(source.schema)
-    schema = annotated_schema(passed, provenance)
+    schema = (sidecar_schema if provenance.sidecar else annotated_schema)(passed, provenance)
     require_applicable(provenance, schema)
+    copied = {ID_COLUMN} if provenance.sidecar else {*schema.names}
     return Run(
         subset=config.place,
         checkpoints=tuple(fold.folder.resolve() for checkpoint in checkpoints for fold in checkpoint.folds),
@@ -95,7 +98,7 @@ def prepare_run(config: Config, source: Source, inputs: Sequence[str], existing:
             provenance, [checkpoint.folds[0].folder.resolve() for checkpoint in checkpoints]
         ),
         provenance=provenance,
-        source_schema=pa.schema([field for field in passed if field.name in {config.column.name, *schema.names}]),
+        source_schema=pa.schema([field for field in passed if field.name in {config.column.name, *copied}]),
         schema=schema,
         units=0,
         repository=config.repository,
@@ -131,6 +134,7 @@ def provenance_for(
         overlap=overlap,
         share=config.share,
         keep_text=config.keep_text,
+        sidecar=config.sidecar,
         text_column=config.column.name,
         columns=config.columns,
         source_sha256=source.sha256,

@@ -1,6 +1,7 @@
 """Summary printed at the end of an annotation: the run in figures, and a few tokens with their entropies."""
 
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -71,16 +72,21 @@ def print_quarantine(units: Sequence[Quarantined]) -> None:
         say(f"  {unit}")
 
 
-def print_examples(subset: Subset, repository: Repository | None, *, complete: bool) -> None:
+def print_examples(subset: Subset, repository: Repository | None, *, complete: bool, sidecar: bool) -> None:
     """Print the call that loads the dataset, and some tokens of a document with their labels.
 
-    The printed tokens include the first labelled token of the document.
+    The printed tokens include the first labelled token of the document. Of a sidecar, which has no tokens, print the
+    command that joins its labels to their documents instead.
     """
-    has = "has every document" if complete else "has the documents of the finished shards"
+    labelled = "the labels of " if sidecar else ""
+    has = f"has {labelled}every document" if complete else f"has {labelled}the documents of the finished shards"
     folder = f"{repository.url}/{subset.in_repository.data}" if repository else str(subset.data)
     root = str(subset.root)
     call = load_call(repository.name, subset.name, repository.revision) if repository else load_call(root, subset.name)
     receipts = Ledger(subset).published() if repository else Ledger(subset).receipts()
+    if sidecar:
+        say("", f"{call} {has}, without their tokens; python -m pipeline.join --labels {shlex.quote(root)} joins them")
+        return
     row = next(filter(_has_example, islice(_rows(receipts, folder), MOST_LOOKS)), None)
     if row is None:
         say("", f"{call} {has}")

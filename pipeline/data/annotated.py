@@ -4,10 +4,11 @@ All labels are read through this module. `pipeline.data.loader` shuffles the row
 them.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from pipeline.data.files import HUB, File, find_files, pinned
 from pipeline.data.ledger import Ledger
 from pipeline.data.shards import SHARD, inspect_shard, mending, numbers_per_token, open_shard, reading_shard
 from pipeline.data.skipped import counted
+from pipeline.data.source_documents import SourceDocuments
 from pipeline.data.streams import DamagedError
 from pipeline.data.tokenizer import TOKENIZER_FILE, id_count, load_tokenizer
 from schemas.annotations import (
@@ -42,9 +44,12 @@ from schemas.decoding import text_of
 from schemas.layout import DATA_FOLDER, Subset, require_contained, shard_name, shards_in_all
 from schemas.receipts import QUARANTINE, Receipt, from_lines
 from schemas.rows import NO_BOUND, is_list, is_token_list
+from schemas.sidecars import DIGEST, KEY_FIELDS, STORED_IN_SIDECARS
 
 SUBSET_NAMED = re.compile(rf"/{DATA_FOLDER}/[^/]+/?$")
 COMMIT_NAMED = re.compile("@[0-9a-f]{40}$")
+BESIDE = "::"
+"""Text between the name of a sidecar and the name of its documents."""
 FOOTERS_AT_A_TIME = 16  # reading a footer from the Hub is mostly waiting
 
 Row = dict[str, Any]
@@ -65,6 +70,8 @@ class AnnotatedDataset:
     """Schema of all columns."""
     provenance: Provenance
     tokenizer: Path | None
+    documents: SourceDocuments | None = None
+    """Documents of a sidecar, which are read where they are; None if the shards hold them."""
 
     def __len__(self) -> int:
         return sum(self.rows)
@@ -84,6 +91,11 @@ class AnnotatedDataset:
         """Path or URL of the subset's data folder, without the commit at which the dataset is read."""
         place, name, _ = _parts(self.source, self.shards[0])
         return f"{COMMIT_NAMED.sub('', place)}/{DATA_FOLDER}/{name}"
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the names, sizes and footers of all shards."""
+        return hashlib.sha256("\n".join(info.sha256 for info in self.infos).encode()).hexdigest()
 
     @cached_property
     def infos(self) -> tuple[FileInfo, ...]:
@@ -121,8 +133,26 @@ class AnnotatedDataset:
         schema, stop = self.columns(names), len(self) if stop is None else stop
         for shard, rows in zip(self.shards, self.rows, strict=True):
             if start < rows and stop > 0:
-                yield from read_labelled(shard, max(0, start), min(stop, rows), schema, self.vocabulary)
+                yield from self.read(shard, max(0, start), min(stop, rows), schema)
             start, stop = start - rows, stop - rows
+
+    def read(self, shard: File, start: int, stop: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """Yield batches of rows `start` to `stop` of a shard, with the columns of `schema`.
+
+        Raises:
+            ValueError: if the document of a row is not the one that was labelled.
+            ValueError, OSError: as `read_labelled` does.
+        """
+        stored = [name for name in schema.names if name in STORED_IN_SIDECARS]
+        if self.documents is None or len(stored) == len(schema.names):
+            yield from read_labelled(shard, start, stop, schema, self.vocabulary)
+            return
+        labels = pa.schema([*(schema.field(name) for name in stored), *KEY_FIELDS])
+        table = pa.Table.from_batches(read_labelled(shard, start, stop, labels, self.vocabulary), labels)
+        for batch in self.documents.beside(table, schema):
+            _require_labelled(batch, shard, start, self.vocabulary)
+            start += len(batch)
+            yield batch
 
     def corpus(self, start: int = 0, stop: int | None = None, *, expected: bool = False) -> Corpus:
         """Return rows `start` to `stop` (exclusive) as a corpus. If `stop` is None, read to the end of the dataset.
@@ -150,12 +180,36 @@ def find_annotations(source: str) -> AnnotatedDataset:
     """Find the annotated dataset in a folder, or at `hf://datasets/user/name` with an optional `@revision`.
 
     Without a revision, the newest commit is used. If the dataset has several subsets, `source` must be the data folder
-    of one of them, as in `folder/data/exact`.
+    of one of them, as in `folder/data/exact`. A sidecar is named with its documents, as in `labels::fineweb/*.parquet`;
+    these must be the files that were labelled.
 
     Raises:
         ValueError: if there is no annotated dataset; if the dataset is unfinished, or has several subsets and `source`
-            names none of them; if a link in the dataset leads out of the dataset's folder.
+            names none of them; if a link in the dataset leads out of the dataset's folder; if a sidecar's documents
+            are not named, or are not found.
         ConnectionError: if the Hub cannot be reached.
+    """
+    named, joined, documents = source.partition(BESIDE)
+    dataset = find_shards(named)
+    if dataset.provenance.sidecar and not documents:
+        raise ValueError(
+            f"{source} is a sidecar, which has no documents: name them too, as in {source}{BESIDE}DOCUMENTS, or join "
+            "them with pipeline.join"
+        )
+    if not joined:
+        return dataset
+    if not dataset.provenance.sidecar:
+        raise ValueError(f"{named} has its documents; leave {BESIDE}{documents} out")
+    found = SourceDocuments.find(documents, dataset.provenance, dataset.tokenizer)
+    schema = plain_schema(found.annotated_schema(dataset.provenance), source)
+    return replace(dataset, source=source, schema=schema, documents=found)
+
+
+def find_shards(source: str) -> AnnotatedDataset:
+    """Find the shards of an annotated dataset or of a sidecar, without the documents of a sidecar.
+
+    Raises:
+        ValueError, ConnectionError: as `find_annotations`, except for a sidecar's documents.
     """
     (source,) = pinned((source,))
     shards = _shards(source)
@@ -191,9 +245,7 @@ def read_labelled(file: File, start: int, stop: int, schema: pa.Schema, vocabula
     """
     with reading_shard(file):
         for batch in read_rows(file, start, stop, schema, Column(schema.names[0], longest=NO_BOUND)):
-            if INPUT_IDS in batch.schema.names:
-                _require_tokens(batch.column(INPUT_IDS), file, vocabulary)
-            _require_labels(batch, file, start)
+            _require_labelled(batch, file, start, vocabulary)
             start += len(batch)
             yield batch
 
@@ -248,7 +300,8 @@ class _Footer(NamedTuple):
 def _read_footer(shard: File) -> _Footer:
     with open_shard(shard) as parquet:
         rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
-    if not {INPUT_IDS, ENTROPY} <= set(schema.names) or PROVENANCE_KEY not in (schema.metadata or {}):
+    tokens = DIGEST if DIGEST in schema.names else INPUT_IDS
+    if not {tokens, ENTROPY} <= set(schema.names) or PROVENANCE_KEY not in (schema.metadata or {}):
         raise ValueError(
             f"{shard.url} was not written by pipeline.annotate: it lacks labels or their provenance; name another"
         )
@@ -324,6 +377,12 @@ def _shared_provenance(source: str, names: set[str], found: set[Provenance]) -> 
     if len(found) > 1 or units != len(names) or names != {shard_name(index, units) for index in range(units)}:
         raise ValueError(f"{source} does not hold one finished run; run the same annotate command again")
     return found.pop()
+
+
+def _require_labelled(batch: pa.RecordBatch, file: File, first_row: int, vocabulary: int) -> None:
+    if INPUT_IDS in batch.schema.names:
+        _require_tokens(batch.column(INPUT_IDS), file, vocabulary)
+    _require_labels(batch, file, first_row)
 
 
 def _require_tokens(tokens: pa.Array, file: File, vocabulary: int) -> None:

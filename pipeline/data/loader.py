@@ -10,7 +10,6 @@ sequence. Several ranks read the same row group only if a stretch ends inside th
 since Parquet cannot skip rows. For this reason, eight ranks read two row groups in 2.7 times the CPU time of one rank.
 """
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from weakref import finalize
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.annotated import AnnotatedDataset, Row, as_rows, read_labelled
+from pipeline.data.annotated import AnnotatedDataset, Row, as_rows
 from pipeline.data.iterators import prefetched
 from pipeline.data.packing import Document, PackedWindow, Packing
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, INPUT_IDS
@@ -307,8 +306,7 @@ class _Rows:
 
         The digest covers the names, sizes and footers of the shards. The footers include the provenance.
         """
-        digests = "\n".join(info.sha256 for info in self.dataset.infos)
-        return {"dataset_sha256": hashlib.sha256(digests.encode()).hexdigest(), **self.reading.order}
+        return {"dataset_sha256": self.dataset.sha256, **self.reading.order}
 
     @property
     def first(self) -> Position:
@@ -353,7 +351,7 @@ class _Rows:
     def _stored(self, run: RowRange, skip: int) -> Iterator[pa.RecordBatch]:
         """Yield batches of the rows in a range, in the order of the file, without the first `skip` rows."""
         shard = self.dataset.shards[run.shard]
-        return read_labelled(shard, run.start + skip, run.stop, self.schema, self.dataset.vocabulary)
+        return self.dataset.read(shard, run.start + skip, run.stop, self.schema)
 
 
 def _blocks(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:

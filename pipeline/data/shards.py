@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.atomic import commit, unfinished_name
-from pipeline.data.documents import Column, FileInfo, inspect_file
+from pipeline.data.documents import Column, FileInfo
 from pipeline.data.files import File, is_url, local_file
-from pipeline.data.parquet import open_parquet
+from pipeline.data.parquet import open_parquet, read_footer
 from pipeline.data.streams import DamagedError, open_stored, reading
 from schemas.annotations import (
     ENTROPY,
@@ -34,7 +34,8 @@ from schemas.rows import NO_BOUND
 
 ROW_GROUP_BYTES = 100_000_000
 SHARD = re.compile(rf"(.*)/{DATA_FOLDER}/([^/]+)/((?:\d+/)?train-\d+-of-\d+\.parquet)")
-TOKENS = Column(INPUT_IDS, tokenized=True, longest=NO_BOUND)
+LABELS = Column(ENTROPY, tokenized=True, longest=NO_BOUND)
+"""Column that every shard has, read without a limit for the length of a document."""
 
 
 def annotated_rows(
@@ -48,15 +49,20 @@ def annotated_rows(
     Labels of a row are [N], or [K, N] for a column with K numbers per token. NaN in a label becomes null.
     """
     labels = {name: _label_lists(name, arrays, schema.field(name).type) for name, arrays in entropies.items()}
-    lengths = np.array([len(ids) for ids in tokens], dtype=np.int32)
     columns = {
         **{name: source.column(name) for name in source.schema.names},
         **labels,
-        INPUT_IDS: _lists(pa.array(_joined(tokens, np.int32)), lengths),
-        NUM_TOKENS: pa.array(lengths),
+        INPUT_IDS: token_lists(tokens),
+        NUM_TOKENS: pa.array([len(ids) for ids in tokens], pa.int32()),
         MEAN_ENTROPY: mean_entropies(labels[ENTROPY]),
     }
     return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def token_lists(tokens: Sequence[np.ndarray]) -> pa.ListArray:
+    """Return a column of token ids, int32, given an array for each row."""
+    lengths = np.array([len(ids) for ids in tokens], dtype=np.int32)
+    return _lists(pa.array(np.concatenate([np.empty(0, np.int32), *tokens])), lengths)
 
 
 def write_shard(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> str:
@@ -179,10 +185,6 @@ def _lists(values: pa.Array, lengths: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate([np.empty(0, dtype), *arrays])
-
-
 def mean_entropies(lists: pa.ListArray) -> pa.Array:
     """Return the mean of each list of entropies, float32; null for a list without values.
 
@@ -236,10 +238,11 @@ def inspect_shard(file: File) -> FileInfo:
     """Return the number of rows, the columns and the digest of a shard, read from its footer.
 
     Raises:
-        ValueError, OSError: as inspect_file does.
+        ValueError, OSError: as read_footer does.
     """
     with reading_shard(file):
-        return inspect_file(file, TOKENS)
+        footer = read_footer(file)
+    return FileInfo(sum(footer.groups), footer.groups, footer.schema, footer.sha256)
 
 
 def mending(file: File) -> str:

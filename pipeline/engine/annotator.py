@@ -24,6 +24,7 @@ from pipeline.data.hub import shard_addition
 from pipeline.data.iterators import BATCH_BYTES, ByteBudget, prefetched
 from pipeline.data.ledger import Ledger
 from pipeline.data.shards import ShardWriter, annotated_rows
+from pipeline.data.sidecar_keys import with_keys
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.data.windows import WindowBatch, gather, sample_positions, window_batches
 from pipeline.engine.plan import Run, Unit
@@ -158,7 +159,7 @@ class Annotator:
                     table = self._table(chunk, readings)
                     counts += count(chunk.rows, table, self.run.column, self.tokenizer)
                     counts += Counts(rows_without_fit=rows_without_fit(chunk.rows, self.run.provenance.calibration))
-                    writer.write(table)
+                    writer.write(table.select(self.run.schema.names))
                 memory.release(chunk.rows.nbytes)
             with stages.timed("write"):
                 digest, size = writer.finish()
@@ -212,6 +213,9 @@ class Annotator:
     def _rows(self, unit: Unit, stages: Stages) -> Iterator[pa.RecordBatch]:
         try:
             batches = read_rows(unit.file, unit.start, unit.stop, self.run.source_schema, self.run.column)
+            batches = (
+                with_keys(batches, unit.file, unit.start, self.run.column) if self.run.provenance.sidecar else batches
+            )
             while True:
                 with stages.timed("read"):
                     rows = next(batches, None)
@@ -320,7 +324,7 @@ class Annotator:
         return labels if reading.ends is None else {name: moved(nats, reading.ends) for name, nats in labels.items()}
 
     def _table(self, chunk: Chunk, labelled: Sequence[LabelledReading]) -> pa.Table:
-        return annotated_rows(chunk.rows, chunk.tokens, self.labels(labelled, chunk.rows), self.run.schema)
+        return annotated_rows(chunk.rows, chunk.tokens, self.labels(labelled, chunk.rows), self.run.labelled_schema)
 
 
 def _pieces(rows: pa.RecordBatch, numbers: int) -> Iterator[pa.RecordBatch]:

@@ -13,7 +13,7 @@ from pipeline.data.files import File
 from pipeline.data.hub import Repository
 from pipeline.labels.ensemble import Ensemble
 from pipeline.models.checkpoint import Checkpoint
-from schemas.annotations import Device, Dtype, Provenance
+from schemas.annotations import INPUT_IDS, Device, Dtype, Provenance
 from schemas.layout import Subset
 
 FEWEST_ROWS, MOST_ROWS, UNITS_WANTED = 8, 16384, 16
@@ -179,6 +179,12 @@ class Run:
     """Repository on the Hub to which the dataset is published, or None if the output is a folder."""
     snapshots: tuple[Snapshot, ...] = ()
     """Snapshots of the checkpoints that come from the Hub."""
+
+    @property
+    def labelled_schema(self) -> pa.Schema:
+        """Columns to write, and `input_ids`, which a sidecar leaves out only when its rows are written."""
+        tokens = [] if INPUT_IDS in self.schema.names else [pa.field(INPUT_IDS, pa.list_(pa.int32()))]
+        return pa.schema([*self.schema, *tokens], metadata=self.schema.metadata)
 
     @property
     def column(self) -> Column:

@@ -16,9 +16,15 @@ from pipeline.publish.origin import Origin
 from schemas.annotations import DESCRIPTIONS, Provenance
 from schemas.layout import Subset
 from schemas.receipts import BIN_NATS, BINS, Counts
+from schemas.sidecars import KEY_DESCRIPTIONS
 
 INTRODUCTION, SECTION = (
     Path(__file__).with_name("card.md").read_text(encoding="utf-8").split("\n<!-- The section of each subset: -->\n")
+)
+IN_SHARDS = "`entropy[i]` is the label of `input_ids[i]`. Both lists have the same length, without a shift."
+IN_SIDECARS = (
+    "The documents are not here. `entropy[i]` is the label of the i-th token of the document, without a shift. "
+    "`python -m pipeline.join` joins the labels to the documents by their `id` and digest."
 )
 THIS_FOLDER = "THIS_FOLDER"
 MOST_COLUMNS = 100  # that are listed by name
@@ -51,18 +57,20 @@ class SubsetInfo:
 def section(info: SubsetInfo) -> str:
     """Return the section about a subset in Markdown, without the two comments that enclose the section."""
     provenance, names = info.provenance, info.schema.names
-    columns = [column for column in DESCRIPTIONS if column in names]
+    described = {**(KEY_DESCRIPTIONS if provenance.sidecar else {}), **DESCRIPTIONS}
+    columns = [column for column in described if column in names]
     types = [_type_name(info.schema.field(column).type) for column in columns]
     calibration = str(provenance.calibration)  # without the knots
     shown = {**vars(provenance), "source": public_names(provenance.source), "calibration": calibration}
     return Template(SECTION.rstrip()).substitute(
         name=info.subset.name,
         figures=_figures(info),
-        columns=_rows((f"`{name}`", kind, DESCRIPTIONS[name]) for name, kind in zip(columns, types, strict=True)),
+        columns=_rows((f"`{name}`", kind, described[name]) for name, kind in zip(columns, types, strict=True)),
         source_columns=_listed([column for column in names if column not in columns]),
         tokenizer=info.subset.in_repository.tokenizer.as_posix(),
         load_call=load_call(info.path, info.subset.name, info.revision),
-        labels=info.labels,
+        alignment=IN_SIDECARS if provenance.sidecar else IN_SHARDS,
+        labels=f"{info.labels}::DOCUMENTS" if provenance.sidecar else info.labels,
         limits=provenance.limits + _calibrated(provenance),
         seen=_seen(provenance),
         origin=info.origin.sentence,
@@ -122,8 +130,10 @@ def _figures(info: SubsetInfo) -> str:
     per_byte = f", or {bits * counts.tokens / counts.text_bytes:.3f} bits per byte of text" if counts.text_bytes else ""
     longest, long = info.provenance.longest_document, counts.rows_too_long
     too_long = f"\n{long:,} documents are longer than {longest:,} bytes and have no tokens." if long else ""
+    unlabelled = counts.rows_changed + counts.rows_unmatched
+    unmatched = f"\n{unlabelled:,} documents were not labelled, or with another text." if unlabelled else ""
     rows, tokens, labelled = counts.rows, counts.tokens, counts.labelled_tokens
-    return f"""{rows:,} documents, {tokens:,} tokens, {labelled:,} of them labelled.{too_long}
+    return f"""{rows:,} documents, {tokens:,} tokens, {labelled:,} of them labelled.{too_long}{unmatched}
 The mean label is {mean:.3f} nats ({bits:.3f} bits){per_byte}; the median is {_median(counts.histogram)}.
 
 Histogram of the labels: lower end of each bin in nats, share of all labels.

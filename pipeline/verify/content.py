@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.data.counts import histogram
 from pipeline.data.documents import read_rows
 from pipeline.data.files import File
-from pipeline.data.shards import TOKENS, inspect_shard, mean_entropies, numbers_per_token, open_shard
+from pipeline.data.shards import LABELS, inspect_shard, mean_entropies, numbers_per_token, open_shard
 from pipeline.data.streams import DamagedError
 from pipeline.verify.stored import Content, Fault, Stored
 from schemas.annotations import (
@@ -33,6 +33,7 @@ from schemas.annotations import (
     Provenance,
 )
 from schemas.receipts import Counts, Receipt
+from schemas.sidecars import KEY_FIELDS
 
 COMPARED = ("rows", "tokens", "labelled_tokens", "nats", "histogram")
 """Fields of `Counts` that can be computed from the rows of a shard, and are compared with its receipt."""
@@ -49,10 +50,17 @@ class Rules:
     """Names of the columns in order; None if the plan does not list columns."""
 
     @property
+    def required(self) -> frozenset[str]:
+        """Columns that a shard cannot lack: `entropy`, and `input_ids` unless the dataset was written without them."""
+        has_tokens = not self.provenance.sidecar and INPUT_IDS in (self.columns or (INPUT_IDS,))
+        return frozenset((ENTROPY, INPUT_IDS) if has_tokens else (ENTROPY,))
+
+    @property
     def types(self) -> Mapping[str, pa.DataType]:
         """Types of the columns that annotation adds."""
+        keys = {field.name: field.type for field in KEY_FIELDS} if self.provenance.sidecar else {}
         tokens, labels = {INPUT_IDS: pa.list_(pa.int32())}, self.provenance.label_types
-        return {**tokens, **labels, NUM_TOKENS: pa.int32(), MEAN_ENTROPY: pa.float32()}
+        return {**keys, **tokens, **labels, NUM_TOKENS: pa.int32(), MEAN_ENTROPY: pa.float32()}
 
 
 def shard_provenance(stored: Stored, shard: str) -> Provenance:
@@ -98,7 +106,7 @@ def _require_schema(file: File, rules: Rules) -> None:
     with open_shard(file) as parquet:
         schema = parquet.schema_arrow
     own = {name: kind for name, kind in rules.types.items() if name in schema.names}
-    if not {INPUT_IDS, ENTROPY} <= own.keys():
+    if not rules.required <= own.keys():
         raise ValueError("lacks tokens or labels")
     wrong = [name for name, kind in own.items() if schema.field(name).type != kind]
     if wrong:
@@ -125,7 +133,7 @@ def _counted(file: File, rules: Rules, *, every_column: bool) -> Counts:
     schema = inspect_shard(file).schema
     if not every_column:
         schema = pa.schema([field for field in schema if field.name in rules.types])
-    return count_rows(_checked(read_rows(file, 0, sys.maxsize, schema, TOKENS), rules))
+    return count_rows(_checked(read_rows(file, 0, sys.maxsize, schema, LABELS), rules))
 
 
 def count_rows(batches: Iterable[pa.RecordBatch]) -> Counts:
@@ -135,7 +143,7 @@ def count_rows(batches: Iterable[pa.RecordBatch]) -> Counts:
         labels_N = batch.column(ENTROPY).flatten().drop_null().to_numpy()
         counts += Counts(
             rows=len(batch),
-            tokens=len(batch.column(INPUT_IDS).flatten()),
+            tokens=len(batch.column(ENTROPY).flatten()),
             labelled_tokens=len(labels_N),
             nats=float(labels_N.sum(dtype=np.float64)),
             histogram=histogram(labels_N),
@@ -164,13 +172,13 @@ def _require_rows(batch: pa.RecordBatch, start: int, rules: Rules) -> None:
 
 def _broken(batch: pa.RecordBatch, rules: Rules) -> Iterator[tuple[str, np.ndarray]]:
     """Yield an error message and an array [B] for each rule. The array is True for rows that break the rule."""
-    tokens, vocabulary = batch.column(INPUT_IDS), rules.vocabulary
-    length_B = _lengths(tokens)
-    yield "has no list of tokens", length_B < 0
-    ids_N = tokens.flatten()
-    known_N = ids_N.fill_null(-1).to_numpy()
-    outside = f"a token id is null or outside the vocabulary of {vocabulary:,}"
-    yield outside, _rows_with((known_N < 0) | (known_N >= vocabulary), length_B)
+    has_tokens = INPUT_IDS in batch.schema.names
+    length_B = _lengths(batch.column(INPUT_IDS if has_tokens else ENTROPY))
+    yield f"has no list of {'tokens' if has_tokens else 'labels'}", length_B < 0
+    if has_tokens:
+        known_N = batch.column(INPUT_IDS).flatten().fill_null(-1).to_numpy()
+        outside = f"a token id is null or outside the vocabulary of {rules.vocabulary:,}"
+        yield outside, _rows_with((known_N < 0) | (known_N >= rules.vocabulary), length_B)
     for name in rules.provenance.label_shapes.keys() & set(batch.schema.names):
         labels = batch.column(name)
         yield f"`{name}` does not have one label per token", _lengths(labels) != length_B

@@ -14,7 +14,7 @@ from huggingface_hub import snapshot_download
 
 from pipeline.data.corpus import fold_of
 from pipeline.data.documents import read_rows
-from pipeline.data.shards import TOKENS, inspect_shard, numbers_per_token
+from pipeline.data.shards import LABELS, inspect_shard, numbers_per_token
 from pipeline.data.windows import window_batches
 from pipeline.engine.annotator import Annotator, ChunkReading, LabelledBatch, LabelledReading, load_annotator
 from pipeline.engine.plan import Run, reading_tokenizers
@@ -98,7 +98,7 @@ def check_sample(
             by = {provenance.calibration.by} if provenance.calibration is not None else set()
             names = {INPUT_IDS, *COMPARED, *text, *by} & set(schema.names)
             read = pa.schema([field for field in schema if field.name in names])
-            (row,) = read_rows(content.file, document.row, document.row + 1, read, TOKENS)
+            (row,) = read_rows(content.file, document.row, document.row + 1, read, LABELS)
         tokens += min(MOST_TOKENS, len(row.column(INPUT_IDS).flatten()))
         name = stored.named(document.shard)
         faults += [Fault(name, what, document.shard) for what in _differing(annotator, row, document)]
@@ -111,6 +111,8 @@ def _run(stored: Stored, provenance: Provenance, named: Sequence[str]) -> Run:
     Raises:
         LeftOutError, ValueError: as `check_sample`.
     """
+    if provenance.sidecar:
+        raise LeftOutError("a sidecar holds no documents")
     if provenance.is_moved and not provenance.keep_text:
         raise LeftOutError("labels were moved from another tokenizer, and the text was not kept")
     models = [member.model for member in provenance.members] or [provenance.model]

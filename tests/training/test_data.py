@@ -113,7 +113,7 @@ def test_resuming_reads_only_one_block(labels: Path, monkeypatch: pytest.MonkeyP
 
     resumed = batches()
     resumed.load_state_dict(stopped.state_dict())
-    monkeypatch.setattr("pipeline.data.loader.read_labelled", noting)
+    monkeypatch.setattr("pipeline.data.annotated.read_labelled", noting)
     next(resumed)
     assert starts[0] == stopped.position.documents - DOCUMENTS - 15  # in the second of two shards
 

@@ -1,0 +1,1 @@
+"""Labels of a sidecar, joined to the documents that they belong to."""

@@ -1,0 +1,178 @@
+"""Join the labels of a sidecar to their documents, and write an annotated dataset.
+
+python -m pipeline.annotate --input fineweb/*.parquet --sidecar --output labels
+python -m pipeline.join --input fineweb/*.parquet --labels labels --output joined
+
+Labels are found by the `id` and the text of a document, or by its text alone if either side has no `id`. The documents
+may be in other files and in another order by then, be fewer, or be repeated. A document without labels, or with a text
+other than the labelled one, ends the command or, with --unmatched keep, is kept without labels and counted. The same
+command resumes.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cyclopts
+from tqdm import tqdm
+
+from pipeline.cli import run
+from pipeline.data.annotated import AnnotatedDataset, find_shards
+from pipeline.data.files import pinned
+from pipeline.data.inputs import find_documents
+from pipeline.data.label_index import LabelIndex, StoredLabels
+from pipeline.data.ledger import Ledger
+from pipeline.data.naming import named_inputs, recorded
+from pipeline.data.source_documents import column_of
+from pipeline.engine.output import locked, open_run
+from pipeline.engine.plan import Run, Source, Unit, default_rows_per_unit, inspect, plan_units
+from pipeline.join.joiner import Joiner, Unmatched
+from pipeline.messages import say
+from pipeline.models.checkpoint import copy_tokenizer
+from pipeline.publish.card import write_card
+from pipeline.publish.origin import origin_of
+from pipeline.publish.section import THIS_FOLDER, SubsetInfo
+from pipeline.publish.subset import with_totals
+from schemas.annotations import INPUT_IDS, Provenance, annotated_schema
+from schemas.layout import Subset
+from schemas.receipts import Counts, Plan, total
+
+GIB = 2**30
+
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The documents, their labels and the output."""
+
+    input: tuple[str, ...]
+    """Documents: paths, folders, globs or URLs of Parquet, JSON lines or text files, as for pipeline.annotate."""
+    labels: str
+    """Sidecar: a folder that pipeline.annotate --sidecar wrote, or hf://datasets/USER/NAME. To choose one of several
+    subsets, give the subset's data folder, as in labels/data/causal."""
+    output: Path
+    """Folder for the annotated dataset."""
+    subset: str | None = None
+    """Name of the subset to write. Default: the name of the labels' subset."""
+    split: str | None = None
+    """Split to read from the folders and datasets in the input, or `all`. Default: the only split, or `train`."""
+    config_name: str | None = None
+    """Configuration to read from the folders and datasets in the input. Default: the only one, or the declared one."""
+    text_column: str | None = None
+    """Column of the documents. Default: the column that was labelled."""
+    without_tokens: bool = False
+    """Leave `input_ids` out, for which every text is tokenized again. The join is then several times faster, and
+    `load_dataset` reads the result, but the commands of this package do not."""
+    unmatched: Unmatched = "refuse"
+    """Documents without labels, and documents whose text is not the labelled one. refuse: end at the first. keep: write
+    them without labels, and count them."""
+    rows_per_unit: int | None = None
+    """Maximum number of rows in a shard. Default: as for pipeline.annotate."""
+    memory: float = 4.0
+    """GiB of labels to hold in memory. Where documents are in another order than their labels and the labels do not
+    fit, they are read again and again."""
+
+    def __post_init__(self) -> None:
+        if self.memory <= 0:
+            raise ValueError(f"`memory` must be above 0 GiB, not {self.memory:g}")
+        if self.rows_per_unit is not None and self.rows_per_unit < 1:
+            raise ValueError(f"`rows_per_unit` must be at least 1, not {self.rows_per_unit}")
+
+
+def join(config: Config) -> None:
+    """Join the labels of a sidecar to their documents, and write an annotated dataset."""
+    sidecar = find_shards(config.labels)
+    if not sidecar.provenance.sidecar:
+        raise ValueError(f"{config.labels} is not a sidecar: it has its documents already")
+    inputs = pinned(config.input)
+    listing = find_documents(inputs, config.split, config.config_name, config.output)
+    listing.tell()
+    column = column_of(replace(sidecar.provenance, text_column=config.text_column or sidecar.provenance.text_column))
+    source = inspect(listing.files, column, listing.choices)
+    job = run_for(config, sidecar, source, named_inputs(inputs, source.files))
+    units = plan_units(source, rows_per_unit=job.provenance.rows_per_unit, limit=None)
+    job = replace(job, units=len(units))
+    plan = Plan(job.provenance, recorded(config.input), source=recorded(inputs), schema=job.schema)
+    with locked(job.subset.root):
+        open_run(job.subset, plan, units)
+        if job.tokenizer is not None:
+            copy_tokenizer(job.tokenizer, job.subset.tokenizer)
+        labels = StoredLabels(sidecar, int(config.memory * GIB))
+        write(job, units, Joiner(job, LabelIndex.of(sidecar, source.schema), labels, config.unmatched))
+        receipts = Ledger(job.subset).receipts()
+        info = SubsetInfo(
+            subset=job.subset, path=THIS_FOLDER, provenance=job.provenance, schema=job.schema, origin=origin_of(inputs)
+        )
+        write_card(with_totals(info, receipts))
+    say_totals(total(receipts).counts, labels, job.subset.root)
+
+
+def run_for(config: Config, sidecar: AnnotatedDataset, source: Source, named: tuple[str, ...]) -> Run:
+    """Return the run that writes the joined dataset. Its labels are those of the sidecar's run.
+
+    Raises:
+        ValueError: if the source has no rows, or columns with the names of label columns; if the sidecar lacks the
+            tokenizer of its labels.
+    """
+    if not source.rows:
+        raise ValueError("the input has no rows; name files that have some with `input`")
+    if sidecar.provenance.tokenizer_sha256 is not None and sidecar.tokenizer is None:
+        raise ValueError(f"{config.labels} lacks the tokenizer of its labels; annotate its documents again")
+    provenance = joined_provenance(config, sidecar, source, named)
+    schema = annotated_schema(source.schema, provenance)
+    kept = schema.remove(schema.get_field_index(INPUT_IDS)) if config.without_tokens else schema
+    name = sidecar.place.rpartition("/")[2]
+    return Run(
+        subset=Subset(config.subset or name, config.output.resolve()),
+        checkpoints=(),
+        tokenizer=sidecar.tokenizer if provenance.tokenizer_sha256 else None,
+        estimator_tokenizers=(),
+        provenance=provenance,
+        source_schema=source.schema,
+        schema=kept,
+        units=0,
+    )
+
+
+def joined_provenance(config: Config, sidecar: AnnotatedDataset, source: Source, named: tuple[str, ...]) -> Provenance:
+    """Return the provenance of the sidecar's labels, with the source that they are joined to."""
+    return replace(
+        sidecar.provenance,
+        sidecar=False,
+        keep_text=True,
+        columns=None,
+        text_column=config.text_column or sidecar.provenance.text_column,
+        source=named,
+        source_files=len(source.files),
+        source_sha256=source.sha256,
+        source_rows=source.rows,
+        choices=source.choices,
+        rows_per_unit=config.rows_per_unit or default_rows_per_unit(source.rows),
+        joined_sha256=sidecar.sha256,
+    )
+
+
+def write(job: Run, units: list[Unit], joiner: Joiner) -> None:
+    """Write the shards that are missing."""
+    finished = Ledger(job.subset).finished()
+    done = sum(unit.stop - unit.start for unit in units if unit.index in finished)
+    with tqdm(total=job.provenance.source_rows, initial=done, unit=" documents", disable=None) as progress:
+        for unit in units:
+            if unit.index not in finished:
+                Ledger(job.subset).record(joiner.write(unit))
+                progress.update(unit.stop - unit.start)
+
+
+def say_totals(counts: Counts, labels: StoredLabels, output: Path) -> None:
+    say(f"documents      {counts.rows:,}", f"tokens         {counts.tokens:,}, {counts.labelled_tokens:,} with a label")
+    if counts.rows_changed:
+        say(f"changed        {counts.rows_changed:,} documents with another text than the labelled one: no labels")
+    if counts.rows_unmatched:
+        say(f"unmatched      {counts.rows_unmatched:,} documents without labels")
+    if labels.reads > len(labels.groups):
+        times = labels.reads / len(labels.groups)
+        say(f"labels read    {times:.1f} times, for they are in another order; more `memory` reads them once")
+    say(f"written        {output}")
+
+
+if __name__ == "__main__":
+    run(join, "pipeline.join")
