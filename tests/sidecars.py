@@ -23,7 +23,7 @@ SETTINGS = replace(
 
 
 @dataclass(frozen=True)
-class Document:
+class KeyedDocument:
     """A document of token ids, with the source's key and its labels."""
 
     id: str | None
@@ -31,16 +31,16 @@ class Document:
     labels: tuple[float, ...] = ()
 
 
-def labelled(documents: Sequence[tuple[str | None, tuple[int, ...] | None]], seed: int = 0) -> list[Document]:
+def labelled(documents: Sequence[tuple[str | None, tuple[int, ...] | None]], seed: int = 0) -> list[KeyedDocument]:
     """Return the documents with random labels of their own, in steps of 1/128 nat."""
     random = np.random.default_rng(seed)
     return [
-        Document(id, tokens, tuple((random.integers(0, 2000, len(tokens or ())) / 128).tolist()))
+        KeyedDocument(id, tokens, tuple((random.integers(0, 2000, len(tokens or ())) / 128).tolist()))
         for id, tokens in documents
     ]
 
 
-def write_source(file: Path, documents: Sequence[Document], *, ids: bool = True) -> Path:
+def write_source(file: Path, documents: Sequence[KeyedDocument], *, ids: bool = True) -> Path:
     """Write the tokens of documents, and their ids unless told otherwise, as a Parquet file."""
     columns: dict[str, pa.Array] = {INPUT_IDS: pa.array([each.tokens for each in documents], pa.list_(pa.int64()))}
     if ids:
@@ -51,7 +51,12 @@ def write_source(file: Path, documents: Sequence[Document], *, ids: bool = True)
 
 
 def write_sidecar(
-    folder: Path, documents: Sequence[Document], *, shards: int = 1, ids: bool = True, settings: Provenance = SETTINGS
+    folder: Path,
+    documents: Sequence[KeyedDocument],
+    *,
+    shards: int = 1,
+    ids: bool = True,
+    settings: Provenance = SETTINGS,
 ) -> Path:
     """Write the labels of documents that lie in `folder/source.parquet`, which is written too."""
     source = write_source(folder / "source.parquet", documents, ids=ids)
@@ -62,7 +67,7 @@ def write_sidecar(
     for index in range(shards):
         start = min(len(documents), index * size)
         own = documents[start : start + size]
-        (batch,) = with_keys(_batch(rows, start, len(own)), file, start, column_of(settings))
+        (batch,) = with_keys(_batch(rows, start, len(own)), file, start, column_of(SETTINGS))
         tokens = [np.array(each.tokens or (), np.int32) for each in own]
         labels = {"entropy": [np.array(each.labels, np.float32) for each in own]}
         table = annotated_rows(batch, tokens, labels, table_schema).select(schema.names)

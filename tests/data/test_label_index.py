@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.data.annotated import find_shards
 from pipeline.data.label_index import CHANGED, UNKNOWN, LabelIndex, StoredLabels
 from pipeline.data.sidecar_keys import digests
-from tests.sidecars import Document, labelled, write_sidecar
+from tests.sidecars import KeyedDocument, labelled, write_sidecar
 
 IDS = st.sampled_from([None, "", "a", "b", "c"])
 TOKENS = st.one_of(st.none(), st.lists(st.integers(0, 3), max_size=3).map(tuple))
@@ -23,10 +23,10 @@ WITH_IDS = pa.schema([("id", pa.string())])
 
 def found(index: LabelIndex, documents: Sequence[tuple[str | None, tuple[int, ...] | None]]) -> list[int]:
     lists = pa.array([tokens for _, tokens in documents], pa.list_(pa.int32()))
-    return index.rows(digests(lists), pa.array([id for id, _ in documents], pa.string())).tolist()
+    return list(index.rows(digests(lists), pa.array([id for id, _ in documents], pa.string())))
 
 
-def searched(stored: Sequence[Document], id: str | None, tokens: tuple[int, ...] | None, *, ids: bool) -> int:
+def searched(stored: Sequence[KeyedDocument], id: str | None, tokens: tuple[int, ...] | None, *, ids: bool) -> int:
     for row, document in enumerate(stored):
         if document.tokens == tokens and (not ids or (document.id or "") == (id or "")):
             return row

@@ -8,7 +8,7 @@ import pytest
 from pipeline.data.annotated import as_rows, find_annotations
 from pipeline.data.loader import Reading, labelled_rows
 from tests.labelled import assert_same
-from tests.sidecars import Document, labelled, write_sidecar, write_source
+from tests.sidecars import KeyedDocument, labelled, write_sidecar, write_source
 
 DOCUMENTS = labelled([(f"id-{number}", (number,) * (number % 5)) for number in range(30)])
 
@@ -22,6 +22,7 @@ def test_a_sidecar_reads_as_a_dataset_with_its_documents(tmp_path: Path) -> None
     assert [row["input_ids"].tolist() for row in rows] == [[*(each.tokens or ())] for each in DOCUMENTS[4:27]]
     assert [row["entropy"].tolist() for row in rows] == [[*each.labels] for each in DOCUMENTS[4:27]]
     corpus = dataset.corpus()
+    assert corpus.labels_N is not None
     assert corpus.labels_N.tolist() == [label for each in DOCUMENTS for label in each.labels]
     assert [len(batch) for batch in dataset.batches(("entropy",))] == [10, 10, 10]
 
@@ -51,7 +52,7 @@ def test_shuffled_rows_and_a_saved_position_are_those_of_the_dataset(tmp_path: P
 )
 def test_other_documents_are_refused(tmp_path: Path, named: str, message: str) -> None:
     labels = write_sidecar(tmp_path, DOCUMENTS)
-    changed = [*DOCUMENTS[:7], Document("id-7", (1, 2)), *DOCUMENTS[8:]]
+    changed = [*DOCUMENTS[:7], KeyedDocument("id-7", (1, 2)), *DOCUMENTS[8:]]
     write_source(tmp_path / "other" / "source.parquet", changed)
     write_source(tmp_path / "other" / "renamed.parquet", DOCUMENTS)
     write_source(tmp_path / "short" / "source.parquet", DOCUMENTS[:20])

@@ -13,7 +13,7 @@ from datasets import load_dataset
 from pipeline.data.annotated import find_annotations
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand
-from tests.sidecars import Document, labelled, write_sidecar, write_source
+from tests.sidecars import KeyedDocument, labelled, write_sidecar, write_source
 
 RANDOM = np.random.default_rng(5)
 DOCUMENTS = labelled(
@@ -54,7 +54,7 @@ def test_every_planted_edit_is_found(
 ) -> None:
     own = labelled([(str(number), tuple(RANDOM.integers(0, 90, number % 9).tolist())) for number in range(400)])
     labels = write_sidecar(tmp_path / "a", own)
-    edited = {int(at): Document(own[at].id, _edited(own[at].tokens or ())) for at in RANDOM.permutation(400)[:200]}
+    edited = {int(at): KeyedDocument(own[at].id, _edited(own[at].tokens or ())) for at in RANDOM.permutation(400)[:200]}
     source = write_source(tmp_path / "in.parquet", [edited.get(at, each) for at, each in enumerate(own)])
     arguments = ("--input", source, "--labels", labels, "--output")
     assert run_command(JOIN, *arguments, tmp_path / "refused") == 1
@@ -77,7 +77,7 @@ def test_documents_without_labels_are_kept_and_counted_when_asked(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = write_sidecar(tmp_path / "a", DOCUMENTS[:-1])
-    changed, new = Document("id-3", (1, 2, 3, 4)), Document("new", (5, 6))
+    changed, new = KeyedDocument("id-3", (1, 2, 3, 4)), KeyedDocument("new", (5, 6))
     source = write_source(tmp_path / "in.parquet", [DOCUMENTS[10], changed, new, DOCUMENTS[13]])
     arguments = ("--input", source, "--labels", labels, "--output", tmp_path / "out")
     assert run_command(JOIN, *arguments) == 1

@@ -25,6 +25,7 @@ from tests.hostile.checkpoints import ALL
 from tests.labels.calibrations import LINEAR, calibration
 from tests.models.architectures import tiny_causal
 from tests.publish.datasets import annotated
+from tests.sidecars import SETTINGS, KeyedDocument, labelled, write_sidecar, write_source
 from tests.tiny_models import tiny_autoencoder, tiny_estimator, tiny_language_model, tiny_second_order
 
 TOKENS = [[(start * step) % 97 for step in range(40)] for start in range(1, 25)]
@@ -54,6 +55,7 @@ def write_materials(folder: Path) -> None:
     _write_checkpoints(folder)
     _write_hostile(folder)
     _write_datasets(folder)
+    _write_sidecars(folder / "beside")
     _write_settings(folder)
 
 
@@ -227,6 +229,25 @@ def _write_hostile(folder: Path) -> None:
     for hostile in ALL:
         if hostile.name in HOSTILE:
             hostile.make(folder / "hostile")
+
+
+def _write_sidecars(folder: Path) -> None:
+    """A sidecar, its documents and others."""
+    own = labelled([("a", (1, 2)), ("b", (3,)), ("c", (4, 5))])
+    write_sidecar(folder, own)
+    edited = [own[0], KeyedDocument("b", (3, 3)), own[2]]
+    for name, documents in {
+        "edited": edited,
+        "more": [*own, KeyedDocument("d", (6,))],
+        "none": [],
+        "renamed": own,
+        "other/source": edited,
+        "fewer/source": own[:2],
+    }.items():
+        write_source(folder / f"{name}.parquet", documents)
+    source = pq.read_table(folder / "source.parquet")
+    pq.write_table(source.append_column("entropy", pa.array([1.0] * 3)), folder / "clash.parquet")
+    write_sidecar(folder / "of-text", own, settings=replace(SETTINGS, tokenizer_sha256="t" * 64, text_column="text"))
 
 
 def _write_datasets(folder: Path) -> None:

@@ -85,7 +85,7 @@ RULES = (
     Rule("python -m pipeline.report DATASET", changed={"DATASET": "ten"}),
     Rule("python -m pipeline.verify"),
     Rule("python -m pipeline.export"),
-    Rule("python -m pipeline.export annotated --to mds", changed={"--block 2048": "--block 64"}),
+    Rule("python -m pipeline.join"),
     Rule("python -m pipeline.publish annotated", "process"),
     Rule("python -m pipeline.publish ten", "process", changed={"USER/NAME": "user/ten"}),
     Rule("python -m pipeline.publish DIR", "process", changed={"DIR": "annotated"}),

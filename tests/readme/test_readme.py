@@ -30,7 +30,18 @@ from tests.tiny_models import tiny_language_model
 
 PAGES = (
     *("quickstart", "labels", "python", "models", "training", "trainers", "memorisation", "scoreboards"),
-    *("data", "exports", "cluster", "hub", "results", "compared-sources", "compared-text", "figures", "speed"),
+    *(
+        "data",
+        "sidecars",
+        "exports",
+        "cluster",
+        "hub",
+        "results",
+        "compared-sources",
+        "compared-text",
+        "figures",
+        "speed",
+    ),
     *("checkpoints", "architecture", "modules", "security"),
 )
 FILES = [ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in PAGES)]
@@ -252,6 +263,7 @@ def test_flags_in_the_text_are_those_of_a_command(
         "pipeline.report",
         "pipeline.verify",
         "pipeline.export",
+        "pipeline.join",
         *(f"jobs.{file.stem}" for file in ROOT.glob("jobs/[a-z]*.py")),
     ]:
         assert run_command(module, "--help") == 0
