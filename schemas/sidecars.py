@@ -1,4 +1,4 @@
-"""Sidecars: datasets of labels beside the documents that they belong to, without text and without token ids.
+"""Sidecars: datasets with the labels of documents, without text and token ids.
 
 A row has the labels of a document and three keys: the source's own `id` if there is one, the file and the row from
 which the document was read, and a digest of its content. Labels are joined to a document by its `id` and digest, or by

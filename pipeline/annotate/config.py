@@ -118,8 +118,8 @@ class Config(Inputs):
     keep_text: bool = False
     """Keep the documents' text in the output."""
     sidecar: bool = False
-    """Write labels beside the documents: each row has the document's id, file, row and digest instead of its tokens and
-    its columns. pipeline.join joins the labels to the documents, in any order."""
+    """Write a sidecar: each row has the document's labels, id, file, row and digest, instead of its tokens and its
+    columns. pipeline.join joins the labels to the documents, in any order."""
     source_seen_by_estimator: Literal["yes", "no", "unknown"] = "unknown"
     """Note for the dataset's provenance: `yes` if the checkpoint was trained on these documents, `no` if it was not."""
     address: str | None = None

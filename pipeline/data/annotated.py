@@ -48,7 +48,7 @@ from schemas.sidecars import DIGEST, KEY_FIELDS, STORED_IN_SIDECARS
 
 SUBSET_NAMED = re.compile(rf"/{DATA_FOLDER}/[^/]+/?$")
 COMMIT_NAMED = re.compile("@[0-9a-f]{40}$")
-BESIDE = "::"
+SEPARATOR = "::"
 """Text between the name of a sidecar and the name of its documents."""
 FOOTERS_AT_A_TIME = 16  # reading a footer from the Hub is mostly waiting
 
@@ -149,7 +149,7 @@ class AnnotatedDataset:
             return
         labels = pa.schema([*(schema.field(name) for name in stored), *KEY_FIELDS])
         table = pa.Table.from_batches(read_labelled(shard, start, stop, labels, self.vocabulary), labels)
-        for batch in self.documents.beside(table, schema):
+        for batch in self.documents.with_labels(table, schema):
             _require_labelled(batch, shard, start, self.vocabulary)
             start += len(batch)
             yield batch
@@ -189,17 +189,17 @@ def find_annotations(source: str) -> AnnotatedDataset:
             are not named, or are not found.
         ConnectionError: if the Hub cannot be reached.
     """
-    named, joined, documents = source.partition(BESIDE)
+    named, joined, documents = source.partition(SEPARATOR)
     dataset = find_shards(named)
     if dataset.provenance.sidecar and not documents:
         raise ValueError(
-            f"{source} is a sidecar, which has no documents: name them too, as in {source}{BESIDE}DOCUMENTS, or join "
+            f"{source} is a sidecar, which has no documents: name them too, as in {source}{SEPARATOR}DOCUMENTS, or join "
             "them with pipeline.join"
         )
     if not joined:
         return dataset
     if not dataset.provenance.sidecar:
-        raise ValueError(f"{named} has its documents; leave {BESIDE}{documents} out")
+        raise ValueError(f"{named} has its documents; leave {SEPARATOR}{documents} out")
     found = SourceDocuments.find(documents, dataset.provenance, dataset.tokenizer)
     schema = plain_schema(found.annotated_schema(dataset.provenance), source)
     return replace(dataset, source=source, schema=schema, documents=found)

@@ -65,7 +65,7 @@ class SourceDocuments:
         """
         return annotated_schema(self.schema, replace(provenance, sidecar=False, keep_text=True, columns=None))
 
-    def beside(self, labels: pa.Table, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    def with_labels(self, labels: pa.Table, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a sidecar with the columns of `schema`, read from the documents or taken from `labels`.
 
         Raises:
