@@ -72,7 +72,7 @@ def print_quarantine(units: Sequence[Quarantined]) -> None:
         say(f"  {unit}")
 
 
-def print_examples(subset: Subset, repository: Repository | None, *, complete: bool, sidecar: bool) -> None:
+def print_examples(subset: Subset, repository: Repository | None, *, complete: bool, sidecar: bool = False) -> None:
     """Print the call that loads the dataset, and some tokens of a document with their labels.
 
     The printed tokens include the first labelled token of the document. Of a sidecar, which has no tokens, print the
