@@ -193,8 +193,8 @@ def find_annotations(source: str) -> AnnotatedDataset:
     dataset = find_shards(named)
     if dataset.provenance.sidecar and not documents:
         raise ValueError(
-            f"{source} is a sidecar, which has no documents: name them too, as in {source}{SEPARATOR}DOCUMENTS, or join "
-            "them with pipeline.join"
+            f"{source} is a sidecar, which has no documents: name them too, as in {source}{SEPARATOR}DOCUMENTS, "
+            "or join them with pipeline.join"
         )
     if not joined:
         return dataset

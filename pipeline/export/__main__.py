@@ -26,8 +26,10 @@ from pipeline.data.annotated import AnnotatedDataset, find_annotations
 from pipeline.data.atomic import is_unfinished, write_text
 from pipeline.data.label_units import MOST_UNITS, NO_LABEL
 from pipeline.data.tokenizer import beginning_token
-from pipeline.export.token_batches import TrainedRange, quantile, token_batches
-from pipeline.export.token_files import FORMATS, TokenFiles
+from pipeline.export.sample_files import LitdataFiles, MdsFiles, SampleFiles
+from pipeline.export.shard_files import ShardFiles
+from pipeline.export.token_batches import MOST_BLOCK, TokenBatch, TrainedRange, in_blocks, quantile, token_batches
+from pipeline.export.token_files import DatatroveFiles, MegatronFiles, OlmoFiles, TokenFiles
 from pipeline.messages import say
 from schemas.annotations import ROUNDING_NATS
 

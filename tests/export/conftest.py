@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.export.token_batches import NO_LABEL
+from pipeline.data.label_units import NO_LABEL
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
 from tests.annotated import write_annotated
 from tests.conftest import RunCommand

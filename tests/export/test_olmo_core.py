@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.export.token_batches import NO_LABEL
+from pipeline.data.label_units import NO_LABEL
 from tests.conftest import RunCommand
 from tests.export.conftest import exported, whole_windows
 

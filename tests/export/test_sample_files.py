@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.label_units import NO_LABEL
 from pipeline.export import sample_files
 from pipeline.export.sample_files import FILE_BYTES, LitdataFiles, MdsFiles, SampleFiles
-from pipeline.export.token_batches import NO_LABEL, TokenBatch, in_blocks
+from pipeline.export.token_batches import TokenBatch, in_blocks
 from tests.annotated import write_annotated
 from tests.conftest import RunCommand
 from tests.export.conftest import Documents, exported
