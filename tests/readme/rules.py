@@ -76,6 +76,12 @@ RULES = (
         changed={_SMOLLM2: "--estimator language-model"},
     ),
     Rule(
+        "python -m pipeline.annotate --config jobs/annotate_fineweb_edu_smollm2.yaml",
+        "process",
+        changed={"USER/NAME": "user/judged"},
+        added="--estimator language-model --workers 0",
+    ),
+    Rule(
         "python -m pipeline.annotate --input hf://",
         "process",
         changed={"USER/NAME": "user/streamed"},  # next to what a folder is published as
