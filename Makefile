@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(TESTS)
 
-# With the long forms of tests, and with coverage, which takes a fifth of the time.
+# With the long forms of tests, which CI leaves out, and with coverage, which takes a fifth of the time.
 test-all: $(INSTALLED)
 	$(TESTS) --slow --cov --cov-report=term:skip-covered
 

@@ -50,7 +50,7 @@ for number in (signal.SIGINT, signal.SIGHUP):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="run the tests marked `slow` too, as CI does")
+    parser.addoption("--slow", action="store_true", help="run the tests marked `slow` too")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
