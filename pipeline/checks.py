@@ -30,14 +30,18 @@ def require_lasting(name: str, folder: Path) -> None:
     Raises:
         ValueError: if the folder is in Ray's copy. The message names the setting and a better folder.
     """
-    parts = folder.resolve().parts
-    if COPIES in pairwise(parts):
+    if in_copy(folder):
         home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises for a user without one
         better = Path(home).absolute() / folder.name
         raise ValueError(
             f"`{name}` {folder} is in Ray's copy of the working directory, which Ray deletes after the job; give an "
             f"absolute path that lasts, on a disk that all nodes share, as in `{name}` {better}"
         )
+
+
+def in_copy(path: Path) -> bool:
+    """True if a path is in Ray's copy of the working directory of a job."""
+    return COPIES in pairwise(path.resolve().parts)
 
 
 def require_lasting_outputs(config: object) -> None:

@@ -85,7 +85,8 @@ def print_examples(subset: Subset, repository: Repository | None, *, complete: b
     call = load_call(repository.name, subset.name, repository.revision) if repository else load_call(root, subset.name)
     receipts = Ledger(subset).published() if repository else Ledger(subset).receipts()
     if sidecar:
-        say("", f"{call} {has}, without their tokens; python -m pipeline.join --labels {shlex.quote(root)} joins them")
+        command = f"python -m pipeline.join --input DOCUMENTS --labels {shlex.quote(root)} --output FOLDER"
+        say("", f"{call} {has}, without their tokens; {command} joins them")
         return
     row = next(filter(_has_example, islice(_rows(receipts, folder), MOST_LOOKS)), None)
     if row is None:

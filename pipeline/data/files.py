@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import HfApi, parse_hf_uri
 from huggingface_hub.errors import HfUriError, RepositoryNotFoundError, RevisionNotFoundError
 
+from pipeline.checks import in_copy
 from pipeline.data.remote import filesystem_of, is_answer, reaching
 from pipeline.messages import has_credential, redacted
 
@@ -306,9 +307,14 @@ def _all_data(entry: File | Folder) -> list[File]:
 def _nothing_at(named: str, left_out: Sequence[str]) -> ValueError:
     if left_out:
         return ValueError(f"no data at {named}: {shortened(left_out)} would be left out; name the files that are data")
+    if not is_url(named) and in_copy(Path(named)):
+        return ValueError(
+            f"no documents at {named} in Ray's copy of the working directory, which lacks what .gitignore names; give "
+            "an absolute path, on a disk that all nodes share"
+        )
     return ValueError(
-        f"no Parquet or JSON lines file at {named}; check the path (a folder's text files are read only if a glob "
-        "names them, as in notes/*.txt)"
+        f"no documents at {named}; check the path (a folder's text files are read only if a glob names them, as in "
+        "notes/*.txt)"
     )
 
 

@@ -1,7 +1,7 @@
 """Index of a sidecar: the row of each document's labels, found by the document's id and digest, in any order.
 
-The index needs 40 bytes of memory per labelled document, 32 without ids. Labels themselves are read by row group, and as many row
-groups stay in memory as fit in a bound.
+The index needs 40 bytes of memory per labelled document, 32 without ids. The labels are read by row group, and as many
+row groups stay in memory as fit in a bound.
 
 Shapes: M rows of the sidecar, B documents to look up.
 """

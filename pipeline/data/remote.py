@@ -80,7 +80,7 @@ def reaching(url: str) -> Iterator[None]:
         raise ValueError(message) from None
     except Exception as error:
         if isinstance(error, FileNotFoundError) and is_answer(error):
-            raise FileNotFoundError(f"no Parquet or JSON lines file at {url}: {_describe(error)}") from None
+            raise FileNotFoundError(f"no documents at {url}: {_describe(error)}") from None
         raise ConnectionError(f"cannot reach {url}: {_describe(error)}") from None
 
 

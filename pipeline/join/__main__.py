@@ -97,7 +97,9 @@ def join(config: Config) -> None:
         if job.tokenizer is not None:
             copy_tokenizer(job.tokenizer, job.subset.tokenizer)
         labels = StoredLabels(sidecar, int(config.memory * GIB))
-        write(job, units, Joiner(job, LabelIndex.of(sidecar, source.schema), labels, config.unmatched))
+        index = LabelIndex.of(sidecar, source.schema)
+        say(f"keys           {'id and text' if index.has_ids else 'text alone: one of the sides has no `id`'}")
+        write(job, units, Joiner(job, index, labels, config.unmatched))
         receipts = Ledger(job.subset).receipts()
         info = SubsetInfo(
             subset=job.subset, path=THIS_FOLDER, provenance=job.provenance, schema=job.schema, origin=origin_of(inputs)
@@ -165,9 +167,9 @@ def write(job: Run, units: list[Unit], joiner: Joiner) -> None:
 def say_totals(counts: Counts, labels: StoredLabels, output: Path) -> None:
     say(f"documents      {counts.rows:,}", f"tokens         {counts.tokens:,}, {counts.labelled_tokens:,} with a label")
     if counts.rows_changed:
-        say(f"changed        {counts.rows_changed:,} documents with another text than the labelled one: no labels")
+        say(f"changed        {counts.rows_changed:,} with another text than the labelled one, and no labels")
     if counts.rows_unmatched:
-        say(f"unmatched      {counts.rows_unmatched:,} documents without labels")
+        say(f"unmatched      {counts.rows_unmatched:,} that were not labelled, and have no labels")
     if labels.reads > len(labels.groups):
         times = labels.reads / len(labels.groups)
         say(f"labels read    {times:.1f} times, for they are in another order; more `memory` reads them once")

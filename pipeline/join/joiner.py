@@ -78,8 +78,8 @@ class Joiner:
             at = int(np.argmax(wrong_B))
             what = "has another text than the labelled one" if rows_B[at] == CHANGED else "has no labels"
             raise ValueError(
-                f"row {start + at} of {unit.file.url} {what}; annotate it, or keep such documents without labels with "
-                "`unmatched` keep"
+                f"row {start + at} of {unit.file.url}, counted from 0, {what}; annotate this file, or keep such "
+                "documents without labels with `unmatched` keep"
             )
         return Counts(rows_changed=int((rows_B == CHANGED).sum()), rows_unmatched=int((rows_B == UNKNOWN).sum()))
 

@@ -70,8 +70,18 @@ def test_a_path_is_relative_to_the_folder_of_all_files(folder: Path, named: list
 @pytest.mark.parametrize("named", ["missing.parquet", "*.parquet", ".", "https"])
 def test_an_input_that_names_nothing_is_refused(tmp_path: Path, named: str) -> None:
     for protocol in ("", "file://"):
-        with pytest.raises(ValueError, match="no Parquet or JSON lines file at"):
+        with pytest.raises(ValueError, match="no documents at"):
             find_files([f"{protocol}{tmp_path}/{named}"])
+
+
+def test_an_input_that_a_ray_job_lacks_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(
+        ValueError, match=r"notes/a.txt in Ray.s copy of the working directory, .* absolute"
+    ):
+        find_files(["notes/a.txt"])
 
 
 @pytest.mark.parametrize("protocol", ["", "file://", "memory://"])
@@ -259,7 +269,7 @@ def test_anything_but_a_regular_file_is_refused_and_never_opened(tmp_path: Path)
         with pytest.raises(ValueError, match=r"jsonl is a device, a pipe or a socket, not a file"):
             find_files([str(named)])
     for device in ("/dev/zero", str(tmp_path / "pipe")):
-        with pytest.raises(ValueError, match=r"no Parquet or JSON lines file at"):
+        with pytest.raises(ValueError, match=r"no documents at"):
             find_files([device])
 
 

@@ -114,7 +114,7 @@ def test_a_folder_without_data_that_a_glob_matches_is_reported(store: Store) -> 
     assert files == ["a/0.parquet"]
     (note,) = notes
     assert "left out 2 files (not data): " in note and "logs/" in note and "_x" in note
-    with pytest.raises(ValueError, match=r"no Parquet or JSON lines file at .*logs"):
+    with pytest.raises(ValueError, match=r"no documents at .*logs"):
         store.find("/logs")
 
 

@@ -111,7 +111,7 @@ def test_a_store_that_cannot_be_reached_is_named(
 def test_a_missing_file_in_a_store_is_not_a_failure_of_the_store(store: Store, status: int) -> None:
     (file,) = find_files([f"{store.address}/a.parquet"])
     store.faults.status = status
-    with pytest.raises(ValueError, match=f"no Parquet or JSON lines file at {file.url}: {status}"):
+    with pytest.raises(ValueError, match=f"no documents at {file.url}: {status}"):
         find_files([file.url])
     with pytest.raises(FileNotFoundError, match=f"{file.url} has disappeared since it was found; put it back"):
         inspect_file(file, TEXT)

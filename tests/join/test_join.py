@@ -58,9 +58,12 @@ def test_every_planted_edit_is_found(
     source = write_source(tmp_path / "in.parquet", [edited.get(at, each) for at, each in enumerate(own)])
     arguments = ("--input", source, "--labels", labels, "--output")
     assert run_command(JOIN, *arguments, tmp_path / "refused") == 1
-    assert f"row {min(edited)} of {source} has another text than the labelled one" in capsys.readouterr().err
+    assert (
+        f"row {min(edited)} of {source}, counted from 0, has another text than the labelled one"
+        in capsys.readouterr().err
+    )
     assert run_command(JOIN, *arguments, tmp_path / "kept", "--unmatched", "keep") == 0
-    assert "changed        200 documents" in capsys.readouterr().out
+    assert "changed        200 with another text" in capsys.readouterr().out
     rows = joined_rows(tmp_path / "kept")
     assert {at for at, row in enumerate(rows) if row["entropy"] != [*own[at].labels]} == edited.keys()
 
@@ -84,7 +87,8 @@ def test_documents_without_labels_are_kept_and_counted_when_asked(
     assert "row 1" in capsys.readouterr().err
     assert run_command(JOIN, *arguments, "--unmatched", "keep") == 0
     printed = capsys.readouterr().out
-    assert "changed        1 documents" in printed and "unmatched      1 documents" in printed
+    assert "changed        1 with another text" in printed and "unmatched      1 that were not" in printed
+    assert "keys           id and text" in printed
     rows = joined_rows(tmp_path / "out")
     assert [row["entropy"] for row in rows] == [
         [*DOCUMENTS[10].labels],
