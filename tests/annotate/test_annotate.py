@@ -413,9 +413,13 @@ def test_recipes_are_understood(
 ) -> None:
     names = yaml.safe_load(recipe.read_text(encoding="utf-8"))["columns"]
     file = write_documents(tmp_path / "in.parquet", ["text"], **{name: ["x"] for name in names})
-    here = ("--input", file, "--output", tmp_path / "out", "--estimator", SHIPPED / "second-order")
+    here = ("--input", file, "--output", tmp_path / "out", "--estimator", tmp_path / "model")
+    causal = yaml.safe_load(recipe.read_text(encoding="utf-8")).get("method") == "causal"
+    (tiny_language_model if causal else tiny_second_order)(vocabulary=8192).save_pretrained(tmp_path / "model")
+    copy_tokenizer(SHIPPED / "tokenizer", tmp_path / "model")
+    start = ("--start-token", "<|endoftext|>") if causal else ()
     dry = ("--dry-run", "--tokens-per-second", 1e6)
-    assert run_command("pipeline.annotate", "--config", recipe, *here, *dry) == 0
+    assert run_command("pipeline.annotate", "--config", recipe, *here, *start, *dry) == 0
     assert "1,000,000 per worker, given" in capsys.readouterr().out
 
 

@@ -78,9 +78,7 @@ def test_an_input_that_a_ray_job_lacks_is_explained(tmp_path: Path, monkeypatch:
     copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
-    with pytest.raises(
-        ValueError, match=r"notes/a.txt in Ray.s copy of the working directory, .* absolute"
-    ):
+    with pytest.raises(ValueError, match=r"notes/a.txt in Ray.s copy of the working directory, .* absolute"):
         find_files(["notes/a.txt"])
 
 

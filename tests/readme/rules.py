@@ -140,6 +140,7 @@ RULES = (
         f" {_TRAINING} {_ENCODER}",
     ),
     Rule("python -m jobs.train_second_order", added=_TRAINING),
+    Rule('python -m jobs.train_language_model --labels "sidecar::', added=f"{_TRAINING} {_MODEL}"),
     Rule("python -m jobs.train_language_model --labels annotated", added=f"{_TRAINING} {_MODEL}"),
     Rule("python -m jobs.train_language_model --config jobs/tutorial.yaml", added=f"{_TRAINING} {_MODEL}"),
     Rule(
