@@ -88,8 +88,9 @@ def prepare_run(config: Config, source: Source, inputs: Sequence[str], existing:
     provenance = provenance_for(config, source, inputs, checkpoints, tokens, existing)
     passed = source.schema if provenance.names_of_text or not is_of_text(source) else without_names(source.schema)
     schema = (sidecar_schema if provenance.sidecar else annotated_schema)(passed, provenance)
-    require_applicable(provenance, schema)
-    copied = {ID_COLUMN} if provenance.sidecar else {*schema.names}
+    require_applicable(provenance, passed if provenance.sidecar else schema)
+    domain = None if provenance.calibration is None else provenance.calibration.by
+    copied = {ID_COLUMN, domain} if provenance.sidecar else {*schema.names}
     return Run(
         subset=config.place,
         checkpoints=tuple(fold.folder.resolve() for checkpoint in checkpoints for fold in checkpoint.folds),

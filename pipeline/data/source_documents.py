@@ -13,7 +13,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from pipeline.data.documents import Column, document_tokens, inspect_file, read_rows, unified
-from pipeline.data.files import File
+from pipeline.data.files import File, pinned
 from pipeline.data.inputs import find_documents
 from pipeline.data.shards import token_lists
 from pipeline.data.sidecar_keys import digests
@@ -46,7 +46,7 @@ class SourceDocuments:
         """
         if provenance.tokenizer_sha256 is not None and tokenizer is None:
             raise ValueError("the sidecar lacks the tokenizer of its labels; annotate its documents again")
-        files = find_documents([named]).files
+        files = find_documents(pinned([named])).files
         column = column_of(provenance)
         infos = [inspect_file(file, column) for file in files]
         return cls(

@@ -23,7 +23,7 @@ from pipeline.data.label_index import LabelIndex, StoredLabels
 from pipeline.data.ledger import Ledger
 from pipeline.data.naming import named_inputs, recorded
 from pipeline.data.source_documents import column_of
-from pipeline.engine.output import locked, open_run
+from pipeline.engine.output import existing_plan, locked, open_run
 from pipeline.engine.plan import Run, Source, Unit, default_rows_per_unit, inspect, plan_units
 from pipeline.join.joiner import Joiner, Unmatched
 from pipeline.messages import say
@@ -93,6 +93,7 @@ def join(config: Config) -> None:
     job = replace(job, units=len(units))
     plan = Plan(job.provenance, recorded(config.input), source=recorded(inputs), schema=job.schema)
     with locked(job.subset.root):
+        require_same_names(job)
         open_run(job.subset, plan, units)
         if job.tokenizer is not None:
             copy_tokenizer(job.tokenizer, job.subset.tokenizer)
@@ -151,6 +152,20 @@ def joined_provenance(config: Config, sidecar: AnnotatedDataset, source: Source,
         rows_per_unit=config.rows_per_unit or default_rows_per_unit(source.rows),
         joined_sha256=sidecar.sha256,
     )
+
+
+def require_same_names(job: Run) -> None:
+    """Raise if the output holds a join that was begun with other columns.
+
+    Raises:
+        ValueError: if the columns differ, or as `existing_plan` does.
+    """
+    plan = existing_plan(job.subset)
+    if plan is not None and plan.schema is not None and plan.schema.names != job.schema.names:
+        raise ValueError(
+            f"`output` {job.subset.root} was begun with other columns; give `without_tokens` as before, or choose "
+            "another `output`"
+        )
 
 
 def write(job: Run, units: list[Unit], joiner: Joiner) -> None:

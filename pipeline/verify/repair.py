@@ -56,6 +56,8 @@ def annotate_command(stored: Stored, records: Records, estimator: tuple[str, ...
     """
     if records.plan is None:
         return "python -m pipeline.annotate ..."
+    if records.plan.provenance.joined_sha256 is not None:
+        return "python -m pipeline.join ..."
     flags = _flags(records.plan, stored, estimator)
     given = [f"--{name.replace('_', '-')} {_words(value)}".rstrip() for name, value in flags.items() if value]
     return " ".join(["python -m pipeline.annotate", *given, *(["..."] if _is_incomplete(flags, records.plan) else [])])

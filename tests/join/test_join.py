@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ import pytest
 from datasets import load_dataset
 
 from pipeline.data.annotated import find_annotations
+from schemas.calibrations import Fit
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand
+from tests.labels.calibrations import LINEAR, calibration
+from tests.mistakes.materials import LABELLED
 from tests.sidecars import KeyedDocument, labelled, write_sidecar, write_source
 
 RANDOM = np.random.default_rng(5)
@@ -112,6 +116,13 @@ def test_a_join_resumes_and_refuses_other_labels(
     shards[2].unlink()
     assert run_command(JOIN, "--input", source, "--labels", labels, "--output", output) == 0
     assert {shard: hashlib.sha256(shard.read_bytes()).hexdigest() for shard in shards} == before
+    assert run_command(JOIN, "--input", source, "--labels", labels, "--output", output, "--without-tokens") == 1
+    assert "was begun with other columns; give --without-tokens as before" in capsys.readouterr().err
+    shards[0].write_bytes(b"")
+    assert run_command("pipeline.verify", output, "--sample", 0, "--repair") == 1
+    assert "python -m pipeline.join ..." in capsys.readouterr().out
+    assert run_command(JOIN, "--input", source, "--labels", labels, "--output", output) == 0
+    assert {shard: hashlib.sha256(shard.read_bytes()).hexdigest() for shard in shards} == before
     others = write_sidecar(tmp_path / "b", labelled([(each.id, each.tokens) for each in DOCUMENTS], seed=9))
     assert run_command(JOIN, "--input", source, "--labels", others, "--output", output) == 1
     assert "joined_sha256" in capsys.readouterr().err
@@ -151,3 +162,18 @@ def test_without_tokens_a_join_has_text_and_labels(run_command: RunCommand, tmp_
     assert [row["text"] for row in rows] == texts and "input_ids" not in rows[0]
     assert all(len(row["entropy"]) == row["num_tokens"] > 0 for row in rows)  # type: ignore[arg-type, operator]
     assert run_command("pipeline.verify", tmp_path / "out", "--sample", 0) == 0
+
+
+def test_labels_of_a_sidecar_are_calibrated_by_a_column_that_it_does_not_hold(
+    run_command: RunCommand, tmp_path: Path
+) -> None:
+    texts = sample_texts(4, 300)
+    source = write_documents(tmp_path / "in.parquet", texts, kind=["a", "b", "a", "c"])
+    halved = calibration(by="kind", pooled=LINEAR, domains={"b": Fit(tokens=9, slope=2.0, bias=1.0)})
+    (tmp_path / "fit.json").write_text(replace(halved, labelled=LABELLED).to_json(), encoding="utf-8")
+    annotate = ("pipeline.annotate", "--workers", 0, "--input", source, "--calibration", tmp_path / "fit.json")
+    assert run_command(*annotate, "--output", tmp_path / "whole", "--keep-text", "--batch-invariant") == 0
+    assert run_command(*annotate, "--output", tmp_path / "labels", "--sidecar", "--batch-invariant") == 0
+    arguments = ("--input", source, "--labels", tmp_path / "labels", "--output", tmp_path / "out")
+    assert run_command(JOIN, *arguments) == 0
+    assert joined_rows(tmp_path / "out") == joined_rows(tmp_path / "whole")
