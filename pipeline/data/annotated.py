@@ -322,6 +322,10 @@ def _require_lists(shard: File, schema: pa.Schema) -> None:
         kind = schema.field(name).type
         if not _holds(name, kind):
             raise DamagedError(f"column `{name}` of {shard.url} holds {kind}, not lists of numbers", mending(shard))
+    for key in KEY_FIELDS:
+        at = schema.get_field_index(key.name)
+        if at >= 0 and DIGEST in schema.names and schema.field(at).type != key.type:
+            raise DamagedError(f"column `{key.name}` of {shard.url} holds {schema.field(at).type}", mending(shard))
 
 
 def _holds(name: str, kind: pa.DataType) -> bool:

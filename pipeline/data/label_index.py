@@ -23,6 +23,7 @@ from schemas.sidecars import DIGEST, DIGEST_BYTES, STORED_IN_SIDECARS, has_id
 UNKNOWN, CHANGED = -1, -2
 """Results of a search: no labels for the document; labels for its id, but for another text."""
 NO_DIGEST = bytes(DIGEST_BYTES)
+NO_KEYS = np.empty(0, np.uint64)
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,9 @@ class StoredLabels:
 
     sidecar: AnnotatedDataset
     memory: int
-    reads: int = 0
+    reads: int = field(default=0, init=False)
     """Number of row groups that were read."""
-    _held: OrderedDict[int, pa.Table] = field(default_factory=OrderedDict)
+    _held: OrderedDict[int, pa.Table] = field(default_factory=OrderedDict, init=False)
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -139,9 +140,6 @@ class StoredLabels:
             self._held[group] = table
         self._held.move_to_end(group)
         return self._held[group]
-
-
-NO_KEYS = np.empty(0, np.uint64)
 
 
 def _groups(rows_of_shards: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, int]]:

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data.annotated import as_rows, find_annotations
@@ -73,4 +75,14 @@ def test_a_sidecar_of_text_needs_its_tokenizer(tmp_path: Path) -> None:
 
     labels = write_sidecar(tmp_path, DOCUMENTS, settings=replace(SETTINGS, tokenizer_sha256="t" * 64))
     with pytest.raises(ValueError, match="lacks the tokenizer of its labels"):
+        find_annotations(f"{labels}::{tmp_path / 'source.parquet'}")
+
+
+def test_keys_of_another_type_are_damage(tmp_path: Path) -> None:
+    labels = write_sidecar(tmp_path, DOCUMENTS)
+    (shard,) = labels.rglob("*.parquet")
+    rows = pq.read_table(shard)
+    at = rows.schema.get_field_index("document_digest")
+    pq.write_table(rows.set_column(at, "document_digest", pa.array(["x"] * len(rows))), shard)
+    with pytest.raises(ValueError, match="column `document_digest` of .* holds string"):
         find_annotations(f"{labels}::{tmp_path / 'source.parquet'}")
