@@ -84,5 +84,5 @@ def test_keys_of_another_type_are_damage(tmp_path: Path) -> None:
     rows = pq.read_table(shard)
     at = rows.schema.get_field_index("document_digest")
     pq.write_table(rows.set_column(at, "document_digest", pa.array(["x"] * len(rows))), shard)
-    with pytest.raises(ValueError, match="column `document_digest` of .* holds string"):
+    with pytest.raises(ValueError, match=r"column `document_digest` of .* holds string"):
         find_annotations(f"{labels}::{tmp_path / 'source.parquet'}")
