@@ -32,6 +32,7 @@ from schemas.annotations import (
     RANK,
     Device,
     Dtype,
+    EnsembleMember,
     LabelColumn,
     Provenance,
     annotated_schema,
@@ -124,7 +125,6 @@ def provenance_for(
     members = members_for(config, checkpoints, tokens, names["models"])
     same = len({member.tokenizer_sha256 for member in members}) == 1
     moved = any(member.tokenizer_sha256 for member in members)
-    starts = {member.start_token for member in members}
     rows = rows_to_label(source, config.limit)
     return Provenance(
         method=config.method,
@@ -144,7 +144,7 @@ def provenance_for(
         rows_per_unit=rows_per_unit_for(config, rows, existing),
         source_seen_by_estimator=config.source_seen_by_estimator if len(checkpoints[0].folds) == 1 else "no",
         folds=len(checkpoints[0].folds),
-        start_token=starts.pop() if same and len(starts) == 1 else None,
+        start_token=shared_start(members) if same else None,
         dtype=dtype_for(config, existing),
         batch_invariant=config.batch_invariant,
         longest_document=config.longest,
@@ -158,6 +158,12 @@ def provenance_for(
         source_files=names["source_files"],
         model=" + ".join(member.model for member in members),
     )
+
+
+def shared_start(members: Sequence[EnsembleMember]) -> int | None:
+    """Return the start token that all members read, or None if they read different ones."""
+    starts = {member.start_token for member in members}
+    return starts.pop() if len(starts) == 1 else None
 
 
 def rows_per_unit_for(config: Config, rows: int, existing: Plan | None) -> int:

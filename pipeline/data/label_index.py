@@ -8,7 +8,6 @@ Shapes: M rows of the sidecar, B documents to look up.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.annotated import AnnotatedDataset
+from pipeline.data.loader import RowRange, row_groups
 from schemas.rows import ID_COLUMN
 from schemas.sidecars import DIGEST, DIGEST_BYTES, STORED_IN_SIDECARS, has_id
 
 UNKNOWN, CHANGED = -1, -2
-"""Results of a search: no labels for the document; labels for its id, but for another text."""
+"""Results of a search: the document was not labelled; its id was labelled with another text."""
 NO_DIGEST = bytes(DIGEST_BYTES)
 NO_KEYS = np.empty(0, np.uint64)
 
@@ -100,14 +100,13 @@ class StoredLabels:
         return pa.schema([each for each in self.sidecar.schema if each.name in STORED_IN_SIDECARS])
 
     @cached_property
-    def groups(self) -> tuple[tuple[int, int, int], ...]:
-        """Shard, first row and last row + 1 of each row group."""
-        return tuple(_groups([info.groups for info in self.sidecar.infos]))
+    def groups(self) -> tuple[RowRange, ...]:
+        return tuple(row_groups([info.groups for info in self.sidecar.infos]))
 
     @cached_property
     def starts(self) -> np.ndarray:
         """First row of each row group, counted over all shards, and the number of all rows."""
-        return np.append(0, np.cumsum([stop - start for _, start, stop in self.groups]))
+        return np.append(0, np.cumsum([*map(len, self.groups)]))
 
     def take(self, rows_B: np.ndarray) -> pa.Table:
         """Return the labels of these rows of the sidecar, in their order. A negative number gives nulls.
@@ -131,8 +130,8 @@ class StoredLabels:
 
     def _group(self, group: int) -> pa.Table:
         if group not in self._held:
-            shard, start, stop = self.groups[group]
-            batches = self.sidecar.read(self.sidecar.shards[shard], start, stop, self.schema)
+            rows = self.groups[group]
+            batches = self.sidecar.read(self.sidecar.shards[rows.shard], rows.start, rows.stop, self.schema)
             table = pa.Table.from_batches(batches, self.schema).combine_chunks()
             self.reads += 1
             while self._held and sum(each.nbytes for each in self._held.values()) + table.nbytes > self.memory:
@@ -140,12 +139,6 @@ class StoredLabels:
             self._held[group] = table
         self._held.move_to_end(group)
         return self._held[group]
-
-
-def _groups(rows_of_shards: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, int]]:
-    for shard, groups in enumerate(rows_of_shards):
-        ends = np.cumsum(groups).tolist()
-        yield from ((shard, end - rows, end) for rows, end in zip(groups, ends, strict=True))
 
 
 def _numbers(digests: pa.Array) -> np.ndarray:

@@ -37,7 +37,7 @@ def held(nats: np.ndarray) -> np.ndarray:
     """Return labels in the form in which they are held in memory, from which `nats_of` restores them.
 
     This is int16 if every label is a multiple of 1/128 nat below 256 nats, as in annotated datasets. Labels that were
-    moved to other tokens usually are no multiples, and stay float32.
+    moved to other tokens are usually not multiples, and stay float32.
     """
     flat, units = nats.reshape(-1), np.empty(nats.size, np.int16)
     for start in range(0, len(flat), AT_A_TIME):

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -65,7 +66,7 @@ def train(
     state = resume.load(output, trained.model, trained.optimizer, average.tensors)
     stepper = Stepper(trained, loss, compiled(loss, config), config, output, average)
     remaining = steps_of(_remaining(batches, state, config, output), config.accumulate)
-    stopping = False
+    stopping, save = False, partial(resume.save, keep=config.keep, lasting=config.lasting_step)
     kernel = cut_cross_entropy(config.cross_entropy == "cut-cross-entropy")
     with kernel, resume.stop_requests() as requested, MetricsLog(accelerator, config, output, state) as log:
         for step, of_step in zip(range(state.step + 1, config.steps + 1), remaining, strict=False):
@@ -78,15 +79,7 @@ def train(
             if config.saves(step) or stopping:
                 position = batches.state_dict() if isinstance(batches, Resumable) else {}
                 state = replace(log.state, batches=position)
-                resume.save(
-                    output,
-                    trained.model,
-                    trained.optimizer,
-                    state,
-                    average.tensors,
-                    keep=config.keep,
-                    lasting=config.lasting_step,
-                )
+                save(output, trained.model, trained.optimizer, state, average.tensors)
             if stopping:
                 break
     if stopping:

@@ -55,6 +55,7 @@ def write_materials(folder: Path) -> None:
     _write_checkpoints(folder)
     _write_hostile(folder)
     _write_datasets(folder)
+    _write_trainings(folder)
     _write_sidecars(folder / "beside")
     _write_settings(folder)
 
@@ -295,6 +296,10 @@ def _write_datasets(folder: Path) -> None:
             file.unlink()
     (folder / "full").mkdir()
     (folder / "full" / "other.txt").write_text("another's file", encoding="utf-8")
+
+
+def _write_trainings(folder: Path) -> None:
+    """Outputs of trainings that were begun or finished with other settings, or damaged."""
     for name in ("training", "training-damaged"):
         (folder / name).mkdir()
         (folder / name / "metrics.jsonl").touch()
